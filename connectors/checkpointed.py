@@ -1,0 +1,94 @@
+"""The source that all flows share: a position covers what is durable, never what was merely received (G8).
+
+How the engine calls a partition: `next_batch()` again and again; at the end of every epoch `snapshot()`; and the first
+`next_batch()` after that only when all sinks have written everything emitted before. So the position is remembered in
+`snapshot()` and committed in the `next_batch()` that follows. `close()` is called before the last items are written:
+nothing is ever committed there.
+
+On `STOP` a partition drains: it takes no more from upstream, gives out what it has, commits, and ends.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from typing_extensions import override
+
+from connectors.process import STOP, Health
+
+X = TypeVar("X")
+P = TypeVar("P")
+
+IDLE_SECONDS = 0.01  # how long the engine waits after an empty poll; far below a second, or other sources would stall
+
+
+class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
+    """One partition with a durable position. Subclasses say what poll, position, commit and drained mean."""
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
+        self._committed: P | None = None
+        self._pending: P | None = None
+        self._draining = False
+        self._idle = False
+
+    @abstractmethod
+    def poll(self) -> list[X]:
+        """Items that are ready now; never blocks. Raises what killed the background work (B8)."""
+
+    @abstractmethod
+    def position(self) -> P | None:
+        """Where a restart would continue, covering everything polled so far; None before the first."""
+
+    @abstractmethod
+    def commit(self, position: P) -> None:
+        """Everything up to `position` is durable downstream: make the position durable too."""
+
+    def drain(self) -> None:  # optional
+        """Called once when the process is to stop: take no more from upstream."""
+
+    def drained(self) -> bool:
+        """After `drain`: has everything taken been polled?"""
+        return True
+
+    @override
+    def next_batch(self) -> list[X]:
+        if self._pending is not None:
+            self.commit(self._pending)
+            self._committed, self._pending = self._pending, None
+            self.health.progressed()
+        if STOP.is_set() and not self._draining:
+            self._draining = True
+            self.drain()
+        batch = self.poll()
+        self._idle = not batch
+        if not batch and self._draining and self.drained() and self.position() == self._committed:
+            raise StopIteration
+        return batch
+
+    @override
+    def next_awake(self) -> datetime | None:
+        return datetime.now(UTC) + timedelta(seconds=IDLE_SECONDS) if self._idle else None
+
+    @override
+    def snapshot(self) -> None:
+        position = self.position()
+        if position is not None and position != self._committed:
+            self._pending = position
+
+
+class CheckpointedSource(FixedPartitionedSource[X, None]):
+    """A source of one checkpointed partition, built when the flow starts (constructors never connect)."""
+
+    def __init__(self, build: Callable[[], CheckpointedPartition[X, Any]]) -> None:
+        self._build = build
+
+    @override
+    def list_parts(self) -> list[str]:
+        return ["0"]
+
+    @override
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> CheckpointedPartition[X, Any]:
+        return self._build()

@@ -1,0 +1,343 @@
+"""The log: a Kafka-compatible broker, written with checked deliveries and read by consumer groups.
+
+Only what Redpanda documents is used. Keys are DIDs and the partitioner is Java's murmur2, so that partition k of every
+per-repo topic belongs to the same repos. A produced message counts when its delivery report says so: `LogProducer.send`
+returns the offsets of all, or raises.
+"""
+
+import hashlib
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from typing_extensions import override
+
+from connectors import metrics
+from schemas import wire
+from schemas.settings import Settings
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
+KEEP_ROOM_BYTES = 4096  # batch and record headers of a message at the limit
+DELIVERY_SECONDS = 120.0
+
+Part = tuple[str, int]  # (topic, partition)
+
+
+class LogUnavailable(Exception):
+    """The broker did not answer or did not take a message; the message names the topic and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """A message to write: topic without prefix, DID key, JSON value."""
+
+    topic: str
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Where a message stands in the log."""
+
+    partition: int
+    offset: int
+
+
+def partition_of(did: str, partitions: int) -> int:
+    """Partition of a key under Java's default partitioner (murmur2, seed 0x9747b28c, sign bit cleared)."""
+    return (_murmur2(did.encode()) & 0x7FFFFFFF) % partitions
+
+
+def _murmur2(data: bytes) -> int:
+    mask, m = 0xFFFFFFFF, 0x5BD1E995
+    h = (0x9747B28C ^ len(data)) & mask
+    whole = len(data) & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(data[i : i + 4], "little") * m & mask
+        k = (k ^ k >> 24) * m & mask
+        h = (h * m & mask) ^ k
+    if tail := data[whole:]:
+        h = (h ^ int.from_bytes(tail, "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return h ^ h >> 15
+
+
+def now_text() -> str:
+    """The present as the messages write it: `YYYY-MM-DDTHH:MM:SS.mmmZ`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def dead_letter(
+    topic: str, reason: str, error: str, payload: bytes, *, did: str | None = None, at: tuple[int, int] | None = None
+) -> Out:
+    """A dead letter: the payload up to 256 KiB, and its hash and size. `at` is (partition, offset) of its origin."""
+    letter = wire.DeadLetter(
+        topic=topic,
+        reason=reason,
+        error=error[:2000],
+        time=now_text(),
+        did=did,
+        partition=at[0] if at else None,
+        offset=at[1] if at else None,
+        payload=b64encode(payload[:DEAD_LETTER_PAYLOAD_BYTES]).decode().rstrip("="),
+        payload_sha256=hashlib.sha256(payload).hexdigest(),
+        payload_size=len(payload),
+    )
+    return Out("dead_letter", did or topic, wire.encode(letter))
+
+
+class LogProducer:
+    """An idempotent producer whose every delivery is checked. Connects on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: Producer | None = None
+        self._delivered: list[Delivered | None] = []
+        self._failed: KafkaError | None = None
+
+    def _client(self) -> Producer:
+        if self._producer is None:
+            self._producer = Producer(
+                {
+                    "bootstrap.servers": self._settings.bootstrap,
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "partitioner": "murmur2_random",
+                    "compression.type": "zstd",
+                    "linger.ms": 5,
+                    "batch.size": 1024 * 1024,
+                    "message.max.bytes": MAX_MESSAGE_BYTES,
+                    "queue.buffering.max.messages": 200_000,
+                    "queue.buffering.max.kbytes": 64 * 1024,
+                    "message.timeout.ms": int(DELIVERY_SECONDS * 1000),
+                    "log_level": 3,
+                }
+            )
+        return self._producer
+
+    def send(self, messages: Sequence[Out]) -> list[Delivered]:
+        """Write all messages; where each stands, in order. Raises LogUnavailable unless every one was acknowledged."""
+        producer = self._client()
+        self._delivered = [None] * len(messages)
+        self._failed = None
+        for index, message in enumerate(messages):
+            report = self._report(index)
+            topic = self._settings.topic(message.topic)
+            while True:
+                try:
+                    producer.produce(topic, message.value, message.key, on_delivery=report)
+                    break
+                except BufferError:
+                    producer.poll(0.05)
+                except KafkaException as err:
+                    raise LogUnavailable(f"{topic}: {err}") from err
+        if producer.flush(DELIVERY_SECONDS) or self._failed is not None:
+            why = self._failed.str() if self._failed else "no acknowledgement in time"
+            raise LogUnavailable(f"{self._settings.bootstrap}: {why}; is the broker up and are the topics applied?")
+        for topic in {message.topic for message in messages}:
+            metrics.PRODUCED.labels(topic).inc(sum(message.topic == topic for message in messages))
+        return [place for place in self._delivered if place is not None]
+
+    def _report(self, index: int) -> Callable[[KafkaError | None, Message], None]:
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                self._failed = error
+            else:
+                self._delivered[index] = Delivered(message.partition() or 0, message.offset() or 0)
+
+        return on_delivery
+
+
+class LogSink(DynamicSink[Out]):
+    """Output of a flow to the log: a batch is durable when the engine goes on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @override
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_LogSinkPartition":
+        return _LogSinkPartition(LogProducer(self._settings))
+
+
+class _LogSinkPartition(StatelessSinkPartition[Out]):
+    def __init__(self, producer: LogProducer) -> None:
+        self._producer = producer
+
+    @override
+    def write_batch(self, items: list[Out]) -> None:
+        self._producer.send(items)
+
+
+class GroupConsumer:
+    """One member of a consumer group over several co-partitioned topics (range assignor: the same k of each).
+
+    `starts(parts)` is asked at every assignment for positions that override the group's (None: the group's own, or the
+    log's start). `lost(parts)` is told of partitions that went away.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        group: str,
+        topics: Iterable[str],
+        *,
+        starts: Callable[[list[Part]], dict[Part, int]] | None = None,
+        lost: Callable[[list[Part]], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._group = settings.group(group)
+        self._topics = [settings.topic(name) for name in topics]
+        self._starts = starts
+        self._lost = lost
+        self._consumer: Consumer | None = None
+        self.assigned: set[Part] = set()
+
+    def _client(self) -> Consumer:
+        if self._consumer is None:
+            consumer = Consumer(
+                {
+                    "bootstrap.servers": self._settings.bootstrap,
+                    "group.id": self._group,
+                    "partition.assignment.strategy": "range",
+                    "enable.auto.commit": False,
+                    "auto.offset.reset": "earliest",
+                    "session.timeout.ms": int(self._settings.transport_session_seconds * 1000),
+                    "heartbeat.interval.ms": int(self._settings.transport_session_seconds * 1000 / 6),
+                    "max.poll.interval.ms": 600_000,
+                    "fetch.message.max.bytes": 1024 * 1024,
+                    "message.max.bytes": MAX_MESSAGE_BYTES,
+                    "receive.message.max.bytes": 100 * 1024 * 1024,
+                    "queued.min.messages": 10_000,
+                    "queued.max.messages.kbytes": 16 * 1024,
+                    "fetch.wait.max.ms": 100,
+                    "log_level": 3,
+                }
+            )
+            consumer.subscribe(
+                self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+            )
+            self._consumer = consumer
+        return self._consumer
+
+    def poll(self, limit: int, wait_seconds: float = 0.05) -> list[Message]:
+        """Up to `limit` messages. Raises LogUnavailable on errors that do not pass by themselves."""
+        messages = self._client().consume(limit, wait_seconds)
+        good = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                good.append(message)
+            elif error.fatal() or not (error.retriable() or error.code() in _PASSING):
+                raise LogUnavailable(f"{message.topic() or self._group}: {error.str()}")
+        return good
+
+    def commit(self, positions: dict[Part, int]) -> None:
+        """Move the group's offsets (next to read). Partitions that are no longer ours are left out in silence."""
+        ours = [
+            TopicPartition(topic, part, at) for (topic, part), at in positions.items() if (topic, part) in self.assigned
+        ]
+        if not ours or self._consumer is None:
+            return
+        try:
+            self._consumer.commit(offsets=ours, asynchronous=False)
+        except KafkaException as err:
+            if err.args[0].code() not in _NOT_OURS:
+                raise LogUnavailable(f"{self._group}: {err}") from err
+
+    def seek(self, part: Part, offset: int) -> None:
+        """Go on reading at `offset`."""
+        self._client().seek(TopicPartition(part[0], part[1], offset))
+
+    def pause(self, parts: Iterable[Part]) -> None:
+        """Read nothing from these partitions until `resume`."""
+        self._client().pause([TopicPartition(*part) for part in parts])
+
+    def resume(self, parts: Iterable[Part]) -> None:
+        """Read these partitions again."""
+        self._client().resume([TopicPartition(*part) for part in parts])
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        parts = [(p.topic, p.partition) for p in partitions]
+        starts = self._starts(parts) if self._starts else {}
+        for partition in partitions:
+            start = starts.get((partition.topic, partition.partition))
+            if start is not None:
+                partition.offset = start
+        self.assigned = set(parts)
+        consumer.assign(partitions)
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        parts = [(p.topic, p.partition) for p in partitions]
+        self.assigned -= set(parts)
+        if self._lost:
+            self._lost(parts)
+        consumer.unassign()
+
+
+_PASSING = {
+    KafkaError._PARTITION_EOF,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+}
+_NOT_OURS = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError._ASSIGNMENT_LOST,
+    KafkaError._STATE,
+    KafkaError._NO_OFFSET,
+}
+
+
+def admin(settings: Settings) -> AdminClient:
+    """An admin client for the broker of these settings."""
+    return AdminClient({"bootstrap.servers": settings.bootstrap, "log_level": 0, "socket.timeout.ms": 10_000})
+
+
+def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
+    """The broker's cluster id, under which offsets are kept. Raises LogUnavailable when nobody answers in time."""
+    client, deadline = admin(settings), time.monotonic() + wait_seconds
+    while True:
+        try:
+            described: Any = client.describe_cluster(request_timeout=5).result()
+            return str(described.cluster_id)
+        except KafkaException as err:
+            if time.monotonic() > deadline:
+                raise LogUnavailable(
+                    f"{settings.bootstrap}: {err}; start the broker or correct SLUICE_BOOTSTRAP"
+                ) from err
+            time.sleep(0.2)
+
+
+def watermarks(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
+    """Partition → (first offset kept, next offset to be written) of one of our topics. Raises LogUnavailable."""
+    consumer = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": "sluice-watermarks", "log_level": 0})
+    try:
+        name = settings.topic(topic)
+        described = consumer.list_topics(name, timeout=10).topics[name]
+        if described.error is not None:
+            raise LogUnavailable(f"{name}: {described.error.str()}; run `sluice topics apply`")
+        return {
+            part: consumer.get_watermark_offsets(TopicPartition(name, part), timeout=10)
+            for part in described.partitions
+        }
+    except KafkaException as err:
+        raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+    finally:
+        consumer.close()

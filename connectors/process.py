@@ -1,0 +1,131 @@
+"""What every process has: a stop flag set by signals, a health page, a name, structured logs.
+
+`STOP` is set by SIGTERM and SIGINT; sources drain and end when they see it. `Health` is what the flow reports about
+itself; `serve_health` answers /healthz, /readyz and /metrics from a thread of its own, so that a busy flow still answers.
+"""
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from connectors import metrics
+
+STOP = threading.Event()
+
+
+def stop_on_signals() -> None:
+    """SIGTERM and SIGINT set `STOP`; a second one ends the process at once."""
+
+    def on_signal(number: int, _frame: object) -> None:
+        if STOP.is_set():
+            raise SystemExit(128 + number)
+        STOP.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+
+
+@dataclass(slots=True)
+class Health:
+    """State of this process: idle, working, paused (why) or failing (why), and when it last made progress."""
+
+    flow: str
+    stalled_seconds: float = 300.0
+    state: str = "starting"
+    why: str = ""
+    connected: bool = False
+    progress_at: float = field(default_factory=time.monotonic)
+
+    def report(self, state: str, why: str = "") -> None:
+        """Enter a state; a change is logged once."""
+        if (state, why) != (self.state, self.why):
+            logging.getLogger(self.flow).info("state", extra={"state": state, "why": why})
+            for name in ("idle", "working", "paused", "failing"):
+                metrics.STATE.labels(self.flow, name).set(1.0 if name == state else 0.0)
+            metrics.PAUSED.labels(self.flow).set(1.0 if state == "paused" else 0.0)
+            self.state, self.why = state, why
+        self.connected = True
+
+    def progressed(self) -> None:
+        """A position became durable just now."""
+        self.progress_at = time.monotonic()
+        metrics.LAST_DURABLE.labels(self.flow).set_to_current_time()
+
+    @property
+    def ready(self) -> bool:
+        """Connected, and not stalled while there is work."""
+        stalled = self.state == "working" and time.monotonic() - self.progress_at > self.stalled_seconds
+        return self.connected and not stalled
+
+
+def serve_health(health: Health, host: str, port: int) -> int:
+    """Serve the health page from a daemon thread; the port it got. Raises OSError when the port is taken."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the base class names it
+            if self.path == "/metrics":
+                self._answer(200, generate_latest(), CONTENT_TYPE_LATEST)
+            elif self.path in ("/healthz", "/readyz"):
+                fine = self.path == "/healthz" or health.ready
+                page = {"flow": health.flow, "state": health.state, "why": health.why, "ready": health.ready}
+                self._answer(200 if fine else 503, json.dumps(page).encode(), "application/json")
+            else:
+                self._answer(404, b"not found\n", "text/plain")
+
+        def _answer(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """A scrape is not worth a line."""
+
+    server = ThreadingHTTPServer((host, port), Page)
+    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+    metrics.UP_SINCE.labels(health.flow).set_to_current_time()
+    return int(server.server_address[1])
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line.update(_fields(record))
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{key}={value}" for key, value in _fields(record).items())
+        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname:<7} {record.name}: {record.getMessage()} {fields}".rstrip()
+        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def log_to_stderr(style: str = "auto") -> None:
+    """Structured logs on standard error: JSON in pods, readable on a terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = style == "text" or (style == "auto" and sys.stderr.isatty())
+    handler.setFormatter(_Text() if text else _Json())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,0 +1,168 @@
+"""Every setting of every process, each also an environment variable `SLUICE_<NAME>`.
+
+`load(**overrides) -> Settings` raises `SettingsError` whose message is one line that names the setting and the remedy;
+unknown `SLUICE_…` variables are refused as well, because a misspelt setting that is silently ignored is a bad night.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "SLUICE_"
+URLs = Annotated[list[str], NoDecode]
+
+
+class SettingsError(Exception):
+    """A setting is unknown or invalid; the message is one line."""
+
+
+class Settings(BaseSettings):
+    """Settings with defaults fit for one machine; see `sluice settings` for the list."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    # where things are
+    bootstrap: str = Field(
+        "", description="Kafka-compatible brokers, HOST:PORT[,HOST:PORT]; empty: `sluice up` embeds one"
+    )
+    database: str = Field("", description="PostgreSQL URL; empty: `sluice up` embeds one")
+    relays: URLs = Field(default_factory=list, description="relay URLs, comma-separated")
+    labelers: URLs = Field(default_factory=list, description="labeler URLs, comma-separated")
+    plc: str = Field("https://plc.directory", description="PLC directory, or a mirror of it")
+    data_dir: Path = Field(Path(".sluice"), description="where `sluice up` keeps the embedded log and database")
+    topic_prefix: str = Field("", description="prefix of all topics and consumer groups")
+
+    # network boundary
+    allow_private_hosts: bool = Field(
+        False, description="may fetch from loopback and private addresses (own networks, tests)"
+    )
+    user_agent: str = Field("sluice/0.1", description="User-Agent of every request")
+
+    # listing
+    list_page_size: int = Field(1000, ge=1, le=1000, description="repos asked for in one listRepos page")
+    list_recheck_seconds: float = Field(
+        300.0, gt=0, description="how often a finished listing is continued from its end"
+    )
+    list_relist_seconds: float = Field(86400.0, gt=0, description="how often a relay is listed anew from the start")
+    list_hosts: bool = Field(False, description="also list every PDS that the relays' listHosts names")
+    skip_after_failures: int = Field(5, ge=1, description="failures in a row at one cursor before it is stepped over")
+    skip_step: int = Field(1000, ge=1, description="how far a numeric cursor is stepped")
+    listed_rev_grace_seconds: float = Field(
+        600.0, ge=0, description="a listing's rev above ours for this long is a lost event"
+    )
+
+    # firehose and labels
+    stream_silence_seconds: float = Field(
+        60.0, gt=0, description="a connected stream without data for this long is reconnected"
+    )
+    stream_queue_frames: int = Field(20_000, ge=100, description="frames that wait in memory at most, per flow")
+    firehose_start: str = Field(
+        "tip", pattern="^(tip|oldest)$", description="where a relay without a cursor begins: tip or oldest"
+    )
+    dedup_entries: int = Field(
+        500_000, ge=1000, description="(did, rev) pairs remembered against duplicates of several relays"
+    )
+
+    # backfill
+    backfill_concurrency: int = Field(10, ge=1, le=1000, description="getRepo requests at once, per worker")
+    host_concurrency: int = Field(5, ge=1, description="getRepo requests at once to one PDS, per worker")
+    host_requests: int = Field(
+        3000, ge=1, description="requests that one PDS may get in a window, from all workers together"
+    )
+    host_window_seconds: float = Field(300.0, gt=0, description="length of that window")
+    fetch_total_seconds: float = Field(3600.0, gt=0, description="total time of one getRepo")
+    fetch_idle_seconds: float = Field(300.0, gt=0, description="getRepo without a byte for this long is ended")
+    fetch_connect_seconds: float = Field(10.0, gt=0, description="time to connect to a host")
+    car_max_bytes: int = Field(2 * 1024**3, ge=1024, description="largest CAR that is accepted")
+    car_memory_bytes: int = Field(8 * 1024**2, ge=0, description="CARs above this are spooled to disk")
+    inflight_bytes: int = Field(
+        128 * 1024**2, ge=1024**2, description="fetched and not yet produced, in memory, per worker"
+    )
+    lease_seconds: float = Field(
+        60.0, gt=1, description="a claim's lease, renewed while its worker lives and its download moves"
+    )
+    max_attempts: int = Field(5, ge=1, description="failures before a repo is `failed`")
+    retry_first_seconds: float = Field(5.0, ge=0, description="first back-off of a retry")
+    retry_max_seconds: float = Field(3600.0, ge=0, description="longest back-off of a retry")
+
+    # index
+    index_batch_messages: int = Field(5000, ge=1, description="messages in one transaction at most")
+    held_events_per_repo: int = Field(
+        10_000, ge=1, description="live events held for one repo before it is fetched again"
+    )
+    transport_session_seconds: float = Field(30.0, ge=6, description="consumer group session timeout")
+
+    # back-pressure
+    high_water_messages: int = Field(1_000_000, ge=1, description="consumer lag at which a producer pauses")
+    live_high_water_fraction: float = Field(
+        0.5, gt=0, le=1, description="share of the live topic's retention in lag at which it pauses"
+    )
+
+    # control
+    queue_batch: int = Field(2000, ge=1, description="repos that control queues in one step")
+    control_interval_seconds: float = Field(1.0, gt=0, description="how often control looks for due and expired work")
+    partitions: int = Field(32, ge=1, description="partitions of every per-repo topic; immutable (`sluice up`: 8)")
+    replication: int = Field(3, ge=1, description="replicas of every topic (`sluice up`: 1)")
+
+    # process
+    http_host: str = Field("127.0.0.1", description="address of /healthz, /readyz, /metrics and, in control, the API")
+    http_port: int = Field(0, ge=0, le=65535, description="port of it; 0: a free one")
+    epoch_seconds: float = Field(0.5, gt=0, description="how often a flow's position is made durable")
+    log_format: str = Field("auto", pattern="^(auto|json|text)$", description="json, text, or auto: text on a terminal")
+    stalled_seconds: float = Field(
+        300.0, gt=0, description="/readyz turns red after this long without progress while work waits"
+    )
+
+    @field_validator("relays", "labelers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("relays", "labelers")
+    @classmethod
+    def _urls(cls, value: list[str]) -> list[str]:
+        return [_service_url(part) for part in value]
+
+    @field_validator("plc")
+    @classmethod
+    def _plc(cls, value: str) -> str:
+        return _service_url(value)
+
+    def topic(self, name: str) -> str:
+        """Full name of one of our topics."""
+        return self.topic_prefix + name
+
+    def group(self, name: str) -> str:
+        """Consumer group of a flow."""
+        return f"{self.topic_prefix}sluice-{name}"
+
+
+def _service_url(value: str) -> str:
+    url = value.rstrip("/")
+    scheme = url.partition("://")[0]
+    if scheme in ("ws", "wss"):
+        url = url.replace("ws", "http", 1)
+    elif scheme not in ("http", "https"):
+        raise ValueError(f"{value!r} is not a URL; write it as https://HOST")
+    return url
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the environment, overridden by `overrides` (those that are not None)."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    foreign = {"SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS"}
+    for name in os.environ:
+        if name.startswith(PREFIX) and name.upper() not in known | foreign:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`sluice settings` lists them"
+            raise SettingsError(f"{name} is not a setting; {hint}")
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as err:
+        first = err.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX.rstrip("_")
+        raise SettingsError(f"{name}: {first['msg']} (got {first['input']!r})") from err

@@ -1,0 +1,191 @@
+-- The tables of the pipeline itself. Times of jobs and phases come from now(); revs and CIDs are compared as "C" text.
+create schema if not exists sluice;
+
+create table sluice.repo (
+    did               text collate "C" primary key,
+    host              text,                              -- PDS that the DID document names (or the listing, until then)
+    handle            text,
+    signing_key       text,                              -- did:key of #atproto
+    active            boolean not null default true,
+    status            text,                              -- upstream account status while not (fully) active
+    phase             text not null default 'pending'
+                      check (phase in ('pending', 'backfill', 'sync', 'unavailable', 'failed')),
+    reason            text,                              -- why it is in this phase
+    attempt           integer not null default 0,        -- fencing number of the newest claim
+    lease_until       timestamptz,
+    worker            text,                              -- who holds the claim
+    produced_partition integer,                          -- where the outcome of this attempt stands in firehose_backfill
+    produced_offset   bigint,
+    rev               text collate "C" not null default '',
+    heard_rev         text collate "C" not null default '',
+    from_snapshot     boolean not null default false,    -- rev came from a snapshot, not from a live commit
+    account_time      text collate "C" not null default '', -- ratchet of #account and #identity: (time, seq)
+    account_seq       bigint not null default 0,
+    commit            text,
+    commit_block      bytea,
+    data              text,                              -- MST root at rev
+    first_attempt     integer,                           -- attempt that wrote this repo's first rows
+    held              integer not null default 0,        -- held events that wait for this backfill
+    desyncs           integer not null default 0,        -- survives success: a chain that never fits pays back-off
+    desynced_at       timestamptz,
+    retry_count       integer not null default 0,
+    next_retry_at     timestamptz not null default now(),
+    queued_at         timestamptz,                       -- null: control has to queue it
+    last_error        text,
+    listed_rev        text collate "C",                  -- a listing's rev above ours, and since when
+    listed_since      timestamptz,
+    job               bigint,
+    phase_since       timestamptz not null default now(),
+    discovered_at     timestamptz not null default now(),
+    started_at        timestamptz,
+    completed_at      timestamptz,
+    check (completed_at is null or started_at is null or completed_at >= started_at)
+) with (fillfactor = 70);
+-- Only columns that change with a phase are indexed, so that a live commit stays a HOT update.
+create index repo_unqueued on sluice.repo (next_retry_at) where phase = 'pending' and queued_at is null;
+create index repo_queued on sluice.repo (queued_at) where phase = 'pending' and queued_at is not null;
+create index repo_claimed on sluice.repo (did) where phase = 'backfill';
+create index repo_listed on sluice.repo (listed_since) where listed_since is not null;
+create index repo_phase on sluice.repo (phase) where phase in ('unavailable', 'failed');
+
+create table sluice.record (
+    did        text collate "C" not null,
+    collection text collate "C" not null,
+    rkey       text collate "C" not null,
+    cid        text collate "C" not null,
+    rev        text collate "C" not null,
+    attempt    integer not null,
+    json       json,                                     -- text as written: it must hash back to the cid
+    raw        bytea,                                    -- the block, where JSON cannot reproduce its cid
+    reason     text,                                     -- why json is null or not exact
+    indexed_at text collate "C" not null,
+    primary key (did, collection, rkey)
+);
+
+create table sluice.held_event (
+    did        text collate "C" not null,
+    log_offset bigint not null,                          -- order of the live topic's partition
+    rev        text collate "C" not null,
+    event      bytea not null,                           -- the message as it stands in the log
+    primary key (did, log_offset)
+);
+
+create table sluice.label (
+    src        text collate "C" not null,
+    uri        text collate "C" not null,
+    val        text collate "C" not null,
+    cid        text collate "C" not null default '',
+    neg        boolean not null,
+    cts        text collate "C" not null,
+    exp        text,
+    sig        text,
+    seq        bigint not null,
+    primary key (src, uri, val, cid)
+);
+create index label_uri on sluice.label (uri);
+
+create table sluice.identity (                           -- the resolver's cache, shared and persisted
+    did         text collate "C" primary key,
+    pds         text,
+    handle      text,
+    signing_key text,
+    label_key   text,
+    labeler     text,
+    resolved_at timestamptz not null default now()
+);
+
+create table sluice.host (
+    host           text primary key,                     -- URL of the PDS, without a path
+    relay          text,
+    status         text not null default 'active',
+    cursor         text,                                 -- of this host's own listRepos
+    pass           integer not null default 0,
+    listed_at      timestamptz,
+    tokens         double precision,                     -- rate budget, shared by all workers, leased in chunks
+    tokens_at      timestamptz,
+    paused_until   timestamptz,
+    pause_reason   text,
+    requests       bigint not null default 0,
+    failures       bigint not null default 0,
+    consecutive_failures integer not null default 0,
+    last_error     text,
+    last_seen_at   timestamptz not null default now()
+);
+
+create table sluice.cursor (
+    flow       text not null,
+    upstream   text not null,                            -- full URL
+    position   text not null,
+    detail     jsonb not null default '{}',
+    updated_at timestamptz not null default now(),
+    primary key (flow, upstream)
+);
+
+create table sluice.stream_offset (
+    cluster    text not null,
+    group_id   text not null,
+    topic      text not null,
+    part       integer not null,
+    next       bigint not null,                          -- first offset that is not yet in the tables
+    updated_at timestamptz not null default now(),
+    primary key (cluster, group_id, topic, part)
+);
+
+create table sluice.backfill_job (
+    id            bigint generated always as identity primary key,
+    name          text not null unique,
+    source        jsonb not null,
+    status        text not null default 'pending' check (status in
+                  ('pending', 'running', 'paused', 'paused_quota_limit', 'retry', 'completed', 'failed', 'cancelled')),
+    cutoff        timestamptz not null default now(),
+    checkpoint    jsonb not null default '{}',
+    listed        bigint not null default 0,
+    queued        bigint not null default 0,
+    duplicates    bigint not null default 0,
+    retry_count   integer not null default 0,
+    next_retry_at timestamptz,
+    error         text,
+    created_at    timestamptz not null default now(),
+    started_at    timestamptz,
+    completed_at  timestamptz,
+    updated_at    timestamptz not null default now(),
+    check (completed_at is null or completed_at >= started_at),
+    check ((completed_at is not null) = (status in ('completed', 'failed', 'cancelled')))
+);
+
+create table sluice.skipped_range (
+    id           bigint generated always as identity primary key,
+    upstream     text not null,
+    from_cursor  text not null,
+    to_cursor    text not null,
+    reason       text not null,
+    retry_count  integer not null default 0,
+    next_retry_at timestamptz not null default now(),
+    skipped_at   timestamptz not null default now(),
+    filled_at    timestamptz,
+    unique (upstream, from_cursor, to_cursor)
+);
+
+create table sluice.stream_gap (                         -- a recorded loss: sequence gaps, windows and log starts passed
+    id          bigint generated always as identity primary key,
+    upstream    text not null,
+    from_seq    bigint,
+    to_seq      bigint,
+    reason      text not null,
+    noticed_at  timestamptz not null default now(),
+    answered_at timestamptz                              -- when the re-list that answers it was done
+);
+
+create table sluice.dead_letter (
+    part       integer not null,                         -- place in the dead_letter topic
+    log_offset bigint not null,
+    topic      text not null,
+    did        text,
+    reason     text not null,
+    error      text not null,
+    state      text not null default 'open' check (state in ('open', 'retried', 'dismissed')),
+    noticed_at timestamptz not null default now(),
+    settled_at timestamptz,
+    primary key (part, log_offset)
+);
+create index dead_letter_open on sluice.dead_letter (noticed_at) where state = 'open';
