@@ -1,0 +1,252 @@
+"""CARv1 reading: bytes → an index of verified blocks; raises CarError, and nothing else, on wire input.
+
+A CarIndex is fed chunks of any size, while the download runs or from a file, and checks as it goes: varints, header,
+sizes, and every block's SHA-256 against its CID. Blocks may come in any order and more than once. `finish` finds a cut
+within a block; a cut between blocks is well-formed, and only the walk of the tree can find it.
+
+    CarIndex()             keeps the blocks in memory
+    CarIndex(read_at)      keeps (offset, size) of each block, some 130 bytes of memory; `read_at(offset, size)` gives the
+                           bytes back later, from the file into which the caller spools the same chunks
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from hashlib import sha256
+
+import cbrrr
+
+from steps.cid import CID_SIZE, DAG_CBOR, RAW
+
+_SIZE_BITS = 28  # a position is one integer: offset << 28 | size
+_MAX_HEADER = 64 * 1024
+_MAX_VARINT = 9
+_SCAN_CHUNK = 1 << 20
+_OURS = (DAG_CBOR, RAW)
+_SHA2_256_SIZE = b"\x12\x20"
+
+
+class CarReason(StrEnum):
+    """Why a CAR was refused."""
+
+    TRUNCATED = "truncated"
+    BAD_HEADER = "bad_header"
+    BAD_VARINT = "bad_varint"
+    BAD_CID = "bad_cid"
+    HASH_MISMATCH = "hash_mismatch"
+    BLOCK_TOO_LARGE = "block_too_large"
+    TOO_MANY_BLOCKS = "too_many_blocks"
+    TOO_LARGE = "too_large"
+
+
+class CarError(Exception):
+    """The one error of this module; `reason` is for code, the sentence for people."""
+
+    def __init__(self, reason: CarReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class CarLimits:
+    """Bytes of one block, blocks, and bytes of the whole CAR."""
+
+    block: int = 2 << 20
+    blocks: int = 4_000_000
+    total: int = 4 << 30
+
+
+class CarIndex:
+    """See the module. `root` is root[0] of the header (None until it was read); `skipped` counts blocks of foreign hashes."""
+
+    __slots__ = ("_have", "_limits", "_need", "_offset", "_pending", "_places", "_read_at", "blocks", "root", "skipped")
+
+    def __init__(self, read_at: Callable[[int, int], bytes] | None = None, *, limits: CarLimits | None = None) -> None:
+        self.root: bytes | None = None
+        self.skipped = 0
+        self.blocks: dict[bytes, bytes] = {}
+        self._places: dict[bytes, int] = {}
+        self._read_at = read_at
+        self._limits = limits or CarLimits()
+        self._offset = 0  # of the first pending byte
+        self._pending: list[bytes] = []
+        self._have = 0
+        self._need = 1  # pending bytes without which parsing cannot go on
+
+    def __len__(self) -> int:
+        return len(self.blocks) if self._read_at is None else len(self._places)
+
+    def __contains__(self, cid: bytes) -> bool:
+        return cid in (self.blocks if self._read_at is None else self._places)
+
+    @property
+    def size(self) -> int:
+        """Bytes fed so far."""
+        return self._offset + self._have
+
+    def get(self, cid: bytes) -> bytes | None:
+        """The verified block of a CID, or None."""
+        if self._read_at is None:
+            return self.blocks.get(cid)
+        place = self._places.get(cid)
+        if place is None:
+            return None
+        return self._read_at(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1))
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the CAR. After a CarError the index is of no use."""
+        if self.size + len(chunk) > self._limits.total:
+            raise CarError(CarReason.TOO_LARGE, f"more than {self._limits.total} bytes")
+        self._pending.append(chunk)
+        self._have += len(chunk)
+        if self._have < self._need:  # joining for every chunk of a large block would be quadratic
+            return
+        buffer = b"".join(self._pending) if len(self._pending) > 1 else chunk
+        at = 0 if self.root is not None else self._header(buffer)
+        at = self._sections(buffer, at) if self.root is not None else at
+        if len(self) + self.skipped > self._limits.blocks:
+            raise CarError(CarReason.TOO_MANY_BLOCKS, f"more than {self._limits.blocks}")
+        rest = buffer[at:]
+        self._offset += at
+        self._have = len(rest)
+        self._pending = [rest] if rest else []
+
+    def finish(self) -> None:
+        """The CAR's end was reached."""
+        if self.root is None or self._have:
+            raise CarError(CarReason.TRUNCATED, f"ends within a block, after {self.size} bytes")
+
+    def _header(self, buffer: bytes) -> int:
+        """Read the header if it is all there; returns the bytes consumed."""
+        size, at = _varint(buffer, 0, len(buffer))
+        if at == 0:
+            self._need = self._have + 1
+            return 0
+        if not 0 < size <= _MAX_HEADER:
+            raise CarError(CarReason.BAD_HEADER, f"{size} bytes long")
+        if len(buffer) < at + size:
+            self._need = at + size
+            return 0
+        self.root = _root(buffer[at : at + size])
+        return at + size
+
+    def _sections(self, buffer: bytes, at: int) -> int:
+        """Index the whole blocks in the buffer from `at`; returns where the first incomplete one starts."""
+        end_of_buffer = len(buffer)
+        limit = self._limits.block + 128  # the CID is part of a section
+        in_memory = self._read_at is None
+        blocks, places, base = self.blocks, self._places, self._offset
+        while at < end_of_buffer:
+            size = buffer[at]
+            start = at + 1
+            if size >= 0x80:
+                size, start = _varint(buffer, at, end_of_buffer)
+                if start == at:
+                    self._need = end_of_buffer - at + 1
+                    return at
+            if size > limit:
+                raise CarError(CarReason.BLOCK_TOO_LARGE, f"{size} bytes at {base + at}")
+            end = start + size
+            if end > end_of_buffer:
+                self._need = end - at
+                return at
+            prefix = buffer[start : start + 4]
+            if size >= CID_SIZE and prefix in _OURS:
+                body = start + CID_SIZE
+                cid = buffer[start:body]
+                block = buffer[body:end]
+                if sha256(block).digest() != cid[4:]:
+                    raise CarError(CarReason.HASH_MISMATCH, f"block at {base + at}")
+                if in_memory:
+                    blocks[cid] = block
+                else:
+                    places[cid] = (base + body) << _SIZE_BITS | (end - body)
+            else:
+                _check_foreign_cid(buffer, start, end)
+                self.skipped += 1
+            at = end
+        self._need = 1
+        return at
+
+
+def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:
+    """Index a whole CAR that is in memory."""
+    index = CarIndex(limits=limits)
+    index.feed(car)
+    index.finish()
+    return index
+
+
+def index_file(fd: int, *, limits: CarLimits | None = None) -> CarIndex:
+    """Index a CAR file; the descriptor must stay open as long as the index is used, the file position is not used.
+
+    Reads rather than maps: mapped pages count as the process's memory, and a file cut meanwhile would kill it (SIGBUS).
+    """
+    index = CarIndex(file_reader(fd), limits=limits)
+    while chunk := os.pread(fd, _SCAN_CHUNK, index.size):
+        index.feed(chunk)
+    index.finish()
+    return index
+
+
+def file_reader(fd: int) -> Callable[[int, int], bytes]:
+    """`read_at` for a spool file."""
+    return partial(_read_at, fd)
+
+
+def _read_at(fd: int, offset: int, size: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    if len(data) != size:
+        raise CarError(CarReason.TRUNCATED, f"the spool file lost bytes at {offset}")
+    return data
+
+
+def _varint(buffer: bytes, at: int, end: int) -> tuple[int, int]:
+    """(value, position behind it); the position is `at` where the buffer ends within it."""
+    value = shift = 0
+    for position in range(at, min(end, at + _MAX_VARINT)):
+        byte = buffer[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if byte == 0 and position > at:
+                raise CarError(CarReason.BAD_VARINT, "not minimal")
+            return value, position + 1
+        shift += 7
+    if end - at >= _MAX_VARINT:
+        raise CarError(CarReason.BAD_VARINT, "longer than 9 bytes")
+    return 0, at
+
+
+def _root(header: bytes) -> bytes:
+    try:
+        value = cbrrr.decode_dag_cbor(header)
+    except (ValueError, RecursionError) as err:
+        raise CarError(CarReason.BAD_HEADER, str(err)) from err
+    if not isinstance(value, dict) or value.get("version") != 1 or value.get("version") is True:
+        raise CarError(CarReason.BAD_HEADER, "not CAR version 1")
+    roots = value.get("roots")
+    if not isinstance(roots, list) or not roots or not isinstance(roots[0], cbrrr.CID):
+        raise CarError(CarReason.BAD_HEADER, "no root")
+    root: bytes = roots[0].cid_bytes
+    if len(root) != CID_SIZE or root[:4] != DAG_CBOR:
+        raise CarError(CarReason.BAD_HEADER, "the root is no CID of a DAG-CBOR block")
+    return root
+
+
+def _check_foreign_cid(buffer: bytes, start: int, end: int) -> None:
+    """A CID of another codec or hash is legal, and nothing of ours refers to it: it must only have the form of one."""
+    if buffer[start : start + 2] == _SHA2_256_SIZE and end - start >= 34:
+        return  # CIDv0
+    at = start
+    fields: list[int] = []
+    for _ in range(4):  # version, codec, hash function, digest size
+        value, after = _varint(buffer, at, end)
+        if after == at:
+            raise CarError(CarReason.BAD_CID, "ends within the CID")
+        fields.append(value)
+        at = after
+    if fields[0] != 1 or at + fields[3] > end:
+        raise CarError(CarReason.BAD_CID, f"version {fields[0]}, digest of {fields[3]} bytes")
