@@ -32,6 +32,7 @@ create table sluice.repo (
     next_retry_at     timestamptz not null default now(),
     queued_at         timestamptz,                       -- null: control has to queue it
     last_error        text,
+    stale_since       timestamptz,                       -- snapshots have stayed below min_rev since then
     listed_rev        text collate "C",                  -- a listing's rev above ours, and since when
     listed_since      timestamptz,
     job               bigint,

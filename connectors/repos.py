@@ -1,0 +1,207 @@
+"""The rows of `sluice.repo` as work: discovered, queued, claimed, given back, reaped.
+
+Each method is one short transaction on a connection of its own `RepoStore`; all times are the database's. Rows are locked
+in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and fold after, because a
+held event that the index committed while we waited for the lock must be seen by the fold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from schemas import wire
+from schemas.settings import Settings
+from schemas.sql import queries
+
+SQL = queries("repo")
+REOPEN_SECONDS = 3600.0
+STALE_GRACE_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One repo of a listRepos page. `rev` is '' where the page had none."""
+
+    did: str
+    rev: str = ""
+    active: bool = True
+    status: str | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What a page brought: tasks to queue, and how many of its repos were new or known."""
+
+    tasks: list[wire.RepoTask]
+    new: int
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A repo that this worker, and nobody else, fetches now under this attempt."""
+
+    did: str
+    attempt: int
+    min_rev: str
+    host: str | None
+    reason: str | None
+    account_time: str
+    account_seq: int
+    retry_count: int
+
+
+class RepoStore:
+    """Transactions on `sluice.repo`. Connects on first use, and again after a lost connection."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._db: psycopg.Connection[tuple[Any, ...]] | None = None
+
+    def connection(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """The connection (autocommit; transactions are explicit). Raises psycopg.OperationalError."""
+        if self._db is None or self._db.closed or self._db.broken:
+            self._db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice repos")
+        return self._db
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._db is not None:
+            self._db.close()
+
+    def discover(self, listed: Sequence[Listed], job: int | None = None) -> Discovery:
+        """Rows for repos that are new, and what the listing says about known ones. Commits before it returns."""
+        unique = list({entry.did: entry for entry in listed}.values())
+        values: dict[str, Any] = {
+            "dids": [entry.did for entry in unique],
+            "hosts": [entry.host for entry in unique],
+            "revs": [entry.rev for entry in unique],
+            "actives": [entry.active for entry in unique],
+            "statuses": [entry.status for entry in unique],
+            "job": job,
+            "reopen": REOPEN_SECONDS,
+        }
+        with self.connection().transaction():
+            rows = self.connection().execute(SQL["discover"], values).fetchall()
+            if len(rows) < len(unique):
+                for name in ("listed_ahead", "listed_raises", "listed_reopens"):
+                    self.connection().execute(SQL[name], values)
+        tasks = [
+            wire.RepoTask(did=did, attempt=attempt, reason="listed", host=host, rev=rev or None, job=job)
+            for did, attempt, host, rev, phase in rows
+            if phase == "pending"
+        ]
+        return Discovery(tasks, len(rows), len(listed) - len(rows))
+
+    def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
+        """Claim what the tasks name and nothing else; those missing from the result belong to somebody else or are done."""
+        values = {
+            "dids": [task.did for task in tasks],
+            "attempts": [task.attempt for task in tasks],
+            "lease": self._settings.lease_seconds,
+            "worker": worker,
+        }
+        return [Claim(*row) for row in self.connection().execute(SQL["claim"], values)]
+
+    def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
+        """Renew leases; the (did, attempt) that are still ours."""
+        values = {"dids": list(dids), "worker": worker, "lease": self._settings.lease_seconds}
+        return {(did, attempt) for did, attempt in self.connection().execute(SQL["renew"], values)}
+
+    def produced(self, outcomes: Sequence[tuple[str, int, int, int]]) -> None:
+        """(did, attempt, partition, offset) of outcomes that the log has acknowledged."""
+        dids, attempts, parts, offsets = (list(column) for column in zip(*outcomes, strict=True))
+        values = {"dids": dids, "attempts": attempts, "parts": parts, "offsets": offsets}
+        self.connection().execute(SQL["produced"], values)
+
+    def retry(self, did: str, attempt: int, error: str, delay_seconds: float, *, counted: bool = True) -> str | None:
+        """Give a claim back with its error: 'pending' or, after the last counted attempt, 'failed'. None: not ours."""
+        phases = self._leave(
+            "lock_claims", {"dids": [did], "attempts": [attempt]}, error, delay_seconds, counted=counted
+        )
+        return phases.get(did)
+
+    def give_back(self, worker: str) -> int:
+        """Return all claims of a worker that stops, uncounted and due at once."""
+        return len(self._leave("lock_worker", {"worker": worker}, None, 0.0, counted=False))
+
+    def reap(self, cluster: str, delay_seconds: float, limit: int = 1000) -> dict[str, str]:
+        """Take back expired claims and attempts whose outcome the index passed without closing them; DID → new phase."""
+        values = {
+            "cluster": cluster,
+            "group": self._settings.group("index"),
+            "topic": self._settings.topic("firehose_backfill"),
+            "limit": limit,
+        }
+        return self._leave(
+            "lock_expired", values, "lease expired, or the outcome did not close", delay_seconds, counted=True
+        )
+
+    def stale(self, did: str, attempt: int, grace_seconds: float = STALE_GRACE_SECONDS) -> str | None:
+        """A snapshot was below min_rev: the min_rev that holds now (lowered when they stayed below it). None: not ours."""
+        values = {"did": did, "attempt": attempt, "grace": grace_seconds}
+        row = self.connection().execute(SQL["stale"], values).fetchone()
+        return None if row is None else str(row[0])
+
+    def due(self, limit: int) -> list[wire.RepoTask]:
+        """Pending repos whose time has come, marked as queued: produce them now. First fetches have attempt 0."""
+        rows = self.connection().execute(SQL["due"], {"limit": limit})
+        return [
+            wire.RepoTask(
+                did=did,
+                attempt=attempt,
+                reason=reason or "due",
+                rev=rev or None,
+                host=host,
+                active=active,
+                status=status,
+                job=job,
+            )
+            for did, attempt, reason, rev, host, active, status, job in rows
+        ]
+
+    def queued_long(self, before: float, limit: int) -> list[tuple[str, int, float]]:
+        """(did, attempt, queued at, Unix seconds) of pending repos that were queued before a time and not claimed."""
+        rows = self.connection().execute(SQL["queued_long"], {"before": before, "limit": limit})
+        return [(did, attempt, float(at)) for did, attempt, at in rows]
+
+    def unqueue(self, dids: Sequence[str]) -> None:
+        """Their messages no longer exist: let control queue them anew."""
+        self.connection().execute(SQL["unqueue"], {"dids": list(dids)})
+
+    def lost_events(self, grace_seconds: float, limit: int = 1000) -> list[str]:
+        """Repos whose listed rev stayed above ours: now pending. Forgets those that have caught up."""
+        with self.connection().transaction():
+            self.connection().execute(SQL["caught_up"], {"limit": limit})
+            rows = self.connection().execute(SQL["lost_events"], {"grace": grace_seconds, "limit": limit}).fetchall()
+        return [row[0] for row in rows]
+
+    def retry_failed(self, dids: Sequence[str] | None) -> list[str]:
+        """Put failed repos (all, or these) back to pending, all fields reset together; the DIDs it found."""
+        values = {"dids": None if dids is None else list(dids)}
+        return [row[0] for row in self.connection().execute(SQL["retry_failed"], values)]
+
+    def phases(self) -> dict[str, int]:
+        """Number of repos in each phase."""
+        return dict(self.connection().execute(SQL["phases"]).fetchall())
+
+    def _leave(
+        self, lock: str, values: dict[str, Any], error: str | None, delay_seconds: float, *, counted: bool
+    ) -> dict[str, str]:
+        db = self.connection()
+        with db.transaction():
+            dids = [row[0] for row in db.execute(SQL[lock], values)]
+            if not dids:
+                return {}
+            db.execute(SQL["fold_held"], {"dids": dids})
+            reopen = {
+                "dids": dids,
+                "delays": [delay_seconds] * len(dids),
+                "error": error,
+                "counted": counted,
+                "max_attempts": self._settings.max_attempts,
+            }
+            return dict(db.execute(SQL["reopen"], reopen).fetchall())

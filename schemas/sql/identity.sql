@@ -1,0 +1,13 @@
+-- name: find
+-- parameters: did. The age is in seconds of the database's clock.
+select did, pds, handle, signing_key, label_key, labeler, extract(epoch from now() - resolved_at)::float8
+from sluice.identity
+where did = %s
+
+-- name: put
+-- parameters: did, pds, handle, signing_key, label_key, labeler
+insert into sluice.identity (did, pds, handle, signing_key, label_key, labeler)
+values (%s, %s, %s, %s, %s, %s)
+on conflict (did) do update set
+    pds = excluded.pds, handle = excluded.handle, signing_key = excluded.signing_key,
+    label_key = excluded.label_key, labeler = excluded.labeler, resolved_at = now()

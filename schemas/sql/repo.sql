@@ -1,0 +1,207 @@
+-- Statements on sluice.repo, each run by connectors/repos.py. All times are now(); all row locks are taken in DID order.
+
+-- name: discover
+-- New repos become rows; known ones are left as they are. The message follows the row.
+insert into sluice.repo (did, host, active, status, phase, reason, heard_rev, queued_at, completed_at, job)
+select l.did, l.host, l.active, l.status,
+       case when l.active then 'pending' else 'unavailable' end,
+       case when l.active then 'listed' else coalesce(l.status, 'inactive') end,
+       l.rev,
+       case when l.active then now() end,
+       case when l.active then null else now() end,
+       %(job)s
+from unnest(%(dids)s::text[], %(hosts)s::text[], %(revs)s::text[], %(actives)s::boolean[], %(statuses)s::text[])
+     as l (did, host, rev, active, status)
+order by l.did
+on conflict (did) do nothing
+returning did, attempt, host, heard_rev, phase
+
+-- name: listed_ahead
+-- A listing's rev above ours: remember it and since when (control makes it a lost event if it stays).
+with behind as (
+    select r.did, l.rev
+    from sluice.repo r
+    join unnest(%(dids)s::text[], %(revs)s::text[]) as l (did, rev) on l.did = r.did
+    where r.phase = 'sync' and r.listed_since is null and l.rev > greatest(r.rev, r.heard_rev)
+    order by r.did for update of r
+)
+update sluice.repo r set listed_rev = b.rev, listed_since = now() from behind b where r.did = b.did
+
+-- name: listed_raises
+-- Where no rows follow the stream (pending, failed, unavailable), what a listing heard raises heard_rev.
+with behind as (
+    select r.did, l.rev
+    from sluice.repo r
+    join unnest(%(dids)s::text[], %(revs)s::text[]) as l (did, rev) on l.did = r.did
+    where r.phase in ('pending', 'failed', 'unavailable') and l.rev > greatest(r.rev, r.heard_rev)
+    order by r.did for update of r
+)
+update sluice.repo r set heard_rev = b.rev from behind b where r.did = b.did
+
+-- name: listed_reopens
+-- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds.
+with closed as (
+    select r.did
+    from sluice.repo r
+    join unnest(%(dids)s::text[], %(actives)s::boolean[]) as l (did, active) on l.did = r.did
+    where r.phase = 'unavailable' and l.active and r.phase_since < now() - make_interval(secs => %(reopen)s)
+    order by r.did for update of r
+)
+update sluice.repo r
+set phase = 'pending', reason = 'reopened', active = true, status = null, next_retry_at = now(), queued_at = null,
+    completed_at = null, phase_since = now(), retry_count = 0
+from closed c where r.did = c.did
+
+-- name: lost_events
+-- What a listing heard and the stream never brought: the repo is fetched again.
+with lost as (
+    select did from sluice.repo
+    where listed_since < now() - make_interval(secs => %(grace)s) and phase = 'sync'
+          and listed_rev > greatest(rev, heard_rev)
+    order by did limit %(limit)s for update skip locked
+)
+update sluice.repo r
+set phase = 'pending', reason = 'lost_event', heard_rev = r.listed_rev, next_retry_at = now(), queued_at = null,
+    completed_at = null, phase_since = now(), listed_rev = null, listed_since = null
+from lost where r.did = lost.did
+returning r.did
+
+-- name: caught_up
+-- Repos that have reached what the listing said, or left sync: nothing to remember.
+update sluice.repo set listed_rev = null, listed_since = null
+where did in (
+    select did from sluice.repo
+    where listed_since is not null and (phase <> 'sync' or listed_rev <= greatest(rev, heard_rev))
+    order by did limit %(limit)s for update skip locked
+)
+
+-- name: claim
+-- One atomic step: pending and due and unchanged since the message was queued, or somebody else has it.
+with wanted as (
+    select r.did
+    from sluice.repo r
+    join unnest(%(dids)s::text[], %(attempts)s::integer[]) as t (did, attempt) on t.did = r.did and t.attempt = r.attempt
+    where r.phase = 'pending' and (r.active or r.reason = 'deletion') and r.next_retry_at <= now()
+    order by r.did for update of r
+)
+update sluice.repo r
+set phase = 'backfill', attempt = r.attempt + 1, lease_until = now() + make_interval(secs => %(lease)s),
+    worker = %(worker)s, produced_partition = null, produced_offset = null, held = 0,
+    started_at = now(), completed_at = null, phase_since = now()
+from wanted w where r.did = w.did
+returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host, r.reason, r.account_time, r.account_seq, r.retry_count
+
+-- name: renew
+update sluice.repo r set lease_until = now() + make_interval(secs => %(lease)s)
+from (
+    select did from sluice.repo
+    where did = any(%(dids)s::text[]) and worker = %(worker)s and phase = 'backfill' and produced_offset is null
+    order by did for update
+) mine
+where r.did = mine.did
+returning r.did, r.attempt
+
+-- name: produced
+-- The outcome is in the log: from here on the index closes the attempt, and the lease no longer runs.
+update sluice.repo r set produced_partition = p.part, produced_offset = p.log_offset, lease_until = null
+from (
+    select r.did, t.part, t.log_offset
+    from sluice.repo r
+    join unnest(%(dids)s::text[], %(attempts)s::integer[], %(parts)s::integer[], %(offsets)s::bigint[])
+         as t (did, attempt, part, log_offset) on t.did = r.did and t.attempt = r.attempt
+    where r.phase = 'backfill'
+    order by r.did for update of r
+) p
+where r.did = p.did
+
+-- name: lock_claims
+select r.did
+from sluice.repo r
+join unnest(%(dids)s::text[], %(attempts)s::integer[]) as t (did, attempt) on t.did = r.did and t.attempt = r.attempt
+where r.phase = 'backfill'
+order by r.did for update of r
+
+-- name: lock_worker
+select did from sluice.repo
+where worker = %(worker)s and phase = 'backfill' and produced_offset is null
+order by did for update
+
+-- name: lock_expired
+-- A lease ran out, or the index has passed the attempt's outcome and the attempt is still open.
+select r.did
+from sluice.repo r
+where r.phase = 'backfill' and (
+    (r.produced_offset is null and r.lease_until < now())
+    or exists (
+        select from sluice.stream_offset o
+        where o.cluster = %(cluster)s and o.group_id = %(group)s and o.topic = %(topic)s
+              and o.part = r.produced_partition and o.next > r.produced_offset
+    )
+)
+order by r.did limit %(limit)s for update
+
+-- name: fold_held
+-- Leaving backfill without an accepted outcome: what was held has only been heard.
+with gone as (
+    delete from sluice.held_event where did = any(%(dids)s::text[]) returning did, rev
+), highest as (
+    select did, max(rev) as rev from gone group by did
+)
+update sluice.repo r set heard_rev = greatest(r.heard_rev, h.rev) from highest h where r.did = h.did
+
+-- name: reopen
+-- From backfill back to pending, or to failed after the last attempt. Rows are locked already.
+update sluice.repo r
+set phase = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then 'failed' else 'pending' end,
+    retry_count = r.retry_count + case when %(counted)s then 1 else 0 end,
+    next_retry_at = now() + make_interval(secs => d.delay),
+    last_error = coalesce(%(error)s, r.last_error), queued_at = null, lease_until = null, worker = null,
+    produced_partition = null, produced_offset = null, held = 0, phase_since = now(),
+    completed_at = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then now() end
+from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
+where r.did = d.did
+returning r.did, r.phase
+
+-- name: stale
+-- A snapshot below min_rev. When they stay below for grace seconds, what was heard was forged, or the PDS went back.
+update sluice.repo
+set stale_since = coalesce(stale_since, now()),
+    rev = case when stale_since < now() - make_interval(secs => %(grace)s) then '' else rev end,
+    heard_rev = case when stale_since < now() - make_interval(secs => %(grace)s) then '' else heard_rev end
+where did = %(did)s and attempt = %(attempt)s and phase = 'backfill'
+returning greatest(rev, heard_rev)
+
+-- name: due
+-- Pending repos that control has to queue, the longest due first.
+with due as (
+    select did from sluice.repo
+    where phase = 'pending' and (active or reason = 'deletion') and queued_at is null and next_retry_at <= now()
+    order by next_retry_at limit %(limit)s for update skip locked
+)
+update sluice.repo r set queued_at = now() from due where r.did = due.did
+returning r.did, r.attempt, r.reason, r.heard_rev, r.host, r.active, r.status, r.job
+
+-- name: queued_long
+-- Repos that were queued before some time and have not been claimed since.
+select did, attempt, extract(epoch from queued_at) from sluice.repo
+where phase = 'pending' and queued_at < to_timestamp(%(before)s) order by queued_at limit %(limit)s
+
+-- name: unqueue
+update sluice.repo set queued_at = null
+where did in (select did from sluice.repo where did = any(%(dids)s::text[]) and phase = 'pending' order by did for update)
+
+-- name: retry_failed
+-- An operator's retry: failed or long stuck work starts anew, all fields together.
+with chosen as (
+    select did from sluice.repo
+    where phase = 'failed' and (%(dids)s::text[] is null or did = any(%(dids)s::text[]))
+    order by did for update
+)
+update sluice.repo r
+set phase = 'pending', reason = 'retry', retry_count = 0, next_retry_at = now(), queued_at = null, last_error = null,
+    completed_at = null, started_at = null, lease_until = null, worker = null, stale_since = null, phase_since = now()
+from chosen c where r.did = c.did
+returning r.did
+
+-- name: phases
+select phase, count(*) from sluice.repo group by phase
