@@ -41,6 +41,10 @@ class Settings(BaseSettings):
         False, description="may fetch from loopback and private addresses (own networks, tests)"
     )
     user_agent: str = Field("sluice/0.1", description="User-Agent of every request")
+    identity_cache_seconds: float = Field(
+        3600.0, gt=0, description="how long a resolved DID is trusted before it is resolved again"
+    )
+    identity_cache_entries: int = Field(50_000, ge=1, description="resolved DIDs kept in memory, per process")
 
     # listing
     list_page_size: int = Field(1000, ge=1, le=1000, description="repos asked for in one listRepos page")

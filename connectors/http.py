@@ -1,0 +1,185 @@
+"""HTTP towards hosts that strangers chose: one guarded session, bounded answers, typed failures.
+
+`open_session(settings)` makes the session that every request of a process uses. Its sockets are made by the guard, so no
+private, loopback or link-local address is reached: not by a name that resolves to one, not by a literal, not by a
+redirect, not by a name that changes between check and use. `fetch` reads an answer up to a size; it raises
+`HostRefused` (never worth a retry) or `Unreachable` (transient), and returns every HTTP status as it is.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from schemas.settings import Settings
+
+MAX_JSON_BYTES = 8 * 1024 * 1024
+MAX_REDIRECTS = 4
+TOTAL_SECONDS = 30.0
+IDLE_SECONDS = 15.0
+_WELL_KNOWN_PORTS = (80, 443)
+_FIRST_FREE_PORT = 1024  # below it live mail, shells and databases, never a PDS
+
+
+class HostRefused(Exception):
+    """The URL or its address is one that we do not talk to; the message says why."""
+
+
+class Unreachable(Exception):
+    """No complete answer: DNS, connection, TLS, time, size or a cut. Transient."""
+
+
+class _RefusedAddress(OSError):
+    """The socket factory's refusal, as the connection code wants it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer that was read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The decoded body, or None where it is not JSON."""
+        try:
+            return msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+
+    @property
+    def error(self) -> str | None:
+        """Name of the XRPC error, such as RepoNotFound."""
+        body = self.json()
+        name = body.get("error") if isinstance(body, dict) else None
+        return name[:100] if isinstance(name, str) else None
+
+
+def check_url(url: str, *, allow_private: bool) -> None:
+    """Raise HostRefused for a scheme, a userinfo or a port that no server of the network has."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as err:
+        raise HostRefused(f"{url[:200]!r} is not a URL") from err
+    if parts.scheme not in (("https", "wss", "http", "ws") if allow_private else ("https", "wss")):
+        raise HostRefused(f"scheme {parts.scheme[:20]!r} of {url[:200]!r}")
+    if not parts.hostname:
+        raise HostRefused(f"no host in {url[:200]!r}")
+    if parts.username is not None or parts.password is not None:
+        raise HostRefused(f"user information in the URL of {parts.hostname}")
+    if port is not None and not _port_allowed(port):
+        raise HostRefused(f"port {port} of {parts.hostname}")
+
+
+def address_allowed(address: str) -> bool:
+    """Whether an IP address is a public one."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is not None:  # a private IPv4 address in an IPv6 coat
+            return (
+                ip.is_global and inner.is_global and not inner.is_multicast if not ip.ipv4_mapped else inner.is_global
+            )
+        if ip in _NAT64:
+            return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF).is_global
+    return ip.is_global and not ip.is_multicast
+
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def open_session(settings: Settings, *, connections: int = 0) -> aiohttp.ClientSession:
+    """The process's session; call it in the loop that uses it. `connections`: limit of sockets, 0 for none."""
+    connector = aiohttp.TCPConnector(
+        limit=connections,
+        ttl_dns_cache=60,
+        socket_factory=None if settings.allow_private_hosts else _guarded_socket,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers={"User-Agent": settings.user_agent},
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=settings.fetch_connect_seconds, sock_read=settings.fetch_idle_seconds
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
+
+
+def translated(err: Exception, url: str) -> Exception:
+    """The error of this module for one that a request through the session raised."""
+    causes: list[BaseException | None] = [err, getattr(err, "os_error", None), err.__cause__]
+    for cause in causes:
+        nested = getattr(cause, "exceptions", ())
+        if any(isinstance(one, _RefusedAddress) for one in (cause, *nested)):
+            return HostRefused(f"{urlsplit(url).hostname} is at a private address")
+    if isinstance(err, aiohttp.NonHttpUrlClientError | aiohttp.InvalidURL):
+        return HostRefused(f"{url[:200]}: {err}")
+    what = "no answer in time" if isinstance(err, TimeoutError) else (str(err) or type(err).__name__)
+    return Unreachable(f"{urlsplit(url).hostname}: {what[:300]}")
+
+
+async def fetch(
+    session: aiohttp.ClientSession,
+    url: str,
+    params: Mapping[str, str] | None = None,
+    *,
+    allow_private: bool,
+    limit: int = MAX_JSON_BYTES,
+    total_seconds: float = TOTAL_SECONDS,
+) -> Answer:
+    """GET a URL and read at most `limit` bytes. Any status is an Answer. Raises HostRefused, Unreachable."""
+    check_url(url, allow_private=allow_private)
+    timeout = aiohttp.ClientTimeout(total=total_seconds, sock_connect=10.0, sock_read=min(IDLE_SECONDS, total_seconds))
+    try:
+        async with session.get(url, params=params, timeout=timeout, max_redirects=MAX_REDIRECTS) as response:
+            check_url(str(response.url), allow_private=allow_private)
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > limit:
+                    raise Unreachable(f"{urlsplit(url).hostname}: answer of more than {limit} bytes")
+            return Answer(response.status, response.headers, bytes(body))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as err:
+        raise translated(err, url) from err
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that the server asks us to wait: Retry-After (seconds or date), else RateLimit-Reset; None if it says nothing.
+
+    `now`: seconds since 1970. RateLimit-Reset is seconds or, as this network writes it, a moment since 1970.
+    """
+    value = headers.get("Retry-After")
+    if value is not None:
+        try:
+            return max(0.0, float(value))
+        except ValueError:
+            try:
+                return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+            except ValueError:
+                pass
+    try:
+        reset = float(headers.get("RateLimit-Reset", ""))
+    except ValueError:
+        return None
+    return max(0.0, reset - now if reset > 1e9 else reset)
+
+
+def _port_allowed(port: int) -> bool:
+    return port in _WELL_KNOWN_PORTS or port >= _FIRST_FREE_PORT
+
+
+def _guarded_socket(info: tuple[Any, ...]) -> socket.socket:
+    family, kind, protocol, _, place = info
+    if not address_allowed(str(place[0])) or not _port_allowed(int(place[1])):
+        raise _RefusedAddress(f"{place[0]}:{place[1]} is not a public address")
+    return socket.socket(family=family, type=kind, proto=protocol)

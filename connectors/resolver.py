@@ -1,0 +1,160 @@
+"""DID → Identity: through a bounded cache in memory, `sluice.identity`, and the PLC directory or the did:web host.
+
+`Resolver(settings, session).resolve(did)` asks the network once for many callers (single flight). It raises
+`IdentityNotFound` (there is no such identity, or we must not ask for it) or `IdentityUnreachable` (nobody answered: says
+nothing about the identity). An expired entry serves while the directory is down, unless `fresh` was asked for.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import aiohttp
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from connectors.http import HostRefused, Unreachable, fetch, retry_after
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.identity import Identity, IdentityRejected, document_url, parse_document
+
+MAX_DOCUMENT_BYTES = 256 * 1024
+REQUESTS_AT_ONCE = 64
+STORE_CONNECTIONS = 2
+
+
+class IdentityNotFound(Exception):
+    """The DID has no document that may be used: unknown, tombstoned, of another method, malformed, or at a refused host."""
+
+
+class IdentityUnreachable(Exception):
+    """The directory or host did not give an answer; `retry_after` in seconds where it named one."""
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    identity: Identity
+    expires: float  # time.monotonic
+
+
+class Resolver:
+    """One per process, used in one event loop. Close it in that loop."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._session = session
+        self._cache: OrderedDict[str, _Entry] = OrderedDict()
+        self._flights: dict[tuple[str, bool], asyncio.Task[Identity]] = {}
+        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._sql = queries("identity")
+        self._pool: AsyncConnectionPool | None = None
+
+    async def resolve(self, did: str, *, fresh: bool = False) -> Identity:
+        """The identity of a DID; `fresh` passes over all caches. Raises IdentityNotFound, IdentityUnreachable."""
+        entry = self._cache.get(did)
+        if entry is not None and not fresh and entry.expires > time.monotonic():
+            self._cache.move_to_end(did)
+            return entry.identity
+        flight = self._flights.get((did, fresh))
+        if flight is None:
+            flight = asyncio.create_task(self._look_up(did, fresh))
+            self._flights[did, fresh] = flight
+            flight.add_done_callback(lambda _: self._flights.pop((did, fresh), None))
+        return await asyncio.shield(flight)  # one caller's cancellation is not the others'
+
+    def forget(self, did: str) -> None:
+        """An #identity event arrived: what memory holds of this DID is out of date."""
+        self._cache.pop(did, None)
+
+    async def close(self) -> None:
+        """Close the database connections."""
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+    async def _look_up(self, did: str, fresh: bool) -> Identity:
+        stored, age = (None, 0.0) if fresh else await self._stored(did)
+        life = self._settings.identity_cache_seconds - age
+        if stored is not None and life > 0:
+            return self._keep(stored, life)
+        try:
+            identity = await self._ask(did)
+        except IdentityUnreachable:
+            if stored is None:
+                raise
+            return stored  # old, and better than none while the directory is down
+        await self._store(identity)
+        return self._keep(identity, self._settings.identity_cache_seconds)
+
+    async def _ask(self, did: str) -> Identity:
+        url = document_url(did, self._settings.plc)
+        if url is None:
+            raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
+        try:
+            async with self._turns:
+                answer = await fetch(
+                    self._session,
+                    url,
+                    allow_private=self._settings.allow_private_hosts,
+                    limit=MAX_DOCUMENT_BYTES,
+                    total_seconds=self._settings.fetch_connect_seconds,
+                )
+        except HostRefused as err:
+            raise IdentityNotFound(f"{did}: {err}") from err
+        except Unreachable as err:
+            raise IdentityUnreachable(f"{did}: {err}") from err
+        if answer.status in (404, 410):
+            raise IdentityNotFound(f"{did}: {url} answered {answer.status}")
+        if answer.status != 200:
+            wait = retry_after(answer.headers, time.time())
+            raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait)
+        parsed = parse_document(did, answer.json())
+        if isinstance(parsed, IdentityRejected):
+            raise IdentityNotFound(f"{did}: {parsed.reason}, {parsed.detail}")
+        return parsed
+
+    def _keep(self, identity: Identity, seconds: float) -> Identity:
+        self._cache[identity.did] = _Entry(identity, time.monotonic() + seconds)
+        self._cache.move_to_end(identity.did)
+        while len(self._cache) > self._settings.identity_cache_entries:
+            self._cache.popitem(last=False)
+        return identity
+
+    async def _stored(self, did: str) -> tuple[Identity | None, float]:
+        pool = await self._opened()
+        async with pool.connection() as db, db.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(self._sql["find"].encode(), (did,))
+            row = await cursor.fetchone()
+        return (Identity(*row[:-1]), float(row[-1])) if row else (None, 0.0)
+
+    async def _store(self, identity: Identity) -> None:
+        pool = await self._opened()
+        values = (
+            identity.did,
+            identity.pds,
+            identity.handle,
+            identity.signing_key,
+            identity.label_key,
+            identity.labeler,
+        )
+        async with pool.connection() as db:
+            await db.execute(self._sql["put"].encode(), values)
+
+    async def _opened(self) -> AsyncConnectionPool:
+        if self._pool is None:
+            pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[object, ...]]](
+                self._settings.database,
+                min_size=1,
+                max_size=STORE_CONNECTIONS,
+                open=False,
+                kwargs={"autocommit": True, "application_name": "sluice resolver"},
+            )
+            self._pool = pool
+            await pool.open()
+        return self._pool

@@ -1,0 +1,151 @@
+"""The resolver against a PLC directory of the test's own and the real identity table."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from connectors.http import open_session
+from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from schemas.settings import Settings
+
+DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+
+
+class Directory:
+    """A PLC directory with one DID, a switch and a count."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.status = 200
+        self.pds = "https://one.example"
+        self.wait = 0.0
+
+    async def answer(self, request: web.Request) -> web.Response:
+        did = request.path[1:]
+        self.asked.append(did)
+        await asyncio.sleep(self.wait)
+        if self.status != 200:
+            return web.Response(status=self.status, headers={"Retry-After": "9"})
+        if did != DID:
+            return web.Response(status=404)
+        service = {"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": self.pds}
+        return web.json_response({"id": did, "alsoKnownAs": ["at://A.example"], "service": [service]})
+
+
+def run(database: str, body: Callable[[Directory, Callable[..., Resolver]], Awaitable[None]], **settings: Any) -> None:
+    async def main() -> None:
+        directory = Directory()
+        app = web.Application()
+        app.router.add_get("/{did}", directory.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        plc = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        made: list[Resolver] = []
+        base = Settings(database=database, plc=plc, allow_private_hosts=True, **settings)
+        async with open_session(base) as session:
+
+            def resolver(**changes: Any) -> Resolver:
+                made.append(Resolver(base.model_copy(update=changes), session))
+                return made[-1]
+
+            try:
+                await body(directory, resolver)
+            finally:
+                for one in made:
+                    await one.close()
+                await runner.cleanup()
+
+    asyncio.run(main())
+
+
+def test_many_callers_ask_once_and_the_answer_survives_a_restart(database: str) -> None:
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        directory.wait = 0.1
+        first = resolver()
+        answers = await asyncio.gather(*(first.resolve(DID) for _ in range(50)))
+        assert {(a.pds, a.handle) for a in answers} == {("https://one.example", "a.example")}
+        assert (await resolver().resolve(DID)).pds == "https://one.example"
+        assert directory.asked == [DID]
+
+    run(database, body)
+
+
+def test_fresh_passes_over_the_caches(database: str) -> None:
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        one = resolver()
+        await one.resolve(DID)
+        directory.pds = "https://two.example"
+        assert (await one.resolve(DID)).pds == "https://one.example"
+        assert (await one.resolve(DID, fresh=True)).pds == "https://two.example"
+        assert (await one.resolve(DID)).pds == "https://two.example"
+
+    run(database, body)
+
+
+def test_a_directory_that_is_down_is_not_an_unknown_did(database: str) -> None:
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        directory.status = 503
+        with pytest.raises(IdentityUnreachable) as raised:
+            await resolver().resolve(DID)
+        assert raised.value.retry_after == 9
+        nobody = resolver(plc="http://127.0.0.1:1")
+        with pytest.raises(IdentityUnreachable):
+            await nobody.resolve(DID)
+
+    run(database, body)
+
+
+def test_an_expired_entry_serves_while_the_directory_is_down(database: str) -> None:
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        await resolver().resolve(DID)
+        directory.status = 503
+        late = resolver(identity_cache_seconds=0.000001)
+        assert (await late.resolve(DID)).pds == "https://one.example"
+        assert len(directory.asked) == 2
+        with pytest.raises(IdentityUnreachable):
+            await late.resolve(DID, fresh=True)
+
+    run(database, body)
+
+
+@pytest.mark.parametrize(
+    "did", ["did:plc:zzzzzzzzzzzzzzzzzzzzzzzz", "did:key:zabc", "did:web:a.example:users:b", "nonsense"]
+)
+def test_what_cannot_be_resolved_is_not_found(database: str, did: str) -> None:
+    async def body(_: Directory, resolver: Callable[..., Resolver]) -> None:
+        with pytest.raises(IdentityNotFound):
+            await resolver().resolve(did)
+
+    run(database, body)
+
+
+def test_a_did_web_at_a_private_host_is_refused(database: str) -> None:
+    """G9"""
+
+    async def body(_: Directory, resolver: Callable[..., Resolver]) -> None:
+        guarded = Settings(database=database)
+        async with open_session(guarded) as session:
+            one = Resolver(guarded, session)
+            with pytest.raises(IdentityNotFound, match=r"scheme|private"):
+                await one.resolve("did:web:localhost%3A8080")
+            with pytest.raises(IdentityNotFound, match="private"):
+                await one.resolve("did:web:127.0.0.1%3A8080")
+            await one.close()
+
+    run(database, body)
+
+
+def test_memory_is_bounded(database: str) -> None:
+    """G6"""
+
+    async def body(_: Directory, resolver: Callable[..., Resolver]) -> None:
+        one = resolver(identity_cache_entries=1)
+        await one.resolve(DID)
+        one._keep((await one.resolve(DID)).__class__("did:plc:b", None, None, None, None, None), 60)
+        assert list(one._cache) == ["did:plc:b"]
+
+    run(database, body)
