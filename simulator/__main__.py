@@ -1,0 +1,54 @@
+"""`python -m simulator`: the simulated network on its own. Every field of SimulatorConfig is an option.
+
+`--faults name=probability,…` or `--faults '{"name": {"p": 0.1, "times": 3}}'`. Prints one JSON line of URLs when ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from simulator.faults import UnknownFaultError
+from simulator.server import SimulatorConfig, serve
+
+
+def parse_faults(text: str) -> dict[str, Any]:
+    """`name=p,name=p` or a JSON object. ValueError where it is neither."""
+    if text.startswith("{"):
+        parsed: dict[str, Any] = json.loads(text)
+        return parsed
+    pairs = (part.partition("=") for part in text.split(",") if part)
+    return {name: float(value or 1) for name, _, value in pairs}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, taken from the fields of SimulatorConfig."""
+    options = argparse.ArgumentParser(prog="python -m simulator", description=__doc__)
+    for field in dataclasses.fields(SimulatorConfig):
+        flag = "--" + field.name.replace("_", "-")
+        if field.name == "faults":
+            options.add_argument(flag, type=parse_faults, default={})
+        elif field.name == "epoch_micros":
+            options.add_argument(flag, type=int, default=None)
+        elif isinstance(field.default, bool):
+            options.add_argument(flag, action="store_true")
+        else:
+            options.add_argument(flag, type=type(field.default), default=field.default)
+    return options
+
+
+def main() -> int:
+    """Parse, serve, and answer a bad option or a taken port with one line and exit code 2."""
+    config = SimulatorConfig(**vars(parser().parse_args()))
+    try:
+        return serve(config)
+    except (OSError, UnknownFaultError) as error:
+        print(f"simulator: {error}", file=sys.stderr)  # noqa: T201  a command's message
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""CIDs and CAR files, written by hand: the simulator's own writer, independent of the reader that it tests.
+
+A CID here is its 36 bytes (version 1, dag-cbor, sha2-256). A CAR is `varint(header) header (varint(36 + n) cid block)*`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+
+from cbrrr import CID, encode_dag_cbor
+
+CID_PREFIX = b"\x01\x71\x12\x20"
+
+Block = tuple[bytes, bytes]
+"""(cid, bytes)"""
+
+
+def cid_of(block: bytes) -> bytes:
+    """The CID of a DAG-CBOR block."""
+    return CID_PREFIX + hashlib.sha256(block).digest()
+
+
+def cid_text(cid: bytes) -> str:
+    """The base32 text form, `bafyrei…`."""
+    return "b" + base64.b32encode(cid).decode().rstrip("=").lower()
+
+
+def varint(number: int) -> bytes:
+    """Unsigned LEB128."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_LENGTHS = [varint(number) for number in range(4096)]
+
+
+def car_header(root: bytes) -> bytes:
+    """The header of a CAR with one root, its length in front."""
+    header = encode_dag_cbor({"roots": [CID(root)], "version": 1})
+    return varint(len(header)) + header
+
+
+def car_block(cid: bytes, block: bytes) -> bytes:
+    """One block section."""
+    size = len(block) + 36
+    return (_LENGTHS[size] if size < 4096 else varint(size)) + cid + block
+
+
+def write_car(root: bytes, blocks: Iterable[Block]) -> bytes:
+    """A whole CAR in memory."""
+    parts = [car_header(root)]
+    for cid, block in blocks:
+        size = len(block) + 36
+        parts += (_LENGTHS[size] if size < 4096 else varint(size), cid, block)
+    return b"".join(parts)

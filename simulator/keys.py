@@ -1,0 +1,92 @@
+"""Signing keys of accounts and labelers: secp256k1 or P-256, derived from a seed.
+
+The same seed gives the same key and, for the same message, the same signature (RFC 6979), so that
+commit CIDs are reproducible. Signatures are 64 bytes, r || s, low-S, as the repository specification wants them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, Protocol
+
+import coincurve
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+Curve = Literal["secp256k1", "p256"]
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_MULTICODEC = {"secp256k1": b"\xe7\x01", "p256": b"\x80\x24"}
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_ECDSA_SHA256 = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+
+
+class SigningKey(Protocol):
+    """A private key that signs repository commits and labels."""
+
+    curve: Curve
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64-byte signature over SHA-256 of the message."""
+        ...
+
+    def public_point(self) -> bytes:
+        """The compressed public point, 33 bytes."""
+        ...
+
+
+class Secp256k1Key:
+    """A secp256k1 key: what nearly every account has."""
+
+    curve: Curve = "secp256k1"
+    __slots__ = ("_private",)
+
+    def __init__(self, secret: bytes) -> None:
+        self._private = coincurve.PrivateKey(secret)
+
+    def sign(self, message: bytes) -> bytes:
+        return self._private.sign_recoverable(message)[:64]
+
+    def public_point(self) -> bytes:
+        return self._private.public_key.format(compressed=True)
+
+
+class P256Key:
+    """A P-256 key: legal, and rare enough that readers forget it."""
+
+    curve: Curve = "p256"
+    __slots__ = ("_private",)
+
+    def __init__(self, secret: bytes) -> None:
+        self._private = ec.derive_private_key(int.from_bytes(secret, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1())
+
+    def sign(self, message: bytes) -> bytes:
+        r, s = decode_dss_signature(self._private.sign(message, _ECDSA_SHA256))
+        return r.to_bytes(32, "big") + min(s, _P256_ORDER - s).to_bytes(32, "big")
+
+    def public_point(self) -> bytes:
+        return self._private.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+
+
+def derive_key(curve: Curve, *parts: object) -> SigningKey:
+    """The key that belongs to these parts (seed, index, version, …)."""
+    secret = hashlib.sha256("/".join(map(str, ("key", *parts))).encode()).digest()
+    return Secp256k1Key(secret) if curve == "secp256k1" else P256Key(secret)
+
+
+def multikey(key: SigningKey) -> str:
+    """`publicKeyMultibase` of a Multikey verification method: base58btc of multicodec prefix and point."""
+    return "z" + base58(_MULTICODEC[key.curve] + key.public_point())
+
+
+def base58(data: bytes) -> str:
+    """Base58 with the bitcoin alphabet."""
+    number = int.from_bytes(data, "big")
+    digits: list[str] = []
+    while number:
+        number, digit = divmod(number, 58)
+        digits.append(_BASE58[digit])
+    zeros = len(data) - len(data.lstrip(b"\0"))
+    return "1" * zeros + "".join(reversed(digits))

@@ -1,0 +1,142 @@
+"""The simulated network as one process: every server on its own loopback port.
+
+`SimulatedNetwork` starts and stops it inside an event loop; `serve` runs it until SIGTERM or SIGINT, or until its parent is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from simulator.config import SimulatorConfig
+from simulator.control_api import ControlApi
+from simulator.faults import Faults
+from simulator.labeler import Labeler
+from simulator.network import Network
+from simulator.pds import Pds
+from simulator.plc import PlcDirectory
+from simulator.relay import Relay
+from simulator.writer import Writer
+
+__all__ = ["SimulatedNetwork", "SimulatorConfig", "serve"]
+
+_HOST = "127.0.0.1"
+
+Ready = Callable[[dict[str, Any]], None]
+
+
+class SimulatedNetwork:
+    """PLC directory, PDSes, relays, labelers, writer and control API of one configuration.
+
+    `urls` (after `start`): {"plc", "relays": […], "pds": […], "labelers": […], "control"}.
+    """
+
+    def __init__(self, config: SimulatorConfig) -> None:
+        self.config = config
+        self.faults = Faults(config.seed)
+        self.faults.switch(config.faults)
+        self.network = Network(config, self.faults)
+        self.plc = PlcDirectory(self.network, self.faults)
+        self.pdses = [Pds(self.network, self.faults, index) for index in range(config.pdses)]
+        self.relays = [Relay(self.network, self.faults, index) for index in range(config.relays)]
+        self.labelers = [Labeler(self.network, self.faults, index) for index in range(config.labelers)]
+        self.writer = Writer(self.network, self.labelers, self.faults)
+        self.control = ControlApi(self.network, self.plc, self.pdses, self.relays, self.labelers, self.writer)
+        self.urls: dict[str, Any] = {}
+        self._runners: list[web.AppRunner] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._next_port = config.port
+
+    async def start(self) -> dict[str, Any]:
+        """Listen everywhere, prebuild what is asked for, start the writer. Returns the URLs."""
+        plc = await self._listen(self.plc.application())
+        control = await self._listen(self.control.application())
+        relays = [await self._listen(relay.application()) for relay in self.relays]
+        pds_urls = [await self._listen(pds.application()) for pds in self.pdses]
+        labelers = [await self._listen(labeler.application()) for labeler in self.labelers]
+        self.urls = {"plc": plc, "relays": relays, "pds": pds_urls, "labelers": labelers, "control": control}
+        self.urls["labeler_dids"] = [labeler.did for labeler in self.labelers]
+        self.control.urls = self.urls
+        self.plc.pds_urls = pds_urls
+        for pds, url in zip(self.pdses, pds_urls, strict=True):
+            pds.url = url
+        for relay in self.relays:
+            relay.pds_urls = pds_urls
+        for labeler, url in zip(self.labelers, labelers, strict=True):
+            labeler.url = url
+            self.plc.labelers[labeler.did] = labeler.document()
+        if self.config.prebuild:
+            for account in self.network.accounts:
+                await self.network.image(account)
+        if self.config.prebuilt_commits:
+            await self.control.prebuild(self.config.prebuilt_commits)
+        self._writing = asyncio.create_task(self.writer.run())
+        self._writing.add_done_callback(_die_with)
+        return self.urls
+
+    async def stop(self) -> None:
+        """Close every server and connection."""
+        if self._writing is not None:
+            self._writing.cancel()
+        for runner in self._runners:
+            await runner.cleanup()
+
+    async def _listen(self, application: web.Application) -> str:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((_HOST, self._next_port))
+        if self._next_port:
+            self._next_port += 1
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
+        await runner.setup()
+        await web.SockSite(runner, listener, backlog=1024).start()
+        self._runners.append(runner)
+        return f"http://{_HOST}:{listener.getsockname()[1]}"
+
+
+def _die_with(task: asyncio.Task[None]) -> None:
+    """A writer that fails takes the process down: a quiet network would pass for a healthy one."""
+    if not task.cancelled() and task.exception() is not None:
+        print(f"simulator: the writer failed: {task.exception()!r}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(70)
+
+
+def print_ready(urls: dict[str, Any]) -> None:
+    """One JSON line of URLs on standard output."""
+    print(json.dumps(urls), flush=True)  # noqa: T201  this line is the interface
+
+
+def serve(config: SimulatorConfig, *, ready: Ready = print_ready) -> int:
+    """Run the network until SIGTERM or SIGINT, or until the parent process is gone. Returns the exit code.
+
+    Raises OSError where a port is taken, UnknownFaultError for a fault that does not exist.
+    """
+    return uvloop.run(_serve(config, ready))
+
+
+async def _serve(config: SimulatorConfig, ready: Ready) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    simulated = SimulatedNetwork(config)
+    parent = os.getppid()
+    try:
+        ready(await simulated.start())
+        while not stopping.is_set() and os.getppid() == parent:
+            try:
+                await asyncio.wait_for(stopping.wait(), 0.5)
+            except TimeoutError:
+                continue
+    finally:
+        await simulated.stop()
+    return 0

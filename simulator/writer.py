@@ -1,0 +1,144 @@
+"""The live writer: commits and account changes over random repositories, at a chosen rate.
+
+The sequence of operations depends on the seed alone, not on time: the n-th step is the same in every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from simulator.faults import Faults
+from simulator.labeler import Labeler
+from simulator.network import Account, Network
+from simulator.records import changed, fresh
+from simulator.repo import Op, Repo
+
+_TICK = 0.01  # seconds between bursts
+_LABEL_SHARE = 0.05
+
+
+class Writer:
+    """Draws and performs steps. `rate` is steps a second; 0 rests."""
+
+    def __init__(self, network: Network, labelers: list[Labeler], faults: Faults) -> None:
+        config = network.config
+        self.network = network
+        self.rate = config.writer_rate
+        self.steps = 0
+        self._labelers = labelers
+        self._faults = faults
+        self._rng = random.Random(f"{config.seed}/writer")
+        self._busy = asyncio.Lock()
+        self._changed = asyncio.Event()
+        big = config.big_repos if config.repos > config.big_repos else 0
+        candidates = range(big, config.repos)  # big repositories would have to be held in memory
+        chosen = (
+            candidates
+            if len(candidates) <= config.writer_repos
+            else candidates[:: -(-len(candidates) // config.writer_repos)]
+        )
+        self._accounts = [network.accounts[index] for index in chosen]
+
+    async def run(self) -> None:
+        """Work for ever; the rate may change at any time."""
+        due, last = 0.0, time.monotonic()
+        while True:
+            if self.rate <= 0:
+                self._changed.clear()
+                await self._changed.wait()
+                due, last = 0.0, time.monotonic()
+            now = time.monotonic()
+            due = min(due + (now - last) * self.rate, self.rate)  # a stall is not made up for more than a second
+            last = now
+            while due >= 1 and self.rate > 0:
+                due -= 1
+                await self.step()
+                if time.monotonic() - now > 0.05:
+                    await asyncio.sleep(0)
+                    now = time.monotonic()
+            await asyncio.sleep(_TICK)
+
+    def set_rate(self, rate: float) -> None:
+        """Change the rate; 0 stops."""
+        self.rate = rate
+        self._changed.set()
+
+    async def settle(self) -> None:
+        """Wait for the step in progress."""
+        async with self._busy:
+            pass
+
+    async def step(self) -> None:
+        """One step: mostly a commit, sometimes an account change, sometimes labels too."""
+        async with self._busy:
+            self.steps += 1
+            rng = self._rng
+            if self._labelers and rng.random() < _LABEL_SHARE:
+                rng.choice(self._labelers).write_some()
+            if rng.random() < self.network.config.churn:
+                await self._change_account()
+            else:
+                await self.commit_somewhere()
+
+    async def commit_somewhere(self) -> None:
+        """A commit of up to five ops to a random active account."""
+        account = self._pick_active()
+        if account is not None:
+            repo = await self.network.repo(account)
+            await self.network.commit(account, self._draw_ops(repo))
+
+    def _pick_active(self) -> Account | None:
+        for _ in range(50):
+            if not self._accounts:
+                return None
+            account = self._accounts[int(self._rng.random() * len(self._accounts))]
+            if account.active:
+                return account
+        return None
+
+    def _draw_ops(self, repo: Repo) -> list[Op]:
+        rng, network = self._rng, self.network
+        if rng.random() < 0.03:
+            return []  # legal: the commit moves rev and prevData only
+        ops: dict[str, Op] = {}
+        for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 2, 3, 4, 5))):
+            draw = rng.random()
+            path = repo.random_path(rng) if draw > 0.7 else None
+            if path is None or path in ops:
+                new, value = fresh(rng, network.clock.tick(), network.subjects)
+                ops[new] = Op("create", new, value)
+            elif draw > 0.88:
+                ops[path] = Op("update", path, changed(rng, path, network.clock.tick(), network.subjects))
+            else:
+                ops[path] = Op("delete", path)
+        return list(ops.values())
+
+    async def _change_account(self) -> None:
+        rng, network = self._rng, self.network
+        if not self._accounts or rng.random() < 0.25:
+            self._accounts.append(await network.new_account())
+            return
+        account = self._accounts[int(rng.random() * len(self._accounts))]
+        if account.status == "deleted":
+            return
+        if not account.active:
+            await network.set_status(account, None)
+            return
+        draw = rng.random()
+        if draw < 0.4:
+            await network.change_handle(account, announce=rng.random() < 0.8)
+        elif draw < 0.6:
+            await network.set_status(account, "deactivated")
+        elif draw < 0.7:
+            await network.set_status(account, "takendown")
+        elif draw < 0.75:
+            await network.set_status(account, "suspended")
+        elif draw < 0.85:
+            await network.set_status(account, "deleted")
+        elif draw < 0.95 and network.config.pdses > 1:
+            await network.migrate(account, noisy=rng.random() < 0.5)
+        else:
+            await network.repo(account)
+            network.emit_sync(account)

@@ -1,0 +1,141 @@
+"""pytest plugin: `simulator(**config)` starts a simulated network as a process of its own and returns a Simulation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class RepoTruth:
+    """What one account is and holds in the simulated network."""
+
+    did: str
+    handle: str
+    pds: int
+    active: bool
+    status: str | None
+    rev: str
+    commit: str
+    data: str
+    records: dict[str, str] = field(repr=False)
+    """path → CID text"""
+
+
+class Simulation:
+    """A running simulated network, driven over its control API."""
+
+    def __init__(self, process: subprocess.Popen[str], urls: dict[str, Any]) -> None:
+        self.process = process
+        self.plc: str = urls["plc"]
+        self.relays: list[str] = urls["relays"]
+        self.pdses: list[str] = urls["pds"]
+        self.labelers: list[str] = urls["labelers"]
+        self.labeler_dids: list[str] = urls["labeler_dids"]
+        self.control: str = urls["control"]
+
+    def _call(self, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.control + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path} {body}: {error.read().decode()}") from error
+
+    def state(self) -> dict[str, RepoTruth]:
+        """DID → truth, of every account that ever was."""
+        with urllib.request.urlopen(self.control + "/state", timeout=300) as answer:
+            rows = (RepoTruth(**json.loads(line)) for line in answer)
+            return {row.did: row for row in rows}
+
+    def summary(self) -> dict[str, Any]:
+        """Counts: accounts, statuses, records, commits, seqs, labels."""
+        return self._call("/state/summary")
+
+    def labels(self) -> list[dict[str, Any]]:
+        """The newest label per (src, uri, val, cid), negations included."""
+        return self._call("/labels")
+
+    def faults(self) -> dict[str, Any]:
+        """{"fired": {name: count}, "active", "hosts": {url: {"total", "max_in_window", …}}, …}"""
+        return self._call("/faults")
+
+    def fired(self, name: str) -> int:
+        """How often a fault has fired."""
+        return self.faults()["fired"].get(name, 0)
+
+    def set_faults(self, **faults: Any) -> None:
+        """name=probability, name={parameters}, name=None (off); clear=True switches all off first."""
+        self._call("/faults", faults)
+
+    def limits(self, **wanted: Any) -> None:
+        """limit, seconds, pds (index), reset: the PDS rate limit."""
+        self._call("/limits", wanted)
+
+    def streams(self, **wanted: Any) -> list[dict[str, Any]]:
+        """relay (index), window, outdated, future, held: the relays' windows and manners."""
+        return self._call("/streams", wanted)
+
+    def writer(self, rate: float = 0, **wanted: Any) -> dict[str, Any]:
+        """The live writer at this many steps a second; prebuild=n makes n commits at once instead."""
+        return self._call("/writer", wanted or ({"rate": rate} if rate else {"stop": True}))
+
+    def quiesce(self, **wanted: Any) -> dict[str, Any]:
+        """Stop the writer; returns when all frames were put out."""
+        return self._call("/quiesce", wanted)
+
+    def op(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """One operation: create, update, delete, handle, deactivate, activate, takedown, delete_account, new_account, …"""
+        return self._call("/op", {"op": name, **arguments})
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.terminate()
+        code = self.process.wait(timeout=20)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+
+def start_simulation(**config: Any) -> Simulation:
+    """Start `python -m simulator` with SimulatorConfig fields as keywords."""
+    command = [sys.executable, "-m", "simulator"]
+    for name, value in config.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            command += [flag] if value else []
+        else:
+            command += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"the simulator did not start: exit code {process.wait()}")
+    return Simulation(process, json.loads(line))
+
+
+@pytest.fixture
+def simulator() -> Iterator[Any]:
+    """Factory: `simulator(repos=50, seed=7, …) -> Simulation`; all are stopped at the end of the test."""
+    started: list[Simulation] = []
+
+    def factory(**config: Any) -> Simulation:
+        simulation = start_simulation(**config)
+        started.append(simulation)
+        return simulation
+
+    yield factory
+    for simulation in started:
+        if simulation.process.poll() is None:
+            simulation.stop()
