@@ -4,16 +4,21 @@ Absent and malformed parts of a document are None, not a rejection: an account m
 be an account. The handle is a claim of the account; whether the handle's domain agrees is for the resolver to ask.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from steps.keys import method_did_key
-from steps.syntax import is_did, is_handle
+from steps.syntax import MAX_HANDLE, is_did, is_handle
 
 _MAX_ENTRIES = 64  # of any list in a document: nobody legitimate has more
 _MAX_ENDPOINT = 1024
+_host = re.compile(
+    r"[a-zA-Z0-9](?:[a-zA-Z0-9_-]{0,61}[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9_-]{0,61}[a-zA-Z0-9])?)*"
+).fullmatch
+_port = re.compile(r"[0-9]{1,5}").fullmatch
 
 
 class IdentityReason(StrEnum):
@@ -80,9 +85,9 @@ def _objects(doc: dict[str, Any], field: str) -> list[dict[str, Any]]:
 
 
 def _key(doc: dict[str, Any], did: str, fragment: str) -> str | None:
-    """The first method with this id that belongs to the DID: never simply the first method."""
+    """The method with this id: never simply the first method."""
     for method in _objects(doc, "verificationMethod"):
-        if method.get("id") in (fragment, did + fragment) and method.get("controller", did) == did:
+        if method.get("id") in (fragment, did + fragment):
             kind, key = method.get("type"), method.get("publicKeyMultibase")
             return method_did_key(kind, key) if isinstance(kind, str) and isinstance(key, str) else None
     return None
@@ -121,13 +126,18 @@ def _origin(endpoint: str) -> str | None:
 
 
 def _is_host(host: str) -> bool:
-    """A domain name, localhost or an IPv4 address, with or without a port."""
+    """A host name (one label may do: private networks) or a dotted IPv4 address, with or without a port.
+
+    Other spellings of addresses, which resolvers take (`0x7f.1`, `2130706433`), are refused.
+    """
     name, colon, port = host.partition(":")
-    if colon and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+    if colon and not (_port(port) and 0 < int(port) < 65536):
         return False
-    return name == "localhost" or is_handle(name) or _is_ipv4(name)
+    if len(name) > MAX_HANDLE or _host(name) is None:
+        return False
+    return _is_ipv4(name) or name.rpartition(".")[2][0].isalpha()
 
 
 def _is_ipv4(name: str) -> bool:
     parts = name.split(".")
-    return len(parts) == 4 and all(p.isascii() and p.isdigit() and len(p) <= 3 and int(p) < 256 for p in parts)
+    return len(parts) == 4 and all(part.isdigit() and len(part) <= 3 and int(part) < 256 for part in parts)

@@ -69,7 +69,7 @@ class PublicKey:
         return bool(lib.secp256k1_ecdsa_verify(_CONTEXT, parsed, digest, self._parsed))
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=16_384)
 def parse_did_key(did_key: str) -> PublicKey | None:
     """`did:key:z…` → key, cached. None if it is malformed or of another kind."""
     if not did_key.startswith("did:key:z") or len(did_key) > _MAX_TEXT:

@@ -9,7 +9,6 @@ at most MAX_DEPTH deep, integers in full (64 bits and the sign): PostgreSQL's ty
     json None, raw set     no JSON can be made of it; `reason` says why
 """
 
-import math
 from base64 import b64encode
 from enum import StrEnum
 from typing import Any
@@ -20,14 +19,16 @@ import msgspec
 from steps.cid import dag_cbor_cid
 
 MAX_DEPTH = 128
+_MAJOR_TYPE = 0xE0
+_MAP = 0xA0
 
 
 class BodyReason(StrEnum):
     """Why a record's JSON is not the whole truth, or is absent."""
 
     DOLLAR_KEY = "dollar_key"  # a map of the user with a key $link or $bytes
-    FLOAT = "float"  # not in the data model, and JSON has no one spelling for it
-    NOT_CANONICAL = "not_canonical"  # CBOR, but not DAG-CBOR: long integers, key order, duplicates, other tags, NaN
+    FLOAT = "float"  # not in the data model, and JSON has no one spelling for it; NaN and infinity have none
+    NOT_CANONICAL = "not_canonical"  # CBOR, but not DAG-CBOR: long integers, key order, duplicates, other tags
     INVALID_UTF8 = "invalid_utf8"
     TOO_DEEP = "too_deep"
     NOT_A_MAP = "not_a_map"
@@ -42,10 +43,6 @@ class RecordBody(msgspec.Struct, frozen=True):  # a Struct: a frozen dataclass c
     reason: BodyReason | None
 
 
-class _NoJson(Exception):
-    """A value that JSON has no spelling for: infinity."""
-
-
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _from_cbor = cbrrr.decode_dag_cbor
@@ -55,7 +52,7 @@ def record_body(block: bytes) -> RecordBody:
     """About 3 µs for a post."""
     try:
         value = _from_cbor(block, True)
-        if type(value) is not dict:
+        if block[0] & _MAJOR_TYPE != _MAP:  # not the value's type: a bare link or byte string becomes a dict as well
             return RecordBody(None, block, BodyReason.NOT_A_MAP)
         json = _encode(value)
     except UnicodeDecodeError:
@@ -93,10 +90,7 @@ def _odd_body(block: bytes) -> RecordBody:
     if _depth(value) > MAX_DEPTH:
         return RecordBody(None, block, BodyReason.TOO_DEEP)
     reasons: set[BodyReason] = set()
-    try:
-        json = _encode(_lossy(value, reasons))
-    except _NoJson:
-        return RecordBody(None, block, BodyReason.FLOAT)
+    json = _encode(_lossy(value, reasons))
     reason = BodyReason.DOLLAR_KEY if BodyReason.DOLLAR_KEY in reasons else BodyReason.FLOAT
     return RecordBody(json, block, reason)
 
@@ -114,16 +108,16 @@ def _lossy(value: object, reasons: set[BodyReason]) -> object:
     if isinstance(value, bytes):
         return {"$bytes": b64encode(value).rstrip(b"=").decode()}
     if isinstance(value, float):
-        if not math.isfinite(value):
-            raise _NoJson
         reasons.add(BodyReason.FLOAT)
     return value
 
 
 def _decode_reason(error: str) -> BodyReason:
-    """cbrrr has one error class; the sentence tells a block that ends too early from one that is spelt wrongly."""
+    """cbrrr has one error class; the sentence tells what ends too early, what is no number, and what is spelt wrongly."""
     if "not enough bytes" in error or "end of buffer" in error:
         return BodyReason.UNDECODABLE
+    if "NaN" in error or "Inf" in error:
+        return BodyReason.FLOAT
     return BodyReason.NOT_CANONICAL
 
 

@@ -1,0 +1,175 @@
+"""Hostile and ordinary records: the JSON hashes back to the CID, or the block stands beside it."""
+
+import json
+from hashlib import sha256
+
+import cbrrr
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steps.cid import dag_cbor_cid
+from steps.record_json import MAX_DEPTH, BodyReason, body_cid, record_body
+
+CID = cbrrr.CID(b"\x01\x71\x12\x20" + sha256(b"x").digest())
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.binary()
+    | st.binary(max_size=40).map(cbrrr.CID)
+)  # fmt: skip
+KEYS = st.text(max_size=8, alphabet=st.characters(exclude_categories=["Cs"])).filter(
+    lambda k: k not in ("$link", "$bytes")
+)
+VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(KEYS, v, max_size=4), max_leaves=20)
+WILD = st.recursive(
+    SCALARS | st.floats(allow_nan=False, allow_infinity=False),
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(KEYS | st.sampled_from(["$link", "$bytes"]), v, max_size=4),
+    max_leaves=20,
+)
+
+
+def lossless(value: object) -> object:
+    """Assert that the JSON alone carries the record; returns the JSON's value."""
+    block = cbrrr.encode_dag_cbor(value)
+    body = record_body(block)
+    assert body.raw is None, body
+    assert body.reason is None
+    assert body.json is not None
+    assert body_cid(body.json, None) == dag_cbor_cid(block)
+    return json.loads(body.json.decode("utf-8"))
+
+
+def test_types_come_from_the_cbor() -> None:
+    value = lossless({"link": CID, "bytes": b"\0\1\2", "list": [0, 1, 2], "like": {"ref": "bafyrei"}})
+    assert value == {
+        "link": {"$link": CID.encode()},
+        "bytes": {"$bytes": "AAEC"},
+        "list": [0, 1, 2],
+        "like": {"ref": "bafyrei"},
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": "a\0b", "key\0": 1, "escaped": "\\u0000"},
+        {"max": 2**63 - 1, "min": -(2**63), "unsigned": 2**64 - 1, "lowest": -(2**64)},
+        {"b": b"", "c": bytes(range(256)), "d": [b"x", CID]},
+        {"text": "ü€😀\u2028\ufffe" * 10_000},
+        {"createdAt": "not a date", "$type": "org.nobody.knows.this"},
+        {},
+        {"": {"": []}},
+        {"a": [[[{"b": None}]]], "t": True, "f": False},
+        {"x": ["[{" * 1000]},  # brackets in text are no depth
+        {"wide": [[] for _ in range(1000)]},
+    ],
+    ids=["nul", "64-bit", "bytes-links", "90kB", "dates", "empty", "empty-key", "nested", "brackets", "wide"],
+)
+def test_hostile_records_are_lossless(value: dict) -> None:
+    """Hostile records survive the trip: JSON → DAG-CBOR → the same CID."""
+    lossless(value)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(KEYS, VALUES, max_size=6))
+def test_every_record_of_the_data_model_is_lossless(value: dict) -> None:
+    lossless(value)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(KEYS, WILD, max_size=4) | WILD)
+def test_whatever_is_in_it_the_cid_comes_back(value: object) -> None:
+    block = cbrrr.encode_dag_cbor(value)
+    body = record_body(block)
+    assert body_cid(body.json, body.raw) == dag_cbor_cid(block)
+    assert (body.raw is None) == (body.reason is None)
+    assert body.raw in (None, block)
+    if body.json is not None:
+        assert isinstance(json.loads(body.json.decode("utf-8")), dict)
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda b: b"\xa1\x61a" + b))
+def test_no_bytes_make_it_raise(block: bytes) -> None:
+    """G7: one bad block never stops the rest."""
+    body = record_body(block)
+    assert body_cid(body.json, body.raw) == dag_cbor_cid(block)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"a": {"$link": "x"}}, BodyReason.DOLLAR_KEY),
+        ({"a": {"$link": CID.encode()}}, BodyReason.DOLLAR_KEY),
+        ({"a": [{"$bytes": "AAEC", "b": 1}]}, BodyReason.DOLLAR_KEY),
+        ({"$link": "x", "f": 1.5}, BodyReason.DOLLAR_KEY),
+        ({"a": 1.5}, BodyReason.FLOAT),
+        ({"a": [1.0, b"x", CID]}, BodyReason.FLOAT),
+    ],
+)
+def test_what_json_cannot_carry_keeps_its_block_beside_it(value: dict, reason: BodyReason) -> None:
+    block = cbrrr.encode_dag_cbor(value)
+    body = record_body(block)
+    assert (body.raw, body.reason) == (block, reason)
+    assert body.json is not None
+    assert body_cid(body.json, body.raw) == dag_cbor_cid(block)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (b"\xa1\x61a\xfb\x7f\xf8" + bytes(6), BodyReason.FLOAT),  # NaN
+        (b"\xa1\x61a\xfb\x7f\xf0" + bytes(6), BodyReason.FLOAT),  # infinity
+        (b"\xa1\x61a\xf9\x3c\x00", BodyReason.NOT_CANONICAL),  # half float
+        (b"\xa1\x61a\x18\x01", BodyReason.NOT_CANONICAL),  # long spelling of 1
+        (b"\xa2\x61a\x01\x61a\x02", BodyReason.NOT_CANONICAL),  # key twice
+        (b"\xa2\x61b\x01\x61a\x02", BodyReason.NOT_CANONICAL),  # key order
+        (b"\xbf\x61a\x01\xff", BodyReason.NOT_CANONICAL),  # indefinite length
+        (b"\xa1\x61a\xc2\x41\x01", BodyReason.NOT_CANONICAL),  # bignum
+        (b"\xa1\x01\x01", BodyReason.NOT_CANONICAL),  # integer key
+        (b"\xa1\x61a\x61\xff", BodyReason.INVALID_UTF8),
+        (b"\xa1\x61a\x63\xed\xa0\x80", BodyReason.INVALID_UTF8),  # a surrogate
+        (b"\xa1\x61\xff\x01", BodyReason.INVALID_UTF8),
+        (b"", BodyReason.UNDECODABLE),
+        (b"\xa1\x61a", BodyReason.UNDECODABLE),
+        (b"\xa0\xa0", BodyReason.UNDECODABLE),
+        (b"\xa1\x61a\x7b" + b"\xff" * 8, BodyReason.UNDECODABLE),
+        (b"\x01", BodyReason.NOT_A_MAP),
+        (b"\xfb\x3f\xf8" + bytes(6), BodyReason.NOT_A_MAP),
+        (b"\x80", BodyReason.NOT_A_MAP),
+        (b"\x41\x00", BodyReason.NOT_A_MAP),
+        (b"\xd8\x2a\x58\x25\x00" + CID.cid_bytes, BodyReason.NOT_A_MAP),  # as JSON it would look like a map
+    ],
+)
+def test_what_has_no_json_is_kept_as_it_is(block: bytes, reason: BodyReason) -> None:
+    body = record_body(block)
+    assert (body.json, body.raw, body.reason) == (None, block, reason)
+
+
+@pytest.mark.parametrize("opening", [b"\x81", b"\xa1\x61a"], ids=["lists", "maps"])
+@pytest.mark.parametrize("end", [b"\x01", b"\xfb\x3f\xf8" + bytes(6)], ids=["int", "float"])
+def test_depth_is_limited(opening: bytes, end: bytes) -> None:
+    """G9: depth bombs end as a typed reason, at exactly the same depth however they are decoded."""
+    for inner in (MAX_DEPTH - 1, MAX_DEPTH, 900, 5000, 2_000_000 // len(opening)):
+        body = record_body(b"\xa1\x61a" + opening * inner + end)
+        too_deep = inner + 1 > MAX_DEPTH
+        assert (body.reason is BodyReason.TOO_DEEP) == too_deep
+        assert (body.json is None) == too_deep
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[1.5]",
+        b'{"a":{"$link":5}}',
+        b'{"a":{"$link":"b!"}}',
+        b'{"a":{"$bytes":"*"}}',
+        b'{"a":1e999}',
+        b'{"a":' + b"9" * 40 + b"}",
+        b"[" * 5000,
+    ],
+)
+def test_json_that_is_no_record_is_a_value_error(text: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (the libraries' sentences differ)
+        body_cid(text, None)
