@@ -76,7 +76,7 @@ def check_url(url: str, *, allow_private: bool) -> None:
         raise HostRefused(f"no host in {url[:200]!r}")
     if parts.username is not None or parts.password is not None:
         raise HostRefused(f"user information in the URL of {parts.hostname}")
-    if port is not None and not _port_allowed(port):
+    if port is not None and not allow_private and not _port_allowed(port):
         raise HostRefused(f"port {port} of {parts.hostname}")
 
 

@@ -106,6 +106,10 @@ class Resolver:
                     total_seconds=self._settings.fetch_connect_seconds,
                 )
         except HostRefused as err:
+            if did.startswith("did:plc:"):  # our own setting is wrong, which says nothing about the DID
+                raise IdentityUnreachable(
+                    f"SLUICE_PLC is refused: {err}; SLUICE_ALLOW_PRIVATE_HOSTS=true permits own networks"
+                ) from err
             raise IdentityNotFound(f"{did}: {err}") from err
         except Unreachable as err:
             raise IdentityUnreachable(f"{did}: {err}") from err

@@ -134,7 +134,11 @@ def test_a_did_web_at_a_private_host_is_refused(database: str) -> None:
                 await one.resolve("did:web:localhost%3A8080")
             with pytest.raises(IdentityNotFound, match="private"):
                 await one.resolve("did:web:127.0.0.1%3A8080")
+            wrong = Resolver(Settings(database=database, plc="http://127.0.0.1:2582"), session)
+            with pytest.raises(IdentityUnreachable, match="SLUICE_PLC"):
+                await wrong.resolve(DID)
             await one.close()
+            await wrong.close()
 
     run(database, body)
 
