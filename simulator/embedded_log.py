@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -191,6 +192,7 @@ class EmbeddedLog:
         while self._process.running and time.monotonic() < deadline:
             try:
                 if client.list_topics(timeout=1).brokers:
+                    _wake_coordinator(client)
                     return
             except KafkaException:
                 continue  # not up yet; list_topics itself waited
@@ -204,6 +206,13 @@ class EmbeddedLog:
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         said = [line for line in lines if " ERROR " in line or " FATAL " in line]
         return said[-1] if said else (self._process.last_words() if self._process else "no output")
+
+
+def _wake_coordinator(client: AdminClient) -> None:
+    """Has the broker make its offsets topic now: the first consumer group of its life would wait 3 s for it."""
+    for described in client.describe_consumer_groups(["nobody"], request_timeout=5).values():
+        with suppress(KafkaException):  # that the topic is still being made is its answer
+            described.result()
 
 
 def _spell(listeners: dict[str, int]) -> str:

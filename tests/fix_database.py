@@ -44,7 +44,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with EmbeddedDatabase(tmp_path_factory.mktemp("postgres")) as server:
             yield server.url
         return
-    from testcontainers.postgres import PostgresContainer
+    from testcontainers.community.postgres import PostgresContainer
 
     with PostgresContainer("postgres:18", driver=None) as server:
         yield server.get_connection_url()

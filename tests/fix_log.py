@@ -69,7 +69,7 @@ def log(request: pytest.FixtureRequest) -> Iterator[str]:
     if not containers_wanted():
         yield request.getfixturevalue("log_server").bootstrap
         return
-    from testcontainers.kafka import RedpandaContainer
+    from testcontainers.community.kafka import RedpandaContainer
 
     with RedpandaContainer() as server:
         yield server.get_bootstrap_server()

@@ -151,6 +151,8 @@ class Proxy:
                 self._loop.create_task(self._pump(back, writer, "received")),
             ]
             await asyncio.gather(*pumps)
+            writer.close()  # both have said all: what is buffered still goes out
+            upstream.close()
         except OSError:
             pass  # either side went away, or the server is down: the client sees a reset
         finally:
@@ -164,8 +166,9 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: Literal["sent", "received"]
     ) -> None:
         while True:
-            limit = self._bytes_per_second
-            chunk = await reader.read(CHUNK_BYTES if limit is None else max(1, min(CHUNK_BYTES, int(limit / 10))))
+            size = CHUNK_BYTES if self._bytes_per_second is None else int(self._bytes_per_second / 10)
+            chunk = await reader.read(max(1, min(CHUNK_BYTES, size)))
+            limit = self._bytes_per_second  # read now: the wait for the chunk may have been long
             if self._delay_seconds:
                 self.counts.delayed += 1
                 await asyncio.sleep(self._delay_seconds)
@@ -179,14 +182,16 @@ class Proxy:
                 with suppress(OSError):
                     writer.write_eof()
                 return
+            setattr(self.counts, counter, getattr(self.counts, counter) + len(chunk))
             writer.write(chunk)
             await writer.drain()
-            setattr(self.counts, counter, getattr(self.counts, counter) + len(chunk))
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     raw = writer.get_extra_info("socket")
-    if raw is not None and raw.fileno() >= 0 and not writer.is_closing():
+    if writer.is_closing():
+        return
+    if raw is not None and raw.fileno() >= 0:
         # linger 0: close sends RST, as a crashed peer or a firewall would
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     writer.transport.abort()

@@ -1,0 +1,251 @@
+"""The embedded log: starts, keeps, survives kill -9, retains, balances, and says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from fix_log import LogScope, admin_client, create_topic
+from fix_proxy import Proxy
+
+from simulator.embedded_log import EmbeddedLog, LogUnavailable
+
+MIB = 1024 * 1024
+WAIT_SECONDS = 30
+
+
+def poll_until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
+    """Produces in order and returns once every one is acknowledged."""
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "message.max.bytes": 16 * MIB})
+    failures: list[object] = []
+    for value in values:
+        producer.produce(topic, value, on_delivery=lambda err, _: err and failures.append(err))
+    assert producer.flush(WAIT_SECONDS) == 0
+    assert failures == []
+
+
+def group_consumer(bootstrap: str, group: str, **settings: str | int) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": group,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "fetch.message.max.bytes": 16 * MIB,
+            "fetch.max.bytes": 64 * MIB,
+            **{key.replace("_", "."): value for key, value in settings.items()},
+        }
+    )
+
+
+def consume(consumer: Consumer, count: int) -> list[Message]:
+    got: list[Message] = []
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(got) < count:
+        assert time.monotonic() < deadline, f"{len(got)} of {count} messages came"
+        got.extend(message for message in consumer.consume(count - len(got), 0.2) if message.error() is None)
+    return got
+
+
+def read_all(bootstrap: str, topic: str, count: int) -> list[bytes | None]:
+    consumer = group_consumer(bootstrap, f"reader-{secrets.token_hex(4)}")
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    try:
+        return [message.value() for message in consume(consumer, count)]
+    finally:
+        consumer.close()
+
+
+def start_offset(admin: AdminClient, topic: str) -> int:
+    asked = admin.list_offsets({TopicPartition(topic, 0): OffsetSpec.earliest()})
+    return int(next(iter(asked.values())).result(WAIT_SECONDS).offset)
+
+
+def test_round_trip_of_a_15_mib_message(log_scope: LogScope) -> None:
+    topic = log_scope.create("big", max_message_bytes=16 * MIB)
+    values = [b"small", secrets.token_bytes(15 * MIB), b"after"]
+    produce(log_scope.bootstrap, topic, values)
+    assert read_all(log_scope.bootstrap, topic, 3) == values
+
+
+def test_acknowledged_messages_and_address_survive_kill_9(private_log: EmbeddedLog) -> None:
+    """G1: what the log acknowledged is there after SIGKILL, at the same address."""
+    address = private_log.bootstrap
+    create_topic(admin_client(address), "kept")
+    values = [str(number).encode() for number in range(1000)]
+    produce(address, "kept", values)
+    killed = private_log.pid
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    poll_until(lambda: not private_log.running)
+    assert private_log.start() == address
+    assert private_log.pid != killed
+    assert read_all(address, "kept", 1000) == values
+
+
+def test_committed_group_offsets_survive_a_clean_restart(private_log: EmbeddedLog) -> None:
+    address = private_log.bootstrap
+    create_topic(admin_client(address), "kept")
+    produce(address, "kept", [b"0", b"1", b"2", b"3"])
+    consumer = group_consumer(address, "readers")
+    consumer.subscribe(["kept"])
+    second = consume(consumer, 2)[1]
+    consumer.commit(second, asynchronous=False)
+    consumer.close()
+    private_log.stop()
+    assert not private_log.running
+    assert private_log.start() == address
+    consumer = group_consumer(address, "readers")
+    consumer.subscribe(["kept"])
+    assert [message.value() for message in consume(consumer, 2)] == [b"2", b"3"]
+    consumer.close()
+
+
+def test_old_messages_go_by_the_topics_retention(log_scope: LogScope) -> None:
+    topic = log_scope.create("short", segment_ms=100, retention_ms=500, file_delete_delay_ms=100)
+    produce(log_scope.bootstrap, topic, [b"old"] * 10)
+    assert start_offset(log_scope.admin, topic) == 0
+
+    def old_are_gone() -> bool:
+        # segments close when something is written to them after their time
+        produce(log_scope.bootstrap, topic, [b"new"])
+        return start_offset(log_scope.admin, topic) >= 10
+
+    poll_until(old_are_gone)
+
+
+MEMBER = """
+import sys
+from confluent_kafka import Consumer
+consumer = Consumer({"bootstrap.servers": sys.argv[1], "group.id": sys.argv[2], "session.timeout.ms": 3000,
+                     "heartbeat.interval.ms": 500, "auto.offset.reset": "earliest"})
+consumer.subscribe([sys.argv[3]], on_assign=lambda _, parts: print(len(parts), flush=True))
+while True:
+    consumer.poll(0.1)
+"""
+
+
+def test_a_killed_member_loses_its_partitions_within_the_session_timeout(log_scope: LogScope) -> None:
+    topic, group = log_scope.create("shared", partitions=4), log_scope.name("group")
+    victim = subprocess.Popen(
+        [sys.executable, "-c", MEMBER, log_scope.bootstrap, group, topic], stdout=subprocess.PIPE, text=True
+    )
+    assert victim.stdout is not None
+    try:
+        assert victim.stdout.readline().strip() == "4"
+        heir = group_consumer(log_scope.bootstrap, group, session_timeout_ms=3000, heartbeat_interval_ms=500)
+        heir.subscribe([topic])
+
+        def heir_has(count: int) -> bool:
+            heir.poll(0.05)
+            return len(heir.assignment()) == count
+
+        poll_until(lambda: heir_has(2))
+        victim.kill()
+        killed = time.monotonic()
+        poll_until(lambda: heir_has(4))
+        assert time.monotonic() - killed < 3 + 3
+        heir.close()
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+def test_clients_of_a_proxied_log_stay_behind_the_proxy(log_scope: LogScope, log_proxy: Proxy) -> None:
+    topic = log_scope.create("proxied")
+    produce(log_proxy.address, topic, [b"through"])
+    assert log_proxy.counts.sent > 0
+    log_proxy.refuse()
+    producer = Producer({"bootstrap.servers": log_proxy.address, "message.timeout.ms": 1000, "log_level": 0})
+    failures: list[object] = []
+    producer.produce(topic, b"lost", on_delivery=lambda err, _: failures.append(err))
+    producer.flush(WAIT_SECONDS)
+    assert len(failures) == 1
+    assert failures[0] is not None  # never `==`: comparing a KafkaError with None is a SystemError
+    log_proxy.restore()
+    produce(log_proxy.address, topic, [b"again"])
+    assert read_all(log_scope.bootstrap, topic, 2) == [b"through", b"again"]
+
+
+def test_an_occupied_port_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        port = squatter.getsockname()[1]
+        with pytest.raises(LogUnavailable) as refusal:
+            EmbeddedLog(tmp_path / "log", port=port).start()
+    assert f"port {port} on 127.0.0.1 is occupied" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def fake_java(folder: Path, version: str) -> None:
+    java = folder / "java"
+    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2018-10-16' >&2\n")
+    java.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("java", "reason"),
+    [
+        (None, "there is no `java` on the PATH"),
+        ("11.0.1", "is Java 11, and the log needs 17 or newer"),
+        ("1.8.0_292", "is Java 8, and"),
+        ("21.0.2", "there is no `mvn` on the PATH"),
+    ],
+)
+def test_what_is_missing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, java: str | None, reason: str
+) -> None:
+    """No Java, an old one, no Maven: the line names the reason and the ways to get a log."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    if java is not None:
+        fake_java(tools, java)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(LogUnavailable) as refusal:
+        EmbeddedLog(tmp_path / "log", jars=tmp_path / "jars").start()
+    said = str(refusal.value)
+    assert reason in said
+    assert "\n" not in said
+    assert all(way in said for way in ("Java 17+", "Maven", "--bootstrap", "docker compose -f redpanda.yml up"))
+
+
+def test_a_failed_fetch_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    fake_java(tools, "17.0.1")
+    maven = tools / "mvn"
+    maven.write_text("#!/bin/sh\necho '[ERROR] Could not transfer artifact: Connection refused'\nexit 1\n")
+    maven.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(LogUnavailable, match=r"Maven could not fetch Apache Kafka .*Connection refused"):
+        EmbeddedLog(tmp_path / "log", jars=tmp_path / "cache" / "jars").start()
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [".jars.lock"]
+
+
+def test_a_data_folder_in_use_is_one_line(
+    private_log: EmbeddedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.embedded_log.BUSY_SECONDS", 0.2)
+    with pytest.raises(LogUnavailable, match="is in use by another process"):
+        EmbeddedLog(tmp_path / "log").start()
+    assert private_log.running

@@ -1,0 +1,176 @@
+"""The guard: a server dies with its owner, its folder is its own, its port is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from simulator.guarded_process import (
+    PORT_RANGE,
+    DataFolderBusy,
+    GuardedProcess,
+    free_port,
+    lock_folder,
+    remembered_ports,
+)
+
+# the owner: starts the server named in argv, tells its pid, waits to be killed
+OWNER = """
+import sys, pathlib, threading
+from simulator.embedded_log import EmbeddedLog
+from simulator.embedded_database import EmbeddedDatabase
+server = {"log": EmbeddedLog, "database": EmbeddedDatabase}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+starter = threading.Thread(target=server.start)  # a thread that ends must not take the server along
+starter.start()
+starter.join()
+print(server.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def poll_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]]:
+    """Starts an owner of a server; returns it with every process below it: guard, server, the server's children."""
+    owners: list[subprocess.Popen[str]] = []
+
+    def start(kind: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+        owner = subprocess.Popen(
+            [sys.executable, "-c", OWNER, kind, str(tmp_path / kind)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        owners.append(owner)
+        assert owner.stdout is not None
+        server = int(owner.stdout.readline())
+        family = psutil.Process(owner.pid).children(recursive=True)
+        assert server in [process.pid for process in family]
+        assert len(family) >= 2
+        return owner, family
+
+    yield start
+    for owner in owners:
+        owner.kill()
+        owner.wait()
+
+
+@pytest.mark.parametrize("kind", ["log", "database"])
+def test_nothing_is_left_when_the_owner_is_killed(
+    kind: str, owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]
+) -> None:
+    owner, family = owned(kind)
+    assert all(alive(process) for process in family)
+    owner.kill()
+    owner.wait()
+    poll_until(lambda: not any(alive(process) for process in family))
+
+
+@pytest.mark.parametrize("kind", ["log", "database"])
+def test_nothing_is_left_when_the_guard_is_killed(
+    kind: str, owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]
+) -> None:
+    owner, family = owned(kind)
+    guard = psutil.Process(owner.pid).children()[0]
+    guard.kill()
+    poll_until(lambda: not any(alive(process) for process in family))
+    assert owner.poll() is None
+
+
+def test_nothing_is_left_when_the_owner_simply_ends(
+    owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]],
+) -> None:
+    owner, family = owned("database")
+    assert owner.stdin is not None
+    owner.stdin.close()
+    assert owner.wait(10) == 0
+    poll_until(lambda: not any(alive(process) for process in family))
+
+
+def test_a_ctrl_c_in_the_terminal_does_not_reach_the_server(
+    owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]],
+) -> None:
+    owner, family = owned("database")
+    assert all(os.getpgid(process.pid) != os.getpgid(owner.pid) for process in family)
+    assert all(os.getsid(process.pid) != os.getsid(owner.pid) for process in family)
+
+
+def spawn(folder: Path, script: str, **options: float) -> GuardedProcess:
+    return GuardedProcess.spawn(
+        [sys.executable, "-u", "-c", script],
+        log_path=folder / "server.log",
+        lock=lock_folder(folder, 5),
+        cwd=folder,
+        env=dict(os.environ),
+        **options,
+    )
+
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(600)"
+
+
+def test_a_server_that_ignores_the_stop_is_killed(tmp_path: Path) -> None:
+    server = spawn(tmp_path, STUBBORN, stop_seconds=0.3)
+    poll_until(lambda: "ready" in (tmp_path / "server.log").read_text())
+    began = time.monotonic()
+    server.stop()
+    assert not server.running
+    assert not psutil.pid_exists(server.pid)
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+def test_a_folder_has_one_server_and_the_next_waits_for_its_end(tmp_path: Path) -> None:
+    server = spawn(tmp_path, "import time; time.sleep(600)")
+    with pytest.raises(DataFolderBusy):
+        lock_folder(tmp_path, 0.1)
+    server.kill()
+    os.close(lock_folder(tmp_path, 5))
+
+
+def test_a_program_that_does_not_exist_leaves_its_reason(tmp_path: Path) -> None:
+    server = GuardedProcess.spawn(
+        ["/nonexistent/server"], log_path=tmp_path / "log", lock=lock_folder(tmp_path, 5), cwd=tmp_path, env={}
+    )
+    assert server.wait(5)
+    assert "cannot start /nonexistent/server" in server.last_words()
+
+
+def test_the_servers_end_is_noticed(tmp_path: Path) -> None:
+    server = spawn(tmp_path, "import time; time.sleep(600)")
+    os.kill(server.pid, signal.SIGKILL)
+    assert server.wait(5)
+    assert not server.running
+    server.stop()  # and stopping it afterwards is harmless
+
+
+def test_ports_are_kept_unless_somebody_took_them(tmp_path: Path) -> None:
+    first = remembered_ports(tmp_path, ["a", "b"], {})
+    assert remembered_ports(tmp_path, ["a", "b"], {}) == first
+    assert all(PORT_RANGE[0] <= port < PORT_RANGE[1] for port in first.values())
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", first["a"]))
+        squatter.listen()
+        second = remembered_ports(tmp_path, ["a", "b"], {})
+    assert second["a"] != first["a"]
+    assert second["b"] == first["b"]
+    wanted = free_port()
+    assert remembered_ports(tmp_path, ["a", "b"], {"a": wanted}) == {"a": wanted, "b": first["b"]}
