@@ -1,8 +1,8 @@
 """The rows of `sluice.repo` as work: discovered, queued, claimed, given back, reaped.
 
 Each method is one short transaction on a connection of its own `RepoStore`; all times are the database's. Rows are locked
-in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and fold after, because a
-held event that the index committed while we waited for the lock must be seen by the fold.
+in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and the rest after, because a
+held event that the index committed while we waited for the lock must not outlive the phase.
 """
 
 from collections.abc import Sequence
@@ -196,7 +196,7 @@ class RepoStore:
             dids = [row[0] for row in db.execute(SQL[lock], values)]
             if not dids:
                 return {}
-            db.execute(SQL["fold_held"], {"dids": dids})
+            db.execute(SQL["drop_held"], {"dids": dids})
             reopen = {
                 "dids": dids,
                 "delays": [delay_seconds] * len(dids),

@@ -86,6 +86,18 @@ class Settings(BaseSettings):
     inflight_bytes: int = Field(
         128 * 1024**2, ge=1024**2, description="fetched and not yet produced, in memory, per worker"
     )
+    spool_max_bytes: int = Field(
+        8 * 1024**3, ge=0, description="CARs spooled to disk at once, per worker; above it repos wait"
+    )
+    rate_limit_pause_seconds: float = Field(
+        60.0, gt=0, description="pause of a host that answers 429 and does not say how long"
+    )
+    stale_seconds: float = Field(
+        600.0, gt=0, description="snapshots older than what was heard: for this long the PDS may be catching up"
+    )
+    drain_seconds: float = Field(
+        10.0, ge=0, description="on SIGTERM, time for downloads that are nearly done; the others are given back"
+    )
     lease_seconds: float = Field(
         60.0, gt=1, description="a claim's lease, renewed while its worker lives and its download moves"
     )
@@ -109,6 +121,10 @@ class Settings(BaseSettings):
     # control
     queue_batch: int = Field(2000, ge=1, description="repos that control queues in one step")
     control_interval_seconds: float = Field(1.0, gt=0, description="how often control looks for due and expired work")
+    requeue_after_seconds: float = Field(
+        30.0, gt=0, description="a queued repo whose message does not exist is queued again after this long"
+    )
+    schema_registry: str = Field("", description="schema registry URL where the topics' JSON Schemas are registered")
     partitions: int = Field(32, ge=1, description="partitions of every per-repo topic; immutable (`sluice up`: 8)")
     replication: int = Field(3, ge=1, description="replicas of every topic (`sluice up`: 1)")
 

@@ -86,7 +86,7 @@ with wanted as (
 )
 update sluice.repo r
 set phase = 'backfill', attempt = r.attempt + 1, lease_until = now() + make_interval(secs => %(lease)s),
-    worker = %(worker)s, produced_partition = null, produced_offset = null, held = 0,
+    worker = %(worker)s, produced_partition = null, produced_offset = null, held = 0, held_rev = '',
     started_at = now(), completed_at = null, phase_since = now()
 from wanted w where r.did = w.did
 returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host, r.reason, r.account_time, r.account_seq, r.retry_count
@@ -140,14 +140,9 @@ where r.phase = 'backfill' and (
 )
 order by r.did limit %(limit)s for update
 
--- name: fold_held
--- Leaving backfill without an accepted outcome: what was held has only been heard.
-with gone as (
-    delete from sluice.held_event where did = any(%(dids)s::text[]) returning did, rev
-), highest as (
-    select did, max(rev) as rev from gone group by did
-)
-update sluice.repo r set heard_rev = greatest(r.heard_rev, h.rev) from highest h where r.did = h.did
+-- name: drop_held
+-- A statement of its own: what the index committed while we waited for the repo's lock must be seen.
+delete from sluice.held_event where did = any(%(dids)s::text[])
 
 -- name: reopen
 -- From backfill back to pending, or to failed after the last attempt. Rows are locked already.
@@ -156,7 +151,8 @@ set phase = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then
     retry_count = r.retry_count + case when %(counted)s then 1 else 0 end,
     next_retry_at = now() + make_interval(secs => d.delay),
     last_error = coalesce(%(error)s, r.last_error), queued_at = null, lease_until = null, worker = null,
-    produced_partition = null, produced_offset = null, held = 0, phase_since = now(),
+    produced_partition = null, produced_offset = null, phase_since = now(),
+    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', -- what was held has only been heard
     completed_at = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then now() end
 from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
 where r.did = d.did

@@ -26,6 +26,7 @@ create table sluice.repo (
     data              text,                              -- MST root at rev
     first_attempt     integer,                           -- attempt that wrote this repo's first rows
     held              integer not null default 0,        -- held events that wait for this backfill
+    held_rev          text collate "C" not null default '', -- highest rev among them
     desyncs           integer not null default 0,        -- survives success: a chain that never fits pays back-off
     desynced_at       timestamptz,
     retry_count       integer not null default 0,
@@ -104,6 +105,8 @@ create table sluice.host (
     listed_at      timestamptz,
     tokens         double precision,                     -- rate budget, shared by all workers, leased in chunks
     tokens_at      timestamptz,
+    leased         integer,                              -- tokens of the newest lease
+    request_limit  integer,                              -- what the host's own headers allow in our window, if less
     paused_until   timestamptz,
     pause_reason   text,
     requests       bigint not null default 0,

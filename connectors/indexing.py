@@ -1,0 +1,242 @@
+"""The index's ends: a group source that reads from where the tables stand, and the transaction that moves them on.
+
+The source's positions come from `sluice.stream_offset`, not from the group: the group's offsets only follow, after the
+commit, for lag tools. One `Batch` is one poll; the flow decodes it, puts it through the gate and commits it before the next.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import psycopg
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from confluent_kafka import Message
+from psycopg import errors
+from typing_extensions import override
+
+from connectors import metrics
+from connectors.checkpointed import CheckpointedPartition
+from connectors.log import GroupConsumer, LogProducer, Out, Part, dead_letter, watermarks
+from connectors.process import STOP, Health
+from connectors.tables import Tables, Unit
+from schemas import wire
+from schemas.settings import Settings
+from steps.gate import Repo, Rules
+from steps.settle import Placed, settle
+
+TOPICS = ("firehose_backfill", "firehose_live", "label_live")
+RETRIES = 8  # of a transaction that a deadlock or a lost connection undid; then the process ends and is restarted
+
+log = logging.getLogger("index")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Messages of one poll, in the order of each partition, and the offsets they span: part → (first, next)."""
+
+    messages: list[Message]
+    spans: dict[Part, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Decoded:
+    """The same batch as events: queues per repo, labels, and what could not be decoded."""
+
+    batch: Batch
+    queues: dict[str, list[Placed]] = field(default_factory=lambda: defaultdict(list))
+    labels: list[wire.LabelEvent] = field(default_factory=list)
+    letters: list[Out] = field(default_factory=list)
+    newest_time: str = ""
+
+
+class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
+    """Reads backfill, live and labels of the partitions that the group gives us."""
+
+    def __init__(self, settings: Settings, health: Health, tables: Tables) -> None:
+        super().__init__(health)
+        self._settings = settings
+        self._tables = tables
+        self._next: dict[Part, int] = {}
+        self._consumer = GroupConsumer(settings, "index", TOPICS, starts=self._starts, lost=self._lost)
+        health.report("idle")
+
+    def _starts(self, parts: list[Part]) -> dict[Part, int]:
+        marks: dict[Part, tuple[int, int]] = {}
+        for topic in {topic for topic, _ in parts}:
+            own = watermarks(self._settings, topic.removeprefix(self._settings.topic_prefix))
+            marks |= {(topic, part): own[part] for name, part in parts if name == topic}
+        starts = self._tables.starts(marks) if marks else {}
+        log.info("assigned", extra={"partitions": len(parts)})
+        self._next |= starts
+        return starts
+
+    def _lost(self, parts: list[Part]) -> None:
+        for part in parts:
+            self._next.pop(part, None)
+
+    @override
+    def poll(self) -> list[Batch]:
+        if self._draining:
+            return []
+        messages = self._consumer.poll(self._settings.index_batch_messages)
+        spans: dict[Part, tuple[int, int]] = {}
+        for message in messages:
+            part = (message.topic() or "", message.partition() or 0)
+            begin, _ = spans.get(part, (self._next.get(part, message.offset()), 0))
+            spans[part] = (begin or 0, (message.offset() or 0) + 1)
+        self._next |= {part: end for part, (_, end) in spans.items()}
+        self.health.report("working" if messages else "idle")
+        return [Batch(messages, spans)] if messages else []
+
+    @override
+    def position(self) -> dict[Part, int] | None:
+        return dict(self._next) or None
+
+    @override
+    def commit(self, position: dict[Part, int]) -> None:
+        self._consumer.commit(position)
+
+    @override
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def decode(batch: Batch, prefix: str = "") -> Decoded:
+    """Messages → events by repo. What does not decode becomes a dead letter and is settled."""
+    decoded = Decoded(batch)
+    for message in batch.messages:
+        topic, value = (message.topic() or "").removeprefix(prefix), message.value() or b""
+        try:
+            if topic == "label_live":
+                decoded.labels.append(wire.decode_label(value))
+                continue
+            event: Any = wire.decode_live(value) if topic == "firehose_live" else wire.decode_backfill(value)
+            decoded.queues[event.did].append(Placed(message.offset() or 0, event))
+            if topic == "firehose_live":
+                decoded.newest_time = max(decoded.newest_time, event.time)
+        except msgspec.MsgspecError as err:
+            at = (message.partition() or 0, message.offset() or 0)
+            decoded.letters.append(dead_letter(topic, "undecodable", str(err), value, at=at))
+    return decoded
+
+
+class Gate:
+    """The gate's transaction: locks, settles, writes. `hold` keeps it open for the sink, which commits it."""
+
+    def __init__(self, tables: Tables, rules: Rules) -> None:
+        self._tables = tables
+        self._rules = rules
+
+    def settle(self, unit: Unit, queues: Mapping[str, list[Placed]]) -> None:
+        """Put the events of all repos through the gate, round by round, and save the repos."""
+        repos = unit.lock(queues)
+        settling = settle(repos, queues, self._rules)
+        try:
+            work = next(settling)
+            while True:
+                unit.write(work)
+                for reason, count in work.dropped.items():
+                    metrics.DROPPED.labels("index", reason).inc(count)
+                for did, (released, of) in work.released.items():
+                    metrics.RELEASED.inc(released)
+                    log.info(f"released {released}/{of}", extra={"did": did})
+                work = settling.send(unit.facts(work.awaiting))
+        except StopIteration as end:
+            after: dict[str, Repo] = end.value
+            unit.save(repos, after)
+
+
+class IndexSink(DynamicSink[Decoded]):
+    """Writes decoded batches: one transaction each, retried when the database undid it."""
+
+    def __init__(self, settings: Settings, tables: Tables, rules: Rules) -> None:
+        self._settings = settings
+        self._tables = tables
+        self._rules = rules
+
+    @override
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "IndexWriter":
+        return IndexWriter(self._settings, self._tables, Gate(self._tables, self._rules), LogProducer(self._settings))
+
+
+class IndexWriter(StatelessSinkPartition[Decoded]):
+    """One transaction a batch; a poisonous message is found by halving and becomes a dead letter."""
+
+    def __init__(self, settings: Settings, tables: Tables, gate: Gate, producer: LogProducer) -> None:
+        self._prefix = settings.topic_prefix
+        self._tables = tables
+        self._gate = gate
+        self._producer = producer
+
+    @override
+    def write_batch(self, items: list[Decoded]) -> None:
+        for decoded in items:
+            self.write(decoded)
+
+    def write(self, decoded: Decoded) -> None:
+        """Settle a batch, whatever is in it. Raises PartitionLost, and psycopg.Error when retries did not help."""
+        if decoded.letters:
+            self._producer.send(decoded.letters)
+        try:
+            self._with_retries(lambda: self._transaction(decoded))
+        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as err:
+            self._halve(decoded, err)
+        self._report(decoded)
+
+    def _transaction(self, decoded: Decoded) -> None:
+        with metrics.INDEX_SECONDS.time(), self._tables.transaction() as unit:
+            if decoded.queues:
+                self._gate.settle(unit, decoded.queues)
+            unit.labels(decoded.labels)
+            unit.move(decoded.batch.spans)
+
+    def _with_retries(self, work: Callable[[], None]) -> None:
+        for attempt in range(RETRIES):
+            try:
+                return work()
+            except (errors.DeadlockDetected, errors.SerializationFailure, psycopg.OperationalError) as err:
+                if attempt == RETRIES - 1 or (STOP.is_set() and attempt > 0):
+                    raise
+                log.warning("transaction undone", extra={"error": str(err).strip(), "attempt": attempt + 1})
+                STOP.wait(min(5.0, 0.05 * 4**attempt))
+
+    def _halve(self, decoded: Decoded, error: psycopg.Error) -> None:
+        messages = decoded.batch.messages
+        if len(messages) == 1:
+            message = messages[0]
+            at = (message.partition() or 0, message.offset() or 0)
+            topic = (message.topic() or "").removeprefix(self._prefix)
+            metrics.RECORDS_FAILED.inc()
+            metrics.DEAD_LETTERS.labels("index", "refused_by_database").inc()
+            self._producer.send([dead_letter(topic, "refused_by_database", str(error), message.value() or b"", at=at)])
+            self._with_retries(lambda: self._transaction(Decoded(decoded.batch)))
+            return
+        middle = len(messages) // 2
+        begins = {part: begin for part, (begin, _) in decoded.batch.spans.items()}
+        for half in (messages[:middle], messages[middle:]):
+            spans: dict[Part, tuple[int, int]] = {}
+            for message in half:
+                part = (message.topic() or "", message.partition() or 0)
+                spans[part] = (begins[part] if part not in spans else spans[part][0], (message.offset() or 0) + 1)
+            begins |= {part: end for part, (_, end) in spans.items()}
+            again = decode(Batch(half, spans), self._prefix)
+            again.letters.clear()  # sent with the whole batch
+            self.write(again)
+
+    def _report(self, decoded: Decoded) -> None:
+        metrics.INDEX_EVENTS.labels("label").inc(len(decoded.labels))
+        metrics.INDEX_EVENTS.labels("repo").inc(len(decoded.batch.messages) - len(decoded.labels))
+        if decoded.newest_time:
+            metrics.INDEX_AGE.set(_age(decoded.newest_time))
+
+
+def _age(text: str) -> float:
+    try:
+        return time.time() - datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    except ValueError:
+        return 0.0

@@ -1,0 +1,263 @@
+"""The index transaction: repos locked and loaded, rounds of writes in bulk, offsets moved with them, one commit.
+
+`Tables.transaction()` gives a `Unit`; everything in it becomes visible at once or not at all. The offsets are conditional
+on where they stood: whoever lost a partition meanwhile gets `PartitionLost` and nothing of his is committed.
+"""
+
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from connectors import metrics
+from connectors.log import Part
+from schemas import wire
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.gate import Repo
+from steps.settle import Facts, Round, Row
+
+SQL = queries("index")
+COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text"]
+"""Binary COPY of a `Row`: json travels as its bytes (in binary form they are the same), raw as bytes."""
+
+SAVED = [
+    *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
+    *("account_time", "account_seq", "first_attempt", "held", "held_rev", "desyncs", "retry_count"),
+    *("handle", "host", "signing_key", "retry_in"),
+]
+"""Fields of the gate's `Repo` that are columns as they are."""
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+class PartitionLost(Exception):
+    """Another worker has moved this partition's offset: this process must not go on with it."""
+
+
+class PositionAheadOfLog(Exception):
+    """The stored position lies behind the end of the log: another log, or one that lost data. Never a silent reset."""
+
+
+class Tables:
+    """The index's connection to PostgreSQL. Connects on first use, and again after a lost connection."""
+
+    def __init__(self, settings: Settings, cluster: str) -> None:
+        self._settings = settings
+        self._scope = {"cluster": cluster, "group": settings.group("index")}
+        self._db: Connection | None = None
+
+    def connection(self) -> Connection:
+        """The connection. Raises psycopg.OperationalError when the database does not answer."""
+        if self._db is None or self._db.closed or self._db.broken:
+            db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice index")
+            db.execute(SQL["make_stage"])
+            self._db = db
+        return self._db
+
+    @contextmanager
+    def transaction(self) -> Iterator["Unit"]:
+        """One transaction of the index, READ COMMITTED."""
+        db = self.connection()
+        with db.transaction():
+            yield Unit(db, self._scope)
+
+    def starts(self, marks: Mapping[Part, tuple[int, int]]) -> dict[Part, int]:
+        """Where to read each partition, given (log start, log end). Raises PositionAheadOfLog."""
+        topics, parts = [part[0] for part in marks], [part[1] for part in marks]
+        values = {**self._scope, "topics": topics, "parts": parts}
+        with self.connection().transaction():
+            lows = [low for low, _ in marks.values()]
+            self.connection().execute(SQL["start_offsets"], {**values, "nexts": lows})
+            rows = self.connection().execute(SQL["offsets"], values).fetchall()
+            starts = {(topic, part): at for topic, part, at in rows}
+            lost: dict[Part, int] = {}
+            for part, at in starts.items():
+                low, high = marks[part]
+                if at > high:
+                    raise PositionAheadOfLog(
+                        f"{part[0]}/{part[1]}: the database has read up to {at}, but the log ends at {high}; this is another"
+                        " log or it lost data. Restore it, or start over with `sluice cursors reset` and a fresh database"
+                    )
+                if at < low:
+                    lost[part] = low
+            if lost:
+                gone = {"topics": [p[0] for p in lost], "parts": [p[1] for p in lost], "nexts": list(lost.values())}
+                self.connection().execute(SQL["lose_offsets"], {**self._scope, **gone})
+        return starts | lost
+
+
+@dataclass(slots=True)
+class Unit:
+    """The statements of one index transaction."""
+
+    db: Connection
+    scope: dict[str, str]
+    staged: bool = False  # rows of an earlier round stand in the stage
+
+    def lock(self, dids: Iterable[str]) -> dict[str, Repo]:
+        """Lock and load these repos in DID order; unknown ones get a row first."""
+        wanted = sorted(set(dids))
+        repos = self._load(wanted)
+        if missing := [did for did in wanted if did not in repos]:
+            self.db.execute(SQL["add_unknown"], {"dids": missing})
+            repos |= self._load(missing, known=False)
+        return repos
+
+    def _load(self, dids: list[str], *, known: bool = True) -> dict[str, Repo]:
+        rows = self.db.execute(SQL["lock"], {"dids": dids})
+        return {row[0]: _repo(row, known=known) for row in rows}
+
+    def write(self, work: Round) -> None:
+        """Perform the writes of a round, in its order."""
+        if work.held:
+            dids, offsets, held = zip(*work.held, strict=True)
+            values = {"dids": list(dids), "offsets": list(offsets), "revs": [event.rev for event in held]}
+            self.db.execute(SQL["hold"], {**values, "events": [wire.encode(event) for event in held]})
+        if work.drop_held:
+            self.db.execute(SQL["drop_held"], {"dids": sorted(work.drop_held)})
+        if work.drop_rows:
+            dids, befores = zip(*sorted(work.drop_rows, key=lambda drop: drop[0]), strict=True)
+            self.db.execute(SQL["drop_rows"], {"dids": list(dids), "befores": list(befores)})
+        self._write_rows(work)
+        if work.forget:
+            self.db.execute(SQL["forget_identity"], {"dids": sorted(work.forget)})
+
+    def facts(self, awaiting: Mapping[str, int]) -> dict[str, Facts]:
+        """Rows of the attempt and held events of each repo whose outcome comes next."""
+        if not awaiting:
+            return {}
+        values = {"dids": list(awaiting), "attempts": list(awaiting.values())}
+        counts: dict[str, int] = dict(self.db.execute(SQL["count_rows"], values).fetchall())
+        held: dict[str, list[Any]] = {}
+        for did, event in self.db.execute(SQL["held_events"], {"dids": list(awaiting)}):
+            held.setdefault(did, []).append(wire.decode_live(event))
+        return {did: Facts(counts.get(did, 0), held.get(did, ())) for did in awaiting}
+
+    def save(self, before: Mapping[str, Repo], after: Mapping[str, Repo]) -> None:
+        """Write the repos that changed."""
+        changed = [(before[did], repo) for did, repo in after.items() if repo != before[did]]
+        if not changed:
+            return
+        values: dict[str, Any] = {name: [_plain(getattr(repo, name)) for _, repo in changed] for name in SAVED}
+        values["commit_block"] = [_unbase64(repo.commit_block) for _, repo in changed]
+        values["moved"] = [old.phase != new.phase or new.retry_in is not None for old, new in changed]
+        values["desynced"] = [new.desync_age == 0.0 for _, new in changed]
+        self.db.execute(SQL["save"], values)
+        for old, new in changed:
+            if old.phase != new.phase:
+                metrics.TRANSITIONS.labels(new.phase, new.reason or "").inc()
+
+    def labels(self, labels: Iterable[wire.LabelEvent]) -> int:
+        """Upsert labels; the number of distinct ones. The newest (cts, seq) wins."""
+        newest: dict[tuple[str, str, str, str], wire.LabelEvent] = {}
+        for label in labels:
+            key = (label.src, label.uri, label.val, label.cid or "")
+            if key not in newest or (label.cts, label.seq) > (newest[key].cts, newest[key].seq):
+                newest[key] = label
+        keys = sorted(newest)
+        if not keys:
+            return 0
+        rows = [newest[key] for key in keys]
+        srcs, uris, vals, cids = (list(column) for column in zip(*keys, strict=True))
+        values = {"srcs": srcs, "uris": uris, "vals": vals, "cids": cids, "negs": [row.neg for row in rows]}
+        values |= {"ctss": [row.cts for row in rows], "exps": [row.exp for row in rows]}
+        values |= {"sigs": [row.sig for row in rows], "seqs": [row.seq for row in rows]}
+        self.db.execute(SQL["label"], values)
+        return len(rows)
+
+    def move(self, spans: Mapping[Part, tuple[int, int]]) -> None:
+        """Move offsets from where we began to where we are now. Raises PartitionLost."""
+        values: dict[str, Any] = {
+            **self.scope,
+            "topics": [part[0] for part in spans],
+            "parts": [part[1] for part in spans],
+        }
+        values |= {"froms": [begin for begin, _ in spans.values()], "nexts": [end for _, end in spans.values()]}
+        moved = self.db.execute(SQL["move_offsets"], values).rowcount
+        if moved != len(spans):
+            raise PartitionLost(f"{len(spans) - moved} of {len(spans)} partitions were moved by another worker")
+
+    def _write_rows(self, work: Round) -> None:
+        copied: list[Row] = []
+        upserted: list[Row] = []
+        deleted: list[tuple[str, str, str]] = []
+        for did, rows in work.rows.items():
+            target = copied if did in work.fresh else upserted
+            for (collection, rkey), row in rows.items():
+                if row is None:
+                    deleted.append((did, collection, rkey))
+                else:
+                    target.append(row)
+        if deleted:
+            dids, collections, rkeys = (list(column) for column in zip(*deleted, strict=True))
+            self.db.execute(SQL["delete_records"], {"dids": dids, "collections": collections, "rkeys": rkeys})
+        if copied and not self._copy(copied):
+            upserted += copied
+        if upserted:
+            if self.staged:
+                self.db.execute("truncate stage_record")
+            self._fill("copy_stage", upserted)
+            self.db.execute(SQL["upsert_stage"])
+            self.staged = True
+        for path, count in (("copy", len(copied)), ("upsert", len(upserted)), ("delete", len(deleted))):
+            metrics.RECORDS_WRITTEN.labels(path).inc(count)
+
+    def _copy(self, rows: Sequence[Row]) -> bool:
+        """COPY first rows straight into the table; False when one of them was there after all."""
+        try:
+            with self.db.transaction():
+                self._fill("copy_records", rows)
+        except errors.UniqueViolation:
+            metrics.COPY_FALLBACKS.inc()
+            return False
+        return True
+
+    def _fill(self, statement: str, rows: Sequence[Row]) -> None:
+        with self.db.cursor() as cursor, cursor.copy(SQL[statement]) as copy:
+            copy.set_types(COPY_TYPES)
+            for row in rows:
+                copy.write_row(row if row[7] is None else (*row[:7], _unbase64(row[7]), *row[8:]))
+
+
+def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
+    (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, *more) = row
+    (account_time, account_seq, first_attempt, held, held_rev, desyncs, desync_age, retry_count, *hints) = more
+    handle, host, signing_key = hints
+    return Repo(
+        did,
+        phase=phase,
+        reason=reason,
+        active=active,
+        status=status,
+        attempt=attempt,
+        rev=rev,
+        heard_rev=heard_rev,
+        from_snapshot=from_snapshot,
+        data=data,
+        commit=commit,
+        account_time=account_time,
+        account_seq=account_seq,
+        first_attempt=first_attempt,
+        held=held,
+        held_rev=held_rev,
+        desyncs=desyncs,
+        desync_age=desync_age,
+        retry_count=retry_count,
+        handle=handle,
+        host=host,
+        signing_key=signing_key,
+        known=known,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
+
+
+def _unbase64(text: str | None) -> bytes | None:
+    return None if text is None else b64decode(text + "=" * (-len(text) % 4))

@@ -1,0 +1,40 @@
+"""firehose_backfill, firehose_live, label_live → PostgreSQL: decode, gate, write (DESIGN §5.4).
+
+One poll is one batch is one transaction: the repos' rows are locked, every event is decided by the gate in log order, the
+rows, held events, repos, labels and the stream's offsets are written, and all of it is committed at once.
+"""
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import Source
+from bytewax.outputs import Sink
+
+from connectors.checkpointed import CheckpointedSource
+from connectors.indexing import Batch, Decoded, IndexPartition, IndexSink, decode
+from connectors.log import cluster_id
+from connectors.process import Health
+from connectors.tables import Tables
+from schemas.settings import Settings
+from steps.gate import Rules
+
+
+def build(log: Source[Batch], tables: Sink[Decoded], prefix: str = "") -> Dataflow:
+    """The picture: log → decode → gate and write, in one transaction."""
+    flow = Dataflow("index")
+    batches = op.input("log", flow, log)
+    events = op.map("decode", batches, lambda batch: decode(batch, prefix))
+    op.output("gate_and_write", events, tables)
+    return flow
+
+
+def flow(settings: Settings, health: Health) -> Dataflow:
+    """The flow with its real connectors."""
+    tables = Tables(settings, cluster_id(settings))
+    rules = Rules(
+        max_held=settings.held_events_per_repo,
+        max_attempts=settings.max_attempts,
+        retry_first_seconds=settings.retry_first_seconds,
+        retry_max_seconds=settings.retry_max_seconds,
+    )
+    source = CheckpointedSource(lambda: IndexPartition(settings, health, tables))
+    return build(source, IndexSink(settings, tables, rules), settings.topic_prefix)

@@ -1,0 +1,78 @@
+-- Queries of the control process and of `sluice status`.
+
+-- name: stored_offsets
+select topic, part, next from sluice.stream_offset where cluster = %s and group_id = %s
+
+-- name: lead
+-- Leadership of control is a session's advisory lock: it ends with the connection, whatever happens to the process.
+select pg_try_advisory_lock(%s)
+
+-- name: repos_estimated
+select greatest(c.reltuples, s.n_live_tup, 0)::bigint as count
+from pg_class c left join pg_stat_user_tables s on s.relid = c.oid
+where c.oid = 'sluice.repo'::regclass
+
+-- name: repos_moving
+-- Every phase but `sync`, from its partial index, so that it stays cheap with tens of millions of repos.
+select 'pending' as phase, count(*) from sluice.repo where phase = 'pending' and queued_at is null
+union all select 'pending', count(*) from sluice.repo where phase = 'pending' and queued_at is not null
+union all select 'backfill', count(*) from sluice.repo where phase = 'backfill'
+union all select 'unavailable', count(*) from sluice.repo where phase = 'unavailable'
+union all select 'failed', count(*) from sluice.repo where phase = 'failed'
+
+-- name: rows_estimated
+select c.relname, greatest(c.reltuples, s.n_live_tup, 0)::bigint as rows
+from pg_class c left join pg_stat_user_tables s on s.relid = c.oid
+where c.oid in ('sluice.record'::regclass, 'sluice.label'::regclass, 'sluice.held_event'::regclass)
+
+-- name: count_records
+select count(*) from sluice.record
+
+-- name: count_labels
+select count(*) from sluice.label
+
+-- name: repos_by_phase
+select phase, count(*) from sluice.repo group by phase
+
+-- name: failing_hosts
+select host, consecutive_failures, failures, requests, last_error, pause_reason,
+       case when paused_until > now() then extract(epoch from paused_until - now())::int end as paused_seconds
+from sluice.host
+where consecutive_failures > 0 or paused_until > now()
+order by consecutive_failures desc, host
+limit %s
+
+-- name: failed_repos
+select last_error, count(*) from sluice.repo where phase = 'failed' group by last_error order by count(*) desc limit 10
+
+-- name: cursors
+select flow, upstream, position, detail, updated_at, extract(epoch from now() - updated_at)::float8 as age_seconds
+from sluice.cursor order by flow, upstream
+
+-- name: dead_letter_states
+select state, count(*) from sluice.dead_letter group by state
+
+-- name: dead_letters
+select part, log_offset, topic, did, reason, error, state, noticed_at
+from sluice.dead_letter where %(state)s = 'all' or state = %(state)s
+order by noticed_at desc, part, log_offset limit %(limit)s
+
+-- name: skipped
+select id, upstream, from_cursor, to_cursor, reason, retry_count, skipped_at, filled_at
+from sluice.skipped_range order by filled_at is not null, skipped_at, id limit %s
+
+-- name: skipped_open
+select count(*) from sluice.skipped_range where filled_at is null
+
+-- name: gaps_open
+select count(*) from sluice.stream_gap where answered_at is null
+
+-- name: jobs
+select id, name, source, status, listed, queued, duplicates, retry_count, error, cutoff, started_at, completed_at
+from sluice.backfill_job order by id
+
+-- name: retrying_repos
+select count(*) from sluice.repo where phase = 'pending' and queued_at is null and retry_count > 0
+
+-- name: now
+select extract(epoch from now())::float8 as now

@@ -1,0 +1,126 @@
+-- Statements of the index transaction, each run by connectors/tables.py. Repo rows are locked in DID order.
+
+-- name: lock
+select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
+       first_attempt, held, held_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
+       signing_key
+from sluice.repo where did = any(%(dids)s::text[]) order by did for update
+
+-- name: add_unknown
+-- The first that is heard of a repo: control queues it.
+insert into sluice.repo (did, phase, reason)
+select did, 'pending', 'discovered' from unnest(%(dids)s::text[]) as u (did) order by did
+on conflict (did) do nothing
+
+-- name: save
+-- All columns of the gate. `moved` rows changed their phase (or were sent back to pending).
+update sluice.repo r
+set phase = u.phase, reason = u.reason, active = u.active, status = u.status, attempt = u.attempt, rev = u.rev,
+    heard_rev = u.heard_rev, from_snapshot = u.from_snapshot, data = u.data, commit = u.commit,
+    commit_block = coalesce(u.commit_block, r.commit_block),
+    account_time = u.account_time, account_seq = u.account_seq, first_attempt = u.first_attempt,
+    held = u.held, held_rev = u.held_rev, desyncs = u.desyncs,
+    desynced_at = case when u.desynced then now() else r.desynced_at end,
+    retry_count = u.retry_count, handle = u.handle, host = u.host, signing_key = u.signing_key,
+    next_retry_at = case when u.retry_in is not null then now() + make_interval(secs => u.retry_in) else r.next_retry_at end,
+    queued_at = case when u.moved then null else r.queued_at end,
+    lease_until = case when u.moved then null else r.lease_until end,
+    worker = case when u.moved then null else r.worker end,
+    produced_partition = case when u.moved then null else r.produced_partition end,
+    produced_offset = case when u.moved then null else r.produced_offset end,
+    stale_since = case when u.phase = 'sync' then null else r.stale_since end,
+    last_error = case when u.phase = 'sync' then null else r.last_error end,
+    phase_since = case when u.moved then now() else r.phase_since end,
+    completed_at = case when not u.moved then r.completed_at
+                        when u.phase in ('sync', 'unavailable', 'failed') then now() end
+from unnest(
+    %(did)s::text[], %(phase)s::text[], %(reason)s::text[], %(active)s::boolean[], %(status)s::text[], %(attempt)s::integer[],
+    %(rev)s::text[], %(heard_rev)s::text[], %(from_snapshot)s::boolean[], %(data)s::text[], %(commit)s::text[],
+    %(commit_block)s::bytea[], %(account_time)s::text[], %(account_seq)s::bigint[], %(first_attempt)s::integer[],
+    %(held)s::integer[], %(held_rev)s::text[], %(desyncs)s::integer[], %(desynced)s::boolean[], %(retry_count)s::integer[],
+    %(handle)s::text[], %(host)s::text[], %(signing_key)s::text[], %(retry_in)s::float8[], %(moved)s::boolean[]
+) as u (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, commit_block, account_time,
+        account_seq, first_attempt, held, held_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved)
+where r.did = u.did
+
+-- name: hold
+insert into sluice.held_event (did, log_offset, rev, event)
+select * from unnest(%(dids)s::text[], %(offsets)s::bigint[], %(revs)s::text[], %(events)s::bytea[])
+on conflict (did, log_offset) do nothing
+
+-- name: drop_held
+delete from sluice.held_event where did = any(%(dids)s::text[])
+
+-- name: held_events
+select did, event from sluice.held_event where did = any(%(dids)s::text[]) order by did, log_offset
+
+-- name: drop_rows
+delete from sluice.record r
+using unnest(%(dids)s::text[], %(befores)s::integer[]) as d (did, before)
+where r.did = d.did and (d.before is null or r.attempt < d.before)
+
+-- name: count_rows
+select r.did, count(*)
+from unnest(%(dids)s::text[], %(attempts)s::integer[]) as d (did, attempt)
+join sluice.record r on r.did = d.did and r.attempt = d.attempt
+group by r.did
+
+-- name: copy_records
+copy sluice.record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at) from stdin (format binary)
+
+-- name: make_stage
+create temporary table stage_record (like sluice.record) on commit delete rows
+
+-- name: copy_stage
+copy stage_record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at) from stdin (format binary)
+
+-- name: upsert_stage
+insert into sluice.record as r (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at)
+select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at from stage_record
+on conflict (did, collection, rkey) do update
+set cid = excluded.cid, rev = excluded.rev, attempt = excluded.attempt, json = excluded.json, raw = excluded.raw,
+    reason = excluded.reason, indexed_at = excluded.indexed_at
+
+-- name: delete_records
+delete from sluice.record r
+using unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as d (did, collection, rkey)
+where r.did = d.did and r.collection = d.collection and r.rkey = d.rkey
+
+-- name: forget_identity
+delete from sluice.identity where did = any(%(dids)s::text[])
+
+-- name: label
+-- The newest cts wins, in any order of arrival; a negation is kept as a row.
+insert into sluice.label as l (src, uri, val, cid, neg, cts, exp, sig, seq)
+select * from unnest(%(srcs)s::text[], %(uris)s::text[], %(vals)s::text[], %(cids)s::text[], %(negs)s::boolean[],
+                     %(ctss)s::text[], %(exps)s::text[], %(sigs)s::text[], %(seqs)s::bigint[])
+on conflict (src, uri, val, cid) do update
+set neg = excluded.neg, cts = excluded.cts, exp = excluded.exp, sig = excluded.sig, seq = excluded.seq
+where (excluded.cts, excluded.seq) > (l.cts, l.seq)
+
+-- name: offsets
+select topic, part, next from sluice.stream_offset
+where cluster = %(cluster)s and group_id = %(group)s and (topic, part) in (select * from unnest(%(topics)s::text[], %(parts)s::integer[]))
+
+-- name: start_offsets
+insert into sluice.stream_offset (cluster, group_id, topic, part, next)
+select %(cluster)s, %(group)s, topic, part, next
+from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u (topic, part, next)
+on conflict (cluster, group_id, topic, part) do nothing
+
+-- name: move_offsets
+-- Conditional on where they stood: a worker that lost a partition changes fewer rows than it meant to.
+update sluice.stream_offset o set next = u.next, updated_at = now()
+from unnest(%(topics)s::text[], %(parts)s::integer[], %(froms)s::bigint[], %(nexts)s::bigint[]) as u (topic, part, expected, next)
+where o.cluster = %(cluster)s and o.group_id = %(group)s and o.topic = u.topic and o.part = u.part and o.next = u.expected
+
+-- name: lose_offsets
+-- The log begins after our position: what lay between is lost. Recorded, and answered with a re-list.
+with lost as (
+    update sluice.stream_offset o set next = u.next, updated_at = now()
+    from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u (topic, part, next)
+    where o.cluster = %(cluster)s and o.group_id = %(group)s and o.topic = u.topic and o.part = u.part
+    returning o.topic, o.part, u.next
+)
+insert into sluice.stream_gap (upstream, from_seq, to_seq, reason)
+select 'log:' || topic || '/' || part, null, next, 'retention passed the index' from lost

@@ -1,0 +1,362 @@
+"""The gate: what an event does to a repo, decided from the repo's row and the event alone (DESIGN §5).
+
+Pure: `Repo` in, `Step(repo, effects)` out; no I/O, no clock. The index flow locks the rows, runs these functions event by
+event in log order and writes the effects in the same transaction; the random model in the tests runs the very same ones.
+
+`rev` is what the rows stand at, `heard_rev` the highest rev seen and neither applied nor held. Held events exist only in
+phase `backfill`; leaving it in any way but an accepted outcome folds them into `heard_rev`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from schemas import wire
+from steps.retry import backoff
+
+Streamed = wire.CommitEvent | wire.SyncEvent
+"""Events that carry a rev and go through the rules of `sync`."""
+
+MISSING_BLOCK = "missing_block"
+"""Reason of an operation whose record block the relay did not send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Limits of the gate. Seconds are back-offs of a repo that has to be fetched again."""
+
+    max_held: int = 10_000
+    max_attempts: int = 5
+    desync_quiet_seconds: float = 3600.0  # without a desync for this long, the next one is answered at once again
+    retry_first_seconds: float = 5.0
+    retry_max_seconds: float = 3600.0
+
+
+RULES = Rules()
+
+
+class Phase(StrEnum):
+    """Phase of a repo."""
+
+    PENDING = "pending"
+    BACKFILL = "backfill"
+    SYNC = "sync"
+    UNAVAILABLE = "unavailable"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why an event was dropped, or why a repo changed its phase."""
+
+    STALE_REV = "stale_rev"
+    SAME_REV_OF_SNAPSHOT = "same_rev_of_snapshot"
+    NOT_STARTED = "not_started"
+    CLOSED_ATTEMPT = "closed_attempt"
+    BELOW_MIN_REV = "below_min_rev"
+    OLD_ACCOUNT_EVENT = "old_account_event"
+    DISCOVERED = "discovered"
+    DESYNC = "desync"
+    OVERFLOW = "overflow"
+    INCOMPLETE = "incomplete"
+    ACCOUNT_CHANGED = "account_changed"
+    REACTIVATED = "reactivated"
+    DELETION = "deletion"
+    DELETED = "deleted"
+    SYNCED = "synced"
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """What the gate knows of a repo; the columns of `sluice.repo` with the same names."""
+
+    did: str
+    phase: str = Phase.PENDING
+    reason: str | None = None
+    active: bool = True
+    status: str | None = None
+    attempt: int = 0
+    rev: str = ""
+    heard_rev: str = ""
+    from_snapshot: bool = False
+    data: str | None = None
+    commit: str | None = None
+    commit_block: str | None = None  # base64; None: unchanged in the row
+    account_time: str = ""
+    account_seq: int = 0
+    first_attempt: int | None = None
+    held: int = 0
+    held_rev: str = ""  # highest rev among the held events
+    desyncs: int = 0
+    desync_age: float | None = None  # seconds since the last desync, at the start of the transaction
+    retry_count: int = 0
+    retry_in: float | None = None  # set by a transition to pending: seconds from now
+    handle: str | None = None
+    host: str | None = None
+    signing_key: str | None = None
+    known: bool = True  # False: there is no row yet
+
+    @property
+    def min_rev(self) -> str:
+        """A snapshot below this is stale."""
+        return max(self.rev, self.heard_rev)
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Write this commit's operations to the rows, in order."""
+
+    event: wire.CommitEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep this event until the repo's backfill ends."""
+
+    event: Streamed
+
+
+@dataclass(frozen=True, slots=True)
+class DropHeld:
+    """Delete all held events of the repo (they are folded into `heard_rev`, or were drained)."""
+
+    released: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DropRows:
+    """Delete rows of the repo written by attempts before this one; None: all of them."""
+
+    before_attempt: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetIdentity:
+    """The cached DID document may be out of date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The event is settled without an effect on rows; counted under its reason."""
+
+    reason: Reason
+
+
+Effect = Apply | Hold | DropHeld | DropRows | ForgetIdentity | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The repo after an event, and what has to be written for it."""
+
+    repo: Repo
+    effects: tuple[Effect, ...] = ()
+
+
+def unknown(did: str) -> Repo:
+    """The row that a repo gets when an event is the first that is heard of it."""
+    return Repo(did, reason=Reason.DISCOVERED, known=False)
+
+
+def on_live(repo: Repo, event: Streamed, rules: Rules = RULES) -> Step:
+    """A commit or #sync from the firehose, in any phase."""
+    match repo.phase:
+        case Phase.SYNC:
+            return _in_sync(repo, event, rules)
+        case Phase.BACKFILL:
+            return _while_backfill(repo, event, rules)
+        case _:
+            # The fetch has not started, so its snapshot will contain this event, or be refused as stale.
+            return Step(_heard(repo, event.rev), (Drop(Reason.NOT_STARTED),))
+
+
+def on_create(repo: Repo, attempt: int, rev: str) -> Step:
+    """Records of an attempt's snapshot, all of one attempt and rev alike: write them unless the step says Drop."""
+    opened = _opened(repo, attempt)
+    effects: tuple[Effect, ...] = (DropHeld(),) if opened is not repo and repo.held else ()
+    if attempt != opened.attempt or opened.phase != Phase.BACKFILL:
+        return Step(opened, (*effects, Drop(Reason.CLOSED_ATTEMPT)))
+    if rev < opened.min_rev:
+        return Step(opened, (*effects, Drop(Reason.BELOW_MIN_REV)))
+    if opened.first_attempt is None:
+        opened = replace(opened, first_attempt=attempt)
+    return Step(opened, effects)
+
+
+def awaits_facts(repo: Repo, outcome: wire.RepoOutcome) -> bool:
+    """Does deciding this outcome need the number of rows and the held events?"""
+    opened = _opened(repo, outcome.attempt)
+    return outcome.status == "synced" and opened.phase == Phase.BACKFILL and outcome.attempt == opened.attempt
+
+
+def on_outcome(
+    repo: Repo, outcome: wire.RepoOutcome, rows: int = 0, held: Sequence[Streamed] = (), rules: Rules = RULES
+) -> Step:
+    """The end of an attempt. `rows`: rows of the repo with this attempt; `held`: its held events in log order."""
+    opened = _opened(repo, outcome.attempt)
+    ratchet = (outcome.account_time, outcome.account_seq)
+    if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:
+        return Step(opened, (Drop(Reason.CLOSED_ATTEMPT),))
+    if opened is not repo or outcome.status == "synced":
+        # In the live database the row's ratchet is never older. In a replay it is adopted, so that account events
+        # which this attempt already reflects do not undo it.
+        newest = max(ratchet, (opened.account_time, opened.account_seq))
+        opened = replace(opened, account_time=newest[0], account_seq=newest[1])
+    if outcome.status == "synced":
+        return _synced(opened, outcome, rows, held, rules)
+    if ratchet != (opened.account_time, opened.account_seq):
+        return _pending(opened, Reason.ACCOUNT_CHANGED, retry_in=0.0)
+    ended = _left(opened, Phase.UNAVAILABLE, outcome.reason or outcome.status)
+    ended = replace(ended, active=outcome.active, status=outcome.reason, retry_count=0)
+    if outcome.status == "deleted":
+        gone = replace(ended, active=False, status="deleted", reason=Reason.DELETED, first_attempt=None)
+        return Step(gone, (DropHeld(), DropRows(None)))
+    return Step(ended, (DropHeld(),))
+
+
+def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
+    """#account in any phase, by the ratchet. A deletion waits to be confirmed at the PDS (a claim of its own)."""
+    ratcheted = _ratchet(repo, event.time, event.seq)
+    if ratcheted is None:
+        return Step(repo, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+    if event.active:
+        reopened = not repo.active or repo.phase == Phase.UNAVAILABLE or not repo.known
+        current = replace(ratcheted, active=True, status=event.status)
+        if not reopened:
+            return Step(current)
+        reason = Reason.REACTIVATED if repo.known else Reason.DISCOVERED
+        return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
+    hidden = replace(ratcheted, active=False, status=event.status or "inactive")
+    if event.status == "deleted":
+        if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED:
+            return Step(hidden)
+        return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)
+    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")
+    return Step(ended, (DropHeld(),) if repo.phase == Phase.BACKFILL else ())
+
+
+def on_identity(repo: Repo, event: wire.IdentityEvent) -> Step:
+    """#identity in any phase, by the ratchet. The handle is a hint until it is verified both ways."""
+    ratcheted = _ratchet(repo, event.time, event.seq)
+    if ratcheted is None:
+        return Step(repo, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+    if event.handle and event.handle != "handle.invalid":
+        ratcheted = replace(ratcheted, handle=event.handle.lower())
+    return Step(ratcheted, (ForgetIdentity(),))
+
+
+def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Step:
+    if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):
+        return Step(repo, (Drop(Reason.STALE_REV),))
+    if event.rev == repo.rev:
+        # Two commits with one rev: fetch once to learn which holds; a snapshot's word is final.
+        if repo.from_snapshot:
+            return Step(repo, (Drop(Reason.SAME_REV_OF_SNAPSHOT),))
+        return _desync(repo, event, rules)
+    if isinstance(event, wire.SyncEvent):
+        return Step(_advanced(repo, event)) if event.data == repo.data else _desync(repo, event, rules)
+    fits = event.prev_data == repo.data if event.prev_data is not None else event.since == repo.rev
+    if not fits:
+        return _desync(repo, event, rules)
+    if any(op.action != "delete" and op.reason == MISSING_BLOCK for op in event.ops):
+        return _desync(repo, event, rules)
+    return Step(_advanced(repo, event), (Apply(event),))
+
+
+def _while_backfill(repo: Repo, event: Streamed, rules: Rules) -> Step:
+    if repo.held >= rules.max_held:
+        return _pending(_heard(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)
+    return Step(replace(repo, held=repo.held + 1, held_rev=max(repo.held_rev, event.rev)), (Hold(event),))
+
+
+def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Streamed], rules: Rules) -> Step:
+    rev = outcome.rev or ""
+    if rows != outcome.count or rev < repo.min_rev:
+        return _retried(repo, Reason.INCOMPLETE, rules)
+    synced = replace(
+        repo,
+        phase=Phase.SYNC,
+        reason=Reason.SYNCED,
+        active=True,
+        status=None,
+        rev=rev,
+        data=outcome.data,
+        commit=outcome.commit,
+        commit_block=outcome.commit_block,
+        from_snapshot=True,
+        held=0,
+        held_rev="",
+        retry_count=0,
+        host=outcome.host or repo.host,
+        handle=outcome.handle or repo.handle,
+        signing_key=outcome.signing_key or repo.signing_key,
+    )
+    effects: list[Effect] = [] if repo.first_attempt == outcome.attempt else [DropRows(outcome.attempt)]
+    current, released = synced, 0
+    for event in held:
+        # After a desync in the middle the phase is pending, and on_live folds the rest into heard_rev.
+        step = on_live(current, event, rules)
+        current, released = step.repo, released + (current.phase == Phase.SYNC)
+        effects.extend(effect for effect in step.effects if not isinstance(effect, DropHeld))
+    effects.append(DropHeld(released))
+    return Step(current, tuple(effects))
+
+
+def _opened(repo: Repo, attempt: int) -> Repo:
+    """A newer attempt than the stored one (a log replayed into another database) opens it: the newer always wins."""
+    if attempt <= repo.attempt:
+        return repo
+    return replace(
+        repo, phase=Phase.BACKFILL, attempt=attempt, active=True, status=None, rev="", heard_rev="", held=0, held_rev=""
+    )
+
+
+def _desync(repo: Repo, event: Streamed, rules: Rules) -> Step:
+    """The chain does not fit: fetch again. The back-off survives success, or one PDS could buy a getRepo per event."""
+    quiet = repo.desync_age is None or repo.desync_age > rules.desync_quiet_seconds
+    desyncs = 1 if quiet else repo.desyncs + 1
+    delay = 0.0 if desyncs == 1 else _delay(desyncs - 1, repo, rules)
+    heard = replace(_heard(repo, event.rev), desyncs=desyncs, desync_age=0.0)
+    return _pending(heard, Reason.DESYNC, retry_in=delay)
+
+
+def _delay(count: int, repo: Repo, rules: Rules) -> float:
+    return backoff(count, repo.did, rules.retry_first_seconds, rules.retry_max_seconds)
+
+
+def _retried(repo: Repo, reason: Reason, rules: Rules) -> Step:
+    count = repo.retry_count + 1
+    if count >= rules.max_attempts:
+        return Step(replace(_left(repo, Phase.FAILED, reason), retry_count=count), (DropHeld(),))
+    return _pending(replace(repo, retry_count=count), reason, retry_in=_delay(count, repo, rules))
+
+
+def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Step:
+    effects = (DropHeld(),) if repo.phase == Phase.BACKFILL else ()
+    return Step(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
+
+
+def _left(repo: Repo, phase: Phase, reason: str) -> Repo:
+    """Out of a phase, and out of `backfill` without an accepted outcome: what was held has only been heard."""
+    heard = max(repo.heard_rev, repo.held_rev)
+    return replace(repo, phase=phase, reason=str(reason), heard_rev=heard, held=0, held_rev="", retry_in=None)
+
+
+def _advanced(repo: Repo, event: Streamed) -> Repo:
+    return replace(
+        repo,
+        rev=event.rev,
+        data=event.data,
+        commit=event.commit or repo.commit,
+        commit_block=event.commit_block or repo.commit_block,
+        from_snapshot=False,
+    )
+
+
+def _heard(repo: Repo, rev: str) -> Repo:
+    return replace(repo, heard_rev=rev) if rev > repo.heard_rev else repo
+
+
+def _ratchet(repo: Repo, time: str, seq: int) -> Repo | None:
+    if (time, seq) <= (repo.account_time, repo.account_seq):
+        return None
+    return replace(repo, account_time=time, account_seq=seq)

@@ -1,0 +1,190 @@
+"""One batch of the log through the gate: events in, bulk writes out (DESIGN §5.4).
+
+`settle(repos, queues)` is a generator that never touches the database. It yields a `Round` of writes and the DIDs whose
+outcome comes next; the caller performs the writes, then sends back `Facts` (rows of the attempt, held events) for these
+DIDs. Repos are independent, so all of them wait for their facts together: a batch takes as many rounds as its busiest repo
+has outcomes. Per repo the order of the log holds, and the phase is re-read after every event.
+"""
+
+from collections import Counter, deque
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from schemas import wire
+from steps import gate
+from steps.gate import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Repo, Rules, Step, Streamed
+
+Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.CreateEvent | wire.RepoOutcome
+Path = tuple[str, str]  # (collection, rkey)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An event and its offset in its partition."""
+
+    offset: int
+    event: Event
+
+
+Row = tuple[str, str, str, str, str, int, bytes | None, str | None, str | None, str]
+"""did, collection, rkey, cid, rev, attempt, json, raw (base64), reason, indexed_at: the columns of `sluice.record`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the database knows when an outcome is decided: rows of the attempt, and the held events in log order."""
+
+    rows: int = 0
+    held: Sequence[Streamed] = ()
+
+
+@dataclass(slots=True)
+class Round:
+    """Writes to perform in this order: held, drop_held, drop_rows, rows. Then facts for `awaiting` (DID → attempt)."""
+
+    awaiting: dict[str, int] = field(default_factory=dict)
+    held: list[tuple[str, int, Streamed]] = field(default_factory=list)
+    drop_held: set[str] = field(default_factory=set)
+    drop_rows: list[tuple[str, int | None]] = field(default_factory=list)
+    rows: dict[str, dict[Path, Row | None]] = field(default_factory=dict)  # None: the row goes
+    fresh: set[str] = field(default_factory=set)  # DIDs whose rows of this round are their first ever: COPY
+    forget: set[str] = field(default_factory=set)  # DIDs whose cached document may be out of date
+    dropped: Counter[str] = field(default_factory=Counter)
+    released: dict[str, tuple[int, int]] = field(default_factory=dict)  # DID → (released, of so many held)
+
+
+Settling = Generator[Round, Mapping[str, Facts], dict[str, Repo]]
+
+
+def settle(repos: Mapping[str, Repo], queues: Mapping[str, Sequence[Placed]], rules: Rules = gate.RULES) -> Settling:
+    """Rounds of writes; returns the repos as they stand afterwards. Every DID of `queues` has its row in `repos`."""
+    current = dict(repos)
+    waiting = {did: deque(events) for did, events in queues.items()}
+    facts: Mapping[str, Facts] = {}
+    while waiting:
+        work = Round()
+        for did in list(waiting):
+            queue = waiting[did]
+            current[did] = _advance(current[did], queue, facts.get(did), work, rules)
+            if not queue:
+                del waiting[did]
+        facts = yield work
+    return current
+
+
+def _advance(repo: Repo, queue: deque[Placed], facts: Facts | None, work: Round, rules: Rules) -> Repo:
+    """Run one repo's events until the queue is empty or an outcome needs facts that are not there yet."""
+    while queue:
+        placed = queue[0]
+        event = placed.event
+        if isinstance(event, wire.CreateEvent):
+            repo = _creates(repo, queue, event, work)
+            continue
+        if isinstance(event, wire.RepoOutcome):
+            if facts is None and gate.awaits_facts(repo, event):
+                work.awaiting[repo.did] = event.attempt
+                return repo
+            repo = _outcome(repo, event, facts or Facts(), work, rules)
+            facts = None
+        else:
+            step = _decide(repo, event, rules)
+            _take(repo, step, placed.offset, work)
+            repo = step.repo
+        queue.popleft()
+    return repo
+
+
+def _decide(repo: Repo, event: Event, rules: Rules) -> Step:
+    if isinstance(event, wire.AccountEvent):
+        return gate.on_account(repo, event)
+    if isinstance(event, wire.IdentityEvent):
+        return gate.on_identity(repo, event)
+    assert isinstance(event, wire.CommitEvent | wire.SyncEvent)  # noqa: S101  # creates and outcomes went before
+    return gate.on_live(repo, event, rules)
+
+
+def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Round) -> Repo:
+    """A run of records of one attempt and rev: one decision for all of them."""
+    attempt, rev = first.attempt, first.rev
+    step = gate.on_create(repo, attempt, rev)
+    _take(repo, step, queue[0].offset, work, count=0)
+    refused = next((effect.reason for effect in step.effects if isinstance(effect, Drop)), None)
+    rows = work.rows.setdefault(repo.did, {}) if refused is None else {}
+    if refused is None and step.repo.first_attempt == attempt:
+        work.fresh.add(repo.did)
+    did, run = repo.did, 0
+    while queue:
+        event = queue[0].event
+        if not isinstance(event, wire.CreateEvent) or event.attempt != attempt or event.rev != rev:
+            break
+        queue.popleft()
+        run += 1
+        if refused is None:
+            rows[event.collection, event.rkey] = (
+                did,
+                event.collection,
+                event.rkey,
+                event.cid,
+                rev,
+                attempt,
+                wire.body(event.record),
+                event.raw,
+                event.reason,
+                event.time,
+            )
+    if refused is not None:
+        work.dropped[refused] += run
+    return step.repo
+
+
+def _outcome(repo: Repo, event: wire.RepoOutcome, facts: Facts, work: Round, rules: Rules) -> Repo:
+    step = gate.on_outcome(repo, event, facts.rows, facts.held, rules)
+    _take(repo, step, -1, work)
+    if facts.held and step.repo.phase != repo.phase:
+        released = sum(effect.released for effect in step.effects if isinstance(effect, DropHeld))
+        work.released[repo.did] = (released, len(facts.held))
+    return step.repo
+
+
+def _take(repo: Repo, step: Step, offset: int, work: Round, count: int = 1) -> None:
+    for effect in step.effects:
+        match effect:
+            case Apply(event):
+                _apply(step.repo, event, work)
+            case Hold(event):
+                work.held.append((repo.did, offset, event))
+            case DropHeld():
+                work.held = [held for held in work.held if held[0] != repo.did]
+                work.drop_held.add(repo.did)
+            case DropRows(before):
+                buffered = work.rows.get(repo.did, {})
+                work.rows[repo.did] = {
+                    path: row for path, row in buffered.items() if before is not None and row and row[5] >= before
+                }
+                work.drop_rows.append((repo.did, before))
+            case ForgetIdentity():
+                work.forget.add(repo.did)
+            case Drop(reason):
+                work.dropped[reason] += count
+
+
+def _apply(repo: Repo, event: wire.CommitEvent, work: Round) -> None:
+    rows = work.rows.setdefault(repo.did, {})
+    work.fresh.discard(repo.did)  # a live operation may meet rows that are there
+    for op in event.ops:
+        path = (op.collection, op.rkey)
+        if op.action == "delete" or op.cid is None:
+            rows[path] = None
+            continue
+        rows[path] = (
+            repo.did,
+            op.collection,
+            op.rkey,
+            op.cid,
+            event.rev,
+            repo.attempt,
+            wire.body(op.record),
+            op.raw,
+            op.reason,
+            event.time,
+        )
