@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -166,15 +166,10 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: Literal["sent", "received"]
     ) -> None:
         while True:
-            size = CHUNK_BYTES if self._bytes_per_second is None else int(self._bytes_per_second / 10)
-            chunk = await reader.read(max(1, min(CHUNK_BYTES, size)))
-            limit = self._bytes_per_second  # read now: the wait for the chunk may have been long
+            chunk = await reader.read(CHUNK_BYTES)
             if self._delay_seconds:
                 self.counts.delayed += 1
                 await asyncio.sleep(self._delay_seconds)
-            if limit is not None:
-                self.counts.throttled += 1
-                await asyncio.sleep(len(chunk) / limit)
             if not self._flowing.is_set():
                 self.counts.held += 1
                 await self._flowing.wait()
@@ -182,9 +177,22 @@ class Proxy:
                 with suppress(OSError):
                     writer.write_eof()
                 return
-            setattr(self.counts, counter, getattr(self.counts, counter) + len(chunk))
-            writer.write(chunk)
-            await writer.drain()
+            async for piece in self._pace(chunk):
+                setattr(self.counts, counter, getattr(self.counts, counter) + len(piece))
+                writer.write(piece)
+                await writer.drain()
+
+    async def _pace(self, chunk: bytes) -> AsyncIterator[bytes]:
+        """The chunk at once, or while a limit stands in pieces of a tenth of a second each."""
+        at = 0
+        while at < len(chunk):
+            limit = self._bytes_per_second
+            piece = chunk[at:] if limit is None else chunk[at : at + max(1, int(limit / 10))]
+            if limit is not None:
+                self.counts.throttled += 1
+                await asyncio.sleep(len(piece) / limit)
+            yield piece
+            at += len(piece)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
