@@ -3,36 +3,27 @@
 -- burst_share. Grants of any span of that length never exceed burst + refill <= requests.
 
 -- name: lease
--- Up to `want` tokens in one atomic statement; no row: none is left, or the host is paused.
+-- Up to `want` tokens in one atomic statement. None (leased = 0): the bucket is empty, or the host is paused.
 insert into sluice.host as h (host, tokens, tokens_at, leased, requests)
 values (%(host)s, greatest(1, floor(%(requests)s * %(burst_share)s)) - 1, now(), 1, 1)
 on conflict (host) do update
 set (tokens, tokens_at, leased, requests) = (
-        select b.have - g.granted, greatest(h.tokens_at, now()), g.granted, h.requests + g.granted
-        from (
-            select least(l.burst, coalesce(h.tokens, l.burst)
-                   + greatest(0, coalesce(extract(epoch from now() - h.tokens_at), 0))
-                     * greatest(l.most - l.burst, 0.99) / %(span)s) as have, l.burst
-            from (
-                select m.most, greatest(1, floor(m.most * %(burst_share)s)) as burst
-                from (select least(%(requests)s, coalesce(h.request_limit, %(requests)s))::float8 as most) m
-            ) l
-        ) b,
-        lateral (select least(%(want)s, greatest(1, floor(b.burst / 4)), floor(b.have))::integer as granted) g
-    )
-where coalesce(h.paused_until <= now(), true) and coalesce(h.tokens, 1)
-      + greatest(0, coalesce(extract(epoch from now() - h.tokens_at), 0))
-        * greatest(least(%(requests)s, coalesce(h.request_limit, %(requests)s))
-                   - greatest(1, floor(least(%(requests)s, coalesce(h.request_limit, %(requests)s)) * %(burst_share)s)), 0.99)
-        / %(span)s >= 1
-returning leased
-
--- name: wait
--- Why there was none: seconds of the pause with its reason, tokens there are, and the limit in force.
-select greatest(0, coalesce(extract(epoch from paused_until - now()), 0))::float8, pause_reason,
-       coalesce(tokens, 0) , greatest(0, coalesce(extract(epoch from now() - tokens_at), 0))::float8,
-       least(%(requests)s, coalesce(request_limit, %(requests)s))::integer
-from sluice.host where host = %(host)s
+    select f.have - g.granted, greatest(h.tokens_at, now()), g.granted, h.requests + g.granted
+    from (select least(%(requests)s, coalesce(h.request_limit, %(requests)s))::float8 as most) m,
+    lateral (select greatest(1, floor(m.most * %(burst_share)s)) as burst) b,
+    lateral (
+        -- 0.99: a limit of one request still refills, a little slower than one a span
+        select least(b.burst, coalesce(h.tokens, b.burst)
+               + greatest(0, coalesce(extract(epoch from now() - h.tokens_at), 0))
+                 * greatest(m.most - b.burst, 0.99) / %(span)s) as have
+    ) f,
+    lateral (
+        select case when h.paused_until > now() then 0
+               else greatest(0, least(%(want)s, greatest(1, floor(b.burst / 4)), floor(f.have))) end::integer as granted
+    ) g
+)
+returning leased, tokens, greatest(0, coalesce(extract(epoch from paused_until - now()), 0))::float8, pause_reason,
+          least(%(requests)s, coalesce(request_limit, %(requests)s))::integer
 
 -- name: pause
 -- The host named a time, or we chose one: no worker asks before. A longer pause stays.

@@ -1,0 +1,174 @@
+"""com.atproto.sync.getRepo at a PDS: (DID, host) → a Download, or FetchFailed with a typed reason.
+
+Redirects are followed by hand: every hop passes the host guard, the budget and the concurrency limit of its own host.
+The body is streamed into a Spool: no size that a host chooses is ever in memory at once.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+import msgspec
+
+from connectors import metrics
+from connectors.budget import HostBudget, HostPaused
+from connectors.http import HostRefused, check_url, retry_after, translated
+from connectors.log import now_text
+from connectors.spool import Spool, SpoolBudget, SpoolFull
+from schemas.settings import Settings
+from steps.retry import ACCOUNT_ERRORS, Failure, Reason
+
+MAX_REDIRECTS = 4
+MAX_ERROR_BYTES = 64 * 1024
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class FetchFailed(Exception):
+    """No CAR. `host`: the origin that failed, where there was one to blame."""
+
+    def __init__(self, failure: Failure, host: str | None = None) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+        self.host = host
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A CAR that came to its end. `time`: when; close the spool after use."""
+
+    did: str
+    host: str
+    time: str
+    spool: Spool
+
+
+class PdsClient:
+    """getRepo for one process, in one event loop."""
+
+    def __init__(
+        self, settings: Settings, session: aiohttp.ClientSession, budget: HostBudget, spools: SpoolBudget
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._budget = budget
+        self._spools = spools
+        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    async def get_repo(self, did: str, pds: str) -> Download:
+        """Fetch the whole repo. Raises FetchFailed."""
+        spool = Spool(self._spools, self._settings.car_memory_bytes)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._settings.fetch_total_seconds):
+                await self._follow(f"{pds}/xrpc/com.atproto.sync.getRepo?did={did}", spool)
+        except BaseException as err:
+            spool.close()
+            if isinstance(err, TimeoutError):
+                seconds = self._settings.fetch_total_seconds
+                raise FetchFailed(Failure(Reason.TIMEOUT, f"{pds}: not done after {seconds:g} s"), pds) from err
+            raise
+        metrics.FETCH_SECONDS.observe(time.monotonic() - started)
+        metrics.FETCHED_BYTES.inc(spool.size)
+        return Download(did, pds, now_text(), spool)
+
+    async def _follow(self, url: str, spool: Spool) -> None:
+        for _ in range(MAX_REDIRECTS + 1):
+            host = origin(url)
+            try:
+                check_url(url, allow_private=self._settings.allow_private_hosts)
+                async with self._turn(host):
+                    await self._budget.acquire(host)
+                    location = await self._request(url, host, spool)
+            except HostRefused as err:
+                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), host) from err
+            except HostPaused as err:
+                raise FetchFailed(Failure(err.reason, str(err), err.seconds)) from err
+            if location is None:
+                return
+            url = urljoin(url, location)
+        raise FetchFailed(Failure(Reason.TOO_MANY_REDIRECTS, url[:200]), origin(url))
+
+    async def _request(self, url: str, host: str, spool: Spool) -> str | None:
+        """One request: the body goes into the spool, or the Location of a redirect is returned."""
+        try:
+            async with self._session.get(
+                url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
+            ) as response:
+                await self._budget.heed(host, response.headers)
+                if response.status in _REDIRECTS and "Location" in response.headers:
+                    return response.headers["Location"]
+                if response.status != 200:
+                    body = await response.content.read(MAX_ERROR_BYTES)
+                    raise FetchFailed(_refusal(response, body, host), host)
+                await self._stream(response, host, spool)
+                return None
+        except aiohttp.ClientPayloadError as err:
+            raise FetchFailed(Failure(Reason.CUT_OFF, f"{host}: after {spool.size} bytes"), host) from err
+        except aiohttp.ConnectionTimeoutError as err:
+            raise FetchFailed(Failure(Reason.UNREACHABLE, f"{host}: no connection in time"), host) from err
+        except aiohttp.ServerTimeoutError as err:
+            seconds = self._settings.fetch_idle_seconds
+            raise FetchFailed(Failure(Reason.SILENT, f"{host}: no byte for {seconds:g} s"), host) from err
+        except (aiohttp.ClientError, OSError, ValueError) as err:
+            if isinstance(err, TimeoutError):
+                raise  # the total deadline's
+            known = translated(err, url)
+            reason = Reason.FORBIDDEN_HOST if isinstance(known, HostRefused) else Reason.UNREACHABLE
+            raise FetchFailed(Failure(reason, str(known)), host) from err
+
+    async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool) -> None:
+        limit = self._settings.car_max_bytes
+        try:
+            async for chunk in response.content.iter_any():
+                if spool.size + len(chunk) > limit:
+                    raise FetchFailed(Failure(Reason.TOO_LARGE, f"{host}: more than {limit} bytes"), host)
+                spool.write(chunk)
+        except SpoolFull as err:
+            raise FetchFailed(Failure(Reason.SPOOL_FULL, str(err))) from err
+
+    @asynccontextmanager
+    async def _turn(self, host: str) -> AsyncIterator[None]:
+        """One of the `host_concurrency` places at a host; hosts that nobody asks are forgotten."""
+        turns, users = self._turns.get(host) or (asyncio.Semaphore(self._settings.host_concurrency), 0)
+        self._turns[host] = turns, users + 1
+        try:
+            async with turns:
+                yield
+        finally:
+            turns, users = self._turns[host]
+            if users == 1:
+                del self._turns[host]
+            else:
+                self._turns[host] = turns, users - 1
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _refusal(response: aiohttp.ClientResponse, body: bytes, host: str) -> Failure:
+    """What an answer that is no CAR means."""
+    name, message = _error(body)
+    wait = retry_after(response.headers, time.time())
+    if response.status == 429:
+        return Failure(Reason.RATE_LIMITED, f"{host} answered 429", wait)
+    if name in ACCOUNT_ERRORS and 400 <= response.status < 500:
+        return Failure(ACCOUNT_ERRORS[name], f"{name}: {message}")
+    return Failure(Reason.HTTP_STATUS, f"{host} answered {response.status} {name} {message}".rstrip(), wait)
+
+
+def _error(body: bytes) -> tuple[str, str]:
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return "", ""
+    if not isinstance(decoded, dict):
+        return "", ""
+    name, message = decoded.get("error"), decoded.get("message")
+    return name[:100] if isinstance(name, str) else "", message[:300] if isinstance(message, str) else ""
