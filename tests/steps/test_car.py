@@ -218,16 +218,19 @@ def test_a_large_car_costs_little_memory(tmp_path: Path) -> None:
             block = noise.randbytes(460)
             out.write(section(cid_of(block), block))
     program = """
-import os, resource, sys
+import os, re, sys
+from pathlib import Path
 from steps.car import index_file
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# not ru_maxrss: that one is inherited from the test process
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
 fd = os.open(sys.argv[1], os.O_RDONLY)
 index = index_file(fd)
 assert sum(len(index.get(cid)) for cid in index._places) == 300_000 * 460
-print(len(index), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(len(index), (peak() - before) // 1024)
 """
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program, path], cwd=root, capture_output=True, text=True, check=True)
     blocks, megabytes = map(int, done.stdout.split())
     assert blocks == 300_000
-    assert megabytes < 100
+    assert 30 < megabytes < 80  # less would mean that the measurement is broken

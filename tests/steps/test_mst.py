@@ -155,9 +155,14 @@ def test_a_key_in_a_wrong_layer_is_found() -> None:
     )  # the node of the layer between is left out
     low, blocks = node([entry(A)])
     assert reason_of(*node([entry(C)], low, blocks)) is MstReason.KEY_LAYER  # below the lowest
-    lowest, blocks = node([entry(A)])
-    low, blocks = node([entry(B)], lowest, blocks)
-    assert reason_of(*node([entry(HIGH)], low, blocks)) is MstReason.KEY_LAYER
+    for place in ("left", "between", "right"):
+        lowest, blocks = node([entry(A)])
+        entries = [
+            entry(B, subtree=lowest if place == "between" else None),
+            entry(C, B, lowest if place == "right" else None),
+        ]
+        low, blocks = node(entries, lowest if place == "left" else None, blocks)
+        assert reason_of(*node([entry(HIGH)], low, blocks)) is MstReason.KEY_LAYER
 
 
 def test_the_layer_between_may_have_no_keys() -> None:
