@@ -55,3 +55,9 @@ RELEASED = Counter("sluice_held_events_released_total", "held events put through
 INDEX_AGE = Gauge("sluice_index_event_age_seconds", "age of the newest indexed live event")
 COPY_FALLBACKS = Counter("sluice_copy_fallbacks_total", "COPYs that collided and became upserts")
 INDEX_SECONDS = Histogram("sluice_index_transaction_seconds", "time of an index transaction")
+
+# control
+SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
+PAST_END = Gauge(
+    "sluice_group_past_end", "1 while a group stands past the end of its topic", ["group", "topic", "partition"]
+)

@@ -59,7 +59,7 @@ order by noticed_at desc, part, log_offset limit %(limit)s
 
 -- name: skipped
 select id, upstream, from_cursor, to_cursor, reason, retry_count, skipped_at, filled_at
-from sluice.skipped_range order by filled_at is not null, skipped_at, id limit %s
+from sluice.skipped_range order by filled_at is not null, skipped_at, id limit %(limit)s
 
 -- name: skipped_open
 select count(*) from sluice.skipped_range where filled_at is null

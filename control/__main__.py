@@ -1,0 +1,5 @@
+"""`python -m control` is `sluice`."""
+
+from control.cli import main
+
+main()

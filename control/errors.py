@@ -1,0 +1,34 @@
+"""What an operator can put right: one line that names the setting and the remedy, and exit code 2."""
+
+import psycopg
+
+from connectors.log import LogUnavailable
+from connectors.migrations import MigrationError
+from schemas.settings import SettingsError
+from simulator.embedded_database import DatabaseUnavailable
+from simulator.embedded_log import LogUnavailable as EmbeddedLogUnavailable
+
+EXIT_OPERATOR = 2
+
+
+class OperatorError(Exception):
+    """A wrong setting or a missing service; the message is one line with its remedy."""
+
+
+OPERATOR_ERRORS = (
+    OperatorError,
+    SettingsError,
+    MigrationError,
+    LogUnavailable,
+    EmbeddedLogUnavailable,
+    DatabaseUnavailable,
+    psycopg.OperationalError,
+)
+
+
+def one_line(error: BaseException) -> str:
+    """The error as one line; a database that does not answer names its setting."""
+    text = " ".join(str(error).split())
+    if isinstance(error, psycopg.OperationalError):
+        return f"SLUICE_DATABASE: {text or 'no answer'}; start PostgreSQL or correct the URL"
+    return text

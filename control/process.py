@@ -1,0 +1,73 @@
+"""The control process: scheduler, reaper and lag figures, one step a second, until it is told to stop.
+
+`run(settings, health)` returns when `STOP` is set. A database or broker that does not answer is waited for, with the
+reason in the health page; anything else ends the process with its error (B8).
+"""
+
+import logging
+import time
+
+import psycopg
+
+from connectors import metrics
+from connectors.log import LogProducer, LogUnavailable
+from connectors.process import STOP, Health
+from connectors.repos import RepoStore
+from control.errors import one_line
+from control.positions import Positions, Standing
+from control.scheduler import Leader, Scheduler, Step
+from schemas.settings import Settings
+
+LAG_SECONDS = 5.0
+WAIT_FIRST_SECONDS = 0.5
+WAIT_MAX_SECONDS = 15.0
+
+logger = logging.getLogger("control")
+
+
+def run(settings: Settings, health: Health) -> None:
+    """Lead or stand by until `STOP`."""
+    store = RepoStore(settings)
+    positions = Positions(settings)
+    scheduler = Scheduler(settings, store, LogProducer(settings), positions)
+    leader = Leader(settings)
+    lag_at, wait = 0.0, WAIT_FIRST_SECONDS
+    while not STOP.is_set():
+        try:
+            leads = leader.leads()
+            step = scheduler.step() if leads else Step()
+            if time.monotonic() >= lag_at:
+                export_lag(positions.standings(store.connection()))
+                lag_at = time.monotonic() + LAG_SECONDS
+        except (psycopg.OperationalError, LogUnavailable) as err:
+            health.report("failing", one_line(err))
+            STOP.wait(wait)
+            wait = min(wait * 2, WAIT_MAX_SECONDS)
+            continue
+        wait = WAIT_FIRST_SECONDS
+        _report(health, step, leads=leads)
+        if step.queued < settings.queue_batch:
+            STOP.wait(settings.control_interval_seconds)
+    leader.close()
+    store.close()
+
+
+def _report(health: Health, step: Step, *, leads: bool) -> None:
+    if not leads:
+        health.report("idle", "another control process leads")
+        return
+    health.report("idle" if step.idle else "working")
+    health.progressed()
+    if step.requeued or step.reaped or step.lost_events:
+        fields = {"requeued": step.requeued, "reaped": step.reaped, "lost_events": step.lost_events}
+        logger.warning("work was taken back", extra=fields)
+    for name in ("queued", "requeued", "reaped", "lost_events"):
+        metrics.SCHEDULED.labels(name).inc(getattr(step, name))
+
+
+def export_lag(standings: list[Standing]) -> None:
+    """Lag of every group as metrics; a group past the end of its topic is an error that somebody must see (B9)."""
+    for standing in standings:
+        labels = (standing.group, standing.topic, str(standing.partition))
+        metrics.LAG.labels(*labels).set(standing.lag)
+        metrics.PAST_END.labels(*labels).set(float(standing.past_end))

@@ -1,0 +1,101 @@
+"""One process, as in a pod: `run("firehose", settings)` prepares database and topics, serves its health, runs its flow.
+
+Raises OperatorError and its kin (one line, exit 2) for what an operator can put right; everything else ends the process
+with its traceback, and whoever supervises it starts it again.
+"""
+
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from bytewax.run import cli_main
+
+from connectors import process
+from connectors.log import cluster_id
+from connectors.migrations import migrate
+from control import process as control_process
+from control import topics
+from control.errors import OperatorError
+from schemas.settings import Settings
+
+FLOWS = {
+    "list-repos": "list_repos",
+    "firehose": "firehose",
+    "labels": "labels",
+    "backfill": "backfill",
+    "index": "index",
+}
+PROCESSES = (*FLOWS, "control")
+CONNECT_SECONDS = 10
+BROKER_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger("sluice")
+
+
+def run(name: str, settings: Settings) -> None:
+    """Run one process until it is told to stop. Returns when it has drained."""
+    require(name, settings)
+    process.log_to_stderr(settings.log_format)
+    process.stop_on_signals()
+    health = process.Health(name, settings.stalled_seconds)
+    try:
+        port = process.serve_health(health, settings.http_host, settings.http_port)
+    except OSError as err:
+        raise OperatorError(
+            f"SLUICE_HTTP_PORT: {settings.http_host}:{settings.http_port} cannot be listened on ({err.strerror});"
+            " choose another port, or 0 for a free one"
+        ) from err
+    prepare(settings)
+    logger.info("started", extra={"process": name, "http_port": port})
+    if name == "control":
+        control_process.run(settings, health)
+    else:
+        build: Callable[..., Any] = importlib.import_module(f"flows.{FLOWS[name]}").flow
+        cli_main(build(settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
+    logger.info("stopped", extra={"process": name})
+
+
+def require(name: str, settings: Settings) -> None:
+    """Raise OperatorError for a setting that this process cannot do without."""
+    needed = {"bootstrap": "HOST:PORT of the brokers", "database": "postgresql://…"}
+    if name in ("list-repos", "firehose"):
+        needed["relays"] = "https://RELAY"
+    if name == "labels":
+        needed["labelers"] = "https://LABELER"
+    for setting, example in needed.items():
+        if not getattr(settings, setting):
+            raise OperatorError(f"SLUICE_{setting.upper()} is not set; set it to {example} for `sluice run {name}`")
+
+
+def prepare(settings: Settings) -> list[str]:
+    """Migrations and topics; every process does this, the first one does the work. Names of applied migrations."""
+    check_database(settings)
+    applied = migrate(settings.database)
+    cluster_id(settings, BROKER_SECONDS)
+    topics.apply(settings)
+    return applied
+
+
+def check_database(settings: Settings) -> None:
+    """Raise OperatorError when the database does not answer."""
+    try:
+        psycopg.connect(settings.database, connect_timeout=CONNECT_SECONDS).close()
+    except psycopg.Error as err:
+        reason = " ".join(str(err).split())
+        raise OperatorError(f"SLUICE_DATABASE: {reason}; start PostgreSQL there or correct the URL") from err
+
+
+def die_with(parent: int) -> None:
+    """End with the process that started us, however it ends. `parent` is its pid (0: no such tie)."""
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            sys.exit(0)  # it ended before the tie was made

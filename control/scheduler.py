@@ -1,0 +1,135 @@
+"""The scheduler and the reaper: rows that are due become messages, and work whose owner is gone becomes due.
+
+Rows are the truth and messages follow them, so every step may be repeated or cut short at any point: a task that is sent
+twice is claimed once (its attempt is the fence), and one that was never sent is found by `requeue`. Whoever holds the
+`Leader` lock does this; two leaders for a moment only waste work.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from confluent_kafka.admin import OffsetSpec
+
+from connectors.log import LogProducer, Out, Part, partition_of
+from connectors.repos import RepoStore
+from control.positions import NO_OFFSET, Positions
+from schemas import wire
+from schemas.settings import Settings
+from schemas.sql import queries
+
+LEADER_KEY = 0x51_01_CF
+TASK_TOPICS = ("repo_backfill", "repo_resync")
+REAP_DELAY_SECONDS = 5.0
+
+logger = logging.getLogger("control")
+
+
+def task_topic(attempt: int) -> str:
+    """First fetches queue with the whole network; what had an attempt before does not wait behind them."""
+    return "repo_resync" if attempt else "repo_backfill"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did: repos queued, queued anew because their message is gone, taken back, lost events found."""
+
+    queued: int = 0
+    requeued: int = 0
+    reaped: int = 0
+    lost_events: int = 0
+
+    @property
+    def idle(self) -> bool:
+        return not (self.queued or self.requeued or self.reaped or self.lost_events)
+
+
+class Leader:
+    """One control process among many leads: it holds a session's advisory lock. Connects on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._db: psycopg.Connection[tuple[object, ...]] | None = None
+        self._leads = False
+
+    def leads(self) -> bool:
+        """Hold or try to get the lock. Raises psycopg.OperationalError when the database does not answer."""
+        if self._db is None or self._db.closed or self._db.broken:
+            self._leads = False
+            self._db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice leader")
+        if self._leads:
+            self._db.execute("select 1")  # the lock is as alive as this session
+        else:
+            self._leads = self._db.execute(queries("control")["lead"].encode(), (LEADER_KEY,)).fetchone() == (True,)
+        return self._leads
+
+    def close(self) -> None:
+        """Give the lock up."""
+        if self._db is not None:
+            self._db.close()
+
+
+class Scheduler:
+    """Steps of control's work; each method is safe to repeat. Constructors never connect."""
+
+    def __init__(self, settings: Settings, store: RepoStore, producer: LogProducer, positions: Positions) -> None:
+        self._settings = settings
+        self._store = store
+        self._producer = producer
+        self._positions = positions
+        self._next_requeue = 0.0
+
+    def step(self) -> Step:
+        """Reap, look for lost work, and queue what is due. Raises psycopg.Error and LogUnavailable."""
+        reaped = self._store.reap(self._positions.cluster, REAP_DELAY_SECONDS)
+        lost = self._store.lost_events(self._settings.listed_rev_grace_seconds)
+        requeued = 0
+        if time.monotonic() >= self._next_requeue:
+            requeued = self.requeue()
+            self._next_requeue = time.monotonic() + self._settings.requeue_after_seconds / 3
+        return Step(self.queue(), requeued, len(reaped), len(lost))
+
+    def queue(self) -> int:
+        """Send the tasks of due repos. A crash between the row and its message is what `requeue` finds."""
+        tasks = self._store.due(self._settings.queue_batch)
+        if tasks:
+            self._producer.send([Out(task_topic(task.attempt), task.did, wire.encode(task)) for task in tasks])
+        return len(tasks)
+
+    def requeue(self) -> int:
+        """Make repos due whose message cannot come any more: the group has passed everything as old as they are."""
+        row = self._store.connection().execute(queries("control")["now"].encode()).fetchone()
+        now = float(row[0]) if row else 0.0
+        queued = self._store.queued_long(now - self._settings.requeue_after_seconds, self._settings.queue_batch)
+        if not queued:
+            return 0
+        # messages follow their rows, so one of these repos can only stand before the first message younger than all
+        youngest = max(at for _, _, at in queued) + self._settings.requeue_after_seconds
+        gone = lost_tasks(queued, self._passed(youngest))
+        if gone:
+            self._store.unqueue(gone)
+        return len(gone)
+
+    def _passed(self, seconds: float) -> dict[Part, bool]:
+        """Task partitions of which the backfill group has read everything that was written before a time."""
+        parts = self._positions.parts(TASK_TOPICS)
+        # positions first: a message that comes while we look is then read as one that nobody has passed
+        positions = self._positions.committed("backfill", parts)
+        ends = self._positions.ends(parts)
+        younger = self._positions.offsets(parts, OffsetSpec.for_timestamp(int(seconds * 1000)))
+        starts = self._positions.starts(parts)
+        passed = {}
+        for part in parts:
+            first_younger = ends[part] if younger[part] == NO_OFFSET else younger[part]
+            passed[part] = max(positions.get(part, 0), starts[part]) >= first_younger
+        return passed
+
+
+def lost_tasks(queued: Sequence[tuple[str, int, float]], passed: dict[Part, bool]) -> list[str]:
+    """DIDs of (did, attempt, queued_at) whose message was passed in the partition that it can only be in."""
+    partitions = {topic: sum(part[0] == topic for part in passed) for topic in TASK_TOPICS}
+    return [
+        did for did, attempt, _ in queued if passed[topic := task_topic(attempt), partition_of(did, partitions[topic])]
+    ]

@@ -1,0 +1,53 @@
+"""`sluice settings`: every setting with its variable, value, default and meaning."""
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic_core import PydanticUndefined
+
+from schemas.settings import PREFIX, Settings
+
+
+def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
+    """(variable, value, default, meaning) of every setting, in their order. Passwords are not shown."""
+    found = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        value = getattr(settings, name)
+        shown = without_password(value) if name == "database" else spell(value)
+        found.append(
+            (
+                PREFIX + name.upper(),
+                shown,
+                "" if default is PydanticUndefined else spell(default),
+                field.description or "",
+            )
+        )
+    return found
+
+
+def page(settings: Settings) -> str:
+    """The list as text: one setting in two lines, those that differ from their default marked with `*`."""
+    lines = []
+    for variable, value, default, meaning in rows(settings):
+        mark = "*" if value != default else " "
+        shown = f"{value}   (default: {default or 'empty'})" if value != default else value or "(empty)"
+        lines += [f"{mark} {variable} = {shown}", f"      {meaning}"]
+    return "\n".join(lines)
+
+
+def spell(value: Any) -> str:
+    """A setting's value as its environment variable would be written."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(str(part) for part in value)
+    return str(value)
+
+
+def without_password(url: str) -> str:
+    """The URL with its password blanked."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

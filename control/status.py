@@ -1,0 +1,162 @@
+"""What the mirror is doing: database, broker and processes → `Status`, for `sluice status`, `sluice up` and the API.
+
+Counts stay cheap on big tables: records and labels are PostgreSQL's running estimates, and above a million repos `sync` is
+the estimate less every other phase. Raises psycopg.Error and LogUnavailable.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+
+from control.positions import Positions, Standing
+from control.watch import Sighting
+from schemas.settings import Settings
+from schemas.sql import queries
+
+SQL = {name: text.encode() for name, text in queries("control").items()}
+EXACT_REPOS = 1_000_000
+HOSTS_SHOWN = 20
+END_PHASES = ("sync", "unavailable", "failed")
+PHASES = ("pending", "backfill", *END_PHASES)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One look at everything. Rows of tables are dicts of their columns; ages are in seconds."""
+
+    repos: dict[str, int]
+    retrying: int
+    records: int
+    labels: int
+    held_events: int
+    standings: list[Standing]
+    failing_hosts: list[Row]
+    failures: list[Row]
+    cursors: list[Row]
+    dead_letters: dict[str, int]
+    jobs: list[Row]
+    skipped_ranges: int
+    stream_gaps: int
+    processes: list[Sighting] = field(default_factory=list)
+    records_per_second: float | None = None
+    events_per_second: float | None = None
+
+    @property
+    def lag(self) -> dict[tuple[str, str], int]:
+        """(group, topic) → messages not settled."""
+        total: Counter[tuple[str, str]] = Counter()
+        for standing in self.standings:
+            total[standing.group, standing.topic] += standing.lag
+        return dict(total)
+
+    @property
+    def events(self) -> int:
+        """Live events that the log has ever taken."""
+        return sum(standing.end for standing in self.standings if standing.topic == "firehose_live")
+
+    @property
+    def paused(self) -> list[str]:
+        """What waits on purpose, and why."""
+        processes = [f"{seen.name}: {seen.why}" for seen in self.processes if seen.state == "paused"]
+        hosts = [
+            f"{row['host']}: {row['pause_reason'] or 'paused'} for {row['paused_seconds']} s more"
+            for row in self.failing_hosts
+            if row["paused_seconds"]
+        ]
+        return processes + hosts
+
+    def as_json(self) -> Row:
+        """Everything as values that JSON knows."""
+        page: Row = asdict(self)
+        for standing, row in zip(self.standings, page["standings"], strict=True):
+            row.update(lag=standing.lag, past_end=standing.past_end, lost=standing.lost)
+        page["lag"] = {f"{group}/{topic}": lag for (group, topic), lag in self.lag.items()}
+        page["paused"] = self.paused
+        plain: Row = _plain(page)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+class Collector:
+    """Takes looks, on one connection each to database and broker. Connects on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._positions = Positions(settings)
+        self._db: psycopg.Connection[DictRow] | None = None
+
+    def connection(self) -> psycopg.Connection[DictRow]:
+        """An autocommit connection whose rows are dicts. Raises psycopg.OperationalError."""
+        if self._db is None or self._db.closed or self._db.broken:
+            self._db = psycopg.connect(
+                self._settings.database,
+                autocommit=True,
+                row_factory=dict_row,
+                connect_timeout=5,
+                application_name="sluice status",
+            )
+        return self._db
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._db is not None:
+            self._db.close()
+
+    def collect(self, processes: list[Sighting] | None = None) -> Status:
+        """One look at database and broker, with what is known of the processes."""
+        estimated = {row["relname"]: row["rows"] for row in self._rows("rows_estimated")}
+        return Status(
+            repos=self._repos(),
+            retrying=self._count("retrying_repos"),
+            records=estimated["record"],
+            labels=estimated["label"],
+            held_events=estimated["held_event"],
+            standings=self.standings(),
+            failing_hosts=self._rows("failing_hosts", (HOSTS_SHOWN,)),
+            failures=self._rows("failed_repos"),
+            cursors=self._rows("cursors"),
+            dead_letters={row["state"]: row["count"] for row in self._rows("dead_letter_states")},
+            jobs=self._rows("jobs"),
+            skipped_ranges=self._count("skipped_open"),
+            stream_gaps=self._count("gaps_open"),
+            processes=processes or [],
+        )
+
+    def standings(self) -> list[Standing]:
+        """Where every group stands now."""
+        return self._positions.standings(self.connection())
+
+    def exact(self) -> tuple[int, int]:
+        """Exact numbers of records and labels. Reads their whole indexes."""
+        return self._count("count_records"), self._count("count_labels")
+
+    def _repos(self) -> dict[str, int]:
+        found = dict.fromkeys(PHASES, 0)
+        total = self._count("repos_estimated")
+        if total <= EXACT_REPOS:
+            found.update({row["phase"]: row["count"] for row in self._rows("repos_by_phase")})
+            return found
+        for row in self._rows("repos_moving"):
+            found[row["phase"]] += row["count"]
+        found["sync"] = max(0, total - sum(found.values()))
+        return found
+
+    def _rows(self, name: str, values: tuple[object, ...] = ()) -> list[DictRow]:
+        return self.connection().execute(SQL[name], values or None).fetchall()
+
+    def _count(self, name: str) -> int:
+        row = self.connection().execute(SQL[name]).fetchone()
+        return int(row["count"]) if row else 0

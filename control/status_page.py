@@ -1,0 +1,81 @@
+"""`sluice status` and the plain tables: `Status` or rows → text for a terminal."""
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from control.progress import rated, troubles
+from control.status import PHASES, SQL, Collector, Row, Status
+from control.watch import look_at_all, registered
+from schemas.settings import Settings
+
+RATE_SECONDS = 1.0
+CELL = 60
+
+
+def look(settings: Settings) -> Status:
+    """Two looks a second apart, for the rates. Raises psycopg.Error and LogUnavailable."""
+    collector = Collector(settings)
+    before, started = collector.collect(), time.monotonic()
+    time.sleep(RATE_SECONDS)
+    running = registered(settings.data_dir)
+    processes = look_at_all(running.processes) if running else []
+    status = rated(before, collector.collect(processes), time.monotonic() - started)
+    collector.close()
+    return status
+
+
+def page(status: Status) -> str:
+    """The status as text."""
+    lines = [
+        "repos    "
+        + "  ".join(f"{phase} {status.repos[phase]}" for phase in PHASES)
+        + f"  (retrying {status.retrying})",
+        f"records  about {status.records} ({status.records_per_second or 0:.0f}/s)"
+        f"  labels {status.labels}  held events {status.held_events}",
+        f"events   {status.events} ({status.events_per_second or 0:.0f}/s)",
+        "lag      " + "  ".join(f"{group}/{topic} {lag}" for (group, topic), lag in status.lag.items()),
+    ]
+    lines += [f"!        {what}" for what in troubles(status)]
+    for row in status.failures:
+        lines.append(f"failed   {row['count']} repos: {row['last_error']}")
+    for job in status.jobs:
+        lines.append(f"job      {job['name']}: {job['status']}, listed {job['listed']}, queued {job['queued']}")
+    for row in status.cursors:
+        lines.append(f"cursor   {row['flow']} {row['upstream']} at {row['position']}, {row['age_seconds']:.0f} s old")
+    for seen in status.processes:
+        why = f" ({seen.why})" if seen.why else ""
+        lines.append(f"process  {seen.name} pid {seen.pid} port {seen.port or '-'}: {seen.state}{why}")
+    letters = "  ".join(f"{state} {count}" for state, count in status.dead_letters.items()) or "none"
+    lines.append(f"dead letters  {letters}   skipped ranges {status.skipped_ranges}   stream gaps {status.stream_gaps}")
+    return "\n".join(lines)
+
+
+def rows(settings: Settings, query: str, values: dict[str, object]) -> list[Row]:
+    """Rows of a named query, as values that JSON knows."""
+    with psycopg.connect(settings.database, autocommit=True, connect_timeout=10, row_factory=dict_row) as db:
+        found = db.execute(SQL[query], values or None).fetchall()
+    return [
+        {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+        for row in found
+    ]
+
+
+def table(found: list[Row]) -> str:
+    """Rows in columns; long cells are cut, `--json` has them whole."""
+    if not found:
+        return "none"
+    cells = [[*found[0]], *([_cell(value) for value in row.values()] for row in found)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
+    return text if len(text) <= CELL else text[: CELL - 1] + "…"

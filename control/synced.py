@@ -1,0 +1,82 @@
+"""`--until-synced`: looks at the mirror → is it done?
+
+Done means, in this order: (1) every relay's listing has reached its end, every repo is in an end state, and every queued
+repo has been taken; (2) each stream is connected and has either shown an event younger than (1), or nothing new for
+`QUIET_SECONDS` with nothing waiting in memory; (3) the index has stored every message that the topics held at (2), and
+(1) still holds. A network that goes on writing is thus mirrored up to a moment after the listing was complete.
+"""
+
+import time
+
+from control.status import END_PHASES, Status
+from schemas.settings import Settings
+
+QUIET_SECONDS = 3.0
+STREAMS = (("firehose", "relays"), ("labels", "labelers"))
+
+
+class Synced:
+    """Remembers what earlier looks have shown."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._settled_at: float | None = None
+        self._ends: dict[tuple[str, int], int] | None = None
+        self._moved: dict[str, tuple[object, float]] = {}
+        self.waits_for = "the first look"
+
+    def look(self, status: Status) -> bool:
+        """True once everything is there. `waits_for` says what is missing."""
+        now = time.time()
+        missing = self._unsettled(status)
+        quiet = {flow: self._unchanged_for(flow, status, now) for flow, _ in STREAMS}
+        if missing is not None:
+            self.waits_for = missing
+            return False
+        if self._settled_at is None:
+            self._settled_at = now
+        if self._ends is None:
+            for flow, setting in STREAMS:
+                upstreams = len(getattr(self._settings, setting))
+                if upstreams and not self._caught_up(status, flow, upstreams, quiet[flow]):
+                    self.waits_for = f"{flow} to catch up"
+                    return False
+            self._ends = {(s.topic, s.partition): s.end for s in status.standings if s.group == "index"}
+        behind = [
+            standing
+            for standing in status.standings
+            if standing.group == "index" and standing.position < self._ends[standing.topic, standing.partition]
+        ]
+        self.waits_for = f"the index in {behind[0].topic}" if behind else ""
+        return not behind
+
+    def _unsettled(self, status: Status) -> str | None:
+        listed = {job["source"].get("relay") for job in status.jobs if job["status"] == "completed"}
+        for relay in self._settings.relays:
+            if relay not in listed:
+                return f"the listing of {relay}"
+        if any(job["status"] in ("pending", "running", "retry") for job in status.jobs):
+            return "a listing"
+        moving = sum(count for phase, count in status.repos.items() if phase not in END_PHASES)
+        if moving:
+            return f"{moving} repos"
+        queued = sum(lag for (group, _), lag in status.lag.items() if group == "backfill")
+        return f"{queued} queued repos" if queued else None
+
+    def _unchanged_for(self, flow: str, status: Status, now: float) -> float:
+        seen = [sighting for sighting in status.processes if sighting.kind == flow]
+        mark = [sighting.total("upstream_cursor") for sighting in seen]
+        if self._moved.get(flow, (None, 0.0))[0] != mark:
+            self._moved[flow] = (mark, now)
+        return now - self._moved[flow][1]
+
+    def _caught_up(self, status: Status, flow: str, upstreams: int, quiet_seconds: float) -> bool:
+        for seen in status.processes:
+            if seen.kind != flow:
+                continue
+            if (seen.total("ingester_websocket_connections") or 0) < upstreams:
+                return False
+            if (seen.total("ingester_last_event_time_seconds") or 0) >= (self._settled_at or 0):
+                return True
+            return quiet_seconds >= QUIET_SECONDS and not seen.total("sluice_stream_queue_frames")
+        return False
