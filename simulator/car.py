@@ -46,16 +46,15 @@ def car_header(root: bytes) -> bytes:
     return varint(len(header)) + header
 
 
-def car_block(cid: bytes, block: bytes) -> bytes:
-    """One block section."""
+def car_head(block: bytes) -> bytes:
+    """What stands before the CID of a block: the length of both."""
     size = len(block) + 36
-    return (_LENGTHS[size] if size < 4096 else varint(size)) + cid + block
+    return _LENGTHS[size] if size < 4096 else varint(size)
 
 
 def write_car(root: bytes, blocks: Iterable[Block]) -> bytes:
     """A whole CAR in memory."""
     parts = [car_header(root)]
     for cid, block in blocks:
-        size = len(block) + 36
-        parts += (_LENGTHS[size] if size < 4096 else varint(size), cid, block)
+        parts += (car_head(block), cid, block)
     return b"".join(parts)

@@ -27,6 +27,7 @@ class ControlApi:
 
     def __init__(
         self,
+        *,
         network: Network,
         plc: PlcDirectory,
         pdses: list[Pds],
@@ -159,13 +160,15 @@ class ControlApi:
     # --- writing
 
     async def _set_writer(self, request: web.Request) -> web.Response:
-        """{rate} steps a second or {stop: true}; {prebuild: n} makes n commits at once, their frames encoded ahead."""
+        """{rate} steps a second or {stop: true}; at once: {steps: n}, or {prebuild: n} commits, their frames encoded ahead."""
         wanted = await request.json()
         if wanted.get("stop"):
             self.writer.set_rate(0)
             await self.writer.settle()
         if "rate" in wanted:
             self.writer.set_rate(float(wanted["rate"]))
+        for _ in range(int(wanted.get("steps", 0))):
+            await self.writer.step()
         size = 0
         if "prebuild" in wanted:
             size = await self.prebuild(int(wanted["prebuild"]))

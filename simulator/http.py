@@ -28,7 +28,10 @@ def page_limit(request: web.Request, default: int = 500, most: int = 1000) -> in
 
 
 class RequestBudget:
-    """Counts requests in a sliding window, keeps the greatest count ever seen, and refuses what is above the limit."""
+    """Counts requests in a sliding window, keeps the greatest count ever seen, and refuses what is above the limit.
+
+    The limit holds for admitted requests; the counts and `most` hold for all that were sent, refused ones too.
+    """
 
     def __init__(self, limit: int, seconds: float) -> None:
         self.limit = limit
@@ -36,38 +39,42 @@ class RequestBudget:
         self.total = 0
         self.refused = 0
         self.most = 0
-        self._times: deque[float] = deque()
+        self._sent: deque[float] = deque()
+        self._admitted: deque[float] = deque()
 
     def admit(self) -> bool:
-        """Count one request; False where it is over the limit. A refused one counts as sent all the same."""
+        """Count one request; False where it is over the limit."""
         now = time.monotonic()
-        times = self._times
-        times.append(now)
-        while times[0] < now - self.seconds:
-            times.popleft()
+        self._sent.append(now)
+        for times in (self._sent, self._admitted):
+            while times and times[0] < now - self.seconds:
+                times.popleft()
         self.total += 1
-        self.most = max(self.most, len(times))
-        if self.limit and len(times) > self.limit:
+        self.most = max(self.most, len(self._sent))
+        if self.limit and len(self._admitted) >= self.limit:
             self.refused += 1
             return False
+        self._admitted.append(now)
         return True
 
     def headers(self) -> dict[str, str]:
         """RateLimit-* as a PDS sends them."""
         limit = self.limit or 3000
-        oldest = self._times[0] if self._times else time.monotonic()
-        reset = int(time.time() + max(0.0, oldest + self.seconds - time.monotonic())) + 1
+        reset = int(time.time() + self._until_free()) + 1
         return {
             "RateLimit-Limit": str(limit),
-            "RateLimit-Remaining": str(max(0, limit - len(self._times))),
+            "RateLimit-Remaining": str(max(0, limit - len(self._admitted))),
             "RateLimit-Reset": str(reset),
             "RateLimit-Policy": f"{limit};w={int(self.seconds)}",
         }
 
     def retry_after(self) -> int:
         """Whole seconds until a request fits again."""
-        over = len(self._times) - self.limit
-        return max(1, int(self._times[max(0, over)] + self.seconds - time.monotonic()) + 1)
+        return int(self._until_free()) + 1
+
+    def _until_free(self) -> float:
+        oldest = self._admitted[0] if self._admitted else time.monotonic()
+        return max(0.0, oldest + self.seconds - time.monotonic())
 
     def snapshot(self) -> dict[str, Any]:
         """The counters."""
@@ -75,7 +82,8 @@ class RequestBudget:
 
     def reset(self) -> None:
         """Forget all requests."""
-        self._times.clear()
+        self._sent.clear()
+        self._admitted.clear()
         self.total = self.refused = self.most = 0
 
 

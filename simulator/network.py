@@ -13,6 +13,7 @@ import math
 import os
 import random
 import tempfile
+import threading
 import time
 from base64 import b32encode
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from simulator import mst
-from simulator.car import cid_text
+from simulator.car import car_head, car_header, cid_text
 from simulator.config import SimulatorConfig
 from simulator.events import Event, account_event, commit_event, identity_event, sync_event
 from simulator.faults import Faults
@@ -91,6 +92,7 @@ class Network:
         self._hosted: dict[int, list[Account]] = {}
         self._spool = tempfile.TemporaryFile(prefix="sluice-simulator-")  # noqa: SIM115  lives as long as the network
         self._spooled = 0
+        self._spool_lock = threading.Lock()
         self._generating = asyncio.Lock()
         for _ in range(config.repos):
             self._add_account()
@@ -166,24 +168,29 @@ class Network:
             return account.image
         if account.records > _THREAD_RECORDS:
             async with self._generating:
-                return account.image or self._spool_image(
-                    account, *await asyncio.to_thread(self._generate_car, account)
-                )
-        return self._spool_image(account, *self._generate_car(account))
+                if account.image is None:
+                    account.image = await asyncio.to_thread(self._spool_initial, account)
+                return account.image
+        account.image = self._spool_initial(account)
+        return account.image
 
-    def _generate_car(self, account: Account) -> tuple[Repo, bytes]:
+    def _spool_initial(self, account: Account) -> Image:
+        """Generate the initial repository and write its CAR to the spool, a big one in pieces."""
         repo = self._generate(account)
-        return repo, repo.car()
-
-    def _spool_image(self, account: Account, repo: Repo, car: bytes) -> Image:
-        self._spool.seek(self._spooled)
-        self._spool.write(car)
-        self._spool.flush()
         head = repo.head
-        image = Image(head.commit, head.rev, head.root.cid, self._spooled, len(car), len(repo.records))
-        self._spooled += len(car)
-        account.image = image
-        return image
+        header = car_header(head.commit)
+        size = len(header) + sum(len(car_head(block)) + 36 + len(block) for _, block in repo.walk(head))
+        with self._spool_lock:
+            offset, self._spooled = self._spooled, self._spooled + size
+        at, parts, pending = offset, [header], len(header)
+        for cid, block in repo.walk(head):
+            parts += (car_head(block), cid, block)
+            pending += 40 + len(block)
+            if pending > 1 << 20:
+                at += os.pwrite(self._spool.fileno(), b"".join(parts), at)
+                parts, pending = [], 0
+        at += os.pwrite(self._spool.fileno(), b"".join(parts), at)
+        return Image(head.commit, head.rev, head.root.cid, offset, at - offset, len(repo.records))
 
     async def repo(self, account: Account) -> Repo:
         """The account's repository in memory, for live operations."""

@@ -33,7 +33,45 @@ GAME = "net.playground.game.score"
 _MIX = (
     [LIKE] * 44 + [POST] * 22 + [FOLLOW] * 18 + [REPOST] * 8 + [BLOCK] * 3 + [NOTE] * 2 + [LIST_ITEM, GAME, LIST]
 )  # out of 100
-_WORDS = ["the", "quick", "sluice", "opens", "when", "water", "rises", "over", "gate", "and", "stone", "while", "every", "boat", "waits", "for", "its", "turn", "to", "go", "up", "or", "down;", "今日はいい天気", "☔️", "café", "naïve", "Ünïcödé", "🙂", "posts", "about", "cats,", "trains,", "bread", "&", "maps", "<i>#atproto</i>"]
+_WORDS = [
+    "the",
+    "quick",
+    "sluice",
+    "opens",
+    "when",
+    "water",
+    "rises",
+    "over",
+    "gate",
+    "and",
+    "stone",
+    "while",
+    "every",
+    "boat",
+    "waits",
+    "for",
+    "its",
+    "turn",
+    "to",
+    "go",
+    "up",
+    "or",
+    "down;",
+    "今日はいい天気",
+    "☔️",
+    "café",
+    "naïve",
+    "Ünïcödé",
+    "🙂",
+    "posts",
+    "about",
+    "cats,",
+    "trains,",
+    "bread",
+    "&",
+    "maps",
+    "<i>#atproto</i>",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +149,7 @@ def timestamp(micros: int) -> str:
     return f"{year:04}-{month:02}-{day:02}T{clock}"
 
 
-def _value(collection: str, draw: Any, subjects: Subjects, created: str) -> dict[str, Any]:  # noqa: PLR0911  one line per collection
+def _value(collection: str, draw: Any, subjects: Subjects, created: str) -> dict[str, Any]:
     if collection in (LIKE, REPOST):
         uri, cid = subjects.posts[int(draw() * len(subjects.posts))]
         return {"$type": collection, "subject": {"uri": uri, "cid": cid}, "createdAt": created}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Op:
 
     action: Action
     path: str
-    value: Mapping[str, Any] | None = None
+    value: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,14 @@ class SimulatedNetwork:
         self.relays = [Relay(self.network, self.faults, index) for index in range(config.relays)]
         self.labelers = [Labeler(self.network, self.faults, index) for index in range(config.labelers)]
         self.writer = Writer(self.network, self.labelers, self.faults)
-        self.control = ControlApi(self.network, self.plc, self.pdses, self.relays, self.labelers, self.writer)
+        self.control = ControlApi(
+            network=self.network,
+            plc=self.plc,
+            pdses=self.pdses,
+            relays=self.relays,
+            labelers=self.labelers,
+            writer=self.writer,
+        )
         self.urls: dict[str, Any] = {}
         self._runners: list[web.AppRunner] = []
         self._writing: asyncio.Task[None] | None = None

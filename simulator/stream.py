@@ -44,7 +44,7 @@ class EventStream:
         self._entries: list[_Entry] = []
         self._base = 0
         self._visible_end = 0
-        self._dropped_seq = first_seq - 1  # the highest seq that the window no longer holds
+        self._dropped_seq = 0  # the highest seq that the window no longer holds; 0 = nothing was lost
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -55,26 +55,30 @@ class EventStream:
     @property
     def first(self) -> int:
         """The position of the oldest event kept."""
-        return max(self._base, self._base + len(self._entries) - self.window)
+        return max(self._base, self._visible_end - self.window)
 
     def publish(self, event: Event, *, gap: int = 0, repeat: bool = False) -> int:
         """Append an event under the next seq (after a gap; or, repeat, under the last one). Returns its seq."""
         if not repeat:
             self.last_seq += 1 + gap
         self._entries.append(_Entry(self.last_seq, event))
-        if len(self._entries) > self.window + self.window // 8 + 64:
-            excess = len(self._entries) - self.window
-            self._dropped_seq = self._entries[excess - 1].seq
-            del self._entries[:excess]
-            self._base += excess
         if not self.held:
             self._reveal()
+            self._trim()
         return self.last_seq
 
     def release(self) -> None:
         """End a hold: readers see everything."""
         self.held = False
         self._reveal()
+
+    def _trim(self) -> None:
+        """Let go of what the window no longer holds, many at a time."""
+        excess = len(self._entries) - self.window
+        if excess > self.window // 8 + 64:
+            self._dropped_seq = self._entries[excess - 1].seq
+            del self._entries[:excess]
+            self._base += excess
 
     def encode_all(self) -> int:
         """Encode every event kept, ahead of its readers. Returns the bytes."""
@@ -87,20 +91,11 @@ class EventStream:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def set_window(self, window: int) -> None:
-        """Change how many events are kept."""
-        self.window = window
-
     async def changed(self) -> None:
         """Wait for the next event."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
-
-    def wake(self) -> None:
-        """Wake every reader, so that it looks at its socket."""
-        if not self.held:
-            self._reveal()
 
     def position_after(self, seq: int) -> int:
         """The position of the first event kept after this seq."""
@@ -109,7 +104,7 @@ class EventStream:
         return self._base + at
 
     def oldest_lost_seq(self) -> int:
-        """The highest seq that is no longer kept; below the first seq where nothing was lost."""
+        """The highest seq that is no longer kept; 0 where nothing was lost."""
         offset = self.first - self._base
         return self._entries[offset - 1].seq if offset else self._dropped_seq
 
@@ -190,7 +185,8 @@ class _Reader:
         if transport is None or transport.is_closing():
             return
         transport.write(data)
-        while transport.get_write_buffer_size() > _BUFFER_HIGH and not transport.is_closing():
+        # aiohttp has no public way to wait for a transport that one writes to directly
+        while transport.get_write_buffer_size() > _BUFFER_HIGH and not transport.is_closing():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         await asyncio.sleep(0)
 

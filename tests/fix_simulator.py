@@ -88,7 +88,7 @@ class Simulation:
         return self._call("/streams", wanted)
 
     def writer(self, rate: float = 0, **wanted: Any) -> dict[str, Any]:
-        """The live writer at this many steps a second; prebuild=n makes n commits at once instead."""
+        """The live writer at this many steps a second; at once: steps=n, or prebuild=n (commits only)."""
         return self._call("/writer", wanted or ({"rate": rate} if rate else {"stop": True}))
 
     def quiesce(self, **wanted: Any) -> dict[str, Any]:

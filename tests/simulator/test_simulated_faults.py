@@ -1,0 +1,289 @@
+"""Every fault does what it says, and is counted when it fires."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+from itertools import pairwise
+from typing import Any
+
+import aiohttp
+import libipld
+import pytest
+from fix_simulator import Simulation
+from read_simulated import SimulatedReader, check_car, get, read_car, refused
+
+from simulator.faults import NAMES, Faults, UnknownFaultError
+
+CONFIG = {"repos": 12, "records_per_repo": 12, "inactive_share": 0.0, "churn": 0.0}
+
+
+def list_url(base: str, limit: int, cursor: str = "") -> str:
+    return f"{base}/xrpc/com.atproto.sync.listRepos?limit={limit}" + (f"&cursor={cursor}" if cursor else "")
+
+
+def only(simulation: Simulation, name: str, **parameters: Any) -> None:
+    simulation.set_faults(clear=True, **{name: {"per_did": 0, **parameters}})
+
+
+def test_unknown_faults_are_refused(simulator: Any) -> None:
+    with pytest.raises(UnknownFaultError, match="pds_nap"):
+        Faults(1).switch({"pds_nap": 1.0})
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        simulator(faults={"pds_nap": 1.0})
+
+
+def test_a_fault_keeps_to_its_parameters() -> None:
+    faults = Faults(1)
+    faults.switch({"pds_500": {"p": 1.0, "times": 3, "host": 1, "per_did": 2}, "drop": {"every": 5}, "delay": 0.25})
+    assert not faults.fire("pds_500", host=0, did="a")
+    assert [bool(faults.fire("pds_500", host=1, did=did)) for did in "aaabc"] == [True, True, False, True, False]
+    assert [bool(faults.fire("drop")) for _ in range(10)] == [False] * 4 + [True] + [False] * 4 + [True]
+    assert 180 < sum(bool(faults.fire("delay")) for _ in range(1000)) < 320
+    assert faults.counts["pds_500"] == 3
+    faults.switch({"pds_500": None, "drop": 0})
+    assert set(faults.active()) == {"delay"}
+
+
+def test_listings_fail_only_where_they_touch_the_poison(simulator: Any) -> None:
+    simulation = simulator(**CONFIG, pdses=1)
+    relay, pds = simulation.relays[0], simulation.pdses[0]
+    only(simulation, "relay_list_500", **{"from": 7, "to": 8})
+    assert get(list_url(relay, 6))["cursor"] == "6"
+    assert refused(list_url(relay, 7)) == (500, "InternalServerError")
+    assert refused(list_url(relay, 3, "6")) == (500, "InternalServerError")
+    assert len(get(list_url(relay, 10, "8"))["repos"]) == 4
+    only(simulation, "relay_list_500", **{"from": 1, "to": 1})
+    assert refused(list_url(relay, 1)) == (500, "InternalServerError")
+    only(simulation, "relay_list_429")
+    assert refused(list_url(relay, 1)) == (429, "RateLimitExceeded")
+    only(simulation, "relay_empty_head")
+    assert {row["rev"] for row in get(list_url(relay, 5))["repos"]} == {""}
+    only(simulation, "pds_list_500", **{"from": 3, "to": 3})
+    cursor = get(list_url(pds, 2))["cursor"]
+    assert refused(list_url(pds, 2, cursor)) == (500, "InternalServerError")
+    fired = simulation.faults()["fired"]
+    assert fired == {"relay_list_500": 3, "relay_list_429": 1, "relay_empty_head": 5, "pds_list_500": 1}
+
+
+def test_getrepo_faults(simulator: Any) -> None:
+    simulation = simulator(**CONFIG)
+    reader = SimulatedReader(simulation)
+    did = next(iter(simulation.state()))
+    url, key = f"{reader.pds(did)}/xrpc/com.atproto.sync.getRepo?did={did}", reader.key(did)
+
+    only(simulation, "pds_500")
+    assert refused(url) == (500, "InternalServerError")
+    only(simulation, "pds_429", retry_after=7)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url)
+    assert (caught.value.code, caught.value.headers["Retry-After"]) == (429, "7")
+    only(simulation, "pds_429", retry_after=None, html=True)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url)
+    assert caught.value.headers.get_content_type() == "text/html"
+    assert caught.value.headers["Retry-After"] is None
+
+    only(simulation, "pds_truncate", mode="mid")
+    with pytest.raises(EOFError):
+        read_car(reader.car(did))
+    only(simulation, "pds_truncate", mode="boundary")
+    read_car(reader.car(did))  # parses cleanly
+    with pytest.raises(KeyError):
+        check_car(reader.car(did), did, key)
+    only(simulation, "pds_tamper")
+    with pytest.raises(AssertionError, match="does not hash"):
+        check_car(reader.car(did), did, key)
+    only(simulation, "pds_bad_sig")
+    with pytest.raises(AssertionError, match="signature"):
+        check_car(reader.car(did), did, key)
+    only(simulation, "pds_wrong_did")
+    with pytest.raises(AssertionError, match="another account"):
+        check_car(reader.car(did), did, key)
+
+    only(simulation, "pds_hang", seconds=30)
+    with pytest.raises(TimeoutError):
+        urllib.request.urlopen(url, timeout=0.3)
+    only(simulation, "pds_trickle", chunk=1500, interval=0.05)
+    started = time.monotonic()
+    check_car(reader.car(did), did, key)
+    assert time.monotonic() - started > 0.1
+
+    simulation.set_faults(clear=True)
+    old = reader.repo(did)
+    simulation.op("create", did=did)
+    only(simulation, "pds_stale")
+    assert reader.repo(did) == old
+    simulation.set_faults(clear=True)
+    assert reader.repo(did).rev > old.rev
+    fired = simulation.faults()["fired"]
+    assert set(fired) == {name for name in NAMES if name.startswith("pds_")} - {"pds_list_500"}
+    assert fired["pds_429"] == 2
+
+
+def test_plc_faults(simulator: Any) -> None:
+    simulation = simulator(**CONFIG)
+    did = next(iter(simulation.state()))
+    only(simulation, "plc_500")
+    with pytest.raises(urllib.error.HTTPError):
+        get(f"{simulation.plc}/{did}")
+    only(simulation, "plc_slow", seconds=0.3)
+    started = time.monotonic()
+    get(f"{simulation.plc}/{did}")
+    assert time.monotonic() - started >= 0.3
+    assert simulation.faults()["fired"] == {"plc_500": 1, "plc_slow": 1}
+    assert refused_plain(f"{simulation.plc}/did:plc:aaaaaaaaaaaaaaaaaaaaaaaa") == 404
+
+
+def refused_plain(url: str) -> int:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url)
+    return caught.value.code
+
+
+async def raw_messages(url: str, seconds: float) -> tuple[list[bytes], bool]:
+    """All that a stream sends in this time, and whether it closed."""
+    found: list[bytes] = []
+    async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
+        try:
+            async with asyncio.timeout(seconds):
+                async for message in socket:
+                    found.append(message.data)
+        except TimeoutError:
+            return found, False
+    return found, True
+
+
+def read_stream(simulation: Simulation, seconds: float = 0.6) -> tuple[list[bytes], bool]:
+    url = f"{simulation.relays[0]}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
+    return asyncio.run(raw_messages(url, seconds))
+
+
+def seq_of(message: bytes) -> int:
+    return int(libipld.decode_dag_cbor_multi(message)[1]["seq"])
+
+
+def test_stream_faults(simulator: Any) -> None:
+    simulation = simulator(**CONFIG)
+    simulation.writer(prebuild=30)
+
+    only(simulation, "drop", every=10)
+    messages, closed = read_stream(simulation)
+    assert (len(messages), closed) == (9, True)
+    only(simulation, "garbage", every=10)
+    messages, closed = read_stream(simulation)
+    assert (len(messages), closed) == (33, False)
+    assert sum(message[0] == 0xFF for message in messages) == 3
+    only(simulation, "unknown_type", every=10)
+    messages, _ = read_stream(simulation)
+    assert sum(libipld.decode_dag_cbor_multi(message)[0]["t"] == "#novelty" for message in messages) == 3
+    only(simulation, "error_frame", every=10)
+    messages, closed = read_stream(simulation)
+    assert closed
+    assert libipld.decode_dag_cbor_multi(messages[-1])[0] == {"op": -1}
+    only(simulation, "silence", every=10, seconds=30)
+    messages, closed = read_stream(simulation)
+    assert (len(messages), closed) == (9, False)
+    assert simulation.faults()["fired"] == {"drop": 1, "garbage": 3, "unknown_type": 3, "error_frame": 1, "silence": 1}
+
+
+def test_relay_faults_of_the_sequence(simulator: Any) -> None:
+    simulation = simulator(**CONFIG)
+    only(simulation, "lost_commit", every=4)
+    simulation.writer(prebuild=20)
+    assert simulation.faults()["fired"] == {"lost_commit": 5}
+    assert len(read_stream(simulation)[0]) == 15
+    simulation.set_faults(clear=True)
+    healed = simulation.quiesce()["healed"]
+    messages = read_stream(simulation)[0]
+    assert len(messages) == 15 + healed
+    state = simulation.state()
+    newest = {body["repo"]: body["rev"] for body in (libipld.decode_dag_cbor_multi(one)[1] for one in messages)}
+    assert all(state[did].rev == rev for did, rev in newest.items())
+
+    only(simulation, "duplicate", every=2)
+    simulation.writer(prebuild=10)
+    only(simulation, "seq_gap", every=5, gap=50)
+    simulation.writer(prebuild=10)
+    seqs = [seq_of(message) for message in read_stream(simulation)[0]]
+    assert len(seqs) - len(set(seqs)) == 5
+    assert sum(later - earlier == 51 for earlier, later in pairwise(seqs)) == 2
+
+    before = len(seqs)
+    only(simulation, "delay", every=3, hold=5)
+    simulation.writer(prebuild=20)
+    bodies = [libipld.decode_dag_cbor_multi(message)[1] for message in read_stream(simulation)[0]][before:]
+    revs = [body["rev"] for body in bodies]
+    assert len(revs) == 20
+    assert revs != sorted(revs)
+    for did in {body["repo"] for body in bodies}:
+        mine = [body["rev"] for body in bodies if body["repo"] == did]
+        assert mine == sorted(mine)
+
+    only(simulation, "relay_bad_sig", times=2)
+    simulation.writer(prebuild=5)
+    revs = [libipld.decode_dag_cbor_multi(message)[1]["rev"] for message in read_stream(simulation)[0]][before + 20 :]
+    assert (len(revs), len(set(revs))) == (7, 5)
+    fired = simulation.faults()["fired"]
+    assert fired.keys() == {"lost_commit", "duplicate", "seq_gap", "delay", "relay_bad_sig"}
+
+
+def test_labeler_faults(simulator: Any) -> None:
+    simulation = simulator(**CONFIG, labels=5)
+    url = f"{simulation.labelers[0]}/xrpc/com.atproto.label.subscribeLabels?cursor=0"
+    truth = simulation.labels()
+
+    def read() -> tuple[list[bytes], bool]:
+        return asyncio.run(raw_messages(url, 0.4))
+
+    for name, closes in (
+        ("label_drop", True),
+        ("label_error_frame", True),
+        ("label_garbage", False),
+        ("label_unknown_type", False),
+        ("label_silence", False),
+    ):
+        only(simulation, name, every=3)
+        messages, closed = read()
+        assert closed is closes, name
+        assert len(messages) == {"label_drop": 2, "label_error_frame": 3, "label_silence": 2}.get(name, 6), name
+    only(simulation, "label_bad_sig")
+    simulation.op("label", uri="did:plc:x", val="a")
+    only(simulation, "label_foreign_src")
+    simulation.op("label", uri="did:plc:x", val="b")
+    simulation.set_faults(clear=True)
+    labels = [label for message in read()[0] for label in libipld.decode_dag_cbor_multi(message)[1]["labels"]]
+    assert [label["val"] for label in labels][-4:] == ["forged", "a", "foreign", "b"]
+    assert len(simulation.labels()) == len(truth) + 2
+    assert set(simulation.faults()["fired"]) == {name for name in NAMES if name.startswith("label_")}
+
+
+def test_requests_are_counted_in_a_sliding_window_and_limited(simulator: Any) -> None:
+    simulation = simulator(**CONFIG, pdses=1)
+    url = f"{simulation.pdses[0]}/xrpc/com.atproto.server.describeServer"
+    for _ in range(5):
+        get(url)
+    assert simulation.faults()["hosts"][simulation.pdses[0]]["max_in_window"] == 5
+    simulation.limits(limit=5, seconds=0.5, reset=True)
+    for _ in range(5):
+        get(url)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url)
+    assert (caught.value.code, json.load(caught.value)["error"]) == (429, "RateLimitExceeded")
+    assert int(caught.value.headers["Retry-After"]) >= 1
+    assert caught.value.headers["RateLimit-Limit"] == "5"
+    assert caught.value.headers["RateLimit-Remaining"] == "0"
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            get(url)
+            break
+        except urllib.error.HTTPError:
+            time.sleep(0.05)
+    counted = simulation.faults()["hosts"][simulation.pdses[0]]
+    assert counted["limit"] == 5
+    assert counted["max_in_window"] >= 6, "the refused request was sent, and counts"
+    assert counted["total"] - counted["refused"] == 6
