@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -234,3 +235,16 @@ print(len(index), (peak() - before) // 1024)
     blocks, megabytes = map(int, done.stdout.split())
     assert blocks == 300_000
     assert 30 < megabytes < 80  # less would mean that the measurement is broken
+
+
+def test_small_chunks_of_a_large_block_are_not_joined_again_and_again() -> None:
+    """G9: a slow trickle of a 2 MB block costs as much as one read, not the square of it."""
+    block = bytes(2_000_000)
+    data = car(cid_of(block), {cid_of(block): block})
+    index = CarIndex()
+    started = time.process_time()
+    for at in range(0, len(data), 64):
+        index.feed(data[at : at + 64])
+    index.finish()
+    assert index.get(cid_of(block)) == block
+    assert time.process_time() - started < 1

@@ -121,6 +121,8 @@ def test_endpoints_that_are_origins(endpoint: str) -> None:
     assert parsed(service=[service]).pds == endpoint
     wrong = {"id": "#atproto_pds", "type": "SomethingElse", "serviceEndpoint": endpoint}
     assert parsed(service=[wrong]).pds is None
+    for foreign in ("did:plc:zzz#atproto_pds", "#other", "atproto_pds"):
+        assert parsed(service=[{**service, "id": foreign}]).pds is None
 
 
 def test_document_urls() -> None:

@@ -1,0 +1,92 @@
+"""The verification of snapshots against the simulator, which shares no code with it: its repos pass, its faults do not."""
+
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+from fix_simulator import RepoTruth, Simulation
+
+from steps.car import CarError, CarIndex
+from steps.cid import cid_bytes, cid_str
+from steps.identity import Identity, document_url, parse_document
+from steps.mst import build
+from steps.record_json import body_cid, record_body
+from steps.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
+
+
+def identity_of(simulation: Simulation, did: str) -> Identity:
+    url = document_url(did, simulation.plc)
+    assert url is not None
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        identity = parse_document(did, json.load(answer))
+    assert isinstance(identity, Identity)
+    return identity
+
+
+def fetch(simulation: Simulation, truth: RepoTruth) -> Snapshot:
+    """As the backfill does it: document, getRepo in chunks, verification."""
+    identity = identity_of(simulation, truth.did)
+    assert identity.pds is not None
+    index = CarIndex()
+    try:
+        with urllib.request.urlopen(
+            f"{identity.pds}/xrpc/com.atproto.sync.getRepo?did={truth.did}", timeout=60
+        ) as answer:
+            while chunk := answer.read(8192):
+                index.feed(chunk)
+        index.finish()
+    except CarError as err:
+        raise from_car_error(err) from err
+    return open_snapshot(index, truth.did, identity.signing_key, truth.rev)
+
+
+def test_every_simulated_repo_passes_and_is_the_truth(simulator: Any) -> None:
+    """Hostile records included: JSON → DAG-CBOR → the same CID, and the tree rebuilt from the records is the signed one (G3)."""
+    simulation = simulator(repos=40, records_per_repo=30, hostile=True, big_repos=1, big_repo_records=3000)
+    active = [truth for truth in simulation.state().values() if truth.active]
+    assert len(active) > 20
+    for truth in active:
+        got = fetch(simulation, truth)
+        assert (got.head.rev, got.head.commit, got.head.data) == (truth.rev, truth.commit, truth.data)
+        assert got.rejected == []
+        records = {f"{collection}/{rkey}": (cid, block) for collection, rkey, cid, block in got.records()}
+        assert {path: cid for path, (cid, _) in records.items()} == truth.records
+        assert got.count == len(truth.records)
+        assert cid_str(build((path, cid_bytes(cid)) for path, (cid, _) in records.items())) == truth.data
+        for cid, block in records.values():
+            body = record_body(block)
+            assert body_cid(body.json, body.raw) == cid
+
+
+@pytest.mark.parametrize(
+    ("fault", "parameters", "reason", "transient"),
+    [
+        ("pds_truncate", {"mode": "mid"}, SnapshotReason.TRUNCATED, True),
+        ("pds_truncate", {"mode": "boundary"}, SnapshotReason.MISSING_BLOCK, True),
+        ("pds_wrong_did", {}, SnapshotReason.WRONG_DID, False),
+        ("pds_tamper", {}, SnapshotReason.BAD_CAR, False),
+        ("pds_bad_sig", {}, SnapshotReason.BAD_SIGNATURE, False),
+    ],
+)
+def test_every_fault_of_a_pds_has_its_reason(
+    simulator: Any, fault: str, parameters: dict[str, str], reason: SnapshotReason, transient: bool
+) -> None:
+    simulation = simulator(repos=6, records_per_repo=20)
+    truth = next(truth for truth in simulation.state().values() if truth.active)
+    simulation.set_faults(**{fault: {"p": 1, **parameters}})
+    with pytest.raises(SnapshotRejected) as caught:
+        fetch(simulation, truth)
+    assert (caught.value.reason, caught.value.transient) == (reason, transient)
+    assert simulation.fired(fault) == 1
+
+
+def test_a_stale_snapshot_is_refused_and_transient(simulator: Any) -> None:
+    simulation = simulator(repos=3, records_per_repo=10)
+    did = next(truth.did for truth in simulation.state().values() if truth.active)
+    simulation.op("create", did=did)
+    simulation.set_faults(pds_stale=1)
+    with pytest.raises(SnapshotRejected) as caught:
+        fetch(simulation, simulation.state()[did])
+    assert (caught.value.reason, caught.value.transient) == (SnapshotReason.STALE, True)
+    assert simulation.fired("pds_stale") == 1
