@@ -90,7 +90,7 @@ def main() -> int:
         if kill_at is None:
             order = _order(wake, spec["parent"])
         else:
-            # only SIGCHLD matters now, and "k": the owner's end of the pipe may be closed, which reads as always ready
+            # no more orders: the owner's end of the pipe may be closed, and would then always be ready
             readable, _, _ = select.select([wake], [], [], 0.05)
             if readable:
                 os.read(wake, 64)
