@@ -54,13 +54,13 @@ def run(name: str, settings: Settings) -> None:
             " choose another port, or 0 for a free one"
         ) from err
     prepare(settings)
-    logger.info("started", extra={"process": name, "http_port": port})
+    logger.info("started", extra={"flow": name, "http_port": port})
     if name == "control":
         control_process.run(settings, health)
     else:
         build: Callable[..., Any] = importlib.import_module(f"flows.{FLOWS[name]}").flow
         cli_main(build(settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
-    logger.info("stopped", extra={"process": name})
+    logger.info("stopped", extra={"flow": name})
 
 
 def require(name: str, settings: Settings) -> None:

@@ -4,13 +4,22 @@ A partition count is never changed: partition k of every per-repo topic belongs 
 scatter them. Nothing is ever deleted. Raises LogUnavailable, and OperatorError where a count differs.
 """
 
+import time
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import yaml
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from connectors.log import LogUnavailable, admin
 from control.errors import OperatorError
@@ -144,6 +153,21 @@ def _create(client: AdminClient, settings: Settings, topics: list[Topic]) -> Non
                     f"topic {name}: {err.args[0].str()}; set SLUICE_REPLICATION to the number of brokers, or fewer"
                 ) from err
             raise LogUnavailable(f"topic {name} cannot be created: {err.args[0].str()}") from err
+    _await_leaders(client, topics)
+
+
+def _await_leaders(client: AdminClient, topics: list[Topic]) -> None:
+    """A new partition answers only when its leader has taken it over, some moments after the creation."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    waiting = [TopicPartition(topic.name, part) for topic in topics for part in range(topic.partitions)]
+    while True:
+        futures = client.list_offsets(dict.fromkeys(waiting, OffsetSpec.latest()), request_timeout=ANSWER_SECONDS)
+        waiting = [place for place, future in futures.items() if future.exception() is not None]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise LogUnavailable(f"topic {waiting[0].topic} was created but has no leader; are all brokers up?")
+        time.sleep(0.1)
 
 
 def _alter(client: AdminClient, settings: Settings, differences: list[Difference]) -> None:

@@ -39,6 +39,7 @@ TICK_SECONDS = 0.1
 LOOK_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 SIMULATOR_SECONDS = 60.0
+FIRST_LOOK_SECONDS = 30.0
 DRAIN_ORDER = (("list-repos", "firehose", "labels"), ("backfill",), ("index",), ("control",), ("simulator",))
 SIMULATED = ("--repos", "300", "--records-per-repo", "30", "--writer-rate", "20", "--churn", "0.02")
 
@@ -121,6 +122,7 @@ class _Looks:
         self._thread = threading.Thread(target=self._run, name="looks", daemon=True)
         self._ended = threading.Event()
         self._fresh: Status | None = None
+        self._died: BaseException | None = None
         self.failure = ""
 
     def start(self) -> None:
@@ -131,7 +133,9 @@ class _Looks:
         self._thread.join(10.0)
 
     def take(self) -> Status | None:
-        """The newest look, once."""
+        """The newest look, once. Raises what ended the thread."""
+        if self._died is not None:
+            raise self._died
         fresh, self._fresh = self._fresh, None
         return fresh
 
@@ -139,6 +143,16 @@ class _Looks:
         """A look now. Raises psycopg.Error and LogUnavailable."""
         processes = [process for process in self._supervisor.processes if process.port]
         return self._collector.collect(look_at_all(processes, with_metrics=True))
+
+    def first(self) -> Status:
+        """The first look that succeeds within `FIRST_LOOK_SECONDS`. Raises what the last one raised."""
+        deadline = time.monotonic() + FIRST_LOOK_SECONDS
+        while True:
+            try:
+                return self.once()
+            except (psycopg.Error, LogUnavailable):
+                if time.monotonic() > deadline or STOP.wait(TICK_SECONDS):
+                    raise
 
     def exact(self) -> tuple[int, int]:
         """Exact numbers of records and labels."""
@@ -150,6 +164,9 @@ class _Looks:
                 self._fresh, self.failure = self.once(), ""
             except (psycopg.Error, LogUnavailable) as err:
                 self.failure = one_line(err)
+            except BaseException as err:  # a thread must not die in silence (B8)
+                self._died = err
+                return
 
 
 class _Up:
@@ -225,7 +242,8 @@ class _Up:
     def _watch(self) -> dict[str, object] | None:
         """Until STOP (None) or synced (the totals)."""
         looks = _Looks(self._settings, self._supervisor)
-        first, started = looks.once(), time.monotonic()
+        started = time.monotonic()
+        first = looks.first()
         shown, shown_at, told = first, started, ""
         synced = Synced(self._settings) if self._options.until_synced else None
         looks.start()

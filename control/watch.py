@@ -4,6 +4,7 @@
 one that does not answer.
 """
 
+import http.client
 import json
 import os
 import urllib.error
@@ -88,7 +89,7 @@ def look(process: Process, *, with_metrics: bool = False) -> Sighting:
     try:
         page = json.loads(_get(process.port, "/readyz"))
         metrics = parse(_get(process.port, "/metrics").decode()) if with_metrics else {}
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, http.client.HTTPException) as err:
         return Sighting(**told, state="down", why=str(err))
     return Sighting(
         **told,
