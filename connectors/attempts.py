@@ -1,0 +1,298 @@
+"""What happens to a claim, in the loop's thread: resolve, fetch, hand over, and answer every failure with a decision.
+
+One task per claim, a bounded number of them fetching at once. Repos that need a resync start before the backlog, and have
+a few places that the backlog cannot take. Nothing here ends silently: an unexpected error ends the task group, and so
+the process (B8).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+
+from connectors import metrics
+from connectors.background import Handover
+from connectors.budget import HostBudget
+from connectors.log import now_text
+from connectors.pds import Download, FetchFailed, PdsClient
+from connectors.places import Places
+from connectors.repos import Claim, RepoStore
+from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.work import Verdict, Work
+from schemas.settings import Settings
+from steps.identity import Identity
+from steps.retry import Failure, GiveUp, PauseHost, Reason, RetryIn, RetryPolicy, Unavailable, backoff, decide
+from steps.snapshot import SnapshotReason, SnapshotRejected
+
+X = TypeVar("X")
+Key = tuple[str, int]  # (DID, attempt)
+
+DATABASE_PATIENCE_SECONDS = 30.0
+READY_WORKS = 500
+STALE_FIRST_SECONDS = 2.0
+STALE_LONGEST_SECONDS = 30.0
+_KEY_MAY_HAVE_CHANGED = (SnapshotReason.BAD_SIGNATURE, SnapshotReason.NO_KEY)
+
+log = logging.getLogger("backfill")
+
+
+@dataclass(slots=True)
+class _Staleness:
+    """How long, and how often, a claim has been given snapshots below what was heard."""
+
+    since: float | None = None
+    times: int = 0
+
+
+class Attempts:
+    """The claims of this worker. `small` and `large` take what is fetched to the flow."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: RepoStore,
+        resolver: Resolver,
+        budget: HostBudget,
+        client: PdsClient,
+        tell: Callable[[Work, Verdict], None],
+        small: Handover[Work],
+        large: Handover[Work],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._store_turn = asyncio.Lock()
+        self._resolver = resolver
+        self._budget = budget
+        self._client = client
+        self._tell = tell
+        self._small = small
+        self._large = large
+        self._policy = RetryPolicy(
+            settings.max_attempts,
+            settings.retry_first_seconds,
+            settings.retry_max_seconds,
+            settings.rate_limit_pause_seconds,
+        )
+        self._places = Places(settings.backfill_concurrency, max(1, settings.backfill_concurrency // 4))
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._works: dict[Key, tuple[Work, asyncio.Future[Verdict]]] = {}
+        self.changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def room(self, *, resync: bool) -> int:
+        """Claims that may be added now: for every place, and half as many to wait; none while the flow is behind."""
+        if len(self._works) >= READY_WORKS:
+            return 0
+        places, busy = self._places.limit(urgent=resync), self._places.taken + self._places.waiting
+        parked = max(0, len(self._tasks) - busy - len(self._works))  # between two fetches of a stale repo
+        return places + places // 2 + 2 - busy - max(0, parked - places)
+
+    def start(self, group: asyncio.TaskGroup, claim: Claim, *, resync: bool) -> None:
+        """Work on a claim."""
+        task = group.create_task(self._run(claim, resync=resync), name=claim.did)
+        self._tasks[claim.did, claim.attempt] = task
+        metrics.REPOS_RUNNING.set(len(self._tasks))
+
+    def verdict(self, work: Work, verdict: Verdict) -> None:
+        """What the flow says about a work; called in the loop's thread."""
+        known, future = self._works.get(_key(work.claim), (None, None))
+        if known is work and future is not None and not future.done():
+            future.set_result(verdict)
+
+    async def stored(self, call: Callable[[RepoStore], X]) -> X:
+        """A transaction of the RepoStore, in a thread; waits a while for a database that is away."""
+        deadline = time.monotonic() + DATABASE_PATIENCE_SECONDS
+        async with self._store_turn:
+            while True:
+                try:
+                    return await asyncio.to_thread(call, self._store)
+                except psycopg.OperationalError:
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(0.5)
+
+    async def renew(self, worker: str) -> None:
+        """Renew the leases of everything that is worked on; what is no longer ours is stopped and fenced."""
+        held = dict(self._tasks)
+        if not held:
+            return
+        ours = await self.stored(lambda store: store.renew(worker, [did for did, _ in held]))
+        for key, task in held.items():
+            # a work whose outcome is in the log has no lease any more, and needs none
+            if key not in ours and not task.done() and not (key in self._works and self._works[key][0].finished):
+                metrics.CLAIMS.labels("lost").inc()
+                self._fence(key, task)
+
+    async def finish(self, seconds: float) -> None:
+        """Give what is being fetched or written some time, then stop the rest."""
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        rest = dict(self._tasks)
+        for key, task in rest.items():
+            self._fence(key, task)
+        if rest:
+            await asyncio.wait(rest.values())
+
+    def _fence(self, key: Key, task: asyncio.Task[None]) -> None:
+        if key in self._works:
+            self._works[key][0].fenced = True
+        task.cancel()
+
+    async def _run(self, claim: Claim, *, resync: bool) -> None:
+        try:
+            await self._attempt(claim, resync=resync)
+        finally:
+            self._tasks.pop(_key(claim), None)
+            metrics.REPOS_RUNNING.set(len(self._tasks))
+            self.changed.set()
+
+    async def _attempt(self, claim: Claim, *, resync: bool) -> None:
+        try:
+            await self._pursue(claim, resync=resync)
+        except FetchFailed as err:
+            await self._settle(claim, err.failure, err.host)
+
+    async def _pursue(self, claim: Claim, *, resync: bool) -> None:
+        """Fetch and hand over until the claim is produced or lost. Raises FetchFailed, also for a refused snapshot."""
+        wanted: str | None = claim.min_rev
+        stale = _Staleness()
+        fresh = False
+        while wanted is not None:
+            async with self._places.place(urgent=resync):
+                identity = await self._resolve(claim.did, fresh=fresh)
+                identity, download = await self._fetch(identity, fresh=fresh)
+                work = await self._hand_over(claim, wanted, identity, download)
+            rejected = await self._verdict(work)
+            if rejected is None:
+                return
+            failure = Failure(rejected.reason, rejected.detail)
+            _count(rejected)
+            if rejected.reason is SnapshotReason.STALE:
+                wanted = await self._outwait(claim, wanted, stale, FetchFailed(failure, download.host))
+            elif rejected.reason in _KEY_MAY_HAVE_CHANGED and not fresh:
+                fresh = True
+            else:
+                raise FetchFailed(failure, download.host)
+
+    async def _outwait(self, claim: Claim, wanted: str, stale: _Staleness, failed: FetchFailed) -> str | None:
+        """The rev to ask for next, after a while; the claim is kept, so that live events are held and it stands still.
+
+        What was heard is given up after `stale_seconds` (by the store, for all attempts). None: the claim was lost.
+        """
+        grace = self._settings.stale_seconds
+        stale.since = stale.since or time.monotonic()
+        if time.monotonic() - stale.since > grace * 1.5:
+            raise failed
+        now_wanted = await self.stored(lambda store: store.stale(claim.did, claim.attempt, grace))
+        stale.times += 1
+        if now_wanted == wanted:
+            first = min(STALE_FIRST_SECONDS, grace / 20)
+            await asyncio.sleep(backoff(stale.times, claim.did, first, min(STALE_LONGEST_SECONDS, grace / 5)))
+        return now_wanted
+
+    async def _resolve(self, did: str, *, fresh: bool) -> Identity:
+        try:
+            identity = await self._resolver.resolve(did, fresh=fresh)
+            if identity.pds is None and not fresh:
+                identity = await self._resolver.resolve(did, fresh=True)
+        except IdentityNotFound as err:
+            raise FetchFailed(Failure(Reason.DID_NOT_FOUND, str(err))) from err
+        except IdentityUnreachable as err:
+            raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(err), err.retry_after)) from err
+        if identity.pds is None:
+            raise FetchFailed(Failure(Reason.NO_PDS, "the DID document names no PDS"))
+        return identity
+
+    async def _fetch(self, identity: Identity, *, fresh: bool) -> tuple[Identity, Download]:
+        """The repo, asked for at the PDS of today: what an old PDS says of an account that moved away is no news."""
+        assert identity.pds is not None  # noqa: S101  # _resolve
+        try:
+            download = await self._client.get_repo(identity.did, identity.pds)
+        except FetchFailed as err:
+            verdict = decide(err.failure, 0, self._policy, key=identity.did)
+            if fresh or not isinstance(verdict, Unavailable):
+                raise
+            try:
+                newer = await self._resolver.resolve(identity.did, fresh=True)
+            except (IdentityNotFound, IdentityUnreachable):
+                raise err from None
+            if newer.pds is None or newer.pds == identity.pds:
+                raise
+            return newer, await self._client.get_repo(newer.did, newer.pds)
+        await self._budget.answered(identity.pds)
+        return identity, download
+
+    async def _hand_over(
+        self, claim: Claim, min_rev: str, identity: Identity | None, fetched: Download | Unavailable
+    ) -> Work:
+        """Put it before the flow; waits while the flow is behind."""
+        at = fetched.time if isinstance(fetched, Download) else now_text()
+        work = Work(claim, min_rev, identity=identity, fetched=fetched, at=at, tell=self._tell)
+        self._works[_key(claim)] = work, asyncio.get_running_loop().create_future()
+        try:
+            await (self._large if work.large else self._small).put(work)
+        except BaseException:
+            work.finish(None)
+            self._forget(work)
+            raise
+        return work
+
+    async def _verdict(self, work: Work) -> Verdict:
+        try:
+            return await self._works[_key(work.claim)][1]
+        finally:
+            self._forget(work)
+
+    def _forget(self, work: Work) -> None:
+        del self._works[_key(work.claim)]
+        self.changed.set()
+
+    async def _settle(self, claim: Claim, failure: Failure, host: str | None) -> None:
+        """A failed attempt becomes an outcome, a pause, a retry, or the end."""
+        deletion = claim.reason == "deletion"
+        decision = decide(failure, claim.retry_count, self._policy, key=claim.did, deletion=deletion)
+        if isinstance(decision, Unavailable):
+            await self._verdict(await self._hand_over(claim, claim.min_rev, None, decision))
+            return
+        metrics.FETCH_ERRORS.labels(failure.reason).inc()
+        counted, seconds = True, 0.0
+        if isinstance(decision, PauseHost):
+            counted, seconds = False, decision.retry_seconds
+            if host is not None:
+                await self._budget.pause(host, decision.seconds, str(failure))
+        elif isinstance(decision, RetryIn):
+            counted, seconds = decision.counted, decision.seconds
+        if counted:
+            metrics.REPOS_FAILED.labels(failure.reason).inc()
+            if host is not None:
+                await self._budget.failed(host, str(failure))
+        metrics.RETRIES.inc(0 if isinstance(decision, GiveUp) else 1)
+        phase = await self.stored(
+            lambda store: store.retry(claim.did, claim.attempt, str(failure), seconds, counted=counted)
+        )
+        fields: dict[str, Any] = {
+            "did": claim.did,
+            "why": str(failure),
+            "phase": phase,
+            "in_seconds": round(seconds, 1),
+        }
+        log.log(logging.WARNING if phase == "failed" else logging.INFO, "attempt ended", extra=fields)
+
+
+def _key(claim: Claim) -> Key:
+    return claim.did, claim.attempt
+
+
+def _count(rejected: SnapshotRejected) -> None:
+    if rejected.reason in (SnapshotReason.BAD_CAR, SnapshotReason.TRUNCATED):
+        metrics.PARSE_ERRORS.labels(rejected.reason).inc()
+    else:
+        metrics.VERIFY_ERRORS.labels(rejected.reason).inc()

@@ -1,0 +1,261 @@
+"""The source of the backfill flow: messages that name a repo → claims → downloads → works that the flow takes in turns.
+
+Two consumers of one group: `repo_resync` is always read first, so that a desynced repo does not queue behind the backlog.
+Messages are claimed only as there is room; from then on the database holds the work, and the offsets may move: no slow
+repo holds back a partition. What cannot be read becomes a dead letter, and its offset moves when that is durable.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from confluent_kafka import Message
+from typing_extensions import override
+
+from connectors import metrics
+from connectors.attempts import Attempts
+from connectors.background import Background, Handover
+from connectors.budget import HostBudget
+from connectors.checkpointed import CheckpointedPartition
+from connectors.http import open_session
+from connectors.log import GroupConsumer, Out, Part, dead_letter
+from connectors.pds import PdsClient
+from connectors.process import Health
+from connectors.repos import RepoStore
+from connectors.resolver import Resolver
+from connectors.spool import SpoolBudget
+from connectors.work import Verdict, Work
+from schemas import wire
+from schemas.settings import Settings
+from steps.syntax import is_did
+
+GROUP = "backfill"
+RESYNC, BACKLOG = "repo_resync", "repo_backfill"
+CLAIM_BATCH = 500
+TURN_CAR_BYTES = 1536 * 1024  # CARs in one batch: some 4,000 records
+WORK_SHARE_BYTES = 384 * 1024  # what one turn of a larger work counts as
+LARGE_WAITING = 2
+KEEP_ALIVE_SECONDS = 60.0
+IDLE_WAIT_SECONDS = 0.2
+
+log = logging.getLogger("backfill")
+
+Positions = dict[Part, int]
+
+
+class TaskFeed:
+    """Messages of both topics, resync first. Used by one thread at a time, but for `commit`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._resync = GroupConsumer(settings, GROUP, [RESYNC])
+        self._backlog = GroupConsumer(settings, GROUP, [BACKLOG])
+        self._kept: list[tuple[Message, bool]] = []
+        self._alive_at = time.monotonic()
+
+    def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
+        """(message, is it a resync) for as much as there is room for; waits a little where there is nothing."""
+        taken, self._kept = self._kept, []
+        if resync_room > 0:
+            taken += [(message, True) for message in self._resync.poll(min(CLAIM_BATCH, resync_room), 0.01)]
+        if backlog_room > len(taken):
+            wait = 0.0 if taken else 0.1
+            taken += [
+                (message, False) for message in self._backlog.poll(min(CLAIM_BATCH, backlog_room) - len(taken), wait)
+            ]
+            self._alive_at = time.monotonic()
+        elif time.monotonic() > self._alive_at + KEEP_ALIVE_SECONDS:
+            self._stay_alive()
+        return taken
+
+    def commit(self, positions: Positions) -> None:
+        """Move the group's offsets."""
+        self._resync.commit(positions)
+        self._backlog.commit(positions)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._resync.close()
+        self._backlog.close()
+
+    def _stay_alive(self) -> None:
+        """A consumer that is never polled loses its partitions: poll, with everything paused, what there is no room for."""
+        for consumer, urgent in ((self._resync, True), (self._backlog, False)):
+            parts = list(consumer.assigned)
+            consumer.pause(parts)
+            self._kept += [(message, urgent) for message in consumer.poll(1, 0.0)]
+            consumer.resume(part for part in parts if part in consumer.assigned)
+        self._alive_at = time.monotonic()
+
+
+class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
+    """Gives out works, and dead letters. `paused()`: why no new claims are made at present, or None."""
+
+    def __init__(self, settings: Settings, health: Health, paused: Callable[[], str | None]) -> None:
+        super().__init__(health)
+        self._settings = settings
+        self._paused = paused
+        self._worker = f"{socket.gethostname()}/{os.getpid()}/{time.time_ns() & 0xFFFFFF:x}"
+        self._feed = TaskFeed(settings)
+        self._small: Handover[Work] = Handover(settings.inflight_bytes, lambda work: work.size + 1024)
+        self._large: Handover[Work] = Handover(LARGE_WAITING)
+        self._settled: deque[tuple[list[Out], Positions]] = deque()
+        self._position: Positions = {}
+        self._open: list[Work] = []
+        self._stopping: asyncio.Event | None = None
+        self._attempts: Attempts | None = None
+        self._background = Background("claims", self._run)
+        self._background.start()
+
+    @override
+    def poll(self) -> list[Work | Out]:
+        self._background.check()
+        items: list[Work | Out] = []
+        while self._settled:
+            letters, positions = self._settled.popleft()
+            items += letters
+            self._position = self._position | positions
+        self._open = [work for work in self._open if not work.finished]
+        if not any(work.large for work in self._open):
+            self._open += self._large.take(1)
+        size = sum(min(work.size, WORK_SHARE_BYTES) for work in self._open)
+        while size < TURN_CAR_BYTES and (taken := self._small.take(1)):
+            self._open += taken
+            size += min(taken[0].size, WORK_SHARE_BYTES) + 1024
+        return items + self._open
+
+    @override
+    def position(self) -> Positions | None:
+        return self._position or None
+
+    @override
+    def commit(self, position: Positions) -> None:
+        self._feed.commit(position)
+
+    @override
+    def drain(self) -> None:
+        self._background.call(lambda: self._stopping.set() if self._stopping else None)
+
+    @override
+    def drained(self) -> bool:
+        return (
+            self._background.finished and not self._settled and not self._open and not self._small and not self._large
+        )
+
+    @override
+    def close(self) -> None:
+        self._background.cancel()
+        self._feed.close()
+
+    async def _run(self) -> None:
+        settings = self._settings
+        self._stopping = asyncio.Event()
+        session = open_session(settings)
+        resolver, budget, store = Resolver(settings, session), HostBudget(settings), RepoStore(settings)
+        spools = SpoolBudget(settings.inflight_bytes, settings.spool_max_bytes)
+        client = PdsClient(settings, session, budget, spools)
+        attempts = Attempts(
+            settings,
+            store=store,
+            resolver=resolver,
+            budget=budget,
+            client=client,
+            tell=self._tell,
+            small=self._small,
+            large=self._large,
+        )
+        self._attempts = attempts
+        try:
+            async with asyncio.TaskGroup() as group:
+                renewing = group.create_task(self._renew(attempts))
+                await self._claim(group, attempts)
+                await attempts.finish(settings.drain_seconds)
+                renewing.cancel()
+            back = await attempts.stored(lambda one: one.give_back(self._worker))
+            log.info("stopped", extra={"given_back": back})
+        finally:
+            await budget.close()
+            await resolver.close()
+            await session.close()
+            store.close()
+
+    def _tell(self, work: Work, verdict: Verdict) -> None:
+        """From the flow's thread to the attempt."""
+        if self._attempts is not None:
+            self._background.call(partial(self._attempts.verdict, work, verdict))
+
+    async def _renew(self, attempts: Attempts) -> None:
+        while True:
+            await asyncio.sleep(self._settings.lease_seconds / 3)
+            await attempts.renew(self._worker)
+
+    async def _claim(self, group: asyncio.TaskGroup, attempts: Attempts) -> None:
+        """Read and claim, as there is room, until the process is to stop."""
+        assert self._stopping is not None  # noqa: S101  # _run
+        while not self._stopping.is_set():
+            why = self._paused()
+            resync, backlog = (0, 0) if why else (attempts.room(resync=True), attempts.room(resync=False))
+            attempts.changed.clear()
+            messages = await asyncio.to_thread(self._feed.take, resync, backlog)
+            if messages:
+                await self._claim_messages(group, attempts, messages)
+            elif resync <= 0 and not why:
+                await _wait(attempts.changed)
+            elif why:
+                await _wait(self._stopping)
+            if why:
+                self.health.report("paused", why)
+            else:
+                self.health.report("working" if len(attempts) else "idle")
+
+    async def _claim_messages(
+        self, group: asyncio.TaskGroup, attempts: Attempts, messages: list[tuple[Message, bool]]
+    ) -> None:
+        tasks: dict[tuple[str, int], tuple[wire.RepoTask, bool]] = {}
+        letters: list[Out] = []
+        positions: Positions = {}
+        for message, resync in messages:
+            task = _task(message)
+            if isinstance(task, Out):
+                letters.append(task)
+            else:
+                tasks[task.did, task.attempt] = task, resync
+            part = str(message.topic()), int(message.partition() or 0)
+            positions[part] = max(positions.get(part, 0), int(message.offset() or 0) + 1)
+        claims = await attempts.stored(lambda store: store.claim([task for task, _ in tasks.values()], self._worker))
+        metrics.CLAIMS.labels("claimed").inc(len(claims))
+        dropped = len(messages) - len(letters) - len(claims)
+        if dropped:
+            metrics.CLAIMS.labels("dropped").inc(dropped)
+            metrics.DROPPED.labels("backfill", "not_claimable").inc(dropped)
+        for claim in claims:
+            attempts.start(group, claim, resync=tasks[claim.did, claim.attempt - 1][1])
+        self._settled.append((letters, positions))
+
+
+async def _wait(event: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(IDLE_WAIT_SECONDS):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+def _task(message: Message) -> wire.RepoTask | Out:
+    """The task of a message, or its dead letter: without its DID and attempt there is nothing to look for (C3)."""
+    payload = message.value() or b""
+    try:
+        task = wire.decode_task(payload)
+        error = "" if is_did(task.did) else f"not a DID: {task.did[:200]}"
+    except msgspec.DecodeError as err:
+        task, error = None, str(err)
+    if task is not None and not error:
+        return task
+    metrics.DEAD_LETTERS.labels("backfill", "bad_task").inc()
+    at = int(message.partition() or 0), int(message.offset() or 0)
+    return dead_letter(str(message.topic()), "bad_task", error, payload, at=at)

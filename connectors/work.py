@@ -1,0 +1,156 @@
+"""One claimed repo on its way through the flow: fetched in the loop's thread, verified and encoded in the flow's.
+
+The flow works in turns, because one repo may be a thousand times larger than the next: `verified()` and `messages()` do a
+bounded piece each, and are called again until `finished`. What comes of it goes back to the loop as a verdict: None
+(produced, or not ours any more) or the SnapshotRejected. A fenced work (its claim was lost) stops at the next turn.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from connectors import metrics
+from connectors.log import KEEP_ROOM_BYTES, MAX_MESSAGE_BYTES
+from connectors.pds import Download
+from connectors.repos import Claim
+from steps.car import CarError, CarIndex
+from steps.identity import Identity
+from steps.retry import Unavailable
+from steps.snapshot import Snapshot, SnapshotRejected, from_car_error, open_snapshot
+from steps.snapshot_messages import Attempt, creates, gone, synced
+from steps.syntax import tid_from_micros
+
+TURN_RECORDS = 1000
+TURN_BYTES = 4 * 1024 * 1024  # of JSON: a turn of large records ends earlier
+FUTURE_MICROS = 5 * 60 * 1_000_000
+MESSAGE_BYTES = MAX_MESSAGE_BYTES - KEEP_ROOM_BYTES
+
+Verdict = SnapshotRejected | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Messages of one work, in order. `closes`: the last of them is the attempt's outcome."""
+
+    work: "Work"
+    values: list[bytes]
+    closes: bool
+
+
+class Work:
+    """A claim with what was fetched for it: a download, or the account's state (`gone`)."""
+
+    __slots__ = (
+        "_index",
+        "_rejected",
+        "_snapshot",
+        "_tell",
+        "_values",
+        "attempt",
+        "claim",
+        "download",
+        "fenced",
+        "finished",
+        "gone",
+        "min_rev",
+    )
+
+    def __init__(
+        self,
+        claim: Claim,
+        min_rev: str,
+        *,
+        identity: Identity | None,
+        fetched: Download | Unavailable,
+        at: str,
+        tell: Callable[["Work", Verdict], None],
+    ) -> None:
+        self.claim = claim
+        self.min_rev = min_rev
+        self.download = fetched if isinstance(fetched, Download) else None
+        self.gone = fetched if isinstance(fetched, Unavailable) else None
+        self.attempt = Attempt(
+            did=claim.did,
+            number=claim.attempt,
+            time=at,
+            account_time=claim.account_time,
+            account_seq=claim.account_seq,
+            host=identity.pds if identity else claim.host,
+            handle=identity.handle if identity else None,
+            signing_key=identity.signing_key if identity else None,
+        )
+        self.fenced = False
+        self.finished = False
+        self._tell = tell
+        self._index: Iterator[CarIndex | None] | None = None
+        self._snapshot: Snapshot | None = None
+        self._values: Iterator[bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that were fetched."""
+        return self.download.spool.size if self.download else 0
+
+    @property
+    def large(self) -> bool:
+        """Whether the CAR is on disk."""
+        return self.download is not None and self.download.spool.on_disk
+
+    def verified(self) -> bool:
+        """A piece of the verification; True once messages may be made. A refusal finishes the work."""
+        if self.finished:
+            return False
+        if self.fenced:
+            self.finish(None)
+            return False
+        if self.download is None or self._snapshot is not None:
+            return True
+        try:
+            self._snapshot = self._open(self.download)
+        except SnapshotRejected as err:
+            self.finish(err)
+        except CarError as err:
+            self.finish(from_car_error(err))
+        return self._snapshot is not None
+
+    def messages(self) -> Chunk:
+        """The next messages of a verified work, the outcome last."""
+        if self._snapshot is None:
+            assert self.gone is not None  # noqa: S101  # a work has one of the two
+            self.finished = True
+            return Chunk(self, [gone(self.attempt, self.gone.status, deleted=self.gone.deleted)], closes=True)
+        if self._values is None:
+            self._values = creates(self._snapshot, self.attempt, MESSAGE_BYTES)
+        values: list[bytes] = []
+        size = 0
+        for value in islice(self._values, TURN_RECORDS):
+            values.append(value)
+            size += len(value)
+            if size > TURN_BYTES:
+                return Chunk(self, values, closes=False)
+        if len(values) == TURN_RECORDS:
+            return Chunk(self, values, closes=False)
+        values.append(synced(self._snapshot.head, self.attempt, self._snapshot.count))
+        metrics.RECORDS_EXTRACTED.inc(self._snapshot.count)
+        if self._snapshot.rejected_count:
+            metrics.REJECTED.labels("backfill", "bad_path").inc(self._snapshot.rejected_count)
+        self.finished = True
+        return Chunk(self, values, closes=True)
+
+    def finish(self, verdict: Verdict) -> None:
+        """Nothing more is to be done here: free the bytes, tell the loop."""
+        self.finished = True
+        self._snapshot = self._values = self._index = None
+        if self.download is not None:
+            self.download.spool.close()
+        self._tell(self, verdict)
+
+    def _open(self, download: Download) -> Snapshot | None:
+        if self._index is None:
+            self._index = download.spool.index()
+        index = next(self._index)
+        if index is None:
+            return None
+        newest = tid_from_micros(int(time.time() * 1_000_000) + FUTURE_MICROS)
+        return open_snapshot(index, self.claim.did, self.attempt.signing_key, self.min_rev or None, newest)
