@@ -25,6 +25,7 @@ INGEST_ERRORS = Counter("ingester_errors_total", "errors of upstream connections
 
 # firehose and labels
 FIREHOSE_EVENTS = Counter("ingester_firehose_events_total", "events read from relays", ["relay", "kind"])
+LABEL_FRAMES = Counter("sluice_label_frames_total", "frames read from labelers", ["labeler", "kind"])
 WEBSOCKETS = Gauge("ingester_websocket_connections", "open websocket connections", ["flow"])
 LAST_EVENT = Gauge("ingester_last_event_time_seconds", "time of the newest event", ["flow"])
 UPSTREAM_SEQ = Gauge("upstream_cursor", "newest sequence number received", ["upstream"])

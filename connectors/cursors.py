@@ -1,0 +1,96 @@
+"""Durable positions of upstreams: `sluice.cursor`, and beside them, in the same transaction, the losses before them.
+
+One row per (flow, full URL of the upstream). A row whose position cannot be what the flow stored is an error: guessing where
+to go on would lose events in silence.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.cursor import Gap
+
+SQL = queries("cursor")
+
+
+class CursorUnreadable(Exception):
+    """A stored position is not one of this flow; the message names it and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A position as it stands in the table; `age_seconds` by the database's clock."""
+
+    position: str
+    detail: dict[str, Any]
+    age_seconds: float
+
+
+class CursorStore:
+    """Positions of one flow. Connects on first use, and again after a lost connection."""
+
+    def __init__(self, settings: Settings, flow: str) -> None:
+        self._settings = settings
+        self._flow = flow
+        self._db: psycopg.Connection[tuple[Any, ...]] | None = None
+
+    def connection(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """The connection (autocommit). Raises psycopg.OperationalError."""
+        if self._db is None or self._db.closed or self._db.broken:
+            name = f"sluice {self._flow} cursor"
+            self._db = psycopg.connect(self._settings.database, autocommit=True, application_name=name)
+        return self._db
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._db is not None:
+            self._db.close()
+
+    def load(self) -> dict[str, Stored]:
+        """Upstream → its position."""
+        rows = self.connection().execute(SQL["load"], {"flow": self._flow})
+        return {upstream: Stored(position, detail, age) for upstream, position, detail, age in rows}
+
+    def load_sequences(self) -> dict[str, int]:
+        """Upstream → seq. Raises CursorUnreadable."""
+        found: dict[str, int] = {}
+        for upstream, stored in self.load().items():
+            if not (stored.position.isascii() and stored.position.isdigit()):
+                raise CursorUnreadable(
+                    f"the {self._flow} cursor of {upstream} is {stored.position[:80]!r}, which is no sequence number;"
+                    f" correct it with `sluice cursors set {self._flow} {upstream} SEQ`"
+                )
+            found[upstream] = int(stored.position)
+        return found
+
+    def save(self, positions: Mapping[str, int], gaps: Iterable[Gap] = (), *, answered: bool = False) -> None:
+        """Make positions durable, and with them the gaps that they pass. `answered`: nothing can fill these gaps."""
+        db = self.connection()
+        with db.transaction():
+            for gap in gaps:
+                note_gap(db, gap, answered=answered)
+            for upstream in sorted(positions):
+                self.put(upstream, str(positions[upstream]), None)
+
+    def put(self, upstream: str, position: str, detail: dict[str, Any] | None) -> None:
+        """Make one position durable, within the caller's transaction if there is one."""
+        text = None if detail is None else json.dumps(detail)
+        values = {"flow": self._flow, "upstream": upstream, "position": position, "detail": text}
+        self.connection().execute(SQL["save"], values)
+
+
+def note_gap(db: psycopg.Connection[tuple[Any, ...]], gap: Gap, *, answered: bool = False) -> None:
+    """Record a loss in `sluice.stream_gap`; list_repos answers it with a new listing."""
+    values = {
+        "upstream": gap.upstream,
+        "from_seq": gap.from_seq,
+        "to_seq": gap.to_seq,
+        "reason": gap.reason,
+        "answered": answered,
+    }
+    db.execute(SQL["note_gap"], values)

@@ -1,0 +1,26 @@
+"""Labelers: the stream of their labels, from the first one on."""
+
+from connectors.back_pressure import HighWater
+from connectors.checkpointed import CheckpointedSource
+from connectors.process import Health
+from connectors.stream import Frame, StreamPartition
+from schemas.settings import Settings
+from steps.cursor import Cursors
+
+SUBSCRIBE = "com.atproto.label.subscribeLabels"
+
+
+def label_source(settings: Settings, health: Health, cursors: Cursors) -> CheckpointedSource[Frame]:
+    """Frames of all labelers of the settings. A labeler without a cursor is read from 0, its whole history."""
+    return CheckpointedSource(
+        lambda: StreamPartition(
+            settings,
+            health,
+            cursors,
+            method=SUBSCRIBE,
+            upstreams=settings.labelers,
+            start=0,
+            pressure=HighWater(settings, "label_live", "index"),
+            fillable=False,
+        )
+    )

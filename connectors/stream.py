@@ -1,0 +1,301 @@
+"""Event streams over websockets: the source that the firehose and the labelers share.
+
+One process reads many upstreams, each over its own socket with its own cursor. The sockets live in a background loop and
+hand frames over through a bounded queue: while it is full nothing is read, and TCP makes the upstream wait. The position of
+an upstream is what the flow has seen of it (`steps.cursor.Cursors`, moved by the flow's `cursor` step) and becomes durable
+when the log has acknowledged it. A reconnect continues after the last frame received, a restart after the last durable one.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import aiohttp
+import msgspec
+from aiohttp import WSMsgType
+from typing_extensions import override
+
+from connectors import metrics
+from connectors.back_pressure import HighWater
+from connectors.background import Background, Handover
+from connectors.checkpointed import CheckpointedPartition
+from connectors.cursors import CursorStore
+from connectors.http import HostRefused, Unreachable, check_url, open_session, translated
+from connectors.process import Health
+from schemas.settings import Settings
+from steps.cursor import Cursors
+from steps.frames import MAX_FRAME_BYTES, StreamError, decode, sequence
+
+POLL_FRAMES = 1000
+QUEUE_UNIT_BYTES = 4096  # a frame of this size or less counts as one in the queue, a larger one as several
+RECENT_FRAMES = 16
+BACKOFF_FIRST_SECONDS = 0.25
+BACKOFF_MAX_SECONDS = 30.0
+PATIENCE_WITHOUT_CURSOR = 10  # without a cursor a reconnect could lose an event, so silence is borne longer
+IDLE_AFTER_SECONDS = 1.0
+_KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # others are words of strangers, and no label takes those
+
+logger = logging.getLogger("stream")
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One websocket message of an upstream (its full URL)."""
+
+    upstream: str
+    data: bytes
+
+
+class _Closed(Exception):
+    """A connection ended; the message says how."""
+
+
+class _FrameTooLarge(Exception):
+    """The next frame does not fit into memory that we are willing to give."""
+
+
+class Upstream:
+    """One socket's state, used in the loop; `problem` is read by the flow's thread."""
+
+    def __init__(self, url: str, cursor: int | None) -> None:
+        self.url = url
+        self.cursor = cursor
+        self.recent: deque[bytes] = deque(maxlen=RECENT_FRAMES)
+        self.heard_at = time.monotonic()
+        self.waiting = False  # for room in the queue: our own silence, not the upstream's
+        self.failures = 0
+        self.too_large = 0
+        self.problem: str | None = None
+
+    def last_seq(self) -> int | None:
+        """The highest seq among what was received and what we started from."""
+        seqs = [seq for seq in map(sequence, self.recent) if seq is not None]
+        return max([*seqs, *([] if self.cursor is None else [self.cursor])], default=None)
+
+
+class Sockets:
+    """All websockets of a flow, in one background loop."""
+
+    def __init__(self, settings: Settings, flow: str, method: str, starts: Mapping[str, int | None]) -> None:
+        self._settings = settings
+        self._flow = flow
+        self._method = method
+        self.upstreams = [Upstream(url, cursor) for url, cursor in starts.items()]
+        self.queue: Handover[Frame] = Handover(
+            settings.stream_queue_frames, lambda frame: 1 + len(frame.data) // QUEUE_UNIT_BYTES
+        )
+        self._background = Background(f"{flow} sockets", self._main)
+        self.start, self.check, self.cancel = self._background.start, self._background.check, self._background.cancel
+
+    def problems(self) -> str:
+        """What keeps upstreams from being read, or ''."""
+        return "; ".join(f"{one.url}: {one.problem}" for one in self.upstreams if one.problem)
+
+    async def _main(self) -> None:
+        async with open_session(self._settings) as session, asyncio.TaskGroup() as group:
+            for upstream in self.upstreams:
+                group.create_task(self._follow(session, upstream))
+
+    async def _follow(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
+        """Connect, read, and again, for ever."""
+        while True:
+            try:
+                await self._connection(session, upstream)
+            except (_Closed, HostRefused, Unreachable, _FrameTooLarge) as err:
+                self._settle(upstream, err)
+            await asyncio.sleep(self._backoff(upstream))
+
+    async def _connection(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
+        url = f"{upstream.url}/xrpc/{self._method}"
+        check_url(url, allow_private=self._settings.allow_private_hosts)
+        if upstream.cursor is not None:
+            url += f"?cursor={upstream.cursor}"
+        try:
+            socket = await session.ws_connect(
+                url,
+                max_msg_size=MAX_FRAME_BYTES,
+                heartbeat=None,
+                timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                compress=0,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as err:
+            raise translated(err, url) from err
+        metrics.WEBSOCKETS.labels(self._flow).inc()
+        logger.info("connected", extra={"upstream": upstream.url, "cursor": upstream.cursor})
+        reader = asyncio.create_task(self._read(socket, upstream))
+        try:
+            await self._watch(reader, upstream)
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            metrics.WEBSOCKETS.labels(self._flow).dec()
+            await socket.close()
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse, upstream: Upstream) -> None:
+        """Frames into the queue until the socket ends; raises how it ended."""
+        queue, recent, url, binary = self.queue, upstream.recent, upstream.url, WSMsgType.BINARY
+        upstream.heard_at = time.monotonic()
+        while True:
+            message = await socket.receive()
+            if message.type is not binary:
+                break
+            upstream.heard_at = time.monotonic()
+            recent.append(message.data)
+            upstream.waiting = True
+            await queue.put(Frame(url, message.data))
+            upstream.waiting = False
+            if upstream.failures and sequence(message.data) is not None:  # an error frame is no recovery
+                upstream.failures = upstream.too_large = 0
+                upstream.problem = None
+        if (
+            isinstance(message.data, aiohttp.WebSocketError)
+            and message.data.code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+        ):
+            raise _FrameTooLarge
+        raise _Closed(f"closed by the upstream (code {socket.close_code})")
+
+    async def _watch(self, reader: "asyncio.Task[None]", upstream: Upstream) -> None:
+        """Wait for the reader's end, but no longer than silence lasts. Data counts, pings do not (B8)."""
+        limit = self._settings.stream_silence_seconds
+        if upstream.last_seq() is None:
+            limit *= PATIENCE_WITHOUT_CURSOR
+        upstream.heard_at = time.monotonic()
+        while not reader.done():
+            await asyncio.wait({reader}, timeout=limit / 4)
+            if upstream.waiting:
+                upstream.heard_at = time.monotonic()
+            elif not reader.done() and time.monotonic() - upstream.heard_at > limit:
+                metrics.INGEST_ERRORS.labels(self._flow, "silence").inc()
+                logger.warning("silent", extra={"upstream": upstream.url, "seconds": limit})
+                upstream.failures = 0  # a quiet network is no failure: look again at once
+                return
+        reader.result()
+
+    def _settle(self, upstream: Upstream, err: Exception) -> None:
+        """What the end of a connection means for the next one."""
+        last = decode(upstream.recent[-1]) if upstream.recent else None
+        reason, text = type(err).__name__.strip("_"), str(err)
+        upstream.cursor = upstream.last_seq()
+        if isinstance(last, StreamError):
+            reason = last.error if last.error in _KNOWN_ERRORS else "error_frame"
+            text = f"{last.error} {last.message}".strip()
+            upstream.recent.pop()
+            if last.error == "FutureCursor":
+                text = (
+                    f"FutureCursor: our cursor {upstream.cursor} is ahead of the upstream, whose sequence restarted;"
+                    f" decide with `sluice cursors set {self._flow} {upstream.url} SEQ` or `reset`"
+                )
+        elif isinstance(err, _FrameTooLarge):
+            text = f"a frame of more than {MAX_FRAME_BYTES} bytes after seq {upstream.cursor}"
+            if upstream.cursor is not None and upstream.failures:
+                upstream.cursor += 1 << upstream.too_large  # stepped over; the cursor step will see the gap
+                upstream.too_large = min(upstream.too_large + 1, 16)
+        upstream.failures += 1
+        metrics.INGEST_ERRORS.labels(self._flow, reason).inc()
+        if upstream.failures > 1 or isinstance(last, StreamError) or isinstance(err, HostRefused):
+            if upstream.problem != text:
+                logger.warning("disconnected", extra={"upstream": upstream.url, "why": text})
+            upstream.problem = text
+
+    @staticmethod
+    def _backoff(upstream: Upstream) -> float:
+        """Jittered, because a relay that restarts has dropped all its clients at once."""
+        longest = min(BACKOFF_FIRST_SECONDS * 2**upstream.failures, BACKOFF_MAX_SECONDS)
+        return longest * random.uniform(0.5, 1.0) if upstream.failures else 0.0  # noqa: S311 (jitter)
+
+
+class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
+    """The frames of all upstreams of a flow. `start`: the cursor of an upstream without one (None: the tip)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        cursors: Cursors,
+        *,
+        method: str,
+        upstreams: Sequence[str],
+        start: int | None,
+        pressure: HighWater | None,
+        fillable: bool,
+    ) -> None:
+        super().__init__(health)
+        self._cursors = cursors
+        self._store = CursorStore(settings, health.flow)
+        self._pressure = pressure
+        self._fillable = fillable
+        stored = self._store.load_sequences()
+        durable = {url: stored[url] for url in upstreams if url in stored}
+        cursors.positions.update(durable)
+        self._durable = durable
+        self._sockets = Sockets(settings, health.flow, method, {url: durable.get(url, start) for url in upstreams})
+        self._polled_at = time.monotonic()
+        self._drained = False
+        if pressure is not None:
+            pressure.start()
+        self._sockets.start()
+
+    @override
+    def poll(self) -> list[Frame]:
+        self._sockets.check()
+        if self._drained:
+            return []
+        if self._pressure is not None and (why := self._pressure.paused):
+            self.health.report("paused", why)
+            return []
+        frames = self._sockets.queue.take(POLL_FRAMES)
+        self._report(frames)
+        if len(self._durable) < len(self._sockets.upstreams):
+            self._anchor(frames)
+        return frames
+
+    @override
+    def position(self) -> dict[str, int] | None:
+        return dict(self._cursors.positions) or None
+
+    @override
+    def commit(self, position: dict[str, int]) -> None:
+        gaps = self._cursors.take_gaps()
+        moved = {url: seq for url, seq in position.items() if self._durable.get(url) != seq}
+        self._store.save(moved, gaps, answered=not self._fillable)
+        self._durable.update(moved)
+
+    @override
+    def drain(self) -> None:
+        """What still waits in the queue is left to the next start: no position covers it."""
+        self._sockets.cancel()
+        self._drained = True
+
+    @override
+    def close(self) -> None:
+        self._sockets.cancel()
+        self._store.close()
+        if self._pressure is not None:
+            self._pressure.stop()
+
+    def _anchor(self, frames: list[Frame]) -> None:
+        """The first event of an upstream read from its tip: its place is durable before it goes on, or a kill loses it."""
+        for upstream in {frame.upstream for frame in frames} - self._durable.keys():
+            seqs = (sequence(frame.data) for frame in frames if frame.upstream == upstream)
+            first = next((seq for seq in seqs if seq is not None), None)
+            if first is not None:
+                self._store.save({upstream: max(0, first - 1)})
+                self._durable[upstream] = max(0, first - 1)
+                self._cursors.positions.setdefault(upstream, max(0, first - 1))
+
+    def _report(self, frames: list[Frame]) -> None:
+        now = time.monotonic()
+        if frames:
+            self._polled_at = now
+            for upstream, seq in self._cursors.positions.items():
+                metrics.UPSTREAM_SEQ.labels(upstream).set(seq)
+        metrics.QUEUE_FRAMES.labels(self.health.flow).set(len(self._sockets.queue))
+        problems = self._sockets.problems()
+        if problems:
+            self.health.report("failing", problems)
+        elif frames or now - self._polled_at < IDLE_AFTER_SECONDS:
+            self.health.report("working")
+        else:
+            self.health.report("idle")

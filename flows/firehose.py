@@ -1,0 +1,175 @@
+"""relays → decode → cursor → verify → dedup → encode → firehose_live
+
+One process reads every relay. What cannot be processed becomes a dead letter in `encode`; it never stops the rest.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import bytewax.operators as op
+import msgspec
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import Source
+from bytewax.outputs import Sink
+
+from connectors import metrics
+from connectors.log import LogSink, Out, dead_letter, now_text
+from connectors.process import Health
+from connectors.relay import firehose_source
+from connectors.stream import Frame
+from schemas.settings import Settings
+from steps.cursor import Cursors, Gap
+from steps.dedup import Remembered
+from steps.frames import Account, Commit, Identity, Info, Message, Rejected, StreamError, Sync, Unknown, decode
+from steps.live_messages import account_value, commit_message, identity_value, moment
+from steps.timestamps import from_unix
+from steps.verify_commit import FUTURE_MICROS, Refused, Verified, verify
+
+TOPIC = "firehose_live"
+FLOW = "firehose"
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """A frame and what it says."""
+
+    frame: Frame
+    message: Message | Verified | Refused
+
+
+Step = Callable[[list[Received]], list[Received]]
+
+
+def build(relays: Source[Frame], cursor: Step, dedup: Step, log: Sink[Out]) -> Dataflow:
+    """The dataflow over any source of frames and any sink of messages."""
+    flow = Dataflow(FLOW)
+    frames = op.input("relays", flow, relays)
+    messages = op.flat_map_batch("decode", frames, decoded)
+    followed = op.flat_map_batch("cursor", messages, cursor)
+    verified = op.flat_map_batch("verify", followed, verify_all)
+    fresh = op.flat_map_batch("dedup", verified, dedup)
+    encoded = op.flat_map_batch("encode", fresh, encode_all)
+    op.output(TOPIC, encoded, log)
+    return flow
+
+
+def flow(settings: Settings, health: Health) -> Dataflow:
+    """The dataflow with the relays and the log of the settings."""
+    cursors = Cursors()
+    source = firehose_source(settings, health, cursors)
+    return build(source, follower(cursors), deduplicator(Remembered(settings.dedup_entries)), LogSink(settings))
+
+
+def decoded(frames: list[Frame]) -> list[Received]:
+    """Frames → messages, counted by kind."""
+    received = [Received(frame, decode(frame.data)) for frame in frames]
+    for (relay, kind), count in Counter((one.frame.upstream, type(one.message)) for one in received).items():
+        metrics.FIREHOSE_EVENTS.labels(relay, kind.__name__.lower()).inc(count)
+    return received
+
+
+def follower(cursors: Cursors) -> Step:
+    """The `cursor` step: follow every relay's sequence, note what is missing, and let through what is an event."""
+
+    def follow(batch: list[Received]) -> list[Received]:
+        events = []
+        for one in batch:
+            message, relay = one.message, one.frame.upstream
+            if isinstance(message, Info | StreamError):
+                _note_info(cursors, relay, message)
+                continue
+            seq = message.seq  # type: ignore[union-attr]  # every other message has one, or None
+            if seq is not None and (gap := cursors.see(relay, seq)) is not None:
+                _count_gap(gap)
+            if isinstance(message, Unknown):
+                metrics.DROPPED.labels(FLOW, "unknown_type").inc()
+            else:
+                events.append(one)
+        return events
+
+    return follow
+
+
+def verify_all(batch: list[Received]) -> list[Received]:
+    """Commits and syncs → what their blocks prove."""
+    now_micros = time.time_ns() // 1000
+    return [
+        Received(one.frame, verify(one.message, now_micros)) if isinstance(one.message, Commit | Sync) else one
+        for one in batch
+    ]
+
+
+def deduplicator(remembered: Remembered) -> Step:
+    """The `dedup` step: the first relay that brings an event wins. What was refused is kept: it proves nothing."""
+
+    def first_ones(batch: list[Received]) -> list[Received]:
+        fresh = [one for one in batch if (key := identity(one.message)) is None or remembered.add(key)]
+        if len(fresh) < len(batch):
+            metrics.DROPPED.labels(FLOW, "duplicate").inc(len(batch) - len(fresh))
+        return fresh
+
+    return first_ones
+
+
+def identity(message: object) -> tuple[object, ...] | None:
+    """What makes two events the same one, whichever relay brings them."""
+    if isinstance(message, Verified):
+        event = message.event
+        return (type(event) is Commit, event.did, event.rev, message.commit)
+    if isinstance(message, Identity):
+        return ("identity", message.did, str(message.time), message.handle)
+    if isinstance(message, Account):
+        return ("account", message.did, str(message.time), message.active, message.status)
+    return None
+
+
+def encode_all(batch: list[Received]) -> list[Out]:
+    """Events → messages of the live topic; refusals and what lost its operations → dead letters."""
+    micros = time.time_ns() // 1000
+    now, latest = now_text(), from_unix((micros + FUTURE_MICROS) / 1e6)
+    out: list[Out] = []
+    missing = 0
+    for one in batch:
+        message, relay = one.message, one.frame.upstream
+        if isinstance(message, Verified):
+            event = message.event
+            encoded = commit_message(message, relay, moment(event.time, now, latest))
+            out.append(Out(TOPIC, event.did, encoded.value))
+            missing += encoded.missing
+            if message.skipped_ops:
+                metrics.REJECTED.labels(FLOW, "bad_path").inc(message.skipped_ops)
+            if encoded.problem is not None:
+                out.append(_dead(one, "ops_unknown", encoded.problem, event.did))
+        elif isinstance(message, Account):
+            out.append(Out(TOPIC, message.did, account_value(message, relay, moment(message.time, now, latest))))
+        elif isinstance(message, Identity):
+            out.append(Out(TOPIC, message.did, identity_value(message, relay, moment(message.time, now, latest))))
+        elif isinstance(message, Refused | Rejected):
+            did = message.did if isinstance(message, Rejected) else None
+            out.append(_dead(one, message.reason.value, message.detail, did))
+        else:
+            metrics.DROPPED.labels(FLOW, "foreign_type").inc()  # labels on a relay's stream
+    if missing:
+        metrics.REJECTED.labels(FLOW, "missing_block").inc(missing)
+    metrics.LAST_EVENT.labels(FLOW).set_to_current_time()
+    return out
+
+
+def _dead(one: Received, reason: str, error: str, did: str | None) -> Out:
+    metrics.DEAD_LETTERS.labels(FLOW, reason).inc()
+    return dead_letter(f"{FLOW} {one.frame.upstream}", reason, error, one.frame.data, did=did)
+
+
+def _note_info(cursors: Cursors, relay: str, message: Info | StreamError) -> None:
+    if isinstance(message, StreamError):
+        metrics.REJECTED.labels(FLOW, "error_frame").inc()  # the socket's end is reported by the source
+    elif message.name == "OutdatedCursor":
+        _count_gap(cursors.lose(Gap(relay, cursors.positions.get(relay), None, "outdated_cursor")))
+    else:
+        metrics.DROPPED.labels(FLOW, "info").inc()
+
+
+def _count_gap(gap: Gap) -> None:
+    metrics.SEQUENCE_GAPS.labels(gap.upstream).inc()
+    if gap.from_seq is not None and gap.to_seq is not None:
+        metrics.GAP_SEQS.labels(gap.upstream).inc(gap.to_seq - gap.from_seq + 1)

@@ -1,0 +1,112 @@
+"""labelers → decode → cursor → labels → label_live
+
+One message per label, keyed by the DID that the label is about. What is no label becomes a dead letter.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import bytewax.operators as op
+import msgspec
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import Source
+from bytewax.outputs import Sink
+
+from connectors import metrics
+from connectors.labeler import label_source
+from connectors.log import LogSink, Out, dead_letter
+from connectors.process import Health
+from connectors.stream import Frame
+from schemas.settings import Settings
+from steps.cursor import Cursors, Gap
+from steps.frames import Info, Labels, Message, Rejected, StreamError, Unknown, decode
+from steps.labels import LabelRejected, label
+
+TOPIC = "label_live"
+FLOW = "labels"
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """A frame and what it says."""
+
+    frame: Frame
+    message: Message
+
+
+Step = Callable[[list[Received]], list[Received]]
+
+
+def build(labelers: Source[Frame], cursor: Step, log: Sink[Out]) -> Dataflow:
+    """The dataflow over any source of frames and any sink of messages."""
+    flow = Dataflow(FLOW)
+    frames = op.input("labelers", flow, labelers)
+    messages = op.flat_map_batch("decode", frames, decoded)
+    followed = op.flat_map_batch("cursor", messages, cursor)
+    encoded = op.flat_map_batch("labels", followed, encode_all)
+    op.output(TOPIC, encoded, log)
+    return flow
+
+
+def flow(settings: Settings, health: Health) -> Dataflow:
+    """The dataflow with the labelers and the log of the settings."""
+    cursors = Cursors()
+    return build(label_source(settings, health, cursors), follower(cursors), LogSink(settings))
+
+
+def decoded(frames: list[Frame]) -> list[Received]:
+    """Frames → messages, counted by kind."""
+    received = [Received(frame, decode(frame.data)) for frame in frames]
+    for (labeler, kind), count in Counter((one.frame.upstream, type(one.message)) for one in received).items():
+        metrics.LABEL_FRAMES.labels(labeler, kind.__name__.lower()).inc(count)
+    return received
+
+
+def follower(cursors: Cursors) -> Step:
+    """The `cursor` step: follow every labeler's sequence, and let through what carries labels or is no frame."""
+
+    def follow(batch: list[Received]) -> list[Received]:
+        kept = []
+        for one in batch:
+            message, labeler = one.message, one.frame.upstream
+            if isinstance(message, StreamError):
+                metrics.REJECTED.labels(FLOW, "error_frame").inc()
+                continue
+            if isinstance(message, Info):
+                if message.name == "OutdatedCursor":
+                    cursors.lose(Gap(labeler, cursors.positions.get(labeler), None, "outdated_cursor"))
+                    metrics.SEQUENCE_GAPS.labels(labeler).inc()
+                continue
+            if message.seq is not None and (gap := cursors.see(labeler, message.seq)) is not None:
+                metrics.SEQUENCE_GAPS.labels(labeler).inc()
+                metrics.GAP_SEQS.labels(labeler).inc((gap.to_seq or 0) - (gap.from_seq or 0) + 1)
+            if isinstance(message, Labels | Rejected):
+                kept.append(one)
+            else:
+                reason = "unknown_type" if isinstance(message, Unknown) else "foreign_type"
+                metrics.DROPPED.labels(FLOW, reason).inc()
+        return kept
+
+    return follow
+
+
+def encode_all(batch: list[Received]) -> list[Out]:
+    """Labels → messages; what is none → dead letters."""
+    out: list[Out] = []
+    for one in batch:
+        message, labeler = one.message, one.frame.upstream
+        if isinstance(message, Labels):
+            for value in message.labels:
+                made = label(value, message.seq, labeler)
+                if isinstance(made, LabelRejected):
+                    out.append(_dead(one, made.reason.value, made.detail))
+                else:
+                    out.append(Out(TOPIC, made.did, made.value))
+        elif isinstance(message, Rejected):
+            out.append(_dead(one, message.reason.value, message.detail))
+    metrics.LAST_EVENT.labels(FLOW).set_to_current_time()
+    return out
+
+
+def _dead(one: Received, reason: str, error: str) -> Out:
+    metrics.DEAD_LETTERS.labels(FLOW, reason).inc()
+    return dead_letter(f"{FLOW} {one.frame.upstream}", reason, error, one.frame.data)

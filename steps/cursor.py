@@ -1,0 +1,56 @@
+"""Positions in sequenced streams: which seq follows which, and what is missing between them. Pure state, bounded.
+
+A position is the highest seq seen of an upstream. It never goes back: an upstream whose sequence restarted says so when it is
+asked for our cursor (FutureCursor), and then an operator decides. Gaps are facts for the record; the caller takes them away.
+"""
+
+from dataclasses import dataclass, field
+
+MAX_GAPS = 1000
+"""Gaps held until they are taken; beyond it the newest one of an upstream grows instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Sequence numbers from..to (inclusive) of an upstream that were never received, or None where nobody knows them."""
+
+    upstream: str
+    from_seq: int | None
+    to_seq: int | None
+    reason: str
+
+
+@dataclass(slots=True)
+class Cursors:
+    """Position of every upstream; `start` are the durable ones. `repeats` counts seqs that did not rise."""
+
+    positions: dict[str, int] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    repeats: int = 0
+
+    def see(self, upstream: str, seq: int) -> Gap | None:
+        """Follow an upstream to this seq; the gap before it, if there is one."""
+        last = self.positions.get(upstream)
+        if last is None or seq == last + 1:
+            self.positions[upstream] = seq
+            return None
+        if seq <= last:
+            self.repeats += 1
+            return None
+        self.positions[upstream] = seq
+        return self.lose(Gap(upstream, last + 1, seq - 1, "sequence_gap"))
+
+    def lose(self, gap: Gap) -> Gap:
+        """Note a loss. It is written down before a position passes it."""
+        if len(self.gaps) >= MAX_GAPS:
+            at = next((i for i in range(MAX_GAPS - 1, -1, -1) if self.gaps[i].upstream == gap.upstream), None)
+            if at is not None:
+                self.gaps[at] = Gap(gap.upstream, self.gaps[at].from_seq, gap.to_seq, gap.reason)
+                return gap
+        self.gaps.append(gap)
+        return gap
+
+    def take_gaps(self) -> list[Gap]:
+        """The gaps noted so far, handed over."""
+        taken, self.gaps = self.gaps, []
+        return taken

@@ -1,0 +1,112 @@
+"""Labels of a #labels frame → the messages of `label_live`, or a typed rejection. Never raises on wire input.
+
+Times are normalised, so that the newest `cts` can be found by text order; `sig` stays as it came, in base64. Whether it
+verifies, and whether `src` is the labeler, is checked with the next issue, from the label as it stood in the frame.
+"""
+
+from base64 import b64encode
+from enum import StrEnum
+
+import msgspec
+
+from schemas import wire
+from steps.cid import cid_bytes
+from steps.syntax import is_did, split_at_uri
+from steps.timestamps import canonical
+
+MAX_VALUE_CHARACTERS = 128
+MAX_URI_CHARACTERS = 8192
+_MAX_SIG = 256
+
+
+class LabelReason(StrEnum):
+    """Why a label was refused."""
+
+    NOT_A_MAP = "not_a_map"
+    BAD_VERSION = "bad_version"
+    BAD_SRC = "bad_src"
+    BAD_URI = "bad_uri"
+    BAD_VAL = "bad_val"
+    BAD_CTS = "bad_cts"
+    BAD_EXP = "bad_exp"
+    BAD_CID = "bad_cid"
+    BAD_NEG = "bad_neg"
+    BAD_SIG = "bad_sig"
+
+
+class Label(msgspec.Struct, frozen=True, gc=False):
+    """A message and its key, the DID of the label's subject."""
+
+    did: str
+    value: bytes
+
+
+class LabelRejected(msgspec.Struct, frozen=True, gc=False):
+    """A label that is none."""
+
+    reason: LabelReason
+    detail: str
+
+
+def label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
+    """One label of a frame with this seq, from the labeler at this URL."""
+    if type(value) is not dict:
+        return LabelRejected(LabelReason.NOT_A_MAP, type(value).__name__)
+    get = value.get
+    if get("ver", 1) != 1:
+        return LabelRejected(LabelReason.BAD_VERSION, f"{get('ver')!r:.40}")
+    src, uri, val = get("src"), get("uri"), get("val")
+    if type(src) is not str or not is_did(src):
+        return LabelRejected(LabelReason.BAD_SRC, f"{src!r:.200}")
+    did = _subject(uri)
+    if did is None or type(uri) is not str:
+        return LabelRejected(LabelReason.BAD_URI, f"{uri!r:.200}")
+    if type(val) is not str or not 0 < len(val) <= MAX_VALUE_CHARACTERS or "\0" in val:
+        return LabelRejected(LabelReason.BAD_VAL, f"{val!r:.200}")
+    cts = canonical(get("cts"))
+    if cts is None:
+        return LabelRejected(LabelReason.BAD_CTS, f"{get('cts')!r:.80}")
+    exp = canonical(get("exp"))
+    if exp is None and get("exp") is not None:
+        return LabelRejected(LabelReason.BAD_EXP, f"{get('exp')!r:.80}")
+    neg = get("neg", False)
+    if neg is not None and type(neg) is not bool:
+        return LabelRejected(LabelReason.BAD_NEG, f"{neg!r:.40}")
+    cid, sig = get("cid"), get("sig")
+    if cid is not None and not _is_cid(cid):
+        return LabelRejected(LabelReason.BAD_CID, f"{cid!r:.100}")
+    if sig is not None and (type(sig) is not bytes or len(sig) > _MAX_SIG):
+        return LabelRejected(LabelReason.BAD_SIG, type(sig).__name__)
+    message = wire.LabelEvent(
+        seq=seq,
+        src=src,
+        uri=uri,
+        val=val,
+        cts=cts,
+        cid=cid,
+        neg=bool(neg),
+        exp=exp,
+        sig=None if sig is None else b64encode(sig).rstrip(b"=").decode(),
+        relay=labeler,
+    )
+    return Label(did, wire.encode(message))
+
+
+def _subject(uri: object) -> str | None:
+    """The DID that a label is about: the account's, or the one whose record it is."""
+    if type(uri) is not str or len(uri) > MAX_URI_CHARACTERS:
+        return None
+    if is_did(uri):
+        return uri
+    parts = split_at_uri(uri)
+    return None if parts is None else parts[0]
+
+
+def _is_cid(text: object) -> bool:
+    if type(text) is not str:
+        return False
+    try:
+        cid_bytes(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""Verified events → the JSON messages of `firehose_live`. Pure; a message is never larger than the log takes."""
+
+from base64 import b64encode
+
+import msgspec
+
+from schemas import wire
+from steps.cid import cid_str
+from steps.frames import Account, Commit, Identity
+from steps.record_json import RecordBody, record_body
+from steps.timestamps import canonical
+from steps.verify_commit import Verified
+
+MAX_VALUE_BYTES = 16 * 1024 * 1024 - 8192
+"""What a message may weigh: the topic's limit less the room of headers and key."""
+_MISSING = RecordBody(None, None, "missing_block")  # type: ignore[arg-type]  # a reason that only a live commit has
+
+
+class Encoded(msgspec.Struct, frozen=True, gc=False):
+    """A message, and why it is only a #sync where it should have been a commit."""
+
+    value: bytes
+    problem: str | None = None
+    missing: int = 0  # record blocks that the commit did not carry
+
+
+def moment(text: object, now: str, latest: str) -> str:
+    """The event's time as we write it: its own, or `now` where it has none or claims to come from after `latest`."""
+    own = canonical(text)
+    return now if own is None or own > latest else own
+
+
+def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
+    """A #commit or #sync. One whose ops are unknown, or whose JSON is too large, becomes a sync: it makes us look again."""
+    event = verified.event
+    if type(event) is not Commit or verified.ops is None:
+        problem = "too_big" if type(event) is Commit and event.no_blocks else verified.problem
+        return Encoded(sync_value(verified, relay, time), problem)
+    missing = 0
+    ops: list[wire.Op] = []
+    blocks = verified.blocks
+    for op in verified.ops:
+        prev = None if op.prev is None else cid_str(op.prev)
+        if op.cid is None:
+            ops.append(
+                wire.Op(action="delete", collection=op.collection, rkey=op.rkey, prev=prev, raw=None, reason=None)
+            )
+            continue
+        block = blocks.get(op.cid)
+        if block is None:
+            missing += 1
+        body = _MISSING if block is None else record_body(block)
+        ops.append(
+            wire.Op(
+                action=op.action,  # type: ignore[arg-type]  # create or update, checked by verify
+                collection=op.collection,
+                rkey=op.rkey,
+                cid=cid_str(op.cid),
+                prev=prev,
+                record=wire.ABSENT if body.json is None else msgspec.Raw(body.json),
+                raw=None if body.raw is None else _base64(body.raw),
+                reason=body.reason,
+            )
+        )
+    value = wire.encode(
+        wire.CommitEvent(
+            seq=event.seq,
+            time=time,
+            did=event.did,
+            rev=event.rev,
+            since=event.since,
+            commit=cid_str(verified.commit),
+            commit_block=_base64(verified.commit_block),
+            data=cid_str(verified.data),
+            prev_data=None if event.data_before is None else cid_str(event.data_before),
+            ops=ops,
+            relay=relay,
+        )
+    )
+    if len(value) > MAX_VALUE_BYTES:
+        return Encoded(sync_value(verified, relay, time), f"message of {len(value)} bytes")
+    return Encoded(value, None, missing)
+
+
+def sync_value(verified: Verified, relay: str, time: str) -> bytes:
+    """The repo stands at this rev and root; what led there is not said."""
+    event = verified.event
+    return wire.encode(
+        wire.SyncEvent(
+            seq=event.seq,
+            time=time,
+            did=event.did,
+            rev=event.rev,
+            data=cid_str(verified.data),
+            commit=cid_str(verified.commit),
+            commit_block=_base64(verified.commit_block),
+            relay=relay,
+        )
+    )
+
+
+def account_value(event: Account, relay: str, time: str) -> bytes:
+    """An #account."""
+    return wire.encode(
+        wire.AccountEvent(
+            seq=event.seq, time=time, did=event.did, active=event.active, status=event.status, relay=relay
+        )
+    )
+
+
+def identity_value(event: Identity, relay: str, time: str) -> bytes:
+    """An #identity; the handle is a hint, in lower case."""
+    handle = event.handle.lower()[:253] if event.handle else None
+    return wire.encode(wire.IdentityEvent(seq=event.seq, time=time, did=event.did, handle=handle, relay=relay))
+
+
+def _base64(block: bytes) -> str:
+    return b64encode(block).rstrip(b"=").decode()

@@ -1,0 +1,147 @@
+"""A flow in a process of its own, as in a pod: started, watched over its health page, killed, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from schemas.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PER_REPO = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
+WAIT_SECONDS = 60.0
+
+_RUN = """
+import sys
+from datetime import timedelta
+from importlib import import_module
+from bytewax.run import cli_main
+from connectors.process import Health, log_to_stderr, serve_health, stop_on_signals
+from schemas.settings import load
+settings, name = load(), sys.argv[1]
+log_to_stderr("json")
+stop_on_signals()
+health = Health(name)
+print(serve_health(health, "127.0.0.1", 0), flush=True)
+flow = import_module("flows." + name).flow(settings, health)
+cli_main(flow, epoch_interval=timedelta(seconds=settings.epoch_seconds))
+"""
+
+
+class FlowProcess:
+    """`python -c` around `flows.<name>.flow`, with settings from the environment."""
+
+    def __init__(self, name: str, settings: Settings, log_file: Path) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
+        given = json.loads(settings.model_dump_json(include=settings.model_fields_set))
+        for key, value in given.items():
+            environment["SLUICE_" + key.upper()] = ",".join(value) if isinstance(value, list) else str(value)
+        self.log_file = log_file
+        with log_file.open("ab") as errors:
+            command = [sys.executable, "-c", _RUN, name]
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"{name} did not start: {log_file.read_text()[-3000:]}"
+        self.page = f"http://127.0.0.1:{line.strip()}"
+
+    def health(self) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(self.page + "/readyz", timeout=5) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that have these labels."""
+        with urllib.request.urlopen(self.page + "/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        hits = [line for line in lines if line.split("{")[0].split(" ")[0] == name and all(w in line for w in wanted)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in hits)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self._reap(10)
+
+    def terminate(self, seconds: float = 30) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self._reap(seconds)
+
+    def _reap(self, seconds: float) -> int:
+        code = self.process.wait(seconds)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS, what: str = "") -> Any:
+    """Poll until the condition holds; its value. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.05)
+
+
+def create_topics(bootstrap: str, prefix: str, partitions: int = 4, **config: Any) -> list[str]:
+    """All topics of the pipeline under a prefix; their full names."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    settings = {"max.message.bytes": str(16 * 1024 * 1024)} | {k.replace("_", "."): str(v) for k, v in config.items()}
+    names = [prefix + name for name in PER_REPO]
+    topics = [NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings) for name in names]
+    for made in admin.create_topics(topics, operation_timeout=20).values():
+        made.result(20)
+    return names
+
+
+def read_topic(bootstrap: str, topic: str, seconds: float = 20.0) -> list[Any]:
+    """All messages of a topic, now, per partition in order."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "test-reader",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "log_level": 0,
+        }
+    )
+    try:
+        parts = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+        ends = {part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=10) for part in parts}
+        left = {part: high for part, (low, high) in ends.items() if high > low}
+        consumer.assign([TopicPartition(topic, part, ends[part][0]) for part in left])
+        found = []
+        deadline = time.monotonic() + seconds
+        while left:
+            assert time.monotonic() < deadline, f"{topic}: {left} not reached"
+            for message in consumer.consume(5000, 0.2):
+                if message.error() is None:
+                    found.append(message)
+                    if message.offset() + 1 >= left.get(message.partition(), 1 << 62):
+                        del left[message.partition()]
+        return found
+    finally:
+        consumer.close()
