@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from base64 import b64decode
 from typing import Any
 
 from aiohttp import web
+from cbrrr import CID
 
 from simulator.faults import UnknownFaultError
 from simulator.labeler import Labeler
@@ -263,7 +265,7 @@ class ControlApi:
         return {"did": account.did, "rev": (await network.head(account))[1]}
 
     async def _write(self, account: Account, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        path, value = arguments.get("path"), arguments.get("record")
+        path, value = arguments.get("path"), _from_json(arguments.get("record"))
         if path is None and "collection" in arguments:
             path = f"{arguments['collection']}/{arguments.get('rkey') or self.network.clock.next_tid()}"
         if path is None or (value is None and name != "delete"):
@@ -272,6 +274,19 @@ class ControlApi:
         op = Op("delete", path) if name == "delete" else Op("create" if name == "create" else "update", path, value)
         await self.network.commit(account, [op])
         return {"did": account.did, "path": path, "rev": (await self.network.head(account))[1]}
+
+
+def _from_json(value: Any) -> Any:
+    """A record given as JSON: {"$link"} and {"$bytes"} become CIDs and bytes."""
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"$link"}:
+        return CID.decode(value["$link"])
+    if value.keys() == {"$bytes"}:
+        return b64decode(value["$bytes"] + "==")
+    return {key: _from_json(item) for key, item in value.items()}
 
 
 def _describe(relay: Relay) -> dict[str, Any]:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
 import random
-import tempfile
-import threading
 import time
 from base64 import b32encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from simulator import mst
-from simulator.car import car_head, car_header, cid_text
+from simulator.car import cid_text
 from simulator.config import SimulatorConfig
 from simulator.events import Event, account_event, commit_event, identity_event, sync_event
 from simulator.faults import Faults
 from simulator.keys import SigningKey, derive_key
 from simulator.records import PROFILE, make_subjects
 from simulator.repo import Head, Op, Recipe, Repo, generate, sign_commit
+from simulator.spool import Car, Spool
 from simulator.tid import SimulatedClock, tid
 
 Status = Literal["takendown", "suspended", "deactivated", "deleted"]
@@ -46,8 +44,7 @@ class Image:
     head: bytes
     rev: str
     data: bytes
-    offset: int
-    size: int
+    car: Car
     count: int
 
 
@@ -90,9 +87,7 @@ class Network:
         self.publish: list[Publish] = []
         self.commits = 0
         self._hosted: dict[int, list[Account]] = {}
-        self._spool = tempfile.TemporaryFile(prefix="sluice-simulator-")  # noqa: SIM115  lives as long as the network
-        self._spooled = 0
-        self._spool_lock = threading.Lock()
+        self._spool = Spool()
         self._generating = asyncio.Lock()
         for _ in range(config.repos):
             self._add_account()
@@ -175,22 +170,11 @@ class Network:
         return account.image
 
     def _spool_initial(self, account: Account) -> Image:
-        """Generate the initial repository and write its CAR to the spool, a big one in pieces."""
         repo = self._generate(account)
         head = repo.head
-        header = car_header(head.commit)
-        size = len(header) + sum(len(car_head(block)) + 36 + len(block) for _, block in repo.walk(head))
-        with self._spool_lock:
-            offset, self._spooled = self._spooled, self._spooled + size
-        at, parts, pending = offset, [header], len(header)
-        for cid, block in repo.walk(head):
-            parts += (car_head(block), cid, block)
-            pending += 40 + len(block)
-            if pending > 1 << 20:
-                at += os.pwrite(self._spool.fileno(), b"".join(parts), at)
-                parts, pending = [], 0
-        at += os.pwrite(self._spool.fileno(), b"".join(parts), at)
-        return Image(head.commit, head.rev, head.root.cid, offset, at - offset, len(repo.records))
+        return Image(
+            head.commit, head.rev, head.root.cid, self._spool.write(head.commit, repo.walk(head)), len(repo.records)
+        )
 
     async def repo(self, account: Account) -> Repo:
         """The account's repository in memory, for live operations."""
@@ -217,8 +201,7 @@ class Network:
             if account.car is None or account.car[0] != head:
                 account.car = (head, account.repo.car())
             return Car(account.car[1])
-        image = await self.image(account)
-        return Car(None, self._spool.fileno(), image.offset, image.size)
+        return (await self.image(account)).car
 
     # --- operations
 
@@ -246,6 +229,7 @@ class Network:
         """A new account with a profile: #identity, #account, and the first commits."""
         account = self._add_account(records=0)
         account.active, account.status = True, None
+        self._arrive(account)
         micros = self.clock.tick()
         repo = Repo(account.did)
         repo.head = self._empty_head(account, tid(micros))
@@ -256,6 +240,12 @@ class Network:
         profile = {"$type": PROFILE, "displayName": f"New {account.index}", "description": "just arrived"}
         await self.commit(account, [Op("create", f"{PROFILE}/self", profile)])
         return account
+
+    def _arrive(self, account: Account) -> None:
+        """A host lists a newcomer at its end: no two arrivals share a millisecond."""
+        self.clock.now_micros += 1000
+        account.created_millis = self.clock.tick() // 1000
+        self._hosted.clear()
 
     def _empty_head(self, account: Account, rev: str) -> Head:
         root = mst.empty_tree()
@@ -302,8 +292,7 @@ class Network:
         repo = await self.repo(account)
         account.pds = (old + 1) % self.config.pdses if pds is None else pds
         account.key, account.key_version = None, account.key_version + 1
-        account.created_millis = self.clock.tick() // 1000  # a host lists a newcomer at its end
-        self._hosted.clear()
+        self._arrive(account)
         self.emit(account, identity_event(account.did, account.handle))
         self.emit(account, account_event(account.did, True, None))
         commit = repo.commit([], self.clock.next_tid(), self.key(account))
@@ -341,27 +330,3 @@ class Network:
             mine = [account for account in self.accounts if account.pds == pds and account.status != "deleted"]
             found = self._hosted[pds] = sorted(mine, key=lambda account: (account.created_millis, account.did))
         return found
-
-
-class Car:
-    """The bytes of a CAR: in memory, or a stretch of the spool file."""
-
-    __slots__ = ("_bytes", "_file", "_offset", "size")
-
-    def __init__(self, content: bytes | None, file: int = -1, offset: int = 0, size: int = 0) -> None:
-        self._bytes = content
-        self._file = file
-        self._offset = offset
-        self.size = len(content) if content is not None else size
-
-    def read(self) -> bytes:
-        """All of it."""
-        return b"".join(self.chunks())
-
-    def chunks(self, size: int = 1 << 20) -> Iterator[bytes]:
-        """Piece by piece."""
-        if self._bytes is not None:
-            yield self._bytes
-            return
-        for start in range(0, self.size, size):
-            yield os.pread(self._file, min(size, self.size - start), self._offset + start)

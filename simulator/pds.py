@@ -12,7 +12,8 @@ from simulator.car import cid_text
 from simulator.events import Event
 from simulator.faults import Faults, Parameters
 from simulator.http import RequestBudget, budget_middleware, page_limit, xrpc_error
-from simulator.network import Account, Car, Network
+from simulator.network import Account, Network
+from simulator.spool import Car
 from simulator.stream import EventStream
 
 _ERRORS = {

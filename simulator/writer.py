@@ -12,7 +12,7 @@ import time
 from simulator.faults import Faults
 from simulator.labeler import Labeler
 from simulator.network import Account, Network
-from simulator.records import changed, fresh
+from simulator.records import changed, fresh, hostile_records
 from simulator.repo import Op, Repo
 
 _TICK = 0.01  # seconds between bursts
@@ -31,6 +31,7 @@ class Writer:
         self._faults = faults
         self._rng = random.Random(f"{config.seed}/writer")
         self._busy = asyncio.Lock()
+        self._hostile = hostile_records() if config.hostile else []
         self._changed = asyncio.Event()
         big = config.big_repos if config.repos > config.big_repos else 0
         candidates = range(big, config.repos)  # big repositories would have to be held in memory
@@ -105,6 +106,11 @@ class Writer:
         ops: dict[str, Op] = {}
         for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 2, 3, 4, 5))):
             draw = rng.random()
+            if self._hostile and draw < 0.05:
+                like, hostile = rng.choice(self._hostile)
+                new = f"{like.partition('/')[0]}/{network.clock.next_tid()}"
+                ops[new] = Op("create", new, hostile)
+                continue
             path = repo.random_path(rng) if draw > 0.7 else None
             if path is None or path in ops:
                 new, value = fresh(rng, network.clock.tick(), network.subjects)

@@ -162,6 +162,59 @@ def test_cursor_absent_zero_old_and_future(simulator: Any) -> None:
     assert asyncio.run(tip_and_commit()) == last + 1
 
 
+def test_held_frames_come_out_together_when_released(simulator: Any) -> None:
+    simulation = simulator(repos=10, churn=0.0, prebuilt_commits=5)
+    url = repos_url(simulation.relays[0])
+    simulation.streams(held=True)
+    simulation.writer(prebuild=40)
+    assert simulation.streams()[0]["last_seq"] == 1044
+
+    async def run() -> list[int]:
+        found: list[int] = []
+        async for _, body in frames(url):
+            found.append(body["seq"])
+            if len(found) == 5:
+                await asyncio.to_thread(simulation.streams, held=False)
+            if body["seq"] == 1044:
+                break
+        return found
+
+    assert asyncio.run(run()) == list(range(1000, 1045))
+
+
+def test_a_reader_that_falls_out_of_the_window_is_told_so(simulator: Any) -> None:
+    simulation = simulator(repos=10, records_per_repo=50, churn=0.0, window=20)
+    url = repos_url(simulation.relays[0])
+
+    async def run() -> list[Frame]:
+        found: list[Frame] = []
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
+            # far more than sockets buffer, while nothing is read
+            for _ in range(6):
+                await asyncio.to_thread(simulation.writer, prebuild=1000)
+            async for message in socket:
+                header, body = libipld.decode_dag_cbor_multi(message.data)
+                found.append((header, body))
+        return found
+
+    header, body = asyncio.run(run())[-1]
+    assert (header, body["error"]) == ({"op": -1}, "ConsumerTooSlow")
+
+
+def test_a_pds_streams_its_own_accounts_only(simulator: Any) -> None:
+    simulation = simulator(repos=20, churn=0.0)
+    simulation.writer(prebuild=60)
+    total = 0
+    for number, pds in enumerate(simulation.pdses):
+        mine = {did for did, truth in simulation.state().items() if truth.pds == number}
+        simulation.op("commit", did=next(did for did in mine if simulation.state()[did].active))
+        seen = collect(repos_url(pds), until=lambda frame: not frame[1]["ops"] and frame[1]["seq"] > 5)
+        assert {body["repo"] for _, body in seen} <= mine
+        assert [body["seq"] for _, body in seen] == list(range(1, len(seen) + 1))
+        total += len(seen)
+    assert 0 < total <= 63
+
+
 def test_two_relays_carry_the_same_events_in_their_own_order(simulator: Any) -> None:
     simulation = simulator(repos=15, relays=2, churn=0.1)
     simulation.writer(steps=400)

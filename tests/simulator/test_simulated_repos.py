@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from typing import Any
 
+import psutil
 import pytest
+from fix_simulator import ROOT
 from read_simulated import SimulatedReader, check_car, get, get_bytes, read_car, refused
 
 
@@ -134,3 +140,21 @@ def test_the_process_stops_cleanly_and_refuses_a_taken_port(simulator: Any) -> N
     with pytest.raises(RuntimeError, match="exit code 2"):
         simulator(repos=2, port=port)
     assert simulation.stop() == 0
+
+
+def test_the_process_ends_with_its_parent() -> None:
+    child = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'simulator', '--repos', '1']); p.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert parent.stdout is not None
+    url = json.loads(parent.stdout.readline())["control"]
+    assert get(f"{url}/state/summary")["accounts"] == 1
+    (pid,) = (process.pid for process in psutil.Process(parent.pid).children())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 15
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the simulator outlived its parent"
+        time.sleep(0.05)
