@@ -1,13 +1,24 @@
 """Relays: the firehose stream, and pages of listHosts and listRepos."""
 
+import time
+from typing import Any
+
+import aiohttp
+
 from connectors.back_pressure import HighWater
 from connectors.checkpointed import CheckpointedSource
+from connectors.http import HostRefused, Unreachable, check_url, fetch, retry_after
 from connectors.process import Health
 from connectors.stream import Frame, StreamPartition
 from schemas.settings import Settings
 from steps.cursor import Cursors
+from steps.paginator import Failure, Page, Trouble, failure_of, read_page
 
 SUBSCRIBE = "com.atproto.sync.subscribeRepos"
+LIST_REPOS = "com.atproto.sync.listRepos"
+LIST_HOSTS = "com.atproto.sync.listHosts"
+HOSTS_PAGE = 200
+MAX_HOSTS = 100_000
 
 
 def firehose_source(settings: Settings, health: Health, cursors: Cursors) -> CheckpointedSource[Frame]:
@@ -24,3 +35,60 @@ def firehose_source(settings: Settings, health: Health, cursors: Cursors) -> Che
             fillable=True,
         )
     )
+
+
+class Pager:
+    """Requests for pages of lists, to relays and PDSes alike."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._session = session
+
+    async def repos(self, upstream: str, cursor: str, limit: int) -> Page | Failure:
+        """One listRepos page."""
+        answer = await self._ask(upstream, LIST_REPOS, cursor, limit)
+        return answer if isinstance(answer, Failure) else read_page(answer, time.time_ns() // 1000)
+
+    async def hosts(self, relay: str) -> list[str] | Failure:
+        """URLs of all PDSes that a relay names and that it reads."""
+        found: list[str] = []
+        cursor = ""
+        while len(found) < MAX_HOSTS:
+            body = await self._ask(relay, LIST_HOSTS, cursor, HOSTS_PAGE)
+            if isinstance(body, Failure):
+                return body
+            rows = body.get("hosts") if isinstance(body, dict) else None
+            if not isinstance(rows, list):
+                return Failure(Trouble.BAD_ANSWER, "no list of hosts in the answer")
+            found += [url for url in (self._host_url(row) for row in rows) if url is not None]
+            following = body.get("cursor")
+            if not isinstance(following, str) or following in ("", cursor):
+                break
+            cursor = following
+        return found
+
+    async def _ask(self, upstream: str, method: str, cursor: str, limit: int) -> Any:
+        """The decoded JSON of an answer, or a Failure."""
+        params = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        private = self._settings.allow_private_hosts
+        try:
+            answer = await fetch(self._session, f"{upstream}/xrpc/{method}", params, allow_private=private)
+        except (HostRefused, Unreachable) as err:
+            return Failure(Trouble.UNREACHABLE, str(err))
+        if answer.status != 200:
+            return failure_of(answer.status, answer.error, retry_after(answer.headers, time.time()))
+        return answer.json()
+
+    def _host_url(self, row: object) -> str | None:
+        """https://HOST of a row of listHosts; loopback hosts of an own network have no TLS."""
+        name = row.get("hostname") if isinstance(row, dict) else None
+        if not isinstance(name, str) or row.get("status") in ("banned", "offline"):  # type: ignore[attr-defined]  # a dict
+            return None
+        bare = name.partition(":")[0]
+        scheme = "http" if bare in ("localhost", "127.0.0.1") else "https"
+        url = f"{scheme}://{name.lower()}"
+        try:
+            check_url(url, allow_private=self._settings.allow_private_hosts)
+        except HostRefused:
+            return None
+        return url if "/" not in name and "?" not in name and "#" not in name else None

@@ -53,6 +53,14 @@ class Settings(BaseSettings):
     )
     list_relist_seconds: float = Field(86400.0, gt=0, description="how often a relay is listed anew from the start")
     list_hosts: bool = Field(False, description="also list every PDS that the relays' listHosts names")
+    list_hosts_at_once: int = Field(20, ge=1, description="PDSes that are asked for a listRepos page at the same time")
+    list_hosts_recheck_seconds: float = Field(
+        3600.0, gt=0, description="how often a PDS's finished listing is continued from its end"
+    )
+    gap_relist_seconds: float = Field(
+        3600.0, gt=0, description="a relay whose stream lost events is listed anew at most this often"
+    )
+    list_retry_seconds: float = Field(0.5, gt=0, description="first back-off of a listRepos page that failed")
     skip_after_failures: int = Field(5, ge=1, description="failures in a row at one cursor before it is stepped over")
     skip_step: int = Field(1000, ge=1, description="how far a numeric cursor is stepped")
     listed_rev_grace_seconds: float = Field(

@@ -1,0 +1,69 @@
+-- Statements of listings, run by connectors/listings.py: their jobs, skipped ranges, hosts and the gaps they answer.
+
+-- name: open_job
+-- Starting the same listing again finds its job: the cutoff and the counters are those of its first start.
+insert into sluice.backfill_job (name, source, status, started_at)
+values (%(name)s, %(source)s::jsonb, 'running', now())
+on conflict (name) do update set
+    status = case when backfill_job.status in ('pending', 'retry') then 'running' else backfill_job.status end,
+    started_at = coalesce(backfill_job.started_at, now()),
+    updated_at = now()
+returning id
+
+-- name: advance_job
+-- Counters and checkpoint; the end of its first pass completes it, and later passes leave it completed.
+update sluice.backfill_job set
+    listed = listed + %(listed)s, queued = queued + %(queued)s, duplicates = duplicates + %(duplicates)s,
+    checkpoint = %(checkpoint)s::jsonb, updated_at = now(),
+    status = case when %(done)s and status = 'running' then 'completed' else status end,
+    completed_at = case when %(done)s and status = 'running' then now() else completed_at end
+where id = %(id)s and status in ('running', 'completed')
+
+-- name: skip
+insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, next_retry_at)
+values (%(upstream)s, %(from_cursor)s, %(to_cursor)s, %(reason)s, now() + make_interval(secs => %(delay)s))
+on conflict (upstream, from_cursor, to_cursor) do update set
+    reason = excluded.reason, filled_at = null, next_retry_at = excluded.next_retry_at
+
+-- name: due_ranges
+select id, upstream, from_cursor, to_cursor, retry_count from sluice.skipped_range
+where filled_at is null and next_retry_at <= now() and upstream = any(%(upstreams)s::text[])
+order by next_retry_at limit 100
+
+-- name: fill
+update sluice.skipped_range set filled_at = now() where id = %(id)s and filled_at is null
+
+-- name: narrow
+-- What could be read of the range is read; the rest is tried again later. Another row may stand for that rest already.
+update sluice.skipped_range s set
+    retry_count = s.retry_count + 1, next_retry_at = now() + make_interval(secs => %(delay)s), reason = %(reason)s,
+    from_cursor = case when exists (
+        select from sluice.skipped_range o
+        where o.upstream = s.upstream and o.from_cursor = %(from_cursor)s and o.to_cursor = s.to_cursor and o.id <> s.id
+    ) then s.from_cursor else %(from_cursor)s end
+where s.id = %(id)s and s.filled_at is null
+
+-- name: gaps
+-- Newest unanswered loss per upstream, and the database's clock (seconds since 1970).
+select upstream, extract(epoch from max(noticed_at))::float8, extract(epoch from now())::float8
+from sluice.stream_gap where answered_at is null group by upstream
+union all
+select '', null, extract(epoch from now())::float8
+
+-- name: answer_gaps
+update sluice.stream_gap set answered_at = now()
+where answered_at is null and noticed_at < to_timestamp(%(began)s) and (
+    upstream = %(upstream)s or (%(others)s and not upstream = any(%(known)s::text[]))
+)
+
+-- name: see_hosts
+insert into sluice.host (host, relay)
+select h.host, %(relay)s from unnest(%(hosts)s::text[]) as h (host) order by h.host
+on conflict (host) do update set relay = excluded.relay, last_seen_at = now()
+where host.relay is distinct from excluded.relay or host.last_seen_at < now() - interval '1 hour'
+
+-- name: host_listed
+insert into sluice.host (host, cursor, pass, listed_at)
+values (%(host)s, %(cursor)s, %(pass)s, case when %(done)s then now() end)
+on conflict (host) do update set
+    cursor = excluded.cursor, pass = excluded.pass, listed_at = coalesce(excluded.listed_at, host.listed_at)

@@ -1,0 +1,209 @@
+"""Paging through listRepos: a pure state machine. Never raises on wire input.
+
+`decide(state, outcome, now, policy) -> Decision`: what a page or a failure makes of a listing; the next request is
+`state.cursor` and `state.size`, not before `Decision.wait_until`. Times are seconds since 1970.
+
+    page with a new cursor           go on there, at once
+    no cursor, or an unchanged one   the end: a re-check starts from the end's own cursor after `recheck_seconds`
+    429                              wait as long as the server says; not a failure
+    nobody answers                   wait, ever longer; the cursor is innocent
+    a bad answer                     wait; after `skip_after` of them at one cursor step over it (steps.skip_ahead), where
+                                     cursors are opaque after narrowing the page to the one entry that is poisoned
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from steps.skip_ahead import beyond, is_number
+from steps.syntax import is_did, is_tid, tid_micros
+
+MAX_SKIPS = 20  # in a row without one page: then the listing itself is broken, not a range of it
+GROW_AFTER = 4  # good pages of a narrowed size before it is doubled
+MAX_CURSOR = 2048
+FUTURE_MICROS = 300 * 1_000_000
+LONGEST_THROTTLE_SECONDS = 3600.0
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One repo of a page; `rev` is '' where the page has none that can be one."""
+
+    did: str
+    rev: str
+    active: bool
+    status: str | None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page that was read: its repos, how many entries were none, and the cursor of the next page."""
+
+    entries: list[Entry]
+    rejected: int
+    cursor: str | None
+
+
+class Trouble(StrEnum):
+    """What went wrong with a request."""
+
+    BAD_ANSWER = "bad_answer"  # an error or nonsense about this page
+    THROTTLED = "throttled"
+    UNREACHABLE = "unreachable"  # no answer, or one that a gateway gave
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request without a page. `retry_after` in seconds, where the server named it."""
+
+    trouble: Trouble
+    detail: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a listing behaves; `relay`: its cursors are a relay's."""
+
+    page_size: int
+    skip_after: int
+    skip_step: int
+    relay: bool
+    recheck_seconds: float
+    first_wait: float = 0.5
+    longest_wait: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Where a listing stands. '' is the first page. `safe` is the newest cursor that the upstream itself gave."""
+
+    size: int
+    cursor: str = ""
+    safe: str = ""
+    passes: int = 0
+    done: bool = False
+    began: float = 0.0
+    failures: int = 0
+    outages: int = 0
+    skips: int = 0
+    streak: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A range of cursors that was stepped over, `from_cursor` (incl. the page behind it) up to `to_cursor`."""
+
+    from_cursor: str
+    to_cursor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The listing's new state, when it may ask again, what it stepped over, and whether it just reached the end."""
+
+    state: Listing
+    wait_until: float
+    skip: Skip | None = None
+    ended: bool = False
+    stuck: str | None = None
+
+
+def decide(state: Listing, outcome: Page | Failure, now: float, policy: Policy) -> Decision:
+    """See the table above."""
+    if isinstance(outcome, Page):
+        return _page(state, outcome, now, policy)
+    if outcome.trouble is Trouble.THROTTLED:
+        asked = policy.longest_wait if outcome.retry_after is None else outcome.retry_after
+        return Decision(state, now + min(max(asked, 1.0), LONGEST_THROTTLE_SECONDS))
+    if outcome.trouble is Trouble.UNREACHABLE:
+        outages = state.outages + 1
+        wait = max(_backoff(outages, policy), min(outcome.retry_after or 0.0, LONGEST_THROTTLE_SECONDS))
+        stuck = outcome.detail if outages >= policy.skip_after else None
+        return Decision(replace(state, outages=outages), now + wait, stuck=stuck)
+    return _bad_answer(state, outcome, now, policy)
+
+
+def restart(state: Listing, now: float, policy: Policy) -> Listing:
+    """The same upstream anew from its first page; what was completed stays counted."""
+    return Listing(size=policy.page_size, passes=state.passes, began=now)
+
+
+def _page(state: Listing, page: Page, now: float, policy: Policy) -> Decision:
+    size, streak = state.size, state.streak + 1
+    if size < policy.page_size and streak >= GROW_AFTER:
+        size, streak = min(size * 2, policy.page_size), 0
+    calm = replace(state, size=size, streak=streak, failures=0, outages=0, skips=0)
+    if page.cursor and not _goes_round(state.cursor, page.cursor):
+        return Decision(replace(calm, cursor=page.cursor, safe=page.cursor), now)
+    # behind a stepped-over range an empty page proves nothing about where the end is
+    end = state.safe if state.skips and not page.entries else state.cursor
+    passes = state.passes if state.done else state.passes + 1
+    ended = replace(calm, cursor=end, done=True, passes=passes, size=policy.page_size)
+    return Decision(ended, now + policy.recheck_seconds, ended=True)
+
+
+def _bad_answer(state: Listing, failure: Failure, now: float, policy: Policy) -> Decision:
+    failures = state.failures + 1
+    failed = replace(state, failures=failures, streak=0, outages=0)
+    opaque = not policy.relay or not (state.cursor == "" or is_number(state.cursor))
+    narrowed = opaque and state.size < policy.page_size
+    if failures < policy.skip_after and not (narrowed and state.size > 1):
+        return Decision(failed, now + _backoff(failures, policy))
+    if opaque and state.size > 1:
+        return Decision(replace(failed, size=state.size // 2, failures=0), now + policy.first_wait)
+    to = beyond(state.cursor, skips=state.skips, step=policy.skip_step, relay=policy.relay)
+    if to is None or state.skips >= MAX_SKIPS:
+        # not a poisoned range: nothing answers. Back to firm ground, and wait
+        back = replace(failed, cursor=state.safe if state.skips else state.cursor, failures=0, skips=0)
+        return Decision(back, now + policy.recheck_seconds, stuck=failure.detail)
+    moved = replace(failed, cursor=to, failures=0, skips=state.skips + 1, size=policy.page_size)
+    return Decision(moved, now + policy.first_wait, skip=Skip(state.cursor, to, failure.detail))
+
+
+def _goes_round(cursor: str, following: str) -> bool:
+    """The next page's cursor is this page's, or a number below it."""
+    if following == cursor:
+        return True
+    return is_number(cursor) and is_number(following) and int(following) <= int(cursor)
+
+
+def _backoff(count: int, policy: Policy) -> float:
+    return float(min(policy.first_wait * 2 ** min(count - 1, 20), policy.longest_wait))
+
+
+def read_page(body: Any, now_micros: int) -> Page | Failure:
+    """The JSON of a listRepos answer. A bad entry is dropped, not the page; a rev from the future is none."""
+    repos = body.get("repos") if isinstance(body, dict) else None
+    if not isinstance(repos, list):
+        return Failure(Trouble.BAD_ANSWER, "no list of repos in the answer")
+    cursor = body.get("cursor")
+    if cursor is not None and (not isinstance(cursor, str | int) or len(str(cursor)) > MAX_CURSOR):
+        return Failure(Trouble.BAD_ANSWER, "the cursor is no text")
+    entries = [entry for entry in (_entry(row, now_micros) for row in repos) if entry is not None]
+    return Page(entries, len(repos) - len(entries), None if cursor in (None, "") else str(cursor))
+
+
+def _entry(row: object, now_micros: int) -> Entry | None:
+    if type(row) is not dict:
+        return None
+    did, rev, active, status = row.get("did"), row.get("rev"), row.get("active"), row.get("status")
+    if type(did) is not str or not is_did(did):
+        return None
+    if type(rev) is not str or not is_tid(rev) or tid_micros(rev) > now_micros + FUTURE_MICROS:
+        rev = ""
+    status = status[:100] if type(status) is str and status else None
+    if type(active) is not bool:
+        active = status is None
+    return Entry(did, rev, active, status)
+
+
+def failure_of(status: int, error: str | None, retry_after: float | None) -> Failure:
+    """What an HTTP status other than 200 says about the page."""
+    detail = f"HTTP {status}" + (f" {error}" if error else "")
+    if status == 429:
+        return Failure(Trouble.THROTTLED, detail, retry_after)
+    if status in (502, 503, 504) or 520 <= status <= 530:
+        return Failure(Trouble.UNREACHABLE, detail, retry_after)
+    return Failure(Trouble.BAD_ANSWER, detail, retry_after)

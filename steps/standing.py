@@ -1,0 +1,60 @@
+"""What a listing flow has seen and not yet made durable: positions, and the facts that must be written before they move.
+
+Moved by the flow's steps, taken by its source at a commit. Everything noted belongs to pages that were already polled.
+"""
+
+from dataclasses import dataclass, field
+
+from steps.paginator import Listing, Skip
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """The skipped range with this id was read to its end."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """The skipped range with this id still fails from this cursor on."""
+
+    id: int
+    from_cursor: str
+    retry_count: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a listing since the last commit."""
+
+    listed: int = 0
+    queued: int = 0
+    duplicates: int = 0
+
+
+Fact = tuple[str, Skip | Filled | Narrowed]  # (upstream, what happened)
+
+
+@dataclass(slots=True)
+class Standing:
+    """Positions by upstream (full URL), the facts before them, and the counts of what was found."""
+
+    positions: dict[str, Listing] = field(default_factory=dict)
+    facts: list[Fact] = field(default_factory=list)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+    def tally(self, upstream: str) -> Tally:
+        """The counts of an upstream."""
+        return self.tallies.setdefault(upstream, Tally())
+
+    def take_facts(self) -> list[Fact]:
+        """The facts noted so far, handed over."""
+        taken, self.facts = self.facts, []
+        return taken
+
+    def take_tallies(self) -> dict[str, Tally]:
+        """The counts so far, handed over."""
+        taken, self.tallies = self.tallies, {}
+        return taken
