@@ -4,7 +4,14 @@ PYTHON ?= python3
 UV := .tools/bin/uv
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: setup run test lint clean
+# make run                              the simulated network
+# make run RELAY=https://… [LABELER=https://…] [PLC=https://…] [ARGS="--workers 2"]
+RELAY ?=
+LABELER ?=
+PLC ?=
+ARGS ?=
+
+.PHONY: setup run test lint bench clean
 
 setup: .venv/.ready
 
@@ -15,3 +22,24 @@ $(UV):
 .venv/.ready: $(UV) pyproject.toml uv.lock
 	@$(UV) sync --frozen --quiet
 	@touch $@
+
+# exec, so that Ctrl-C and SIGTERM reach sluice itself and its exit code is the recipe's
+run: setup
+	@exec .venv/bin/sluice up $(if $(RELAY),$(foreach url,$(RELAY),--relay $(url)),--simulate) \
+	  $(foreach url,$(LABELER),--labeler $(url)) $(if $(PLC),--plc $(PLC)) $(ARGS)
+
+test: setup
+	@.venv/bin/pytest
+
+lint: setup
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+bench: setup
+	@for name in index backfill firehose end_to_end; do .venv/bin/python -m bench.$$name || exit 1; done
+
+# What `make setup` and the tools made. The mirror's data in .sluice stays; remove that folder yourself.
+clean:
+	@rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

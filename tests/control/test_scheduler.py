@@ -1,0 +1,271 @@
+"""The scheduler and the reaper on a real broker and database: rows become messages, and lost work becomes due again."""
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from fix_log import LogScope
+
+from connectors.log import GroupConsumer, LogProducer, Out, partition_of
+from connectors.repos import Listed, RepoStore
+from control import topics
+from control.positions import Positions
+from control.scheduler import Leader, Scheduler, lost_tasks, task_topic
+from control.supervisor import back_off
+from control.up import environment
+from schemas import wire
+from schemas.settings import Settings, load
+from simulator.guarded_process import free_port
+
+WAIT_SECONDS = 30.0
+DIDS = [f"did:plc:{number:024}" for number in range(20)]
+
+
+@pytest.fixture
+def settings(log_scope: LogScope, database: str) -> Settings:
+    """Settings of this test's own topics and database, with short times."""
+    chosen = load(
+        bootstrap=log_scope.bootstrap,
+        topic_prefix=log_scope.prefix,
+        database=database,
+        partitions=2,
+        replication=1,
+        requeue_after_seconds=0.2,
+        control_interval_seconds=0.05,
+        lease_seconds=2,
+        transport_session_seconds=6,
+    )
+    topics.apply(chosen)
+    log_scope.created += [topic.name for topic in topics.declared(chosen)]
+    return chosen
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[RepoStore]:
+    made = RepoStore(settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def scheduler(settings: Settings, store: RepoStore) -> Scheduler:
+    return Scheduler(settings, store, LogProducer(settings), Positions(settings))
+
+
+def rows(store: RepoStore, what: str) -> dict[str, object]:
+    return dict(store.connection().execute(f"select did, {what} from sluice.repo").fetchall())
+
+
+def messages(settings: Settings, topic: str) -> list[wire.RepoTask]:
+    """Everything in a topic."""
+    consumer = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": "test-reader"})
+    found = []
+    for part in range(settings.partitions):
+        place = TopicPartition(settings.topic(topic), part, 0)
+        end = consumer.get_watermark_offsets(place, timeout=10)[1]
+        consumer.assign([place])
+        while len(found) < 100_000 and end:
+            for message in consumer.consume(100, 1.0):
+                assert message.error() is None
+                found.append(wire.decode_task(message.value()))
+                end -= 1
+    consumer.close()
+    return found
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "not within time"
+        time.sleep(0.02)
+
+
+def read_as_backfill(settings: Settings, count: int) -> None:
+    """Read that many tasks and commit them, as a worker does that finds nothing to claim."""
+    consumer = GroupConsumer(settings, "backfill", ["repo_resync", "repo_backfill"])
+    positions: dict[tuple[str, int], int] = {}
+    seen = 0
+    deadline = time.monotonic() + WAIT_SECONDS
+    while seen < count:
+        assert time.monotonic() < deadline, f"{seen} of {count} read"
+        for message in consumer.poll(100):
+            positions[message.topic(), message.partition()] = message.offset() + 1
+            seen += 1
+    consumer.commit(positions)
+    consumer.close()
+
+
+def test_first_fetches_and_later_ones_go_to_their_own_topics(
+    settings: Settings, store: RepoStore, scheduler: Scheduler
+) -> None:
+    """A desynced repo does not queue behind the whole network's backfill."""
+    store.discover([Listed(did) for did in DIDS])
+    store.connection().execute("update sluice.repo set queued_at = null")
+    store.connection().execute("update sluice.repo set attempt = 3, reason = 'desync' where did = any(%s)", (DIDS[:5],))
+    assert scheduler.queue() == len(DIDS)
+    resync = messages(settings, "repo_resync")
+    assert {task.did for task in resync} == set(DIDS[:5])
+    assert {(task.attempt, task.reason) for task in resync} == {(3, "desync")}
+    assert {task.did for task in messages(settings, "repo_backfill")} == set(DIDS[5:])
+    assert None not in rows(store, "queued_at").values()
+    assert scheduler.queue() == 0
+
+
+def test_what_is_not_due_waits(store: RepoStore, scheduler: Scheduler) -> None:
+    store.discover([Listed(did) for did in DIDS])
+    store.connection().execute("update sluice.repo set queued_at = null, next_retry_at = now() + interval '1 hour'")
+    assert scheduler.queue() == 0
+
+
+def test_a_row_whose_message_was_never_sent_is_queued_again(
+    settings: Settings, store: RepoStore, scheduler: Scheduler
+) -> None:
+    """G1, C4: list_repos died between the row and its message."""
+    store.discover([Listed(did) for did in DIDS])
+    until(lambda: scheduler.requeue() == len(DIDS))
+    assert scheduler.queue() == len(DIDS)
+    assert {task.did for task in messages(settings, "repo_backfill")} == set(DIDS)
+
+
+def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: RepoStore, scheduler: Scheduler) -> None:
+    """P4: a long queue is not a lost message; only a message that the group has passed is."""
+    store.discover([Listed(did) for did in DIDS])
+    store.connection().execute("update sluice.repo set queued_at = null")
+    scheduler.queue()
+    queued = rows(store, "queued_at")
+    time.sleep(settings.requeue_after_seconds * 2)  # the subject is time that passes without anything happening
+    assert scheduler.requeue() == 0
+    assert rows(store, "queued_at") == queued
+    read_as_backfill(settings, len(DIDS))
+    until(lambda: scheduler.requeue() == len(DIDS))
+    assert set(rows(store, "queued_at").values()) == {None}
+
+
+def test_a_message_that_retention_removed_counts_as_passed(
+    settings: Settings, store: RepoStore, scheduler: Scheduler, log_scope: LogScope
+) -> None:
+    store.discover([Listed(did) for did in DIDS])
+    store.connection().execute("update sluice.repo set queued_at = null")
+    scheduler.queue()
+    ends = [TopicPartition(settings.topic("repo_backfill"), part, -1) for part in range(settings.partitions)]
+    for future in log_scope.admin.delete_records(ends).values():
+        future.result(10)
+    until(lambda: scheduler.requeue() == len(DIDS))
+
+
+def test_only_the_passed_partition_of_the_right_topic_counts() -> None:
+    did = DIDS[0]
+    mine = partition_of(did, 2)
+    queued = [(did, 0, 1.0)]
+    nowhere = {(topic, part): False for topic in ("repo_backfill", "repo_resync") for part in range(2)}
+    assert task_topic(0) == "repo_backfill"
+    assert task_topic(2) == "repo_resync"
+    assert lost_tasks(queued, nowhere) == []
+    assert lost_tasks(queued, nowhere | {("repo_resync", mine): True, ("repo_backfill", 1 - mine): True}) == []
+    assert lost_tasks(queued, nowhere | {("repo_backfill", mine): True}) == [did]
+
+
+def test_an_expired_lease_is_reaped_and_queued_again(
+    settings: Settings, store: RepoStore, scheduler: Scheduler
+) -> None:
+    """C4: a worker that died leaves nothing stuck."""
+    store.discover([Listed(DIDS[0])])
+    task = wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")
+    assert len(store.claim([task], "a worker that dies")) == 1
+    until(lambda: scheduler.step().reaped == 1)
+    store.connection().execute("update sluice.repo set next_retry_at = now()")
+    assert scheduler.queue() == 1
+    assert [(task.did, task.attempt) for task in messages(settings, "repo_resync")] == [(DIDS[0], 1)]
+    assert rows(store, "retry_count") == {DIDS[0]: 1}
+
+
+def test_an_attempt_that_the_index_passed_without_closing_is_reaped(
+    settings: Settings, store: RepoStore, scheduler: Scheduler
+) -> None:
+    """DESIGN §5.3: the lease no longer runs once the outcome is produced; the index's offset decides."""
+    store.discover([Listed(DIDS[0])])
+    (claim,) = store.claim([wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")], "w")
+    part = partition_of(DIDS[0], 2)
+    store.produced([(claim.did, claim.attempt, part, 7)])
+    assert scheduler.step().reaped == 0
+    offset = (Positions(settings).cluster, settings.group("index"), settings.topic("firehose_backfill"), part)
+    statement = "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, %s, %s)"
+    store.connection().execute(statement, (*offset, 7))
+    assert scheduler.step().reaped == 0
+    store.connection().execute("update sluice.stream_offset set next = 8")
+    assert scheduler.step().reaped == 1
+
+
+def test_one_of_two_leads_and_the_other_takes_over(settings: Settings) -> None:
+    first, second = Leader(settings), Leader(settings)
+    assert first.leads()
+    assert not second.leads()
+    assert first.leads()
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        killed = db.execute(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+            " where application_name = 'sluice leader' and pid in (select pid from pg_locks where locktype = 'advisory')"
+            " and datname = current_database()"
+        ).fetchone()
+    assert killed == (1,)  # the fault fired
+    until(second.leads)
+    with pytest.raises(psycopg.OperationalError):
+        first.leads()
+    assert not first.leads()
+    first.close()
+    second.close()
+
+
+@pytest.fixture
+def control(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A real control process, and its HTTP port."""
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "control", "run", "control"]
+    process = subprocess.Popen(command, env=environment(settings, port), stderr=subprocess.DEVNULL)
+    yield process, port
+    process.kill()
+    process.wait()
+
+
+def page(port: int, path: str) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def test_the_process_queues_serves_its_health_and_stops_at_once(
+    settings: Settings, store: RepoStore, control: tuple[subprocess.Popen[bytes], int]
+) -> None:
+    """B11: lag is exported; C4: due work is queued without anybody asking."""
+    process, port = control
+    until(lambda: '"ready": true' in page(port, "/readyz"))
+    store.discover([Listed(did) for did in DIDS])
+    store.connection().execute("update sluice.repo set queued_at = null")
+    until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
+    until(lambda: _lag(page(port, "/metrics")) == len(DIDS))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(3) == 0
+
+
+def _lag(text: str) -> float:
+    lines = [line for line in text.splitlines() if line.startswith("sluice_consumer_lag{") and "repo_backfill" in line]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_a_broker_that_is_away_is_waited_for(settings: Settings, store: RepoStore) -> None:
+    """G1: control outlives its broker; what was due meanwhile is queued later."""
+    gone = settings.model_copy(update={"bootstrap": f"127.0.0.1:{free_port()}"})
+    assert back_off(1) < 1
+    positions = Positions(gone)
+    with pytest.raises(Exception, match="SLUICE_BOOTSTRAP"):
+        positions.parts(["repo_backfill"])
+    producer = LogProducer(settings)
+    assert len(producer.send([Out("repo_backfill", DIDS[0], b"{}")])) == 1

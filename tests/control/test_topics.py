@@ -1,0 +1,80 @@
+"""`sluice topics`: the broker is made as topics.yml says, except for partition counts, which never change."""
+
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from fix_log import LogScope
+
+from control import topics
+from control.errors import OperatorError
+from schemas.settings import Settings, load
+
+
+@pytest.fixture
+def settings(log_scope: LogScope) -> Iterator[Settings]:
+    """Settings of a prefix of this test's own; its topics go with it."""
+    chosen = load(bootstrap=log_scope.bootstrap, topic_prefix=log_scope.prefix, partitions=2, replication=1)
+    yield chosen
+    known = log_scope.admin.list_topics(timeout=10).topics
+    log_scope.created += [topic.name for topic in topics.declared(chosen) if topic.name in known]
+
+
+def alter(scope: LogScope, topic: str, key: str, value: str) -> None:
+    entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    for future in scope.admin.incremental_alter_configs([resource]).values():
+        future.result(10)
+
+
+def test_declares_six_topics_of_equal_partitions() -> None:
+    declared = topics.declared(load(partitions=32, replication=3))
+    assert {topic.name for topic in declared} == {
+        "repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter",
+    }  # fmt: skip
+    assert {(topic.partitions, topic.replication) for topic in declared} == {(32, 3)}
+    assert {topic.config["min.insync.replicas"] for topic in declared} == {"2"}
+    assert {topic.config["cleanup.policy"] for topic in declared} == {"delete"}
+    assert {topic.config["max.message.bytes"] for topic in declared} == {str(16 * 1024 * 1024)}
+
+
+def test_one_replica_does_not_ask_for_two_in_sync() -> None:
+    assert {topic.config["min.insync.replicas"] for topic in topics.declared(load(replication=1))} == {"1"}
+
+
+def test_applies_what_is_missing_and_then_finds_no_difference(settings: Settings) -> None:
+    assert {difference.what for difference in topics.diff(settings)} == {"missing"}
+    assert len(topics.apply(settings)) == 6
+    assert topics.diff(settings) == []
+    assert topics.apply(settings) == []
+
+
+def test_a_setting_that_drifted_is_put_back(settings: Settings, log_scope: LogScope) -> None:
+    topics.apply(settings)
+    alter(log_scope, log_scope.name("label_live"), "retention.ms", "60000")
+    drifted = topics.Difference(log_scope.name("label_live"), "retention.ms", "60000", "2592000000")
+    assert topics.diff(settings) == [drifted]
+    assert topics.apply(settings) == [drifted]
+    assert topics.diff(settings) == []
+
+
+def test_a_partition_count_is_never_changed_and_nothing_else_is_then(settings: Settings, log_scope: LogScope) -> None:
+    topics.apply(settings)
+    alter(log_scope, log_scope.name("label_live"), "retention.ms", "60000")
+    more = settings.model_copy(update={"partitions": 4})
+    with pytest.raises(OperatorError, match=r"SLUICE_PARTITIONS is 4, .* has 2 partitions, .*set SLUICE_PARTITIONS=2"):
+        topics.apply(more)
+    known = log_scope.admin.list_topics(timeout=10).topics
+    assert {len(known[topic.name].partitions) for topic in topics.declared(settings)} == {2}
+    assert [difference.what for difference in topics.diff(settings)] == ["retention.ms"]
+
+
+def test_topics_that_are_not_ours_are_left_alone(settings: Settings, log_scope: LogScope) -> None:
+    foreign = log_scope.create("of-somebody-else", partitions=3)
+    topics.apply(settings)
+    assert len(log_scope.admin.list_topics(timeout=10).topics[foreign].partitions) == 3
+
+
+def test_more_replicas_than_brokers_names_the_setting(settings: Settings) -> None:
+    with pytest.raises(OperatorError, match="set SLUICE_REPLICATION"):
+        topics.apply(settings.model_copy(update={"replication": 3}))

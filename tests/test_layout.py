@@ -1,0 +1,83 @@
+"""The repository's own rules: imports point one way, dependencies say why they are there, files name no machine."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("flows", "steps", "connectors", "schemas", "control", "simulator")
+MAY_IMPORT = {
+    "flows": {"flows", "steps", "connectors", "schemas"},
+    "steps": {"steps", "schemas"},
+    "connectors": {"connectors", "steps", "schemas"},
+    "schemas": {"schemas"},
+    "control": set(PACKAGES),
+    "simulator": {"simulator", "schemas"},
+}
+IMPURE = {
+    "asyncio", "aiohttp", "bytewax", "confluent_kafka", "logging", "os", "prometheus_client", "psycopg", "socket",
+    "subprocess", "threading", "time", "urllib3", "uvloop",
+}  # fmt: skip
+SPOOLED = {"car.py": {"os"}}  # it reads CARs that were spooled to disk at their offsets; the file is its caller's
+# what is downloaded from where is uv.lock's and the mirrors' business; machine paths mean nothing elsewhere
+FOREIGN = re.compile(
+    rb"pypi\.org|pythonhosted|registry\.npmjs|repo1?\.maven|proxy\.golang|/work/|/root/|/home/[a-z]|/tmp/"
+)
+BINARY = (".png", ".jar", ".gz", ".car")
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    return [path for name in listed.decode().split("\0") if name and (path := ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package: str) -> None:
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(other)
+        for path in (ROOT / package).rglob("*.py")
+        if (other := (imported(path) & set(PACKAGES)) - MAY_IMPORT[package])
+    }
+    assert wrong == {}
+
+
+def test_steps_do_no_io_and_read_no_clock() -> None:
+    wrong = {
+        path.name: sorted(bad)
+        for path in (ROOT / "steps").rglob("*.py")
+        if (bad := (imported(path) & IMPURE) - SPOOLED.get(path.name, set()))
+    }
+    assert wrong == {}
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
+    names = {re.split(r"[\[<>=!~ ]", requirement)[0] for requirement in wanted}
+    told = dict(re.findall(r"^- `([a-z0-9-]+)`: (.+)$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE))
+    assert names - set(told) == set(), "dependencies without a line in CONTRIBUTING.md"
+    assert set(told) - names == set(), "lines in CONTRIBUTING.md for what is no dependency"
+
+
+def test_no_file_names_a_registry_or_a_path_of_some_machine() -> None:
+    wrong = []
+    for path in tracked():
+        if path.name == "uv.lock" or path.suffix in BINARY or path == Path(__file__):
+            continue
+        wrong += [f"{path.relative_to(ROOT)}: {found.decode()}" for found in FOREIGN.findall(path.read_bytes())]
+    assert wrong == []
