@@ -233,7 +233,7 @@ class ControlApi:
         return web.json_response(await self.perform(name, wanted))
 
     async def perform(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """create, update, delete (did, collection/rkey or path, record), commit (did: empty ops), handle, identity, deactivate, takedown,
+        """create, update, delete (did, collection/rkey or path, record), commit (did, ops: [{action, path, record?}], by default none), handle, identity, deactivate, takedown,
         suspend, delete_account, activate, new_account, migrate (pds, noisy), sync, label (uri, val, neg, cid, exp, labeler)."""
         network = self.network
         if name == "new_account":
@@ -246,7 +246,8 @@ class ControlApi:
         if name in ("create", "update", "delete"):
             return await self._write(account, name, arguments)
         if name == "commit":
-            await network.commit(account, [])
+            ops = [Op(op["action"], op["path"], _from_json(op.get("record"))) for op in arguments.get("ops", [])]
+            await network.commit(account, ops)
         elif name == "handle":
             return {
                 "handle": await network.change_handle(

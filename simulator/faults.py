@@ -24,6 +24,7 @@ NAMES: dict[str, str] = {
     "pds_truncate": "getRepo ends early; mode=mid (inside a block) or boundary (between blocks)",
     "pds_hang": "getRepo accepts and sends nothing; seconds (default 3600)",
     "pds_trickle": "getRepo sends chunk bytes (100) every interval seconds (0.1)",
+    "pds_slow": "getRepo answers after seconds (default 1); not limited by per_did",
     "pds_stale": "getRepo serves an earlier head, where there is one",
     "pds_wrong_did": "getRepo serves another account's repository",
     "pds_tamper": "getRepo flips a byte of a record block",
@@ -49,7 +50,7 @@ NAMES: dict[str, str] = {
     "label_silence": "the labeler's stream falls silent for seconds (default 3600)",
 }
 
-_REPO_FAULTS = frozenset(name for name in NAMES if name.startswith("pds_") and name != "pds_list_500")
+_REPO_FAULTS = frozenset(name for name in NAMES if name.startswith("pds_")) - {"pds_list_500", "pds_slow"}
 _STREAM = ("drop", "garbage", "unknown_type", "error_frame", "silence")
 STREAM_FAULTS = frozenset({*_STREAM, *(f"label_{name}" for name in _STREAM)})
 
@@ -83,7 +84,7 @@ class Faults:
             if value is None or value is False or value == 0:
                 self._on.pop(name, None)
                 continue
-            parameters = dict(value) if isinstance(value, dict) else {"p": float(value)}
+            parameters = {"p": 1.0} | value if isinstance(value, dict) else {"p": float(value)}
             self._on[name] = _Switched(parameters, random.Random(f"{self.seed}/fault/{name}"))
 
     def clear(self) -> None:

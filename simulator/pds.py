@@ -164,7 +164,10 @@ class Pds:
         return response
 
     async def _refusal(self, account: Account) -> web.Response | None:
-        """The faults that answer something else than a CAR."""
+        """The faults that answer late, or something else than a CAR."""
+        slow = self.faults.fire("pds_slow", host=self.index, did=account.did)
+        if slow is not None:
+            await asyncio.sleep(slow.get("seconds", 1))
         limited = self.faults.fire("pds_429", host=self.index, did=account.did)
         if limited is not None:
             retry = limited.get("retry_after", 1)

@@ -107,6 +107,10 @@ def test_getrepo_faults(simulator: Any) -> None:
     only(simulation, "pds_hang", seconds=30)
     with pytest.raises(TimeoutError):
         urllib.request.urlopen(url, timeout=0.3)
+    only(simulation, "pds_slow", seconds=0.3)
+    started = time.monotonic()
+    check_car(reader.car(did), did, key)
+    assert time.monotonic() - started >= 0.3
     only(simulation, "pds_trickle", chunk=1500, interval=0.05)
     started = time.monotonic()
     check_car(reader.car(did), did, key)

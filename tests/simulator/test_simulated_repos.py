@@ -84,7 +84,11 @@ def test_single_operations_show_everywhere(simulator: Any) -> None:
     made = simulation.op("create", did=did, collection="com.example.note", record={"text": "hello"})
     assert made["path"] in reader.repo(did).records
     simulation.op("update", did=did, path=made["path"], record={"text": "changed"})
+    link = {"$link": simulation.state()[did].commit}
+    ops = [{"action": "create", "path": f"com.example.note/{n}", "record": {"n": n, "link": link}} for n in range(3)]
+    simulation.op("commit", did=did, ops=ops)
     before = reader.repo(did)
+    assert {"com.example.note/0", "com.example.note/2"} <= before.records.keys()
     simulation.op("delete", did=did, path=made["path"])
     assert before.records.keys() - reader.repo(did).records.keys() == {made["path"]}
 
