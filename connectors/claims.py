@@ -41,7 +41,7 @@ CLAIM_BATCH = 500
 TURN_CAR_BYTES = 1536 * 1024  # CARs in one batch: some 4,000 records
 WORK_SHARE_BYTES = 384 * 1024  # what one turn of a larger work counts as
 LARGE_WAITING = 2
-KEEP_ALIVE_SECONDS = 60.0
+FULL_SECONDS = 0.5
 IDLE_WAIT_SECONDS = 0.2
 
 log = logging.getLogger("backfill")
@@ -53,44 +53,52 @@ class TaskFeed:
     """Messages of both topics, resync first. Used by one thread at a time, but for `commit`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._resync = GroupConsumer(settings, GROUP, [RESYNC])
-        self._backlog = GroupConsumer(settings, GROUP, [BACKLOG])
-        self._kept: list[tuple[Message, bool]] = []
-        self._alive_at = time.monotonic()
+        self._resync = _Lane(GroupConsumer(settings, GROUP, [RESYNC]))
+        self._backlog = _Lane(GroupConsumer(settings, GROUP, [BACKLOG]))
 
     def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
         """(message, is it a resync) for as much as there is room for; waits a little where there is nothing."""
-        taken, self._kept = self._kept, []
-        if resync_room > 0:
-            taken += [(message, True) for message in self._resync.poll(min(CLAIM_BATCH, resync_room), 0.01)]
-        if backlog_room > len(taken):
-            wait = 0.0 if taken else 0.1
-            taken += [
-                (message, False) for message in self._backlog.poll(min(CLAIM_BATCH, backlog_room) - len(taken), wait)
-            ]
-            self._alive_at = time.monotonic()
-        elif time.monotonic() > self._alive_at + KEEP_ALIVE_SECONDS:
-            self._stay_alive()
-        return taken
+        urgent = self._resync.take(resync_room, 0.01 if backlog_room > 0 else 0.1)
+        others = self._backlog.take(backlog_room - len(urgent), 0.0 if urgent else 0.1)
+        return [(message, True) for message in urgent] + [(message, False) for message in others]
 
     def commit(self, positions: Positions) -> None:
         """Move the group's offsets."""
-        self._resync.commit(positions)
-        self._backlog.commit(positions)
+        self._resync.consumer.commit(positions)
+        self._backlog.consumer.commit(positions)
 
     def close(self) -> None:
         """Leave the group."""
-        self._resync.close()
-        self._backlog.close()
+        self._resync.consumer.close()
+        self._backlog.consumer.close()
 
-    def _stay_alive(self) -> None:
-        """A consumer that is never polled loses its partitions: poll, with everything paused, what there is no room for."""
-        for consumer, urgent in ((self._resync, True), (self._backlog, False)):
-            parts = list(consumer.assigned)
-            consumer.pause(parts)
-            self._kept += [(message, urgent) for message in consumer.poll(1, 0.0)]
-            consumer.resume(part for part in parts if part in consumer.assigned)
-        self._alive_at = time.monotonic()
+
+class _Lane:
+    """A consumer that is polled also while there is no room: a rebalance of its group waits for every member's poll."""
+
+    def __init__(self, consumer: GroupConsumer) -> None:
+        self.consumer = consumer
+        self._kept: list[Message] = []
+        self._held_back = False
+        self._polled_at = time.monotonic()
+
+    def take(self, room: int, wait_seconds: float) -> list[Message]:
+        if room > 0 and self._kept:
+            taken, self._kept = self._kept[:room], self._kept[room:]
+            return taken
+        now = time.monotonic()
+        if room > 0:
+            if self._held_back:
+                self.consumer.resume(self.consumer.assigned)
+                self._held_back = False
+            self._polled_at = now
+            return self.consumer.poll(min(CLAIM_BATCH, room), wait_seconds)
+        # pausing throws away what was fetched ahead, so not for every moment without room
+        if self._held_back or now > self._polled_at + FULL_SECONDS:
+            self.consumer.pause(self.consumer.assigned)
+            self._held_back = True
+            self._kept += self.consumer.poll(1, 0.0)  # an assignment may come in here, not paused yet
+        return []
 
 
 class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):

@@ -1,0 +1,147 @@
+"""A small world around the backfill flow: simulated network, topics, database, and the parts of list_repos and control it needs."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from fix_simulator import RepoTruth, Simulation
+from flow_process import FlowProcess, create_topics, read_topic, wait_until
+
+from connectors.log import LogProducer, Out
+from connectors.repos import Listed, RepoStore
+from schemas import wire
+from schemas.settings import Settings
+
+
+@dataclass(slots=True)
+class Attempted:
+    """What the log holds of one attempt: the creates in order, and the outcome, if there is one."""
+
+    creates: list[Any] = field(default_factory=list)
+    outcome: Any = None
+
+    @property
+    def records(self) -> dict[str, str]:
+        return {f"{event.collection}/{event.rkey}": event.cid for event in self.creates}
+
+
+class World:
+    """Processes that it started end with `close`."""
+
+    def __init__(self, folder: Path, bootstrap: str, database: str, simulation: Simulation, **settings: Any) -> None:
+        self.folder = folder
+        self.simulation = simulation
+        given = {
+            "bootstrap": bootstrap,
+            "database": database,
+            "topic_prefix": folder.name.replace("_", "-") + "-",
+            "plc": simulation.plc,
+            "allow_private_hosts": True,
+            "transport_session_seconds": 6.0,
+            "epoch_seconds": 0.2,
+            "retry_first_seconds": 0.2,
+            "retry_max_seconds": 1.0,
+            "rate_limit_pause_seconds": 1.0,
+            "partitions": 4,
+            "replication": 1,
+        } | settings
+        self.settings = Settings(**given)
+        self.store = RepoStore(self.settings)
+        self.producer = LogProducer(self.settings)
+        self.processes: list[FlowProcess] = []
+        create_topics(bootstrap, self.settings.topic_prefix)
+
+    def start(self, **overrides: Any) -> FlowProcess:
+        settings = self.settings.model_copy(update=overrides)
+        # model_fields_set decides what reaches the process
+        settings.__pydantic_fields_set__.update(overrides)
+        process = FlowProcess("backfill", settings, self.folder / f"backfill-{len(self.processes)}.log")
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.running:
+                process.kill()
+        self.store.close()
+        del self.producer  # or it goes on calling for a broker that ends with the session
+
+    def list_all(self, truth: dict[str, RepoTruth], topic: str = "repo_backfill") -> list[wire.RepoTask]:
+        """As list_repos: rows first, then messages. Every account that the network calls active."""
+        listed = [Listed(did, one.rev) for did, one in truth.items() if one.active]
+        tasks = self.store.discover(listed).tasks
+        self.queue(tasks, topic)
+        return tasks
+
+    def queue(self, tasks: list[wire.RepoTask], topic: str = "repo_backfill") -> None:
+        if tasks:
+            self.producer.send([Out(topic, task.did, wire.encode(task)) for task in tasks])
+
+    def schedule(self) -> int:
+        """As control: queue what is due."""
+        tasks = self.store.due(1000)
+        self.queue(tasks, "repo_resync")
+        return len(tasks)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        with psycopg.connect(self.settings.database, row_factory=psycopg.rows.dict_row) as db:
+            return {row["did"]: row for row in db.execute("select * from sluice.repo")}
+
+    def execute(self, sql: str, *values: Any) -> list[Any]:
+        with psycopg.connect(self.settings.database, autocommit=True) as db:
+            cursor = db.execute(sql, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def attempts(self) -> dict[tuple[str, int], Attempted]:
+        """(did, attempt) → what the log holds of it. Fails where a message follows its attempt's outcome."""
+        found: dict[tuple[str, int], Attempted] = defaultdict(Attempted)
+        for message in read_topic(self.settings.bootstrap, self.settings.topic("firehose_backfill")):
+            event = wire.decode_backfill(message.value())
+            assert message.key().decode() == event.did
+            attempt = found[event.did, event.attempt]
+            assert attempt.outcome is None, f"{event} after the outcome"
+            if isinstance(event, wire.CreateEvent):
+                attempt.creates.append(event)
+            else:
+                attempt.outcome = event
+        return dict(found)
+
+    def produced(self) -> int:
+        """Attempts whose outcome is known to stand in the log, and repos that ended."""
+        return self.execute(
+            "select count(*) from sluice.repo where produced_offset is not null or phase in ('failed', 'unavailable')"
+        )[0][0]
+
+    def run_to_end(self, count: int, seconds: float = 60.0) -> None:
+        """Schedule retries until so many repos have produced an outcome."""
+
+        def done() -> bool:
+            self.schedule()
+            return self.produced() >= count
+
+        wait_until(done, seconds, f"{count} produced; rows {self.summary()}")
+
+    def summary(self) -> str:
+        rows = self.execute(
+            "select phase, produced_offset is not null, last_error, count(*) from sluice.repo group by 1, 2, 3 order by 4 desc"
+        )
+        return json.dumps(rows[:20])
+
+    def check(self, truth: dict[str, RepoTruth]) -> None:
+        """The log's newest attempt of every active repo is its snapshot, complete and closed by its outcome."""
+        attempts, rows = self.attempts(), self.rows()
+        for did, one in truth.items():
+            if not one.active:
+                continue
+            newest = attempts[did, rows[did]["attempt"]]
+            assert newest.outcome is not None, did
+            assert newest.outcome.status == "synced"
+            assert newest.outcome.data == one.data
+            assert newest.outcome.rev == one.rev
+            assert newest.outcome.count == len(newest.creates) == len(one.records)
+            assert newest.records == one.records

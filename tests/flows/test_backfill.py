@@ -1,0 +1,318 @@
+"""The backfill flow on the real log and database, against the simulated network and all its faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backfill_world import World
+from confluent_kafka import ConsumerGroupTopicPartitions
+from fix_simulator import Simulation
+from flow_process import read_topic, wait_until
+
+from connectors.log import Out, admin, cluster_id, watermarks
+from connectors.repos import Listed
+from schemas import wire
+from steps.record_json import body_cid
+
+Make = Callable[..., World]
+Simulator = Callable[..., Simulation]
+
+
+@pytest.fixture
+def world(tmp_path: Path, log: str, database: str) -> Iterator[Make]:
+    made: list[World] = []
+
+    def make(simulation: Simulation, **settings: Any) -> World:
+        made.append(World(tmp_path, log, database, simulation, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_every_record_of_every_repo_reaches_the_log_before_its_outcome(simulator: Simulator, world: Make) -> None:
+    """B3, G3, G4: the whole snapshot, verified, each body hashing back to its CID, hostile records included."""
+    run = world(simulator(repos=60, records_per_repo=40, hostile=True))
+    truth = run.simulation.state()
+    tasks = run.list_all(truth)
+    run.start()
+    run.run_to_end(len(tasks))
+    run.check(truth)
+    for attempt in run.attempts().values():
+        for event in attempt.creates:
+            if event.reason is None:
+                assert body_cid(bytes(event.record)) == event.cid
+    assert all(row["produced_offset"] is not None for row in run.rows().values())
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "rate_limited": {"pds_429": {"retry_after": 1, "per_did": 1}},
+    "rate_limited_html": {"pds_429": {"retry_after": None, "html": True, "per_did": 1, "times": 5}},
+    "http_status": {"pds_500": {}},
+    "truncated": {"pds_truncate": {"mode": "mid"}},
+    "missing_block": {"pds_truncate": {"mode": "boundary"}},
+    "silent": {"pds_hang": {"seconds": 30, "times": 6}},
+    "timeout": {"pds_trickle": {"chunk": 10, "interval": 0.5, "times": 6}},
+    "wrong_did": {"pds_wrong_did": {}},
+    "bad_car": {"pds_tamper": {}},
+    "bad_signature": {"pds_bad_sig": {}},
+}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_a_fault_of_the_pds_is_named_and_then_outlived(simulator: Simulator, world: Make, reason: str) -> None:
+    """C5, R3, G5, G7: every fault ends under its own name; once it stops, the repo is in the log, whole."""
+    run = world(
+        simulator(repos=12, records_per_repo=30, inactive_share=0.0),
+        fetch_idle_seconds=1.0,
+        fetch_total_seconds=4.0,
+        backfill_concurrency=20,
+        host_concurrency=20,
+    )
+    truth = run.simulation.state()
+    run.simulation.set_faults(**FAULTS[reason])
+    fault = next(iter(FAULTS[reason]))
+    tasks = run.list_all(truth)
+    process = run.start()
+    named = reason.removesuffix("_html")
+    run.run_to_end(len(tasks))
+    assert run.simulation.fired(fault) > 0
+    errors = [row["last_error"] for row in run.rows().values() if row["last_error"]]
+    assert any(error.startswith(named) for error in errors), errors
+    counted = sum(row["retry_count"] for row in run.rows().values())
+    if named == "rate_limited":
+        assert counted == 0, "a pause is no attempt"
+        pauses = run.execute("select pause_reason from sluice.host where paused_until is not null")
+        assert pauses, "the pause stands in the host's row, for all workers"
+    else:
+        assert counted > 0
+        assert process.metric("backfiller_repos_failed_total", reason=named) == counted
+    assert not any(row["phase"] == "failed" for row in run.rows().values())
+    run.check(truth)
+
+
+def test_a_repo_fails_after_its_last_attempt_and_says_why(simulator: Simulator, world: Make) -> None:
+    """C4, C5, G5: five attempts with back-off, then `failed`, with the reason; nothing goes round."""
+    run = world(simulator(repos=5, records_per_repo=10, inactive_share=0.0))
+    truth = run.simulation.state()
+    run.simulation.set_faults(pds_500={"per_did": 0})
+    run.list_all(truth)
+    run.start()
+    run.run_to_end(5)
+    for row in run.rows().values():
+        assert (row["phase"], row["retry_count"], row["attempt"]) == ("failed", 5, 5)
+        assert row["last_error"].startswith("http_status")
+    assert run.simulation.fired("pds_500") == 25
+    assert run.schedule() == 0
+
+
+def test_a_stale_snapshot_is_not_taken(simulator: Simulator, world: Make) -> None:
+    """A lagging replica: nothing is produced below the rev that was heard; the claim is kept until the PDS catches up."""
+    run = world(simulator(repos=6, records_per_repo=20, inactive_share=0.0))
+    run.simulation.writer(100)
+    wait_until(lambda: all(one["commits"] > 40 for one in [run.simulation.summary()]), 30)
+    run.simulation.quiesce()
+    truth = run.simulation.state()
+    run.simulation.set_faults(pds_stale={"per_did": 2})
+    tasks = run.list_all(truth)
+    process = run.start(stale_seconds=600.0)
+    run.run_to_end(len(tasks))
+    assert run.simulation.fired("pds_stale") > 0
+    assert process.metric("backfiller_verification_errors_total", reason="stale") == run.simulation.fired("pds_stale")
+    assert {row["attempt"] for row in run.rows().values()} == {1}, "the claim was kept"
+    run.check(truth)
+
+
+def test_account_states_are_outcomes(simulator: Simulator, world: Make) -> None:
+    """Deactivated, taken down, and gone after we were told of the deletion: each is one outcome and no error."""
+    run = world(simulator(repos=8, records_per_repo=10, inactive_share=0.0))
+    truth = run.simulation.state()
+    off, down, gone, told, back = list(truth)[:5]
+    run.simulation.op("deactivate", did=off)
+    run.simulation.op("takedown", did=down)
+    run.simulation.op("delete_account", did=gone)
+    run.simulation.op("delete_account", did=told)
+    run.list_all({did: truth[did] for did in (off, down, gone, told, back)})
+    run.execute("update sluice.repo set reason = 'deletion', active = false where did = any(%s)", [told, back])
+    run.start()
+    run.run_to_end(5)
+    outcomes = {did: attempt.outcome for (did, _), attempt in run.attempts().items()}
+    assert (outcomes[off].status, outcomes[off].reason) == ("unavailable", "deactivated")
+    assert (outcomes[down].status, outcomes[down].reason) == ("unavailable", "takendown")
+    assert outcomes[gone].status == "unavailable"
+    assert outcomes[gone].reason in ("not_found", "did_not_found")
+    assert (outcomes[told].status, outcomes[told].active) == ("deleted", False)
+    assert (outcomes[back].status, outcomes[back].active) == ("synced", True)
+
+
+def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulator, world: Make) -> None:
+    """What the old PDS says of an account that moved away is no news: the directory is asked again."""
+    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0))
+    truth = run.simulation.state()
+    moved = next(iter(truth))
+    identity = {"did": moved, "pds": run.simulation.pdses[truth[moved].pds]}
+    run.execute(
+        "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", *identity.values()
+    )
+    run.simulation.op("migrate", did=moved, pds=(truth[moved].pds + 1) % 3)
+    truth = {moved: run.simulation.state()[moved]}
+    run.list_all(truth)
+    run.start()
+    run.run_to_end(1)
+    run.check(truth)
+    assert run.attempts()[moved, 1].outcome.host == run.simulation.pdses[truth[moved].pds]
+
+
+def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simulator, world: Make) -> None:
+    """C1, C2, P4: every task stands in the log three times, in both topics; one claim each, the others are dropped and counted."""
+    run = world(simulator(repos=80, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4)
+    truth = run.simulation.state()
+    run.simulation.set_faults(pds_trickle={"chunk": 2000, "interval": 0.3, "per_did": 0})
+    tasks = run.list_all(truth)
+    run.queue(tasks, "repo_backfill")
+    run.queue(tasks, "repo_resync")
+    workers = [run.start(), run.start()]
+    run.run_to_end(len(tasks))
+    wait_until(lambda: sum(one.metric("sluice_claims_total", result="dropped") for one in workers) >= 2 * len(tasks))
+    assert sum(one.metric("sluice_claims_total", result="claimed") for one in workers) == len(tasks)
+    assert all(one.metric("sluice_claims_total", result="claimed") > 0 for one in workers), "the work is shared"
+    assert {attempt for _, attempt in run.attempts()} == {1}
+    served = sum(host["total"] for host in run.simulation.faults()["hosts"].values())
+    assert served == len(tasks)
+    run.check(truth)
+
+
+def test_a_resync_does_not_queue_behind_the_backlog(simulator: Simulator, world: Make) -> None:
+    """A desynced repo is fetched while slow downloads of the backlog hold every place of theirs."""
+    run = world(
+        simulator(repos=40, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4, host_concurrency=50
+    )
+    truth = run.simulation.state()
+    urgent, *others = list(truth)
+    task = run.store.discover([Listed(urgent)]).tasks
+    run.simulation.set_faults(pds_hang={"seconds": 20, "per_did": 0})
+    run.list_all({did: truth[did] for did in others})
+    run.start()
+    wait_until(lambda: run.simulation.fired("pds_hang") >= 4)
+    run.simulation.set_faults(pds_hang=None)
+    run.queue(task, "repo_resync")
+    wait_until(lambda: (urgent, 1) in run.attempts() and run.attempts()[urgent, 1].outcome, 10)
+    assert run.produced() == 1
+
+
+def test_a_killed_worker_leaves_nothing_stuck(simulator: Simulator, world: Make) -> None:
+    """C4, G1: kill -9 in the middle; the reaper takes the expired leases back, another worker ends the work."""
+    run = world(simulator(repos=60, records_per_repo=60, inactive_share=0.0), lease_seconds=2.0)
+    truth = run.simulation.state()
+    tasks = run.list_all(truth)
+    run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 0.2, "per_did": 1})
+    first = run.start()
+    wait_until(lambda: 3 < run.produced() < len(tasks))
+    first.kill()
+    held = run.execute("select count(*) from sluice.repo where phase = 'backfill' and produced_offset is null")[0][0]
+    assert held > 0, "it was killed in the middle"
+    run.simulation.set_faults(clear=True)
+    run.start()
+    cluster = cluster_id(run.settings)
+    wait_until(lambda: run.store.reap(cluster, 0.0) and not run.execute(EXPIRED)[0][0], 20)
+    run.run_to_end(len(tasks))
+    run.check(truth)
+
+
+EXPIRED = (
+    "select count(*) from sluice.repo where phase = 'backfill' and produced_offset is null and lease_until < now()"
+)
+
+
+def test_sigterm_gives_back_what_is_not_done_uncounted(simulator: Simulator, world: Make) -> None:
+    """C4: exit 0 within the time to drain; the claims are pending again, and no attempt was counted."""
+    run = world(
+        simulator(repos=30, records_per_repo=20, inactive_share=0.0),
+        drain_seconds=1.0,
+        backfill_concurrency=10,
+        host_concurrency=10,
+    )
+    truth = run.simulation.state()
+    tasks = run.list_all(truth)
+    run.simulation.set_faults(pds_hang={"seconds": 60, "p": 0.5, "per_did": 0})
+    process = run.start()
+    wait_until(lambda: run.simulation.fired("pds_hang") >= 8 and run.produced() > 0)
+    assert process.terminate(20) == 0
+    rows = run.rows().values()
+    assert not [row for row in rows if row["phase"] == "backfill" and row["produced_offset"] is None]
+    assert any(row["phase"] == "pending" and row["attempt"] == 1 for row in rows), "something was given back"
+    assert all(row["retry_count"] == 0 for row in rows)
+    run.simulation.set_faults(clear=True)
+    run.start()
+    run.run_to_end(len(tasks))
+    run.check(truth)
+
+
+def test_a_lost_claim_is_not_written_on(simulator: Simulator, world: Make) -> None:
+    """The lease ran out and somebody else has the repo: the worker notices, stops, and writes no outcome."""
+    run = world(simulator(repos=1, records_per_repo=20, inactive_share=0.0), lease_seconds=1.5)
+    truth = run.simulation.state()
+    run.list_all(truth)
+    run.simulation.set_faults(pds_hang={"seconds": 30, "times": 1})
+    process = run.start()
+    wait_until(lambda: run.simulation.fired("pds_hang") == 1)
+    run.execute("update sluice.repo set attempt = attempt + 1, worker = 'another'")
+    wait_until(lambda: process.metric("sluice_claims_total", result="lost") == 1)
+    assert run.attempts() == {}
+    assert process.running
+
+
+def test_unreadable_tasks_become_dead_letters(simulator: Simulator, world: Make) -> None:
+    """C3, G7, P3: a message without its id is a dead letter, and the one behind it is worked on."""
+    run = world(simulator(repos=3, records_per_repo=10, inactive_share=0.0))
+    truth = run.simulation.state()
+    bad = [
+        b"",
+        b"not json",
+        b"{}",
+        b'{"did": "did:plc:x", "reason": "listed"}',
+        b'{"did": "nobody", "attempt": 0, "reason": "r"}',
+    ]
+    run.producer.send([Out("repo_backfill", "did:plc:x", value) for value in bad])
+    tasks = run.list_all(truth)
+    run.start()
+    run.run_to_end(len(tasks))
+
+    def letters() -> list[Any]:
+        found = read_topic(run.settings.bootstrap, run.settings.topic("dead_letter"))
+        return [wire.decode_dead_letter(message.value()) for message in found]
+
+    wait_until(lambda: len(letters()) >= len(bad))
+    assert {letter.reason for letter in letters()} == {"bad_task"}
+    assert len(letters()) == len(bad)
+    run.check(truth)
+
+
+def test_offsets_do_not_wait_for_a_slow_repo(simulator: Simulator, world: Make) -> None:
+    """From the claim on the database holds the work: the group's lag is nothing while a download hangs."""
+    run = world(
+        simulator(repos=20, records_per_repo=10, inactive_share=0.0), backfill_concurrency=30, host_concurrency=30
+    )
+    truth = run.simulation.state()
+    tasks = run.list_all(truth)
+    run.simulation.set_faults(pds_hang={"seconds": 60, "times": 3, "per_did": 0})
+    run.start()
+    wait_until(lambda: run.produced() == len(tasks) - 3)
+    assert run.simulation.fired("pds_hang") == 3
+    ends = watermarks(run.settings, "repo_backfill")
+
+    client = admin(run.settings)
+
+    def settled() -> bool:
+        group = client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(run.settings.group("backfill"))]
+        )
+        found = next(iter(group.values())).result(10).topic_partitions
+        at = {part.partition: part.offset for part in found if part.topic == run.settings.topic("repo_backfill")}
+        return all(at.get(part) == high for part, (_, high) in ends.items() if high)
+
+    wait_until(settled)
