@@ -198,12 +198,14 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
     def _with_retries(self, work: Callable[[], None]) -> None:
         for attempt in range(RETRIES):
             try:
-                return work()
+                work()
             except (errors.DeadlockDetected, errors.SerializationFailure, psycopg.OperationalError) as err:
                 if attempt == RETRIES - 1 or (STOP.is_set() and attempt > 0):
                     raise
                 log.warning("transaction undone", extra={"error": str(err).strip(), "attempt": attempt + 1})
                 STOP.wait(min(5.0, 0.05 * 4**attempt))
+            else:
+                return
 
     def _halve(self, decoded: Decoded, error: psycopg.Error) -> None:
         messages = decoded.batch.messages

@@ -1,0 +1,97 @@
+"""Benchmark (b): PDS → log. Records a second of the backfill flow, from the first message in the log to the last.
+
+    .venv/bin/python -m bench.backfill [--repos 2000] [--records-per-repo 100]
+
+Floor, measured in the same run on the same CARs: hashing, decoding, walking the tree and encoding the JSON, in a plain loop.
+The simulator has made all repositories before; it shares the machine, and `cpu_seconds` says what it took.
+"""
+
+import argparse
+import time
+
+from bench.simulated import Simulated, simulated
+from bench.stack import Ends, Stack, report, stack, until
+from connectors.log import LogProducer, Out
+from connectors.repos import Listed, RepoStore
+from connectors.work import MESSAGE_BYTES
+from schemas import wire
+from steps.car import index_bytes
+from steps.cid import cid_str
+from steps.commit import Commit, parse_commit
+from steps.snapshot import Head, Snapshot
+from steps.snapshot_messages import Attempt, creates
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repos", type=int, default=2000)
+    parser.add_argument("--records-per-repo", type=int, default=100)
+    parser.add_argument("--concurrency", type=int, default=10)
+    options = parser.parse_args()
+    network = {"repos": options.repos, "records_per_repo": options.records_per_repo, "inactive_share": 0.0}
+    with simulated(**network, prebuild=True) as sim:
+        accounts = sim.accounts()
+        cars = sim.cars(accounts)
+        records, floor = floor_of(cars)
+        size = sum(map(len, cars))
+        del cars
+        overrides = {"host_requests": 1_000_000, "backfill_concurrency": options.concurrency, "host_concurrency": options.concurrency}
+        with stack(plc=sim.urls["plc"], **overrides) as running:
+            seconds, figures = backfill(running, sim, accounts, records)
+    rate = records / seconds
+    report(
+        "backfill",
+        repos=len(accounts),
+        records=records,
+        car_mb=size // 1_000_000,
+        records_per_second=round(rate),
+        floor_per_second=round(floor),
+        ratio=round(rate / floor, 3),
+        **figures,
+    )
+
+
+def floor_of(cars: list[bytes]) -> tuple[int, float]:
+    """(records, records a second) of what cannot be avoided."""
+    attempt = Attempt("did:plc:floor", 1, "2026-01-01T00:00:00.000Z")
+    records, size = 0, 0
+    begin = time.monotonic()
+    for car in cars:
+        index = index_bytes(car)
+        root = index.root or b""
+        block = index.get(root) or b""
+        commit = parse_commit(block)
+        assert isinstance(commit, Commit), commit
+        head = Head(commit.did, commit.rev, cid_str(root), block, cid_str(commit.data))
+        snapshot = Snapshot(index, head, commit.data)
+        size += sum(len(value) for value in creates(snapshot, attempt, MESSAGE_BYTES))
+        records += snapshot.count
+    assert size > records
+    return records, records / (time.monotonic() - begin)
+
+
+def backfill(
+    running: Stack, sim: Simulated, accounts: list[tuple[str, str]], records: int
+) -> tuple[float, dict[str, object]]:
+    """Seconds for all records (start-up not counted), and what it cost."""
+    store = RepoStore(running.settings)
+    tasks = store.discover([Listed(did, host=pds) for did, pds in accounts]).tasks
+    store.close()
+    LogProducer(running.settings).send([Out("repo_backfill", task.did, wire.encode(task)) for task in tasks])
+    ends, wanted = Ends(running.settings, "firehose_backfill"), records + len(accounts)
+    with running.process("backfill") as process:
+        until(lambda: ends.messages() > 0, every=0.02)
+        first, begin = ends.messages(), time.monotonic()
+        usage = running.usage(backfill=process.pid, simulator=sim.pid)
+        until(lambda: ends.messages() >= wanted)
+        seconds = time.monotonic() - begin
+        figures = usage.stop()
+        left = running.sql("select count(*) from sluice.repo where phase <> 'backfill' or attempt <> 1")[0][0]
+        assert left == 0, left
+    assert ends.messages() == wanted
+    return seconds * wanted / (wanted - first), figures
+
+
+if __name__ == "__main__":
+    main()
