@@ -1,0 +1,57 @@
+"""Positions follow a sequence, note what is missing, and never go back."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steps.cursor import MAX_GAPS, Cursors, Gap
+
+
+def test_a_first_event_is_no_gap_and_a_next_one_neither() -> None:
+    cursors = Cursors()
+    assert cursors.see("a", 41) is None
+    assert cursors.see("a", 42) is None
+    assert cursors.positions == {"a": 42}
+
+
+def test_a_hole_is_noted_also_right_after_a_restart() -> None:
+    cursors = Cursors({"a": 10})
+    assert cursors.see("a", 15) == Gap("a", 11, 14, "sequence_gap")
+    assert cursors.take_gaps() == [Gap("a", 11, 14, "sequence_gap")]
+    assert cursors.take_gaps() == []
+
+
+def test_repeats_move_nothing() -> None:
+    """G8"""
+    cursors = Cursors({"a": 10})
+    assert cursors.see("a", 10) is None
+    assert cursors.see("a", 3) is None
+    assert (cursors.positions, cursors.repeats) == ({"a": 10}, 2)
+
+
+def test_upstreams_do_not_mix() -> None:
+    cursors = Cursors({"a": 10, "b": 99})
+    assert cursors.see("b", 100) is None
+    assert cursors.see("a", 11) is None
+
+
+@given(st.lists(st.integers(0, 50), min_size=1))
+def test_position_is_the_highest_seen_and_gaps_are_what_is_missing(seqs: list[int]) -> None:
+    cursors = Cursors()
+    for seq in seqs:
+        cursors.see("a", seq)
+    assert cursors.positions["a"] == max(seqs)
+    missing = {s for gap in cursors.gaps for s in range(gap.from_seq or 0, (gap.to_seq or 0) + 1)}
+    running, expected = seqs[0], set()
+    for seq in seqs:
+        expected |= set(range(running + 1, seq))
+        running = max(running, seq)
+    assert missing == expected
+
+
+def test_gaps_are_bounded() -> None:
+    """G6: an upstream with holes by design does not fill the memory, and no hole is forgotten."""
+    cursors = Cursors({"a": 0})
+    for seq in range(2, 2 * MAX_GAPS + 100, 2):
+        cursors.see("a", seq)
+    assert len(cursors.gaps) == MAX_GAPS
+    assert cursors.gaps[-1].to_seq == 2 * MAX_GAPS + 97

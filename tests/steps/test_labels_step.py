@@ -1,0 +1,77 @@
+"""Labels: what is kept, what is normalised, what is refused."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import wire
+from steps.labels import Label, LabelReason, LabelRejected, label
+
+SRC = "did:plc:labeler"
+DID = "did:plc:subject"
+CID = "bafyreiacyogscvvcr22npdyatx6omkiu4tycp2ktbb75ryhuawyj6npl3i"
+GOOD: dict[str, Any] = {
+    "ver": 1,
+    "src": SRC,
+    "uri": f"at://{DID}/app.bsky.feed.post/3kabc",
+    "val": "spam",
+    "cts": "2024-01-01T00:00:00+01:00",
+    "sig": b"\x01" * 64,
+}
+
+
+def test_a_label_becomes_a_message_keyed_by_its_subject() -> None:
+    made = label(GOOD | {"cid": CID, "exp": "2030-01-01T00:00:00Z"}, 5, "https://l.example")
+    assert isinstance(made, Label)
+    message = wire.decode_label(made.value)
+    assert (made.did, message.seq, message.src, message.val, message.cid) == (DID, 5, SRC, "spam", CID)
+    assert (message.cts, message.exp) == ("2023-12-31T23:00:00.000Z", "2030-01-01T00:00:00.000Z")
+    assert (message.neg, message.relay, message.sig) == (False, "https://l.example", ("AQEB" * 22)[:86])
+
+
+def test_an_account_label_and_a_negation() -> None:
+    made = label(GOOD | {"uri": DID, "neg": True}, 5, "")
+    assert isinstance(made, Label)
+    assert (made.did, wire.decode_label(made.value).neg) == (DID, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ver": 2}, LabelReason.BAD_VERSION),
+        ({"src": "bob"}, LabelReason.BAD_SRC),
+        ({"src": None}, LabelReason.BAD_SRC),
+        ({"uri": "https://example.com"}, LabelReason.BAD_URI),
+        ({"uri": "at://bob.example/app.bsky.feed.post/3k"}, LabelReason.BAD_URI),
+        ({"uri": None}, LabelReason.BAD_URI),
+        ({"val": ""}, LabelReason.BAD_VAL),
+        ({"val": "x" * 129}, LabelReason.BAD_VAL),
+        ({"val": "a\0b"}, LabelReason.BAD_VAL),
+        ({"cts": "today"}, LabelReason.BAD_CTS),
+        ({"cts": None}, LabelReason.BAD_CTS),
+        ({"exp": "never"}, LabelReason.BAD_EXP),
+        ({"exp": 5}, LabelReason.BAD_EXP),
+        ({"cid": "nonsense"}, LabelReason.BAD_CID),
+        ({"neg": "yes"}, LabelReason.BAD_NEG),
+        ({"sig": "text"}, LabelReason.BAD_SIG),
+    ],
+)
+def test_what_is_no_label_is_refused_with_its_reason(changes: dict[str, Any], reason: LabelReason) -> None:
+    """G7"""
+    made = label(GOOD | changes, 5, "")
+    assert isinstance(made, LabelRejected)
+    assert made.reason is reason
+
+
+def test_a_label_that_is_no_map() -> None:
+    assert isinstance(label([1], 1, ""), LabelRejected)
+
+
+@given(
+    st.dictionaries(st.sampled_from(list(GOOD)), st.none() | st.text() | st.binary() | st.integers() | st.booleans())
+)
+def test_nothing_raises(changes: dict[str, Any]) -> None:
+    """G7"""
+    label(GOOD | changes, 1, "")
