@@ -1,10 +1,12 @@
 """The control process: scheduler, reaper and lag figures, one step a second, until it is told to stop.
 
-`run(settings, health)` returns when `STOP` is set. A database or broker that does not answer is waited for, with the
-reason in the health page; anything else ends the process with its error (B8).
+`run(settings, health)` returns soon after `STOP` is set, also while a call waits for a broker that is gone: a step may be
+cut at any point. A database or broker that does not answer is waited for, with the reason in the health page; anything
+else ends the process with its error (B8).
 """
 
 import logging
+import threading
 import time
 
 import psycopg
@@ -19,6 +21,8 @@ from control.scheduler import Leader, Scheduler, Step
 from schemas.settings import Settings
 
 LAG_SECONDS = 5.0
+LOOK_SECONDS = 0.2
+STOP_SECONDS = 1.5
 WAIT_FIRST_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
 
@@ -26,7 +30,25 @@ logger = logging.getLogger("control")
 
 
 def run(settings: Settings, health: Health) -> None:
-    """Lead or stand by until `STOP`."""
+    """Lead or stand by until `STOP`. Raises what ended the work."""
+    died: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _work(settings, health)
+        except BaseException as err:  # raised in the main thread
+            died.append(err)
+
+    thread = threading.Thread(target=work, name="control", daemon=True)
+    thread.start()
+    while thread.is_alive() and not STOP.wait(LOOK_SECONDS):
+        pass
+    thread.join(STOP_SECONDS)
+    if died:
+        raise died[0]
+
+
+def _work(settings: Settings, health: Health) -> None:
     store = RepoStore(settings)
     positions = Positions(settings)
     scheduler = Scheduler(settings, store, LogProducer(settings), positions)

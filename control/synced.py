@@ -7,6 +7,7 @@ repo has been taken; (2) each stream is connected and has either shown an event 
 """
 
 import time
+from collections.abc import Callable
 
 from control.status import END_PHASES, Status
 from schemas.settings import Settings
@@ -18,8 +19,9 @@ STREAMS = (("firehose", "relays"), ("labels", "labelers"))
 class Synced:
     """Remembers what earlier looks have shown."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
+        self._clock = clock
         self._settled_at: float | None = None
         self._ends: dict[tuple[str, int], int] | None = None
         self._moved: dict[str, tuple[object, float]] = {}
@@ -27,7 +29,7 @@ class Synced:
 
     def look(self, status: Status) -> bool:
         """True once everything is there. `waits_for` says what is missing."""
-        now = time.time()
+        now = self._clock()
         missing = self._unsettled(status)
         quiet = {flow: self._unchanged_for(flow, status, now) for flow, _ in STREAMS}
         if missing is not None:

@@ -1,0 +1,106 @@
+"""`--until-synced`: done only when listing, repos, queues, streams and index all are."""
+
+from dataclasses import replace
+
+from control.positions import Standing
+from control.status import PHASES, Status
+from control.synced import QUIET_SECONDS, Synced
+from control.watch import Sighting
+from schemas.settings import load
+
+RELAY = "https://relay.test"
+
+
+class Clock:
+    """Wall time of the test."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def firehose(event_time: float = 0.0, seq: float = 5, waiting: float = 0, connected: float = 1) -> Sighting:
+    labels = (("upstream", RELAY),)
+    metrics = {
+        "ingester_websocket_connections": {(): connected},
+        "ingester_last_event_time_seconds": {(): event_time},
+        "upstream_cursor": {labels: seq},
+        "sluice_stream_queue_frames": {(): waiting},
+    }
+    return Sighting("firehose", "firehose", 1, 1, "working", metrics=metrics)
+
+
+def done(**repos: int) -> Status:
+    return Status(
+        repos=dict.fromkeys(PHASES, 0) | {"sync": 3} | repos,
+        retrying=0,
+        records=9,
+        labels=0,
+        held_events=0,
+        standings=[Standing("index", "firehose_live", 0, 0, 7, 7), Standing("backfill", "repo_backfill", 0, 0, 3, 3)],
+        failing_hosts=[],
+        failures=[],
+        cursors=[],
+        dead_letters={},
+        jobs=[{"source": {"relay": RELAY}, "status": "completed", "name": "list"}],
+        skipped_ranges=0,
+        stream_gaps=0,
+        processes=[firehose(event_time=2000.0)],
+    )
+
+
+def looker() -> tuple[Synced, Clock]:
+    clock = Clock()
+    return Synced(load(relays=[RELAY]), clock), clock
+
+
+def test_done_at_once_when_everything_is() -> None:
+    assert looker()[0].look(done(unavailable=1, failed=1))
+
+
+def test_waits_for_a_listing_that_has_not_ended() -> None:
+    synced, _ = looker()
+    running = [{"source": {"relay": RELAY}, "status": "running", "name": "list"}]
+    assert not synced.look(replace(done(), jobs=[]))
+    assert not synced.look(replace(done(), jobs=running))
+    assert synced.waits_for == f"the listing of {RELAY}"
+
+
+def test_waits_for_repos_that_move_and_for_queued_ones() -> None:
+    synced, _ = looker()
+    assert not synced.look(done(pending=1))
+    assert not synced.look(done(backfill=1))
+    assert not synced.look(replace(done(), standings=[Standing("backfill", "repo_resync", 0, 0, 2, 3)]))
+    assert synced.waits_for == "1 queued repos"
+
+
+def test_waits_for_a_stream_that_is_behind() -> None:
+    synced, clock = looker()
+    behind = replace(done(), processes=[firehose(event_time=10.0)])
+    assert not synced.look(behind)
+    assert not synced.look(replace(done(), processes=[]))
+    assert not synced.look(replace(done(), processes=[firehose(connected=0)]))
+    clock.now += QUIET_SECONDS
+    assert not synced.look(replace(done(), processes=[firehose(waiting=1)]))
+    assert not synced.look(replace(done(), processes=[firehose(seq=6)])), "it moved"
+    clock.now += QUIET_SECONDS
+    assert synced.look(replace(done(), processes=[firehose(seq=6)]))
+
+
+def test_waits_until_the_index_has_what_the_log_held() -> None:
+    """A writer that goes on does not move the goal."""
+    synced, _ = looker()
+    backfill = Standing("backfill", "repo_backfill", 0, 0, 3, 3)
+    for position, end, expected in ((5, 7, False), (6, 20, False), (7, 30, True)):
+        standings = [Standing("index", "firehose_live", 0, 0, position, end), backfill]
+        assert synced.look(replace(done(), standings=standings)) is expected
+
+
+def test_a_repo_that_moves_again_before_the_end_is_waited_for() -> None:
+    synced, _ = looker()
+    behind = [Standing("index", "firehose_live", 0, 0, 5, 7)]
+    assert not synced.look(replace(done(), standings=behind))
+    assert not synced.look(done(pending=1))
+    assert synced.look(done())
