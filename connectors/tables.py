@@ -114,12 +114,12 @@ class Unit:
 
     def write(self, work: Round) -> None:
         """Perform the writes of a round, in its order."""
+        if work.drop_held:
+            self.db.execute(SQL["drop_held"], {"dids": sorted(work.drop_held)})
         if work.held:
             dids, offsets, held = zip(*work.held, strict=True)
             values = {"dids": list(dids), "offsets": list(offsets), "revs": [event.rev for event in held]}
             self.db.execute(SQL["hold"], {**values, "events": [wire.encode(event) for event in held]})
-        if work.drop_held:
-            self.db.execute(SQL["drop_held"], {"dids": sorted(work.drop_held)})
         if work.drop_rows:
             dids, befores = zip(*sorted(work.drop_rows, key=lambda drop: drop[0]), strict=True)
             self.db.execute(SQL["drop_rows"], {"dids": list(dids), "befores": list(befores)})

@@ -277,12 +277,14 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Str
         phase=Phase.SYNC,
         reason=Reason.SYNCED,
         active=True,
-        status=None,
+        status=repo.status if repo.active else None,  # the claim cleared it: what stands there was told since
         rev=rev,
         data=outcome.data,
         commit=outcome.commit,
         commit_block=outcome.commit_block,
         from_snapshot=True,
+        # Also where the snapshot was empty: rows of live events may follow, so no later attempt is the first.
+        first_attempt=outcome.attempt if repo.first_attempt is None else repo.first_attempt,
         held=0,
         held_rev="",
         retry_count=0,
@@ -331,6 +333,9 @@ def _retried(repo: Repo, reason: Reason, rules: Rules) -> Step:
 
 
 def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Step:
+    if not repo.active:
+        # Only a deletion that waits for its confirmation is claimed while inactive: another reason would strand it.
+        reason = Reason.DELETION
     effects = (DropHeld(),) if repo.phase == Phase.BACKFILL else ()
     return Step(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
 

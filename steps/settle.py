@@ -40,7 +40,7 @@ class Facts:
 
 @dataclass(slots=True)
 class Round:
-    """Writes to perform in this order: held, drop_held, drop_rows, rows. Then facts for `awaiting` (DID → attempt)."""
+    """Writes to perform in this order: drop_held, held, drop_rows, rows. Then facts for `awaiting` (DID → attempt)."""
 
     awaiting: dict[str, int] = field(default_factory=dict)
     held: list[tuple[str, int, Streamed]] = field(default_factory=list)
@@ -154,6 +154,7 @@ def _take(repo: Repo, step: Step, offset: int, work: Round, count: int = 1) -> N
             case Hold(event):
                 work.held.append((repo.did, offset, event))
             case DropHeld():
+                # What was held earlier in this round goes too; what a reopened backfill holds after this stays.
                 work.held = [held for held in work.held if held[0] != repo.did]
                 work.drop_held.add(repo.did)
             case DropRows(before):

@@ -28,11 +28,13 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
     worker = case when u.moved then null else r.worker end,
     produced_partition = case when u.moved then null else r.produced_partition end,
     produced_offset = case when u.moved then null else r.produced_offset end,
-    stale_since = case when u.phase = 'sync' then null else r.stale_since end,
+    -- ten minutes of stale snapshots count from the last time that something newer was heard
+    stale_since = case when u.phase in ('sync', 'unavailable') or u.heard_rev > r.heard_rev then null else r.stale_since end,
     last_error = case when u.phase = 'sync' then null else r.last_error end,
     phase_since = case when u.moved then now() else r.phase_since end,
+    -- now() is when this transaction began: a claim that we waited for may have started later
     completed_at = case when not u.moved then r.completed_at
-                        when u.phase in ('sync', 'unavailable', 'failed') then now() end
+                        when u.phase in ('sync', 'unavailable', 'failed') then greatest(now(), r.started_at) end
 from unnest(
     %(did)s::text[], %(phase)s::text[], %(reason)s::text[], %(active)s::boolean[], %(status)s::text[], %(attempt)s::integer[],
     %(rev)s::text[], %(heard_rev)s::text[], %(from_snapshot)s::boolean[], %(data)s::text[], %(commit)s::text[],

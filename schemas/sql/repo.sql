@@ -36,7 +36,7 @@ with behind as (
     where r.phase in ('pending', 'failed', 'unavailable') and l.rev > greatest(r.rev, r.heard_rev)
     order by r.did for update of r
 )
-update sluice.repo r set heard_rev = b.rev from behind b where r.did = b.did
+update sluice.repo r set heard_rev = b.rev, stale_since = null from behind b where r.did = b.did
 
 -- name: listed_reopens
 -- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds.
@@ -62,7 +62,7 @@ with lost as (
 )
 update sluice.repo r
 set phase = 'pending', reason = 'lost_event', heard_rev = r.listed_rev, next_retry_at = now(), queued_at = null,
-    completed_at = null, phase_since = now(), listed_rev = null, listed_since = null
+    completed_at = null, phase_since = now(), listed_rev = null, listed_since = null, stale_since = null
 from lost where r.did = lost.did
 returning r.did
 
@@ -87,6 +87,8 @@ with wanted as (
 update sluice.repo r
 set phase = 'backfill', attempt = r.attempt + 1, lease_until = now() + make_interval(secs => %(lease)s),
     worker = %(worker)s, produced_partition = null, produced_offset = null, held = 0, held_rev = '',
+    -- an outcome leaves the status alone: only account events after the ratchet read here may set it
+    status = case when r.active then null else r.status end,
     started_at = now(), completed_at = null, phase_since = now()
 from wanted w where r.did = w.did
 returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host, r.reason, r.account_time, r.account_seq, r.retry_count
@@ -153,7 +155,8 @@ set phase = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then
     last_error = coalesce(%(error)s, r.last_error), queued_at = null, lease_until = null, worker = null,
     produced_partition = null, produced_offset = null, phase_since = now(),
     heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', -- what was held has only been heard
-    completed_at = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then now() end
+    stale_since = case when r.held_rev > r.heard_rev then null else r.stale_since end,
+    completed_at = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then greatest(now(), r.started_at) end
 from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
 where r.did = d.did
 returning r.did, r.phase
@@ -194,7 +197,7 @@ with chosen as (
     order by did for update
 )
 update sluice.repo r
-set phase = 'pending', reason = 'retry', retry_count = 0, next_retry_at = now(), queued_at = null, last_error = null,
+set phase = 'pending', reason = case when r.active then 'retry' else 'deletion' end, retry_count = 0, next_retry_at = now(), queued_at = null, last_error = null,
     completed_at = null, started_at = null, lease_until = null, worker = null, stale_since = null, phase_since = now()
 from chosen c where r.did = c.did
 returning r.did
