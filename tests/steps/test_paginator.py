@@ -1,0 +1,254 @@
+"""Paging as values: a listing of a made-up upstream, with poison, outages and odd pages, always comes to its end."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steps.paginator import (
+    MAX_SKIPS,
+    Decision,
+    Entry,
+    Failure,
+    Listing,
+    Page,
+    Policy,
+    Skip,
+    Trouble,
+    decide,
+    failure_of,
+    read_page,
+    restart,
+)
+from steps.skip_ahead import beyond, reached
+
+RELAY = Policy(page_size=100, skip_after=5, skip_step=1000, relay=True, recheck_seconds=300)
+PDS = replace(RELAY, relay=False)
+BAD = Failure(Trouble.BAD_ANSWER, "HTTP 500")
+DOWN = Failure(Trouble.UNREACHABLE, "no answer")
+
+
+def page(count: int, cursor: str | None) -> Page:
+    return Page([Entry(f"did:plc:{i}", "", True, None) for i in range(count)], 0, cursor)
+
+
+def run(state: Listing, *outcomes: Page | Failure, policy: Policy = RELAY) -> Decision:
+    decision = Decision(state, 0)
+    for outcome in outcomes:
+        decision = decide(decision.state, outcome, 1000.0, policy)
+    return decision
+
+
+def test_pages_follow_each_other_to_the_end_and_a_recheck_starts_from_there() -> None:
+    """B1"""
+    decision = run(Listing(100), page(100, "100"), page(100, "200"))
+    assert (decision.state.cursor, decision.wait_until, decision.ended) == ("200", 1000, False)
+    decision = run(decision.state, page(7, None))
+    assert decision.ended
+    assert (decision.state.cursor, decision.state.done, decision.state.passes) == ("200", True, 1)
+    assert decision.wait_until == 1300
+    again = run(decision.state, page(100, "300"))
+    assert (again.state.cursor, again.state.done, again.ended) == ("300", True, False)
+    assert run(again.state, page(1, None)).state.passes == 1
+
+
+@pytest.mark.parametrize("following", ["200", "150", ""])
+def test_a_cursor_that_does_not_move_is_the_end(following: str) -> None:
+    """B2: no page repeats for ever."""
+    decision = run(Listing(100, cursor="200", safe="200"), Page([], 0, following or None))
+    assert decision.ended
+
+
+def test_a_numeric_cursor_that_keeps_failing_is_stepped_over_and_the_range_is_told() -> None:
+    """B2"""
+    state = Listing(100, cursor="200", safe="200")
+    assert run(state, *[BAD] * 4).skip is None
+    decision = run(state, *[BAD] * 5)
+    assert decision.skip == Skip("200", "1200", "HTTP 500")
+    assert decision.state.cursor == "1200"
+
+
+def test_waits_grow_between_the_failures() -> None:
+    state, waits = Listing(100, cursor="200"), []
+    for _ in range(4):
+        decision = decide(state, BAD, 1000.0, RELAY)
+        state = decision.state
+        waits.append(decision.wait_until - 1000)
+    assert waits == [0.5, 1, 2, 4]
+
+
+def test_the_first_page_of_a_relay_is_stepped_over() -> None:
+    """B2"""
+    assert run(Listing(100), *[BAD] * 5).skip == Skip("", "1000", "HTTP 500")
+
+
+def test_a_relay_that_answers_nothing_but_errors_is_not_walked_to_infinity() -> None:
+    """B2, G5: after many skips in a row the listing returns to where the upstream last answered, says so, and waits."""
+    state = Listing(100, cursor="200", safe="200")
+    skips = 0
+    for _ in range(10_000):
+        decision = decide(state, BAD, 1000.0, RELAY)
+        skips += decision.skip is not None
+        state = decision.state
+        if decision.stuck:
+            break
+    assert skips == MAX_SKIPS
+    assert (state.cursor, decision.wait_until, decision.stuck) == ("200", 1300, "HTTP 500")
+
+
+def test_the_first_page_of_a_pds_is_narrowed_and_then_waited_for_but_never_looped() -> None:
+    """B2"""
+    state, requests = Listing(100), 0
+    while True:
+        decision = decide(state, BAD, 1000.0, PDS)
+        state, requests = decision.state, requests + 1
+        if decision.stuck:
+            break
+        assert requests < 50
+    assert (state.cursor, state.size, decision.wait_until) == ("", 1, 1300)
+
+
+def test_an_outage_moves_no_cursor_however_long_it_lasts() -> None:
+    state = Listing(100, cursor="200", safe="200")
+    decision = run(state, *[DOWN] * 500)
+    assert (decision.state.cursor, decision.skip) == ("200", None)
+    assert decision.wait_until == 1060
+    assert decision.stuck == "no answer"
+
+
+def test_throttling_is_no_failure_and_waits_as_long_as_it_is_told() -> None:
+    """R3"""
+    state = Listing(100, cursor="200", safe="200", failures=4)
+    decision = run(state, failure_of(429, None, 17.0))
+    assert (decision.state, decision.wait_until) == (state, 1017)
+    assert run(state, failure_of(429, None, None)).wait_until == 1060
+    assert run(state, failure_of(429, None, 1e9)).wait_until == 1000 + 3600
+    assert run(state, failure_of(429, None, 0.0)).wait_until == 1001
+
+
+def test_a_gateway_error_is_an_outage_an_error_of_the_page_is_not() -> None:
+    assert failure_of(503, None, None).trouble is Trouble.UNREACHABLE
+    assert failure_of(522, None, None).trouble is Trouble.UNREACHABLE
+    assert failure_of(500, "InternalServerError", None) == Failure(Trouble.BAD_ANSWER, "HTTP 500 InternalServerError")
+    assert failure_of(400, "InvalidRequest", None).trouble is Trouble.BAD_ANSWER
+
+
+def test_an_empty_page_behind_a_skip_is_not_taken_for_the_end_of_the_cursors() -> None:
+    """B2: accounts that are created later within the skipped numbers are found by the re-check."""
+    decision = run(Listing(100, cursor="200", safe="200"), *[BAD] * 5, page(0, None))
+    assert decision.ended
+    assert decision.state.cursor == "200"
+    behind = run(Listing(100, cursor="200", safe="200"), *[BAD] * 5, page(3, None))
+    assert behind.state.cursor == "1200"
+
+
+def test_restart_lists_from_the_first_page_and_keeps_the_count_of_passes() -> None:
+    state = restart(Listing(3, cursor="900", safe="900", passes=2, done=True, began=5, failures=3), 77.0, RELAY)
+    assert state == Listing(100, passes=2, began=77.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 299), max_size=4), st.booleans(), st.integers(1, 64))
+def test_every_healthy_repo_is_listed_or_in_a_told_range(poison: set[int], relay: bool, page_size: int) -> None:
+    """B2: 300 repos, some of which break every page that holds them."""
+    policy = replace(RELAY if relay else PDS, page_size=page_size, skip_step=10)
+    state, seen, ranges, now = Listing(page_size), set[int](), list[tuple[int, int]](), 0.0
+    for _ in range(20_000):
+        start = int(state.cursor.partition("::")[0]) // (1 if relay else 1000) if state.cursor else 0
+        wanted = list(range(start, 300))[: state.size]
+        outcome: Page | Failure = BAD
+        if not poison.intersection(wanted):
+            after = wanted[-1] + 1 if wanted else None
+            cursor = None if after is None or after >= 300 else str(after) if relay else f"{after * 1000}::did:plc:x"
+            outcome = page(len(wanted), cursor)
+            seen |= set(wanted)
+        decision = decide(state, outcome, now, policy)
+        if decision.skip is not None:
+            low, high = (
+                int(c.partition("::")[0] or 0) // (1 if relay else 1000)
+                for c in (decision.skip.from_cursor, decision.skip.to_cursor)
+            )
+            ranges.append((low, high))
+        if decision.ended:
+            break
+        if decision.stuck:
+            assert not relay
+            assert 0 in poison  # only a PDS's first page cannot be stepped over
+            return
+        state, now = decision.state, decision.wait_until
+    else:
+        pytest.fail("the listing did not come to its end")
+    told = {repo for low, high in ranges for repo in range(low, high)}
+    assert set(range(300)) - seen <= told
+    assert poison <= told
+    if not relay:  # opaque pages are narrowed first: little is lost with the poison
+        assert len(set(range(300)) - seen) <= 16 * len(poison)
+
+
+@pytest.mark.parametrize(
+    ("cursor", "skips", "relay", "wanted"),
+    [
+        ("", 0, True, "1000"),
+        ("5", 0, True, "1005"),
+        ("5", 3, False, "13"),
+        ("", 0, False, None),
+        ("abc", 0, True, None),
+        ("1700000000000::did:plc:x", 0, False, "1700000001000::did:plc:x"),
+        ("1700000000000::did:plc:x", 2, False, "1700000004000::did:plc:x"),
+        ("-5", 0, True, None),
+        ("９", 0, True, None),
+        ("9" * 30, 0, True, None),
+    ],
+)
+def test_beyond(cursor: str, skips: int, relay: bool, wanted: str | None) -> None:
+    assert beyond(cursor, skips=skips, step=1000, relay=relay) == wanted
+
+
+def test_reached() -> None:
+    assert reached("1200", "1200")
+    assert not reached("1199", "1200")
+    assert reached("1700::did:b", "1700::did:a")
+    assert not reached("1699::did:z", "1700::did:a")
+    assert not reached("abc", "1700::did:a")
+
+
+@pytest.mark.parametrize(
+    "body", [None, [], {}, {"repos": 5}, {"repos": [], "cursor": {}}, {"repos": [], "cursor": "x" * 5000}]
+)
+def test_a_page_that_is_none(body: Any) -> None:
+    """G7"""
+    assert isinstance(read_page(body, 0), Failure)
+
+
+def test_a_bad_entry_is_dropped_and_not_its_page() -> None:
+    """G7"""
+    rows = [
+        {"did": "did:plc:good", "rev": "3kabcdefghijk", "head": "b", "active": True},
+        {"did": "did:plc:norev", "rev": "", "head": ""},
+        {"did": "did:plc:future", "rev": "bzzzzzzzzzzzz", "active": True},
+        {"did": "did:plc:gone", "active": False, "status": "takendown"},
+        {"did": "did:plc:odd", "active": "yes", "status": "suspended"},
+        {"did": "nonsense"},
+        {"rev": "3kabcdefghijk"},
+        "text",
+        None,
+    ]
+    result = read_page({"repos": rows, "cursor": 42}, 1_800_000_000_000_000)
+    assert isinstance(result, Page)
+    assert (result.cursor, result.rejected) == ("42", 4)
+    assert result.entries == [
+        Entry("did:plc:good", "3kabcdefghijk", True, None),
+        Entry("did:plc:norev", "", True, None),
+        Entry("did:plc:future", "", True, None),
+        Entry("did:plc:gone", "", False, "takendown"),
+        Entry("did:plc:odd", "", False, "suspended"),
+    ]
+
+
+@given(st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i)))
+def test_no_answer_raises(body: Any) -> None:
+    """G7"""
+    read_page(body, 0)
+    read_page({"repos": [body], "cursor": body}, 0)
