@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,11 +38,18 @@ def fresh_database(server_url: str, template: str = "template1") -> Iterator[str
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@contextmanager
+def data_folder() -> Iterator[Path]:
+    """A folder outside pytest's own: every pytest that starts closes those to other users, and PostgreSQL runs as one."""
+    with tempfile.TemporaryDirectory(prefix="sluice-test-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of the session's server (superuser, maintenance database)."""
     if not containers_wanted():
-        with EmbeddedDatabase(tmp_path_factory.mktemp("postgres")) as server:
+        with data_folder() as folder, EmbeddedDatabase(folder / "postgres") as server:
             yield server.url
         return
     from testcontainers.community.postgres import PostgresContainer
@@ -74,7 +82,7 @@ def blank_database(postgres: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def private_postgres(tmp_path: Path) -> Iterator[EmbeddedDatabase]:
+def private_postgres() -> Iterator[EmbeddedDatabase]:
     """A running server of this test's own, to be killed and restarted at will. Its database is not migrated."""
-    with EmbeddedDatabase(tmp_path / "postgres", settings={"shared_buffers": "64MB"}) as server:
+    with data_folder() as folder, EmbeddedDatabase(folder / "postgres", settings={"shared_buffers": "64MB"}) as server:
         yield server

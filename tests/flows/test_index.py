@@ -1,0 +1,218 @@
+"""The index flow on a real broker and a real database: what arrives is in the tables once, whatever is killed or sent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from flow_process import FlowProcess, create_topics, read_topic, wait_until
+
+from connectors.log import LogProducer, Out, cluster_id, partition_of
+from connectors.tables import PartitionLost, Tables
+from schemas import wire
+from schemas.settings import Settings, load
+
+PARTITIONS = 4
+CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+TIME = "2026-01-01T00:00:00.000Z"
+
+
+@dataclass
+class World:
+    settings: Settings
+    producer: LogProducer
+    logs: Path
+
+    def sql(self, statement: str, *values: object) -> list[tuple]:
+        with psycopg.connect(self.settings.database, autocommit=True) as db:
+            cursor = db.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def index(self) -> FlowProcess:
+        return FlowProcess("index", self.settings, self.logs)
+
+    def settled(self, topic: str) -> int:
+        name = self.settings.topic(topic)
+        return self.sql("select coalesce(sum(next), 0)::bigint from sluice.stream_offset where topic = %s", name)[0][0]
+
+    def wait_settled(self, topic: str, messages: int) -> None:
+        wait_until(lambda: self.settled(topic) >= messages, what=f"{messages} settled of {topic}")
+
+
+@pytest.fixture
+def world(log: str, database: str, tmp_path: Path) -> Iterator[World]:
+    prefix = f"t{secrets.token_hex(4)}-"
+    create_topics(log, prefix, PARTITIONS)
+    settings = load(
+        bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1
+    )
+    yield World(settings, LogProducer(settings), tmp_path / "index.log")
+
+
+def did(number: int) -> str:
+    return f"did:plc:{number:024d}"
+
+
+def create(number: int, rkey: str, rev: str = "3l22222222222", **more: object) -> Out:
+    event = wire.CreateEvent(
+        did=did(number), attempt=1, rev=rev, collection="app.bsky.feed.post", rkey=rkey, cid=CID, time=TIME, commit=CID,
+        record=msgspec.Raw(b'{"text":"hello"}'), **more,
+    )  # fmt: skip
+    return Out("firehose_backfill", did(number), wire.encode(event))
+
+
+def outcome(number: int, count: int, rev: str = "3l22222222222") -> Out:
+    event = wire.RepoOutcome(
+        did=did(number),
+        attempt=1,
+        status="synced",
+        active=True,
+        time=TIME,
+        rev=rev,
+        commit=CID,
+        data="root-0",
+        count=count,
+    )
+    return Out("firehose_backfill", did(number), wire.encode(event))
+
+
+def snapshot(number: int, records: int) -> list[Out]:
+    return [*(create(number, f"3k{n:011d}") for n in range(records)), outcome(number, records)]
+
+
+def commit(number: int, step: int, rkey: str, *, prev_step: int | None = None) -> Out:
+    before = step - 1 if prev_step is None else prev_step
+    event = wire.CommitEvent(
+        seq=step, time=TIME, did=did(number), rev=f"3l3333333{step:04d}", commit=CID, commit_block="oA", data=f"root-{step}",
+        prev_data=f"root-{before}",
+        ops=[wire.Op(action="create", collection="app.bsky.feed.post", rkey=rkey, cid=CID, record=msgspec.Raw(b'{"n":1}'))],
+    )  # fmt: skip
+    return Out("firehose_live", did(number), wire.encode(event))
+
+
+def test_snapshots_and_live_events_reach_the_tables(world: World) -> None:
+    """B6: three streams into PostgreSQL; the group's offsets follow the tables."""
+    backfill = [message for number in range(20) for message in snapshot(number, 10)]
+    world.producer.send(backfill)
+    index = world.index()
+    world.wait_settled("firehose_backfill", len(backfill))
+    world.producer.send([commit(number, 1, "live") for number in range(20)])
+    label = wire.LabelEvent(seq=1, src="did:plc:labeler", uri=did(0), val="spam", cts=TIME)
+    world.producer.send([Out("label_live", did(0), wire.encode(label))])
+    world.wait_settled("firehose_live", 20)
+    world.wait_settled("label_live", 1)
+    assert index.terminate() == 0
+    assert world.sql("select phase, count(*) from sluice.repo group by 1") == [("sync", 20)]
+    assert world.sql("select count(*), count(*) filter (where rkey = 'live') from sluice.record") == [(220, 20)]
+    assert world.sql("select distinct rev, data from sluice.repo") == [("3l33333330001", "root-1")]
+    assert world.sql("select src, val, neg from sluice.label") == [("did:plc:labeler", "spam", False)]
+    committed = _group_positions(world)
+    stored = dict(((t, p), n) for t, p, n in world.sql("select topic, part, next from sluice.stream_offset"))
+    assert {part: at for part, at in stored.items() if at} == {part: at for part, at in committed.items() if at}
+
+
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(world: World) -> None:
+    """G1, G2: kill -9 in the middle, three times; afterwards every row is there and every repo in sync."""
+    messages = [message for number in range(400) for message in snapshot(number, 50)]
+    world.producer.send(messages)
+    for _ in range(3):
+        before = world.settled("firehose_backfill")
+        index = world.index()
+        wait_until(lambda seen=before: world.settled("firehose_backfill") > seen or not index.running)
+        index.kill()
+        assert not index.running
+    assert world.settled("firehose_backfill") < len(messages), "the kills came too late to interrupt anything"
+    index = world.index()
+    world.wait_settled("firehose_backfill", len(messages))
+    assert index.terminate() == 0
+    assert world.sql("select phase, count(*) from sluice.repo group by 1") == [("sync", 400)]
+    assert world.sql("select count(*) from sluice.record") == [(20_000,)]
+
+
+def test_one_bad_message_costs_only_itself(world: World) -> None:
+    """G7: what does not decode, and what the database refuses, become dead letters; the rest of the batch is written."""
+    bad_json = Out("firehose_backfill", did(1), b'{"type":"create"')
+    nul = create(2, "nul\0rkey")
+    good = [message for number in range(10, 20) for message in snapshot(number, 5)]
+    world.producer.send([good[0], bad_json, *good[1:30], nul, *good[30:]])
+    index = world.index()
+    world.wait_settled("firehose_backfill", len(good) + 2)
+    letters = wait_until(lambda: _letters(world) if len(_letters(world)) == 2 else None)
+    assert index.terminate() == 0
+    assert {letter.reason for letter in letters} == {"undecodable", "refused_by_database"}
+    assert world.sql("select count(*) from sluice.record") == [(50,)]
+    assert world.sql("select count(*) from sluice.repo where phase = 'sync'") == [(10,)]
+
+
+def test_a_position_behind_the_logs_end_is_refused(world: World) -> None:
+    """B9, DESIGN §4: a stored position that the log does not have is an error, never a silent reset."""
+    world.producer.send(snapshot(1, 3))
+    part = partition_of(did(1), PARTITIONS)
+    world.sql(
+        "insert into sluice.stream_offset values (%s, %s, %s, %s, 999)",
+        *(cluster_id(world.settings), world.settings.group("index"), world.settings.topic("firehose_backfill"), part),
+    )
+    index = world.index()
+    wait_until(lambda: not index.running)
+    assert index.process.returncode != 0
+    assert "the log ends at" in world.logs.read_text()
+    assert world.sql("select count(*) from sluice.record") == [(0,)]
+
+
+def test_a_log_that_begins_after_the_position_is_a_recorded_loss(world: World) -> None:
+    """DESIGN §4: retention that passed the index is written down, and the rest is read."""
+    world.producer.send(snapshot(1, 3))
+    topic, part = world.settings.topic("firehose_backfill"), partition_of(did(1), PARTITIONS)
+    index = world.index()
+    world.wait_settled("firehose_backfill", 4)
+    assert index.terminate() == 0
+    world.producer.send([commit(1, 1, "x"), *snapshot(1, 3)])
+    admin = AdminClient({"bootstrap.servers": world.settings.bootstrap, "log_level": 0})
+    for deleted in admin.delete_records([TopicPartition(topic, part, 6)]).values():
+        deleted.result(10)
+    index = world.index()
+    world.wait_settled("firehose_backfill", 8)
+    assert index.terminate() == 0
+    assert world.sql("select upstream, to_seq, reason from sluice.stream_gap") == [
+        (f"log:{topic}/{part}", 6, "retention passed the index")
+    ]
+
+
+def test_a_worker_that_lost_its_partition_writes_nothing(world: World) -> None:
+    """G2: offsets move only from where they stood, in the transaction of the rows."""
+    tables = Tables(world.settings, "cluster")
+    part = ("firehose_backfill", 0)
+    assert tables.starts({part: (0, 100)}) == {part: 0}
+    with tables.transaction() as unit:
+        unit.move({part: (0, 10)})
+    zombie = Tables(world.settings, "cluster")
+
+    def late() -> None:
+        with zombie.transaction() as unit:
+            unit.lock([did(1)])
+            unit.move({part: (0, 10)})
+
+    with pytest.raises(PartitionLost):
+        late()
+    assert world.sql("select count(*) from sluice.repo") == [(0,)]
+
+
+def _letters(world: World) -> list[wire.DeadLetter]:
+    messages = read_topic(world.settings.bootstrap, world.settings.topic("dead_letter"))
+    return [wire.decode_dead_letter(message.value()) for message in messages]
+
+
+def _group_positions(world: World) -> dict[tuple[str, int], int]:
+    admin = AdminClient({"bootstrap.servers": world.settings.bootstrap, "log_level": 0})
+    from confluent_kafka import ConsumerGroupTopicPartitions
+
+    group = world.settings.group("index")
+    listed = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(10)
+    return {(p.topic, p.partition): p.offset for p in listed.topic_partitions}
