@@ -100,8 +100,9 @@ class HostBudget:
         scarce = remaining is not None and remaining < limit * BURST_SHARE and now > state.heeded + HEED_EVERY_SECONDS
         if limit == (state.request_limit or self._settings.host_requests) and not scarce:
             return
-        state.request_limit, state.heeded = limit, now
+        state.request_limit = limit
         if scarce and remaining is not None:
+            state.heeded = now
             state.left = min(state.left, remaining)
         await self._execute("lower", host=host, request_limit=limit, remaining=remaining if scarce else limit)
 

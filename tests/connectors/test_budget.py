@@ -1,0 +1,173 @@
+"""The request budget of a host: what the host counts never exceeds the limit, however many workers there are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import time
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectors.budget import BURST_SHARE, HostBudget, HostPaused, requests_allowed
+from schemas.settings import Settings
+from steps.retry import Reason
+
+HOST = "http://pds.test"
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def settings(database: str, **given: object) -> Settings:
+    return Settings(**({"database": database, "host_requests": 60, "host_window_seconds": 3.0} | given))
+
+
+def run_worker(dumped: str, host: str, seconds: float, callers: int, out: multiprocessing.Queue[list[float]]) -> None:
+    """A process that asks as often as it may."""
+
+    async def main() -> list[float]:
+        budget = HostBudget(Settings(**json.loads(dumped)))
+        sent: list[float] = []
+
+        async def ask() -> None:
+            while True:
+                try:
+                    await budget.acquire(host)
+                except HostPaused as paused:
+                    await asyncio.sleep(min(paused.seconds, 1.0))
+                else:
+                    sent.append(time.time())
+
+        tasks = [asyncio.create_task(ask()) for _ in range(callers)]
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        for task in tasks:
+            task.cancel()
+        await budget.close()
+        return sent
+
+    out.put(asyncio.run(main()))
+
+
+def most_in_window(times: list[float], window: float) -> int:
+    times = sorted(times)
+    most = start = 0
+    for end, at in enumerate(times):
+        while times[start] < at - window:
+            start += 1
+        most = max(most, end - start + 1)
+    return most
+
+
+@pytest.mark.parametrize("limit", [1, 7, 60])
+def test_two_processes_never_exceed_the_limit_in_any_window(database: str, limit: int) -> None:
+    """The shared host budget: requests of both workers, in every sliding window, at most the limit; and most of it is used."""
+    given = settings(database, host_requests=limit)
+    dumped = given.model_dump_json(include=given.model_fields_set)
+    out: multiprocessing.Queue[list[float]] = SPAWN.Queue()
+    workers = [SPAWN.Process(target=run_worker, args=(dumped, HOST, 12.0, 8, out)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    sent = [out.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(10)
+    everything = sent[0] + sent[1]
+    assert most_in_window(everything, given.host_window_seconds) <= limit
+    assert len(everything) >= limit * 1.5, "twelve seconds are four windows"
+    if limit > 10:
+        assert all(len(one) > limit / 4 for one in sent), "both get their share"
+
+
+def host_row(database: str) -> dict[str, object]:
+    with psycopg.connect(database, row_factory=psycopg.rows.dict_row) as db:
+        return db.execute("select * from sluice.host where host = %s", (HOST,)).fetchone() or {}
+
+
+def test_a_pause_holds_for_every_worker_and_ends_by_itself(database: str) -> None:
+    """R3: the other worker learns it from the host's row."""
+
+    async def main() -> None:
+        one, other = HostBudget(settings(database)), HostBudget(settings(database))
+        await one.acquire(HOST)
+        await one.pause(HOST, 1.0, "429")
+        for budget in (one, other):
+            with pytest.raises(HostPaused) as paused:
+                await budget.acquire(HOST)
+            assert paused.value.reason is Reason.HOST_PAUSED
+            assert 0 < paused.value.seconds <= 1.0
+        await one.pause(HOST, 0.1, "shorter")
+        started = time.monotonic()
+        while True:
+            try:
+                await other.acquire(HOST)
+                break
+            except HostPaused as again:
+                await asyncio.sleep(again.seconds)
+        assert time.monotonic() - started > 0.5, "a shorter pause does not end a longer one"
+        await one.close()
+        await other.close()
+
+    asyncio.run(main())
+
+
+def test_the_hosts_headers_lower_the_budget_and_never_raise_it(database: str) -> None:
+    async def main() -> None:
+        budget = HostBudget(settings(database))
+        await budget.acquire(HOST)
+        await budget.heed(HOST, {"RateLimit-Limit": "20", "RateLimit-Policy": "20;w=3", "RateLimit-Remaining": "19"})
+        assert host_row(database)["request_limit"] == 20
+        await budget.heed(HOST, {"RateLimit-Limit": "900000"})
+        assert host_row(database)["request_limit"] == 60
+        await budget.heed(HOST, {"RateLimit-Limit": "60", "RateLimit-Remaining": "0"})
+        assert float(str(host_row(database)["tokens"])) <= 0
+        await budget.close()
+
+    asyncio.run(main())
+
+
+def test_a_spent_budget_is_said_rather_than_waited_for(database: str) -> None:
+    """A worker's places are not held for minutes by one host."""
+
+    async def main() -> None:
+        budget = HostBudget(settings(database, host_requests=1, host_window_seconds=300.0))
+        await budget.acquire(HOST)
+        results = await asyncio.gather(
+            *(asyncio.wait_for(budget.acquire(HOST), 3.0) for _ in range(3)), return_exceptions=True
+        )
+        assert any(isinstance(one, HostPaused) and one.reason is Reason.HOST_BUSY for one in results)
+        await budget.close()
+
+    asyncio.run(main())
+
+
+def test_failures_are_counted_in_the_hosts_row(database: str) -> None:
+    async def main() -> None:
+        budget = HostBudget(settings(database))
+        await budget.failed(HOST, "it was down")
+        await budget.failed(HOST, "it was down again")
+        row = host_row(database)
+        assert (row["failures"], row["consecutive_failures"], row["last_error"]) == (2, 2, "it was down again")
+        await budget.answered(HOST)
+        row = host_row(database)
+        assert (row["failures"], row["consecutive_failures"]) == (2, 0)
+        await budget.close()
+
+    asyncio.run(main())
+
+
+@given(st.dictionaries(st.sampled_from(["RateLimit-Limit", "RateLimit-Policy"]), st.text(max_size=30)))
+def test_headers_are_never_trusted_to_be_readable(headers: dict[str, str]) -> None:
+    """G9."""
+    allowed = requests_allowed(headers, 300.0)
+    assert allowed is None or allowed >= 1
+
+
+def test_a_longer_window_of_the_host_is_scaled_to_ours() -> None:
+    assert requests_allowed({"RateLimit-Limit": "6000", "RateLimit-Policy": "6000;w=3600"}, 300.0) == 500
+    assert requests_allowed({"RateLimit-Limit": "3000", "RateLimit-Policy": "3000;w=300"}, 300.0) == 3000
+    assert requests_allowed({"RateLimit-Limit": "100", "RateLimit-Policy": "100;w=1"}, 300.0) == 100
+    assert requests_allowed({}, 300.0) is None
+    assert 0 < BURST_SHARE < 1

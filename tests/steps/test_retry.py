@@ -1,0 +1,101 @@
+"""Decisions about failed attempts."""
+
+from __future__ import annotations
+
+import pytest
+
+from steps.retry import (
+    ACCOUNT_ERRORS,
+    Failure,
+    GiveUp,
+    PauseHost,
+    Reason,
+    RetryIn,
+    RetryPolicy,
+    Unavailable,
+    backoff,
+    decide,
+)
+from steps.snapshot import SnapshotReason
+
+POLICY = RetryPolicy(max_attempts=5, first_seconds=5.0, longest_seconds=3600.0, pause_seconds=60.0)
+DID = "did:plc:abcdefghijklmnopqrstuvwx"
+
+
+def test_failures_count_until_the_last_attempt() -> None:
+    """C5, G5: four retries with growing delays, then the end."""
+    failure = Failure(Reason.HTTP_STATUS, "500")
+    decisions = [decide(failure, n, POLICY, key=DID) for n in range(6)]
+    assert [type(one) for one in decisions] == [RetryIn] * 4 + [GiveUp] * 2
+    delays = [one.seconds for one in decisions if isinstance(one, RetryIn)]
+    assert delays == sorted(delays)
+    assert all(one.counted for one in decisions if isinstance(one, RetryIn))
+    assert sum(delays) > 1200, "a host that is down for twenty minutes fails nobody"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 60, 1000])
+def test_backoff_stays_within_its_bounds_and_is_spread(n: int) -> None:
+    """C5: between half of 5 s and 1 h; the same for the same repo, different for others."""
+    delays = [backoff(n, f"did:plc:{i}", 5.0, 3600.0) for i in range(200)]
+    assert all(2.5 <= one <= 3600.0 for one in delays)
+    assert delays == [backoff(n, f"did:plc:{i}", 5.0, 3600.0) for i in range(200)]
+    assert max(delays) / min(delays) > 1.8
+
+
+@pytest.mark.parametrize("reason", ACCOUNT_ERRORS.values())
+@pytest.mark.parametrize("retry_count", [0, 4, 100])
+def test_an_account_state_is_no_failure(reason: Reason, retry_count: int) -> None:
+    assert decide(Failure(reason, ""), retry_count, POLICY, key=DID) == Unavailable(str(reason), deleted=False)
+
+
+def test_only_what_is_gone_confirms_a_deletion() -> None:
+    """A deletion that we were told of is believed when the PDS does not know the repo, or the DID has none."""
+    confirmed = {
+        reason
+        for reason in (*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND, Reason.NO_PDS)
+        if decide(Failure(reason, ""), 0, POLICY, key=DID, deletion=True) == Unavailable(str(reason), deleted=True)
+    }
+    assert confirmed == {Reason.NOT_FOUND, Reason.DID_NOT_FOUND, Reason.NO_PDS}
+
+
+@pytest.mark.parametrize(
+    ("named", "seconds"), [(None, 60.0), (0.0, 1.0), (-5.0, 1.0), (30.0, 30.0), (1e9, 3600.0), (float("inf"), 3600.0)]
+)
+def test_a_rate_limit_pauses_the_host_and_blames_nobody(named: float | None, seconds: float) -> None:
+    """R3: whatever the server names is clamped to 1 s … 1 h; the repo comes back after the pause, spread over half of it."""
+    decision = decide(Failure(Reason.RATE_LIMITED, "429", named), 4, POLICY, key=DID)
+    assert isinstance(decision, PauseHost)
+    assert decision.seconds == seconds
+    assert seconds <= decision.retry_seconds <= 1.5 * seconds
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.HOST_PAUSED, Reason.HOST_BUSY, Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL]
+)
+def test_what_is_not_the_repos_fault_is_not_counted(reason: Reason) -> None:
+    """R3: even after four counted failures."""
+    decision = decide(Failure(reason, "", 10.0), 4, POLICY, key=DID)
+    assert isinstance(decision, RetryIn)
+    assert not decision.counted
+    assert 10.0 <= decision.seconds <= 15.0
+
+
+@pytest.mark.parametrize("reason", SnapshotReason)
+def test_every_refused_snapshot_is_a_counted_failure(reason: SnapshotReason) -> None:
+    """G5, G7."""
+    assert decide(Failure(reason, "x"), 4, POLICY, key=DID) == GiveUp()
+    first = decide(Failure(reason, "x"), 0, POLICY, key=DID)
+    assert isinstance(first, RetryIn)
+    assert first.counted
+
+
+def test_a_server_that_names_a_longer_wait_gets_it() -> None:
+    """503 with Retry-After: counted, but not before the time that was asked for; an hour at most."""
+    decision = decide(Failure(Reason.HTTP_STATUS, "503", 120.0), 0, POLICY, key=DID)
+    assert decision == RetryIn(120.0, counted=True)
+    assert decide(Failure(Reason.HTTP_STATUS, "503", 1e6), 0, POLICY, key=DID) == RetryIn(3600.0, counted=True)
+
+
+def test_every_reason_is_decided() -> None:
+    for reason in Reason:
+        assert decide(Failure(reason, ""), 0, POLICY, key=DID) is not None
