@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from connectors.log import LogUnavailable
+from connectors.log import LogUnavailable, cluster_id
 from connectors.process import STOP, stop_on_signals
 from control.embedding import Embedded
 from control.errors import OperatorError, one_line
 from control.progress import Progress, rated
-from control.run import prepare
+from control.run import BROKER_SECONDS, check_database, prepare
 from control.settings_page import spell
 from control.status import Collector, Status
 from control.supervisor import Command, Supervisor
@@ -68,6 +68,7 @@ def up(settings: Settings, options: Options) -> int:
         raise OperatorError(
             f"SLUICE_HTTP_PORT: port {settings.http_port} is taken; choose another, or 0 for a free one"
         )
+    check_given(settings)
     stop_on_signals()
     with only_one(settings.data_dir) as data_dir:
         if options.simulate:
@@ -90,6 +91,14 @@ def check_hosts(settings: Settings) -> None:
             raise OperatorError(
                 f"{url} is a private address; set SLUICE_ALLOW_PRIVATE_HOSTS=true to mirror your own network"
             )
+
+
+def check_given(settings: Settings) -> None:
+    """Raise OperatorError or LogUnavailable when a database or broker that was given does not answer."""
+    if settings.database:
+        check_database(settings)
+    if settings.bootstrap:
+        cluster_id(settings, BROKER_SECONDS)
 
 
 @contextmanager

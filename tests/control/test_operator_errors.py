@@ -1,0 +1,169 @@
+"""What an operator can put right, through the real command: one line that names the setting and the remedy, exit 2."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from fix_log import LogScope
+
+from connectors.migrations import migrate
+from control import topics
+from schemas.settings import load
+
+SLUICE = Path(sys.executable).with_name("sluice")
+NOWHERE = "127.0.0.1:1"
+
+
+def sluice(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with no other SLUICE_ variable than these."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+    return subprocess.run(
+        [str(SLUICE), *arguments], env=env | variables, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def refused(*arguments: str, **variables: str) -> str:
+    """The one line of a command that was refused."""
+    ended = sluice(*arguments, **variables)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1, ended.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def test_a_bad_setting() -> None:
+    line = refused("run", "control", SLUICE_EPOCH_SECONDS="often")
+    assert "SLUICE_EPOCH_SECONDS" in line
+    assert "'often'" in line
+
+
+def test_a_misspelt_variable() -> None:
+    assert "SLUICE_RELAY is not a setting; did you mean SLUICE_RELAYS?" in refused("settings", SLUICE_RELAY="https://x")
+
+
+def test_a_relay_that_is_no_url(tmp_path: Path) -> None:
+    line = refused("up", "--relay", "bsky.network", "--data-dir", str(tmp_path))
+    assert "SLUICE_RELAYS" in line
+    assert "write it as https://HOST" in line
+
+
+def test_no_relay(tmp_path: Path) -> None:
+    line = refused("up", "--data-dir", str(tmp_path))
+    assert "--relay https://" in line
+    assert "--simulate" in line
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_private_relay_that_is_not_allowed(tmp_path: Path) -> None:
+    """G9: and the operator reads which setting allows it."""
+    line = refused("up", "--relay", "http://127.0.0.1:2470", "--data-dir", str(tmp_path))
+    assert "SLUICE_ALLOW_PRIVATE_HOSTS=true" in line
+
+
+def test_a_process_without_its_settings() -> None:
+    assert "SLUICE_BOOTSTRAP is not set" in refused("run", "index")
+    places = {"SLUICE_BOOTSTRAP": NOWHERE, "SLUICE_DATABASE": "postgresql://x"}
+    assert "SLUICE_RELAYS is not set" in refused("run", "firehose", **places)
+    assert "SLUICE_LABELERS is not set" in refused("run", "labels", **places)
+    assert "choose one of list-repos, firehose" in refused("run", "everything")
+
+
+@pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "not a url at all", "mysql://x"])
+def test_a_wrong_database(url: str, tmp_path: Path) -> None:
+    for command in (["migrate"], ["up", "--simulate", "--data-dir", str(tmp_path), "--database", url]):
+        line = refused(*command, **({} if "up" in command else {"SLUICE_DATABASE": url}))
+        assert "SLUICE_DATABASE" in line
+        assert "correct the URL" in line
+
+
+def test_a_broker_that_does_not_answer(database: str, tmp_path: Path) -> None:
+    assert "correct SLUICE_BOOTSTRAP" in refused(
+        "up", "--simulate", "--data-dir", str(tmp_path), "--bootstrap", NOWHERE
+    )
+    line = refused("run", "control", SLUICE_BOOTSTRAP=NOWHERE, SLUICE_DATABASE=database)
+    assert NOWHERE in line
+    assert "SLUICE_BOOTSTRAP" in line
+    assert "SLUICE_BOOTSTRAP" in refused("topics", "diff", SLUICE_BOOTSTRAP=NOWHERE)
+
+
+def test_an_occupied_port(log: str, database: str, taken_port: int, tmp_path: Path) -> None:
+    port = str(taken_port)
+    line = refused("run", "control", SLUICE_BOOTSTRAP=log, SLUICE_DATABASE=database, SLUICE_HTTP_PORT=port)
+    assert "SLUICE_HTTP_PORT" in line
+    assert port in line
+    assert "choose another" in line
+    line = refused("up", "--simulate", "--data-dir", str(tmp_path), SLUICE_HTTP_PORT=port)
+    assert "SLUICE_HTTP_PORT" in line
+
+
+def test_no_java(tmp_path: Path) -> None:
+    line = refused("up", "--simulate", "--data-dir", str(tmp_path), PATH=str(tmp_path), JAVA_HOME="")
+    assert "install a Java 17+ runtime and Maven" in line
+    assert "--bootstrap HOST:PORT" in line
+
+
+def test_no_maven(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("java", "/usr/bin/java"):
+        found = subprocess.run(["which", name], capture_output=True, text=True, check=False).stdout.strip()
+        if found and not (tmp_path / "bin" / "java").exists():
+            (tmp_path / "bin" / "java").symlink_to(Path(found).resolve())
+    variables = {"PATH": str(tmp_path / "bin"), "JAVA_HOME": "", "SLUICE_CACHE_DIR": str(tmp_path / "cache")}
+    line = refused("up", "--simulate", "--data-dir", str(tmp_path / "data"), **variables)
+    assert "there is no `mvn` on the PATH" in line
+
+
+def test_a_migration_that_was_changed(blank_database: str) -> None:
+    migrate(blank_database)
+    with psycopg.connect(blank_database, autocommit=True) as db:
+        db.execute("update sluice.migration set checksum = 'other' where name = '0001_sluice.sql'")
+    line = refused("migrate", SLUICE_DATABASE=blank_database)
+    assert "0001_sluice.sql was changed" in line
+
+
+def test_a_partition_count_that_differs(log_scope: LogScope, database: str, tmp_path: Path) -> None:
+    settings = load(bootstrap=log_scope.bootstrap, topic_prefix=log_scope.prefix, partitions=2, replication=1)
+    topics.apply(settings)
+    log_scope.created += [topic.name for topic in topics.declared(settings)]
+    places = {"SLUICE_BOOTSTRAP": log_scope.bootstrap, "SLUICE_TOPIC_PREFIX": log_scope.prefix}
+    line = refused("topics", "apply", SLUICE_PARTITIONS="4", SLUICE_REPLICATION="1", **places)
+    assert "set SLUICE_PARTITIONS=2" in line
+    line = refused("run", "control", SLUICE_DATABASE=database, **places)
+    assert "SLUICE_PARTITIONS is 32" in line
+    given = ["--bootstrap", log_scope.bootstrap, "--database", database, "--data-dir", str(tmp_path)]
+    line = refused("up", "--simulate", *given, SLUICE_TOPIC_PREFIX=log_scope.prefix)
+    assert "SLUICE_PARTITIONS is 8" in line
+
+
+def test_a_data_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refused("up", "--simulate", "--data-dir", str(tmp_path / "file"))
+    assert "SLUICE_DATA_DIR" in line
+
+
+def test_a_command_without_a_mirror(tmp_path: Path) -> None:
+    line = refused("status", "--data-dir", str(tmp_path))
+    assert "SLUICE_BOOTSTRAP is not set, and no `sluice up` runs in" in line
+    assert "SLUICE_DATABASE is not set" in refused("cursors", "list", "--data-dir", str(tmp_path))
+
+
+def test_retry_needs_to_know_what(database: str) -> None:
+    assert "--all" in refused("backfill", "retry", SLUICE_DATABASE=database)
+
+
+def test_a_simulated_network_that_cannot_be() -> None:
+    assert "nosuchfault" in refused("simulate", "--faults", "nosuchfault=1")
