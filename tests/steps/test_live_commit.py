@@ -1,0 +1,210 @@
+"""Live commits: from an event to its message, and every way in which an event can be refused."""
+
+import json
+from typing import Any
+
+import cbrrr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_repo import DID, REV, Repo, car, cid_of, sample
+
+from schemas import wire
+from steps import live_messages
+from steps.cid import cid_str
+from steps.frames import Commit, Sync
+from steps.live_messages import commit_message, moment
+from steps.record_json import body_cid
+from steps.syntax import tid_from_micros, tid_micros
+from steps.verify_commit import FUTURE_MICROS, Refused, Verified, VerifyReason, verify
+
+NOW = tid_micros(REV) + 1_000_000
+TIME = "2026-01-01T00:00:00.000Z"
+
+
+def event(repo: Repo, ops: list[Any] | None = None, **changes: Any) -> Commit:
+    if ops is None:
+        ops = [{"action": "create", "path": path, "cid": cid} for path, cid in repo.leaves.items()]
+    fields: dict[str, Any] = {
+        "seq": 5,
+        "did": DID,
+        "rev": REV,
+        "time": TIME,
+        "since": None,
+        "commit": repo.commit,
+        "blocks": repo.car(),
+        "ops": ops,
+        "data_before": None,
+        "no_blocks": False,
+    }
+    return Commit(**fields | changes)
+
+
+def verified(it: Commit | Sync) -> Verified:
+    result = verify(it, NOW)
+    assert isinstance(result, Verified), result
+    return result
+
+
+def message(result: Verified) -> Any:
+    return wire.decode_live(commit_message(result, "https://relay.example", TIME).value)
+
+
+def test_a_commit_becomes_its_message_and_every_body_hashes_back_to_its_cid() -> None:
+    repo = sample(12)
+    result = message(verified(event(repo)))
+    assert (result.did, result.rev, result.data, result.commit) == (DID, REV, cid_str(repo.data), cid_str(repo.commit))
+    assert {f"{op.collection}/{op.rkey}": op.cid for op in result.ops} == {
+        p: cid_str(c) for p, c in repo.leaves.items()
+    }
+    assert all(body_cid(wire.body(op.record), None) == op.cid for op in result.ops)
+
+
+def test_empty_ops_are_a_commit() -> None:
+    result = message(verified(event(sample(3), ops=[])))
+    assert (result.ops, result.data) == ([], cid_str(sample(3).data))
+
+
+def test_updates_and_deletes_carry_what_they_replace() -> None:
+    repo = sample(2)
+    (path, cid), (gone, old) = repo.leaves.items()
+    ops = [
+        {"action": "update", "path": path, "cid": cid, "prev": old},
+        {"action": "delete", "path": gone, "cid": None, "prev": old},
+    ]
+    first, second = message(verified(event(repo, ops=ops))).ops
+    assert (first.action, first.cid, first.prev) == ("update", cid_str(cid), cid_str(old))
+    assert (second.action, second.cid, second.prev, wire.body(second.record)) == ("delete", None, cid_str(old), None)
+
+
+def test_one_missing_record_block_does_not_drop_its_siblings() -> None:
+    """G7"""
+    repo = sample(5)
+    lost = next(iter(repo.leaves.values()))
+    blocks = {cid: block for cid, block in repo.blocks.items() if cid != lost}
+    result = commit_message(verified(event(repo, blocks=car(repo.commit, blocks))), "", TIME)
+    ops = wire.decode_live(result.value).ops
+    assert result.missing == 1
+    assert [(op.reason, wire.body(op.record) is None) for op in ops if op.cid == cid_str(lost)] == [
+        ("missing_block", True)
+    ]
+    assert sum(wire.body(op.record) is not None for op in ops) == 4
+
+
+def test_an_odd_record_keeps_its_block() -> None:
+    repo = Repo({"app.bsky.feed.post/3kabc": {"$type": "x", "ratio": 1.5}})
+    (op,) = message(verified(event(repo))).ops
+    assert op.reason == "float"
+    assert op.raw
+
+
+def test_a_path_that_no_record_can_have_drops_that_op_only() -> None:
+    """G7"""
+    repo = sample(2)
+    ops = [{"action": "create", "path": path, "cid": cid} for path, cid in repo.leaves.items()]
+    ops.append({"action": "create", "path": "app.bsky.feed.post/..", "cid": ops[0]["cid"]})
+    result = verified(event(repo, ops=ops))
+    assert (len(result.ops or []), result.skipped_ops) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        "text",
+        {"action": "create", "cid": b"x" * 36},
+        {"action": "create", "path": "app.bsky.feed.post/3k"},
+        {"action": "create", "path": "app.bsky.feed.post/3k", "cid": b"short"},
+        {"action": "explode", "path": "app.bsky.feed.post/3k", "cid": None},
+        {"action": "delete", "path": "app.bsky.feed.post/3k", "cid": b"x" * 36},
+        {"action": "delete", "path": "app.bsky.feed.post/3k", "cid": None, "prev": "text"},
+    ],
+)
+def test_ops_that_make_no_sense_become_a_sync_that_makes_us_look_again(op: Any) -> None:
+    """G7: the repo's state is known, how it came about is not."""
+    repo = sample(2)
+    result = verified(event(repo, ops=[op]))
+    assert result.problem
+    encoded = commit_message(result, "", TIME)
+    synced = wire.decode_live(encoded.value)
+    assert isinstance(synced, wire.SyncEvent)
+    assert (synced.rev, synced.data, encoded.problem) == (REV, cid_str(repo.data), result.problem)
+
+
+def test_one_path_twice_makes_no_sense() -> None:
+    repo = sample(1)
+    ops = [{"action": "create", "path": path, "cid": cid} for path, cid in repo.leaves.items()]
+    assert verified(event(repo, ops=ops * 2)).ops is None
+
+
+def test_too_big_and_rebase_become_a_sync() -> None:
+    repo = sample(2)
+    encoded = commit_message(verified(event(repo, no_blocks=True)), "", TIME)
+    assert encoded.problem == "too_big"
+    assert isinstance(wire.decode_live(encoded.value), wire.SyncEvent)
+
+
+def test_a_message_that_is_too_large_becomes_a_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DESIGN §5.5"""
+    repo = Repo({"app.bsky.feed.post/3kabc": {"$type": "x", "text": "\0" * 100_000}})
+    assert wire.decode_live(commit_message(verified(event(repo)), "", TIME).value).ops
+    monkeypatch.setattr(live_messages, "MAX_VALUE_BYTES", 500_000)  # NUL takes six bytes in JSON
+    encoded = commit_message(verified(event(repo)), "", TIME)
+    assert isinstance(wire.decode_live(encoded.value), wire.SyncEvent)
+    assert "bytes" in (encoded.problem or "")
+
+
+def test_a_sync_event_carries_the_commit() -> None:
+    repo = sample(3)
+    blocks = car(repo.commit, {repo.commit: repo.blocks[repo.commit]})
+    synced = message(verified(Sync(7, DID, REV, TIME, blocks)))
+    assert isinstance(synced, wire.SyncEvent)
+    assert (synced.seq, synced.data) == (7, cid_str(repo.data))
+
+
+def refusal(it: Commit | Sync) -> VerifyReason:
+    result = verify(it, NOW)
+    assert isinstance(result, Refused), result
+    return result.reason
+
+
+def test_refusals() -> None:
+    """G7, G9"""
+    repo, other = sample(3), sample(4)
+    late = tid_from_micros(NOW + FUTURE_MICROS + 1_000_000)
+    assert refusal(event(repo, blocks=b"")) is VerifyReason.BAD_CAR
+    assert refusal(event(repo, blocks=repo.car()[:-1])) is VerifyReason.BAD_CAR
+    tampered = bytearray(repo.car())
+    tampered[-10] ^= 1
+    assert refusal(event(repo, blocks=bytes(tampered))) is VerifyReason.BAD_CAR
+    assert refusal(event(repo, commit=other.commit)) is VerifyReason.ROOT_IS_NOT_COMMIT
+    assert refusal(event(repo, blocks=car(repo.commit, {}))) is VerifyReason.NO_COMMIT_BLOCK
+    assert refusal(event(sample(1, did="did:plc:somebodyelse"))) is VerifyReason.WRONG_DID
+    assert refusal(event(sample(1, rev=tid_from_micros(NOW - 5)))) is VerifyReason.WRONG_REV
+    assert refusal(event(sample(1, rev=late), rev=late)) is VerifyReason.FUTURE_REV
+    assert refusal(event(sample(1, overrides={"version": 2}))) is VerifyReason.BAD_COMMIT
+    block = cbrrr.encode_dag_cbor({"not": "a commit"})
+    odd = car(cid_of(block), {cid_of(block): block})
+    assert refusal(event(repo, commit=cid_of(block), blocks=odd)) is VerifyReason.BAD_COMMIT
+
+
+@given(st.integers(0, 2000), st.binary(min_size=1, max_size=4))
+def test_no_damage_raises(at: int, junk: bytes) -> None:
+    """G7"""
+    repo = sample(3)
+    whole = repo.car()
+    verify(event(repo, blocks=whole[:at] + junk + whole[at + len(junk) :]), NOW)
+
+
+def test_moments() -> None:
+    latest = "2026-01-01T00:05:00.000Z"
+    assert moment("2025-12-31T23:00:00-01:00", TIME, latest) == TIME
+    assert moment("2026-01-01T00:04:59.9999Z", TIME, latest) == "2026-01-01T00:04:59.999Z"
+    assert moment("2027-01-01T00:00:00Z", TIME, latest) == TIME
+    assert moment(None, TIME, latest) == TIME
+
+
+def test_the_messages_are_the_definition_s() -> None:
+    from schemas.events import CommitEvent
+
+    value = commit_message(verified(event(sample(2))), "https://relay.example", TIME).value
+    assert CommitEvent.model_validate(json.loads(value)).type == "commit"
