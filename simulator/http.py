@@ -58,8 +58,10 @@ class RequestBudget:
         return True
 
     def headers(self) -> dict[str, str]:
-        """RateLimit-* as a PDS sends them."""
-        limit = self.limit or 3000
+        """RateLimit-* as a PDS sends them; none where it has no limit."""
+        if not self.limit:
+            return {}
+        limit = self.limit
         reset = int(time.time() + self._until_free()) + 1
         return {
             "RateLimit-Limit": str(limit),
