@@ -133,8 +133,8 @@ class Work:
             return Chunk(self, values, closes=False)
         values.append(synced(self._snapshot.head, self.attempt, self._snapshot.count))
         metrics.RECORDS_EXTRACTED.inc(self._snapshot.count)
-        if self._snapshot.rejected_count:
-            metrics.REJECTED.labels("backfill", "bad_path").inc(self._snapshot.rejected_count)
+        if self._snapshot.bad_paths:
+            metrics.REJECTED.labels("backfill", "bad_path").inc(self._snapshot.bad_paths)
         self.finished = True
         return Chunk(self, values, closes=True)
 

@@ -136,8 +136,8 @@ def encode_all(batch: list[Received]) -> list[Out]:
             encoded = commit_message(message, relay, moment(event.time, now, latest))
             out.append(Out(TOPIC, event.did, encoded.value))
             missing += encoded.missing
-            if message.skipped_ops:
-                metrics.REJECTED.labels(FLOW, "bad_path").inc(message.skipped_ops)
+            if message.bad_paths:
+                metrics.REJECTED.labels(FLOW, "bad_path").inc(message.bad_paths)
             if encoded.problem is not None:
                 out.append(_dead(one, "ops_unknown", encoded.problem, event.did))
         elif isinstance(message, Account):

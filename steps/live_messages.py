@@ -7,6 +7,7 @@ import msgspec
 from schemas import wire
 from steps.cid import cid_str
 from steps.frames import Account, Commit, Identity
+from steps.paths import BAD_PATH
 from steps.record_json import RecordBody, record_body
 from steps.timestamps import canonical
 from steps.verify_commit import Verified
@@ -14,6 +15,7 @@ from steps.verify_commit import Verified
 MAX_VALUE_BYTES = 16 * 1024 * 1024 - 8192
 """What a message may weigh: the topic's limit less the room of headers and key."""
 _MISSING = RecordBody(None, None, "missing_block")  # type: ignore[arg-type]  # a reason that only a live commit has
+_BAD_PATH = RecordBody(None, None, BAD_PATH)  # type: ignore[arg-type]  # a reason that only a path has
 
 
 class Encoded(msgspec.Struct, frozen=True, gc=False):
@@ -49,7 +51,7 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
         block = blocks.get(op.cid)
         if block is None:
             missing += 1
-        body = _MISSING if block is None else record_body(block)
+        body = _MISSING if block is None else record_body(block) if op.valid else _BAD_PATH
         ops.append(
             wire.Op(
                 action=op.action,  # type: ignore[arg-type]  # create or update, checked by verify

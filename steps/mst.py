@@ -20,7 +20,7 @@ _LAYER0 = 0
 def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tuple[str, bytes]]:
     """(path, CID of the record) of every leaf in key order.
 
-    The path is not checked for its syntax; one that is not ASCII comes with backslash escapes, which no path may have.
+    The path is not checked for its syntax (see `steps.paths`): each of its characters is one byte of the key, Latin-1.
     Only the nodes between the root and the current leaf are held.
     """
     last = b""
@@ -39,7 +39,7 @@ def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tu
             if key <= last:
                 raise MstError(MstReason.KEY_ORDER, parent)
             last = key
-            yield key.decode("ascii", "backslashreplace"), cid
+            yield key.decode("latin-1"), cid
             continue
         node = _load(cid, get_block)
         if layer > _LAYER0:
@@ -54,20 +54,20 @@ def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tu
             raise MstError(MstReason.KEY_ORDER, cid)
         last = node.entries[-1].key
         for key, value, _ in node.entries:
-            yield key.decode("ascii", "backslashreplace"), value
+            yield key.decode("latin-1"), value
 
 
-def build(leaves: Iterable[tuple[str, bytes]], put: Callable[[bytes, bytes], object] | None = None) -> bytes:
-    """The root CID of the tree of these leaves (path, CID bytes), which must come in key order; holds one node a layer.
+def build(leaves: Iterable[tuple[str | bytes, bytes]], put: Callable[[bytes, bytes], object] | None = None) -> bytes:
+    """The root CID of the tree of these leaves (path or key, CID bytes), which must come in key order; holds one node a layer.
 
     `put(cid, block)` receives every node. MstError(KEY_ORDER) where a key does not follow its predecessor.
     """
     open_nodes: list[Node] = []
     last = b""
     for path, value in leaves:
-        key = path.encode()
+        key = path.encode() if isinstance(path, str) else path
         if key <= last:
-            raise MstError(MstReason.KEY_ORDER, b"", path[:200])
+            raise MstError(MstReason.KEY_ORDER, b"", repr(path[:200]))
         last = key
         layer = key_layer(key)
         while len(open_nodes) <= layer:

@@ -2,7 +2,7 @@
 
 `open_snapshot` proves everything before the first record is given out: the root is a commit of the DID that was asked
 for, not older than what is known, signed by the account's key, and its tree is whole and well-formed with every record
-block present. What a record's block contains is not judged here; a path of bad syntax costs that record only.
+block present. What a record's block contains is not judged here; a path of bad syntax costs that record its body only.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,10 @@ from steps.cid import cid_str
 from steps.commit import Commit, CommitRejected, parse_commit, verify_commit
 from steps.keys import parse_did_key
 from steps.mst import MstError, MstReason, walk
-from steps.syntax import split_path
+from steps.paths import row_path
 
 KEPT_LEAVES = 20_000
 """Up to this many leaves the first walk is kept; a larger repo is walked again, so that memory stays bounded."""
-KEPT_REJECTIONS = 1000
 
 
 class SnapshotReason(StrEnum):
@@ -64,49 +63,42 @@ class Head:
 
 
 class Snapshot:
-    """A verified repo. `count` is the number of records that `records()` gives; `rejected` are (path, reason) of leaves that
-    it leaves out, the first thousand of `rejected_count`."""
+    """A verified repo. `count` is the number of records that `records()` gives, `bad_paths` how many of them have a path of
+    bad syntax."""
 
-    __slots__ = ("_car", "_kept", "_root", "count", "head", "rejected", "rejected_count")
+    __slots__ = ("_car", "_kept", "_root", "bad_paths", "count", "head")
 
     def __init__(self, car: CarIndex, head: Head, root: bytes) -> None:
         """Walks the whole tree; MstError where it is not whole or not well-formed."""
         self.head = head
         self.count = 0
-        self.rejected: list[tuple[str, str]] = []
-        self.rejected_count = 0
+        self.bad_paths = 0
         self._car = car
         self._root = root
-        self._kept: list[tuple[str, str, bytes]] | None = []
+        self._kept: list[tuple[str, str, bool, bytes]] | None = []
         for path, cid in walk(root, car.get):
             if cid not in car:
                 raise MstError(MstReason.MISSING_BLOCK, cid, path)
-            parts = split_path(path)
-            if parts is None:
-                self.rejected_count += 1
-                if len(self.rejected) < KEPT_REJECTIONS:
-                    self.rejected.append((path, "bad_path"))
-                continue
+            collection, rkey, valid = row_path(path)
             self.count += 1
+            self.bad_paths += not valid
             if self._kept is not None:
-                self._kept.append((*parts, cid))
+                self._kept.append((collection, rkey, valid, cid))
                 if self.count > KEPT_LEAVES:
                     self._kept = None
 
-    def records(self) -> Iterator[tuple[str, str, str, bytes]]:
-        """(collection, rkey, CID, block) in key order; may be called again."""
+    def records(self) -> Iterator[tuple[str, str, str, bytes | None]]:
+        """(collection, rkey, CID, block) in key order; may be called again. No block: the path is none of a record."""
         get = self._car.get
-        for collection, rkey, cid in self._leaves() if self._kept is None else self._kept:
+        for collection, rkey, valid, cid in self._leaves() if self._kept is None else self._kept:
             block = get(cid)
             if block is None:
                 raise RuntimeError(f"the index lost block {cid_str(cid)}")
-            yield collection, rkey, cid_str(cid), block
+            yield collection, rkey, cid_str(cid), block if valid else None
 
-    def _leaves(self) -> Iterator[tuple[str, str, bytes]]:
+    def _leaves(self) -> Iterator[tuple[str, str, bool, bytes]]:
         for path, cid in walk(self._root, self._car.get):
-            parts = split_path(path)
-            if parts is not None:
-                yield *parts, cid
+            yield *row_path(path), cid
 
 
 def open_snapshot(

@@ -1,7 +1,8 @@
 """A verified snapshot → the messages of one attempt: a `create` for every record, then the outcome that closes it.
 
 Values are encoded JSON for `firehose_backfill`; the key of all of them is the DID. A record that does not fit into a
-message goes without its body and says so: it still counts, so that rows and `count` agree.
+message, or whose path is none of a record, goes without its body and says so: it still counts, so that rows and `count`
+agree, and the rows rebuild the tree.
 """
 
 from base64 import b64encode
@@ -12,10 +13,12 @@ from typing import Any, Literal
 import msgspec
 
 from schemas import wire
-from steps.record_json import record_body
+from steps.paths import BAD_PATH
+from steps.record_json import RecordBody, record_body
 from steps.snapshot import Head, Snapshot
 
 TOO_LARGE = "too_large"
+_BAD_PATH = RecordBody(None, None, BAD_PATH)  # type: ignore[arg-type]  # a reason that only a path has
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def creates(snapshot: Snapshot, attempt: Attempt, limit_bytes: int) -> Iterator[
     rev, commit = head.rev, head.commit
     encode, raw_json, event = wire.encode, msgspec.Raw, wire.CreateEvent
     for collection, rkey, cid, block in snapshot.records():
-        body = record_body(block)
+        body = _BAD_PATH if block is None else record_body(block)
         message = event(
             did=did,
             attempt=number,

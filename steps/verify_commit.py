@@ -14,7 +14,9 @@ from steps.car import CarError, CarLimits, index_bytes
 from steps.cid import CID_SIZE
 from steps.commit import CommitRejected, parse_commit
 from steps.frames import Commit, Sync
-from steps.syntax import split_path, tid_micros
+from steps.mst_node import MAX_KEY
+from steps.paths import row_path
+from steps.syntax import tid_micros
 
 FUTURE_MICROS = 300 * 1_000_000
 MAX_OPS = 10_000  # the specification says 200; no op list of an honest frame is near this
@@ -35,13 +37,14 @@ class VerifyReason(StrEnum):
 
 
 class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
-    """An op with valid path; CIDs are 36 bytes, `cid` None for a delete."""
+    """An op. CIDs are 36 bytes, `cid` None for a delete. Not `valid`: the path is none of a record (see `steps.paths`)."""
 
     action: str
     collection: str
     rkey: str
     cid: bytes | None
     prev: bytes | None
+    valid: bool = True
 
 
 class Verified(msgspec.Struct, frozen=True, gc=False):
@@ -53,7 +56,7 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
     data: bytes
     ops: list[VerifiedOp] | None
     blocks: dict[bytes, bytes]
-    skipped_ops: int = 0
+    bad_paths: int = 0
     problem: str | None = None
 
 
@@ -88,8 +91,8 @@ def verify(event: Commit | Sync, now_micros: int) -> Verified | Refused:
         return Refused(VerifyReason.WRONG_REV, commit.rev)
     if type(event) is not Commit or event.no_blocks:
         return Verified(event, root, block, commit.data, None, {})
-    ops, skipped, problem = _ops(event.ops)
-    return Verified(event, root, block, commit.data, ops, blocks, skipped, problem)
+    ops, bad_paths, problem = _ops(event.ops)
+    return Verified(event, root, block, commit.data, ops, blocks, bad_paths, problem)
 
 
 def _ops(ops: list[object]) -> tuple[list[VerifiedOp] | None, int, str | None]:
@@ -98,13 +101,16 @@ def _ops(ops: list[object]) -> tuple[list[VerifiedOp] | None, int, str | None]:
         return None, 0, f"{len(ops)} ops"
     good: list[VerifiedOp] = []
     paths: set[str] = set()
-    skipped = 0
+    bad_paths = 0
     for op in ops:
         if type(op) is not dict:
             return None, 0, "an op is not a map"
         action, path, cid, prev = op.get("action"), op.get("path"), op.get("cid"), op.get("prev")
         if type(path) is not str or path in paths:
             return None, 0, f"path {path!r:.200} is missing or given twice"
+        key = path.encode().decode("latin-1")
+        if len(key) > MAX_KEY:
+            return None, 0, f"a path of {len(key)} bytes"
         if action in ("create", "update"):
             if type(cid) is not bytes or len(cid) != CID_SIZE:
                 return None, 0, f"no CID at {path[:200]}"
@@ -113,9 +119,7 @@ def _ops(ops: list[object]) -> tuple[list[VerifiedOp] | None, int, str | None]:
         if prev is not None and (type(prev) is not bytes or len(prev) != CID_SIZE):
             return None, 0, f"prev of {path[:200]}"
         paths.add(path)
-        parts = split_path(path)
-        if parts is None:  # the tree may hold it; as a record it cannot be addressed
-            skipped += 1
-        else:
-            good.append(VerifiedOp(action, parts[0], parts[1], cid, prev))
-    return good, skipped, None
+        collection, rkey, valid = row_path(key)
+        bad_paths += not valid  # as a record it cannot be addressed, but the tree holds it
+        good.append(VerifiedOp(action, collection, rkey, cid, prev, valid))
+    return good, bad_paths, None

@@ -98,13 +98,20 @@ def test_an_odd_record_keeps_its_block() -> None:
     assert op.raw
 
 
-def test_a_path_that_no_record_can_have_drops_that_op_only() -> None:
-    """G7"""
+def test_a_path_that_no_record_can_have_costs_that_op_its_body_only() -> None:
+    """G7, G3: the tree holds the leaf, so a row stands for it."""
     repo = sample(2)
     ops = [{"action": "create", "path": path, "cid": cid} for path, cid in repo.leaves.items()]
     ops.append({"action": "create", "path": "app.bsky.feed.post/..", "cid": ops[0]["cid"]})
     result = verified(event(repo, ops=ops))
-    assert (len(result.ops or []), result.skipped_ops) == (2, 1)
+    assert (len(result.ops or []), result.bad_paths) == (3, 1)
+    odd = message(result).ops[2]
+    assert (odd.collection, odd.rkey, odd.reason, wire.body(odd.record)) == (
+        "app.bsky.feed.post",
+        "..",
+        "bad_path",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
