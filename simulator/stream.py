@@ -108,6 +108,11 @@ class EventStream:
         offset = self.first - self._base
         return self._entries[offset - 1].seq if offset else self._dropped_seq
 
+    def seq_before(self, position: int) -> int:
+        """The seq of the event before this position: a frame of no known type must not claim a seq still to come."""
+        offset = position - self._base
+        return self._entries[offset - 1].seq if offset else self._dropped_seq
+
     def wires(self, position: int, limit: int) -> list[bytes]:
         """The framed events from a position on."""
         start = position - self._base
@@ -200,7 +205,7 @@ class _Reader:
         if faults.fire(prefix + "garbage", host=host):
             await self._write(wire(b"\xff" + os.urandom(40)))
         if faults.fire(prefix + "unknown_type", host=host):
-            await self._write(wire(header("#novelty") + encode_dag_cbor({"seq": self._stream.last_seq})))
+            await self._write(wire(header("#novelty") + encode_dag_cbor({"seq": self._stream.seq_before(self.position)})))
         if faults.fire(prefix + "error_frame", host=host):
             await self._fail("InternalServerError", "injected")
             return False
