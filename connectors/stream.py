@@ -27,7 +27,7 @@ from connectors.http import HostRefused, Unreachable, check_url, open_session, t
 from connectors.process import Health
 from schemas.settings import Settings
 from steps.cursor import Cursors
-from steps.frames import MAX_FRAME_BYTES, StreamError, decode, sequence
+from steps.frames import MAX_FRAME_BYTES, StreamError, decode, position
 
 POLL_FRAMES = 1000
 QUEUE_UNIT_BYTES = 4096  # a frame of this size or less counts as one in the queue, a larger one as several
@@ -71,7 +71,7 @@ class Upstream:
 
     def last_seq(self) -> int | None:
         """The highest seq among what was received and what we started from."""
-        seqs = [seq for seq in map(sequence, self.recent) if seq is not None]
+        seqs = [seq for seq in map(position, self.recent) if seq is not None]
         return max([*seqs, *([] if self.cursor is None else [self.cursor])], default=None)
 
 
@@ -146,7 +146,7 @@ class Sockets:
             upstream.waiting = True
             await queue.put(Frame(url, message.data))
             upstream.waiting = False
-            if upstream.failures and sequence(message.data) is not None:  # an error frame is no recovery
+            if upstream.failures and position(message.data) is not None:  # an error frame is no recovery
                 upstream.failures = upstream.too_large = 0
                 upstream.problem = None
         if (
@@ -278,7 +278,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
     def _anchor(self, frames: list[Frame]) -> None:
         """The first event of an upstream read from its tip: its place is durable before it goes on, or a kill loses it."""
         for upstream in {frame.upstream for frame in frames} - self._durable.keys():
-            seqs = (sequence(frame.data) for frame in frames if frame.upstream == upstream)
+            seqs = (position(frame.data) for frame in frames if frame.upstream == upstream)
             first = next((seq for seq in seqs if seq is not None), None)
             if first is not None:
                 self._store.save({upstream: max(0, first - 1)})

@@ -78,13 +78,15 @@ def follower(cursors: Cursors) -> Step:
             if isinstance(message, Info | StreamError):
                 _note_info(cursors, relay, message)
                 continue
-            seq = message.seq  # type: ignore[union-attr]  # every other message has one, or None
-            if seq is not None and (gap := cursors.see(relay, seq)) is not None:
+            if isinstance(message, Unknown | Rejected):
+                if message.seq is not None:
+                    cursors.pass_by(relay, message.seq)
+                if isinstance(message, Unknown):
+                    metrics.DROPPED.labels(FLOW, "unknown_type").inc()
+                    continue
+            elif (gap := cursors.see(relay, message.seq)) is not None:  # type: ignore[union-attr]  # all others have one
                 _count_gap(gap)
-            if isinstance(message, Unknown):
-                metrics.DROPPED.labels(FLOW, "unknown_type").inc()
-            else:
-                events.append(one)
+            events.append(one)
         return events
 
     return follow

@@ -76,7 +76,10 @@ def follower(cursors: Cursors) -> Step:
                     cursors.lose(Gap(labeler, cursors.positions.get(labeler), None, "outdated_cursor"))
                     metrics.SEQUENCE_GAPS.labels(labeler).inc()
                 continue
-            if message.seq is not None and (gap := cursors.see(labeler, message.seq)) is not None:
+            if isinstance(message, Unknown | Rejected):
+                if message.seq is not None:
+                    cursors.pass_by(labeler, message.seq)
+            elif (gap := cursors.see(labeler, message.seq)) is not None:
                 metrics.SEQUENCE_GAPS.labels(labeler).inc()
                 metrics.GAP_SEQS.labels(labeler).inc((gap.to_seq or 0) - (gap.from_seq or 0) + 1)
             if isinstance(message, Labels | Rejected):

@@ -40,6 +40,11 @@ class Cursors:
         self.positions[upstream] = seq
         return self.lose(Gap(upstream, last + 1, seq - 1, "sequence_gap"))
 
+    def pass_by(self, upstream: str, seq: int) -> None:
+        """A message that we do not understand: it uses up its seq where that is the next one, and may not jump."""
+        if self.positions.get(upstream) == seq - 1:
+            self.positions[upstream] = seq
+
     def lose(self, gap: Gap) -> Gap:
         """Note a loss. It is written down before a position passes it."""
         if len(self.gaps) >= MAX_GAPS:

@@ -154,6 +154,12 @@ def sequence(frame: bytes) -> int | None:
     return _seq(parts[1]) if len(parts) == 2 and type(parts[1]) is dict else None
 
 
+def position(frame: bytes) -> int | None:
+    """The seq of a frame that we understand. What we do not understand may not say where a stream is to go on."""
+    message = decode(frame)
+    return message.seq if isinstance(message, Event | Labels) else None
+
+
 class _BadField(Exception):
     """A field that is missing or of a wrong type; the message is its name."""
 

@@ -28,6 +28,16 @@ def test_repeats_move_nothing() -> None:
     assert (cursors.positions, cursors.repeats) == ({"a": 10}, 2)
 
 
+def test_what_is_not_understood_uses_up_its_seq_but_never_jumps() -> None:
+    """G8: an unknown message with a seq from far ahead would lose all events up to it at the next reconnect."""
+    cursors = Cursors({"a": 10})
+    cursors.pass_by("a", 11)
+    cursors.pass_by("a", 500)
+    cursors.pass_by("b", 500)
+    assert cursors.positions == {"a": 11}
+    assert cursors.see("a", 12) is None
+
+
 def test_upstreams_do_not_mix() -> None:
     cursors = Cursors({"a": 10, "b": 99})
     assert cursors.see("b", 100) is None
