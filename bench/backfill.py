@@ -10,7 +10,7 @@ import argparse
 import time
 
 from bench.simulated import Simulated, simulated
-from bench.stack import Ends, Stack, report, stack, until
+from bench.stack import Ends, Floor, Stack, floor, report, stack, until
 from connectors.log import LogProducer, Out
 from connectors.repos import Listed, RepoStore
 from connectors.work import MESSAGE_BYTES
@@ -33,10 +33,14 @@ def main() -> None:
     with simulated(**network, prebuild=True) as sim:
         accounts = sim.accounts()
         cars = sim.cars(accounts)
-        records, floor = floor_of(cars)
+        records, bottom = floor_of(cars)
         size = sum(map(len, cars))
         del cars
-        overrides = {"host_requests": 1_000_000, "backfill_concurrency": options.concurrency, "host_concurrency": options.concurrency}
+        overrides = {
+            "host_requests": 1_000_000,
+            "backfill_concurrency": options.concurrency,
+            "host_concurrency": options.concurrency,
+        }
         with stack(plc=sim.urls["plc"], **overrides) as running:
             seconds, figures = backfill(running, sim, accounts, records)
     rate = records / seconds
@@ -46,29 +50,29 @@ def main() -> None:
         records=records,
         car_mb=size // 1_000_000,
         records_per_second=round(rate),
-        floor_per_second=round(floor),
-        ratio=round(rate / floor, 3),
+        **bottom.figures(rate),
         **figures,
     )
 
 
-def floor_of(cars: list[bytes]) -> tuple[int, float]:
-    """(records, records a second) of what cannot be avoided."""
+def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
+    """How many records there are, and what cannot be avoided."""
     attempt = Attempt("did:plc:floor", 1, "2026-01-01T00:00:00.000Z")
     records, size = 0, 0
-    begin = time.monotonic()
-    for car in cars:
-        index = index_bytes(car)
-        root = index.root or b""
-        block = index.get(root) or b""
-        commit = parse_commit(block)
-        assert isinstance(commit, Commit), commit
-        head = Head(commit.did, commit.rev, cid_str(root), block, cid_str(commit.data))
-        snapshot = Snapshot(index, head, commit.data)
-        size += sum(len(value) for value in creates(snapshot, attempt, MESSAGE_BYTES))
-        records += snapshot.count
+    with floor() as measured:
+        for car in cars:
+            index = index_bytes(car)
+            root = index.root or b""
+            block = index.get(root) or b""
+            commit = parse_commit(block)
+            assert isinstance(commit, Commit), commit
+            head = Head(commit.did, commit.rev, cid_str(root), block, cid_str(commit.data))
+            snapshot = Snapshot(index, head, commit.data)
+            size += sum(len(value) for value in creates(snapshot, attempt, MESSAGE_BYTES))
+            records += snapshot.count
+        measured.count = records
     assert size > records
-    return records, records / (time.monotonic() - begin)
+    return records, measured
 
 
 def backfill(

@@ -1,25 +1,29 @@
-"""Benchmark (a): log → PostgreSQL. Records a second of the index flow, with rows already in the table.
+"""Benchmark (a): log → PostgreSQL. Records a second of the index flow, with rows already in the table; then live events.
 
     .venv/bin/python -m bench.index [--records 300000] [--present 1000000]
 
 Floor, measured in the same run: COPY BINARY of the same rows into the same keyed table.
+`live`: commits of one operation each, every one of another repo in sync: the worst case for locking and saving repos.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import psycopg
 
-from bench.stack import PeakMemory, Stack, report, stack, until
-from connectors.log import LogProducer, Out, watermarks
+from bench.stack import Floor, Stack, floor, report, stack, until
+from connectors.log import LogProducer, Out
 from connectors.tables import COPY_TYPES, SQL
 from schemas import wire
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the relay tells everybody about it at once. "
 REV = "3lbenchmark22"
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+LIVE_REV = "3lbenchmark33"
+LIVE_CID = "bafyreicd7dqocjtfkvqdyfyegiwtf7ejtnwqj5lgzzvrfdpf2a6zyfwbvi"
 
 
 def main() -> None:
@@ -28,25 +32,28 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=300_000)
     parser.add_argument("--present", type=int, default=1_000_000)
     parser.add_argument("--per-repo", type=int, default=60)
+    parser.add_argument("--live", type=int, default=50_000)
     options = parser.parse_args()
     with stack() as running:
         preload(running, options.present)
-        began = time.monotonic()
-        produce(running, options.records, options.per_repo)
-        produced = time.monotonic() - began
-        seconds, memory = index(running, options.records)
-        floor = copy_floor(running, options.records, options.per_repo)
-        rate = options.records / seconds
-        report(
-            "index",
-            records=options.records,
-            present=options.present,
-            records_per_second=round(rate),
-            floor_per_second=round(floor),
-            ratio=round(rate / floor, 3),
-            peak_mb=memory,
-            produced_per_second=round(options.records / produced),
-        )
+        messages = produce(running, options.records, options.per_repo)
+        rate, figures = index(running, "firehose_backfill", messages)
+        rate *= options.records / messages
+        bottom = copy_floor(running, options.records, options.per_repo)
+        make_live_repos(running, options.live)
+        produce_live(running, options.live)
+        live, live_figures = index(running, "firehose_live", options.live)
+        moved = running.sql("select count(*) from sluice.repo where rev = %s", LIVE_REV)[0][0]
+        assert moved == options.live, moved
+    report(
+        "index",
+        records=options.records,
+        present=options.present,
+        records_per_second=round(rate),
+        **bottom.figures(rate),
+        **figures,
+        live={"events": options.live, "events_per_second": round(live), **live_figures},
+    )
 
 
 def dids(records: int, per_repo: int) -> Iterator[str]:
@@ -73,9 +80,10 @@ def preload(running: Stack, rows: int) -> None:
     running.sql("vacuum analyze sluice.record")
 
 
-def produce(running: Stack, records: int, per_repo: int) -> None:
-    """A log of snapshots, each with its outcome."""
-    producer, batch = LogProducer(running.settings), []
+def produce(running: Stack, records: int, per_repo: int) -> int:
+    """A log of snapshots, each with its outcome; the number of messages."""
+    producer, messages = LogProducer(running.settings), 0
+    batch: list[Out] = []
     for did in dids(records, per_repo):
         for number in range(per_repo):
             event = wire.CreateEvent(
@@ -88,6 +96,8 @@ def produce(running: Stack, records: int, per_repo: int) -> None:
                 time="2026-01-01T00:00:00.000Z",
                 commit=CID,
                 record=msgspec.Raw(body(number)),
+                raw=None,
+                reason=None,
             )
             batch.append(Out("firehose_backfill", did, wire.encode(event)))
         outcome = wire.RepoOutcome(
@@ -100,40 +110,85 @@ def produce(running: Stack, records: int, per_repo: int) -> None:
             commit=CID,
             data=CID,
             count=per_repo,
+            reason=None,
+            account_time="",
         )
         batch.append(Out("firehose_backfill", did, wire.encode(outcome)))
+        messages += per_repo + 1
         if len(batch) > 10_000:
             producer.send(batch)
             batch = []
     producer.send(batch)
+    return messages
 
 
-def index(running: Stack, records: int) -> tuple[float, int]:
-    """Seconds from the first offset moved to the last (start-up not counted), and the peak memory in MB."""
-    ends = sum(end for _, end in watermarks(running.settings, "firehose_backfill").values())
-    settled = "select coalesce(sum(next), 0)::bigint from sluice.stream_offset where topic = 'firehose_backfill'"
-    with running.process("index") as process:
-        memory = PeakMemory(process)
-        with psycopg.connect(running.settings.database, autocommit=True) as db:
+def index(running: Stack, topic: str, messages: int) -> tuple[float, dict[str, Any]]:
+    """Messages a second from the first transaction to the last (start-up not counted), and what it cost."""
+    settled = "select coalesce(sum(next), 0)::bigint from sluice.stream_offset where topic = %s"
+    with running.process("index") as process, psycopg.connect(running.settings.database, autocommit=True) as db:
 
-            def at() -> int:
-                memory.sample()
-                row = db.execute(settled).fetchone()
-                return int(row[0]) if row else 0
+        def at() -> int:
+            row = db.execute(settled, (topic,)).fetchone()
+            return int(row[0]) if row else 0
 
-            until(lambda: at() > 0)
-            done, begin = at(), time.monotonic()
-            until(lambda: at() >= ends)
-            seconds = time.monotonic() - begin
-    synced = running.sql("select count(*) from sluice.repo where phase = 'sync'")[0][0]
+        until(lambda: at() > 0, every=0.01)
+        first, begin = at(), time.monotonic()
+        usage = running.usage(index=process.pid)
+        until(lambda: at() >= messages)
+        seconds = time.monotonic() - begin
+        figures = usage.stop()
     wrong = running.sql("select phase, reason, count(*) from sluice.repo where phase <> 'sync' group by 1, 2")
     assert not wrong, wrong
-    assert synced == len(set(dids(records, 60))) or synced > 0
-    return seconds * records / (records - done * records / ends), memory.megabytes
+    return (messages - first) / seconds, figures
 
 
-def copy_floor(running: Stack, records: int, per_repo: int) -> float:
-    """Rows a second of COPY BINARY into the same table."""
+def make_live_repos(running: Stack, commits: int) -> None:
+    """One repo in sync for every commit, so that a batch locks and saves as many repos as it has events."""
+    running.sql(
+        "insert into sluice.repo (did, phase, attempt, rev, data, commit, host, handle, from_snapshot, first_attempt)"
+        " select 'did:plc:live' || lpad(n::text, 20, '0'), 'sync', 1, %s, %s, %s, 'https://pds.example', 'user.example', true, 1"
+        " from generate_series(0, %s) n",
+        *(REV, CID, CID, commits - 1),
+    )
+    running.sql("vacuum analyze sluice.repo")
+
+
+def produce_live(running: Stack, commits: int) -> None:
+    """A log of commits of one create each, in the order of a firehose: no repo twice."""
+    producer = LogProducer(running.settings)
+    block = "o2NkaWR4" * 28  # a commit block has about 220 bytes
+    for start in range(0, commits, 10_000):
+        batch = []
+        for number in range(start, min(start + 10_000, commits)):
+            op = wire.Op(
+                action="create",
+                collection="app.bsky.feed.post",
+                rkey=f"3k{number:011d}",
+                cid=CID,
+                record=msgspec.Raw(body(number)),
+                raw=None,
+                reason=None,
+                prev=None,
+            )
+            event = wire.CommitEvent(
+                seq=number,
+                time="2026-01-01T00:00:00.000Z",
+                did=f"did:plc:live{number:020d}",
+                rev=LIVE_REV,
+                since=REV,
+                commit=CID,
+                commit_block=block,
+                data=LIVE_CID,
+                prev_data=CID,
+                ops=[op],
+                relay="https://relay.example",
+            )
+            batch.append(Out("firehose_live", event.did, wire.encode(event)))
+        producer.send(batch)
+
+
+def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
+    """COPY BINARY into the same table."""
     running.sql("delete from sluice.record where did like 'did:plc:bench%%'")
     running.sql("vacuum sluice.record")
     rows = [
@@ -141,15 +196,14 @@ def copy_floor(running: Stack, records: int, per_repo: int) -> float:
         for did in dids(records, per_repo)
         for n in range(per_repo)
     ]
-    with psycopg.connect(running.settings.database) as db:
-        begin = time.monotonic()
+    with psycopg.connect(running.settings.database) as db, floor(len(rows)) as measured:
         for start in range(0, len(rows), 5000):
             with db.cursor() as cursor, cursor.copy(SQL["copy_records"]) as copy:
                 copy.set_types(COPY_TYPES)
                 for row in rows[start : start + 5000]:
                     copy.write_row(row)
             db.commit()
-        return len(rows) / (time.monotonic() - begin)
+    return measured
 
 
 if __name__ == "__main__":

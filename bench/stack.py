@@ -116,6 +116,30 @@ class Ends:
         return sum(self._consumer.get_watermark_offsets(part, timeout=10)[1] for part in self._parts)
 
 
+@dataclass(slots=True)
+class Floor:
+    """What a loop without the pipeline around it took for the same work: seconds by the clock and of our CPU."""
+
+    count: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def figures(self, rate: float) -> dict[str, Any]:
+        """For the report of a pipeline that reached `rate`. On a shared machine the CPU time is the steadier figure."""
+        own = self.count / self.seconds
+        micros = round(self.cpu_seconds / self.count * 1e6, 1)
+        return {"floor_per_second": round(own), "ratio": round(rate / own, 3), "floor_cpu_micros": micros}
+
+
+@contextmanager
+def floor(count: int = 0) -> Iterator[Floor]:
+    """Measure the block."""
+    measured = Floor(count)
+    begin, cpu = time.monotonic(), time.process_time()
+    yield measured
+    measured.seconds, measured.cpu_seconds = time.monotonic() - begin, time.process_time() - cpu
+
+
 def report(name: str, **figures: Any) -> None:
     """One JSON line of results."""
     print(json.dumps({"bench": name, **figures}), flush=True)

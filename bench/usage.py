@@ -36,7 +36,7 @@ class Usage:
         self._thread.start()
 
     def stop(self) -> dict[str, Any]:
-        """The figures: `cpu_seconds` and `peak_mb` by kind, `cores_taken_by_others` (a mean)."""
+        """The figures: `seconds`, `cpu_seconds` and `peak_mb` by kind, `cores_taken_by_others` (a mean)."""
         if not self._ended.is_set():
             self._ended.set()
             self._thread.join()
@@ -45,6 +45,7 @@ class Usage:
             ours = sum(cost.cpu for cost in self._costs.values())
             self._others = max(0.0, (_busy() - self._machine - ours) / self._seconds)
         return {
+            "seconds": round(self._seconds, 2),
             "cpu_seconds": {kind: round(cost.cpu, 1) for kind, cost in self._costs.items()},
             "peak_mb": {kind: cost.peak // 1_000_000 for kind, cost in self._costs.items()},
             "cores_taken_by_others": round(self._others, 2),

@@ -1,0 +1,131 @@
+"""Benchmark (d): listRepos → PostgreSQL with every process of the pipeline, while a live writer writes.
+
+    .venv/bin/python -m bench.end_to_end [--repos 3000] [--records-per-repo 100] [--writer 50] [--big-mb 0]
+
+Records a second from the first getRepo to the last row. Meanwhile the simulated network commits `--writer` times a second:
+`live_p99_seconds` is how long after its event a live row could be read (the commit time of its transaction, which the
+database remembers, less the event's own time), over the events of the time in which the backfill ran.
+`--big-mb 200`: one repository of that size passes through as well; see `peak_mb`.
+"""
+
+import argparse
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+
+from bench.simulated import Simulated, simulated
+from bench.stack import Stack, report, stack, until
+from schemas import wire
+from steps.timestamps import from_unix
+
+KINDS = ("control", "index", "backfill", "firehose", "list-repos")
+BIG_RECORD_BYTES = 4000
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repos", type=int, default=3000)
+    parser.add_argument("--records-per-repo", type=int, default=100)
+    parser.add_argument("--writer", type=float, default=50.0)
+    parser.add_argument("--big-mb", type=int, default=0)
+    options = parser.parse_args()
+    network: dict[str, Any] = {"repos": options.repos, "records_per_repo": options.records_per_repo, "churn": 0.0}
+    network |= {"labelers": 0, "inactive_share": 0.0, "prebuild": True, "window": 1_000_000}
+    if options.big_mb:
+        records = options.big_mb * 1_000_000 // BIG_RECORD_BYTES
+        network |= {"big_repos": 1, "big_repo_records": records, "big_record_bytes": BIG_RECORD_BYTES - 400}
+    with simulated(**network) as sim:
+        overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "host_requests": 1_000_000}
+        with stack(**overrides) as running:
+            figures = mirror(running, sim, options.repos, options.writer)
+    report("end_to_end", repos=options.repos, writer=options.writer, **figures)
+
+
+def mirror(running: Stack, sim: Simulated, repos: int, writer: float) -> dict[str, Any]:
+    """Start everything, wait for every repo to be in sync, measure."""
+    in_sync = "select count(*) from sluice.repo where phase = 'sync'"
+    rows = "select count(*) from sluice.record"
+    started = "select count(*) from sluice.repo where phase <> 'pending'"
+    with ExitStack() as processes:
+        pids = {}
+        for kind in KINDS:
+            if kind == "list-repos":
+                # the stream is connected before the first repo is claimed, so that the writer is heard from the start
+                until(lambda: sim.ask("/streams", {})[0]["readers"] > 0)
+                sim.ask("/writer", {"rate": writer})
+            pids[kind] = processes.enter_context(running.process(kind)).pid
+        until(lambda: running.sql(started)[0][0] > 0, every=0.02)
+        began, begin = time.time(), time.monotonic()
+        usage = running.usage(**pids, simulator=sim.pid)
+        until(lambda: running.sql(in_sync)[0][0] >= repos, every=0.2)
+        seconds, ended = time.monotonic() - begin, time.time()
+        records = running.sql(rows)[0][0]
+        cost = usage.stop()
+        sim.ask("/quiesce", {})
+        head = commits_in_log(running)
+        settled = "select coalesce(sum(next), 0)::bigint from sluice.stream_offset where topic = 'firehose_live'"
+        until(lambda: running.sql(settled)[0][0] >= sum(end for end in head.values()), seconds=60)
+        live = latencies(running, head, from_unix(began), from_unix(ended))
+    truth = sim.ask("/state/summary")["records"]
+    found = running.sql(rows)[0][0]
+    assert found == truth, (found, truth)
+    return {"records": records, "records_per_second": round(records / seconds), **live, **cost}
+
+
+def commits_in_log(running: Stack) -> dict[int, int]:
+    """Partition → end of the live topic."""
+    topic, parts = running.settings.topic("firehose_live"), range(running.settings.partitions)
+    consumer = Consumer({"bootstrap.servers": running.settings.bootstrap, "group.id": "bench", "log_level": 0})
+    try:
+        return {part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=10)[1] for part in parts}
+    finally:
+        consumer.close()
+
+
+def latencies(running: Stack, ends: dict[int, int], began: str, ended: str) -> dict[str, Any]:
+    """Seconds from event to visible row, of the live rows of this period that are still as the event wrote them."""
+    written = live_writes(running, ends, began, ended)
+    rows = running.sql(
+        "select did, collection, rkey, rev, indexed_at,"
+        " extract(epoch from pg_xact_commit_timestamp(xmin) - indexed_at::timestamptz)::float8"
+        " from sluice.record where indexed_at between %s and %s",
+        *(began, ended),
+    )
+    waits = sorted(wait for *key, wait in rows if tuple(key) in written)
+    if not waits:
+        return {"live_rows": 0}
+    at = {share: waits[min(len(waits) - 1, int(len(waits) * share))] for share in (0.5, 0.99)}
+    return {
+        "live_rows": len(waits),
+        "live_p50_seconds": round(at[0.5], 2),
+        "live_p99_seconds": round(at[0.99], 2),
+        "live_max_seconds": round(waits[-1], 2),
+    }
+
+
+def live_writes(running: Stack, ends: dict[int, int], began: str, ended: str) -> set[tuple[str, str, str, str, str]]:
+    """(did, collection, rkey, rev, time) of every create and update that the live topic holds of this period."""
+    consumer = Consumer({"bootstrap.servers": running.settings.bootstrap, "group.id": "bench", "log_level": 0})
+    topic = running.settings.topic("firehose_live")
+    left = {part: end for part, end in ends.items() if end}
+    consumer.assign([TopicPartition(topic, part, 0) for part in left])
+    found: set[tuple[str, str, str, str, str]] = set()
+    try:
+        while left:
+            for message in consumer.consume(5000, 0.2):
+                event = wire.decode_live(message.value() or b"")
+                if isinstance(event, wire.CommitEvent) and began <= event.time <= ended:
+                    ops = (op for op in event.ops if op.action != "delete")
+                    found |= {(event.did, op.collection, op.rkey, event.rev, event.time) for op in ops}
+                if (message.offset() or 0) + 1 >= left.get(message.partition() or 0, 1 << 62):
+                    del left[message.partition() or 0]
+    finally:
+        consumer.close()
+    return found
+
+
+if __name__ == "__main__":
+    main()

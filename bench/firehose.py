@@ -1,0 +1,93 @@
+"""Benchmark (c): frames → log. Events a second of the firehose flow, from the first message in the log to the last.
+
+    .venv/bin/python -m bench.firehose [--events 100000]
+
+Floor, measured in the same run on the same frames: decoding them and encoding the same JSON, in a plain loop.
+The frames lie encoded in the simulated relay's window; the flow reads it from its oldest event on.
+"""
+
+import argparse
+import asyncio
+import time
+
+import aiohttp
+
+from bench.simulated import Simulated, simulated
+from bench.stack import Ends, Floor, Stack, floor, report, stack, until
+from steps.frames import MAX_FRAME_BYTES, Account, Commit, Identity, Sync, decode
+from steps.live_messages import account_value, commit_message, identity_value
+from steps.verify_commit import Verified, verify
+
+TIME = "2026-01-01T00:00:00.000Z"
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--repos", type=int, default=1000)
+    options = parser.parse_args()
+    network = {"repos": options.repos, "records_per_repo": 50, "window": options.events * 2, "labelers": 0}
+    with simulated(**network, prebuilt_commits=options.events) as sim:
+        relay = sim.urls["relays"][0]
+        frames = asyncio.run(read(relay, options.events))
+        bottom = floor_of(frames, relay)
+        size = sum(map(len, frames))
+        del frames
+        with stack(relays=[relay], plc=sim.urls["plc"], firehose_start="oldest") as running:
+            rate, figures = firehose(running, sim, options.events)
+    report(
+        "firehose",
+        events=options.events,
+        frame_bytes=size // options.events,
+        events_per_second=round(rate),
+        **bottom.figures(rate),
+        **figures,
+    )
+
+
+async def read(relay: str, count: int) -> list[bytes]:
+    """The first frames of the relay's window: the input of the floor. The simulator has encoded them by then."""
+    frames: list[bytes] = []
+    url = f"{relay}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=MAX_FRAME_BYTES) as socket:
+        while len(frames) < count:
+            frames.append(await socket.receive_bytes())
+    return frames
+
+
+def floor_of(frames: list[bytes], relay: str) -> Floor:
+    """What cannot be avoided."""
+    now_micros, size = time.time_ns() // 1000, 0
+    with floor(len(frames)) as measured:
+        for frame in frames:
+            event = decode(frame)
+            if isinstance(event, Commit | Sync):
+                verified = verify(event, now_micros)
+                assert isinstance(verified, Verified), verified
+                size += len(commit_message(verified, relay, TIME).value)
+            elif isinstance(event, Account):
+                size += len(account_value(event, relay, TIME))
+            else:
+                assert isinstance(event, Identity), event
+                size += len(identity_value(event, relay, TIME))
+    assert size > len(frames)
+    return measured
+
+
+def firehose(running: Stack, sim: Simulated, events: int) -> tuple[float, dict[str, object]]:
+    """Events a second (start-up not counted), and what it cost."""
+    ends = Ends(running.settings, "firehose_live")
+    with running.process("firehose") as process:
+        until(lambda: ends.messages() > 0, every=0.01)
+        first, begin = ends.messages(), time.monotonic()
+        usage = running.usage(firehose=process.pid, simulator=sim.pid)
+        until(lambda: ends.messages() >= events)
+        seconds = time.monotonic() - begin
+        figures = usage.stop()
+    assert not Ends(running.settings, "dead_letter").messages()
+    return (events - first) / seconds, figures
+
+
+if __name__ == "__main__":
+    main()
