@@ -298,6 +298,8 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         with db.transaction():
             for upstream, fact in facts:
                 _write(db, upstream, fact)
+            for upstream in sorted(tallies.keys() - position.keys()):  # of pages polled after the position was taken
+                self._standing.tallies[upstream] = tallies[upstream]
             for upstream in sorted(position):
                 state = position[upstream]
                 if state == self._durable.get(upstream) and upstream not in tallies:

@@ -1,0 +1,195 @@
+"""The list_repos flow as a process, on the simulated relays and PDSes, the real broker and the real database."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from fix_flow import FlowBed
+from fix_simulator import Simulation
+from flow_process import wait_until
+
+Start = Callable[..., Simulation]
+QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 1.0, "list_hosts_recheck_seconds": 1.0}
+
+
+def listed(bed: FlowBed) -> set[str]:
+    return {row[0] for row in bed.rows("select did from sluice.repo")}
+
+
+def tasks(bed: FlowBed) -> Counter[str]:
+    return Counter(key for key, _ in bed.messages("repo_backfill"))
+
+
+def job(bed: FlowBed, upstream: str) -> dict[str, Any]:
+    names = ("status", "listed", "queued", "duplicates", "cutoff", "completed_at", "checkpoint")
+    rows = bed.rows(f"select {', '.join(names)} from sluice.backfill_job where name = %s", f"list {upstream}")
+    return dict(zip(names, rows[0], strict=True)) if rows else {}
+
+
+def completed(bed: FlowBed, upstream: str) -> bool:
+    return job(bed, upstream).get("status") == "completed"
+
+
+def test_every_repo_becomes_a_row_and_every_active_one_a_task(simulator: Start, flow_bed: FlowBed) -> None:
+    """B1, P4, R4: a relay and all its PDSes; what is found twice is queued once, and counted."""
+    network = simulator(repos=250, records_per_repo=2, pdses=3)
+    (relay,) = network.relays
+    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, list_page_size=40, **QUICK)
+    wait_until(lambda: all(completed(flow_bed, url) for url in [relay, *network.pdses]))
+    truth = network.state()
+    assert listed(flow_bed) == set(truth)
+    wait_until(lambda: sum(job(flow_bed, url)["queued"] for url in [relay, *network.pdses]) > 0)
+    assert flow.terminate() == 0
+    assert tasks(flow_bed) == Counter({did: 1 for did, repo in truth.items() if repo.active})
+    phases = dict(flow_bed.rows("select phase, count(*) from sluice.repo group by phase"))
+    assert phases["unavailable"] == sum(not repo.active for repo in truth.values())
+    jobs = [job(flow_bed, url) for url in [relay, *network.pdses]]
+    assert sum(one["queued"] for one in jobs) == phases["pending"]
+    assert sum(one["duplicates"] for one in jobs) > 0
+    assert {row[0] for row in flow_bed.rows("select host from sluice.host")} == set(network.pdses)
+    assert all(row[0] for row in flow_bed.rows("select listed_at is not null from sluice.host"))
+
+
+def test_kill_9_at_any_moment_queues_every_repo_and_none_twice(simulator: Start, flow_bed: FlowBed) -> None:
+    """G1, G2, G8, R2: each start finds the job and goes on from its checkpoint.
+
+    A repo whose row was committed by a killed process and whose message was not is queued by control, so here only rows
+    must be complete, and no repo may have two tasks.
+    """
+    network = simulator(repos=600, records_per_repo=1)
+    (relay,) = network.relays
+    settings: dict[str, Any] = {"relays": [relay], "list_page_size": 5, **QUICK}
+    positions = []
+    for _ in range(4):
+        before = len(listed(flow_bed))
+        flow = flow_bed.start("list_repos", **settings)
+        wait_until(lambda before=before: len(listed(flow_bed)) > before + 40)
+        flow.kill()
+        rows = flow_bed.rows("select position from sluice.cursor where flow = 'list_repos'")
+        positions.append(int(rows[0][0] or 0) if rows else 0)
+        if positions[-1]:  # every account up to the cursor has its row
+            assert flow_bed.rows("select count(*) from sluice.repo")[0][0] >= positions[-1]
+    assert positions == sorted(positions)
+    flow = flow_bed.start("list_repos", **settings)
+    wait_until(lambda: completed(flow_bed, relay))
+    assert flow.terminate() == 0
+    truth = network.state()
+    assert listed(flow_bed) == set(truth)
+    found = tasks(flow_bed)
+    assert max(found.values()) == 1
+    assert set(found) <= {did for did, repo in truth.items() if repo.active}
+    assert len(flow_bed.rows("select id from sluice.backfill_job")) == 1
+
+
+def test_a_poisoned_cursor_is_stepped_over_recorded_and_gone_back_to(simulator: Start, flow_bed: FlowBed) -> None:
+    """B2, N6, G5: at a relay (numbers) and at a PDS (opaque)."""
+    network = simulator(repos=2300, records_per_repo=1, pdses=1)
+    (relay,), (pds,) = network.relays, network.pdses
+    network.set_faults(relay_list_500={"from": 250, "to": 260}, pds_list_500={"from": 1000, "to": 1001})
+    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, list_page_size=100, **QUICK)
+    wait_until(lambda: completed(flow_bed, relay) and completed(flow_bed, pds))
+    assert network.fired("relay_list_500") >= 5
+    assert network.fired("pds_list_500") >= 5
+    ranges = flow_bed.rows("select upstream, from_cursor, to_cursor, reason, filled_at from sluice.skipped_range")
+    assert {row[0] for row in ranges} == {relay, pds}
+    at_relay = [row for row in ranges if row[0] == relay]
+    assert [row[1:3] for row in at_relay] == [("200", "1200")]
+    assert all("500" in row[3] and row[4] is None for row in ranges)
+    network.set_faults(clear=True)
+    flow_bed.db.execute("update sluice.skipped_range set next_retry_at = now()")
+    wait_until(lambda: not flow_bed.rows("select 1 from sluice.skipped_range where filled_at is null"))
+    assert listed(flow_bed) == set(network.state())
+    assert max(tasks(flow_bed).values()) == 1
+    assert flow.terminate() == 0
+
+
+def test_a_poisoned_first_page_does_not_loop(simulator: Start, flow_bed: FlowBed) -> None:
+    """B2: the relay's first page is stepped over; a PDS's is narrowed and then waited for, and does not hold up the rest."""
+    network = simulator(repos=1500, records_per_repo=1, pdses=1)
+    (relay,), (pds,) = network.relays, network.pdses
+    network.set_faults(relay_list_500={"from": 1, "to": 5}, pds_list_500={"from": 1, "to": 5})
+    settings = QUICK | {"list_hosts_recheck_seconds": 3600, "list_recheck_seconds": 3600}
+    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, **settings)
+    wait_until(lambda: completed(flow_bed, relay))
+    wait_until(lambda: network.fired("pds_list_500") >= 10)
+    rows = flow_bed.rows("select from_cursor, to_cursor from sluice.skipped_range where upstream = %s", relay)
+    assert rows == [("", "1000")]
+    requests = network.fired("pds_list_500")
+    wait_until(lambda: flow.health()["state"] == "idle")
+    assert network.fired("pds_list_500") <= requests + 10  # narrowed to one entry, then it waits
+    assert job(flow_bed, pds) == {}
+    assert len(listed(flow_bed)) == 500
+    assert flow.terminate() == 0
+
+
+def test_a_recheck_finds_new_accounts_and_keeps_the_job_completed(simulator: Start, flow_bed: FlowBed) -> None:
+    """B1, R4: a job's cutoff and end stay what they were; accounts that come later are found."""
+    network = simulator(repos=50, records_per_repo=1)
+    (relay,) = network.relays
+    flow = flow_bed.start("list_repos", relays=[relay], **QUICK)
+    wait_until(lambda: completed(flow_bed, relay))
+    before = job(flow_bed, relay)
+    network.op("new_account")
+    wait_until(lambda: len(listed(flow_bed)) == 51)
+    wait_until(lambda: sum(tasks(flow_bed).values()) == sum(repo.active for repo in network.state().values()))
+    wait_until(lambda: job(flow_bed, relay)["listed"] > before["listed"])
+    after = job(flow_bed, relay)
+    assert [after[key] for key in ("status", "cutoff", "completed_at")] == [
+        before[key] for key in ("status", "cutoff", "completed_at")
+    ]
+    assert flow.terminate() == 0
+
+
+def test_a_lost_stretch_of_the_stream_is_answered_by_a_new_listing(simulator: Start, flow_bed: FlowBed) -> None:
+    network = simulator(repos=60, records_per_repo=1)
+    (relay,) = network.relays
+    settings = QUICK | {"list_recheck_seconds": 3600, "gap_relist_seconds": 0.5}
+    flow = flow_bed.start("list_repos", relays=[relay], list_page_size=20, **settings)
+    wait_until(lambda: completed(flow_bed, relay))
+    listed_once = job(flow_bed, relay)["listed"]
+    flow_bed.db.execute("insert into sluice.stream_gap (upstream, reason) values (%s, 'sequence_gap')", (relay,))
+    flow_bed.db.execute("insert into sluice.stream_gap (upstream, reason) values ('firehose_live', 'log_start')")
+    wait_until(lambda: not flow_bed.rows("select 1 from sluice.stream_gap where answered_at is null"))
+    assert job(flow_bed, relay)["listed"] >= listed_once + 60
+    detail = flow_bed.rows("select detail from sluice.cursor where flow = 'list_repos'")[0][0]
+    assert (detail["pass"], detail["done"]) == (2, True)
+    assert flow.terminate() == 0
+
+
+def test_throttled_and_absent_relays_move_no_cursor(simulator: Start, flow_bed: FlowBed) -> None:
+    """R3, B11"""
+    network = simulator(repos=30, records_per_repo=1)
+    (relay,) = network.relays
+    network.set_faults(relay_list_429={"times": 3})
+    nobody = "http://127.0.0.1:9"
+    flow = flow_bed.start("list_repos", relays=[relay, nobody], **QUICK)
+    wait_until(lambda: completed(flow_bed, relay))
+    assert network.fired("relay_list_429") == 3
+    page = wait_until(lambda: (page := flow.health())["state"] == "failing" and page)
+    assert nobody in page["why"]
+    assert flow_bed.rows("select * from sluice.skipped_range") == []
+    assert listed(flow_bed) == set(network.state())
+    assert flow.terminate() == 0
+
+
+def test_back_pressure_pauses_the_listing_and_resumes_without_loss(simulator: Start, flow_bed: FlowBed) -> None:
+    """B7: nobody works on the tasks, so the listing waits; when they are settled it goes on."""
+    network = simulator(repos=2000, records_per_repo=1)
+    (relay,) = network.relays
+    network.op("new_account")
+    slow = {"list_page_size": 5, "high_water_messages": 100}
+    flow = flow_bed.start("list_repos", relays=[relay], **QUICK, **slow)
+    page = wait_until(lambda: (page := flow.health())["state"] == "paused" and page)
+    assert "behind on" in page["why"]
+    stood_at = len(listed(flow_bed))
+    assert stood_at < 2001
+
+    def settled() -> bool:
+        flow_bed.settle("repo_backfill", "backfill")
+        return completed(flow_bed, relay)
+
+    wait_until(settled, 120)
+    assert listed(flow_bed) == set(network.state())
+    assert flow.terminate() == 0
