@@ -29,13 +29,14 @@ from schemas.settings import Settings
 from steps.cursor import Cursors
 from steps.frames import MAX_FRAME_BYTES, StreamError, decode, position
 
-POLL_FRAMES = 1000
+POLL_FRAMES = 3000
 QUEUE_UNIT_BYTES = 4096  # a frame of this size or less counts as one in the queue, a larger one as several
 RECENT_FRAMES = 16
 BACKOFF_FIRST_SECONDS = 0.25
 BACKOFF_MAX_SECONDS = 30.0
 PATIENCE_WITHOUT_CURSOR = 10  # without a cursor a reconnect could lose an event, so silence is borne longer
 IDLE_AFTER_SECONDS = 1.0
+QUIET_SECONDS = 2.0  # a busy upstream shows its place sooner, and is never read from its oldest event for this
 _KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # others are words of strangers, and no label takes those
 
 logger = logging.getLogger("stream")
@@ -64,6 +65,7 @@ class Upstream:
         self.cursor = cursor
         self.recent: deque[bytes] = deque(maxlen=RECENT_FRAMES)
         self.heard_at = time.monotonic()
+        self.connected = False
         self.waiting = False  # for room in the queue: our own silence, not the upstream's
         self.failures = 0
         self.too_large = 0
@@ -124,10 +126,12 @@ class Sockets:
             raise translated(err, url) from err
         metrics.WEBSOCKETS.labels(self._flow).inc()
         logger.info("connected", extra={"upstream": upstream.url, "cursor": upstream.cursor})
+        upstream.heard_at, upstream.connected = time.monotonic(), True
         reader = asyncio.create_task(self._read(socket, upstream))
         try:
             await self._watch(reader, upstream)
         finally:
+            upstream.connected = False
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             metrics.WEBSOCKETS.labels(self._flow).dec()
@@ -249,6 +253,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         self._report(frames)
         if len(self._durable) < len(self._sockets.upstreams):
             self._anchor(frames)
+            self._anchor_quiet()
         return frames
 
     @override
@@ -284,6 +289,17 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
                 self._store.save({upstream: max(0, first - 1)})
                 self._durable[upstream] = max(0, first - 1)
                 self._cursors.positions.setdefault(upstream, max(0, first - 1))
+
+    def _anchor_quiet(self) -> None:
+        """An upstream that shows no event has no place yet: the next connection reads all that it still keeps.
+
+        At the tip again it would lose what is written between this connection and the next one.
+        """
+        for one in self._sockets.upstreams:
+            silent = one.connected and time.monotonic() - one.heard_at > QUIET_SECONDS
+            if silent and one.url not in self._durable and one.last_seq() is None:
+                self._store.save({one.url: 0})
+                self._durable[one.url] = one.cursor = 0
 
     def _report(self, frames: list[Frame]) -> None:
         now = time.monotonic()
