@@ -33,6 +33,8 @@ class Rules:
 
 
 RULES = Rules()
+_LEFT_BEHIND = frozenset({"deleted", "deactivated"})
+"""Statuses that a PDS also reports of an account that has moved to another one."""
 
 
 class Phase(StrEnum):
@@ -214,7 +216,11 @@ def on_outcome(
 
 
 def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
-    """#account in any phase, by the ratchet. A deletion waits to be confirmed at the PDS (a claim of its own)."""
+    """#account in any phase, by the ratchet.
+
+    A deletion or deactivation hides the repo and waits to be confirmed at the PDS of today (a claim of its own): the PDS
+    that an account has left says both of it, after the new one has said that it is active.
+    """
     ratcheted = _ratchet(repo, event.time, event.seq)
     if ratcheted is None:
         return Step(repo, (Drop(Reason.OLD_ACCOUNT_EVENT),))
@@ -226,7 +232,7 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
         reason = Reason.REACTIVATED if repo.known else Reason.DISCOVERED
         return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
     hidden = replace(ratcheted, active=False, status=event.status or "inactive")
-    if event.status == "deleted":
+    if event.status in _LEFT_BEHIND:
         if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED:
             return Step(hidden)
         return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)
@@ -334,7 +340,7 @@ def _retried(repo: Repo, reason: Reason, rules: Rules) -> Step:
 
 def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Step:
     if not repo.active:
-        # Only a deletion that waits for its confirmation is claimed while inactive: another reason would strand it.
+        # Only what waits to be confirmed is claimed while inactive: another reason would strand it.
         reason = Reason.DELETION
     effects = (DropHeld(),) if repo.phase == Phase.BACKFILL else ()
     return Step(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
