@@ -1,18 +1,14 @@
 """The command `sluice`: DESIGN §7. What an operator can put right is one line on standard error and exit code 2."""
 
 import json
-import sys
-from collections.abc import Callable
-from functools import wraps
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
-from control.errors import EXIT_OPERATOR, OPERATOR_ERRORS, OperatorError, one_line
-from schemas.settings import PREFIX, Settings, load
-
-F = TypeVar("F", bound=Callable[..., Any])
+from control import cli_data
+from control.cli_base import AsJson, DataDir, Parent, answerable, located, unless_set
+from control.errors import OperatorError
+from schemas.settings import load
 
 app = typer.Typer(
     help="Mirrors the AT Protocol network into a Kafka-compatible log and PostgreSQL.",
@@ -23,41 +19,14 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
 backfill_app = typer.Typer(help="Backfill work.", no_args_is_help=True)
-cursors_app = typer.Typer(help="Where each upstream is read up to.", no_args_is_help=True)
-dead_letters_app = typer.Typer(help="What could not be processed.", no_args_is_help=True)
-skipped_app = typer.Typer(help="Listing ranges that were stepped over.", no_args_is_help=True)
-for name, group in (
-    ("topics", topics_app),
-    ("backfill", backfill_app),
-    ("cursors", cursors_app),
-    ("dead-letters", dead_letters_app),
-    ("skipped", skipped_app),
-):
+for name, group in (("topics", topics_app), ("backfill", backfill_app)):
     app.add_typer(group, name=name)
-
-DataDir = Annotated[Path | None, typer.Option(help="Where `sluice up` keeps its data. [SLUICE_DATA_DIR]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option(min=1, help="Rows at most.")]
-Parent = Annotated[int, typer.Option(hidden=True, help="End with this process.")]
+cli_data.commands(app)
 
 
 def main() -> None:
     """Entry point of the command."""
     app()
-
-
-def answerable(function: F) -> F:
-    """Turn what the operator can put right into its one line."""
-
-    @wraps(function)
-    def command(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except OPERATOR_ERRORS as err:
-            sys.stderr.write(f"sluice: {one_line(err)}\n")
-            raise typer.Exit(EXIT_OPERATOR) from err
-
-    return command  # type: ignore[return-value]  # wraps keeps the signature that typer reads
 
 
 @app.command()
@@ -86,7 +55,8 @@ def up(
         bootstrap=bootstrap,
         database=database,
         data_dir=data_dir,
-        **_unless_set(partitions=8, replication=1),
+        # on one machine a member that is gone for ten seconds was killed
+        **unless_set(partitions=8, replication=1, transport_session_seconds=10.0),
     )
     raise typer.Exit(up(settings, Options(simulate, until_synced, workers)))
 
@@ -113,7 +83,7 @@ def migrate(data_dir: DataDir = None) -> None:
     from connectors.migrations import migrate  # noqa: PLC0415 - as above
     from control.run import check_database  # noqa: PLC0415 - as above
 
-    settings = _located(data_dir, "database")
+    settings = located(data_dir, "database")
     check_database(settings)
     applied = migrate(settings.database)
     typer.echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
@@ -125,7 +95,7 @@ def topics_apply(data_dir: DataDir = None) -> None:
     """Create missing topics and update settings; partition counts are never changed, nothing is deleted."""
     from control import topics  # noqa: PLC0415 - as above
 
-    settings = _located(data_dir, "bootstrap")
+    settings = located(data_dir, "bootstrap")
     changed = topics.apply(settings)
     typer.echo("\n".join(f"applied {difference}" for difference in changed) or "nothing to change")
     if settings.schema_registry:
@@ -144,7 +114,7 @@ def topics_diff(data_dir: DataDir = None) -> None:
     """Show how the broker's topics differ from the declared ones; exit code 1 if they do."""
     from control import topics  # noqa: PLC0415 - as above
 
-    differences = topics.diff(_located(data_dir, "bootstrap"))
+    differences = topics.diff(located(data_dir, "bootstrap"))
     typer.echo("\n".join(map(str, differences)) or "no difference")
     raise typer.Exit(1 if differences else 0)
 
@@ -155,7 +125,7 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show what the mirror is doing: repos, rates, lag, failing hosts, cursors, dead letters, jobs."""
     from control.status_page import look, page  # noqa: PLC0415 - as above
 
-    settings = _located(data_dir, "bootstrap", "database")
+    settings = located(data_dir, "bootstrap", "database")
     seen = look(settings)
     typer.echo(json.dumps(seen.as_json()) if as_json else page(seen))
 
@@ -203,79 +173,10 @@ def backfill_retry(
 
     if bool(dids) == every:
         raise OperatorError("name the DIDs to retry, or give --all")
-    settings = _located(data_dir, "database")
+    settings = located(data_dir, "database")
     check_database(settings)
     retried = RepoStore(settings).retry_failed(None if every else dids)
     typer.echo(f"retried {len(retried)}")
     for did in sorted(set(dids or []) - set(retried)):
         typer.echo(f"{did} is not failed, or not known", err=True)
     raise typer.Exit(1 if dids and not retried else 0)
-
-
-@cursors_app.command("list")
-@answerable
-def cursors_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """List the durable position of every upstream."""
-    _table("cursors", data_dir, as_json, {})
-
-
-@dead_letters_app.command("list")
-@answerable
-def dead_letters_list(
-    state: Annotated[str, typer.Option(help="open, retried, dismissed or all")] = "open",
-    limit: Limit = 100,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """List dead letters, the newest first."""
-    if state not in ("open", "retried", "dismissed", "all"):
-        raise OperatorError(f"--state {state}: choose open, retried, dismissed or all")
-    _table("dead_letters", data_dir, as_json, {"state": state, "limit": limit})
-
-
-@skipped_app.command("list")
-@answerable
-def skipped_list(limit: Limit = 100, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """List skipped listing ranges, the open ones first."""
-    _table("skipped", data_dir, as_json, {"limit": limit})
-
-
-def _table(query: str, data_dir: Path | None, as_json: bool, values: dict[str, object]) -> None:
-    from control.status_page import rows, table  # noqa: PLC0415 - as above
-
-    found = rows(_located(data_dir, "database"), query, values)
-    typer.echo(json.dumps(found) if as_json else table(found))
-
-
-def _unless_set(**defaults: object) -> dict[str, object]:
-    import os  # noqa: PLC0415 - as above
-
-    given = {name.upper() for name in os.environ}
-    return {name: value for name, value in defaults.items() if PREFIX + name.upper() not in given}
-
-
-def _located(data_dir: Path | None, *needed: str) -> Settings:
-    """Settings; what they do not say of log and database comes from the `sluice up` that runs in the data folder."""
-    from control.watch import registered  # noqa: PLC0415 - as above
-
-    settings = load(data_dir=data_dir)
-    if all(getattr(settings, name) for name in needed):
-        return settings
-    for folder in (settings.data_dir, settings.data_dir / "simulated"):
-        running = registered(folder)
-        if running is not None:
-            places = {"bootstrap": running.bootstrap, "database": running.database}
-            rest = {
-                "topic_prefix": running.topic_prefix,
-                "partitions": running.partitions,
-                "replication": running.replication,
-            }
-            return settings.model_copy(
-                update=_unless_set(**rest)
-                | {"data_dir": folder}
-                | {name: place for name, place in places.items() if not getattr(settings, name)}
-            )
-    missing = next(name for name in needed if not getattr(settings, name))
-    raise OperatorError(
-        f"SLUICE_{missing.upper()} is not set, and no `sluice up` runs in {settings.data_dir}; set it, or give --data-dir"
-    )

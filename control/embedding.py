@@ -27,6 +27,7 @@ class Embedded:
         self._reviving: dict[str, threading.Thread] = {}
         self._ends: dict[str, int] = {}
         self.peaks: dict[str, int] = {}
+        self._pids: list[int] = []
         self.restarts = 0
         data_dir: Path = settings.data_dir.expanduser().absolute()
         if not settings.bootstrap:
@@ -47,8 +48,8 @@ class Embedded:
         """The server processes that run now."""
         return [Process(name, name, server.pid, 0) for name, server in self._servers.items() if server.pid is not None]
 
-    def tick(self) -> None:
-        """Start again what has died. Call from one thread."""
+    def tick(self) -> bool:
+        """Start again what has died; True if a server came or went. Call from one thread."""
         for name, server in self._servers.items():
             if name == "kafka" and server.pid is not None:  # PostgreSQL's memory is that of many processes
                 self.peaks[name] = max(self.peaks.get(name, 0), peak_bytes(server.pid))
@@ -61,6 +62,9 @@ class Embedded:
             self._say(name, f"ended; starting again in {wait:.1f} s")
             self._reviving[name] = threading.Thread(target=self._revive, args=(name, server, wait), daemon=True)
             self._reviving[name].start()
+        pids = [process.pid for process in self.processes]
+        changed, self._pids = pids != self._pids, pids
+        return changed
 
     def stop(self) -> None:
         """Stop them cleanly, the database last."""

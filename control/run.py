@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
+from bytewax.errors import BytewaxRuntimeError
 from bytewax.run import cli_main
 
 from connectors import process
@@ -58,9 +59,26 @@ def run(name: str, settings: Settings) -> None:
     if name == "control":
         control_process.run(settings, health)
     else:
-        build: Callable[..., Any] = importlib.import_module(f"flows.{FLOWS[name]}").flow
-        cli_main(build(settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
+        _run_flow(name, settings, health)
     logger.info("stopped", extra={"flow": name})
+
+
+def _run_flow(name: str, settings: Settings, health: process.Health) -> None:
+    build: Callable[..., Any] = importlib.import_module(f"flows.{FLOWS[name]}").flow
+    process.collect_rarely()
+    try:
+        cli_main(build(settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
+    except BytewaxRuntimeError as err:
+        cause = first_cause(err)
+        logger.exception("the flow failed", extra={"reason": f"{type(cause).__name__}: {cause}"})
+        raise SystemExit(1) from err
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What began it: the engine wraps a flow's exception, and connectors chain theirs."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def require(name: str, settings: Settings) -> None:

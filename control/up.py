@@ -258,8 +258,8 @@ class _Up:
         looks.start()
         try:
             while not STOP.wait(TICK_SECONDS):
-                self._embedded.tick()
-                if self._supervisor.tick():
+                revived, restarted = self._embedded.tick(), self._supervisor.tick()
+                if revived or restarted:
                     self._register()
                 if looks.failure != told:
                     told = looks.failure

@@ -1,0 +1,97 @@
+"""The part of an audit that runs in processes of its own: some DIDs → what their rows and commits prove.
+
+One repeatable-read, read-only transaction per chunk: rows and repo row agree, however busy the index is. Rows are streamed,
+so a repo of any size needs little memory. Repos that are not in `sync` in that snapshot are left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import psycopg
+from psycopg.types.string import ByteaBinaryLoader
+
+from schemas.sql import queries
+from steps.audit import Checked, Head, Kind, check_commit, check_rows
+
+FETCH_ROWS = 5000
+FETCH_BODIES = 500
+SQL = queries("audit")
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+_opened: dict[str, Connection] = {}
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Result of one chunk. `unsigned`: heads whose stored key did not sign; they need the key of today."""
+
+    checked: list[Checked] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    unsigned: list[Head] = field(default_factory=list)
+
+
+def check_chunk(database: str, dids: Sequence[str], *, bodies: bool) -> Chunk:
+    """Audit these repos. Raises psycopg.Error; rows that cannot be read at all are a finding of their repo."""
+    try:
+        return _check(_connection(database), dids, bodies=bodies)
+    except psycopg.DataError as err:
+        if len(dids) > 1:
+            parts = [check_chunk(database, [did], bodies=bodies) for did in dids]
+            return Chunk(
+                [one for part in parts for one in part.checked],
+                [head for part in parts for head in part.heads],
+                [head for part in parts for head in part.unsigned],
+            )
+        checked = Checked(dids[0])
+        checked.find(Kind.BAD_ROWS, " ".join(str(err).split()))
+        return Chunk([checked], _heads(_connection(database), dids))
+
+
+def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
+    chunk = Chunk()
+    with db.transaction():
+        chunk.heads = _heads(db, dids)
+        if not chunk.heads:
+            return chunk
+        repos = _by_repo(db, [head.did for head in chunk.heads], bodies=bodies)
+        number, rows = next(repos, (0, iter(())))
+        for at, head in enumerate(chunk.heads, 1):
+            own = (row[1:] for row in rows) if number == at else iter(())
+            checked = check_rows(head, own, bodies=bodies)
+            if number == at:
+                for _ in rows:  # what a tree of bad rows left unread
+                    pass
+                number, rows = next(repos, (0, iter(())))
+            for finding in check_commit(head, head.signing_key):
+                if finding.kind in (Kind.SIGNATURE, Kind.NO_KEY):
+                    chunk.unsigned.append(head)
+                else:
+                    checked.find(finding.kind, finding.detail)
+            chunk.checked.append(checked)
+    return chunk
+
+
+def _heads(db: Connection, dids: Sequence[str]) -> list[Head]:
+    return [Head(*row) for row in db.execute(SQL["heads"], {"dids": list(dids)}, binary=True)]
+
+
+def _by_repo(db: Connection, dids: list[str], *, bodies: bool) -> Iterator[tuple[int, Iterator[Any]]]:
+    """(number of the repo in `dids`, from 1, its rows): repos without rows are missing."""
+    with db.cursor("audit", binary=True) as cursor:
+        cursor.itersize = FETCH_BODIES if bodies else FETCH_ROWS
+        cursor.execute(SQL["leaves" if bodies else "roots"], {"dids": dids}, binary=True)
+        yield from groupby(cursor, key=itemgetter(0))
+
+
+def _connection(database: str) -> Connection:
+    db = _opened.get(database)
+    if db is None or db.closed or db.broken:
+        db = psycopg.connect(database, autocommit=True, application_name="sluice audit")
+        db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        db.read_only = True
+        db.adapters.register_loader("json", ByteaBinaryLoader)
+        _opened[database] = db
+    return db

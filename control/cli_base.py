@@ -1,0 +1,67 @@
+"""What the commands of `sluice` share: their options, the one-line errors, and where log and database are found."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from control.errors import EXIT_OPERATOR, OPERATOR_ERRORS, OperatorError, one_line
+from schemas.settings import PREFIX, Settings, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DataDir = Annotated[Path | None, typer.Option(help="Where `sluice up` keeps its data. [SLUICE_DATA_DIR]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option(min=1, help="Rows at most.")]
+Parent = Annotated[int, typer.Option(hidden=True, help="End with this process.")]
+
+
+def answerable(function: F) -> F:
+    """Turn what the operator can put right into its one line."""
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except OPERATOR_ERRORS as err:
+            sys.stderr.write(f"sluice: {one_line(err)}\n")
+            raise typer.Exit(EXIT_OPERATOR) from err
+
+    return command  # type: ignore[return-value]  # wraps keeps the signature that typer reads
+
+
+def unless_set(**defaults: object) -> dict[str, object]:
+    """Those of the defaults whose variable is not set."""
+    given = {name.upper() for name in os.environ}
+    return {name: value for name, value in defaults.items() if PREFIX + name.upper() not in given}
+
+
+def located(data_dir: Path | None, *needed: str) -> Settings:
+    """Settings; what they do not say of log and database comes from the `sluice up` that runs in the data folder."""
+    from control.watch import registered  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    settings = load(data_dir=data_dir)
+    if all(getattr(settings, name) for name in needed):
+        return settings
+    for folder in (settings.data_dir, settings.data_dir / "simulated"):
+        running = registered(folder)
+        if running is not None:
+            places = {"bootstrap": running.bootstrap, "database": running.database}
+            rest = {
+                "topic_prefix": running.topic_prefix,
+                "partitions": running.partitions,
+                "replication": running.replication,
+            }
+            return settings.model_copy(
+                update=unless_set(**rest)
+                | {"data_dir": folder}
+                | {name: place for name, place in places.items() if not getattr(settings, name)}
+            )
+    missing = next(name for name in needed if not getattr(settings, name))
+    raise OperatorError(
+        f"SLUICE_{missing.upper()} is not set, and no `sluice up` runs in {settings.data_dir}; set it, or give --data-dir"
+    )

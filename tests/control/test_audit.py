@@ -1,0 +1,227 @@
+"""`sluice audit` on a real database: what was signed is proven, and whatever is changed by one byte is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import cbrrr
+import psycopg
+import pytest
+from settled import settle_repos
+from tiny_repo import Key, Repo, sample
+
+from control.audit import Options, Report, Scope, audit
+from schemas.settings import Settings, load
+
+PATHS = [
+    "app.bsky.feed.post/3kaaaaaaaaaa2", "app.bsky.feed.post/..", "app.bsky.feed/self", "app.bsky.feed.post-x/1",
+    "app.bsky.feed.post.sub/1", "nonsense", "x/y/z", "app.bsky.feed.post/ü", "back\\slash/1", "a.b.c/\x00", "/", "b.c.d/",
+]  # fmt: skip
+VALUES: list[dict[str, Any]] = [
+    {"text": "hello"},
+    {"ratio": 1.5},
+    {"$link": "user's own"},
+    {"bytes": b"\0\xff", "link": cbrrr.CID(b"\x01\x71\x12\x20" + bytes(32))},
+    {"nul": "a\0b", "big": 2**63 - 1},
+]
+
+
+def did(number: int) -> str:
+    return f"did:plc:{number:a>24}"
+
+
+def odd(number: int, key: Key | None = None) -> Repo:
+    records = {path: VALUES[at % len(VALUES)] | {"n": number} for at, path in enumerate(PATHS)}
+    plain = {f"app.bsky.feed.like/3k{at:b>11}": VALUES[at % len(VALUES)] for at in range(20)}
+    return Repo({**records, **plain}, did=did(number), key=key or Key())
+
+
+@pytest.fixture
+def settings(database: str) -> Settings:
+    return load(database=database, bootstrap="unused:1", plc="http://127.0.0.1:9", allow_private_hosts=True)
+
+
+def sql(settings: Settings, statement: str, *values: object) -> list[tuple]:
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        cursor = db.execute(statement, values)
+        return cursor.fetchall() if cursor.description else []
+
+
+def run(settings: Settings, *dids: str, told: Callable[[str], None] = print, **options: Any) -> Report:
+    return audit(settings, Scope(dids or None), Options(**options), told)
+
+
+def test_what_was_signed_is_proven(settings: Settings) -> None:
+    """G3, N5: every kind of path and body, an empty repo, both curves; by one process and by two."""
+    repos = [odd(1), odd(2, Key("p256")), Repo({}, did=did(3)), sample(300, did=did(4))]
+    settle_repos(settings, repos)
+    for workers in (1, 2):
+        report = run(settings, workers=workers, chunk=1)
+        assert (report.findings, report.good, report.tally.repos) == ([], True, 4)
+    assert report.tally.records == sum(len(repo.records) for repo in repos)
+    assert report.tally.without_body == 2 * 9  # PATHS of bad syntax
+    assert report.tally.bodies == report.tally.records - report.tally.without_body
+
+
+TAMPERED = {
+    "a row is gone": ("delete from sluice.record where did = %s and rkey = 'self'", {"root"}),
+    "a row too many": (
+        "insert into sluice.record select did, collection, 'more', cid, rev, attempt, json, raw, reason, indexed_at"
+        " from sluice.record where did = %s and rkey = 'self'",
+        {"root"},
+    ),
+    "a row that stands for no path": (
+        "update sluice.record set rkey = '\\%%' where did = %s and rkey = 'self'",
+        {"bad_rows"},
+    ),
+    "a changed body": (
+        "update sluice.record set json = replace(json::text, 'hello', 'hellO')::json where did = %s",
+        {"record"},
+    ),
+    "a body that is no JSON of ours": (
+        "update sluice.record set json = '[1]' where did = %s and rkey = '3kaaaaaaaaaa2'",
+        {"record"},
+    ),
+    "a changed cid": (
+        "update sluice.record set cid = overlay(cid placing 'aaa' from 20) where did = %s and rkey = 'self'",
+        {"root", "record"},
+    ),
+    "no cid": ("update sluice.record set cid = 'x' where did = %s and rkey = 'self'", {"root", "record", "bad_cid"}),
+    "no body": (
+        "update sluice.record set json = null, raw = null, reason = null where did = %s and rkey = 'self'",
+        {"no_body"},
+    ),
+    "json that is not what raw says": (
+        "update sluice.record set json = '{}' where did = %s and rkey = 'self' and raw is not null",
+        {"json"},
+    ),
+    "another root": (
+        "update sluice.repo set data = overlay(data placing 'aaa' from 20) where did = %s",
+        {"root", "commit"},
+    ),
+    "another rev": ("update sluice.repo set rev = '3lzzzzzzzzzz2' where did = %s", {"commit"}),
+    "a changed commit block": (
+        "update sluice.repo set commit_block = set_byte(commit_block, 40, 1) where did = %s",
+        {"commit"},
+    ),
+    "no commit block": ("update sluice.repo set commit_block = null where did = %s", {"no_commit"}),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_was_changed_is_found(settings: Settings, name: str) -> None:
+    """G3, N5: and only there."""
+    statement, kinds = TAMPERED[name]
+    settle_repos(settings, [odd(1), odd(2), odd(3)])
+    sql(settings, statement, did(2))
+    report = run(settings)
+    assert {finding.kind.value for finding in report.findings} == kinds
+    assert {finding.did for finding in report.findings} == {did(2)}
+    assert (report.good, report.tally.repos, report.tally.good) == (False, 3, 2)
+
+
+def test_a_repo_that_cannot_be_read_does_not_hide_the_others(settings: Settings) -> None:
+    """G7"""
+    settle_repos(settings, [odd(1), odd(2), odd(3)])
+    sql(settings, "update sluice.record set rkey = '\\%%' where did = %s and rkey = 'self'", did(2))
+    sql(settings, "delete from sluice.record where did = %s and rkey = 'self'", did(3))
+    assert sorted((one.did, one.kind.value) for one in run(settings).findings) == [
+        (did(2), "bad_rows"),
+        (did(3), "root"),
+    ]
+
+
+def test_a_key_that_did_not_sign_is_asked_for_again(settings: Settings) -> None:
+    """N5: nobody answers for the directory here, which proves nothing and accuses nobody."""
+    settle_repos(settings, [sample(3, did=did(1))])
+    sql(settings, "update sluice.repo set signing_key = %s", Key().did_key)
+    report = run(settings)
+    assert (report.findings, report.tally.untold) == ([], 1)
+
+
+def test_an_audit_that_was_stopped_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N5: resumable; what the first part found is in the report of the second."""
+    settle_repos(settings, [sample(3, did=did(number)) for number in range(1, 9)])
+    sql(settings, "delete from sluice.record where did = %s", did(2))
+    monkeypatch.setattr("control.audit.TOLD_SECONDS", 0.0)
+    told: list[str] = []
+
+    def stop(line: str) -> None:
+        told.append(line)
+        if len(told) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, chunk=1, told=stop)
+    report = run(settings, chunk=1, told=told.append)
+    assert report.resumed
+    assert len(told) == 8
+    assert (report.tally.repos, report.tally.good) == (8, 7)
+    assert [finding.did for finding in report.findings] == [did(2)]
+    again = run(settings, chunk=1)
+    assert (again.resumed, again.tally.repos) == (False, 8)
+
+
+def test_repair_fetches_again_what_has_not_moved_on(settings: Settings) -> None:
+    """N5: the repo is pending; rows of attempts that never were are gone, others stay until the snapshot is there."""
+    settle_repos(settings, [sample(5, did=did(1)), sample(5, did=did(2))])
+    sql(settings, "delete from sluice.record where did = %s and rkey like '%%4'", did(2))
+    sql(settings, "update sluice.record set attempt = 9 where did = %s and rkey like '%%3'", did(2))
+    report = run(settings, repair=True)
+    assert report.tally.repaired == 1
+    rows = sql(settings, "select did, phase, reason, attempt, queued_at is null from sluice.repo order by did")
+    assert rows == [(did(1), "sync", "synced", 1, True), (did(2), "pending", "audit", 1, True)]
+    assert sql(settings, "select count(*) from sluice.record where did = %s", did(2)) == [(3,)]
+    settle_repos(settings, [sample(5, did=did(2), rev="3lkkkkkkkkkk2")], 2)
+    assert run(settings).good
+
+
+def test_the_index_may_write_meanwhile(settings: Settings) -> None:
+    """G3: rows and repo row are read from one snapshot, so a busy index is never a difference."""
+    settle_repos(settings, [sample(50, did=did(1))])
+    ended = threading.Event()
+
+    def write() -> Iterator[None]:
+        attempt = 1
+        while not ended.is_set():
+            attempt += 1
+            settle_repos(
+                settings, [sample(50 + attempt % 7, did=did(1), rev=f"3l{attempt:b>10}2".translate(TID))], attempt
+            )
+
+    TID = str.maketrans("0189", "wxyz")
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        seen = {run(settings, chunk=1).tally.records for _ in range(12)}
+    finally:
+        ended.set()
+        thread.join()
+    assert len(seen) > 1  # it did write meanwhile
+    assert run(settings).good
+
+
+def test_the_command(settings: Settings) -> None:
+    """Exit code 0: all good; 1: something differs, or was not checked; 2: what the operator can put right."""
+
+    def sluice(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SLUICE_DATABASE": settings.database}
+        command = [sys.executable, "-m", "control", "audit", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    settle_repos(settings, [odd(1), odd(2)])
+    done = sluice("--all", "--json")
+    assert (done.returncode, json.loads(done.stdout)["good"]) == (0, True)
+    assert sluice(did(1), "--roots-only").returncode == 0
+    unknown = sluice(did(1), did(9))
+    assert (unknown.returncode, f"{did(9)}  not checked: not known" in unknown.stdout) == (1, True)
+    sql(settings, "delete from sluice.record where did = %s and rkey = 'self'", did(2))
+    found = sluice("--sample", "2")
+    assert (found.returncode, f"{did(2)}  root:" in found.stdout) == (1, True)
+    assert sluice("--all", did(1)).returncode == 2
