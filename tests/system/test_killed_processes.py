@@ -1,0 +1,129 @@
+"""kill -9 of every process of a mirror in turn, then replays: the same state every time."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from fix_mirror import Mirror, prefix, wait_for
+from mirror_truth import checksums
+
+pytestmark = pytest.mark.acceptance
+
+VICTIMS = ("firehose", "index", "backfill", "list-repos", "labels", "control", "kafka", "index", "postgres", "backfill")
+FAULTS: dict[str, Any] = {
+    "pds_500": {"p": 0.05},
+    "pds_429": {"p": 0.03, "retry_after": 1},
+    "pds_truncate": {"p": 0.03},
+    "pds_stale": {"p": 0.2},
+    "drop": {"every": 200},
+    "garbage": {"every": 90},
+    "lost_commit": {"every": 50},
+    "duplicate": {"every": 20},
+    "delay": {"every": 25},
+}
+
+
+def kill(one: Mirror, name: str) -> None:
+    """SIGKILL, and wait until `up` has put another process in its place that works."""
+    before = one.pid(name)
+    assert before
+    victim = psutil.Process(before)
+    os.kill(before, signal.SIGKILL)
+    gone = lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE  # noqa: E731
+    wait_for(gone, 10, f"{name} survived")
+    wait_for(
+        lambda: one.alive() and one.pid(name) not in (0, before) and one.sightings()[name].ready,
+        45,
+        lambda: f"{name} does not come back: {one.registry}\n{one.last_lines()}",
+    )
+
+
+def test_killed_processes_leave_the_same_state(simulator: Any, mirror: Any) -> None:
+    """G1: every flow process, the broker and the database are killed -9 during the run; two relays, faults, a live writer."""
+    simulation = simulator(
+        seed=21, repos=400, records_per_repo=40, relays=2, labels=100, churn=0.03, faults=FAULTS, writer_rate=30
+    )
+    one: Mirror = mirror(simulation, backfill_concurrency=4)
+    one.up()
+    one.started()
+    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 10, 90, one.last_lines)
+    backfill_was_running = 0
+    for name in VICTIMS:
+        backfill_was_running += one.phases().get("sync", 0) < 360
+        kill(one, name)
+    print(f"backfill was running at {backfill_was_running} of {len(VICTIMS)} kills; {one.phases()}")
+    assert {"firehose", "lost_commit", "duplicate"} - {"firehose"} <= simulation.faults()["fired"].keys()
+    one.quiesce()
+    one.await_truth(120)
+    assert one.interrupt() == 0
+
+
+def test_replays_change_nothing(simulator: Any, log: str, database: str, mirror: Any) -> None:
+    """G2: every topic from 0, each topic alone, and random offsets, into the live database: no row changes."""
+    simulation = simulator(
+        seed=22, repos=200, records_per_repo=20, labels=100, churn=0.05, faults=FAULTS, writer_rate=60
+    )
+    name = prefix()
+    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=name)
+    one.up()
+    one.started()
+    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 150, 90, one.last_lines)
+    steps = simulation.summary()["steps"]
+    wait_for(lambda: simulation.summary()["steps"] > steps + 500, 60)
+    one.quiesce()
+    one.await_truth(90)
+    assert one.interrupt() == 0
+    before = checksums(database)
+    assert all(before[table][1] > 50 for table in ("record", "repo", "label")), before
+    ends = log_ends(log, name)
+    total = sum(ends.values())
+    rng = random.Random(22)
+    replays = {
+        "every topic from 0": dict.fromkeys(ends, 0),
+        **{f"{topic} alone": {part: 0 for part in ends if part[0] == topic} for topic in {part[0] for part in ends}},
+        **{f"random offsets {n}": {part: rng.randint(0, end) for part, end in ends.items()} for n in range(2)},
+    }
+    assert len(replays) == 6
+    for replay, positions in replays.items():
+        with psycopg.connect(database) as db:
+            for (topic, part), position in positions.items():
+                moved = db.execute(
+                    "update sluice.stream_offset set next = %s where topic = %s and part = %s", (position, topic, part)
+                )
+                assert moved.rowcount == 1
+        index = one.run("index")
+        wait_for(
+            lambda: index.running and stored(database) == ends,
+            60,
+            lambda: f"{replay}: {stored(database)} {one.last_lines()}",
+        )
+        consumed = index.metric("sluice_consumed_messages_total")
+        assert consumed >= sum(ends[part] - position for part, position in positions.items()), replay
+        assert index.terminate() == 0
+        assert checksums(database) == before, replay
+    print(f"{total} messages, {len(replays)} replays: {before}")
+
+
+def log_ends(bootstrap: str, name: str) -> dict[tuple[str, int], int]:
+    """(topic, partition) → end, of what the index reads."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    topics = [name + topic for topic in ("firehose_backfill", "firehose_live", "label_live")]
+    parts = [(topic, part) for topic in topics for part in admin.list_topics(timeout=10).topics[topic].partitions]
+    asked = admin.list_offsets({TopicPartition(*part): OffsetSpec.latest() for part in parts})
+    return {(part.topic, part.partition): future.result(10).offset for part, future in asked.items()}
+
+
+def stored(database: str) -> dict[tuple[str, int], int]:
+    """(topic, partition) → the offset that stands in the tables."""
+    with psycopg.connect(database) as db:
+        return {
+            (topic, part): at for topic, part, at in db.execute("select topic, part, next from sluice.stream_offset")
+        }
