@@ -1,0 +1,102 @@
+"""Inversion of operations on partial trees: what a commit did, taken back, gives the root before it, or a typed reason."""
+
+from __future__ import annotations
+
+import random
+from hashlib import sha256
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steps.cid import DAG_CBOR
+from steps.invert import Change, Unproven, UnprovenReason, invert
+from steps.mst import build
+from steps.mst_node import key_layer
+
+keys = st.integers(0, 400).map(lambda n: f"app.bsky.feed.post/3k{n:011d}".encode())
+values = st.integers(0, 5).map(lambda n: DAG_CBOR + sha256(b"%d" % n).digest())
+
+
+def tree(leaves: dict[bytes, bytes]) -> tuple[bytes, dict[bytes, bytes]]:
+    blocks: dict[bytes, bytes] = {}
+    return build(sorted(leaves.items()), blocks.__setitem__), blocks
+
+
+def changes(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> list[Change]:
+    touched = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    return [Change(key, after.get(key), before.get(key)) for key in touched]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(keys, values, max_size=60), st.dictionaries(keys, values, max_size=60), st.randoms())
+def test_any_two_trees_invert_into_each_other(before: dict, after: dict, order: random.Random) -> None:
+    """N1: whatever was created, updated and deleted, in any order of the ops."""
+    root, _ = tree(before)
+    new_root, blocks = tree(after)
+    # a commit has the nodes of both trees at hand where it touched them; the rest stays stubs
+    _, old_blocks = tree(before)
+    done = changes(before, after)
+    order.shuffle(done)
+    assert invert(new_root, {**old_blocks, **blocks}.get, done) == root
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(keys, values, min_size=1, max_size=60), keys, values)
+def test_a_false_claim_is_found(before: dict, key: bytes, value: bytes) -> None:
+    """An op whose value is not the tree's, or that hides another, never gives the true root before."""
+    root, blocks = tree(before)
+    if before.get(key) != value:
+        with pytest.raises(Unproven) as caught:
+            invert(root, blocks.get, [Change(key, value, None)])
+        assert caught.value.reason is UnprovenReason.OP_NOT_IN_TREE
+        assert not caught.value.cannot_tell
+    else:
+        assert (
+            invert(root, blocks.get, [Change(key, value, None)])
+            == tree({k: v for k, v in before.items() if k != key})[0]
+        )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(keys, values, min_size=20, max_size=80), st.data())
+def test_a_missing_block_is_never_a_wrong_verdict(after: dict, data: st.DataObject) -> None:
+    """Where proof is missing the answer is 'cannot tell', or it was not needed."""
+    root, blocks = tree(after)
+    key = data.draw(st.sampled_from(sorted(after)))
+    gone = data.draw(st.sampled_from(sorted(blocks)))
+    rest = {cid: block for cid, block in blocks.items() if cid != gone}
+    before, _ = tree({k: v for k, v in after.items() if k != key})
+    try:
+        verdict: bytes | Unproven = invert(root, rest.get, [Change(key, after[key], None)])
+    except Unproven as err:
+        verdict = err
+    if isinstance(verdict, Unproven):
+        assert (verdict.reason, verdict.cannot_tell) == (UnprovenReason.MISSING_PROOF, True)
+    else:
+        assert verdict == before
+
+
+def test_trees_that_grow_and_shrink_by_layers() -> None:
+    """The key of the highest layer alone lifts the root, and taking it away lowers it again."""
+    ordinary = {f"a.b.c/{n:05d}".encode(): DAG_CBOR + bytes(32) for n in range(50)}
+    high = next(key for n in range(100_000) if key_layer(key := f"a.b.c/{n:05d}x".encode()) >= 5)
+    root, _ = tree(ordinary)
+    raised, blocks = tree({**ordinary, high: DAG_CBOR + bytes(32)})
+    assert invert(raised, blocks.get, [Change(high, DAG_CBOR + bytes(32), None)]) == root
+    assert invert(root, tree(ordinary)[1].get, [Change(high, None, DAG_CBOR + bytes(32))]) == raised
+
+
+def test_the_empty_tree() -> None:
+    empty, blocks = tree({})
+    one, more = tree({b"a.b.c/x": DAG_CBOR + bytes(32)})
+    assert invert(one, more.get, [Change(b"a.b.c/x", DAG_CBOR + bytes(32), None)]) == empty
+    assert invert(empty, blocks.get, [Change(b"a.b.c/x", None, DAG_CBOR + bytes(32))]) == one
+    assert invert(empty, blocks.get, []) == empty
+
+
+def test_a_delete_without_prev_cannot_be_inverted() -> None:
+    root, blocks = tree({b"a.b.c/x": DAG_CBOR + bytes(32)})
+    with pytest.raises(Unproven) as caught:
+        invert(root, blocks.get, [Change(b"a.b.c/y", None, None)])
+    assert caught.value.cannot_tell
