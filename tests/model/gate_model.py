@@ -8,14 +8,14 @@ Assumed of the network: commits may be lost, doubled and late; account events ma
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from random import Random
 from typing import Any
 
 from model_network import COLLECTION, Account, Commit, Network, data_of
-from model_tables import Crash, Kernel, ModelTables, PartitionLost
+from model_tables import GRACE, Crash, Kernel, ModelTables, PartitionLost
 
 from connectors.repos import Claim, Listed
 from schemas import wire
@@ -59,6 +59,7 @@ class Profile:
     stale: float
     unwell: float
     crash: float
+    empty: float
     repos: int
     relays: int
     steps: int
@@ -67,6 +68,8 @@ class Profile:
 FAULTS = {
     "rewrite": 1.0,
     "forge": 0.3,
+    "go_back": 0.2,
+    "odd_commit": 0.6,
     "account": 2.0,
     "false_news": 0.6,
     "identity": 1.0,
@@ -106,6 +109,7 @@ def draw_profile(rng: Random) -> Profile:
         stale=rng.choice((0.0, 0.0, 0.3, 0.6)),
         unwell=rng.choice((0.0, 0.0, 0.1, 0.3)),
         crash=rng.choice((0.0, 0.05, 0.2)),
+        empty=rng.choice((0.0, 0.5)),
         repos=rng.choice((1, 1, 1, 2, 3)),
         relays=rng.choice((1, 1, 2)),
         steps=rng.choice((40, 70, 110)),
@@ -133,10 +137,15 @@ class Schedule:
     index_workers: list[IndexWorker] = field(default_factory=list)
     heard: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev that the index has consumed
     attempts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    raised: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # heard_rev at the last check
+    stale_since: dict[str, float] = field(default_factory=dict)  # since then: only stale snapshots, nothing newer heard
     fetches: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     log_start: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("firehose_backfill", "firehose_live"), 0))
     calm: bool = False
     said: list[str] = field(default_factory=list)
+    disturbed: bool = False  # from now on a chain may not fit
+    quiet_rounds: int = 0
+    moved: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # offsets at the last check
     fired: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     # --- the schedule
@@ -169,6 +178,7 @@ class Schedule:
             event = make(self.seqs[number])
             if may_lose and not self.calm and self.rng.random() < self.profile.loss:
                 self.fired["lost event"] += 1
+                self.disturbed = True
                 self.say("relay", number, "loses", event.did, event.rev)
                 continue
             pipe.append(event)
@@ -180,14 +190,25 @@ class Schedule:
 
     def do_write(self) -> None:
         account = self.account()
-        if account.state not in ("active", "throttled"):
+        if not account.active:
             return
         commit = self.network.write(account)
         self.say("write", account.did, commit.rev, commit.ops, "->", commit.data)
         event = self.network.commit_event(account, commit, 0)
-        if self.rng.random() < 0.04:  # a commit that was too large for the stream
-            event = self.network.sync_event(account, commit, 0)
         self.send(lambda seq: _with_seq(event, seq), may_lose=True)
+
+    def do_odd_commit(self) -> None:
+        """A commit that was too large for the stream, or came without the block of a record."""
+        account = self.account()
+        if account.state == "active":
+            commit = self.network.write(account)
+            event: Any = self.network.sync_event(account, commit, 0)
+            if self.rng.random() < 0.5:
+                event = self.network.commit_event(account, commit, 0, missing=True)
+            self.disturbed = True
+            self.fired["too large, or a block missing"] += 1
+            self.say("odd commit", account.did, _short(event))
+            self.send(lambda seq: _with_seq(event, seq), may_lose=True)
 
     def do_burst(self) -> None:
         for _ in range(6):
@@ -198,14 +219,30 @@ class Schedule:
         twin = self.network.rewrite(account)
         if twin is not None:
             self.fired["rewrite"] += 1
+            self.disturbed = True
             self.say("rewrite", account.did, twin.rev, twin.data)
             event = self.network.commit_event(account, twin, 0)
             true = self.network.commit_event(account, account.head, 0)
             self.send(lambda seq: _with_seq(event, seq))
-            self.send(lambda seq: _with_seq(true, seq))  # a twin whose original nobody ever sends is the audit's to find
+            self.send(
+                lambda seq: _with_seq(true, seq)
+            )  # a twin whose original nobody ever sends is the audit's to find
+
+    def do_go_back(self) -> None:
+        """The PDS loses its newest commit; only a refetch can notice, so something forged has to cause one."""
+        account = self.account()
+        busy = any(event.did == account.did for pipe in self.pipes for event in pipe)
+        if account.state == "active" and len(account.chain) > 1 and not busy:
+            self.fired["PDS went back"] += 1
+            self.say("go back", account.did)
+            self.network.go_back(account)
+            self.forge(account)
 
     def do_forge(self) -> None:
-        account = self.account()
+        self.forge(self.account())
+
+    def forge(self, account: Account) -> None:
+        self.disturbed = True
         self.fired["forged rev"] += 1
         self.say("forge", account.did)
         event = self.network.forged_event(account, 0)
@@ -232,6 +269,7 @@ class Schedule:
         account = self.account()
         if account.state == "active":
             self.fired["false news"] += 1
+            account.misreported = True
             event = self.network.account_event(account, 0, self.rng.choice(("deleted", "deleted", "deactivated")))
             self.say("false news", account.did, event.status)
             self.send(lambda seq: _with_seq(event, seq))
@@ -251,8 +289,10 @@ class Schedule:
 
     def do_again(self) -> None:
         """Something old comes again: a reconnect, a second relay, a producer that was not sure."""
-        if self.live:
-            event = self.rng.choice(self.live[-8:])
+        recent = [event for event in self.live[-8:] if not self.network.accounts[event.did].went_back]
+        if recent:
+            event = self.rng.choice(recent)
+            self.disturbed = True
             self.fired["late or doubled event"] += 1
             self.live.append(event)
             self.say("live", len(self.live) - 1, "<- again", _short(event))
@@ -262,16 +302,27 @@ class Schedule:
         for account in self.network.accounts.values():
             if account.state == "deleted" or (not self.calm and self.rng.random() < 0.2):
                 continue
+            if self.must_recover_by_events(account):
+                continue
             rev = (
                 account.head.rev
                 if self.calm or self.rng.random() < 0.8
                 else self.rng.choice(("", account.chain[0].rev))
             )
-            active = account.state in ("active", "throttled")
+            active = account.active
             listed.append(Listed(account.did, rev, active, None if active else account.state))
         tasks = self.tables.discover(listed).tasks
+        for entry in listed:
+            if self.tables.rows[entry.did].repo.phase in (Phase.PENDING, Phase.UNAVAILABLE, Phase.FAILED):
+                self.heard[entry.did] = max(self.heard[entry.did], entry.rev)
         self.say("listing", [(e.did, e.rev, e.active) for e in listed], "queues", [task.did for task in tasks])
         self.queue("repo_backfill", tasks)
+
+    def must_recover_by_events(self, account: Account) -> bool:
+        """At first no listing reopens what is unavailable: true account events alone have to do it."""
+        row = self.tables.rows.get(account.did)
+        unavailable = row is not None and row.repo.phase == Phase.UNAVAILABLE
+        return self.calm and self.quiet_rounds <= 20 and unavailable and not account.misreported
 
     # --- control and the task topics
 
@@ -285,7 +336,10 @@ class Schedule:
 
     def do_control(self) -> None:
         reaped = self.tables.reap()
+        told = {did: row.listed_rev for did, row in self.tables.rows.items()}
         lost = self.tables.lost_events()
+        for did in lost:
+            self.heard[did] = max(self.heard[did], told[did])
         self.requeue()
         tasks = self.tables.due()
         self.fired["reaped"] += len(reaped)
@@ -342,13 +396,14 @@ class Schedule:
         self.fetches[claim.did] += 1
         if not self.calm and rng.random() < self.profile.unwell:
             self.fired["failed fetch"] += 1
-            phase = self.tables.retry(
-                claim.did, claim.attempt, rng.choice((0.0, 7.0, 31.0)), counted=rng.random() < 0.5
-            )
+            delay, counted = rng.choice((0.0, 7.0, 31.0)), rng.random() < 0.5
+            phase = self.tables.retry(claim.did, claim.attempt, delay, counted=counted)
+            if phase is not None and self.tables.rows[claim.did].repo.attempt != claim.attempt:
+                self.fail(f"{claim.did}: the worker of attempt {claim.attempt} ended another's claim")
             self.say("fetch of", claim.did, claim.attempt, "fails:", phase)
             self.jobs.remove(job)
             return
-        if account.state not in ("active", "throttled"):
+        if not account.active:
             deleted = account.state == "deleted"
             confirmed = deleted and claim.reason == "deletion"
             self.say("fetch of", claim.did, claim.attempt, "finds", account.state, "confirmed" if confirmed else "")
@@ -373,7 +428,10 @@ class Schedule:
         if min_rev is None:
             self.jobs.remove(job)
             return
+        since = self.stale_since.setdefault(claim.did, self.tables.now)
         if min_rev < before:
+            if self.tables.now - since <= GRACE:
+                self.fail(f"{claim.did}: {before} was given up {self.tables.now - since:.0f} s after it was heard of")
             self.fired["forged rev cleared"] += 1
             self.heard[claim.did] = ""
         job.min_rev = min_rev
@@ -391,6 +449,9 @@ class Schedule:
         claim = job.claim
         if job.outcome_at is not None:
             self.tables.produced(claim.did, claim.attempt, job.outcome_at)
+            row = self.tables.rows[claim.did]
+            if row.produced == job.outcome_at and row.repo.attempt != claim.attempt:
+                self.fail(f"{claim.did}: the outcome of attempt {claim.attempt} counts for attempt {row.repo.attempt}")
             self.say("produced", claim.did, claim.attempt, "outcome at", job.outcome_at)
             self.jobs.remove(job)
             return
@@ -464,6 +525,7 @@ class Schedule:
 
     def commit_batch(self, worker: IndexWorker, queues: dict[str, list[Any]], spans: dict[str, Any]) -> None:
         crash = self.crashes()
+        before = {did: self.tables.rows[did].repo for did in queues if did in self.tables.rows}
         zombie = worker is not self.index_workers[-1]
         self.say("index", "(zombie)" if zombie else "", spans, "crashes before commit" if crash else "")
         try:
@@ -483,14 +545,28 @@ class Schedule:
         worker.positions = {topic: spans.get(topic, (0, at))[1] for topic, at in worker.positions.items()}
         for did, messages in queues.items():
             self.note_heard(did, messages)
+            self.check_transition(before.get(did), did, messages)
             self.say("  ", self.show(did))
         if self.crashes():  # after the commit: the next one begins where the tables stand
             worker.positions = dict(self.tables.offsets)
 
     def note_heard(self, did: str, messages: Iterable[Any]) -> None:
         for message in messages:
-            if isinstance(message.event, wire.CommitEvent | wire.SyncEvent):
-                self.heard[did] = max(self.heard[did], message.event.rev)
+            if isinstance(message.event, wire.CommitEvent | wire.SyncEvent) and message.event.rev > self.heard[did]:
+                self.heard[did] = message.event.rev
+
+    def check_transition(self, before: Any, did: str, messages: Iterable[Any]) -> None:
+        repo = self.tables.rows[did].repo
+        outcomes = sum(isinstance(message.event, wire.RepoOutcome) for message in messages)
+        phase = Phase.PENDING if before is None else before.phase
+        if phase == Phase.BACKFILL and not outcomes and repo.reason == "desync" and repo.phase == Phase.PENDING:
+            self.fail(f"{did}: a live event ended its backfill")
+        if repo.desyncs - (0 if before is None else before.desyncs) > outcomes + (phase == Phase.SYNC):
+            self.fail(f"{did}: paid for {repo.desyncs} desyncs at once")
+        if repo.desyncs and not self.disturbed:
+            self.fail(f"{did}: desync of a chain that nothing has disturbed")
+        if repo.reason == "incomplete" and not any(self.log_start.values()):
+            self.fail(f"{did}: a complete snapshot was refused")
 
     def do_replay(self) -> None:
         """`sluice replay TOPIC` from some offset up to the index's own position: no row changes (G2)."""
@@ -518,7 +594,7 @@ class Schedule:
 
     def facts_of_sync(self) -> dict[str, Any]:
         return {
-            did: (row.repo.rev, row.repo.data, row.repo.active, row.repo.status, dict(row.records))
+            did: (row.repo.rev, row.repo.data, row.repo.active, row.repo.status, row.repo.handle, dict(row.records))
             for did, row in self.tables.rows.items()
             if row.repo.phase == Phase.SYNC
         }
@@ -532,6 +608,7 @@ class Schedule:
         if not lost or any(isinstance(event, wire.AccountEvent | wire.IdentityEvent) for event in lost):
             return
         self.fired["retention passed the index"] += 1
+        self.disturbed = True
         self.log_start[topic] = at + len(lost)
         self.say("retention:", topic, "loses", at, "to", at + len(lost))
         self.tables.offsets[topic] = at + len(lost)
@@ -548,11 +625,18 @@ class Schedule:
     # --- what must hold after every step
 
     def check(self) -> None:
+        for topic, offset in self.tables.offsets.items():
+            if offset < self.moved[topic]:
+                self.fail(f"the offset of {topic} went back from {self.moved[topic]} to {offset}")
+            self.moved[topic] = offset
         for did, row in self.tables.rows.items():
             repo = row.repo
             if repo.attempt < self.attempts[did]:
                 self.fail(f"{did}: the attempt fell from {self.attempts[did]} to {repo.attempt}")
             self.attempts[did] = repo.attempt
+            if repo.heard_rev > self.raised[did] or repo.phase == Phase.SYNC:
+                self.stale_since.pop(did, None)
+            self.raised[did] = repo.heard_rev
             match repo.phase:
                 case Phase.SYNC:
                     self.check_sync(did, row)
@@ -566,10 +650,13 @@ class Schedule:
                         self.fail(f"{did}: pending for {repo.reason!r}, but no claim takes it")
             if row.held and repo.phase != Phase.BACKFILL:
                 self.fail(f"{did}: held events in phase {repo.phase}")
-            if repo.reason == "deleted" and repo.phase == Phase.UNAVAILABLE and row.records:
-                self.fail(f"{did}: deleted, with rows")
+            self.check_deleted(did, row)
             if max(repo.rev, repo.heard_rev, repo.held_rev) < self.heard[did]:
                 self.fail(f"{did}: heard of {self.heard[did]}, and forgot it: {self.show(did)}")
+
+    def check_deleted(self, did: str, row: Any) -> None:
+        if row.repo.reason == "deleted" and row.repo.phase == Phase.UNAVAILABLE and row.records:
+            self.fail(f"{did}: deleted, with rows {sorted(row.records)}")
 
     def check_sync(self, did: str, row: Any) -> None:
         repo, account = row.repo, self.network.accounts[did]
@@ -577,6 +664,8 @@ class Schedule:
             self.fail(f"{did}: in sync and inactive")
         if (repo.rev, repo.data) not in account.signed:
             self.fail(f"{did}: in sync at a commit that was never signed: {repo.rev} {repo.data}")
+        if any(record[3] == "missing_block" for record in row.records.values()):
+            self.fail(f"{did}: in sync with a row whose record never came: {row.records}")
         rows = data_of({rkey: record[0] for rkey, record in row.records.items()})
         if rows != repo.data:
             self.fail(f"{did}: in sync at {repo.rev} with rows {rows!r}, but its root says {repo.data!r}")
@@ -592,13 +681,23 @@ class Schedule:
         self.index_workers = [worker]
         self.fetches.clear()
         for number in range(QUIET_ROUNDS):
+            self.quiet_rounds = number
             self.quiet_round(worker)
+            if number == 20:
+                self.check_reopened()
             if self.settled() and number > 1:
                 return
             self.tables.now += 31.0 if number < 30 else 620.0 if number < 60 else 3700.0
             if number in (10, 40, 80):
                 self.say("operator retries", self.tables.retry_failed())
         self.fail("does not come to rest: " + "; ".join(self.show(did) for did in self.tables.rows))
+
+    def check_reopened(self) -> None:
+        for did, account in self.network.accounts.items():
+            row = self.tables.rows.get(did)
+            forgotten = row is not None and row.repo.phase == Phase.UNAVAILABLE and not account.misreported
+            if forgotten and account.active:
+                self.fail(f"{did}: active, but left unavailable: {self.show(did)}")
 
     def quiet_round(self, worker: IndexWorker) -> None:
         for pipe in self.pipes:
@@ -636,7 +735,7 @@ class Schedule:
 
     def at_rest(self, account: Account, row: Any) -> bool:
         repo = row.repo
-        if account.state in ("active", "throttled"):
+        if account.active:
             return bool(repo.phase == Phase.SYNC and repo.rev == account.head.rev)
         if account.state == "deleted":
             return bool(repo.phase == Phase.UNAVAILABLE and not repo.active)
@@ -648,10 +747,12 @@ class Schedule:
             if row is None:
                 continue
             rows = {rkey: record[0] for rkey, record in row.records.items()}
-            if account.state in ("active", "throttled") and rows != account.head.records:
+            if account.active and rows != account.head.records:
                 self.fail(f"{did}: rows {data_of(rows)!r}, truth {account.head.data!r}")
-            if row.repo.active != (account.state in ("active", "throttled")):
+            if row.repo.active != account.active:
                 self.fail(f"{did}: active is {row.repo.active}, but the account is {account.state}")
+            if row.repo.phase == Phase.SYNC and row.repo.status not in (None, account.state):
+                self.fail(f"{did}: {row.repo.status}, but the account is {account.state}")
             if self.told_deleted(account) and rows:
                 self.fail(f"{did}: deleted, but rows are left: {data_of(rows)!r}")
 
@@ -669,6 +770,7 @@ class Schedule:
             self.check()
         if not any(self.log_start.values()):
             self.check_replay_all()
+            self.check_replay_together()
 
     def check_replay_all(self) -> None:
         mirror = ModelTables(self.kernel)
@@ -678,18 +780,41 @@ class Schedule:
                 queues, spans = self.batch({topic: positions[topic]}, {topic: self.rng.randint(1, 30)})
                 mirror.index(queues, spans)
                 positions[topic] = spans[topic][1]
+            if topic == "firehose_backfill":
+                self.check_newest_attempts(mirror)
         for did, row in mirror.rows.items():
+            self.check_deleted(did, row)
             if row.repo.phase == Phase.SYNC:
                 self.check_sync(did, row)
         for did, row in self.tables.rows.items():
             if row.repo.phase == Phase.SYNC and not self.network.accounts[did].forged:
                 self.compare(did, row, mirror.rows[did])
 
-    def compare(self, did: str, row: Any, copy: Any) -> None:
+    def check_newest_attempts(self, mirror: Any) -> None:
+        """After all attempts: what stands in sync at its snapshot stands there in the mirror too, whatever was forged."""
+        for did, row in self.tables.rows.items():
+            if row.repo.phase == Phase.SYNC and row.repo.from_snapshot:
+                self.compare(did, row, mirror.rows[did], status=False)
+
+    def check_replay_together(self) -> None:
+        """Both topics at once into an empty database: not all need reach sync, but none that does is wrong."""
+        mirror = ModelTables(self.kernel)
+        positions = dict.fromkeys(("firehose_backfill", "firehose_live"), 0)
+        while positions["firehose_backfill"] < len(self.backfill) or positions["firehose_live"] < len(self.live):
+            queues, spans = self.batch(positions, {topic: self.rng.randint(0, 12) for topic in positions})
+            mirror.index(queues, spans)
+            positions |= {topic: end for topic, (_, end) in spans.items()}
+            for did, row in mirror.rows.items():
+                if row.repo.phase == Phase.SYNC:
+                    self.check_sync(did, row)
+                if row.repo.held != len(row.held):
+                    self.fail(f"{did}: {len(row.held)} held events, counted {row.repo.held}")
+
+    def compare(self, did: str, row: Any, copy: Any, *, status: bool = True) -> None:
         def facts(one: Any) -> Any:
             repo = one.repo
-            records = {rkey: (cid, rev) for rkey, (cid, rev, _) in one.records.items()}
-            return repo.phase, repo.active, repo.status, repo.rev, repo.data, records
+            records = {rkey: (cid, rev) for rkey, (cid, rev, *_) in one.records.items()}
+            return repo.phase, repo.active, repo.status if status else None, repo.rev, repo.data, records
 
         if facts(row) != facts(copy):
             self.fail(f"{did}: the whole log replayed gives {facts(copy)}, live {facts(row)}")
@@ -702,7 +827,7 @@ class Schedule:
         return (
             f"{did} {repo.phase}({repo.reason}) attempt={repo.attempt} rev={repo.rev!r} heard={repo.heard_rev!r}"
             f" held={sorted(row.held)} active={repo.active}/{repo.status} data={repo.data!r}"
-            f" rows={ {rkey: record for rkey, record in sorted(row.records.items())} }"
+            f" rows={dict(sorted(row.records.items()))}"
         )
 
 
@@ -766,11 +891,15 @@ def _short(event: Any) -> str:
     return f"{type(event).__name__} {event.did} {event.time}/{event.seq} {getattr(event, 'status', '')}"
 
 
-def run(seed: int, kernel: Kernel | None = None, *, trace: bool = False, tables: Any = None) -> Schedule:
-    """Play one schedule; raises Violation. `tables`: another database than the model's (made by the caller)."""
+def run(seed: int, *, trace: bool = False, tables: Any = None, focus: Mapping[str, float] | None = None) -> Schedule:
+    """Play one schedule; raises Violation. `tables`: another database than the model's. `focus`: weights and rates."""
     rng = Random(seed)
-    kernel = kernel or Kernel()
+    kernel = Kernel()
     profile = draw_profile(rng)
+    if focus:
+        rates: dict[str, Any] = {name: value for name, value in focus.items() if name not in FAULTS | WORK}
+        chosen = {name: value for name, value in focus.items() if name not in rates}
+        profile = replace(profile, weights=profile.weights | chosen, **rates)
     schedule = Schedule(
         seed, kernel, trace, ModelTables(kernel) if tables is None else tables, rng, profile, Network(rng)
     )
@@ -778,7 +907,7 @@ def run(seed: int, kernel: Kernel | None = None, *, trace: bool = False, tables:
     schedule.seqs = [1000 * number for number in range(profile.relays)]
     schedule.index_workers = [IndexWorker(dict(schedule.tables.offsets))]
     for number in range(profile.repos):
-        schedule.network.add(f"did:{number}")
+        schedule.network.add(f"did:{number}", empty=rng.random() < profile.empty)
     try:
         schedule.play()
     except Violation as violation:

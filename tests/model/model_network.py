@@ -39,8 +39,14 @@ class Account:
     legacy: bool
     chain: list[Commit]
     signed: set[tuple[str, str]]
-    state: str = "active"  # or deactivated, takendown, deleted
-    forged: bool = False
+    state: str = "active"  # or throttled, deactivated, takendown, deleted
+    forged: bool = False  # somebody told of a rev that never was
+    went_back: bool = False  # its PDS was restored from a backup
+    misreported: bool = False  # somebody called it inactive while it was active
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("active", "throttled")
 
     @property
     def head(self) -> Commit:
@@ -60,8 +66,8 @@ class Network:
         self.counter += 1
         return f"{self.counter:05d}"
 
-    def add(self, did: str) -> Account:
-        records = {rkey: self._cid() for rkey in RKEYS if self.rng.random() < 0.3}
+    def add(self, did: str, *, empty: bool = False) -> Account:
+        records = {rkey: self._cid() for rkey in RKEYS if self.rng.random() < 0.3 and not empty}
         first = Commit(self.tid(), records, data_of(records))
         account = Account(did, self.rng.random() < 0.25, [first], {(first.rev, first.data)})
         self.accounts[did] = account
@@ -88,8 +94,12 @@ class Network:
         account.signed.add((twin.rev, twin.data))
         return twin
 
-    def commit_event(self, account: Account, commit: Commit, seq: int) -> wire.CommitEvent:
-        missing = self.rng.random() < 0.02
+    def go_back(self, account: Account) -> None:
+        """The PDS is restored from a backup that lacks its newest commit."""
+        account.chain.pop()
+        account.went_back = True
+
+    def commit_event(self, account: Account, commit: Commit, seq: int, *, missing: bool = False) -> wire.CommitEvent:
         ops = [
             wire.Op(
                 action=action,  # type: ignore[arg-type]  # one of three by construction

@@ -42,7 +42,7 @@ class Kernel:
 
 @dataclass(slots=True)
 class Row:
-    """A row of `sluice.repo` with its records (rkey → cid, rev, attempt) and held events (offset → event)."""
+    """A row of `sluice.repo` with its records (rkey → cid, rev, attempt, reason) and held events (offset → event)."""
 
     repo: Any
     host: str | None = None
@@ -56,7 +56,7 @@ class Row:
     listed_since: float | None = None
     phase_since: float = 0.0
     desynced_at: float | None = None
-    records: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    records: dict[str, tuple[str, str, int, str | None]] = field(default_factory=dict)
     held: dict[int, Any] = field(default_factory=dict)
 
     @property
@@ -275,7 +275,7 @@ class ModelTables:
             if record is None:
                 row.records.pop(rkey, None)
             else:
-                row.records[rkey] = (record[3], record[4], record[5])
+                row.records[rkey] = (record[3], record[4], record[5], record[8])
 
     def _facts(self, row: Row, attempt: int) -> Any:
         count = sum(1 for record in row.records.values() if record[2] == attempt)

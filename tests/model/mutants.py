@@ -1,0 +1,84 @@
+"""Copies of the code under test with one rule broken: `load(edits)` compiles the modules anew from edited source.
+
+A `Mutant` names the clause and its edits (module, old text, new text); old text that is not there exactly once is an
+error, so that a mutant follows the code that it breaks. The real modules stay as they are.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+MODULES = ("steps.gate", "steps.settle", "model_tables", "gate_model")
+"""In the order in which they import one another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    module: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One broken rule. `redundant`: why the model may live with it (then it has to survive)."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    redundant: str = ""
+
+
+def gate(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, (Edit("steps.gate", old, new),))
+
+
+def settle(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, (Edit("steps.settle", old, new),))
+
+
+def tables(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, (Edit("model_tables", old, new),))
+
+
+def load(edits: Sequence[Edit]) -> ModuleType:
+    """The model's module (`gate_model`), running on edited copies. Raises ValueError when an edit does not fit."""
+    originals = {name: importlib.import_module(name) for name in MODULES}
+    steps = importlib.import_module("steps")
+    try:
+        for name in MODULES:
+            module = ModuleType(name)
+            sys.modules[name] = module
+            if name.startswith("steps."):
+                setattr(steps, name.removeprefix("steps."), module)
+            path = Path(str(originals[name].__file__))
+            exec(compile(_edited(path.read_text(), name, edits), path, "exec"), module.__dict__)  # our own source
+        return sys.modules["gate_model"]
+    finally:
+        for name, module in originals.items():
+            sys.modules[name] = module
+            if name.startswith("steps."):
+                setattr(steps, name.removeprefix("steps."), module)
+
+
+def _edited(source: str, name: str, edits: Sequence[Edit]) -> str:
+    for edit in edits:
+        if edit.module != name:
+            continue
+        if source.count(edit.old) != 1:
+            raise ValueError(f"{name}: {source.count(edit.old)} times {edit.old!r}")
+        source = source.replace(edit.old, edit.new)
+    return source
+
+
+def killed_by(mutant: Mutant, schedules: int) -> str | None:
+    """The first violation within so many schedules; None: it survived."""
+    model = load(mutant.edits)
+    for seed in range(schedules):
+        try:
+            model.run(seed)
+        except model.Violation as violation:
+            return str(violation)
+    return None

@@ -1,0 +1,291 @@
+"""Breaking any one rule of the gate makes the model fail (issue 2): each mutant must be caught by some schedule."""
+
+import pytest
+from mutants import Edit, Mutant, gate, killed_by, settle, tables
+
+SCHEDULES = 12_000
+
+NO_WORKER_CHECK = Edit("gate_model", "if commit.rev < job.min_rev:", "if False:")
+CREATE_CHECK = Edit("steps.gate", "if rev < opened.min_rev:", "if False:")
+OUTCOME_CHECK = Edit("steps.gate", "if rows != outcome.count or rev < repo.min_rev:", "if rows != outcome.count:")
+
+MUTANTS = [
+    # heard_rev
+    gate(
+        "pending does not raise heard_rev",
+        "return Step(_heard(repo, event.rev), (Drop(Reason.NOT_STARTED),))",
+        "return Step(repo, (Drop(Reason.NOT_STARTED),))",
+    ),
+    gate(
+        "the event that desyncs is not heard",
+        "heard = replace(_heard(repo, event.rev), desyncs=desyncs",
+        "heard = replace(repo, desyncs=desyncs",
+    ),
+    gate(
+        "leaving backfill does not fold what was held",
+        "heard = max(repo.heard_rev, repo.held_rev)",
+        "heard = repo.heard_rev",
+    ),
+    gate(
+        "overflow does not hear its event",
+        "return _pending(_heard(repo, event.rev), Reason.OVERFLOW",
+        "return _pending(repo, Reason.OVERFLOW",
+    ),
+    gate(
+        "overflow drops the event and goes on",
+        "return _pending(_heard(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)",
+        "return Step(repo, (Drop(Reason.OVERFLOW),))",
+    ),
+    gate(
+        "leaving backfill keeps held events",
+        "effects = (DropHeld(),) if repo.phase == Phase.BACKFILL else ()\n    return Step(replace(_left",
+        "effects = ()\n    return Step(replace(_left",
+    ),
+    tables(
+        "a returned claim does not fold what was held",
+        "heard = max(repo.heard_rev, repo.held_rev)",
+        "heard = repo.heard_rev",
+    ),
+    tables(
+        "a returned claim keeps held events", "        row.held.clear()\n        row.queued_at", "        row.queued_at"
+    ),
+    tables("a listing does not raise heard_rev", "self._set(row, heard_rev=entry.rev)", "pass"),
+    tables("a lost event is not heard", 'reason="lost_event", heard_rev=row.listed_rev)', 'reason="lost_event")'),
+    tables("a lost event is not looked for", "elif row.listed_since < self.now - GRACE:", "elif False:"),
+    tables("stale snapshots clear at once", "elif row.stale_since < self.now - GRACE:", "else:"),
+    tables("stale snapshots never clear", "elif row.stale_since < self.now - GRACE:", "elif False:"),
+    Mutant(
+        "ten minutes of stale snapshots are not counted anew",
+        (
+            Edit(
+                "model_tables",
+                'if new.phase in ("sync", "unavailable") or new.heard_rev > old.heard_rev:',
+                'if new.phase == "sync":',
+            ),
+            Edit(
+                "model_tables",
+                'if changes.get("heard_rev", "") > row.repo.heard_rev and row.repo.phase != "backfill":',
+                "if False:",
+            ),
+            Edit("model_tables", "if heard > repo.heard_rev:", "if False:"),
+        ),
+    ),
+    # live, in sync
+    gate(
+        "an old rev is applied",
+        "if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):",
+        "if event.rev == repo.rev and event.data == repo.data:",
+    ),
+    gate(
+        "equal rev with other data is a duplicate",
+        "if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):",
+        "if event.rev <= repo.rev:",
+    ),
+    gate("a snapshot's word on its rev is not final", "        if repo.from_snapshot:\n", "        if False:\n"),
+    gate("the chain is not checked", "    if not fits:\n", "    if False:\n"),
+    gate("legacy events fit always", "else event.since == repo.rev", "else True"),
+    gate("a missing block is no desync", "if any(op.action != ", "if False and any(op.action != "),
+    gate(
+        "#sync with other data advances",
+        "if event.data == repo.data else _desync(repo, event, rules)",
+        "if True else None",
+    ),
+    gate("#sync with equal data is dropped", "return Step(_advanced(repo, event)) if", "return Step(repo) if"),
+    gate(
+        "an empty commit does not advance",
+        "    return Step(_advanced(repo, event), (Apply(event),))",
+        "    return Step(_advanced(repo, event) if event.ops else repo, (Apply(event),))",
+    ),
+    # live, in backfill
+    gate(
+        "events of a backfill are applied at once",
+        "            return _while_backfill(repo, event, rules)",
+        "            return _in_sync(repo, event, rules)",
+    ),
+    gate(
+        "events of a backfill are forgotten",
+        "return Step(replace(repo, held=repo.held + 1, held_rev=max(repo.held_rev, event.rev)), (Hold(event),))",
+        "return Step(repo)",
+    ),
+    # creates
+    gate(
+        "a create of any attempt is written",
+        "if attempt != opened.attempt or opened.phase != Phase.BACKFILL:",
+        "if opened.phase != Phase.BACKFILL:",
+    ),
+    gate(
+        "a create of a closed attempt is written",
+        "if attempt != opened.attempt or opened.phase != Phase.BACKFILL:",
+        "if attempt != opened.attempt:",
+    ),
+    Mutant("nobody compares the creates' rev with min_rev", (NO_WORKER_CHECK, CREATE_CHECK, OUTCOME_CHECK)),
+    # outcomes
+    gate(
+        "an outcome of an older attempt is accepted",
+        "    if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:\n",
+        "    if opened.phase != Phase.BACKFILL:\n",
+    ),
+    gate(
+        "an outcome of a closed attempt is accepted",
+        "    if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:\n",
+        "    if outcome.attempt != opened.attempt:\n",
+    ),
+    gate("rows are not counted", "if rows != outcome.count or rev", "if rev"),
+    Mutant("an empty snapshot's rev is not compared with min_rev", (NO_WORKER_CHECK, OUTCOME_CHECK)),
+    gate(
+        "rows of earlier attempts stay",
+        "[] if repo.first_attempt == outcome.attempt else [DropRows(outcome.attempt)]",
+        "[]",
+    ),
+    gate(
+        "an empty snapshot is no first attempt",
+        "first_attempt=outcome.attempt if repo.first_attempt is None else repo.first_attempt",
+        "first_attempt=repo.first_attempt",
+    ),
+    gate("held events are not drained", "    for event in held:\n", "    for event in ():\n"),
+    gate(
+        "held events are drained without re-reading the phase",
+        "        step = on_live(current, event, rules)\n",
+        "        step = _in_sync(current, event, rules)\n",
+    ),
+    tables(
+        "held events are drained backwards",
+        "[row.held[offset] for offset in sorted(row.held)]",
+        "[row.held[offset] for offset in sorted(row.held, reverse=True)]",
+    ),
+    gate("an outcome clears a status told since", "status=repo.status if repo.active else None", "status=None"),
+    tables(
+        "a claim does not clear the status",
+        "status = None if row.repo.active else row.repo.status",
+        "status = row.repo.status",
+    ),
+    gate(
+        "an unavailable outcome ignores the ratchet",
+        "    if ratchet != (opened.account_time, opened.account_seq):\n",
+        "    if False:\n",
+    ),
+    gate(
+        "a deletion leaves rows", "return Step(gone, (DropHeld(), DropRows(None)))", "return Step(gone, (DropHeld(),))"
+    ),
+    gate(
+        "an unavailable outcome keeps held events",
+        "    return Step(ended, (DropHeld(),))\n\n\ndef on_account",
+        "    return Step(ended)\n\n\ndef on_account",
+    ),
+    # replays
+    gate(
+        "a newer attempt does not open",
+        "    if attempt <= repo.attempt:\n        return repo",
+        "    if True:\n        return repo",
+    ),
+    gate(
+        "an opened attempt keeps rev", 'status=None, rev="", heard_rev="", held=0', 'status=None, heard_rev="", held=0'
+    ),
+    gate("the ratchet is not adopted", '    if opened is not repo or outcome.status == "synced":\n', "    if False:\n"),
+    gate(
+        "the ratchet is lowered by an outcome",
+        "newest = max(ratchet, (opened.account_time, opened.account_seq))",
+        "newest = ratchet",
+    ),
+    # accounts
+    gate(
+        "account events have no ratchet",
+        "    if (time, seq) <= (repo.account_time, repo.account_seq):\n",
+        "    if False:\n",
+    ),
+    gate(
+        "an inactive account's backfill goes on",
+        '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Step(ended, (DropHeld(),) if repo.phase == Phase.BACKFILL else ())',
+        "    return Step(hidden)",
+    ),
+    gate("a deletion is not confirmed", '    if event.status == "deleted":\n        if', "    if False:\n        if"),
+    gate("reactivation is forgotten", "    if not reopened:\n", "    if True:\n"),
+    gate(
+        "an inactive repo waits for another reason",
+        "    if not repo.active:\n        # Only",
+        "    if False:\n        # Only",
+    ),
+    # a batch
+    gate(
+        "facts are not waited for",
+        'return outcome.status == "synced" and opened.phase',
+        "return False and opened.phase",
+    ),
+    settle(
+        "what this batch held survives its drop",
+        "work.held = [held for held in work.held if held[0] != repo.did]",
+        "pass",
+    ),
+    settle(
+        "rows buffered before a deletion survive it",
+        "path: row for path, row in buffered.items() if before is not None and row and row[5] >= before",
+        "path: row for path, row in buffered.items()",
+    ),
+    tables(
+        "held events are written before they are dropped",
+        "        if did in work.drop_held:\n            row.held.clear()\n        for held_did, offset, event in work.held:\n            if held_did == did:\n                row.held.setdefault(offset, event)\n",
+        "        for held_did, offset, event in work.held:\n            if held_did == did:\n                row.held.setdefault(offset, event)\n        if did in work.drop_held:\n            row.held.clear()\n",
+    ),
+    tables(
+        "offsets move although the rows do not",
+        "        if crash:\n            raise Crash\n        self.rows |= rows\n",
+        "        if crash:\n            self.offsets |= {topic: end for topic, (_, end) in spans.items()}\n            raise Crash\n        self.rows |= rows\n",
+    ),
+    tables("offsets are not conditional", "return self.offsets[topic] == begin", "return True"),
+    # claims and control
+    tables(
+        "a claim takes another attempt's message",
+        "if row is None or row.repo.attempt != attempt or row.repo.phase",
+        "if row is None or row.repo.phase",
+    ),
+    tables(
+        "a claim takes any phase",
+        ' or row.repo.phase != "pending":\n                continue\n            if not',
+        ":\n                continue\n            if not",
+    ),
+    tables("a claim does not count up", "attempt=attempt + 1, held=0", "attempt=attempt, held=0"),
+    tables(
+        "a deletion cannot be claimed",
+        'if not (row.repo.active or row.repo.reason == "deletion") or row.next',
+        "if not row.repo.active or row.next",
+    ),
+    tables(
+        "retry takes another attempt's claim",
+        '        if row.repo.attempt != attempt or row.repo.phase != "backfill":\n            return None\n        return self._reopen',
+        '        if row.repo.phase != "backfill":\n            return None\n        return self._reopen',
+    ),
+    tables(
+        "retry reopens what is done",
+        '        if row.repo.attempt != attempt or row.repo.phase != "backfill":\n            return None\n        return self._reopen',
+        "        if row.repo.attempt != attempt:\n            return None\n        return self._reopen",
+    ),
+    tables(
+        "an old outcome's offset is stored",
+        'if row.repo.attempt == attempt and row.repo.phase == "backfill":\n            row.produced',
+        'if row.repo.phase == "backfill":\n            row.produced',
+    ),
+    tables(
+        "leases do not expire",
+        "lease = row.produced is None and row.lease_until is not None and row.lease_until < self.now",
+        "lease = False",
+    ),
+    tables(
+        "an attempt whose outcome was passed stays open",
+        "            passed = row.produced is not None and",
+        "            passed = False and",
+    ),
+    tables(
+        "lost tasks are not queued again",
+        '            if self.rows[did].repo.phase == "pending":\n                self.rows[did].queued_at = None',
+        "            pass",
+    ),
+    tables(
+        "an operator's retry forgets a deletion", 'reason="retry" if row.repo.active else "deletion"', 'reason="retry"'
+    ),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_broken_rule_is_caught(mutant: Mutant) -> None:
+    """G1, G2, G4, P1, P3, C1, C2, C4: the rule is needed, and the model sees it."""
+    assert killed_by(mutant, SCHEDULES), f"no schedule of {SCHEDULES} caught: {mutant.name}"
