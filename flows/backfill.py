@@ -7,6 +7,7 @@ The items between `claims` and `records` are works, not records: every turn take
 that neither a large repo nor a batch of small ones is ever in memory as messages.
 """
 
+import sys
 import time
 from collections.abc import Iterable
 
@@ -22,13 +23,14 @@ from connectors.back_pressure import HighWater
 from connectors.checkpointed import CheckpointedSource
 from connectors.claims import ClaimsPartition
 from connectors.log import LogProducer, Out
-from connectors.process import STOP, Health
+from connectors.process import STOP, Health, collect_rarely
 from connectors.repos import RepoStore
 from connectors.work import Chunk, Work
 from schemas.settings import Settings
 
 TOPIC = "firehose_backfill"
 DATABASE_PATIENCE_SECONDS = 30.0
+SWITCH_SECONDS = 0.0005  # after every socket call the loop's thread waits this long for a flow that computes
 
 
 def build(source: FixedPartitionedSource[Work | Out, None], sink: DynamicSink[Chunk | Out]) -> Dataflow:
@@ -45,6 +47,9 @@ def build(source: FixedPartitionedSource[Work | Out, None], sink: DynamicSink[Ch
 
 def flow(settings: Settings, health: Health) -> Dataflow:
     """The flow over the real log, database and network."""
+
+    collect_rarely()
+    sys.setswitchinterval(SWITCH_SECONDS)
 
     def claims() -> ClaimsPartition:
         pressure = HighWater(settings, TOPIC, "index")
@@ -102,7 +107,7 @@ class _AttemptSinkPartition(StatelessSinkPartition[Chunk | Out]):
                 messages += [Out(TOPIC, did, value) for value in item.values]
                 if item.closes:
                     closing.append((item.work, len(messages) - 1))
-        places = self._producer.send(messages)
+        places = self._producer.send(messages, {at for _, at in closing})
         self._health.progressed()
         if not closing:
             return
