@@ -184,6 +184,11 @@ class RepoStore:
         values = {"dids": None if dids is None else list(dids)}
         return [row[0] for row in self.connection().execute(SQL["retry_failed"], values)]
 
+    def repair(self, wrong: Sequence[tuple[str, str]]) -> list[str]:
+        """An audit found the rows of these (did, rev) wrong: fetch the repos again. Those that have moved on are left."""
+        values = {"dids": [did for did, _ in wrong], "revs": [rev for _, rev in wrong]}
+        return [row[0] for row in self.connection().execute(SQL["audit_repair"], values)]
+
     def phases(self) -> dict[str, int]:
         """Number of repos in each phase."""
         return dict(self.connection().execute(SQL["phases"]).fetchall())

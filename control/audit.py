@@ -11,7 +11,7 @@ import multiprocessing
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,11 +19,11 @@ import psycopg
 
 from connectors.repos import RepoStore
 from control.audit_network import AuditNetwork, stands_now
-from control.audit_worker import Chunk, check_chunk
+from control.audit_worker import Chunk, check_chunk, close_connection
 from control.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.audit import MEANING, Finding, Head
+from steps.audit import MEANING, Finding, Head, Kind
 
 SQL = queries("audit")
 CHUNK_REPOS = 200
@@ -58,7 +58,7 @@ class Tally:
     """Counts. `untold`: keys or PDSes that nobody would tell of; they are no difference, and no proof."""
 
     repos: int = 0
-    good: int = 0
+    proven: int = 0
     records: int = 0
     bodies: int = 0
     without_body: int = 0
@@ -102,7 +102,7 @@ class Report:
         lines += [f"{did}  not checked: {phase}" for did, phase in self.not_checked.items()]
         lines += [f"{count} × {kind}: {MEANING[kind]}" for kind, count in sorted(tally.kinds.items())]  # type: ignore[index]  # a StrEnum's values
         lines.append(
-            f"{tally.good} of {tally.repos} repos are what their accounts signed; {tally.records} records,"
+            f"{tally.proven} of {tally.repos} repos are what their accounts signed; {tally.records} records,"
             f" {tally.bodies} of them hashed again, {tally.without_body} without a body; {self.seconds:.1f} s"
         )
         if tally.untold:
@@ -146,18 +146,18 @@ class _Audit:
         finally:
             await network.close()
             self._store.close()
+            close_connection(self._settings.database)
         if self._run is not None:
             values = {"id": self._run, "tally": json.dumps(asdict(self._tally))}
             self._db.execute(SQL["finish_run"], values)
             rows = self._db.execute(SQL["findings"], {"run": self._run})
-            self._findings = [Finding(*row) for row in rows]
+            self._findings = [Finding(did, Kind(kind), detail) for did, kind, detail in rows]
         return Report(self._tally, self._findings, self._not_checked, time.monotonic() - self._started, resumed)
 
     async def _check(self, network: AuditNetwork) -> None:
         """Chunks through the pool, a few ahead, taken in their order."""
         options, loop = self._options, asyncio.get_running_loop()
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        with _pool(options.workers) as pool:
             ahead: deque[tuple[list[str], asyncio.Future[Chunk]]] = deque()
             chunks = self._chunks()
             while True:
@@ -208,7 +208,7 @@ class _Audit:
         wrong = {finding.did for finding in found}
         tally = self._tally
         tally.repos += len(chunk.checked)
-        tally.good += len(chunk.checked) - len(wrong)
+        tally.proven += len(chunk.checked) - len(wrong)
         tally.records += sum(one.records for one in chunk.checked)
         tally.bodies += sum(one.bodies for one in chunk.checked)
         tally.without_body += sum(one.without_body for one in chunk.checked)
@@ -258,6 +258,13 @@ class _Audit:
         self._told(
             f"audit: {tally.repos}/{self._total} repos, {tally.records} records ({rate:.0f}/s), {tally.differing} differ"
         )
+
+
+def _pool(workers: int) -> Executor:
+    """Processes of their own; a single worker is a thread, which begins at once."""
+    if workers == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _checked(database: str, dids: list[str], options: Options) -> Chunk:

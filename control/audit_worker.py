@@ -95,3 +95,10 @@ def _connection(database: str) -> Connection:
         db.adapters.register_loader("json", ByteaBinaryLoader)
         _opened[database] = db
     return db
+
+
+def close_connection(database: str) -> None:
+    """Close this process's connection, if it has one."""
+    db = _opened.pop(database, None)
+    if db is not None:
+        db.close()

@@ -1,5 +1,6 @@
 """The command `sluice`: DESIGN §7. What an operator can put right is one line on standard error and exit code 2."""
 
+import faulthandler
 import json
 from typing import Annotated
 
@@ -26,6 +27,7 @@ cli_data.commands(app)
 
 def main() -> None:
     """Entry point of the command."""
+    faulthandler.enable()  # a crash in a library's native code names the Python lines it came from
     app()
 
 

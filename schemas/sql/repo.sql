@@ -204,3 +204,20 @@ returning r.did
 
 -- name: phases
 select phase, count(*) from sluice.repo group by phase
+
+-- name: audit_repair
+-- What an audit found wrong is fetched again, unless the repo has moved on since. Rows of attempts to come are nobody's.
+with wrong as (
+    select r.did
+    from sluice.repo r join unnest(%(dids)s::text[], %(revs)s::text[]) as w (did, rev) on w.did = r.did and w.rev = r.rev
+    where r.phase = 'sync'
+    order by r.did for update of r
+), foreign_rows as (
+    delete from sluice.record c using wrong w, sluice.repo r
+    where c.did = w.did and r.did = w.did and c.attempt > r.attempt
+)
+update sluice.repo r
+set phase = 'pending', reason = 'audit', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,
+    stale_since = null, phase_since = now()
+from wrong w where r.did = w.did
+returning r.did

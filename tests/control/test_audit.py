@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -123,7 +124,7 @@ def test_what_was_changed_is_found(settings: Settings, name: str) -> None:
     report = run(settings)
     assert {finding.kind.value for finding in report.findings} == kinds
     assert {finding.did for finding in report.findings} == {did(2)}
-    assert (report.good, report.tally.repos, report.tally.good) == (False, 3, 2)
+    assert (report.good, report.tally.repos, report.tally.proven) == (False, 3, 2)
 
 
 def test_a_repo_that_cannot_be_read_does_not_hide_the_others(settings: Settings) -> None:
@@ -162,7 +163,7 @@ def test_an_audit_that_was_stopped_goes_on(settings: Settings, monkeypatch: pyte
     report = run(settings, chunk=1, told=told.append)
     assert report.resumed
     assert len(told) == 8
-    assert (report.tally.repos, report.tally.good) == (8, 7)
+    assert (report.tally.repos, report.tally.proven) == (8, 7)
     assert [finding.did for finding in report.findings] == [did(2)]
     again = run(settings, chunk=1)
     assert (again.resumed, again.tally.repos) == (False, 8)
@@ -187,15 +188,13 @@ def test_the_index_may_write_meanwhile(settings: Settings) -> None:
     settle_repos(settings, [sample(50, did=did(1))])
     ended = threading.Event()
 
-    def write() -> Iterator[None]:
-        attempt = 1
-        while not ended.is_set():
-            attempt += 1
-            settle_repos(
-                settings, [sample(50 + attempt % 7, did=did(1), rev=f"3l{attempt:b>10}2".translate(TID))], attempt
-            )
+    def write() -> None:
+        for attempt in itertools.count(2):
+            if ended.is_set():
+                return
+            rev = f"3l{attempt:b>10}2".translate(str.maketrans("0189", "wxyz"))
+            settle_repos(settings, [sample(50 + attempt % 7, did=did(1), rev=rev)], attempt)
 
-    TID = str.maketrans("0189", "wxyz")
     thread = threading.Thread(target=write)
     thread.start()
     try:

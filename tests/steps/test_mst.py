@@ -267,9 +267,7 @@ def test_damaged_nodes_never_pass_for_other_leaves() -> None:
             except MstError:
                 refused += 1
             else:
-                if any("\\" in path for path, _ in got):
-                    continue  # a key that is no text: such a path is refused one by one
                 again: dict[bytes, bytes] = {}
-                build(got, again.__setitem__)
+                build(((path.encode("latin-1"), value) for path, value in got), again.__setitem__)
                 assert bytes(damaged) in again.values()
     assert refused > 100

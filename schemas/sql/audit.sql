@@ -1,0 +1,88 @@
+-- Statements of `sluice audit`, run by control/audit.py and its worker processes. Times are now().
+
+-- name: heads
+-- What is to be proven, of those that are in sync in this snapshot.
+select did, rev, data, commit, commit_block, signing_key from sluice.repo
+where did = any(%(dids)s::text[]) and phase = 'sync' order by did
+
+-- name: leaves
+-- Rows of these repos, repo by repo in the order given, each in the order of its tree's keys (bytes of collection/rkey).
+-- A part with a backslash is the base64 of a key that is no path (steps/paths.py).
+select d.number::integer, r.key, r.cid, r.json, r.raw, r.reason
+from unnest(%(dids)s::text[]) with ordinality as d (did, number)
+cross join lateral (
+    select case when strpos(l.collection || l.rkey, '\') = 0 then convert_to(l.collection || '/' || l.rkey, 'UTF8')
+                when l.rkey = '\' then l.head
+                else l.head || '\x2f'::bytea || case when starts_with(l.rkey, '\') then decode(substr(l.rkey, 2), 'base64')
+                                                     else convert_to(l.rkey, 'UTF8') end
+           end as key, l.cid, l.json, l.raw, l.reason
+    from (
+        select i.collection, i.rkey, i.cid, i.json, i.raw, i.reason,
+               case when starts_with(i.collection, '\') then decode(substr(i.collection, 2), 'base64')
+                    else convert_to(i.collection, 'UTF8') end as head
+        from sluice.record i where i.did = d.did
+    ) l
+    order by key
+) r
+
+-- name: roots
+-- The same without bodies.
+select d.number::integer, r.key, r.cid, null::bytea, null::bytea, null::text
+from unnest(%(dids)s::text[]) with ordinality as d (did, number)
+cross join lateral (
+    select case when strpos(l.collection || l.rkey, '\') = 0 then convert_to(l.collection || '/' || l.rkey, 'UTF8')
+                when l.rkey = '\' then l.head
+                else l.head || '\x2f'::bytea || case when starts_with(l.rkey, '\') then decode(substr(l.rkey, 2), 'base64')
+                                                     else convert_to(l.rkey, 'UTF8') end
+           end as key, l.cid
+    from (
+        select i.collection, i.rkey, i.cid,
+               case when starts_with(i.collection, '\') then decode(substr(i.collection, 2), 'base64')
+                    else convert_to(i.collection, 'UTF8') end as head
+        from sluice.record i where i.did = d.did
+    ) l
+    order by key
+) r
+
+-- name: next_dids
+-- Keyset: the next repos in sync behind a DID.
+select did from sluice.repo where phase = 'sync' and did > %(after)s order by did limit %(limit)s
+
+-- name: sample
+select did from sluice.repo where phase = 'sync' order by random() limit %(limit)s
+
+-- name: phases_of
+select did, phase, reason from sluice.repo where did = any(%(dids)s::text[])
+
+-- name: count_in_sync
+select count(*) from sluice.repo where phase = 'sync' and did > %(after)s
+
+-- name: open_run
+-- The newest unfinished run with these options: it goes on where it stood.
+select id, after_did, tally from sluice.audit_run
+where finished_at is null and options = %(options)s::jsonb order by id desc limit 1
+
+-- name: start_run
+insert into sluice.audit_run (options) values (%(options)s::jsonb) returning id
+
+-- name: advance_run
+update sluice.audit_run set after_did = %(after)s, tally = %(tally)s::jsonb, updated_at = now() where id = %(id)s
+
+-- name: finish_run
+update sluice.audit_run set finished_at = now(), updated_at = now(), tally = %(tally)s::jsonb where id = %(id)s
+
+-- name: add_finding
+insert into sluice.audit_finding (run, did, kind, detail) values (%(run)s, %(did)s, %(kind)s, %(detail)s)
+
+-- name: findings
+select did, kind, detail from sluice.audit_finding where run = %(run)s order by did, id
+
+-- name: abandon_runs
+update sluice.audit_run set finished_at = now(), abandoned = true where finished_at is null and options = %(options)s::jsonb
+
+-- name: stands
+select rev, commit from sluice.repo where did = %(did)s and phase = 'sync'
+
+-- name: only_one
+-- Held until the session ends.
+select pg_try_advisory_lock(%s)

@@ -1,0 +1,44 @@
+"""Snapshots of small signed repos put into a database through the gate, as the index does: for tests of what tables hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tiny_repo import Repo, car
+
+from connectors.indexing import Gate
+from connectors.tables import Tables
+from schemas import wire
+from schemas.settings import Settings
+from steps.car import index_bytes
+from steps.gate import Rules
+from steps.settle import Placed
+from steps.snapshot import open_snapshot
+from steps.snapshot_messages import Attempt, creates, synced
+
+TIME = "2026-01-01T00:00:00.000Z"
+LIMIT = 16 * 1024 * 1024
+
+
+def messages_of(repo: Repo, number: int = 1) -> list[bytes]:
+    """The attempt's messages: every record, and the outcome."""
+    key = repo.key.did_key
+    snapshot = open_snapshot(index_bytes(car(repo.commit, repo.blocks)), repo.did, key)
+    attempt = Attempt(repo.did, number, TIME, signing_key=key)
+    return [*creates(snapshot, attempt, LIMIT), synced(snapshot.head, attempt, snapshot.count)]
+
+
+def settle_events(settings: Settings, queues: dict[str, list[object]]) -> None:
+    """Events by DID, in one transaction of the index, without offsets."""
+    tables = Tables(settings, "test")
+    placed = {did: [Placed(at, event) for at, event in enumerate(events)] for did, events in queues.items()}
+    with tables.transaction() as unit:
+        Gate(tables, Rules()).settle(unit, placed)
+    tables.connection().close()
+
+
+def settle_repos(settings: Settings, repos: Iterable[Repo], number: int = 1) -> None:
+    """Each repo's snapshot as an attempt; the rows stand in `sync` afterwards."""
+    settle_events(
+        settings, {repo.did: [wire.decode_backfill(value) for value in messages_of(repo, number)] for repo in repos}
+    )
