@@ -27,7 +27,9 @@ INGEST_ERRORS = Counter("ingester_errors_total", "errors of upstream connections
 FIREHOSE_EVENTS = Counter("ingester_firehose_events_total", "events read from relays", ["relay", "kind"])
 LABEL_FRAMES = Counter("sluice_label_frames_total", "frames read from labelers", ["labeler", "kind"])
 WEBSOCKETS = Gauge("ingester_websocket_connections", "open websocket connections", ["flow"])
-LAST_EVENT = Gauge("ingester_last_event_time_seconds", "time of the newest event", ["flow"])
+LAST_EVENT = Gauge(
+    "ingester_last_event_time_seconds", "the upstream's own time of the event read last", ["flow", "upstream"]
+)
 UPSTREAM_SEQ = Gauge("upstream_cursor", "newest sequence number received", ["upstream"])
 SEQUENCE_GAPS = Counter("sequence_gaps_total", "holes in an upstream's sequence", ["upstream"])
 GAP_SEQS = Counter("sequence_gap_missed_seqs_total", "sequence numbers in these holes", ["upstream"])

@@ -67,7 +67,9 @@ class Synced:
 
     def _unchanged_for(self, flow: str, status: Status, now: float) -> float:
         seen = [sighting for sighting in status.processes if sighting.kind == flow]
-        mark = [sighting.total("upstream_cursor") for sighting in seen]
+        mark = [
+            (sighting.total("upstream_cursor"), sighting.total("ingester_websocket_connections")) for sighting in seen
+        ]
         if self._moved.get(flow, (None, 0.0))[0] != mark:
             self._moved[flow] = (mark, now)
         return now - self._moved[flow][1]
@@ -78,7 +80,8 @@ class Synced:
                 continue
             if (seen.total("ingester_websocket_connections") or 0) < upstreams:
                 return False
-            if (seen.total("ingester_last_event_time_seconds") or 0) >= (self._settled_at or 0):
+            newest = seen.metrics.get("ingester_last_event_time_seconds", {})
+            if len(newest) >= upstreams and min(newest.values()) >= (self._settled_at or 0):
                 return True
             return quiet_seconds >= QUIET_SECONDS and not seen.total("sluice_stream_queue_frames")
         return False

@@ -23,7 +23,7 @@ from steps.cursor import Cursors, Gap
 from steps.dedup import Remembered
 from steps.frames import Account, Commit, Identity, Info, Message, Rejected, StreamError, Sync, Unknown, decode
 from steps.live_messages import account_value, commit_message, identity_value, moment
-from steps.timestamps import from_unix
+from steps.timestamps import canonical, from_unix, to_unix
 from steps.verify_commit import FUTURE_MICROS, Refused, Verified, verify
 
 TOPIC = "firehose_live"
@@ -153,8 +153,19 @@ def encode_all(batch: list[Received]) -> list[Out]:
             metrics.DROPPED.labels(FLOW, "foreign_type").inc()  # labels on a relay's stream
     if missing:
         metrics.REJECTED.labels(FLOW, "missing_block").inc(missing)
-    metrics.LAST_EVENT.labels(FLOW).set_to_current_time()
+    _note_times(batch, latest)
     return out
+
+
+def _note_times(batch: list[Received], latest: str) -> None:
+    """Every relay's own time of its last event here: the distance from its head, also while a past is caught up."""
+    events = {
+        one.frame.upstream: one.message for one in batch if isinstance(one.message, Verified | Account | Identity)
+    }
+    for relay, message in events.items():
+        own = canonical(message.event.time if isinstance(message, Verified) else message.time)
+        if own is not None and own <= latest:
+            metrics.LAST_EVENT.labels(FLOW, relay).set(to_unix(own))
 
 
 def _dead(one: Received, reason: str, error: str, did: str | None) -> Out:

@@ -14,13 +14,14 @@ from bytewax.outputs import Sink
 
 from connectors import metrics
 from connectors.labeler import label_source
-from connectors.log import LogSink, Out, dead_letter
+from connectors.log import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.stream import Frame
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import Info, Labels, Message, Rejected, StreamError, Unknown, decode
 from steps.labels import LabelRejected, label
+from steps.timestamps import canonical, to_unix
 
 TOPIC = "label_live"
 FLOW = "labels"
@@ -106,8 +107,18 @@ def encode_all(batch: list[Received]) -> list[Out]:
                     out.append(Out(TOPIC, made.did, made.value))
         elif isinstance(message, Rejected):
             out.append(_dead(one, message.reason.value, message.detail))
-    metrics.LAST_EVENT.labels(FLOW).set_to_current_time()
+    _note_times(batch)
     return out
+
+
+def _note_times(batch: list[Received]) -> None:
+    """Every labeler's own time of its last label here; one that claims to come from the future says nothing."""
+    latest = now_text()
+    for labeler, message in {one.frame.upstream: one.message for one in batch}.items():
+        last = message.labels[-1] if isinstance(message, Labels) and message.labels else None
+        own = canonical(last.get("cts")) if isinstance(last, dict) else None
+        if own is not None and own <= latest:
+            metrics.LAST_EVENT.labels(FLOW, labeler).set(to_unix(own))
 
 
 def _dead(one: Received, reason: str, error: str) -> Out:

@@ -50,6 +50,11 @@ def _other_zone(text: str) -> str | None:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z".rjust(24, "0")
 
 
+def to_unix(text: str) -> float:
+    """What `canonical` wrote → seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
+
+
 def from_unix(seconds: float) -> str:
     """Seconds since 1970 → the spelling above."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -89,6 +89,16 @@ def test_waits_for_a_stream_that_is_behind() -> None:
     assert synced.look(replace(done(), processes=[firehose(seq=6)]))
 
 
+def test_a_stream_that_has_only_just_connected_is_not_quiet_yet() -> None:
+    """Its silence from before the connection proves nothing: the upstream may be about to send a whole past."""
+    synced, clock = looker()
+    for connected in (0, 1):
+        clock.now += QUIET_SECONDS
+        assert not synced.look(replace(done(), processes=[firehose(connected=connected)]))
+    clock.now += QUIET_SECONDS
+    assert synced.look(replace(done(), processes=[firehose()]))
+
+
 def test_waits_until_the_index_has_what_the_log_held() -> None:
     """A writer that goes on does not move the goal."""
     synced, _ = looker()
