@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from backfill_world import World
 from confluent_kafka import ConsumerGroupTopicPartitions
 from fix_simulator import Simulation
 from flow_process import read_topic, wait_until
 
-from connectors.log import Out, admin, cluster_id, watermarks
+from connectors.log import GroupConsumer, Out, admin, cluster_id, watermarks
 from connectors.repos import Listed
 from schemas import wire
 from steps.record_json import body_cid
@@ -308,11 +309,90 @@ def test_offsets_do_not_wait_for_a_slow_repo(simulator: Simulator, world: Make) 
     client = admin(run.settings)
 
     def settled() -> bool:
-        group = client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(run.settings.group("backfill"))]
-        )
+        group = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(run.settings.group("backfill"))])
         found = next(iter(group.values())).result(10).topic_partitions
         at = {part.partition: part.offset for part in found if part.topic == run.settings.topic("repo_backfill")}
         return all(at.get(part) == high for part, (_, high) in ends.items() if high)
 
     wait_until(settled)
+
+
+def test_two_workers_together_keep_a_hosts_budget(simulator: Simulator, world: Make) -> None:
+    """B3: as the PDS counts them, in no window more than its limit; nothing is refused, and everything comes through."""
+    run = world(
+        simulator(repos=150, records_per_repo=5, inactive_share=0.0, pdses=1),
+        host_requests=60,
+        host_window_seconds=5.0,
+        backfill_concurrency=20,
+        host_concurrency=20,
+    )
+    run.simulation.limits(limit=60, seconds=5, reset=True)
+    truth = run.simulation.state()
+    tasks = run.list_all(truth)
+    workers = [run.start(), run.start()]
+    run.run_to_end(len(tasks))
+    counted = next(iter(run.simulation.faults()["hosts"].values()))
+    assert counted["total"] == len(tasks)
+    assert counted["refused"] == 0
+    assert 30 < counted["max_in_window"] <= 60
+    assert all(worker.running for worker in workers)
+    run.check(truth)
+
+
+def test_a_large_repo_passes_in_bounded_memory(simulator: Simulator, world: Make) -> None:
+    """G6: a CAR of some 90 MB goes through disk and in pieces, while small repos go past it."""
+    run = world(
+        simulator(
+            repos=30,
+            records_per_repo=10,
+            inactive_share=0.0,
+            big_repos=1,
+            big_repo_records=40_000,
+            big_record_bytes=2000,
+        )
+    )
+    truth = run.simulation.state()
+    tasks = run.list_all(truth)
+    process = run.start()
+    usage = psutil.Process(process.process.pid)
+    begin, peak = usage.memory_info().rss, 0
+
+    def done() -> bool:
+        nonlocal peak
+        peak = max(peak, usage.memory_info().rss)
+        return run.produced() >= len(tasks)
+
+    wait_until(done, 120)
+    assert process.metric("sluice_fetched_bytes_total") > 80_000_000
+    assert peak < 250_000_000, f"{begin} at the start, {peak} at the peak"
+    run.check(truth)
+
+
+def test_no_claims_are_made_while_the_index_is_behind(simulator: Simulator, world: Make) -> None:
+    """B7: above the mark the flow is paused and says why; below it goes on, and nothing is missing."""
+    run = world(
+        simulator(repos=120, records_per_repo=20, inactive_share=0.0), high_water_messages=200, backfill_concurrency=1
+    )
+    truth = run.simulation.state()
+    tasks = run.list_all(truth)
+    run.simulation.set_faults(pds_trickle={"chunk": 20_000, "interval": 0.05, "per_did": 0})
+    process = run.start()
+    wait_until(lambda: process.health()["state"] == "paused")
+    assert run.produced() < len(tasks)
+    index = GroupConsumer(run.settings, "index", ["firehose_backfill"])
+    try:
+
+        def caught_up() -> bool:
+            index.poll(1, 0.05)
+            index.commit(
+                {
+                    (run.settings.topic("firehose_backfill"), part): high
+                    for part, (_, high) in watermarks(run.settings, "firehose_backfill").items()
+                }
+            )
+            return run.produced() == len(tasks)
+
+        wait_until(caught_up, 60)
+    finally:
+        index.close()
+    run.check(truth)
