@@ -265,11 +265,10 @@ class Schedule:
         self.send(lambda seq: _with_seq(event, seq))
 
     def do_false_news(self) -> None:
-        """A host that no longer serves the account calls it deleted or deactivated."""
+        """The host that an account has left calls it deleted or deactivated."""
         account = self.account()
         if account.state == "active":
             self.fired["false news"] += 1
-            account.misreported = True
             event = self.network.account_event(account, 0, self.rng.choice(("deleted", "deleted", "deactivated")))
             self.say("false news", account.did, event.status)
             self.send(lambda seq: _with_seq(event, seq))
@@ -322,7 +321,7 @@ class Schedule:
         """At first no listing reopens what is unavailable: true account events alone have to do it."""
         row = self.tables.rows.get(account.did)
         unavailable = row is not None and row.repo.phase == Phase.UNAVAILABLE
-        return self.calm and self.quiet_rounds <= 20 and unavailable and not account.misreported
+        return self.calm and self.quiet_rounds <= 20 and unavailable
 
     # --- control and the task topics
 
@@ -611,7 +610,7 @@ class Schedule:
         self.disturbed = True
         self.log_start[topic] = at + len(lost)
         self.say("retention:", topic, "loses", at, "to", at + len(lost))
-        self.tables.offsets[topic] = at + len(lost)
+        self.tables.lose(topic, at + len(lost))
         self.do_rebalance()
 
     # --- time
@@ -695,7 +694,7 @@ class Schedule:
     def check_reopened(self) -> None:
         for did, account in self.network.accounts.items():
             row = self.tables.rows.get(did)
-            forgotten = row is not None and row.repo.phase == Phase.UNAVAILABLE and not account.misreported
+            forgotten = row is not None and row.repo.phase == Phase.UNAVAILABLE
             if forgotten and account.active:
                 self.fail(f"{did}: active, but left unavailable: {self.show(did)}")
 

@@ -42,7 +42,6 @@ class Account:
     state: str = "active"  # or throttled, deactivated, takendown, deleted
     forged: bool = False  # somebody told of a rev that never was
     went_back: bool = False  # its PDS was restored from a backup
-    misreported: bool = False  # somebody called it inactive while it was active
 
     @property
     def active(self) -> bool:

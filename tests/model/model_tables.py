@@ -242,6 +242,10 @@ class ModelTables:
         self.rows |= rows
         self.offsets |= {topic: end for topic, (_, end) in spans.items()}
 
+    def lose(self, topic: str, start: int) -> None:
+        """The log begins after our position."""
+        self.offsets[topic] = start
+
     def _may_move(self, topic: str, begin: int) -> bool:
         return self.offsets[topic] == begin
 

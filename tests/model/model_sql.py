@@ -1,0 +1,221 @@
+"""The model's database and the real one side by side: `Twin` runs every transaction on both and compares all rows.
+
+The real side is `RepoStore`, `Tables` and the index's `Gate` on PostgreSQL, with the model's time: statements call `now()`,
+and the search path of the test's database puts one before PostgreSQL's that reads the model's clock.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from model_tables import GRACE, LEASE, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
+
+from connectors.indexing import Gate
+from connectors.repos import Claim, Discovery, Listed, RepoStore
+from connectors.tables import PartitionLost as RealPartitionLost
+from connectors.tables import Tables
+from schemas import wire
+from schemas.settings import Settings
+
+CLUSTER = "c"
+EPOCH = 1_800_000_000
+
+CLOCK = """
+create schema fake;
+create table fake.clock (at double precision not null);
+insert into fake.clock values (0);
+create function fake.now() returns timestamptz language sql stable as 'select to_timestamp({epoch} + at) from fake.clock';
+alter table sluice.repo alter next_retry_at set default fake.now(), alter phase_since set default fake.now(),
+    alter discovered_at set default fake.now();
+alter database {database} set search_path = fake, pg_catalog, public;
+"""
+
+ROWS = """
+select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
+       first_attempt, held, held_rev, desyncs, retry_count, handle, worker, produced_offset, listed_rev,
+       {times}
+from sluice.repo order by did
+"""
+TIMES = ("lease_until", "queued_at", "next_retry_at", "stale_since", "listed_since", "phase_since", "desynced_at")
+REPO = (
+    *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
+    *("account_time", "account_seq", "first_attempt", "held", "held_rev", "desyncs", "retry_count", "handle"),
+)
+
+
+class SqlTables:
+    """The real transactions. One for many schedules: `reset` empties the tables."""
+
+    def __init__(self, database: str) -> None:
+        with psycopg.connect(database, autocommit=True) as db:
+            name = db.info.dbname
+            db.execute(CLOCK.format(epoch=EPOCH, database=name).encode())
+        settings = Settings(database=database, lease_seconds=LEASE, max_attempts=Kernel().rules.max_attempts)
+        self.settings = settings
+        self.store = RepoStore(settings)
+        self.tables = Tables(settings, CLUSTER)
+        self.gate = Gate(self.tables, Kernel().rules)
+        self.db = psycopg.connect(database, autocommit=True)
+
+    def reset(self) -> None:
+        self.db.execute("truncate sluice.repo, sluice.record, sluice.held_event, sluice.stream_offset")
+        self.set_time(0.0)
+        self.tables.starts({(topic, 0): (0, 1 << 40) for topic in TOPICS})
+
+    def close(self) -> None:
+        self.store.close()
+        self.tables.connection().close()
+        self.db.close()
+
+    def set_time(self, now: float) -> None:
+        self.db.execute("update fake.clock set at = %s", (now,))
+
+    def index(self, queues: Mapping[str, Sequence[Any]], spans: Mapping[str, tuple[int, int]], *, crash: bool) -> None:
+        try:
+            with self.tables.transaction() as unit:
+                self.gate.settle(unit, queues)
+                if spans:
+                    unit.move({(topic, 0): span for topic, span in spans.items()})
+                if crash:
+                    raise Crash
+        except RealPartitionLost:
+            raise PartitionLost from None
+
+    def dump(self) -> dict[str, Any]:
+        times = ", ".join(f"round(extract(epoch from {name}) - {EPOCH}, 3)::float8" for name in TIMES)
+        found: dict[str, Any] = {
+            row[0]: (row[1:], {}, {}) for row in self.db.execute(ROWS.format(times=times).encode()).fetchall()
+        }
+        records = "select did, rkey, cid, rev, attempt, reason from sluice.record"
+        for did, rkey, *record in self.db.execute(records):
+            found[did][1][rkey] = tuple(record)
+        for did, offset, event in self.db.execute("select did, log_offset, event from sluice.held_event"):
+            found[did][2][offset] = wire.decode_live(event)
+        moved = "select topic, next from sluice.stream_offset"
+        return found | {"offsets": dict(self.db.execute(moved).fetchall())}
+
+
+def plain(row: Row) -> Any:
+    """A row of the model as `dump` shows it."""
+    values = [getattr(row.repo, name) for name in REPO[1:]]
+    times = [None if getattr(row, name) is None else round(getattr(row, name), 3) for name in TIMES]
+    strings = [str(value) if isinstance(value, str) else value for value in values]
+    return (*strings, row.worker, row.produced, row.listed_rev, *times), row.records, row.held
+
+
+class Difference(AssertionError):
+    """Model and database do not agree."""
+
+
+class Twin:
+    """Both databases as one, for `gate_model.run(seed, tables=...)`."""
+
+    def __init__(self, sql: SqlTables) -> None:
+        self.model = ModelTables(Kernel())
+        self.sql = sql
+        self.compared = 0
+        sql.reset()
+
+    @property
+    def now(self) -> float:
+        return self.model.now
+
+    @now.setter
+    def now(self, value: float) -> None:
+        self.model.now = value
+        self.sql.set_time(value)
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        return self.model.rows
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        return self.model.offsets
+
+    def same(self, what: str, modelled: Any, real: Any) -> Any:
+        if modelled != real:
+            raise Difference(f"{what}: the model says {modelled}, the database {real}")
+        found = self.sql.dump()
+        expected: dict[str, Any] = {did: plain(row) for did, row in self.model.rows.items()}
+        expected["offsets"] = self.model.offsets
+        self.compared += 1
+        for did in found.keys() | expected.keys():
+            if expected.get(did) != found.get(did):
+                raise Difference(f"after {what}: {did}\n  model    {expected.get(did)}\n  database {found.get(did)}")
+        return modelled
+
+    def discover(self, listed: Sequence[Listed]) -> Discovery:
+        one, other = self.model.discover(listed), self.sql.store.discover(listed)
+        self.same("discover", _summary(one), _summary(other))
+        return one
+
+    def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
+        real = sorted(self.sql.store.claim(tasks, worker), key=lambda claim: claim.did)
+        return self.same(f"claim {tasks}", self.model.claim(tasks, worker), real)  # type: ignore[no-any-return]
+
+    def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
+        return self.same("renew", self.model.renew(worker, dids), self.sql.store.renew(worker, dids))  # type: ignore[no-any-return]
+
+    def produced(self, did: str, attempt: int, offset: int) -> None:
+        self.model.produced(did, attempt, offset)
+        self.sql.store.produced([(did, attempt, 0, offset)])
+        self.same("produced", None, None)
+
+    def retry(self, did: str, attempt: int, delay: float, *, counted: bool) -> Any:
+        real = self.sql.store.retry(did, attempt, "error", delay, counted=counted)
+        return self.same("retry", self.model.retry(did, attempt, delay, counted=counted), real)
+
+    def give_back(self, worker: str) -> Any:
+        return self.same("give_back", self.model.give_back(worker), self.sql.store.give_back(worker))
+
+    def reap(self) -> Any:
+        return self.same("reap", self.model.reap(), self.sql.store.reap(CLUSTER, REAP_DELAY))
+
+    def stale(self, did: str, attempt: int) -> Any:
+        return self.same("stale", self.model.stale(did, attempt), self.sql.store.stale(did, attempt, GRACE))
+
+    def due(self) -> list[wire.RepoTask]:
+        one, other = self.model.due(), self.sql.store.due(1000)
+        self.same("due", sorted((t.did, t.attempt) for t in one), sorted((t.did, t.attempt) for t in other))
+        return one
+
+    def queued_long(self, before: float) -> Any:
+        modelled = self.model.queued_long(before)
+        real = self.sql.store.queued_long(EPOCH + before, 1000)
+        self.same("queued_long", sorted(did for did, *_ in modelled), sorted(did for did, *_ in real))
+        return modelled
+
+    def unqueue(self, dids: Iterable[str]) -> None:
+        self.model.unqueue(dids)
+        self.sql.store.unqueue(list(dids))
+        self.same("unqueue", None, None)
+
+    def lost_events(self) -> Any:
+        return self.same("lost_events", self.model.lost_events(), sorted(self.sql.store.lost_events(GRACE)))
+
+    def retry_failed(self) -> Any:
+        return self.same("retry_failed", self.model.retry_failed(), sorted(self.sql.store.retry_failed(None)))
+
+    def lose(self, topic: str, start: int) -> None:
+        self.model.lose(topic, start)
+        self.sql.tables.starts({(topic, 0): (start, 1 << 40)})
+        self.same("lose", None, None)
+
+    def index(
+        self, queues: Mapping[str, Sequence[Any]], spans: Mapping[str, tuple[int, int]], *, crash: bool = False
+    ) -> None:
+        ended = []
+        for side in (self.model.index, self.sql.index):
+            try:
+                side(queues, spans, crash=crash)
+                ended.append(None)
+            except (Crash, PartitionLost) as err:
+                ended.append(type(err))
+        self.same("index", *ended)
+        if ended[0] is not None:
+            raise ended[0]
+
+
+def _summary(found: Discovery) -> Any:
+    return sorted((task.did, task.attempt) for task in found.tasks), found.new, found.known

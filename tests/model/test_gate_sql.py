@@ -1,0 +1,188 @@
+"""The model's database and the real one are the same: what the model proves of the one holds for the other."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import gate_model
+import psycopg
+import pytest
+from model_sql import SqlTables, Twin
+
+from connectors import metrics
+from connectors.indexing import Gate
+from connectors.repos import Listed, RepoStore
+from connectors.tables import Tables
+from schemas import wire
+from schemas.settings import Settings
+from steps.gate import Rules
+from steps.settle import Placed
+
+DID = "did:plc:one"
+SHARE = 100  # of the schedules of the model, one in so many is played on PostgreSQL too
+
+
+@pytest.fixture
+def sql(database: str) -> Iterator[SqlTables]:
+    tables = SqlTables(database)
+    yield tables
+    tables.close()
+
+
+@pytest.mark.timeout(1200)
+def test_schedules_leave_the_same_rows_in_postgresql(sql: SqlTables, schedules: int) -> None:
+    """G1, P2, C1, C2: claims, reaping, held events, outcomes and offsets, transaction by transaction."""
+    fired: Counter[str] = Counter()
+    compared = 0
+    for seed in range(max(20, schedules // SHARE)):
+        twin = Twin(sql)
+        fired.update(gate_model.run(seed, tables=twin).fired)
+        compared += twin.compared
+    assert compared > 1000
+    for fault in ("reaped", "partition lost", "index crashed before commit", "given back", "replay", "stale snapshot"):
+        assert fired[fault], fault
+
+
+def settings_for(database: str) -> Settings:
+    return Settings(database=database)
+
+
+def commit(rev: str, before: str, after: str, **ops: str | None) -> wire.CommitEvent:
+    """One commit; `ops`: rkey → new cid, or None for a delete."""
+    return wire.CommitEvent(
+        seq=1,
+        time="2026-01-01T00:00:00.000Z",
+        did=DID,
+        rev=rev,
+        commit="c" + rev,
+        commit_block="AAAA",
+        data=after,
+        prev_data=before,
+        ops=[
+            wire.Op(action="create" if cid else "delete", collection="c.o.l", rkey=rkey, cid=cid)
+            for rkey, cid in ops.items()
+        ],
+    )
+
+
+def create(attempt: int, rev: str, rkey: str, cid: str = "1") -> wire.CreateEvent:
+    return wire.CreateEvent(
+        did=DID, attempt=attempt, rev=rev, collection="c.o.l", rkey=rkey, cid=cid, time="t", commit="c" + rev
+    )
+
+
+def synced(attempt: int, rev: str, data: str, count: int) -> wire.RepoOutcome:
+    return wire.RepoOutcome(
+        did=DID, attempt=attempt, status="synced", active=True, time="t", rev=rev, commit="c", data=data, count=count
+    )
+
+
+def claimed(database: str, did: str = DID) -> RepoStore:
+    """A store whose worker has claimed the repo under attempt 1."""
+    store = RepoStore(settings_for(database))
+    store.discover([Listed(did)])
+    assert store.claim([wire.RepoTask(did=did, attempt=0, reason="listed")], "w")
+    return store
+
+
+def settle(tables: Tables, *events: Any) -> None:
+    with tables.transaction() as unit:
+        placed = [Placed(offset, event) for offset, event in enumerate(events)]
+        Gate(tables, Rules()).settle(unit, {DID: placed})
+
+
+def held_and_phase(db: psycopg.Connection[tuple[object, ...]]) -> tuple[object, object, object]:
+    row = db.execute(
+        "select (select count(*) from sluice.held_event), (select count(*) from sluice.record), phase from sluice.repo"
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def settle_and_cut(tables: Tables, admin: psycopg.Connection[tuple[object, ...]], events: tuple[Any, ...]) -> None:
+    """Everything is written; then, before the commit, the server ends the connection."""
+    with tables.transaction() as unit:
+        Gate(tables, Rules()).settle(unit, {DID: [Placed(offset, event) for offset, event in enumerate(events)]})
+        assert unit.db.execute("select phase, held from sluice.repo").fetchone() == ("sync", 0)
+        assert unit.db.execute("select count(*) from sluice.held_event").fetchone() == (0,)
+        admin.execute("select pg_terminate_backend(%s)", (unit.db.info.backend_pid,))
+        unit.db.execute("select 1")
+
+
+def test_a_cut_between_transition_and_release_leaves_neither_half(database: str) -> None:
+    """P5, P2: the connection is killed after the held events were applied and before the commit; then it is done again."""
+    claimed(database).close()
+    tables = Tables(settings_for(database), "c")
+    settle(tables, commit("2", "one", "two", b="2"))
+    end = (create(1, "1", "a"), synced(1, "1", "one", 1))
+    with psycopg.connect(database, autocommit=True) as db:
+        assert held_and_phase(db) == (1, 0, "backfill")
+        with pytest.raises(psycopg.OperationalError):
+            settle_and_cut(tables, db, end)
+        assert held_and_phase(db) == (1, 0, "backfill")
+        settle(tables, *end)
+        assert held_and_phase(db) == (0, 2, "sync")
+        assert db.execute("select rev, data from sluice.repo").fetchone() == ("2", "two")
+
+
+def test_rows_that_are_there_after_all_are_upserted_and_counted(database: str) -> None:
+    """A COPY of first rows that meets one of them falls back to the upsert, and nothing else is undone."""
+    claimed(database).close()
+    tables = Tables(settings_for(database), "c")
+    before = metrics.COPY_FALLBACKS._value.get()
+    settle(tables, create(1, "1", "a", "old"))
+    assert metrics.COPY_FALLBACKS._value.get() == before
+    settle(tables, create(1, "1", "a", "new"), create(1, "1", "b"), synced(1, "1", "one", 2))
+    assert metrics.COPY_FALLBACKS._value.get() == before + 1
+    with psycopg.connect(database) as db:
+        assert db.execute("select rkey, cid from sluice.record order by rkey").fetchall() == [("a", "new"), ("b", "1")]
+        assert held_and_phase(db) == (0, 2, "sync")
+
+
+def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str) -> None:
+    """C2: real connections, at the same moment, in orders of their own."""
+    dids = [f"did:plc:{number:04d}" for number in range(500)]
+    first = RepoStore(settings_for(database))
+    first.discover([Listed(did) for did in dids])
+    first.close()
+    start, claims, failures = threading.Barrier(8), [], []
+
+    def work(number: int) -> None:
+        store = RepoStore(settings_for(database))
+        tasks = [wire.RepoTask(did=did, attempt=0, reason="listed") for did in Random(number).sample(dids, len(dids))]
+        try:
+            store.connection()
+            start.wait(30)
+            for begin in range(0, len(tasks), 25):
+                claims.extend(store.claim(tasks[begin : begin + 25], f"w{number}"))
+        except Exception as err:
+            failures.append(err)
+        finally:
+            store.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failures == []
+    assert sorted(claim.did for claim in claims) == dids
+    assert {claim.attempt for claim in claims} == {1}
+
+
+def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database: str) -> None:
+    """T1: the index's transaction began before the claim that it waited for; completed_at follows started_at all the same."""
+    store = RepoStore(settings_for(database))
+    store.discover([Listed(DID)])
+    tables = Tables(settings_for(database), "c")
+    takendown = wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown")
+    with tables.transaction() as unit:
+        unit.db.execute("select now()")  # the transaction's time stands from here on
+        assert store.claim([wire.RepoTask(did=DID, attempt=0, reason="listed")], "w")
+        Gate(tables, Rules()).settle(unit, {DID: [Placed(0, takendown)]})
+    with psycopg.connect(database) as db:
+        row = db.execute("select phase, completed_at >= started_at from sluice.repo").fetchone()
+    assert row == ("unavailable", True)
+    store.close()
