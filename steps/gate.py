@@ -303,7 +303,8 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Str
     for event in held:
         # After a desync in the middle the phase is pending, and on_live folds the rest into heard_rev.
         step = on_live(current, event, rules)
-        current, released = step.repo, released + (current.phase == Phase.SYNC)
+        current = step.repo
+        released += current.phase == Phase.SYNC
         effects.extend(effect for effect in step.effects if not isinstance(effect, DropHeld))
     effects.append(DropHeld(released))
     return Step(current, tuple(effects))
