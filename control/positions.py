@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 from psycopg.rows import tuple_row
 
@@ -54,12 +54,13 @@ class Standing:
 
 
 class Positions:
-    """Reads positions through one admin client. Topic names go in and come out without the prefix."""
+    """Reads positions through an admin client, and a reader per group. Topic names go in and come out without the prefix."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._admin = admin(settings)
         self._cluster: str | None = None
+        self._readers: dict[str, Consumer] = {}  # never subscribed, so never a member of the group
 
     @property
     def cluster(self) -> str:
@@ -101,15 +102,20 @@ class Positions:
 
     def committed(self, group: str, parts: Iterable[Part]) -> dict[Part, int]:
         """The group's offsets in the broker; partitions without one are left out."""
-        name = self._settings.group(group)
         asked = {(self._settings.topic(topic), part): (topic, part) for topic, part in parts}
-        request = ConsumerGroupTopicPartitions(name, [TopicPartition(*place) for place in asked])
-        futures = self._admin.list_consumer_group_offsets([request], request_timeout=ANSWER_SECONDS)
         try:
-            answer = futures[name].result().topic_partitions
+            answer = self._reader(group).committed([TopicPartition(*place) for place in asked], timeout=ANSWER_SECONDS)
         except KafkaException as err:
-            raise LogUnavailable(f"{name}: {err}") from err
+            raise LogUnavailable(f"{self._settings.group(group)}: {err}") from err
         return {asked[place.topic, place.partition]: place.offset for place in answer if place.offset >= 0}
+
+    def _reader(self, group: str) -> Consumer:
+        # not the admin client's list_consumer_group_offsets: while a coordinator loads, its refresh dereferences the
+        # consumer group that an admin client does not have (librdkafka 2.16: rd_kafka_handle_OffsetFetch), and crashes
+        if group not in self._readers:
+            settings = {"bootstrap.servers": self._settings.bootstrap, "group.id": self._settings.group(group)}
+            self._readers[group] = Consumer({**settings, "enable.auto.commit": False, "log_level": 0})
+        return self._readers[group]
 
     def stored(self, db: psycopg.Connection[Any], group: str) -> dict[Part, int]:
         """Offsets that this group keeps in the tables, for this broker."""
