@@ -1,0 +1,119 @@
+"""Two workers of a kind side by side: the same state, shared work, one budget per host, and one takes over from the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fix_mirror import Mirror, SingleProcess, prefix, wait_for
+
+pytestmark = pytest.mark.acceptance
+
+KINDS = ("control", "list-repos", "firehose", "labels")
+
+
+def test_two_workers_share_the_work(simulator: Any, log: str, database: str, mirror: Any) -> None:
+    """`--workers 2`: every worker has settled messages or produced snapshots, and the tables equal the network."""
+    simulation = simulator(
+        seed=31, repos=400, records_per_repo=25, churn=0.03, faults={"pds_500": 0.03, "drop": 0.003}, writer_rate=40
+    )
+    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), backfill_concurrency=3)
+    one.up("--workers", "2")
+    one.started()
+    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 350, 90, one.last_lines)
+    seen = one.sightings()
+    settled = [seen[f"index-{n}"].total("sluice_indexed_events_total") or 0.0 for n in (1, 2)]
+    fetched = [seen[f"backfill-{n}"].total("backfiller_repos_processed_total") or 0.0 for n in (1, 2)]
+    print(f"settled {settled}, fetched {fetched}")
+    assert min(settled) > 0.15 * sum(settled) > 0
+    assert min(fetched) > 0.15 * sum(fetched) > 0
+    one.quiesce()
+    one.await_truth(60)
+    assert one.interrupt() == 0
+
+
+def test_the_other_worker_takes_over(simulator: Any, log: str, database: str, mirror: Any) -> None:
+    """One index and one backfill worker are killed for good in the middle of their work; the others finish all of it."""
+    simulation = simulator(
+        seed=32,
+        repos=300,
+        records_per_repo=20,
+        churn=0.03,
+        faults={"pds_slow": {"p": 0.5, "seconds": 1}},
+        writer_rate=30,
+    )
+    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), backfill_concurrency=3)
+    one.run("control")
+    wait_for(lambda: one.single[0].look().ready, 30, one.last_lines)
+    workers = {kind: [one.run(kind), one.run(kind)] for kind in ("index", "backfill")}
+    for kind in KINDS[1:]:
+        one.run(kind)
+    done = {"index": "sluice_indexed_events_total", "backfill": "backfiller_repos_processed_total"}
+
+    def both_work() -> bool:
+        assert all(process.running for process in one.single), one.last_lines()
+        return all(worker.metric(done[kind]) > 20 for kind, pair in workers.items() for worker in pair)
+
+    wait_for(both_work, 60, lambda: f"{one.phases()} {one.last_lines(5)}")
+    assert one.phases().get("sync", 0) < 200, "all was done before anybody was killed"
+    held = one.query("select worker, count(*) from sluice.repo where phase = 'backfill' group by worker")
+    before: dict[str, float] = {}
+    for kind, (victim, survivor) in workers.items():
+        before[kind] = survivor.metric(done[kind])
+        victim.kill()
+        assert victim.process.returncode == -9
+    print(f"killed at {one.phases()}; claims {held}; survivors had done {before}")
+    simulation.set_faults(clear=True)
+    wait_for(lambda: one.phases().get("sync", 0) > 250, 60, lambda: f"{one.phases()} {one.last_lines(5)}")
+    one.quiesce()
+    one.await_truth(60)
+    for kind, (victim, survivor) in workers.items():
+        assert not victim.running
+        assert survivor.running
+        assert survivor.metric(done[kind]) > before[kind]
+    stop(one)
+
+
+def test_two_backfill_workers_keep_to_one_budget(simulator: Any, log: str, database: str, mirror: Any) -> None:
+    """The PDS counts: in no window of 4 s more requests than the limit, which two workers share and use up."""
+    limit, window = 40, 4.0
+    simulation = simulator(
+        seed=33, repos=400, records_per_repo=3, pdses=2, labelers=0, inactive_share=0.0, pds_limit_seconds=window
+    )
+    one: Mirror = mirror(
+        simulation,
+        bootstrap=log,
+        database=database,
+        topic_prefix=prefix(),
+        host_requests=limit,
+        host_window_seconds=window,
+    )
+    one.up("--workers", "2")
+    one.started()
+    wait_for(
+        lambda: one.alive() and one.phases().get("sync", 0) == 400, 90, lambda: f"{one.phases()} {one.last_lines()}"
+    )
+    hosts = simulation.faults()["hosts"]
+    seen = one.sightings()
+    fetched = [seen[f"backfill-{n}"].total("backfiller_repos_processed_total") or 0.0 for n in (1, 2)]
+    print(f"hosts {hosts}; fetched {fetched}")
+    assert sum(host["total"] for host in hosts.values()) >= 400
+    for host in hosts.values():
+        assert host["max_in_window"] <= limit
+        assert host["max_in_window"] > 0.6 * limit, "the limit never bound"
+    assert min(fetched) > 0.1 * sum(fetched) > 0
+    one.await_truth(30)
+    assert one.interrupt() == 0
+
+
+def stop(one: Mirror) -> None:
+    """SIGTERM to what still runs, sources first; everything ends with 0."""
+    for kind in ("list-repos", "firehose", "labels", "backfill", "index", "control"):
+        for process in one.single:
+            if process.kind == kind and process.running:
+                assert code_of(process) == 0, f"{kind}: {process.log_file.read_text()[-2000:]}"
+
+
+def code_of(process: SingleProcess) -> int:
+    """Exit code after SIGTERM."""
+    return process.terminate()
