@@ -41,12 +41,9 @@ def test_labels_and_negations_of_ozone_are_mirrored(
     assert values == {(two, "spam", False), (two, "rude", True), (record["uri"], "porn", False)}
 
     mirror = Mirror(tmp_path / "mirror", network)
-    totals = mirror.sync()
-    assert totals["labels"] == len(wanted)
-    assert totals["dead_letters"] == 0
-    assert labels_of_the_mirror(mirror) == wanted
-
     with mirror.running():
+        until(lambda: labels_of_the_mirror(mirror) == wanted, CATCH_UP_SECONDS)
+        assert labels_of_the_mirror(mirror) == wanted, mirror.last_words()
         network.order("label", did=three, create=["!hide"])
         network.order("label", did=two, negate=["spam"], create=["rude"])  # taken back; and given again
         network.order("label", **record, negate=["porn"])
