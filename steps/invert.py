@@ -7,15 +7,20 @@ the repo has to be fetched. Otherwise the commit claims what its own tree denies
 
 The tree is the one that its leaves allow, so the order of inversion does not matter to the result. Deleted keys go back in
 first: that asks for fewer blocks.
+
+Nodes are read and written here as bytes, since a firehose does this for every commit: what an operation does not touch is
+copied. For the same reason the layer of one key per node is looked at, not of all: a leaf that no operation names stands in
+the tree before at the same place, so where the result is the root of a valid tree, that leaf is where it must be.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from hashlib import sha256
 from typing import NamedTuple
 
-from steps.cid import DAG_CBOR
-from steps.mst_node import Entry, MstError, MstReason, Node, encode_node, key_layer, parse_node
+from steps.cid import DAG_CBOR, RAW
+from steps.mst_node import MAX_KEY, MstError, MstReason, cbor_head, key_layer, shared_bytes
 
 Blocks = Callable[[bytes], bytes | None]
 
@@ -29,6 +34,10 @@ class UnprovenReason(StrEnum):
     OP_NOT_IN_TREE = "op_not_in_tree"
 
 
+_LINK = b"\xd8*X%\0"
+_TREE = _LINK + DAG_CBOR
+_VALUE = b"av" + _LINK
+_OURS = (DAG_CBOR, RAW)
 _CANNOT_TELL = frozenset({UnprovenReason.MISSING_PROOF, UnprovenReason.NO_PREV})
 
 
@@ -54,14 +63,29 @@ class Change(NamedTuple):
 
 
 class _Branch:
-    """A node in memory: `trees[i]` stands before `leaves[i]`, the last tree after all of them."""
+    """A node in memory: `trees[i]` stands before leaf i, the last tree after all of them.
 
-    __slots__ = ("layer", "leaves", "trees")
+    `heads[i]` is the encoding of leaf i up to its subtree, None where its predecessor changed. `cid` is that of the block
+    that the node was read from, None once it or anything below it is another.
+    """
 
-    def __init__(self, layer: int, trees: "list[_Tree]", leaves: list[tuple[bytes, bytes]]) -> None:
+    __slots__ = ("cid", "heads", "keys", "layer", "trees", "values")
+
+    def __init__(
+        self,
+        layer: int,
+        trees: "list[_Tree]",
+        keys: list[bytes],
+        values: list[bytes],
+        heads: list[bytes | None],
+        cid: bytes | None = None,
+    ) -> None:
         self.layer = layer
         self.trees = trees
-        self.leaves = leaves
+        self.keys = keys
+        self.values = values
+        self.heads = heads
+        self.cid = cid
 
 
 _Tree = bytes | _Branch | None
@@ -94,18 +118,23 @@ class _Partial:
 
     def __init__(self, root: bytes, get_block: Blocks) -> None:
         self._get_block = get_block
-        node = self._parse(root)
-        if not node.entries and node.left is not None:
+        node = self._read(root, 0)
+        if node.keys:
+            node.layer = key_layer(node.keys[0])
+            _check_layer(node)
+        elif node.trees[0] is not None:
             raise MstError(MstReason.EMPTY_NODE, root)
-        self._root = self._branch(root, node, key_layer(node.entries[0].key) if node.entries else -1)
+        else:
+            node.layer = -1
+        self._root = node
 
     def find(self, key: bytes) -> bytes | None:
         """The value at a key, or None. Loads the nodes on the way."""
         layer, node = key_layer(key), self._root
         while node.layer >= layer:
-            at = _position(node, key)
-            if at < len(node.leaves) and node.leaves[at][0] == key:
-                return node.leaves[at][1]
+            at = bisect_left(node.keys, key)
+            if at < len(node.keys) and node.keys[at] == key:
+                return node.values[at]
             below = self._loaded(node, at)
             if below is None or node.layer == layer:
                 return None
@@ -114,69 +143,85 @@ class _Partial:
 
     def replace(self, key: bytes, value: bytes) -> None:
         """Another value at a key that is there."""
-        node, at = self._holder(key)
-        node.leaves[at] = (key, value)
+        node: _Branch | None = self._root
+        while node is not None:
+            node.cid = None
+            at = bisect_left(node.keys, key)
+            if at < len(node.keys) and node.keys[at] == key:
+                node.values[at] = value
+                return
+            node = self._loaded(node, at)
+        raise MstError(MstReason.KEY_ORDER, b"", "a key that was found is gone")
 
     def insert(self, key: bytes, value: bytes) -> None:
         """A key that is not there."""
         layer = key_layer(key)
         if self._root.layer < 0:
-            self._root = _Branch(layer, [None, None], [(key, value)])
+            self._root = _lone(layer, None, key, value, None)
         elif layer > self._root.layer:
             left, right = self._split(self._root, key)
             base = self._root.layer
-            self._root = _Branch(layer, [_raised(left, base, layer), _raised(right, base, layer)], [(key, value)])
+            self._root = _lone(layer, _raised(left, base, layer), key, value, _raised(right, base, layer))
         else:
             self._insert(self._root, key, value, layer)
 
     def remove(self, key: bytes) -> None:
         """A key that is there; what stood beside it grows together."""
         self._remove(self._root, key)
-        while not self._root.leaves and self._root.layer >= 0:
-            below = self._loaded(self._root, 0) if isinstance(self._root.trees[0], _Branch) else self._root.trees[0]
+        while not self._root.keys and self._root.layer >= 0:
+            below = self._root.trees[0]
             if below is None:
-                self._root = _Branch(-1, [None], [])
+                self._root = _Branch(-1, [None], [], [], [])
             elif isinstance(below, _Branch):
                 self._root = below
             else:
-                self._root = self._branch(below, self._parse(below), self._root.layer - 1)
+                self._root = self._load(below, self._root.layer - 1)
 
     def root_cid(self) -> bytes:
         """The CID of the tree as it stands now."""
         return _cid(self._root) or b""
 
     def _insert(self, node: _Branch, key: bytes, value: bytes, layer: int) -> None:
-        at = _position(node, key)
+        node.cid = None
+        at = bisect_left(node.keys, key)
         below = self._loaded(node, at)
         if node.layer == layer:
             left, right = (None, None) if below is None else self._split(below, key)
-            node.leaves.insert(at, (key, value))
+            node.keys.insert(at, key)
+            node.values.insert(at, value)
+            node.heads[at : at + 1] = [None, None] if at < len(node.heads) else [None]
             node.trees[at : at + 1] = [left, right]
         elif below is None:
-            node.trees[at] = _raised(_Branch(layer, [None, None], [(key, value)]), layer, node.layer)
+            node.trees[at] = _raised(_lone(layer, None, key, value, None), layer, node.layer)
         else:
             self._insert(below, key, value, layer)
 
     def _remove(self, node: _Branch, key: bytes) -> None:
-        at = _position(node, key)
-        if at < len(node.leaves) and node.leaves[at][0] == key:
-            del node.leaves[at]
+        node.cid = None
+        at = bisect_left(node.keys, key)
+        if at < len(node.keys) and node.keys[at] == key:
+            del node.keys[at], node.values[at], node.heads[at]
+            if at < len(node.heads):
+                node.heads[at] = None
             node.trees[at : at + 2] = [self._merged(node.trees[at], node.trees[at + 1], node.layer - 1)]
             return
         below = self._loaded(node, at)
         if below is None:
             raise MstError(MstReason.KEY_ORDER, b"", "a key that was found is gone")
         self._remove(below, key)
-        if not below.leaves and below.trees[0] is None:
+        if not below.keys and below.trees[0] is None:
             node.trees[at] = None
 
     def _split(self, node: _Branch, key: bytes) -> tuple[_Tree, _Tree]:
         """What stands before and after a key."""
-        at = _position(node, key)
+        at = bisect_left(node.keys, key)
         below = self._loaded(node, at)
         left, right = (None, None) if below is None else self._split(below, key)
-        before = _Branch(node.layer, [*node.trees[:at], left], node.leaves[:at])
-        after = _Branch(node.layer, [right, *node.trees[at + 1 :]], node.leaves[at:])
+        before = _Branch(
+            node.layer, [*node.trees[:at], left], node.keys[:at], node.values[:at], node.heads[:at]
+        )
+        heads: list[bytes | None] = [None, *node.heads[at + 1 :]] if at < len(node.heads) else []
+        after = _Branch(node.layer, [right, *node.trees[at + 1 :]], node.keys[at:], node.values[at:], heads)
         return _kept(before), _kept(after)
 
     def _merged(self, left: _Tree, right: _Tree, layer: int) -> _Tree:
@@ -184,16 +229,9 @@ class _Partial:
             return right if left is None else left
         first, second = self._load(left, layer), self._load(right, layer)
         middle = self._merged(first.trees[-1], second.trees[0], layer - 1)
-        return _Branch(layer, [*first.trees[:-1], middle, *second.trees[1:]], first.leaves + second.leaves)
-
-    def _holder(self, key: bytes) -> tuple[_Branch, int]:
-        node: _Branch | None = self._root
-        while node is not None:
-            at = _position(node, key)
-            if at < len(node.leaves) and node.leaves[at][0] == key:
-                return node, at
-            node = self._loaded(node, at)
-        raise MstError(MstReason.KEY_ORDER, b"", "a key that was found is gone")
+        heads = [*first.heads, *([None, *second.heads[1:]] if second.heads else [])]
+        trees = [*first.trees[:-1], middle, *second.trees[1:]]
+        return _Branch(layer, trees, first.keys + second.keys, first.values + second.values, heads)
 
     def _loaded(self, node: _Branch, at: int) -> _Branch | None:
         """The subtree at a place, in memory; its keys lie between the leaves beside it."""
@@ -201,41 +239,113 @@ class _Partial:
         if not isinstance(tree, bytes):
             return tree
         below = self._load(tree, node.layer - 1)
-        if below.leaves and (
-            (at > 0 and below.leaves[0][0] <= node.leaves[at - 1][0])
-            or (at < len(node.leaves) and below.leaves[-1][0] >= node.leaves[at][0])
+        keys = below.keys
+        if keys and (
+            (at > 0 and keys[0] <= node.keys[at - 1]) or (at < len(node.keys) and keys[-1] >= node.keys[at])
         ):
             raise MstError(MstReason.KEY_ORDER, tree)
         node.trees[at] = below
         return below
 
     def _load(self, tree: bytes | _Branch, layer: int) -> _Branch:
-        return tree if isinstance(tree, _Branch) else self._branch(tree, self._parse(tree), layer)
+        if isinstance(tree, _Branch):
+            return tree
+        node = self._read(tree, layer)
+        _check_layer(node)
+        return node
 
-    def _parse(self, cid: bytes) -> Node:
+    def _read(self, cid: bytes, layer: int) -> _Branch:
         block = self._get_block(cid)
         if block is None:
             raise MstError(MstReason.MISSING_BLOCK, cid)
-        return parse_node(cid, block)
-
-    @staticmethod
-    def _branch(cid: bytes, node: Node, layer: int) -> _Branch:
-        if node.entries and (layer < 0 or any(key_layer(entry.key) != layer for entry in node.entries)):
-            raise MstError(MstReason.KEY_LAYER, cid)
-        trees: list[_Tree] = [node.left, *(entry.tree for entry in node.entries)]
-        if layer == 0 and any(tree is not None for tree in trees):
-            raise MstError(MstReason.KEY_LAYER, cid, "a subtree below the lowest layer")
-        return _Branch(layer, trees, [(entry.key, entry.value) for entry in node.entries])
+        try:
+            return _parsed(cid, block, layer)
+        except IndexError as err:
+            raise MstError(MstReason.BAD_NODE, cid, "cut off") from err
 
 
-def _position(node: _Branch, key: bytes) -> int:
-    """Index of the first leaf that is not before the key: a linear search, since nodes have some four leaves."""
-    at = 0
-    for leaf, _ in node.leaves:
-        if leaf >= key:
-            break
-        at += 1
-    return at
+def _check_layer(node: _Branch) -> None:
+    """One key stands for all: the others are in the tree before as well, whose validity the caller knows (see above)."""
+    if node.layer < 0 or (node.keys and key_layer(node.keys[0]) != node.layer):
+        raise MstError(MstReason.KEY_LAYER, node.cid or b"")
+    if node.layer == 0 and any(node.trees):
+        raise MstError(MstReason.KEY_LAYER, node.cid or b"", "a subtree below the lowest layer")
+
+
+def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:
+    """A node from its canonical encoding, and from no other. Raises MstError, and IndexError where the block ends early."""
+    if block[:3] != b"\xa2ae":
+        raise MstError(MstReason.BAD_NODE, cid)
+    count, at = _number(cid, block, 3, 0x80)
+    trees: list[_Tree] = []
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    heads: list[bytes | None] = []
+    key = b""
+    for _ in range(count):
+        size = block[at + 3] - 0x40
+        suffix = at + 4
+        if not 0 <= size < 24:
+            size, suffix = _number(cid, block, at + 3, 0x40)
+        end = suffix + size
+        shared = block[end + 2]
+        link = end + 5
+        if shared >= 24:
+            shared, link = _number(cid, block, end + 2, 0)
+            link += 2
+        if block[at : at + 3] != b"\xa4ak" or block[end : end + 2] != b"ap" or block[link - 2 : link] != b"at":
+            raise MstError(MstReason.BAD_NODE, cid)
+        heads.append(block[at:link])
+        if shared < len(key):
+            if block[suffix] <= key[shared]:
+                raise MstError(MstReason.KEY_ORDER, cid)
+        elif shared > len(key):
+            raise MstError(MstReason.BAD_PREFIX, cid)
+        if not size or shared + size > MAX_KEY:
+            raise MstError(MstReason.KEY_ORDER if not size else MstReason.KEY_TOO_LONG, cid)
+        key = key[:shared] + block[suffix:end]
+        keys.append(key)
+        tree, at = _link(cid, block, link)
+        trees.append(tree)
+        if block[at : at + 7] != _VALUE:
+            raise MstError(MstReason.BAD_NODE, cid)
+        value = block[at + 7 : at + 43]
+        if value[:4] not in _OURS:
+            raise MstError(MstReason.BAD_NODE, cid)
+        values.append(value)
+        at += 43
+    if block[at : at + 2] != b"al":
+        raise MstError(MstReason.BAD_NODE, cid)
+    left, at = _link(cid, block, at + 2)
+    trees.insert(0, left)
+    if at != len(block):
+        raise MstError(MstReason.BAD_NODE, cid, "longer than a node")
+    return _Branch(layer, trees, keys, values, heads, cid)
+
+
+def _link(cid: bytes, block: bytes, at: int) -> tuple[bytes | None, int]:
+    """A subtree's CID or null, and where it ends."""
+    if block[at] == 0xF6:
+        return None, at + 1
+    if block[at : at + 9] != _TREE:
+        raise MstError(MstReason.BAD_NODE, cid, "a subtree is no CID of a DAG-CBOR block")
+    return block[at + 5 : at + 41], at + 41
+
+
+def _number(cid: bytes, block: bytes, at: int, major: int) -> tuple[int, int]:
+    """A CBOR head of this major type in its shortest form, and where it ends."""
+    value = block[at] - major
+    if 0 <= value < 24:
+        return value, at + 1
+    width = {24: 1, 25: 2}.get(value, 0)
+    value = int.from_bytes(block[at + 1 : at + 1 + width])
+    if value < (0, 24, 256)[width] or not width:
+        raise MstError(MstReason.BAD_NODE, cid, "not canonical")
+    return value, at + 1 + width
+
+
+def _lone(layer: int, left: _Tree, key: bytes, value: bytes, right: _Tree) -> _Branch:
+    return _Branch(layer, [left, right], [key], [value], [None])
 
 
 def _raised(tree: _Tree, layer: int, under: int) -> _Tree:
@@ -243,17 +353,35 @@ def _raised(tree: _Tree, layer: int, under: int) -> _Tree:
     if tree is None:
         return None
     for height in range(layer + 1, under):
-        tree = _Branch(height, [tree], [])
+        tree = _Branch(height, [tree], [], [], [])
     return tree
 
 
 def _kept(node: _Branch) -> _Branch | None:
-    return None if not node.leaves and node.trees[0] is None else node
+    return None if not node.keys and node.trees[0] is None else node
 
 
 def _cid(tree: _Tree) -> bytes | None:
     if not isinstance(tree, _Branch):
         return tree
+    if tree.cid is not None:
+        return tree.cid
     below = [_cid(part) for part in tree.trees]
-    entries = [Entry(key, value, below[at + 1]) for at, (key, value) in enumerate(tree.leaves)]
-    return DAG_CBOR + sha256(encode_node(Node(below[0], entries))).digest()
+    parts: list[bytes] = [b"\xa2ae", cbor_head(0x80, len(tree.keys))]
+    previous = b""
+    for key, value, head, link in zip(tree.keys, tree.values, tree.heads, below[1:], strict=True):
+        parts += (
+            _head(previous, key) if head is None else head,
+            b"\xf6av\xd8*X%\0" if link is None else b"".join((_LINK, link, _VALUE)),
+            value,
+        )
+        previous = key
+    parts.append(b"al\xf6" if below[0] is None else b"al" + _LINK + below[0])
+    return DAG_CBOR + sha256(b"".join(parts)).digest()
+
+
+def _head(previous: bytes, key: bytes) -> bytes:
+    """A leaf's encoding up to its subtree, behind another leaf."""
+    shared = shared_bytes(previous, key)
+    size = len(key) - shared
+    return b"".join((b"\xa4ak", cbor_head(0x40, size), key[shared:], b"ap", cbor_head(0, shared), b"at"))

@@ -101,16 +101,16 @@ def parse_node(cid: bytes, block: bytes) -> Node:
 
 def encode_node(node: Node) -> bytes:
     """The canonical DAG-CBOR of a node."""
-    parts = [b"\xa2\x61e", _cbor_head(0x80, len(node.entries))]
+    parts = [b"\xa2\x61e", cbor_head(0x80, len(node.entries))]
     previous = b""
     for key, value, tree in node.entries:
-        shared = _shared(previous, key)
+        shared = shared_bytes(previous, key)
         parts += (
             b"\xa4\x61k",
-            _cbor_head(0x40, len(key) - shared),
+            cbor_head(0x40, len(key) - shared),
             key[shared:],
             b"\x61p",
-            _cbor_head(0, shared),
+            cbor_head(0, shared),
             b"\x61t",
             b"\xf6" if tree is None else _LINK_HEAD + tree,
             b"\x61v\xd8\x2a\x58\x25\x00",
@@ -142,7 +142,7 @@ def _key(cid: bytes, previous: bytes, shared: int, suffix: bytes) -> bytes:
     return previous[:shared] + suffix
 
 
-def _shared(previous: bytes, key: bytes) -> int:
+def shared_bytes(previous: bytes, key: bytes) -> int:
     limit = min(len(previous), len(key))
     if previous[:limit] == key[:limit]:
         return limit
@@ -154,7 +154,7 @@ def _head(value: int) -> int:
     return 1 if value < 24 else 2 if value < 256 else 3 if value < 65536 else 5
 
 
-def _cbor_head(major: int, value: int) -> bytes:
+def cbor_head(major: int, value: int) -> bytes:
     if value < 24:
         return bytes((major | value,))
     if value < 256:
