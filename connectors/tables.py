@@ -14,6 +14,7 @@ import psycopg
 from psycopg import errors
 
 from connectors import metrics
+from connectors.arrays import array
 from connectors.log import Part
 from schemas import wire
 from schemas.settings import Settings
@@ -109,7 +110,7 @@ class Unit:
         return repos
 
     def _load(self, dids: list[str], *, known: bool = True) -> dict[str, Repo]:
-        rows = self.db.execute(SQL["lock"], {"dids": dids})
+        rows = self.db.execute(SQL["lock"], {"dids": array(dids)})
         return {row[0]: _repo(row, known=known) for row in rows}
 
     def write(self, work: Round) -> None:
@@ -118,8 +119,8 @@ class Unit:
             self.db.execute(SQL["drop_held"], {"dids": sorted(work.drop_held)})
         if work.held:
             dids, offsets, held = zip(*work.held, strict=True)
-            values = {"dids": list(dids), "offsets": list(offsets), "revs": [event.rev for event in held]}
-            self.db.execute(SQL["hold"], {**values, "events": [wire.encode(event) for event in held]})
+            values = {"dids": array(dids), "offsets": array(offsets), "revs": array([event.rev for event in held])}
+            self.db.execute(SQL["hold"], {**values, "events": array([wire.encode(event) for event in held])})
         if work.drop_rows:
             dids, befores = zip(*sorted(work.drop_rows, key=lambda drop: drop[0]), strict=True)
             self.db.execute(SQL["drop_rows"], {"dids": list(dids), "befores": list(befores)})
@@ -143,10 +144,10 @@ class Unit:
         changed = [(before[did], repo) for did, repo in after.items() if repo != before[did]]
         if not changed:
             return
-        values: dict[str, Any] = {name: [_plain(getattr(repo, name)) for _, repo in changed] for name in SAVED}
-        values["commit_block"] = [_unbase64(repo.commit_block) for _, repo in changed]
-        values["moved"] = [old.phase != new.phase or new.retry_in is not None for old, new in changed]
-        values["desynced"] = [new.desync_age == 0.0 for _, new in changed]
+        values = {name: array([getattr(repo, name) for _, repo in changed]) for name in SAVED}
+        values["commit_block"] = array([_unbase64(repo.commit_block) for _, repo in changed])
+        values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
+        values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
         self.db.execute(SQL["save"], values)
         for old, new in changed:
             if old.phase != new.phase:
@@ -194,7 +195,7 @@ class Unit:
                 else:
                     target.append(row)
         if deleted:
-            dids, collections, rkeys = (list(column) for column in zip(*deleted, strict=True))
+            dids, collections, rkeys = (array(column) for column in zip(*deleted, strict=True))
             self.db.execute(SQL["delete_records"], {"dids": dids, "collections": collections, "rkeys": rkeys})
         if copied and not self._copy(copied):
             upserted += copied
@@ -253,10 +254,6 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         signing_key=signing_key,
         known=known,
     )
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, str) else value
 
 
 def _unbase64(text: str | None) -> bytes | None:
