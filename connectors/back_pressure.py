@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from connectors.log import admin
@@ -44,6 +44,7 @@ class HighWater:
         self._check_seconds = check_seconds
         self._paused: str | None = None
         self._error: BaseException | None = None
+        self._reader: Consumer | None = None  # never subscribed, so never a member of the group
         self._stop = threading.Event()
         self._first = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"high-water-{topic}", daemon=True)
@@ -100,7 +101,7 @@ class HighWater:
         parts = self._partitions(client)
         ends = self._offsets(client, parts, OffsetSpec.latest())
         starts = self._offsets(client, parts, OffsetSpec.earliest())
-        committed = self._committed(client, parts)
+        committed = self._committed(parts)
         at = {part: max(committed.get(part, 0), starts[part]) for part in ends}
         lag = sum(max(0, end - at[part]) for part, end in ends.items())
         if mark_seconds is None or lag == 0:
@@ -120,10 +121,15 @@ class HighWater:
             raise KafkaException(described.error)
         return sorted(described.partitions)
 
-    def _committed(self, client: AdminClient, parts: list[int]) -> dict[int, int]:
-        asked = ConsumerGroupTopicPartitions(self._group, [TopicPartition(self._topic, part) for part in parts])
-        future = client.list_consumer_group_offsets([asked], request_timeout=REQUEST_SECONDS)[self._group]
-        return {found.partition: found.offset for found in future.result().topic_partitions if found.offset >= 0}
+    def _committed(self, parts: list[int]) -> dict[int, int]:
+        # not the admin client's list_consumer_group_offsets: while a coordinator loads, its refresh dereferences the
+        # consumer group that an admin client does not have (librdkafka 2.16: rd_kafka_handle_OffsetFetch), and crashes
+        if self._reader is None:
+            place = {"bootstrap.servers": self._settings.bootstrap, "group.id": self._group}
+            self._reader = Consumer({**place, "enable.auto.commit": False, "log_level": 0})
+        asked = [TopicPartition(self._topic, part) for part in parts]
+        answer = self._reader.committed(asked, timeout=REQUEST_SECONDS)
+        return {found.partition: found.offset for found in answer if found.offset >= 0}
 
     def _retention_seconds(self, client: AdminClient) -> float:
         resource = ConfigResource(ResourceType.TOPIC, self._topic)

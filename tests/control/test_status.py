@@ -1,0 +1,158 @@
+"""Status and tables: what an operator sees is what the tables and the broker say."""
+
+import io
+import json
+import time
+
+import psycopg
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from fix_log import LogScope
+from rich.console import Console
+
+from connectors.repos import Listed, RepoStore
+from control import topics
+from control.positions import Positions, Standing
+from control.progress import Progress, plain, rated, troubles
+from control.settings_page import page as settings_page
+from control.status import Collector, Status
+from control.status_page import page, rows, table
+from schemas.settings import Settings, load
+
+DIDS = [f"did:plc:{number:024}" for number in range(5)]
+
+
+@pytest.fixture
+def settings(log_scope: LogScope, database: str) -> Settings:
+    """Settings of this test's own topics and database."""
+    chosen = load(
+        bootstrap=log_scope.bootstrap, topic_prefix=log_scope.prefix, database=database, partitions=2, replication=1
+    )
+    topics.apply(chosen)
+    log_scope.created += [topic.name for topic in topics.declared(chosen)]
+    return chosen
+
+
+@pytest.fixture
+def status(settings: Settings) -> Status:
+    """A mirror with one repo in each phase, a failing host, a paused host, a past-end group, and dead letters."""
+    RepoStore(settings).discover([Listed(did) for did in DIDS])
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        for did, phase in zip(DIDS, ("pending", "backfill", "sync", "unavailable", "failed"), strict=True):
+            db.execute("update sluice.repo set phase = %s, last_error = 'boom' where did = %s", (phase, did))
+        db.execute(
+            "insert into sluice.host (host, consecutive_failures, last_error, paused_until, pause_reason) values"
+            " ('https://bad.test', 3, 'HTTP 500', null, null),"
+            " ('https://full.test', 0, null, now() + interval '1 minute', 'rate limit')"
+        )
+        db.execute(
+            "insert into sluice.cursor (flow, upstream, position) values ('firehose', 'https://relay.test', '42')"
+        )
+        db.execute(
+            "insert into sluice.dead_letter (part, log_offset, topic, reason, error)"
+            " values (0, 0, 'firehose_live', 'bad_frame', 'cut')"
+        )
+        place = (Positions(settings).cluster, settings.group("index"), settings.topic("label_live"))
+        db.execute(
+            "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, 0, 9)", place
+        )
+    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    for number in range(3):
+        producer.produce(settings.topic("firehose_live"), b"{}", str(number), partition=number % 2)
+    producer.flush(10)
+    collector = Collector(settings)
+    seen = collector.collect()
+    collector.close()
+    return seen
+
+
+def test_counts_lag_and_troubles(status: Status) -> None:
+    """B9, B11, C5: phases, lag, what fails and why, what is paused, and a group past the end of its topic."""
+    assert status.repos == {"pending": 1, "backfill": 1, "sync": 1, "unavailable": 1, "failed": 1}
+    assert status.lag["index", "firehose_live"] == 3
+    assert status.lag["backfill", "repo_backfill"] == 0
+    assert status.events == 3
+    assert status.failures == [{"last_error": "boom", "count": 1}]
+    assert status.dead_letters == {"open": 1}
+    assert len(status.paused) == 1
+    assert status.paused[0].startswith("https://full.test: rate limit for ")
+    told = " ".join(troubles(status))
+    assert "https://bad.test: 3 failures in a row (HTTP 500)" in told
+    assert "past the end of label_live" in told
+    assert "dead letters: 1 open" in told
+
+
+def test_pages_and_json_carry_the_same(status: Status) -> None:
+    text = page(status)
+    assert "pending 1  backfill 1  sync 1  unavailable 1  failed 1" in text
+    assert "cursor   firehose https://relay.test at 42" in text
+    assert "failed   1 repos: boom" in text
+    read = json.loads(json.dumps(status.as_json()))
+    assert read["lag"]["index/firehose_live"] == 3
+    past = [standing for standing in read["standings"] if standing["past_end"]]
+    assert [(standing["topic"], standing["position"], standing["end"]) for standing in past] == [("label_live", 9, 0)]
+
+
+def test_tables_are_plain_reads(status: Status, settings: Settings) -> None:
+    found = rows(settings, "dead_letters", {"state": "open", "limit": 10})
+    assert [(row["reason"], row["error"]) for row in found] == [("bad_frame", "cut")]
+    assert rows(settings, "dead_letters", {"state": "retried", "limit": 10}) == []
+    assert "bad_frame" in table(found)
+    assert table([]) == "none"
+    assert rows(settings, "skipped", {"limit": 10}) == []
+
+
+def test_lag_does_not_count_what_the_log_has_lost() -> None:
+    standing = Standing("index", "firehose_live", 0, start=10, position=4, end=25)
+    assert (standing.lag, standing.lost, standing.past_end) == (15, 6, False)
+
+
+def test_a_backfill_group_stands_where_the_broker_says(settings: Settings) -> None:
+    from confluent_kafka import Consumer
+
+    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    for _ in range(5):
+        producer.produce(settings.topic("repo_backfill"), b"{}", "k", partition=1)
+    producer.flush(10)
+    reader = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": settings.group("backfill")})
+    reader.commit(offsets=[TopicPartition(settings.topic("repo_backfill"), 1, 2)], asynchronous=False)
+    reader.close()
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        standings = Positions(settings).standings(db)
+    mine = [s for s in standings if (s.group, s.topic, s.partition) == ("backfill", "repo_backfill", 1)]
+    assert [(s.start, s.position, s.end, s.lag) for s in mine] == [(0, 2, 5, 3)]
+
+
+def test_rates_are_since_the_look_before(status: Status) -> None:
+    from dataclasses import replace
+
+    later = rated(status, replace(status, records=status.records + 100), 4.0)
+    assert later.records_per_second == 25.0
+    assert later.events_per_second == 0.0
+    assert "(25/s)" in plain(later, 0)
+
+
+def test_progress_is_lines_in_a_file_and_a_view_on_a_terminal(status: Status) -> None:
+    written, shown = io.StringIO(), io.StringIO()
+    ticks = iter((0.0, 0.0, 1.0, 2.5, 2.5))
+    with Progress(Console(file=written, width=400), clock=lambda: next(ticks)) as progress:
+        for _ in range(3):
+            progress.show(status, restarts=2)
+        progress.note("index", "ended by SIGKILL")
+    lines = written.getvalue().splitlines()
+    assert len([line for line in lines if "repos: pending 1" in line]) == 2, "every two seconds"
+    assert "restarts: 2" in lines[0]
+    assert lines[-1].endswith("index: ended by SIGKILL")
+    with Progress(Console(file=shown, force_terminal=True, width=200), clock=time.monotonic) as progress:
+        progress.note("index", "ended by SIGKILL")
+        progress.show(status, restarts=2)
+    assert "unavailable" in shown.getvalue()
+    assert "ended by SIGKILL" in shown.getvalue()
+
+
+def test_settings_show_every_variable_and_no_password() -> None:
+    text = settings_page(load(database="postgresql://me:secret@h/db", partitions=8))
+    for name in Settings.model_fields:
+        assert f"SLUICE_{name.upper()} = " in text
+    assert "secret" not in text
+    assert "* SLUICE_PARTITIONS = 8   (default: 32)" in text
