@@ -4,7 +4,8 @@
 which puts every batch through the very functions of `steps.gate` and `steps.settle`. Raises `Violation` with what was
 broken and, with `trace=True`, the schedule step by step. Single-threaded, without clock: a seed always plays the same.
 
-Assumed of the network: commits may be lost, doubled and late; account events may be doubled and late, but not lost.
+Assumed of the network: commits may be lost, doubled and late; account events may be doubled and late, and of those that
+hide an account some get lost, but in the end the newest comes.
 """
 
 from collections import defaultdict
@@ -260,7 +261,15 @@ class Schedule:
         account = self.account()
         inactive = ("deactivated", "takendown", "deleted")
         account.state = self.rng.choice((*inactive, "throttled") if account.state == "active" else ("active",))
-        self.say("account", account.did, account.state)
+        account.untold = not account.active and self.rng.random() < self.profile.loss
+        self.say("account", account.did, account.state, "untold" if account.untold else "")
+        if account.untold:
+            self.fired["lost account event"] += 1
+        else:
+            self.tell(account)
+
+    def tell(self, account: Account) -> None:
+        account.untold = False
         event = self.network.account_event(account, 0, account.state)
         self.send(lambda seq: _with_seq(event, seq))
 
@@ -576,6 +585,7 @@ class Schedule:
     def replay(self, topic: str, begin: int) -> None:
         log = self.backfill if topic == "firehose_backfill" else self.live
         before = self.facts_of_sync()
+        rows = {did: dict(row.records) for did, row in self.tables.rows.items()}
         queues: dict[str, list[Any]] = defaultdict(list)
         for offset in range(begin, self.tables.offsets[topic]):
             queues[log[offset].did].append(self.kernel.settle.Placed(offset, log[offset]))
@@ -587,6 +597,9 @@ class Schedule:
         self.say("replay", topic, "from", begin)
         self.tables.index(queues, {})
         after = self.facts_of_sync()
+        for did, records in rows.items():
+            if did in queues and self.tables.rows[did].records != records:
+                self.fail(f"a replay of {topic} from {begin} changed rows of {did}: {self.show(did)}")
         for did, facts in before.items():
             if did in queues and after.get(did) != facts:
                 self.fail(f"a replay of {topic} from {begin} changed {did}: {facts} -> {after.get(did)}")
@@ -674,6 +687,9 @@ class Schedule:
     def settle_down(self) -> None:
         self.calm = True
         self.say("--- no more faults")
+        for account in self.network.accounts.values():
+            if account.untold:
+                self.tell(account)
         for number in range(len(self.pipes)):
             self.seqs[number] += 1
         worker = IndexWorker(dict(self.tables.offsets))

@@ -41,6 +41,7 @@ class Account:
     signed: set[tuple[str, str]]
     state: str = "active"  # or throttled, deactivated, takendown, deleted
     forged: bool = False  # somebody told of a rev that never was
+    untold: bool = False  # inactive, and the event that said so got lost
     went_back: bool = False  # its PDS was restored from a backup
 
     @property

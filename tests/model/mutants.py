@@ -6,7 +6,7 @@ error, so that a mutant follows the code that it breaks. The real modules stay a
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,11 +24,10 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One broken rule. `redundant`: why the model may live with it (then it has to survive)."""
+    """One broken rule, by the edits that break it."""
 
     name: str
     edits: tuple[Edit, ...]
-    redundant: str = ""
 
 
 def gate(name: str, old: str, new: str) -> Mutant:
@@ -73,12 +72,12 @@ def _edited(source: str, name: str, edits: Sequence[Edit]) -> str:
     return source
 
 
-def killed_by(mutant: Mutant, schedules: int) -> str | None:
-    """The first violation within so many schedules; None: it survived."""
+def killed_by(mutant: Mutant, schedules: int, focus: Mapping[str, float] | None = None) -> str | None:
+    """The first violation within so many schedules; None: it survived. `focus`: which faults to try it with."""
     model = load(mutant.edits)
     for seed in range(schedules):
         try:
-            model.run(seed)
+            model.run(seed, focus=focus)
         except model.Violation as violation:
             return str(violation)
     return None

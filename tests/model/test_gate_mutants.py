@@ -1,9 +1,15 @@
-"""Breaking any one rule of the gate makes the model fail (issue 2): each mutant must be caught by some schedule."""
+"""Breaking any one rule of the gate makes the model fail (issue 2): each mutant must be caught by some schedule.
+
+Two conditions are not alone in what they prevent, so breaking one of them changes nothing that a user could see:
+- a claim's `phase = 'pending'`: whatever leaves `pending` either counts the attempt up or makes the repo inactive;
+- a worker's check of a snapshot's rev, and the index's two: only without any of them a stale snapshot gets in (likewise
+  the index's check of a create's phase and of its rev). They are broken together here.
+"""
 
 import pytest
 from mutants import Edit, Mutant, gate, killed_by, settle, tables
 
-SCHEDULES = 12_000
+SCHEDULES = 4000
 
 NO_WORKER_CHECK = Edit("gate_model", "if commit.rev < job.min_rev:", "if False:")
 CREATE_CHECK = Edit("steps.gate", "if rev < opened.min_rev:", "if False:")
@@ -113,10 +119,16 @@ MUTANTS = [
         "if attempt != opened.attempt or opened.phase != Phase.BACKFILL:",
         "if opened.phase != Phase.BACKFILL:",
     ),
-    gate(
-        "a create of a closed attempt is written",
-        "if attempt != opened.attempt or opened.phase != Phase.BACKFILL:",
-        "if attempt != opened.attempt:",
+    Mutant(
+        "a create of a closed attempt is written, whatever its rev",  # each alone is enough to keep old rows out
+        (
+            CREATE_CHECK,
+            Edit(
+                "steps.gate",
+                "if attempt != opened.attempt or opened.phase != Phase.BACKFILL:",
+                "if attempt != opened.attempt:",
+            ),
+        ),
     ),
     Mutant("nobody compares the creates' rev with min_rev", (NO_WORKER_CHECK, CREATE_CHECK, OUTCOME_CHECK)),
     # outcomes
@@ -198,7 +210,9 @@ MUTANTS = [
         '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Step(ended, (DropHeld(),) if repo.phase == Phase.BACKFILL else ())',
         "    return Step(hidden)",
     ),
-    gate("a deletion is not confirmed", '    if event.status == "deleted":\n        if', "    if False:\n        if"),
+    gate(
+        "a deletion is not confirmed", "    if event.status in _LEFT_BEHIND:\n        if", "    if False:\n        if"
+    ),
     gate("reactivation is forgotten", "    if not reopened:\n", "    if True:\n"),
     gate(
         "an inactive repo waits for another reason",
@@ -237,11 +251,6 @@ MUTANTS = [
         "a claim takes another attempt's message",
         "if row is None or row.repo.attempt != attempt or row.repo.phase",
         "if row is None or row.repo.phase",
-    ),
-    tables(
-        "a claim takes any phase",
-        ' or row.repo.phase != "pending":\n                continue\n            if not',
-        ":\n                continue\n            if not",
     ),
     tables("a claim does not count up", "attempt=attempt + 1, held=0", "attempt=attempt, held=0"),
     tables(
@@ -285,7 +294,34 @@ MUTANTS = [
 ]
 
 
+UNDISTURBED = {"loss": 0.0, "again": 0, "rewrite": 0, "forge": 0, "go_back": 0, "odd_commit": 0, "truncate": 0}
+FOCUS: dict[str, dict[str, float]] = {
+    "a lost event is not heard": {"loss": 0.4, "leap": 3, "listing": 5, "stale": 0.5},
+    "ten minutes of stale snapshots are not counted anew": {"forge": 3, "leap": 3, "unwell": 0.3},
+    "equal rev with other data is a duplicate": {"rewrite": 4},
+    "legacy events fit always": {"loss": 0.3},
+    "a missing block is no desync": {"odd_commit": 4},
+    "#sync with other data advances": {"odd_commit": 4},
+    "#sync with equal data is dropped": {"sync": 4},
+    "nobody compares the creates' rev with min_rev": {"stale": 0.6, "loss": 0.0},
+    "an outcome of an older attempt is accepted": {"crash_worker": 3, "stop_worker": 3, "leap": 2},
+    "rows are not counted": {"truncate": 3},
+    "an empty snapshot is no first attempt": {"empty": 1.0, "loss": 0.3},
+    "an attempt whose outcome was passed stays open": {"truncate": 4},
+    "held events are drained backwards": UNDISTURBED,
+    "an unavailable outcome ignores the ratchet": {"account": 6, "loss": 0.5, "write": 2},
+    "reactivation is forgotten": {"account": 4},
+    "a create of any attempt is written": {"stop_worker": 4, "claim": 9, "fetch": 9, "control": 9, "repos": 1},
+    "the ratchet is lowered by an outcome": {"account": 5, "again": 5},
+    "retry takes another attempt's claim": {"leap": 3, "unwell": 0.4},
+    "an old outcome's offset is stored": {"leap": 3, "stop_worker": 2},
+    "held events are drained without re-reading the phase": {"loss": 0.3, "write": 12},
+    "an opened attempt keeps rev": {"go_back": 3, "leap": 2},
+}
+"""Mutants that need rare faults meet them oftener."""
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_broken_rule_is_caught(mutant: Mutant) -> None:
     """G1, G2, G4, P1, P3, C1, C2, C4: the rule is needed, and the model sees it."""
-    assert killed_by(mutant, SCHEDULES), f"no schedule of {SCHEDULES} caught: {mutant.name}"
+    assert killed_by(mutant, SCHEDULES, FOCUS.get(mutant.name)), f"no schedule of {SCHEDULES} caught: {mutant.name}"
