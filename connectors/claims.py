@@ -32,6 +32,7 @@ from connectors.resolver import Resolver
 from connectors.spool import SpoolBudget
 from connectors.work import Verdict, Work
 from schemas import wire
+from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.syntax import is_did
 
@@ -228,7 +229,7 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
         letters: list[Out] = []
         positions: Positions = {}
         for message, resync in messages:
-            task = _task(message)
+            task = _task(message, self._settings.topic_prefix)
             if isinstance(task, Out):
                 letters.append(task)
             else:
@@ -254,7 +255,7 @@ async def _wait(event: asyncio.Event) -> None:
         pass
 
 
-def _task(message: Message) -> wire.RepoTask | Out:
+def _task(message: Message, prefix: str) -> wire.RepoTask | Out:
     """The task of a message, or its dead letter: without its DID and attempt there is nothing to look for (C3)."""
     payload = message.value() or b""
     try:
@@ -265,5 +266,6 @@ def _task(message: Message) -> wire.RepoTask | Out:
     if task is not None and not error:
         return task
     metrics.DEAD_LETTERS.labels("backfill", "bad_task").inc()
+    topic = str(message.topic()).removeprefix(prefix)
     at = int(message.partition() or 0), int(message.offset() or 0)
-    return dead_letter(str(message.topic()), "bad_task", error, payload, at=at)
+    return dead_letter(topic, DeadReason.BAD_TASK, error, payload, at=at)

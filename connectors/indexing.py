@@ -7,10 +7,10 @@ commit, for lag tools. One `Batch` is one poll; the flow decodes it, puts it thr
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import psycopg
@@ -25,6 +25,7 @@ from connectors.log import GroupConsumer, LogProducer, Out, Part, dead_letter, w
 from connectors.process import STOP, Health
 from connectors.tables import Tables, Unit
 from schemas import wire
+from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.gate import Repo, Rules
 from steps.settle import Placed, settle
@@ -121,8 +122,15 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
                 decoded.newest_time = max(decoded.newest_time, event.time)
         except msgspec.MsgspecError as err:
             at = (message.partition() or 0, message.offset() or 0)
-            decoded.letters.append(dead_letter(topic, "undecodable", str(err), value, at=at))
+            decoded.letters.append(dead_letter(topic, DeadReason.UNDECODABLE, str(err), value, at=at))
     return decoded
+
+
+class Letters(Protocol):
+    """Where dead letters go."""
+
+    def send(self, messages: Sequence[Out]) -> object:
+        """Write all of them, or raise."""
 
 
 class Gate:
@@ -167,7 +175,7 @@ class IndexSink(DynamicSink[Decoded]):
 class IndexWriter(StatelessSinkPartition[Decoded]):
     """One transaction a batch; a poisonous message is found by halving and becomes a dead letter."""
 
-    def __init__(self, settings: Settings, tables: Tables, gate: Gate, producer: LogProducer) -> None:
+    def __init__(self, settings: Settings, tables: Tables, gate: Gate, producer: Letters) -> None:
         self._prefix = settings.topic_prefix
         self._tables = tables
         self._gate = gate
@@ -215,7 +223,9 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             topic = (message.topic() or "").removeprefix(self._prefix)
             metrics.RECORDS_FAILED.inc()
             metrics.DEAD_LETTERS.labels("index", "refused_by_database").inc()
-            self._producer.send([dead_letter(topic, "refused_by_database", str(error), message.value() or b"", at=at)])
+            self._producer.send(
+                [dead_letter(topic, DeadReason.REFUSED_BY_DATABASE, str(error), message.value() or b"", at=at)]
+            )
             self._with_retries(lambda: self._transaction(Decoded(decoded.batch)))
             return
         middle = len(messages) // 2

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from connectors import metrics
 from schemas import wire
+from schemas.reasons import DeadReason
 from schemas.settings import Settings
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -78,12 +79,18 @@ def now_text() -> str:
 
 
 def dead_letter(
-    topic: str, reason: str, error: str, payload: bytes, *, did: str | None = None, at: tuple[int, int] | None = None
+    topic: str,
+    reason: DeadReason,
+    error: str,
+    payload: bytes,
+    *,
+    did: str | None = None,
+    at: tuple[int, int] | None = None,
 ) -> Out:
     """A dead letter: the payload up to 256 KiB, and its hash and size. `at` is (partition, offset) of its origin."""
     letter = wire.DeadLetter(
         topic=topic,
-        reason=reason,
+        reason=reason.value,
         error=error[:2000],
         time=now_text(),
         did=did,

@@ -45,11 +45,14 @@ class PositionAheadOfLog(Exception):
 
 
 class Tables:
-    """The index's connection to PostgreSQL. Connects on first use, and again after a lost connection."""
+    """The index's connection to PostgreSQL. Connects on first use, and again after a lost connection.
 
-    def __init__(self, settings: Settings, cluster: str) -> None:
+    `group`: whose offsets are moved; a replay has its own.
+    """
+
+    def __init__(self, settings: Settings, cluster: str, group: str = "index") -> None:
         self._settings = settings
-        self._scope = {"cluster": cluster, "group": settings.group("index")}
+        self._scope = {"cluster": cluster, "group": settings.group(group)}
         self._db: Connection | None = None
 
     def connection(self) -> Connection:
@@ -66,6 +69,11 @@ class Tables:
         db = self.connection()
         with db.transaction():
             yield Unit(db, self._scope)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._db is not None:
+            self._db.close()
 
     def starts(self, marks: Mapping[Part, tuple[int, int]]) -> dict[Part, int]:
         """Where to read each partition, given (log start, log end). Raises PositionAheadOfLog."""

@@ -15,6 +15,7 @@ from connectors import metrics
 from connectors.log import LogProducer, LogUnavailable
 from connectors.process import STOP, Health
 from connectors.repos import RepoStore
+from control.dead_letters import LetterIndex
 from control.errors import one_line
 from control.positions import Positions, Standing
 from control.scheduler import Leader, Scheduler, Step
@@ -53,11 +54,13 @@ def _work(settings: Settings, health: Health) -> None:
     positions = Positions(settings)
     scheduler = Scheduler(settings, store, LogProducer(settings), positions)
     leader = Leader(settings)
+    letters = LetterIndex(settings)
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS
     while not STOP.is_set():
         try:
             leads = leader.leads()
             step = scheduler.step() if leads else Step()
+            letters.step(store.connection())
             if time.monotonic() >= lag_at:
                 export_lag(positions.standings(store.connection()))
                 lag_at = time.monotonic() + LAG_SECONDS
@@ -70,6 +73,7 @@ def _work(settings: Settings, health: Health) -> None:
         _report(health, step, leads=leads)
         if step.queued < settings.queue_batch:
             STOP.wait(settings.control_interval_seconds)
+    letters.close()
     leader.close()
     store.close()
 

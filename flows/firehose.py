@@ -18,6 +18,7 @@ from connectors.log import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.relay import firehose_source
 from connectors.stream import Frame
+from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.dedup import Remembered
@@ -101,6 +102,11 @@ def verify_all(batch: list[Received]) -> list[Received]:
     ]
 
 
+def again(frame: Frame) -> list[Out]:
+    """A frame of a dead letter through the steps of today, without cursor and dedup."""
+    return encode_all(verify_all(decoded([frame])))
+
+
 def deduplicator(remembered: Remembered) -> Step:
     """The `dedup` step: the first relay that brings an event wins. What was refused is kept: it proves nothing."""
 
@@ -169,8 +175,10 @@ def _note_times(batch: list[Received], latest: str) -> None:
 
 
 def _dead(one: Received, reason: str, error: str, did: str | None) -> Out:
-    metrics.DEAD_LETTERS.labels(FLOW, reason).inc()
-    return dead_letter(f"{FLOW} {one.frame.upstream}", reason, error, one.frame.data, did=did)
+    code = DeadReason.of(reason)
+    metrics.DEAD_LETTERS.labels(FLOW, code.value).inc()
+    error = error if code == reason else f"{reason}: {error}"
+    return dead_letter(f"{FLOW} {one.frame.upstream}", code, error, one.frame.data, did=did)
 
 
 def _note_info(cursors: Cursors, relay: str, message: Info | StreamError) -> None:

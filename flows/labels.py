@@ -17,6 +17,7 @@ from connectors.labeler import label_source
 from connectors.log import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.stream import Frame
+from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import Info, Labels, Message, Rejected, StreamError, Unknown, decode
@@ -93,6 +94,11 @@ def follower(cursors: Cursors) -> Step:
     return follow
 
 
+def again(frame: Frame) -> list[Out]:
+    """A frame of a dead letter through the steps of today, without cursor."""
+    return encode_all(decoded([frame]))
+
+
 def encode_all(batch: list[Received]) -> list[Out]:
     """Labels → messages; what is none → dead letters."""
     out: list[Out] = []
@@ -122,5 +128,7 @@ def _note_times(batch: list[Received]) -> None:
 
 
 def _dead(one: Received, reason: str, error: str) -> Out:
-    metrics.DEAD_LETTERS.labels(FLOW, reason).inc()
-    return dead_letter(f"{FLOW} {one.frame.upstream}", reason, error, one.frame.data)
+    code = DeadReason.of(reason)
+    metrics.DEAD_LETTERS.labels(FLOW, code.value).inc()
+    error = error if code == reason else f"{reason}: {error}"
+    return dead_letter(f"{FLOW} {one.frame.upstream}", code, error, one.frame.data)

@@ -30,6 +30,7 @@ class Rules:
     desync_quiet_seconds: float = 3600.0  # without a desync for this long, the next one is answered at once again
     retry_first_seconds: float = 5.0
     retry_max_seconds: float = 3600.0
+    replayed: bool = False  # the events were settled before, so none of them is news: nothing is held, heard or fetched
 
 
 RULES = Rules()
@@ -65,6 +66,7 @@ class Reason(StrEnum):
     DELETION = "deletion"
     DELETED = "deleted"
     SYNCED = "synced"
+    SETTLED_BEFORE = "settled_before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,8 @@ def unknown(did: str) -> Repo:
 
 def on_live(repo: Repo, event: Streamed, rules: Rules = RULES) -> Step:
     """A commit or #sync from the firehose, in any phase."""
+    if rules.replayed and repo.phase != Phase.SYNC:
+        return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
     match repo.phase:
         case Phase.SYNC:
             return _in_sync(repo, event, rules)
@@ -321,6 +325,8 @@ def _opened(repo: Repo, attempt: int) -> Repo:
 
 def _desync(repo: Repo, event: Streamed, rules: Rules) -> Step:
     """The chain does not fit: fetch again. The back-off survives success, or one PDS could buy a getRepo per event."""
+    if rules.replayed:
+        return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
     quiet = repo.desync_age is None or repo.desync_age > rules.desync_quiet_seconds
     desyncs = 1 if quiet else repo.desyncs + 1
     delay = 0.0 if desyncs == 1 else _delay(desyncs - 1, repo, rules)

@@ -1,0 +1,285 @@
+"""Dead letters: the topic's index in `sluice.dead_letter`, and what an operator does with them.
+
+`LetterIndex.step()` keeps the index up (in control). `DeadLetters` shows a letter with its payload (read from the topic),
+retries it, which runs the code of today over the payload by its origin, or dismisses it. A retry that ends as a dead letter
+again leaves the letter open, with today's error.
+
+    firehose URL, labels URL                       the frame through decode, verify and encode, into its topic
+    firehose_backfill, firehose_live, label_live   the message through the gate
+    repo_backfill, repo_resync                     the task is sent again: the claim is the guard
+"""
+
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import psycopg
+from confluent_kafka import Consumer, Message, TopicPartition
+from psycopg.rows import dict_row
+
+from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
+from connectors.log import GroupConsumer, LogProducer, Out, cluster_id, watermarks
+from connectors.stream import Frame
+from connectors.tables import Tables
+from control.errors import OperatorError
+from control.scheduler import TASK_TOPICS
+from flows import firehose, labels
+from schemas import wire
+from schemas.reasons import HELP, DeadReason
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.gate import Rules
+from steps.syntax import is_did
+
+SQL = queries("dead_letter")
+GROUP = "dead-letters"
+TOPIC = "dead_letter"
+STATES = ("open", "retried", "dismissed")
+STEP_LETTERS = 1000
+READ_SECONDS = 15.0
+PAGE = 200
+
+Place = tuple[int, int]
+"""(partition, offset) of a letter in its topic."""
+
+
+def index_letters(db: psycopg.Connection[Any], messages: Iterable[Message]) -> int:
+    """Letters → rows; how many are none. A letter that is there keeps its state."""
+    rows: list[tuple[int, int, str, str | None, str, str, str]] = []
+    bad = 0
+    for message in messages:
+        try:
+            letter = wire.decode_dead_letter(message.value() or b"")
+            datetime.fromisoformat(letter.time)
+        except (msgspec.DecodeError, ValueError):
+            bad += 1
+            continue
+        place = (message.partition() or 0, message.offset() or 0)
+        rows.append((*place, letter.topic, letter.did, letter.reason, letter.error, letter.time))
+    if rows:
+        names = ("parts", "offsets", "topics", "dids", "reasons", "errors", "times")
+        values = zip(*(tuple(map(_storable, row)) for row in rows), strict=True)
+        db.execute(SQL["add"], {name: list(column) for name, column in zip(names, values, strict=True)})
+    return bad
+
+
+class LetterIndex:
+    """Follows the topic. Rows first, then the group's offsets: a crash between them reads again what is there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._consumer = GroupConsumer(settings, GROUP, [TOPIC])
+
+    def step(self, db: psycopg.Connection[Any]) -> int:
+        """Index what has come; never waits long. Raises LogUnavailable, psycopg.OperationalError."""
+        messages = self._consumer.poll(STEP_LETTERS, 0.0)
+        if messages:
+            index_letters(db, messages)
+            ends: dict[tuple[str, int], int] = {}
+            for message in messages:
+                ends[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
+            self._consumer.commit(ends)
+        return len(messages)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What became of a retry: "retried", or "open" and why."""
+
+    place: Place
+    state: str
+    why: str = ""
+
+
+class DeadLetters:
+    """What an operator does with dead letters. Connects on first use; used in one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer = LogProducer(settings)
+        self._tables: Tables | None = None
+        self._db: psycopg.Connection[dict[str, Any]] | None = None
+
+    def show(self, place: Place) -> dict[str, Any]:
+        """The letter's row, its help line, and the letter itself as the topic has it (None: retention removed it)."""
+        row = self._row(place)
+        letter = self._letter(place)
+        whole = None if letter is None else msgspec.json.decode(wire.encode(letter))
+        return {**row, "help": HELP[DeadReason.of(row["reason"])], "letter": whole}
+
+    def open_places(self, reason: str | None = None, topic: str | None = None) -> Iterator[Place]:
+        """Places of all open letters (of a reason; of an origin: its first word)."""
+        after: Place = (-1, -1)
+        while True:
+            values = {"part": after[0], "offset": after[1], "reason": reason, "topic": topic, "limit": PAGE}
+            rows = self._connection().execute(SQL["open_ones"], values).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                after = (row["part"], row["log_offset"])
+                yield after
+
+    def retry(self, place: Place) -> Retried:
+        """Run the code of today over the payload. Raises OperatorError for a letter that is not there or not open."""
+        row = self._row(place)
+        if row["state"] != "open":
+            raise OperatorError(f"dead letter {place[0]}:{place[1]} is {row['state']} already")
+        letter = self._letter(place)
+        if letter is None:
+            return Retried(place, "open", "retention has removed its payload; dismiss it")
+        payload = b64decode((letter.payload or "") + "=" * (-len(letter.payload or "") % 4))
+        if letter.payload_size > len(payload):
+            return Retried(
+                place, "open", f"cannot be retried: only {len(payload)} of {letter.payload_size} bytes are kept"
+            )
+        why = self._again(letter, payload)
+        values = {"part": place[0], "offset": place[1]}
+        if why is not None:
+            self._connection().execute(SQL["note"], {**values, "error": _storable(why[:2000])})
+            return Retried(place, "open", why)
+        self._connection().execute(SQL["settle"], {**values, "state": "retried"})
+        return Retried(place, "retried")
+
+    def dismiss(self, place: Place) -> bool:
+        """Put it aside; False where it is not open."""
+        values = {"part": place[0], "offset": place[1], "state": "dismissed"}
+        return self._connection().execute(SQL["settle"], values).rowcount == 1
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._db is not None:
+            self._db.close()
+        if self._tables is not None:
+            self._tables.close()
+
+    def _again(self, letter: wire.DeadLetter, payload: bytes) -> str | None:
+        """None where it went well, else why it did not."""
+        origin, _, upstream = letter.topic.partition(" ")
+        if upstream and origin in (firehose.FLOW, labels.FLOW):
+            flow = firehose if origin == firehose.FLOW else labels
+            return self._send(flow.again(Frame(upstream, payload)))
+        if origin in TOPICS:
+            return self._settle(letter, payload)
+        if origin in TASK_TOPICS:
+            return self._send_task(origin, payload)
+        return f"nothing is known of letters from {letter.topic[:100]!r}"
+
+    def _send(self, out: Sequence[Out]) -> str | None:
+        """Messages that the steps made of a frame; letters among them are why it stays open."""
+        letters = [wire.decode_dead_letter(one.value) for one in out if one.topic == TOPIC]
+        good = [one for one in out if one.topic != TOPIC]
+        if good:
+            self._producer.send(good)
+        if letters:
+            return "; ".join(f"{letter.reason}: {letter.error}" for letter in letters[:3])
+        return None if good else "the frame says nothing"
+
+    def _settle(self, letter: wire.DeadLetter, payload: bytes) -> str | None:
+        """A message of the index through the gate, at its old place."""
+        message = _Stored(letter.topic, letter.partition or 0, letter.offset or 0, payload)
+        decoded: Decoded = decode(Batch([message], {}))  # type: ignore[list-item]  # what decode reads of a Message
+        if decoded.letters:
+            return wire.decode_dead_letter(decoded.letters[0].value).error
+        tables = self._tables = self._tables or Tables(self._settings, cluster_id(self._settings))
+        settings = self._settings
+        rules = Rules(settings.held_events_per_repo, settings.max_attempts)
+        try:
+            with tables.transaction() as unit:
+                if decoded.queues:
+                    Gate(tables, rules).settle(unit, decoded.queues)
+                unit.labels(decoded.labels)
+        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as err:
+            return " ".join(str(err).split())
+        return None
+
+    def _send_task(self, topic: str, payload: bytes) -> str | None:
+        try:
+            task = wire.decode_task(payload)
+        except msgspec.DecodeError as err:
+            return str(err)
+        if not is_did(task.did):
+            return f"not a DID: {task.did[:200]}"
+        self._producer.send([Out(topic, task.did, wire.encode(task))])
+        return None
+
+    def _row(self, place: Place) -> dict[str, Any]:
+        row = self._connection().execute(SQL["find"], {"part": place[0], "offset": place[1]}).fetchone()
+        if row is None:
+            raise OperatorError(
+                f"there is no dead letter {place[0]}:{place[1]}; `sluice dead-letters list --state all`"
+            )
+        return row
+
+    def _letter(self, place: Place) -> wire.DeadLetter | None:
+        """The letter as it stands in the topic; None where it is gone."""
+        low, high = watermarks(self._settings, TOPIC).get(place[0], (0, 0))
+        if not low <= place[1] < high:
+            return None
+        settings = self._settings
+        consumer = Consumer(
+            {
+                "bootstrap.servers": settings.bootstrap,
+                "group.id": settings.group("dead-letters-look"),
+                "enable.auto.commit": False,
+                "log_level": 0,
+            }
+        )
+        try:
+            consumer.assign([TopicPartition(settings.topic(TOPIC), *place)])
+            message = consumer.poll(READ_SECONDS)
+        finally:
+            consumer.close()
+        if message is None or message.error() is not None or message.offset() != place[1]:
+            return None
+        return wire.decode_dead_letter(message.value() or b"")
+
+    def _connection(self) -> psycopg.Connection[dict[str, Any]]:
+        if self._db is None or self._db.closed or self._db.broken:
+            self._db = psycopg.connect(
+                self._settings.database, autocommit=True, row_factory=dict_row, application_name="sluice dead letters"
+            )
+        return self._db
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What `decode` reads of a log's message."""
+
+    _topic: str
+    _partition: int
+    _offset: int
+    _value: bytes
+
+    def topic(self) -> str:
+        return self._topic
+
+    def partition(self) -> int:
+        return self._partition
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes:
+        return self._value
+
+
+def places(values: Sequence[str]) -> list[Place]:
+    """`PARTITION:OFFSET` texts. Raises OperatorError."""
+    found: list[Place] = []
+    for value in values:
+        part, colon, offset = value.partition(":")
+        if not colon or not part.isdecimal() or not offset.isdecimal():
+            raise OperatorError(f"{value}: write PARTITION:OFFSET, as `sluice dead-letters list` shows it")
+        found.append((int(part), int(offset)))
+    return found
+
+
+def _storable(value: Any) -> Any:
+    """PostgreSQL's text takes no NUL."""
+    return value.replace("\0", "\\0") if isinstance(value, str) else value

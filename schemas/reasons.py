@@ -1,0 +1,74 @@
+"""Why something became a dead letter: the codes, each with a line of help. What is refused has its code here (a test holds it)."""
+
+from enum import StrEnum
+
+
+class DeadReason(StrEnum):
+    """Code of a dead letter."""
+
+    # shapes
+    UNDECODABLE = "undecodable"
+    BAD_HEADER = "bad_header"
+    BAD_FIELD = "bad_field"
+    TOO_LARGE = "too_large"
+    BAD_TASK = "bad_task"
+    REFUSED_BY_DATABASE = "refused_by_database"
+    # commits
+    BAD_CAR = "bad_car"
+    ROOT_IS_NOT_COMMIT = "root_is_not_commit"
+    NO_COMMIT_BLOCK = "no_commit_block"
+    BAD_COMMIT = "bad_commit"
+    WRONG_DID = "wrong_did"
+    WRONG_REV = "wrong_rev"
+    FUTURE_REV = "future_rev"
+    BAD_OPS = "bad_ops"
+    OPS_UNKNOWN = "ops_unknown"
+    # labels
+    NOT_A_MAP = "not_a_map"
+    BAD_VERSION = "bad_version"
+    BAD_SRC = "bad_src"
+    BAD_URI = "bad_uri"
+    BAD_VAL = "bad_val"
+    BAD_CTS = "bad_cts"
+    BAD_EXP = "bad_exp"
+    BAD_CID = "bad_cid"
+    BAD_NEG = "bad_neg"
+    BAD_SIG = "bad_sig"
+    UNLISTED = "unlisted"
+
+    @classmethod
+    def of(cls, code: str) -> "DeadReason":
+        """The reason with this code. One that is not listed must not stop a flow; the letter's error still names it."""
+        return _BY_CODE.get(code, cls.UNLISTED)
+
+
+HELP: dict[DeadReason, str] = {
+    DeadReason.UNDECODABLE: "the bytes are no DAG-CBOR frame, or no JSON message of this topic",
+    DeadReason.BAD_HEADER: "the frame is not a header and a body",
+    DeadReason.BAD_FIELD: "a field that its type must have is missing, or of a wrong type",
+    DeadReason.TOO_LARGE: "larger than the protocol allows, or than the log takes",
+    DeadReason.BAD_TASK: "a message that names no repo and attempt: nothing to claim",
+    DeadReason.REFUSED_BY_DATABASE: "PostgreSQL refuses the values of this message",
+    DeadReason.BAD_CAR: "the commit's blocks are no CAR, or a block does not hash to its CID",
+    DeadReason.ROOT_IS_NOT_COMMIT: "the CAR's root is not the commit that the event names",
+    DeadReason.NO_COMMIT_BLOCK: "the commit's own block is not in the CAR",
+    DeadReason.BAD_COMMIT: "the commit block is no commit of version 3",
+    DeadReason.WRONG_DID: "the commit belongs to another account than the event says",
+    DeadReason.WRONG_REV: "the commit has another rev than the event says",
+    DeadReason.FUTURE_REV: "the rev is more than five minutes ahead: it would freeze the repo",
+    DeadReason.BAD_OPS: "the operations are no list of creates, updates and deletes",
+    DeadReason.OPS_UNKNOWN: "the operations cannot be known from this event; the repo is fetched again instead",
+    DeadReason.NOT_A_MAP: "the label is no map",
+    DeadReason.BAD_VERSION: "the label has another version than 1",
+    DeadReason.BAD_SRC: "the label's source is no DID, or not the labeler that sent it",
+    DeadReason.BAD_URI: "the label's subject is neither a DID nor the AT-URI of a record",
+    DeadReason.BAD_VAL: "the label's value is missing, too long, or holds a NUL",
+    DeadReason.BAD_CTS: "the label's creation time is none",
+    DeadReason.BAD_EXP: "the label's expiry time is none",
+    DeadReason.BAD_CID: "the label's cid is none",
+    DeadReason.BAD_NEG: "the label's negation is neither true nor false",
+    DeadReason.BAD_SIG: "the label's signature is none",
+    DeadReason.UNLISTED: "a refusal whose code this release does not list: see the error",
+}
+
+_BY_CODE: dict[str, DeadReason] = {reason.value: reason for reason in DeadReason}

@@ -1,0 +1,30 @@
+-- Statements on sluice.dead_letter, the index of the topic; run by control/dead_letters.py. The payload stays in the topic.
+
+-- name: add
+-- Read again it is the same letter, and keeps its state; another letter at its place means another log.
+insert into sluice.dead_letter as d (part, log_offset, topic, did, reason, error, noticed_at)
+select * from unnest(%(parts)s::integer[], %(offsets)s::bigint[], %(topics)s::text[], %(dids)s::text[], %(reasons)s::text[],
+                     %(errors)s::text[], %(times)s::timestamptz[])
+on conflict (part, log_offset) do update
+set topic = excluded.topic, did = excluded.did, reason = excluded.reason, error = excluded.error,
+    noticed_at = excluded.noticed_at, state = 'open', settled_at = null
+where (d.topic, d.reason, d.noticed_at) is distinct from (excluded.topic, excluded.reason, excluded.noticed_at)
+
+-- name: find
+select part, log_offset, topic, did, reason, error, state, noticed_at, settled_at
+from sluice.dead_letter where part = %(part)s and log_offset = %(offset)s
+
+-- name: open_ones
+-- Keyset, oldest place first.
+select part, log_offset from sluice.dead_letter
+where state = 'open' and (part, log_offset) > (%(part)s, %(offset)s)
+      and (%(reason)s::text is null or reason = %(reason)s) and (%(topic)s::text is null or split_part(topic, ' ', 1) = %(topic)s)
+order by part, log_offset limit %(limit)s
+
+-- name: settle
+update sluice.dead_letter set state = %(state)s, settled_at = now()
+where part = %(part)s and log_offset = %(offset)s and state = 'open'
+
+-- name: note
+-- A retry that did not help: what it says today.
+update sluice.dead_letter set error = %(error)s where part = %(part)s and log_offset = %(offset)s and state = 'open'
