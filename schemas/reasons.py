@@ -23,6 +23,19 @@ class DeadReason(StrEnum):
     FUTURE_REV = "future_rev"
     BAD_OPS = "bad_ops"
     OPS_UNKNOWN = "ops_unknown"
+    BAD_SIGNATURE = "bad_signature"
+    NO_KEY = "no_key"
+    WRONG_PREV_DATA = "wrong_prev_data"
+    OP_NOT_IN_TREE = "op_not_in_tree"
+    BAD_TREE = "bad_tree"
+    SYNC_TOO_LARGE = "sync_too_large"
+    TOO_BIG = "too_big"
+    BLOCKS_TOO_LARGE = "blocks_too_large"
+    TOO_MANY_OPS = "too_many_ops"
+    DUPLICATE_PATH = "duplicate_path"
+    MISSING_PROOF = "missing_proof"
+    NO_PREV = "no_prev"
+    MESSAGE_TOO_LARGE = "message_too_large"
     # labels
     NOT_A_MAP = "not_a_map"
     BAD_VERSION = "bad_version"
@@ -58,6 +71,19 @@ HELP: dict[DeadReason, str] = {
     DeadReason.FUTURE_REV: "the rev is more than five minutes ahead: it would freeze the repo",
     DeadReason.BAD_OPS: "the operations are no list of creates, updates and deletes",
     DeadReason.OPS_UNKNOWN: "the operations cannot be known from this event; the repo is fetched again instead",
+    DeadReason.BAD_SIGNATURE: "the account's key did not sign this commit, or the labeler's this label",
+    DeadReason.NO_KEY: "the DID document names no usable signing key",
+    DeadReason.WRONG_PREV_DATA: "the operations do not lead from the tree before to the tree that was signed",
+    DeadReason.OP_NOT_IN_TREE: "an operation names another record than the signed tree holds",
+    DeadReason.BAD_TREE: "the tree's nodes in the event are malformed",
+    DeadReason.SYNC_TOO_LARGE: "a #sync with more blocks than the protocol allows",
+    DeadReason.TOO_BIG: "the event says that it is too big to carry its operations; the repo is fetched again",
+    DeadReason.BLOCKS_TOO_LARGE: "more bytes of blocks than the protocol allows; the repo is fetched again",
+    DeadReason.TOO_MANY_OPS: "more operations than the protocol allows; the repo is fetched again",
+    DeadReason.DUPLICATE_PATH: "two operations on one path; the repo is fetched again",
+    DeadReason.MISSING_PROOF: "the event lacks blocks that would prove its operations; the repo is fetched again",
+    DeadReason.NO_PREV: "an update or delete does not name what it replaces; the repo is fetched again",
+    DeadReason.MESSAGE_TOO_LARGE: "the event's message is larger than the log takes; the repo is fetched again",
     DeadReason.NOT_A_MAP: "the label is no map",
     DeadReason.BAD_VERSION: "the label has another version than 1",
     DeadReason.BAD_SRC: "the label's source is no DID, or not the labeler that sent it",

@@ -1,0 +1,170 @@
+"""Dead letters on a real log and database: indexed once, shown, retried with the code of today, dismissed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cbrrr
+import psycopg
+import pytest
+from flow_process import create_topics, read_topic, wait_until
+
+from connectors.log import LogProducer, Out, dead_letter
+from control.dead_letters import DeadLetters, LetterIndex, index_letters
+from control.errors import OperatorError
+from schemas import wire
+from schemas.reasons import HELP, DeadReason
+from schemas.settings import Settings, load
+from steps.frames import FrameReason
+from steps.labels import LabelReason
+from steps.verify_commit import VerifyReason
+
+DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
+TIME = "2026-01-01T00:00:00.000Z"
+URL = "https://relay.test"
+
+
+@dataclass
+class Desk:
+    settings: Settings
+    letters: DeadLetters
+    index: LetterIndex
+    db: psycopg.Connection[tuple]
+
+    def put(self, *letters: Out) -> list[tuple[int, int]]:
+        """Write letters, index them; their places in the order of writing."""
+        known = self.count()
+        sent = LogProducer(self.settings).send(letters, range(len(letters)))
+        wait_until(lambda: self.index.step(self.db) >= 0 and self.count() == known + len(letters))
+        return [(sent[at].partition, sent[at].offset) for at in range(len(letters))]
+
+    def count(self) -> int:
+        return self.db.execute("select count(*) from sluice.dead_letter").fetchone()[0]
+
+    def state(self, place: tuple[int, int]) -> str:
+        return self.letters.show(place)["state"]
+
+    def sent(self, topic: str) -> list[bytes]:
+        return [message.value() for message in read_topic(self.settings.bootstrap, self.settings.topic(topic))]
+
+
+@pytest.fixture
+def desk(log: str, database: str) -> Iterator[Desk]:
+    prefix = f"t{secrets.token_hex(4)}-"
+    create_topics(log, prefix, 2)
+    settings = load(bootstrap=log, database=database, topic_prefix=prefix, allow_private_hosts=True)
+    with psycopg.connect(database, autocommit=True) as db:
+        one = Desk(settings, DeadLetters(settings), LetterIndex(settings), db)
+        yield one
+        one.index.close()
+        one.letters.close()
+
+
+def test_every_refusal_has_its_code_and_its_line_of_help() -> None:
+    """N4"""
+    codes = {reason.value for kind in (FrameReason, VerifyReason, LabelReason) for reason in kind}
+    assert codes <= {reason.value for reason in DeadReason}
+    assert set(HELP) == set(DeadReason)
+    assert DeadReason.of("what nobody knows") is DeadReason.UNLISTED
+
+
+def test_a_letter_is_indexed_once_and_keeps_its_state(desk: Desk) -> None:
+    """N4: whoever reads the topic again changes nothing."""
+    (place,) = desk.put(dead_letter("firehose_live", DeadReason.UNDECODABLE, "a NUL: \0", b"{", did=DID))
+    assert desk.letters.dismiss(place)
+    assert not desk.letters.dismiss(place)
+    topic = desk.settings.topic("dead_letter")
+    assert index_letters(desk.db, read_topic(desk.settings.bootstrap, topic)) == 0
+    (other,) = desk.put(dead_letter("firehose_live", DeadReason.UNDECODABLE, "other", b"{", did=DID))
+    assert desk.count() == 2
+    assert (desk.state(place), desk.state(other)) == ("dismissed", "open")
+
+
+def test_a_message_of_the_index_is_settled_when_it_is_retried(desk: Desk) -> None:
+    """N4: as one that an older release could not decode."""
+    event = wire.AccountEvent(seq=1, time=TIME, did=DID, active=True)
+    good = dead_letter("firehose_live", DeadReason.UNDECODABLE, "an older release", wire.encode(event), at=(0, 7))
+    bad = dead_letter("firehose_live", DeadReason.UNDECODABLE, "not JSON", b"{", at=(0, 8))
+    first, second = desk.put(good, bad)
+    assert desk.letters.retry(first).state == "retried"
+    assert desk.db.execute("select did, phase from sluice.repo").fetchall() == [(DID, "pending")]
+    left = desk.letters.retry(second)
+    assert (left.state, bool(left.why)) == ("open", True)
+    assert (desk.state(first), desk.state(second)) == ("retried", "open")
+    assert desk.letters.show(second)["error"] == left.why
+    with pytest.raises(OperatorError, match="retried already"):
+        desk.letters.retry(first)
+    assert list(desk.letters.open_places()) == [second]
+
+
+def test_a_frame_goes_through_the_steps_of_today(desk: Desk) -> None:
+    """N4: from its bytes to its topic."""
+    header = cbrrr.encode_dag_cbor({"op": 1, "t": "#identity"})
+    body = cbrrr.encode_dag_cbor({"seq": 5, "did": DID, "time": TIME, "handle": "Alice.test"})
+    good = dead_letter(f"firehose {URL}", DeadReason.BAD_FIELD, "an older release", header + body)
+    bad = dead_letter(f"firehose {URL}", DeadReason.UNDECODABLE, "garbage", b"garbage")
+    label = dead_letter(f"labels {URL}", DeadReason.UNDECODABLE, "garbage", b"garbage")
+    first, second, third = desk.put(good, bad, label)
+    assert desk.letters.retry(first).state == "retried"
+    (event,) = map(wire.decode_live, desk.sent("firehose_live"))
+    assert (event.did, event.handle, event.relay) == (DID, "alice.test", URL)
+    for place in (second, third):
+        assert desk.letters.retry(place).why.startswith("undecodable: ")
+        assert desk.state(place) == "open"
+    assert list(desk.letters.open_places(topic="labels")) == [third]
+    assert desk.sent("dead_letter")[3:] == []  # a retry that fails is no new letter
+
+
+def test_a_task_is_sent_again_and_only_with_its_did(desk: Desk) -> None:
+    """C3, N4"""
+    task = wire.encode(wire.RepoTask(did=DID, attempt=0, reason="listed"))
+    first, second = desk.put(
+        dead_letter("repo_resync", DeadReason.BAD_TASK, "", task),
+        dead_letter("repo_backfill", DeadReason.BAD_TASK, "", b"{}"),
+    )
+    assert desk.letters.retry(first).state == "retried"
+    assert desk.sent("repo_resync") == [task]
+    assert desk.letters.retry(second).state == "open"
+
+
+def test_a_payload_that_was_cut_cannot_be_retried(desk: Desk) -> None:
+    """N4"""
+    (place,) = desk.put(dead_letter("firehose_live", DeadReason.UNDECODABLE, "", b"x" * 300_000))
+    left = desk.letters.retry(place)
+    assert (left.state, left.why) == ("open", "cannot be retried: only 262144 of 300000 bytes are kept")
+    letter = desk.letters.show(place)["letter"]
+    assert len(b64decode(letter["payload"] + "==")) == 262144
+    assert letter["payload_size"] == 300_000
+
+
+def test_the_commands(desk: Desk) -> None:
+    """N4"""
+
+    def sluice(*arguments: str) -> subprocess.CompletedProcess[str]:
+        settings = desk.settings
+        environment = {
+            **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_BOOTSTRAP": settings.bootstrap,
+            "SLUICE_TOPIC_PREFIX": settings.topic_prefix,
+        }  # fmt: skip
+        command = [sys.executable, "-m", "control", "dead-letters", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    event = wire.encode(wire.AccountEvent(seq=1, time=TIME, did=DID, active=True))
+    first, second = desk.put(
+        dead_letter("firehose_live", DeadReason.UNDECODABLE, "e", event),
+        dead_letter("firehose_live", DeadReason.UNDECODABLE, "e", b"{"),
+    )
+    shown = json.loads(sluice("show", f"{first[0]}:{first[1]}").stdout)
+    assert (shown["help"], shown["state"]) == (HELP[DeadReason.UNDECODABLE], "open")
+    retried = sluice("retry", "--all")
+    assert (retried.returncode, len(retried.stdout.splitlines())) == (1, 2)
+    assert sluice("dismiss", f"{second[0]}:{second[1]}").stdout == "dismissed 1\n"
+    assert sluice("retry").returncode == 2
+    assert sluice("show", "7:0").returncode == 2
