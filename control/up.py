@@ -31,6 +31,7 @@ from control.settings_page import spell
 from control.status import Collector, Status
 from control.supervisor import Command, Supervisor
 from control.synced import Synced
+from control.terminal import foreground
 from control.watch import FILE, Registry, look_at_all
 from schemas.settings import PREFIX, Settings
 from simulator.guarded_process import free_port, port_is_free
@@ -70,7 +71,7 @@ def up(settings: Settings, options: Options) -> int:
         )
     check_given(settings)
     stop_on_signals()
-    with only_one(settings.data_dir) as data_dir:
+    with foreground(), only_one(settings.data_dir) as data_dir:
         if options.simulate:
             for name in ("log", "database"):
                 shutil.rmtree(data_dir / name, ignore_errors=True)

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -100,6 +104,29 @@ def test_tables_are_plain_reads(status: Status, settings: Settings) -> None:
     assert "bad_frame" in table(found)
     assert table([]) == "none"
     assert rows(settings, "skipped", {"limit": 10}) == []
+
+
+def sluice(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+    env |= {"SLUICE_DATABASE": settings.database}
+    command = [str(Path(sys.executable).with_name("sluice")), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_retry_puts_failed_repos_back_with_all_fields_reset(status: Status, settings: Settings) -> None:
+    """T6: failed work is pending again, nothing of the failure is left; what has not failed is not touched."""
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        db.execute(
+            "update sluice.repo set retry_count = 5, completed_at = now(), queued_at = now() where phase = 'failed'"
+        )
+        ended = sluice(settings, "backfill", "retry", DIDS[4], DIDS[0])
+        assert (ended.returncode, ended.stdout) == (0, "retried 1\n")
+        assert f"{DIDS[0]} is not failed, or not known" in ended.stderr
+        reset = "phase, reason, retry_count, last_error, queued_at, completed_at, started_at, lease_until"
+        row = db.execute(f"select {reset} from sluice.repo where did = %s", (DIDS[4],)).fetchone()
+        assert row == ("pending", "retry", 0, None, None, None, None, None)
+    assert sluice(settings, "backfill", "retry", DIDS[1]).returncode == 1
+    assert sluice(settings, "backfill", "retry", "--all").stdout == "retried 0\n"
 
 
 def test_lag_does_not_count_what_the_log_has_lost() -> None:
