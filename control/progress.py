@@ -91,6 +91,7 @@ class Progress:
         self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._notes: list[str] = []
+        self._last: tuple[Status, int] | None = None
         self._clock = clock
         self._shown_at = float("-inf")
 
@@ -110,9 +111,11 @@ class Progress:
             self._console.print(line)
         else:
             self._notes = [*self._notes, line][-NOTES_SHOWN:]
+            self._live.update(view(*self._last, self._notes) if self._last else Text(line), refresh=True)
 
     def show(self, status: Status, restarts: int) -> None:
         """A look; plain lines come every two seconds at most."""
+        self._last = (status, restarts)
         if self._live is not None:
             self._live.update(view(status, restarts, self._notes), refresh=True)
         elif self._clock() - self._shown_at >= PLAIN_SECONDS:
