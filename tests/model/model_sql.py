@@ -5,6 +5,7 @@ and the search path of the test's database puts one before PostgreSQL's that rea
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -55,6 +56,7 @@ class SqlTables:
         self.store = RepoStore(settings)
         self.tables = Tables(settings, CLUSTER)
         self.gate = Gate(self.tables, Kernel().rules)
+        self.replaying = Gate(self.tables, replace(Kernel().rules, replayed=True))
         self.db = psycopg.connect(database, autocommit=True)
 
     def reset(self) -> None:
@@ -70,10 +72,17 @@ class SqlTables:
     def set_time(self, now: float) -> None:
         self.db.execute("update fake.clock set at = %s", (now,))
 
-    def index(self, queues: Mapping[str, Sequence[Any]], spans: Mapping[str, tuple[int, int]], *, crash: bool) -> None:
+    def index(
+        self,
+        queues: Mapping[str, Sequence[Any]],
+        spans: Mapping[str, tuple[int, int]],
+        *,
+        crash: bool,
+        replayed: bool,
+    ) -> None:
         try:
             with self.tables.transaction() as unit:
-                self.gate.settle(unit, queues)
+                (self.replaying if replayed else self.gate).settle(unit, queues)
                 if spans:
                     unit.move({(topic, 0): span for topic, span in spans.items()})
                 if crash:
@@ -203,12 +212,17 @@ class Twin:
         self.same("lose", None, None)
 
     def index(
-        self, queues: Mapping[str, Sequence[Any]], spans: Mapping[str, tuple[int, int]], *, crash: bool = False
+        self,
+        queues: Mapping[str, Sequence[Any]],
+        spans: Mapping[str, tuple[int, int]],
+        *,
+        crash: bool = False,
+        replayed: bool = False,
     ) -> None:
         ended = []
         for side in (self.model.index, self.sql.index):
             try:
-                side(queues, spans, crash=crash)
+                side(queues, spans, crash=crash, replayed=replayed)
                 ended.append(None)
             except (Crash, PartitionLost) as err:
                 ended.append(type(err))

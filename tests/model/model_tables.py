@@ -220,11 +220,16 @@ class ModelTables:
         spans: Mapping[str, tuple[int, int]],
         *,
         crash: bool = False,
+        replayed: bool = False,
     ) -> None:
-        """One transaction. `crash`: the process dies before it commits. Raises PartitionLost when offsets have moved."""
+        """One transaction. `crash`: the process dies before it commits. Raises PartitionLost when offsets have moved.
+
+        `replayed`: by `sluice replay`, with rules of its own and no offsets.
+        """
+        rules = replace(self.kernel.rules, replayed=True) if replayed else self.kernel.rules
         rows = {did: self._locked(did) for did in sorted(queues)}
         before = {did: row.repo for did, row in rows.items()}
-        settling = self.kernel.settle.settle(before, queues, self.kernel.rules)
+        settling = self.kernel.settle.settle(before, queues, rules)
         try:
             work = next(settling)
             while True:

@@ -199,6 +199,8 @@ MUTANTS = [
         "newest = max(ratchet, (opened.account_time, opened.account_seq))",
         "newest = ratchet",
     ),
+    gate("a replay holds and hears", "if rules.replayed and repo.phase != Phase.SYNC:", "if False:"),
+    gate("a replay desyncs", "    if rules.replayed:\n        return", "    if False:\n        return"),
     # accounts
     gate(
         "account events have no ratchet",
@@ -294,7 +296,15 @@ MUTANTS = [
 ]
 
 
-UNDISTURBED = {"loss": 0.0, "again": 0, "rewrite": 0, "forge": 0, "go_back": 0, "odd_commit": 0, "truncate": 0}
+UNDISTURBED: dict[str, float] = {
+    "loss": 0.0,
+    "again": 0,
+    "rewrite": 0,
+    "forge": 0,
+    "go_back": 0,
+    "odd_commit": 0,
+    "truncate": 0,
+}
 FOCUS: dict[str, dict[str, float]] = {
     "a lost event is not heard": {"loss": 0.4, "leap": 3, "listing": 5, "stale": 0.5},
     "ten minutes of stale snapshots are not counted anew": {"forge": 3, "leap": 3, "unwell": 0.3},
