@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-MODULES = ("steps.gate", "steps.settle", "model_tables", "gate_model")
+MODULES = (
+    "steps.gate",
+    "steps.settle",
+    "model_tables",
+    "model_messages",
+    "model_state",
+    "model_checks",
+    "model_upstream",
+    "model_workers",
+    "model_index",
+    "gate_model",
+)
 """In the order in which they import one another."""
 
 

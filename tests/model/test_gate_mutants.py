@@ -11,7 +11,7 @@ from mutants import Edit, Mutant, gate, killed_by, settle, tables
 
 SCHEDULES = 4000
 
-NO_WORKER_CHECK = Edit("gate_model", "if commit.rev < job.min_rev:", "if False:")
+NO_WORKER_CHECK = Edit("model_workers", "if commit.rev < job.min_rev:", "if False:")
 CREATE_CHECK = Edit("steps.gate", "if rev < opened.min_rev:", "if False:")
 OUTCOME_CHECK = Edit("steps.gate", "if rows != outcome.count or rev < repo.min_rev:", "if rows != outcome.count:")
 

@@ -1,0 +1,178 @@
+"""What must hold: after every step, after every batch of the index, and when everything has come to rest."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from model_network import Account, data_of
+from model_state import State
+from model_tables import ModelTables
+
+from schemas import wire
+from steps.gate import Phase
+
+
+class Checks(State):
+    """The invariants."""
+
+    __slots__ = ()
+
+    def check(self) -> None:
+        for topic, offset in self.tables.offsets.items():
+            if offset < self.moved[topic]:
+                self.fail(f"the offset of {topic} went back from {self.moved[topic]} to {offset}")
+            self.moved[topic] = offset
+        for did, row in self.tables.rows.items():
+            repo = row.repo
+            if repo.attempt < self.attempts[did]:
+                self.fail(f"{did}: the attempt fell from {self.attempts[did]} to {repo.attempt}")
+            self.attempts[did] = repo.attempt
+            if repo.heard_rev > self.raised[did] or repo.phase == Phase.SYNC:
+                self.stale_since.pop(did, None)
+            self.raised[did] = repo.heard_rev
+            match repo.phase:
+                case Phase.SYNC:
+                    self.check_sync(did, row)
+                case Phase.BACKFILL:
+                    if row.lease_until is None and row.produced is None:
+                        self.fail(f"{did}: in backfill, and nobody will take it back")
+                    if repo.held < len(row.held):
+                        self.fail(f"{did}: {len(row.held)} held events, counted {repo.held}")
+                case Phase.PENDING:
+                    if not repo.active and repo.reason != "deletion":
+                        self.fail(f"{did}: pending for {repo.reason!r}, but no claim takes it")
+            if row.held and repo.phase != Phase.BACKFILL:
+                self.fail(f"{did}: held events in phase {repo.phase}")
+            self.check_deleted(did, row)
+            if max(repo.rev, repo.heard_rev, repo.held_rev) < self.heard[did]:
+                self.fail(f"{did}: heard of {self.heard[did]}, and forgot it: {self.show(did)}")
+
+    def check_deleted(self, did: str, row: Any) -> None:
+        if row.repo.reason == "deleted" and row.repo.phase == Phase.UNAVAILABLE and row.records:
+            self.fail(f"{did}: deleted, with rows {sorted(row.records)}")
+
+    def check_sync(self, did: str, row: Any) -> None:
+        repo, account = row.repo, self.network.accounts[did]
+        if not repo.active:
+            self.fail(f"{did}: in sync and inactive")
+        if (repo.rev, repo.data) not in account.signed:
+            self.fail(f"{did}: in sync at a commit that was never signed: {repo.rev} {repo.data}")
+        if any(record[3] == "missing_block" for record in row.records.values()):
+            self.fail(f"{did}: in sync with a row whose record never came: {row.records}")
+        rows = data_of({rkey: record[0] for rkey, record in row.records.items()})
+        if rows != repo.data:
+            self.fail(f"{did}: in sync at {repo.rev} with rows {rows!r}, but its root says {repo.data!r}")
+
+    def check_transition(self, before: Any, did: str, messages: Iterable[Any]) -> None:
+        repo = self.tables.rows[did].repo
+        outcomes = sum(isinstance(message.event, wire.RepoOutcome) for message in messages)
+        phase = Phase.PENDING if before is None else before.phase
+        if phase == Phase.BACKFILL and not outcomes and repo.reason == "desync" and repo.phase == Phase.PENDING:
+            self.fail(f"{did}: a live event ended its backfill")
+        if repo.desyncs - (0 if before is None else before.desyncs) > outcomes + (phase == Phase.SYNC):
+            self.fail(f"{did}: paid for {repo.desyncs} desyncs at once")
+        if repo.desyncs and not self.disturbed:
+            self.fail(f"{did}: desync of a chain that nothing has disturbed")
+        if repo.reason == "incomplete" and not any(self.log_start.values()):
+            self.fail(f"{did}: a complete snapshot was refused")
+
+    def check_truth(self) -> None:
+        for did, account in self.network.accounts.items():
+            row = self.tables.rows.get(did)
+            if row is None:
+                continue
+            rows = {rkey: record[0] for rkey, record in row.records.items()}
+            if account.active and rows != account.head.records:
+                self.fail(f"{did}: rows {data_of(rows)!r}, truth {account.head.data!r}")
+            if row.repo.active != account.active:
+                self.fail(f"{did}: active is {row.repo.active}, but the account is {account.state}")
+            if row.repo.phase == Phase.SYNC and row.repo.status not in (None, account.state):
+                self.fail(f"{did}: {row.repo.status}, but the account is {account.state}")
+            if self.told_deleted(account) and rows:
+                self.fail(f"{did}: deleted, but rows are left: {data_of(rows)!r}")
+
+    def told_deleted(self, account: Account) -> bool:
+        """The last news of the account is its true deletion."""
+        news = [event for event in self.live if isinstance(event, wire.AccountEvent) and event.did == account.did]
+        return bool(
+            account.state == "deleted" and news and max(news, key=lambda e: (e.time, e.seq)).status == "deleted"
+        )
+
+    def check_replays(self) -> None:
+        """Every topic from 0 into this database, and the whole log into an empty one (G2)."""
+        for topic in ("firehose_backfill", "firehose_live"):
+            self.replay(topic, self.log_start[topic])
+            self.check()
+        if not any(self.log_start.values()):
+            self.check_replay_all()
+            self.check_replay_together()
+
+    def check_replay_all(self) -> None:
+        mirror = ModelTables(self.kernel)
+        positions = dict.fromkeys(("firehose_backfill", "firehose_live"), 0)
+        for topic, log in (("firehose_backfill", self.backfill), ("firehose_live", self.live)):
+            while positions[topic] < len(log):
+                queues, spans = self.batch({topic: positions[topic]}, {topic: self.rng.randint(1, 30)})
+                mirror.index(queues, spans)
+                positions[topic] = spans[topic][1]
+            if topic == "firehose_backfill":
+                self.check_newest_attempts(mirror)
+        for did, row in mirror.rows.items():
+            self.check_deleted(did, row)
+            if row.repo.phase == Phase.SYNC:
+                self.check_sync(did, row)
+        for did, row in self.tables.rows.items():
+            if row.repo.phase == Phase.SYNC and not self.network.accounts[did].forged:
+                self.compare(did, row, mirror.rows[did])
+
+    def check_newest_attempts(self, mirror: Any) -> None:
+        """After all attempts: what stands in sync at its snapshot stands there in the mirror too, whatever was forged."""
+        for did, row in self.tables.rows.items():
+            if row.repo.phase == Phase.SYNC and row.repo.from_snapshot:
+                self.compare(did, row, mirror.rows[did], status=False)
+
+    def check_replay_together(self) -> None:
+        """Both topics at once into an empty database: not all need reach sync, but none that does is wrong."""
+        mirror = ModelTables(self.kernel)
+        positions = dict.fromkeys(("firehose_backfill", "firehose_live"), 0)
+        while positions["firehose_backfill"] < len(self.backfill) or positions["firehose_live"] < len(self.live):
+            queues, spans = self.batch(positions, {topic: self.rng.randint(0, 12) for topic in positions})
+            mirror.index(queues, spans)
+            positions |= {topic: end for topic, (_, end) in spans.items()}
+            for did, row in mirror.rows.items():
+                if row.repo.phase == Phase.SYNC:
+                    self.check_sync(did, row)
+                if row.repo.held != len(row.held):
+                    self.fail(f"{did}: {len(row.held)} held events, counted {row.repo.held}")
+
+    def compare(self, did: str, row: Any, copy: Any, *, status: bool = True) -> None:
+        def facts(one: Any) -> Any:
+            repo = one.repo
+            records = {rkey: (cid, rev) for rkey, (cid, rev, *_) in one.records.items()}
+            return repo.phase, repo.active, repo.status if status else None, repo.rev, repo.data, records
+
+        if facts(row) != facts(copy):
+            self.fail(f"{did}: the whole log replayed gives {facts(copy)}, live {facts(row)}")
+
+    def replay(self, topic: str, begin: int) -> None:
+        log = self.backfill if topic == "firehose_backfill" else self.live
+        before = {did: (row.repo, dict(row.records), dict(row.held)) for did, row in self.tables.rows.items()}
+        queues: dict[str, list[Any]] = defaultdict(list)
+        for offset in range(begin, self.tables.offsets[topic]):
+            queues[log[offset].did].append(self.kernel.settle.Placed(offset, log[offset]))
+        # What a PDS took back may fit again on what it kept: such a replay is the operator's to want.
+        queues = {did: messages for did, messages in queues.items() if not self.network.accounts[did].went_back}
+        if not queues:
+            return
+        self.fired["replay"] += 1
+        self.say("replay", topic, "from", begin)
+        self.tables.index(queues, {}, replayed=True)
+        for did, (repo, records, held) in before.items():
+            row = self.tables.rows[did]
+            if (row.records, row.held) != (records, held) or self.facts(row.repo) != self.facts(repo):
+                self.fail(f"a replay of {topic} from {begin} changed {did}: {repo} {records} -> {self.show(did)}")
+
+    def facts(self, repo: Any) -> Any:
+        """What a replay must leave as it is, in any phase; first_attempt may learn that an attempt had rows."""
+        ours = (repo.phase, repo.reason, repo.attempt, repo.rev, repo.heard_rev, repo.data, repo.held, repo.held_rev)
+        return ours, (repo.active, repo.status, repo.handle, repo.account_time, repo.account_seq, repo.desyncs)

@@ -1,0 +1,70 @@
+"""Which actions and faults a schedule of the gate's model consists of, and how often: drawn anew for every seed."""
+
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How often each fault and action happens, as weights. Drawn anew for every seed, so that some are absent."""
+
+    weights: dict[str, float]
+    loss: float
+    stale: float
+    unwell: float
+    crash: float
+    empty: float
+    repos: int
+    relays: int
+    steps: int
+
+
+FAULTS = {
+    "rewrite": 1.0,
+    "forge": 0.3,
+    "go_back": 0.2,
+    "odd_commit": 0.6,
+    "account": 2.0,
+    "false_news": 0.6,
+    "identity": 1.0,
+    "sync": 1.5,
+    "again": 2.0,
+    "burst": 0.7,
+    "crash_worker": 1.0,
+    "stop_worker": 0.6,
+    "zombie_index": 1.0,
+    "rebalance": 0.7,
+    "rewind_tasks": 0.7,
+    "replay": 0.6,
+    "truncate": 0.25,
+    "leap": 0.5,
+}
+WORK = {
+    "write": 7.0,
+    "deliver": 9.0,
+    "listing": 2.0,
+    "control": 4.0,
+    "claim": 4.0,
+    "fetch": 4.0,
+    "produce": 6.0,
+    "index": 9.0,
+    "renew": 0.5,
+    "pass_time": 4.0,
+}
+
+
+def draw_profile(rng: Random) -> Profile:
+    """Each fault is off in half of the schedules: rare combinations then happen within few steps."""
+    weights = {name: weight * rng.choice((0.4, 1.0, 1.0, 2.0)) for name, weight in WORK.items()}
+    weights |= {name: weight * rng.choice((1.0, 2.5)) for name, weight in FAULTS.items() if rng.random() < 0.45}
+    return Profile(
+        weights,
+        loss=rng.choice((0.0, 0.0, 0.1, 0.3)),
+        stale=rng.choice((0.0, 0.0, 0.3, 0.6)),
+        unwell=rng.choice((0.0, 0.0, 0.1, 0.3)),
+        crash=rng.choice((0.0, 0.05, 0.2)),
+        empty=rng.choice((0.0, 0.5)),
+        repos=rng.choice((1, 1, 1, 2, 3)),
+        relays=rng.choice((1, 1, 2)),
+        steps=rng.choice((40, 70, 110)),
+    )

@@ -1,0 +1,114 @@
+"""The state of one schedule: the true network, the log as lists, the processes, and what has been seen of them."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from model_messages import Job
+from model_network import Account, Network
+from model_profile import Profile
+from model_tables import Kernel
+
+from schemas import wire
+
+TASK_TOPICS = ("repo_backfill", "repo_resync")
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(slots=True)
+class IndexWorker:
+    """Where this index worker believes the tables to stand."""
+
+    positions: dict[str, int]
+
+
+@dataclass(slots=True)
+class State:
+    """One schedule: the network, the log, the database, the processes, and what has been checked."""
+
+    seed: int
+    kernel: Kernel
+    trace: bool
+    tables: Any
+    rng: Random
+    profile: Profile
+    network: Network
+    live: list[Any] = field(default_factory=list)
+    backfill: list[Any] = field(default_factory=list)
+    tasks: dict[str, list[tuple[float, wire.RepoTask]]] = field(default_factory=lambda: {t: [] for t in TASK_TOPICS})
+    taken: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TASK_TOPICS, 0))
+    pipes: list[list[Any]] = field(default_factory=list)  # one for each relay: events on their way
+    seqs: list[int] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    index_workers: list[IndexWorker] = field(default_factory=list)
+    heard: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev that the index has consumed
+    attempts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    raised: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # heard_rev at the last check
+    stale_since: dict[str, float] = field(default_factory=dict)  # since then: only stale snapshots, nothing newer heard
+    fetches: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    log_start: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("firehose_backfill", "firehose_live"), 0))
+    calm: bool = False
+    said: list[str] = field(default_factory=list)
+    disturbed: bool = False  # from now on a chain may not fit
+    quiet_rounds: int = 0
+    moved: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # offsets at the last check
+    fired: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def say(self, *parts: Any) -> None:
+        if self.trace:
+            self.said.append(f"{self.tables.now:7.0f}  " + " ".join(str(part) for part in parts))
+
+    def fail(self, what: str) -> None:
+        raise Violation(f"seed {self.seed}: {what}")
+
+    def account(self) -> Account:
+        return self.rng.choice(list(self.network.accounts.values()))
+
+    def send(self, make: Callable[[int], Any], *, may_lose: bool = False) -> None:
+        """An event into every relay's pipe; a commit may get lost in each of them."""
+        for number, pipe in enumerate(self.pipes):
+            self.seqs[number] += self.rng.randint(1, 3)
+            event = make(self.seqs[number])
+            if may_lose and not self.calm and self.rng.random() < self.profile.loss:
+                self.fired["lost event"] += 1
+                self.disturbed = True
+                self.say("relay", number, "loses", event.did, event.rev)
+                continue
+            pipe.append(event)
+
+    def crashes(self) -> bool:
+        return not self.calm and self.rng.random() < self.profile.crash
+
+    def batch(self, positions: dict[str, int], counts: dict[str, int]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+        topics = {"firehose_backfill": self.backfill, "firehose_live": self.live}
+        placed = self.kernel.settle.Placed
+        parts = [
+            [placed(n, topics[topic][n]) for n in range(at, min(len(topics[topic]), at + counts[topic]))]
+            for topic, at in positions.items()
+        ]
+        spans = {
+            topic: (positions[topic], positions[topic] + len(part))
+            for topic, part in zip(positions, parts, strict=True)
+            if part
+        }
+        queues: dict[str, list[Any]] = defaultdict(list)
+        while parts := [part for part in parts if part]:
+            message = self.rng.choice(parts).pop(0)
+            queues[message.event.did].append(message)
+        return queues, spans
+
+    def show(self, did: str) -> str:
+        row = self.tables.rows.get(did)
+        if row is None:
+            return f"{did} unknown"
+        repo = row.repo
+        return (
+            f"{did} {repo.phase}({repo.reason}) attempt={repo.attempt} rev={repo.rev!r} heard={repo.heard_rev!r}"
+            f" held={sorted(row.held)} active={repo.active}/{repo.status} data={repo.data!r}"
+            f" rows={dict(sorted(row.records.items()))}"
+        )
