@@ -92,6 +92,7 @@ class Child:
     def start(self) -> None:
         """Start the process in a session of its own, so that a Ctrl-C reaches only the supervisor."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_") or key in _PASSED_ON}
+        log = LogFile(self.logs / f"{self.command.name}.log")
         self._process = subprocess.Popen(
             [*self.command.argv],
             env=env | dict(self.command.env),
@@ -104,7 +105,7 @@ class Child:
         self._started = time.monotonic()
         self.exit_code = None
         self._reader = threading.Thread(
-            target=self._read, args=(self._process.stdout,), name=f"log-{self.command.name}", daemon=True
+            target=self._read, args=(self._process.stdout, log), name=f"log-{self.command.name}", daemon=True
         )
         self._reader.start()
 
@@ -137,8 +138,7 @@ class Child:
         if self._reader is not None:
             self._reader.join(2.0)
 
-    def _read(self, pipe: IO[bytes]) -> None:
-        log = LogFile(self.logs / f"{self.command.name}.log")
+    def _read(self, pipe: IO[bytes], log: LogFile) -> None:
         with pipe:
             for line in pipe:
                 log.write(line)
