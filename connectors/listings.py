@@ -2,8 +2,8 @@
 
 A background loop runs one paginator per upstream (`steps.paginator`), keyed by its full URL, and hands pages over through a
 bounded queue. A page's repos are committed as rows, then their messages acknowledged, then the listing's cursor moves, in one
-transaction with the skipped ranges it passed and the counters of its job. The loop also goes back to skipped ranges, and
-lists a relay anew when its stream has lost events (`sluice.stream_gap`).
+transaction with the skipped ranges it passed and the counters of its job. The loop also goes back to skipped ranges, asks
+the PDSes where a relay's range stays closed, and lists a relay anew when its stream has lost events (`sluice.stream_gap`).
 """
 
 import asyncio
@@ -39,6 +39,7 @@ LOOK_SECONDS = 2.0  # how often gaps and skipped ranges are looked for
 IDLE_AFTER_SECONDS = 1.0
 FILL_FIRST_SECONDS = 30.0
 FILL_LONGEST_SECONDS = 3600.0
+ASK_PDSES_AFTER = 3  # tries of a relay's range before all its PDSes are listed in its place
 
 logger = logging.getLogger(FLOW)
 
@@ -87,6 +88,7 @@ class Listings:
         self._clock = clock
         self.upstreams: dict[str, Upstream] = {}
         self.hosts: dict[str, list[str]] = {}  # relay → PDSes to write down, taken by the flow's thread
+        self.pdses_asked = asyncio.Event()  # a range of a relay stays closed: list the PDSes, whatever the settings say
         self.queue: Handover[Listed] = Handover(QUEUE_ENTRIES, lambda item: 1 + len(item.entries))
         self._turns = asyncio.Semaphore(settings.list_hosts_at_once)
         self._background = Background(f"{FLOW} pages", self._main)
@@ -116,11 +118,12 @@ class Listings:
             pager = Pager(self._settings, session)
             for url in self._settings.relays:
                 self._follow(group, pager, url, relay=True)
-            if self._settings.list_hosts:
-                group.create_task(self._find_hosts(group, pager))
+            group.create_task(self._find_hosts(group, pager))
 
     async def _find_hosts(self, group: asyncio.TaskGroup, pager: Pager) -> None:
         """Follow every PDS that a relay names, new ones too."""
+        if not self._settings.list_hosts:
+            await self.pdses_asked.wait()
         while True:
             wait = self._settings.list_recheck_seconds
             for relay in self._settings.relays:
@@ -267,6 +270,7 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         self._look_at = 0.0
         self._polled_at = time.monotonic()
         self._drained = False
+        self._seen_hosts_of: set[str] = set()  # relays whose PDSes this process has asked for and written down
         self._read_gaps()
         self._listings = Listings(settings, self._store.load(), self._clock)
         self._pressure.start()
@@ -294,6 +298,7 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
     def commit(self, position: dict[str, Listing]) -> None:
         tallies = self._standing.take_tallies()
         facts = self._standing.take_facts()
+        ended = self._standing.take_ended()
         db = self._store.connection()
         with db.transaction():
             for upstream, fact in facts:
@@ -302,7 +307,7 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
                 self._standing.tallies[upstream] = tallies[upstream]
             for upstream in sorted(position):
                 state = position[upstream]
-                if state == self._durable.get(upstream) and upstream not in tallies:
+                if state == self._durable.get(upstream) and upstream not in tallies and upstream not in ended:
                     continue
                 detail = {"pass": state.passes, "done": state.done, "began": state.began, "safe": state.safe}
                 self._store.put(upstream, state.cursor, detail)
@@ -361,6 +366,18 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         while self._listings.hosts:
             relay_url, hosts = self._listings.hosts.popitem()
             self._store.connection().execute(SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))})
+            self._seen_hosts_of.add(relay_url)
+        self._ask_pdses()
+
+    def _ask_pdses(self) -> None:
+        """Ranges of relays that stay closed: what all PDSes have listed since they were stepped over is what they held."""
+        db = self._store.connection()
+        values: dict[str, Any] = {"relays": self._settings.relays, "tries": ASK_PDSES_AFTER}
+        if db.execute(SQL["stubborn_ranges"], values).fetchone() == (0,):
+            return
+        self._listings.call(self._listings.pdses_asked.set)
+        for url, from_cursor in db.execute(SQL["fill_by_pdses"], {**values, "relays": list(self._seen_hosts_of)}):
+            logger.info("skipped range filled by the PDSes", extra={"upstream": url, "from_cursor": from_cursor})
 
     def _answers(self, relay: str, gap: str) -> bool:
         """A relay's listing answers its own losses; the first relay's also those of nobody that we list."""

@@ -169,6 +169,25 @@ def skipped_list(limit: Limit = 100, data_dir: DataDir = None, as_json: AsJson =
     _table("skipped", data_dir, as_json, {"limit": limit})
 
 
+@skipped_app.command("fill")
+@answerable
+def skipped_fill(
+    ids: Annotated[list[int] | None, typer.Argument(help="Ids of ranges; all open ones without.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make skipped ranges due now: list-repos reads them again, and lists the PDSes where the relay stays mute."""
+    from control.run import check_database  # noqa: PLC0415 - as above
+    from control.skipped import fill_now  # noqa: PLC0415 - as above
+
+    settings = located(data_dir, "database")
+    check_database(settings)
+    due = fill_now(settings, ids)
+    typer.echo(f"{len(due)} ranges are due now")
+    for missing in sorted(set(ids or []) - set(due)):
+        typer.echo(f"{missing} is not open, or not known", err=True)
+    raise typer.Exit(1 if ids and not due else 0)
+
+
 @contextmanager
 def _letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
     from control.dead_letters import DeadLetters, places  # noqa: PLC0415 - as above

@@ -54,6 +54,8 @@ def follower(standing: Standing) -> Page:
     def follow(page: Listed) -> Listed:
         if page.state is not None:
             standing.positions[page.upstream] = page.state
+            if page.state.done:
+                standing.ended.add(page.upstream)
         return page
 
     return follow

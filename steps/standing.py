@@ -44,6 +44,7 @@ class Standing:
     positions: dict[str, Listing] = field(default_factory=dict)
     facts: list[Fact] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)  # upstreams whose listing came to its end, also once more
 
     def tally(self, upstream: str) -> Tally:
         """The counts of an upstream."""
@@ -52,6 +53,11 @@ class Standing:
     def take_facts(self) -> list[Fact]:
         """The facts noted so far, handed over."""
         taken, self.facts = self.facts, []
+        return taken
+
+    def take_ended(self) -> set[str]:
+        """The upstreams that came to their end, handed over."""
+        taken, self.ended = self.ended, set()
         return taken
 
     def take_tallies(self) -> dict[str, Tally]:

@@ -58,8 +58,13 @@ from sluice.dead_letter where %(state)s = 'all' or state = %(state)s
 order by noticed_at desc, part, log_offset limit %(limit)s
 
 -- name: skipped
-select id, upstream, from_cursor, to_cursor, reason, retry_count, skipped_at, filled_at
-from sluice.skipped_range order by filled_at is not null, skipped_at, id limit %(limit)s
+select s.id, s.upstream, s.from_cursor, s.to_cursor, s.reason, s.retry_count, s.skipped_at, s.filled_at, s.filled_by,
+       case when s.filled_at is null then (
+           select count(*) from sluice.host h
+           where h.relay is not null and h.last_seen_at > now() - interval '3 hours'
+                 and (h.pass = 0 or h.listed_at is null or h.listed_at <= s.skipped_at)
+       ) end as pdses_to_list
+from sluice.skipped_range s order by filled_at is not null, skipped_at, id limit %(limit)s
 
 -- name: skipped_open
 select count(*) from sluice.skipped_range where filled_at is null

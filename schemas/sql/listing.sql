@@ -23,7 +23,8 @@ where id = %(id)s and status in ('running', 'completed')
 insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, next_retry_at)
 values (%(upstream)s, %(from_cursor)s, %(to_cursor)s, %(reason)s, now() + make_interval(secs => %(delay)s))
 on conflict (upstream, from_cursor, to_cursor) do update set
-    reason = excluded.reason, filled_at = null, next_retry_at = excluded.next_retry_at
+    reason = excluded.reason, filled_at = null, filled_by = null, next_retry_at = excluded.next_retry_at,
+    skipped_at = now()
 
 -- name: due_ranges
 select id, upstream, from_cursor, to_cursor, retry_count from sluice.skipped_range
@@ -31,7 +32,29 @@ where filled_at is null and next_retry_at <= now() and upstream = any(%(upstream
 order by next_retry_at limit 100
 
 -- name: fill
-update sluice.skipped_range set filled_at = now() where id = %(id)s and filled_at is null
+update sluice.skipped_range set filled_at = now(), filled_by = 'upstream' where id = %(id)s and filled_at is null
+
+-- name: stubborn_ranges
+select count(*) from sluice.skipped_range
+where filled_at is null and retry_count >= %(tries)s and upstream = any(%(relays)s::text[])
+
+-- name: fill_by_pdses
+-- Every PDS that a relay names today has been listed to its end since the range was stepped over.
+update sluice.skipped_range s set filled_at = now(), filled_by = 'pdses'
+where s.filled_at is null and s.retry_count >= %(tries)s and s.upstream = any(%(relays)s::text[])
+      and exists (select from sluice.host)
+      and not exists (
+          select from sluice.host h
+          where h.relay is not null and h.last_seen_at > now() - interval '3 hours'
+                and (h.pass = 0 or h.listed_at is null or h.listed_at <= s.skipped_at)
+      )
+returning s.upstream, s.from_cursor
+
+-- name: fill_now
+-- Due at once, and asked of the PDSes too.
+update sluice.skipped_range set next_retry_at = now(), retry_count = greatest(retry_count, %(tries)s)
+where filled_at is null and (%(ids)s::bigint[] is null or id = any(%(ids)s::bigint[]))
+returning id
 
 -- name: narrow
 -- What could be read of the range is read; the rest is tried again later. Another row may stand for that rest already.

@@ -10,6 +10,9 @@ from fix_flow import FlowBed
 from fix_simulator import Simulation
 from flow_process import wait_until
 
+from control.skipped import fill_now
+from schemas.settings import Settings
+
 Start = Callable[..., Simulation]
 QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 1.0, "list_hosts_recheck_seconds": 1.0}
 
@@ -193,3 +196,23 @@ def test_back_pressure_pauses_the_listing_and_resumes_without_loss(simulator: St
     wait_until(settled, 120)
     assert listed(flow_bed) == set(network.state())
     assert flow.terminate() == 0
+
+
+def test_a_range_that_stays_closed_is_filled_by_the_pdses(simulator: Start, flow_bed: FlowBed) -> None:
+    """N6, B2: the relay never answers for some accounts; every PDS is listed instead, though the settings do not ask for it."""
+    network = simulator(repos=1500, records_per_repo=1, pdses=3)
+    (relay,) = network.relays
+    network.set_faults(relay_list_500={"from": 250, "to": 260})
+    flow = flow_bed.start("list_repos", relays=[relay], list_page_size=100, **QUICK)
+    wait_until(lambda: completed(flow_bed, relay))
+    wait_until(lambda: flow_bed.rows("select 1 from sluice.skipped_range where filled_at is null"))
+    active = {did for did, repo in network.state().items() if repo.active}
+    assert active - listed(flow_bed)
+    assert flow_bed.rows("select count(*) from sluice.host") == [(0,)]
+    assert fill_now(Settings(**flow_bed.base), None)
+    wait_until(lambda: not flow_bed.rows("select 1 from sluice.skipped_range where filled_at is null"))
+    assert flow_bed.rows("select filled_by from sluice.skipped_range where upstream = %s", relay) == [("pdses",)]
+    assert network.fired("relay_list_500") > 5
+    assert active <= listed(flow_bed)  # of inactive accounts a PDS is not believed, and there is nothing to fetch
+    assert flow.terminate() == 0
+    assert max(tasks(flow_bed).values()) == 1
