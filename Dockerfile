@@ -1,0 +1,53 @@
+# One image for every process: `docker run IMAGE run firehose`, as uid 10001, with a read-only root and /tmp writable.
+#
+#   docker build -t sluice:0.1.0 .
+#
+# BASE may be any image with Python 3.11 or 3.12 as python3; give it with @sha256:… where builds must be repeatable to the
+# bit. A base whose Python came from Debian needs python3-dev and python3-venv in BUILD_PACKAGES.
+ARG BASE=python:3.11.14-slim-bookworm
+
+FROM ${BASE} AS build
+ARG BUILD_PACKAGES="gcc libc6-dev"
+ARG UV_VERSION=0.13.9
+ENV UV_PROJECT_ENVIRONMENT=/opt/sluice \
+    UV_PYTHON=python3 \
+    UV_PYTHON_DOWNLOADS=never \
+    UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy \
+    UV_NO_CACHE=1
+# hadolint ignore=DL3008 # a compiler that only builds; what it is given is pinned in uv.lock
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ${BUILD_PACKAGES} \
+ && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir --quiet "uv==${UV_VERSION}"
+WORKDIR /src
+# dependencies first: they change less often than the code
+COPY pyproject.toml uv.lock README.md ./
+RUN /opt/uv/bin/uv sync --frozen --no-dev --no-install-project
+COPY . .
+RUN /opt/uv/bin/uv sync --frozen --no-dev --no-editable
+
+FROM ${BASE} AS run
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="sluice" \
+      org.opencontainers.image.description="Mirrors the AT Protocol network into a Kafka-compatible log and PostgreSQL" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/sluice/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    SLUICE_HTTP_HOST=0.0.0.0 \
+    SLUICE_HTTP_PORT=8080
+COPY --from=build /opt/sluice /opt/sluice
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 8080
+# SIGTERM drains; the log may take two minutes to acknowledge: `docker stop --time 150`
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=6 \
+  CMD ["python3", "-c", "import os, urllib.request as web; web.urlopen(f'http://127.0.0.1:{os.environ[\"SLUICE_HTTP_PORT\"]}/healthz', timeout=4)"]
+ENTRYPOINT ["sluice"]
+CMD ["--help"]
