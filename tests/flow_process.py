@@ -145,3 +145,14 @@ def read_topic(bootstrap: str, topic: str, seconds: float = 20.0) -> list[Any]:
         return found
     finally:
         consumer.close()
+
+
+def group_positions(bootstrap: str, group: str, topic: str) -> dict[int, int]:
+    """Partition → position of a group in a topic, where it has one. (The admin client's call for this can crash.)"""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
+    try:
+        parts = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        found = consumer.committed([TopicPartition(topic, part) for part in parts], timeout=10)
+        return {part.partition: part.offset for part in found if part.offset >= 0}
+    finally:
+        consumer.close()

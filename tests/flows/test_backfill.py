@@ -9,11 +9,10 @@ from typing import Any
 import psutil
 import pytest
 from backfill_world import World
-from confluent_kafka import ConsumerGroupTopicPartitions
 from fix_simulator import Simulation
-from flow_process import read_topic, wait_until
+from flow_process import group_positions, read_topic, wait_until
 
-from connectors.log import GroupConsumer, Out, admin, cluster_id, watermarks
+from connectors.log import GroupConsumer, Out, cluster_id, watermarks
 from connectors.repos import Listed
 from schemas import wire
 from steps.record_json import body_cid
@@ -132,21 +131,29 @@ def test_account_states_are_outcomes(simulator: Simulator, world: Make) -> None:
     """Deactivated, taken down, and gone after we were told of the deletion: each is one outcome and no error."""
     run = world(simulator(repos=8, records_per_repo=10, inactive_share=0.0))
     truth = run.simulation.state()
-    off, down, gone, told, back = list(truth)[:5]
+    off, down, gone, told, back, hidden = list(truth)[:6]
     run.simulation.op("deactivate", did=off)
     run.simulation.op("takedown", did=down)
     run.simulation.op("delete_account", did=gone)
     run.simulation.op("delete_account", did=told)
-    run.list_all({did: truth[did] for did in (off, down, gone, told, back)})
-    run.execute("update sluice.repo set reason = 'deletion', active = false where did = any(%s)", [told, back])
+    run.simulation.op("delete_account", did=hidden)
+    run.list_all({did: truth[did] for did in (off, down, gone, told, back, hidden)})
+    run.execute(
+        "update sluice.repo set reason = 'deletion', active = false, status = 'deleted' where did = any(%s)",
+        [told, back],
+    )
+    run.execute(
+        "update sluice.repo set reason = 'deletion', active = false, status = 'deactivated' where did = %s", hidden
+    )
     run.start()
-    run.run_to_end(5)
+    run.run_to_end(6)
     outcomes = {did: attempt.outcome for (did, _), attempt in run.attempts().items()}
     assert (outcomes[off].status, outcomes[off].reason) == ("unavailable", "deactivated")
     assert (outcomes[down].status, outcomes[down].reason) == ("unavailable", "takendown")
     assert outcomes[gone].status == "unavailable"
     assert outcomes[gone].reason in ("not_found", "did_not_found")
     assert (outcomes[told].status, outcomes[told].active) == ("deleted", False)
+    assert outcomes[hidden].status == "unavailable", "we were told of a deactivation: its rows are hidden, not removed"
     assert (outcomes[back].status, outcomes[back].active) == ("synced", True)
 
 
@@ -306,12 +313,9 @@ def test_offsets_do_not_wait_for_a_slow_repo(simulator: Simulator, world: Make) 
     assert run.simulation.fired("pds_hang") == 3
     ends = watermarks(run.settings, "repo_backfill")
 
-    client = admin(run.settings)
-
     def settled() -> bool:
-        group = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(run.settings.group("backfill"))])
-        found = next(iter(group.values())).result(10).topic_partitions
-        at = {part.partition: part.offset for part in found if part.topic == run.settings.topic("repo_backfill")}
+        topic = run.settings.topic("repo_backfill")
+        at = group_positions(run.settings.bootstrap, run.settings.group("backfill"), topic)
         return all(at.get(part) == high for part, (_, high) in ends.items() if high)
 
     wait_until(settled)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from flow_process import FlowProcess, create_topics, read_topic, wait_until
+from flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
 
 from connectors.log import LogProducer, Out, cluster_id, partition_of
 from connectors.tables import PartitionLost, Tables
@@ -210,9 +210,9 @@ def _letters(world: World) -> list[wire.DeadLetter]:
 
 
 def _group_positions(world: World) -> dict[tuple[str, int], int]:
-    admin = AdminClient({"bootstrap.servers": world.settings.bootstrap, "log_level": 0})
-    from confluent_kafka import ConsumerGroupTopicPartitions
-
-    group = world.settings.group("index")
-    listed = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(10)
-    return {(p.topic, p.partition): p.offset for p in listed.topic_partitions}
+    group, found = world.settings.group("index"), {}
+    for name in ("firehose_backfill", "firehose_live", "label_live"):
+        topic = world.settings.topic(name)
+        at = group_positions(world.settings.bootstrap, group, topic)
+        found |= {(topic, part): offset for part, offset in at.items()}
+    return found

@@ -120,7 +120,8 @@ class ModelTables:
             row.phase_since = self.now
             repo = row.repo
             ratchet = (repo.account_time, repo.account_seq)
-            claims.append(Claim(did, repo.attempt, row.min_rev, None, repo.reason, *ratchet, repo.retry_count))
+            told = "deactivation" if repo.reason == "deletion" and repo.status != "deleted" else repo.reason
+            claims.append(Claim(did, repo.attempt, row.min_rev, None, told, *ratchet, repo.retry_count))
         return claims
 
     def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
