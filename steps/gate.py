@@ -371,7 +371,8 @@ def _advanced(repo: Repo, event: Streamed) -> Repo:
 
 
 def _heard(repo: Repo, rev: str) -> Repo:
-    return replace(repo, heard_rev=rev) if rev > repo.heard_rev else repo
+    """What is not above `min_rev` says nothing new; raising heard_rev up to rev would make a replay change the row."""
+    return replace(repo, heard_rev=rev) if rev > repo.min_rev else repo
 
 
 def _ratchet(repo: Repo, time: str, seq: int) -> Repo | None:

@@ -102,15 +102,38 @@ GATE = (
     "did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, commit_block, account_time,"
     " account_seq, first_attempt, held, held_rev, desyncs, retry_count, handle, host, signing_key, queued_at, completed_at"
 )
-CHECKSUMS = {
-    "record": "select md5(string_agg(r::text, '\n' order by did, collection, rkey)), count(*) from sluice.record r",
-    "repo": f"select md5(string_agg(r::text, '\n' order by did)), count(*) from (select {GATE} from sluice.repo) r",
-    "label": "select md5(string_agg(l::text, '\n' order by src, uri, val, cid)), count(*) from sluice.label l",
-    "held_event": "select md5(string_agg(h::text, '\n' order by did, log_offset)), count(*) from sluice.held_event h",
+TABLES = {
+    "record": ("*", "did, collection, rkey"),
+    "repo": (GATE, "did"),
+    "label": ("*", "src, uri, val, cid"),
+    "held_event": ("*", "did, log_offset"),
 }
 
+Contents = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 
-def checksums(database: str) -> dict[str, tuple[Any, ...]]:
-    """Table → (checksum over every row and column, the gate's columns of repo; number of rows)."""
-    with psycopg.connect(database) as db:
-        return {table: db.execute(sql).fetchone() or () for table, sql in CHECKSUMS.items()}
+
+def contents(database: str) -> Contents:
+    """Table → key → row: every row and column of the tables, of `repo` the columns that the gate writes."""
+    with psycopg.connect(database, row_factory=psycopg.rows.dict_row) as db:
+        return {
+            table: {
+                tuple(row[name] for name in key.split(", ")): row
+                for row in db.execute(f"select {columns} from sluice.{table}")
+            }
+            for table, (columns, key) in TABLES.items()
+        }
+
+
+def changes(before: Contents, after: Contents) -> list[str]:
+    """What differs, column by column; the first few."""
+    found = []
+    for table, rows in before.items():
+        now = after[table]
+        found += [f"{table} {key}: gone" for key in rows.keys() - now.keys()]
+        found += [f"{table} {key}: new, {now[key]}" for key in now.keys() - rows.keys()]
+        for key in rows.keys() & now.keys():
+            old, new = rows[key], now[key]
+            differ = [f"{name} {old[name]!r} -> {new[name]!r}" for name in old if old[name] != new[name]]
+            if differ:
+                found.append(f"{table} {key}: {'; '.join(differ)}; row {_shown(new) if table == 'repo' else ''}")
+    return found[: 3 * SHOWN] + ([f"{len(found)} changes"] if found else [])

@@ -39,7 +39,7 @@ def test_what_the_rows_contain_is_dropped(rev: str) -> None:
 
 def test_the_same_rev_with_other_data_is_fetched_once() -> None:
     step = gate.on_live(SYNC, commit("5", "four", "other"))
-    assert (step.repo.phase, step.repo.reason, step.repo.heard_rev) == (Phase.PENDING, Reason.DESYNC, "5")
+    assert (step.repo.phase, step.repo.reason, step.repo.min_rev) == (Phase.PENDING, Reason.DESYNC, "5")
 
 
 def test_the_word_of_a_snapshot_on_its_rev_is_final() -> None:
@@ -99,6 +99,14 @@ def test_before_the_fetch_events_are_only_heard(phase: Phase) -> None:
     step = gate.on_live(repo_in(phase), commit("7", "six", "seven"))
     assert (step.repo.phase, step.repo.heard_rev, dropped(step)) == (phase, "7", Reason.NOT_STARTED)
     assert gate.on_live(step.repo, commit("6", "five", "six")).repo.heard_rev == "7"
+
+
+@pytest.mark.parametrize("rev", ["4", "5"])
+@pytest.mark.parametrize("phase", [Phase.PENDING, Phase.FAILED, Phase.UNAVAILABLE])
+def test_what_was_applied_is_not_heard_again(phase: Phase, rev: str) -> None:
+    """G2: a commit that the rows contain, replayed after the repo has left sync, leaves its row as it is."""
+    left = repo_in(phase, heard_rev="3")
+    assert gate.on_live(left, commit(rev, "four", "five")).repo == left
 
 
 def test_while_a_backfill_runs_events_are_held() -> None:

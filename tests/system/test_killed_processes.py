@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from fix_mirror import Mirror, prefix, wait_for
-from mirror_truth import checksums
+from mirror_truth import changes, contents
 
 pytestmark = pytest.mark.acceptance
 
@@ -81,8 +81,8 @@ def test_replays_change_nothing(simulator: Any, log: str, database: str, mirror:
     one.quiesce()
     one.await_truth(90)
     assert one.interrupt() == 0
-    before = checksums(database)
-    assert all(before[table][1] > 50 for table in ("record", "repo", "label")), before
+    before = contents(database)
+    assert all(len(before[table]) > 50 for table in ("record", "repo", "label"))
     ends = log_ends(log, name)
     total = sum(ends.values())
     rng = random.Random(22)
@@ -101,8 +101,8 @@ def test_replays_change_nothing(simulator: Any, log: str, database: str, mirror:
                 assert moved.rowcount == 1
         settled = drain(one, database, ends)
         assert settled >= sum(ends[part] - position for part, position in positions.items()), replay
-        assert checksums(database) == before, replay
-    print(f"{total} messages, {len(replays)} replays: {before}")
+        assert not (found := changes(before, contents(database))), "\n".join([replay, *found])
+    print(f"{total} messages, {len(replays)} replays; rows { ({table: len(rows) for table, rows in before.items()}) }")
 
 
 def drain(one: Mirror, database: str, ends: dict[tuple[str, int], int]) -> float:
