@@ -1,3 +1,11 @@
 """One plugin per concern: the servers, the network and the faults that tests are made of."""
 
+import pytest
+
 pytest_plugins = ["fix_log", "fix_database", "fix_simulator", "fix_proxy", "fix_official", "fix_mirror", "fix_flow"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole systems, which take minutes, come last: what is broken shows early."""
+    items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
