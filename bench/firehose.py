@@ -14,7 +14,7 @@ import aiohttp
 
 from bench.simulated import Simulated, simulated
 from bench.stack import Ends, Floor, Stack, floor, report, stack, until
-from steps.frames import MAX_FRAME_BYTES, Account, Commit, Identity, Sync, decode
+from steps.frames import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
 from steps.live_messages import account_value, commit_message, identity_value
 from steps.verify_commit import Verified, verify
 
@@ -50,7 +50,7 @@ async def read(relay: str, count: int) -> list[bytes]:
     """The first frames of the relay's window: the input of the floor. The simulator has encoded them by then."""
     frames: list[bytes] = []
     url = f"{relay}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
-    async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=MAX_FRAME_BYTES) as socket:
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=MAX_SOCKET_BYTES) as socket:
         while len(frames) < count:
             frames.append(await socket.receive_bytes())
     return frames

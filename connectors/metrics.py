@@ -34,6 +34,10 @@ UPSTREAM_SEQ = Gauge("upstream_cursor", "newest sequence number received", ["ups
 SEQUENCE_GAPS = Counter("sequence_gaps_total", "holes in an upstream's sequence", ["upstream"])
 GAP_SEQS = Counter("sequence_gap_missed_seqs_total", "sequence numbers in these holes", ["upstream"])
 QUEUE_FRAMES = Gauge("sluice_stream_queue_frames", "frames that wait in memory", ["flow"])
+KEY_LOOKUPS = Counter("sluice_key_lookups_total", "signing keys that were needed", ["flow", "result"])
+LOOSENED = Counter(
+    "sluice_checks_failed_and_counted_total", "events that only the settings let pass", ["flow", "reason"]
+)
 
 # backfill
 REPOS_RUNNING = Gauge("backfiller_repos_running", "repos being fetched")

@@ -21,6 +21,10 @@ from connectors import metrics
 STOP = threading.Event()
 
 
+class Stopping(Exception):
+    """The process was told to stop while a step waited; nothing of its batch is done, and no position covers it."""
+
+
 def stop_on_signals() -> None:
     """SIGTERM and SIGINT set `STOP`; a second one ends the process at once."""
 

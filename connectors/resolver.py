@@ -1,13 +1,15 @@
 """DID → Identity: through a bounded cache in memory, `sluice.identity`, and the PLC directory or the did:web host.
 
 `Resolver(settings, session).resolve(did)` asks the network once for many callers (single flight). It raises
-`IdentityNotFound` (there is no such identity, or we must not ask for it) or `IdentityUnreachable` (nobody answered: says
-nothing about the identity). An expired entry serves while the directory is down, unless `fresh` was asked for.
+`IdentityNotFound` (there is no such identity, or we must not ask for it; remembered for a while) or `IdentityUnreachable`
+(nobody answered: says nothing about the identity). An expired entry serves while the directory is down, unless `fresh` was
+asked for. Requests are paced, and a directory that answers 429 is left alone for as long as it says.
 """
 
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import aiohttp
@@ -15,7 +17,7 @@ import psycopg
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
-from connectors.http import HostRefused, Unreachable, fetch, retry_after
+from connectors.http import Answer, HostRefused, Unreachable, fetch, retry_after
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.identity import Identity, IdentityRejected, document_url, parse_document
@@ -23,6 +25,8 @@ from steps.identity import Identity, IdentityRejected, document_url, parse_docum
 MAX_DOCUMENT_BYTES = 256 * 1024
 REQUESTS_AT_ONCE = 64
 STORE_CONNECTIONS = 2
+NEGATIVE_ENTRIES = 20_000
+LONGEST_PAUSE_SECONDS = 300.0
 
 
 class IdentityNotFound(Exception):
@@ -51,7 +55,9 @@ class Resolver:
         self._session = session
         self._cache: OrderedDict[str, _Entry] = OrderedDict()
         self._flights: dict[tuple[str, bool], asyncio.Task[Identity]] = {}
+        self._missing: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._next_request = 0.0  # time.monotonic
         self._sql = queries("identity")
         self._pool: AsyncConnectionPool | None = None
 
@@ -68,9 +74,46 @@ class Resolver:
             flight.add_done_callback(lambda _: self._flights.pop((did, fresh), None))
         return await asyncio.shield(flight)  # one caller's cancellation is not the others'
 
+    async def resolve_many(
+        self, dids: Collection[str], *, max_age: float, fresh: bool = False, seconds: float | None = None
+    ) -> dict[str, Identity | IdentityNotFound | IdentityUnreachable]:
+        """Answers for many DIDs: one query, then the network. For callers with a cache of their own: nothing stays in memory.
+
+        `max_age`: of a stored identity, in seconds; an older one serves where the network does not answer. `seconds`: how
+        long one answer of the network may take.
+        """
+        stored = {} if fresh else await self._stored_many(dids)
+        found: dict[str, Identity | IdentityNotFound | IdentityUnreachable] = {
+            did: identity for did, (identity, age) in stored.items() if age <= max_age
+        }
+        rest = [did for did in dids if did not in found]
+        answers = await asyncio.gather(*(self._ask_for(did, seconds) for did in rest))
+        await self._store_many([answer for answer in answers if isinstance(answer, Identity)])
+        for did, answer in zip(rest, answers, strict=True):
+            old = stored.get(did)
+            found[did] = old[0] if old is not None and isinstance(answer, IdentityUnreachable) else answer
+        return found
+
     def forget(self, did: str) -> None:
         """An #identity event arrived: what memory holds of this DID is out of date."""
         self._cache.pop(did, None)
+        self._missing.pop(did, None)
+
+    async def forget_many(self, dids: Collection[str]) -> None:
+        """The same in memory and in the table."""
+        for did in dids:
+            self.forget(did)
+        pool = await self._opened()
+        async with pool.connection() as db:
+            await db.execute(self._sql["forget"].encode(), (sorted(dids),))
+
+    async def directory_answers(self) -> bool:
+        """Whether the PLC directory is there at all, whatever it says about one DID."""
+        try:
+            answer = await self._fetch(f"{self._settings.plc}/_health", self._settings.fetch_connect_seconds)
+        except (HostRefused, Unreachable):
+            return False
+        return answer.status < 500 and answer.status != 429
 
     async def close(self) -> None:
         """Close the database connections."""
@@ -83,6 +126,9 @@ class Resolver:
         life = self._settings.identity_cache_seconds - age
         if stored is not None and life > 0:
             return self._keep(stored, life)
+        missing = None if fresh else self._missing.get(did)
+        if missing is not None and missing[0] > time.monotonic():
+            raise IdentityNotFound(missing[1])
         try:
             identity = await self._ask(did)
         except IdentityUnreachable:
@@ -92,19 +138,53 @@ class Resolver:
         await self._store(identity)
         return self._keep(identity, self._settings.identity_cache_seconds)
 
-    async def _ask(self, did: str) -> Identity:
+    async def _ask_for(self, did: str, seconds: float | None) -> Identity | IdentityNotFound | IdentityUnreachable:
+        """The network's answer as a value; a DID that was not there a moment ago is not asked for again."""
+        missing = self._missing.get(did)
+        if missing is not None and missing[0] > time.monotonic():
+            return IdentityNotFound(missing[1])
+        try:
+            return await self._ask(did, seconds)
+        except IdentityUnreachable as err:
+            return err
+        except IdentityNotFound as err:
+            return err
+
+    async def _ask(self, did: str, seconds: float | None = None) -> Identity:
+        try:
+            return await self._asked(did, seconds or self._settings.fetch_connect_seconds)
+        except IdentityNotFound as err:
+            self._missing[did] = (time.monotonic() + self._settings.identity_negative_seconds, str(err))
+            self._missing.move_to_end(did)
+            while len(self._missing) > NEGATIVE_ENTRIES:
+                self._missing.popitem(last=False)
+            raise
+
+    async def _fetch(self, url: str, seconds: float) -> Answer:
+        return await fetch(
+            self._session,
+            url,
+            allow_private=self._settings.allow_private_hosts,
+            limit=MAX_DOCUMENT_BYTES,
+            total_seconds=seconds,
+        )
+
+    async def _turn(self) -> None:
+        """Wait for this request's moment: so many a second, none while the directory wants to be left alone."""
+        now = time.monotonic()
+        at = max(now, self._next_request)
+        self._next_request = at + 1 / self._settings.identity_requests_per_second
+        if at > now:
+            await asyncio.sleep(at - now)
+
+    async def _asked(self, did: str, seconds: float) -> Identity:
         url = document_url(did, self._settings.plc)
         if url is None:
             raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
         try:
+            await self._turn()
             async with self._turns:
-                answer = await fetch(
-                    self._session,
-                    url,
-                    allow_private=self._settings.allow_private_hosts,
-                    limit=MAX_DOCUMENT_BYTES,
-                    total_seconds=self._settings.fetch_connect_seconds,
-                )
+                answer = await self._fetch(url, seconds)
         except HostRefused as err:
             if did.startswith("did:plc:"):  # our own setting is wrong, which says nothing about the DID
                 raise IdentityUnreachable(
@@ -117,6 +197,9 @@ class Resolver:
             raise IdentityNotFound(f"{did}: {url} answered {answer.status}")
         if answer.status != 200:
             wait = retry_after(answer.headers, time.time())
+            if answer.status == 429 and did.startswith("did:plc:"):
+                pause = min(wait if wait is not None else 1.0, LONGEST_PAUSE_SECONDS)
+                self._next_request = max(self._next_request, time.monotonic() + pause)
             raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait)
         parsed = parse_document(did, answer.json())
         if isinstance(parsed, IdentityRejected):
@@ -137,18 +220,25 @@ class Resolver:
             row = await cursor.fetchone()
         return (Identity(*row[:-1]), float(row[-1])) if row else (None, 0.0)
 
-    async def _store(self, identity: Identity) -> None:
+    async def _stored_many(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
         pool = await self._opened()
-        values = (
-            identity.did,
-            identity.pds,
-            identity.handle,
-            identity.signing_key,
-            identity.label_key,
-            identity.labeler,
-        )
-        async with pool.connection() as db:
-            await db.execute(self._sql["put"].encode(), values)
+        async with pool.connection() as db, db.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(self._sql["find_many"].encode(), (list(dids),))
+            return {row[0]: (Identity(*row[:-1]), float(row[-1])) for row in await cursor.fetchall()}
+
+    async def _store(self, identity: Identity) -> None:
+        await self._store_many([identity])
+
+    async def _store_many(self, identities: Collection[Identity]) -> None:
+        if not identities:
+            return
+        pool = await self._opened()
+        values = [
+            (one.did, one.pds, one.handle, one.signing_key, one.label_key, one.labeler)
+            for one in sorted(identities, key=lambda one: one.did)
+        ]
+        async with pool.connection() as db, db.cursor() as cursor:
+            await cursor.executemany(self._sql["put"].encode(), values)
 
     async def _opened(self) -> AsyncConnectionPool:
         if self._pool is None:

@@ -27,7 +27,7 @@ from connectors.http import HostRefused, Unreachable, check_url, open_session, t
 from connectors.process import Health
 from schemas.settings import Settings
 from steps.cursor import Cursors
-from steps.frames import MAX_FRAME_BYTES, StreamError, decode, position
+from steps.frames import MAX_SOCKET_BYTES, StreamError, decode, position
 
 POLL_FRAMES = 3000
 QUEUE_UNIT_BYTES = 4096  # a frame of this size or less counts as one in the queue, a larger one as several
@@ -117,7 +117,7 @@ class Sockets:
         try:
             socket = await session.ws_connect(
                 url,
-                max_msg_size=MAX_FRAME_BYTES,
+                max_msg_size=MAX_SOCKET_BYTES,
                 heartbeat=None,
                 timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
                 compress=0,
@@ -192,7 +192,7 @@ class Sockets:
                     f" decide with `sluice cursors set {self._flow} {upstream.url} SEQ` or `reset`"
                 )
         elif isinstance(err, _FrameTooLarge):
-            text = f"a frame of more than {MAX_FRAME_BYTES} bytes after seq {upstream.cursor}"
+            text = f"a frame of more than {MAX_SOCKET_BYTES} bytes after seq {upstream.cursor}"
             if upstream.cursor is not None and upstream.failures:
                 upstream.cursor += 1 << upstream.too_large  # stepped over; the cursor step will see the gap
                 upstream.too_large = min(upstream.too_large + 1, 16)

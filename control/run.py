@@ -70,6 +70,8 @@ def _run_flow(name: str, settings: Settings, health: process.Health) -> None:
         cli_main(build(settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
     except BytewaxRuntimeError as err:
         cause = first_cause(err)
+        if isinstance(cause, process.Stopping):
+            return
         logger.exception("the flow failed", extra={"reason": f"{type(cause).__name__}: {cause}"})
         raise SystemExit(1) from err
 

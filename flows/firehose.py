@@ -1,4 +1,4 @@
-"""relays → decode → cursor → verify → dedup → encode → firehose_live
+"""relays → decode → cursor → verify → dedup → signatures → encode → firehose_live
 
 One process reads every relay. What cannot be processed becomes a dead letter in `encode`; it never stops the rest.
 """
@@ -14,18 +14,21 @@ from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
 from connectors import metrics
+from connectors.keyring import KeyRing
 from connectors.log import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.relay import firehose_source
+from connectors.signatures import CommitSignatures
 from connectors.stream import Frame
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.dedup import Remembered
 from steps.frames import Account, Commit, Identity, Info, Message, Rejected, StreamError, Sync, Unknown, decode
+from steps.identity import Identity as Document
 from steps.live_messages import account_value, commit_message, identity_value, moment
 from steps.timestamps import canonical, from_unix, to_unix
-from steps.verify_commit import FUTURE_MICROS, Refused, Verified, verify
+from steps.verify_commit import FUTURE_MICROS, Checks, Refused, Verified, verify
 
 TOPIC = "firehose_live"
 FLOW = "firehose"
@@ -41,24 +44,38 @@ class Received(msgspec.Struct, frozen=True, gc=False):
 Step = Callable[[list[Received]], list[Received]]
 
 
-def build(relays: Source[Frame], cursor: Step, dedup: Step, log: Sink[Out]) -> Dataflow:
+def build(
+    relays: Source[Frame], log: Sink[Out], *, cursor: Step, verify: Step, dedup: Step, signatures: Step
+) -> Dataflow:
     """The dataflow over any source of frames and any sink of messages."""
     flow = Dataflow(FLOW)
     frames = op.input("relays", flow, relays)
     messages = op.flat_map_batch("decode", frames, decoded)
     followed = op.flat_map_batch("cursor", messages, cursor)
-    verified = op.flat_map_batch("verify", followed, verify_all)
+    verified = op.flat_map_batch("verify", followed, verify)
     fresh = op.flat_map_batch("dedup", verified, dedup)
-    encoded = op.flat_map_batch("encode", fresh, encode_all)
+    signed = op.flat_map_batch("signatures", fresh, signatures)
+    encoded = op.flat_map_batch("encode", signed, encode_all)
     op.output(TOPIC, encoded, log)
     return flow
 
 
 def flow(settings: Settings, health: Health) -> Dataflow:
-    """The dataflow with the relays and the log of the settings."""
+    """The dataflow with the relays, the identities and the log of the settings."""
     cursors = Cursors()
-    source = firehose_source(settings, health, cursors)
-    return build(source, follower(cursors), deduplicator(Remembered(settings.dedup_entries)), LogSink(settings))
+    return build(
+        firehose_source(settings, health, cursors),
+        LogSink(settings),
+        cursor=follower(cursors),
+        verify=verifier(settings),
+        dedup=deduplicator(Remembered(settings.dedup_entries)),
+        signatures=signature_checker(settings, KeyRing(settings, health, signing_key)),
+    )
+
+
+def signing_key(document: Document) -> str | None:
+    """The key that signs an account's commits."""
+    return document.signing_key
 
 
 def decoded(frames: list[Frame]) -> list[Received]:
@@ -93,18 +110,40 @@ def follower(cursors: Cursors) -> Step:
     return follow
 
 
-def verify_all(batch: list[Received]) -> list[Received]:
-    """Commits and syncs → what their blocks prove."""
-    now_micros = time.time_ns() // 1000
-    return [
-        Received(one.frame, verify(one.message, now_micros)) if isinstance(one.message, Commit | Sync) else one
-        for one in batch
-    ]
+def verifier(settings: Settings) -> Step:
+    """The `verify` step: commits and syncs → what their blocks prove."""
+    checks = Checks(inversion=settings.verify_inversion, limits=settings.verify_limits)
+
+    def verify_all(batch: list[Received]) -> list[Received]:
+        now_micros = time.time_ns() // 1000
+        return [
+            Received(one.frame, verify(one.message, now_micros, checks))
+            if isinstance(one.message, Commit | Sync)
+            else one
+            for one in batch
+        ]
+
+    return verify_all
 
 
-def again(frame: Frame) -> list[Out]:
+def signature_checker(settings: Settings, ring: KeyRing[str | None]) -> Step:
+    """The `signatures` step: what the account's key did not sign is refused. Waits for a directory that is away."""
+    signatures = CommitSignatures(FLOW, ring, settings.verify_signature)
+
+    def check_all(batch: list[Received]) -> list[Received]:
+        checked = signatures.check([one.message for one in batch])
+        return [Received(one.frame, message) for one, message in zip(batch, checked, strict=True)]
+
+    return check_all
+
+
+def again(frame: Frame, settings: Settings) -> list[Out]:
     """A frame of a dead letter through the steps of today, without cursor and dedup."""
-    return encode_all(verify_all(decoded([frame])))
+    ring = KeyRing(settings, Health(FLOW), signing_key)
+    try:
+        return encode_all(signature_checker(settings, ring)(verifier(settings)(decoded([frame]))))
+    finally:
+        ring.close()
 
 
 def deduplicator(remembered: Remembered) -> Step:
@@ -123,7 +162,9 @@ def identity(message: object) -> tuple[object, ...] | None:
     """What makes two events the same one, whichever relay brings them."""
     if isinstance(message, Verified):
         event = message.event
-        return (type(event) is Commit, event.did, event.rev, message.commit)
+        # One that lacks its proof or a record must not mask another relay's whole one.
+        whole = message.ops is not None and all(op.cid is None or op.cid in message.blocks for op in message.ops)
+        return (type(event) is Commit, event.did, event.rev, message.commit, whole)
     if isinstance(message, Identity):
         return ("identity", message.did, str(message.time), message.handle)
     if isinstance(message, Account):
@@ -146,15 +187,16 @@ def encode_all(batch: list[Received]) -> list[Out]:
             missing += encoded.missing
             if message.bad_paths:
                 metrics.REJECTED.labels(FLOW, "bad_path").inc(message.bad_paths)
+            for reason in message.counted:
+                metrics.LOOSENED.labels(FLOW, reason.value).inc()
             if encoded.problem is not None:
-                out.append(_dead(one, "ops_unknown", encoded.problem, event.did))
+                out.append(_dead(one, encoded.problem.reason.value, encoded.problem.detail, event.did))
         elif isinstance(message, Account):
             out.append(Out(TOPIC, message.did, account_value(message, relay, moment(message.time, now, latest))))
         elif isinstance(message, Identity):
             out.append(Out(TOPIC, message.did, identity_value(message, relay, moment(message.time, now, latest))))
         elif isinstance(message, Refused | Rejected):
-            did = message.did if isinstance(message, Rejected) else None
-            out.append(_dead(one, message.reason.value, message.detail, did))
+            out.append(_dead(one, message.reason.value, message.detail, message.did))
         else:
             metrics.DROPPED.labels(FLOW, "foreign_type").inc()  # labels on a relay's stream
     if missing:

@@ -1,6 +1,7 @@
-"""labelers → decode → cursor → labels → label_live
+"""labelers → decode → cursor → verify → encode → label_live
 
-One message per label, keyed by the DID that the label is about. What is no label becomes a dead letter.
+One message per label, keyed by the DID that the label is about. What is no label, or not signed by the labeler that sent
+it, becomes a dead letter.
 """
 
 from collections import Counter
@@ -13,14 +14,17 @@ from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
 from connectors import metrics
+from connectors.keyring import KeyRing
 from connectors.labeler import label_source
 from connectors.log import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
+from connectors.signatures import LabelSignatures, Signer
 from connectors.stream import Frame
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import Info, Labels, Message, Rejected, StreamError, Unknown, decode
+from steps.identity import Identity as Document
 from steps.labels import LabelRejected, label
 from steps.timestamps import canonical, to_unix
 
@@ -35,24 +39,46 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     message: Message
 
 
+class Checked(msgspec.Struct, frozen=True, gc=False):
+    """A frame's message, and what is wrong with its labels by their index."""
+
+    frame: Frame
+    message: Message
+    wrong: dict[int, LabelRejected]
+
+
 Step = Callable[[list[Received]], list[Received]]
 
 
-def build(labelers: Source[Frame], cursor: Step, log: Sink[Out]) -> Dataflow:
+Verify = Callable[[list[Received]], list[Checked]]
+
+
+def build(labelers: Source[Frame], log: Sink[Out], *, cursor: Step, verify: Verify) -> Dataflow:
     """The dataflow over any source of frames and any sink of messages."""
     flow = Dataflow(FLOW)
     frames = op.input("labelers", flow, labelers)
     messages = op.flat_map_batch("decode", frames, decoded)
     followed = op.flat_map_batch("cursor", messages, cursor)
-    encoded = op.flat_map_batch("labels", followed, encode_all)
+    verified = op.flat_map_batch("verify", followed, verify)
+    encoded = op.flat_map_batch("encode", verified, encode_all)
     op.output(TOPIC, encoded, log)
     return flow
 
 
 def flow(settings: Settings, health: Health) -> Dataflow:
-    """The dataflow with the labelers and the log of the settings."""
+    """The dataflow with the labelers, their identities and the log of the settings."""
     cursors = Cursors()
-    return build(label_source(settings, health, cursors), follower(cursors), LogSink(settings))
+    return build(
+        label_source(settings, health, cursors),
+        LogSink(settings),
+        cursor=follower(cursors),
+        verify=verifier(settings, KeyRing(settings, health, label_signer)),
+    )
+
+
+def label_signer(document: Document) -> Signer:
+    """The key that signs a labeler's labels, and where the labeler is."""
+    return Signer(document.label_key, document.labeler)
 
 
 def decoded(frames: list[Frame]) -> list[Received]:
@@ -94,19 +120,43 @@ def follower(cursors: Cursors) -> Step:
     return follow
 
 
-def again(frame: Frame) -> list[Out]:
+def again(frame: Frame, settings: Settings) -> list[Out]:
     """A frame of a dead letter through the steps of today, without cursor."""
-    return encode_all(decoded([frame]))
+    ring = KeyRing(settings, Health(FLOW), label_signer)
+    try:
+        return encode_all(verifier(settings, ring)(decoded([frame])))
+    finally:
+        ring.close()
 
 
-def encode_all(batch: list[Received]) -> list[Out]:
+def verifier(settings: Settings, ring: KeyRing[Signer]) -> Verify:
+    """The `verify` step: every label against the key and the address in its source's DID document."""
+    signatures = LabelSignatures(FLOW, ring, settings.verify_signature)
+
+    def verify_all(batch: list[Received]) -> list[Checked]:
+        labels = [
+            (number, at, one.frame.upstream, value)
+            for number, one in enumerate(batch)
+            if isinstance(one.message, Labels)
+            for at, value in enumerate(one.message.labels)
+        ]
+        checked = [Checked(one.frame, one.message, {}) for one in batch]
+        for (number, at, _, _), why in zip(labels, signatures.check([(u, v) for _, _, u, v in labels]), strict=True):
+            if why is not None:
+                checked[number].wrong[at] = why
+        return checked
+
+    return verify_all
+
+
+def encode_all(batch: list[Checked]) -> list[Out]:
     """Labels → messages; what is none → dead letters."""
     out: list[Out] = []
     for one in batch:
         message, labeler = one.message, one.frame.upstream
         if isinstance(message, Labels):
-            for value in message.labels:
-                made = label(value, message.seq, labeler)
+            for at, value in enumerate(message.labels):
+                made = one.wrong.get(at) or label(value, message.seq, labeler)
                 if isinstance(made, LabelRejected):
                     out.append(_dead(one, made.reason.value, made.detail))
                 else:
@@ -117,7 +167,7 @@ def encode_all(batch: list[Received]) -> list[Out]:
     return out
 
 
-def _note_times(batch: list[Received]) -> None:
+def _note_times(batch: list[Checked]) -> None:
     """Every labeler's own time of its last label here; one that claims to come from the future says nothing."""
     latest = now_text()
     for labeler, message in {one.frame.upstream: one.message for one in batch}.items():
@@ -127,7 +177,7 @@ def _note_times(batch: list[Received]) -> None:
             metrics.LAST_EVENT.labels(FLOW, labeler).set(to_unix(own))
 
 
-def _dead(one: Received, reason: str, error: str) -> Out:
+def _dead(one: Checked, reason: str, error: str) -> Out:
     code = DeadReason.of(reason)
     metrics.DEAD_LETTERS.labels(FLOW, code.value).inc()
     error = error if code == reason else f"{reason}: {error}"

@@ -6,6 +6,7 @@ unknown `SLUICE_…` variables are refused as well, because a misspelt setting t
 
 import difflib
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SLUICE_"
 URLs = Annotated[list[str], NoDecode]
+
+
+class Check(StrEnum):
+    """What a failed check does: refuse the event, only be counted, or not be made."""
+
+    ENFORCE = "enforce"
+    COUNT = "count"
+    OFF = "off"
 
 
 class SettingsError(Exception):
@@ -77,6 +86,30 @@ class Settings(BaseSettings):
     )
     dedup_entries: int = Field(
         500_000, ge=1000, description="(did, rev) pairs remembered against duplicates of several relays"
+    )
+
+    # verification of live events
+    verify_signature: Check = Field(
+        Check.ENFORCE, description="signatures of commits and labels by the account's key: enforce, count or off"
+    )
+    verify_inversion: Check = Field(
+        Check.ENFORCE, description="a commit's operations prove its tree before (MST inversion): enforce, count or off"
+    )
+    verify_limits: Check = Field(
+        Check.ENFORCE, description="the protocol's limits of operations and bytes in an event: enforce, count or off"
+    )
+    key_cache_entries: int = Field(200_000, ge=100, description="signing keys that the firehose keeps in memory")
+    key_cache_seconds: float = Field(
+        86_400.0, gt=0, description="how long a signing key is used without an #identity or a bad signature"
+    )
+    identity_negative_seconds: float = Field(
+        60.0, ge=0, description="how long a DID that has no document is not asked for again"
+    )
+    identity_requests_per_second: float = Field(
+        200.0, gt=0, description="requests to the PLC directory and did:web hosts, per process"
+    )
+    reresolve_seconds: float = Field(
+        60.0, ge=0, description="after a bad signature a DID is resolved anew at most this often"
     )
 
     # backfill

@@ -15,8 +15,10 @@ import msgspec
 from steps.cid import CID_SIZE, DAG_CBOR
 from steps.syntax import is_did, is_tid
 
-MAX_FRAME_BYTES = 16 * 1024 * 1024
-"""The specification says 5 MB; what is larger than this is no frame."""
+MAX_FRAME_BYTES = 5_000_000
+"""What is larger is no frame."""
+MAX_SOCKET_BYTES = 16 * 1024 * 1024
+"""What is larger is not even received. Between the two a frame still has its seq, and becomes a dead letter."""
 
 
 class FrameReason(StrEnum):

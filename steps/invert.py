@@ -71,7 +71,7 @@ class _Branch:
 
     __slots__ = ("cid", "heads", "keys", "layer", "trees", "values")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (made for every node of every commit: keywords cost)
         self,
         layer: int,
         trees: "list[_Tree]",
@@ -217,9 +217,7 @@ class _Partial:
         at = bisect_left(node.keys, key)
         below = self._loaded(node, at)
         left, right = (None, None) if below is None else self._split(below, key)
-        before = _Branch(
-            node.layer, [*node.trees[:at], left], node.keys[:at], node.values[:at], node.heads[:at]
-        )
+        before = _Branch(node.layer, [*node.trees[:at], left], node.keys[:at], node.values[:at], node.heads[:at])
         heads: list[bytes | None] = [None, *node.heads[at + 1 :]] if at < len(node.heads) else []
         after = _Branch(node.layer, [right, *node.trees[at + 1 :]], node.keys[at:], node.values[at:], heads)
         return _kept(before), _kept(after)
@@ -240,9 +238,7 @@ class _Partial:
             return tree
         below = self._load(tree, node.layer - 1)
         keys = below.keys
-        if keys and (
-            (at > 0 and keys[0] <= node.keys[at - 1]) or (at < len(node.keys) and keys[-1] >= node.keys[at])
-        ):
+        if keys and ((at > 0 and keys[0] <= node.keys[at - 1]) or (at < len(node.keys) and keys[-1] >= node.keys[at])):
             raise MstError(MstReason.KEY_ORDER, tree)
         node.trees[at] = below
         return below
@@ -272,7 +268,7 @@ def _check_layer(node: _Branch) -> None:
         raise MstError(MstReason.KEY_LAYER, node.cid or b"", "a subtree below the lowest layer")
 
 
-def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:
+def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:  # noqa: PLR0912 (a call for each part would double its time)
     """A node from its canonical encoding, and from no other. Raises MstError, and IndexError where the block ends early."""
     if block[:3] != b"\xa2ae":
         raise MstError(MstReason.BAD_NODE, cid)

@@ -1,22 +1,26 @@
 """Labels of a #labels frame → the messages of `label_live`, or a typed rejection. Never raises on wire input.
 
-Times are normalised, so that the newest `cts` can be found by text order; `sig` stays as it came, in base64. Whether it
-verifies, and whether `src` is the labeler, is checked with the next issue, from the label as it stood in the frame.
+Times are normalised, so that the newest `cts` can be found by text order; `sig` stays as it came, in base64, and is checked
+by `label_signed` from the label as it stood in the frame.
 """
 
 from base64 import b64encode
 from enum import StrEnum
+from typing import Any
 
+import libipld
 import msgspec
 
 from schemas import wire
 from steps.cid import cid_bytes
+from steps.keys import verify
 from steps.syntax import is_did, split_at_uri
 from steps.timestamps import canonical
 
 MAX_VALUE_CHARACTERS = 128
 MAX_URI_CHARACTERS = 8192
 _MAX_SIG = 256
+_SIGNED = ("ver", "src", "uri", "cid", "val", "neg", "cts", "exp")
 
 
 class LabelReason(StrEnum):
@@ -32,6 +36,8 @@ class LabelReason(StrEnum):
     BAD_CID = "bad_cid"
     BAD_NEG = "bad_neg"
     BAD_SIG = "bad_sig"
+    BAD_SIGNATURE = "bad_signature"
+    NO_KEY = "no_key"
 
 
 class Label(msgspec.Struct, frozen=True, gc=False):
@@ -90,6 +96,28 @@ def label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
         relay=labeler,
     )
     return Label(did, wire.encode(message))
+
+
+def label_signed(value: dict[str, Any], key: str) -> bool:
+    """Whether the key (did:key) signed this label of a frame: as it came, or as the official labeler writes it.
+
+    The latter leaves out a `neg` that is false and what is null, and knows eight fields.
+    """
+    sig = value.get("sig")
+    if type(sig) is not bytes:
+        return False
+    bare = {name: field for name, field in value.items() if name != "sig"}
+    plain = {name: value[name] for name in _SIGNED if value.get(name) is not None} | {"ver": value.get("ver", 1)}
+    if not plain.get("neg"):
+        plain.pop("neg", None)
+    return _signs(key, bare, sig) or (plain != bare and _signs(key, plain, sig))
+
+
+def _signs(key: str, value: dict[str, Any], sig: bytes) -> bool:
+    try:
+        return verify(key, libipld.encode_dag_cbor(value), sig)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return False
 
 
 def _subject(uri: object) -> str | None:

@@ -10,7 +10,7 @@ from steps.frames import Account, Commit, Identity
 from steps.paths import BAD_PATH
 from steps.record_json import RecordBody, record_body
 from steps.timestamps import canonical
-from steps.verify_commit import Verified
+from steps.verify_commit import Refused, Verified, VerifyReason
 
 MAX_VALUE_BYTES = 16 * 1024 * 1024 - 8192
 """What a message may weigh: the topic's limit less the room of headers and key."""
@@ -22,7 +22,7 @@ class Encoded(msgspec.Struct, frozen=True, gc=False):
     """A message, and why it is only a #sync where it should have been a commit."""
 
     value: bytes
-    problem: str | None = None
+    problem: Refused | None = None
     missing: int = 0  # record blocks that the commit did not carry
 
 
@@ -36,8 +36,7 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
     """A #commit or #sync. One whose ops are unknown, or whose JSON is too large, becomes a sync: it makes us look again."""
     event = verified.event
     if type(event) is not Commit or verified.ops is None:
-        problem = "too_big" if type(event) is Commit and event.no_blocks else verified.problem
-        return Encoded(sync_value(verified, relay, time), problem)
+        return Encoded(sync_value(verified, relay, time), verified.problem)
     missing = 0
     ops: list[wire.Op] = []
     blocks = verified.blocks
@@ -74,13 +73,14 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
             commit=cid_str(verified.commit),
             commit_block=_base64(verified.commit_block),
             data=cid_str(verified.data),
-            prev_data=None if event.data_before is None else cid_str(event.data_before),
+            prev_data=None if verified.data_before is None else cid_str(verified.data_before),
             ops=ops,
             relay=relay,
         )
     )
     if len(value) > MAX_VALUE_BYTES:
-        return Encoded(sync_value(verified, relay, time), f"message of {len(value)} bytes")
+        problem = Refused(VerifyReason.MESSAGE_TOO_LARGE, f"message of {len(value)} bytes")
+        return Encoded(sync_value(verified, relay, time), problem)
     return Encoded(value, None, missing)
 
 

@@ -1,30 +1,40 @@
 """Live commits: a #commit or #sync → what its blocks prove, or a typed refusal. Never raises on wire input.
 
-Checked here: the CAR's hashes, its root is the commit, the commit's own DID, rev and version agree with the event, the rev is
-no later than five minutes from now, and the ops have a form that can be applied. Still to come, in this function and behind
-this signature: the commit's signature under the account's key, and the inversion of the ops on the partial tree, which proves
-that they lead from `data_before` to `data`.
+`verify` checks the event against itself: the CAR's hashes, its root is the commit, the commit's own DID, rev and version
+agree with the event, the rev is no later than five minutes from now, the protocol's limits, and by inversion that the
+operations lead from the tree before to the tree that the commit signs, each with the CID that this tree holds. `signed`
+then asks whether the account's key signed the commit; the key is the caller's to find.
+
+Three outcomes: `Refused` (it is false, or proves nothing: no row may change); `Verified` with operations; and `Verified`
+without, where the commit stands but its operations cannot be known, so that the repo has to be fetched (`problem` says why).
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
+from schemas.settings import Check
 from steps.car import CarError, CarLimits, index_bytes
 from steps.cid import CID_SIZE
-from steps.commit import CommitRejected, parse_commit
-from steps.frames import Commit, Sync
+from steps.commit import Commit as CommitObject
+from steps.commit import CommitRejected, parse_commit, verify_commit
+from steps.frames import MAX_FRAME_BYTES, Commit, Sync
+from steps.invert import Change, Unproven, UnprovenReason, invert
 from steps.mst_node import MAX_KEY
 from steps.paths import row_path
 from steps.syntax import tid_micros
 
 FUTURE_MICROS = 300 * 1_000_000
-MAX_OPS = 10_000  # the specification says 200; no op list of an honest frame is near this
-_LIMITS = CarLimits(blocks=100_000, total=16 << 20)
+MAX_OPS = 200
+MAX_BLOCKS_BYTES = 2_000_000
+MAX_SYNC_BYTES = 10_000
+_LIMITS = CarLimits(blocks=100_000, total=MAX_FRAME_BYTES)
 
 
 class VerifyReason(StrEnum):
-    """Why an event of a repo was refused."""
+    """Why an event of a repo was refused, or why its operations are unknown."""
 
     BAD_CAR = "bad_car"
     ROOT_IS_NOT_COMMIT = "root_is_not_commit"
@@ -33,7 +43,36 @@ class VerifyReason(StrEnum):
     WRONG_DID = "wrong_did"
     WRONG_REV = "wrong_rev"
     FUTURE_REV = "future_rev"
+    BAD_SIGNATURE = "bad_signature"
+    NO_KEY = "no_key"
+    WRONG_PREV_DATA = "wrong_prev_data"
+    OP_NOT_IN_TREE = "op_not_in_tree"
+    BAD_TREE = "bad_tree"
+    SYNC_TOO_LARGE = "sync_too_large"
+    # the operations are unknown
+    TOO_BIG = "too_big"
+    BLOCKS_TOO_LARGE = "blocks_too_large"
+    TOO_MANY_OPS = "too_many_ops"
     BAD_OPS = "bad_ops"
+    DUPLICATE_PATH = "duplicate_path"
+    MISSING_PROOF = "missing_proof"
+    NO_PREV = "no_prev"
+    MESSAGE_TOO_LARGE = "message_too_large"
+
+
+_BY_UNPROVEN = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What is done about the checks that an operator may loosen. All the others always hold."""
+
+    signature: Check = Check.ENFORCE
+    inversion: Check = Check.ENFORCE
+    limits: Check = Check.ENFORCE
+
+
+ALL = Checks()
 
 
 class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
@@ -47,37 +86,57 @@ class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
     valid: bool = True
 
 
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """An event that proves nothing, or why its operations are unknown."""
+
+    reason: VerifyReason
+    detail: str
+    did: str | None = None  # whose it claims to be, where somebody asks
+
+
 class Verified(msgspec.Struct, frozen=True, gc=False):
-    """What the blocks say. `ops` is None where the operations are unknown (tooBig, rebase, or ops that make no sense)."""
+    """What the blocks say. `ops` is None where the operations are unknown; `problem` then says why (a #sync has none).
+
+    `data_before` is the root that the operations lead from: where the event does not name it, what the inversion gave.
+    `counted` are reasons that only the policy let pass.
+    """
 
     event: Commit | Sync
     commit: bytes
     commit_block: bytes
+    signed: CommitObject
     data: bytes
     ops: list[VerifiedOp] | None
     blocks: dict[bytes, bytes]
     bad_paths: int = 0
-    problem: str | None = None
+    problem: Refused | None = None
+    data_before: bytes | None = None
+    counted: tuple[VerifyReason, ...] = ()
 
 
-class Refused(msgspec.Struct, frozen=True, gc=False):
-    """An event that proves nothing."""
-
-    reason: VerifyReason
-    detail: str
-
-
-def verify(event: Commit | Sync, now_micros: int) -> Verified | Refused:
-    """Check an event at this moment (microseconds since 1970)."""
+def verify(event: Commit | Sync, now_micros: int, checks: Checks = ALL) -> Verified | Refused:
+    """Check an event, all but its signature, at this moment (microseconds since 1970)."""
     if tid_micros(event.rev) > now_micros + FUTURE_MICROS:
         return Refused(VerifyReason.FUTURE_REV, event.rev)
+    large = _too_large(event) if checks.limits is not Check.OFF else None
+    if large is not None and checks.limits is Check.ENFORCE and type(event) is Sync:
+        return large
     try:
         car = index_bytes(event.blocks, limits=_LIMITS)
     except CarError as err:
         return Refused(VerifyReason.BAD_CAR, str(err)[:200])
-    root, blocks = car.root or b"", car.blocks
-    is_commit = type(event) is Commit
-    if is_commit and root != event.commit:  # type: ignore[union-attr]  # the line above
+    found = _stands(event, car.root or b"", car.blocks)
+    if isinstance(found, Refused):
+        return found
+    counted = () if large is None else (large.reason,)
+    if large is None or checks.limits is Check.COUNT:
+        return _with_ops(found, car.blocks, checks.inversion, counted)
+    return replace(found, problem=large)
+
+
+def _stands(event: Commit | Sync, root: bytes, blocks: dict[bytes, bytes]) -> Verified | Refused:
+    """The commit at the root, where it is the event's; without operations."""
+    if type(event) is Commit and root != event.commit:
         return Refused(VerifyReason.ROOT_IS_NOT_COMMIT, root.hex())
     block = blocks.get(root)
     if block is None:
@@ -89,37 +148,90 @@ def verify(event: Commit | Sync, now_micros: int) -> Verified | Refused:
         return Refused(VerifyReason.WRONG_DID, commit.did[:200])
     if commit.rev != event.rev:
         return Refused(VerifyReason.WRONG_REV, commit.rev)
-    if type(event) is not Commit or event.no_blocks:
-        return Verified(event, root, block, commit.data, None, {})
-    ops, bad_paths, problem = _ops(event.ops)
-    return Verified(event, root, block, commit.data, ops, blocks, bad_paths, problem)
+    return Verified(event, root, block, commit, commit.data, None, {})
 
 
-def _ops(ops: list[object]) -> tuple[list[VerifiedOp] | None, int, str | None]:
-    """Ops in order, how many have a path that no record can have, and why they are none at all."""
-    if len(ops) > MAX_OPS:
-        return None, 0, f"{len(ops)} ops"
+def _with_ops(
+    found: Verified, blocks: dict[bytes, bytes], inversion: Check, counted: tuple[VerifyReason, ...]
+) -> Verified | Refused:
+    """The same with what its operations prove."""
+    event = found.event
+    if type(event) is not Commit:
+        return replace(found, counted=counted) if counted else found
+    if event.no_blocks:
+        return replace(found, problem=Refused(VerifyReason.TOO_BIG, "the event says so"))
+    parsed = _ops(event.ops)
+    if isinstance(parsed, Refused):
+        return replace(found, problem=parsed)
+    ops, changes, bad_paths = parsed
+    before = event.data_before
+    proof = before if inversion is Check.OFF else _proof(event, found.data, blocks, changes)
+    if not isinstance(proof, Refused):
+        before = proof
+    elif inversion is Check.COUNT:
+        counted = (*counted, proof.reason)
+    else:
+        return replace(found, problem=proof) if proof.reason in _UNTOLD else proof
+    return Verified(
+        event, found.commit, found.commit_block, found.signed, found.data, ops, blocks, bad_paths, None, before, counted
+    )
+
+
+def signed(verified: Verified, signing_key: str) -> bool:
+    """Whether the key (did:key) signed the event's commit."""
+    return verify_commit(verified.signed, signing_key)
+
+
+_UNTOLD = frozenset({VerifyReason.MISSING_PROOF, VerifyReason.NO_PREV})
+
+
+def _too_large(event: Commit | Sync) -> Refused | None:
+    size = len(event.blocks)
+    if type(event) is Sync:
+        return Refused(VerifyReason.SYNC_TOO_LARGE, f"{size} bytes of blocks") if size > MAX_SYNC_BYTES else None
+    if size > MAX_BLOCKS_BYTES:
+        return Refused(VerifyReason.BLOCKS_TOO_LARGE, f"{size} bytes of blocks")
+    return Refused(VerifyReason.TOO_MANY_OPS, f"{len(event.ops)} ops") if len(event.ops) > MAX_OPS else None  # type: ignore[union-attr]  # a Commit
+
+
+def _proof(event: Commit, data: bytes, blocks: dict[bytes, bytes], changes: list[Change]) -> bytes | Refused:
+    """The root before the operations, or why it is not the event's."""
+    try:
+        before = invert(data, blocks.get, changes)
+    except Unproven as err:
+        return Refused(_BY_UNPROVEN[err.reason], err.detail[:200])
+    if event.data_before is not None and before != event.data_before:
+        return Refused(VerifyReason.WRONG_PREV_DATA, f"{before.hex()} instead of {event.data_before.hex()}")
+    return before
+
+
+def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refused:
+    """Ops in order, what they did to the tree, and how many have a path that no record can have."""
     good: list[VerifiedOp] = []
+    changes: list[Change] = []
     paths: set[str] = set()
     bad_paths = 0
     for op in ops:
         if type(op) is not dict:
-            return None, 0, "an op is not a map"
+            return Refused(VerifyReason.BAD_OPS, "an op is not a map")
         action, path, cid, prev = op.get("action"), op.get("path"), op.get("cid"), op.get("prev")
-        if type(path) is not str or path in paths:
-            return None, 0, f"path {path!r:.200} is missing or given twice"
-        key = path.encode().decode("latin-1")
+        if type(path) is not str:
+            return Refused(VerifyReason.BAD_OPS, f"path {path!r:.200}")
+        if path in paths:
+            return Refused(VerifyReason.DUPLICATE_PATH, path[:200])
+        key = path.encode()
         if len(key) > MAX_KEY:
-            return None, 0, f"a path of {len(key)} bytes"
+            return Refused(VerifyReason.BAD_OPS, f"a path of {len(key)} bytes")
         if action in ("create", "update"):
             if type(cid) is not bytes or len(cid) != CID_SIZE:
-                return None, 0, f"no CID at {path[:200]}"
+                return Refused(VerifyReason.BAD_OPS, f"no CID at {path[:200]}")
         elif action != "delete" or cid is not None:
-            return None, 0, f"action {action!r:.20} at {path[:200]}"
+            return Refused(VerifyReason.BAD_OPS, f"action {action!r:.20} at {path[:200]}")
         if prev is not None and (type(prev) is not bytes or len(prev) != CID_SIZE):
-            return None, 0, f"prev of {path[:200]}"
+            return Refused(VerifyReason.BAD_OPS, f"prev of {path[:200]}")
         paths.add(path)
-        collection, rkey, valid = row_path(key)
+        collection, rkey, valid = row_path(key.decode("latin-1"))
         bad_paths += not valid  # as a record it cannot be addressed, but the tree holds it
         good.append(VerifiedOp(action, collection, rkey, cid, prev, valid))
-    return good, bad_paths, None
+        changes.append(Change(key, cid, prev))
+    return good, changes, bad_paths

@@ -11,3 +11,13 @@ values (%s, %s, %s, %s, %s, %s)
 on conflict (did) do update set
     pds = excluded.pds, handle = excluded.handle, signing_key = excluded.signing_key,
     label_key = excluded.label_key, labeler = excluded.labeler, resolved_at = now()
+
+-- name: find_many
+-- parameters: dids
+select did, pds, handle, signing_key, label_key, labeler, extract(epoch from now() - resolved_at)::float8
+from sluice.identity
+where did = any(%s::text[])
+
+-- name: forget
+-- parameters: dids
+delete from sluice.identity where did = any(%s::text[])

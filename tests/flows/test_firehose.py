@@ -18,7 +18,8 @@ from schemas.settings import Settings
 from simulator.embedded_log import EmbeddedLog
 
 FIRST_SEQ = 1000
-SIZE = {"repos": 40, "records_per_repo": 3, "window": 100_000}
+# one PDS: nobody migrates, so no key changes between a commit and its late reader
+SIZE = {"repos": 40, "records_per_repo": 3, "window": 100_000, "pdses": 1}
 
 Start = Callable[..., Simulation]
 
@@ -50,7 +51,7 @@ def test_kill_9_at_any_moment_loses_no_event_and_the_cursor_never_passes_the_log
     (relay,) = network.relays
     kills = 0
     for _ in range(4):
-        flow = flow_bed.start("firehose", relays=[relay], firehose_start="oldest")
+        flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
         before = cursor_of(flow_bed, relay)
         wait_until(lambda before=before: cursor_of(flow_bed, relay) > before + 30)
         flow.kill()
@@ -58,7 +59,7 @@ def test_kill_9_at_any_moment_loses_no_event_and_the_cursor_never_passes_the_log
         durable = cursor_of(flow_bed, relay)
         assert set(range(FIRST_SEQ, durable + 1)) <= set(seqs(flow_bed, relay))
     network.quiesce()
-    flow = flow_bed.start("firehose", relays=[relay], firehose_start="oldest")
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     reach(flow_bed, flow, relay, last_seq(network))
     assert flow.terminate() == 0
     assert kills == 4
@@ -76,7 +77,7 @@ def test_sigterm_drains_and_a_restart_repeats_nothing(simulator: Start, flow_bed
     network = simulator(**SIZE, writer_rate=200)
     (relay,) = network.relays
     for _ in range(3):
-        flow = flow_bed.start("firehose", relays=[relay], firehose_start="oldest")
+        flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
         before = cursor_of(flow_bed, relay)
         wait_until(lambda before=before: cursor_of(flow_bed, relay) > before + 20)
         assert flow.terminate() == 0
@@ -94,7 +95,7 @@ def test_every_message_is_what_the_relay_said_and_keyed_by_its_did(simulator: St
     network.op("handle", did=active[2])
     network.op("deactivate", did=active[3])
     network.op("activate", did=active[3])
-    flow = flow_bed.start("firehose", relays=[relay], firehose_start="oldest")
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     reach(flow_bed, flow, relay, last_seq(network))
     messages = flow_bed.messages("firehose_live")
     for topic_message in read_topic(flow_bed.bootstrap, flow_bed.prefix + "firehose_live"):
@@ -117,7 +118,7 @@ def test_every_message_is_what_the_relay_said_and_keyed_by_its_did(simulator: St
 def test_two_relays_bring_every_event_once(simulator: Start, flow_bed: FlowBed) -> None:
     """B4: several relays at once with their duplicates removed, a cursor each."""
     network = simulator(**SIZE, relays=2, writer_rate=200)
-    flow = flow_bed.start("firehose", relays=network.relays, firehose_start="oldest")
+    flow = flow_bed.start("firehose", plc=network.plc, relays=network.relays, firehose_start="oldest")
     wait_until(lambda: all(cursor_of(flow_bed, relay) > 0 for relay in network.relays))
     time.sleep(1)  # let the writer write; what it wrote is asked for below
     network.quiesce()
@@ -137,7 +138,7 @@ def test_a_stream_full_of_faults_loses_nothing_and_stops_nothing(simulator: Star
     (relay,) = network.relays
     faults = {"drop": 0.01, "garbage": 0.03, "unknown_type": 0.03, "error_frame": 0.01, "duplicate": 0.1}
     network.set_faults(**faults)
-    flow = flow_bed.start("firehose", relays=[relay], firehose_start="oldest")
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     wait_until(lambda: all(network.fired(name) >= 2 for name in faults), what="every fault fired twice")
     network.set_faults(clear=True)
     network.quiesce()
@@ -157,7 +158,12 @@ def test_a_connected_but_silent_stream_is_noticed(simulator: Start, flow_bed: Fl
     """B8: the watchdog looks at data, not at pings."""
     network = simulator(**SIZE, writer_rate=50)
     (relay,) = network.relays
-    settings: dict[str, Any] = {"relays": [relay], "firehose_start": "oldest", "stream_silence_seconds": 1.0}
+    settings: dict[str, Any] = {
+        "plc": network.plc,
+        "relays": [relay],
+        "firehose_start": "oldest",
+        "stream_silence_seconds": 1.0,
+    }
     flow = flow_bed.start("firehose", **settings)
     wait_until(lambda: cursor_of(flow_bed, relay) > FIRST_SEQ)
     network.set_faults(silence={"times": 1})
@@ -177,7 +183,7 @@ def test_a_cursor_from_the_future_is_failing_with_its_remedy_and_not_silent(
     flow_bed.rows(
         "insert into sluice.cursor (flow, upstream, position) values ('firehose', %s, '9999999') returning 1", relay
     )
-    flow = flow_bed.start("firehose", relays=[relay])
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay])
     health = wait_until(lambda: (page := flow.health())["state"] == "failing" and page)
     assert "FutureCursor" in health["why"]
     assert "sluice cursors" in health["why"]
@@ -194,14 +200,14 @@ def test_lost_sequence_numbers_are_recorded_before_the_cursor_passes_them(simula
     (relay,) = network.relays
     active = [repo.did for repo in network.state().values() if repo.active]
     network.op("create", did=active[0])
-    flow = flow_bed.start("firehose", relays=[relay], firehose_start="oldest")
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     reach(flow_bed, flow, relay, last_seq(network))
     assert flow.terminate() == 0
     stopped_at = last_seq(network)
     for did in active[:20]:
         network.op("create", did=did)
     network.streams(relay=0, window=3)
-    flow = flow_bed.start("firehose", relays=[relay])
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay])
     reach(flow_bed, flow, relay, last_seq(network))
     network.set_faults(seq_gap={"times": 1, "gap": 7})
     network.op("create", did=active[1])
@@ -220,7 +226,9 @@ def test_back_pressure_pauses_says_so_and_resumes_without_loss(simulator: Start,
     network = simulator(**SIZE, writer_rate=100)
     (relay,) = network.relays
     fraction = 1.5 / (7 * 86400)
-    flow = flow_bed.start("firehose", relays=[relay], firehose_start="oldest", live_high_water_fraction=fraction)
+    flow = flow_bed.start(
+        "firehose", plc=network.plc, relays=[relay], firehose_start="oldest", live_high_water_fraction=fraction
+    )
     page = wait_until(lambda: (page := flow.health())["state"] == "paused" and page)
     assert "messages of" in page["why"]
     assert flow.metric("ingester_backpressure_active") == 1
@@ -251,6 +259,7 @@ def test_a_killed_broker_holds_the_cursor_back(
         bootstrap=bootstrap,
         database=database,
         relays=[relay],
+        plc=network.plc,
         topic_prefix="k-",
         allow_private_hosts=True,
         epoch_seconds=0.2,
@@ -283,7 +292,7 @@ def test_a_killed_broker_holds_the_cursor_back(
 def test_no_private_relay_is_read_unless_allowed(simulator: Start, flow_bed: FlowBed) -> None:
     """G9"""
     network = simulator(**SIZE)
-    flow = flow_bed.start("firehose", relays=network.relays, allow_private_hosts=False)
+    flow = flow_bed.start("firehose", plc=network.plc, relays=network.relays, allow_private_hosts=False)
     page = wait_until(lambda: (page := flow.health())["state"] == "failing" and page)
     assert "scheme" in page["why"]
     assert flow.terminate() == 0
@@ -296,6 +305,6 @@ def test_a_cursor_that_is_none_is_refused_with_its_remedy(simulator: Start, flow
     flow_bed.rows(
         "insert into sluice.cursor (flow, upstream, position) values ('firehose', %s, %s) returning 1", relay, text
     )
-    flow = flow_bed.start("firehose", relays=[relay])
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay])
     assert flow.process.wait(30) != 0
     assert "sluice cursors set firehose" in flow.log_file.read_text()

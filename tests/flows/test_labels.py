@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def same(bed: FlowBed, network: Simulation) -> bool:
 def test_the_whole_history_of_every_labeler_is_read_and_kept_up_with(simulator: Start, flow_bed: FlowBed) -> None:
     """B5: several labelers, cursors of their own, negation, expiry, signatures kept."""
     network = simulator(**SIZE, labelers=2, labels=300)
-    flow = flow_bed.start("labels", labelers=network.labelers)
+    flow = flow_bed.start("labels", plc=network.plc, labelers=network.labelers)
     wait_until(lambda: all(cursor_of(flow_bed, labeler) >= 300 for labeler in network.labelers))
     assert same(flow_bed, network)
     labels = newest(flow_bed)
@@ -63,13 +64,13 @@ def test_kill_9_and_faults_lose_no_label(simulator: Start, flow_bed: FlowBed) ->
     faults = {"label_drop": 0.003, "label_garbage": 0.01, "label_unknown_type": 0.01, "label_error_frame": 0.003}
     network.set_faults(**faults)
     for _ in range(3):
-        flow = flow_bed.start("labels", labelers=[labeler])
+        flow = flow_bed.start("labels", plc=network.plc, labelers=[labeler])
         before = cursor_of(flow_bed, labeler)
         wait_until(lambda before=before: cursor_of(flow_bed, labeler) > before)
         flow.kill()
         durable = cursor_of(flow_bed, labeler)
         assert set(range(1, durable + 1)) <= {value["seq"] for _, value in flow_bed.messages("label_live")}
-    flow = flow_bed.start("labels", labelers=[labeler])
+    flow = flow_bed.start("labels", plc=network.plc, labelers=[labeler])
     wait_until(lambda: cursor_of(flow_bed, labeler) >= 3000)
     assert all(network.fired(name) for name in faults)
     assert same(flow_bed, network)
@@ -84,9 +85,31 @@ def test_a_label_that_is_none_is_a_dead_letter_beside_its_good_neighbours(simula
     did = next(iter(network.state()))
     network.op("label", uri="https://example.com/no-subject", val="spam")
     network.op("label", uri=did, val="late")
-    flow = flow_bed.start("labels", labelers=[labeler])
+    flow = flow_bed.start("labels", plc=network.plc, labelers=[labeler])
     wait_until(lambda: any(value["val"] == "late" for _, value in flow_bed.messages("label_live")))
     (letter,) = [value for _, value in flow_bed.messages("dead_letter")]
     assert letter["reason"] == "bad_uri"
     assert labeler in letter["topic"]
+    assert flow.terminate() == 0
+
+
+def test_labels_that_their_labeler_did_not_sign_are_named_and_kept_out(simulator: Start, flow_bed: FlowBed) -> None:
+    """B5, N1: a false signature, a foreign source, and a labeler read at a URL that its document does not name."""
+    network = simulator(**SIZE, labelers=2, labels=50)
+    network.set_faults(label_bad_sig={"times": 2}, label_foreign_src={"times": 2})
+    for _ in range(4):
+        network.op("label", uri="did:plc:ewvi7nxzyoun6zhxrhs64oiz", val="true")
+    assert (network.fired("label_bad_sig"), network.fired("label_foreign_src")) == (2, 2)
+    elsewhere = network.labelers[1].replace("127.0.0.1", "localhost")
+    flow = flow_bed.start("labels", plc=network.plc, labelers=[network.labelers[0], elsewhere])
+    wait_until(lambda: cursor_of(flow_bed, network.labelers[0]) >= 58 and cursor_of(flow_bed, elsewhere) >= 50)
+    reasons = Counter(
+        value["reason"] for _, value in flow_bed.messages("dead_letter") if elsewhere not in value["topic"]
+    )
+    assert reasons == {"bad_signature": 2, "no_key": 2}
+    assert {v["reason"] for _, v in flow_bed.messages("dead_letter") if elsewhere in v["topic"]} == {"bad_src"}
+    labels = newest(flow_bed)
+    assert {label["src"] for label in labels.values()} == {network.labeler_dids[0]}
+    assert {key for key in labels if key[2] in ("forged", "foreign")} == set()
+    assert labels.keys() == {key for key in truth(network) if key[0] == network.labeler_dids[0]}
     assert flow.terminate() == 0

@@ -7,16 +7,17 @@ import cbrrr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_repo import DID, REV, Repo, car, cid_of, sample
+from tiny_repo import DID, REV, Key, Repo, car, cid_of, sample
 
 from schemas import wire
+from schemas.settings import Check
 from steps import live_messages
 from steps.cid import cid_str
 from steps.frames import Commit, Sync
 from steps.live_messages import commit_message, moment
 from steps.record_json import body_cid
 from steps.syntax import tid_from_micros, tid_micros
-from steps.verify_commit import FUTURE_MICROS, Refused, Verified, VerifyReason, verify
+from steps.verify_commit import ALL, FUTURE_MICROS, MAX_OPS, Checks, Refused, Verified, VerifyReason, signed, verify
 
 NOW = tid_micros(REV) + 1_000_000
 TIME = "2026-01-01T00:00:00.000Z"
@@ -46,6 +47,16 @@ def verified(it: Commit | Sync) -> Verified:
     return result
 
 
+def problem_of(it: Commit, checks: Checks = ALL) -> VerifyReason:
+    """Why the commit stands and its operations are unknown."""
+    result = verify(it, NOW, checks)
+    assert isinstance(result, Verified), result
+    assert (result.ops, result.problem is None) == (None, False)
+    assert isinstance(message(result), wire.SyncEvent)
+    assert result.problem is not None
+    return result.problem.reason
+
+
 def message(result: Verified) -> Any:
     return wire.decode_live(commit_message(result, "https://relay.example", TIME).value)
 
@@ -66,8 +77,9 @@ def test_empty_ops_are_a_commit() -> None:
 
 
 def test_updates_and_deletes_carry_what_they_replace() -> None:
-    repo = sample(2)
-    (path, cid), (gone, old) = repo.leaves.items()
+    repo = sample(1)
+    ((path, cid),) = repo.leaves.items()
+    gone, old = "app.bsky.feed.post/3kgone", sample(2).data
     ops = [
         {"action": "update", "path": path, "cid": cid, "prev": old},
         {"action": "delete", "path": gone, "cid": None, "prev": old},
@@ -100,12 +112,10 @@ def test_an_odd_record_keeps_its_block() -> None:
 
 def test_a_path_that_no_record_can_have_costs_that_op_its_body_only() -> None:
     """G7, G3: the tree holds the leaf, so a row stands for it."""
-    repo = sample(2)
-    ops = [{"action": "create", "path": path, "cid": cid} for path, cid in repo.leaves.items()]
-    ops.append({"action": "create", "path": "app.bsky.feed.post/..", "cid": ops[0]["cid"]})
-    result = verified(event(repo, ops=ops))
+    records: dict[str, object] = {f"app.bsky.feed.post/{rkey}": {"$type": "x"} for rkey in ("3ka", "..", "3kb")}
+    result = verified(event(Repo(records)))
     assert (len(result.ops or []), result.bad_paths) == (3, 1)
-    odd = message(result).ops[2]
+    odd = message(result).ops[1]
     assert (odd.collection, odd.rkey, odd.reason, wire.body(odd.record)) == (
         "app.bsky.feed.post",
         "..",
@@ -140,13 +150,14 @@ def test_ops_that_make_no_sense_become_a_sync_that_makes_us_look_again(op: Any) 
 def test_one_path_twice_makes_no_sense() -> None:
     repo = sample(1)
     ops = [{"action": "create", "path": path, "cid": cid} for path, cid in repo.leaves.items()]
-    assert verified(event(repo, ops=ops * 2)).ops is None
+    assert problem_of(event(repo, ops=ops * 2)) is VerifyReason.DUPLICATE_PATH
 
 
 def test_too_big_and_rebase_become_a_sync() -> None:
     repo = sample(2)
     encoded = commit_message(verified(event(repo, no_blocks=True)), "", TIME)
-    assert encoded.problem == "too_big"
+    assert encoded.problem is not None
+    assert encoded.problem.reason is VerifyReason.TOO_BIG
     assert isinstance(wire.decode_live(encoded.value), wire.SyncEvent)
 
 
@@ -157,7 +168,8 @@ def test_a_message_that_is_too_large_becomes_a_sync(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(live_messages, "MAX_VALUE_BYTES", 500_000)  # NUL takes six bytes in JSON
     encoded = commit_message(verified(event(repo)), "", TIME)
     assert isinstance(wire.decode_live(encoded.value), wire.SyncEvent)
-    assert "bytes" in (encoded.problem or "")
+    assert encoded.problem is not None
+    assert encoded.problem.reason is VerifyReason.MESSAGE_TOO_LARGE
 
 
 def test_a_sync_event_carries_the_commit() -> None:
@@ -192,6 +204,103 @@ def test_refusals() -> None:
     block = cbrrr.encode_dag_cbor({"not": "a commit"})
     odd = car(cid_of(block), {cid_of(block): block})
     assert refusal(event(repo, commit=cid_of(block), blocks=odd)) is VerifyReason.BAD_COMMIT
+
+
+def following(before: Repo, **changes: Any) -> tuple[Repo, Commit]:
+    """A commit upon a repo: one record more, one changed, one gone; the blocks of both trees at hand."""
+    paths = sorted(before.records)
+    records = {path: value for path, value in before.records.items() if path != paths[0]}
+    records[paths[1]] = {"$type": "x", "text": "changed"}
+    records["app.bsky.feed.post/3knew"] = {"$type": "x", "text": "new"}
+    after = Repo(records, key=before.key)
+    ops = [
+        {"action": "create", "path": "app.bsky.feed.post/3knew", "cid": after.leaves["app.bsky.feed.post/3knew"]},
+        {"action": "update", "path": paths[1], "cid": after.leaves[paths[1]], "prev": before.leaves[paths[1]]},
+        {"action": "delete", "path": paths[0], "cid": None, "prev": before.leaves[paths[0]]},
+    ]
+    blocks = {cid: before.blocks[cid] for cid in before.nodes} | after.blocks
+    fields: dict[str, Any] = {"ops": ops, "blocks": car(after.commit, blocks), "data_before": before.data}
+    return after, event(after, **fields | changes)
+
+
+def test_operations_are_proven_by_inversion() -> None:
+    """N1"""
+    before = sample(20)
+    after, commit = following(before)
+    result = verified(commit)
+    assert (len(result.ops or []), result.data_before) == (3, before.data)
+    assert signed(result, after.key.did_key)
+    assert not signed(result, Key().did_key)
+
+
+def test_without_prev_data_the_message_says_what_the_inversion_gave() -> None:
+    """A legacy event: the gate then compares a proven root, not a claim."""
+    before = sample(20)
+    _, commit = following(before, data_before=None)
+    assert message(verified(commit)).prev_data == cid_str(before.data)
+
+
+def test_operations_that_the_trees_deny_are_refused() -> None:
+    """N1: each is named, none passes."""
+    before = sample(20)
+    after, commit = following(before)
+    create, update, delete = commit.ops
+    hidden = event(after, ops=[create, update], blocks=commit.blocks, data_before=before.data)
+    assert refusal(hidden) is VerifyReason.WRONG_PREV_DATA
+    swapped = {**update, "cid": before.leaves[update["path"]]}
+    assert refusal(following(before, ops=[create, swapped, delete])[1]) is VerifyReason.OP_NOT_IN_TREE
+    kept = {**delete, "path": sorted(after.leaves)[5]}
+    assert refusal(following(before, ops=[create, update, kept])[1]) is VerifyReason.OP_NOT_IN_TREE
+    lied = {**update, "prev": before.data}
+    assert refusal(following(before, ops=[create, lied, delete])[1]) is VerifyReason.WRONG_PREV_DATA
+    assert refusal(following(before, data_before=after.data)[1]) is VerifyReason.WRONG_PREV_DATA
+
+
+def test_a_tree_that_is_none_is_refused() -> None:
+    records: dict[str, object] = {"app.bsky.feed.post/3ka": {"$type": "x"}}
+    node = cbrrr.encode_dag_cbor({"e": "none", "l": None})
+    repo = Repo(records, overrides={"data": cbrrr.CID(cid_of(node))})
+    assert refusal(event(repo, blocks=car(repo.commit, repo.blocks | {cid_of(node): node}))) is VerifyReason.BAD_TREE
+
+
+def test_what_cannot_be_proven_is_not_called_false() -> None:
+    """G7: the commit stands, its operations are unknown, the repo is fetched."""
+    before = sample(20)
+    after, commit = following(before)
+    lean = {cid: block for cid, block in after.blocks.items() if cid != after.data}
+    assert problem_of(event(after, ops=commit.ops, blocks=car(after.commit, lean))) is VerifyReason.MISSING_PROOF
+    create, update, delete = commit.ops
+    bare = {key: value for key, value in delete.items() if key != "prev"}
+    assert problem_of(following(before, ops=[create, update, bare])[1]) is VerifyReason.NO_PREV
+
+
+def test_the_protocol_s_limits() -> None:
+    """N1: a commit above them stands, and its operations are not taken; a #sync above them proves nothing."""
+    repo = sample(3)
+    many = [{"action": "delete", "path": f"a.b.c/{at}", "cid": None, "prev": repo.data} for at in range(MAX_OPS + 1)]
+    assert problem_of(event(repo, ops=many)) is VerifyReason.TOO_MANY_OPS
+    padding = {cid_of(block): block for block in (bytes([at]) * 1_000_000 for at in (1, 2))}
+    large = event(repo, blocks=car(repo.commit, repo.blocks | padding))
+    assert problem_of(large) is VerifyReason.BLOCKS_TOO_LARGE
+    assert len(verified(event(repo, ops=many[:MAX_OPS], data_before=None)).ops or []) == MAX_OPS
+    small = {cid_of(block): block for block in (b"\1" * 10_000,)}
+    sync = Sync(7, DID, REV, TIME, car(repo.commit, {repo.commit: repo.blocks[repo.commit]} | small))
+    assert refusal(sync) is VerifyReason.SYNC_TOO_LARGE
+    counting = Checks(limits=Check.COUNT)
+    result = verify(large, NOW, counting)
+    assert isinstance(result, Verified)
+    assert (len(result.ops or []), result.counted) == (3, (VerifyReason.BLOCKS_TOO_LARGE,))
+
+
+@pytest.mark.parametrize("check", [Check.COUNT, Check.OFF])
+def test_a_loosened_check_lets_pass_and_says_so(check: Check) -> None:
+    before = sample(20)
+    after, _ = following(before)
+    _, commit = following(before, data_before=after.data)
+    result = verify(commit, NOW, Checks(inversion=check))
+    assert isinstance(result, Verified)
+    assert (len(result.ops or []), result.data_before) == (3, after.data)
+    assert result.counted == ((VerifyReason.WRONG_PREV_DATA,) if check is Check.COUNT else ())
 
 
 @given(st.integers(0, 2000), st.binary(min_size=1, max_size=4))
