@@ -24,3 +24,28 @@ with grown as (
 insert into sluice.stream_gap (upstream, from_seq, to_seq, reason, answered_at)
 select %(upstream)s, %(from_seq)s, %(to_seq)s, %(reason)s, case when %(answered)s then now() end
 where not exists (select from grown)
+
+-- name: find
+select position from sluice.cursor where flow = %(flow)s and upstream = %(upstream)s
+
+-- name: set_position
+-- An operator's word. A listing's detail belongs to its old position.
+update sluice.cursor set position = %(position)s, detail = '{}', updated_at = now()
+where flow = %(flow)s and upstream = %(upstream)s
+
+-- name: forget
+delete from sluice.cursor where flow = %(flow)s and upstream = %(upstream)s
+
+-- name: sessions
+-- Sessions of a flow that holds its positions in memory, and would write over what an operator sets.
+select count(*) from pg_stat_activity where datname = current_database() and application_name = %(name)s
+
+-- name: set_offset
+insert into sluice.stream_offset (cluster, group_id, topic, part, next)
+values (%(cluster)s, %(group)s, %(topic)s, %(part)s, %(next)s)
+on conflict (cluster, group_id, topic, part) do update set next = excluded.next, updated_at = now()
+
+-- name: note_skip
+-- Messages that an operator had the index step over: a loss, answered with a re-list.
+insert into sluice.stream_gap (upstream, from_seq, to_seq, reason)
+values (%(upstream)s, %(from_seq)s, %(to_seq)s, 'stepped over by an operator')
