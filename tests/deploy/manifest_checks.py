@@ -1,0 +1,282 @@
+"""What no schema knows of our manifests: `faults(documents) -> sentences`, empty where all is well.
+
+Pods are checked against the code: their settings are loaded by the real settings class, their commands parsed by the real
+command line, and what a process needs is asked of `control.run`.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from rendering import Document
+from typer.main import get_command
+
+from connectors.log import DELIVERY_SECONDS
+from control.cli import app
+from control.errors import OperatorError
+from control.run import PROCESSES, require
+from schemas.settings import PREFIX, Settings, SettingsError, load
+
+SINGLE = {"list-repos", "firehose", "labels"}
+MANY = {"backfill", "index"}
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
+TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
+UNITS = {"Mi": 1024**2, "Gi": 1024**3}
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A workload and its pod template."""
+
+    workload: Document
+    ours: bool
+
+    @property
+    def name(self) -> str:
+        return str(self.workload["metadata"]["name"])
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = self.workload["spec"]["template"]["spec"]
+        return spec
+
+    @property
+    def labels(self) -> dict[str, str]:
+        labels: dict[str, str] = self.workload["spec"]["template"]["metadata"]["labels"]
+        return labels
+
+    @property
+    def containers(self) -> list[dict[str, Any]]:
+        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {p["name"]: p["containerPort"] for c in self.spec["containers"] for p in c.get("ports", [])}
+
+
+def pods(documents: list[Document]) -> list[Pod]:
+    """Every workload; ours are those that carry our name."""
+    found = [Pod(doc, False) for doc in documents if doc["kind"] in WORKLOADS]
+    return [Pod(pod.workload, pod.labels.get("app.kubernetes.io/name") == "sluice") for pod in found]
+
+
+def faults(documents: list[Document], documented: str) -> list[str]:
+    """Everything that is wrong. `documented` is the text that has to name each Secret that must be made by hand."""
+    found: list[str] = []
+    for pod in pods(documents):
+        checks = [
+            _images(pod),
+            _probes(pod),
+            _restricted(pod),
+            _resources(pod),
+            _references(pod, documents, documented),
+        ]
+        if pod.ours:
+            checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod)]
+        found += [f"{pod.name}: {fault}" for check in checks for fault in check]
+    found += [*_selectors(documents), *_ways(documents)]
+    running = {str(pod.spec["containers"][0]["args"][1]) for pod in pods(documents) if pod.ours}
+    if running != set(PROCESSES):
+        found.append(f"processes are {sorted(running)}, should be {sorted(PROCESSES)}")
+    return found
+
+
+def _images(pod: Pod) -> Iterator[str]:
+    for container in pod.containers:
+        if not TAGGED.match(container["image"]):
+            yield f"image {container['image']} has no fixed version"
+
+
+def _probes(pod: Pod) -> Iterator[str]:
+    for container in pod.spec["containers"]:
+        named = {port["name"] for port in container.get("ports", [])}
+        for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+            probe = container.get(kind)
+            if probe is None:
+                if pod.ours or kind == "readinessProbe":
+                    yield f"{container['name']} has no {kind}"
+            elif "httpGet" in probe:
+                if probe["httpGet"]["port"] not in named:
+                    yield f"{kind} asks port {probe['httpGet']['port']}, which the container does not have"
+                if pod.ours and probe["httpGet"]["path"] not in ("/healthz", "/readyz"):
+                    yield f"{kind} asks {probe['httpGet']['path']}, which nobody serves"
+
+
+def _restricted(pod: Pod) -> Iterator[str]:
+    whole = pod.spec.get("securityContext", {})
+    if not whole.get("runAsNonRoot") or not whole.get("runAsUser"):
+        yield "may run as root"
+    if whole.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "has no seccomp profile"
+    if pod.spec.get("automountServiceAccountToken") is not False:
+        yield "mounts a service account token"
+    if pod.spec.get("enableServiceLinks") is not False:
+        yield "takes variables of Services, which Sluice would refuse as settings"
+    for container in pod.containers:
+        own = container.get("securityContext", {})
+        if own.get("allowPrivilegeEscalation") is not False or own.get("capabilities", {}).get("drop") != ["ALL"]:
+            yield f"{container['name']} keeps privileges"
+        if pod.ours and own.get("readOnlyRootFilesystem") is not True:
+            yield f"{container['name']} writes to its root file system"
+
+
+def _resources(pod: Pod) -> Iterator[str]:
+    for container in pod.containers:
+        resources = container.get("resources", {})
+        if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
+            yield f"{container['name']} does not say what it needs"
+
+
+def _references(pod: Pod, documents: list[Document], documented: str) -> Iterator[str]:
+    there = {
+        (doc["kind"], doc["metadata"]["name"], key)
+        for doc in documents
+        if doc["kind"] in ("ConfigMap", "Secret")
+        for key in {**doc.get("data", {}), **doc.get("stringData", {})}
+    }
+    names = {(kind, name) for kind, name, _ in there}
+    for container in pod.containers:
+        for source in container.get("envFrom", []):
+            name = source["configMapRef"]["name"]
+            if ("ConfigMap", name) not in names:
+                yield f"{container['name']} wants the ConfigMap {name}, which is not there"
+        for variable in container.get("env", []):
+            wanted = variable.get("valueFrom", {}).get("secretKeyRef")
+            if not wanted:
+                continue
+            told = f"secret generic {wanted['name']}" in documented and f"{wanted['key']}=" in documented
+            if ("Secret", wanted["name"], wanted["key"]) not in there and not told:
+                yield f"the Secret {wanted['name']} with {wanted['key']} is neither there nor documented"
+
+
+def environment(container: dict[str, Any], documents: list[Document]) -> dict[str, str]:
+    """The variables of a container, with something fit in the place of its Secrets."""
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        for doc in documents:
+            if doc["kind"] == "ConfigMap" and doc["metadata"]["name"] == source["configMapRef"]["name"]:
+                found |= doc["data"]
+    return found | {
+        v["name"]: v.get("value", "postgresql://somebody@postgres:5432/x") for v in container.get("env", [])
+    }
+
+
+def settings_of(container: dict[str, Any], documents: list[Document]) -> Settings:
+    """The settings that a process would have in this container. Raises SettingsError."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    with patch.dict(os.environ, outside | environment(container, documents), clear=True):
+        return load()
+
+
+def _settings(pod: Pod, documents: list[Document]) -> Iterator[str]:
+    for container in pod.containers:
+        foreign = [name for name in environment(container, documents) if not name.startswith(PREFIX)]
+        if foreign:
+            yield f"{container['name']} is given {foreign}, which are no settings"
+        try:
+            settings = settings_of(container, documents)
+            if container["args"][0] == "run":
+                require(container["args"][1], settings)
+        except (SettingsError, OperatorError) as err:
+            yield f"{container['name']}: {err}"
+            continue
+        if container["name"] == "sluice" and settings.http_port not in pod.ports.values():
+            yield f"listens on {settings.http_port}, and its ports are {pod.ports}"
+        if settings.http_host != "0.0.0.0":
+            yield f"listens on {settings.http_host}, where no probe reaches it"
+        sizes = [volume["emptyDir"]["sizeLimit"] for volume in pod.spec["volumes"] if volume["name"] == "scratch"]
+        if "backfill" in container["args"] and _bytes(sizes[0]) <= settings.spool_max_bytes:
+            yield f"spools {settings.spool_max_bytes} bytes into {sizes[0]}"
+
+
+def _bytes(text: str) -> int:
+    return int(text[:-2]) * UNITS[text[-2:]]
+
+
+def _commands(pod: Pod) -> Iterator[str]:
+    for container in pod.containers:
+        if "command" in container:
+            yield f"{container['name']} replaces the image's entry point"
+        if wrong := misread(container.get("args", [])):
+            yield f"{container['name']}: {wrong}"
+
+
+def misread(args: list[str]) -> str | None:
+    """What the command line has against these arguments, or None."""
+    command: Any = get_command(app)
+    context, name, rest = None, "sluice", list(args)
+    try:
+        while hasattr(command, "resolve_command"):
+            context = command.make_context(name, [], parent=context, resilient_parsing=True)
+            name, command, rest = command.resolve_command(context, rest)
+        given = command.make_context(name, rest, parent=context).params
+    except Exception as err:
+        return f"sluice {' '.join(args)}: {err}"
+    if "process" in given and given["process"] not in PROCESSES:
+        return f"there is no process {given['process']}"
+    return None
+
+
+def _stopping(pod: Pod) -> Iterator[str]:
+    longest = Settings.model_fields["drain_seconds"].default + DELIVERY_SECONDS
+    if pod.spec["terminationGracePeriodSeconds"] <= longest:
+        yield f"is killed after {pod.spec['terminationGracePeriodSeconds']} s, and may drain for {longest:.0f} s"
+
+
+def _count(pod: Pod) -> Iterator[str]:
+    process = pod.spec["containers"][0]["args"][1]
+    spec = pod.workload["spec"]
+    if process in SINGLE and (spec.get("replicas") != 1 or spec["strategy"]["type"] != "Recreate"):
+        yield "must run once, and never twice at a time"
+    if process in MANY and spec["strategy"]["type"] != "RollingUpdate":
+        yield "could be replaced one by one"
+
+
+def _fits(labels: dict[str, str], selector: dict[str, Any]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+def _selectors(documents: list[Document]) -> Iterator[str]:
+    everyone = pods(documents)
+    for doc in documents:
+        kind, spec, name = doc["kind"], doc.get("spec", {}), doc["metadata"]["name"]
+        if kind in WORKLOADS and not _fits(Pod(doc, False).labels, spec["selector"]):
+            yield f"{name}: its selector does not fit its own pods"
+        if kind in ("PodDisruptionBudget", "PodMonitor", "NetworkPolicy", "Service"):
+            selector = spec.get("podSelector") or spec.get("selector", {})
+            chosen = [
+                p for p in everyone if _fits(p.labels, selector if kind != "Service" else {"matchLabels": selector})
+            ]
+            if not chosen:
+                yield f"{kind} {name} selects nothing"
+            ports = [p.get("targetPort") for p in spec.get("ports", [])] if kind == "Service" else []
+            ports += [p["port"] for rule in spec.get("ingress", []) for p in rule["ports"]]
+            ports += [endpoint["port"] for endpoint in spec.get("podMetricsEndpoints", [])]
+            for pod in chosen:
+                for port in ports:
+                    if port not in (pod.ports if isinstance(port, str) else pod.ports.values()):
+                        yield f"{kind} {name} names port {port}, which {pod.name} does not have"
+
+
+def _ways(documents: list[Document]) -> Iterator[str]:
+    """Whoever has to reach a port must have a way out to it, and nobody without need one to the internet."""
+    policies = [doc for doc in documents if doc["kind"] == "NetworkPolicy"]
+    for pod in (pod for pod in pods(documents) if pod.ours):
+        mine = [policy["spec"] for policy in policies if _fits(pod.labels, policy["spec"]["podSelector"])]
+        out = {p["port"] for spec in mine for rule in spec.get("egress", []) for p in rule["ports"]}
+        try:
+            settings = settings_of(pod.spec["containers"][0], documents)
+        except SettingsError:
+            continue  # told by the check of the settings
+        needed = {int(broker.rpartition(":")[2]) for broker in settings.bootstrap.split(",") if broker} | {53, 5432}
+        outside = pod.spec["containers"][0]["args"][1] in SINGLE | {"backfill"}
+        needed |= {443} if outside else set()
+        if settings.schema_registry:
+            needed |= {int(settings.schema_registry.rpartition(":")[2])}
+        if needed - out:
+            yield f"{pod.name} has no way to the ports {sorted(needed - out)}"
+        if 443 in out and not outside:
+            yield f"{pod.name} has a way to the internet"

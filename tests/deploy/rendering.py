@@ -1,0 +1,70 @@
+"""Manifests as `kubectl apply -k` would send them: `render(folder) -> documents`, and copies of deploy/k8s to break."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "deploy" / "k8s"
+KUBECTL = Path(sys.executable).with_name("kubectl")
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
+
+Document = dict[str, Any]
+
+
+class RenderError(Exception):
+    """kustomize refused; the message is its own."""
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key may not come twice."""
+
+
+def _mapping(loader: _Strict, node: yaml.MappingNode, deep: bool = False) -> Any:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    twice = {str(key) for key in keys if keys.count(key) > 1}
+    if twice:
+        raise yaml.constructor.ConstructorError(None, None, f"twice: {', '.join(twice)}", node.start_mark)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep)
+
+
+_Strict.add_constructor("tag:yaml.org,2002:map", lambda loader, node: _mapping(loader, node, True))
+
+
+def read(text: str) -> list[Any]:
+    """Every document of a YAML text. Raises yaml.YAMLError, also for a key that comes twice."""
+    return [document for document in yaml.load_all(text, _Strict) if document is not None]
+
+
+def render(folder: Path) -> list[Document]:
+    """What kustomize makes of a folder. Raises RenderError."""
+    done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RenderError(done.stderr.strip())
+    return read(done.stdout)
+
+
+def copy(folder: Path) -> Path:
+    """A copy of deploy/k8s under `folder`."""
+    return Path(shutil.copytree(K8S, folder / "k8s"))
+
+
+def with_components(k8s: Path, overlay: str, components: list[str]) -> Path:
+    """A folder in a copy that adds components to an overlay, as somebody would who uses them."""
+    folder = k8s / "overlays" / f"{overlay}-and-{'-'.join(components)}"
+    folder.mkdir()
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "sluice",
+        "resources": [f"../{overlay}"],
+        "components": [f"../../components/{name}" for name in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), "utf-8")
+    return folder

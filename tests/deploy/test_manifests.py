@@ -1,0 +1,227 @@
+"""Every overlay, alone and with each component, renders, fits the Kubernetes API and fits the code; broken copies do not."""
+
+import json
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from manifest_checks import faults, misread, pods
+from rendering import COMPONENTS, K8S, OVERLAYS, ROOT, Document, copy, read, render, with_components
+
+from control.positions import GROUP_TOPICS
+from schemas.settings import Settings
+
+OLDEST, NEWEST = "1.29", "1.37"  # matchLabelKeys of topology spread came with 1.27, and 1.29 is what we promise
+CRDS = {path.stem: path for path in (ROOT / "tests" / "deploy" / "crds").glob("*.json")}
+DOCUMENTED = (ROOT / "docs" / "deploying.md").read_text("utf-8")
+CASES = [(overlay, []) for overlay in OVERLAYS] + [(o, [c]) for o in OVERLAYS for c in COMPONENTS]
+CASES += [(overlay, COMPONENTS) for overlay in OVERLAYS]
+
+
+def refused(documents: list[Document], version: str) -> Iterator[str]:
+    """What the API server would say; a kind without a schema is an error."""
+    for doc in documents:
+        name = f"{doc['kind']} {doc['metadata']['name']}"
+        if doc["kind"] in CRDS:
+            for error in Draft202012Validator(json.loads(CRDS[doc["kind"]].read_text("utf-8"))).iter_errors(doc):
+                yield f"{name}: {error.message}"
+            continue
+        try:
+            kubernetes_validate.validate(deepcopy(doc), version, strict=True)
+        except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as err:
+            yield f"{name}: {err.message}"
+
+
+@pytest.mark.parametrize(("overlay", "components"), CASES)
+def test_overlay_fits_the_kubernetes_api_and_the_code(tmp_path: Path, overlay: str, components: list[str]) -> None:
+    """U1, N8."""
+    k8s = copy(tmp_path)
+    documents = render(with_components(k8s, overlay, components) if components else k8s / "overlays" / overlay)
+    assert [*refused(documents, OLDEST), *refused(documents, NEWEST)] == []
+    assert faults(documents, DOCUMENTED) == []
+    assert {doc["kind"] for doc in documents} & set(CRDS) == set() if not components else True
+    assert all("namespace" in doc["metadata"] for doc in documents if doc["kind"] != "Namespace")
+
+
+def container(documents: list[Document], workload: str = "sluice-index") -> dict[str, Any]:
+    (pod,) = (pod for pod in pods(documents) if pod.name == workload)
+    found: dict[str, Any] = pod.spec["containers"][0]
+    return found
+
+
+def spec(documents: list[Document], kind: str, name: str) -> dict[str, Any]:
+    (doc,) = (doc for doc in documents if doc["kind"] == kind and doc["metadata"]["name"].startswith(name))
+    found: dict[str, Any] = doc.get("spec", doc)
+    return found
+
+
+def settings(documents: list[Document]) -> dict[str, str]:
+    found: dict[str, str] = spec(documents, "ConfigMap", "sluice-settings")["data"]
+    return found
+
+
+def drop_policy(documents: list[Document], name: str) -> None:
+    documents[:] = [doc for doc in documents if (doc["kind"], doc["metadata"]["name"]) != ("NetworkPolicy", name)]
+
+
+Break = Callable[[list[Document]], object]
+BROKEN: dict[str, tuple[Break, str]] = {
+    "deleted probe port": (lambda d: container(d).pop("ports"), "asks port http, which the container does not have"),
+    "renamed probe port": (
+        lambda d: container(d)["readinessProbe"]["httpGet"].update(port="htpp"),
+        "readinessProbe asks port htpp",
+    ),
+    "probe of a path that nobody serves": (
+        lambda d: container(d)["livenessProbe"]["httpGet"].update(path="/health"),
+        "asks /health, which nobody serves",
+    ),
+    "misspelt setting": (
+        lambda d: settings(d).update(SLUICE_RELAY="https://relay.example"),
+        "SLUICE_RELAY is not a setting",
+    ),
+    "setting that is no number": (lambda d: settings(d).update(SLUICE_PARTITIONS="many"), "SLUICE_PARTITIONS:"),
+    "missing setting": (lambda d: settings(d).pop("SLUICE_RELAYS"), "SLUICE_RELAYS is not set"),
+    "listening on loopback": (lambda d: settings(d).pop("SLUICE_HTTP_HOST"), "where no probe reaches it"),
+    "another port": (lambda d: settings(d).update(SLUICE_HTTP_PORT="9999"), "listens on 9999"),
+    "floating tag": (lambda d: container(d).update(image="registry.example.com/sluice:latest"), "no fixed version"),
+    "no tag": (lambda d: container(d).update(image="registry.example.com:5000/sluice"), "no fixed version"),
+    "unknown process": (lambda d: container(d).update(args=["run", "indexer"]), "there is no process indexer"),
+    "unknown command": (lambda d: container(d).update(args=["runn", "index"]), "runn"),
+    "unknown option": (lambda d: container(d).update(args=["run", "index", "--fast"]), "--fast"),
+    "two firehoses": (lambda d: spec(d, "Deployment", "sluice-firehose").update(replicas=2), "must run once"),
+    "firehose updated by rolling": (
+        lambda d: spec(d, "Deployment", "sluice-firehose")["strategy"].update(type="RollingUpdate"),
+        "never twice at a time",
+    ),
+    "short grace": (
+        lambda d: spec(d, "Deployment", "sluice-index")["template"]["spec"].update(terminationGracePeriodSeconds=30),
+        "is killed after 30 s",
+    ),
+    "service links": (
+        lambda d: spec(d, "Deployment", "sluice-index")["template"]["spec"].pop("enableServiceLinks"),
+        "takes variables of Services",
+    ),
+    "root": (
+        lambda d: spec(d, "Deployment", "sluice-index")["template"]["spec"]["securityContext"].update(runAsUser=0),
+        "may run as root",
+    ),
+    "writable root": (lambda d: container(d)["securityContext"].pop("readOnlyRootFilesystem"), "writes to its root"),
+    "capabilities": (lambda d: container(d)["securityContext"].pop("capabilities"), "keeps privileges"),
+    "no memory limit": (lambda d: container(d)["resources"].pop("limits"), "does not say what it needs"),
+    "undocumented secret": (
+        lambda d: container(d)["env"][0]["valueFrom"]["secretKeyRef"].update(key="dsn"),
+        "neither there nor documented",
+    ),
+    "config map that is not there": (
+        lambda d: container(d)["envFrom"][0]["configMapRef"].update(name="settings"),
+        "wants the ConfigMap settings",
+    ),
+    "small scratch": (
+        lambda d: spec(d, "Deployment", "sluice-backfill")["template"]["spec"]["volumes"][0].update(
+            emptyDir={"sizeLimit": "1Gi"}
+        ),
+        "into 1Gi",
+    ),
+    "budget for nobody": (
+        lambda d: spec(d, "PodDisruptionBudget", "sluice-index")["selector"]["matchLabels"].update(component="x"),
+        "selects nothing",
+    ),
+    "service with a port that is not there": (
+        lambda d: spec(d, "Service", "sluice-control")["ports"][0].update(targetPort="web"),
+        "names port web",
+    ),
+    "no way to the log": (lambda d: drop_policy(d, "sluice-log-and-database"), "has no way to the ports [5432, 9092]"),
+    "no way to the internet": (lambda d: drop_policy(d, "sluice-internet"), "has no way to the ports [443]"),
+    "no index": (lambda d: d.remove(next(x for x in d if x["metadata"]["name"] == "sluice-index")), "processes are"),
+}
+
+
+@pytest.fixture(scope="module")
+def production() -> list[Document]:
+    return render(K8S / "overlays" / "production")
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_is_named(production: list[Document], what: str) -> None:
+    """N8: each mistake in a rendered copy, one at a time."""
+    documents = deepcopy(production)
+    change, sentence = BROKEN[what]
+    change(documents)
+    assert documents != production, "nothing was broken"
+    assert [fault for fault in faults(documents, DOCUMENTED) if sentence in fault] != []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda d: container(d).update(imagePullPolice="Always"), "imagePullPolice"),
+        (lambda d: spec(d, "Deployment", "sluice-index").update(replicas="2"), "'2' is not"),
+        (lambda d: spec(d, "Deployment", "sluice-index").pop("selector"), "selector"),
+        (lambda d: d[0].update(kind="Namespaces"), "Namespaces"),
+        (lambda d: d[0].update(apiVersion="v2"), "Namespace"),
+    ],
+)
+def test_what_the_api_refuses_is_named(production: list[Document], change: Break, sentence: str) -> None:
+    documents = deepcopy(production)
+    change(documents)
+    assert [fault for fault in refused(documents, NEWEST) if sentence in fault] != []
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("ScaledObject", lambda s: s["triggers"][0]["metadata"].pop("consumerGroup")),
+        ("ScaledObject", lambda s: s.update(maxReplicas=3)),
+        ("PodMonitor", lambda s: s["podMetricsEndpoints"][0].update(ports="http")),
+        ("PrometheusRule", lambda s: s["groups"][0]["rules"][0].pop("expr")),
+    ],
+)
+def test_what_a_crd_refuses_is_named(tmp_path: Path, kind: str, change: Callable[[dict[str, Any]], object]) -> None:
+    documents = render(with_components(copy(tmp_path), "production", COMPONENTS))
+    doc = next(doc for doc in documents if doc["kind"] == kind)
+    assert list(refused(documents, NEWEST)) == []
+    change(doc["spec"])
+    assert list(refused(documents, NEWEST)) != []
+
+
+def test_no_source_has_a_key_twice() -> None:
+    """kustomize and the API server would each take one of them in silence."""
+    sources = [*(ROOT / "deploy").rglob("*.y*ml"), ROOT / "redpanda.yml"]
+    assert len(sources) > 20
+    for path in sources:
+        read(path.read_text("utf-8"))
+    with pytest.raises(yaml.YAMLError, match="twice: a"):
+        read("a: 1\na: 2\n")
+
+
+def test_scaling_follows_the_groups_of_the_code(tmp_path: Path) -> None:
+    """U1: by lag, up to the number of partitions."""
+    documents = render(with_components(copy(tmp_path), "production", ["keda"]))
+    scaled = [doc["spec"] for doc in documents if doc["kind"] == "ScaledObject"]
+    assert len(scaled) == 2
+    partitions = int(settings(documents)["SLUICE_PARTITIONS"])
+    for one in scaled:
+        group = one["scaleTargetRef"]["name"].removeprefix("sluice-")
+        assert "replicas" not in spec(documents, "Deployment", f"sluice-{group}"), "two would own the count"
+        assert one["maxReplicaCount"] <= partitions
+        for trigger in one["triggers"]:
+            assert trigger["metadata"]["consumerGroup"] == Settings().group(group)
+            assert trigger["metadata"]["topic"] in GROUP_TOPICS[group]
+            assert trigger["metadata"]["bootstrapServersFromEnv"] in settings(documents)
+
+
+def test_image_is_of_this_release() -> None:
+    release = (ROOT / "pyproject.toml").read_text("utf-8").partition('version = "')[2].partition('"')[0]
+    for overlay in OVERLAYS:
+        images = {c["image"] for pod in pods(render(K8S / "overlays" / overlay)) if pod.ours for c in pod.containers}
+        assert {image.rpartition(":")[2] for image in images} == {release}
+
+
+def test_command_line_reads_what_it_knows() -> None:
+    assert misread(["topics", "apply"]) is None
+    assert misread(["topics", "aply"]) is not None

@@ -1,0 +1,107 @@
+"""Alert rules: tested by promtool, built on metrics that exist, each with its runbook section and its two cases (U3, N8)."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+from rendering import K8S, ROOT
+
+import connectors.metrics  # noqa: F401 - registers every metric
+
+MONITORING = K8S / "base" / "monitoring"
+RULES: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((MONITORING / "rules.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
+]
+CASES: list[dict[str, Any]] = yaml.safe_load((MONITORING / "rules_test.yml").read_text("utf-8"))["tests"]
+FUNCTIONS = set(
+    ["absent", "and", "by", "changes", "for", "group_left", "group", "increase", "instance", "flow", "max", "offset", "on", "or", "rate", "sum", "time", "topic", "partition", "unless", "upstream", "reason", "vector", "humanize"]
+)
+
+
+def promtool(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    found = shutil.which("promtool")
+    assert found, "promtool is missing: `make tools` installs it (Debian's package prometheus)"
+    return subprocess.run([found, *args], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def exported() -> set[str]:
+    """Every sample name that our processes may have."""
+    names = {"up"}
+    for metric in REGISTRY.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(metric.type, [""])
+        names |= {metric.name + suffix for suffix in suffixes}
+    return names
+
+
+def used(expression: str) -> set[str]:
+    """Metric names of an expression: words that are not labels, functions or strings."""
+    bare = re.sub(r"\{[^}]*\}|\"[^\"]*\"|\[[^]]*\]|#.*|\b(?:by|on) \([^)]*\)|\boffset \w+", " ", expression)
+    return set(re.findall(r"[a-z_]{2,}", bare)) - FUNCTIONS
+
+
+def test_every_rule_passes_its_tests() -> None:
+    checked = promtool("check", "rules", "rules.yml", folder=MONITORING)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    tested = promtool("test", "rules", "rules_test.yml", folder=MONITORING)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
+def test_a_rule_that_never_fires_fails_its_tests(tmp_path: Path, alert: str) -> None:
+    """The cases hold each rule: without it, and with one that always fires, promtool says no."""
+    text = yaml.safe_load((MONITORING / "rules.yml").read_text("utf-8"))
+    shutil.copy(MONITORING / "rules_test.yml", tmp_path)
+    for broken in ("vector(1) == 0", "vector(1)"):
+        for group in text["groups"]:
+            for rule in group["rules"]:
+                if rule["alert"] == alert:
+                    rule.update(expr=broken)
+        (tmp_path / "rules.yml").write_text(yaml.safe_dump(text), "utf-8")
+        tested = promtool("test", "rules", "rules_test.yml", folder=tmp_path)
+        assert tested.returncode != 0, f"{alert} passes as {broken}"
+
+
+def test_every_alert_fires_once_and_stays_quiet_once() -> None:
+    fires, quiet = set(), set()
+    for case in CASES:
+        for test in case["alert_rule_test"]:
+            (fires if test["exp_alerts"] else quiet).add(test["alertname"])
+    assert fires == quiet == {rule["alert"] for rule in RULES}
+
+
+def test_rules_ask_for_metrics_that_exist() -> None:
+    assert used('sum by (flow) (rate(sluice_nonsense_total{a="b"}[5m])) > 0') == {"sluice_nonsense_total"}
+    wrong = {rule["alert"]: names for rule in RULES if (names := used(rule["expr"]) - exported())}
+    assert wrong == {}
+
+
+def test_every_alert_has_its_section_in_the_runbook() -> None:
+    """U3: the anchor that the annotation names exists, and no section is left over."""
+    sections = {
+        title.lower() for title in re.findall(r"^### (\w+)$", (ROOT / "docs" / "runbook.md").read_text("utf-8"), re.M)
+    }
+    named = {rule["annotations"]["runbook"].partition("docs/runbook.md#")[2] for rule in RULES}
+    assert named == {rule["alert"].lower() for rule in RULES} == sections
+
+
+def test_alert_on_retention_is_half_of_the_live_topics() -> None:
+    topics = yaml.safe_load((ROOT / "schemas" / "topics.yml").read_text("utf-8"))["topics"]
+    (rule,) = (rule for rule in RULES if rule["alert"] == "SluiceLiveRetentionAtRisk")
+    assert int(re.findall(r"> (\d+)", rule["expr"])[0]) == topics["firehose_live"]["retention_ms"] / 2000
+
+
+def test_operator_rules_are_those_rules() -> None:
+    folder = K8S / "components" / "prometheus-operator"
+    module_spec = importlib.util.spec_from_file_location("operator_rules", folder / "rules.py")
+    assert module_spec and module_spec.loader
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    text = (folder / "rules.yaml").read_text("utf-8")
+    assert text == module.prometheus_rule(), "run .venv/bin/python deploy/k8s/components/prometheus-operator/rules.py"
+    assert [rule for group in yaml.safe_load(text)["spec"]["groups"] for rule in group["rules"]] == RULES
