@@ -1,0 +1,246 @@
+"""Forged and broken events through the real firehose and index flows: each ends as its named reason, and no row changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import cbrrr
+import pytest
+from fix_flow import FlowBed
+from flow_process import wait_until
+from hostile_relay import HostileRelay
+from tiny_repo import Key, Repo, car, cid_of
+
+from steps.cid import cid_str
+from steps.syntax import tid_from_micros
+
+NOW = time.time_ns() // 1000
+START = NOW - 3_600_000_000
+
+
+def did(number: int) -> str:
+    return "did:plc:" + "abcdefghijklmnopqrstuvwx"[number % 24] * 24
+
+
+class Author:
+    """An account whose repo is in the tables, and what it may say next."""
+
+    def __init__(self, number: int, bed: FlowBed, relay: HostileRelay) -> None:
+        self.did, self.key = did(number), Key("p256" if number % 3 == 0 else "secp256k1")
+        relay.account(self.did, self.key)
+        self.relay = relay
+        records: dict[str, object] = {f"a.b.c/3k{at}": {"$type": "a.b.c", "n": at} for at in range(8)}
+        self.repo = Repo(records, key=self.key, did=self.did, rev=tid_from_micros(START))
+        self.micros = START
+        bed.db.execute(
+            "insert into sluice.repo (did, phase, reason, attempt, rev, data, commit, from_snapshot)"
+            " values (%s, 'sync', 'synced', 1, %s, %s, %s, true)",
+            (self.did, self.repo.rev, cid_str(self.repo.data), cid_str(self.repo.commit)),
+        )
+        for path, cid in self.repo.leaves.items():
+            bed.db.execute(
+                "insert into sluice.record (did, collection, rkey, cid, rev, attempt, json, indexed_at)"
+                " values (%s, %s, %s, %s, %s, 1, '{}', '')",
+                (self.did, *path.split("/"), cid_str(cid), self.repo.rev),
+            )
+
+    def next(self, *, key: Key | None = None, rev: str | None = None, of: str | None = None) -> dict[str, Any]:
+        """The body of a commit with one record more and one less, on the tree as it stands; the repo does not move."""
+        self.micros += 1_000_000
+        before = self.repo
+        gone = sorted(before.records)[0]
+        new = f"a.b.c/3n{self.micros}"
+        records = {path: value for path, value in before.records.items() if path != gone}
+        records[new] = {"$type": "a.b.c", "n": self.micros}
+        after = Repo(records, key=key or self.key, did=of or self.did, rev=rev or tid_from_micros(self.micros))
+        self.after = after
+        self.blocks = {cid: before.blocks[cid] for cid in before.nodes} | after.blocks
+        return {
+            "repo": self.did,
+            "commit": cbrrr.CID(after.commit),
+            "rev": after.rev,
+            "since": before.rev,
+            "prevData": cbrrr.CID(before.data),
+            "blocks": car(after.commit, self.blocks),
+            "ops": [
+                {"action": "create", "path": new, "cid": cbrrr.CID(after.leaves[new])},
+                {"action": "delete", "path": gone, "cid": None, "prev": cbrrr.CID(before.leaves[gone])},
+            ],
+            "tooBig": False,
+            "rebase": False,
+            "blobs": [],
+            "time": "2026-01-01T00:00:00.000Z",
+        }
+
+    def says(self) -> dict[str, Any]:
+        """An honest commit, after which the repo stands there."""
+        body = self.next()
+        self.repo = self.after
+        self.relay.send("#commit", body)
+        return body
+
+    def stands(self, bed: FlowBed) -> bool:
+        """Whether the tables hold exactly the honest repo, in sync."""
+        row = bed.rows("select phase, rev, data from sluice.repo where did = %s", self.did)
+        return row == [("sync", self.repo.rev, cid_str(self.repo.data))] and self.rows(bed) == self.truth()
+
+    def rows(self, bed: FlowBed) -> dict[str, str]:
+        query = "select collection || '/' || rkey, cid from sluice.record where did = %s"
+        return dict(bed.rows(query, self.did))  # type: ignore[arg-type]  # two columns
+
+    def truth(self) -> dict[str, str]:
+        return {path: cid_str(cid) for path, cid in self.repo.leaves.items()}
+
+
+@pytest.fixture
+def relay() -> Iterator[HostileRelay]:
+    one = HostileRelay()
+    yield one
+    one.close()
+
+
+def forgeries(author: Author) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(reason, kind, body) of everything that must be refused."""
+    yield "bad_signature", "#commit", author.next(key=Key())
+    body = author.next()
+    yield "bad_car", "#commit", {**body, "blocks": body["blocks"][:-1] + bytes([body["blocks"][-1] ^ 1])}
+    yield "bad_car", "#commit", {**body, "blocks": body["blocks"][:-40]}
+    yield "wrong_did", "#commit", author.next(of=did(20))
+    body = author.next()
+    yield "wrong_rev", "#commit", {**body, "rev": tid_from_micros(author.micros + 5)}
+    yield "root_is_not_commit", "#commit", {**body, "commit": cbrrr.CID(author.repo.commit)}
+    create, delete = body["ops"]
+    yield "op_not_in_tree", "#commit", {**body, "ops": [{**create, "path": "a.b.c/elsewhere"}, delete]}
+    yield "op_not_in_tree", "#commit", {**body, "ops": [{**create, "cid": cbrrr.CID(author.repo.data)}, delete]}
+    yield "wrong_prev_data", "#commit", {**body, "ops": [create]}
+    yield "wrong_prev_data", "#commit", {**body, "prevData": body["commit"]}
+    yield "future_rev", "#commit", author.next(rev=tid_from_micros(NOW + 86_400_000_000))
+    yield "too_large", "#commit", {**author.next(), "blobs": ["x" * 5_000_000]}
+    forged = Repo({}, key=Key(), did=author.did, rev=tid_from_micros(author.micros + 9))
+    sync = {"did": author.did, "rev": forged.rev, "time": "2026-01-01T00:00:00.000Z"}
+    only = {forged.commit: forged.blocks[forged.commit]}
+    yield "bad_signature", "#sync", {**sync, "blocks": car(forged.commit, only)}
+    padding = {cid_of(block): block for block in (b"\1" * 10_000,)}
+    yield "sync_too_large", "#sync", {**sync, "blocks": car(forged.commit, only | padding)}
+    nobody = Repo({}, key=author.key, did=did(21), rev=tid_from_micros(author.micros))
+    only = {nobody.commit: nobody.blocks[nobody.commit]}
+    yield "no_key", "#sync", {**sync, "did": did(21), "rev": nobody.rev, "blocks": car(nobody.commit, only)}
+
+
+def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay, flow_bed: FlowBed) -> None:
+    """N1, G7"""
+    author = Author(1, flow_bed, relay)
+    first = author.says()
+    wanted = []
+    for reason, kind, body in forgeries(author):
+        relay.send(kind, body)
+        wanted.append(reason)
+    relay.send("#commit", first)  # a replayed old commit
+    author.says()
+    flow_bed.start("index")
+    flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    wait_until(lambda: author.stands(flow_bed), what="the tables hold the honest commits")
+    assert sorted(value["reason"] for _, value in flow_bed.messages("dead_letter")) == sorted(wanted)
+    assert [value["rev"] for _, value in flow_bed.messages("firehose_live")].count(author.repo.rev) == 1
+    assert len(flow_bed.messages("firehose_live")) == 2
+    assert flow_bed.rows("select did from sluice.repo") == [(author.did,)]
+    # the key was asked for once more, not once per forgery
+    assert relay.asked.count(author.did) == 2
+    assert flow.terminate() == 0
+
+
+def test_what_cannot_be_known_is_fetched_again_and_named(relay: HostileRelay, flow_bed: FlowBed) -> None:
+    """N1: a signed commit whose operations are unknown costs a fetch of that repo, and no row is written from it."""
+    cases: dict[str, Author] = {}
+    for number, reason in enumerate(
+        ("duplicate_path", "too_many_ops", "blocks_too_large", "missing_proof", "no_prev", "too_big", "bad_ops")
+    ):
+        author = cases[reason] = Author(number, flow_bed, relay)
+        body = author.next()
+        create, delete = body["ops"]
+        many = [{**delete, "path": f"a.b.c/{at}"} for at in range(201)]
+        padding = {cid_of(block): block for block in (bytes([at]) * 1_000_000 for at in (1, 2))}
+        lean = {cid: block for cid, block in author.blocks.items() if cid != author.after.data}
+        changes: dict[str, dict[str, Any]] = {
+            "duplicate_path": {"ops": [create, create, delete]},
+            "too_many_ops": {"ops": many},
+            "blocks_too_large": {"blocks": car(author.after.commit, author.blocks | padding)},
+            "missing_proof": {"blocks": car(author.after.commit, lean)},
+            "no_prev": {"ops": [create, {**delete, "prev": None}]},
+            "too_big": {"tooBig": True},
+            "bad_ops": {"ops": [create, "delete"]},
+        }
+        relay.send("#commit", {**body, **changes[reason]})
+    flow_bed.start("index")
+    flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+
+    def desynced() -> bool:
+        rows = flow_bed.rows("select did from sluice.repo where phase = 'pending' and reason = 'desync'")
+        return {row[0] for row in rows} == {author.did for author in cases.values()}
+
+    wait_until(desynced, what="every repo waits for a fetch")
+    assert {value["did"]: value["reason"] for _, value in flow_bed.messages("dead_letter")} == {
+        author.did: reason for reason, author in cases.items()
+    }
+    assert all(author.rows(flow_bed) == author.truth() for author in cases.values())
+
+
+def test_a_new_key_is_learned_from_identity_or_from_the_first_signature_that_fails(
+    relay: HostileRelay, flow_bed: FlowBed
+) -> None:
+    """N1: neither an #identity nor a lost one costs a commit."""
+    told, silent = Author(1, flow_bed, relay), Author(2, flow_bed, relay)
+    flow_bed.start("index")
+    flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    for author in (told, silent):
+        author.says()
+    wait_until(lambda: told.stands(flow_bed) and silent.stands(flow_bed))
+    for author in (told, silent):
+        author.key = Key()
+        relay.account(author.did, author.key)
+        if author is told:
+            relay.send("#identity", {"did": author.did, "time": "2026-01-01T00:00:01.000Z"})
+        author.says()
+    wait_until(lambda: told.stands(flow_bed) and silent.stands(flow_bed))
+    assert flow_bed.messages("dead_letter") == []
+    assert relay.asked.count(told.did) == relay.asked.count(silent.did) == 2
+
+
+def test_a_directory_that_is_away_delays_and_refuses_nothing(relay: HostileRelay, flow_bed: FlowBed) -> None:
+    """N1, G7: the reason is on the health page; one DID that alone gets no answer does not hold up the others."""
+    author = Author(1, flow_bed, relay)
+    relay.plc_status = 500
+    author.says()
+    flow_bed.start("index")
+    flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    page = wait_until(lambda: (page := flow.health())["state"] == "failing" and page)
+    assert "answered 500" in page["why"]
+    assert flow_bed.messages("firehose_live") == flow_bed.messages("dead_letter") == []
+    relay.plc_status = 200
+    wait_until(lambda: author.stands(flow_bed))
+    assert flow_bed.messages("dead_letter") == []
+    relay.plc_status = 500
+    flow.kill()
+    other = Author(2, flow_bed, relay)
+    other.says()
+    flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    wait_until(lambda: flow.health()["state"] == "failing")
+    flow.terminate()  # ends, though the directory is still away
+    assert flow_bed.messages("dead_letter") == []
+
+
+@pytest.mark.parametrize("check", ["count", "off"])
+def test_a_loosened_signature_check(relay: HostileRelay, flow_bed: FlowBed, check: str) -> None:
+    """The policy is the operator's: count says so, off does not even ask for keys."""
+    author = Author(1, flow_bed, relay)
+    relay.account(author.did, Key())  # so that nothing verifies
+    author.says()
+    flow_bed.start("index")
+    flow = flow_bed.start(
+        "firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest", verify_signature=check
+    )
+    wait_until(lambda: author.stands(flow_bed))
+    counted = flow.metric("sluice_checks_failed_and_counted_total", reason="bad_signature")
+    assert (counted, len(relay.asked)) == ((1, 2) if check == "count" else (0, 0))
