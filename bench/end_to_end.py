@@ -60,7 +60,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, writer: float) -> dict[st
         until(lambda: running.sql(started)[0][0] > 0, every=0.02)
         began, begin = time.time(), time.monotonic()
         usage = running.usage(**pids, simulator=sim.pid)
-        until(lambda: running.sql(in_sync)[0][0] >= repos, every=0.2)
+        until(lambda: running.sql(in_sync)[0][0] >= repos, every=0.3)
         seconds, ended = time.monotonic() - begin, time.time()
         records = running.sql(rows)[0][0]
         cost = usage.stop()

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = 0.5
 
 
 @dataclass(slots=True)
