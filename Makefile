@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup run test lint bench clean
+.PHONY: setup tools run test lint bench clean
 
 setup: .venv/.ready
 
@@ -28,7 +28,13 @@ run: setup
 	@exec .venv/bin/sluice up $(if $(RELAY),$(foreach url,$(RELAY),--relay $(url)),--simulate) \
 	  $(foreach url,$(LABELER),--labeler $(url)) $(if $(PLC),--plc $(PLC)) $(ARGS)
 
-test: setup
+# promtool, which tests the alert rules; installed where that can be done without asking
+tools:
+	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }; } || \
+	  echo "promtool is missing and cannot be installed here: install Debian's package prometheus" >&2
+
+test: setup tools
 	@.venv/bin/pytest
 
 lint: setup
