@@ -25,16 +25,16 @@ class _Strict(yaml.SafeLoader):
     """YAML in which a key may not come twice."""
 
 
-def _mapping(loader: _Strict, node: yaml.MappingNode, deep: bool = False) -> Any:
+def _mapping(loader: Any, node: Any) -> Any:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
     twice = {str(key) for key in keys if keys.count(key) > 1}
     if twice:
         raise yaml.constructor.ConstructorError(None, None, f"twice: {', '.join(twice)}", node.start_mark)
     loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep)
+    return loader.construct_mapping(node, True)
 
 
-_Strict.add_constructor("tag:yaml.org,2002:map", lambda loader, node: _mapping(loader, node, True))
+_Strict.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def read(text: str) -> list[Any]:
