@@ -7,6 +7,7 @@ Used by one thread. Its requests run in a loop of their own.
 """
 
 import asyncio
+import atexit
 import threading
 import time
 from collections import OrderedDict
@@ -34,6 +35,7 @@ PLC_TRIES = 4  # for one DID, while the directory answers about others
 WAIT_FIRST_SECONDS = 0.25
 WAIT_MAX_SECONDS = 15.0
 LOOK_SECONDS = 0.1
+CLOSE_SECONDS = 2.0
 RERESOLVED_ENTRIES = 20_000
 
 
@@ -92,10 +94,14 @@ class KeyRing(Generic[X]):
         self._patient(lambda resolver: resolver.forget_many(dids))
 
     def close(self) -> None:
-        """End the loop and its connections."""
+        """End the loop and its connections. Happens at the process's end by itself."""
+        atexit.unregister(self.close)
         if self._loop is not None and self._resolver is not None and self._session is not None:
             for last in (self._resolver.close(), self._session.close()):
-                asyncio.run_coroutine_threadsafe(last, self._loop).result(5)
+                try:
+                    asyncio.run_coroutine_threadsafe(last, self._loop).result(CLOSE_SECONDS)
+                except TimeoutError:
+                    break
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None
 
@@ -178,6 +184,7 @@ class KeyRing(Generic[X]):
     def _run(self, work: Callable[[Resolver], Awaitable[Any]]) -> "Future[Any]":
         if self._loop is None:
             self._loop = uvloop.new_event_loop()
+            atexit.register(self.close)
             threading.Thread(target=self._loop.run_forever, name="identities", daemon=True).start()
 
         async def task() -> Any:
