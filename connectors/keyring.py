@@ -121,7 +121,9 @@ class KeyRing(Generic[X]):
                 silent = {}
             found |= {did: self._keep(did, answer) for did, answer in answers.items() if did not in silent}
             if silent:
-                self._wait(next(iter(silent.values())), tries)
+                # where the others have their answer, the directory is well: ask soon
+                first = WAIT_FIRST_SECONDS / 5 if len(silent) < len(answers) else WAIT_FIRST_SECONDS
+                self._wait(next(iter(silent.values())), tries, first)
             dids = set(silent)
         return found
 
@@ -156,10 +158,10 @@ class KeyRing(Generic[X]):
     def _count(self, result: str, count: int) -> None:
         metrics.KEY_LOOKUPS.labels(self._health.flow, result).inc(count)
 
-    def _wait(self, why: Exception, tries: int) -> None:
+    def _wait(self, why: Exception, tries: int, first: float = WAIT_FIRST_SECONDS) -> None:
         """Back off, visibly. A named time is the resolver's to keep."""
         self._health.report("failing", f"identities: {why}"[:300])
-        STOP.wait(min(WAIT_FIRST_SECONDS * 2 ** min(tries, 10), WAIT_MAX_SECONDS))
+        STOP.wait(min(first * 2 ** min(tries, 10), WAIT_MAX_SECONDS))
         if STOP.is_set():
             raise Stopping(str(why))
 
