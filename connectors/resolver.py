@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from connectors.http import Answer, HostRefused, Unreachable, fetch, retry_after
+from connectors.together import Together
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.identity import Identity, IdentityRejected, document_url, parse_document
@@ -60,6 +61,8 @@ class Resolver:
         self._next_request = 0.0  # time.monotonic
         self._sql = queries("identity")
         self._pool: AsyncConnectionPool | None = None
+        self._look_ups: Together[str, tuple[Identity, float]] = Together(self._stored_many)
+        self._stores: Together[Identity, None] = Together(self._store_many)
 
     async def resolve(self, did: str, *, fresh: bool = False) -> Identity:
         """The identity of a DID; `fresh` passes over all caches. Raises IdentityNotFound, IdentityUnreachable."""
@@ -122,7 +125,7 @@ class Resolver:
             self._pool = None
 
     async def _look_up(self, did: str, fresh: bool) -> Identity:
-        stored, age = (None, 0.0) if fresh else await self._stored(did)
+        stored, age = (None if fresh else await self._look_ups.one(did)) or (None, 0.0)
         life = self._settings.identity_cache_seconds - age
         if stored is not None and life > 0:
             return self._keep(stored, life)
@@ -135,7 +138,7 @@ class Resolver:
             if stored is None:
                 raise
             return stored  # old, and better than none while the directory is down
-        await self._store(identity)
+        await self._stores.one(identity)
         return self._keep(identity, self._settings.identity_cache_seconds)
 
     async def _ask_for(self, did: str, seconds: float | None) -> Identity | IdentityNotFound | IdentityUnreachable:
@@ -213,25 +216,15 @@ class Resolver:
             self._cache.popitem(last=False)
         return identity
 
-    async def _stored(self, did: str) -> tuple[Identity | None, float]:
-        pool = await self._opened()
-        async with pool.connection() as db, db.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(self._sql["find"].encode(), (did,))
-            row = await cursor.fetchone()
-        return (Identity(*row[:-1]), float(row[-1])) if row else (None, 0.0)
-
     async def _stored_many(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
         pool = await self._opened()
         async with pool.connection() as db, db.cursor(row_factory=tuple_row) as cursor:
             await cursor.execute(self._sql["find_many"].encode(), (list(dids),))
             return {row[0]: (Identity(*row[:-1]), float(row[-1])) for row in await cursor.fetchall()}
 
-    async def _store(self, identity: Identity) -> None:
-        await self._store_many([identity])
-
-    async def _store_many(self, identities: Collection[Identity]) -> None:
+    async def _store_many(self, identities: Collection[Identity]) -> dict[Identity, None]:
         if not identities:
-            return
+            return {}
         pool = await self._opened()
         values = [
             (one.did, one.pds, one.handle, one.signing_key, one.label_key, one.labeler)
@@ -239,6 +232,7 @@ class Resolver:
         ]
         async with pool.connection() as db, db.cursor() as cursor:
             await cursor.executemany(self._sql["put"].encode(), values)
+        return {}
 
     async def _opened(self) -> AsyncConnectionPool:
         if self._pool is None:

@@ -1,9 +1,3 @@
--- name: find
--- parameters: did. The age is in seconds of the database's clock.
-select did, pds, handle, signing_key, label_key, labeler, extract(epoch from now() - resolved_at)::float8
-from sluice.identity
-where did = %s
-
 -- name: put
 -- parameters: did, pds, handle, signing_key, label_key, labeler
 insert into sluice.identity (did, pds, handle, signing_key, label_key, labeler)
@@ -13,7 +7,7 @@ on conflict (did) do update set
     label_key = excluded.label_key, labeler = excluded.labeler, resolved_at = now()
 
 -- name: find_many
--- parameters: dids
+-- parameters: dids. The age is in seconds of the database's clock.
 select did, pds, handle, signing_key, label_key, labeler, extract(epoch from now() - resolved_at)::float8
 from sluice.identity
 where did = any(%s::text[])

@@ -1,0 +1,47 @@
+"""Single calls that become one call for many: what is asked for while a call is under way goes into the next one.
+
+`await Together(many).one(key)`: `many(keys)` answers for all of them in a mapping; a key that it leaves out gets None. An
+error of `many` is raised to every caller of that round. For one event loop.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Together(Generic[K, V]):
+    """Rounds of `many`, one at a time; the first caller of a quiet moment waits for nobody."""
+
+    def __init__(self, many: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> None:
+        self._many = many
+        self._waiting: dict[K, asyncio.Future[V | None]] = {}
+        self._rounds: asyncio.Task[None] | None = None
+
+    async def one(self, key: K) -> V | None:
+        """The answer for one key; callers with the same key share it."""
+        future = self._waiting.get(key)
+        if future is None:
+            future = self._waiting[key] = asyncio.get_running_loop().create_future()
+        if self._rounds is None or self._rounds.done():
+            self._rounds = asyncio.create_task(self._run())
+        return await asyncio.shield(future)
+
+    async def _run(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            try:
+                answers = await self._many(waiting.keys())
+            except BaseException as err:
+                for future in waiting.values():
+                    if not future.done():
+                        future.set_exception(err)
+                        future.exception()  # seen, also where the caller has gone away
+                if not isinstance(err, Exception):
+                    raise
+            else:
+                for key, future in waiting.items():
+                    if not future.done():
+                        future.set_result(answers.get(key))

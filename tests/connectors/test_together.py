@@ -1,0 +1,51 @@
+"""Calls that come together go together; errors and absences reach the one they belong to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+import pytest
+
+from connectors.together import Together
+
+
+def test_calls_during_a_call_share_the_next_one() -> None:
+    rounds: list[list[int]] = []
+
+    async def double(keys: Collection[int]) -> dict[int, int]:
+        rounds.append(sorted(keys))
+        await asyncio.sleep(0)
+        return {key: 2 * key for key in keys if key != 7}
+
+    async def main() -> list[int | None]:
+        together = Together(double)
+        first = asyncio.create_task(together.one(1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return [*await asyncio.gather(*(together.one(key) for key in (2, 3, 3, 7))), await first]
+
+    assert asyncio.run(main()) == [4, 6, 6, None, 2]
+    assert rounds == [[1], [2, 3, 7]]
+
+
+def test_an_error_reaches_every_caller_of_its_round_and_no_other() -> None:
+    async def fail_on_two(keys: Collection[int]) -> dict[int, int]:
+        await asyncio.sleep(0)
+        if 2 in keys:
+            raise OSError("gone")
+        return dict.fromkeys(keys, 0)
+
+    async def main() -> None:
+        together = Together(fail_on_two)
+        answers = await asyncio.gather(together.one(2), together.one(3), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [OSError, OSError]
+        assert await together.one(3) == 0
+        caller = asyncio.create_task(together.one(4))
+        await asyncio.sleep(0)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert await together.one(5) == 0
+
+    asyncio.run(main())
