@@ -33,8 +33,8 @@ FAULTS: dict[str, Any] = {
 
 def kill(one: Mirror, name: str) -> None:
     """SIGKILL, and wait until `up` has put another process in its place that works."""
-    before = one.pid(name)
-    assert before
+    # the kill before may have ended this one as well; it is on its way back then
+    before = wait_for(lambda: one.alive() and one.pid(name), 45, lambda: f"{name} does not run: {one.last_lines()}")
     victim = psutil.Process(before)
     os.kill(before, signal.SIGKILL)
     gone = lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE  # noqa: E731

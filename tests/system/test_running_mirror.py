@@ -66,7 +66,7 @@ class Prober:
 
 def test_live_events_arrive_while_a_backfill_runs(simulator: Any, log: str, database: str, mirror: Any) -> None:
     """A live event reaches its table within 5 s (p99) while the backfill runs at full speed."""
-    simulation = simulator(seed=41, repos=1500, records_per_repo=200, labelers=0, inactive_share=0.0)
+    simulation = simulator(seed=41, repos=800, records_per_repo=200, labelers=0, inactive_share=0.0)
     one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), list_relist_seconds=600.0)
     one.up()
     one.started()
@@ -92,7 +92,7 @@ def test_live_events_arrive_while_a_backfill_runs(simulator: Any, log: str, data
     print(f"{len(found)} events: median {statistics.median(found):.2f} s, p99 {p99:.2f} s, worst {found[-1]:.2f} s;"
           f" backfill {written / seconds:.0f} records/s")  # fmt: skip
     assert len(found) > 50
-    assert written > 100_000
+    assert written > 50_000
     assert p99 < 5.0
     one.quiesce()
     one.await_truth(60)
