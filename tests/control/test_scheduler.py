@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 from fix_log import LogScope
+from flow_process import read_topic
 
 from connectors.log import GroupConsumer, LogProducer, partition_of
 from connectors.repos import Listed, RepoStore
@@ -66,19 +67,8 @@ def rows(store: RepoStore, what: str) -> dict[str, object]:
 
 def messages(settings: Settings, topic: str) -> list[wire.RepoTask]:
     """Everything in a topic."""
-    consumer = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": "test-reader"})
-    found = []
-    for part in range(settings.partitions):
-        place = TopicPartition(settings.topic(topic), part, 0)
-        end = consumer.get_watermark_offsets(place, timeout=10)[1]
-        consumer.assign([place])
-        while len(found) < 100_000 and end:
-            for message in consumer.consume(100, 1.0):
-                assert message.error() is None
-                found.append(wire.decode_task(message.value()))
-                end -= 1
-    consumer.close()
-    return found
+    found = read_topic(settings.bootstrap, settings.topic(topic))
+    return [wire.decode_task(message.value()) for message in found]
 
 
 def until(condition: Callable[[], object]) -> None:
