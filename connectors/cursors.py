@@ -77,6 +77,17 @@ class CursorStore:
             for upstream in sorted(positions):
                 self.put(upstream, str(positions[upstream]), None)
 
+    def begin(self, upstream: str, position: int, gap: Gap) -> None:
+        """The first place of an upstream read from its tip, and the gap before it, if any repo is known already.
+
+        Such a repo may have been fetched before we were connected; only a new listing can tell what it wrote in between.
+        """
+        db = self.connection()
+        with db.transaction():
+            if db.execute(SQL["any_repo"]).fetchone() == (True,):
+                note_gap(db, gap)
+            self.put(upstream, str(position), None)
+
     def put(self, upstream: str, position: str, detail: dict[str, Any] | None) -> None:
         """Make one position durable, within the caller's transaction if there is one."""
         text = None if detail is None else json.dumps(detail)

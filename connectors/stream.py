@@ -26,7 +26,7 @@ from connectors.cursors import CursorStore
 from connectors.http import HostRefused, Unreachable, check_url, open_session, translated
 from connectors.process import Health
 from schemas.settings import Settings
-from steps.cursor import Cursors
+from steps.cursor import Cursors, Gap
 from steps.frames import MAX_SOCKET_BYTES, StreamError, decode, position
 
 POLL_FRAMES = 3000
@@ -230,6 +230,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         self._store = CursorStore(settings, health.flow)
         self._pressure = pressure
         self._fillable = fillable
+        self._start = start
         stored = self._store.load_sequences()
         durable = {url: stored[url] for url in upstreams if url in stored}
         cursors.positions.update(durable)
@@ -286,8 +287,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
             seqs = (position(frame.data) for frame in frames if frame.upstream == upstream)
             first = next((seq for seq in seqs if seq is not None), None)
             if first is not None:
-                self._store.save({upstream: max(0, first - 1)})
-                self._durable[upstream] = max(0, first - 1)
+                self._begin(upstream, max(0, first - 1), first - 1)
                 self._cursors.positions.setdefault(upstream, max(0, first - 1))
 
     def _anchor_quiet(self) -> None:
@@ -298,8 +298,16 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         for one in self._sockets.upstreams:
             silent = one.connected and time.monotonic() - one.heard_at > QUIET_SECONDS
             if silent and one.url not in self._durable and one.last_seq() is None:
-                self._store.save({one.url: 0})
-                self._durable[one.url] = one.cursor = 0
+                self._begin(one.url, 0, None)
+                one.cursor = 0
+
+    def _begin(self, upstream: str, position: int, missed: int | None) -> None:
+        """Make the first place of an upstream durable; what came before the tip is a gap that a listing has to answer."""
+        if self._start is None and self._fillable:
+            self._store.begin(upstream, position, Gap(upstream, None, missed, "began_at_tip"))
+        else:
+            self._store.save({upstream: position})
+        self._durable[upstream] = position
 
     def _report(self, frames: list[Frame]) -> None:
         now = time.monotonic()

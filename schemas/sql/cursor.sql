@@ -12,6 +12,9 @@ values (%(flow)s, %(upstream)s, %(position)s, coalesce(%(detail)s::jsonb, '{}'))
 on conflict (flow, upstream) do update set
     position = excluded.position, detail = coalesce(%(detail)s::jsonb, cursor.detail), updated_at = now()
 
+-- name: any_repo
+select exists (select from sluice.repo)
+
 -- name: note_gap
 -- One unanswered row per upstream and reason: it grows, or an upstream with holes by design would fill the table. It
 -- counts as noticed when it grew last, so that a listing that had begun before does not answer it.

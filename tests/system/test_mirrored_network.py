@@ -39,3 +39,34 @@ def test_hostile_records_keep_their_cid(simulator: Any, log: str, database: str,
     assert one.query("select count(*) from sluice.record where collection = 'unknown.lexicon.thing'")[0][0] > 0
     assert one.query("select count(*) from sluice.dead_letter") == [(0,)]
     assert one.interrupt() == 0
+
+
+def test_what_is_written_before_the_firehose_connects_is_found(
+    simulator: Any, log: str, database: str, mirror: Any
+) -> None:
+    """G1: repos are fetched, then they write, and only then the firehose connects for the first time, at the tip."""
+    simulation = simulator(seed=6, repos=40, records_per_repo=5, labelers=0, inactive_share=0.0)
+    one: Mirror = mirror(
+        simulation,
+        bootstrap=log,
+        database=database,
+        topic_prefix=prefix(),
+        list_page_size=5,  # only the last page of a finished listing is read again and again
+        list_relist_seconds=3600.0,
+    )
+    one.run("control")
+    wait_for(lambda: one.single[0].look().ready, 30, one.last_lines)  # the topics are there
+    for kind in ("index", "backfill", "list-repos"):
+        one.run(kind)
+    wait_for(lambda: one.phases() == {"sync": 40}, 60, one.last_lines)
+    written = [simulation.op("create", did=did)["did"] for did in [*simulation.state()][:10]]
+    one.run("firehose")
+    busy = [*simulation.state()][20]
+
+    def begun() -> bool:
+        simulation.op("create", did=busy)  # a quiet stream would be read from its oldest event
+        return bool(one.query("select 1 from sluice.cursor where flow = 'firehose' and position::bigint > 10"))
+
+    wait_for(begun, 30, one.last_lines)
+    one.await_truth(60)
+    assert one.query("select count(*) from sluice.repo where attempt > 1 and did = any(%s)", written) == [(10,)]
