@@ -205,7 +205,9 @@ class _Reader:
         if faults.fire(prefix + "garbage", host=host):
             await self._write(wire(b"\xff" + os.urandom(40)))
         if faults.fire(prefix + "unknown_type", host=host):
-            await self._write(wire(header("#novelty") + encode_dag_cbor({"seq": self._stream.seq_before(self.position)})))
+            await self._write(
+                wire(header("#novelty") + encode_dag_cbor({"seq": self._stream.seq_before(self.position)}))
+            )
         if faults.fire(prefix + "error_frame", host=host):
             await self._fail("InternalServerError", "injected")
             return False
