@@ -53,8 +53,7 @@ def test_make_exits_with_our_code(tmp_path: Path) -> None:
 
 def test_without_the_terminal_make_would_fail(tmp_path: Path) -> None:
     """The fault is real: this is what foreground() is for."""
-    code, shown = make_on_a_terminal(tmp_path, "nullcontext")
-    assert "drained" in shown
+    code, _ = make_on_a_terminal(tmp_path, "nullcontext")  # whether the program still drains depends on who is faster
     assert code != 0
 
 

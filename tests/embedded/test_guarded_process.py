@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,17 +46,22 @@ def poll_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it went between the two questions
+        return False
 
 
 @pytest.fixture
-def owned(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]]:
+def owned() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]]:
     """Starts an owner of a server; returns it with every process below it: guard, server, the server's children."""
     owners: list[subprocess.Popen[str]] = []
+    # not pytest's own folder: another pytest that starts closes that to the user as whom PostgreSQL runs
+    folder = tempfile.TemporaryDirectory(prefix="sluice-test-", ignore_cleanup_errors=True)
 
     def start(kind: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
         owner = subprocess.Popen(
-            [sys.executable, "-c", OWNER, kind, str(tmp_path / kind)],
+            [sys.executable, "-c", OWNER, kind, str(Path(folder.name) / kind)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -72,6 +78,7 @@ def owned(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[str
     for owner in owners:
         owner.kill()
         owner.wait()
+    folder.cleanup()
 
 
 @pytest.mark.parametrize("kind", ["log", "database"])
