@@ -1,6 +1,12 @@
 """One plugin per concern: the servers, the network and the faults that tests are made of."""
 
+import signal
+
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A job in the background ignores Ctrl-C and so would all that we start; the tests are about what it does.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["fix_log", "fix_database", "fix_simulator", "fix_proxy", "fix_official", "fix_mirror", "fix_flow"]
 
