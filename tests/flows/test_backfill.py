@@ -202,13 +202,13 @@ def test_a_resync_does_not_queue_behind_the_backlog(simulator: Simulator, world:
     truth = run.simulation.state()
     urgent, *others = list(truth)
     task = run.store.discover([Listed(urgent)]).tasks
-    run.simulation.set_faults(pds_hang={"seconds": 20, "per_did": 0})
+    run.simulation.set_faults(pds_hang={"seconds": 60, "per_did": 0})
     run.list_all({did: truth[did] for did in others})
     run.start()
     wait_until(lambda: run.simulation.fired("pds_hang") >= 4)
     run.simulation.set_faults(pds_hang=None)
     run.queue(task, "repo_resync")
-    wait_until(lambda: (urgent, 1) in run.attempts() and run.attempts()[urgent, 1].outcome, 10)
+    wait_until(lambda: (urgent, 1) in run.attempts() and run.attempts()[urgent, 1].outcome, 30)
     assert run.produced() == 1
 
 
