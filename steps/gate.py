@@ -236,8 +236,9 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
         reason = Reason.REACTIVATED if repo.known else Reason.DISCOVERED
         return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
     hidden = replace(ratcheted, active=False, status=event.status or "inactive")
+    # what only a listing has called deleted (attempt 0) is confirmed too: a rebuild from the log has no listings
     if event.status in _LEFT_BEHIND:
-        if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED:
+        if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED and repo.attempt:
             return Step(hidden)
         return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)
     ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")

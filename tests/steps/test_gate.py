@@ -262,6 +262,16 @@ def test_what_an_abandoned_pds_may_say_is_confirmed_first(status: str) -> None:
     assert not any(isinstance(effect, DropRows) for effect in step.effects)
 
 
+def test_a_deletion_is_confirmed_by_an_attempt_not_by_a_listing() -> None:
+    """G2: the log has to hold the confirmation, or a rebuild from it waits for one for ever."""
+    gone = {"active": False, "status": "deleted", "reason": Reason.DELETED, "rev": "", "data": None}
+    listed = repo_in(Phase.UNAVAILABLE, attempt=0, **gone)
+    news = account("t1", active=False, status="deleted")
+    assert gate.on_account(listed, news).repo.reason == Reason.DELETION
+    confirmed = repo_in(Phase.UNAVAILABLE, attempt=1, **gone)
+    assert gate.on_account(confirmed, news).repo.phase == Phase.UNAVAILABLE
+
+
 def test_a_takedown_hides_and_fences_a_running_backfill() -> None:
     step = gate.on_account(
         repo_in(Phase.BACKFILL, held=1, held_rev="8"), account("t1", active=False, status="takendown")
