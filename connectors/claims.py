@@ -244,6 +244,9 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
             metrics.DROPPED.labels("backfill", "not_claimable").inc(dropped)
         for claim in claims:
             attempts.start(group, claim, resync=tasks[claim.did, claim.attempt - 1][1])
+        # They queue for their places now, before anybody asks for room again: else the backlog would be given what is
+        # kept free for resyncs.
+        await asyncio.sleep(0)
         self._settled.append((letters, positions))
 
 
