@@ -10,7 +10,6 @@ UP_SINCE = Gauge("sluice_started_time_seconds", "when this process started", ["f
 STATE = Gauge("sluice_state", "1 for the state that the process is in", ["flow", "state"])
 LAST_DURABLE = Gauge("sluice_last_durable_time_seconds", "when the flow's position last became durable", ["flow"])
 PRODUCED = Counter("sluice_produced_messages_total", "messages acknowledged by the log", ["topic"])
-CONSUMED = Counter("sluice_consumed_messages_total", "messages read from the log", ["topic"])
 DROPPED = Counter("sluice_dropped_events_total", "events settled without an effect", ["flow", "reason"])
 REJECTED = Counter("sluice_rejected_total", "typed rejections of input", ["flow", "reason"])
 DEAD_LETTERS = Counter("sluice_dead_letters_total", "messages that went to the dead letters", ["flow", "reason"])
