@@ -80,6 +80,7 @@ def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
                 partitions=partitions,
                 replication=1,
                 allow_private_hosts=True,
+                identity_requests_per_second=100_000,  # manners towards a directory of ours would be all that is measured
                 **overrides,
             )
             migrate(settings.database)

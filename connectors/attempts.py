@@ -8,7 +8,7 @@ the process (B8).
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,6 +80,7 @@ class Attempts:
         )
         self._places = Places(settings.backfill_concurrency, max(1, settings.backfill_concurrency // 4))
         self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._waiting: dict[Key, bool] = {}  # claims that have had no place yet; is it a resync?
         self._works: dict[Key, tuple[Work, asyncio.Future[Verdict]]] = {}
         self.changed = asyncio.Event()
 
@@ -87,17 +88,23 @@ class Attempts:
         return len(self._tasks)
 
     def room(self, *, resync: bool) -> int:
-        """Claims that may be added now: for every place, and half as many to wait; none while the flow is behind."""
+        """Claims that may be added now: for every free place, and as many again to wait; none while the flow is behind.
+
+        Each kind waits for itself: whatever the backlog has claimed, there is room for a resync, which goes first.
+        """
         if len(self._works) >= READY_WORKS:
             return 0
-        places, busy = self._places.limit(urgent=resync), self._places.taken + self._places.waiting
-        parked = max(0, len(self._tasks) - busy - len(self._works))  # between two fetches of a stale repo
-        return places + places // 2 + 2 - busy - max(0, parked - places)
+        places = self._places.limit(urgent=resync)
+        waiting = sum(kind is resync for kind in self._waiting.values())
+        parked = (
+            len(self._tasks) - self._places.taken - len(self._waiting) - len(self._works)
+        )  # between fetches, if stale
+        return (places - self._places.taken) + places + 2 - waiting - max(0, parked - places)
 
     def start(self, group: asyncio.TaskGroup, claim: Claim, *, resync: bool) -> None:
         """Work on a claim."""
         task = group.create_task(self._run(claim, resync=resync), name=claim.did)
-        self._tasks[claim.did, claim.attempt] = task
+        self._tasks[_key(claim)], self._waiting[_key(claim)] = task, resync
         metrics.REPOS_RUNNING.set(len(self._tasks))
 
     def verdict(self, work: Work, verdict: Verdict) -> None:
@@ -112,7 +119,7 @@ class Attempts:
         async with self._store_turn:
             while True:
                 try:
-                    return await asyncio.to_thread(call, self._store)
+                    return await _to_its_end(asyncio.to_thread(call, self._store))
                 except psycopg.OperationalError:
                     if time.monotonic() > deadline:
                         raise
@@ -151,6 +158,7 @@ class Attempts:
             await self._attempt(claim, resync=resync)
         finally:
             self._tasks.pop(_key(claim), None)
+            self._waiting.pop(_key(claim), None)
             metrics.REPOS_RUNNING.set(len(self._tasks))
             self.changed.set()
 
@@ -167,6 +175,7 @@ class Attempts:
         fresh = False
         while wanted is not None:
             async with self._places.place(urgent=resync):
+                self._waiting.pop(_key(claim), None)
                 identity = await self._resolve(claim.did, fresh=fresh)
                 identity, download = await self._fetch(identity, fresh=fresh)
                 work = await self._hand_over(claim, wanted, identity, download)
@@ -285,6 +294,16 @@ class Attempts:
             "in_seconds": round(seconds, 1),
         }
         log.log(logging.WARNING if phase == "failed" else logging.INFO, "attempt ended", extra=fields)
+
+
+async def _to_its_end(call: Coroutine[Any, Any, X]) -> X:
+    """Cancelled, it still ends first: a thread cannot be stopped, and the next one would share its transaction."""
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _key(claim: Claim) -> Key:

@@ -59,7 +59,7 @@ class TaskFeed:
 
     def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
         """(message, is it a resync) for as much as there is room for; waits a little where there is nothing."""
-        urgent = self._resync.take(resync_room, 0.01 if backlog_room > 0 else 0.1)
+        urgent = self._resync.take(resync_room, 0.01)  # not longer: the backlog's places may be free again in a moment
         others = self._backlog.take(backlog_room - len(urgent), 0.0 if urgent else 0.1)
         return [(message, True) for message in urgent] + [(message, False) for message in others]
 
@@ -244,9 +244,6 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
             metrics.DROPPED.labels("backfill", "not_claimable").inc(dropped)
         for claim in claims:
             attempts.start(group, claim, resync=tasks[claim.did, claim.attempt - 1][1])
-        # They queue for their places now, before anybody asks for room again: else the backlog would be given what is
-        # kept free for resyncs.
-        await asyncio.sleep(0)
         self._settled.append((letters, positions))
 
 

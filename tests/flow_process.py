@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -95,14 +96,23 @@ class FlowProcess:
         return self.process.poll() is None
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS, what: str = "") -> Any:
+def is_running(pid: int) -> bool:
+    """False too for a process that nobody has waited for yet."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS, what: str | Callable[[], str] = "") -> Any:
     """Poll until the condition holds; its value. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {seconds} s: {(what() if callable(what) else what) or condition}")
         time.sleep(0.05)
 
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 from fix_simulator import Simulation
+from flow_process import is_running
 
 from control.watch import Registry, look, registered
 
@@ -92,7 +92,7 @@ def pids(found: Registry) -> list[int]:
 
 
 def gone(numbers: list[int]) -> bool:
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in numbers)
+    return not any(is_running(pid) for pid in numbers)
 
 
 def test_a_simulated_network_until_synced(home: Path) -> None:

@@ -12,7 +12,7 @@ import psycopg
 from fix_simulator import RepoTruth, Simulation
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
-from connectors.log import LogProducer, Out
+from connectors.log import LogProducer, Out, cluster_id
 from connectors.repos import Listed, RepoStore
 from schemas import wire
 from schemas.settings import Settings
@@ -118,13 +118,15 @@ class World:
         )[0][0]
 
     def run_to_end(self, count: int, seconds: float = 60.0) -> None:
-        """Schedule retries until so many repos have produced an outcome."""
+        """As control: reap and schedule, until so many repos have produced an outcome."""
+        cluster = cluster_id(self.settings)
 
         def done() -> bool:
+            self.store.reap(cluster, 0.0)
             self.schedule()
             return self.produced() >= count
 
-        wait_until(done, seconds, f"{count} produced; rows {self.summary()}")
+        wait_until(done, seconds, lambda: f"{count} produced; rows {self.summary()}")
 
     def summary(self) -> str:
         rows = self.execute(

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from fix_simulator import ROOT
+from flow_process import is_running
 from read_simulated import SimulatedReader, check_car, get, get_bytes, read_car, refused
 
 
@@ -159,6 +160,6 @@ def test_the_process_ends_with_its_parent() -> None:
     parent.wait()
     parent.stdout.close()
     deadline = time.monotonic() + 15
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while is_running(pid):
         assert time.monotonic() < deadline, "the simulator outlived its parent"
         time.sleep(0.05)

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from fix_mirror import Mirror, prefix, wait_for
 from fix_simulator import Simulation
+from flow_process import is_running
 
 from control.watch import registered
 
@@ -158,7 +159,7 @@ def gone(one: Mirror, pids: list[int], ports: list[int], seconds: float = 10) ->
     """Nothing of it runs or listens."""
 
     def left() -> list[str]:
-        alive = [f"pid {pid}" for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+        alive = [f"pid {pid}" for pid in pids if is_running(pid)]
         return alive + one.left_behind()
 
     wait_for(lambda: not left(), seconds, lambda: f"left: {left()}")
