@@ -5,7 +5,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic_core import PydanticUndefined
 
-from schemas.settings import PREFIX, Settings
+from schemas.settings import PREFIX, SECRETS, Settings
 
 
 def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
@@ -15,6 +15,8 @@ def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
         default = field.get_default(call_default_factory=True)
         value = getattr(settings, name)
         shown = without_password(value) if name == "database" else spell(value)
+        if name in SECRETS and value:
+            shown = "***"
         found.append(
             (
                 PREFIX + name.upper(),

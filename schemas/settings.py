@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SLUICE_"
+SECRETS = ("api_token", "api_read_token")
+"""Settings whose value is never shown; of `database` only the password is hidden."""
 URLs = Annotated[list[str], NoDecode]
 
 
@@ -38,7 +40,7 @@ class Settings(BaseSettings):
     bootstrap: str = Field(
         "", description="Kafka-compatible brokers, HOST:PORT[,HOST:PORT]; empty: `sluice up` embeds one"
     )
-    database: str = Field("", description="PostgreSQL URL; empty: `sluice up` embeds one")
+    database: str = Field("", repr=False, description="PostgreSQL URL; empty: `sluice up` embeds one")
     relays: URLs = Field(default_factory=list, description="relay URLs, comma-separated")
     labelers: URLs = Field(default_factory=list, description="labeler URLs, comma-separated")
     plc: str = Field("https://plc.directory", description="PLC directory, or a mirror of it")
@@ -172,6 +174,10 @@ class Settings(BaseSettings):
     # process
     http_host: str = Field("127.0.0.1", description="address of /healthz, /readyz, /metrics and, in control, the API")
     http_port: int = Field(0, ge=0, le=65535, description="port of it; 0: a free one")
+    api_token: str = Field(
+        "", repr=False, description="bearer token of the API that allows everything; without it only loopback may change"
+    )
+    api_read_token: str = Field("", repr=False, description="bearer token of the API that allows reading only")
     epoch_seconds: float = Field(0.5, gt=0, description="how often a flow's position is made durable")
     log_format: str = Field("auto", pattern="^(auto|json|text)$", description="json, text, or auto: text on a terminal")
     stalled_seconds: float = Field(
