@@ -28,11 +28,13 @@ run: setup
 	@exec .venv/bin/sluice up $(if $(RELAY),$(foreach url,$(RELAY),--relay $(url)),--simulate) \
 	  $(foreach url,$(LABELER),--labeler $(url)) $(if $(PLC),--plc $(PLC)) $(ARGS)
 
-# promtool, which tests the alert rules; installed where that can be done without asking
+# promtool and prometheus for the alert rules, chromium for the status page; installed where that needs no question
 tools:
-	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }; } || \
-	  echo "promtool is missing and cannot be installed here: install Debian's package prometheus" >&2
+	@missing=""; command -v promtool >/dev/null && command -v prometheus >/dev/null || missing=prometheus; \
+	  command -v chromium >/dev/null || missing="$$missing chromium"; [ -z "$$missing" ] || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
+	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
 test: setup tools
 	@.venv/bin/pytest
