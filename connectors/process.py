@@ -7,12 +7,14 @@ itself; `serve_health` answers /healthz, /readyz and /metrics from a thread of i
 import gc
 import json
 import logging
+import shutil
 import signal
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -69,6 +71,10 @@ class Health:
         stalled = self.state == "working" and time.monotonic() - self.progress_at > self.stalled_seconds
         return self.connected and not stalled
 
+    def page(self) -> dict[str, object]:
+        """What /healthz and /readyz say."""
+        return {"flow": self.flow, "state": self.state, "why": self.why, "ready": self.ready}
+
 
 def serve_health(health: Health, host: str, port: int) -> int:
     """Serve the health page from a daemon thread; the port it got. Raises OSError when the port is taken."""
@@ -79,8 +85,7 @@ def serve_health(health: Health, host: str, port: int) -> int:
                 self._answer(200, generate_latest(), CONTENT_TYPE_LATEST)
             elif self.path in ("/healthz", "/readyz"):
                 fine = self.path == "/healthz" or health.ready
-                page = {"flow": health.flow, "state": health.state, "why": health.why, "ready": health.ready}
-                self._answer(200 if fine else 503, json.dumps(page).encode(), "application/json")
+                self._answer(200 if fine else 503, json.dumps(health.page()).encode(), "application/json")
             else:
                 self._answer(404, b"not found\n", "text/plain")
 
@@ -98,6 +103,17 @@ def serve_health(health: Health, host: str, port: int) -> int:
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
     metrics.UP_SINCE.labels(health.flow).set_to_current_time()
     return int(server.server_address[1])
+
+
+def watch_disk(flow: str, folder: str, path: Path) -> None:
+    """Export size and room of the disk that holds a path, or its nearest parent that is there; read when it is scraped."""
+
+    def usage(figure: str) -> float:
+        there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+        return float(getattr(shutil.disk_usage(there), figure))
+
+    metrics.DISK_FREE.labels(flow, folder).set_function(lambda: usage("free"))
+    metrics.DISK_SIZE.labels(flow, folder).set_function(lambda: usage("total"))
 
 
 class _Json(logging.Formatter):

@@ -23,6 +23,7 @@ from connectors.log import cluster_id
 from connectors.migrations import migrate
 from control import process as control_process
 from control import topics
+from control.api.serve import Server
 from control.errors import OperatorError
 from schemas.settings import Settings
 
@@ -48,7 +49,10 @@ def run(name: str, settings: Settings) -> None:
     process.stop_on_signals()
     health = process.Health(name, settings.stalled_seconds)
     try:
-        port = process.serve_health(health, settings.http_host, settings.http_port)
+        if name == "control":
+            port = Server(health, settings).start()
+        else:
+            port = process.serve_health(health, settings.http_host, settings.http_port)
     except OSError as err:
         raise OperatorError(
             f"SLUICE_HTTP_PORT: {settings.http_host}:{settings.http_port} cannot be listened on ({err.strerror});"

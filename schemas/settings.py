@@ -5,6 +5,7 @@ unknown `SLUICE_…` variables are refused as well, because a misspelt setting t
 """
 
 import difflib
+import ipaddress
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +115,16 @@ class Settings(BaseSettings):
         60.0, ge=0, description="after a bad signature a DID is resolved anew at most this often"
     )
 
+    # handles
+    dns: str = Field(
+        "", description="DNS server that is asked for handles, HOST or HOST:PORT; empty: those of this machine"
+    )
+    handle_recheck_seconds: float = Field(86_400.0, gt=0, description="how often a verified handle is checked again")
+    handle_retry_seconds: float = Field(
+        3600.0, gt=0, description="first wait before a handle that is not verified is checked again"
+    )
+    handle_checks_per_second: float = Field(20.0, gt=0, description="handles that control checks in a second at most")
+
     # backfill
     backfill_concurrency: int = Field(10, ge=1, le=1000, description="getRepo requests at once, per worker")
     host_concurrency: int = Field(5, ge=1, description="getRepo requests at once to one PDS, per worker")
@@ -145,6 +156,9 @@ class Settings(BaseSettings):
         60.0, gt=1, description="a claim's lease, renewed while its worker lives and its download moves"
     )
     max_attempts: int = Field(5, ge=1, description="failures before a repo is `failed`")
+    resyncs_per_repo_hour: int = Field(
+        12, ge=1, description="attempts to fetch one repo within an hour at most, whatever events ask for"
+    )
     retry_first_seconds: float = Field(5.0, ge=0, description="first back-off of a retry")
     retry_max_seconds: float = Field(3600.0, ge=0, description="longest back-off of a retry")
 
@@ -175,7 +189,9 @@ class Settings(BaseSettings):
     http_host: str = Field("127.0.0.1", description="address of /healthz, /readyz, /metrics and, in control, the API")
     http_port: int = Field(0, ge=0, le=65535, description="port of it; 0: a free one")
     api_token: str = Field(
-        "", repr=False, description="bearer token of the API that allows everything; without it only loopback may change"
+        "",
+        repr=False,
+        description="bearer token of the API that allows everything; without it only loopback may change",
     )
     api_read_token: str = Field("", repr=False, description="bearer token of the API that allows reading only")
     epoch_seconds: float = Field(0.5, gt=0, description="how often a flow's position is made durable")
@@ -194,6 +210,14 @@ class Settings(BaseSettings):
     def _urls(cls, value: list[str]) -> list[str]:
         return [_service_url(part) for part in value]
 
+    @field_validator("dns")
+    @classmethod
+    def _dns(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if value and (not _is_address(host if colon else value) or (colon and not port.isdecimal())):
+            raise ValueError(f"{value!r} is not the address of a DNS server; write it as 192.0.2.53 or 192.0.2.53:5353")
+        return value
+
     @field_validator("plc")
     @classmethod
     def _plc(cls, value: str) -> str:
@@ -206,6 +230,14 @@ class Settings(BaseSettings):
     def group(self, name: str) -> str:
         """Consumer group of a flow."""
         return f"{self.topic_prefix}sluice-{name}"
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.IPv4Address(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _service_url(value: str) -> str:

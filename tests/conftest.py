@@ -8,7 +8,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in the background ignores Ctrl-C and so would all that we start; the tests are about what it does.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["fix_log", "fix_database", "fix_simulator", "fix_proxy", "fix_official", "fix_mirror", "fix_flow"]
+pytest_plugins = [
+    "fix_log",
+    "fix_database",
+    "fix_simulator",
+    "fix_proxy",
+    "fix_official",
+    "fix_mirror",
+    "fix_flow",
+    "fix_api",
+]
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,0 +1,100 @@
+"""What the handlers share: settings, health, pooled connections, and threads for what blocks.
+
+Handlers are plain functions that run in one of a few threads; `Context.run` refuses more than wait already, so that slow
+clients cannot pile up work. Constructors never connect.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import psycopg
+from aiohttp import web
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import ConnectionPool
+
+from connectors.process import Health
+from control.api.errors import Busy
+from control.status import Collector, Status
+from schemas.settings import Settings
+
+THREADS = 8
+WAITING = 64
+STATEMENT_SECONDS = 15
+POOL_SECONDS = 5.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Context:
+    """One per application."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self.settings = settings
+        self.health = health
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="api")
+        self._waiting = 0
+        self._opening = threading.Lock()
+        self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
+        self._looking = threading.Lock()
+        self._collector = Collector(settings)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what blocks in a thread. Raises Busy when too much waits already."""
+        if self._waiting >= WAITING:
+            raise Busy
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        finally:
+            self._waiting -= 1
+
+    @contextmanager
+    def db(self) -> Iterator[psycopg.Connection[Any]]:
+        """A pooled connection in autocommit. Raises psycopg.OperationalError when the database does not answer in time."""
+        with self._opening:
+            if self._pool is None:
+                self._pool = self._opened()
+        with self._pool.connection() as connection:
+            yield connection
+
+    def rows(self, statement: str, values: dict[str, Any] | None = None) -> list[DictRow]:
+        """Rows of a statement as dicts."""
+        with self.db() as db, db.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(statement.encode(), values).fetchall()
+
+    def status(self) -> Status:
+        """One look at database and broker; one at a time. Raises psycopg.Error and LogUnavailable."""
+        with self._looking:
+            return self._collector.collect()
+
+    def close(self) -> None:
+        """End threads and connections; what runs is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.close(timeout=0)
+
+    def _opened(self) -> ConnectionPool[psycopg.Connection[Any]]:
+        kwargs = {
+            "autocommit": True,
+            "application_name": "sluice api",
+            "connect_timeout": 5,
+            "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
+        }
+        return ConnectionPool(
+            self.settings.database,
+            kwargs=kwargs,
+            min_size=0,
+            max_size=THREADS,
+            timeout=POOL_SECONDS,
+            check=ConnectionPool.check_connection,
+            name="api",
+            open=True,
+        )
+
+
+CONTEXT = web.AppKey("context", Context)

@@ -1,0 +1,61 @@
+"""The table of routes. Order does not matter: no two of them fit one request."""
+
+from control.api import letters, mirror, models
+from control.api.route import Nothing, Route
+
+ROUTES = (
+    Route("GET", "/api/status", "What the mirror is doing.", mirror.status, models.Status),
+    Route("GET", "/api/repos", "Repos in a phase.", mirror.repos, models.Repos, models.RepoPage),
+    Route("GET", "/api/repos/{did}", "One repo.", mirror.repo, models.Repo, models.Did, errors=(404,)),
+    Route(
+        "POST",
+        "/api/repos/{did}/retry",
+        "Fetch a failed repo again.",
+        mirror.retry_repo,
+        models.Repo,
+        models.Did,
+        errors=(404, 409),
+    ),
+    Route("GET", "/api/hosts", "PDSes.", mirror.hosts, models.Hosts, models.HostPage),
+    Route("GET", "/api/dead-letters", "Dead letters.", letters.letters, models.Letters, models.LetterPage),
+    Route(
+        "GET",
+        "/api/dead-letters/{id}",
+        "A dead letter with its payload.",
+        letters.letter,
+        models.WholeLetter,
+        models.LetterPlace,
+        errors=(404,),
+    ),
+    Route(
+        "POST",
+        "/api/dead-letters/{id}/retry",
+        "Run the code of today over a dead letter.",
+        letters.retry,
+        models.LetterSettled,
+        models.LetterPlace,
+        errors=(404, 409),
+    ),
+    Route(
+        "POST",
+        "/api/dead-letters/{id}/dismiss",
+        "Put a dead letter aside.",
+        letters.dismiss,
+        models.LetterSettled,
+        models.LetterPlace,
+        errors=(404, 409),
+    ),
+    Route(
+        "GET", "/api/skipped", "Listing ranges stepped over.", mirror.skipped, models.SkippedRanges, models.SkippedPage
+    ),
+    Route(
+        "POST",
+        "/api/skipped/fill",
+        "Read skipped ranges again now.",
+        mirror.fill,
+        models.Filled,
+        Nothing,
+        models.Fill,
+        errors=(409,),
+    ),
+)

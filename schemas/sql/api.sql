@@ -1,0 +1,35 @@
+-- What the HTTP API reads; run by control/api. Every list is a keyset page: at most `limit` rows after a position.
+
+-- name: repo
+select did, host, handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit, held, retry_count, desyncs,
+       last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at, started_at, completed_at
+from sluice.repo where did = %(did)s
+
+-- name: repos
+select did, host, handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit, held, retry_count, desyncs,
+       last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at, started_at, completed_at
+from sluice.repo
+where phase = %(phase)s and did > %(after)s and (%(host)s::text is null or host = %(host)s)
+order by did limit %(limit)s
+
+-- name: hosts
+select host, relay, status, cursor, pass, listed_at, request_limit, paused_until, pause_reason, requests, failures,
+       consecutive_failures, last_error, last_seen_at
+from sluice.host
+where host > %(after)s and (not %(failing)s or consecutive_failures > 0 or paused_until > now())
+order by host limit %(limit)s
+
+-- name: letters
+-- The newest first.
+select part, log_offset, topic, did, reason, error, state, noticed_at, settled_at
+from sluice.dead_letter
+where (%(state)s = 'all' or state = %(state)s) and (%(reason)s::text is null or reason = %(reason)s)
+      and (%(time)s::timestamptz is null
+           or (noticed_at, -part, -log_offset) < (%(time)s::timestamptz, -%(part)s::bigint, -%(offset)s::bigint))
+order by noticed_at desc, part, log_offset limit %(limit)s
+
+-- name: skipped
+select id, upstream, from_cursor, to_cursor, reason, retry_count, next_retry_at, skipped_at, filled_at, filled_by
+from sluice.skipped_range
+where id > %(after)s and (not %(open)s or filled_at is null)
+order by id limit %(limit)s
