@@ -1,0 +1,214 @@
+"""Backfill jobs for the command line and the HTTP API: start, look, pause, resume, cancel, retry.
+
+Every function takes an autocommit connection. What an operator asks is one guarded update: a job that is in no state for it
+stays as it is (`IllegalTransition`), and asking twice is asking once. Jobs are carried out by `flows.list_repos` (listings)
+and by `control.job_steps` (lists of DIDs); both look at the rows every second or two.
+"""
+
+import json
+from typing import Any
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+
+from connectors.http import HostRefused, check_url
+from control.errors import OperatorError
+from schemas.jobs import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.jobs import FINAL, Identity, SpecRefused, eta, identify, sources_of, spec_of
+
+Connection = psycopg.Connection[Any]
+SQL = {name: text.encode() for name, text in queries("jobs").items()}
+SHOWN = 20
+LARGEST_ID = 2**63 - 1
+
+
+class JobNotFound(Exception):
+    """No job has this id."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"there is no job {number}; `sluice backfill list` shows them")
+
+
+class IllegalTransition(Exception):
+    """The job is in no state for what was asked."""
+
+    def __init__(self, number: int, status: JobStatus, asked: str, remedy: str) -> None:
+        super().__init__(f"job {number} is {status}: it cannot be {asked}; {remedy}")
+        self.status = status
+
+
+class SpecInvalid(OperatorError):
+    """A specification that no job can be made of; the message names the part and the remedy."""
+
+
+def start(db: Connection, spec: JobSpec, settings: Settings) -> Job | Plan:
+    """A new job, or the job with the same source resumed where it stands (R2). With `dry_run` a Plan, and no change.
+
+    Raises SpecInvalid.
+    """
+    wanted = _identified(spec, settings)
+    if spec.dry_run:
+        return _plan(db, spec, wanted)
+    values = {
+        "name": wanted.name,
+        "source": json.dumps(wanted.source),
+        "total": wanted.total,
+        "batch_size": spec.batch_size,
+        "priority": spec.priority,
+    }
+    with db.transaction():
+        made = _one(db, "create", values)
+        if made is not None:
+            if wanted.dids:
+                _run(db, "add_dids", {"job": made["id"], "dids": list(wanted.dids)})
+            return get(db, made["id"])
+    known = _one(db, "by_name", values)
+    assert known is not None  # noqa: S101  # jobs are never deleted
+    _run(db, "adjust", values | {"id": known["id"]})
+    status = JobStatus(known["status"])
+    if status in (JobStatus.FAILED, JobStatus.CANCELLED):
+        return retry(db, known["id"])
+    return get(db, known["id"]) if status is JobStatus.COMPLETED else resume(db, known["id"])
+
+
+def get(db: Connection, number: int) -> Job:
+    """One job. Raises JobNotFound."""
+    row = _one(db, "get", {"id": number}) if 0 < number <= LARGEST_ID else None
+    if row is None:
+        raise JobNotFound(number)
+    return _job(row)
+
+
+def list_jobs(
+    db: Connection, *, status: JobStatus | None = None, after: int | None = None, limit: int = 100
+) -> list[Job]:
+    """Jobs in order of their ids, from behind `after`."""
+    values = {"status": status, "after": min(after or 0, LARGEST_ID), "limit": limit}
+    return [_job(row) for row in _rows(db, "page", values)]
+
+
+def pause(db: Connection, number: int) -> Job:
+    """Stop listing and queueing until `resume`. What it has queued is still fetched. Raises JobNotFound, IllegalTransition."""
+    return _move(db, number, JobStatus.PAUSED, "paused", "only a job that is not over can be")
+
+
+def resume(db: Connection, number: int) -> Job:
+    """Go on at the checkpoint, also before a quota's reset time. Raises JobNotFound, IllegalTransition."""
+    if _one(db, "resume", {"id": number}) is None:
+        job = get(db, number)
+        if job.status in FINAL:
+            remedy = (
+                "it is over"
+                if job.status is JobStatus.COMPLETED
+                else f"`sluice backfill retry --job {number}` does that"
+            )
+            raise IllegalTransition(number, job.status, "resumed", remedy)
+    return get(db, number)
+
+
+def cancel(db: Connection, number: int) -> Job:
+    """End it where it stands. What it has queued is still fetched. Raises JobNotFound, IllegalTransition."""
+    return _move(db, number, JobStatus.CANCELLED, "cancelled", "it is over")
+
+
+def retry(db: Connection, number: int) -> Job:
+    """Open a failed or cancelled job again at its checkpoint. Raises JobNotFound, IllegalTransition."""
+    return _move(db, number, JobStatus.RETRY, "retried", "only failed and cancelled jobs can be")
+
+
+def _move(db: Connection, number: int, to: JobStatus, asked: str, remedy: str) -> Job:
+    sources = sources_of(to)
+    if to is JobStatus.RETRY:  # a running one comes there by itself only
+        sources = [source for source in sources if source in FINAL]
+    if 0 < number <= LARGEST_ID and _one(db, "move", {"id": number, "to": to.value, "from": sources}) is not None:
+        return get(db, number)
+    job = get(db, number)
+    if job.status is not to:
+        raise IllegalTransition(number, job.status, asked, remedy)
+    return job
+
+
+def _identified(spec: JobSpec, settings: Settings) -> Identity:
+    try:
+        wanted = identify(spec, settings.relays[0] if settings.relays else None)
+    except SpecRefused as err:
+        raise SpecInvalid(str(err)) from err
+    for url in [wanted.source.get("relay"), wanted.source.get("at"), *wanted.source.get("hosts", [])]:
+        try:
+            if url is not None:
+                check_url(url, allow_private=settings.allow_private_hosts)
+        except HostRefused as err:
+            raise SpecInvalid(f"{url}: {err}; SLUICE_ALLOW_PRIVATE_HOSTS=true allows private addresses") from err
+    return wanted
+
+
+def _plan(db: Connection, spec: JobSpec, wanted: Identity) -> Plan:
+    existing = _one(db, "by_name", {"name": wanted.name})
+    status = None if existing is None else JobStatus(existing["status"])
+    would = "create" if status is None else "nothing" if status is JobStatus.COMPLETED else "resume"
+    known: int | None = None
+    if wanted.dids:
+        row = _one(db, "plan_dids", {"dids": list(wanted.dids)})
+        known = 0 if row is None else int(row["known"])
+    places = [wanted.source[key] for key in ("relay", "at") if key in wanted.source]
+    return Plan(
+        name=wanted.name,
+        source=spec.source,
+        would=would,  # type: ignore[arg-type]  # one of its three words
+        job=None if existing is None else existing["id"],
+        status=status,
+        total=wanted.total,
+        new=None if known is None else len(wanted.dids) - known,
+        known=known,
+        items=list(wanted.dids[:SHOWN]) or wanted.source.get("hosts", places)[:SHOWN],
+    )
+
+
+def _job(row: DictRow) -> Job:
+    spec = spec_of(row["source"], row["batch_size"], row["priority"])
+    done = row["checkpoint"].get("done") is True
+    over = JobStatus(row["status"]) in FINAL
+    left = eta(rate=row["rate"], pending=row["pending"], listed=row["listed"], total=_listed_total(row), done=done)
+    return Job(
+        source=spec.source if spec else "relay",
+        spec=spec,
+        cutoff=JobCutoff(time=row["cutoff"], relay_seqs=row["cutoff_seqs"]),
+        counts=JobCounts(
+            listed=row["listed"],
+            new=row["queued"],
+            known=row["duplicates"],
+            **{name: row[name] for name in ("synced", "failed", "unavailable", "pending")},
+        ),
+        rate_per_second=None if over else row["rate"],
+        eta_seconds=None if over else left,
+        resume_at=row["next_retry_at"],
+        **{name: row[name] for name in _AS_THEY_ARE},
+    )
+
+
+_AS_THEY_ARE = (
+    *("id", "name", "status", "checkpoint", "total", "retry_count", "error"),
+    *("created_at", "started_at", "completed_at", "updated_at"),
+)
+
+
+def _listed_total(row: DictRow) -> int | None:
+    """How many repos it will list in all; of hosts only their number is known."""
+    return row["total"] if "dids" in row["source"] else None
+
+
+def _rows(db: Connection, name: str, values: dict[str, Any]) -> list[DictRow]:
+    with db.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(SQL[name], values).fetchall()
+
+
+def _one(db: Connection, name: str, values: dict[str, Any]) -> DictRow | None:
+    with db.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(SQL[name], values).fetchone()
+
+
+def _run(db: Connection, name: str, values: dict[str, Any]) -> None:
+    with db.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(SQL[name], values)

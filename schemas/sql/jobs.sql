@@ -1,0 +1,136 @@
+-- Statements on sluice.backfill_job and sluice.job_did, run by control/jobs.py, control/job_steps.py and connectors/jobs.py.
+-- A change of status always names the states that it may come from; times are set by the table's trigger.
+
+-- name: create
+-- Nothing where a job of this name exists: the same source is the same job.
+insert into sluice.backfill_job (name, source, batch_size, priority, total, cutoff_seqs)
+values (%(name)s, %(source)s::jsonb, %(batch_size)s, %(priority)s, %(total)s, coalesce((
+    select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
+    where flow = 'firehose' and position ~ '^[0-9]{1,18}$'
+), '{}'))
+on conflict (name) do nothing
+returning id
+
+-- name: add_dids
+insert into sluice.job_did (job, n, did)
+select %(job)s, l.n, l.did from unnest(%(dids)s::text[]) with ordinality as l (did, n)
+
+-- name: by_name
+select id, status from sluice.backfill_job where name = %(name)s
+
+-- name: adjust
+update sluice.backfill_job set batch_size = %(batch_size)s, priority = %(priority)s
+where id = %(id)s and (batch_size, priority) <> (%(batch_size)s, %(priority)s)
+
+-- name: get
+select * from sluice.backfill_job where id = %(id)s
+
+-- name: page
+select * from sluice.backfill_job
+where (%(status)s::text is null or status = %(status)s) and id > %(after)s
+order by id limit %(limit)s
+
+-- name: move
+-- An operator's word. `retry` opens an ended job with everything of its failure reset together.
+update sluice.backfill_job set
+    status = %(to)s,
+    next_retry_at = case when %(to)s = 'retry' then now() end,
+    retry_count = case when %(to)s = 'retry' then 0 else retry_count end,
+    error = case when %(to)s in ('retry', 'running', 'pending') then null else error end
+where id = %(id)s and status = any(%(from)s::text[])
+returning id
+
+-- name: resume
+-- Waits for its turn again if it never had one; else it goes on at once.
+update sluice.backfill_job set
+    status = case when status = 'paused' and started_at is null then 'pending' else 'running' end, error = null
+where id = %(id)s and status in ('paused', 'paused_quota_limit', 'retry')
+returning id
+
+-- name: plan_dids
+select count(r.did) as known
+from unnest(%(dids)s::text[]) as l (did) left join sluice.repo r on r.did = l.did
+
+-- name: live
+-- Jobs that are not over, those of higher priority first; `due`: what waits by itself has waited long enough.
+select id, name, source, status, batch_size, checkpoint, coalesce(checkpoint ->> 'done' = 'true', false) as listed_all,
+       coalesce(next_retry_at <= now(), false) as due, retry_count, total, listed
+from sluice.backfill_job j
+where status not in ('completed', 'failed', 'cancelled')
+order by priority desc, id
+
+-- name: halted
+-- Standing listings and others whose job an operator, a quota or a back-off holds up: by name.
+select name from sluice.backfill_job where status in ('paused', 'paused_quota_limit', 'retry', 'failed', 'cancelled')
+
+-- name: run
+-- Its turn has come, or its wait is over.
+update sluice.backfill_job set status = 'running'
+where id = %(id)s and (status = 'pending' or (status in ('paused_quota_limit', 'retry') and next_retry_at <= now()))
+returning id
+
+-- name: wait_for_quota
+update sluice.backfill_job set
+    status = 'paused_quota_limit', next_retry_at = now() + make_interval(secs => %(seconds)s), error = %(error)s
+where id = %(id)s and status = 'running'
+returning id
+
+-- name: back_off
+-- A try that failed: again later, or, after the last one, the end.
+update sluice.backfill_job set
+    status = case when retry_count + 1 >= %(max_attempts)s then 'failed' else 'retry' end,
+    next_retry_at = case when retry_count + 1 < %(max_attempts)s then now() + make_interval(secs => %(seconds)s) end,
+    retry_count = retry_count + 1, error = %(error)s
+where id = %(id)s and status = 'running'
+returning status
+
+-- name: lock_running
+select status from sluice.backfill_job where id = %(id)s and status = 'running' for update
+
+-- name: next_dids
+select n, did from sluice.job_did where job = %(id)s and n > %(after)s order by n limit %(limit)s
+
+-- name: outstanding
+select count(*) from (
+    select from sluice.repo where job = %(id)s and phase in ('pending', 'backfill') limit %(most)s
+) waiting
+
+-- name: advance
+-- Counters and checkpoint, whatever the status: a pause may come while a step is being written.
+update sluice.backfill_job set
+    listed = listed + %(listed)s, queued = queued + %(queued)s, duplicates = duplicates + %(duplicates)s,
+    checkpoint = %(checkpoint)s::jsonb
+where id = %(id)s
+
+-- name: counted_exactly
+select phase, count(*) from sluice.repo where job = %(id)s group by phase
+
+-- name: counted_by_sample
+-- Phases of a job's repos in some blocks of the table, and how much of the table they are.
+select r.phase, count(*) from sluice.repo r tablesample system (%(percent)s) where r.job = %(id)s group by r.phase
+
+-- name: repo_estimate
+select greatest(reltuples, 1) from pg_class where oid = 'sluice.repo'::regclass
+
+-- name: count
+-- What its repos have come to, and how fast: the newest rate counts for a part, so that it does not jump.
+update sluice.backfill_job set
+    synced = %(synced)s, failed = %(failed)s, unavailable = %(unavailable)s, pending = %(pending)s,
+    rate = case
+        when counted_at is null or counted_at >= now() then rate
+        else coalesce(rate * %(memory)s, 0) + (case when rate is null then 1 else 1 - %(memory)s end)
+             * greatest(0, %(synced)s + %(failed)s + %(unavailable)s - synced - failed - unavailable)
+             / extract(epoch from now() - counted_at)
+    end,
+    counted_at = now()
+where id = %(id)s
+
+-- name: complete
+-- All of it is listed, and every repo that it brought has reached an end once.
+update sluice.backfill_job j set status = 'completed', error = null
+where id = %(id)s and status = 'running' and coalesce(checkpoint ->> 'done' = 'true', false)
+      and not exists (
+          select from sluice.repo r where r.job = j.id and r.phase in ('pending', 'backfill') and r.first_attempt is null
+                and r.rev = ''
+      )
+returning id
