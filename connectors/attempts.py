@@ -293,6 +293,7 @@ class Attempts:
             "phase": phase,
             "in_seconds": round(seconds, 1),
         }
+        metrics.REPOS_GIVEN_UP.inc(phase == "failed")
         log.log(logging.WARNING if phase == "failed" else logging.INFO, "attempt ended", extra=fields)
 
 

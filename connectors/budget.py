@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
+from connectors import metrics
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.retry import Reason
@@ -165,6 +166,8 @@ class HostBudget:
             )
             self._pool = pool
             await pool.open()
+            for figure, gauge in metrics.POOL.items():  # read when they are scraped
+                gauge.set_function(lambda figure=figure: float(pool.get_stats()[figure]))  # type: ignore[misc]  # bound now
         values |= {"requests": self._settings.host_requests, "span": self._span, "burst_share": BURST_SHARE}
         async with self._pool.connection() as db:
             cursor = await db.execute(self._sql[name].encode(), values)

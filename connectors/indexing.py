@@ -27,10 +27,11 @@ from connectors.tables import Tables, Unit
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
-from steps.gate import Repo, Rules
+from steps.gate import Reason, Repo, Rules
 from steps.settle import Placed, settle
 
 TOPICS = ("firehose_backfill", "firehose_live", "label_live")
+STALE = {Reason.STALE_REV, Reason.SAME_REV_OF_SNAPSHOT, Reason.BELOW_MIN_REV}
 RETRIES = 8  # of a transaction that a deadlock or a lost connection undid; then the process ends and is restarted
 
 log = logging.getLogger("index")
@@ -150,6 +151,7 @@ class Gate:
                 unit.write(work)
                 for reason, count in work.dropped.items():
                     metrics.DROPPED.labels("index", reason).inc(count)
+                    metrics.STALE.inc(count if reason in STALE else 0)
                 for did, (released, of) in work.released.items():
                     metrics.RELEASED.inc(released)
                     log.info(f"released {released}/{of}", extra={"did": did})
@@ -190,6 +192,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
         """Settle a batch, whatever is in it. Raises PartitionLost, and psycopg.Error when retries did not help."""
         if decoded.letters:
             self._producer.send(decoded.letters)
+            metrics.DEAD_LETTERS.labels("index", DeadReason.UNDECODABLE.value).inc(len(decoded.letters))
         try:
             self._with_retries(lambda: self._transaction(decoded))
         except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as err:

@@ -152,6 +152,7 @@ class Listings:
             if self._is_due_anew(upstream):
                 upstream.state, upstream.relist = restart(upstream.state, self._clock(), policy), False
                 logger.info("listing anew", extra={"upstream": upstream.url})
+                metrics.CURSOR_RESETS.labels(upstream.url if upstream.relay else "pds").inc()
                 await self.queue.put(self._item(upstream, []))
             outcome = await self._page(pager, upstream, upstream.state.cursor, upstream.state.size)
             decision = decide(upstream.state, outcome, self._clock(), policy)

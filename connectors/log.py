@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient
 from typing_extensions import override
 
-from connectors import metrics
+from connectors import broker, metrics
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
@@ -113,8 +113,8 @@ class LogProducer:
     def _client(self) -> Producer:
         if self._producer is None:
             self._producer = Producer(
-                {
-                    "bootstrap.servers": self._settings.bootstrap,
+                broker.options(self._settings)
+                | {
                     "acks": "all",
                     "enable.idempotence": True,
                     "partitioner": "murmur2_random",
@@ -223,8 +223,8 @@ class GroupConsumer:
     def _client(self) -> Consumer:
         if self._consumer is None:
             consumer = Consumer(
-                {
-                    "bootstrap.servers": self._settings.bootstrap,
+                broker.options(self._settings)
+                | {
                     "group.id": self._group,
                     "partition.assignment.strategy": "range",
                     "enable.auto.commit": False,
@@ -269,6 +269,7 @@ class GroupConsumer:
         try:
             self._consumer.commit(offsets=ours, asynchronous=False)
         except KafkaException as err:
+            metrics.ACK_FAILURES.inc()
             if err.args[0].code() not in _NOT_OURS:
                 raise LogUnavailable(f"{self._group}: {err}") from err
 
@@ -325,19 +326,23 @@ _NOT_OURS = {
 }
 
 
-def admin(settings: Settings) -> AdminClient:
-    """An admin client for the broker of these settings."""
-    return AdminClient({"bootstrap.servers": settings.bootstrap, "log_level": 0, "socket.timeout.ms": 10_000})
+def admin(settings: Settings, refused: broker.Refusals | None = None) -> AdminClient:
+    """An admin client for the broker of these settings; `refused` is told its errors."""
+    quiet = {"log_level": 0, "socket.timeout.ms": 10_000} | ({"error_cb": refused} if refused else {})
+    return AdminClient(broker.options(settings) | quiet)
 
 
 def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
     """The broker's cluster id, under which offsets are kept. Raises LogUnavailable when nobody answers in time."""
-    client, deadline = admin(settings), time.monotonic() + wait_seconds
+    refused = broker.Refusals()
+    client, deadline = admin(settings, refused), time.monotonic() + wait_seconds
     while True:
         try:
             described: Any = client.describe_cluster(request_timeout=5).result()
             return str(described.cluster_id)
         except KafkaException as err:
+            if refused.remedy:
+                raise LogUnavailable(f"{settings.bootstrap}: {refused.remedy}") from err
             if time.monotonic() > deadline:
                 raise LogUnavailable(
                     f"{settings.bootstrap}: {err}; start the broker or correct SLUICE_BOOTSTRAP"
@@ -347,7 +352,7 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
 
 def watermarks(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
     """Partition → (first offset kept, next offset to be written) of one of our topics. Raises LogUnavailable."""
-    consumer = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": "sluice-watermarks", "log_level": 0})
+    consumer = Consumer(broker.options(settings) | {"group.id": "sluice-watermarks", "log_level": 0})
     try:
         name = settings.topic(topic)
         described = consumer.list_topics(name, timeout=10).topics[name]

@@ -1,6 +1,7 @@
 """All metrics of all processes, in one place. Names that the predecessor's users have panels for keep their name.
 
-No label takes unbounded values: hosts, DIDs and URLs of users never become labels; relays and labelers are configured.
+No label takes unbounded values: DIDs and URLs of users never become labels; relays and labelers are configured, and of the
+PDSes a few are shown at a time.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -13,12 +14,23 @@ PRODUCED = Counter("sluice_produced_messages_total", "messages acknowledged by t
 DROPPED = Counter("sluice_dropped_events_total", "events settled without an effect", ["flow", "reason"])
 REJECTED = Counter("sluice_rejected_total", "typed rejections of input", ["flow", "reason"])
 DEAD_LETTERS = Counter("sluice_dead_letters_total", "messages that went to the dead letters", ["flow", "reason"])
+DISK_FREE = Gauge(
+    "sluice_disk_free_bytes", "room left on the disk of a folder that this process writes", ["flow", "folder"]
+)
+DISK_SIZE = Gauge("sluice_disk_size_bytes", "size of that disk", ["flow", "folder"])
+POOL = {  # the pool of the shared rate budget, in backfill
+    "pool_size": Gauge("db_pool_size", "connections of the pool"),
+    "pool_available": Gauge("db_pool_available", "idle connections of the pool"),
+    "requests_waiting": Gauge("db_pool_waiting", "requests that wait for a connection"),
+    "pool_max": Gauge("db_pool_max_size", "connections that the pool may have"),
+}
 PAUSED = Gauge("ingester_backpressure_active", "1 while a producer waits for its consumers", ["flow"])
 LAG = Gauge("sluice_consumer_lag", "messages a group has not settled yet", ["group", "topic", "partition"])
 
 # list_repos
 LISTED = Counter("sluice_listed_repos_total", "repos seen in listings", ["result"])
 LIST_DONE = Gauge("ingester_backfill_complete", "1 when a listing has reached its end", ["upstream"])
+CURSOR_RESETS = Counter("ingester_backfill_cursor_reset_total", "listings begun anew from their start", ["upstream"])
 CURSOR_SKIPS = Counter("ingester_backfill_cursor_skips_total", "listing cursors stepped over", ["upstream"])
 INGEST_ERRORS = Counter("ingester_errors_total", "errors of upstream connections", ["flow", "reason"])
 
@@ -43,6 +55,7 @@ REPOS_RUNNING = Gauge("backfiller_repos_running", "repos being fetched")
 REPOS_PROCESSED = Counter("backfiller_repos_processed_total", "attempts that ended with an outcome", ["status"])
 REPOS_FAILED = Counter("backfiller_repos_failed_total", "attempts that failed", ["reason"])
 RECORDS_EXTRACTED = Counter("backfiller_records_extracted_total", "records of verified snapshots")
+REPOS_GIVEN_UP = Counter("backfiller_repos_dead_lettered_total", "repos that failed for the last time")
 RETRIES = Counter("backfiller_retries_attempted_total", "attempts given back for another try")
 FETCH_ERRORS = Counter("backfiller_car_fetch_errors_total", "getRepo requests that failed", ["reason"])
 PARSE_ERRORS = Counter("backfiller_car_parse_errors_total", "CARs that could not be parsed", ["reason"])
@@ -61,9 +74,61 @@ RELEASED = Counter("sluice_held_events_released_total", "held events put through
 INDEX_AGE = Gauge("sluice_index_event_age_seconds", "age of the newest indexed live event")
 COPY_FALLBACKS = Counter("sluice_copy_fallbacks_total", "COPYs that collided and became upserts")
 INDEX_SECONDS = Histogram("sluice_index_transaction_seconds", "time of an index transaction")
+ACK_FAILURES = Counter("indexer_ack_failures_total", "group offsets that the broker refused; the tables have their own")
+KIND_EVENTS = {  # of live operations and of history alike
+    f"app.bsky.{nsid}": Counter(f"indexer_{kind}_events_total", f"{kind} records written or deleted")
+    for kind, nsid in {
+        "post": "feed.post",
+        "like": "feed.like",
+        "follow": "graph.follow",
+        "repost": "feed.repost",
+        "block": "graph.block",
+        "profile": "actor.profile",
+    }.items()
+}
 
 # control
 SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
 PAST_END = Gauge(
     "sluice_group_past_end", "1 while a group stands past the end of its topic", ["group", "topic", "partition"]
 )
+LOST_MESSAGES = Gauge(
+    "sluice_lost_messages", "messages that retention removed before their group settled them", ["group", "topic"]
+)
+# the predecessor's lengths of queues: messages that wait for their reader
+LIVE_LENGTH = Gauge("ingester_firehose_live_length", "live events that wait for the index")
+BACKFILL_LENGTH = Gauge("ingester_firehose_backfill_length", "records of history that wait for the index")
+OUTPUT_LENGTH = Gauge("backfiller_output_stream_length", "the same under the name that panels of backfill use")
+TASKS_LENGTH = Gauge("ingester_repo_backfill_length", "queued repos that no worker has read yet")
+LABEL_LENGTH = Gauge("ingester_label_live_length", "labels that wait for the index")
+INDEX_PENDING = Gauge("indexer_pending_messages", "messages of all topics that wait for the index")
+
+# control, looked at now and then (control/gauges.py): what the tables and the log say, whoever wrote it
+REPOS = Gauge("sluice_repos", "repos by phase", ["phase"])
+REPOS_WAITING = Gauge("backfiller_repos_waiting", "repos that are not fetched yet")
+REPOS_NEAR_LAST = Gauge("sluice_repos_near_last_attempt", "repos that wait for their last attempt or are in it")
+REPOS_STUCK = Gauge("sluice_repos_stuck", "repos that were claimed over an hour ago and have produced nothing")
+ESTIMATED_ROWS = Gauge("sluice_rows", "PostgreSQL's running estimate of rows", ["table"])
+DATABASE_BYTES = Gauge("sluice_database_bytes", "size of the database on its disk")
+JOBS = Gauge("sluice_jobs", "backfill jobs by status", ["status"])
+JOB_STILL = Gauge("sluice_jobs_still_seconds", "longest time that a running job has not moved")
+JOB_RUNNING = Gauge("sluice_jobs_running_seconds", "age of the running job that started first")
+HOSTS = Gauge("sluice_hosts", "PDSes that are known, fail, or are paused by their limits", ["state"])
+HOST_REPOS = Gauge(
+    "sluice_host_repos",
+    "repos by phase of the few PDSes with most work left; sampled above a million",
+    ["host", "phase"],
+)
+PAUSE_LEFT = Gauge("sluice_quota_pause_seconds", "longest time that a quota still holds up a host or a job", ["what"])
+LETTERS_OPEN = Gauge("sluice_dead_letters_open", "dead letters that nobody has retried or dismissed")
+SKIPPED_OPEN = Gauge("sluice_skipped_ranges_open", "listing ranges that were stepped over and are not filled")
+SKIPPED_AGE = Gauge("sluice_skipped_range_age_seconds", "age of the oldest of them")
+GAPS_OPEN = Gauge("sluice_stream_gaps_open", "losses of upstream streams that no listing has answered yet")
+CURSOR_AGE = Gauge("sluice_cursor_age_seconds", "time since an upstream's cursor was stored", ["flow", "upstream"])
+OLDEST_UNSETTLED = Gauge(
+    "sluice_oldest_unsettled_seconds", "age of the oldest message that a group has not settled", ["group", "topic"]
+)
+RETENTION = Gauge("sluice_retention_seconds", "how long the broker keeps a topic's messages", ["topic"])
+AUDIT_FINDINGS = Gauge("sluice_audit_findings", "repos that the newest audit found wrong")
+AUDIT_TIME = Gauge("sluice_audit_time_seconds", "when the newest audit last moved on")
+LOOKS_FAILED = Counter("sluice_gauge_looks_failed_total", "looks at tables and log that failed", ["look"])

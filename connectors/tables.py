@@ -5,9 +5,11 @@ on where they stood: whoever lost a partition meanwhile gets `PartitionLost` and
 """
 
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -19,12 +21,14 @@ from connectors.log import Part
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.gate import Repo
+from steps.gate import Phase, Reason, Repo
 from steps.settle import Facts, Round, Row
 
 SQL = queries("index")
 COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text"]
 """Binary COPY of a `Row`: json travels as its bytes (in binary form they are the same), raw as bytes."""
+
+REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "throttled", "inactive", "not_found"}
 
 SAVED = [
     *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
@@ -159,7 +163,8 @@ class Unit:
         self.db.execute(SQL["save"], values)
         for old, new in changed:
             if old.phase != new.phase:
-                metrics.TRANSITIONS.labels(new.phase, new.reason or "").inc()
+                metrics.TRANSITIONS.labels(new.phase, _bounded(new.reason)).inc()
+                metrics.REPOS_GIVEN_UP.inc(new.phase == Phase.FAILED)
 
     def labels(self, labels: Iterable[wire.LabelEvent]) -> int:
         """Upsert labels; the number of distinct ones. The newest (cts, seq) wins."""
@@ -205,7 +210,8 @@ class Unit:
         if deleted:
             dids, collections, rkeys = (array(column) for column in zip(*deleted, strict=True))
             self.db.execute(SQL["delete_records"], {"dids": dids, "collections": collections, "rkeys": rkeys})
-        if copied and not self._copy(copied):
+        fits = not copied or self._copy(copied)
+        if not fits:
             upserted += copied
         if upserted:
             if self.staged:
@@ -218,6 +224,10 @@ class Unit:
 
     def _copy(self, rows: Sequence[Row]) -> bool:
         """COPY first rows straight into the table; False when one of them was there after all."""
+        kinds = (row[1] for row in chain(copied if fits else (), upserted, deleted))
+        for kind, number in Counter(kinds).items():
+            if kind in metrics.KIND_EVENTS:
+                metrics.KIND_EVENTS[kind].inc(number)
         try:
             with self.db.transaction():
                 self._fill("copy_records", rows)
@@ -266,3 +276,8 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
 
 def _unbase64(text: str | None) -> bytes | None:
     return None if text is None else b64decode(text + "=" * (-len(text) % 4))
+def _bounded(reason: str | None) -> str:
+    """A reason as a label: statuses of accounts are words of the network, and only the usual ones may become labels."""
+    return "" if reason is None else reason if reason in REASONS else "other"
+
+

@@ -8,6 +8,7 @@ else ends the process with its error (B8).
 import logging
 import threading
 import time
+from collections import Counter
 
 import psycopg
 
@@ -18,6 +19,7 @@ from connectors.repos import RepoStore
 from control.dead_letters import LetterIndex
 from control.errors import one_line
 from control.positions import Positions, Standing
+from control.gauges import Gauges
 from control.scheduler import Leader, Scheduler, Step
 from schemas.settings import Settings
 
@@ -28,6 +30,15 @@ WAIT_FIRST_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
 
 logger = logging.getLogger("control")
+LENGTHS = (  # the predecessor's names: topic or group
+    (metrics.LIVE_LENGTH, "firehose_live"),
+    (metrics.BACKFILL_LENGTH, "firehose_backfill"),
+    (metrics.OUTPUT_LENGTH, "firehose_backfill"),
+    (metrics.TASKS_LENGTH, "repo_backfill"),
+    (metrics.LABEL_LENGTH, "label_live"),
+    (metrics.INDEX_PENDING, "index"),
+)
+
 
 
 def run(settings: Settings, health: Health) -> None:
@@ -61,6 +72,7 @@ def _work(settings: Settings, health: Health) -> None:
             leads = leader.leads()
             step = scheduler.step() if leads else Step()
             letters.step(store.connection())
+        gauges.check()
             if time.monotonic() >= lag_at:
                 export_lag(positions.standings(store.connection()))
                 lag_at = time.monotonic() + LAG_SECONDS
@@ -97,3 +109,13 @@ def export_lag(standings: list[Standing]) -> None:
         labels = (standing.group, standing.topic, str(standing.partition))
         metrics.LAG.labels(*labels).set(standing.lag)
         metrics.PAST_END.labels(*labels).set(float(standing.past_end))
+    lag: Counter[str] = Counter()
+    lost: Counter[tuple[str, str]] = Counter()
+    for standing in standings:
+        lag[standing.topic] += standing.lag
+        lag[standing.group] += standing.lag
+        lost[standing.group, standing.topic] += standing.lost
+    for place, count in lost.items():
+        metrics.LOST_MESSAGES.labels(*place).set(count)
+    for gauge, name in LENGTHS:
+        gauge.set(lag[name])

@@ -10,8 +10,10 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -58,6 +60,9 @@ def run(name: str, settings: Settings) -> None:
             f"SLUICE_HTTP_PORT: {settings.http_host}:{settings.http_port} cannot be listened on ({err.strerror});"
             " choose another port, or 0 for a free one"
         ) from err
+    if name in ("control", "backfill"):
+        spool = Path(tempfile.gettempdir())
+        process.watch_disk(name, *(("data", settings.data_dir) if name == "control" else ("spool", spool)))
     prepare(settings)
     logger.info("started", extra={"flow": name, "http_port": port})
     if name == "control":

@@ -91,6 +91,20 @@ def _plain(value: Any) -> Any:
 
 
 class Collector:
+def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
+    """Phase → repos; above a million `sync` is what the other phases leave of the table's estimated size."""
+    cursor = db.cursor(row_factory=dict_row)
+    found = dict.fromkeys(PHASES, 0)
+    row = cursor.execute(SQL["repos_estimated"]).fetchone()
+    total = int(row["count"]) if row else 0
+    if total <= EXACT_REPOS:
+        return found | {row["phase"]: row["count"] for row in cursor.execute(SQL["repos_by_phase"])}
+    for row in cursor.execute(SQL["repos_moving"]):
+        found[row["phase"]] += row["count"]
+    found["sync"] = max(0, total - sum(found.values()))
+    return found
+
+
     """Takes looks, on one connection each to database and broker. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
@@ -119,7 +133,7 @@ class Collector:
         """One look at database and broker, with what is known of the processes."""
         estimated = {row["relname"]: row["rows"] for row in self._rows("rows_estimated")}
         return Status(
-            repos=self._repos(),
+            repos=phases(self.connection()),
             retrying=self._count("retrying_repos"),
             records=estimated["record"],
             labels=estimated["label"],
@@ -142,17 +156,6 @@ class Collector:
     def exact(self) -> tuple[int, int]:
         """Exact numbers of records and labels. Reads their whole indexes."""
         return self._count("count_records"), self._count("count_labels")
-
-    def _repos(self) -> dict[str, int]:
-        found = dict.fromkeys(PHASES, 0)
-        total = self._count("repos_estimated")
-        if total <= EXACT_REPOS:
-            found.update({row["phase"]: row["count"] for row in self._rows("repos_by_phase")})
-            return found
-        for row in self._rows("repos_moving"):
-            found[row["phase"]] += row["count"]
-        found["sync"] = max(0, total - sum(found.values()))
-        return found
 
     def _rows(self, name: str, values: tuple[object, ...] = ()) -> list[DictRow]:
         return self.connection().execute(SQL[name], values or None).fetchall()

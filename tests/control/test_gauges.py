@@ -1,0 +1,177 @@
+"""Gauges of the whole mirror: what tables and log hold is what /metrics says, with labels that stay few."""
+
+import json
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+from fix_log import LogScope
+from prometheus_client import REGISTRY
+
+from connectors import metrics
+from connectors.process import watch_disk
+from connectors.repos import Listed, RepoStore
+from control import topics
+from control.gauges import TOP_HOSTS, Gauges, hosts_with_work
+from control.positions import Positions
+from control.process import export_lag
+from schemas.settings import Settings, load
+
+RELAY = "https://relay.test"
+HOUR = 3600
+
+
+@pytest.fixture
+def settings(log_scope: LogScope, database: str) -> Settings:
+    chosen = load(
+        bootstrap=log_scope.bootstrap,
+        topic_prefix=log_scope.prefix,
+        database=database,
+        partitions=2,
+        replication=1,
+        relays=[RELAY],
+    )
+    topics.apply(chosen)
+    log_scope.created += [topic.name for topic in topics.declared(chosen)]
+    return chosen
+
+
+@pytest.fixture
+def db(settings: Settings) -> psycopg.Connection:
+    with psycopg.connect(settings.database, autocommit=True) as connection:
+        yield connection
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def repos(settings: Settings, db: psycopg.Connection, count: int) -> list[str]:
+    dids = [f"did:plc:{number:024}" for number in range(count)]
+    RepoStore(settings).discover([Listed(did) for did in dids])
+    return dids
+
+
+def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
+    """Phases, last attempts, stuck claims, letters, skipped ranges, gaps, cursors, pauses, and the newest audit's findings."""
+    dids = repos(settings, db, 6)
+    for did, phase in zip(dids, ("pending", "backfill", "backfill", "sync", "unavailable", "failed"), strict=True):
+        db.execute("update sluice.repo set phase = %s where did = %s", (phase, did))
+    last = "update sluice.repo set retry_count = 4, queued_at = null, next_retry_at = now() + interval '1 h' where did = %s"
+    db.execute(last, (dids[0],))
+    db.execute(
+        "update sluice.repo set retry_count = 3, phase_since = now() - interval '2 h' where did = %s", (dids[1],)
+    )
+    db.execute(
+        "update sluice.repo set produced_offset = 1, phase_since = now() - interval '2 h' where did = %s", (dids[2],)
+    )
+    db.execute(
+        "insert into sluice.dead_letter (part, log_offset, topic, reason, error, state)"
+        " values (0, 0, 't', 'bad_car', 'e', 'open'), (0, 1, 't', 'bad_car', 'e', 'dismissed')"
+    )
+    db.execute(
+        "insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, skipped_at)"
+        " values (%s, '1', '2', 'x', now() - interval '2 h')",
+        (RELAY,),
+    )
+    db.execute("insert into sluice.stream_gap (upstream, reason) values (%s, 'gap')", (RELAY,))
+    db.execute(
+        "insert into sluice.cursor (flow, upstream, position, updated_at) values ('firehose', %s, '1', now() - interval '1 h'),"
+        " ('list_repos', 'https://one-of-many.test', '1', now())",
+        (RELAY,),
+    )
+    db.execute(
+        "insert into sluice.host (host, consecutive_failures, paused_until) values"
+        " ('https://a.test', 2, null), ('https://b.test', 0, now() + interval '1 h')"
+    )
+    db.execute("insert into sluice.backfill_job (name, source) values ('one', '{}')")
+    for found in (5, 2):
+        row = db.execute("insert into sluice.audit_run (options) values ('{}') returning id").fetchone()
+        for number in range(found):
+            what = (row[0], dids[number])
+            db.execute("insert into sluice.audit_finding (run, did, kind, detail) values (%s, %s, 'rows', '')", what)
+    failed = {look: value("sluice_gauge_looks_failed_total", look=look) for look in ("repos", "jobs", "ages", "sizes")}
+    Gauges(settings).look(heavy=True)
+    assert {look: value("sluice_gauge_looks_failed_total", look=look) for look in failed} == failed
+    assert [value("sluice_repos", phase=phase) for phase in ("pending", "backfill", "sync", "failed")] == [1, 2, 1, 1]
+    assert value("backfiller_repos_waiting") == 1
+    assert value("sluice_repos_near_last_attempt") == 1
+    assert value("sluice_repos_stuck") == 1, "one that has produced waits for the index, which has an alert of its own"
+    assert value("sluice_dead_letters_open") == 1
+    assert value("sluice_skipped_ranges_open") == 1
+    assert value("sluice_skipped_range_age_seconds") == pytest.approx(2 * HOUR, abs=60)
+    assert value("sluice_stream_gaps_open") == 1
+    assert value("sluice_cursor_age_seconds", flow="firehose", upstream=RELAY) == pytest.approx(HOUR, abs=60)
+    assert value("sluice_cursor_age_seconds", flow="list_repos", upstream="https://one-of-many.test") is None
+    assert [value("sluice_hosts", state=state) for state in ("known", "failing", "paused")] == [2, 1, 1]
+    assert value("sluice_quota_pause_seconds", what="host") == pytest.approx(HOUR, abs=60)
+    assert value("sluice_jobs", status="pending") == 1
+    assert value("sluice_audit_findings") == 2, "of the newest audit"
+    assert value("sluice_database_bytes") > 1_000_000
+
+
+def test_only_the_hosts_with_most_work_are_labels(settings: Settings, db: psycopg.Connection) -> None:
+    """However many PDSes there are, ten are shown at a time, and one that is done goes."""
+    dids = repos(settings, db, 60)
+    for number, did in enumerate(dids):  # host 0 has one repo, host 1 has two, …
+        host = next(h for h in range(60) if (h + 1) * (h + 2) // 2 > number)
+        db.execute("update sluice.repo set host = %s where did = %s", (f"https://h{host}.test", did))
+    db.execute("insert into sluice.host (host) select 'https://x' || n from generate_series(1, 300) n")
+    assert len({row["host"] for row in hosts_with_work(db, 3)}) == 3
+    gauges = Gauges(settings)
+    gauges.look(heavy=True)
+    assert value("sluice_host_repos", host="https://h9.test", phase="pending") == 10
+    shown = {sample.labels["host"] for metric in metrics.HOST_REPOS.collect() for sample in metric.samples}
+    assert len(shown) == TOP_HOSTS
+    db.execute("update sluice.repo set phase = 'sync' where host = 'https://h9.test'")
+    gauges.look(heavy=True)
+    assert value("sluice_host_repos", host="https://h9.test", phase="pending") is None
+
+
+def test_age_of_what_waits_stands_beside_the_topics_retention(settings: Settings) -> None:
+    """The oldest unsettled message by its own time, per group and topic, whatever stands behind it in other partitions."""
+    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    for part, age in ((0, 60), (0, 5 * HOUR), (1, 2 * HOUR), (1, HOUR)):
+        stamp = int((time.time() - age) * 1000)
+        producer.produce(settings.topic("firehose_live"), b"{}", "k", partition=part, timestamp=stamp)
+    assert producer.flush(10) == 0
+    Gauges(settings).look(heavy=True)
+    assert value("sluice_oldest_unsettled_seconds", group="index", topic="firehose_live") == pytest.approx(
+        2 * HOUR, abs=60
+    )
+    assert value("sluice_oldest_unsettled_seconds", group="index", topic="label_live") == 0
+    assert value("sluice_retention_seconds", topic="firehose_live") == 7 * 24 * HOUR
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        export_lag(Positions(settings).standings(db))
+    assert value("ingester_firehose_live_length") == value("indexer_pending_messages") == 4
+    assert value("ingester_label_live_length") == 0
+    assert value("sluice_lost_messages", group="index", topic="firehose_live") == 0
+
+
+def test_a_look_that_fails_is_counted_and_the_others_go_on(settings: Settings, db: psycopg.Connection) -> None:
+    repos(settings, db, 3)
+    db.execute("alter table sluice.skipped_range rename to gone")
+    before = value("sluice_gauge_looks_failed_total", look="left_over") or 0.0
+    Gauges(settings).look(heavy=False)
+    assert value("sluice_gauge_looks_failed_total", look="left_over") == before + 1
+    assert value("sluice_repos", phase="pending") == 3
+
+
+def test_a_thread_that_dies_is_heard_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B8: what is no failure of database or log ends the process."""
+    gauges = Gauges(settings)
+    monkeypatch.setattr(gauges, "look", lambda *, heavy: json.loads("{"))
+    gauges.start()
+    deadline = time.monotonic() + 30
+    with pytest.raises(json.JSONDecodeError):
+        while time.monotonic() < deadline:
+            gauges.check()
+            time.sleep(0.01)
+
+
+def test_room_on_a_disk_is_read_when_it_is_scraped(tmp_path: Path) -> None:
+    watch_disk("control", "data", tmp_path / "not" / "there" / "yet")
+    free, size = (value(f"sluice_disk_{what}_bytes", flow="control", folder="data") for what in ("free", "size"))
+    assert 0 < free < size
