@@ -66,6 +66,8 @@ def _work(settings: Settings, health: Health) -> None:
     scheduler = Scheduler(settings, store, LogProducer(settings), positions)
     leader = Leader(settings)
     letters = LetterIndex(settings)
+    gauges = Gauges(settings)
+    gauges.start()
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS
     while not STOP.is_set():
         try:
@@ -85,6 +87,7 @@ def _work(settings: Settings, health: Health) -> None:
         _report(health, step, leads=leads)
         if step.queued < settings.queue_batch:
             STOP.wait(settings.control_interval_seconds)
+    gauges.stop()
     letters.close()
     leader.close()
     store.close()
