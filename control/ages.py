@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, TopicPartition
 
+from connectors import broker
 from connectors.log import MAX_MESSAGE_BYTES, LogUnavailable
 from control.positions import Standing
 from schemas.settings import Settings
@@ -26,8 +27,8 @@ def oldest_unsettled(settings: Settings, standings: Iterable[Standing]) -> dict[
     if not waiting:
         return ages
     consumer = Consumer(
-        {
-            "bootstrap.servers": settings.bootstrap,
+        broker.options(settings)
+        | {
             "group.id": settings.group("ages"),  # assigned by hand: never a member, never a commit
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",

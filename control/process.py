@@ -18,8 +18,8 @@ from connectors.process import STOP, Health
 from connectors.repos import RepoStore
 from control.dead_letters import LetterIndex
 from control.errors import one_line
-from control.positions import Positions, Standing
 from control.gauges import Gauges
+from control.positions import Positions, Standing
 from control.scheduler import Leader, Scheduler, Step
 from schemas.settings import Settings
 
@@ -29,7 +29,6 @@ STOP_SECONDS = 1.5
 WAIT_FIRST_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
 
-logger = logging.getLogger("control")
 LENGTHS = (  # the predecessor's names: topic or group
     (metrics.LIVE_LENGTH, "firehose_live"),
     (metrics.BACKFILL_LENGTH, "firehose_backfill"),
@@ -39,6 +38,7 @@ LENGTHS = (  # the predecessor's names: topic or group
     (metrics.INDEX_PENDING, "index"),
 )
 
+logger = logging.getLogger("control")
 
 
 def run(settings: Settings, health: Health) -> None:
@@ -70,11 +70,11 @@ def _work(settings: Settings, health: Health) -> None:
     gauges.start()
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS
     while not STOP.is_set():
+        gauges.check()
         try:
             leads = leader.leads()
             step = scheduler.step() if leads else Step()
             letters.step(store.connection())
-        gauges.check()
             if time.monotonic() >= lag_at:
                 export_lag(positions.standings(store.connection()))
                 lag_at = time.monotonic() + LAG_SECONDS
