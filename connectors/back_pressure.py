@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
+from connectors import broker
 from connectors.log import admin
 from schemas.settings import Settings
 
@@ -125,8 +126,8 @@ class HighWater:
         # not the admin client's list_consumer_group_offsets: while a coordinator loads, its refresh dereferences the
         # consumer group that an admin client does not have (librdkafka 2.16: rd_kafka_handle_OffsetFetch), and crashes
         if self._reader is None:
-            place = {"bootstrap.servers": self._settings.bootstrap, "group.id": self._group}
-            self._reader = Consumer({**place, "enable.auto.commit": False, "log_level": 0})
+            own = {"group.id": self._group, "enable.auto.commit": False, "log_level": 0}
+            self._reader = Consumer(broker.options(self._settings) | own)
         asked = [TopicPartition(self._topic, part) for part in parts]
         answer = self._reader.committed(asked, timeout=REQUEST_SECONDS)
         return {found.partition: found.offset for found in answer if found.offset >= 0}

@@ -338,11 +338,14 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
     client, deadline = admin(settings, refused), time.monotonic() + wait_seconds
     while True:
         try:
-            described: Any = client.describe_cluster(request_timeout=5).result()
+            asked = client.describe_cluster(request_timeout=5)
+            while not asked.done() and not refused.remedy:
+                client.poll(0.05)  # its errors are heard in here
+            if refused.remedy:
+                raise LogUnavailable(f"{settings.bootstrap}: {refused.remedy}")
+            described: Any = asked.result()
             return str(described.cluster_id)
         except KafkaException as err:
-            if refused.remedy:
-                raise LogUnavailable(f"{settings.bootstrap}: {refused.remedy}") from err
             if time.monotonic() > deadline:
                 raise LogUnavailable(
                     f"{settings.bootstrap}: {err}; start the broker or correct SLUICE_BOOTSTRAP"

@@ -20,6 +20,7 @@ import psycopg
 from confluent_kafka import Consumer, Message, TopicPartition
 from psycopg.rows import dict_row
 
+from connectors import broker
 from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
 from connectors.log import GroupConsumer, LogProducer, Out, cluster_id, watermarks
 from connectors.stream import Frame
@@ -223,8 +224,8 @@ class DeadLetters:
             return None
         settings = self._settings
         consumer = Consumer(
-            {
-                "bootstrap.servers": settings.bootstrap,
+            broker.options(settings)
+            | {
                 "group.id": settings.group("dead-letters-look"),
                 "enable.auto.commit": False,
                 "log_level": 0,

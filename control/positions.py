@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 from psycopg.rows import tuple_row
 
+from connectors import broker
 from connectors.log import LogUnavailable, Part, admin, cluster_id
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -113,8 +114,8 @@ class Positions:
         # not the admin client's list_consumer_group_offsets: while a coordinator loads, its refresh dereferences the
         # consumer group that an admin client does not have (librdkafka 2.16: rd_kafka_handle_OffsetFetch), and crashes
         if group not in self._readers:
-            settings = {"bootstrap.servers": self._settings.bootstrap, "group.id": self._settings.group(group)}
-            self._readers[group] = Consumer({**settings, "enable.auto.commit": False, "log_level": 0})
+            own = {"group.id": self._settings.group(group), "enable.auto.commit": False, "log_level": 0}
+            self._readers[group] = Consumer(broker.options(self._settings) | own)
         return self._readers[group]
 
     def stored(self, db: psycopg.Connection[Any], group: str) -> dict[Part, int]:

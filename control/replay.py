@@ -19,6 +19,7 @@ import psycopg
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from connectors import broker
 from connectors.indexing import TOPICS, Batch, Gate, IndexWriter, decode
 from connectors.log import MAX_MESSAGE_BYTES, LogProducer, LogUnavailable, Out, Part, cluster_id
 from connectors.tables import Tables
@@ -110,8 +111,8 @@ def read(settings: Settings, topic: str, spans: Spans, batch: int) -> Iterator[l
     """Messages of these spans in batches, each partition in order. Raises LogUnavailable."""
     name = settings.topic(topic)
     consumer = Consumer(
-        {
-            "bootstrap.servers": settings.bootstrap,
+        broker.options(settings)
+        | {
             "group.id": settings.group("replay"),
             "enable.auto.commit": False,
             "auto.offset.reset": "error",

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SLUICE_"
-SECRETS = ("api_token", "api_read_token")
+SECRETS = ("api_token", "api_read_token", "broker_password")
 """Settings whose value is never shown; of `database` only the password is hidden."""
 URLs = Annotated[list[str], NoDecode]
 
@@ -41,6 +41,23 @@ class Settings(BaseSettings):
     bootstrap: str = Field(
         "", description="Kafka-compatible brokers, HOST:PORT[,HOST:PORT]; empty: `sluice up` embeds one"
     )
+    broker_protocol: str = Field(
+        "plaintext",
+        pattern="^(plaintext|ssl|sasl_plaintext|sasl_ssl)$",
+        description="to the brokers: plaintext, ssl, sasl_plaintext or sasl_ssl (ssl: TLS; sasl: with a user)",
+    )
+    broker_mechanism: str = Field(
+        "SCRAM-SHA-256",
+        pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$",
+        description="how the user proves itself (SASL): PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+    )
+    broker_username: str = Field("", description="user at the brokers (SASL)")
+    broker_password: str = Field("", repr=False, description="password of that user")
+    broker_ca: str = Field(
+        "", description="file with the authorities of the brokers' certificates (PEM); empty: the system's"
+    )
+    broker_certificate: str = Field("", description="file with our certificate, where the brokers ask for one (PEM)")
+    broker_key: str = Field("", description="file with its private key, without passphrase (PEM)")
     database: str = Field("", repr=False, description="PostgreSQL URL; empty: `sluice up` embeds one")
     relays: URLs = Field(default_factory=list, description="relay URLs, comma-separated")
     labelers: URLs = Field(default_factory=list, description="labeler URLs, comma-separated")
@@ -260,8 +277,35 @@ def load(**overrides: Any) -> Settings:
             hint = f"did you mean {near[0]}?" if near else "`sluice settings` lists them"
             raise SettingsError(f"{name} is not a setting; {hint}")
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as err:
         first = err.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX.rstrip("_")
         raise SettingsError(f"{name}: {first['msg']} (got {first['input']!r})") from err
+    _check_broker(settings)
+    return settings
+
+
+def _check_broker(settings: Settings) -> None:
+    """What the brokers' settings ask of each other."""
+    if settings.broker_protocol.startswith("sasl_"):
+        for name in ("broker_username", "broker_password"):
+            if not getattr(settings, name):
+                raise SettingsError(
+                    f"{PREFIX}{name.upper()} is not set; {PREFIX}BROKER_PROTOCOL={settings.broker_protocol} needs it"
+                )
+    elif settings.broker_username or settings.broker_password:
+        raise SettingsError(
+            f"{PREFIX}BROKER_PROTOCOL is {settings.broker_protocol}, which sends no user; set it to sasl_ssl (or sasl_plaintext),"
+            f" or unset {PREFIX}BROKER_USERNAME and {PREFIX}BROKER_PASSWORD"
+        )
+    for name in ("broker_ca", "broker_certificate", "broker_key"):
+        path = getattr(settings, name)
+        if path and not settings.broker_protocol.endswith("ssl"):
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is set, but {PREFIX}BROKER_PROTOCOL is {settings.broker_protocol}; set it to ssl or sasl_ssl"
+            )
+        if path and not os.access(path, os.R_OK):
+            raise SettingsError(f"{PREFIX}{name.upper()}: {path} cannot be read; name a PEM file")
+    if bool(settings.broker_certificate) != bool(settings.broker_key):
+        raise SettingsError(f"{PREFIX}BROKER_CERTIFICATE and {PREFIX}BROKER_KEY go together; set both or none")

@@ -27,6 +27,7 @@ from simulator.guarded_process import (
     remembered_ports,
 )
 from simulator.kafka_jars import LogUnavailable, fetch_jars, find_java
+from simulator.secured_listener import NAME, SecuredListener
 
 __all__ = ["EmbeddedLog", "LogUnavailable"]
 
@@ -45,6 +46,7 @@ class EmbeddedLog:
     `port`: the broker's port (default: a free one, remembered in `data_dir`). `jars`: folder with `libs/*.jar`
     (default: the cache). `heap_mb`: Java heap. `advertised_port`: opens a second listener, whose clients are told that
     the broker is at this port; a proxy that listens there and forwards to `proxied_address` sees all their traffic.
+    `secured`: opens one more listener, at `secured_bootstrap`, for users with a password.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class EmbeddedLog:
         jars: Path | None = None,
         heap_mb: int = 512,
         advertised_port: int | None = None,
+        secured: SecuredListener | None = None,
     ) -> None:
         self.data_dir = data_dir.expanduser().absolute()
         self._wanted_port = port
         self._jars = jars
         self._heap_mb = heap_mb
         self.advertised_port = advertised_port
+        self._secured = secured
         self._ports: dict[str, int] = {}
         self._process: GuardedProcess | None = None
 
@@ -68,6 +72,11 @@ class EmbeddedLog:
     def bootstrap(self) -> str:
         """ "127.0.0.1:PORT". Known once it was started."""
         return f"{LOOPBACK}:{self._ports['broker']}"
+
+    @property
+    def secured_bootstrap(self) -> str:
+        """ "127.0.0.1:PORT" of the listener that asks for a user. Known once it was started."""
+        return f"{LOOPBACK}:{self._ports['secured']}"
 
     @property
     def proxied_address(self) -> tuple[str, int]:
@@ -98,7 +107,9 @@ class EmbeddedLog:
             self._choose_ports()
             settings = self._write_settings()
             if not (self.data_dir / "data" / "meta.properties").exists():
-                self._run_to_end([*command, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)])
+                users = self._secured.storage_options() if self._secured else []
+                tool = [*command, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings), *users]
+                self._run_to_end(tool)
         except BaseException:
             os.close(lock)
             raise
@@ -137,7 +148,8 @@ class EmbeddedLog:
         ]
 
     def _choose_ports(self) -> None:
-        names = ["broker", "controller", *(["proxied"] if self.advertised_port else [])]
+        wanted = {"broker": True, "controller": True, "proxied": self.advertised_port, "secured": self._secured}
+        names = [name for name, there in wanted.items() if there]
         if self._wanted_port is not None and not port_is_free(self._wanted_port):
             raise LogUnavailable(
                 f"port {self._wanted_port} on {LOOPBACK} is occupied", remedy="free it or choose another port"
@@ -150,6 +162,10 @@ class EmbeddedLog:
         if self.advertised_port:
             listeners["PROXIED"] = self._ports["proxied"]
             advertised["PROXIED"] = self.advertised_port
+        protocols = dict.fromkeys([*listeners, "CONTROLLER"], "PLAINTEXT")
+        if self._secured:
+            listeners[NAME] = advertised[NAME] = self._ports["secured"]
+            protocols[NAME] = self._secured.protocol
         listeners["CONTROLLER"] = self._ports["controller"]
         settings = {
             "process.roles": "broker,controller",
@@ -157,11 +173,12 @@ class EmbeddedLog:
             "controller.quorum.voters": f"1@{LOOPBACK}:{self._ports['controller']}",
             "listeners": _spell(listeners),
             "advertised.listeners": _spell(advertised),
-            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.data_dir / "data"),
             **BROKER_SETTINGS,
+            **(self._secured.settings() if self._secured else {}),
         }
         path = self.data_dir / "server.properties"
         path.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))

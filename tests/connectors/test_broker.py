@@ -1,0 +1,182 @@
+"""TLS and SASL: every client of ours reaches a real broker that asks for a user, and a wrong password is one clear line."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from connectors.back_pressure import HighWater
+from connectors.log import GroupConsumer, LogProducer, LogUnavailable, Out, cluster_id, watermarks
+from connectors.migrations import migrate
+from control import replay, topics
+from control.positions import Positions
+from control.settings_page import page
+from schemas.settings import Settings, SettingsError, load
+from simulator.embedded_log import EmbeddedLog
+from simulator.secured_listener import SecuredListener
+
+ROOT = Path(__file__).resolve().parents[2]
+USER, PASSWORD = "mirror", "correct-horse-7f"
+
+
+def certificate(pem: Path) -> None:
+    """A key and a certificate for 127.0.0.1 that nobody but itself vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "the test's broker")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = serialization.PrivateFormat.PKCS8
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedLog, Path]]:
+    """A broker with a listener for TLS and SASL, and the file that vouches for it."""
+    folder = tmp_path_factory.mktemp("secured")
+    certificate(folder / "broker.pem")
+    listener = SecuredListener({USER: PASSWORD}, folder / "broker.pem")
+    with EmbeddedLog(folder / "log", heap_mb=256, secured=listener) as server:
+        yield server, folder / "broker.pem"
+
+
+def reached(secured: Any, **other: Any) -> Settings:
+    server, pem = secured
+    given: dict[str, Any] = {
+        "bootstrap": server.secured_bootstrap,
+        "broker_protocol": "sasl_ssl",
+        "broker_username": USER,
+        "broker_password": PASSWORD,
+        "broker_ca": str(pem),
+        "partitions": 2,
+        "replication": 1,
+    }
+    return load(**{**given, **other})
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN"])
+def test_every_client_authenticates(secured: Any, database: str, mechanism: str) -> None:
+    """Admin, producer, group consumer, readers of positions, back-pressure and replay: all get in."""
+    settings = reached(secured, broker_mechanism=mechanism, topic_prefix=f"{mechanism.lower()}-", database=database)
+    assert cluster_id(settings, 20)
+    assert topics.apply(settings)
+    assert topics.diff(settings) == []
+    did = "did:plc:secured"
+    LogProducer(settings).send([Out("repo_backfill", did, b"{}")])
+    assert sum(high for _, high in watermarks(settings, "repo_backfill").values()) == 1
+    consumer = GroupConsumer(settings, "backfill", ["repo_backfill"])
+    deadline, found = time.monotonic() + 60, []
+    while not found:
+        assert time.monotonic() < deadline
+        found = consumer.poll(10)
+    consumer.commit({(str(found[0].topic()), int(found[0].partition() or 0)): 1})
+    consumer.close()
+    migrate(database)
+    with psycopg.connect(database) as db:
+        standings = Positions(settings).standings(db)
+    assert [one.position for one in standings if one.topic == "repo_backfill" and one.end] == [1]
+    watch = HighWater(settings, "repo_backfill", settings.group("backfill"))
+    watch.start()
+    assert watch.wait_for_look(30)
+    assert watch.paused is None
+    watch.stop()
+    spans = {part: span for part, span in watermarks(settings, "repo_backfill").items() if span[1]}
+    assert sum(len(batch) for batch in replay.read(settings, "repo_backfill", spans, 10)) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"broker_password": "guessed-secret"}, "SLUICE_BROKER_PASSWORD"),
+        ({"broker_ca": ""}, "SLUICE_BROKER_CA"),
+        ({"broker_protocol": "ssl", "broker_username": None, "broker_password": None}, "SLUICE_BOOTSTRAP"),
+    ],
+)
+def test_who_is_not_let_in_is_told_why(secured: Any, wrong: dict[str, Any], said: str) -> None:
+    settings = reached(secured, **wrong)
+    with pytest.raises(LogUnavailable, match=said) as refused:
+        cluster_id(settings, 6)
+    assert "guessed-secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_process_ends_with_one_line_and_without_the_password(secured: Any, database: str) -> None:
+    server, pem = secured
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")},
+        "SLUICE_BOOTSTRAP": server.secured_bootstrap,
+        "SLUICE_DATABASE": database,
+        "SLUICE_BROKER_PROTOCOL": "sasl_ssl",
+        "SLUICE_BROKER_USERNAME": USER,
+        "SLUICE_BROKER_PASSWORD": "guessed-secret",
+        "SLUICE_BROKER_CA": str(pem),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "control", "run", "index"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "SLUICE_BROKER_PASSWORD" in done.stderr.strip().splitlines()[-1]
+    assert "guessed-secret" not in done.stderr + done.stdout
+
+
+def test_the_password_is_shown_nowhere(secured: Any) -> None:
+    settings = reached(secured)
+    assert PASSWORD not in page(settings)
+    assert PASSWORD not in repr(settings)
+    assert "SLUICE_BROKER_PASSWORD = ***" in page(settings)
+    assert PASSWORD in json.dumps(
+        settings.model_dump(mode="json")
+    )  # children of `up` are given it in their environment
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"broker_protocol": "sasl_ssl", "broker_username": "x"}, "SLUICE_BROKER_PASSWORD is not set"),
+        ({"broker_protocol": "sasl_ssl", "broker_password": "x"}, "SLUICE_BROKER_USERNAME is not set"),
+        ({"broker_username": "x", "broker_password": "hidden"}, "SLUICE_BROKER_PROTOCOL is plaintext"),
+        ({"broker_ca": __file__}, "set it to ssl"),
+        ({"broker_protocol": "ssl", "broker_ca": "nowhere.pem"}, "nowhere.pem cannot be read"),
+        ({"broker_protocol": "ssl", "broker_key": __file__}, "go together"),
+        ({"broker_protocol": "tls"}, "SLUICE_BROKER_PROTOCOL"),
+        ({"broker_mechanism": "GSSAPI"}, "SLUICE_BROKER_MECHANISM"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as refused:
+        load(**given)
+    assert "hidden" not in str(refused.value)
