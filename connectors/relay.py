@@ -16,6 +16,7 @@ from steps.paginator import Failure, Page, Trouble, failure_of, read_page
 
 SUBSCRIBE = "com.atproto.sync.subscribeRepos"
 LIST_REPOS = "com.atproto.sync.listRepos"
+LIST_BY_COLLECTION = "com.atproto.sync.listReposByCollection"
 LIST_HOSTS = "com.atproto.sync.listHosts"
 HOSTS_PAGE = 200
 MAX_HOSTS = 100_000
@@ -44,9 +45,12 @@ class Pager:
         self._settings = settings
         self._session = session
 
-    async def repos(self, upstream: str, cursor: str, limit: int) -> Page | Failure:
-        """One listRepos page."""
-        answer = await self._ask(upstream, LIST_REPOS, cursor, limit)
+    async def repos(self, upstream: str, cursor: str, limit: int, collection: str | None = None) -> Page | Failure:
+        """One page of listRepos or, with a collection, of listReposByCollection, which names DIDs only."""
+        if collection is None:
+            answer = await self._ask(upstream, LIST_REPOS, cursor, limit)
+        else:
+            answer = await self._ask(upstream, LIST_BY_COLLECTION, cursor, limit, collection=collection)
         return answer if isinstance(answer, Failure) else read_page(answer, time.time_ns() // 1000)
 
     async def hosts(self, relay: str) -> list[str] | Failure:
@@ -67,9 +71,9 @@ class Pager:
             cursor = following
         return found
 
-    async def _ask(self, upstream: str, method: str, cursor: str, limit: int) -> Any:
+    async def _ask(self, upstream: str, method: str, cursor: str, limit: int, **more: str) -> Any:
         """The decoded JSON of an answer, or a Failure."""
-        params = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        params = more | {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
         private = self._settings.allow_private_hosts
         try:
             answer = await fetch(self._session, f"{upstream}/xrpc/{method}", params, allow_private=private)

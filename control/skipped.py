@@ -1,10 +1,10 @@
-"""`sluice skipped fill`: ranges that listings stepped over become due at once. list_repos reads them; see connectors/listings."""
+"""`sluice skipped fill`: ranges that listings stepped over become due at once. list_repos reads them; see connectors/losses.py."""
 
 from collections.abc import Sequence
 
 import psycopg
 
-from connectors.listings import ASK_PDSES_AFTER
+from connectors.losses import ASK_PDSES_AFTER
 from schemas.settings import Settings
 from schemas.sql import queries
 

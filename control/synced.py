@@ -9,7 +9,7 @@ repo has been taken; (2) each stream is connected and has either shown an event 
 import time
 from collections.abc import Callable
 
-from control.status import END_PHASES, Status
+from control.status import END_PHASES, Row, Status
 from schemas.settings import Settings
 
 QUIET_SECONDS = 3.0
@@ -53,11 +53,11 @@ class Synced:
         return not behind
 
     def _unsettled(self, status: Status) -> str | None:
-        listed = {job["source"].get("relay") for job in status.jobs if job["status"] == "completed"}
+        listed = {job["source"].get("relay") for job in status.jobs if _listed(job)}
         for relay in self._settings.relays:
             if relay not in listed:
                 return f"the listing of {relay}"
-        if any(job["status"] in ("pending", "running", "retry") for job in status.jobs):
+        if any(job["status"] in ("pending", "running", "retry") and not _listed(job) for job in status.jobs):
             return "a listing"
         moving = sum(count for phase, count in status.repos.items() if phase not in END_PHASES)
         if moving:
@@ -85,3 +85,8 @@ class Synced:
                 return True
             return quiet_seconds >= QUIET_SECONDS and not seen.total("sluice_stream_queue_frames")
         return False
+
+
+def _listed(job: Row) -> bool:
+    """Has its listing come to its end? The job itself is completed later, when control has counted its repos."""
+    return job["status"] == "completed" or job["checkpoint"].get("done") is True

@@ -12,8 +12,10 @@ from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
 from connectors import metrics
-from connectors.listings import FLOW, Jobs, Listed, listing_source
+from connectors.listing_jobs import ListingJobs
+from connectors.listings import listing_source
 from connectors.log import LogSink, Out
+from connectors.paging import FLOW, Listed
 from connectors.process import Health
 from connectors.repos import Listed as ListedRepo
 from connectors.repos import RepoStore
@@ -42,7 +44,7 @@ def build(
 
 def flow(settings: Settings, health: Health) -> Dataflow:
     """The dataflow with the relays, the database and the log of the settings."""
-    standing, jobs = Standing(), Jobs(settings)
+    standing, jobs = Standing(), ListingJobs(settings)
     source = listing_source(settings, health, standing, jobs)
     discover = discoverer(RepoStore(settings), standing, jobs)
     return build(source, follower(standing), skip_recorder(standing), discover, LogSink(settings))
@@ -68,23 +70,25 @@ def skip_recorder(standing: Standing) -> Page:
         for upstream, fact in page.facts:
             standing.facts.append((upstream, fact))
             if isinstance(fact, Skip):
-                metrics.CURSOR_SKIPS.labels(upstream if page.host is None else "pds").inc()
+                metrics.CURSOR_SKIPS.labels(upstream.partition("#")[0] if page.host is None else "pds").inc()
         return page
 
     return record
 
 
-def discoverer(store: RepoStore, standing: Standing, jobs: Jobs) -> Callable[[Listed], list[Out]]:
+def discoverer(store: RepoStore, standing: Standing, jobs: ListingJobs) -> Callable[[Listed], list[Out]]:
     """The `discover` step: rows first (committed here), then the messages of those that are new."""
 
     def discover(page: Listed) -> list[Out]:
         listed = [repo for repo in (as_listed(page, entry) for entry in page.entries) if repo is not None]
         if not listed:
             return []
-        found = store.discover(listed, jobs.of(store.connection(), page.upstream))
+        # a job's work is what was there when it was created: accounts that a later look finds belong to none
+        job = None if page.later else jobs.of(store.connection(), page.upstream)
+        found = store.discover(listed, job)
         tally = standing.tally(page.upstream)
         tally.listed += len(page.entries)
-        tally.queued += len(found.tasks)
+        tally.queued += 0 if page.later else len(found.tasks)
         tally.duplicates += found.known
         metrics.LISTED.labels("new").inc(found.new)
         metrics.LISTED.labels("known").inc(found.known)

@@ -16,7 +16,7 @@ Parameters = dict[str, Any]
 
 NAMES: dict[str, str] = {
     "relay_list_500": "relay listRepos answers 500 where the page touches uids from..to (1-based; from=1 is the first page)",
-    "relay_list_429": "relay listRepos answers 429",
+    "relay_list_429": "a relay's lists answer 429 from position `from` on; retry_after (seconds, default 1)",
     "relay_empty_head": "relay listRepos gives a row without rev and head",
     "pds_list_500": "PDS listRepos answers 500 where the page touches positions from..to of that host",
     "pds_429": "getRepo answers 429; retry_after (seconds, None = no header), html=true for an HTML body",

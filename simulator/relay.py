@@ -53,6 +53,7 @@ class Relay:
         xrpc = {
             "com.atproto.sync.listHosts": self._list_hosts,
             "com.atproto.sync.listRepos": self._list_repos,
+            "com.atproto.sync.listReposByCollection": self._list_repos_by_collection,
             "com.atproto.sync.getRepo": self._get_repo,
             "com.atproto.sync.getRepoStatus": self._get_repo_status,
             "com.atproto.sync.getLatestCommit": self._get_latest_commit,
@@ -154,12 +155,39 @@ class Relay:
         touched = poison and start < poison.get("to", 10**9) and start + len(page) >= poison.get("from", 1)
         if touched and self.faults.fire("relay_list_500", host=self.index):
             return xrpc_error("InternalServerError", "failed to query repos", 500)
-        if self.faults.fire("relay_list_429", host=self.index):
-            return xrpc_error("RateLimitExceeded", "Rate Limit Exceeded", 429, {"Retry-After": "1"})
+        if (throttled := self._throttled(start)) is not None:
+            return throttled
         answer: dict[str, Any] = {"repos": [await self._row(account) for account in page]}
         if start + limit < len(self.network.accounts):
             answer["cursor"] = str(first_uid + page[-1].index)
         return web.json_response(answer)
+
+    async def _list_repos_by_collection(self, request: web.Request) -> web.Response:
+        limit, collection = page_limit(request), request.query.get("collection", "")
+        if not collection:
+            return xrpc_error("InvalidRequest", "collection is missing")
+        after, accounts = request.query.get("cursor", ""), sorted(self.network.by_did)
+        start = next((n for n, did in enumerate(accounts) if did > after), len(accounts))
+        if (throttled := self._throttled(start)) is not None:
+            return throttled
+        found: list[str] = []
+        for did in accounts[start:]:
+            if len(found) == limit:
+                return web.json_response({"repos": [{"did": one} for one in found], "cursor": found[-1]})
+            account = self.network.by_did[did]
+            if account.active and any(path.startswith(f"{collection}/") for path in await self._paths(account)):
+                found.append(did)
+        return web.json_response({"repos": [{"did": one} for one in found]})
+
+    async def _paths(self, account: Account) -> list[str]:
+        return list((await self.network.repo(account)).records)
+
+    def _throttled(self, start: int) -> web.Response | None:
+        wanted = self.faults.parameters("relay_list_429")
+        if wanted is None or start < wanted.get("from", 0) or not self.faults.fire("relay_list_429", host=self.index):
+            return None
+        seconds = str(wanted.get("retry_after", 1))
+        return xrpc_error("RateLimitExceeded", "Rate Limit Exceeded", 429, {"Retry-After": seconds})
 
     async def _row(self, account: Account) -> dict[str, Any]:
         head, rev = await self.network.head(account)

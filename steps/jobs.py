@@ -132,3 +132,37 @@ def eta(*, rate: float | None, pending: int, listed: int, total: int | None, don
 
 def _mark(items: Sequence[str]) -> str:
     return sha256("\n".join(sorted(items)).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One list that a flow pages through. `key`: its full upstream URL, with the job where it is a job's alone."""
+
+    key: str
+    url: str
+    relay: bool = False  # it names repos of other hosts, with numeric cursors
+    collection: str | None = None
+    job: int | None = None  # it ends with this job; None: a standing listing, continued for ever
+    page_size: int = 1000
+
+    @property
+    def host(self) -> str | None:
+        """The PDS whose own list this is."""
+        return None if self.relay or self.collection else self.url
+
+    @property
+    def label(self) -> str:
+        """A metric's label; jobs share one."""
+        return "job" if self.job else self.url if self.relay else "pds"
+
+
+def targets(source: dict[str, Any], job: int, batch_size: int) -> list[Target]:
+    """The lists of a listing job; none of a job that is a list of DIDs itself."""
+    match source:
+        case {"relay": str(relay)}:
+            return [Target(relay, relay, relay=True, job=job, page_size=batch_size)]
+        case {"hosts": [*hosts]}:
+            return [Target(f"{host}#job={job}", host, job=job, page_size=batch_size) for host in hosts]
+        case {"collection": str(collection), "at": str(relay)}:
+            return [Target(f"{relay}#job={job}", relay, collection=collection, job=job, page_size=batch_size)]
+    return []

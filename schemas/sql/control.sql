@@ -73,7 +73,8 @@ select count(*) from sluice.skipped_range where filled_at is null
 select count(*) from sluice.stream_gap where answered_at is null
 
 -- name: jobs
-select id, name, source, status, listed, queued, duplicates, retry_count, error, cutoff, started_at, completed_at
+select id, name, source, status, checkpoint, listed, queued, duplicates, synced, failed, unavailable, pending, rate,
+       retry_count, next_retry_at, error, cutoff, started_at, completed_at
 from sluice.backfill_job order by id
 
 -- name: retrying_repos

@@ -51,17 +51,33 @@ returning id
 select count(r.did) as known
 from unnest(%(dids)s::text[]) as l (did) left join sluice.repo r on r.did = l.did
 
--- name: live
--- Jobs that are not over, those of higher priority first; `due`: what waits by itself has waited long enough.
-select id, name, source, status, batch_size, checkpoint, coalesce(checkpoint ->> 'done' = 'true', false) as listed_all,
-       coalesce(next_retry_at <= now(), false) as due, retry_count, total, listed
+-- name: live_listings
+-- Listings that are not over, those of higher priority first; `due`: what waits by itself has waited long enough. Of
+-- PDSes' standing listings, which may be thousands, only those that are held up. An ended job that left skipped ranges
+-- open is listed too, for these: its lists are at their end.
+select id, source, status, batch_size, coalesce(next_retry_at <= now(), false) as due, retry_count,
+       coalesce(checkpoint ->> 'done' = 'true', false) as listed_all
 from sluice.backfill_job j
-where status not in ('completed', 'failed', 'cancelled')
+where not source ? 'dids' and (
+    (status not in ('completed', 'failed', 'cancelled') and not (source ? 'pds' and status = 'running'))
+    or (status = 'completed' and exists (
+        select from sluice.skipped_range s where s.filled_at is null and split_part(s.upstream, '#job=', 2) = j.id::text
+    ))
+)
 order by priority desc, id
 
+-- name: live_lists
+-- Lists of DIDs with something left to queue, those of higher priority first.
+select id, status, batch_size, coalesce((checkpoint ->> 'n')::integer, 0) as n, total
+from sluice.backfill_job
+where source ? 'dids' and coalesce(checkpoint ->> 'done', 'false') <> 'true'
+      and (status in ('pending', 'running') or (status in ('paused_quota_limit', 'retry') and next_retry_at <= now()))
+order by priority desc, id limit %(limit)s
+
 -- name: halted
--- Standing listings and others whose job an operator, a quota or a back-off holds up: by name.
-select name from sluice.backfill_job where status in ('paused', 'paused_quota_limit', 'retry', 'failed', 'cancelled')
+-- Jobs that an operator, a quota or a back-off holds up.
+select id, name from sluice.backfill_job
+where status in ('paused', 'paused_quota_limit', 'retry', 'failed', 'cancelled') and not source ? 'dids'
 
 -- name: run
 -- Its turn has come, or its wait is over.

@@ -1,23 +1,15 @@
--- Statements of listings, run by connectors/listings.py: their jobs, skipped ranges, hosts and the gaps they answer.
+-- Statements of listings, run by connectors/listings.py and its parts: jobs, skipped ranges, hosts, answered gaps.
 
 -- name: open_job
 -- Starting the same listing again finds its job: the cutoff and the counters are those of its first start.
-insert into sluice.backfill_job (name, source, status, started_at)
-values (%(name)s, %(source)s::jsonb, 'running', now())
+insert into sluice.backfill_job (name, source, status, cutoff_seqs)
+values (%(name)s, %(source)s::jsonb, 'running', coalesce((
+    select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
+    where flow = 'firehose' and position ~ '^[0-9]{1,18}$'
+), '{}'))
 on conflict (name) do update set
-    status = case when backfill_job.status in ('pending', 'retry') then 'running' else backfill_job.status end,
-    started_at = coalesce(backfill_job.started_at, now()),
-    updated_at = now()
+    status = case when backfill_job.status = 'pending' then 'running' else backfill_job.status end
 returning id
-
--- name: advance_job
--- Counters and checkpoint; the end of its first pass completes it, and later passes leave it completed.
-update sluice.backfill_job set
-    listed = listed + %(listed)s, queued = queued + %(queued)s, duplicates = duplicates + %(duplicates)s,
-    checkpoint = %(checkpoint)s::jsonb, updated_at = now(),
-    status = case when %(done)s and status = 'running' then 'completed' else status end,
-    completed_at = case when %(done)s and status = 'running' then now() else completed_at end
-where id = %(id)s and status in ('running', 'completed')
 
 -- name: skip
 insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, next_retry_at)

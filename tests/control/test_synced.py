@@ -44,7 +44,7 @@ def done(**repos: int) -> Status:
         failures=[],
         cursors=[],
         dead_letters={},
-        jobs=[{"source": {"relay": RELAY}, "status": "completed", "name": "list"}],
+        jobs=[{"source": {"relay": RELAY}, "status": "completed", "name": "list", "checkpoint": {}}],
         skipped_ranges=0,
         stream_gaps=0,
         processes=[firehose(event_time=2000.0)],
@@ -62,7 +62,7 @@ def test_done_at_once_when_everything_is() -> None:
 
 def test_waits_for_a_listing_that_has_not_ended() -> None:
     synced, _ = looker()
-    running = [{"source": {"relay": RELAY}, "status": "running", "name": "list"}]
+    running = [{"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": {}}]
     assert not synced.look(replace(done(), jobs=[]))
     assert not synced.look(replace(done(), jobs=running))
     assert synced.waits_for == f"the listing of {RELAY}"

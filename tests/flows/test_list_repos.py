@@ -32,7 +32,8 @@ def job(bed: FlowBed, upstream: str) -> dict[str, Any]:
 
 
 def completed(bed: FlowBed, upstream: str) -> bool:
-    return job(bed, upstream).get("status") == "completed"
+    """Its listing is at its end. (Whether its repos are, control says, which does not run here.)"""
+    return job(bed, upstream).get("checkpoint", {}).get("done") is True
 
 
 def test_every_repo_becomes_a_row_and_every_active_one_a_task(simulator: Start, flow_bed: FlowBed) -> None:
@@ -142,6 +143,8 @@ def test_a_recheck_finds_new_accounts_and_keeps_the_job_completed(simulator: Sta
     assert [after[key] for key in ("status", "cutoff", "completed_at")] == [
         before[key] for key in ("status", "cutoff", "completed_at")
     ]
+    assert after["queued"] == before["queued"]
+    assert flow_bed.rows("select count(*) from sluice.repo where job is null") == [(1,)]
     assert flow.terminate() == 0
 
 

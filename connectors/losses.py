@@ -1,0 +1,105 @@
+"""What listings go back to: gaps of the streams, answered by listing anew, and skipped ranges, filled where they are or by PDSes.
+
+Used by the flow's thread on the connection of its cursors.
+"""
+
+import logging
+import time
+from typing import Any
+
+import psycopg
+
+from connectors.cursors import CursorStore
+from connectors.paging import FLOW, Listings, Range
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.paginator import Listing, Skip
+from steps.standing import Filled, Narrowed
+
+SQL = queries("listing")
+FILL_FIRST_SECONDS = 30.0
+FILL_LONGEST_SECONDS = 3600.0
+ASK_PDSES_AFTER = 3  # tries of a relay's range before all its PDSes are listed in its place
+
+logger = logging.getLogger(FLOW)
+
+
+class Losses:
+    """Gaps and skipped ranges of the relays of the settings, and the database's clock that they are reckoned by."""
+
+    def __init__(self, settings: Settings, store: CursorStore) -> None:
+        self._relays = settings.relays
+        self._store = store
+        self._offset = 0.0  # the database's clock less ours
+        self._seen_hosts_of: set[str] = set()  # relays whose PDSes this process has asked for and written down
+
+    def clock(self) -> float:
+        """Seconds since 1970, as the database had it at the last look."""
+        return time.time() + self._offset
+
+    def gaps(self) -> dict[str, float]:
+        """Upstream → when its newest unanswered loss was noticed, by the database's clock, which is ours from here on."""
+        rows = self._store.connection().execute(SQL["gaps"]).fetchall()
+        self._offset = rows[-1][2] - time.time()
+        return {upstream: noticed for upstream, noticed, _ in rows if noticed is not None}
+
+    def look(self, listings: Listings) -> None:
+        """Losses to answer, skipped ranges to go back to, hosts to write down."""
+        gaps = self.gaps()
+        upstreams = listings.upstreams
+        for url in self._relays:
+            noticed = max((at for gap, at in gaps.items() if self._answers(url, gap)), default=0.0)
+            relay = upstreams.get(url)
+            if relay is not None and noticed > relay.state.began and not relay.relist:
+                listings.ask_relist(url)
+        values = {"upstreams": list(upstreams)}
+        for row in self._store.connection().execute(SQL["due_ranges"], values).fetchall():
+            listings.ask_fill(Range(*row))
+        while listings.hosts:
+            relay_url, hosts = listings.hosts.popitem()
+            self._store.connection().execute(SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))})
+            self._seen_hosts_of.add(relay_url)
+        self._ask_pdses(listings)
+
+    def answer(self, upstream: str, state: Listing) -> None:
+        """A relay was listed to its end: its losses from before the listing began are answered."""
+        values = {
+            "upstream": upstream,
+            "began": state.began,
+            "others": upstream == self._relays[0],
+            "known": self._relays,
+        }
+        self._store.connection().execute(SQL["answer_gaps"], values)
+
+    def _ask_pdses(self, listings: Listings) -> None:
+        """Ranges of relays that stay closed: what all PDSes have listed since they were stepped over is what they held."""
+        db = self._store.connection()
+        values: dict[str, Any] = {"relays": self._relays, "tries": ASK_PDSES_AFTER}
+        if db.execute(SQL["stubborn_ranges"], values).fetchone() == (0,):
+            return
+        listings.ask_all_pdses()
+        for url, from_cursor in db.execute(SQL["fill_by_pdses"], {**values, "relays": list(self._seen_hosts_of)}):
+            logger.info("skipped range filled by the PDSes", extra={"upstream": url, "from_cursor": from_cursor})
+
+    def _answers(self, relay: str, gap: str) -> bool:
+        """A relay's listing answers its own losses; the first relay's also those of nobody that we list."""
+        return gap == relay or (relay == self._relays[0] and gap not in self._relays)
+
+
+def write_fact(db: psycopg.Connection[tuple[Any, ...]], upstream: str, fact: Skip | Filled | Narrowed) -> None:
+    """What became of a range, in the caller's transaction."""
+    if isinstance(fact, Skip):
+        values: dict[str, Any] = {
+            "upstream": upstream,
+            "from_cursor": fact.from_cursor,
+            "to_cursor": fact.to_cursor,
+            "reason": fact.reason,
+            "delay": FILL_FIRST_SECONDS,
+        }
+        db.execute(SQL["skip"], values)
+    elif isinstance(fact, Filled):
+        db.execute(SQL["fill"], {"id": fact.id})
+    else:
+        delay = min(FILL_FIRST_SECONDS * 2**fact.retry_count, FILL_LONGEST_SECONDS)
+        values = {"id": fact.id, "from_cursor": fact.from_cursor, "delay": delay, "reason": fact.reason}
+        db.execute(SQL["narrow"], values)
