@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test lint bench clean
+.PHONY: setup tools run test lint bench scale-test image-test clean
 
 setup: .venv/.ready
 
@@ -46,6 +46,14 @@ lint: setup
 
 bench: setup
 	@for name in index backfill firehose end_to_end; do .venv/bin/python -m bench.$$name || exit 1; done
+
+# index and backfill from 1 to 4 processes and back under load, rolled and killed: what each step costs; nothing lost
+scale-test: setup
+	@.venv/bin/python -m bench.scale
+
+# builds the image without a container engine and runs every process in it; needs root, buildah and debootstrap
+image-test: setup
+	@deploy/image_acceptance.sh
 
 # What `make setup` and the tools made. The mirror's data in .sluice stays; remove that folder yourself.
 clean:
