@@ -14,10 +14,24 @@ from hostile_relay import HostileRelay
 from tiny_repo import Key, Repo, car, cid_of
 
 from steps.cid import cid_str
+from steps.frames import FrameReason
 from steps.syntax import tid_from_micros
+from steps.verify_commit import VerifyReason
 
 NOW = time.time_ns() // 1000
 START = NOW - 3_600_000_000
+
+
+DESYNCS = ("duplicate_path", "too_many_ops", "blocks_too_large", "missing_proof", "no_prev", "too_big", "bad_ops")
+"""What costs a fetch instead of being refused."""
+ELSEWHERE = ("message_too_large",)
+"""Provoked in tests/steps/test_live_commit.py: it takes 16 MiB of JSON."""
+NO_FRAMES = [
+    ("undecodable", b"\xff" * 40),
+    ("bad_header", cbrrr.encode_dag_cbor({"op": 1, "t": "#commit"})),
+    ("bad_header", cbrrr.encode_dag_cbor([]) + cbrrr.encode_dag_cbor({})),
+    ("bad_header", cbrrr.encode_dag_cbor({"op": 7, "t": "#commit"}) + cbrrr.encode_dag_cbor({})),
+]
 
 
 def did(number: int) -> str:
@@ -46,15 +60,37 @@ class Author:
                 (self.did, *path.split("/"), cid_str(cid), self.repo.rev),
             )
 
-    def next(self, *, key: Key | None = None, rev: str | None = None, of: str | None = None) -> dict[str, Any]:
-        """The body of a commit with one record more and one less, on the tree as it stands; the repo does not move."""
+    def next(
+        self,
+        *,
+        key: Key | None = None,
+        rev: str | None = None,
+        of: str | None = None,
+        version: int = 3,
+        high_s: bool = False,
+        root: object = None,
+    ) -> dict[str, Any]:
+        """The body of a commit with one record more and one less, on the tree as it stands; the repo does not move.
+
+        `root`: a node that is signed in place of the tree's.
+        """
         self.micros += 1_000_000
         before = self.repo
         gone = sorted(before.records)[0]
         new = f"a.b.c/3n{self.micros}"
         records = {path: value for path, value in before.records.items() if path != gone}
         records[new] = {"$type": "a.b.c", "n": self.micros}
-        after = Repo(records, key=key or self.key, did=of or self.did, rev=rev or tid_from_micros(self.micros))
+        node = cbrrr.encode_dag_cbor(root)
+        overrides: dict[str, object] = {"version": version} | ({"data": cbrrr.CID(cid_of(node))} if root else {})
+        after = Repo(
+            records,
+            key=key or self.key,
+            did=of or self.did,
+            rev=rev or tid_from_micros(self.micros),
+            overrides=overrides,
+            high_s=high_s,
+        )
+        after.blocks |= {cid_of(node): node} if root else {}
         self.after = after
         self.blocks = {cid: before.blocks[cid] for cid in before.nodes} | after.blocks
         return {
@@ -107,6 +143,14 @@ def forgeries(author: Author) -> Iterator[tuple[str, str, dict[str, Any]]]:
     body = author.next()
     yield "bad_car", "#commit", {**body, "blocks": body["blocks"][:-1] + bytes([body["blocks"][-1] ^ 1])}
     yield "bad_car", "#commit", {**body, "blocks": body["blocks"][:-40]}
+    created = author.after.leaves[body["ops"][0]["path"]]
+    tampered = {**author.blocks, created: author.blocks[created][:-1] + b"\x7f"}
+    yield "bad_car", "#commit", {**body, "blocks": car(author.after.commit, tampered)}
+    rest = {cid: block for cid, block in author.blocks.items() if cid != author.after.commit}
+    yield "no_commit_block", "#commit", {**body, "blocks": car(author.after.commit, rest)}
+    yield "bad_commit", "#commit", author.next(version=2)
+    yield "bad_signature", "#commit", author.next(high_s=True)  # anybody can make it of an honest one
+    body = author.next()
     yield "wrong_did", "#commit", author.next(of=did(20))
     body = author.next()
     yield "wrong_rev", "#commit", {**body, "rev": tid_from_micros(author.micros + 5)}
@@ -115,9 +159,19 @@ def forgeries(author: Author) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "op_not_in_tree", "#commit", {**body, "ops": [{**create, "path": "a.b.c/elsewhere"}, delete]}
     yield "op_not_in_tree", "#commit", {**body, "ops": [{**create, "cid": cbrrr.CID(author.repo.data)}, delete]}
     yield "wrong_prev_data", "#commit", {**body, "ops": [create]}
+    yield "wrong_prev_data", "#commit", {**body, "ops": [create, {**delete, "prev": create["cid"]}]}
+    yield (
+        "wrong_prev_data",
+        "#commit",
+        {**body, "ops": [{**create, "action": "update", "prev": delete["prev"]}, delete]},
+    )
     yield "wrong_prev_data", "#commit", {**body, "prevData": body["commit"]}
     yield "future_rev", "#commit", author.next(rev=tid_from_micros(NOW + 86_400_000_000))
+    yield "bad_tree", "#commit", author.next(root={"e": [], "l": None, "x": 1})
     yield "too_large", "#commit", {**author.next(), "blobs": ["x" * 5_000_000]}
+    for field, value in (("rev", "3k"), ("repo", "somebody"), ("commit", b"no link"), ("ops", {}), ("blocks", None)):
+        yield "bad_field", "#commit", {**author.next(), field: value}
+    yield "bad_field", "#account", {"did": author.did, "active": "no", "time": "2026-01-01T00:00:00.000Z"}
     forged = Repo({}, key=Key(), did=author.did, rev=tid_from_micros(author.micros + 9))
     sync = {"did": author.did, "rev": forged.rev, "time": "2026-01-01T00:00:00.000Z"}
     only = {forged.commit: forged.blocks[forged.commit]}
@@ -137,14 +191,25 @@ def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay
     for reason, kind, body in forgeries(author):
         relay.send(kind, body)
         wanted.append(reason)
+    for reason, frame in NO_FRAMES:
+        relay.frames.append((len(relay.frames) + 1, frame))
+        wanted.append(reason)
+    assert {*wanted, *DESYNCS, *ELSEWHERE} == {*VerifyReason, *FrameReason}, "a reason that nothing here provokes"
     relay.send("#commit", first)  # a replayed old commit
+    old = author.next(rev=tid_from_micros(START - 5_000_000))  # one that was signed long ago, of another history
+    relay.send("#commit", old)
     author.says()
     flow_bed.start("index")
     flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
     wait_until(lambda: author.stands(flow_bed), what="the tables hold the honest commits")
     assert sorted(value["reason"] for _, value in flow_bed.messages("dead_letter")) == sorted(wanted)
     assert [value["rev"] for _, value in flow_bed.messages("firehose_live")].count(author.repo.rev) == 1
-    assert len(flow_bed.messages("firehose_live")) == 2
+    # what an account signed once is true, only late: the log has it, and the gate drops it by its rev
+    assert [value["rev"] for _, value in flow_bed.messages("firehose_live")] == [
+        first["rev"],
+        old["rev"],
+        author.repo.rev,
+    ]
     assert flow_bed.rows("select did from sluice.repo") == [(author.did,)]
     # the key was asked for once more, not once per forgery
     assert relay.asked.count(author.did) == 2
@@ -154,9 +219,7 @@ def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay
 def test_what_cannot_be_known_is_fetched_again_and_named(relay: HostileRelay, flow_bed: FlowBed) -> None:
     """N1: a signed commit whose operations are unknown costs a fetch of that repo, and no row is written from it."""
     cases: dict[str, Author] = {}
-    for number, reason in enumerate(
-        ("duplicate_path", "too_many_ops", "blocks_too_large", "missing_proof", "no_prev", "too_big", "bad_ops")
-    ):
+    for number, reason in enumerate(DESYNCS):
         author = cases[reason] = Author(number, flow_bed, relay)
         body = author.next()
         create, delete = body["ops"]
