@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test lint bench scale-test image-test clean
+.PHONY: setup tools run test chaos lint bench scale-test image-test clean
 
 setup: .venv/.ready
 
@@ -38,6 +38,13 @@ tools:
 
 test: setup tools
 	@.venv/bin/pytest
+
+# make chaos [SEED=7] [MINUTES=10]     everything fails at random; in the end the mirror is proven
+SEED ?=
+MINUTES ?= 10
+chaos: setup
+	@seed=$(or $(SEED),$$(date +%s)); echo "chaos: SEED=$$seed MINUTES=$(MINUTES)"; \
+	  CHAOS_SEED=$$seed CHAOS_MINUTES=$(MINUTES) .venv/bin/pytest -rP tests/system/test_chaos.py
 
 lint: setup
 	@.venv/bin/ruff check
