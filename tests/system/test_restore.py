@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from fix_database import fresh_database
 from fix_mirror import Mirror, prefix, wait_for
-from test_killed_processes import log_ends, stored
+from test_replays import log_ends, stored
 from test_two_workers import stop
 
 from simulator.embedded_database import find_binaries
