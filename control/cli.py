@@ -8,6 +8,7 @@ import typer
 
 from control import cli_data
 from control.cli_base import AsJson, DataDir, Parent, answerable, located, unless_set
+from control.cli_jobs import backfill_app
 from control.errors import OperatorError
 from schemas.settings import load
 
@@ -19,7 +20,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
-backfill_app = typer.Typer(help="Backfill work.", no_args_is_help=True)
 for name, group in (("topics", topics_app), ("backfill", backfill_app)):
     app.add_typer(group, name=name)
 cli_data.commands(app)
@@ -160,25 +160,3 @@ def simulate(context: typer.Context, parent: Parent = 0) -> None:
         raise typer.Exit(serve(SimulatorConfig(**vars(options.parse_args(context.args)))))
     except (OSError, UnknownFaultError) as err:
         raise OperatorError(f"simulated network: {err}") from err
-
-
-@backfill_app.command("retry")
-@answerable
-def backfill_retry(
-    dids: Annotated[list[str] | None, typer.Argument(help="DIDs of failed repos.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every failed repo.")] = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Put failed repos back to pending, with every field of the failure reset."""
-    from connectors.repos import RepoStore  # noqa: PLC0415 - as above
-    from control.run import check_database  # noqa: PLC0415 - as above
-
-    if bool(dids) == every:
-        raise OperatorError("name the DIDs to retry, or give --all")
-    settings = located(data_dir, "database")
-    check_database(settings)
-    retried = RepoStore(settings).retry_failed(None if every else dids)
-    typer.echo(f"retried {len(retried)}")
-    for did in sorted(set(dids or []) - set(retried)):
-        typer.echo(f"{did} is not failed, or not known", err=True)
-    raise typer.Exit(1 if dids and not retried else 0)

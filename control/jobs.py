@@ -102,7 +102,7 @@ def resume(db: Connection, number: int) -> Job:
             remedy = (
                 "it is over"
                 if job.status is JobStatus.COMPLETED
-                else f"`sluice backfill retry --job {number}` does that"
+                else f"`sluice backfill retry {number}` opens it again"
             )
             raise IllegalTransition(number, job.status, "resumed", remedy)
     return get(db, number)

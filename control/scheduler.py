@@ -15,6 +15,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from connectors.log import LogProducer, Out, Part, partition_of
 from connectors.repos import RepoStore
+from control.job_steps import JobSteps
 from control.positions import NO_OFFSET, Positions
 from schemas import wire
 from schemas.settings import Settings
@@ -79,6 +80,7 @@ class Scheduler:
         self._store = store
         self._producer = producer
         self._positions = positions
+        self._jobs = JobSteps(settings, store, producer)
         self._next_requeue = 0.0
 
     def step(self) -> Step:
@@ -89,7 +91,8 @@ class Scheduler:
         if time.monotonic() >= self._next_requeue:
             requeued = self.requeue()
             self._next_requeue = time.monotonic() + self._settings.requeue_after_seconds / 3
-        return Step(self.queue(), requeued, len(reaped), len(lost))
+        queued = self.queue() + self._jobs.step()
+        return Step(queued, requeued, len(reaped), len(lost))
 
     def queue(self) -> int:
         """Send the tasks of due repos. A crash between the row and its message is what `requeue` finds."""

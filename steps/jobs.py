@@ -130,6 +130,14 @@ def eta(*, rate: float | None, pending: int, listed: int, total: int | None, don
     return left / rate
 
 
+def scaled(sample: dict[str, int], total: int) -> dict[str, int]:
+    """Shares found in a sample, as numbers of a whole. Nothing found: nothing is known, and all of it may wait."""
+    found = sum(sample.values())
+    if not found:
+        return {"pending": total}
+    return {phase: round(total * count / found) for phase, count in sample.items()}
+
+
 def _mark(items: Sequence[str]) -> str:
     return sha256("\n".join(sorted(items)).encode()).hexdigest()[:12]
 

@@ -68,7 +68,7 @@ order by priority desc, id
 
 -- name: live_lists
 -- Lists of DIDs with something left to queue, those of higher priority first.
-select id, status, batch_size, coalesce((checkpoint ->> 'n')::integer, 0) as n, total
+select id, status, batch_size, total
 from sluice.backfill_job
 where source ? 'dids' and coalesce(checkpoint ->> 'done', 'false') <> 'true'
       and (status in ('pending', 'running') or (status in ('paused_quota_limit', 'retry') and next_retry_at <= now()))
@@ -101,7 +101,9 @@ where id = %(id)s and status = 'running'
 returning status
 
 -- name: lock_running
-select status from sluice.backfill_job where id = %(id)s and status = 'running' for update
+-- The place in its list where a job stands, if it still runs.
+select coalesce((checkpoint ->> 'n')::integer, 0) from sluice.backfill_job
+where id = %(id)s and status = 'running' for update
 
 -- name: next_dids
 select n, did from sluice.job_did where job = %(id)s and n > %(after)s order by n limit %(limit)s
@@ -118,11 +120,18 @@ update sluice.backfill_job set
     checkpoint = %(checkpoint)s::jsonb
 where id = %(id)s
 
+-- name: countable
+-- Jobs with repos on the way, those first that were not counted for the longest time.
+select id, queued from sluice.backfill_job
+where (status not in ('completed', 'failed', 'cancelled') or pending > 0)
+      and (counted_at is null or counted_at < now() - interval '3 seconds')
+order by counted_at nulls first, id limit %(limit)s
+
 -- name: counted_exactly
 select phase, count(*) from sluice.repo where job = %(id)s group by phase
 
 -- name: counted_by_sample
--- Phases of a job's repos in some blocks of the table, and how much of the table they are.
+-- Phases of a job's repos in some blocks of the table.
 select r.phase, count(*) from sluice.repo r tablesample system (%(percent)s) where r.job = %(id)s group by r.phase
 
 -- name: repo_estimate
