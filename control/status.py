@@ -90,7 +90,6 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-class Collector:
 def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
     """Phase → repos; above a million `sync` is what the other phases leave of the table's estimated size."""
     cursor = db.cursor(row_factory=dict_row)
@@ -105,6 +104,7 @@ def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
     return found
 
 
+class Collector:
     """Takes looks, on one connection each to database and broker. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
