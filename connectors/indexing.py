@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -141,10 +141,11 @@ class Gate:
         self._tables = tables
         self._rules = rules
 
-    def settle(self, unit: Unit, queues: Mapping[str, list[Placed]]) -> None:
+    def settle(self, unit: Unit, queues: Mapping[str, Sequence[Placed]]) -> None:
         """Put the events of all repos through the gate, round by round, and save the repos."""
+        queues = unit.admitted(queues)
         repos = unit.lock(queues)
-        settling = settle(repos, queues, self._rules)
+        settling = settle(repos, queues, replace(self._rules, filter=unit.filter))
         try:
             work = next(settling)
             while True:

@@ -17,10 +17,12 @@ from psycopg import errors
 
 from connectors import metrics
 from connectors.arrays import array
+from connectors.filters import CurrentFilter, Queues, admitted
 from connectors.log import Part
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
+from steps.filters import Filter
 from steps.gate import Phase, Reason, Repo
 from steps.settle import Facts, Round, Row
 
@@ -33,7 +35,7 @@ REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "
 SAVED = [
     *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
     *("account_time", "account_seq", "first_attempt", "held", "held_rev", "desyncs", "retry_count"),
-    *("handle", "host", "signing_key", "retry_in"),
+    *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter"),
 ]
 """Fields of the gate's `Repo` that are columns as they are."""
 
@@ -58,6 +60,7 @@ class Tables:
         self._settings = settings
         self._scope = {"cluster": cluster, "group": settings.group(group)}
         self._db: Connection | None = None
+        self._filter = CurrentFilter()
 
     def connection(self) -> Connection:
         """The connection. Raises psycopg.OperationalError when the database does not answer."""
@@ -72,7 +75,7 @@ class Tables:
         """One transaction of the index, READ COMMITTED."""
         db = self.connection()
         with db.transaction():
-            yield Unit(db, self._scope)
+            yield Unit(db, self._scope, self._filter.read(db))
 
     def close(self) -> None:
         """Close the connection."""
@@ -110,7 +113,12 @@ class Unit:
 
     db: Connection
     scope: dict[str, str]
+    filter: Filter  # what is mirrored, until the transaction ends
     staged: bool = False  # rows of an earlier round stand in the stage
+
+    def admitted(self, queues: Queues) -> Queues:
+        """The queues of repos within the network boundary."""
+        return admitted(self.db, self.filter, queues)
 
     def lock(self, dids: Iterable[str]) -> dict[str, Repo]:
         """Lock and load these repos in DID order; unknown ones get a row first."""
@@ -246,7 +254,7 @@ class Unit:
 def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
     (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, *more) = row
     (account_time, account_seq, first_attempt, held, held_rev, desyncs, desync_age, retry_count, *hints) = more
-    handle, host, signing_key = hints
+    handle, host, signing_key, left_out, left_attempt, left_filter = hints
     return Repo(
         did,
         phase=phase,
@@ -270,6 +278,9 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         handle=handle,
         host=host,
         signing_key=signing_key,
+        left_out=left_out,
+        left_attempt=left_attempt,
+        left_filter=left_filter,
         known=known,
     )
 

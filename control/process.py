@@ -18,6 +18,7 @@ from connectors.process import STOP, Health
 from connectors.repos import RepoStore
 from control.dead_letters import LetterIndex
 from control.errors import one_line
+from control.filters import FilterWalk
 from control.gauges import Gauges
 from control.positions import Positions, Standing
 from control.scheduler import Leader, Scheduler, Step
@@ -68,12 +69,15 @@ def _work(settings: Settings, health: Health) -> None:
     letters = LetterIndex(settings)
     gauges = Gauges(settings)
     gauges.start()
+    walk = FilterWalk()
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS
     while not STOP.is_set():
         gauges.check()
         try:
             leads = leader.leads()
             step = scheduler.step() if leads else Step()
+            if leads:
+                walk.steps(store.connection())
             letters.step(store.connection())
             if time.monotonic() >= lag_at:
                 export_lag(positions.standings(store.connection()))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from schemas import wire
+from steps.filters import EVERYTHING, Filter
 from steps.retry import backoff
 
 Streamed = wire.CommitEvent | wire.SyncEvent
@@ -31,6 +32,7 @@ class Rules:
     retry_first_seconds: float = 5.0
     retry_max_seconds: float = 3600.0
     replayed: bool = False  # the events were settled before, so none of them is news: nothing is held, heard or fetched
+    filter: Filter = EVERYTHING  # which collections have rows, in this transaction
 
 
 RULES = Rules()
@@ -67,6 +69,8 @@ class Reason(StrEnum):
     DELETED = "deleted"
     SYNCED = "synced"
     SETTLED_BEFORE = "settled_before"
+    FILTERED = "filtered"
+    FILTER = "filter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,15 @@ class Repo:
     handle: str | None = None
     host: str | None = None
     signing_key: str | None = None
+    left_out: int = 0  # records of `left_attempt` that the filter left out, under its version `left_filter`
+    left_attempt: int | None = None
+    left_filter: int | None = None
     known: bool = True  # False: there is no row yet
+
+    @property
+    def left(self) -> int:
+        """Records of this attempt that have no row because of the filter."""
+        return self.left_out if self.left_attempt == self.attempt else 0
 
     @property
     def min_rev(self) -> str:
@@ -186,6 +198,16 @@ def on_create(repo: Repo, attempt: int, rev: str) -> Step:
     if opened.first_attempt is None:
         opened = replace(opened, first_attempt=attempt)
     return Step(opened, effects)
+
+
+def leave_out(repo: Repo, count: int, rules: Rules) -> Repo:
+    """The filter keeps no rows of so many records of the open attempt's snapshot: they count for the outcome."""
+    if not count or rules.replayed:
+        return repo
+    version = rules.filter.version
+    if repo.left and repo.left_filter != version:
+        version = 0  # of several versions: no filter of today says what is missing
+    return replace(repo, left_out=repo.left + count, left_attempt=repo.attempt, left_filter=version)
 
 
 def awaits_facts(repo: Repo, outcome: wire.RepoOutcome) -> bool:
@@ -281,8 +303,11 @@ def _while_backfill(repo: Repo, event: Streamed, rules: Rules) -> Step:
 
 def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Streamed], rules: Rules) -> Step:
     rev = outcome.rev or ""
+    rows += repo.left
     if rows != outcome.count or rev < repo.min_rev:
         return _retried(repo, Reason.INCOMPLETE, rules)
+    if repo.left and repo.left_filter != rules.filter.version:
+        return _pending(repo, Reason.FILTER, retry_in=0.0)  # it was changed meanwhile, perhaps to keep what is missing
     synced = replace(
         repo,
         phase=Phase.SYNC,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from schemas import wire
 from steps import gate
-from steps.gate import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Repo, Rules, Step, Streamed
+from steps.gate import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Reason, Repo, Rules, Step, Streamed
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.CreateEvent | wire.RepoOutcome
 Path = tuple[str, str]  # (collection, rkey)
@@ -78,7 +78,7 @@ def _advance(repo: Repo, queue: deque[Placed], facts: Facts | None, work: Round,
         placed = queue[0]
         event = placed.event
         if isinstance(event, wire.CreateEvent):
-            repo = _creates(repo, queue, event, work)
+            repo = _creates(repo, queue, event, work, rules)
             continue
         if isinstance(event, wire.RepoOutcome):
             if facts is None and gate.awaits_facts(repo, event):
@@ -88,7 +88,7 @@ def _advance(repo: Repo, queue: deque[Placed], facts: Facts | None, work: Round,
             facts = None
         else:
             step = _decide(repo, event, rules)
-            _take(repo, step, placed.offset, work)
+            _take(repo, step, placed.offset, work, rules)
             repo = step.repo
         queue.popleft()
     return repo
@@ -103,23 +103,26 @@ def _decide(repo: Repo, event: Event, rules: Rules) -> Step:
     return gate.on_live(repo, event, rules)
 
 
-def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Round) -> Repo:
+def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Round, rules: Rules) -> Repo:
     """A run of records of one attempt and rev: one decision for all of them."""
     attempt, rev = first.attempt, first.rev
     step = gate.on_create(repo, attempt, rev)
-    _take(repo, step, queue[0].offset, work, count=0)
+    _take(repo, step, queue[0].offset, work, rules, count=0)
     refused = next((effect.reason for effect in step.effects if isinstance(effect, Drop)), None)
     rows = work.rows.setdefault(repo.did, {}) if refused is None else {}
     if refused is None and step.repo.first_attempt == attempt:
         work.fresh.add(repo.did)
-    did, run = repo.did, 0
+    did, run, left_out = repo.did, 0, 0
+    keeps = None if rules.filter.everything else rules.filter.keeps
     while queue:
         event = queue[0].event
         if not isinstance(event, wire.CreateEvent) or event.attempt != attempt or event.rev != rev:
             break
         queue.popleft()
         run += 1
-        if refused is None:
+        if keeps is not None and not keeps(event.collection):
+            left_out += 1
+        elif refused is None:
             rows[event.collection, event.rkey] = (
                 did,
                 event.collection,
@@ -134,23 +137,26 @@ def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Ro
             )
     if refused is not None:
         work.dropped[refused] += run
-    return step.repo
+        return step.repo
+    if left_out:
+        work.dropped[Reason.FILTERED] += left_out
+    return gate.leave_out(step.repo, left_out, rules)
 
 
 def _outcome(repo: Repo, event: wire.RepoOutcome, facts: Facts, work: Round, rules: Rules) -> Repo:
     step = gate.on_outcome(repo, event, facts.rows, facts.held, rules)
-    _take(repo, step, -1, work)
+    _take(repo, step, -1, work, rules)
     if facts.held and step.repo.phase != repo.phase:
         released = sum(effect.released for effect in step.effects if isinstance(effect, DropHeld))
         work.released[repo.did] = (released, len(facts.held))
     return step.repo
 
 
-def _take(repo: Repo, step: Step, offset: int, work: Round, count: int = 1) -> None:
+def _take(repo: Repo, step: Step, offset: int, work: Round, rules: Rules, *, count: int = 1) -> None:
     for effect in step.effects:
         match effect:
             case Apply(event):
-                _apply(step.repo, event, work)
+                _apply(step.repo, event, work, rules)
             case Hold(event):
                 work.held.append((repo.did, offset, event))
             case DropHeld():
@@ -169,11 +175,17 @@ def _take(repo: Repo, step: Step, offset: int, work: Round, count: int = 1) -> N
                 work.dropped[reason] += count
 
 
-def _apply(repo: Repo, event: wire.CommitEvent, work: Round) -> None:
+def _apply(repo: Repo, event: wire.CommitEvent, work: Round, rules: Rules) -> None:
     rows = work.rows.setdefault(repo.did, {})
     work.fresh.discard(repo.did)  # a live operation may meet rows that are there
+    keeps = None if rules.filter.everything else rules.filter.keeps
     for op in event.ops:
         path = (op.collection, op.rkey)
+        if keeps is not None and not keeps(op.collection):
+            work.dropped[Reason.FILTERED] += 1
+            if not rules.filter.clean:
+                rows[path] = None  # a row from before the filter is not true any more
+            continue
         if op.action == "delete" or op.cid is None:
             rows[path] = None
             continue

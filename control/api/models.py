@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from control.api.route import Page
+from schemas.jobs import Job, JobStatus
 
 DID = r"^did:[a-z0-9]+:[A-Za-z0-9._:%-]+$"
 PLACE = r"^\d{1,9}:\d{1,18}$"
@@ -67,10 +68,7 @@ class SkippedPage(Page):
 class JobPage(Page):
     """Which jobs."""
 
-    status: (
-        Literal["pending", "running", "paused", "paused_quota_limit", "retry", "completed", "failed", "cancelled"]
-        | None
-    ) = None
+    status: JobStatus | None = None
 
 
 class Repo(BaseModel):
@@ -169,6 +167,13 @@ class LetterSettled(BaseModel):
     id: str
     state: Literal["open", "retried", "dismissed"]
     why: str = Field(description="why it is still open")
+
+
+class Jobs(BaseModel):
+    """A page of jobs."""
+
+    items: list[Job]
+    cursor: str | None
 
 
 class SkippedRange(BaseModel):

@@ -1,7 +1,9 @@
 """The table of routes. Order does not matter: no two of them fit one request."""
 
-from control.api import letters, mirror, models
+from control.api import filters, jobs, letters, mirror, models
 from control.api.route import Nothing, Route
+from schemas.filters import FilterSpec, FilterState
+from schemas.jobs import Job, JobSpec
 
 ROUTES = (
     Route("GET", "/api/status", "What the mirror is doing.", mirror.status, models.Status),
@@ -58,4 +60,37 @@ ROUTES = (
         models.Fill,
         errors=(409,),
     ),
+    Route(
+        "POST",
+        "/api/backfill",
+        "Start a backfill job, or resume the one with the same source.",
+        jobs.start,
+        jobs.JobOrPlan,
+        Nothing,
+        JobSpec,
+        errors=(409,),
+    ),
+    Route("GET", "/api/backfill", "Backfill jobs.", jobs.page, models.Jobs, models.JobPage),
+    Route("GET", "/api/backfill/{id}", "One backfill job.", jobs.job, Job, models.Id, errors=(404,)),
+    *(
+        Route("POST", f"/api/backfill/{{id}}/{name}", summary, call, Job, models.Id, errors=(404, 409))
+        for name, summary, call in (
+            ("pause", "Pause a job.", jobs.pause),
+            ("resume", "Resume a job at its checkpoint.", jobs.resume),
+            ("cancel", "End a job where it stands.", jobs.cancel),
+            ("retry", "Open a failed or cancelled job again.", jobs.retry),
+        )
+    ),
+    Route("GET", "/api/filters", "What of the network is mirrored.", filters.show, FilterState),
+    Route(
+        "PUT",
+        "/api/filters",
+        "Set what of the network is mirrored.",
+        filters.change,
+        FilterState,
+        Nothing,
+        FilterSpec,
+        errors=(409,),
+    ),
+    Route("POST", "/api/filters/prune", "Remove the rows outside the filter.", filters.prune, FilterState),
 )

@@ -3,7 +3,7 @@
 -- name: lock
 select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
        first_attempt, held, held_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
-       signing_key
+       signing_key, left_out, left_attempt, left_filter
 from sluice.repo where did = any(%(dids)s::text[]) order by did for update
 
 -- name: add_unknown
@@ -22,6 +22,7 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
     held = u.held, held_rev = u.held_rev, desyncs = u.desyncs,
     desynced_at = case when u.desynced then now() else r.desynced_at end,
     retry_count = u.retry_count, handle = u.handle, host = u.host, signing_key = u.signing_key,
+    left_out = u.left_out, left_attempt = u.left_attempt, left_filter = u.left_filter,
     next_retry_at = case when u.retry_in is not null then now() + make_interval(secs => u.retry_in) else r.next_retry_at end,
     queued_at = case when u.moved then null else r.queued_at end,
     lease_until = case when u.moved then null else r.lease_until end,
@@ -40,9 +41,10 @@ from unnest(
     %(rev)s::text[], %(heard_rev)s::text[], %(from_snapshot)s::boolean[], %(data)s::text[], %(commit)s::text[],
     %(commit_block)s::bytea[], %(account_time)s::text[], %(account_seq)s::bigint[], %(first_attempt)s::integer[],
     %(held)s::integer[], %(held_rev)s::text[], %(desyncs)s::integer[], %(desynced)s::boolean[], %(retry_count)s::integer[],
-    %(handle)s::text[], %(host)s::text[], %(signing_key)s::text[], %(retry_in)s::float8[], %(moved)s::boolean[]
+    %(handle)s::text[], %(host)s::text[], %(signing_key)s::text[], %(retry_in)s::float8[], %(moved)s::boolean[],
+    %(left_out)s::integer[], %(left_attempt)s::integer[], %(left_filter)s::bigint[]
 ) as u (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, commit_block, account_time,
-        account_seq, first_attempt, held, held_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved)
+        account_seq, first_attempt, held, held_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved, left_out, left_attempt, left_filter)
 where r.did = u.did
 
 -- name: hold

@@ -12,6 +12,7 @@ select l.did, l.host, l.active, l.status,
        %(job)s
 from unnest(%(dids)s::text[], %(hosts)s::text[], %(revs)s::text[], %(actives)s::boolean[], %(statuses)s::text[])
      as l (did, host, rev, active, status)
+where sluice.admits(l.did, %(job)s)
 order by l.did
 on conflict (did) do nothing
 returning did, attempt, host, heard_rev, phase
@@ -39,12 +40,15 @@ with behind as (
 update sluice.repo r set heard_rev = b.rev, stale_since = null from behind b where r.did = b.did
 
 -- name: listed_reopens
--- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds.
+-- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds; one outside the boundary, if
+-- this listing is what brings it inside.
 with closed as (
     select r.did
     from sluice.repo r
     join unnest(%(dids)s::text[], %(actives)s::boolean[]) as l (did, active) on l.did = r.did
-    where r.phase = 'unavailable' and l.active and r.phase_since < now() - make_interval(secs => %(reopen)s)
+    where r.phase = 'unavailable' and l.active
+          and case when r.reason = 'outside' then sluice.admits(r.did, %(job)s)
+                   else r.phase_since < now() - make_interval(secs => %(reopen)s) end
     order by r.did for update of r
 )
 update sluice.repo r

@@ -1,0 +1,138 @@
+"""The filter: shown, changed, and carried out by control in bounded steps.
+
+`change` writes it and returns when no index transaction under the old one is left; the index and the listings follow at once.
+What is there already follows in control's `FilterWalk`: repos outside the boundary stop (`unavailable`, reason `outside`), those
+inside again and those that lack records are fetched (`pending`, reason `filter`). Rows outside stay until `prune`.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from control.errors import OperatorError
+from schemas.filters import FilterSpec, FilterState
+from schemas.sql import queries
+from steps.filters import Filter, covers
+
+SQL = {name: text.encode() for name, text in queries("filter").items()}
+STEP_REPOS = 1000
+PRUNE_REPOS = 100
+STEP_SECONDS = 0.5
+NOTICE_SECONDS = 10.0
+"""Repos taken in wait so long: a firehose looks at the boundary more often than that."""
+
+logger = logging.getLogger("control")
+
+Connection = psycopg.Connection[Any]
+
+
+def show(db: Connection) -> FilterState:
+    """The filter as it stands."""
+    with db.cursor(row_factory=dict_row) as cursor:
+        return FilterState.model_validate(cursor.execute(SQL["state"]).fetchone())
+
+
+def change(db: Connection, spec: FilterSpec) -> FilterState:
+    """Set the filter. Raises OperatorError for a signal collection that would not be kept."""
+    if spec.signal is not None and not Filter(collections=tuple(spec.collections)).keeps(spec.signal):
+        raise OperatorError(f"the collections do not keep the signal {spec.signal}; add it to them")
+    collections = list(dict.fromkeys(spec.collections))
+    with db.transaction():
+        db.execute(SQL["fence_alone"])
+        before = show(db)
+        values = {
+            "collections": collections,
+            "boundary": spec.boundary,
+            "signal": spec.signal,
+            "widened": not covers(before.collections, collections),
+            "narrowed": not covers(collections, before.collections),
+        }
+        db.execute(SQL["set"], values)
+        db.execute(SQL["clear_dids"])
+        if spec.dids:
+            db.execute(SQL["add_dids"], {"dids": spec.dids})
+    after = show(db)
+    fields = {"collections": " ".join(collections)[:500], "boundary": spec.boundary, "signal": spec.signal or ""}
+    logger.info("the filter was changed", extra={"version": after.version, **fields})
+    return after
+
+
+def prune(db: Connection) -> FilterState:
+    """Let control remove the rows outside."""
+    db.execute(SQL["start_prune"])
+    return show(db)
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """What a step did: repos put outside, taken in, fetched again; rows removed."""
+
+    outside: int = 0
+    inside: int = 0
+    again: int = 0
+    removed: int = 0
+    looked: bool = False  # there was something to carry out
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.outside or self.inside or self.again or self.removed)
+
+
+class FilterWalk:
+    """Carries changes out, a bounded piece a step; safe to repeat and to cut short anywhere."""
+
+    def __init__(self, repos: int = STEP_REPOS, prune_repos: int = PRUNE_REPOS) -> None:
+        self._repos = repos
+        self._prune_repos = prune_repos
+
+    def steps(self, db: Connection, seconds: float = STEP_SECONDS) -> None:
+        """Pieces for a while. Raises psycopg.Error."""
+        end = time.monotonic() + seconds
+        while self.step(db).looked and time.monotonic() < end:
+            pass
+
+    def step(self, db: Connection) -> Walked:
+        """One piece. Raises psycopg.Error."""
+        with db.transaction():
+            row = db.execute(SQL["walk_state"]).fetchone()
+            if row is None or (row[0] is None and row[2] is None):
+                return Walked()
+            walk_after, again, prune_after, _, _, collections, _ = row
+            walked = Walked() if walk_after is None else self._walk(db, walk_after, again=again)
+            # rows of repos that the walk has yet to put outside would stay
+            prunes = prune_after is not None and walk_after is None
+            removed = self._prune(db, prune_after, collections) if prunes else 0
+        done = Walked(walked.outside, walked.inside, walked.again, removed, looked=prunes or walked.looked)
+        if done.changed:
+            fields = {"outside": done.outside, "inside": done.inside, "again": done.again, "removed": done.removed}
+            logger.info("filter carried out", extra=fields)
+        return done
+
+    def _walk(self, db: Connection, after: str, *, again: bool) -> Walked:
+        dids = [row[0] for row in db.execute(SQL["next_dids"], {"after": after, "limit": self._repos})]
+        values = {"dids": dids, "delay": NOTICE_SECONDS}
+        outside = db.execute(SQL["put_outside"], values).rowcount
+        inside = db.execute(SQL["take_in"], values).rowcount
+        fetched = db.execute(SQL["fetch_again"], values).rowcount
+        row = db.execute(SQL["being_fetched"], values).fetchone()
+        again = again or (row is not None and bool(row[0]))
+        place: str | None = dids[-1] if dids else None
+        if len(dids) < self._repos:
+            place, again = ("", False) if again else (None, False)  # once more, for repos that are being fetched
+        db.execute(SQL["walked"], {"after": place, "again": again})
+        return Walked(outside, inside, fetched, looked=bool(place))
+
+    def _prune(self, db: Connection, after: str, collections: list[str]) -> int:
+        dids = [row[0] for row in db.execute(SQL["next_dids"], {"after": after, "limit": self._prune_repos})]
+        values = {
+            "dids": dids,
+            "exact": [one for one in collections if not one.endswith("*")],
+            "below": [one[:-1].replace("_", "\\_") + "%" for one in collections if one.endswith("*")],
+        }
+        removed = db.execute(SQL["prune"], values).rowcount
+        db.execute(SQL["pruned"], {"after": dids[-1] if len(dids) == self._prune_repos else None})
+        return removed

@@ -1,0 +1,108 @@
+-- Statements on sluice.filter, run by connectors/filters.py (the index) and control/filters.py. Repo rows are locked in DID order.
+
+-- name: fence
+-- Index transactions share it, a change takes it alone: when a change commits, no transaction under the old filter is left.
+select pg_advisory_xact_lock_shared(5308885)
+
+-- name: fence_alone
+select pg_advisory_xact_lock(5308885)
+
+-- name: current
+select version, collections, boundary, signal, clean from sluice.filter
+
+-- name: outsiders
+-- Repos of a batch that the boundary keeps out: unknown ones that it does not admit, and those that were put outside.
+select u.did
+from unnest(%(dids)s::text[]) as u (did) left join sluice.repo r on r.did = u.did
+where (r.did is null and not sluice.admits(u.did, null)) or (r.phase = 'unavailable' and r.reason = 'outside')
+
+-- name: let_in
+-- They wrote a record of the signal collection.
+with chosen as (
+    select did from sluice.repo
+    where did = any(%(dids)s::text[]) and phase = 'unavailable' and reason = 'outside'
+    order by did for update
+)
+update sluice.repo r
+set phase = 'pending', reason = 'filter', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,
+    phase_since = now()
+from chosen c where r.did = c.did
+
+-- name: state
+select version, collections, boundary, signal, (select count(*) from sluice.filter_did) as dids, set_at,
+       walk_after is not null as walking, prune_after is not null as pruning, clean
+from sluice.filter
+
+-- name: dids
+select did from sluice.filter_did
+
+-- name: set
+-- clock_timestamp(): now() is when this transaction began, before it had the fence.
+update sluice.filter
+set version = version + 1, collections = %(collections)s, boundary = %(boundary)s, signal = %(signal)s,
+    clean = clean and not %(narrowed)s, set_at = clock_timestamp(),
+    bounded_at = case when (boundary, signal) is distinct from (%(boundary)s, %(signal)s::text) then clock_timestamp()
+                      else bounded_at end,
+    widened_at = case when %(widened)s then clock_timestamp() else widened_at end,
+    walk_after = '', walk_again = false,
+    prune_after = null
+
+-- name: clear_dids
+delete from sluice.filter_did
+
+-- name: add_dids
+insert into sluice.filter_did select unnest(%(dids)s::text[]) on conflict do nothing
+
+-- name: walk_state
+select walk_after, walk_again, prune_after, prune_version, version, collections, boundary from sluice.filter for update
+
+-- name: next_dids
+select did from sluice.repo where did > %(after)s order by did limit %(limit)s for update
+
+-- name: put_outside
+-- Not what is being fetched (the walk comes again), nor what waits for a deletion to be confirmed. By a signal: nor what was
+-- let in since, of which there are no rows yet.
+update sluice.repo r
+set phase = 'unavailable', reason = 'outside', queued_at = null, phase_since = now(), completed_at = greatest(now(), r.started_at)
+from sluice.filter f
+where r.did = any(%(dids)s::text[]) and r.active and r.phase in ('sync', 'pending', 'failed') and not sluice.inside(r.did)
+      and (f.boundary = 'dids' or (r.discovered_at < f.bounded_at and (r.phase = 'sync' or r.phase_since < f.bounded_at)))
+
+-- name: being_fetched
+select exists (
+    select from sluice.repo r, sluice.filter f
+    where r.did = any(%(dids)s::text[]) and r.phase = 'backfill' and not sluice.inside(r.did)
+          and (f.boundary = 'dids' or r.discovered_at < f.bounded_at)
+)
+
+-- name: take_in
+-- Not at once: a firehose that still drops their events has to hear of the change first.
+update sluice.repo r
+set phase = 'pending', reason = 'filter', next_retry_at = now() + make_interval(secs => %(delay)s), queued_at = null,
+    completed_at = null, retry_count = 0, phase_since = now()
+where r.did = any(%(dids)s::text[]) and r.phase = 'unavailable' and r.reason = 'outside' and sluice.inside(r.did)
+
+-- name: fetch_again
+-- Complete under a narrower filter: what that left out is fetched.
+update sluice.repo r
+set phase = 'pending', reason = 'filter', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,
+    stale_since = null, phase_since = now()
+from sluice.filter f
+where r.did = any(%(dids)s::text[]) and r.phase = 'sync' and r.completed_at < f.widened_at
+
+-- name: walked
+update sluice.filter set walk_after = %(after)s, walk_again = %(again)s
+
+-- name: start_prune
+update sluice.filter set prune_after = '', prune_version = version
+
+-- name: prune
+delete from sluice.record c
+using sluice.repo r
+where r.did = any(%(dids)s::text[]) and c.did = r.did
+      and ((r.phase = 'unavailable' and r.reason = 'outside')
+           or not (c.collection = any(%(exact)s::text[]) or c.collection like any(%(below)s::text[])))
+
+-- name: pruned
+update sluice.filter
+set prune_after = %(after)s, clean = case when %(after)s::text is null then version = prune_version else clean end

@@ -1,0 +1,277 @@
+"""A filter in the index's own transactions on a real database: counts still prove an attempt, whatever changes in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from flow_process import wait_until
+
+from connectors.indexing import Gate
+from connectors.repos import Listed, RepoStore
+from connectors.tables import Tables
+from control import filters
+from control.errors import OperatorError
+from control.filters import FilterWalk
+from schemas import wire
+from schemas.filters import FilterSpec
+from schemas.settings import Settings
+from steps.gate import Rules
+from steps.settle import Placed
+
+CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+TIME = "2026-01-01T00:00:00.000Z"
+POST, LIKE, OTHER = "app.bsky.feed.post", "app.bsky.feed.like", "com.example.thing"
+ONE, TWO = "did:plc:one", "did:plc:two"
+
+
+class Bed:
+    """The gate over a database, fed by hand."""
+
+    def __init__(self, database: str) -> None:
+        self.settings = Settings(database=database, retry_first_seconds=0)
+        self.store = RepoStore(self.settings)
+        self.tables = Tables(self.settings, "cluster")
+        self.gate = Gate(self.tables, Rules(retry_first_seconds=0.0))
+        self.db: psycopg.Connection[Any] = psycopg.connect(database, autocommit=True)
+        self.offset = 0
+
+    def feed(self, *events: Any) -> None:
+        """One transaction."""
+        queues: dict[str, list[Placed]] = {}
+        for event in events:
+            self.offset += 1
+            queues.setdefault(event.did, []).append(Placed(self.offset, event))
+        with self.tables.transaction() as unit:
+            self.gate.settle(unit, queues)
+
+    def claim(self, did: str = ONE) -> int:
+        """Claim what is pending; the attempt."""
+        self.db.execute("update sluice.repo set next_retry_at = now() where did = %s", (did,))
+        ((attempt,),) = self.db.execute("select attempt from sluice.repo where did = %s", (did,)).fetchall()
+        (claim,) = self.store.claim([wire.RepoTask(did=did, attempt=attempt, reason="test")], "worker")
+        return claim.attempt
+
+    def fetch(self, did: str = ONE, rev: str = "3a", *, paths: tuple[str, ...] = (POST, LIKE, OTHER)) -> None:
+        """A whole attempt."""
+        attempt = self.claim(did)
+        self.feed(*(created(did, attempt, rev, path) for path in paths), outcome(did, attempt, rev, len(paths)))
+
+    def set(self, *collections: str, **more: Any) -> None:
+        filters.change(self.db, FilterSpec(collections=list(collections) or ["*"], **more))
+
+    def walk(self) -> None:
+        walk = FilterWalk(repos=2, prune_repos=2)
+        wait_until(lambda: not (walk.step(self.db).changed or self.state().walking or self.state().pruning))
+
+    def state(self) -> Any:
+        return filters.show(self.db)
+
+    def repo(self, did: str = ONE) -> tuple[str, str]:
+        ((phase, reason),) = self.db.execute("select phase, reason from sluice.repo where did = %s", (did,)).fetchall()
+        return phase, reason
+
+    def rows(self, did: str = ONE) -> list[str]:
+        return [
+            row[0] for row in self.db.execute("select collection from sluice.record where did = %s order by 1", (did,))
+        ]
+
+    def close(self) -> None:
+        self.store.close()
+        self.tables.close()
+        self.db.close()
+
+
+@pytest.fixture
+def bed(database: str) -> Iterator[Bed]:
+    one = Bed(database)
+    one.store.discover([Listed(ONE), Listed(TWO)])
+    yield one
+    one.close()
+
+
+def created(did: str, attempt: int, rev: str, collection: str, rkey: str = "self") -> wire.CreateEvent:
+    return wire.CreateEvent(
+        time=TIME, did=did, commit=CID, rev=rev, collection=collection, rkey=rkey, cid=CID, record=None, attempt=attempt
+    )
+
+
+def outcome(did: str, attempt: int, rev: str, count: int) -> wire.RepoOutcome:
+    return wire.RepoOutcome(
+        time=TIME, did=did, attempt=attempt, status="synced", active=True, rev=rev, commit=CID, data=rev, count=count
+    )
+
+
+def commit(did: str, rev: str, since: str, *ops: wire.Op) -> wire.CommitEvent:
+    return wire.CommitEvent(
+        seq=1,
+        time=TIME,
+        did=did,
+        rev=rev,
+        since=since,
+        commit=CID,
+        commit_block="",
+        data=rev,
+        prev_data=since,
+        relay="r",
+        ops=list(ops),
+    )
+
+
+def op(action: str, collection: str) -> wire.Op:
+    return wire.Op(action=action, collection=collection, rkey="self", cid=None if action == "delete" else CID)
+
+
+def test_what_is_left_out_still_counts(bed: Bed) -> None:
+    """N9, G3: an attempt is complete by its rows and by what the filter left out, and not with a record less."""
+    bed.set("app.bsky.*")
+    bed.fetch()
+    assert (bed.repo(), bed.rows()) == (("sync", "synced"), [LIKE, POST])
+    attempt = bed.claim(TWO)
+    bed.feed(*(created(TWO, attempt, "3a", path) for path in (POST, OTHER)))
+    bed.feed(outcome(TWO, attempt, "3a", 3))
+    assert bed.repo(TWO) == ("pending", "incomplete")
+    bed.fetch(TWO)
+    assert bed.repo(TWO) == ("sync", "synced"), "what the attempt before left out does not count again"
+
+
+def test_live_operations_outside_are_not_written_and_leave_nothing_stale(bed: Bed) -> None:
+    """N9: a row from before the filter that the stream changes would be wrong, so it goes."""
+    bed.fetch()
+    bed.set(POST)
+    assert bed.rows() == [LIKE, POST, OTHER], "narrowing removes nothing by itself"
+    bed.feed(commit(ONE, "3b", "3a", op("update", LIKE), op("create", OTHER + ".new"), op("delete", POST)))
+    assert (bed.rows(), bed.repo()) == ([OTHER], ("sync", "synced"))
+    filters.prune(bed.db)
+    bed.walk()
+    assert (bed.rows(), bed.state().clean) == ([], True)
+    bed.feed(commit(ONE, "3c", "3b", op("create", LIKE), op("create", POST)))
+    assert bed.rows() == [POST]
+
+
+def test_widening_schedules_what_is_complete_without_it(bed: Bed) -> None:
+    """N9: in bounded steps, and only where something may be missing."""
+    bed.set(POST)
+    bed.fetch()
+    bed.fetch(TWO)
+    bed.set(POST, "app.bsky.actor.profile")
+    bed.walk()
+    assert (bed.repo(), bed.repo(TWO)) == (("pending", "filter"), ("pending", "filter"))
+    bed.fetch(rev="3b")
+    bed.set(POST)
+    bed.walk()
+    assert bed.repo() == ("sync", "synced"), "narrowing fetches nothing"
+    bed.set("*")
+    bed.walk()
+    bed.fetch(rev="3c")
+    assert (bed.repo(), bed.rows()) == (("sync", "synced"), [LIKE, POST, OTHER])
+
+
+@pytest.mark.parametrize("between", [1, 2])
+def test_a_change_in_the_middle_of_an_attempt_is_noticed(bed: Bed, between: int) -> None:
+    """N9: widened after records were left out, the attempt cannot be accepted: they would be missing for ever."""
+    bed.set(POST)
+    attempt = bed.claim()
+    events = [created(ONE, attempt, "3a", path) for path in (LIKE, OTHER, POST)]
+    bed.feed(*events[:between])
+    bed.set("app.bsky.*")
+    bed.walk()
+    bed.feed(*events[between:])
+    bed.feed(outcome(ONE, attempt, "3a", 3))
+    assert bed.repo() == ("pending", "filter")
+    bed.fetch()
+    assert (bed.repo(), bed.rows()) == (("sync", "synced"), [LIKE, POST])
+
+
+def test_a_change_waits_for_transactions_under_the_old_filter(bed: Bed) -> None:
+    """N9: or a repo completed under it could pass the walk unseen."""
+    bed.set(POST)
+    attempt = bed.claim()
+    changed = threading.Event()
+
+    def widen() -> None:
+        with psycopg.connect(bed.settings.database, autocommit=True) as db:
+            filters.change(db, FilterSpec())
+        changed.set()
+
+    thread = threading.Thread(target=widen)
+    with bed.tables.transaction() as unit:
+        events = [created(ONE, attempt, "3a", LIKE), outcome(ONE, attempt, "3a", 1)]
+        bed.gate.settle(unit, {ONE: [Placed(1, events[0]), Placed(2, events[1])]})
+        thread.start()
+        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        wait_until(lambda: bed.db.execute(waiting).fetchone() == (1,))
+        assert not changed.is_set()
+    thread.join(60)
+    assert changed.is_set()
+    assert bed.repo() == ("sync", "synced")
+    bed.walk()
+    assert bed.repo() == ("pending", "filter")
+
+
+def test_a_boundary_of_dids_stops_the_others_and_takes_them_in_again(bed: Bed) -> None:
+    """N9"""
+    bed.fetch()
+    bed.fetch(TWO)
+    bed.set(boundary="dids", dids=[ONE])
+    bed.walk()
+    assert (bed.repo(), bed.repo(TWO)) == (("sync", "synced"), ("unavailable", "outside"))
+    three = "did:plc:three"
+    bed.feed(
+        commit(TWO, "3b", "3a", op("delete", POST)),
+        commit(three, "3b", "3a", op("create", POST)),
+        wire.AccountEvent(seq=9, time=TIME, did=TWO, active=True),
+    )
+    assert bed.store.discover([Listed(three), Listed(TWO, rev="3c")]).tasks == []
+    assert bed.db.execute("select count(*) from sluice.repo").fetchone() == (2,)
+    assert (bed.rows(TWO), bed.repo(TWO)) == ([LIKE, POST, OTHER], ("unavailable", "outside"))
+    filters.prune(bed.db)
+    bed.walk()
+    assert (bed.rows(), bed.rows(TWO)) == ([LIKE, POST, OTHER], [])
+    bed.set()
+    bed.walk()
+    assert bed.repo(TWO) == ("pending", "filter")
+    bed.fetch(TWO, "3d")
+    assert (bed.repo(TWO), bed.rows(TWO)) == (("sync", "synced"), [LIKE, POST, OTHER])
+
+
+def test_a_repo_that_is_being_fetched_is_put_outside_when_it_is_done(bed: Bed) -> None:
+    attempt = bed.claim(TWO)
+    bed.set(boundary="dids", dids=[ONE])
+    walk = FilterWalk(repos=1)
+    for _ in range(9):
+        walk.step(bed.db)
+    assert (bed.repo(TWO)[0], bed.state().walking) == ("backfill", True)
+    bed.feed(created(TWO, attempt, "3a", POST), outcome(TWO, attempt, "3a", 1))
+    bed.walk()
+    assert bed.repo(TWO) == ("unavailable", "outside")
+
+
+def test_a_signal_collection_decides_who_is_in(bed: Bed) -> None:
+    """N9: those with its records stay, those that write one come in, a listing by it brings others."""
+    bed.fetch()
+    bed.fetch(TWO, paths=(POST,))
+    bed.set(boundary="collection", signal=OTHER)
+    bed.walk()
+    assert (bed.repo(), bed.repo(TWO)) == (("sync", "synced"), ("unavailable", "outside"))
+    three, four = "did:plc:three", "did:plc:four"
+    bed.feed(commit(three, "3b", "3a", op("create", POST)), commit(four, "3b", "3a", op("create", OTHER)))
+    bed.feed(commit(TWO, "3b", "3a", op("create", POST)))
+    assert (bed.repo(four), bed.repo(TWO)) == (("pending", "discovered"), ("unavailable", "outside"))
+    bed.feed(commit(TWO, "3c", "3b", op("create", OTHER)))
+    assert bed.repo(TWO)[0] == "pending"
+    assert bed.store.discover([Listed(three)]).tasks == []
+    make = "insert into sluice.backfill_job (name, source) values ('by signal', %s) returning id"
+    (job,) = bed.db.execute(make, (f'{{"collection": "{OTHER}", "at": "https://r"}}',)).fetchone() or (0,)
+    assert [task.did for task in bed.store.discover([Listed(three)], job).tasks] == [three]
+    bed.set(boundary="collection", signal=OTHER)
+    bed.walk()
+    assert bed.repo(TWO)[0] == "pending", "not known to be outside while it was never fetched under it"
+
+
+def test_a_signal_has_to_be_kept(bed: Bed) -> None:
+    with pytest.raises(OperatorError, match="do not keep the signal"):
+        bed.set("app.bsky.*", boundary="collection", signal=OTHER)
