@@ -16,6 +16,7 @@ pytest_plugins = [
     "fix_official",
     "fix_mirror",
     "fix_flow",
+    "fix_browser",
     "fix_api",
 ]
 

@@ -14,6 +14,7 @@ from control.api.context import CONTEXT, Context
 from control.api.guard import guarded
 from control.api.routes import ROUTES
 from control.api.serving import handler
+from control.page import routes as page
 
 BODY_BYTES = 16 * 1024 * 1024
 
@@ -26,6 +27,7 @@ def make_app(context: Context) -> web.Application:
         app.router.add_route(route.method, route.path, handler(route))
     app.router.add_get("/api/openapi.json", openapi.answer)
     health.add_routes(app)
+    page.add_routes(app)
 
     async def close(_: web.Application) -> None:
         context.close()

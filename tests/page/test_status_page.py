@@ -1,0 +1,275 @@
+"""The status page in a real Chromium, over the API as control serves it."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from fix_api import Api
+from playwright.sync_api import Page, expect
+
+from connectors.repos import Listed, RepoStore
+from control import jobs
+from schemas.jobs import JobSpec
+
+HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+DIDS = [f"did:plc:{number:024}" for number in range(9)]
+WAIT_MS = 60_000
+
+
+def fill(api: Api) -> None:
+    """A mirror with repos in every phase, a job, a failing host, a letter, a skipped range, a cursor; some of it hostile."""
+    RepoStore(api.settings).discover([Listed(did) for did in DIDS])
+    phases = ("pending", "backfill", "sync", "sync", "sync", "sync", "unavailable", "failed", "failed")
+    for did, phase in zip(DIDS, phases, strict=True):
+        api.db.execute(
+            "update sluice.repo set phase = %s, host = 'https://pds.test', handle = %s, last_error = %s where did = %s",
+            (phase, HOSTILE, f"HTTP 500 {HOSTILE}", did),
+        )
+    api.db.execute(
+        "insert into sluice.host (host, consecutive_failures, failures, requests, last_error) values (%s, 3, 3, 9, %s)",
+        ("https://bad.test", HOSTILE),
+    )
+    api.db.execute(
+        "insert into sluice.host (host, paused_until, pause_reason) values"
+        " ('https://full.test', now() + interval '10 minutes', 'rate limit')"
+    )
+    api.db.execute(
+        "insert into sluice.dead_letter (part, log_offset, topic, did, reason, error)"
+        " values (0, 0, 'firehose wss://relay.test', %s, 'bad_car', %s)",
+        (DIDS[0], HOSTILE),
+    )
+    api.db.execute(
+        "insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason)"
+        " values ('https://relay.test', '1000', '2000', 'bad_answer')"
+    )
+    api.db.execute(
+        "insert into sluice.cursor (flow, upstream, position) values ('firehose', 'https://relay.test', '42')"
+    )
+    jobs.start(api.db, JobSpec(source="dids", dids=DIDS[:3]), api.settings)
+    producer = Producer({"bootstrap.servers": api.settings.bootstrap})
+    for number in range(7):
+        producer.produce(api.settings.topic("firehose_live"), b"{}", str(number), partition=0)
+    assert producer.flush(10) == 0
+
+
+@pytest.fixture
+def filled(api: Api) -> Api:
+    fill(api)
+    return api
+
+
+def cells(page: Page, section: str) -> str:
+    return page.locator(f"#{section}").inner_text()
+
+
+def alive(page: Page) -> None:
+    expect(page.locator("body")).to_have_attribute("data-live", "yes", timeout=WAIT_MS)
+
+
+def test_without_javascript_the_tables_are_there(filled: Api, open_page: Callable[..., Page]) -> None:
+    page = open_page(filled.url, java_script_enabled=False)
+    assert "5 of 9 repos (55.6 %)" in cells(page, "coverage")
+    assert re.search(r"failed\s+given up after the last attempt\s+2\s+22\.2 %", cells(page, "coverage"))
+    assert re.search(r"firehose_live\s+index\s+7\s+7\s+0", cells(page, "rates"))
+    assert "https://full.test: rate limit" in cells(page, "paused")
+    assert "https://bad.test: 3 failures in a row" in cells(page, "attention")
+    assert "https://relay.test" in cells(page, "cursors")
+    assert DIDS[8] in cells(page, "failed")
+    assert re.search(r"1: \S+ \S+.*dids", cells(page, "jobs").replace("\n", " "))
+    assert page.locator("button:visible").count() == 0, "a button that cannot work is not shown"
+
+
+def test_what_the_network_sends_is_text(filled: Api, open_page: Callable[..., Page]) -> None:
+    """Handles and errors are hostile: they are shown as they are, and nothing of them runs or is loaded."""
+    page = open_page(filled.url)
+    alive(page)
+    page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+    for section in ("failed", "hosts", "letters", "attention"):
+        assert HOSTILE in cells(page, section)
+    assert page.locator("img").count() == 0
+    assert page.locator("script").count() == 1
+    policy = page.request.get(filled.url).headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_changes_arrive_by_themselves(filled: Api, open_page: Callable[..., Page]) -> None:
+    page = open_page(filled.url)
+    alive(page)
+    page.locator("#cursors .frame").focus()
+    filled.db.execute("update sluice.repo set phase = 'sync' where phase = 'backfill'")
+    expect(page.locator("#coverage")).to_contain_text("6 of 9 repos", timeout=WAIT_MS)
+    expect(page.locator("#rates svg polyline").first).to_be_attached(timeout=WAIT_MS)
+    assert "Live events: " in (page.locator("#rates svg").nth(2).get_attribute("aria-label") or "")
+    filled.db.execute("update sluice.cursor set position = '43'")
+    expect(page.locator("#cursors")).to_contain_text("43", timeout=WAIT_MS)
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Cursors", "focus outlives an update"
+
+
+def test_buttons_retry_pause_and_dismiss(filled: Api, open_page: Callable[..., Page]) -> None:
+    page = open_page(filled.url)
+    alive(page)
+    page.get_by_role("button", name=f"Retry {DIDS[7]}").click()
+    expect(page.locator("#said")).to_contain_text(f"Retry {DIDS[7]}: done", timeout=WAIT_MS)
+    expect(page.locator("#failed")).not_to_contain_text(DIDS[7], timeout=WAIT_MS)
+    phase = filled.db.execute("select phase, retry_count from sluice.repo where did = %s", (DIDS[7],)).fetchone()
+    assert phase == ("pending", 0)
+    page.get_by_role("button", name="Pause job 1").click()
+    expect(page.locator("#jobs .state")).to_have_text("paused", timeout=WAIT_MS)
+    page.get_by_role("button", name="Resume job 1").click()
+    expect(page.get_by_role("button", name="Pause job 1")).to_be_visible(timeout=WAIT_MS)
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.get_by_role("button", name="Dismiss dead letter 0:0").click()
+    assert filled.db.execute("select state from sluice.dead_letter").fetchone() == ("open",), "asked first"
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Dismiss dead letter 0:0").click()
+    expect(page.locator("#letters")).to_contain_text("No dead letter is open", timeout=WAIT_MS)
+    page.get_by_role("button", name="Fill range 1").click()
+    expect(page.locator("#said")).to_contain_text("Fill range 1: done", timeout=WAIT_MS)
+
+
+def test_a_refusal_is_said(filled: Api, open_page: Callable[..., Page]) -> None:
+    page = open_page(filled.url, expected="409")
+    alive(page)
+    filled.db.execute("update sluice.repo set phase = 'sync' where did = %s", (DIDS[8],))
+    page.evaluate("did => post(document.querySelector(`[data-post='/api/repos/${did}/retry']`))", DIDS[8])
+    expect(page.locator("#said")).to_contain_text("is in phase sync", timeout=WAIT_MS)
+
+
+def test_a_database_that_is_away_is_said_and_passes(filled: Api, open_page: Callable[..., Page]) -> None:
+    page = open_page(filled.url)
+    alive(page)
+    filled.db.execute("alter table sluice.dead_letter rename to away")
+    expect(page.locator("#trouble")).to_contain_text("dead_letter", timeout=WAIT_MS)
+    filled.db.execute("alter table sluice.away rename to dead_letter")
+    expect(page.locator("#trouble")).to_be_hidden(timeout=WAIT_MS)
+
+
+def test_a_token_is_asked_for_and_kept_for_the_tab(
+    api_with: Callable[..., Api], open_page: Callable[..., Page]
+) -> None:
+    """Without a token nothing of the mirror is in the page; a reading token shows it and changes nothing."""
+    api = api_with(api_token="one-to-change", api_read_token="one-to-read")
+    fill(api)
+    page = open_page(api.url, expected="the server responded with a status of 40")
+    expect(page.get_by_label("Token of the API")).to_be_focused(timeout=WAIT_MS)
+    assert DIDS[7] not in page.content()
+    page.get_by_label("Token of the API").fill("wrong")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("#live")).to_have_text("a token is needed", timeout=WAIT_MS)
+    page.get_by_label("Token of the API").fill("one-to-read")
+    page.get_by_role("button", name="Show").click()
+    alive(page)
+    expect(page.locator("#failed")).to_contain_text(DIDS[7], timeout=WAIT_MS)
+    page.get_by_role("button", name=f"Retry {DIDS[7]}").click()
+    expect(page.locator("#said")).to_contain_text("this token allows reading only", timeout=WAIT_MS)
+    page.reload()
+    alive(page)
+    assert page.evaluate("sessionStorage.getItem('sluice-token')") == "one-to-read"
+    assert page.evaluate("localStorage.length") == 0
+
+
+AUDIT = """() => {
+  const wrong = [];
+  const add = (what, element) => wrong.push(what + ': ' + element.outerHTML.slice(0, 120));
+  for (const table of document.querySelectorAll('table')) {
+    if (!table.caption) add('no caption', table);
+    for (const th of table.querySelectorAll('th')) if (!['col', 'row'].includes(th.scope)) add('no scope', th);
+  }
+  for (const e of document.querySelectorAll('button, a, input, progress, svg, [role=region], section, nav')) {
+    const labelled = e.getAttribute('aria-labelledby');
+    const name = e.getAttribute('aria-label') || (labelled && document.getElementById(labelled)?.textContent)
+      || (e.labels && e.labels[0]?.textContent) || e.textContent;
+    if (!name.trim()) add('no name', e);
+  }
+  const ids = [...document.querySelectorAll('[id]')].map((e) => e.id);
+  for (const id of ids) if (ids.filter((one) => one === id).length > 1) wrong.push('id twice: ' + id);
+  if (!document.documentElement.lang) wrong.push('no language');
+  for (const name of ['main', 'header', 'nav', 'h1'])
+    if (document.querySelectorAll(name).length !== 1) wrong.push('not one ' + name);
+  let before = 0;
+  for (const h of document.querySelectorAll('h1, h2, h3')) {
+    const level = Number(h.tagName[1]);
+    if (level > before + 1) add('heading skips a level', h);
+    before = level;
+  }
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => {
+    const part = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const color = rgb(getComputedStyle(e).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || e.tagName === 'TITLE' || !e.checkVisibility() || e.disabled) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < 4.5) add('contrast ' + contrast.toFixed(2), e);
+  }
+  return wrong;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_can_be_read_by_everyone(filled: Api, open_page: Callable[..., Page], scheme: Any) -> None:
+    """Landmarks, headings, names, scoped headers, contrast of 4.5 to 1 in both schemes, the keyboard, a narrow screen."""
+    page = open_page(filled.url, color_scheme=scheme)
+    alive(page)
+    assert page.evaluate(AUDIT) == []
+    assert (
+        page.evaluate("light = getComputedStyle(document.body).backgroundColor")
+        == {
+            "light": "rgb(246, 247, 249)",
+            "dark": "rgb(18, 22, 27)",
+        }[scheme]
+    )
+    page.evaluate("document.querySelector('th').removeAttribute('scope')")
+    assert any("no scope" in line for line in page.evaluate(AUDIT)), "the checks see what they are for"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the content"
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert {"Pause job 1", f"Retry {DIDS[7]}", "Fill range 1", "Cursors"} <= reached
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360, "only tables scroll sideways"
+
+
+def test_the_stream_is_server_sent_events(filled: Api) -> None:
+    """Any client that knows server-sent events can read it: all sections first, then only what changed."""
+    import urllib.request
+
+    with urllib.request.urlopen(f"{filled.url}/events", timeout=60) as stream:
+        assert stream.headers["Content-Type"] == "text/event-stream"
+        assert stream.readline() == b"event: page\n"
+        first = json.loads(stream.readline().removeprefix(b"data: "))
+        assert {"coverage", "jobs", "letters", "cursors"} <= set(first["sections"])
+        filled.db.execute("delete from sluice.dead_letter")
+        for line in stream:
+            if line.startswith(b"data: "):
+                later = json.loads(line.removeprefix(b"data: "))["sections"]
+                if "letters" in later:
+                    break
+        assert "skipped" not in later
+
+
+def test_watchers_are_few(filled: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    import urllib.error
+    import urllib.request
+
+    monkeypatch.setattr("control.page.routes.STREAMS", 1)
+    with urllib.request.urlopen(f"{filled.url}/events", timeout=60) as stream:
+        stream.readline()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{filled.url}/events", timeout=60)
+        assert refused.value.code == 503
