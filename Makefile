@@ -36,8 +36,10 @@ tools:
 	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
+# two at a time, since most of them wait; whole systems one after the other, at the end
 test: setup tools
-	@.venv/bin/pytest
+	@.venv/bin/pytest -n 2 --dist worksteal -m "not acceptance"
+	@.venv/bin/pytest -m acceptance
 
 # make chaos [SEED=7] [MINUTES=10]     everything fails at random; in the end the mirror is proven
 SEED ?=
