@@ -34,7 +34,7 @@ Key = tuple[str, int]  # (DID, attempt)
 DATABASE_PATIENCE_SECONDS = 30.0
 READY_WORKS = 500
 STALE_FIRST_SECONDS = 2.0
-STALE_LONGEST_SECONDS = 30.0
+STALE_LONGEST_SECONDS = 120.0
 _KEY_MAY_HAVE_CHANGED = (SnapshotReason.BAD_SIGNATURE, SnapshotReason.NO_KEY)
 
 log = logging.getLogger("backfill")
@@ -205,6 +205,8 @@ class Attempts:
         if now_wanted == wanted:
             first = min(STALE_FIRST_SECONDS, grace / 20)
             await asyncio.sleep(backoff(stale.times, claim.did, first, min(STALE_LONGEST_SECONDS, grace / 5)))
+        if now_wanted is not None and not await self.stored(lambda store: store.refetch(claim.did, claim.attempt)):
+            raise failed  # what is left to find out waits for the next hour
         return now_wanted
 
     async def _resolve(self, did: str, *, fresh: bool) -> Identity:

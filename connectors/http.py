@@ -3,7 +3,7 @@
 `open_session(settings)` makes the session that every request of a process uses. Its sockets are made by the guard, so no
 private, loopback or link-local address is reached: not by a name that resolves to one, not by a literal, not by a
 redirect, not by a name that changes between check and use. `fetch` reads an answer up to a size; it raises
-`HostRefused` (never worth a retry) or `Unreachable` (transient), and returns every HTTP status as it is.
+`HostRefused` (never worth a retry) or `Unreachable` (transient, but for its two kinds), and returns every HTTP status as it is.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractResolver
 
 from schemas.settings import Settings
 
@@ -34,6 +35,14 @@ class HostRefused(Exception):
 
 class Unreachable(Exception):
     """No complete answer: DNS, connection, TLS, time, size or a cut. Transient."""
+
+
+class TooLarge(Unreachable):
+    """The answer goes on beyond the limit."""
+
+
+class NoSuchHost(Unreachable):
+    """DNS says that the name has no address: an answer, not a failure of DNS."""
 
 
 class _RefusedAddress(OSError):
@@ -97,10 +106,16 @@ def address_allowed(address: str) -> bool:
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-def open_session(settings: Settings, *, connections: int = 0) -> aiohttp.ClientSession:
-    """The process's session; call it in the loop that uses it. `connections`: limit of sockets, 0 for none."""
+def open_session(
+    settings: Settings, *, connections: int = 0, resolver: AbstractResolver | None = None
+) -> aiohttp.ClientSession:
+    """The process's session; call it in the loop that uses it. `connections`: limit of sockets, 0 for none.
+
+    `resolver`: of host names, instead of the machine's own.
+    """
     connector = aiohttp.TCPConnector(
         limit=connections,
+        resolver=resolver,
         ttl_dns_cache=60,
         socket_factory=None if settings.allow_private_hosts else _guarded_socket,
     )
@@ -122,6 +137,8 @@ def translated(err: Exception, url: str) -> Exception:
         nested = getattr(cause, "exceptions", ())
         if any(isinstance(one, _RefusedAddress) for one in (cause, *nested)):
             return HostRefused(f"{urlsplit(url).hostname} is at a private address")
+        if isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+            return NoSuchHost(f"{urlsplit(url).hostname} has no address")
     if isinstance(err, aiohttp.NonHttpUrlClientError | aiohttp.InvalidURL):
         return HostRefused(f"{url[:200]}: {err}")
     what = "no answer in time" if isinstance(err, TimeoutError) else (str(err) or type(err).__name__)
@@ -147,7 +164,7 @@ async def fetch(
             async for chunk in response.content.iter_any():
                 body += chunk
                 if len(body) > limit:
-                    raise Unreachable(f"{urlsplit(url).hostname}: answer of more than {limit} bytes")
+                    raise TooLarge(f"{urlsplit(url).hostname}: answer of more than {limit} bytes")
             return Answer(response.status, response.headers, bytes(body))
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as err:
         raise translated(err, url) from err

@@ -88,6 +88,7 @@ KIND_EVENTS = {  # of live operations and of history alike
 }
 
 # control
+HANDLE_CHECKS = Counter("sluice_handle_checks_total", "handles that were checked both ways", ["result"])
 SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
 PAST_END = Gauge(
     "sluice_group_past_end", "1 while a group stands past the end of its topic", ["group", "topic", "partition"]

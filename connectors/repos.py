@@ -103,6 +103,7 @@ class RepoStore:
             "attempts": [task.attempt for task in tasks],
             "lease": self._settings.lease_seconds,
             "worker": worker,
+            "hourly": self._settings.resyncs_per_repo_hour,
         }
         return [Claim(*row) for row in self.connection().execute(SQL["claim"], values)]
 
@@ -146,9 +147,18 @@ class RepoStore:
         row = self.connection().execute(SQL["stale"], values).fetchone()
         return None if row is None else str(row[0])
 
+    def refetch(self, did: str, attempt: int) -> bool:
+        """May this claim, whose snapshot was stale, ask once more within this hour? Counts it, if so."""
+        values = {"did": did, "attempt": attempt, "hourly": self._settings.resyncs_per_repo_hour}
+        return self.connection().execute(SQL["refetch"], values).fetchone() is not None
+
     def due(self, limit: int) -> list[wire.RepoTask]:
-        """Pending repos whose time has come, marked as queued: produce them now. First fetches have attempt 0."""
-        rows = self.connection().execute(SQL["due"], {"limit": limit})
+        """Pending repos whose time has come, marked as queued: produce them now. First fetches have attempt 0.
+
+        Those that have had their attempts of this hour (`resyncs_per_repo_hour`) are put off instead.
+        """
+        values = {"limit": limit, "hourly": self._settings.resyncs_per_repo_hour}
+        rows = self.connection().execute(SQL["due"], values)
         return [
             wire.RepoTask(
                 did=did,

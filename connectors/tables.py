@@ -147,6 +147,7 @@ class Unit:
         self._write_rows(work)
         if work.forget:
             self.db.execute(SQL["forget_identity"], {"dids": sorted(work.forget)})
+            self.db.execute(SQL["check_handles"], {"dids": sorted(work.forget)})
 
     def facts(self, awaiting: Mapping[str, int]) -> dict[str, Facts]:
         """Rows of the attempt and held events of each repo whose outcome comes next."""
@@ -169,6 +170,8 @@ class Unit:
         values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
         values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
         self.db.execute(SQL["save"], values)
+        if claims := sorted(new.did for old, new in changed if new.handle != old.handle):
+            self.db.execute(SQL["claim_handles"], {"dids": claims})
         for old, new in changed:
             if old.phase != new.phase:
                 metrics.TRANSITIONS.labels(new.phase, _bounded(new.reason)).inc()
@@ -229,13 +232,13 @@ class Unit:
             self.staged = True
         for path, count in (("copy", len(copied)), ("upsert", len(upserted)), ("delete", len(deleted))):
             metrics.RECORDS_WRITTEN.labels(path).inc(count)
-
-    def _copy(self, rows: Sequence[Row]) -> bool:
-        """COPY first rows straight into the table; False when one of them was there after all."""
         kinds = (row[1] for row in chain(copied if fits else (), upserted, deleted))
         for kind, number in Counter(kinds).items():
             if kind in metrics.KIND_EVENTS:
                 metrics.KIND_EVENTS[kind].inc(number)
+
+    def _copy(self, rows: Sequence[Row]) -> bool:
+        """COPY first rows straight into the table; False when one of them was there after all."""
         try:
             with self.db.transaction():
                 self._fill("copy_records", rows)
@@ -285,10 +288,10 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
     )
 
 
-def _unbase64(text: str | None) -> bytes | None:
-    return None if text is None else b64decode(text + "=" * (-len(text) % 4))
 def _bounded(reason: str | None) -> str:
     """A reason as a label: statuses of accounts are words of the network, and only the usual ones may become labels."""
     return "" if reason is None else reason if reason in REASONS else "other"
 
 
+def _unbase64(text: str | None) -> bytes | None:
+    return None if text is None else b64decode(text + "=" * (-len(text) % 4))

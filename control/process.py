@@ -13,6 +13,7 @@ from collections import Counter
 import psycopg
 
 from connectors import metrics
+from connectors.handles import HandleChecks
 from connectors.log import LogProducer, LogUnavailable
 from connectors.process import STOP, Health
 from connectors.repos import RepoStore
@@ -69,12 +70,14 @@ def _work(settings: Settings, health: Health) -> None:
     letters = LetterIndex(settings)
     gauges = Gauges(settings)
     gauges.start()
+    handles = HandleChecks(settings)
     walk = FilterWalk()
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS
     while not STOP.is_set():
         gauges.check()
         try:
             leads = leader.leads()
+            handles.step(leads=leads)
             step = scheduler.step() if leads else Step()
             if leads:
                 walk.steps(store.connection())
@@ -91,6 +94,7 @@ def _work(settings: Settings, health: Health) -> None:
         _report(health, step, leads=leads)
         if step.queued < settings.queue_batch:
             STOP.wait(settings.control_interval_seconds)
+    handles.close()
     gauges.stop()
     letters.close()
     leader.close()

@@ -44,6 +44,7 @@ class Status:
     skipped_ranges: int
     stream_gaps: int
     processes: list[Sighting] = field(default_factory=list)
+    handles: Row = field(default_factory=dict)  # verified, unverified, due (100,000 at most)
     records_per_second: float | None = None
     events_per_second: float | None = None
 
@@ -146,6 +147,7 @@ class Collector:
             jobs=self._rows("jobs"),
             skipped_ranges=self._count("skipped_open"),
             stream_gaps=self._count("gaps_open"),
+            handles=self._rows("handles")[0],
             processes=processes or [],
         )
 

@@ -37,6 +37,7 @@ def page(status: Status) -> str:
         + f"  (retrying {status.retrying})",
         f"records  about {status.records} ({status.records_per_second or 0:.0f}/s)"
         f"  labels {status.labels}  held events {status.held_events}",
+        "handles  " + "  ".join(f"{what} {count}" for what, count in status.handles.items()),
         f"events   {status.events} ({status.events_per_second or 0:.0f}/s)",
         "lag      " + "  ".join(f"{group}/{topic} {lag}" for (group, topic), lag in status.lag.items()),
     ]

@@ -236,7 +236,7 @@ class _Up:
         urls = self._simulated
         if urls is None:
             raise OperatorError(f"the simulated network did not start: {child.last_words or 'see its log'}")
-        return {"plc": urls["plc"], "relays": urls["relays"], "labelers": urls["labelers"]}
+        return {"plc": urls["plc"], "dns": urls["dns"], "relays": urls["relays"], "labelers": urls["labelers"]}
 
     def _register(self) -> None:
         Registry(

@@ -233,7 +233,7 @@ class ControlApi:
         return web.json_response(await self.perform(name, wanted))
 
     async def perform(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """create, update, delete (did, collection/rkey or path, record), commit (did, ops: [{action, path, record?}], by default none), handle, identity, deactivate, takedown,
+        """create, update, delete (did, collection/rkey or path, record), commit (did, ops: [{action, path, record?}], by default none), handle (handle, announce, domain), deactivate, takedown,
         suspend, delete_account, activate, new_account, migrate (pds, noisy), sync, label (uri, val, neg, cid, exp, labeler)."""
         network = self.network
         if name == "new_account":
@@ -251,7 +251,10 @@ class ControlApi:
         elif name == "handle":
             return {
                 "handle": await network.change_handle(
-                    account, arguments.get("handle"), announce=arguments.get("announce", True)
+                    account,
+                    arguments.get("handle"),
+                    announce=arguments.get("announce", True),
+                    domain=arguments.get("domain", True),
                 )
             }
         elif name in _STATUS or name == "activate":

@@ -83,7 +83,7 @@ class Network:
         self.rng = random.Random(f"{config.seed}/network")
         self.accounts: list[Account] = []
         self.by_did: dict[str, Account] = {}
-        self.by_handle: dict[str, Account] = {}
+        self.by_handle: dict[str, Account] = {}  # whom a domain names, whoever claims it
         self.publish: list[Publish] = []
         self.commits = 0
         self._hosted: dict[int, list[Account]] = {}
@@ -260,14 +260,42 @@ class Network:
         head = account.repo.head
         self.emit(account, sync_event(account.did, head.rev, head.commit, head.commit_block))
 
-    async def change_handle(self, account: Account, handle: str | None = None, *, announce: bool = True) -> str:
-        """Give the account another handle; announce=False leaves the handle out of the #identity event."""
-        handle = handle or f"user{account.index}-{self.clock.tick() % 100_000}.pds{account.pds}.test"
-        self.by_handle.pop(account.handle, None)
+    async def change_handle(
+        self, account: Account, handle: str | None = None, *, announce: bool = True, domain: bool = True
+    ) -> str:
+        """Give the account another handle; announce=False leaves the handle out of the #identity event.
+
+        domain=False: only the document claims it, and its domain goes on naming whom it named. The faults `handle_false`
+        and `handle_contended` do so, too, or take the handle of another account; they spare handles that were chosen.
+        """
+        if handle is None:
+            handle, domain = self._draw_handle(account, domain)
+        self._free(account)
         account.handle = handle
-        self.by_handle[handle] = account
+        if domain:
+            self.by_handle[handle] = account
         self.emit(account, identity_event(account.did, handle if announce else None))
         return handle
+
+    def _draw_handle(self, account: Account, domain: bool) -> tuple[str, bool]:
+        handle = f"user{account.index}-{self.clock.tick() % 100_000}.pds{account.pds}.test"
+        if self.faults.fire("handle_false", did=account.did):
+            return handle, False
+        contended = self.faults.fire("handle_contended", did=account.did)
+        if contended is not None:
+            other = self.accounts[(account.index + 1) % len(self.accounts)]
+            return other.handle, self.rng.random() < contended.get("take", 0.5)
+        return handle, domain
+
+    def _free(self, account: Account) -> None:
+        """The domain of the account's handle names nobody any more, if it named this account."""
+        if self.by_handle.get(account.handle) is account:
+            del self.by_handle[account.handle]
+
+    def owner(self, handle: str) -> Account | None:
+        """Whom a domain names; None for nobody."""
+        account = self.by_handle.get(handle)
+        return None if account is None or account.status == "deleted" else account
 
     async def set_status(self, account: Account, status: Status | None) -> None:
         """Deactivate, take down, suspend, delete (for good) or, with None, activate again."""
@@ -314,6 +342,7 @@ class Network:
         return {
             "did": account.did,
             "handle": account.handle,
+            "handle_verified": self.owner(account.handle) is account,
             "pds": account.pds,
             "active": account.active,
             "status": account.status,

@@ -123,13 +123,13 @@ class Pds:
     # --- identity
 
     async def _resolve_handle(self, request: web.Request) -> web.Response:
-        account = self.network.by_handle.get(request.query.get("handle", "").lower())
-        if account is None or account.status == "deleted":
+        account = self.network.owner(request.query.get("handle", "").lower())
+        if account is None:
             return xrpc_error("HandleNotFound", "Unable to resolve handle")
         return self._json({"did": account.did})
 
     async def _well_known(self, request: web.Request) -> web.Response:
-        account = self.network.by_handle.get(request.host.partition(":")[0].lower())
+        account = self.network.owner(request.host.partition(":")[0].lower())
         if account is None or account.pds != self.index:
             return web.Response(status=404, text="User not found")
         return web.Response(text=account.did)

@@ -21,6 +21,7 @@ from simulator.config import SimulatorConfig
 from simulator.control_api import ControlApi
 from simulator.faults import Faults
 from simulator.labeler import Labeler
+from simulator.names import NameServer
 from simulator.network import Network
 from simulator.pds import Pds
 from simulator.plc import PlcDirectory
@@ -35,9 +36,9 @@ Ready = Callable[[dict[str, Any]], None]
 
 
 class SimulatedNetwork:
-    """PLC directory, PDSes, relays, labelers, writer and control API of one configuration.
+    """PLC directory, DNS, PDSes, relays, labelers, writer and control API of one configuration.
 
-    `urls` (after `start`): {"plc", "relays": […], "pds": […], "labelers": […], "control"}.
+    `urls` (after `start`): {"plc", "dns": "HOST:PORT", "relays": […], "pds": […], "labelers": […], "control"}.
     """
 
     def __init__(self, config: SimulatorConfig) -> None:
@@ -46,6 +47,7 @@ class SimulatedNetwork:
         self.faults.switch(config.faults)
         self.network = Network(config, self.faults)
         self.plc = PlcDirectory(self.network, self.faults)
+        self.names = NameServer(self.network, self.faults)
         self.pdses = [Pds(self.network, self.faults, index) for index in range(config.pdses)]
         self.relays = [Relay(self.network, self.faults, index) for index in range(config.relays)]
         self.labelers = [Labeler(self.network, self.faults, index) for index in range(config.labelers)]
@@ -71,6 +73,7 @@ class SimulatedNetwork:
         pds_urls = [await self._listen(pds.application()) for pds in self.pdses]
         labelers = [await self._listen(labeler.application()) for labeler in self.labelers]
         self.urls = {"plc": plc, "relays": relays, "pds": pds_urls, "labelers": labelers, "control": control}
+        self.urls["dns"] = await self.names.listen(_HOST, self._next_port)
         self.urls["labeler_dids"] = [labeler.did for labeler in self.labelers]
         self.control.urls = self.urls
         self.plc.pds_urls = pds_urls
@@ -94,6 +97,7 @@ class SimulatedNetwork:
         """Close every server and connection."""
         if self._writing is not None:
             self._writing.cancel()
+        self.names.close()
         for runner in self._runners:
             await runner.cleanup()
 

@@ -54,6 +54,10 @@ SHORT = {
     "fetch_idle_seconds": 2.0,
     "fetch_total_seconds": 30.0,
     "stale_seconds": 10.0,
+    "resyncs_per_repo_hour": 1000,
+    "handle_retry_seconds": 2.0,
+    "handle_recheck_seconds": 20.0,
+    "handle_checks_per_second": 200.0,
     "identity_cache_seconds": 60.0,
     "backfill_concurrency": 20,
     "host_concurrency": 20,
@@ -71,6 +75,7 @@ class Mirror:
         given: dict[str, Any] = {**SHORT, "data_dir": self.data_dir}
         if simulation is not None:
             given |= {"relays": simulation.relays, "labelers": simulation.labelers, "plc": simulation.plc}
+            given["dns"] = simulation.dns
         self.settings = given | settings
         self.leader: subprocess.Popen[bytes] | None = None
         self.single: list[SingleProcess] = []

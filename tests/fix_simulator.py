@@ -30,6 +30,8 @@ class RepoTruth:
     data: str
     records: dict[str, str] = field(repr=False)
     """path → CID text"""
+    handle_verified: bool = True
+    """the handle's domain names this account"""
 
 
 class Simulation:
@@ -38,6 +40,7 @@ class Simulation:
     def __init__(self, process: subprocess.Popen[str], urls: dict[str, Any]) -> None:
         self.process = process
         self.plc: str = urls["plc"]
+        self.dns: str = urls["dns"]
         self.relays: list[str] = urls["relays"]
         self.pdses: list[str] = urls["pds"]
         self.labelers: list[str] = urls["labelers"]

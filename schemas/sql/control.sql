@@ -82,3 +82,13 @@ select count(*) from sluice.repo where phase = 'pending' and queued_at is null a
 
 -- name: now
 select extract(epoch from now())::float8 as now
+
+-- name: handles
+-- Exact while the table is small, then PostgreSQL's estimates; what is due is counted up to 100,000.
+with size as (select reltuples::bigint as rows from pg_class where oid = 'sluice.handle'::regclass)
+select case when s.rows < 100000 then (select count(*) from sluice.handle where verified)
+            else (s.rows * (1 - coalesce(g.null_frac, 0)))::bigint end as verified,
+       case when s.rows < 100000 then (select count(*) from sluice.handle where not verified)
+            else (s.rows * coalesce(g.null_frac, 0))::bigint end as unverified,
+       (select count(*) from (select from sluice.handle where next_check_at <= now() limit 100000) d) as due
+from size s left join pg_stats g on g.schemaname = 'sluice' and g.tablename = 'handle' and g.attname = 'verified_at'

@@ -93,6 +93,21 @@ where r.did = d.did and r.collection = d.collection and r.rkey = d.rkey
 -- name: forget_identity
 delete from sluice.identity where did = any(%(dids)s::text[])
 
+-- name: claim_handles
+-- A repo was fetched or told of another handle: checked in its turn.
+insert into sluice.handle as h (did, next_check_at) select did, now() from unnest(%(dids)s::text[]) as u (did) order by did
+on conflict (did) do update
+set asked = h.asked + 1,
+    next_check_at = least(h.next_check_at, greatest(now(), h.checked_at + interval '10 seconds'))
+
+-- name: check_handles
+-- Before whatever is due by the clock, but not more often than every ten seconds, whoever sends how many events.
+insert into sluice.handle as h (did) select did from unnest(%(dids)s::text[]) as u (did) order by did
+on conflict (did) do update
+set asked = h.asked + 1,
+    next_check_at = case when h.checked_at > now() - interval '10 seconds' then h.checked_at + interval '10 seconds'
+                         else '-infinity' end
+
 -- name: label
 -- The newest cts wins, in any order of arrival; a negation is kept as a row.
 insert into sluice.label as l (src, uri, val, cid, neg, cts, exp, sig, seq)

@@ -93,7 +93,8 @@ set phase = 'backfill', attempt = r.attempt + 1, lease_until = now() + make_inte
     worker = %(worker)s, produced_partition = null, produced_offset = null, held = 0, held_rev = '',
     -- an outcome leaves the status alone: only account events after the ratchet read here may set it
     status = case when r.active then null else r.status end,
-    started_at = now(), completed_at = null, phase_since = now()
+    started_at = now(), completed_at = null, phase_since = now(),
+    fetched_at = (r.fetched_at || now())[greatest(1, cardinality(r.fetched_at) + 2 - %(hourly)s):]
 from wanted w where r.did = w.did
 returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host,
           -- only who was told of a deletion may take 'not found' for its proof: a deactivation hides, and keeps the rows
@@ -163,6 +164,8 @@ set phase = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then
     produced_partition = null, produced_offset = null, phase_since = now(),
     heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', -- what was held has only been heard
     stale_since = case when r.held_rev > r.heard_rev then null else r.stale_since end,
+    -- a pause that we chose and a worker that stopped are nobody's attempts
+    fetched_at = case when %(counted)s then r.fetched_at else r.fetched_at[:cardinality(r.fetched_at) - 1] end,
     completed_at = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then greatest(now(), r.started_at) end
 from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
 where r.did = d.did
@@ -177,14 +180,25 @@ set stale_since = coalesce(stale_since, now()),
 where did = %(did)s and attempt = %(attempt)s and phase = 'backfill'
 returning greatest(rev, heard_rev)
 
+-- name: refetch
+-- A stale snapshot is asked for again, as one more attempt of this hour; no row: there is none left, or it is not ours.
+update sluice.repo
+set fetched_at = (fetched_at || now())[greatest(1, cardinality(fetched_at) + 2 - %(hourly)s):]
+where did = %(did)s and attempt = %(attempt)s and phase = 'backfill'
+      and (cardinality(fetched_at) < %(hourly)s or fetched_at[cardinality(fetched_at) - %(hourly)s + 1] <= now() - interval '1 hour')
+returning did
+
 -- name: due
--- Pending repos that control has to queue, the longest due first.
+-- Pending repos that control has to queue, the longest due first. Whatever events ask for, a repo is fetched so many times
+-- in an hour and no more: one whose attempts are used up waits until the oldest of them is an hour old.
 with due as (
-    select did from sluice.repo
+    select did, fetched_at[cardinality(fetched_at) - %(hourly)s + 1] + interval '1 hour' as again from sluice.repo
     where phase = 'pending' and (active or reason = 'deletion') and queued_at is null and next_retry_at <= now()
     order by next_retry_at limit %(limit)s for update skip locked
+), waits as (
+    update sluice.repo r set next_retry_at = due.again from due where r.did = due.did and due.again > now()
 )
-update sluice.repo r set queued_at = now() from due where r.did = due.did
+update sluice.repo r set queued_at = now() from due where r.did = due.did and (due.again is null or due.again <= now())
 returning r.did, r.attempt, r.reason, r.heard_rev, r.host, r.active, r.status, r.job
 
 -- name: queued_long

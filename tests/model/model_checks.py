@@ -6,7 +6,7 @@ from typing import Any
 
 from model_network import Account, data_of
 from model_state import State
-from model_tables import ModelTables
+from model_tables import HOUR, HOURLY, ModelTables
 
 from schemas import wire
 from steps.gate import Phase
@@ -41,6 +41,14 @@ class Checks(State):
                 case Phase.PENDING:
                     if not repo.active and repo.reason != "deletion":
                         self.fail(f"{did}: pending for {repo.reason!r}, but no claim takes it")
+            if sum(at + HOUR > self.tables.now for at in row.counted) > HOURLY:
+                self.fail(f"{did}: fetched more than {HOURLY} times in an hour: {row.counted}")
+            if (
+                repo.phase == Phase.PENDING
+                and len(row.fetched) == HOURLY
+                and row.fetched[0] + 3600.0 == row.next_retry_at
+            ):
+                self.fired["put off by the hour's limit"] += 1
             if row.held and repo.phase != Phase.BACKFILL:
                 self.fail(f"{did}: held events in phase {repo.phase}")
             self.check_deleted(did, row)

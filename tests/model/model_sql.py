@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import psycopg
-from model_tables import GRACE, LEASE, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
+from model_tables import GRACE, HOURLY, LEASE, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
 
 from connectors.indexing import Gate
 from connectors.repos import Claim, Discovery, Listed, RepoStore
@@ -34,7 +34,8 @@ alter database {database} set search_path = fake, pg_catalog, public;
 ROWS = """
 select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
        first_attempt, held, held_rev, desyncs, retry_count, handle, worker, produced_offset, listed_rev,
-       {times}
+       {times},
+       array(select round(extract(epoch from at) - {epoch}, 3)::float8 from unnest(fetched_at) with ordinality as f (at, n) order by n)
 from sluice.repo order by did
 """
 TIMES = ("lease_until", "queued_at", "next_retry_at", "stale_since", "listed_since", "phase_since", "desynced_at")
@@ -51,7 +52,12 @@ class SqlTables:
         with psycopg.connect(database, autocommit=True) as db:
             name = db.info.dbname
             db.execute(CLOCK.format(epoch=EPOCH, database=name).encode())
-        settings = Settings(database=database, lease_seconds=LEASE, max_attempts=Kernel().rules.max_attempts)
+        settings = Settings(
+            database=database,
+            lease_seconds=LEASE,
+            max_attempts=Kernel().rules.max_attempts,
+            resyncs_per_repo_hour=HOURLY,
+        )
         self.settings = settings
         self.store = RepoStore(settings)
         self.tables = Tables(settings, CLUSTER)
@@ -93,7 +99,8 @@ class SqlTables:
     def dump(self) -> dict[str, Any]:
         times = ", ".join(f"round(extract(epoch from {name}) - {EPOCH}, 3)::float8" for name in TIMES)
         found: dict[str, Any] = {
-            row[0]: (row[1:], {}, {}) for row in self.db.execute(ROWS.format(times=times).encode()).fetchall()
+            row[0]: (row[1:], {}, {})
+            for row in self.db.execute(ROWS.format(times=times, epoch=EPOCH).encode()).fetchall()
         }
         records = "select did, rkey, cid, rev, attempt, reason from sluice.record"
         for did, rkey, *record in self.db.execute(records):
@@ -109,7 +116,8 @@ def plain(row: Row) -> Any:
     values = [getattr(row.repo, name) for name in REPO[1:]]
     times = [None if getattr(row, name) is None else round(getattr(row, name), 3) for name in TIMES]
     strings = [str(value) if isinstance(value, str) else value for value in values]
-    return (*strings, row.worker, row.produced, row.listed_rev, *times), row.records, row.held
+    fetched = [round(at, 3) for at in row.fetched]
+    return (*strings, row.worker, row.produced, row.listed_rev, *times, fetched), row.records, row.held
 
 
 class Difference(AssertionError):
@@ -183,6 +191,9 @@ class Twin:
 
     def stale(self, did: str, attempt: int) -> Any:
         return self.same("stale", self.model.stale(did, attempt), self.sql.store.stale(did, attempt, GRACE))
+
+    def refetch(self, did: str, attempt: int) -> bool:
+        return self.same("refetch", self.model.refetch(did, attempt), self.sql.store.refetch(did, attempt))  # type: ignore[no-any-return]
 
     def due(self) -> list[wire.RepoTask]:
         one, other = self.model.due(), self.sql.store.due(1000)

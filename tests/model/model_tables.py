@@ -18,6 +18,8 @@ LEASE = 60.0
 GRACE = 600.0
 REOPEN = 3600.0
 REAP_DELAY = 5.0
+HOURLY = 10  # attempts of one repo in an hour at most
+HOUR = 3600.0 - 1e-5  # PostgreSQL rounds to microseconds: what is an hour ago there is so here, too
 TOPICS = ("firehose_backfill", "firehose_live")
 
 
@@ -56,6 +58,8 @@ class Row:
     listed_since: float | None = None
     phase_since: float = 0.0
     desynced_at: float | None = None
+    fetched: tuple[float, ...] = ()  # the newest attempts, as the table remembers them
+    counted: tuple[float, ...] = ()  # all of them
     records: dict[str, tuple[str, str, int, str | None]] = field(default_factory=dict)
     held: dict[int, Any] = field(default_factory=dict)
 
@@ -118,6 +122,7 @@ class ModelTables:
             self._set(row, phase="backfill", attempt=attempt + 1, held=0, held_rev="", status=status)
             row.lease_until, row.worker, row.produced = self.now + LEASE, worker, None
             row.phase_since = self.now
+            self._fetched(row)
             repo = row.repo
             ratchet = (repo.account_time, repo.account_seq)
             told = "deactivation" if repo.reason == "deletion" and repo.status != "deleted" else repo.reason
@@ -169,11 +174,22 @@ class ModelTables:
             self._set(row, rev="", heard_rev="")
         return row.min_rev
 
+    def refetch(self, did: str, attempt: int) -> bool:
+        row = self.rows[did]
+        full = len(row.fetched) >= HOURLY and row.fetched[-HOURLY] + HOUR > self.now
+        if row.repo.attempt != attempt or row.repo.phase != "backfill" or full:
+            return False
+        self._fetched(row)
+        return True
+
     def due(self) -> list[wire.RepoTask]:
         tasks = []
         for row in self._in("pending"):
             claimable = row.repo.active or row.repo.reason == "deletion"
             if claimable and row.queued_at is None and row.next_retry_at <= self.now:
+                if len(row.fetched) >= HOURLY and row.fetched[-HOURLY] + HOUR > self.now:
+                    row.next_retry_at = row.fetched[-HOURLY] + 3600.0
+                    continue
                 row.queued_at = self.now
                 tasks.append(wire.RepoTask(did=row.repo.did, attempt=row.repo.attempt, reason=row.repo.reason or "due"))
         return tasks
@@ -317,11 +333,16 @@ class ModelTables:
         heard = max(repo.heard_rev, repo.held_rev)
         if heard > repo.heard_rev:
             row.stale_since = None
+        if not counted:
+            row.fetched, row.counted = row.fetched[:-1], row.counted[:-1]
         self._set(row, phase=phase, retry_count=count, heard_rev=heard, held=0, held_rev="")
         row.held.clear()
         row.queued_at = row.lease_until = row.worker = row.produced = None
         row.next_retry_at, row.phase_since = self.now + delay, self.now
         return phase
+
+    def _fetched(self, row: Row) -> None:
+        row.fetched, row.counted = (*row.fetched, self.now)[-HOURLY:], (*row.counted, self.now)
 
     def _due_now(self, row: Row) -> None:
         row.next_retry_at = row.phase_since = self.now

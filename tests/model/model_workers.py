@@ -118,6 +118,10 @@ class Workers(Upstream):
         if not self.calm and self.rng.random() < 0.1:
             self.tables.retry(claim.did, claim.attempt, 31.0, counted=False)
             self.jobs.remove(job)
+        elif not self.tables.refetch(claim.did, claim.attempt):
+            self.fired["attempts of the hour used up"] += 1
+            self.tables.retry(claim.did, claim.attempt, 31.0, counted=True)
+            self.jobs.remove(job)
 
     def do_produce(self) -> None:
         ready = [job for job in self.jobs if job.messages is not None]

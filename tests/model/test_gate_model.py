@@ -24,6 +24,7 @@ FAULTS = {
     "lost task",
     "partition lost",
     "PDS went back",
+    "put off by the hour's limit",
     "reaped",
     "replay",
     "requeued",

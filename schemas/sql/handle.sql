@@ -1,0 +1,54 @@
+-- Statements on sluice.handle, each run by connectors/handles.py. Rows are locked in DID order.
+
+-- name: due
+select did, asked, failures from sluice.handle where next_check_at <= now() order by next_check_at limit %(limit)s
+
+-- name: release
+-- A handle belongs to the DID that its domain names now: any other that held it loses it.
+update sluice.handle h
+set verified = false, reason = 'elsewhere', detail = 'the domain names ' || l.owner, next_check_at = now() + make_interval(secs => %(retry)s)
+from (
+    select o.did, w.did as owner
+    from sluice.handle o
+    join unnest(%(handles)s::text[], %(dids)s::text[]) as w (handle, did) on w.handle = o.handle and w.did <> o.did
+    where o.verified
+    order by o.did for update of o
+) l
+where h.did = l.did
+returning h.did
+
+-- name: settle
+-- Results of checks. Silence leaves a verified handle as it is; a web host's silence for %(patience)s seconds only. What an
+-- event asked for after the check had begun is still to be done.
+insert into sluice.handle as h (did, handle, verified, verified_at, checked_at, next_check_at, failures, reason, detail)
+select u.did, u.handle, u.standing = 'verified', case when u.standing = 'verified' then now() end, now(),
+       now() + make_interval(secs => u.delay), (u.standing <> 'verified')::integer, nullif(u.standing, 'verified'), u.detail
+from unnest(%(dids)s::text[], %(handles)s::text[], %(standings)s::text[], %(details)s::text[], %(delays)s::float8[],
+            %(asked)s::bigint[]) as u (did, handle, standing, detail, delay, asked)
+order by u.did
+on conflict (did) do update
+set handle = case when excluded.reason = 'directory_silent' then h.handle else excluded.handle end,
+    verified = excluded.verified or (h.verified and (
+        excluded.reason = 'directory_silent'
+        or (excluded.reason = 'silent' and excluded.handle = h.handle)
+        or (excluded.reason = 'host_silent' and excluded.handle = h.handle
+            and h.verified_at > now() - make_interval(secs => %(patience)s))
+    )),
+    verified_at = coalesce(excluded.verified_at, h.verified_at),
+    checked_at = excluded.checked_at,
+    failures = case when excluded.verified then 0 else h.failures + 1 end,
+    reason = excluded.reason, detail = excluded.detail,
+    next_check_at = case when h.asked > (
+        select max(u.asked) from unnest(%(dids)s::text[], %(asked)s::bigint[]) as u (did, asked) where u.did = h.did
+    ) then h.next_check_at else excluded.next_check_at end
+
+-- name: ask_owners
+-- Whom a domain names instead may have become its owner: checked soon, if that is what its document claims.
+update sluice.handle h set next_check_at = least(h.next_check_at, now())
+from (
+    select o.did from sluice.handle o
+    join unnest(%(owners)s::text[], %(handles)s::text[]) as w (did, handle) on w.did = o.did and w.handle = o.handle
+    where not o.verified
+    order by o.did for update of o
+) n
+where h.did = n.did
