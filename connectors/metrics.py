@@ -117,7 +117,7 @@ JOB_RUNNING = Gauge("sluice_jobs_running_seconds", "age of the running job that 
 HOSTS = Gauge("sluice_hosts", "PDSes that are known, fail, or are paused by their limits", ["state"])
 HOST_REPOS = Gauge(
     "sluice_host_repos",
-    "repos by phase of the few PDSes with most work left; sampled above a million",
+    "repos by phase of the few PDSes with most work left; a sample of large tables",
     ["host", "phase"],
 )
 PAUSE_LEFT = Gauge("sluice_quota_pause_seconds", "longest time that a quota still holds up a host or a job", ["what"])

@@ -203,6 +203,7 @@ class Listings:
             if self._is_due_anew(upstream):
                 upstream.state, upstream.relist = restart(upstream.state, self._clock(), policy), False
                 logger.info("listing anew", extra={"upstream": target.key})
+                metrics.CURSOR_RESETS.labels(target.label).inc()
                 await self.queue.put(self._item(upstream, []))
             upstream.hurry = False
             outcome = await self._page(pager, upstream, upstream.state.cursor, upstream.state.size)
