@@ -4,11 +4,12 @@
 those that no waiting cures: a wrong password, a certificate that nobody trusts.
 """
 
+import os
 from typing import Any
 
 from confluent_kafka import KafkaError
 
-from schemas.settings import Settings
+from schemas.settings import PREFIX, Settings, SettingsError
 
 INCURABLE = {
     KafkaError._AUTHENTICATION: "correct SLUICE_BROKER_USERNAME, SLUICE_BROKER_PASSWORD and SLUICE_BROKER_MECHANISM",
@@ -16,10 +17,15 @@ INCURABLE = {
     KafkaError.UNSUPPORTED_SASL_MECHANISM: "set SLUICE_BROKER_MECHANISM to one that the broker has",
     KafkaError._SSL: "correct SLUICE_BROKER_PROTOCOL, or SLUICE_BROKER_CA to the authority of the broker's certificate",
 }
+FILES = {
+    "ssl.ca.location": "broker_ca",
+    "ssl.certificate.location": "broker_certificate",
+    "ssl.key.location": "broker_key",
+}
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """librdkafka's settings of the connection."""
+    """librdkafka's settings of the connection. Raises SettingsError for a file that cannot be read."""
     found: dict[str, Any] = {"bootstrap.servers": settings.bootstrap}
     if settings.broker_protocol != "plaintext":
         found["security.protocol"] = settings.broker_protocol
@@ -30,12 +36,11 @@ def options(settings: Settings) -> dict[str, Any]:
             "sasl.password": settings.broker_password,
         }
     if settings.broker_protocol.endswith("ssl"):
-        files = {
-            "ssl.ca.location": settings.broker_ca,
-            "ssl.certificate.location": settings.broker_certificate,
-            "ssl.key.location": settings.broker_key,
-        }
-        found |= {name: path for name, path in files.items() if path}
+        for name, setting in FILES.items():
+            if path := getattr(settings, setting):
+                if not os.access(path, os.R_OK):
+                    raise SettingsError(f"{PREFIX}{setting.upper()}: {path} cannot be read; name a PEM file")
+                found[name] = path
     return found
 
 

@@ -305,7 +305,5 @@ def _check_broker(settings: Settings) -> None:
             raise SettingsError(
                 f"{PREFIX}{name.upper()} is set, but {PREFIX}BROKER_PROTOCOL is {settings.broker_protocol}; set it to ssl or sasl_ssl"
             )
-        if path and not os.access(path, os.R_OK):
-            raise SettingsError(f"{PREFIX}{name.upper()}: {path} cannot be read; name a PEM file")
     if bool(settings.broker_certificate) != bool(settings.broker_key):
         raise SettingsError(f"{PREFIX}BROKER_CERTIFICATE and {PREFIX}BROKER_KEY go together; set both or none")

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from connectors import broker
 from connectors.back_pressure import HighWater
 from connectors.log import GroupConsumer, LogProducer, LogUnavailable, Out, cluster_id, watermarks
 from connectors.migrations import migrate
@@ -178,5 +179,5 @@ def test_the_password_is_shown_nowhere(secured: Any) -> None:
 )
 def test_settings_that_do_not_go_together_are_one_line(given: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said) as refused:
-        load(**given)
+        broker.options(load(**given))
     assert "hidden" not in str(refused.value)

@@ -73,6 +73,7 @@ def faults(documents: list[Document], documented: str) -> list[str]:
             _restricted(pod),
             _resources(pod),
             _references(pod, documents, documented),
+            _mounted(pod, documents, documented),
         ]
         if pod.ours:
             checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod)]
@@ -150,6 +151,18 @@ def _references(pod: Pod, documents: list[Document], documented: str) -> Iterato
             told = f"secret generic {wanted['name']}" in documented and f"{wanted['key']}=" in documented
             if ("Secret", wanted["name"], wanted["key"]) not in there and not told:
                 yield f"the Secret {wanted['name']} with {wanted['key']} is neither there nor documented"
+
+
+def _mounted(pod: Pod, documents: list[Document], documented: str) -> Iterator[str]:
+    there = {doc["metadata"]["name"] for doc in documents if doc["kind"] == "Secret"}
+    for volume in pod.spec.get("volumes", []):
+        secret = volume.get("secret")
+        if not secret or secret["secretName"] in there:
+            continue
+        for item in secret.get("items", [{"key": ""}]):
+            told = f"secret generic {secret['secretName']}" in documented and f"{item['key']}=" in documented
+            if not told:
+                yield f"the Secret {secret['secretName']} with {item['key']} is mounted, and neither there nor documented"
 
 
 def environment(container: dict[str, Any], documents: list[Document]) -> dict[str, str]:

@@ -215,6 +215,14 @@ def test_scaling_follows_the_groups_of_the_code(tmp_path: Path) -> None:
             assert trigger["metadata"]["bootstrapServersFromEnv"] in settings(documents)
 
 
+def test_the_secret_of_the_brokers_is_documented(tmp_path: Path) -> None:
+    """Its user, its password and the file that is mounted: each is named where nobody is told to make it."""
+    documents = render(with_components(copy(tmp_path), "production", ["broker-security"]))
+    found = faults(documents, DOCUMENTED.replace("secret generic sluice-broker", "a secret"))
+    for what in ("sluice-broker with username", "sluice-broker with password", "sluice-broker with ca.crt is mounted"):
+        assert [fault for fault in found if what in fault]
+
+
 def test_image_is_of_this_release() -> None:
     release = (ROOT / "pyproject.toml").read_text("utf-8").partition('version = "')[2].partition('"')[0]
     for overlay in OVERLAYS:
