@@ -127,6 +127,10 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
     return decoded
 
 
+REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
+"""What a row of its own makes the database say; a row too large for an index is one, though psycopg calls it operational."""
+
+
 class Letters(Protocol):
     """Where dead letters go."""
 
@@ -196,7 +200,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             metrics.DEAD_LETTERS.labels("index", DeadReason.UNDECODABLE.value).inc(len(decoded.letters))
         try:
             self._with_retries(lambda: self._transaction(decoded))
-        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as err:
+        except REFUSALS as err:
             self._halve(decoded, err)
         self._report(decoded)
 
@@ -211,6 +215,8 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
         for attempt in range(RETRIES):
             try:
                 work()
+            except errors.ProgramLimitExceeded:
+                raise
             except (errors.DeadlockDetected, errors.SerializationFailure, psycopg.OperationalError) as err:
                 if attempt == RETRIES - 1 or (STOP.is_set() and attempt > 0):
                     raise

@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from psycopg.rows import dict_row
 
 from connectors import broker
-from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
+from connectors.indexing import REFUSALS, TOPICS, Batch, Decoded, Gate, decode
 from connectors.log import GroupConsumer, LogProducer, Out, cluster_id, watermarks
 from connectors.stream import Frame
 from connectors.tables import Tables
@@ -195,7 +195,7 @@ class DeadLetters:
                 if decoded.queues:
                     Gate(tables, rules).settle(unit, decoded.queues)
                 unit.labels(decoded.labels)
-        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as err:
+        except REFUSALS as err:
             return " ".join(str(err).split())
         return None
 

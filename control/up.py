@@ -247,6 +247,9 @@ class _Up:
             partitions=self._settings.partitions,
             replication=self._settings.replication,
             processes=[*self._embedded.processes, *self._supervisor.processes],
+            plc=self._settings.plc,
+            dns=self._settings.dns,
+            allow_private_hosts=self._settings.allow_private_hosts,
         ).write(self._settings.data_dir)
 
     def _watch(self) -> dict[str, object] | None:

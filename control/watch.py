@@ -52,7 +52,7 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The contents of processes.json: who runs, and where log and database are."""
+    """The contents of processes.json: who runs, where log and database are, and what network it is."""
 
     up: int
     bootstrap: str
@@ -61,6 +61,9 @@ class Registry:
     partitions: int
     replication: int
     processes: list[Process]
+    plc: str = ""
+    dns: str = ""
+    allow_private_hosts: bool = False
 
     def write(self, data_dir: Path) -> None:
         """Replace the file at once. Only its owner may read it: the database URL carries a password."""

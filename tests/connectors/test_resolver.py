@@ -1,6 +1,7 @@
 """The resolver against a PLC directory of the test's own and the real identity table."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from aiohttp import web
 
 from connectors.http import open_session
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
-from schemas.settings import Settings
+from schemas.settings import Settings, load
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -151,5 +152,77 @@ def test_memory_is_bounded(database: str) -> None:
         await one.resolve(DID)
         one._keep((await one.resolve(DID)).__class__("did:plc:b", None, None, None, None, None), 60)
         assert list(one._cache) == ["did:plc:b"]
+
+    run(database, body)
+
+
+def test_a_did_that_was_not_there_is_not_asked_for_again_for_a_while(database: str) -> None:
+    """Negative entries: remembered, forgotten after their time, and at once when an event tells of the DID."""
+    nobody = "did:plc:" + "z" * 24
+
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        one = resolver(identity_negative_seconds=60.0)
+        for _ in range(5):
+            with pytest.raises(IdentityNotFound):
+                await one.resolve(nobody)
+        assert directory.asked == [nobody]
+        assert isinstance((await one.resolve_many([nobody], max_age=60))[nobody], IdentityNotFound)
+        assert directory.asked == [nobody]
+        one.forget(nobody)
+        with pytest.raises(IdentityNotFound):
+            await one.resolve(nobody)
+        assert directory.asked == [nobody, nobody]
+        short = resolver(identity_negative_seconds=0.0)
+        for _ in range(2):
+            with pytest.raises(IdentityNotFound):
+                await short.resolve(nobody)
+        assert len(directory.asked) == 4
+
+    run(database, body)
+
+
+def test_requests_are_paced_and_a_directory_that_asks_for_rest_gets_it(database: str) -> None:
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        paced = resolver(identity_requests_per_second=20.0)
+        started = time.monotonic()
+        dids = [
+            "did:plc:" + str(number).rjust(24, "a").translate(str.maketrans("0189", "bcde")) for number in range(10)
+        ]
+        answers = await paced.resolve_many(dids, max_age=60)
+        assert len(answers) == 10
+        assert time.monotonic() - started >= 9 / 20
+        directory.status = 429  # it asks for nine seconds
+        with pytest.raises(IdentityUnreachable):
+            await paced.resolve(DID)
+        asked = len(directory.asked)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(paced.resolve(DID), 0.5)
+        assert len(directory.asked) == asked
+
+    run(database, body)
+
+
+def test_many_dids_are_one_query_and_only_what_is_missing_is_asked_for(database: str) -> None:
+    """Pre-fetch for a backfill: what the table knows costs the directory nothing."""
+
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        await resolver().resolve(DID)
+        assert directory.asked == [DID]
+        other = resolver()
+        found = await asyncio.gather(*(other.resolve(DID) for _ in range(20)), other.resolve_many([DID], max_age=60))
+        assert {type(answer).__name__ for answer in found} == {"Identity", "dict"}
+        assert directory.asked == [DID]
+
+    run(database, body)
+
+
+def test_the_directory_is_a_setting(database: str) -> None:
+    """A PLC mirror: whatever the setting names is asked, with or without a slash at its end."""
+
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        plc = resolver()._settings.plc
+        mirror = resolver(plc=load(plc=plc + "/").plc)
+        assert (await mirror.resolve(DID, fresh=True)).did == DID
+        assert directory.asked == [DID]
 
     run(database, body)

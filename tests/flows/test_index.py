@@ -139,13 +139,15 @@ def test_one_bad_message_costs_only_itself(world: World) -> None:
     """G7: what does not decode, and what the database refuses, become dead letters; the rest of the batch is written."""
     bad_json = Out("firehose_backfill", did(1), b'{"type":"create"')
     nul = create(2, "nul\0rkey")
+    giant = create(3, secrets.token_urlsafe(6000))  # no index takes a key of this size: psycopg calls that operational
     good = [message for number in range(10, 20) for message in snapshot(number, 5)]
-    world.producer.send([good[0], bad_json, *good[1:30], nul, *good[30:]])
+    world.producer.send([good[0], bad_json, *good[1:30], nul, giant, *good[30:]])
     index = world.index()
-    world.wait_settled("firehose_backfill", len(good) + 2)
-    letters = wait_until(lambda: _letters(world) if len(_letters(world)) == 2 else None)
+    world.wait_settled("firehose_backfill", len(good) + 3)
+    letters = wait_until(lambda: _letters(world) if len(_letters(world)) == 3 else None)
     assert index.terminate() == 0
-    assert {letter.reason for letter in letters} == {"undecodable", "refused_by_database"}
+    assert sorted(letter.reason for letter in letters) == ["refused_by_database", "refused_by_database", "undecodable"]
+    assert any("index row" in letter.error for letter in letters)
     assert world.sql("select count(*) from sluice.record") == [(50,)]
     assert world.sql("select count(*) from sluice.repo where phase = 'sync'") == [(10,)]
 
