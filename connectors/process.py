@@ -7,6 +7,7 @@ itself; `serve_health` answers /healthz, /readyz and /metrics from a thread of i
 import gc
 import json
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -116,6 +117,22 @@ def watch_disk(flow: str, folder: str, path: Path) -> None:
     metrics.DISK_SIZE.labels(flow, folder).set_function(lambda: usage("total"))
 
 
+_PASSWORD = re.compile(r"(://[^\s:/@]*:)\S+@")
+_hidden: set[str] = set()
+
+
+def hide(*secrets: str) -> None:
+    """These never appear in a log line of this process."""
+    _hidden.update(form for secret in secrets if secret for form in (secret, json.dumps(secret)[1:-1]))
+
+
+def without_secrets(text: str) -> str:
+    """The text with passwords of URLs, and what was hidden, blanked."""
+    for secret in _hidden:
+        text = text.replace(secret, "***")
+    return _PASSWORD.sub(r"\1***@", text)
+
+
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -127,14 +144,14 @@ class _Json(logging.Formatter):
         line.update(_fields(record))
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return without_secrets(json.dumps(line, default=str))
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{key}={value}" for key, value in _fields(record).items())
         line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname:<7} {record.name}: {record.getMessage()} {fields}".rstrip()
-        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        return without_secrets(line + ("\n" + self.formatException(record.exc_info) if record.exc_info else ""))
 
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

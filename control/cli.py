@@ -8,6 +8,8 @@ import typer
 
 from control import cli_data
 from control.cli_base import AsJson, DataDir, Parent, answerable, located, unless_set
+from control.cli_doctor import doctor
+from control.cli_filters import filters_app
 from control.cli_jobs import backfill_app
 from control.errors import OperatorError
 from schemas.settings import load
@@ -20,9 +22,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
-for name, group in (("topics", topics_app), ("backfill", backfill_app)):
+for name, group in (("topics", topics_app), ("backfill", backfill_app), ("filters", filters_app)):
     app.add_typer(group, name=name)
 cli_data.commands(app)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import psycopg
 
 from connectors.log import LogUnavailable
 from connectors.migrations import MigrationError
+from connectors.process import without_secrets
 from schemas.settings import SettingsError
 from simulator.embedded_database import DatabaseUnavailable
 from simulator.embedded_log import LogUnavailable as EmbeddedLogUnavailable
@@ -28,7 +29,7 @@ OPERATOR_ERRORS = (
 
 def one_line(error: BaseException) -> str:
     """The error as one line; a database that does not answer names its setting."""
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     if isinstance(error, psycopg.OperationalError):
         return f"SLUICE_DATABASE: {text or 'no answer'}; start PostgreSQL or correct the URL"
     return text

@@ -27,7 +27,7 @@ from control import process as control_process
 from control import topics
 from control.api.serve import Server
 from control.errors import OperatorError
-from schemas.settings import Settings
+from schemas.settings import SECRETS, Settings
 
 FLOWS = {
     "list-repos": "list_repos",
@@ -47,6 +47,7 @@ logger = logging.getLogger("sluice")
 def run(name: str, settings: Settings) -> None:
     """Run one process until it is told to stop. Returns when it has drained."""
     require(name, settings)
+    process.hide(*(getattr(settings, name) for name in SECRETS))
     process.log_to_stderr(settings.log_format)
     process.stop_on_signals()
     health = process.Health(name, settings.stalled_seconds)

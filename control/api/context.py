@@ -25,6 +25,7 @@ THREADS = 8
 WAITING = 64
 STATEMENT_SECONDS = 15
 POOL_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class Context:
         """End threads and connections; what runs is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._pool is not None:
-            self._pool.close(timeout=0)
+            self._pool.close(timeout=CLOSE_SECONDS)
 
     def _opened(self) -> ConnectionPool[psycopg.Connection[Any]]:
         kwargs = {

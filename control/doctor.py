@@ -1,0 +1,226 @@
+"""`sluice doctor`: looks at everything that a mirror needs → `Check`s, each with its state and a remedy. Changes nothing.
+
+`examine(settings) -> list[Check]` never raises for what it looks at: a part that does not answer is a check that failed, and
+what can only be told with that part's help is left out.
+"""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psycopg
+from confluent_kafka.admin import OffsetSpec
+
+from connectors.http import HostRefused, Unreachable, fetch, open_session
+from connectors.log import LogUnavailable, admin, cluster_id
+from connectors.migrations import MigrationError, missing
+from control import topics
+from control.errors import OperatorError, one_line
+from control.positions import GROUP_TOPICS, Positions
+from schemas.settings import Settings
+from schemas.sql import queries
+
+BROKER_SECONDS = 10.0
+CONNECT_SECONDS = 10
+CLOCK_SECONDS = 5.0
+CLOCK_FAILS_SECONDS = 60.0
+NEAR_START = 0.25
+"""A group that stands within this share of a log whose beginning is being removed is close to losing messages."""
+
+DISK_WARNS = 0.15
+DISK_FAILS = 0.05
+NOBODY = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+
+
+class State(StrEnum):
+    """How it is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, how it is, and what to do about it ('' where nothing is to be done)."""
+
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> list[Check]:
+    """All checks, in the order in which to mend what is wrong."""
+    found = [_database(settings)]
+    if found[0].state is not State.FAIL:
+        found += [_guarded("migrations", lambda: _migrations(settings)), _guarded("clock", lambda: _clock(settings))]
+    broker = _broker(settings)
+    found.append(broker)
+    if broker.state is not State.FAIL:
+        found.append(_guarded("topics", lambda: _topics(settings)))
+        if all(check.state is State.OK for check in found if check.name in ("topics", "migrations", "database")):
+            found.append(_guarded("retention", lambda: _retention(settings)))
+            found.append(_guarded("broker clock", lambda: _message_clock(settings)))
+    found += asyncio.run(_upstreams(settings))
+    found.append(_disk(settings))
+    return found
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except (psycopg.Error, LogUnavailable, OperatorError, MigrationError) as err:
+        return Check(name, State.FAIL, one_line(err), "mend what is above first")
+
+
+def _database(settings: Settings) -> Check:
+    try:
+        with psycopg.connect(settings.database, connect_timeout=CONNECT_SECONDS) as db:
+            return Check("database", State.OK, f"PostgreSQL {db.info.server_version // 10000}")
+    except psycopg.Error as err:
+        remedy = "start PostgreSQL there, or correct SLUICE_DATABASE"
+        return Check("database", State.FAIL, one_line(err), remedy)
+
+
+def _migrations(settings: Settings) -> Check:
+    lacking = missing(settings.database)
+    if lacking:
+        return Check("migrations", State.FAIL, f"missing: {', '.join(lacking)}", "run `sluice migrate`")
+    return Check("migrations", State.OK, "all applied")
+
+
+def _clock(settings: Settings) -> Check:
+    with psycopg.connect(settings.database, autocommit=True, connect_timeout=CONNECT_SECONDS) as db:
+        before = time.time()
+        row = db.execute(queries("control")["now"].encode()).fetchone()
+        after = time.time()
+    return clock_check("clock", float(row[0]) if row else 0.0, before, after)
+
+
+def clock_check(name: str, theirs: float, before: float, after: float) -> Check:
+    """Their clock, read between two looks at ours."""
+    off = max(before - theirs, theirs - after, 0.0)
+    state = State.FAIL if off > CLOCK_FAILS_SECONDS else State.WARN if off > CLOCK_SECONDS else State.OK
+    detail = (
+        f"PostgreSQL's clock differs from ours by {off:.1f} s" if off > CLOCK_SECONDS else "agrees with PostgreSQL's"
+    )
+    return Check(name, state, detail, "" if state is State.OK else "synchronise both with NTP")
+
+
+def _broker(settings: Settings) -> Check:
+    try:
+        return Check("broker", State.OK, f"cluster {cluster_id(settings, BROKER_SECONDS)}")
+    except LogUnavailable as err:
+        return Check("broker", State.FAIL, one_line(err), "start the brokers, or correct SLUICE_BOOTSTRAP")
+
+
+def _topics(settings: Settings) -> Check:
+    differences = topics.diff(settings)
+    if not differences:
+        return Check("topics", State.OK, "as declared")
+    counts = any(difference.what == "partitions" for difference in differences)
+    remedy = "set SLUICE_PARTITIONS to what the topics have" if counts else "run `sluice topics apply`"
+    return Check("topics", State.FAIL, "; ".join(map(str, differences[:5])), remedy)
+
+
+def _retention(settings: Settings) -> Check:
+    """Whether a group stands where the log is about to be, or was, removed (or where it has never been)."""
+    with psycopg.connect(settings.database, autocommit=True, connect_timeout=CONNECT_SECONDS) as db:
+        standings = Positions(settings).standings(db)
+    for what, state, remedy in (
+        ("past_end", State.FAIL, "see `sluice cursors list`: the log was replaced, or has lost data"),
+        ("lost", State.FAIL, "their repos are fetched again; raise retention in schemas/topics.yml, or add workers"),
+        ("near", State.WARN, "raise the topic's retention, or add workers, before messages are lost"),
+    ):
+        found = [
+            f"{one.group} at {one.position} of {one.topic}/{one.partition} ({one.start}–{one.end})"
+            for one in standings
+            if (near_start(one.start, one.position, one.end) if what == "near" else getattr(one, what))
+        ]
+        if found:
+            said = {"past_end": "past the end", "lost": "behind the log's start", "near": "close to the log's start"}
+            return Check("retention", state, f"{said[what]}: {'; '.join(found[:5])}", remedy)
+    return Check("retention", State.OK, f"longer than every lag ({sum(one.lag for one in standings)} messages)")
+
+
+def near_start(start: int, position: int, end: int) -> bool:
+    """A log that has begun to be removed (start > 0), and a reader with little between it and the removal."""
+    return start > 0 and position < end and position - start < NEAR_START * (end - start)
+
+
+def _message_clock(settings: Settings) -> Check:
+    """The newest message's time against ours: a producer or broker of the future breaks replays by time and retention."""
+    positions = Positions(settings)
+    parts = positions.parts(topic for group in GROUP_TOPICS.values() for topic in group)
+    newest = max(_newest(settings, parts), default=0.0)
+    ahead = newest - time.time()
+    if ahead > CLOCK_SECONDS:
+        detail = f"the newest message is {ahead:.0f} s in the future"
+        return Check("broker clock", State.FAIL, detail, "synchronise the clocks of brokers and pods with NTP")
+    return Check("broker clock", State.OK, "no message of the future" if newest else "no message yet")
+
+
+def _newest(settings: Settings, parts: list[tuple[str, int]]) -> Iterator[float]:
+    from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - only here
+
+    asked = {TopicPartition(settings.topic(topic), part): OffsetSpec.max_timestamp() for topic, part in parts}
+    for place, future in admin(settings).list_offsets(asked, request_timeout=BROKER_SECONDS).items():
+        try:
+            yield future.result().timestamp / 1000
+        except KafkaException as err:
+            raise LogUnavailable(f"{place.topic}: {err}") from err
+
+
+async def _upstreams(settings: Settings) -> list[Check]:
+    """Relays, labelers and the PLC directory: any answer of theirs that is no failure of theirs."""
+    asked = [
+        ("relay", url, f"{url}/xrpc/com.atproto.sync.listRepos?limit=1", "SLUICE_RELAYS") for url in settings.relays
+    ]
+    asked += [("labeler", url, f"{url}/xrpc/_health", "SLUICE_LABELERS") for url in settings.labelers]
+    asked.append(("plc", settings.plc, f"{settings.plc}/{NOBODY}", "SLUICE_PLC"))
+    found = [] if settings.relays else [Check("relay", State.WARN, "none is set", "set SLUICE_RELAYS=https://RELAY")]
+    async with open_session(settings) as session:
+        for name, url, question, setting in asked:
+            remedy = f"correct {setting}, or wait until it answers"
+            try:
+                answer = await fetch(session, question, allow_private=settings.allow_private_hosts)
+            except HostRefused as err:
+                remedy = f"correct {setting}, or set SLUICE_ALLOW_PRIVATE_HOSTS=true for an own network"
+                found.append(Check(name, State.FAIL, f"{url}: {err}", remedy))
+            except Unreachable as err:
+                found.append(Check(name, State.FAIL, f"{url}: {err}", remedy))
+            else:
+                failing = answer.status >= 500 or (name == "relay" and answer.status != 200)
+                state = State.FAIL if failing else State.OK
+                found.append(Check(name, state, f"{url} answers {answer.status}", remedy if failing else ""))
+    return found
+
+
+def _disk(settings: Settings) -> Check:
+    """Space where `sluice up` keeps its data, or where large repos are spooled."""
+    folder = settings.data_dir if settings.data_dir.exists() else Path.cwd()
+    usage = shutil.disk_usage(folder)
+    return disk_check(str(folder), usage.free, usage.total)
+
+
+def disk_check(folder: str, free: int, total: int) -> Check:
+    """Bytes that are free, of so many."""
+    share = free / max(total, 1)
+    state = State.FAIL if share < DISK_FAILS else State.WARN if share < DISK_WARNS else State.OK
+    detail = f"{folder}: {free / 1e9:.1f} GB free ({share:.0%})"
+    return Check("disk", state, detail, "" if state is State.OK else "free space, or move the data to a larger disk")
+
+
+def as_text(checks: list[Check]) -> str:
+    """For people."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.state:<5} {check.name:<13} {check.detail}")
+        if check.remedy:
+            lines.append(f"{'':<19} → {check.remedy}")
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""What the routes do, on a real broker and a real database."""
+
+from __future__ import annotations
+
+import time
+
+from fix_api import Api
+from flow_process import wait_until
+
+from connectors.log import LogProducer, dead_letter
+from connectors.repos import Listed, RepoStore
+from control.dead_letters import LetterIndex
+from schemas import wire
+from schemas.reasons import DeadReason
+
+DIDS = [f"did:plc:{number:024d}" for number in range(7)]
+
+
+def put(api: Api, *payloads: bytes) -> None:
+    """Dead letters in the topic and in its index."""
+    letters = [dead_letter("firehose_live", DeadReason.UNDECODABLE, "old", payload) for payload in payloads]
+    LogProducer(api.settings).send(letters)
+    index = LetterIndex(api.settings)
+    count = "select count(*) from sluice.dead_letter"
+    wait_until(lambda: index.step(api.db) >= 0 and api.db.execute(count).fetchone() == (len(payloads),))
+    index.close()
+
+
+def test_status_says_what_the_mirror_does(api: Api) -> None:
+    """Issue 4, item 3"""
+    RepoStore(api.settings).discover([Listed(did) for did in DIDS])
+    status, page = api.get("/api/status")
+    assert (status, page["repos"]["pending"]) == (200, len(DIDS))
+    assert page["lag"]["index/firehose_live"] == 0
+    assert {row["topic"] for row in page["standings"]} >= {"firehose_live", "repo_backfill"}
+
+
+def test_repos_are_paged_and_failed_ones_retried(api: Api) -> None:
+    """T6, C5"""
+    RepoStore(api.settings).discover([Listed(did) for did in DIDS])
+    api.db.execute(
+        "update sluice.repo set phase = 'failed', last_error = 'no', retry_count = 5 where did <> %s", (DIDS[0],)
+    )
+    assert [row["did"] for row in api.all_pages("/api/repos?phase=failed", 2)] == DIDS[1:]
+    status, repo = api.get(f"/api/repos/{DIDS[1]}")
+    assert (status, repo["phase"], repo["last_error"], repo["retry_count"]) == (200, "failed", "no", 5)
+    status, repo = api.post(f"/api/repos/{DIDS[1]}/retry")
+    assert (status, repo["phase"], repo["retry_count"], repo["last_error"]) == (200, "pending", 0, None)
+    assert api.post(f"/api/repos/{DIDS[1]}/retry")[1]["error"]["code"] == "conflict"
+    assert api.get("/api/repos/did:plc:nobody")[0] == 404
+
+
+def test_hosts_are_paged(api: Api) -> None:
+    add = "insert into sluice.host (host, consecutive_failures) select 'https://h' || n, n %% 2 from generate_series(1, 5) n"
+    api.db.execute(add.replace("%%", "%"))
+    assert [row["host"] for row in api.all_pages("/api/hosts", 2)] == [f"https://h{n}" for n in range(1, 6)]
+    assert [row["host"] for row in api.all_pages("/api/hosts?failing=true", 1)] == [f"https://h{n}" for n in (1, 3, 5)]
+
+
+def test_dead_letters_are_shown_retried_and_dismissed(api: Api) -> None:
+    """N4"""
+    event = wire.AccountEvent(seq=1, time="2026-01-01T00:00:00.000Z", did=DIDS[0], active=True)
+    put(api, wire.encode(event), b"{", b"[")
+    items = api.all_pages("/api/dead-letters", 1)
+    assert len({item["id"] for item in items}) == 3
+    assert [item["noticed_at"] for item in items] == sorted((item["noticed_at"] for item in items), reverse=True)
+    states = []
+    for item in items:
+        status, whole = api.get(f"/api/dead-letters/{item['id']}")
+        assert (status, bool(whole["help"]), whole["letter"]["error"]) == (200, True, "old")
+        status, settled = api.post(f"/api/dead-letters/{item['id']}/retry")
+        states.append((status, settled["state"], bool(settled["why"])))
+        if settled["state"] == "open":
+            assert api.post(f"/api/dead-letters/{item['id']}/dismiss")[1]["state"] == "dismissed"
+        assert api.post(f"/api/dead-letters/{item['id']}/dismiss")[0] == 409
+    assert sorted(states) == [(200, "open", True), (200, "open", True), (200, "retried", False)]
+    assert api.all_pages("/api/dead-letters", 2) == []
+    assert len(api.all_pages("/api/dead-letters?state=all", 2)) == 3
+
+
+def test_skipped_ranges_are_filled_on_demand(api: Api) -> None:
+    """B2, N6"""
+    add = "insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, next_retry_at) select 'r', n, n + 1, 'x', now() + interval '1 day' from generate_series(1, 3) n"
+    api.db.execute(add)
+    ids = [row["id"] for row in api.all_pages("/api/skipped?open=true", 2)]
+    assert len(ids) == 3
+    assert api.post("/api/skipped/fill", {"ids": ids[:1]}) == (200, {"due": ids[:1]})
+    assert sorted(api.post("/api/skipped/fill")[1]["due"]) == ids
+    assert api.post("/api/skipped/fill", {"ids": [999]})[0] == 409
+    assert api.db.execute("select count(*) from sluice.skipped_range where next_retry_at > now()").fetchone() == (0,)
+
+
+def test_a_job_is_started_watched_and_steered(api: Api) -> None:
+    """R2, R5: the same start is the same job."""
+    spec = {"source": "dids", "dids": DIDS}
+    plan = api.post("/api/backfill", spec | {"dry_run": True})
+    assert (plan[0], plan[1]["would"], api.get("/api/backfill")[1]["items"]) == (200, "create", [])
+    status, job = api.post("/api/backfill", spec)
+    assert (status, job["status"], job["total"]) == (200, "pending", len(DIDS))
+    assert api.post("/api/backfill", spec)[1]["id"] == job["id"]
+    path = f"/api/backfill/{job['id']}"
+    told = [api.post(f"{path}/{what}") for what in ("pause", "resume", "cancel", "resume", "retry", "cancel")]
+    assert [status for status, _ in told] == [200, 200, 200, 409, 200, 200]
+    assert [answer.get("status") for _, answer in told][:3] == ["paused", "pending", "cancelled"]
+    assert api.get(path)[1]["status"] == "cancelled"
+    assert [item["id"] for item in api.all_pages("/api/backfill?status=cancelled", 1)] == [job["id"]]
+    assert api.get("/api/backfill/999")[0] == 404
+    assert api.post("/api/backfill", {"source": "dids"})[1]["error"]["code"] == "invalid"
+
+
+def test_the_filter_is_shown_and_set(api: Api) -> None:
+    """N9"""
+    assert api.get("/api/filters")[1]["collections"] == ["*"]
+    status, state = api.put("/api/filters", {"collections": ["app.bsky.*"], "boundary": "dids", "dids": DIDS[:2]})
+    assert (status, state["version"], state["dids"], state["walking"], state["clean"]) == (200, 2, 2, True, False)
+    assert api.put("/api/filters", {"collections": ["app.*.x"]})[0] == 400
+    assert api.put("/api/filters", {"boundary": "collection", "signal": "a.b.c", "collections": ["x.y.z"]})[0] == 409
+    assert api.post("/api/filters/prune")[1]["pruning"] is True
+
+
+def test_a_broker_or_database_that_is_gone_is_an_answer(api_with) -> None:
+    """B8"""
+    api = api_with(database="postgresql://nobody@127.0.0.1:1/none")
+    started = time.monotonic()
+    status, answer = api.get("/api/hosts")
+    assert (status, answer["error"]["code"]) == (503, "database_unavailable")
+    assert time.monotonic() - started < 30
+    assert "127.0.0.1" not in answer["error"]["message"]
+
+
+def test_no_path_and_no_method_are_answers_too(api: Api) -> None:
+    assert api.get("/api/nothing")[1]["error"]["code"] == "no_such_route"
+    assert api.post("/api/status")[1]["error"]["code"] == "method_not_allowed"
+    assert api.request("POST", "/api/backfill", b"{", {})[1]["error"]["code"] == "invalid"
+    assert api.request("POST", "/api/backfill", b"[" * 100_000, {})[1]["error"]["code"] == "invalid"
+    assert api.get("/api/hosts?limit=501")[0] == 400
+    assert api.get("/api/hosts?cursor=W10")[0] == 400
+    assert api.get("/api/hosts?unknown=1")[0] == 400
