@@ -1,5 +1,7 @@
 """The gate's rules, one example each (DESIGN §5): a repo and an event in, the repo and its effects out."""
 
+from dataclasses import replace
+
 import pytest
 from gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
@@ -308,3 +310,32 @@ def test_identity_news_takes_the_handle_as_a_hint() -> None:
     assert (step.repo.handle, step.effects) == ("alice.test", (ForgetIdentity(),))
     assert gate.on_identity(step.repo, identity("t2", handle="handle.invalid")).repo.handle == "alice.test"
     assert dropped(gate.on_identity(step.repo, identity("t1"))) == Reason.OLD_ACCOUNT_EVENT
+
+
+def test_account_news_of_several_relays_goes_by_time_and_then_by_sequence() -> None:
+    """A sequence number means nothing beside another relay's; the event's own time does."""
+    repo = gate.on_account(SYNC, account("t2", 3, active=False, status="takendown")).repo
+    late_relay = gate.on_account(repo, account("t1", 900, active=True))
+    assert dropped(late_relay) == Reason.OLD_ACCOUNT_EVENT
+    back = gate.on_account(repo, account("t3", 1, active=True)).repo
+    assert (back.active, back.phase, back.account_time, back.account_seq) == (True, Phase.PENDING, "t3", 1)
+
+
+@pytest.mark.parametrize("status", ["desynchronized", "throttled", "something-of-tomorrow"])
+def test_unknown_statuses_are_tolerated(status: str) -> None:
+    """Active with a status goes on as before; inactive with one nobody knows is hidden, keeps its rows, and comes back."""
+    busy = gate.on_account(SYNC, account("t1", active=True, status=status))
+    assert (busy.repo.phase, busy.repo.active, busy.repo.status, busy.effects) == (Phase.SYNC, True, status, ())
+    hidden = gate.on_account(SYNC, account("t1", active=False, status=status))
+    assert (hidden.repo.phase, hidden.repo.active, hidden.repo.status) == (Phase.UNAVAILABLE, False, status)
+    assert not any(isinstance(effect, DropRows) for effect in hidden.effects)
+    back = gate.on_account(hidden.repo, account("t2", active=True))
+    assert (back.repo.phase, back.repo.reason, back.repo.status) == (Phase.PENDING, Reason.REACTIVATED, None)
+
+
+def test_what_the_pds_that_was_left_says_ends_with_the_account_shown() -> None:
+    """After a migration the old PDS sends `deactivated`: the attempt at the PDS of today finds the account, and shows it."""
+    hidden = gate.on_account(SYNC, account("t1", active=False, status="deactivated")).repo
+    claimed = replace(hidden, phase=Phase.BACKFILL, attempt=hidden.attempt + 1)
+    shown = gate.on_outcome(claimed, synced(claimed.attempt, "9", "nine", 0, ("t1", 1)), 0).repo
+    assert (shown.phase, shown.active, shown.status) == (Phase.SYNC, True, None)

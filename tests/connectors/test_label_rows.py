@@ -1,0 +1,31 @@
+"""Labels in their table: the newest cts of each (src, uri, val, cid) wins, in whatever order and however often they arrive."""
+
+from itertools import permutations
+
+from connectors.tables import Tables
+from schemas import wire
+from schemas.settings import Settings
+
+SRC, URI = "did:plc:labeler", "at://did:plc:a/app.bsky.feed.post/3k"
+
+
+def label(seq: int, day: int, *, neg: bool = False, cid: str | None = None) -> wire.LabelEvent:
+    return wire.LabelEvent(seq=seq, src=SRC, uri=URI, val="spam", cts=f"2026-01-0{day}T00:00:00.000Z", neg=neg, cid=cid)
+
+
+def test_the_newest_label_wins_in_any_order_of_arrival(database: str) -> None:
+    """Issue 3.5: the negation may come before what it negates, and is kept as a row; a cid is a label of its own."""
+    history = [label(1, 1), label(2, 2, neg=True), label(3, 3), label(4, 4, neg=True), label(5, 1, cid="c")]
+    tables = Tables(Settings(database=database), "cluster")
+    tables.starts({})
+    said = []
+    for order in permutations(history):
+        with tables.transaction() as unit:
+            unit.db.execute("truncate sluice.label")
+            unit.labels(order[:2])
+            for one in order[2:]:
+                unit.labels([one])
+            unit.labels(order[:1])  # a replay
+            said.append(unit.db.execute("select cid, neg, seq from sluice.label order by cid").fetchall())
+    tables.close()
+    assert said == [[("", True, 4), ("c", False, 5)]] * 120
