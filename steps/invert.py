@@ -37,7 +37,8 @@ class UnprovenReason(StrEnum):
 _LINK = b"\xd8*X%\0"
 _TREE = _LINK + DAG_CBOR
 _VALUE = b"av" + _LINK
-_OURS = (DAG_CBOR, RAW)
+_NO_TREE = b"\xf6" + _VALUE
+_VALUES = frozenset((_VALUE + DAG_CBOR, _VALUE + RAW))
 _CANNOT_TELL = frozenset({UnprovenReason.MISSING_PROOF, UnprovenReason.NO_PREV})
 
 
@@ -268,25 +269,29 @@ def _check_layer(node: _Branch) -> None:
         raise MstError(MstReason.KEY_LAYER, node.cid or b"", "a subtree below the lowest layer")
 
 
-def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:  # noqa: PLR0912 (a call for each part would double its time)
+def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:  # noqa: PLR0912 (calls would double its time)
     """A node from its canonical encoding, and from no other. Raises MstError, and IndexError where the block ends early."""
     if block[:3] != b"\xa2ae":
         raise MstError(MstReason.BAD_NODE, cid)
-    count, at = _number(cid, block, 3, 0x80)
-    trees: list[_Tree] = []
+    count, at = block[3] - 0x80, 4
+    if not 0 <= count < 24:
+        count, at = _number(cid, block, 3, 0x80)
+    trees: list[_Tree] = [None]  # the first stands at the end of the block
     keys: list[bytes] = []
     values: list[bytes] = []
     heads: list[bytes | None] = []
     key = b""
     for _ in range(count):
-        size = block[at + 3] - 0x40
-        suffix = at + 4
-        if not 0 <= size < 24:
+        size, suffix = block[at + 3] - 0x40, at + 4
+        if size == 24 and block[suffix] >= 24:
+            size, suffix = block[suffix], at + 5
+        elif not 0 <= size < 24:
             size, suffix = _number(cid, block, at + 3, 0x40)
         end = suffix + size
-        shared = block[end + 2]
-        link = end + 5
-        if shared >= 24:
+        shared, link = block[end + 2], end + 5
+        if shared == 24 and block[end + 3] >= 24:
+            shared, link = block[end + 3], end + 6
+        elif shared >= 24:
             shared, link = _number(cid, block, end + 2, 0)
             link += 2
         if block[at : at + 3] != b"\xa4ak" or block[end : end + 2] != b"ap" or block[link - 2 : link] != b"at":
@@ -301,19 +306,19 @@ def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:  # noqa: PLR0912 (
             raise MstError(MstReason.KEY_ORDER if not size else MstReason.KEY_TOO_LONG, cid)
         key = key[:shared] + block[suffix:end]
         keys.append(key)
-        tree, at = _link(cid, block, link)
-        trees.append(tree)
-        if block[at : at + 7] != _VALUE:
+        if block[link] == 0xF6:
+            trees.append(None)
+            at = link + 1
+        else:
+            tree, at = _link(cid, block, link)
+            trees.append(tree)
+        if block[at : at + 11] not in _VALUES:
             raise MstError(MstReason.BAD_NODE, cid)
-        value = block[at + 7 : at + 43]
-        if value[:4] not in _OURS:
-            raise MstError(MstReason.BAD_NODE, cid)
-        values.append(value)
+        values.append(block[at + 7 : at + 43])
         at += 43
     if block[at : at + 2] != b"al":
         raise MstError(MstReason.BAD_NODE, cid)
-    left, at = _link(cid, block, at + 2)
-    trees.insert(0, left)
+    trees[0], at = _link(cid, block, at + 2)
     if at != len(block):
         raise MstError(MstReason.BAD_NODE, cid, "longer than a node")
     return _Branch(layer, trees, keys, values, heads, cid)
@@ -362,17 +367,15 @@ def _cid(tree: _Tree) -> bytes | None:
         return tree
     if tree.cid is not None:
         return tree.cid
-    below = [_cid(part) for part in tree.trees]
+    left, *links = [(part.cid or _cid(part)) if isinstance(part, _Branch) else part for part in tree.trees]
     parts: list[bytes] = [b"\xa2ae", cbor_head(0x80, len(tree.keys))]
-    previous = b""
-    for key, value, head, link in zip(tree.keys, tree.values, tree.heads, below[1:], strict=True):
-        parts += (
-            _head(previous, key) if head is None else head,
-            b"\xf6av\xd8*X%\0" if link is None else b"".join((_LINK, link, _VALUE)),
-            value,
-        )
+    add, previous = parts.append, b""
+    for key, value, head, link in zip(tree.keys, tree.values, tree.heads, links, strict=True):
+        add(_head(previous, key) if head is None else head)
+        add(_NO_TREE if link is None else _LINK + link + _VALUE)
+        add(value)
         previous = key
-    parts.append(b"al\xf6" if below[0] is None else b"al" + _LINK + below[0])
+    add(b"al\xf6" if left is None else b"al" + _LINK + left)
     return DAG_CBOR + sha256(b"".join(parts)).digest()
 
 
