@@ -22,7 +22,9 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=500, description="rows at most")
-    cursor: str = Field("", max_length=1000, description="cursor of the page before this one")
+    cursor: str = Field(
+        "", max_length=4000, pattern=r"^[A-Za-z0-9_-]*$", description="cursor of the page before this one"
+    )
 
 
 @dataclass(frozen=True, slots=True)
