@@ -196,6 +196,7 @@ class Listings:
         policy, target = self.policy(upstream.target), upstream.target
         while True:
             await self._halt(upstream)
+            upstream.hurry = False
             if target.job is not None and upstream.state.done:
                 await self._fill(pager, upstream, policy)
                 await self._wait(upstream, self._clock() + policy.recheck_seconds)
@@ -205,7 +206,6 @@ class Listings:
                 logger.info("listing anew", extra={"upstream": target.key})
                 metrics.CURSOR_RESETS.labels(target.label).inc()
                 await self.queue.put(self._item(upstream, []))
-            upstream.hurry = False
             outcome = await self._page(pager, upstream, upstream.state.cursor, upstream.state.size)
             later = upstream.state.passes > 0
             decision = decide(upstream.state, outcome, self._clock(), policy)
