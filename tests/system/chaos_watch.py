@@ -8,15 +8,20 @@ from dataclasses import dataclass, field
 
 import psycopg
 from chaos_monkey import Monkey
-from fix_mirror import Mirror
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from fix_mirror import SHORT, Mirror
 
 LOOK_SECONDS = 0.5
+TOPICS = ("firehose_backfill", "firehose_live", "label_live")
+PARTS = SHORT["partitions"]
 MOVED = "select coalesce(sum(next), 0) from sluice.stream_offset"
 
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """The index's positions did not move for so long; `began` in seconds since the start, and what its processes said."""
+    """The index's positions did not move for so long while it had work or nobody could tell; `began` in seconds since the
+    start, and what its processes said."""
 
     seconds: float
     began: float
@@ -25,11 +30,12 @@ class Stall:
 
 @dataclass(slots=True)
 class Watch:
-    """A thread that looks twice a second. `database` is the address behind the proxy, so that it sees through faults."""
+    """A thread that looks twice a second. `database` and `log` are the addresses behind the proxies: it sees through faults."""
 
     mirror: Mirror
     monkey: Monkey
     database: str
+    log: str
     stalls: list[Stall] = field(default_factory=list)
     recoveries: dict[str, list[float]] = field(default_factory=dict)
     settled: int = 0
@@ -37,6 +43,12 @@ class Watch:
     _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _pids: dict[str, int] = field(default_factory=dict)
+    topics: list[str] = field(init=False)
+    _admin: AdminClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.topics = [self.mirror.settings["topic_prefix"] + name for name in TOPICS]
+        self._admin = AdminClient({"bootstrap.servers": self.log, "log_level": 0})
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -62,7 +74,9 @@ class Watch:
                 now, settled = time.monotonic(), self._look()
                 self._recoveries(now)
                 if settled == self.settled:
-                    if int(now - moved_at) % 5 == 4 and len(said) < 60:
+                    if self._idle(settled):
+                        moved_at = now
+                    elif int(now - moved_at) % 5 == 4 and len(said) < 60:
                         said.append(f"+{now - moved_at:.0f} s {self._said()}")
                     continue
                 if now - moved_at > 5:
@@ -78,6 +92,15 @@ class Watch:
                 return int(row[0]) if row else 0
         except psycopg.Error:
             return self.settled  # it is down: nothing moves
+
+    def _idle(self, settled: int) -> bool:
+        """Everything in the log is settled. A log that does not answer may hold work."""
+        try:
+            asked = {TopicPartition(topic, part): OffsetSpec.latest() for topic in self.topics for part in range(PARTS)}
+            found = self._admin.list_offsets(asked, request_timeout=2.0).values()
+            return sum(one.result(3).offset for one in found) <= settled
+        except (KafkaException, TimeoutError):
+            return False
 
     def _recoveries(self, now: float) -> None:
         """A killed process is back when its successor is ready; a server, when it runs."""
