@@ -30,6 +30,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
 KEEP_ROOM_BYTES = 4096  # batch and record headers of a message at the limit
 DELIVERY_SECONDS = 120.0
+SETTLING_SECONDS = 20.0  # for a partition to have a leader
 
 Part = tuple[str, int]  # (topic, partition)
 
@@ -316,6 +317,7 @@ _PASSING = {
     KafkaError._RESOLVE,
     KafkaError._TIMED_OUT,
 }
+_NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 _NOT_OURS = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -356,16 +358,25 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
 def watermarks(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
     """Partition → (first offset kept, next offset to be written) of one of our topics. Raises LogUnavailable."""
     consumer = Consumer(broker.options(settings) | {"group.id": "sluice-watermarks", "log_level": 0})
+    deadline = time.monotonic() + SETTLING_SECONDS
     try:
-        name = settings.topic(topic)
-        described = consumer.list_topics(name, timeout=10).topics[name]
-        if described.error is not None:
-            raise LogUnavailable(f"{name}: {described.error.str()}; run `sluice topics apply`")
-        return {
-            part: consumer.get_watermark_offsets(TopicPartition(name, part), timeout=10)
-            for part in described.partitions
-        }
-    except KafkaException as err:
-        raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+        while True:
+            try:
+                return _marks(consumer, settings.topic(topic))
+            except KafkaException as err:
+                # a topic that was just made, or whose leader moves, has no leader for a moment
+                error: KafkaError = err.args[0]
+                if time.monotonic() > deadline or not (error.retriable() or error.code() in _NO_LEADER):
+                    raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+                time.sleep(0.2)
     finally:
         consumer.close()
+
+
+def _marks(consumer: Consumer, name: str) -> dict[int, tuple[int, int]]:
+    described = consumer.list_topics(name, timeout=10).topics[name]
+    if described.error is not None:
+        raise LogUnavailable(f"{name}: {described.error.str()}; run `sluice topics apply`")
+    return {
+        part: consumer.get_watermark_offsets(TopicPartition(name, part), timeout=10) for part in described.partitions
+    }
