@@ -251,7 +251,7 @@ class Checks:
         deadline = time.monotonic() + WAIT_SECONDS
         while not condition():
             self.checks.step(leads=True)
-            assert time.monotonic() < deadline, self.db.execute("select * from sluice.handle limit 20").fetchall()
+            assert time.monotonic() < deadline, (self.rows(), self.truth())
             time.sleep(0.05)
 
     def column(self, name: str, did: str) -> Any:
