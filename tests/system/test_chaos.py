@@ -218,11 +218,16 @@ def lose_the_last_commits(chaos: Chaos) -> list[str]:
     network = chaos.network
     network.set_faults(clear=True)
     network.writer(0)
-    before = network.fired("lost_commit")
-    network.set_faults(lost_commit={"p": 1.0})
     truth = network.state()
-    synced = chaos.rows("select did from sluice.repo where phase = 'sync' order by did limit 20")
-    last = [did for (did,) in synced if truth[did].active]
+
+    def settled() -> list[str]:
+        rows = chaos.rows("select did from sluice.repo where phase = 'sync' order by did")
+        return [did for (did,) in rows if truth[did].active][:20]
+
+    # a slow machine may have come to nothing but pending repos
+    wait_for(lambda: len(settled()) == 20, SECONDS + 180, lambda: f"nothing gets in sync: {chaos.mirror.phases()}")
+    last, before = settled(), network.fired("lost_commit")
+    network.set_faults(lost_commit={"p": 1.0})
     for did in last:
         network.op("create", did=did)
     assert network.fired("lost_commit") == before + len(last) * len(network.relays) > before
