@@ -60,6 +60,11 @@ class Gauges:
         self._ended.set()
         self._thread.join(STOP_SECONDS)
 
+    @property
+    def alive(self) -> bool:
+        """The thread runs."""
+        return self._thread.is_alive()
+
     def check(self) -> None:
         """Raise what ended the thread."""
         if self._died is not None:

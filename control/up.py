@@ -219,6 +219,8 @@ class _Up:
             self._supervisor.add(command)
         self._register()
         self._progress.note("sluice", f"mirrors {', '.join(self._settings.relays)} into {self._settings.data_dir}")
+        port = next(process.port for process in self._supervisor.processes if process.kind == "control")
+        self._progress.note("sluice", f"status page: http://127.0.0.1:{port}/")
 
     def _start_simulator(self) -> None:
         def heed(line: str) -> None:

@@ -49,10 +49,11 @@ group by r.updated_at
 select pg_database_size(current_database()) as bytes
 
 -- name: hosts_with_work
--- PDSes with most repos that are not done, from a sample of the table's pages where it is large.
+-- PDSes with most repos that are not done, from a sample of the table's pages where it is large. A relay's listing names no
+-- PDS: of those repos it is known as soon as their DID was resolved.
 with counted as (
-    select coalesce(host, '') as host, phase, count(*) * 100.0 / %(percent)s as repos
-    from sluice.repo tablesample system (%(percent)s) group by 1, 2
+    select coalesce(r.host, i.pds, '') as host, r.phase, count(*) * 100.0 / %(percent)s as repos
+    from sluice.repo r tablesample system (%(percent)s) left join sluice.identity i using (did) group by 1, 2
 ), top as (
     select host, sum(repos) filter (where phase not in ('sync', 'unavailable')) as left_over
     from counted where host <> '' group by host order by left_over desc nulls last, host limit %(limit)s

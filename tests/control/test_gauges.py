@@ -125,6 +125,12 @@ def test_only_the_hosts_with_most_work_are_labels(settings: Settings, db: psycop
     assert value("sluice_host_repos", host="https://h9.test", phase="pending") == 10
     shown = {sample.labels["host"] for metric in metrics.HOST_REPOS.collect() for sample in metric.samples}
     assert len(shown) == TOP_HOSTS
+    db.execute("update sluice.repo set host = null where host = 'https://h8.test'")
+    db.execute(
+        "insert into sluice.identity (did, pds) select did, 'https://resolved.test' from sluice.repo where host is null"
+    )
+    gauges.look(heavy=True)
+    assert value("sluice_host_repos", host="https://resolved.test", phase="pending") == 9, "a relay names no PDS"
     db.execute("update sluice.repo set phase = 'sync' where host = 'https://h9.test'")
     gauges.look(heavy=True)
     assert value("sluice_host_repos", host="https://h9.test", phase="pending") is None
@@ -165,10 +171,10 @@ def test_a_thread_that_dies_is_heard_of(settings: Settings, monkeypatch: pytest.
     monkeypatch.setattr(gauges, "look", lambda *, heavy: json.loads("{"))
     gauges.start()
     deadline = time.monotonic() + 30
+    while gauges.alive and time.monotonic() < deadline:
+        time.sleep(0.01)
     with pytest.raises(json.JSONDecodeError):
-        while time.monotonic() < deadline:
-            gauges.check()
-            time.sleep(0.01)
+        gauges.check()
 
 
 def test_room_on_a_disk_is_read_when_it_is_scraped(tmp_path: Path) -> None:
