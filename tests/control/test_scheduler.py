@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from fix_log import LogScope
-from flow_process import read_topic
+from flow_process import read_topic, wait_until
 
 from connectors.log import GroupConsumer, LogProducer, partition_of
 from connectors.repos import Listed, RepoStore
@@ -245,6 +245,26 @@ def test_the_process_queues_serves_its_health_and_stops_at_once(settings: Settin
         until(lambda: _lag(page(port, "/metrics")) == len(DIDS))
         process.send_signal(signal.SIGTERM)
         assert process.wait(3) == 0
+
+
+def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings, store: RepoStore) -> None:
+    """C4, G1: kill -9 of the leader; its lock ends with its session, and the other process queues what is due."""
+    with running_control(settings) as one, running_control(settings) as other:
+
+        def leading() -> list[tuple[subprocess.Popen[bytes], int]]:
+            pages = {port: page(port, "/readyz") for _, port in (one, other)}
+            leaders = [each for each in (one, other) if "another control process leads" not in pages[each[1]]]
+            return leaders if len(leaders) == 1 and all('"ready": true' in text for text in pages.values()) else []
+
+        wait_until(leading, 90)
+        ((leader, port),) = leading()
+        leader.kill()
+        assert leader.wait(10) == -signal.SIGKILL  # the fault fired
+        store.discover([Listed(did) for did in DIDS])
+        store.connection().execute("update sluice.repo set queued_at = null")
+        wait_until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
+        (stood_by,) = {one[1], other[1]} - {port}
+        wait_until(lambda: "another control process leads" not in page(stood_by, "/readyz"))
 
 
 def _lag(text: str) -> float:
