@@ -55,7 +55,9 @@ class Options:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts. `untold`: keys or PDSes that nobody would tell of; they are no difference, and no proof."""
+    """Counts. `untold`: keys or PDSes that nobody would tell of; they are no difference, and no proof. `unrooted`: repos
+    whose rows a collection filter thinned out, so that they rebuild no root; their records and commits were checked.
+    """
 
     repos: int = 0
     proven: int = 0
@@ -64,6 +66,7 @@ class Tally:
     without_body: int = 0
     compared: int = 0
     untold: int = 0
+    unrooted: int = 0
     differing: int = 0
     repaired: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
@@ -107,6 +110,11 @@ class Report:
         )
         if tally.untold:
             lines.append(f"{tally.untold} keys or PDSes could not be asked")
+        if tally.unrooted:
+            lines.append(
+                f"{tally.unrooted} repos have the rows of a collection filter only: their records and commits were checked,"
+                " but rows that are left out prove no tree; --against-pds compares their commits with their PDSes"
+            )
         if tally.repaired:
             lines.append(f"{tally.repaired} repos will be fetched again")
         return "\n".join(lines)
@@ -208,7 +216,9 @@ class _Audit:
         wrong = {finding.did for finding in found}
         tally = self._tally
         tally.repos += len(chunk.checked)
-        tally.proven += len(chunk.checked) - len(wrong)
+        unrooted = {one.did for one in chunk.checked if one.unrooted}
+        tally.unrooted += len(unrooted)
+        tally.proven += len(chunk.checked) - len(wrong | unrooted)
         tally.records += sum(one.records for one in chunk.checked)
         tally.bodies += sum(one.bodies for one in chunk.checked)
         tally.without_body += sum(one.without_body for one in chunk.checked)

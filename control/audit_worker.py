@@ -56,11 +56,12 @@ def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
         chunk.heads = _heads(db, dids)
         if not chunk.heads:
             return chunk
+        filtered = db.execute(SQL["filtered"]).fetchone() == (True,)
         repos = _by_repo(db, [head.did for head in chunk.heads], bodies=bodies)
         number, rows = next(repos, (0, iter(())))
         for at, head in enumerate(chunk.heads, 1):
             own = (row[1:] for row in rows) if number == at else iter(())
-            checked = check_rows(head, own, bodies=bodies)
+            checked = check_rows(head, own, bodies=bodies, filtered=filtered)
             if number == at:
                 for _ in rows:  # what a tree of bad rows left unread
                     pass

@@ -79,13 +79,17 @@ class Head:
 
 @dataclass(slots=True)
 class Checked:
-    """What a repo's rows proved. `differing`: findings, also those that were not kept. `without_body`: with a reason."""
+    """What a repo's rows proved. `differing`: findings, also those that were not kept. `without_body`: with a reason.
+
+    `unrooted`: rows that a collection filter thinned out do not rebuild the root, so they prove nothing of the tree.
+    """
 
     did: str
     records: int = 0
     bodies: int = 0
     without_body: int = 0
     differing: int = 0
+    unrooted: bool = False
     findings: list[Finding] = field(default_factory=list)
 
     def find(self, kind: Kind, detail: str) -> None:
@@ -94,15 +98,20 @@ class Checked:
             self.findings.append(Finding(self.did, kind, detail))
 
 
-def check_rows(head: Head, rows: Iterable[Row], *, bodies: bool = True) -> Checked:
-    """Rebuild the root from all rows of the repo, in key order, and (with `bodies`) hash every record again."""
+def check_rows(head: Head, rows: Iterable[Row], *, bodies: bool = True, filtered: bool = False) -> Checked:
+    """Rebuild the root from all rows of the repo, in key order, and (with `bodies`) hash every record again.
+
+    `filtered`: rows may be missing on purpose.
+    """
     checked = Checked(head.did)
     try:
         root = cid_str(build(_leaves(rows, checked, bodies)))
     except MstError as err:
         checked.find(Kind.BAD_ROWS, str(err))
         return checked
-    if root != head.data:
+    if root != head.data and filtered:
+        checked.unrooted = True
+    elif root != head.data:
         checked.find(Kind.ROOT, f"signed {head.data}, the {checked.records} rows give {root}")
     return checked
 

@@ -5,6 +5,10 @@
 select did, rev, data, commit, commit_block, signing_key from sluice.repo
 where did = any(%(dids)s::text[]) and phase = 'sync' order by did
 
+-- name: filtered
+-- Whether rows may be missing on purpose: a collection filter is on, or repos still wait to be fetched without it.
+select not ('*' = any(collections)) or walk_after is not null from sluice.filter
+
 -- name: leaves
 -- Rows of these repos, repo by repo in the order given, each in the order of its tree's keys (bytes of collection/rkey).
 -- A part with a backslash is the base64 of a key that is no path (steps/paths.py).

@@ -230,3 +230,20 @@ def test_the_command(settings: Settings) -> None:
     found = sluice("--sample", "2")
     assert (found.returncode, f"{did(2)}  root:" in found.stdout) == (1, True)
     assert sluice("--all", did(1)).returncode == 2
+
+
+def test_a_collection_filter_is_told_and_is_no_difference(settings: Settings) -> None:
+    """G3, N9: rows that are left out prove no tree, and no whole tree is blamed for it."""
+    settle_repos(settings, [odd(1), odd(2)])
+    sql(settings, "update sluice.filter set collections = '{app.bsky.feed.post}'")
+    sql(
+        settings,
+        "delete from sluice.record where did = %s and rkey = (select max(rkey) from sluice.record where did = %s)",
+        did(1),
+        did(1),
+    )
+    report = run(settings)
+    assert (report.good, report.tally.unrooted, report.tally.proven) == (True, 1, report.tally.repos - 1)
+    assert "collection filter" in report.as_text()
+    sql(settings, "update sluice.filter set collections = '{*}'")
+    assert not run(settings).good
