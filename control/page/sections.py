@@ -41,6 +41,8 @@ def sections(look: Look, course: Course) -> dict[str, Markup]:
 
 def attention(look: Look) -> Markup:
     found = troubles(look.status)
+    if given_up := look.status.repos["failed"]:
+        found.append(f"failed repos: {count(given_up)}, until somebody retries them")
     body = tag("ul", [tag("li", line) for line in found]) if found else tag("p", "Nothing.", class_="empty")
     return section("attention", "Needs attention", body)
 
@@ -217,7 +219,7 @@ def skipped(look: Look) -> Markup:
     ]
     heads = ("Range", "Upstream", "Cursors", "Reason", "Tries#", "Since", "Actions")
     gaps = look.status.stream_gaps
-    note = f"{count(gaps)} losses of streams wait for a listing to answer them." if gaps else None
+    note = f"Losses of streams that wait for a listing to answer them: {count(gaps)}." if gaps else None
     return section(
         "skipped", "Skipped ranges", table("Skipped ranges", heads, rows, empty="No range is open."), note=note
     )

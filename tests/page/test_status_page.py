@@ -76,6 +76,7 @@ def test_without_javascript_the_tables_are_there(filled: Api, open_page: Callabl
     assert re.search(r"firehose_live\s+index\s+7\s+7\s+0", cells(page, "rates"))
     assert "https://full.test: rate limit" in cells(page, "paused")
     assert "https://bad.test: 3 failures in a row" in cells(page, "attention")
+    assert "failed repos: 2" in cells(page, "attention")
     assert "https://relay.test" in cells(page, "cursors")
     assert DIDS[8] in cells(page, "failed")
     assert re.search(r"1: \S+ \S+.*dids", cells(page, "jobs").replace("\n", " "))
