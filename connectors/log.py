@@ -30,7 +30,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
 KEEP_ROOM_BYTES = 4096  # batch and record headers of a message at the limit
 DELIVERY_SECONDS = 120.0
-SETTLING_SECONDS = 20.0  # for a partition to have a leader
+SETTLING_SECONDS = 20.0  # for a partition to have a leader, a group its coordinator
 
 Part = tuple[str, int]  # (topic, partition)
 
@@ -267,12 +267,22 @@ class GroupConsumer:
         ]
         if not ours or self._consumer is None:
             return
+        deadline = time.monotonic() + SETTLING_SECONDS
+        while not self._committed(self._consumer, ours, last=time.monotonic() > deadline):
+            time.sleep(0.2)
+
+    def _committed(self, consumer: Consumer, positions: list[TopicPartition], *, last: bool) -> bool:
+        """False where the group has no coordinator for a moment and this is not the last try."""
         try:
-            self._consumer.commit(offsets=ours, asynchronous=False)
+            consumer.commit(offsets=positions, asynchronous=False)
         except KafkaException as err:
             metrics.ACK_FAILURES.inc()
-            if err.args[0].code() not in _NOT_OURS:
+            code = err.args[0].code()
+            if code in _NO_COORDINATOR and not last:
+                return False
+            if code not in _NOT_OURS:
                 raise LogUnavailable(f"{self._group}: {err}") from err
+        return True
 
     def seek(self, part: Part, offset: int) -> None:
         """Go on reading at `offset`."""
@@ -318,6 +328,12 @@ _PASSING = {
     KafkaError._TIMED_OUT,
 }
 _NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_NO_COORDINATOR = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError._WAIT_COORD,
+}
 _NOT_OURS = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
