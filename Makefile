@@ -38,8 +38,8 @@ tools:
 
 # two at a time, since most of them wait; whole systems one after the other, at the end
 test: setup tools
-	@.venv/bin/pytest -n 2 --dist worksteal -m "not acceptance"
-	@.venv/bin/pytest -m acceptance
+	@.venv/bin/pytest -n 2 --dist worksteal -m "not acceptance"; parts=$$?; \
+	  .venv/bin/pytest -m acceptance && exit $$parts
 
 # make chaos [SEED=7] [MINUTES=10]     everything fails at random; in the end the mirror is proven
 SEED ?=
