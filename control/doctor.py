@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import psycopg
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from connectors.http import HostRefused, Unreachable, fetch, open_session
@@ -166,13 +167,12 @@ def _message_clock(settings: Settings) -> Check:
 
 
 def _newest(settings: Settings, parts: list[tuple[str, int]]) -> Iterator[float]:
-    from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - only here
-
     asked = {TopicPartition(settings.topic(topic), part): OffsetSpec.max_timestamp() for topic, part in parts}
-    for place, future in admin(settings).list_offsets(asked, request_timeout=BROKER_SECONDS).items():
+    client = admin(settings)  # kept until all have answered: a client that is collected answers nobody
+    for place, future in client.list_offsets(asked, request_timeout=BROKER_SECONDS).items():
         try:
-            yield future.result().timestamp / 1000
-        except KafkaException as err:
+            yield future.result(2 * BROKER_SECONDS).timestamp / 1000
+        except (KafkaException, TimeoutError) as err:
             raise LogUnavailable(f"{place.topic}: {err}") from err
 
 

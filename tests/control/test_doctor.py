@@ -1,0 +1,155 @@
+"""`sluice doctor` with each part broken for real: it is told, with a remedy, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka.admin import AdminClient
+from fix_simulator import Simulation, start_simulation
+
+from connectors.log import LogProducer, Out, cluster_id
+from control import topics
+from control.doctor import Check, State, clock_check, disk_check, examine, near_start
+from schemas.settings import Settings
+
+PARTITIONS = 2
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Iterator[Simulation]:
+    running = start_simulation(repos=2, seed=1)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def whole(log: str, database: str, simulation: Simulation) -> Settings:
+    """Everything is there."""
+    settings = Settings(
+        bootstrap=log,
+        database=database,
+        topic_prefix=f"t{secrets.token_hex(4)}-",
+        partitions=PARTITIONS,
+        replication=1,
+        relays=simulation.relays[:1],
+        plc=simulation.plc,
+        allow_private_hosts=True,
+    )
+    topics.apply(settings)
+    return settings
+
+
+def wrong(settings: Settings, **changed: Any) -> dict[str, Check]:
+    """Checks that failed, by name; each has a remedy."""
+    found = {one.name: one for one in examine(settings.model_copy(update=changed)) if one.state is State.FAIL}
+    assert all(one.remedy for one in found.values())
+    return found
+
+
+def test_a_healthy_mirror_has_nothing_to_mend(whole: Settings) -> None:
+    """Issue 4, item 4"""
+    checks = {one.name: one.state for one in examine(whole) if one.name != "disk"}
+    names = ("database", "migrations", "clock", "broker", "topics", "retention", "broker clock", "relay", "plc")
+    assert checks == dict.fromkeys(names, State.OK)
+
+
+def test_each_part_that_is_away_is_named(whole: Settings) -> None:
+    """And a part that is away does not hide the others."""
+    assert set(wrong(whole, database="postgresql://nobody@127.0.0.1:1/none")) == {"database"}
+    assert set(wrong(whole, bootstrap="127.0.0.1:1")) == {"broker"}
+    away = wrong(whole, relays=["http://127.0.0.1:1"], plc="http://127.0.0.1:1")
+    assert set(away) == {"relay", "plc"}
+    assert "SLUICE_RELAYS" in away["relay"].remedy
+    refused = wrong(whole, allow_private_hosts=False)
+    assert "SLUICE_ALLOW_PRIVATE_HOSTS" in refused["relay"].remedy
+
+
+def test_topics_and_migrations_that_are_missing(whole: Settings, blank_database: str) -> None:
+    found = wrong(whole, database=blank_database)
+    assert set(found) == {"migrations"}
+    assert "sluice migrate" in found["migrations"].remedy
+    found = wrong(whole, topic_prefix=whole.topic_prefix + "other-")
+    assert set(found) == {"topics"}
+    assert "topics apply" in found["topics"].remedy
+    assert "SLUICE_PARTITIONS" in wrong(whole, partitions=3)["topics"].remedy
+
+
+def test_a_group_past_the_end_and_one_behind_the_start(whole: Settings) -> None:
+    """B9"""
+    add = (
+        "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, 0, %s)"
+        " on conflict (cluster, group_id, topic, part) do update set next = excluded.next"
+    )
+    values = (cluster_id(whole), whole.group("index"), whole.topic("firehose_live"))
+    with psycopg.connect(whole.database, autocommit=True) as db:
+        db.execute(add, (*values, 1000))
+        assert "past the end" in wrong(whole)["retention"].detail
+        LogProducer(whole).send([Out("firehose_live", f"did:plc:{n}", b"{}") for n in range(60)])
+        db.execute(add, (*values, 1))
+        assert wrong(whole) == {}
+        client = AdminClient({"bootstrap.servers": whole.bootstrap, "log_level": 0})
+        from confluent_kafka import TopicPartition
+
+        gone = TopicPartition(whole.topic("firehose_live"), 0, 5)
+        client.delete_records([gone])[gone].result(30)
+        assert "behind the log's start" in wrong(whole)["retention"].detail
+        db.execute(add, (*values, 6))
+        close = next(one for one in examine(whole) if one.name == "retention")
+        assert (close.state, "close" in close.detail) == (State.WARN, True)
+
+
+def test_a_message_of_the_future(whole: Settings) -> None:
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": whole.bootstrap})
+    ahead = int((time.time() + 3600) * 1000)
+    producer.produce(whole.topic("firehose_live"), b"{}", key=b"k", timestamp=ahead)
+    assert producer.flush(30) == 0
+    assert "in the future" in wrong(whole)["broker clock"].detail
+
+
+def test_clocks_and_disks_have_limits() -> None:
+    """What cannot be broken on the machine that runs this: the judgement alone."""
+    assert clock_check("clock", 100.0, 100.0, 101.0).state is State.OK
+    assert [clock_check("clock", at, 100.0, 100.0).state for at in (90.0, 110.0, 0.0, 200.0)] == [
+        State.WARN, State.WARN, State.FAIL, State.FAIL,
+    ]  # fmt: skip
+    assert [disk_check("d", free, 100).state for free in (50, 10, 1, 0)] == [
+        State.OK, State.WARN, State.FAIL, State.FAIL,
+    ]  # fmt: skip
+    assert not near_start(0, 0, 100), "nothing is removed yet"
+    assert not near_start(50, 100, 100)
+    assert near_start(50, 60, 100)
+
+
+def test_the_command_says_it_with_its_exit_code(whole: Settings) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
+    environment |= {
+        "SLUICE_BOOTSTRAP": whole.bootstrap,
+        "SLUICE_DATABASE": whole.database,
+        "SLUICE_TOPIC_PREFIX": whole.topic_prefix,
+        "SLUICE_PARTITIONS": str(PARTITIONS),
+        "SLUICE_REPLICATION": "1",
+        "SLUICE_RELAYS": whole.relays[0],
+        "SLUICE_PLC": whole.plc,
+        "SLUICE_ALLOW_PRIVATE_HOSTS": "true",
+    }
+
+    def doctor(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "control", "doctor", *options]
+        return subprocess.run(command, capture_output=True, text=True, env=environment | more, timeout=100, check=False)
+
+    told = json.loads(doctor("--json").stdout)
+    assert {one["name"] for one in told["checks"] if one["state"] == "fail"} <= {"disk"}
+    broken = doctor(SLUICE_PLC="http://127.0.0.1:1")
+    assert broken.returncode == 1
+    assert "correct SLUICE_PLC" in broken.stdout
