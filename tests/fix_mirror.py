@@ -182,11 +182,11 @@ class Mirror:
         except (psycopg.errors.UndefinedTable, psycopg.OperationalError):
             return {}
 
-    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def cli(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command of `sluice` over this mirror's folder."""
         command = [sys.executable, "-m", "control", *arguments]
         return subprocess.run(
-            command, check=False, capture_output=True, text=True, cwd=ROOT, env=self.environment(), timeout=60
+            command, check=False, capture_output=True, text=True, cwd=ROOT, env=self.environment(), timeout=seconds
         )
 
     def status(self) -> dict[str, Any]:

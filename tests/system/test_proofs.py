@@ -22,6 +22,8 @@ FAULTS: dict[str, Any] = {
     "duplicate": {"every": 20},
     "delay": {"every": 25},
     "label_garbage": {"every": 20},
+    "handle_false": {"every": 4},
+    "handle_contended": {"every": 4},
 }
 EQUAL = {
     "record": "select did, collection, rkey, cid, json::text, raw, rev from sluice.record order by 1, 2, 3",
@@ -38,8 +40,32 @@ def tables(database: str) -> dict[str, list[tuple]]:
     return found | {"record": [row for row in found["record"] if row[0] in synced]}
 
 
+def wrong_handles(one: Mirror, simulation: Any) -> dict[str, Any]:
+    """Active accounts whose claimed handle, or whether its domain agrees, is not as in truth."""
+    stored = {did: (handle, ok) for did, handle, ok in one.query("select did, handle, verified from sluice.handle")}
+    truth = {did: (told.handle, told.handle_verified) for did, told in simulation.state().items() if told.active}
+    return {did: (stored.get(did), told) for did, told in truth.items() if stored.get(did) != told}
+
+
+def repaired(one: Mirror) -> None:
+    """A row that was tampered with is found, its repo fetched again by the running mirror, and equal again."""
+    did, collection, rkey, body = one.query(
+        "select did, collection, rkey, json::text from sluice.record join sluice.repo using (did)"
+        " where phase = 'sync' and json is not null order by 1, 2, 3 limit 1"
+    )[0]
+    row = "sluice.record where did = %s and collection = %s and rkey = %s"
+    one.query(f"update {row.replace(' where', ' set json = %s where')}", '{"tampered": true}', did, collection, rkey)
+    said = one.cli("audit", did, "--repair", "--json", seconds=180)
+    report = json.loads(said.stdout)
+    assert (said.returncode, report["differing"], report["repaired"]) == (1, 1, 1), said.stderr
+    wait_for(lambda: one.query(f"select json::text from {row}", did, collection, rkey) == [(body,)], 60, one.last_lines)
+    wait_for(lambda: one.query("select phase from sluice.repo where did = %s", did) == [("sync",)], 60, one.last_lines)
+    assert one.cli("audit", did).returncode == 0
+
+
+@pytest.mark.timeout(600)
 def test_proofs(simulator: Any, log: str, database: str, blank_database: str, mirror: Any) -> None:
-    """G2, G3, N4, N5, U4: deletions, desyncs and several attempts; audit, replays beside the running index, rebuild."""
+    """G2, G3, N4, N5, U4: deletions, desyncs, several attempts; audit, repair, handles, replays beside the index, rebuild."""
     simulation = simulator(
         seed=31, repos=150, records_per_repo=20, labels=60, churn=0.08, faults=FAULTS, writer_rate=60
     )
@@ -57,15 +83,20 @@ def test_proofs(simulator: Any, log: str, database: str, blank_database: str, mi
     ]
     assert attempts[0] > 5, attempts
 
-    said = one.cli("audit", "--all", "--against-pds", "--json")
+    said = one.cli("audit", "--all", "--against-pds", "--json", seconds=180)
     report = json.loads(said.stdout)
     assert (said.returncode, report["good"], report["findings"]) == (0, True, []), said.stderr
     assert report["repos"] == report["compared"] == attempts[1]
     assert report["records"] == report["bodies"] > 1000
+    wait_for(
+        lambda: not wrong_handles(one, simulation), 120, lambda: str(list(wrong_handles(one, simulation).items())[:8])
+    )
+    assert one.status()["handles"]["unverified"] >= 2
+    repaired(one)
 
     before = contents(database)
     for topic in ("firehose_backfill", "firehose_live", "label_live", "repo_backfill", "repo_resync", "dead_letter"):
-        said = one.cli("replay", topic, "--json")
+        said = one.cli("replay", topic, "--json", seconds=180)
         assert said.returncode == 0, said.stderr
         done = json.loads(said.stdout)
         print(topic, done)
