@@ -98,9 +98,9 @@ class Mirror:
                 command, stdout=out, stderr=err, cwd=ROOT, env=self.environment(**settings), start_new_session=True
             )
 
-    def run(self, kind: str, **settings: Any) -> SingleProcess:
-        """`sluice run KIND`, once; it is not started again."""
-        process = SingleProcess(self, kind, len(self.single), settings)
+    def run(self, kind: str, *, code: Path = ROOT, **settings: Any) -> SingleProcess:
+        """`sluice run KIND` of the release in `code`, once; it is not started again."""
+        process = SingleProcess(self, kind, len(self.single), settings, code)
         self.single.append(process)
         return process
 
@@ -239,7 +239,7 @@ class Mirror:
 class SingleProcess:
     """`sluice run KIND` on its own port, in a session of its own."""
 
-    def __init__(self, mirror: Mirror, kind: str, number: int, settings: dict[str, Any]) -> None:
+    def __init__(self, mirror: Mirror, kind: str, number: int, settings: dict[str, Any], code: Path) -> None:
         self.kind = kind
         self.port = free_port()
         self.log_file = mirror.folder / f"{number}-{kind}.log"
@@ -248,7 +248,7 @@ class SingleProcess:
                 [sys.executable, "-m", "control", "run", kind],
                 stdout=out,
                 stderr=out,
-                cwd=ROOT,
+                cwd=code,
                 env=mirror.environment(http_port=self.port, **settings),
                 start_new_session=True,
             )

@@ -73,7 +73,9 @@ group by r.did
 copy sluice.record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at) from stdin (format binary)
 
 -- name: make_stage
-create temporary table stage_record (like sluice.record) on commit delete rows
+-- These columns and no others: what a later release adds to the table is filled by its default.
+create temporary table stage_record on commit delete rows as
+select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at from sluice.record with no data
 
 -- name: copy_stage
 copy stage_record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at) from stdin (format binary)
