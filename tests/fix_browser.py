@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 ANSWER_MS = 60_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for the session; every page has a context of its own."""
+    """One browser for a module, because its event loop runs in the tests' thread; every page has a context of its own."""
     found = shutil.which("chromium")
     assert found, "chromium is missing: `make tools` installs it (Debian's package chromium)"
     with sync_playwright() as playwright:

@@ -287,4 +287,4 @@ def test_a_broker_that_died_is_waited_for(settings: Settings, store: RepoStore, 
         private_log.kill()
         until(lambda: '"failing"' in page(port, "/readyz"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(4) == 0
+        assert process.wait(20) == 0

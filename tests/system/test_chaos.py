@@ -33,7 +33,7 @@ from simulator.guarded_process import free_port
 pytestmark = pytest.mark.acceptance
 
 SEED = int(os.environ.get("CHAOS_SEED", "11"))
-SECONDS = float(os.environ.get("CHAOS_MINUTES", "2")) * 60
+SECONDS = float(os.environ.get("CHAOS_MINUTES", "1")) * 60
 REPOS = 1000
 LONGEST_STALL_SECONDS = 150.0  # blows come every few seconds all the while
 
