@@ -92,6 +92,9 @@ class Pds:
         touched = poison and start < poison.get("to", 10**9) and start + len(page) >= poison.get("from", 1)
         if touched and self.faults.fire("pds_list_500", host=self.index):
             return xrpc_error("InternalServerError", "Internal Server Error", 500)
+        slow = self.faults.fire("list_slow", host=self.index)
+        if slow is not None:
+            await asyncio.sleep(slow.get("seconds", 0.1))
         repos = []
         for account in page:
             head, rev = await self.network.head(account)
