@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -305,7 +306,11 @@ async def _to_its_end(call: Coroutine[Any, Any, X]) -> X:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with suppress(
+                asyncio.CancelledError
+            ):  # cancelled twice: once by a lost lease, once by the end of the process
+                await asyncio.wait([task])
         raise
 
 

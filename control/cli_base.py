@@ -55,6 +55,8 @@ def located(data_dir: Path | None, *needed: str) -> Settings:
                 "topic_prefix": running.topic_prefix,
                 "partitions": running.partitions,
                 "replication": running.replication,
+                "relays": running.relays,
+                "labelers": running.labelers,
                 "plc": running.plc or settings.plc,
                 "dns": running.dns,
                 "allow_private_hosts": running.allow_private_hosts,

@@ -249,6 +249,8 @@ class _Up:
             partitions=self._settings.partitions,
             replication=self._settings.replication,
             processes=[*self._embedded.processes, *self._supervisor.processes],
+            relays=self._settings.relays,
+            labelers=self._settings.labelers,
             plc=self._settings.plc,
             dns=self._settings.dns,
             allow_private_hosts=self._settings.allow_private_hosts,

@@ -61,6 +61,8 @@ class Registry:
     partitions: int
     replication: int
     processes: list[Process]
+    relays: list[str] = field(default_factory=list)
+    labelers: list[str] = field(default_factory=list)
     plc: str = ""
     dns: str = ""
     allow_private_hosts: bool = False

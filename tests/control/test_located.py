@@ -24,6 +24,8 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         partitions=8,
         replication=1,
         processes=[],
+        relays=["http://127.0.0.1:2583"],
+        labelers=["http://127.0.0.1:2584"],
         plc="http://127.0.0.1:2582",
         dns="127.0.0.1:5353",
         allow_private_hosts=True,
@@ -39,6 +41,7 @@ def test_a_command_finds_the_directory_of_the_network_that_runs(running: Path) -
         "127.0.0.1:5353",
         True,
     )
+    assert (settings.relays, settings.labelers) == (["http://127.0.0.1:2583"], ["http://127.0.0.1:2584"])
     assert (settings.topic_prefix, settings.partitions, settings.replication) == ("p-", 8, 1)
 
 
