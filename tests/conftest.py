@@ -11,6 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 pytest_plugins = [
     "fix_log",
     "fix_database",
+    "fix_settings",
     "fix_simulator",
     "fix_proxy",
     "fix_official",

@@ -2,40 +2,29 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 from confluent_kafka import Producer
-from fix_log import LogScope
 from prometheus_client import REGISTRY
 
 from connectors import metrics
 from connectors.process import watch_disk
 from connectors.repos import Listed, RepoStore
-from control import topics
 from control.gauges import TOP_HOSTS, Gauges, hosts_with_work
 from control.positions import Positions
 from control.process import export_lag
-from schemas.settings import Settings, load
+from schemas.settings import Settings
 
 RELAY = "https://relay.test"
 HOUR = 3600
 
 
 @pytest.fixture
-def settings(log_scope: LogScope, database: str) -> Settings:
-    chosen = load(
-        bootstrap=log_scope.bootstrap,
-        topic_prefix=log_scope.prefix,
-        database=database,
-        partitions=2,
-        replication=1,
-        relays=[RELAY],
-    )
-    topics.apply(chosen)
-    log_scope.created += [topic.name for topic in topics.declared(chosen)]
-    return chosen
+def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
+    return settings_of(database=database, relays=[RELAY])
 
 
 @pytest.fixture

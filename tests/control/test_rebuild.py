@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -12,12 +13,11 @@ from confluent_kafka import TopicPartition
 from fix_log import LogScope
 
 from connectors.log import LogProducer, Out
-from control import topics
 from control.errors import OperatorError
 from control.rebuild import rebuild
 from control.up import environment
 from schemas import wire
-from schemas.settings import Settings, load
+from schemas.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REV = "3l33333330001"
@@ -28,17 +28,9 @@ WAIT_SECONDS = 60.0
 
 
 @pytest.fixture
-def settings(log_scope: LogScope) -> Settings:
+def settings(settings_of: Callable[..., Settings]) -> Settings:
     """A log with the history of `REPOS` repos."""
-    chosen = load(
-        bootstrap=log_scope.bootstrap,
-        topic_prefix=log_scope.prefix,
-        partitions=2,
-        replication=1,
-        index_batch_messages=20,
-    )
-    topics.apply(chosen)
-    log_scope.created += [topic.name for topic in topics.declared(chosen)]
+    chosen = settings_of(index_batch_messages=20)
     LogProducer(chosen).send([message for number in range(REPOS) for message in snapshot(number)])
     return chosen
 

@@ -17,12 +17,11 @@ from flow_process import read_topic, wait_until
 
 from connectors.log import GroupConsumer, LogProducer, partition_of
 from connectors.repos import Listed, RepoStore
-from control import topics
 from control.positions import Positions
 from control.scheduler import Leader, Scheduler, lost_tasks, task_topic
 from control.up import environment
 from schemas import wire
-from schemas.settings import Settings, load
+from schemas.settings import Settings
 from simulator.embedded_log import EmbeddedLog
 from simulator.guarded_process import free_port
 
@@ -31,29 +30,15 @@ DIDS = [f"did:plc:{number:024}" for number in range(20)]
 
 
 @pytest.fixture
-def settings(log_scope: LogScope, database: str) -> Settings:
-    """Settings of this test's own topics and database, with short times."""
-    chosen = load(
-        bootstrap=log_scope.bootstrap,
-        topic_prefix=log_scope.prefix,
+def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
+    """With short times."""
+    return settings_of(
         database=database,
-        partitions=2,
-        replication=1,
         requeue_after_seconds=0.2,
         control_interval_seconds=0.05,
         lease_seconds=2,
         transport_session_seconds=6,
     )
-    topics.apply(chosen)
-    log_scope.created += [topic.name for topic in topics.declared(chosen)]
-    return chosen
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[RepoStore]:
-    made = RepoStore(settings)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -6,16 +6,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from fix_log import LogScope
 from rich.console import Console
 
 from connectors.repos import Listed, RepoStore
-from control import topics
 from control.positions import Positions, Standing
 from control.progress import Progress, plain, rated, troubles
 from control.settings_page import page as settings_page
@@ -27,14 +26,8 @@ DIDS = [f"did:plc:{number:024}" for number in range(5)]
 
 
 @pytest.fixture
-def settings(log_scope: LogScope, database: str) -> Settings:
-    """Settings of this test's own topics and database."""
-    chosen = load(
-        bootstrap=log_scope.bootstrap, topic_prefix=log_scope.prefix, database=database, partitions=2, replication=1
-    )
-    topics.apply(chosen)
-    log_scope.created += [topic.name for topic in topics.declared(chosen)]
-    return chosen
+def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
+    return settings_of(database=database)
 
 
 @pytest.fixture

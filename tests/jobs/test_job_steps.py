@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
-from fix_log import LogScope
 from flow_process import read_topic, wait_until
 
 from connectors.log import LogProducer, LogUnavailable, Out
 from connectors.repos import Listed, RepoStore
-from control import jobs, topics
+from control import jobs
 from control.job_steps import JobSteps
 from control.positions import Positions
 from control.scheduler import Scheduler
 from schemas import wire
 from schemas.jobs import Job, JobSpec
-from schemas.settings import Settings, load
+from schemas.settings import Settings
 
 DIDS = [f"did:plc:{number:024}" for number in range(60)]
 
 
 @pytest.fixture
-def settings(log_scope: LogScope, database: str) -> Settings:
-    chosen = load(
-        bootstrap=log_scope.bootstrap,
-        topic_prefix=log_scope.prefix,
-        database=database,
-        partitions=2,
-        replication=1,
-        requeue_after_seconds=0.2,
-    )
-    topics.apply(chosen)
-    log_scope.created += [topic.name for topic in topics.declared(chosen)]
-    return chosen
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[RepoStore]:
-    made = RepoStore(settings)
-    yield made
-    made.close()
+def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
+    return settings_of(database=database, requeue_after_seconds=0.2)
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""pytest plugin: `settings_of(**more)` → settings with topics of the test's own, applied; `store`, the repos of `settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fix_log import LogScope
+
+from connectors.repos import RepoStore
+from control import topics
+from schemas.settings import Settings, load
+
+
+@pytest.fixture
+def settings_of(log_scope: LogScope) -> Callable[..., Settings]:
+    """Two partitions, no replicas, and what is given; the topics go with the test."""
+
+    def make(**more: Any) -> Settings:
+        given: dict[str, Any] = {"bootstrap": log_scope.bootstrap, "topic_prefix": log_scope.prefix}
+        chosen = load(**given, partitions=2, replication=1, **more)
+        topics.apply(chosen)
+        log_scope.created += [topic.name for topic in topics.declared(chosen)]
+        return chosen
+
+    return make
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[RepoStore]:
+    """The repos of the module's own `settings`."""
+    made = RepoStore(settings)
+    yield made
+    made.close()
