@@ -40,7 +40,7 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
 
     @abstractmethod
     def position(self) -> P | None:
-        """Where a restart would continue, covering everything polled so far; None before the first."""
+        """Where a restart would continue, covering everything polled so far; None: nothing is ours, so nothing to commit."""
 
     @abstractmethod
     def commit(self, position: P) -> None:
@@ -64,7 +64,7 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
             self.drain()
         batch = self.poll()
         self._idle = not batch
-        if not batch and self._draining and self.drained() and self.position() == self._committed:
+        if not batch and self._draining and self.drained() and self.position() in (None, self._committed):
             raise StopIteration
         return batch
 
