@@ -20,6 +20,7 @@ from psycopg import errors
 from typing_extensions import override
 
 from connectors import metrics
+from connectors.batch_size import BatchSize
 from connectors.checkpointed import CheckpointedPartition
 from connectors.log import GroupConsumer, LogProducer, Out, Part, dead_letter, watermarks
 from connectors.process import STOP, Health
@@ -64,6 +65,7 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
         self._settings = settings
         self._tables = tables
         self._next: dict[Part, int] = {}
+        self._size = BatchSize(settings)
         self._consumer = GroupConsumer(settings, "index", TOPICS, starts=self._starts, lost=self._lost)
         health.report("idle")
 
@@ -85,7 +87,9 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
     def poll(self) -> list[Batch]:
         if self._draining:
             return []
-        messages = self._consumer.poll(self._settings.index_batch_messages)
+        self._size.ended()  # the engine asks for more when the sink has committed
+        messages = self._consumer.poll(self._size.limit)
+        self._size.begun(len(messages))
         spans: dict[Part, tuple[int, int]] = {}
         for message in messages:
             part = (message.topic() or "", message.partition() or 0)
@@ -101,6 +105,7 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
 
     @override
     def commit(self, position: dict[Part, int]) -> None:
+        self._size.ended()
         self._consumer.commit(position)
 
     @override

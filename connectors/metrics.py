@@ -74,6 +74,7 @@ RELEASED = Counter("sluice_held_events_released_total", "held events put through
 INDEX_AGE = Gauge("sluice_index_event_age_seconds", "age of the newest indexed live event")
 COPY_FALLBACKS = Counter("sluice_copy_fallbacks_total", "COPYs that collided and became upserts")
 INDEX_SECONDS = Histogram("sluice_index_transaction_seconds", "time of an index transaction")
+INDEX_BATCH_LIMIT = Gauge("sluice_index_batch_limit", "messages that an index transaction takes at most now")
 ACK_FAILURES = Counter("indexer_ack_failures_total", "group offsets that the broker refused; the tables have their own")
 KIND_EVENTS = {  # of live operations and of history alike
     f"app.bsky.{nsid}": Counter(f"indexer_{kind}_events_total", f"{kind} records written or deleted")

@@ -181,6 +181,11 @@ class Settings(BaseSettings):
 
     # index
     index_batch_messages: int = Field(5000, ge=1, description="messages in one transaction at most")
+    index_batch_seconds: float = Field(
+        2.0,
+        gt=0,
+        description="a batch that takes longer is followed by one of half as many messages; rebalances wait for it",
+    )
     held_events_per_repo: int = Field(
         10_000, ge=1, description="live events held for one repo before it is fetched again"
     )
