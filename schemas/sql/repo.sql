@@ -40,15 +40,17 @@ with behind as (
 update sluice.repo r set heard_rev = b.rev, stale_since = null from behind b where r.did = b.did
 
 -- name: listed_reopens
--- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds; one outside the boundary, if
--- this listing is what brings it inside.
+-- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds; at once where only a listing
+-- has ever called it anything else (its #account went out before we listened); one outside the boundary, if this listing is
+-- what brings it inside.
 with closed as (
     select r.did
     from sluice.repo r
     join unnest(%(dids)s::text[], %(actives)s::boolean[]) as l (did, active) on l.did = r.did
     where r.phase = 'unavailable' and l.active
           and case when r.reason = 'outside' then sluice.admits(r.did, %(job)s)
-                   else r.phase_since < now() - make_interval(secs => %(reopen)s) end
+                   else (r.attempt = 0 and r.account_time = '')
+                        or r.phase_since < now() - make_interval(secs => %(reopen)s) end
     order by r.did for update of r
 )
 update sluice.repo r

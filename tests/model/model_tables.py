@@ -106,7 +106,8 @@ class ModelTables:
             row.listed_rev, row.listed_since = entry.rev, self.now
         if phase in ("pending", "failed", "unavailable") and ahead:
             self._set(row, heard_rev=entry.rev)
-        if phase == "unavailable" and entry.active and row.phase_since < self.now - REOPEN:
+        only_listed = row.repo.attempt == 0 and row.repo.account_time == ""
+        if phase == "unavailable" and entry.active and (only_listed or row.phase_since < self.now - REOPEN):
             self._set(row, phase="pending", reason="reopened", active=True, status=None, retry_count=0)
             self._due_now(row)
 

@@ -186,3 +186,17 @@ def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database
         row = db.execute("select phase, completed_at >= started_at from sluice.repo").fetchone()
     assert row == ("unavailable", True)
     store.close()
+
+
+def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> None:
+    """An #account that went out before we listened is lost; what the network itself has said holds for an hour."""
+    store = RepoStore(settings_for(database))
+    store.discover([Listed(DID, active=False, status="deactivated")])
+    assert store.phases() == {"unavailable": 1}
+    store.discover([Listed(DID, active=True)])
+    assert store.phases() == {"pending": 1}
+    tables = Tables(settings_for(database), "c")
+    settle(tables, wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown"))
+    store.discover([Listed(DID, active=True)])
+    assert store.phases() == {"unavailable": 1}
+    store.close()
