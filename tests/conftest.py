@@ -15,6 +15,7 @@ pytest_plugins = [
     "fix_simulator",
     "fix_proxy",
     "fix_official",
+    "fix_appview",
     "fix_mirror",
     "fix_flow",
     "fix_browser",

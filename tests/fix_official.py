@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,28 @@ class OfficialServersUnavailable(Exception):
 def install() -> Path:
     """The `node_modules` folder with the packages of `acceptance/package.json`. Raises OfficialServersUnavailable."""
     node = node_facts()
-    wanted = hashlib.sha256((HERE / "package.json").read_bytes() + json.dumps(node).encode()).hexdigest()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "install.lock").open("w") as lock:
+
+    def compiled() -> None:
+        npm_install(FOLDER, "--no-package-lock", environment=own_headers(node))
+        try_compiled_module()
+
+    return install_once(FOLDER, HERE / "package.json", json.dumps(node), compiled)
+
+
+def install_once(folder: Path, manifest: Path, suits: str, install: Callable[[], None]) -> Path:
+    """`folder`/node_modules, made by `install` under a lock, and anew when `manifest` or `suits` is another than then."""
+    wanted = hashlib.sha256(manifest.read_bytes() + suits.encode()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp = FOLDER / "installed"
+        stamp = folder / "installed"
         if not stamp.exists() or stamp.read_text() != wanted:
             stamp.unlink(missing_ok=True)
-            shutil.rmtree(FOLDER / "node_modules", ignore_errors=True)
-            shutil.copyfile(HERE / "package.json", FOLDER / "package.json")
-            npm_install(node)
+            shutil.rmtree(folder / "node_modules", ignore_errors=True)
+            shutil.copyfile(manifest, folder / "package.json")
+            install()
             stamp.write_text(wanted)
-    return FOLDER / "node_modules"
+    return folder / "node_modules"
 
 
 def node_facts() -> dict[str, str]:
@@ -64,22 +74,26 @@ def node_facts() -> dict[str, str]:
     return {"version": version, "abi": abi, "binary": binary}
 
 
-def npm_install(node: dict[str, str]) -> None:
+def own_headers(node: dict[str, str]) -> dict[str, str]:
     """better-sqlite3 is compiled: against the headers beside `node` if they are its own, else npm fetches some."""
-    command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--no-progress"]
-    environment = dict(os.environ)
     prefix = Path(node["binary"]).resolve().parent.parent
     try:
         header = (prefix / "include" / "node" / "node_version.h").read_text()
     except OSError:
         header = ""
-    if f"#define NODE_MAJOR_VERSION {node['version'].split('.')[0]}\n" in header:
-        environment["npm_config_nodedir"] = str(prefix)
-    log = FOLDER / "install.log"
+    own = f"#define NODE_MAJOR_VERSION {node['version'].split('.')[0]}\n" in header
+    return {"npm_config_nodedir": str(prefix)} if own else {}
+
+
+def npm_install(folder: Path, *options: str, environment: Mapping[str, str]) -> None:
+    """`npm install` of the folder's package.json. Raises OfficialServersUnavailable with the end of what npm said."""
+    command = ["npm", "install", "--no-audit", "--no-fund", "--no-progress", *options]
+    log = folder / "install.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=FOLDER, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
-        )
+            command,
+            cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment},
+        )  # fmt: skip
         try:
             code = process.wait(INSTALL_SECONDS)
         finally:
@@ -88,6 +102,9 @@ def npm_install(node: dict[str, str]) -> None:
     if code != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise OfficialServersUnavailable(f"`{' '.join(command)}` failed with exit code {code}; {REMEDY}\n{tail}")
+
+
+def try_compiled_module() -> None:
     tried = subprocess.run(
         ["node", "-e", "new (require('better-sqlite3'))(':memory:')"],
         cwd=FOLDER, capture_output=True, text=True, check=False,
@@ -121,13 +138,14 @@ class OfficialNetwork:
         """DID → {active, status} and, of an active account, {handle, rev, commit, data, records: {path: CID}}."""
         return {account["did"]: account for account in self.order("truth")}
 
-    def write(self, did: str, action: str, path: str, **value: Any) -> None:
-        """One commit with one operation. `path` is collection/rkey, or only a collection (a create's rkey is the PDS's)."""
-        self.order("write", did=did, writes=[operation(action, path, **value)])
+    def write(self, did: str, action: str, path: str, **value: Any) -> Any:
+        """One commit with one operation. `path` is collection/rkey, or only a collection (a create's rkey is the PDS's).
+        Returns {uri, cid}, of a delete None."""
+        return self.order("write", did=did, writes=[operation(action, path, **value)])[0]
 
-    def write_together(self, did: str, *operations: dict[str, Any]) -> None:
-        """One commit with all of them, in this order."""
-        self.order("write", did=did, writes=list(operations), together=True)
+    def write_together(self, did: str, *operations: dict[str, Any]) -> Any:
+        """One commit with all of them, in this order. Returns {uri, cid} of each, of a delete None."""
+        return self.order("write", did=did, writes=list(operations), together=True)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""

@@ -105,17 +105,20 @@ function remember(account, { action, collection }, uri, cid) {
   if (collection === 'app.bsky.feed.like') account.likes.push(uri.split('/').pop())
 }
 
-/** Each write a commit of its own. */
-async function write(account, { action, collection, rkey, value }) {
+/** Each write a commit of its own; {uri, cid} of what it left. `validate: false` writes what no lexicon allows. */
+async function write(account, { action, collection, rkey, value, validate }) {
   const { repo } = account.agent.com.atproto
   const path = { repo: account.did, collection, rkey }
   if (action === 'delete') return void (await repo.deleteRecord(path))
-  const { data } = action === 'create' ? await repo.createRecord({ ...path, record: value }) : await repo.putRecord({ ...path, record: value })
+  const whole = { ...path, record: value, validate }
+  const { data } = action === 'create' ? await repo.createRecord(whole) : await repo.putRecord(whole)
   remember(account, { action, collection }, data.uri, data.cid)
+  return { uri: data.uri, cid: data.cid }
 }
 
-/** All in one commit (200 at most: the protocol's limit). */
+/** All in one commit (200 at most: the protocol's limit); {uri, cid} of each, null of a delete. */
 async function writeTogether(account, writes) {
+  const made = []
   for (let from = 0; from < writes.length; from += 200) {
     const part = writes.slice(from, from + 200)
     const { data } = await account.agent.com.atproto.repo.applyWrites({
@@ -123,7 +126,9 @@ async function writeTogether(account, writes) {
       writes: part.map(({ action, ...rest }) => ({ $type: `com.atproto.repo.applyWrites#${action}`, ...rest })),
     })
     part.forEach((one, at) => remember(account, one, data.results[at].uri, data.results[at].cid))
+    made.push(...data.results.map(({ uri, cid }) => (uri ? { uri, cid } : null)))
   }
+  return made
 }
 
 async function fill(count, posts) {
@@ -170,16 +175,27 @@ const orders = {
       keyOf: async (did) => (await plc.getClient().getDocumentData(did)).verificationMethods.atproto,
       library: require('@atproto/repo'),
     }),
-  /** writes: [{action, collection, rkey?, value}]; together: all in one commit. */
+  /** writes: [{action, collection, rkey?, value}]; together: all in one commit. The answer: {uri, cid} of each. */
   async write({ did, writes, together = false }) {
     const account = accounts.get(did)
-    if (together) await writeTogether(account, writes)
-    else for (const one of writes) await write(account, one)
+    if (together) return await writeTogether(account, writes)
+    const made = []
+    for (const one of writes) made.push(await write(account, one))
+    return made
   },
   async account({ handle }) {
     const account = await openAccount(handle)
     await writeTogether(account, ownRecords(account, accounts.size, 4, account.image, random))
     return { did: account.did }
+  },
+  /** The account's uploaded picture, as records name it. */
+  image: ({ did }) => accounts.get(did).image,
+  /** The last sequence number of the stream. */
+  seq: () => pds.ctx.sequencer.curr(),
+  /** A token that the PDS signs with the account's key: whoever has it asks `service` for `method` as this account. */
+  async service_auth({ did, service, method }) {
+    const exp = Math.floor(Date.now() / 1000) + 1800
+    return (await accounts.get(did).agent.com.atproto.server.getServiceAuth({ aud: service, lxm: method, exp })).data.token
   },
   burst: ({ dids, n }) => burst(dids, n),
   handle: ({ did, handle }) => accounts.get(did).agent.com.atproto.identity.updateHandle({ handle }).then(() => null),

@@ -1,0 +1,176 @@
+// The official AppView with its data plane on 127.0.0.1, over tables that anybody filled; and, if asked, its own indexer.
+//
+//   node official_appview.mjs --modules DIR/node_modules --database URL --migrate-only
+//   node official_appview.mjs --modules DIR/node_modules --database URL --plc URL --pds URL [--labeler DID]
+//        [--index ws://PDS]    migrates, then indexes every event since the first, strictly one after the other
+//
+// The tables are those of the schema `bsky`. One JSON line on stdout when it serves: {url, control, version}. POST /indexed on
+// the control port: {seq, errors}, the last event that is wholly in the tables, and what was refused. It ends with SIGTERM, and
+// when whoever started it is gone (stdin at its end, or another parent).
+import './loopback.mjs'
+import { createRequire } from 'node:module'
+import { createServer } from 'node:http'
+import { join, resolve } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { parseArgs } from 'node:util'
+
+process.env.LOG_ENABLED = 'false'
+
+const SERVICE = 'did:web:appview.test'
+const { values: given } = parseArgs({
+  options: {
+    modules: { type: 'string' },
+    database: { type: 'string' },
+    'migrate-only': { type: 'boolean', default: false },
+    plc: { type: 'string' },
+    pds: { type: 'string' },
+    labeler: { type: 'string' },
+    index: { type: 'string' },
+  },
+})
+const parent = process.ppid
+const require = createRequire(join(resolve(given.modules), '..', 'package.json'))
+
+/** A package of the folder, be it CommonJS or a module. */
+async function load(name) {
+  const loaded = await import(pathToFileURL(require.resolve(name)))
+  return { ...loaded.default, ...loaded }
+}
+
+const official = await load('@atproto/bsky')
+const { Secp256k1Keypair } = await load('@atproto/crypto')
+const { Firehose } = await load('@atproto/sync')
+
+async function migrate() {
+  const migrator = new official.Database({ url: given.database, schema: 'bsky', poolSize: 2 })
+  await migrator.migrateToLatestOrThrow()
+  await migrator.close()
+}
+
+if (given.index || given['migrate-only']) await migrate()
+if (given['migrate-only']) process.exit(0)
+
+async function freePort() {
+  const probe = createServer()
+  await new Promise((done) => probe.listen(0, done))
+  const { port } = probe.address()
+  await new Promise((done) => probe.close(done))
+  return port
+}
+
+// ------------------------------------------------------------------------------------------------ the AppView
+const database = new official.Database({ url: given.database, schema: 'bsky', poolSize: 8 })
+const dataPort = await freePort()
+const dataPlane = await official.DataPlaneServer.create(database, dataPort, given.plc, globalThis.fetch)
+// the private data's service (mutes, preferences): the older release brings a stand-in, and neither is asked for any here
+const privatePort = await freePort()
+const privateData = official.MockBsync && (await official.MockBsync.create(database, privatePort))
+const port = await freePort()
+const config = new official.ServerConfig({
+  version: 'acceptance',
+  port,
+  publicUrl: `http://127.0.0.1:${port}`,
+  serverDid: SERVICE,
+  alternateAudienceDids: [],
+  etcdHosts: [],
+  dataplaneUrls: [`http://127.0.0.1:${dataPort}`],
+  dataplaneHttpVersion: '1.1',
+  bsyncUrl: `http://127.0.0.1:${privatePort}`,
+  bsyncApiKey: 'none',
+  bsyncHttpVersion: '1.1',
+  didPlcUrl: given.plc,
+  modServiceDid: given.labeler ?? SERVICE,
+  labelsFromIssuerDids: given.labeler ? [given.labeler] : [],
+  adminPasswords: [],
+  disableSsrfProtection: true,
+  feedGenSkeletonTimeout: 1000,
+  maxThreadParents: 50,
+  draftsLimit: 1,
+  bigThreadUris: new Set(),
+  debugFieldAllowedDids: new Set(),
+  searchTagsHide: new Set(),
+  searchTagsHideAll: new Set(),
+  threadTagsBumpDown: new Set(),
+  threadTagsHide: new Set(),
+  visibilityTagHide: '',
+  visibilityTagRankPrefix: '',
+})
+const appView = official.BskyAppView.create({ config, signingKey: await Secp256k1Keypair.create() })
+
+// handles under .test have no DNS: their PDS knows them
+async function askPds(handle) {
+  const answer = await fetch(`${given.pds}/xrpc/com.atproto.identity.resolveHandle?handle=${encodeURIComponent(handle)}`)
+  return answer.ok ? (await answer.json()).did : undefined
+}
+for (const resolver of [dataPlane.idResolver, appView.ctx.idResolver]) resolver.handle.resolve = askPds
+await appView.start()
+
+// ------------------------------------------------------------------------------------------------ its own indexer
+let seq = 0
+const errors = []
+const subscription = given.index && new official.RepoSubscription({ service: given.index, db: database, idResolver: dataPlane.idResolver })
+
+async function index(event) {
+  const { indexingSvc: indexing, background } = subscription
+  const handle = (force) => indexing.indexHandle(event.did, event.time, force)
+  if (event.event === 'account') {
+    if (event.status === 'deleted') await indexing.deleteActor(event.did)
+    else await indexing.updateActorStatus(event.did, event.active, event.status)
+  } else if (event.event === 'identity') {
+    await handle(true)
+  } else if (event.event === 'sync') {
+    await indexing.setCommitLastSeen(event.did, event.cid, event.rev)
+    await handle(false)
+  } else {
+    const stored = event.event === 'delete' ? indexing.deleteRecord(event.uri) : indexing.indexRecord(event.uri, event.cid, event.record, event.event, event.time)
+    await stored.catch((error) => errors.push(`${event.event} ${event.uri}: ${error}`)) // a record that it refuses; the commit still counts
+    await indexing.setCommitLastSeen(event.did, event.commit, event.rev)
+    await handle(false)
+  }
+  await background.processAll() // the counts
+}
+
+// its own runner works on all accounts at once, so that what it makes depends on chance; this one is a queue
+let queue = Promise.resolve()
+const oneByOne = {
+  getCursor: () => 0,
+  trackEvent: (_did, at, handler) => (queue = queue.then(handler).then(() => (seq = at))),
+}
+const firehose =
+  subscription &&
+  new Firehose({
+    idResolver: dataPlane.idResolver,
+    service: given.index,
+    runner: oneByOne,
+    handleEvent: index,
+    onError: (error) => errors.push(`${error} ${error.cause ?? ''}`),
+    unauthenticatedCommits: true,
+    unauthenticatedHandles: true,
+  })
+void firehose?.start()
+
+// ------------------------------------------------------------------------------------------------ orders and end
+const control = createServer((request, response) => response.writeHead(200).end(JSON.stringify({ seq, errors })))
+await new Promise((done) => control.listen(0, done))
+
+let ending = false
+async function end() {
+  if (ending) return
+  ending = true
+  setTimeout(() => process.exit(1), 10_000).unref()
+  control.close()
+  for (const part of [firehose, appView, privateData, dataPlane]) await part?.destroy()
+  await database.close()
+  process.exit(0)
+}
+for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, end)
+process.stdin.on('end', end).resume()
+setInterval(() => process.ppid === parent || end(), 500)
+
+console.log(
+  JSON.stringify({
+    url: `http://127.0.0.1:${port}`,
+    control: `http://127.0.0.1:${control.address().port}`,
+    version: require('@atproto/bsky/package.json').version,
+  }),
+)
