@@ -1,0 +1,103 @@
+"""Valid records of posts, likes, reposts and gates → rows."""
+
+from steps.appview.embeds import embed_rows
+from steps.appview.formats import at_uri_parts
+from steps.appview.rich import json_text, mentions
+from steps.appview.times import created_at
+from steps.appview.values import Notice, Projected, Quote, Record, Reply, Row, Source
+
+POST = "app.bsky.feed.post"
+THREAD_GATE = "app.bsky.feed.threadgate"
+POST_GATE = "app.bsky.feed.postgate"
+
+
+def like(source: Source, record: Record) -> Projected:
+    return _interaction("like", source, record)
+
+
+def repost(source: Source, record: Record) -> Projected:
+    """The feed item stands even for a repost whose subject the account has reposted before."""
+    projected = _interaction("repost", source, record)
+    uri = projected.uri
+    item: Row = (uri, source.cid, "repost", record["subject"]["uri"], source.did, projected.sort_at)
+    projected.rows["feed_item"] = [item]
+    return projected
+
+
+def _interaction(kind: str, source: Source, record: Record) -> Projected:
+    uri, created, indexed = source.uri, created_at(record["createdAt"]), source.indexed_at
+    sort_at = created if created < indexed else indexed
+    subject = record["subject"]
+    about = subject["uri"]
+    via = record.get("via")
+    via_uri, via_cid = (None, None) if via is None else (via["uri"], via["cid"])
+    row: Row = (uri, source.cid, source.did, about, subject["cid"], via_uri, via_cid, created, indexed)
+    notices = []
+    if (author := at_uri_parts(about)[0]) != source.did:  # no news of oneself, not even of a repost of one's own post
+        notices.append(Notice(author, kind, about, sort_at))
+        if via_uri is not None and (reposter := at_uri_parts(via_uri)[0]) != source.did:
+            notices.append(Notice(reposter, f"{kind}-via-repost", via_uri, sort_at))
+    return Projected(uri, {kind: [row]}, notices, sort_at)
+
+
+def post(source: Source, record: Record) -> Projected:
+    uri, created, indexed = source.uri, created_at(record["createdAt"]), source.indexed_at
+    sort_at = created if created < indexed else indexed
+    refs: tuple[str | None, ...] = (None, None, None, None)
+    reply = None
+    rows: dict[str, list[Row]] = {}
+    if (written := record.get("reply")) is not None:
+        root, parent = written["root"], written["parent"]
+        refs = (root["uri"], root["cid"], parent["uri"], parent["cid"])
+        author = at_uri_parts(root["uri"])[0]
+        reply = Reply(root["uri"], parent["uri"], author, gate_uri(root["uri"], THREAD_GATE))
+        if author == source.did:
+            rows["op_thread_reply"] = [(root["uri"], parent["uri"], uri)]
+    langs, tags = json_text(record.get("langs")), json_text(record.get("tags"))
+    rows["post"] = [(uri, source.cid, source.did, record["text"], *refs, created, indexed, langs, tags)]
+    rows["feed_item"] = [(uri, source.cid, "post", uri, source.did, sort_at)]
+    mentioned = mentions(record) if "facets" in record else ()
+    notices = [Notice(did, "mention", None, sort_at) for did in mentioned if did != source.did]
+    quote = None
+    if (embed := record.get("embed")) is not None:
+        rows |= embed_rows(uri, embed)
+        if "post_embed_record" in rows:
+            quote = _quote(source, rows, created)
+    if quote is not None and quote.author != source.did and quote.author not in mentioned:
+        notices.append(Notice(quote.author, "quote", quote.subject, sort_at))
+    return Projected(uri, rows, notices, sort_at, reply, quote, mentioned)
+
+
+def _quote(source: Source, rows: dict[str, list[Row]], created: str) -> Quote | None:
+    """An embedded record that is a post is quoted; adds the row."""
+    uri, subject, cid = rows["post_embed_record"][0]
+    author, collection, _ = at_uri_parts(str(subject))
+    if collection != POST:
+        return None
+    rows["quote"] = [(uri, source.cid, subject, cid, created, source.indexed_at)]
+    return Quote(str(subject), str(cid), author, gate_uri(str(subject), POST_GATE))
+
+
+def thread_gate(source: Source, record: Record) -> Projected:
+    return _gate("thread_gate", source, record)
+
+
+def post_gate(source: Source, record: Record) -> Projected:
+    return _gate("post_gate", source, record)
+
+
+def _gate(table: str, source: Source, record: Record) -> Projected:
+    """A gate and its post have the same repository and key."""
+    uri, governed = source.uri, record["post"]
+    authority, _, rkey = at_uri_parts(governed)
+    if authority != source.did or rkey != source.rkey:
+        return Projected(uri, invalid="/post: has not the gate's own repository and record key")
+    created = created_at(record["createdAt"])
+    row: Row = (uri, source.cid, source.did, governed, created, source.indexed_at)
+    return Projected(uri, {table: [row]}, sort_at=min(created, source.indexed_at))
+
+
+def gate_uri(post_uri: str, collection: str) -> str:
+    """Where the gate of a post would stand; what is no post comes back as it is, and has none."""
+    authority, kind, rkey = at_uri_parts(post_uri)
+    return f"at://{authority}/{collection}/{rkey}" if kind == POST else post_uri

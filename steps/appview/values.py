@@ -1,0 +1,77 @@
+"""What goes into a projection and what comes out of it."""
+
+from typing import Any
+
+import msgspec
+
+Row = tuple[str | None, ...]
+Record = dict[str, Any]
+
+
+class Source(msgspec.Struct, frozen=True):  # Structs: frozen dataclasses cost a third of the projection of a like
+    """One record as the mirror has it.
+
+    `json` as `steps.record_json` wrote it; `indexed_at` as `YYYY-MM-DDTHH:MM:SS.mmmZ`.
+    """
+
+    did: str
+    collection: str
+    rkey: str
+    cid: str
+    json: bytes | str
+    indexed_at: str
+
+    @property
+    def uri(self) -> str:
+        return f"at://{self.did}/{self.collection}/{self.rkey}"
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """A candidate for `notification`; author, recordUri and recordCid are the source's.
+
+    `did` is the receiver: the authority of an AT-URI, so a handle if somebody wrote one there.
+    """
+
+    did: str
+    reason: str
+    subject: str | None  # column reasonSubject
+    sort_at: str
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What decides invalidReplyRoot and violatesThreadGate, with the records `root`, `parent` and `gate`."""
+
+    root: str
+    parent: str
+    root_author: str  # authority of `root`
+    gate: str  # AT-URI of the thread gate that governs the thread; `root` itself if that is no post
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """A quoted post (row in `quote`), and what decides violatesEmbeddingRules."""
+
+    subject: str
+    cid: str
+    author: str  # authority of `subject`: may always be quoted by itself
+    gate: str  # AT-URI of the post gate that governs it
+
+
+class Projected(msgspec.Struct, frozen=True):
+    """The rows of one record. `invalid` set: no rows; the record is out of the AppView, and out of `bsky.record`.
+
+    rows        table → rows in the order of `rows.COLUMNS`; no key for a table without rows
+    notices     receivers in order of precedence: one notification per receiver, the first (a reply's, which need the
+                parents' authors, come after all of these). Never the author, but for `follow` and `verified`.
+                Reason `quote` does not hold while the post violates embedding rules; none holds for a duplicate.
+    sort_at     least(createdAt, indexedAt)
+    mentions    DIDs that a post's facets mention: who a gate with the mention rule lets in
+    """
+
+    uri: str
+    rows: dict[str, list[Row]] = {}
+    notices: list[Notice] = []
+    sort_at: str = ""
+    reply: Reply | None = None
+    quote: Quote | None = None
+    mentions: tuple[str, ...] = ()
+    invalid: str | None = None
