@@ -11,6 +11,7 @@ from control.cli_base import AsJson, DataDir, Parent, answerable, located, unles
 from control.cli_doctor import doctor
 from control.cli_filters import filters_app
 from control.cli_jobs import backfill_app
+from control.cli_topics import topics_app
 from control.errors import OperatorError
 from schemas.settings import load
 
@@ -21,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
 for name, group in (("topics", topics_app), ("backfill", backfill_app), ("filters", filters_app)):
     app.add_typer(group, name=name)
 cli_data.commands(app)
@@ -92,36 +92,6 @@ def migrate(data_dir: DataDir = None) -> None:
     check_database(settings)
     applied = migrate(settings.database)
     typer.echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
-
-
-@topics_app.command("apply")
-@answerable
-def topics_apply(data_dir: DataDir = None) -> None:
-    """Create missing topics and update settings; partition counts are never changed, nothing is deleted."""
-    from control import topics  # noqa: PLC0415 - as above
-
-    settings = located(data_dir, "bootstrap")
-    changed = topics.apply(settings)
-    typer.echo("\n".join(f"applied {difference}" for difference in changed) or "nothing to change")
-    if settings.schema_registry:
-        from schemas.registry import RegistryUnavailable, register  # noqa: PLC0415 - as above
-
-        try:
-            ids = register(settings)
-        except RegistryUnavailable as err:
-            raise OperatorError(f"SLUICE_SCHEMA_REGISTRY: {err}") from err
-        typer.echo("\n".join(f"registered {subject} as {number}" for subject, number in ids.items()))
-
-
-@topics_app.command("diff")
-@answerable
-def topics_diff(data_dir: DataDir = None) -> None:
-    """Show how the broker's topics differ from the declared ones; exit code 1 if they do."""
-    from control import topics  # noqa: PLC0415 - as above
-
-    differences = topics.diff(located(data_dir, "bootstrap"))
-    typer.echo("\n".join(map(str, differences)) or "no difference")
-    raise typer.Exit(1 if differences else 0)
 
 
 @app.command()
