@@ -26,6 +26,8 @@ _MAX_VARINT = 9
 _SCAN_CHUNK = 1 << 20
 _OURS = (DAG_CBOR, RAW)
 _SHA2_256_SIZE = b"\x12\x20"
+_ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header of one root, which is the usual one
+_VERSION_1 = b"gversion\x01"
 
 
 class CarReason(StrEnum):
@@ -142,7 +144,9 @@ class CarIndex:
         while at < end_of_buffer:
             size = buffer[at]
             start = at + 1
-            if size >= 0x80:
+            if size >= 0x80 and start < end_of_buffer and 0 < buffer[start] < 0x80:  # two bytes: most blocks
+                size, start = size & 0x7F | buffer[start] << 7, start + 1
+            elif size >= 0x80:
                 size, start = _varint(buffer, at, end_of_buffer)
                 if start == at:
                     self._need = end_of_buffer - at + 1
@@ -221,6 +225,8 @@ def _varint(buffer: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def _root(header: bytes) -> bytes:
+    if header[:17] == _ONE_ROOT and header[49:] == _VERSION_1:
+        return header[13:49]
     try:
         value = cbrrr.decode_dag_cbor(header)
     except (ValueError, RecursionError) as err:

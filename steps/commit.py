@@ -5,11 +5,11 @@ fields that we do not know.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import cbrrr
+import msgspec
 
 from steps.cid import CID_SIZE, DAG_CBOR
 from steps.keys import SIGNATURE_SIZE, verify
@@ -25,8 +25,7 @@ class CommitReason(StrEnum):
     BAD_VERSION = "bad_version"
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """`data`: CID bytes of the MST's root; `prev`: CID bytes or None; `unsigned_bytes`: what `sig` (64 bytes) signs."""
 
     did: str
@@ -38,8 +37,7 @@ class Commit:
     unsigned_bytes: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CommitRejected:
+class CommitRejected(msgspec.Struct, frozen=True, gc=False):
     reason: CommitReason
     detail: str
 

@@ -53,7 +53,8 @@ class Node(NamedTuple):
 
 def key_layer(key: bytes) -> int:
     """Pairs of leading zero bits of the key's SHA-256: the layer of the tree where the key must stand (0 = the lowest)."""
-    return (256 - int.from_bytes(sha256(key).digest()).bit_length()) >> 1
+    digest = sha256(key).digest()
+    return 0 if digest[0] > 0x3F else (256 - int.from_bytes(digest).bit_length()) >> 1  # three of four keys: 0
 
 
 def parse_node(cid: bytes, block: bytes) -> Node:
@@ -143,10 +144,10 @@ def _key(cid: bytes, previous: bytes, shared: int, suffix: bytes) -> bytes:
 
 
 def shared_bytes(previous: bytes, key: bytes) -> int:
+    """Length of the common prefix."""
     limit = min(len(previous), len(key))
-    if previous[:limit] == key[:limit]:
-        return limit
-    return next(at for at in range(limit) if previous[at] != key[at])
+    differs = int.from_bytes(previous[:limit]) ^ int.from_bytes(key[:limit])
+    return limit - (differs.bit_length() + 7 >> 3)
 
 
 def _head(value: int) -> int:

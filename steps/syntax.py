@@ -5,6 +5,7 @@ Source: the specification pages did, handle, nsid, record-key, tid and at-uri-sc
 """
 
 import re
+from functools import lru_cache
 
 MAX_DID = 2048
 MAX_HANDLE = 253
@@ -36,6 +37,7 @@ def is_handle(text: str) -> bool:
     return len(text) <= MAX_HANDLE and _handle(text) is not None
 
 
+@lru_cache(maxsize=4096)  # a network has few collections
 def is_nsid(text: str) -> bool:
     """At least three segments: reversed domain and a name."""
     return len(text) <= MAX_NSID and _nsid(text) is not None
