@@ -62,9 +62,16 @@ def test_the_other_worker_takes_over(simulator: Any, log: str, database: str, mi
         before[kind] = survivor.metric(done[kind])
         victim.kill()
         assert victim.process.returncode == -9
-    print(f"killed at {one.phases()}; claims {held}; survivors had done {before}")
+    killed_at = one.phases()
+    print(f"killed at {killed_at}; claims {held}; survivors had done {before}")
     simulation.set_faults(clear=True)
-    wait_for(lambda: one.phases().get("sync", 0) > 250, 60, lambda: f"{one.phases()} {one.last_lines(5)}")
+
+    def nearly_done() -> bool:
+        for _, survivor in workers.values():
+            assert survivor.running, survivor.log_file.read_text()[-4000:]
+        return one.phases().get("sync", 0) > 250
+
+    wait_for(nearly_done, 60, lambda: f"{one.last_lines(20)} {one.phases()} killed {killed_at}")
     one.quiesce()
     one.await_truth(60)
     for kind, (victim, survivor) in workers.items():
