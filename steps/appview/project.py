@@ -73,8 +73,7 @@ def project(source: Source) -> Projected | None:
 
 
 def _check(collection: str, record: Record) -> str | None:
-    kind = record.get("$type")
-    if kind != collection and kind != f"{collection}#main":  # noqa: PLR1714 (a tuple would build the second each time)
+    if record.get("$type") != collection:
         return f"/$type: is not {collection}"
     return _checks()[collection](record)
 

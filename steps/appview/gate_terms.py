@@ -1,0 +1,46 @@
+"""What a gate record says, in the columns of `sluice.appview_gate`: terms that SQL can apply to many replies at once.
+
+The rules themselves are those of `steps.appview.gates`. Takes valid records; total for any other value.
+"""
+
+from typing import Any
+
+import msgspec
+
+from steps.appview.gates import DISABLED, THREAD
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """`closed`: somebody is kept out (of replying, or of embedding). The others: who is let in all the same."""
+
+    closed: bool
+    mentioned: bool = False
+    follower: bool = False  # whoever follows the owner
+    following: bool = False  # whom the owner follows
+    lists: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()  # replies that are not shown
+
+
+def thread_terms(record: dict[str, Any]) -> Terms:
+    """Terms of an app.bsky.feed.threadgate."""
+    rules = record.get("allow")
+    hidden = tuple(uri for uri in record.get("hiddenReplies") or () if isinstance(uri, str))
+    if not isinstance(rules, list):
+        return Terms(closed=False, hidden=hidden)
+    kinds = {str(rule.get("$type", "")).removeprefix(THREAD) for rule in rules if isinstance(rule, dict)}
+    lists = [rule.get("list") for rule in rules if isinstance(rule, dict) and rule.get("$type") == f"{THREAD}#listRule"]
+    return Terms(
+        closed=True,
+        mentioned="#mentionRule" in kinds,
+        follower="#followerRule" in kinds,
+        following="#followingRule" in kinds,
+        lists=tuple(uri for uri in lists if isinstance(uri, str)),
+        hidden=hidden,
+    )
+
+
+def post_terms(record: dict[str, Any]) -> Terms:
+    """Terms of an app.bsky.feed.postgate."""
+    rules = record.get("embeddingRules")
+    closed = isinstance(rules, list) and any(isinstance(rule, dict) and rule.get("$type") == DISABLED for rule in rules)
+    return Terms(closed=closed)
