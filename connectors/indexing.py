@@ -214,6 +214,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             if decoded.queues:
                 self._gate.settle(unit, decoded.queues)
             unit.labels(decoded.labels)
+            unit.project()
             unit.move(decoded.batch.spans)
 
     def _with_retries(self, work: Callable[[], None]) -> None:

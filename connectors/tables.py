@@ -16,6 +16,8 @@ import psycopg
 from psycopg import errors
 
 from connectors import metrics
+from connectors.appview import SQL as APPVIEW_SQL
+from connectors.appview import Changes, Projection
 from connectors.arrays import array
 from connectors.filters import CurrentFilter, Queues, admitted
 from connectors.log import Part
@@ -29,6 +31,8 @@ from steps.settle import Facts, Round, Row
 SQL = queries("index")
 COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text"]
 """Binary COPY of a `Row`: json travels as its bytes (in binary form they are the same), raw as bytes."""
+
+RETURNING = " returning r.did, r.collection, r.rkey"
 
 REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "throttled", "inactive", "not_found"}
 
@@ -75,7 +79,7 @@ class Tables:
         """One transaction of the index, READ COMMITTED."""
         db = self.connection()
         with db.transaction():
-            yield Unit(db, self._scope, self._filter.read(db))
+            yield Unit(db, self._scope, self._filter.read(db), Changes() if self._settings.appview else None)
 
     def close(self) -> None:
         """Close the connection."""
@@ -88,7 +92,11 @@ class Tables:
         values = {**self._scope, "topics": topics, "parts": parts}
         with self.connection().transaction():
             lows = [low for low, _ in marks.values()]
-            self.connection().execute(SQL["start_offsets"], {**values, "nexts": lows})
+            new = self.connection().execute(SQL["start_offsets"], {**values, "nexts": lows}).fetchall()
+            if new:
+                topic = self._settings.topic("firehose_backfill")
+                gone = {"topics": [row[0] for row in new], "parts": [row[1] for row in new], "backfill": topic}
+                self.connection().execute(SQL["change_log"], {**self._scope, **gone})
             rows = self.connection().execute(SQL["offsets"], values).fetchall()
             starts = {(topic, part): at for topic, part, at in rows}
             lost: dict[Part, int] = {}
@@ -114,6 +122,7 @@ class Unit:
     db: Connection
     scope: dict[str, str]
     filter: Filter  # what is mirrored, until the transaction ends
+    changes: Changes | None = None  # for the AppView
     staged: bool = False  # rows of an earlier round stand in the stage
 
     def admitted(self, queues: Queues) -> Queues:
@@ -143,7 +152,7 @@ class Unit:
             self.db.execute(SQL["hold"], {**values, "events": array([wire.encode(event) for event in held])})
         if work.drop_rows:
             dids, befores = zip(*sorted(work.drop_rows, key=lambda drop: drop[0]), strict=True)
-            self.db.execute(SQL["drop_rows"], {"dids": list(dids), "befores": list(befores)})
+            self._delete("drop_rows", {"dids": list(dids), "befores": list(befores)})
         self._write_rows(work)
         if work.forget:
             self.db.execute(SQL["forget_identity"], {"dids": sorted(work.forget)})
@@ -195,6 +204,11 @@ class Unit:
         self.db.execute(SQL["label"], values)
         return len(rows)
 
+    def project(self) -> None:
+        """Bring the AppView's tables to what this transaction has made of the records."""
+        if self.changes:
+            Projection(self.db, self.changes).write()
+
     def move(self, spans: Mapping[Part, tuple[int, int]]) -> None:
         """Move offsets from where we began to where we are now. Raises PartitionLost."""
         values: dict[str, Any] = {
@@ -220,7 +234,7 @@ class Unit:
                     target.append(row)
         if deleted:
             dids, collections, rkeys = (array(column) for column in zip(*deleted, strict=True))
-            self.db.execute(SQL["delete_records"], {"dids": dids, "collections": collections, "rkeys": rkeys})
+            self._delete("delete_records", {"dids": dids, "collections": collections, "rkeys": rkeys})
         fits = not copied or self._copy(copied)
         if not fits:
             upserted += copied
@@ -228,6 +242,7 @@ class Unit:
             if self.staged:
                 self.db.execute("truncate stage_record")
             self._fill("copy_stage", upserted)
+            self._note_changed(upserted)
             self.db.execute(SQL["upsert_stage"])
             self.staged = True
         for path, count in (("copy", len(copied)), ("upsert", len(upserted)), ("delete", len(deleted))):
@@ -245,7 +260,24 @@ class Unit:
         except errors.UniqueViolation:
             metrics.COPY_FALLBACKS.inc()
             return False
+        if self.changes is not None:
+            for row in rows:
+                self.changes.put(row, existed=False)
         return True
+
+    def _delete(self, statement: str, values: dict[str, Any]) -> None:
+        if self.changes is None:
+            self.db.execute(SQL[statement], values)
+        else:
+            self.changes.gone(self.db.execute(SQL[statement] + RETURNING, values).fetchall())
+
+    def _note_changed(self, upserted: Sequence[Row]) -> None:
+        """Which staged rows differ from the table by path and CID: the AppView gets no others."""
+        if self.changes is None:
+            return
+        rows = {row[:3]: row for row in upserted}
+        for *path, existed in self.db.execute(APPVIEW_SQL["changed"]).fetchall():
+            self.changes.put(rows[tuple(path)], existed=existed)
 
     def _fill(self, statement: str, rows: Sequence[Row]) -> None:
         with self.db.cursor() as cursor, cursor.copy(SQL[statement]) as copy:

@@ -144,7 +144,12 @@ class Settings(BaseSettings):
 
     # backfill
     backfill_concurrency: int = Field(10, ge=1, le=1000, description="getRepo requests at once, per worker")
-    host_concurrency: int = Field(5, ge=1, description="getRepo requests at once to one PDS, per worker")
+    host_concurrency: int = Field(
+        5, ge=1, description="getRepo requests at once to one PDS, per worker; its other repos keep nobody else's back"
+    )
+    host_line_seconds: float = Field(
+        30.0, gt=0, description="repos that would wait longer for their PDS's answers to others are put off"
+    )
     host_requests: int = Field(
         3000, ge=1, description="requests that one PDS may get in a window, from all workers together"
     )
@@ -188,6 +193,9 @@ class Settings(BaseSettings):
     )
     held_events_per_repo: int = Field(
         10_000, ge=1, description="live events held for one repo before it is fetched again"
+    )
+    appview: bool = Field(
+        False, description="also keep the tables of the official AppView (schema `bsky`), which needs pg_trgm"
     )
     transport_session_seconds: float = Field(30.0, ge=6, description="consumer group session timeout")
 

@@ -81,11 +81,12 @@ select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at f
 copy stage_record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at) from stdin (format binary)
 
 -- name: upsert_stage
+-- The same record fetched again keeps the time when it was indexed.
 insert into sluice.record as r (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at)
 select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at from stage_record
 on conflict (did, collection, rkey) do update
 set cid = excluded.cid, rev = excluded.rev, attempt = excluded.attempt, json = excluded.json, raw = excluded.raw,
-    reason = excluded.reason, indexed_at = excluded.indexed_at
+    reason = excluded.reason, indexed_at = case when r.cid = excluded.cid then r.indexed_at else excluded.indexed_at end
 
 -- name: delete_records
 delete from sluice.record r
@@ -128,6 +129,26 @@ insert into sluice.stream_offset (cluster, group_id, topic, part, next)
 select %(cluster)s, %(group)s, topic, part, next
 from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u (topic, part, next)
 on conflict (cluster, group_id, topic, part) do nothing
+returning topic, part
+
+-- name: change_log
+-- Partitions that this group begins and has read in another cluster: that log is gone, with what nobody had indexed. Recorded,
+-- and answered with a re-list; attempts whose outcome stood in it would wait for an offset that means nothing now.
+with gone as (
+    select o.topic, o.part, max(o.next) as next
+    from sluice.stream_offset o
+    join unnest(%(topics)s::text[], %(parts)s::integer[]) as u (topic, part) on o.topic = u.topic and o.part = u.part
+    where o.cluster <> %(cluster)s and o.group_id = %(group)s
+    group by o.topic, o.part
+), open as (
+    select r.did from sluice.repo r
+    where r.phase = 'backfill' and r.produced_partition in (select part from gone where topic = %(backfill)s)
+    order by r.did for update of r
+), expired as (
+    update sluice.repo r set produced_partition = null, produced_offset = null, lease_until = now() from open where r.did = open.did
+)
+insert into sluice.stream_gap (upstream, from_seq, reason)
+select 'log:' || topic || '/' || part, next, 'the log is another one' from gone
 
 -- name: move_offsets
 -- Conditional on where they stood: a worker that lost a partition changes fewer rows than it meant to.

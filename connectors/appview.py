@@ -1,0 +1,279 @@
+"""The AppView's tables, kept by the index in its own transaction (SLUICE_APPVIEW=true).
+
+`Changes` collects what a transaction really changes in `sluice.record`, by path and CID; `write` turns it into rows once,
+before the offsets move. The tables are a function of the records that stand in `sluice.record`, whatever the order they came
+in. What lies within a repo is exact here; what depends on other repos is left to the fold (`sluice.appview_dirty`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import psycopg
+
+from connectors import appview_tables as tables
+from connectors.appview_counts import FOLLOWERS, FOLLOWS, LIKES, POSTS, REPLIES, REPOSTS, Counts
+from connectors.appview_unique import Contest
+from connectors.arrays import array
+from schemas.sql import queries
+from steps.appview.gate_terms import post_terms, thread_terms
+from steps.appview.project import KNOWN, project
+from steps.appview.rows import UNIQUE
+from steps.appview.values import Projected, Row, Source
+from steps.settle import Row as RecordRow
+from steps.timestamps import canonical
+
+SQL = {name: text.encode() for name, text in queries("appview").items()}
+EPOCH = "1970-01-01T00:00:00.000Z"
+POST, REPOST = "app.bsky.feed.post", "app.bsky.feed.repost"
+GATES = ("thread_gate", "post_gate")
+DERIVED = "quote"  # stands only while both posts do: the fold's
+
+Key = tuple[str, str, str]  # did, collection, rkey
+Db = psycopg.Connection[Any]
+
+
+class Changes:
+    """Paths of known collections that a transaction changes: whether they were there before it, and what stands there now."""
+
+    def __init__(self) -> None:
+        self._before: dict[Key, bool] = {}
+        self._now: dict[Key, RecordRow | None] = {}
+
+    def put(self, row: RecordRow, *, existed: bool) -> None:
+        """A row that is new or has another CID. `existed`: as the table had it when this was written."""
+        if row[1] in KNOWN:
+            key = row[:3]
+            self._before.setdefault(key, existed)
+            self._now[key] = row
+
+    def gone(self, keys: Iterable[Key]) -> None:
+        """Rows that were deleted."""
+        for key in keys:
+            if key[1] in KNOWN:
+                self._before.setdefault(key, True)
+                self._now[key] = None
+
+    def __bool__(self) -> bool:
+        return bool(self._now)
+
+    def former(self) -> list[Key]:
+        """Paths whose rows of before this transaction are out of date."""
+        return [key for key, existed in self._before.items() if existed]
+
+    def current(self) -> list[RecordRow]:
+        """Records to project."""
+        return [row for row in self._now.values() if row is not None]
+
+    def stands(self, key: Key) -> bool:
+        """Is there a record now? Of paths that changed."""
+        return self._now.get(key) is not None
+
+
+@dataclass(slots=True)
+class Projection:
+    """One transaction's projection, from changes to statements."""
+
+    db: Db
+    changes: Changes
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    made: list[Projected] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    invalid: list[tuple[str, str, str, str]] = field(default_factory=list)
+    dirty: set[tuple[str, str]] = field(default_factory=set)
+    flagged: set[str] = field(default_factory=set)  # posts whose gates may have changed
+    counts: Counts = field(default_factory=Counts)
+
+    def write(self) -> None:
+        """Everything. Raises psycopg.Error."""
+        former = self.changes.former()
+        records = self.changes.current()
+        if former:
+            records += self._leave(former)
+        for record in records:
+            self._project(record)
+        losers = self._insert()
+        self._insert_sides(losers)
+        if self.flagged:
+            self.db.execute(SQL["flag_gates"], {"uris": array(sorted(self.flagged))})
+        if self.dirty:
+            _copy(self.db, "copy_dirty", self.dirty)
+        self.counts.write(self.db)
+
+    def _leave(self, former: list[Key]) -> list[RecordRow]:
+        """Remove what these paths made; records that were duplicates of them are to be projected again."""
+        by_collection: dict[str, list[str]] = {}
+        for did, collection, rkey in former:
+            by_collection.setdefault(collection, []).append(f"at://{did}/{collection}/{rkey}")
+        for collection in sorted(by_collection):
+            uris = sorted(by_collection[collection])
+            for table in tables.OF_COLLECTION.get(collection, ()):
+                self._count_gone(table, tables.delete(self.db, table, uris))
+            if collection == POST:
+                self.db.execute(SQL["drop_mentions"], {"uris": array(uris)})
+                self.dirty |= {("post", uri) for uri in uris}
+            elif collection == REPOST:
+                self.dirty |= {("repost", uri) for uri in uris}
+        gone = [uri for uris in by_collection.values() for uri in uris]
+        self.db.execute(SQL["drop_notifications"], {"uris": array(gone)})
+        self._unmark(former)
+        return self._heirs(by_collection)
+
+    def _count_gone(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        if table == "like":
+            for _, subject in rows:
+                self.counts.post(subject, LIKES, -1)
+        elif table == "repost":
+            for _, subject in rows:
+                self.counts.post(subject, REPOSTS, -1)
+        elif table == "follow":
+            for _, creator, subject in rows:
+                self.counts.profile(creator, FOLLOWS, -1)
+                self.counts.profile(subject, FOLLOWERS, -1)
+        elif table == "post":
+            for _, creator, parent, _, violates in rows:
+                self.counts.profile(creator, POSTS, -1)
+                if parent is not None and not violates:
+                    self.counts.post(parent, REPLIES, -1)
+            if own := [(root, uri) for uri, _, _, root, _ in rows if root is not None]:
+                roots, uris = zip(*own, strict=True)
+                self.db.execute(SQL["drop_thread_replies"], {"roots": array(roots), "uris": array(uris)})
+        elif table in GATES and rows:
+            self.db.execute(SQL["drop_gates"], {"uris": array([uri for uri, _ in rows])})
+            self._gates_changed(post for _, post in rows)
+
+    def _gates_changed(self, posts: Iterable[str]) -> None:
+        for post in posts:
+            self.flagged.add(post)
+            self.dirty.add(("gate", post))
+
+    def _unmark(self, former: list[Key]) -> None:
+        for name, keys in (
+            ("forget_marks", [key for key in former if not self.changes.stands(key)]),
+            ("clear_invalid", [key for key in former if self.changes.stands(key)]),
+        ):
+            if keys:
+                self.db.execute(SQL[name], _paths(keys))
+
+    def _heirs(self, by_collection: dict[str, list[str]]) -> list[RecordRow]:
+        """Records that a removed one kept out of its table."""
+        uris = [
+            uri
+            for of, uris in by_collection.items()
+            for uri in uris
+            if tables.OF_COLLECTION.get(of, ("",))[0] in UNIQUE
+        ]
+        if not uris:
+            return []
+        heirs = [row[0] for row in self.db.execute(SQL["waiting_for"], {"uris": array(uris)})]
+        self.db.execute(SQL["forget_duplicates"], {"uris": array(uris + heirs)})
+        keys = [_key(uri) for uri in heirs]
+        return self._records([key for key in keys if not self.changes.stands(key)])
+
+    def _records(self, keys: list[Key]) -> list[RecordRow]:
+        return self.db.execute(SQL["records"], _paths(keys)).fetchall() if keys else []
+
+    def _project(self, record: RecordRow) -> None:
+        did, collection, rkey, cid, _, _, body, _, _, indexed_at = record
+        if body is None:
+            return
+        source = Source(did, collection, rkey, cid, body, canonical(indexed_at) or EPOCH)
+        made = project(source)
+        if made is None:
+            return
+        if made.invalid is not None:
+            self.invalid.append((did, collection, rkey, made.invalid))
+            return
+        self.made.append(made)
+        self.sources.append(source)
+        for table, rows in made.rows.items():
+            if table == DERIVED or (table == "feed_item" and collection == REPOST):
+                continue
+            self.rows.setdefault(table, []).extend(rows)
+
+    def _insert(self) -> set[str]:
+        """Rows into their tables; URIs of records whose key another one holds."""
+        losers: set[str] = set()
+        for table, rows in self.rows.items():
+            if table not in UNIQUE:
+                tables.copy(self.db, table, rows)
+                continue
+            if tables.insert(self.db, table, rows) != len(rows):
+                contest = Contest(self.db, table, rows)
+                contest.settle()
+                losers |= contest.losers
+                self._count_gone(table, contest.taken_over)
+                for removed in contest.unseated:
+                    self.db.execute(SQL["drop_notifications"], {"uris": array([removed])})
+                    if table == "repost":
+                        self.dirty.add(("repost", removed))
+        return losers
+
+    def _insert_sides(self, losers: set[str]) -> None:
+        """What records bring along besides their own rows."""
+        notifications: list[tuple[str | None, ...]] = []
+        mentions: list[tuple[str, int, str]] = []
+        for source, made in zip(self.sources, self.made, strict=True):
+            if made.uri in losers:
+                continue
+            if source.collection == POST:
+                mentions += [(made.uri, n, did) for n, did in enumerate(made.mentions)]
+            else:
+                notifications += [
+                    (notice.did, made.uri, source.cid, source.did, notice.reason, notice.subject, notice.sort_at)
+                    for notice in made.notices
+                ]
+            self._count(source, made)
+        if mentions:
+            _copy(self.db, "copy_mentions", mentions)
+        if notifications:
+            _copy(self.db, "copy_notifications", notifications)
+            self.db.execute(SQL["drop_muted"], {"uris": array([str(row[1]) for row in notifications])})
+        if self.invalid:
+            dids, collections, rkeys, reasons = (array(column) for column in zip(*self.invalid, strict=True))
+            self.db.execute(
+                SQL["mark_invalid"], {"dids": dids, "collections": collections, "rkeys": rkeys, "reasons": reasons}
+            )
+
+    def _count(self, source: Source, made: Projected) -> None:
+        for table, rows in made.rows.items():
+            if table == "like":
+                self.counts.post(str(rows[0][3]), LIKES, 1)
+            elif table == "repost":
+                self.counts.post(str(rows[0][3]), REPOSTS, 1)
+                self.dirty.add(("repost", made.uri))
+            elif table == "follow":
+                self.counts.profile(source.did, FOLLOWS, 1)
+                self.counts.profile(str(rows[0][3]), FOLLOWERS, 1)
+            elif table == "post":
+                self.counts.profile(source.did, POSTS, 1)
+                if made.reply is not None:
+                    self.counts.post(made.reply.parent, REPLIES, 1)
+                self.dirty.add(("post", made.uri))
+                self.flagged.add(made.uri)
+            elif table in GATES:
+                self._add_gate(source, made, table, str(rows[0][3]))
+
+    def _add_gate(self, source: Source, made: Projected, table: str, post: str) -> None:
+        record = msgspec.json.decode(source.json)
+        terms = thread_terms(record) if table == "thread_gate" else post_terms(record)
+        values = {**msgspec.structs.asdict(terms), "lists": list(terms.lists), "hidden": list(terms.hidden)}
+        self.db.execute(SQL["add_gate"], {**values, "uri": made.uri, "post_uri": post, "sort_at": made.sort_at})
+        self._gates_changed([post])
+
+
+def _key(uri: str) -> Key:
+    _, _, did, collection, rkey = uri.split("/", 4)
+    return did, collection, rkey
+
+
+def _paths(keys: Iterable[Key]) -> dict[str, str]:
+    dids, collections, rkeys = (array(column) for column in zip(*keys, strict=True))
+    return {"dids": dids, "collections": collections, "rkeys": rkeys}
+
+
+def _copy(db: Db, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    with db.cursor() as cursor, cursor.copy(SQL[statement]) as stream:
+        for row in rows:
+            stream.write_row(row)

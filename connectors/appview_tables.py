@@ -1,0 +1,115 @@
+"""Statements on the AppView's typed tables, made from the columns that `steps.appview.rows` declares.
+
+Twenty tables differ only in their columns: writing each statement out would be the same text twenty times.
+"""
+
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import sql
+
+from connectors.arrays import array
+from steps.appview.rows import COLUMNS, OWNER, UNIQUE
+from steps.appview.values import Row
+
+Db = psycopg.Connection[tuple[object, ...]]
+
+OF_COLLECTION: dict[str, tuple[str, ...]] = {
+    "app.bsky.feed.like": ("like",),
+    "app.bsky.feed.repost": ("repost", "feed_item"),
+    "app.bsky.feed.threadgate": ("thread_gate",),
+    "app.bsky.feed.postgate": ("post_gate",),
+    "app.bsky.feed.generator": ("feed_generator",),
+    "app.bsky.graph.follow": ("follow",),
+    "app.bsky.graph.block": ("actor_block",),
+    "app.bsky.graph.list": ("list",),
+    "app.bsky.graph.listblock": ("list_block",),
+    "app.bsky.graph.listitem": ("list_item",),
+    "app.bsky.graph.referencelistoptout": ("reference_list_opt_out",),
+    "app.bsky.graph.starterpack": ("starter_pack",),
+    "app.bsky.graph.verification": ("verification",),
+    "app.bsky.actor.profile": ("profile",),
+    "app.bsky.labeler.service": ("labeler",),
+    "app.bsky.feed.post": (
+        *("post", "feed_item", "post_embed_image", "post_embed_gallery_image", "post_embed_external"),
+        *("post_embed_record", "post_embed_video"),
+    ),
+}
+"""Collection → tables that hold rows of its records (`op_thread_reply` is keyed otherwise, `quote` is the fold's)."""
+
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "like": ("subject",),
+    "repost": ("subject",),
+    "follow": ("creator", "subjectDid"),
+    "post": ("creator", "replyParent", "replyRoot", "violatesThreadGate"),
+    "thread_gate": ("postUri",),
+    "post_gate": ("postUri",),
+}
+"""What is asked back of rows that go: whose counts and flags they made."""
+
+
+def _names(columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))
+
+
+def _table(name: str) -> sql.Identifier:
+    return sql.Identifier("bsky", name)
+
+
+def _copy(table: str) -> sql.Composed:
+    return sql.SQL("copy {} ({}) from stdin").format(_table(table), _names(COLUMNS[table]))
+
+
+def _insert(table: str) -> sql.Composed:
+    """Rows of an occupied key are left out."""
+    arrays = sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(COLUMNS[table]))
+    return sql.SQL("insert into {} ({}) select * from unnest({}) on conflict do nothing").format(
+        _table(table), _names(COLUMNS[table]), arrays
+    )
+
+
+def _delete(table: str) -> sql.Composed:
+    owner = OWNER.get(table, "uri")
+    asked = SUBJECTS.get(table)
+    statement = sql.SQL("delete from {} where {} = any(%s::text[])").format(_table(table), sql.Identifier(owner))
+    return statement if asked is None else statement + sql.SQL(" returning ") + _names((owner, *asked))
+
+
+def _owners(table: str) -> sql.Composed:
+    """Who holds the keys of these rows: (uri, cid, indexedAt, key…)."""
+    key = UNIQUE[table]
+    equal = sql.SQL(" and ").join(
+        sql.SQL("t.{} = k.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in key
+    )
+    arrays = sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(key))
+    asked = sql.SQL(", ").join(
+        sql.SQL("t.{}").format(sql.Identifier(name)) for name in ("uri", "cid", "indexedAt", *key)
+    )
+    return sql.SQL("select distinct {} from {} t join unnest({}) as k ({}) on {}").format(
+        asked, _table(table), arrays, _names(key), equal
+    )
+
+
+COPY = {table: _copy(table) for table in COLUMNS}
+INSERT = {table: _insert(table) for table in UNIQUE}
+DELETE = {table: _delete(table) for tables in OF_COLLECTION.values() for table in tables}
+OWNERS = {table: _owners(table) for table in UNIQUE}
+PRESENT = {table: sql.SQL("select uri from {} where uri = any(%s::text[])").format(_table(table)) for table in UNIQUE}
+
+
+def copy(db: Db, table: str, rows: Sequence[Row]) -> None:
+    """Rows that cannot be there yet."""
+    with db.cursor() as cursor, cursor.copy(COPY[table]) as stream:
+        for row in rows:
+            stream.write_row(row)
+
+
+def insert(db: Db, table: str, rows: Sequence[Row]) -> int:
+    """Rows whose key is free; the number of them."""
+    return db.execute(INSERT[table], [array(column) for column in zip(*rows, strict=True)]).rowcount
+
+
+def delete(db: Db, table: str, uris: Sequence[str]) -> list[tuple[object, ...]]:
+    """Rows of these records; what `SUBJECTS` asks of them, after their URI."""
+    cursor = db.execute(DELETE[table], [array(uris)])
+    return cursor.fetchall() if table in SUBJECTS else []

@@ -1,0 +1,42 @@
+"""The AppView's tables as the index's own transaction writes them."""
+
+from __future__ import annotations
+
+import pytest
+from appview_world import REPOST, World, at, did, follow, gone, like, post
+
+
+@pytest.fixture
+def world(database: str) -> World:
+    return World(database)
+
+
+def test_records_of_a_snapshot_and_of_commits_are_rows(world: World) -> None:
+    """B6, N10: the typed tables, counts, notifications and accounts follow what the index writes."""
+    hello = post("ann", "3kaaaaaaaaaa2", 1, langs=["en"], tags=["x"])
+    world.index(*world.snapshot("ann", [hello]), *world.snapshot("bob", [follow("bob", "3kaaaaaaaaaa3", 2, "ann")]))
+    liked, reposted = like("bob", "3kaaaaaaaaaa4", 3, hello), like("bob", "3kaaaaaaaaaa5", 4, hello, REPOST)
+    world.index(world.commit("bob", liked), world.commit("bob", reposted))
+    assert world.sql('select uri, text, "createdAt", "sortAt", langs, tags from bsky.post') == [
+        (hello.uri, "ann 3kaaaaaaaaaa2", at(1), at(1), ["en"], ["x"])
+    ]
+    assert world.sql('select uri, subject from bsky."like"') == [(liked.uri, hello.uri)]
+    assert world.sql('select "likeCount", "repostCount" from bsky.post_agg where uri = %s', hello.uri) == [(1, 1)]
+    assert world.sql('select did, "followersCount", "followsCount", "postsCount" from bsky.profile_agg order by 1') == [
+        (did("ann"), 1, 0, 1),
+        (did("bob"), 0, 1, 0),
+    ]
+    assert world.sql('select did, author, reason, "recordUri" from bsky.notification order by "sortAt"') == [
+        (did("ann"), did("bob"), "follow", f"at://{did('bob')}/app.bsky.graph.follow/3kaaaaaaaaaa3"),
+        (did("ann"), did("bob"), "like", liked.uri),
+        (did("ann"), did("bob"), "repost", reposted.uri),
+    ]
+    assert world.sql("select did from bsky.actor order by did") == [(did("ann"),), (did("bob"),)]
+    assert {row[0] for row in world.sql("select uri from bsky.record where uri = any(%s)", [hello.uri, liked.uri])} == {
+        hello.uri,
+        liked.uri,
+    }
+    world.index(world.commit("bob", gone(liked, 5)), world.commit("bob", gone(reposted, 5)))
+    assert world.sql('select count(*) from bsky."like"') == [(0,)]
+    assert world.sql('select "likeCount", "repostCount" from bsky.post_agg where uri = %s', hello.uri) == [(0, 0)]
+    assert world.sql("select reason from bsky.notification") == [("follow",)]
