@@ -1,15 +1,15 @@
 """What happens to a claim, in the loop's thread: resolve, fetch, hand over, and answer every failure with a decision.
 
-One task per claim, a bounded number of them fetching at once. Repos that need a resync start before the backlog, and have
-a few places that the backlog cannot take. Nothing here ends silently: an unexpected error ends the task group, and so
-the process (B8).
+One task per claim, a bounded number of them fetching at once, and of each host fewer than that: one that is slow keeps
+nobody else back. Repos that need a resync start before the backlog, and have a few places that the backlog cannot take.
+Nothing here ends silently: an unexpected error ends the task group, and so the process (B8).
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from connectors.background import Handover
 from connectors.budget import HostBudget
 from connectors.log import now_text
 from connectors.pds import Download, FetchFailed, PdsClient
-from connectors.places import Places
+from connectors.places import LineTooLong, Places
 from connectors.repos import Claim, RepoStore
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from connectors.work import Verdict, Work
@@ -34,6 +34,7 @@ Key = tuple[str, int]  # (DID, attempt)
 
 DATABASE_PATIENCE_SECONDS = 30.0
 READY_WORKS = 500
+LINES_PER_PLACE = 10  # claims that may wait for hosts which have their share of the places
 STALE_FIRST_SECONDS = 2.0
 STALE_LONGEST_SECONDS = 120.0
 _KEY_MAY_HAVE_CHANGED = (SnapshotReason.BAD_SIGNATURE, SnapshotReason.NO_KEY)
@@ -79,7 +80,12 @@ class Attempts:
             settings.retry_max_seconds,
             settings.rate_limit_pause_seconds,
         )
-        self._places = Places(settings.backfill_concurrency, max(1, settings.backfill_concurrency // 4))
+        self._places = Places(
+            settings.backfill_concurrency,
+            max(1, settings.backfill_concurrency // 4),
+            settings.host_concurrency,
+            settings.host_line_seconds,
+        )
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._waiting: dict[Key, bool] = {}  # claims that have had no place yet; is it a resync?
         self._works: dict[Key, tuple[Work, asyncio.Future[Verdict]]] = {}
@@ -91,16 +97,23 @@ class Attempts:
     def room(self, *, resync: bool) -> int:
         """Claims that may be added now: for every free place, and as many again to wait; none while the flow is behind.
 
-        Each kind waits for itself: whatever the backlog has claimed, there is room for a resync, which goes first.
+        Each kind waits for itself: whatever the backlog has claimed, there is room for a resync, which goes first. Those
+        that wait for a host which has its share are let past, up to a number; what is too much for a host is sent away.
         """
         if len(self._works) >= READY_WORKS:
             return 0
         places = self._places.limit(urgent=resync)
-        waiting = sum(kind is resync for kind in self._waiting.values())
+        in_lines = self._places.in_lines(urgent=resync)
+        waiting = max(0, sum(kind is resync for kind in self._waiting.values()) - in_lines)
         parked = (
             len(self._tasks) - self._places.taken - len(self._waiting) - len(self._works)
         )  # between fetches, if stale
-        return (places - self._places.taken) + places + 2 - waiting - max(0, parked - places)
+        free = (places - self._places.taken) + places + 2 - waiting - max(0, parked - places)
+        return min(free, places * LINES_PER_PLACE - in_lines)
+
+    def shorten_lines(self) -> None:
+        """Give back, uncounted, what a slow host would not come to soon."""
+        self._places.shorten()
 
     def start(self, group: asyncio.TaskGroup, claim: Claim, *, resync: bool) -> None:
         """Work on a claim."""
@@ -175,10 +188,11 @@ class Attempts:
         stale = _Staleness()
         fresh = False
         while wanted is not None:
-            async with self._places.place(urgent=resync):
+            identity, host = await self._resolve(claim.did, fresh=fresh)
+            async with self._place(host, resync=resync):
                 self._waiting.pop(_key(claim), None)
-                identity = await self._resolve(claim.did, fresh=fresh)
-                identity, download = await self._fetch(identity, fresh=fresh)
+                with self._places.fetching(host):
+                    identity, download = await self._fetch(identity, host, fresh=fresh)
                 work = await self._hand_over(claim, wanted, identity, download)
             rejected = await self._verdict(work)
             if rejected is None:
@@ -191,6 +205,15 @@ class Attempts:
                 fresh = True
             else:
                 raise FetchFailed(failure, download.host)
+
+    @asynccontextmanager
+    async def _place(self, host: str, *, resync: bool) -> AsyncIterator[None]:
+        """A place at the host. Raises FetchFailed where too many wait for it."""
+        try:
+            async with self._places.place(host, urgent=resync):
+                yield
+        except LineTooLong as err:
+            raise FetchFailed(Failure(Reason.HOST_BUSY, str(err), err.seconds)) from err
 
     async def _outwait(self, claim: Claim, wanted: str, stale: _Staleness, failed: FetchFailed) -> str | None:
         """The rev to ask for next, after a while; the claim is kept, so that live events are held and it stands still.
@@ -210,7 +233,8 @@ class Attempts:
             raise failed  # what is left to find out waits for the next hour
         return now_wanted
 
-    async def _resolve(self, did: str, *, fresh: bool) -> Identity:
+    async def _resolve(self, did: str, *, fresh: bool) -> tuple[Identity, str]:
+        """The identity, and its PDS."""
         try:
             identity = await self._resolver.resolve(did, fresh=fresh)
             if identity.pds is None and not fresh:
@@ -221,13 +245,12 @@ class Attempts:
             raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(err), err.retry_after)) from err
         if identity.pds is None:
             raise FetchFailed(Failure(Reason.NO_PDS, "the DID document names no PDS"))
-        return identity
+        return identity, identity.pds
 
-    async def _fetch(self, identity: Identity, *, fresh: bool) -> tuple[Identity, Download]:
+    async def _fetch(self, identity: Identity, host: str, *, fresh: bool) -> tuple[Identity, Download]:
         """The repo, asked for at the PDS of today: what an old PDS says of an account that moved away is no news."""
-        assert identity.pds is not None  # noqa: S101  # _resolve
         try:
-            download = await self._client.get_repo(identity.did, identity.pds)
+            download = await self._client.get_repo(identity.did, host)
         except FetchFailed as err:
             verdict = decide(err.failure, 0, self._policy, key=identity.did)
             if fresh or not isinstance(verdict, Unavailable):
@@ -236,10 +259,10 @@ class Attempts:
                 newer = await self._resolver.resolve(identity.did, fresh=True)
             except (IdentityNotFound, IdentityUnreachable):
                 raise err from None
-            if newer.pds is None or newer.pds == identity.pds:
+            if newer.pds is None or newer.pds == host:
                 raise
             return newer, await self._client.get_repo(newer.did, newer.pds)
-        await self._budget.answered(identity.pds)
+        await self._budget.answered(host)
         return identity, download
 
     async def _hand_over(

@@ -208,6 +208,7 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
         assert self._stopping is not None  # noqa: S101  # _run
         while not self._stopping.is_set():
             why = self._paused()
+            attempts.shorten_lines()
             resync, backlog = (0, 0) if why else (attempts.room(resync=True), attempts.room(resync=False))
             attempts.changed.clear()
             messages = await asyncio.to_thread(self._feed.take, resync, backlog)

@@ -1,0 +1,96 @@
+"""A PDS that hangs among others: its repos wait for it, and nobody else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from backfill_world import World
+from fix_simulator import Simulation
+from flow_process import wait_until
+
+from connectors.places import LineTooLong, Places
+
+CONCURRENCY, SHARE = 6, 2
+
+
+@pytest.fixture
+def world(tmp_path: Path, log: str, database: str, simulator: Callable[..., Simulation]) -> Iterator[World]:
+    simulation = simulator(repos=240, records_per_repo=5, inactive_share=0.0, pdses=3)
+    made = World(
+        tmp_path,
+        log,
+        database,
+        simulation,
+        backfill_concurrency=CONCURRENCY,
+        host_concurrency=SHARE,
+        host_line_seconds=2.0,
+    )
+    yield made
+    made.close()
+
+
+def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
+    """P4, B3, C4: its repos stand first in the log; the others are done while it hangs, and then it is done too."""
+    simulation = world.simulation
+    truth = simulation.state()
+    slow = {did: one for did, one in truth.items() if one.pds == 0}
+    others = {did: one for did, one in truth.items() if one.pds != 0}
+    assert len(slow) > CONCURRENCY * 10, "more than may wait for it"
+    simulation.set_faults(pds_hang={"host": 0, "seconds": 600, "per_did": 0})
+    world.list_all(slow)
+    process = world.start()
+    wait_until(lambda: simulation.fired("pds_hang") >= SHARE)
+    world.list_all(others)
+    wait_until(lambda: world.produced() == len(others), 60, world.summary)
+    assert simulation.fired("pds_hang") == SHARE, "no more of its places than its share were taken"
+    away = wait_until(lambda: process.metric("backfiller_car_fetch_errors_total", reason="host_busy"), 30)
+    assert away <= len(slow), "what was too much was put off, and did not come round again at once"
+    assert {row["retry_count"] for row in world.rows().values()} == {0}, "which is nobody's failure"
+    process.kill()  # with what hangs
+    simulation.set_faults(clear=True)
+    world.execute("update sluice.repo set lease_until = now() where phase = 'backfill'")
+    put_off = world.execute("select max(next_retry_at) - now() from sluice.repo where phase = 'pending'")[0][0]
+    assert 1 < put_off.total_seconds() < 600
+    world.execute("update sluice.repo set next_retry_at = now() where phase = 'pending'")  # that much time later
+    world.start()
+    world.run_to_end(len(truth), 90)
+    world.check(truth)
+
+
+def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread() -> None:
+    """What waits for a host is bounded by the pace at which it answers; waiting for a place is not waiting for a host."""
+
+    async def run() -> list[float]:
+        places = Places(3, 1, per_host=1, line_seconds=0.05)
+        away: list[float] = []
+        done: list[str] = []
+        hang = asyncio.Event()
+
+        async def fetch(host: str) -> None:
+            try:
+                async with places.place(host, urgent=False):
+                    with places.fetching(host):
+                        await (hang.wait() if host == "slow" else asyncio.sleep(0))
+                    done.append(host)
+            except LineTooLong as err:
+                away.append(err.seconds)
+
+        tasks = [asyncio.create_task(fetch("slow")) for _ in range(6)]
+        await asyncio.sleep(0.2)
+        assert (places.taken, places.in_lines(urgent=False)) == (1, 5)
+        tasks += [asyncio.create_task(fetch(host)) for host in "abcdef"]
+        await asyncio.sleep(0)
+        places.shorten()
+        hang.set()
+        await asyncio.gather(*tasks)
+        assert sorted(done) == [*"abcdef", "slow", "slow"]
+        assert (places.taken, places.in_lines(urgent=False)) == (0, 0)
+        return away
+
+    away = asyncio.run(run())
+    assert len(away) == 4
+    assert away == sorted(away)
+    assert len(set(away)) == 4
