@@ -1,25 +1,38 @@
-"""The incidents of claiming (C) and of job states (T) at their own size, on a real database with concurrent connections."""
+"""The incidents of claiming (C), job states (T) and phase gating (P) at their own size, on a real database with concurrent connections."""
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psycopg
+import pytest
+from flow_process import wait_until
 
+from connectors.indexing import Batch, Decoded, Gate, IndexWriter
+from connectors.migrations import migrate
 from connectors.repos import Claim, Listed, RepoStore
+from connectors.tables import Tables
 from control import jobs
 from schemas import wire
 from schemas.jobs import Job, JobSpec, JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
+from simulator.embedded_database import EmbeddedDatabase
+from steps.gate import Rules
+from steps.settle import Placed
 
 SQL = queries("jobs")
 WORKERS, REPOS = 8, 5000
 JOBS = 300
+HELD = 150
+LIVE, BACKFILL = ("firehose_live", 0), ("firehose_backfill", 0)
 
 
 def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database: str) -> None:
@@ -67,8 +80,12 @@ def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database
     store.close()
 
 
-def test_three_hundred_jobs_complete_through_failures_retries_and_clocks_that_disagree(database: str) -> None:
-    """T1, T2, T3, T6: no statement is refused, whatever fails between; the incident had 0 of 300 done."""
+def test_three_hundred_jobs_complete_through_failures_retries_and_clocks_that_disagree(
+    private_postgres: EmbeddedDatabase,
+) -> None:
+    """T1, T2, T3, T6: no statement is refused, by the database's own log; the incident had 0 of 300 done."""
+    database = private_postgres.url
+    migrate(database)
     settings = Settings(database=database)
     with psycopg.connect(database, autocommit=True) as db:
         made = [jobs.start(db, JobSpec(source="hosts", hosts=[f"h{n}.test"]), settings) for n in range(JOBS)]
@@ -97,6 +114,19 @@ def test_three_hundred_jobs_complete_through_failures_retries_and_clocks_that_di
     assert wrong == (0,)
     assert set(fired) == {"back_off", "failed", "retried", "quota", "paused", "clock ahead", "clock behind", "crash"}
     assert min(fired.values()) > 20
+    assert _errors(private_postgres) == []
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("set session_replication_role = replica")  # past the trigger that would mend it
+        with pytest.raises(psycopg.errors.CheckViolation):
+            db.execute("update sluice.backfill_job set completed_at = started_at - interval '1 second' where id = 1")
+    wait_until(lambda: _errors(private_postgres), what="the log shows a violation where there is one")
+    assert "violates check constraint" in _errors(private_postgres)[0]
+
+
+def _errors(server: EmbeddedDatabase) -> list[str]:
+    """What the server's log file says of statements that it refused."""
+    lines = (server.data_dir / "postgres.log").read_text().splitlines()
+    return [line for line in lines if re.search(r"\b(ERROR|PANIC):", line)]
 
 
 def _one_step(db: psycopg.Connection, number: int, rng: random.Random, count: Callable[[str], None]) -> None:
@@ -135,3 +165,75 @@ def _one_step(db: psycopg.Connection, number: int, rng: random.Random, count: Ca
                 db.execute(
                     "update sluice.backfill_job set started_at = now() + %s::interval where id = %s", (hours, number)
                 )
+
+
+def test_what_arrives_during_a_backfill_is_released_in_one_step(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P1, P2, P3, P5: 150 events, none bounced; the index's session is killed in the middle, which leaves neither half."""
+    caplog.set_level(logging.INFO)
+    settings, did = Settings(database=database), f"did:plc:{0:024}"
+    store = RepoStore(settings)
+    assert store.claim(store.discover([Listed(did)]).tasks, "w")
+    tables = Tables(settings, "a cluster")
+    writer = IndexWriter(settings, tables, Gate(tables, Rules()), _NoLetters())
+    tables.starts({LIVE: (0, HELD), BACKFILL: (0, 2)})
+    for at in range(0, HELD, 30):
+        events = [Placed(number, _commit(did, number)) for number in range(at, at + 30)]
+        writer.write(Decoded(Batch([], {LIVE: (at, at + 30)}), {did: events}))
+    db = store.connection()
+    before = _halves(db)
+    assert before == ("backfill", HELD, 0, 0)
+
+    first = wire.CreateEvent(
+        did=did, attempt=1, rev="0000", collection="c.o.l", rkey="first", cid="1", time="t", commit="c"
+    )
+    outcome = wire.RepoOutcome(
+        did=did, attempt=1, status="synced", active=True, time="t", rev="0000", commit="c", data="0000", count=1
+    )
+    end = Decoded(Batch([], {BACKFILL: (0, 2)}), {did: [Placed(0, first), Placed(1, outcome)]})
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as other:
+        # it has written everything, and waits for the last statement before the commit
+        other.execute("select from sluice.stream_offset for update")
+        writing = pool.submit(writer.write, end)
+        killed = wait_until(lambda: db.execute(KILL_WHO_WAITS).fetchall())
+        wait_until(lambda: "transaction undone" in caplog.messages)
+        assert _halves(db) == before
+        other.rollback()
+        writing.result(60)
+    assert len(killed) == 1
+    assert _halves(db) == ("sync", 0, HELD + 1, 2)
+    assert db.execute("select rev, data, heard_rev from sluice.repo").fetchone() == ("0150", "0150", "")
+    assert [line for line in caplog.messages if line.startswith("released")][-1] == f"released {HELD}/{HELD}"
+    tables.close()
+    store.close()
+
+
+KILL_WHO_WAITS = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock' and query like '%stream_offset%'
+"""
+
+
+class _NoLetters:
+    def send(self, messages: object) -> object:
+        raise AssertionError(messages)
+
+
+def _commit(did: str, number: int) -> wire.CommitEvent:
+    """Commit `number` of a chain: record `number` is created."""
+    rev, before = f"{number + 1:04}", f"{number:04}"
+    op = wire.Op(action="create", collection="c.o.l", rkey=before, cid="1")
+    return wire.CommitEvent(
+        seq=number, time="t", did=did, rev=rev, commit=rev, commit_block="AAAA", data=rev, prev_data=before, ops=[op]
+    )
+
+
+def _halves(db: psycopg.Connection[tuple[Any, ...]]) -> tuple[str, int, int, int]:
+    """Phase, held events, records, and where the index stands in the backfill."""
+    row = db.execute(
+        "select phase, (select count(*) from sluice.held_event), (select count(*) from sluice.record),"
+        " (select next from sluice.stream_offset where topic = 'firehose_backfill') from sluice.repo"
+    ).fetchone()
+    assert row is not None
+    return row
