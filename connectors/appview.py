@@ -83,6 +83,8 @@ class Projection:
     invalid: list[tuple[str, str, str, str]] = field(default_factory=list)
     dirty: set[tuple[str, str]] = field(default_factory=set)
     flagged: set[str] = field(default_factory=set)  # posts whose gates may have changed
+    followed: set[tuple[str, str]] = field(default_factory=set)  # follows that came or went
+    listed: set[str] = field(default_factory=set)  # accounts that came into lists or left them
     counts: Counts = field(default_factory=Counts)
 
     def write(self) -> None:
@@ -97,6 +99,7 @@ class Projection:
         self._insert_sides(losers)
         if self.flagged:
             self.db.execute(SQL["flag_gates"], {"uris": array(sorted(self.flagged))})
+        self._judge_again()
         if self.dirty:
             _copy(self.db, "copy_dirty", self.dirty)
         self.counts.write(self.db)
@@ -131,6 +134,9 @@ class Projection:
             for _, creator, subject in rows:
                 self.counts.profile(creator, FOLLOWS, -1)
                 self.counts.profile(subject, FOLLOWERS, -1)
+                self.followed.add((creator, subject))
+        elif table == "list_item":
+            self.listed |= {subject for _, subject in rows}
         elif table == "post":
             for _, creator, parent, _, violates in rows:
                 self.counts.profile(creator, POSTS, -1)
@@ -246,6 +252,9 @@ class Projection:
             elif table == "follow":
                 self.counts.profile(source.did, FOLLOWS, 1)
                 self.counts.profile(str(rows[0][3]), FOLLOWERS, 1)
+                self.followed.add((source.did, str(rows[0][3])))
+            elif table == "list_item":
+                self.listed.add(str(rows[0][3]))
             elif table == "post":
                 self.counts.profile(source.did, POSTS, 1)
                 if made.reply is not None:
@@ -254,6 +263,16 @@ class Projection:
                 self.flagged.add(made.uri)
             elif table in GATES:
                 self._add_gate(source, made, table, str(rows[0][3]))
+
+    def _judge_again(self) -> None:
+        """Replies that a gate lets in, or not, for a follow or a list."""
+        if not self.followed and not self.listed:
+            return
+        if self.db.execute(SQL["has_gated"]).fetchone() == (True,):
+            pairs = self.followed | {(subject, creator) for creator, subject in self.followed}
+            authors, owners = [author for author, _ in pairs], [owner for _, owner in pairs]
+            values = {"authors": array(authors), "owners": array(owners), "listed": array(sorted(self.listed))}
+            self.db.execute(SQL["judge_again"], values)
 
     def _add_gate(self, source: Source, made: Projected, table: str, post: str) -> None:
         record = msgspec.json.decode(source.json)

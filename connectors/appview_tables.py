@@ -42,6 +42,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "repost": ("subject",),
     "follow": ("creator", "subjectDid"),
     "post": ("creator", "replyParent", "replyRoot", "violatesThreadGate"),
+    "list_item": ("subjectDid",),
     "thread_gate": ("postUri",),
     "post_gate": ("postUri",),
 }

@@ -20,6 +20,7 @@ from psycopg import errors
 from typing_extensions import override
 
 from connectors import metrics
+from connectors.appview_fold import Folding
 from connectors.batch_size import BatchSize
 from connectors.checkpointed import CheckpointedPartition
 from connectors.log import GroupConsumer, LogProducer, Out, Part, dead_letter, watermarks
@@ -66,6 +67,9 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
         self._tables = tables
         self._next: dict[Part, int] = {}
         self._size = BatchSize(settings)
+        self._folding = Folding(settings) if settings.appview else None
+        if self._folding is not None:
+            self._folding.start()
         self._consumer = GroupConsumer(settings, "index", TOPICS, starts=self._starts, lost=self._lost)
         health.report("idle")
 
@@ -85,6 +89,8 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
 
     @override
     def poll(self) -> list[Batch]:
+        if self._folding is not None:
+            self._folding.check()
         if self._draining:
             return []
         self._size.ended()  # the engine asks for more when the sink has committed
@@ -110,6 +116,8 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
 
     @override
     def close(self) -> None:
+        if self._folding is not None:
+            self._folding.close()
         self._consumer.close()
 
 

@@ -76,6 +76,13 @@ COPY_FALLBACKS = Counter("sluice_copy_fallbacks_total", "COPYs that collided and
 INDEX_SECONDS = Histogram("sluice_index_transaction_seconds", "time of an index transaction")
 INDEX_BATCH_LIMIT = Gauge("sluice_index_batch_limit", "messages that an index transaction takes at most now")
 ACK_FAILURES = Counter("indexer_ack_failures_total", "group offsets that the broker refused; the tables have their own")
+APPVIEW_CURRENT = Gauge(
+    "sluice_appview_current", "1 while the AppView's tables hold all records as this release writes them"
+)
+FOLDED = Counter(
+    "sluice_appview_folded_total", "posts, reposts and gates whose dependents in other repos were looked at"
+)
+FOLD_SECONDS = Histogram("sluice_appview_fold_seconds", "time of a transaction that does so")
 KIND_EVENTS = {  # of live operations and of history alike
     f"app.bsky.{nsid}": Counter(f"indexer_{kind}_events_total", f"{kind} records written or deleted")
     for kind, nsid in {

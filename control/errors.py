@@ -2,6 +2,7 @@
 
 import psycopg
 
+from connectors.appview_state import AppviewUnavailable
 from connectors.log import LogUnavailable
 from connectors.migrations import MigrationError
 from connectors.process import without_secrets
@@ -20,6 +21,7 @@ OPERATOR_ERRORS = (
     OperatorError,
     SettingsError,
     MigrationError,
+    AppviewUnavailable,
     LogUnavailable,
     EmbeddedLogUnavailable,
     DatabaseUnavailable,

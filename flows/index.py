@@ -9,6 +9,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
+from connectors import appview_state
 from connectors.checkpointed import CheckpointedSource
 from connectors.indexing import Batch, Decoded, IndexPartition, IndexSink, decode
 from connectors.log import cluster_id
@@ -28,7 +29,8 @@ def build(log: Source[Batch], tables: Sink[Decoded], prefix: str = "") -> Datafl
 
 
 def flow(settings: Settings, health: Health) -> Dataflow:
-    """The flow with its real connectors."""
+    """The flow with its real connectors. Raises AppviewUnavailable."""
+    appview_state.begin(settings)
     tables = Tables(settings, cluster_id(settings))
     rules = Rules(
         max_held=settings.held_events_per_repo,

@@ -89,6 +89,17 @@ insert into sluice.appview_record as x (did, collection, rkey, invalid)
 select * from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[])
 on conflict (did, collection, rkey) do update set invalid = excluded.invalid
 
+-- name: has_gated
+select exists (select from sluice.appview_gated)
+
+-- name: judge_again
+insert into sluice.appview_dirty (kind, uri)
+select 'judge', g.uri
+from unnest(%(authors)s::text[], %(owners)s::text[]) as u (author, owner)
+join sluice.appview_gated g on g.author = u.author and g.owner = u.owner
+union all
+select 'judge', g.uri from sluice.appview_gated g where g.author = any(%(listed)s::text[])
+
 -- name: copy_dirty
 copy sluice.appview_dirty (kind, uri) from stdin
 

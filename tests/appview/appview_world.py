@@ -12,6 +12,9 @@ from typing import Any
 import msgspec
 import psycopg
 
+from connectors.appview_fold import SQL as FOLD_SQL
+from connectors.appview_fold import fold
+from connectors.appview_state import begin
 from connectors.indexing import Gate
 from connectors.tables import Tables
 from schemas import wire
@@ -77,8 +80,7 @@ class World:
     def __post_init__(self) -> None:
         self.settings = load(database=self.database, appview=True, bootstrap="none:1")
         self.tables = Tables(self.settings, "test")
-        self.sql("select sluice.appview_prepare()")
-        self.sql("update sluice.appview set active = true")
+        begin(self.settings)
 
     def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.database, autocommit=True) as db:
@@ -93,6 +95,13 @@ class World:
         with self.tables.transaction() as unit:
             Gate(self.tables, Rules()).settle(unit, queues)
             unit.project()
+
+    def fold(self) -> None:
+        """Whatever is noted, until nothing is."""
+        with psycopg.connect(self.database, autocommit=True) as db:
+            db.execute(FOLD_SQL["make_stage"])
+            while db.execute(FOLD_SQL["waits"]).fetchone() == (True,):
+                fold(db)
 
     def snapshot(self, name: str, writes: list[Write], attempt: int = 1) -> list[Any]:
         """Events of a whole repo."""
@@ -156,6 +165,24 @@ def like(name: str, rkey: str, minute: float, subject: Write, kind: str = LIKE) 
 
 def follow(name: str, rkey: str, minute: float, whom: str) -> Write:
     return Write(name, FOLLOW, rkey, {"$type": FOLLOW, "subject": did(whom), "createdAt": at(minute)}, minute)
+
+
+def quote(name: str, rkey: str, minute: float, quoted: Write) -> Write:
+    embed = {"$type": "app.bsky.embed.record", "record": ref(quoted.uri, cid_of(quoted.record))}
+    return post(name, rkey, minute, embed=embed)
+
+
+def thread_gate(of: Write, minute: float, *rules: dict[str, str], hidden: list[str] | None = None) -> Write:
+    record: dict[str, Any] = {"$type": GATE, "post": of.uri, "allow": list(rules), "createdAt": at(minute)}
+    if hidden:
+        record["hiddenReplies"] = hidden
+    return Write(of.name, GATE, of.rkey, record, minute)
+
+
+def post_gate(of: Write, minute: float) -> Write:
+    rules = [{"$type": f"{POST_GATE}#disableRule"}]
+    record = {"$type": POST_GATE, "post": of.uri, "embeddingRules": rules, "createdAt": at(minute)}
+    return Write(of.name, POST_GATE, of.rkey, record, minute)
 
 
 def gone(write: Write, minute: float) -> Write:

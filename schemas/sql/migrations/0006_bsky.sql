@@ -530,11 +530,11 @@ create index appview_gate_post on sluice.appview_gate (post_uri);
 
 -- What has to be looked at again across repos, appended by index transactions, consumed by the fold.
 create table sluice.appview_dirty (
-    kind text not null,                                  -- post, repost, gate, follow, list
+    kind text not null,                                  -- post, repost, gate, judge (a reply under a gate), gone (a record)
     uri  text collate "C" not null
 );
 
--- One copy of the JSON. `sluice.appview_prepare()` makes the index that lookups by URI need.
+-- One copy of the JSON. Lookups by URI need the index `record_uri` (schemas/sql/appview_state.sql).
 create view bsky.record as
 select ('at://' || r.did || '/' || r.collection || '/' || r.rkey)::varchar as uri, r.cid::varchar as cid, r.did::varchar as did,
        r.json::text as json, r.indexed_at::varchar as "indexedAt", x.takedown_ref as "takedownRef", x.tags
@@ -598,7 +598,7 @@ execute function sluice.appview_follows();
 create trigger handle_shows_actor after insert or update on sluice.handle for each row
 when (new.checked_at is not null) execute function sluice.appview_follows();
 
--- What only an AppView needs and a plain installation may be unable to have: trigram indexes, and the lookup by URI.
+-- What only an AppView needs and a plain installation may be unable to have.
 -- Raises where pg_trgm is missing or may not be created.
 create function sluice.appview_prepare() returns void language plpgsql as $$
 begin
@@ -607,3 +607,15 @@ begin
     create index if not exists profile_display_name_tgrm_idx on bsky.profile using gist ("displayName" gist_trgm_ops);
     create index if not exists starter_pack_name_tgrm_idx on bsky.starter_pack using gist (name gist_trgm_ops);
 end $$;
+
+-- Replies under a gate that lets followers or members of lists in: judged again when such a follow or item comes or goes. A
+-- transaction that was under way when the row came may not have seen it: judged once more when all of those have ended.
+create table sluice.appview_gated (
+    uri      text collate "C" primary key,               -- of the reply
+    author   text collate "C" not null,
+    owner    text collate "C" not null,                  -- of the thread
+    horizon  xid8,                                       -- transactions before this one were under way
+    settled  boolean not null default false
+);
+create index appview_gated_author on sluice.appview_gated (author, owner);
+create index appview_gated_unsettled on sluice.appview_gated (uri) where not settled;

@@ -1,0 +1,203 @@
+-- Statements of the fold (connectors/appview_fold.py): what of the AppView depends on records of several repos. One process at
+-- a time runs them; each looks at what stands in the tables now, so that repeating any of them changes nothing.
+
+-- name: lock
+select pg_try_advisory_lock(5308886)
+
+-- name: take
+delete from sluice.appview_dirty
+where ctid = any(array(select ctid from sluice.appview_dirty limit %(limit)s))
+returning kind, uri
+
+-- name: waits
+select exists (select from sluice.appview_dirty) or exists (select from sluice.appview_gated where not settled)
+
+-- name: make_stage
+create temporary table if not exists wanted_notification (
+    did text collate "C", "recordUri" text collate "C", "recordCid" text collate "C", author text collate "C",
+    reason text collate "C", "reasonSubject" text collate "C", "sortAt" text collate "C"
+) on commit delete rows
+
+-- name: horizon
+-- Replies that are new under a gate: everybody who may not have seen them has a lower number than this.
+update sluice.appview_gated set horizon = pg_snapshot_xmax(pg_current_snapshot()) where not settled and horizon is null
+
+-- name: settled
+-- All of those have ended: what they wrote can be seen now.
+update sluice.appview_gated set settled = true
+where not settled and horizon <= pg_snapshot_xmin(pg_current_snapshot())
+returning uri
+
+-- name: concerned
+-- Posts whose flags may follow from these: themselves, their children and quotes; of gated posts the whole thread.
+select uri from bsky.post where uri = any(%(posts)s::text[])
+union select uri from bsky.post where "replyParent" = any(%(posts)s::text[])
+union select "postUri" from bsky.post_embed_record where "embedUri" = any(%(gates)s::text[])
+union select p.uri from bsky.post p where p."replyRoot" = any(%(gates)s::text[])
+union select p.uri from sluice.appview_gate g join bsky.post p on p."replyRoot" = g.post_uri
+      where g.post_uri = any(%(posts)s::text[]) and g.mentioned
+
+-- name: children
+select uri from bsky.post where "replyParent" = any(%(posts)s::text[])
+
+-- name: judge
+-- The rules of steps/appview/gates.py. What counts is what exists now and is not younger than the post. A parent was there
+-- before its reply, which names its CID.
+with judged as materialized (
+    select p.uri, p."violatesThreadGate" is true as violated, p."invalidReplyRoot" is true as was_invalid,
+           p."violatesEmbeddingRules" is true as embedded,
+           p."replyParent" is not null and case
+               when parent.uri is null then p."replyParent" <> p."replyRoot" or split_part(p."replyParent", '/', 4) = 'app.bsky.feed.post'
+               when parent."invalidReplyRoot" then true
+               when p."replyParent" = p."replyRoot" then parent."replyRoot" is not null
+               else parent."replyRoot" is distinct from p."replyRoot"
+           end as invalid,
+           p."replyRoot" is not null and exists (
+               select from sluice.appview_gate g
+               where g.post_uri = p."replyRoot" and split_part(g.uri, '/', 4) = 'app.bsky.feed.threadgate' and g.closed
+                     and g.sort_at <= p."sortAt" and p.creator <> split_part(p."replyRoot", '/', 3)
+                     and not (g.mentioned and exists (
+                         select from sluice.appview_mention m where m.uri = p."replyRoot" and m.did = p.creator))
+                     and not (g.follower and exists (
+                         select from bsky.follow f where f.creator = p.creator and f."subjectDid" = split_part(p."replyRoot", '/', 3)
+                                                         and f."sortAt" <= p."sortAt"))
+                     and not (g.following and exists (
+                         select from bsky.follow f where f.creator = split_part(p."replyRoot", '/', 3) and f."subjectDid" = p.creator
+                                                         and f."sortAt" <= p."sortAt"))
+                     and not exists (
+                         select from bsky.list_item i where i."listUri" = any(g.lists) and i."subjectDid" = p.creator
+                                                            and i."sortAt" <= p."sortAt")
+           ) as violates,
+           exists (
+               select from bsky.post_embed_record e
+               join sluice.appview_gate g on g.post_uri = e."embedUri" and split_part(g.uri, '/', 4) = 'app.bsky.feed.postgate'
+               where e."postUri" = p.uri and g.closed and g.sort_at <= p."sortAt" and split_part(g.uri, '/', 3) <> p.creator
+           ) as embeds
+    from unnest(%(posts)s::text[]) as u (uri)
+    join bsky.post p on p.uri = u.uri
+    left join bsky.post parent on parent.uri = p."replyParent"
+    order by p.uri
+    for update of p
+)
+update bsky.post p
+set "invalidReplyRoot" = case when j.invalid or j.violates then j.invalid end,
+    "violatesThreadGate" = case when j.invalid or j.violates then j.violates end,
+    "violatesEmbeddingRules" = case when j.embeds then true end
+from judged j
+where p.uri = j.uri and (j.invalid, j.violates, j.embeds) is distinct from (j.was_invalid, j.violated, j.embedded)
+returning p.uri, p."replyParent", j.violated, j.violates, j.was_invalid <> j.invalid
+
+-- name: note_gated
+insert into sluice.appview_gated (uri, author, owner)
+select p.uri, p.creator, split_part(p."replyRoot", '/', 3)
+from bsky.post p
+join sluice.appview_gate g on g.post_uri = p."replyRoot" and (g.follower or g.following or g.lists <> '{}')
+where p.uri = any(%(posts)s::text[])
+on conflict (uri) do nothing
+
+-- name: forget_gated
+delete from sluice.appview_gated a
+where a.uri = any(%(posts)s::text[]) and not exists (select from bsky.post p where p.uri = a.uri)
+
+-- name: drop_quotes
+-- A quote stands while both posts do.
+delete from bsky.quote q
+where (q.uri = any(%(posts)s::text[]) or q.subject = any(%(posts)s::text[]))
+      and not exists (
+          select from bsky.post p
+          join bsky.post_embed_record e on e."postUri" = p.uri
+          join bsky.post s on s.uri = e."embedUri"
+          where p.uri = q.uri and p.cid = q.cid and p."indexedAt" = q."indexedAt" and e."embedUri" = q.subject
+                and e."embedCid" = q."subjectCid"
+      )
+returning q.subject
+
+-- name: add_quotes
+insert into bsky.quote (uri, cid, subject, "subjectCid", "createdAt", "indexedAt")
+select p.uri, p.cid, e."embedUri", e."embedCid", p."createdAt", p."indexedAt"
+from (
+    select "postUri", "embedUri", "embedCid" from bsky.post_embed_record where "postUri" = any(%(posts)s::text[])
+    union select "postUri", "embedUri", "embedCid" from bsky.post_embed_record where "embedUri" = any(%(posts)s::text[])
+) e
+join bsky.post p on p.uri = e."postUri"
+join bsky.post s on s.uri = e."embedUri"
+on conflict (uri) do nothing
+returning subject
+
+-- name: drop_feed_items
+-- A repost is in the feeds while its post stands.
+delete from bsky.feed_item f
+where f.type = 'repost' and (f.uri = any(%(reposts)s::text[]) or f."postUri" = any(%(posts)s::text[]))
+      and not exists (
+          select from bsky.repost r join bsky.post p on p.uri = r.subject
+          where r.uri = f.uri and r.cid = f.cid and r.subject = f."postUri" and r."sortAt" = f."sortAt"
+      )
+
+-- name: add_feed_items
+insert into bsky.feed_item (uri, cid, type, "postUri", "originatorDid", "sortAt")
+select r.uri, r.cid, 'repost', r.subject, r.creator, r."sortAt"
+from (
+    select uri from bsky.repost where uri = any(%(reposts)s::text[])
+    union select uri from bsky.repost where subject = any(%(posts)s::text[])
+) u
+join bsky.repost r on r.uri = u.uri
+join bsky.post p on p.uri = r.subject
+on conflict (uri) do nothing
+
+-- name: descendants
+-- Replies to these, down to where an author is no longer told of them.
+with recursive below (uri, depth) as (
+    select uri, 1 from bsky.post where "replyParent" = any(%(posts)s::text[])
+    union
+    select p.uri, b.depth + 1 from below b join bsky.post p on p."replyParent" = b.uri where b.depth < 4
+)
+select distinct uri from below
+
+-- name: want_notifications
+-- Of each post one notification per receiver, never the author: a mention before a quote before a reply, the nearest ancestor first.
+insert into wanted_notification
+with recursive chain (uri, root, ancestor, height) as (
+    select p.uri, coalesce(p."replyRoot", p.uri), p."replyParent", 1
+    from bsky.post p
+    where p.uri = any(%(posts)s::text[]) and p."replyParent" is not null and p."violatesThreadGate" is not true
+    union all
+    select c.uri, c.root, a."replyParent", c.height + 1
+    from chain c join bsky.post a on a.uri = c.ancestor
+    where c.height < 4 and a."replyParent" is not null
+          and not exists (select from sluice.appview_gate g where g.post_uri = c.root and c.ancestor = any(g.hidden))
+), told (uri, did, reason, subject, rank) as (
+    select m.uri, m.did, 'mention', null, 0 from sluice.appview_mention m where m.uri = any(%(posts)s::text[])
+    union all
+    select e."postUri", split_part(e."embedUri", '/', 3), 'quote', e."embedUri", 1
+    from bsky.post_embed_record e join bsky.post p on p.uri = e."postUri"
+    where e."postUri" = any(%(posts)s::text[]) and p."violatesEmbeddingRules" is not true
+          and split_part(e."embedUri", '/', 4) = 'app.bsky.feed.post'
+    union all
+    select c.uri, split_part(c.ancestor, '/', 3), 'reply', c.ancestor, 1 + c.height
+    from chain c where exists (select from bsky.post a where a.uri = c.ancestor)
+)
+select distinct on (p.uri, t.did) t.did, p.uri, p.cid, p.creator, t.reason, t.subject, p."sortAt"
+from told t join bsky.post p on p.uri = t.uri
+where t.did <> p.creator
+      and not exists (
+          select from bsky.thread_mute m
+          where m."mutedByDid" = t.did and t.subject is not null
+                and m."rootUri" = coalesce((select s."replyRoot" from bsky.post s where s.uri = t.subject), t.subject)
+      )
+order by p.uri, t.did, t.rank
+
+-- name: drop_notifications
+delete from bsky.notification n
+where n."recordUri" = any(%(posts)s::text[])
+      and not exists (
+          select from wanted_notification w
+          where w."recordUri" = n."recordUri" and w.did = n.did and w."recordCid" = n."recordCid" and w.reason = n.reason
+                and w."reasonSubject" is not distinct from n."reasonSubject" and w."sortAt" = n."sortAt"
+      )
+
+-- name: add_notifications
+insert into bsky.notification (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
+select w.did, w."recordUri", w."recordCid", w.author, w.reason, w."reasonSubject", w."sortAt"
+from wanted_notification w
+where not exists (select from bsky.notification n where n."recordUri" = w."recordUri" and n.did = w.did)
+order by w."sortAt", w."recordUri", w.did
