@@ -34,9 +34,9 @@ def _interaction(kind: str, source: Source, record: Record) -> Projected:
     row: Row = (uri, source.cid, source.did, about, subject["cid"], via_uri, via_cid, created, indexed)
     notices = []
     if (author := at_uri_parts(about)[0]) != source.did:  # no news of oneself, not even of a repost of one's own post
-        notices.append(Notice(author, kind, about, sort_at))
+        notices.append(Notice(author, kind, about.rstrip("/"), sort_at))
         if via_uri is not None and (reposter := at_uri_parts(via_uri)[0]) != source.did:
-            notices.append(Notice(reposter, f"{kind}-via-repost", via_uri, sort_at))
+            notices.append(Notice(reposter, f"{kind}-via-repost", via_uri.rstrip("/"), sort_at))
     return Projected(uri, {kind: [row]}, notices, sort_at)
 
 
@@ -64,7 +64,7 @@ def post(source: Source, record: Record) -> Projected:
         if "post_embed_record" in rows:
             quote = _quote(source, rows, created)
     if quote is not None and quote.author != source.did and quote.author not in mentioned:
-        notices.append(Notice(quote.author, "quote", quote.subject, sort_at))
+        notices.append(Notice(quote.author, "quote", quote.subject.rstrip("/"), sort_at))
     return Projected(uri, rows, notices, sort_at, reply, quote, mentioned)
 
 

@@ -29,12 +29,13 @@ class Source(msgspec.Struct, frozen=True):  # Structs: frozen dataclasses cost a
 class Notice(msgspec.Struct, frozen=True):
     """A candidate for `notification`; author, recordUri and recordCid are the source's.
 
-    `did` is the receiver: the authority of an AT-URI, so a handle if somebody wrote one there.
+    `did` is the receiver: the authority of an AT-URI, so a handle if somebody wrote one there. `subject` is the column
+    reasonSubject, where an AT-URI loses the slash at its end.
     """
 
     did: str
     reason: str
-    subject: str | None  # column reasonSubject
+    subject: str | None
     sort_at: str
 
 
@@ -60,9 +61,10 @@ class Projected(msgspec.Struct, frozen=True):
     """The rows of one record. `invalid` set: no rows; the record is out of the AppView, and out of `bsky.record`.
 
     rows        table → rows in the order of `rows.COLUMNS`; no key for a table without rows
-    notices     receivers in order of precedence: one notification per receiver, the first (a reply's, which need the
-                parents' authors, come after all of these). Never the author, but for `follow` and `verified`.
-                Reason `quote` does not hold while the post violates embedding rules; none holds for a duplicate.
+    notices     at most one per receiver and reason, none for a duplicate. Of a post, at most one per receiver: reply
+                notices, which need the parents' authors, come after these and skip who has one. Never the author,
+                but for `follow` and `verified`. Reason `quote` does not hold while the post violates embedding rules:
+                then a reply notice to the same receiver does.
     sort_at     least(createdAt, indexedAt)
     mentions    DIDs that a post's facets mention: who a gate with the mention rule lets in
     """
