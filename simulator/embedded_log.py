@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from base64 import urlsafe_b64encode
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,8 +34,6 @@ __all__ = ["EmbeddedLog", "LogUnavailable"]
 
 LOGGING = Path(__file__).with_name("embedded_log.log4j2.properties")
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-# one node, so any fixed id does; it is Kafka's base64 spelling of a UUID
-CLUSTER_ID = "c2x1aWNlLWVtYmVkZGVkLQ"
 START_SECONDS = 60.0
 BUSY_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -108,8 +107,8 @@ class EmbeddedLog:
             settings = self._write_settings()
             if not (self.data_dir / "data" / "meta.properties").exists():
                 users = self._secured.storage_options() if self._secured else []
-                tool = [*command, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings), *users]
-                self._run_to_end(tool)
+                fresh = ["-t", _new_cluster(), "-c", str(settings)]
+                self._run_to_end([*command, "kafka.tools.StorageTool", "format", *fresh, *users])
         except BaseException:
             os.close(lock)
             raise
@@ -223,6 +222,11 @@ class EmbeddedLog:
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         said = [line for line in lines if " ERROR " in line or " FATAL " in line]
         return said[-1] if said else (self._process.last_words() if self._process else "no output")
+
+
+def _new_cluster() -> str:
+    """Another id for every log, as with any broker: offsets of one mean nothing in the next. Kafka's spelling of a UUID."""
+    return urlsafe_b64encode(b"s" + os.urandom(15)).decode().rstrip("=")
 
 
 def _wake_coordinator(client: AdminClient) -> None:

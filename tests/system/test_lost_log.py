@@ -1,0 +1,52 @@
+"""The log is gone with all that was in it: docs/deploying.md's steps over a new, empty one, and the tables are the network's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from fix_mirror import Mirror, prefix, wait_for
+from test_two_workers import stop
+
+from simulator.embedded_log import EmbeddedLog
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_a_new_log_goes_on_where_the_tables_stand(
+    simulator: Any, log: str, private_log: EmbeddedLog, database: str, mirror: Any
+) -> None:
+    """G1: lost with outcomes, live events and labels that nobody had indexed; offsets begin at 0, cursors go on."""
+    simulation = simulator(seed=83, repos=250, records_per_repo=12, labels=80, churn=0.02, writer_rate=40)
+    name = prefix()
+    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=name, backfill_concurrency=4)
+    for kind in ("control", "backfill", "firehose", "labels", "list-repos"):
+        one.run(kind)
+    index = one.run("index")
+    wait_for(lambda: one.phases().get("sync", 0) > 60, 90, one.last_lines)
+    index.kill()
+    produced = "select count(*) from sluice.repo where phase = 'backfill' and produced_offset is not null"
+    wait_for(lambda: one.query(produced)[0][0] > 80, 60, one.last_lines)
+    stop(one)
+    before = one.phases()
+    print(f"lost while {before}, {one.query(produced)[0][0]} outcomes in the lost log")
+
+    two: Mirror = mirror(simulation, bootstrap=private_log.bootstrap, database=database, topic_prefix=name)
+    for labeler in simulation.labelers:
+        reset = two.cli("cursors", "reset", "labels", labeler, "--yes")
+        assert reset.returncode == 0, reset.stderr
+    two.run("control")
+    two.run("index")
+    with psycopg.connect(database, autocommit=True) as db:
+        noticed = "select count(distinct upstream) from sluice.stream_gap where reason = 'the log is another one'"
+        wait_for(lambda: db.execute(noticed).fetchone() == (3 * 8,), 60, two.last_lines)
+    for kind in ("backfill", "firehose", "labels", "list-repos"):
+        two.run(kind)
+    wait_for(lambda: two.phases().get("sync", 0) > 200, 90, two.last_lines)
+    two.quiesce()
+    two.await_truth(90)
+    assert two.query("select count(*) from sluice.stream_gap where answered_at is null") == [(0,)]
+    audit = two.cli("audit", "--all", "--json")
+    assert audit.returncode == 0, audit.stdout[-2000:] + audit.stderr[-2000:]
+    stop(two)
