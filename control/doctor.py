@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import aiohttp
 import psycopg
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from connectors.http import HostRefused, Unreachable, fetch, open_session
+from connectors.http import HostRefused, Unreachable, check_url, fetch, open_session, translated
+from connectors.labeler import SUBSCRIBE as SUBSCRIBE_LABELS
 from connectors.log import LogUnavailable, admin, cluster_id
 from connectors.migrations import MigrationError, missing
+from connectors.relay import LIST_REPOS, SUBSCRIBE
 from control import topics
 from control.errors import OperatorError, one_line
 from control.positions import GROUP_TOPICS, Positions
@@ -35,6 +38,8 @@ NEAR_START = 0.25
 DISK_WARNS = 0.15
 DISK_FAILS = 0.05
 NOBODY = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+WS_CLOSE = aiohttp.ClientWSTimeout(ws_close=1.0)
+SETTINGS = {"relay": "SLUICE_RELAYS", "labeler": "SLUICE_LABELERS", "plc": "SLUICE_PLC"}
 
 
 class State(StrEnum):
@@ -177,28 +182,41 @@ def _newest(settings: Settings, parts: list[tuple[str, int]]) -> Iterator[float]
 
 
 async def _upstreams(settings: Settings) -> list[Check]:
-    """Relays, labelers and the PLC directory: any answer of theirs that is no failure of theirs."""
-    asked = [
-        ("relay", url, f"{url}/xrpc/com.atproto.sync.listRepos?limit=1", "SLUICE_RELAYS") for url in settings.relays
-    ]
-    asked += [("labeler", url, f"{url}/xrpc/_health", "SLUICE_LABELERS") for url in settings.labelers]
-    asked.append(("plc", settings.plc, f"{settings.plc}/{NOBODY}", "SLUICE_PLC"))
+    """Relays, labelers and the PLC directory: any answer of theirs that is no failure of theirs, and then their streams."""
+    asked = [("relay", url, f"xrpc/{LIST_REPOS}?limit=1", SUBSCRIBE) for url in settings.relays]
+    asked += [("labeler", url, "xrpc/_health", SUBSCRIBE_LABELS) for url in settings.labelers]
+    asked.append(("plc", settings.plc, NOBODY, ""))
     found = [] if settings.relays else [Check("relay", State.WARN, "none is set", "set SLUICE_RELAYS=https://RELAY")]
     async with open_session(settings) as session:
-        for name, url, question, setting in asked:
-            remedy = f"correct {setting}, or wait until it answers"
-            try:
-                answer = await fetch(session, question, allow_private=settings.allow_private_hosts)
-            except HostRefused as err:
-                remedy = f"correct {setting}, or set SLUICE_ALLOW_PRIVATE_HOSTS=true for an own network"
-                found.append(Check(name, State.FAIL, f"{url}: {err}", remedy))
-            except Unreachable as err:
-                found.append(Check(name, State.FAIL, f"{url}: {err}", remedy))
-            else:
-                failing = answer.status >= 500 or (name == "relay" and answer.status != 200)
-                state = State.FAIL if failing else State.OK
-                found.append(Check(name, state, f"{url} answers {answer.status}", remedy if failing else ""))
+        for name, url, question, stream in asked:
+            found.append(await _answers(session, settings, name, url, question))
+            if stream and found[-1].state is State.OK:
+                found.append(await _streams(session, settings, name, f"{url}/xrpc/{stream}"))
     return found
+
+
+async def _answers(session: aiohttp.ClientSession, settings: Settings, name: str, url: str, question: str) -> Check:
+    remedy = f"correct {SETTINGS[name]}, or wait until it answers"
+    try:
+        answer = await fetch(session, f"{url}/{question}", allow_private=settings.allow_private_hosts)
+    except HostRefused as err:
+        remedy = f"correct {SETTINGS[name]}, or set SLUICE_ALLOW_PRIVATE_HOSTS=true for an own network"
+        return Check(name, State.FAIL, f"{url}: {err}", remedy)
+    except Unreachable as err:
+        return Check(name, State.FAIL, f"{url}: {err}", remedy)
+    failing = answer.status >= 500 or (name == "relay" and answer.status != 200)
+    return Check(name, State.FAIL if failing else State.OK, f"{url} answers {answer.status}", remedy if failing else "")
+
+
+async def _streams(session: aiohttp.ClientSession, settings: Settings, name: str, url: str) -> Check:
+    """Whether it lets us subscribe: a proxy that passes requests on need not pass websockets on."""
+    check_url(url, allow_private=settings.allow_private_hosts)
+    try:
+        async with asyncio.timeout(settings.fetch_connect_seconds), session.ws_connect(url, timeout=WS_CLOSE):
+            return Check(f"{name} stream", State.OK, f"{url} streams")
+    except (aiohttp.ClientError, TimeoutError, OSError) as err:
+        remedy = f"{SETTINGS[name]} must name a host that streams; let proxies before it pass websockets on"
+        return Check(f"{name} stream", State.FAIL, one_line(translated(err, url)), remedy)
 
 
 def _disk(settings: Settings) -> Check:

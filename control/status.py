@@ -20,6 +20,7 @@ from schemas.sql import queries
 SQL = {name: text.encode() for name, text in queries("control").items()}
 EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
+JOBS_SHOWN = 100
 END_PHASES = ("sync", "unavailable", "failed")
 PHASES = ("pending", "backfill", *END_PHASES)
 
@@ -40,9 +41,10 @@ class Status:
     failures: list[Row]
     cursors: list[Row]
     dead_letters: dict[str, int]
-    jobs: list[Row]
+    jobs: list[Row]  # what is not over first, `JOBS_SHOWN` at most
     skipped_ranges: int
     stream_gaps: int
+    jobs_found: int = 0  # in all
     processes: list[Sighting] = field(default_factory=list)
     handles: Row = field(default_factory=dict)  # verified, unverified, due (100,000 at most)
     records_per_second: float | None = None
@@ -132,6 +134,10 @@ class Collector:
 
     def collect(self, processes: list[Sighting] | None = None) -> Status:
         """One look at database and broker, with what is known of the processes."""
+        jobs = self._rows("jobs", (JOBS_SHOWN,))
+        found = jobs[0]["found"] if jobs else 0
+        for job in jobs:
+            del job["found"]
         estimated = {row["relname"]: row["rows"] for row in self._rows("rows_estimated")}
         return Status(
             repos=phases(self.connection()),
@@ -144,7 +150,8 @@ class Collector:
             failures=self._rows("failed_repos"),
             cursors=self._rows("cursors"),
             dead_letters={row["state"]: row["count"] for row in self._rows("dead_letter_states")},
-            jobs=self._rows("jobs"),
+            jobs=jobs,
+            jobs_found=found,
             skipped_ranges=self._count("skipped_open"),
             stream_gaps=self._count("gaps_open"),
             handles=self._rows("handles")[0],

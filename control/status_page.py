@@ -46,8 +46,11 @@ def page(status: Status) -> str:
         lines.append(f"failed   {row['count']} repos: {row['last_error']}")
     for job in status.jobs:
         lines.append(f"job      {job['name']}: {job['status']}, listed {job['listed']}, queued {job['queued']}")
+    if status.jobs_found > len(status.jobs):
+        lines.append(f"job      {status.jobs_found - len(status.jobs)} more: `sluice backfill list`")
     for row in status.cursors:
-        lines.append(f"cursor   {row['flow']} {row['upstream']} at {row['position']}, {row['age_seconds']:.0f} s old")
+        position = row["position"] or "the first page"
+        lines.append(f"cursor   {row['flow']} {row['upstream']} at {position}, {row['age_seconds']:.0f} s old")
     for seen in status.processes:
         why = f" ({seen.why})" if seen.why else ""
         lines.append(f"process  {seen.name} pid {seen.pid} port {seen.port or '-'}: {seen.state}{why}")

@@ -240,7 +240,8 @@ class Status(BaseModel):
     failures: list[dict[str, Any]]
     cursors: list[dict[str, Any]]
     dead_letters: dict[str, int] = Field(description="by state")
-    jobs: list[dict[str, Any]]
+    jobs: list[dict[str, Any]] = Field(description="what is not over first; 100 at most")
+    jobs_found: int = Field(description="jobs in all; GET /api/backfill pages through them")
     skipped_ranges: int
     stream_gaps: int
     paused: list[str] = Field(description="what waits on purpose, and why")

@@ -1,16 +1,20 @@
 -- What the HTTP API reads; run by control/api. Every list is a keyset page: at most `limit` rows after a position.
 
 -- name: repo
-select did, host, handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit, held, retry_count, desyncs,
-       last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at, started_at, completed_at
-from sluice.repo where did = %(did)s
+-- A repo that was never in sync has no host of its own yet: the one that its DID document named serves.
+select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit,
+       held, retry_count, desyncs, last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at,
+       started_at, completed_at
+from sluice.repo r left join sluice.identity i on i.did = r.did
+where r.did = %(did)s
 
 -- name: repos
-select did, host, handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit, held, retry_count, desyncs,
-       last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at, started_at, completed_at
-from sluice.repo
-where phase = %(phase)s and did > %(after)s and (%(host)s::text is null or host = %(host)s)
-order by did limit %(limit)s
+select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit,
+       held, retry_count, desyncs, last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at,
+       started_at, completed_at
+from sluice.repo r left join sluice.identity i on i.did = r.did
+where phase = %(phase)s and r.did > %(after)s and (%(host)s::text is null or coalesce(r.host, i.pds) = %(host)s)
+order by r.did limit %(limit)s
 
 -- name: hosts
 select host, relay, status, cursor, pass, listed_at, request_limit, paused_until, pause_reason, requests, failures,

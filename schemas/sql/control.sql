@@ -73,9 +73,12 @@ select count(*) from sluice.skipped_range where filled_at is null
 select count(*) from sluice.stream_gap where answered_at is null
 
 -- name: jobs
+-- What is not over first, then the standing listings of relays, then the newest; `found` is how many there are in all.
 select id, name, source, status, checkpoint, listed, queued, duplicates, synced, failed, unavailable, pending, rate,
-       retry_count, next_retry_at, error, cutoff, started_at, completed_at
-from sluice.backfill_job order by id
+       retry_count, next_retry_at, error, cutoff, started_at, completed_at, count(*) over () as found
+from sluice.backfill_job
+order by status in ('completed', 'failed', 'cancelled'), not (source ? 'relay' and name like 'list %%'), id desc
+limit %s
 
 -- name: retrying_repos
 select count(*) from sluice.repo where phase = 'pending' and queued_at is null and retry_count > 0

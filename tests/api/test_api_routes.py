@@ -50,6 +50,17 @@ def test_repos_are_paged_and_failed_ones_retried(api: Api) -> None:
     assert api.get("/api/repos/did:plc:nobody")[0] == 404
 
 
+def test_a_repo_that_was_never_in_sync_has_the_pds_of_its_document(api: Api) -> None:
+    RepoStore(api.settings).discover([Listed(DIDS[0]), Listed(DIDS[1], host="https://listed.test")])
+    api.db.execute("update sluice.repo set phase = 'failed'")
+    api.db.execute("insert into sluice.identity (did, pds) select did, 'https://document.test' from sluice.repo")
+    hosts = ["https://document.test", "https://listed.test"]
+    assert [row["host"] for row in api.all_pages("/api/repos?phase=failed", 2)] == hosts
+    assert api.get(f"/api/repos/{DIDS[0]}")[1]["host"] == hosts[0]
+    for did, host in zip(DIDS, hosts, strict=False):
+        assert [row["did"] for row in api.all_pages(f"/api/repos?phase=failed&host={host}", 2)] == [did]
+
+
 def test_hosts_are_paged(api: Api) -> None:
     add = "insert into sluice.host (host, consecutive_failures) select 'https://h' || n, n %% 2 from generate_series(1, 5) n"
     api.db.execute(add.replace("%%", "%"))

@@ -7,8 +7,10 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import psycopg
@@ -58,7 +60,18 @@ def wrong(settings: Settings, **changed: Any) -> dict[str, Check]:
 def test_a_healthy_mirror_has_nothing_to_mend(whole: Settings) -> None:
     """Issue 4, item 4"""
     checks = {one.name: one.state for one in examine(whole) if one.name != "disk"}
-    names = ("database", "migrations", "clock", "broker", "topics", "retention", "broker clock", "relay", "plc")
+    names = (
+        "database",
+        "migrations",
+        "clock",
+        "broker",
+        "topics",
+        "retention",
+        "broker clock",
+        "relay",
+        "relay stream",
+        "plc",
+    )
     assert checks == dict.fromkeys(names, State.OK)
 
 
@@ -71,6 +84,27 @@ def test_each_part_that_is_away_is_named(whole: Settings) -> None:
     assert "SLUICE_RELAYS" in away["relay"].remedy
     refused = wrong(whole, allow_private_hosts=False)
     assert "SLUICE_ALLOW_PRIVATE_HOSTS" in refused["relay"].remedy
+
+
+def test_a_relay_behind_a_proxy_that_passes_no_websockets(whole: Settings) -> None:
+    """B4: pages of lists are no proof of a stream."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        found = wrong(whole, relays=[f"http://127.0.0.1:{proxy.server_port}"])
+        proxy.shutdown()
+    assert set(found) == {"relay stream"}
+    assert "websockets" in found["relay stream"].remedy
 
 
 def test_topics_and_migrations_that_are_missing(whole: Settings, blank_database: str) -> None:

@@ -18,7 +18,7 @@ from connectors.repos import Listed, RepoStore
 from control.positions import Positions, Standing
 from control.progress import Progress, plain, rated, troubles
 from control.settings_page import page as settings_page
-from control.status import Collector, Status
+from control.status import JOBS_SHOWN, Collector, Status
 from control.status_page import page, rows, table
 from schemas.settings import Settings, load
 
@@ -88,6 +88,26 @@ def test_pages_and_json_carry_the_same(status: Status) -> None:
     assert read["lag"]["index/firehose_live"] == 3
     past = [standing for standing in read["standings"] if standing["past_end"]]
     assert [(standing["topic"], standing["position"], standing["end"]) for standing in past] == [("label_live", 9, 0)]
+
+
+def test_jobs_are_bounded_and_an_empty_cursor_is_the_first_page(status: Status, settings: Settings) -> None:
+    """R5, B11: what is not over first; a mirror of every PDS has a job for each."""
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        db.execute(
+            "insert into sluice.backfill_job (name, source) select 'list https://h' || n, jsonb_build_object('pds', 'https://h' || n)"
+            f" from generate_series(1, {JOBS_SHOWN + 5}) n"
+        )
+        db.execute("update sluice.backfill_job set status = 'running' where id = 3 or id > 7")
+        db.execute("update sluice.backfill_job set status = 'completed' where id > 7")
+        db.execute("update sluice.cursor set position = ''")
+    collector = Collector(settings)
+    seen = collector.collect()
+    collector.close()
+    assert (len(seen.jobs), seen.jobs_found) == (JOBS_SHOWN, JOBS_SHOWN + 5)
+    assert [job["id"] for job in seen.jobs[:8]] == [7, 6, 5, 4, 3, 2, 1, JOBS_SHOWN + 5]
+    text = page(seen)
+    assert "job      5 more: `sluice backfill list`" in text
+    assert "cursor   firehose https://relay.test at the first page, " in text
 
 
 def test_tables_are_plain_reads(status: Status, settings: Settings) -> None:
