@@ -1,7 +1,6 @@
 """The AppView's tables, kept by the index in its own transaction (SLUICE_APPVIEW=true).
 
-`Changes` collects what a transaction really changes in `sluice.record`, by path and CID; `write` turns it into rows once,
-before the offsets move. The tables are a function of the records that stand in `sluice.record`, whatever the order they came
+`Projection.write` turns what a transaction changed in `sluice.record` into rows once, before the offsets move. The tables are a function of the records that stand in `sluice.record`, whatever the order they came
 in. What lies within a repo is exact here; what depends on other repos is left to the fold (`sluice.appview_dirty`).
 """
 
@@ -13,12 +12,13 @@ import msgspec
 import psycopg
 
 from connectors import appview_tables as tables
+from connectors.appview_changes import Changes, Key
 from connectors.appview_counts import FOLLOWERS, FOLLOWS, LIKES, POSTS, REPLIES, REPOSTS, Counts
 from connectors.appview_unique import Contest
 from connectors.arrays import array
 from schemas.sql import queries
 from steps.appview.gate_terms import post_terms, thread_terms
-from steps.appview.project import KNOWN, project
+from steps.appview.project import project
 from steps.appview.rows import UNIQUE
 from steps.appview.values import Projected, Row, Source
 from steps.settle import Row as RecordRow
@@ -30,73 +30,57 @@ POST, REPOST = "app.bsky.feed.post", "app.bsky.feed.repost"
 GATES = ("thread_gate", "post_gate")
 DERIVED = "quote"  # stands only while both posts do: the fold's
 
-Key = tuple[str, str, str]  # did, collection, rkey
 Db = psycopg.Connection[Any]
 
 
-class Changes:
-    """Paths of known collections that a transaction changes: whether they were there before it, and what stands there now."""
+@dataclass(slots=True)
+class _Page:
+    """Records that are projected together."""
 
-    def __init__(self) -> None:
-        self._before: dict[Key, bool] = {}
-        self._now: dict[Key, RecordRow | None] = {}
-
-    def put(self, row: RecordRow, *, existed: bool) -> None:
-        """A row that is new or has another CID. `existed`: as the table had it when this was written."""
-        if row[1] in KNOWN:
-            key = row[:3]
-            self._before.setdefault(key, existed)
-            self._now[key] = row
-
-    def gone(self, keys: Iterable[Key]) -> None:
-        """Rows that were deleted."""
-        for key in keys:
-            if key[1] in KNOWN:
-                self._before.setdefault(key, True)
-                self._now[key] = None
-
-    def __bool__(self) -> bool:
-        return bool(self._now)
-
-    def former(self) -> list[Key]:
-        """Paths whose rows of before this transaction are out of date."""
-        return [key for key, existed in self._before.items() if existed]
-
-    def current(self) -> list[RecordRow]:
-        """Records to project."""
-        return [row for row in self._now.values() if row is not None]
-
-    def stands(self, key: Key) -> bool:
-        """Is there a record now? Of paths that changed."""
-        return self._now.get(key) is not None
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    made: list[tuple[Source, Projected]] = field(default_factory=list)
+    invalid: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Projection:
-    """One transaction's projection, from changes to statements."""
+    """One transaction's projection: `write` for the index; `leave_repos`, `add` and `finish` for a rebuild."""
 
     db: Db
-    changes: Changes
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    made: list[Projected] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
-    invalid: list[tuple[str, str, str, str]] = field(default_factory=list)
     dirty: set[tuple[str, str]] = field(default_factory=set)
     flagged: set[str] = field(default_factory=set)  # posts whose gates may have changed
     followed: set[tuple[str, str]] = field(default_factory=set)  # follows that came or went
     listed: set[str] = field(default_factory=set)  # accounts that came into lists or left them
     counts: Counts = field(default_factory=Counts)
 
-    def write(self) -> None:
+    def write(self, changes: Changes) -> None:
         """Everything. Raises psycopg.Error."""
-        former = self.changes.former()
-        records = self.changes.current()
+        former, records = changes.former(), changes.current()
         if former:
-            records += self._leave(former)
+            records += self._leave(former, changes)
+        self.add(records)
+        self.finish()
+
+    def leave_repos(self, dids: list[str]) -> None:
+        """Remove what the records of these repos made, whether they are still there or not."""
+        for table in tables.REMOVE:
+            gone = tables.remove_repos(self.db, table, dids)
+            self._count_gone(table, gone)
+            if table in ("post", "repost"):
+                self.dirty |= {(table, str(row[0])) for row in gone}
+        self.db.execute(SQL["forget_repos"], {"dids": array(dids)})
+
+    def add(self, records: list[RecordRow]) -> int:
+        """Rows of records that have none; the number of those that are not valid."""
+        page = _Page()
         for record in records:
-            self._project(record)
-        losers = self._insert()
-        self._insert_sides(losers)
+            _project(record, page)
+        losers = self._insert(page)
+        self._insert_sides(page, losers)
+        return len(page.invalid)
+
+    def finish(self) -> None:
+        """What all of it together means for flags, other repos and counts; the counts last, for their rows are hot."""
         if self.flagged:
             self.db.execute(SQL["flag_gates"], {"uris": array(sorted(self.flagged))})
         self._judge_again()
@@ -104,7 +88,7 @@ class Projection:
             _copy(self.db, "copy_dirty", self.dirty)
         self.counts.write(self.db)
 
-    def _leave(self, former: list[Key]) -> list[RecordRow]:
+    def _leave(self, former: list[Key], changes: Changes) -> list[RecordRow]:
         """Remove what these paths made; records that were duplicates of them are to be projected again."""
         by_collection: dict[str, list[str]] = {}
         for did, collection, rkey in former:
@@ -120,8 +104,8 @@ class Projection:
                 self.dirty |= {("repost", uri) for uri in uris}
         gone = [uri for uris in by_collection.values() for uri in uris]
         self.db.execute(SQL["drop_notifications"], {"uris": array(gone)})
-        self._unmark(former)
-        return self._heirs(by_collection)
+        self._unmark(former, changes)
+        return self._heirs(by_collection, changes)
 
     def _count_gone(self, table: str, rows: list[tuple[Any, ...]]) -> None:
         if table == "like":
@@ -154,15 +138,15 @@ class Projection:
             self.flagged.add(post)
             self.dirty.add(("gate", post))
 
-    def _unmark(self, former: list[Key]) -> None:
+    def _unmark(self, former: list[Key], changes: Changes) -> None:
         for name, keys in (
-            ("forget_marks", [key for key in former if not self.changes.stands(key)]),
-            ("clear_invalid", [key for key in former if self.changes.stands(key)]),
+            ("forget_marks", [key for key in former if not changes.stands(key)]),
+            ("clear_invalid", [key for key in former if changes.stands(key)]),
         ):
             if keys:
                 self.db.execute(SQL[name], _paths(keys))
 
-    def _heirs(self, by_collection: dict[str, list[str]]) -> list[RecordRow]:
+    def _heirs(self, by_collection: dict[str, list[str]], changes: Changes) -> list[RecordRow]:
         """Records that a removed one kept out of its table."""
         uris = [
             uri
@@ -175,33 +159,15 @@ class Projection:
         heirs = [row[0] for row in self.db.execute(SQL["waiting_for"], {"uris": array(uris)})]
         self.db.execute(SQL["forget_duplicates"], {"uris": array(uris + heirs)})
         keys = [_key(uri) for uri in heirs]
-        return self._records([key for key in keys if not self.changes.stands(key)])
+        return self._records([key for key in keys if not changes.stands(key)])
 
     def _records(self, keys: list[Key]) -> list[RecordRow]:
         return self.db.execute(SQL["records"], _paths(keys)).fetchall() if keys else []
 
-    def _project(self, record: RecordRow) -> None:
-        did, collection, rkey, cid, _, _, body, _, _, indexed_at = record
-        if body is None:
-            return
-        source = Source(did, collection, rkey, cid, body, canonical(indexed_at) or EPOCH)
-        made = project(source)
-        if made is None:
-            return
-        if made.invalid is not None:
-            self.invalid.append((did, collection, rkey, made.invalid))
-            return
-        self.made.append(made)
-        self.sources.append(source)
-        for table, rows in made.rows.items():
-            if table == DERIVED or (table == "feed_item" and collection == REPOST):
-                continue
-            self.rows.setdefault(table, []).extend(rows)
-
-    def _insert(self) -> set[str]:
+    def _insert(self, page: _Page) -> set[str]:
         """Rows into their tables; URIs of records whose key another one holds."""
         losers: set[str] = set()
-        for table, rows in self.rows.items():
+        for table, rows in page.rows.items():
             if table not in UNIQUE:
                 tables.copy(self.db, table, rows)
                 continue
@@ -216,11 +182,11 @@ class Projection:
                         self.dirty.add(("repost", removed))
         return losers
 
-    def _insert_sides(self, losers: set[str]) -> None:
+    def _insert_sides(self, page: _Page, losers: set[str]) -> None:
         """What records bring along besides their own rows."""
         notifications: list[tuple[str | None, ...]] = []
         mentions: list[tuple[str, int, str]] = []
-        for source, made in zip(self.sources, self.made, strict=True):
+        for source, made in page.made:
             if made.uri in losers:
                 continue
             if source.collection == POST:
@@ -236,8 +202,8 @@ class Projection:
         if notifications:
             _copy(self.db, "copy_notifications", notifications)
             self.db.execute(SQL["drop_muted"], {"uris": array([str(row[1]) for row in notifications])})
-        if self.invalid:
-            dids, collections, rkeys, reasons = (array(column) for column in zip(*self.invalid, strict=True))
+        if page.invalid:
+            dids, collections, rkeys, reasons = (array(column) for column in zip(*page.invalid, strict=True))
             self.db.execute(
                 SQL["mark_invalid"], {"dids": dids, "collections": collections, "rkeys": rkeys, "reasons": reasons}
             )
@@ -280,6 +246,23 @@ class Projection:
         values = {**msgspec.structs.asdict(terms), "lists": list(terms.lists), "hidden": list(terms.hidden)}
         self.db.execute(SQL["add_gate"], {**values, "uri": made.uri, "post_uri": post, "sort_at": made.sort_at})
         self._gates_changed([post])
+
+
+def _project(record: RecordRow, page: _Page) -> None:
+    did, collection, rkey, cid, _, _, body, _, _, indexed_at = record
+    if body is None:
+        return
+    source = Source(did, collection, rkey, cid, body, canonical(indexed_at) or EPOCH)
+    made = project(source)
+    if made is None:
+        return
+    if made.invalid is not None:
+        page.invalid.append((did, collection, rkey, made.invalid))
+        return
+    page.made.append((source, made))
+    for table, rows in made.rows.items():
+        if table != DERIVED and (table != "feed_item" or collection == POST):
+            page.rows.setdefault(table, []).extend(rows)
 
 
 def _key(uri: str) -> Key:

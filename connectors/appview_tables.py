@@ -76,6 +76,21 @@ def _delete(table: str) -> sql.Composed:
     return statement if asked is None else statement + sql.SQL(" returning ") + _names((owner, *asked))
 
 
+def _remove(table: str) -> sql.Composed:
+    """By the range of URIs below `at://did/`, which the primary key has in order: "0" is the character after "/"."""
+    owner = sql.Identifier("rootUri" if table == "op_thread_reply" else OWNER.get(table, "uri"))
+    statement = sql.SQL(
+        "delete from {} t using unnest(%s::text[]) as d (did) where t.{} > 'at://' || d.did || '/' and t.{} < 'at://' || d.did || '0'"
+    ).format(_table(table), owner, owner)
+    if table == "feed_item":
+        statement += sql.SQL(" and t.type = 'post'")  # a repost's is the fold's
+    asked = SUBJECTS.get(table)
+    if asked is None:
+        return statement
+    returned = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(name)) for name in ("uri", *asked))
+    return statement + sql.SQL(" returning ") + returned
+
+
 def _owners(table: str) -> sql.Composed:
     """Who holds the keys of these rows: (uri, cid, indexedAt, key…)."""
     key = UNIQUE[table]
@@ -96,6 +111,20 @@ INSERT = {table: _insert(table) for table in UNIQUE}
 DELETE = {table: _delete(table) for tables in OF_COLLECTION.values() for table in tables}
 OWNERS = {table: _owners(table) for table in UNIQUE}
 PRESENT = {table: sql.SQL("select uri from {} where uri = any(%s::text[])").format(_table(table)) for table in UNIQUE}
+
+
+REMOVE = {table: _remove(table) for table in (*DELETE, "op_thread_reply")}
+
+
+def count(table: str) -> sql.Composed:
+    """How many rows."""
+    return sql.SQL("select count(*) from {}").format(_table(table))
+
+
+def remove_repos(db: Db, table: str, dids: Sequence[str]) -> list[tuple[object, ...]]:
+    """All rows of records of these repos; what `SUBJECTS` asks of them, after their URI."""
+    cursor = db.execute(REMOVE[table], [array(dids)])
+    return cursor.fetchall() if cursor.description else []
 
 
 def copy(db: Db, table: str, rows: Sequence[Row]) -> None:

@@ -17,7 +17,8 @@ from psycopg import errors
 
 from connectors import metrics
 from connectors.appview import SQL as APPVIEW_SQL
-from connectors.appview import Changes, Projection
+from connectors.appview import Projection
+from connectors.appview_changes import Changes
 from connectors.arrays import array
 from connectors.filters import CurrentFilter, Queues, admitted
 from connectors.log import Part
@@ -207,7 +208,7 @@ class Unit:
     def project(self) -> None:
         """Bring the AppView's tables to what this transaction has made of the records."""
         if self.changes:
-            Projection(self.db, self.changes).write()
+            Projection(self.db).write(self.changes)
 
     def move(self, spans: Mapping[Part, tuple[int, int]]) -> None:
         """Move offsets from where we began to where we are now. Raises PartitionLost."""

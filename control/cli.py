@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from control import cli_data
+from control.cli_appview import appview_app
 from control.cli_base import AsJson, DataDir, Parent, answerable, located, unless_set
 from control.cli_doctor import doctor
 from control.cli_filters import filters_app
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for name, group in (("topics", topics_app), ("backfill", backfill_app), ("filters", filters_app)):
+for name, group in (("topics", topics_app), ("backfill", backfill_app), ("filters", filters_app), ("appview", appview_app)):
     app.add_typer(group, name=name)
 cli_data.commands(app)
 app.command()(doctor)

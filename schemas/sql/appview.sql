@@ -39,6 +39,16 @@ where o."rootUri" = u.root and o.uri = u.uri
 -- name: drop_notifications
 delete from bsky.notification where "recordUri" = any(%(uris)s::text[])
 
+-- name: forget_repos
+-- What records of these repos left besides their own rows, by the range of URIs below `at://did/`. Notifications of posts are
+-- the fold's.
+with d as (select 'at://' || did || '/' as low, 'at://' || did || '0' as high from unnest(%(dids)s::text[]) as u (did)),
+duplicates as (delete from bsky.duplicate_record t using d where t.uri > d.low and t.uri < d.high),
+mentions as (delete from sluice.appview_mention t using d where t.uri > d.low and t.uri < d.high),
+gates as (delete from sluice.appview_gate t using d where t.uri > d.low and t.uri < d.high)
+delete from bsky.notification t using d
+where t."recordUri" > d.low and t."recordUri" < d.high and split_part(t."recordUri", '/', 4) <> 'app.bsky.feed.post'
+
 -- name: copy_notifications
 copy bsky.notification (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt") from stdin
 

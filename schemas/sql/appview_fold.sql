@@ -4,6 +4,9 @@
 -- name: lock
 select pg_try_advisory_lock(5308886)
 
+-- name: unlock
+select pg_advisory_unlock(5308886)
+
 -- name: take
 delete from sluice.appview_dirty
 where ctid = any(array(select ctid from sluice.appview_dirty limit %(limit)s))

@@ -49,3 +49,98 @@ select exists (select from pg_index where indexrelid = to_regclass('sluice.recor
 
 -- name: drop_index
 drop index concurrently if exists sluice.record_uri
+
+-- name: begin_rebuild
+-- Goes on where one of the same version stood, unless it is to begin anew.
+update sluice.appview
+set rebuild_after = case when %(anew)s or rebuild_version is distinct from %(version)s then '' else coalesce(rebuild_after, '') end,
+    rebuild_version = %(version)s, complete = false, changed_at = now()
+returning rebuild_after
+
+-- name: next_repos
+-- Locked as the index locks them: its transactions on these repos wait, on others they go on.
+select did from sluice.repo where did > %(after)s order by did limit %(limit)s for update
+
+-- name: checkpoint
+update sluice.appview set rebuild_after = %(after)s, changed_at = now()
+
+-- name: end_rebuild
+update sluice.appview
+set rebuild_after = null, complete = active, version = rebuild_version, changed_at = now()
+where rebuild_after is not null
+
+-- name: repos
+select count(*), count(*) filter (where did <= %(after)s) from sluice.repo
+
+-- name: bodies
+-- Of these repos, in the columns of `steps.settle.Row`.
+select did, collection, rkey, cid, rev, attempt, json::text, null, reason, indexed_at
+from sluice.record
+where did = any(%(dids)s::text[]) and collection = any(%(collections)s::text[])
+
+-- name: set_actors
+select sluice.appview_actors(%(dids)s::text[], true, true)
+
+-- name: empty
+-- Not the accounts nor bookmarks, mutes and the like: what operators and users of the AppView wrote stays.
+truncate bsky.post, bsky.feed_item, bsky.quote, bsky."like", bsky.repost, bsky.follow, bsky.actor_block, bsky.list, bsky.list_item,
+    bsky.list_block, bsky.reference_list_opt_out, bsky.starter_pack, bsky.verification, bsky.feed_generator, bsky.labeler,
+    bsky.profile, bsky.thread_gate, bsky.post_gate, bsky.op_thread_reply, bsky.post_embed_image, bsky.post_embed_gallery_image,
+    bsky.post_embed_external, bsky.post_embed_record, bsky.post_embed_video, bsky.duplicate_record, bsky.notification,
+    bsky.profile_agg, sluice.appview_mention, sluice.appview_gate, sluice.appview_gated, sluice.appview_dirty
+
+-- name: empty_counts
+with kept as (delete from bsky.post_agg returning uri, "bookmarkCount")
+select uri, "bookmarkCount" from kept where "bookmarkCount" <> 0
+
+-- name: keep_bookmarks
+insert into bsky.post_agg (uri, "bookmarkCount") select * from unnest(%(uris)s::text[], %(counts)s::bigint[])
+
+-- name: forget_invalid
+update sluice.appview_record set invalid = null where did = any(%(dids)s::text[]) and invalid is not null
+
+-- name: dirty_rows
+select count(*) from sluice.appview_dirty
+
+-- name: check_posts
+-- Counts against a recount: how many rows differ, and one of them.
+select count(*), min(uri) from (
+    select uri, sum(likes) as likes, sum(replies) as replies, sum(reposts) as reposts, sum(quotes) as quotes
+    from (
+        select subject as uri, count(*) as likes, 0 as replies, 0 as reposts, 0 as quotes from bsky."like" group by subject
+        union all
+        select "replyParent", 0, count(*), 0, 0 from bsky.post
+        where "replyParent" is not null and "violatesThreadGate" is not true group by "replyParent"
+        union all select subject, 0, 0, count(*), 0 from bsky.repost group by subject
+        union all select subject, 0, 0, 0, count(*) from bsky.quote group by subject
+    ) parts group by uri
+) c full join bsky.post_agg a using (uri)
+where (coalesce(c.likes, 0), coalesce(c.replies, 0), coalesce(c.reposts, 0), coalesce(c.quotes, 0))
+      is distinct from (coalesce(a."likeCount", 0), coalesce(a."replyCount", 0), coalesce(a."repostCount", 0), coalesce(a."quoteCount", 0))
+
+-- name: check_profiles
+select count(*), min(did) from (
+    select did, sum(followers) as followers, sum(follows) as follows, sum(posts) as posts
+    from (
+        select "subjectDid" as did, count(*) as followers, 0 as follows, 0 as posts from bsky.follow group by "subjectDid"
+        union all select creator, 0, count(*), 0 from bsky.follow group by creator
+        union all select creator, 0, 0, count(*) from bsky.post group by creator
+    ) parts group by did
+) c full join bsky.profile_agg a using (did)
+where (coalesce(c.followers, 0), coalesce(c.follows, 0), coalesce(c.posts, 0))
+      is distinct from (coalesce(a."followersCount", 0), coalesce(a."followsCount", 0), coalesce(a."postsCount", 0))
+
+-- name: check_actors
+-- Accounts that should have a row, or should not.
+select count(*), min(coalesce(r.did, a.did)) from (
+    select r.did from sluice.repo r left join sluice.handle h using (did)
+    where (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.reason = 'deleted')
+) r full join bsky.actor a on a.did = r.did
+where r.did is null or a.did is null
+
+-- name: count_collection
+-- Valid records of a collection.
+select count(*)
+from sluice.record r
+left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
+where r.collection = %(collection)s and r.json is not null and x.invalid is null

@@ -73,12 +73,13 @@ class World:
     """A database and the revs of its repos."""
 
     database: str
+    appview: bool = True
     settings: Settings = field(init=False)
     tables: Tables = field(init=False)
     revs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __post_init__(self) -> None:
-        self.settings = load(database=self.database, appview=True, bootstrap="none:1")
+        self.settings = load(database=self.database, appview=self.appview, bootstrap="none:1")
         self.tables = Tables(self.settings, "test")
         begin(self.settings)
 

@@ -1,0 +1,123 @@
+"""`sluice appview rebuild` makes what the live path made, and `sluice appview check` sees what is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from appview_tables_seen import differences, everything, network
+from appview_world import World, gone, like, post
+
+from control import appview
+from control.appview import Progress, rebuild
+
+SLUICE = Path(sys.executable).with_name("sluice")
+
+
+@pytest.fixture
+def filled(database: str) -> World:
+    """The network, some of it live, something deleted and something not valid."""
+    world = World(database)
+    for name, writes in network().items():
+        world.index(*world.snapshot(name, writes[:2]))
+        for write in writes[2:]:
+            world.index(world.commit(name, write))
+    extra = post("dan", "3kdddddddddd9", 10)
+    world.index(world.commit("dan", extra), world.commit("eve", like("eve", "3keeeeeeeeee9", 11, extra)))
+    world.index(world.commit("dan", gone(extra, 12)))
+    world.index(world.commit("bob", post("bob", "3kbbbbbbbbbb8", 12, text=5)))
+    world.fold()
+    return world
+
+
+def quiet(_: Progress) -> None:
+    pass
+
+
+def test_a_rebuild_makes_what_the_live_path_made(filled: World) -> None:
+    """N10: from what stands, and from nothing."""
+    live = everything(filled)
+    assert live["notification"]
+    assert live["duplicate_record"]
+    done = rebuild(filled.settings, quiet)
+    assert (done.repos, done.invalid) == (5, 1)
+    assert differences(live, everything(filled)) == {}
+    filled.sql("update bsky.actor set \"takedownRef\" = 'x', \"trustedVerifier\" = true where did like '%%ann%%'")
+    filled.sql('update bsky.post_agg set "bookmarkCount" = 3 where uri = (select min(uri) from bsky.post)')
+    marked = everything(filled)
+    rebuild(filled.settings, quiet, anew=True)
+    assert differences(marked, everything(filled)) == {}
+    assert filled.sql('select count(*) from bsky.actor where "takedownRef" = \'x\' and "trustedVerifier"') == [(1,)]
+
+
+def test_a_rebuild_that_was_stopped_goes_on(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = everything(filled)
+    monkeypatch.setattr(appview, "REPOS", 2)
+    seen: list[int] = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress.repos)
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        rebuild(filled.settings, stop, anew=True)
+    assert seen == [2]
+    assert filled.sql("select complete, rebuild_after is not null from sluice.appview") == [(False, True)]
+    done = rebuild(filled.settings, quiet)
+    assert done.resumed
+    assert done.repos == 5
+    assert differences(live, everything(filled)) == {}
+    assert filled.sql("select complete, rebuild_after from sluice.appview") == [(True, None)]
+
+
+def test_what_was_written_while_it_was_off_is_filled_in(filled: World) -> None:
+    """Off and on again: not complete, until it is rebuilt."""
+    off = World(filled.database, appview=False)
+    assert off.sql("select active, complete from sluice.appview") == [(False, False)]
+    off.revs = filled.revs
+    late = post("ann", "3kaaaaaaaaaa9", 15)
+    off.index(off.commit("ann", late))
+    on = World(filled.database)
+    assert on.sql("select active, complete from sluice.appview") == [(True, False)]
+    assert on.sql("select count(*) from bsky.post where uri = %s", late.uri) == [(0,)]
+    rebuild(on.settings, quiet)
+    assert on.sql("select count(*) from bsky.post where uri = %s", late.uri) == [(1,)]
+    assert on.sql("select active, complete from sluice.appview") == [(True, True)]
+
+
+def sluice(world: World, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+    environment |= {"SLUICE_DATABASE": world.database} | {
+        f"SLUICE_{name.upper()}": value for name, value in settings.items()
+    }
+    return subprocess.run(
+        [str(SLUICE), "appview", *words], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_check_finds_every_count_that_is_wrong(filled: World) -> None:
+    """Drift is 0 after all that the fixture did, and 1 after one number was changed by hand."""
+    clean = sluice(filled, "check")
+    assert (clean.returncode, clean.stdout.splitlines()[-1]) == (0, "drift = 0"), clean.stdout + clean.stderr
+    filled.sql(
+        'update bsky.post_agg set "likeCount" = "likeCount" + 1 where uri = (select min(uri) from bsky.post_agg)'
+    )
+    wrong = sluice(filled, "check")
+    assert (wrong.returncode, wrong.stdout.splitlines()[-1]) == (1, "drift = 1")
+    mended = sluice(filled, "rebuild", "--anew", appview="true")
+    assert mended.returncode == 0, mended.stderr
+    assert sluice(filled, "check").returncode == 0
+
+
+def test_a_rebuild_without_the_projection_is_refused(database: str) -> None:
+    world = World(database, appview=False)
+    refused = sluice(world, "rebuild")
+    assert refused.returncode == 2
+    assert "SLUICE_APPVIEW" in refused.stderr
+    assert refused.stderr.count("\n") == 1
