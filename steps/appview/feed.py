@@ -4,11 +4,9 @@ from steps.appview.embeds import embed_rows
 from steps.appview.formats import at_uri_parts
 from steps.appview.rich import json_text, mentions
 from steps.appview.times import created_at
-from steps.appview.values import Notice, Projected, Quote, Record, Reply, Row, Source
+from steps.appview.values import Notice, Projected, Record, Reply, Row, Source
 
 POST = "app.bsky.feed.post"
-THREAD_GATE = "app.bsky.feed.threadgate"
-POST_GATE = "app.bsky.feed.postgate"
 
 
 def like(source: Source, record: Record) -> Projected:
@@ -49,33 +47,29 @@ def post(source: Source, record: Record) -> Projected:
     if (written := record.get("reply")) is not None:
         root, parent = written["root"], written["parent"]
         refs = (root["uri"], root["cid"], parent["uri"], parent["cid"])
-        author = at_uri_parts(root["uri"])[0]
-        reply = Reply(root["uri"], parent["uri"], author, gate_uri(root["uri"], THREAD_GATE))
-        if author == source.did:
+        reply = Reply(root["uri"], parent["uri"])
+        if at_uri_parts(root["uri"])[0] == source.did:
             rows["op_thread_reply"] = [(root["uri"], parent["uri"], uri)]
     langs, tags = json_text(record.get("langs")), json_text(record.get("tags"))
     rows["post"] = [(uri, source.cid, source.did, record["text"], *refs, created, indexed, langs, tags)]
     rows["feed_item"] = [(uri, source.cid, "post", uri, source.did, sort_at)]
     mentioned = mentions(record) if "facets" in record else ()
     notices = [Notice(did, "mention", None, sort_at) for did in mentioned if did != source.did]
-    quote = None
     if (embed := record.get("embed")) is not None:
         rows |= embed_rows(uri, embed)
-        if "post_embed_record" in rows:
-            quote = _quote(source, rows, created)
-    if quote is not None and quote.author != source.did and quote.author not in mentioned:
-        notices.append(Notice(quote.author, "quote", quote.subject.rstrip("/"), sort_at))
-    return Projected(uri, rows, notices, sort_at, reply, quote, mentioned)
+        _quote(source, rows, notices, created, sort_at)
+    return Projected(uri, rows, notices, sort_at, reply, mentioned)
 
 
-def _quote(source: Source, rows: dict[str, list[Row]], created: str) -> Quote | None:
-    """An embedded record that is a post is quoted; adds the row."""
-    uri, subject, cid = rows["post_embed_record"][0]
-    author, collection, _ = at_uri_parts(str(subject))
-    if collection != POST:
-        return None
-    rows["quote"] = [(uri, source.cid, subject, cid, created, source.indexed_at)]
-    return Quote(str(subject), str(cid), author, gate_uri(str(subject), POST_GATE))
+def _quote(source: Source, rows: dict[str, list[Row]], notices: list[Notice], created: str, sort_at: str) -> None:
+    """An embedded record that is a post is quoted: adds the row, and the notice to whom no other one goes."""
+    for uri, embedded, cid in rows.get("post_embed_record", ()):
+        subject = str(embedded)
+        author, collection, _ = at_uri_parts(subject)
+        if collection == POST:
+            rows["quote"] = [(uri, source.cid, subject, cid, created, source.indexed_at)]
+            if author != source.did and all(author != notice.did for notice in notices):
+                notices.append(Notice(author, "quote", subject.rstrip("/"), sort_at))
 
 
 def thread_gate(source: Source, record: Record) -> Projected:
@@ -95,9 +89,3 @@ def _gate(table: str, source: Source, record: Record) -> Projected:
     created = created_at(record["createdAt"])
     row: Row = (uri, source.cid, source.did, governed, created, source.indexed_at)
     return Projected(uri, {table: [row]}, sort_at=min(created, source.indexed_at))
-
-
-def gate_uri(post_uri: str, collection: str) -> str:
-    """Where the gate of a post would stand; what is no post comes back as it is, and has none."""
-    authority, kind, rkey = at_uri_parts(post_uri)
-    return f"at://{authority}/{collection}/{rkey}" if kind == POST else post_uri

@@ -14,9 +14,9 @@ import msgspec
 from schemas.lexicons import definitions
 from steps.appview import feed, graph
 from steps.appview.lexicon import Check, Lexicon
-from steps.appview.values import Notice, Projected, Quote, Record, Reply, Row, Source
+from steps.appview.values import Notice, Projected, Record, Reply, Row, Source
 
-__all__ = ["KNOWN", "VERSION", "Notice", "Projected", "Quote", "Reply", "Row", "Source", "project"]
+__all__ = ["KNOWN", "VERSION", "Notice", "Projected", "Reply", "Row", "Source", "project"]
 
 VERSION = 1
 """Raise it when the same record gives other rows: then `sluice appview rebuild` is due."""
@@ -54,7 +54,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def project(source: Source) -> Projected | None:
-    """See the module's contract. 8 µs for a like, 20 µs for a post with an embed."""
+    """See the module's contract. 5 µs for a like, 35 µs for a post with everything that a post can have."""
     make = _MAKERS.get(source.collection)
     if make is None:
         return None

@@ -40,21 +40,10 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What decides invalidReplyRoot and violatesThreadGate, with the records `root`, `parent` and `gate`."""
+    """AT-URIs of what a post answers; with the records there, they decide invalidReplyRoot and violatesThreadGate."""
 
     root: str
     parent: str
-    root_author: str  # authority of `root`
-    gate: str  # AT-URI of the thread gate that governs the thread; `root` itself if that is no post
-
-
-class Quote(msgspec.Struct, frozen=True):
-    """A quoted post (row in `quote`), and what decides violatesEmbeddingRules."""
-
-    subject: str
-    cid: str
-    author: str  # authority of `subject`: may always be quoted by itself
-    gate: str  # AT-URI of the post gate that governs it
 
 
 class Projected(msgspec.Struct, frozen=True):
@@ -74,6 +63,5 @@ class Projected(msgspec.Struct, frozen=True):
     notices: list[Notice] = []
     sort_at: str = ""
     reply: Reply | None = None
-    quote: Quote | None = None
     mentions: tuple[str, ...] = ()
     invalid: str | None = None
