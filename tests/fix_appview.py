@@ -15,7 +15,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUDPServer
 from typing import Any
@@ -194,16 +196,22 @@ def official_appview(blank_databases: Callable[[], str], tmp_path: Path) -> Iter
 @pytest.fixture
 def blank_databases(postgres: str) -> Iterator[Callable[[], str]]:
     """Factory of fresh, empty databases; dropped after the test."""
-    made = []
+    with ExitStack() as made:
+        yield lambda: made.enter_context(fresh_database(postgres))
 
-    def make() -> str:
-        context = fresh_database(postgres)
-        made.append(context)
-        return context.__enter__()
 
-    yield make
-    for context in made:
-        context.__exit__(None, None, None)
+@pytest.fixture(scope="session")
+def official_tables(postgres: str) -> Iterator[Callable[[str], str]]:
+    """`official_tables(version)`: URL of a database with that version's own tables, empty, one for the session."""
+    with ExitStack() as made:
+
+        @cache
+        def make(version: str) -> str:
+            database = made.enter_context(fresh_database(postgres))
+            make_official_tables(release(version), database)
+            return database
+
+        yield make
 
 
 @pytest.fixture

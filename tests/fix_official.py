@@ -138,7 +138,7 @@ class OfficialNetwork:
         """DID → {active, status} and, of an active account, {handle, rev, commit, data, records: {path: CID}}."""
         return {account["did"]: account for account in self.order("truth")}
 
-    def write(self, did: str, action: str, path: str, **value: Any) -> Any:
+    def write(self, did: str, action: str, path: str, /, **value: Any) -> Any:
         """One commit with one operation. `path` is collection/rkey, or only a collection (a create's rkey is the PDS's).
         Returns {uri, cid}, of a delete None."""
         return self.order("write", did=did, writes=[operation(action, path, **value)])[0]
@@ -159,7 +159,7 @@ class OfficialNetwork:
                     pipe.close()
 
 
-def operation(action: str, path: str, **value: Any) -> dict[str, Any]:
+def operation(action: str, path: str, /, **value: Any) -> dict[str, Any]:
     """`create`, `update` or `delete` of collection/rkey; the record's $type is the collection."""
     collection, _, rkey = path.partition("/")
     made: dict[str, Any] = {"action": action, "collection": collection}

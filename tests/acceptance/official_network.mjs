@@ -190,6 +190,8 @@ const orders = {
   },
   /** The account's uploaded picture, as records name it. */
   image: ({ did }) => accounts.get(did).image,
+  /** A blob of its own, uploaded as a video. */
+  film: async ({ did }) => (await accounts.get(did).agent.uploadBlob(Buffer.from(`a film of ${did}`), { encoding: 'video/mp4' })).data.blob,
   /** The last sequence number of the stream. */
   seq: () => pds.ctx.sequencer.curr(),
   /** A token that the PDS signs with the account's key: whoever has it asks `service` for `method` as this account. */

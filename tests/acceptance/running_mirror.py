@@ -31,14 +31,15 @@ Truth = dict[str, dict[str, Any]]
 class Mirror:
     """One mirror of one official network. `folder` is its --data-dir, with log and database embedded."""
 
-    def __init__(self, folder: Path, network: OfficialNetwork) -> None:
+    def __init__(self, folder: Path, network: OfficialNetwork, **settings: object) -> None:
         self.folder = folder
         self.network = network
         self._command = [str(SLUICE), "up", "--relay", network.pds, "--plc", network.plc, "--data-dir", str(folder)]
         if network.labeler:
             self._command += ["--labeler", network.labeler]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
-        self._environment = {**inherited, "SLUICE_ALLOW_PRIVATE_HOSTS": "true"}
+        given = {f"SLUICE_{name.upper()}": str(value) for name, value in settings.items()}
+        self._environment = {**inherited, "SLUICE_ALLOW_PRIVATE_HOSTS": "true", **given}
         self._process: subprocess.Popen[bytes] | None = None
         self.log = folder.with_suffix(".log")
 
@@ -78,12 +79,15 @@ class Mirror:
                 self._process.wait()
             self._process = None
 
+    def database_url(self) -> str:
+        """Of the tables, while the mirror runs."""
+        return str(json.loads((self.folder / "processes.json").read_text())["database"])
+
     @contextmanager
     def database(self) -> Iterator[psycopg.Connection[Any]]:
         """A connection to the tables, while the mirror runs and when it does not."""
         if self._process is not None:
-            facts = json.loads((self.folder / "processes.json").read_text())
-            with psycopg.connect(facts["database"]) as connection:
+            with psycopg.connect(self.database_url()) as connection:
                 yield connection
         else:
             with EmbeddedDatabase(self.folder / "database") as server, psycopg.connect(server.url) as connection:
