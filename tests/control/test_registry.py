@@ -1,11 +1,15 @@
 """schemas/json is what schemas/events.py says, and a schema registry is given just that."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from fix_log import LogScope
 
 from schemas import registry, wire
 from schemas.settings import load
@@ -74,3 +78,32 @@ def test_a_refusal_names_the_subject(schema_registry: tuple[str, Posted]) -> Non
 def test_no_registry_is_one_line() -> None:
     with pytest.raises(registry.RegistryUnavailable, match="does not answer as a schema registry"):
         registry.register(load(schema_registry="http://127.0.0.1:1"))
+
+
+def test_topics_apply_registers_them(schema_registry: tuple[str, Posted], log_scope: LogScope) -> None:
+    """U2: the command that the pods and redpanda.yml run; a registry that does not answer is one line, and topics are made."""
+    url, posted = schema_registry
+    given = {"BOOTSTRAP": log_scope.bootstrap, "TOPIC_PREFIX": log_scope.prefix, "PARTITIONS": "1", "REPLICATION": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+    environment |= {f"SLUICE_{name}": value for name, value in given.items()}
+
+    def applied(registry_url: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "control", "topics", "apply"],
+            env=environment | {"SLUICE_SCHEMA_REGISTRY": registry_url},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    log_scope.created += [f"{log_scope.prefix}{topic}" for topic in registry.schemas()]
+    unanswered = applied("http://127.0.0.1:1")
+    assert unanswered.returncode == 2
+    assert unanswered.stderr.startswith("sluice: SLUICE_SCHEMA_REGISTRY: ")
+    assert unanswered.stderr.count("\n") == 1
+    again = applied(url)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to change" in again.stdout
+    assert [path.split("/")[2] for path, _ in posted] == [f"{name}-value" for name in log_scope.created]
+    assert f"registered {log_scope.created[0]}-value as 1" in again.stdout
