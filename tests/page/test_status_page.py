@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from fix_api import Api
+from flow_process import wait_until
 from playwright.sync_api import Page, expect
 
+from connectors.log import LogProducer, dead_letter
 from connectors.repos import Listed, RepoStore
 from control import jobs
+from control.dead_letters import LetterIndex
+from schemas import wire
 from schemas.jobs import JobSpec
+from schemas.reasons import DeadReason
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 DIDS = [f"did:plc:{number:024}" for number in range(9)]
@@ -130,6 +135,42 @@ def test_buttons_retry_pause_and_dismiss(filled: Api, open_page: Callable[..., P
     expect(page.locator("#letters")).to_contain_text("No dead letter is open", timeout=WAIT_MS)
     page.get_by_role("button", name="Fill range 1").click()
     expect(page.locator("#said")).to_contain_text("Fill range 1: done", timeout=WAIT_MS)
+
+
+def test_letters_are_retried_and_jobs_cancelled_and_opened_again(api: Api, open_page: Callable[..., Page]) -> None:
+    """N4, T3, T6: what can be read today settles; what cannot stays open and says why."""
+    jobs.start(api.db, JobSpec(source="dids", dids=DIDS[:3]), api.settings)
+    event = wire.AccountEvent(seq=1, time="2026-01-01T00:00:00.000Z", did=DIDS[0], active=True)
+    payloads = {"good": wire.encode(event), "of old": b"{"}
+    letters = [dead_letter("firehose_live", DeadReason.UNDECODABLE, why, value) for why, value in payloads.items()]
+    LogProducer(api.settings).send(letters)
+    index = LetterIndex(api.settings)
+    found = "select part, log_offset, error from sluice.dead_letter order by error"
+    wait_until(lambda: index.step(api.db) >= 0 and len(api.db.execute(found).fetchall()) == len(letters))
+    index.close()
+    good, bad = (f"{part}:{offset}" for part, offset, _ in api.db.execute(found).fetchall())
+    page = open_page(api.url)
+    alive(page)
+    page.get_by_role("button", name=f"Retry dead letter {bad}").click()
+    expect(page.locator("#said")).to_contain_text(
+        f"Retry dead letter {bad}: open, Input data was truncated", timeout=WAIT_MS
+    )
+    page.get_by_role("button", name=f"Retry dead letter {good}").click()
+    expect(page.locator("#said")).to_contain_text(f"Retry dead letter {good}: done", timeout=WAIT_MS)
+    expect(page.locator("#letters")).not_to_contain_text(good, timeout=WAIT_MS)
+    assert bad in cells(page, "letters")
+    states = api.db.execute("select error, state from sluice.dead_letter order by error").fetchall()
+    assert dict(states)["good"] == "retried"
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.get_by_role("button", name="Cancel job 1").click()
+    assert jobs.get(api.db, 1).status == "pending", "asked first"
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Cancel job 1").click()
+    expect(page.locator("#jobs .state")).to_have_text("cancelled", timeout=WAIT_MS)
+    expect(page.get_by_role("button", name="Cancel job 1")).to_have_count(0, timeout=WAIT_MS)
+    page.get_by_role("button", name="Retry job 1").click()
+    expect(page.locator("#jobs .state")).to_have_text("retry", timeout=WAIT_MS)
+    assert jobs.get(api.db, 1).status == "retry"
 
 
 def test_a_refusal_is_said(filled: Api, open_page: Callable[..., Page]) -> None:
