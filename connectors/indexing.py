@@ -74,11 +74,8 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
         health.report("idle")
 
     def _starts(self, parts: list[Part]) -> dict[Part, int]:
-        marks: dict[Part, tuple[int, int]] = {}
-        for topic in {topic for topic, _ in parts}:
-            own = watermarks(self._settings, topic.removeprefix(self._settings.topic_prefix))
-            marks |= {(topic, part): own[part] for name, part in parts if name == topic}
-        starts = self._tables.starts(marks) if marks else {}
+        marks = watermarks(self._settings, TOPICS) if parts else {}
+        starts = self._tables.starts({part: marks[part] for part in parts}) if parts else {}
         log.info("assigned", extra={"partitions": len(parts)})
         self._next |= starts
         return starts

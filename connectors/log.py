@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from typing_extensions import override
 
 from connectors import broker, metrics
@@ -30,6 +30,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
 KEEP_ROOM_BYTES = 4096  # batch and record headers of a message at the limit
 DELIVERY_SECONDS = 120.0
+ANSWER_SECONDS = 10.0  # for the broker to answer a question
 SETTLING_SECONDS = 20.0  # for a partition to have a leader, a group its coordinator
 
 Part = tuple[str, int]  # (topic, partition)
@@ -239,6 +240,9 @@ class GroupConsumer:
                     "queued.min.messages": 10_000,
                     "queued.max.messages.kbytes": 16 * 1024,
                     "fetch.wait.max.ms": 100,
+                    # whoever assigns the group's partitions leaves out topics that a broker has no leader for while it
+                    # starts, and looks at them again only after this long (five minutes by default)
+                    "topic.metadata.refresh.interval.ms": 10_000,
                     "log_level": 3,
                 }
             )
@@ -371,28 +375,30 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
             time.sleep(0.2)
 
 
-def watermarks(settings: Settings, topic: str) -> dict[int, tuple[int, int]]:
-    """Partition → (first offset kept, next offset to be written) of one of our topics. Raises LogUnavailable."""
-    consumer = Consumer(broker.options(settings) | {"group.id": "sluice-watermarks", "log_level": 0})
-    deadline = time.monotonic() + SETTLING_SECONDS
-    try:
-        while True:
-            try:
-                return _marks(consumer, settings.topic(topic))
-            except KafkaException as err:
-                # a topic that was just made, or whose leader moves, has no leader for a moment
-                error: KafkaError = err.args[0]
-                if time.monotonic() > deadline or not (error.retriable() or error.code() in _NO_LEADER):
-                    raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
-                time.sleep(0.2)
-    finally:
-        consumer.close()
+def watermarks(settings: Settings, topics: Iterable[str]) -> dict[Part, tuple[int, int]]:
+    """(topic with prefix, partition) → (first offset kept, next to be written), all at once. Raises LogUnavailable."""
+    client, deadline = admin(settings), time.monotonic() + SETTLING_SECONDS
+    names = [settings.topic(topic) for topic in topics]
+    while True:
+        try:
+            return _marks(client, names)
+        except KafkaException as err:
+            # a topic that was just made, or whose leader moves, has no leader for a moment
+            error: KafkaError = err.args[0]
+            if time.monotonic() > deadline or not (error.retriable() or error.code() in _NO_LEADER | _PASSING):
+                raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+            time.sleep(0.2)
 
 
-def _marks(consumer: Consumer, name: str) -> dict[int, tuple[int, int]]:
-    described = consumer.list_topics(name, timeout=10).topics[name]
-    if described.error is not None:
-        raise LogUnavailable(f"{name}: {described.error.str()}; run `sluice topics apply`")
-    return {
-        part: consumer.get_watermark_offsets(TopicPartition(name, part), timeout=10) for part in described.partitions
-    }
+def _marks(client: AdminClient, names: list[str]) -> dict[Part, tuple[int, int]]:
+    known = client.list_topics(timeout=ANSWER_SECONDS).topics
+    for name in names:
+        error = known[name].error if name in known else KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+        if error is not None:
+            raise LogUnavailable(f"{name}: {error.str()}; run `sluice topics apply`")
+    places = [TopicPartition(name, part) for name in names for part in known[name].partitions]
+    lows, highs = (
+        client.list_offsets(dict.fromkeys(places, spec), request_timeout=ANSWER_SECONDS)
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+    )
+    return {(at.topic, at.partition): (lows[at].result().offset, highs[at].result().offset) for at in places}

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 import psycopg
 from confluent_kafka import Consumer, Message, TopicPartition
-from psycopg.rows import dict_row
 
 from connectors import broker
+from connectors.database import dicts
 from connectors.indexing import REFUSALS, TOPICS, Batch, Decoded, Gate, decode
 from connectors.log import GroupConsumer, LogProducer, Out, cluster_id, watermarks
 from connectors.stream import Frame
@@ -105,7 +105,7 @@ class DeadLetters:
         self._settings = settings
         self._producer = LogProducer(settings)
         self._tables: Tables | None = None
-        self._db: psycopg.Connection[dict[str, Any]] | None = None
+        self._connection = dicts(settings, "sluice dead letters")
 
     def show(self, place: Place) -> dict[str, Any]:
         """The letter's row, its help line, and the letter itself as the topic has it (None: retention removed it)."""
@@ -154,8 +154,7 @@ class DeadLetters:
 
     def close(self) -> None:
         """Close all connections."""
-        if self._db is not None:
-            self._db.close()
+        self._connection.close()
         if self._tables is not None:
             self._tables.close()
 
@@ -219,7 +218,7 @@ class DeadLetters:
 
     def _letter(self, place: Place) -> wire.DeadLetter | None:
         """The letter as it stands in the topic; None where it is gone."""
-        low, high = watermarks(self._settings, TOPIC).get(place[0], (0, 0))
+        low, high = watermarks(self._settings, [TOPIC]).get((self._settings.topic(TOPIC), place[0]), (0, 0))
         if not low <= place[1] < high:
             return None
         settings = self._settings
@@ -239,13 +238,6 @@ class DeadLetters:
         if message is None or message.error() is not None or message.offset() != place[1]:
             return None
         return wire.decode_dead_letter(message.value() or b"")
-
-    def _connection(self) -> psycopg.Connection[dict[str, Any]]:
-        if self._db is None or self._db.closed or self._db.broken:
-            self._db = psycopg.connect(
-                self._settings.database, autocommit=True, row_factory=dict_row, application_name="sluice dead letters"
-            )
-        return self._db
 
 
 @dataclass(frozen=True, slots=True)

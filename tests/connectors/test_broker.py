@@ -92,7 +92,7 @@ def test_every_client_authenticates(secured: Any, database: str, mechanism: str)
     assert topics.diff(settings) == []
     did = "did:plc:secured"
     LogProducer(settings).send([Out("repo_backfill", did, b"{}")])
-    assert sum(high for _, high in watermarks(settings, "repo_backfill").values()) == 1
+    assert sum(high for _, high in watermarks(settings, ["repo_backfill"]).values()) == 1
     consumer = GroupConsumer(settings, "backfill", ["repo_backfill"])
     deadline, found = time.monotonic() + 60, []
     while not found:
@@ -109,7 +109,7 @@ def test_every_client_authenticates(secured: Any, database: str, mechanism: str)
     assert watch.wait_for_look(30)
     assert watch.paused is None
     watch.stop()
-    spans = {part: span for part, span in watermarks(settings, "repo_backfill").items() if span[1]}
+    spans = {part: span for (_, part), span in watermarks(settings, ["repo_backfill"]).items() if span[1]}
     assert sum(len(batch) for batch in replay.read(settings, "repo_backfill", spans, 10)) == 1
 
 

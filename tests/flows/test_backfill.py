@@ -305,7 +305,7 @@ def test_offsets_do_not_wait_for_a_slow_repo(simulator: Simulator, world: Make) 
     run.start()
     wait_until(lambda: run.produced() == len(tasks) - 3)
     assert run.simulation.fired("pds_hang") == 3
-    ends = watermarks(run.settings, "repo_backfill")
+    ends = {part: span for (_, part), span in watermarks(run.settings, ["repo_backfill"]).items()}
 
     def settled() -> bool:
         topic = run.settings.topic("repo_backfill")
@@ -382,12 +382,7 @@ def test_no_claims_are_made_while_the_index_is_behind(simulator: Simulator, worl
 
         def caught_up() -> bool:
             index.poll(1, 0.05)
-            index.commit(
-                {
-                    (run.settings.topic("firehose_backfill"), part): high
-                    for part, (_, high) in watermarks(run.settings, "firehose_backfill").items()
-                }
-            )
+            index.commit({part: high for part, (_, high) in watermarks(run.settings, ["firehose_backfill"]).items()})
             return run.produced() == len(tasks)
 
         wait_until(caught_up, 60)
