@@ -159,10 +159,7 @@ class Projection:
         heirs = [row[0] for row in self.db.execute(SQL["waiting_for"], {"uris": array(uris)})]
         self.db.execute(SQL["forget_duplicates"], {"uris": array(uris + heirs)})
         keys = [_key(uri) for uri in heirs]
-        return self._records([key for key in keys if not changes.stands(key)])
-
-    def _records(self, keys: list[Key]) -> list[RecordRow]:
-        return self.db.execute(SQL["records"], _paths(keys)).fetchall() if keys else []
+        return _records(self.db, [key for key in keys if not changes.stands(key)])
 
     def _insert(self, page: _Page) -> set[str]:
         """Rows into their tables; URIs of records whose key another one holds."""
@@ -188,6 +185,8 @@ class Projection:
         mentions: list[tuple[str, int, str]] = []
         for source, made in page.made:
             if made.uri in losers:
+                if source.collection == REPOST:
+                    self.dirty.add(("repost", made.uri))
                 continue
             if source.collection == POST:
                 mentions += [(made.uri, n, did) for n, did in enumerate(made.mentions)]
@@ -201,7 +200,8 @@ class Projection:
             _copy(self.db, "copy_mentions", mentions)
         if notifications:
             _copy(self.db, "copy_notifications", notifications)
-            self.db.execute(SQL["drop_muted"], {"uris": array([str(row[1]) for row in notifications])})
+            if self.db.execute(SQL["has_muted"]).fetchone() == (True,):
+                self.db.execute(SQL["drop_muted"], {"uris": array([str(row[1]) for row in notifications])})
         if page.invalid:
             dids, collections, rkeys, reasons = (array(column) for column in zip(*page.invalid, strict=True))
             self.db.execute(
@@ -246,6 +246,18 @@ class Projection:
         values = {**msgspec.structs.asdict(terms), "lists": list(terms.lists), "hidden": list(terms.hidden)}
         self.db.execute(SQL["add_gate"], {**values, "uri": made.uri, "post_uri": post, "sort_at": made.sort_at})
         self._gates_changed([post])
+
+
+def feed_items(db: Db, keys: list[Key]) -> list[Row]:
+    """What these records are in feeds, taken from their bodies."""
+    page = _Page()
+    for record in _records(db, keys):
+        _project(record, page)
+    return [row for _, made in page.made for row in made.rows.get("feed_item", ())]
+
+
+def _records(db: Db, keys: list[Key]) -> list[RecordRow]:
+    return db.execute(SQL["records"], _paths(keys)).fetchall() if keys else []
 
 
 def _project(record: RecordRow, page: _Page) -> None:

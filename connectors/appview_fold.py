@@ -15,6 +15,8 @@ import psycopg
 from psycopg import errors
 
 from connectors import metrics
+from connectors.appview import Projection, feed_items
+from connectors.appview_changes import Changes
 from connectors.appview_counts import QUOTES, REPLIES, Counts
 from connectors.arrays import array
 from schemas.settings import Settings
@@ -37,11 +39,12 @@ class FoldDied(Exception):
 
 def fold(db: Db, limit: int = BATCH) -> int:
     """One transaction: bring what was touched up to date; the number of notes taken. Zero: nothing waits."""
+    removed = _removed(db, limit)
     with db.transaction():
         posts, reposts, gates, judged = _take(db, limit)
         taken = len(posts) + len(reposts) + len(gates) + len(judged)
         if not taken:
-            return 0
+            return removed
         counts = Counts()
         flagged = _flags(db, posts, gates, judged, counts)
         _quotes(db, posts, counts)
@@ -49,9 +52,25 @@ def fold(db: Db, limit: int = BATCH) -> int:
         if posts or reposts:
             db.execute(SQL["drop_feed_items"], both)
             db.execute(SQL["add_feed_items"], both)
+            _duplicate_items(db, both)
         _notifications(db, posts, flagged)
         counts.write(db)
-    return taken
+    return taken + removed
+
+
+def _removed(db: Db, limit: int) -> int:
+    """Rows of records that are gone without the index; the number of notes taken."""
+    with db.transaction():
+        keys = set(db.execute(SQL["take_gone"], {"limit": limit}).fetchall())
+        if not keys:
+            return 0
+        dids, collections, rkeys = (array(column) for column in zip(*keys, strict=True))
+        db.execute(SQL["lock_repos"], {"dids": dids})
+        paths = {"dids": dids, "collections": collections, "rkeys": rkeys}
+        changes = Changes()
+        changes.gone(keys - set(db.execute(SQL["standing"], paths).fetchall()))
+        Projection(db).write(changes)
+    return len(keys)
 
 
 def _take(db: Db, limit: int) -> tuple[set[str], set[str], set[str], set[str]]:
@@ -94,6 +113,14 @@ def _quotes(db: Db, posts: set[str], counts: Counts) -> None:
             counts.post(subject, QUOTES, -1)
         for (subject,) in db.execute(SQL["add_quotes"], values).fetchall():
             counts.post(subject, QUOTES, 1)
+
+
+def _duplicate_items(db: Db, concerned: dict[str, str]) -> None:
+    keys = db.execute(SQL["duplicate_reposts"], concerned).fetchall()
+    if items := feed_items(db, keys):
+        uris, cids, types, posts, dids, times = (array(column) for column in zip(*items, strict=True))
+        values = {"uris": uris, "cids": cids, "types": types, "posts": posts, "dids": dids, "times": times}
+        db.execute(SQL["add_duplicate_items"], values)
 
 
 def _notifications(db: Db, posts: set[str], flagged: set[str]) -> None:

@@ -133,6 +133,6 @@ class FilterWalk:
             "exact": [one for one in collections if not one.endswith("*")],
             "below": [one[:-1].replace("_", "\\_") + "%" for one in collections if one.endswith("*")],
         }
-        removed = db.execute(SQL["prune"], values).rowcount
+        ((removed,),) = db.execute(SQL["prune"], values).fetchall()
         db.execute(SQL["pruned"], {"after": dids[-1] if len(dids) == self._prune_repos else None})
-        return removed
+        return int(removed)

@@ -52,6 +52,9 @@ where t."recordUri" > d.low and t."recordUri" < d.high and split_part(t."recordU
 -- name: copy_notifications
 copy bsky.notification (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt") from stdin
 
+-- name: has_muted
+select exists (select from bsky.thread_mute)
+
 -- name: drop_muted
 -- Receivers who muted the thread hear nothing of it.
 delete from bsky.notification n

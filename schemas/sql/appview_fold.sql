@@ -9,8 +9,23 @@ select pg_advisory_unlock(5308886)
 
 -- name: take
 delete from sluice.appview_dirty
-where ctid = any(array(select ctid from sluice.appview_dirty limit %(limit)s))
+where ctid = any(array(select ctid from sluice.appview_dirty where kind <> 'gone' limit %(limit)s))
 returning kind, uri
+
+-- name: take_gone
+-- Records that somebody else than the index removed (`sluice filters prune`).
+delete from sluice.appview_dirty
+where ctid = any(array(select ctid from sluice.appview_dirty where kind = 'gone' limit %(limit)s))
+returning split_part(uri, '/', 3), split_part(uri, '/', 4), split_part(uri, '/', 5)
+
+-- name: lock_repos
+-- As the index locks them: nobody writes these repos' records meanwhile.
+select did from sluice.repo where did = any(%(dids)s::text[]) order by did for update
+
+-- name: standing
+select r.did, r.collection, r.rkey
+from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
+join sluice.record r on r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
 
 -- name: waits
 select exists (select from sluice.appview_dirty) or exists (select from sluice.appview_gated where not settled)
@@ -135,6 +150,9 @@ where f.type = 'repost' and (f.uri = any(%(reposts)s::text[]) or f."postUri" = a
           select from bsky.repost r join bsky.post p on p.uri = r.subject
           where r.uri = f.uri and r.cid = f.cid and r.subject = f."postUri" and r."sortAt" = f."sortAt"
       )
+      and not exists (
+          select from bsky.duplicate_record d join bsky.post p on p.uri = f."postUri" where d.uri = f.uri and d.cid = f.cid
+      )
 
 -- name: add_feed_items
 insert into bsky.feed_item (uri, cid, type, "postUri", "originatorDid", "sortAt")
@@ -145,6 +163,23 @@ from (
 ) u
 join bsky.repost r on r.uri = u.uri
 join bsky.post p on p.uri = r.subject
+on conflict (uri) do nothing
+
+-- name: duplicate_reposts
+-- An account that has reposted a post twice has it in its feed twice. These have no row of their own to take it from.
+select split_part(d.uri, '/', 3), split_part(d.uri, '/', 4), split_part(d.uri, '/', 5)
+from bsky.duplicate_record d
+where d.uri = any(%(reposts)s::text[])
+union
+select split_part(d.uri, '/', 3), split_part(d.uri, '/', 4), split_part(d.uri, '/', 5)
+from bsky.repost r join bsky.duplicate_record d on d."duplicateOf" = r.uri
+where r.subject = any(%(posts)s::text[])
+
+-- name: add_duplicate_items
+insert into bsky.feed_item (uri, cid, type, "postUri", "originatorDid", "sortAt")
+select u.* from unnest(%(uris)s::text[], %(cids)s::text[], %(types)s::text[], %(posts)s::text[], %(dids)s::text[], %(times)s::text[])
+    as u (uri, cid, type, post, did, "time")
+where exists (select from bsky.post p where p.uri = u.post)
 on conflict (uri) do nothing
 
 -- name: descendants

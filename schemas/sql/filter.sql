@@ -97,11 +97,19 @@ update sluice.filter set walk_after = %(after)s, walk_again = %(again)s
 update sluice.filter set prune_after = '', prune_version = version
 
 -- name: prune
-delete from sluice.record c
-using sluice.repo r
-where r.did = any(%(dids)s::text[]) and c.did = r.did
-      and ((r.phase = 'unavailable' and r.reason = 'outside')
-           or not (c.collection = any(%(exact)s::text[]) or c.collection like any(%(below)s::text[])))
+-- Noted for the AppView, whose rows the fold removes.
+with gone as (
+    delete from sluice.record c
+    using sluice.repo r
+    where r.did = any(%(dids)s::text[]) and c.did = r.did
+          and ((r.phase = 'unavailable' and r.reason = 'outside')
+               or not (c.collection = any(%(exact)s::text[]) or c.collection like any(%(below)s::text[])))
+    returning 'at://' || c.did || '/' || c.collection || '/' || c.rkey as uri
+), noted as (
+    insert into sluice.appview_dirty (kind, uri)
+    select 'gone', g.uri from gone g, sluice.appview a where a.active
+)
+select count(*) from gone
 
 -- name: pruned
 update sluice.filter

@@ -79,10 +79,12 @@ def network() -> dict[str, list[Write]]:
     )  # fmt: skip
     doubled = [like("eve", "3keeeeeeeeee5", 7, root), like("eve", "3keeeeeeeeee6", 6, root)]
     shared = like("dan", "3kdddddddddd5", 8, root, REPOST)
+    shared_again = like("dan", "3kdddddddddd8", 9, root, REPOST)
     return {
         "ann": [root, third, below],
         "bob": [first, closed, thread_gate(closed, 1.5, fan), follow("bob", "3kbbbbbbbbbb4", 2, "ann")],
         "cat": [second, refused, private, post_gate(private, 2), like("cat", "3kcccccccccc5", 8, quoted)],
-        "dan": [deep, welcome, forbidden, shared, follow("dan", "3kdddddddddd6", 2, "bob"), follow("dan", "3kdddddddddd7", 9, "cat")],
+        "dan": [deep, welcome, forbidden, shared,
+            shared_again, follow("dan", "3kdddddddddd6", 2, "bob"), follow("dan", "3kdddddddddd7", 9, "cat")],
         "eve": [astray, quoted, talking, *doubled],
     }  # fmt: skip

@@ -29,6 +29,7 @@ ACCEPTED = {
     "- table view_param": NEVER_READ,
     "- table did_cache": NEVER_READ,
     "- table subscription": NEVER_READ,
+    "actor_sync: is v, not r": ONE_COPY,
     "record: is v, not r": ONE_COPY,
     "label: is v, not r": ONE_COPY,
     "actor_state: + lastSeenPriorityNotifs character varying": "0.0.221 writes it, and 0.0.280 has dropped it",

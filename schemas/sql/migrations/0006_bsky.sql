@@ -341,13 +341,6 @@ create table bsky.duplicate_record (
 );
 create index duplicate_record_duplicate_of_idx on bsky.duplicate_record ("duplicateOf");
 
-create table bsky.actor_sync (
-    did varchar collate "C" not null,
-    "commitCid" varchar collate "C" not null,
-    "repoRev" varchar collate "C",
-    primary key (did)
-);
-
 create table bsky.notification (
     id bigserial,
     did varchar collate "C" not null,
@@ -563,6 +556,11 @@ create view bsky.label as
 select src::varchar as src, uri::varchar as uri, cid::varchar as cid, val::varchar as val, neg, cts::varchar as cts,
        (exp collate "C")::varchar as exp
 from sluice.label;
+
+create view bsky.actor_sync as
+select did::varchar as did, commit::varchar as "commitCid", rev::varchar as "repoRev"
+from sluice.repo
+where rev <> '' and commit is not null and not (phase = 'unavailable' and reason = 'deleted');
 
 -- Accounts: a row for whoever has records or a handle that was checked; gone when a deletion is confirmed. What operators
 -- write stays. Of a row that is there each caller writes only what it has locked: its repo's status, or its handle.

@@ -1,0 +1,145 @@
+"""Benchmark: the index with the AppView's projection on, beside the same with it off. Records a second, log → PostgreSQL.
+
+    .venv/bin/python -m bench.appview [--records 120000] [--workers 1]
+
+Mix: likes 45 %, follows 25 %, posts 15 % (half of them replies), reposts 10 %, rest 5 %. Everybody likes one hot post; other
+subjects are posts of other repos, most of which come later. `fold` is what was left to be folded when the log was empty.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+import psycopg
+
+from bench.index import CID, REV, TEXT
+from bench.stack import Stack, report, stack, until
+from connectors.log import LogProducer, Out
+from control.appview import check
+from schemas import wire
+
+PER_REPO = 60
+TIME = "2026-01-01T00:00:00.000Z"
+HOT = "at://did:plc:bencha000000000000000000/app.bsky.feed.post/3kaaaaaaapost0"
+MIX = ("like",) * 27 + ("follow",) * 15 + ("post",) * 9 + ("repost",) * 6 + ("block", "profile", "list")
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=120_000)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    repos = options.records // PER_REPO
+    with stack() as running:
+        off = _index(running, "b", repos, options.workers, "false")
+        on = _index(running, "a", repos, options.workers, "true")
+        likes = running.sql('select "likeCount" from bsky.post_agg where uri = %s', HOT)
+        assert likes == [(repos,)], likes
+        with psycopg.connect(running.settings.database, autocommit=True) as db:
+            drift = check(db).found
+        # what came while it was off is not in it
+        assert not any(drift[kind][0] for kind in ("posts", "profiles")), drift
+    ratio = round(on["records_per_second"] / off["records_per_second"], 3)
+    report("appview", records=repos * PER_REPO, workers=options.workers, on=on, off=off, ratio=ratio)
+
+
+def _did(family: str, number: int) -> str:
+    return f"did:plc:bench{family}{number:018d}"
+
+
+def _index(running: Stack, family: str, repos: int, workers: int, appview: str) -> dict[str, Any]:
+    """One load from the first transaction to the last."""
+    ((before,),) = running.sql("select coalesce(sum(next), 0)::bigint from sluice.stream_offset")
+    messages = before + _produce(running, family, repos)
+    with ExitStack() as processes, psycopg.connect(running.settings.database, autocommit=True) as db:
+
+        def at() -> int:
+            row = db.execute("select coalesce(sum(next), 0)::bigint from sluice.stream_offset").fetchone()
+            return int(row[0]) if row else 0
+
+        pids = [processes.enter_context(running.process("index", SLUICE_APPVIEW=appview)).pid for _ in range(workers)]
+        until(lambda: at() > before, every=0.01)
+        first, begin = at(), time.monotonic()
+        usage = running.usage(**{f"index{number}": pid for number, pid in enumerate(pids)})
+        until(lambda: at() >= messages)
+        rate = (messages - first) / (time.monotonic() - begin)
+        left = running.sql("select count(*) from sluice.appview_dirty")[0][0]
+        folding = until(lambda: running.sql("select not exists (select from sluice.appview_dirty)")[0][0])
+        figures = usage.stop()
+    share = PER_REPO / (PER_REPO + 1)
+    return {"records_per_second": round(rate * share), "fold": {"left": left, "seconds": round(folding, 1)}, **figures}
+
+
+def _produce(running: Stack, family: str, repos: int) -> int:
+    """Snapshots, each with its outcome; the number of messages."""
+    producer, chance = LogProducer(running.settings), random.Random(family)  # the same load every time
+    batch: list[Out] = []
+    for number in range(repos):
+        did = _did(family, number)
+        for collection, rkey, record in _records(family, number, repos, chance):
+            event = wire.CreateEvent(
+                did=did,
+                attempt=1,
+                rev=REV,
+                collection=collection,
+                rkey=rkey,
+                cid=CID,
+                time=TIME,
+                commit=CID,
+                record=msgspec.Raw(msgspec.json.encode({"$type": collection, **record})),
+                raw=None,
+                reason=None,
+            )
+            batch.append(Out("firehose_backfill", did, wire.encode(event)))
+        outcome = wire.RepoOutcome(
+            did=did, attempt=1, status="synced", active=True, time=TIME, rev=REV, commit=CID, data=CID, count=PER_REPO,
+            reason=None, account_time="",
+        )  # fmt: skip
+        batch.append(Out("firehose_backfill", did, wire.encode(outcome)))
+        if len(batch) > 10_000:
+            producer.send(batch)
+            batch = []
+    producer.send(batch)
+    return repos * (PER_REPO + 1)
+
+
+def _records(family: str, number: int, repos: int, chance: random.Random) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Collection, key and body of every record of a repo."""
+
+    def ref(uri: str) -> dict[str, str]:
+        return {"uri": uri, "cid": CID}
+
+    def somebody() -> int:
+        return chance.randrange(repos)
+
+    def some_post() -> str:
+        return f"at://{_did(family, somebody())}/app.bsky.feed.post/3kaaaaaaapost{chance.randrange(9)}"
+
+    used: dict[str, int] = {}
+    for kind in MIX:
+        n = used[kind] = used.get(kind, -1) + 1
+        created = {"createdAt": f"2025-{1 + chance.randrange(12):02d}-{1 + n:02d}T00:00:{n:02d}.{number % 1000:03d}Z"}
+        rkey = f"3kaaaaaaa{kind[:4]:x<4}{n}"
+        if kind in ("like", "repost"):
+            subject = HOT if kind == "like" and n == 0 else some_post()
+            yield f"app.bsky.feed.{kind}", rkey, {"subject": ref(subject), **created}
+        elif kind in ("follow", "block"):
+            yield f"app.bsky.graph.{kind}", rkey, {"subject": _did(family, somebody()), **created}
+        elif kind == "post":
+            parent = ref(some_post())
+            reply = {"reply": {"root": parent, "parent": parent}} if n % 2 else {}
+            yield "app.bsky.feed.post", rkey, {"text": f"{TEXT}{number} {n}", "langs": ["en"], **reply, **created}
+        elif kind == "profile":
+            yield "app.bsky.actor.profile", "self", {"displayName": f"Bench {number}", "description": TEXT, **created}
+        else:
+            purpose = "app.bsky.graph.defs#curatelist"
+            yield "app.bsky.graph.list", rkey, {"name": f"List {number}", "purpose": purpose, **created}
+
+
+if __name__ == "__main__":
+    main()
