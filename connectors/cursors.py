@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from connectors.database import tuples
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.cursor import Gap
@@ -35,21 +36,9 @@ class CursorStore:
     """Positions of one flow. Connects on first use, and again after a lost connection."""
 
     def __init__(self, settings: Settings, flow: str) -> None:
-        self._settings = settings
         self._flow = flow
-        self._db: psycopg.Connection[tuple[Any, ...]] | None = None
-
-    def connection(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """The connection (autocommit). Raises psycopg.OperationalError."""
-        if self._db is None or self._db.closed or self._db.broken:
-            name = f"sluice {self._flow} cursor"
-            self._db = psycopg.connect(self._settings.database, autocommit=True, application_name=name)
-        return self._db
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._db is not None:
-            self._db.close()
+        self.connection = tuples(settings, f"sluice {flow} cursor")
+        self.close = self.connection.close
 
     def load(self) -> dict[str, Stored]:
         """Upstream → its position."""

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-
+from connectors.database import tuples
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -59,18 +58,8 @@ class RepoStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._db: psycopg.Connection[tuple[Any, ...]] | None = None
-
-    def connection(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """The connection (autocommit; transactions are explicit). Raises psycopg.OperationalError."""
-        if self._db is None or self._db.closed or self._db.broken:
-            self._db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice repos")
-        return self._db
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._db is not None:
-            self._db.close()
+        self.connection = tuples(settings, "sluice repos")
+        self.close = self.connection.close
 
     def discover(self, listed: Sequence[Listed], job: int | None = None) -> Discovery:
         """Rows for repos that are new, and what the listing says about known ones. Commits before it returns."""

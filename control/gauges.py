@@ -18,6 +18,7 @@ from confluent_kafka.admin import ConfigResource, ResourceType
 from psycopg.rows import DictRow, dict_row
 
 from connectors import metrics
+from connectors.database import dicts
 from connectors.log import LogUnavailable, admin
 from connectors.process import STOP
 from control.ages import oldest_unsettled
@@ -45,7 +46,9 @@ class Gauges:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._positions = Positions(settings)
-        self._db: psycopg.Connection[DictRow] | None = None
+        self._connection = dicts(
+            settings, "sluice gauges", connect_timeout=5, options=f"-c statement_timeout={STATEMENT_SECONDS}s"
+        )
         self._died: BaseException | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gauges", daemon=True)
@@ -98,18 +101,6 @@ class Gauges:
                 self._ended.wait(LOOK_SECONDS)
         except BaseException as err:  # raised by check(), in the thread that can end the process (B8)
             self._died = err
-
-    def _connection(self) -> psycopg.Connection[DictRow]:
-        if self._db is None or self._db.closed or self._db.broken:
-            self._db = psycopg.connect(
-                self._settings.database,
-                autocommit=True,
-                row_factory=dict_row,
-                connect_timeout=5,
-                application_name="sluice gauges",
-                options=f"-c statement_timeout={STATEMENT_SECONDS}s",
-            )
-        return self._db
 
     def _rows(self, name: str, **values: Any) -> list[DictRow]:
         return self._connection().execute(SQL[name], values or None).fetchall()

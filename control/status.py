@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
+from connectors.database import dicts
 from control.positions import Positions, Standing
 from control.watch import Sighting
 from schemas.settings import Settings
@@ -111,26 +112,9 @@ class Collector:
     """Takes looks, on one connection each to database and broker. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._positions = Positions(settings)
-        self._db: psycopg.Connection[DictRow] | None = None
-
-    def connection(self) -> psycopg.Connection[DictRow]:
-        """An autocommit connection whose rows are dicts. Raises psycopg.OperationalError."""
-        if self._db is None or self._db.closed or self._db.broken:
-            self._db = psycopg.connect(
-                self._settings.database,
-                autocommit=True,
-                row_factory=dict_row,
-                connect_timeout=5,
-                application_name="sluice status",
-            )
-        return self._db
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._db is not None:
-            self._db.close()
+        self.connection = dicts(settings, "sluice status", connect_timeout=5)
+        self.close = self.connection.close
 
     def collect(self, processes: list[Sighting] | None = None) -> Status:
         """One look at database and broker, with what is known of the processes."""

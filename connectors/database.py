@@ -1,0 +1,46 @@
+"""One connection to PostgreSQL that is opened on first use, and again when it is gone. Autocommit; transactions are explicit.
+
+What was being done when a connection broke is its user's to do again: nothing is retried here.
+"""
+
+from typing import Any, Generic, TypeVar
+
+import psycopg
+from psycopg.rows import DictRow, RowFactory, TupleRow, dict_row, tuple_row
+
+from schemas.settings import Settings
+
+R = TypeVar("R")
+
+
+class Database(Generic[R]):
+    """`database()` is the connection. Used by one thread at a time; `options` are psycopg's and libpq's."""
+
+    def __init__(self, settings: Settings, name: str, rows: RowFactory[R], **options: Any) -> None:
+        self._settings = settings
+        self._rows = rows
+        self._options = {"application_name": name, **options}
+        self._db: psycopg.Connection[R] | None = None
+
+    def __call__(self) -> psycopg.Connection[R]:
+        """The connection. Raises psycopg.OperationalError."""
+        if self._db is None or self._db.closed or self._db.broken:
+            self._db = psycopg.connect(
+                self._settings.database, autocommit=True, row_factory=self._rows, **self._options
+            )
+        return self._db
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._db is not None:
+            self._db.close()
+
+
+def tuples(settings: Settings, name: str, **options: Any) -> Database[TupleRow]:
+    """A connection whose rows are tuples."""
+    return Database(settings, name, tuple_row, **options)
+
+
+def dicts(settings: Settings, name: str, **options: Any) -> Database[DictRow]:
+    """A connection whose rows are dicts of their columns."""
+    return Database(settings, name, dict_row, **options)
