@@ -25,6 +25,7 @@ from steps.settle import Row as RecordRow
 from steps.timestamps import canonical
 
 SQL = {name: text.encode() for name, text in queries("appview").items()}
+MAY_BE_LONG = 1000  # bytes of a body that can hold a reference too long for an index
 EPOCH = "1970-01-01T00:00:00.000Z"
 POST, REPOST = "app.bsky.feed.post", "app.bsky.feed.repost"
 GATES = ("thread_gate", "post_gate")
@@ -270,6 +271,9 @@ def _project(record: RecordRow, page: _Page) -> None:
         return
     if made.invalid is not None:
         page.invalid.append((did, collection, rkey, made.invalid))
+        return
+    if len(body) > MAY_BE_LONG and tables.too_long(made.rows):
+        page.invalid.append((did, collection, rkey, ": has a reference that is too long for an index"))
         return
     page.made.append((source, made))
     for table, rows in made.rows.items():

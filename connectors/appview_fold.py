@@ -8,6 +8,7 @@ the records alone, whatever the order in which repos arrive; the rules are in do
 
 import logging
 import threading
+import time
 from collections.abc import Collection
 from typing import Any
 
@@ -18,6 +19,7 @@ from connectors import metrics
 from connectors.appview import Projection, feed_items
 from connectors.appview_changes import Changes
 from connectors.appview_counts import QUOTES, REPLIES, Counts
+from connectors.appview_state import read
 from connectors.arrays import array
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -27,6 +29,8 @@ BATCH = 5000
 IDLE_SECONDS = 0.2
 STANDBY_SECONDS = 1.0
 UNDONE_SECONDS = 2.0
+DRAIN_SECONDS = 10.0
+LOOK_SECONDS = 10.0
 
 log = logging.getLogger("appview")
 
@@ -153,9 +157,9 @@ class Folding:
             raise FoldDied from self._error
 
     def close(self) -> None:
-        """End the thread; what is not folded yet stays noted."""
+        """Fold what is noted, for a while, and end the thread; the rest stays noted."""
         self._stop.set()
-        self._thread.join(10.0)
+        self._thread.join(2 * DRAIN_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -177,17 +181,31 @@ class Folding:
         return db
 
     def _work(self, db: Db) -> None:
-        while not self._stop.is_set() and db.execute(SQL["lock"]).fetchone() != (True,):
-            self._stop.wait(STANDBY_SECONDS)
-        while not self._stop.is_set():
+        """Until the process stops and nothing waits, or not for too long after that."""
+        ours, until, look_at = False, 0.0, 0.0
+        while True:
+            now = time.monotonic()
+            if now >= look_at:
+                metrics.APPVIEW_LACKING.set(not read(db).current)
+                look_at = now + LOOK_SECONDS
+            if self._stop.is_set():
+                until = until or now + DRAIN_SECONDS
+                if now > until:
+                    return
+            ours = ours or db.execute(SQL["lock"]).fetchone() == (True,)
             if db.execute(SQL["waits"]).fetchone() != (True,):
-                self._stop.wait(IDLE_SECONDS)
-                continue
-            try:
-                with metrics.FOLD_SECONDS.time():
-                    taken = fold(db)
-                metrics.FOLDED.inc(taken)
-                if not taken:
-                    self._stop.wait(IDLE_SECONDS)
-            except errors.DeadlockDetected as err:  # with an index transaction that removes what we flag
-                log.warning("fold undone", extra={"error": str(err).strip()})
+                if self._stop.is_set():
+                    return
+                self._stop.wait(IDLE_SECONDS if ours else STANDBY_SECONDS)
+            elif not ours or not self._fold(db):
+                time.sleep(IDLE_SECONDS)
+
+    def _fold(self, db: Db) -> int:
+        try:
+            with metrics.FOLD_SECONDS.time():
+                taken = fold(db)
+        except errors.DeadlockDetected as err:  # with an index transaction that removes what we flag
+            log.warning("fold undone", extra={"error": str(err).strip()})
+            return 0
+        metrics.FOLDED.inc(taken)
+        return taken

@@ -3,7 +3,7 @@
 Twenty tables differ only in their columns: writing each statement out would be the same text twenty times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psycopg
 from psycopg import sql
@@ -125,6 +125,27 @@ def remove_repos(db: Db, table: str, dids: Sequence[str]) -> list[tuple[object, 
     """All rows of records of these repos; what `SUBJECTS` asks of them, after their URI."""
     cursor = db.execute(REMOVE[table], [array(dids)])
     return cursor.fetchall() if cursor.description else []
+
+
+LONGEST = 1200
+"""Bytes of a value in an index: PostgreSQL takes 2,704 of a whole entry, of two such values and what is short."""
+FREE = {"text", "description", "descriptionFacets", "displayName", "title", "alt", "langs", "tags", "name", "purpose"}
+BOUND = {
+    table: [at for at, column in enumerate(columns) if column not in FREE]
+    for table, columns in COLUMNS.items()
+    if table != "post_embed_external"
+}
+
+
+def too_long(rows: Mapping[str, Sequence[Row]]) -> bool:
+    """Would an index refuse one of these? Then the database would refuse the whole transaction."""
+    for table, of in rows.items():
+        for row in of:
+            for at in BOUND.get(table, ()):
+                value = row[at]
+                if value is not None and len(value) * 4 > LONGEST and len(value.encode()) > LONGEST:
+                    return True
+    return False
 
 
 def copy(db: Db, table: str, rows: Sequence[Row]) -> None:

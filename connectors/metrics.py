@@ -76,9 +76,8 @@ COPY_FALLBACKS = Counter("sluice_copy_fallbacks_total", "COPYs that collided and
 INDEX_SECONDS = Histogram("sluice_index_transaction_seconds", "time of an index transaction")
 INDEX_BATCH_LIMIT = Gauge("sluice_index_batch_limit", "messages that an index transaction takes at most now")
 ACK_FAILURES = Counter("indexer_ack_failures_total", "group offsets that the broker refused; the tables have their own")
-APPVIEW_CURRENT = Gauge(
-    "sluice_appview_current", "1 while the AppView's tables hold all records as this release writes them"
-)
+APPVIEW_LACKING = Gauge("sluice_appview_lacking", "1 while `sluice appview rebuild` has to fill the AppView's tables")
+
 FOLDED = Counter(
     "sluice_appview_folded_total", "posts, reposts and gates whose dependents in other repos were looked at"
 )

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from connectors import appview_tables, metrics
+from connectors import appview_tables
 from connectors.appview import Projection
 from connectors.appview_fold import SQL as FOLD_SQL
 from connectors.appview_fold import fold
@@ -82,7 +82,6 @@ def rebuild(settings: Settings, told: Told, *, anew: bool = False) -> Progress:
             told(progress)
         _fold_all(db, progress, told)
         db.execute(SQL["end_rebuild"])
-        metrics.APPVIEW_CURRENT.set(1)
     return progress
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from appview_world import REPOST, World, at, did, follow, gone, like, post
+from appview_world import LIKE, REPOST, World, Write, at, cid_of, did, follow, gone, like, post
 
 
 @pytest.fixture
@@ -40,3 +40,21 @@ def test_records_of_a_snapshot_and_of_commits_are_rows(world: World) -> None:
     assert world.sql('select count(*) from bsky."like"') == [(0,)]
     assert world.sql('select "likeCount", "repostCount" from bsky.post_agg where uri = %s', hello.uri) == [(0, 0)]
     assert world.sql("select reason from bsky.notification") == [("follow",)]
+
+
+def test_what_no_index_can_hold_costs_only_itself(world: World) -> None:
+    """G7: valid by its lexicon, refused by PostgreSQL: it stays in the mirror, flagged, and the batch goes on."""
+    far = post("ann", "3kaaaaaaaaaa2", 1)
+    endless = Write("bob", LIKE, "3kbbbbbbbbbb2", {**(like("bob", "x", 2, far).record or {})}, 2)
+    assert endless.record is not None
+    name = "".join(cid_of(n)[8:] for n in range(40))[:2000]
+    endless.record["subject"] = {"uri": f"at://did:web:{name}/app.bsky.feed.post/{name[:500]}", "cid": cid_of(1)}
+    world.index(*world.snapshot("ann", [far]), *world.snapshot("bob", [endless, like("bob", "3kbbbbbbbbbb3", 3, far)]))
+    assert world.sql("select rkey from sluice.record where did = %s order by 1", did("bob")) == [
+        ("3kbbbbbbbbbb2",),
+        ("3kbbbbbbbbbb3",),
+    ]
+    assert world.sql('select subject from bsky."like"') == [(far.uri,)]
+    ((reason,),) = world.sql("select invalid from sluice.appview_record where rkey = '3kbbbbbbbbbb2'")
+    assert "too long" in reason
+    assert world.sql("select count(*) from bsky.record where did = %s", did("bob")) == [(1,)]
