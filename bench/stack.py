@@ -37,6 +37,7 @@ class Stack:
     settings: Settings
     environment: dict[str, str]
     servers: dict[str, int]  # kind → pid
+    folder: Path  # where log and database have their files
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows of a statement (none for a command)."""
@@ -88,7 +89,7 @@ def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
             dumped = settings.model_dump(mode="json", exclude_defaults=True)
             environment = {f"SLUICE_{name.upper()}": _text(value) for name, value in dumped.items()}
             servers = {"kafka": log.pid or 0, "postgres": database.pid or 0}
-            yield Stack(settings, {**os.environ, **environment}, servers)
+            yield Stack(settings, {**os.environ, **environment}, servers, root)
 
 
 def _text(value: Any) -> str:

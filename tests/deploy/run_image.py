@@ -33,6 +33,7 @@ from simulator.guarded_process import free_port
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "deploy" / "k8s" / "base" / "processes"
 CGROUP = Path("/sys/fs/cgroup/memory")
+GROUP = "sluice-image-test-"
 ENTER = """
 set -e
 {join}
@@ -127,12 +128,26 @@ def without_settings(image: Image, checks: Checks) -> None:
     for name in PROCESSES:
         code, said = image.run("run", name)
         checks.that(f"run {name} without settings", code == 2 and "SLUICE_BOOTSTRAP" in said, said.strip()[-160:])
+    over_the_limit(image, checks)
     shell = Image(image.root, {**image.config, "Entrypoint": ["sh", "-c"]}, image.at)
     code, said = shell.run("touch /opt/sluice/x; touch ~/x && echo written; cat /proc/1/status")
     fields = dict(line.split(":", 1) for line in said.splitlines() if line.count(":") == 1)
     checks.that("the root is read-only", "Read-only file system" in said and "written" in said)
     checks.that("no capability is left", {fields[f"Cap{kind}"].strip("\t0") for kind in ("Eff", "Prm", "Bnd")} == {""})
     checks.that("it runs as the image's user", fields["Uid"].split()[0] == image.config["User"].partition(":")[0])
+
+
+def over_the_limit(image: Image, checks: Checks) -> None:
+    """The limit of memory is one: whoever takes twice as much is killed. Where no cgroup can be made, that is said."""
+    group, limit = memory_group("labels", checks), memory_of("labels")
+    if group is not None:
+        python = Image(image.root, {**image.config, "Entrypoint": ["python3", "-c"]}, image.at)
+        child = python.start(f"bytearray({2 * limit} << 20).count(1)", group=group, stderr=subprocess.DEVNULL)
+        code = child.wait(60)
+        killed = (group / "memory.oom_control").read_text().split()
+        checks.that(
+            "memory beyond the limit is refused", code != 0 and killed[-1] != "0", f"code {code}, {killed[-1]} killed"
+        )
 
 
 def mirror(image: Image, checks: Checks, given: dict[str, str], in_sync: Any, folder: Path) -> None:
@@ -161,7 +176,7 @@ def mirror(image: Image, checks: Checks, given: dict[str, str], in_sync: Any, fo
         for child, _ in running.values():
             child.kill()  # --kill-child takes what runs inside along
             child.wait()
-        for group in CGROUP.glob("sluice-image-test-*"):
+        for group in CGROUP.glob(f"{GROUP}*"):
             with contextlib.suppress(OSError):
                 group.rmdir()
 
@@ -174,6 +189,7 @@ def stop(name: str, child: subprocess.Popen[str], checks: Checks) -> None:
     inside = psutil.Process(child.pid).children()[0]
     status = Path(f"/proc/{inside.pid}/status").read_text()
     peak = next(int(line.split()[1]) // 1000 for line in status.splitlines() if line.startswith("VmHWM"))
+    enforced = f"{GROUP}{name}" in Path(f"/proc/{inside.pid}/cgroup").read_text()
     first = next(line for line in status.splitlines() if line.startswith("NSpid")).split()[-1] == "1"
     begin = time.monotonic()
     os.kill(inside.pid, signal.SIGTERM)
@@ -184,12 +200,12 @@ def stop(name: str, child: subprocess.Popen[str], checks: Checks) -> None:
     took = time.monotonic() - begin
     limit = memory_of(name)
     checks.that(f"{name} drains on SIGTERM as PID 1", code == 0 and first, f"code {code} in {took:.1f} s")
-    checks.that(f"{name} keeps below its memory", peak < limit, f"peak {peak} MB of {limit}")
+    checks.that(f"{name} keeps below its memory", peak < limit, f"peak {peak} MB of {limit}{', enforced' * enforced}")
 
 
 def memory_group(name: str, checks: Checks) -> Path | None:
     """A cgroup with the memory limit of a process, or None where none can be made."""
-    group = CGROUP / f"sluice-image-test-{name}"
+    group = CGROUP / f"{GROUP}{name}"
     try:
         group.mkdir(exist_ok=True)
         (group / "memory.limit_in_bytes").write_text(str(memory_of(name) * 1024 * 1024))

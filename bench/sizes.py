@@ -1,0 +1,121 @@
+"""Bytes on disk per record: in the log's segments and in PostgreSQL, of a mirrored simulated network and of recorded real frames.
+
+    .venv/bin/python -m bench.sizes [--repos 600] [--records-per-repo 100] [--live 4000]
+
+The simulated network's records have the real one's mix (44 % likes, 22 % posts, 18 % follows, …). Its repos go through the whole
+pipeline; then its accounts write `--live` times at 400 a second; then the frames that the official PDS once sent
+(tests/steps/recorded, one record or a few each) are written to `firehose_live` of a log of its own. Segments are what the producer
+compressed (zstd); PostgreSQL's figures are of tables filled in the order of the backfill, before and after `vacuum full`.
+"""
+
+import argparse
+import base64
+import json
+import lzma
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.simulated import Simulated, simulated
+from bench.stack import Ends, Stack, report, stack, until
+from connectors.log import LogProducer, Out
+from steps.frames import Commit, Sync, decode
+from steps.live_messages import commit_message
+from steps.verify_commit import Verified, verify
+
+RECORDED = Path(__file__).resolve().parent.parent / "tests" / "steps" / "recorded" / "official_pds.json.xz"
+KINDS = ("control", "index", "backfill", "firehose", "list-repos")
+WRITER = 400.0
+TIME = "2026-01-01T00:00:00.000Z"
+MIX = """
+select collection, count(*) * 100.0 / sum(count(*)) over (), avg(octet_length(json::text)), avg(octet_length(rkey))
+from sluice.record group by 1 order by 2 desc
+"""
+RELATIONS = """
+select pg_relation_size(t) , pg_indexes_size(t), pg_total_relation_size(t) - pg_relation_size(t) - pg_indexes_size(t),
+       (select count(*) from {0})
+from (select '{0}'::regclass as t) x
+"""
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repos", type=int, default=600)
+    parser.add_argument("--records-per-repo", type=int, default=100)
+    parser.add_argument("--live", type=int, default=4000)
+    options = parser.parse_args()
+    network: dict[str, Any] = {"repos": options.repos, "records_per_repo": options.records_per_repo, "churn": 0.0}
+    with simulated(**network, labelers=0, inactive_share=0.0, prebuild=True, window=1_000_000) as sim:
+        overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "host_requests": 1_000_000}
+        with stack(**overrides) as running:
+            mirror(running, sim, options.repos, options.live)
+            figures = {
+                "firehose_backfill": segments(running, "firehose_backfill"),
+                "firehose_live": segments(running, "firehose_live"),
+                "body": round(running.sql("select avg(octet_length(json::text)) from sluice.record")[0][0]),
+                "mix": {row[0]: [round(float(row[1]), 1), round(row[2]), round(row[3])] for row in running.sql(MIX)},
+                "tables": {name: table(running, name) for name in ("sluice.record", "sluice.repo")},
+            }
+            running.sql("vacuum full sluice.record")
+            figures["packed"] = table(running, "sluice.record")
+    with stack() as alone:
+        frames = replayed(alone)
+        figures["recorded"] = {"ops": frames, **segments(alone, "firehose_live")}
+    report("sizes", repos=options.repos, **figures)
+
+
+def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
+    """Every repo through the pipeline, then live commits."""
+    synced = "select count(*) from sluice.repo where phase = 'sync'"
+    ends = Ends(running.settings, "firehose_live")
+    with ExitStack() as open_:
+        for kind in KINDS:
+            open_.enter_context(running.process(kind))
+        until(lambda: running.sql(synced)[0][0] >= repos)
+        sim.ask("/writer", {"rate": WRITER})
+        until(lambda: ends.messages() >= live)
+        sim.ask("/quiesce", {})
+        waiting = "select coalesce(sum(next), 0) from sluice.stream_offset where topic = %s"
+        topic = running.settings.topic("firehose_live")
+        until(lambda: running.sql(waiting, topic)[0][0] >= ends.messages())
+    running.sql("vacuum analyze sluice.record")
+
+
+def replayed(running: Stack) -> int:
+    """Write the recorded frames as the firehose would; operations in them."""
+    page = json.loads(lzma.decompress(RECORDED.read_bytes()))
+    found, out = 0, []
+    for event in (decode(base64.b64decode(frame)) for frame in page["frames"]):
+        if isinstance(event, Commit | Sync):
+            verified = verify(event, page["recorded_micros"])
+            assert isinstance(verified, Verified)
+            out.append(Out("firehose_live", event.did, commit_message(verified, "wss://relay.example", TIME).value))
+            found += len(verified.ops or ())
+    LogProducer(running.settings).send(out)
+    return found
+
+
+def segments(running: Stack, topic: str) -> dict[str, int]:
+    """Messages of a topic, and bytes of its segments a message."""
+    time.sleep(1.0)  # what the broker has not written to the file yet
+    messages = Ends(running.settings, topic).messages()
+    files = running.folder.rglob(f"{running.settings.topic(topic)}-*/*.log")
+    size = sum(path.stat().st_size for path in files)
+    return {"messages": messages, "bytes": round(size / max(1, messages))}
+
+
+def table(running: Stack, name: str) -> dict[str, int]:
+    """Rows, and bytes a row: of the heap, of the indexes, of what is stored out of line and maps."""
+    heap, indexes, rest, rows = running.sql(RELATIONS.format(name))[0]
+    return {
+        "rows": rows,
+        "heap": round(heap / rows),
+        "indexes": round(indexes / rows),
+        "rest": round(rest / rows),
+    }
+
+
+if __name__ == "__main__":
+    main()
