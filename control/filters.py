@@ -22,8 +22,8 @@ SQL = {name: text.encode() for name, text in queries("filter").items()}
 STEP_REPOS = 1000
 PRUNE_REPOS = 100
 STEP_SECONDS = 0.5
-NOTICE_SECONDS = 10.0
-"""Repos taken in wait so long: a firehose looks at the boundary more often than that."""
+LAG_SECONDS = 10.0
+"""Repos taken in wait so long: a replica of their PDS may not have yet what was dropped a moment ago."""
 
 logger = logging.getLogger("control")
 
@@ -114,7 +114,7 @@ class FilterWalk:
 
     def _walk(self, db: Connection, after: str, *, again: bool) -> Walked:
         dids = [row[0] for row in db.execute(SQL["next_dids"], {"after": after, "limit": self._repos})]
-        values = {"dids": dids, "delay": NOTICE_SECONDS}
+        values = {"dids": dids, "delay": LAG_SECONDS}
         outside = db.execute(SQL["put_outside"], values).rowcount
         inside = db.execute(SQL["take_in"], values).rowcount
         fetched = db.execute(SQL["fetch_again"], values).rowcount

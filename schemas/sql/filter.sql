@@ -76,7 +76,7 @@ select exists (
 )
 
 -- name: take_in
--- Not at once: a firehose that still drops their events has to hear of the change first.
+-- Not at once: nothing remembers the events that were dropped until now, so a replica that lags behind them would be believed.
 update sluice.repo r
 set phase = 'pending', reason = 'filter', next_retry_at = now() + make_interval(secs => %(delay)s), queued_at = null,
     completed_at = null, retry_count = 0, phase_since = now()
