@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from appview_world import LIKE, REPOST, World, Write, at, cid_of, did, follow, gone, like, post
 
@@ -58,3 +60,28 @@ def test_what_no_index_can_hold_costs_only_itself(world: World) -> None:
     ((reason,),) = world.sql("select invalid from sluice.appview_record where rkey = '3kbbbbbbbbbb2'")
     assert "too long" in reason
     assert world.sql("select count(*) from bsky.record where did = %s", did("bob")) == [(1,)]
+
+
+def test_a_resync_touches_only_what_differs(world: World) -> None:
+    """By path and CID: a row of a record that did not change is the same row, with the time when it was indexed first."""
+    kept, edited, lost = (post("ann", f"3kaaaaaaaaaa{n}", n) for n in (2, 3, 4))
+    world.index(*world.snapshot("ann", [kept, edited, lost]))
+    world.fold()
+    before = dict(world.sql("select uri, xmin::text from bsky.post"))
+    later = [
+        replace(kept, minute=30),
+        replace(post("ann", "3kaaaaaaaaaa3", 3, langs=["de"]), minute=30),
+        post("ann", "3kaaaaaaaaaa5", 30),
+    ]
+    world.sql("update sluice.repo set phase = 'backfill', attempt = 2 where did = %s", did("ann"))
+    world.index(*world.snapshot("ann", later, attempt=2))
+    world.fold()
+    after = {
+        uri: (row, time, langs)
+        for uri, row, time, langs in world.sql('select uri, xmin::text, "indexedAt", langs from bsky.post')
+    }
+    assert after.keys() == {kept.uri, edited.uri, later[2].uri}
+    assert after[kept.uri] == (before[kept.uri], at(2), None)
+    assert after[edited.uri][1:] == (at(30), ["de"])
+    assert world.sql('select "postsCount" from bsky.profile_agg') == [(3,)]
+    assert world.sql('select "indexedAt" from bsky.record where uri = %s', kept.uri) == [(at(2),)]
