@@ -188,8 +188,8 @@ const orders = {
     await writeTogether(account, ownRecords(account, accounts.size, 4, account.image, random))
     return { did: account.did }
   },
-  /** The account's uploaded picture, as records name it. */
-  image: ({ did }) => accounts.get(did).image,
+  /** A picture of the account's, uploaded, as records name it. (Once nothing refers to it any more, it is gone.) */
+  image: async ({ did }) => (await accounts.get(did).agent.uploadBlob(PIXEL, { encoding: 'image/png' })).data.blob,
   /** A blob of its own, uploaded as a video. */
   film: async ({ did }) => (await accounts.get(did).agent.uploadBlob(Buffer.from(`a film of ${did}`), { encoding: 'video/mp4' })).data.blob,
   /** The last sequence number of the stream. */
