@@ -1,0 +1,100 @@
+"""Two index workers with the projection on, killed in the middle: the tables of one that was left in peace."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from appview_tables_seen import differences, everything, network
+from appview_world import World, follow, like
+from fix_database import fresh_database
+from flow_process import FlowProcess, create_topics, wait_until
+
+from connectors.log import LogProducer, Out
+from control.appview import check
+from schemas import wire
+from schemas.settings import load
+
+PARTITIONS = 4
+FANS = 300
+
+
+def test_workers_that_are_killed_leave_the_same_tables(
+    log: str, database: str, postgres: str, migrated_template: str, tmp_path: Path
+) -> None:
+    """G1, G2, N10: kill -9 of one of two workers, which all like the same posts; nothing is missing or counted twice."""
+    with fresh_database(postgres, migrated_template) as other:
+        peaceful = World(other)
+        batches = events(peaceful)
+        for batch in batches:
+            peaceful.index(*batch)
+        peaceful.fold()
+        wanted = everything(peaceful)
+        peaceful.tables.close()
+    prefix = f"t{secrets.token_hex(4)}-"
+    create_topics(log, prefix, PARTITIONS)
+    settings = load(
+        bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1,
+        index_batch_messages=40, appview=True,
+    )  # fmt: skip
+    producer = LogProducer(settings)
+
+    def sql(statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(database, autocommit=True) as db:
+            return db.execute(statement.encode()).fetchall()
+
+    def settled() -> int:
+        return int(sql("select coalesce(sum(next), 0)::bigint from sluice.stream_offset")[0][0])
+
+    producer.send(
+        [out(event) for batch in batches for event in batch if isinstance(event, wire.CreateEvent | wire.RepoOutcome)]
+    )
+    backfill = sum(isinstance(event, wire.CreateEvent | wire.RepoOutcome) for batch in batches for event in batch)
+    workers = [FlowProcess("index", settings, tmp_path / f"index{n}.log") for n in range(2)]
+    try:
+        wait_until(lambda: settled() > 0, what="the first transaction")
+        workers[0].kill()
+        assert settled() < backfill, "the kill came too late to interrupt anything"
+        workers[0] = FlowProcess("index", settings, tmp_path / "index2.log")
+        wait_until(lambda: settled() >= backfill, what="the snapshots")
+        live = [out(event) for batch in batches for event in batch if isinstance(event, wire.CommitEvent)]
+        producer.send(live)
+        wait_until(lambda: settled() >= backfill + len(live), what="the commits")
+    finally:
+        codes = [worker.terminate() for worker in workers]
+    assert codes == [0, 0]
+    assert sql("select count(*) from sluice.appview_dirty") == [(0,)], "a worker that stops folds what is noted"
+    found = everything_of(database)
+    assert differences(wanted, found) == {}
+    with psycopg.connect(database, autocommit=True) as db:
+        assert check(db).total == 0
+
+
+def events(world: World) -> list[list[Any]]:
+    """The network, whose second half of records comes live, and many who like the same."""
+    repos = network()
+    hot = repos["ann"][0]
+    batches = []
+    for name, writes in repos.items():
+        half = len(writes) // 2
+        batches.append(world.snapshot(name, writes[:half]))
+        batches.append([world.commit(name, write) for write in writes[half:]])
+    fans: list[Any] = []
+    for number in range(FANS):
+        name = f"fan{number:03d}".translate(str.maketrans("0189", "bcde"))
+        fans += world.snapshot(name, [like(name, "3kaaaaaaaaaa2", 3, hot), follow(name, "3kaaaaaaaaaa3", 3, "ann")])
+    batches.append(fans)
+    return batches
+
+
+def out(event: Any) -> Out:
+    topic = "firehose_live" if isinstance(event, wire.CommitEvent) else "firehose_backfill"
+    return Out(topic, event.did, wire.encode(event))
+
+
+def everything_of(database: str) -> dict[str, list[Any]]:
+    world = World(database)
+    world.tables.close()
+    return everything(world)
