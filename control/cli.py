@@ -23,7 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for name, group in (("topics", topics_app), ("backfill", backfill_app), ("filters", filters_app), ("appview", appview_app)):
+for name, group in (
+    ("topics", topics_app),
+    ("backfill", backfill_app),
+    ("filters", filters_app),
+    ("appview", appview_app),
+):
     app.add_typer(group, name=name)
 cli_data.commands(app)
 app.command()(doctor)
