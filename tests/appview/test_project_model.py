@@ -29,7 +29,7 @@ class Network:
         self.lists = list(self.writes)
         for _ in range(30):
             self.post()
-        for _ in range(60):
+        for _ in range(90):
             self.something()
 
     def add(self, name: str, collection: str, record: dict[str, Any], rkey: str | None = None) -> Write:
@@ -60,18 +60,20 @@ class Network:
 
     def something(self) -> None:
         chance, name, about = self.chance, self.chance.choice(NAMES), self.chance.choice(self.posts)
-        match chance.randrange(6):
+        if chance.random() < 0.4:  # where threads begin, gates matter
+            about = chance.choice([post for post in self.posts if "reply" not in (post.record or {})])
+        match chance.randrange(8):
             case 0:
                 self.add(name, LIKE, {"subject": ref(about.uri)})
             case 1:
                 self.add(name, REPOST, {"subject": ref(about.uri)})
-            case 2:
+            case 2 | 6:
                 self.add(name, follow("ann", "", 0, "bob").collection, {"subject": did(chance.choice(NAMES))})
-            case 3:
-                of = chance.choice(self.lists)
+            case 3 | 7:
+                of = self.lists[0]
                 self.add(of.name, ITEM, {"list": of.uri, "subject": did(chance.choice(NAMES))})
             case 4 if not self.has(about, GATE):
-                rules = chance.sample(RULES, chance.randrange(3))
+                rules = chance.sample(RULES, chance.randrange(4))
                 allow = [
                     {"$type": f"{GATE}#{rule}"} | ({"list": self.lists[0].uri} if rule == "listRule" else {})
                     for rule in rules
@@ -115,7 +117,8 @@ def seen(world: World) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("seed", range(5))
+# in 12, 43 and 60 a follow and a list item that came after the reply would let it in if time did not matter
+@pytest.mark.parametrize("seed", [0, 1, 12, 43, 60])
 def test_tables_are_what_the_rules_say(database: str, seed: int) -> None:
     network = Network(seed)
     world = World(database)
