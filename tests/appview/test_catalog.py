@@ -32,7 +32,6 @@ ACCEPTED = {
     "actor_sync: is v, not r": ONE_COPY,
     "record: is v, not r": ONE_COPY,
     "label: is v, not r": ONE_COPY,
-    "actor_sync: is v, not r": ONE_COPY,
     "actor_state: + lastSeenPriorityNotifs character varying": "0.0.221 writes it, and 0.0.280 has dropped it",
     'post: + post_reply_root_idx: CREATE INDEX post_reply_root_idx ON post USING btree ("replyRoot")'
     ' WHERE ("replyRoot" IS NOT NULL)': OUR_LOOKUP,
