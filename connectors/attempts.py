@@ -26,7 +26,18 @@ from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from connectors.work import Verdict, Work
 from schemas.settings import Settings
 from steps.identity import Identity
-from steps.retry import Failure, GiveUp, PauseHost, Reason, RetryIn, RetryPolicy, Unavailable, backoff, decide
+from steps.retry import (
+    NOT_ASKED,
+    Failure,
+    GiveUp,
+    PauseHost,
+    Reason,
+    RetryIn,
+    RetryPolicy,
+    Unavailable,
+    backoff,
+    decide,
+)
 from steps.snapshot import SnapshotReason, SnapshotRejected
 
 X = TypeVar("X")
@@ -297,7 +308,11 @@ class Attempts:
         if isinstance(decision, Unavailable):
             await self._verdict(await self._hand_over(claim, claim.min_rev, None, decision))
             return
-        metrics.FETCH_ERRORS.labels(failure.reason).inc()
+        asked = failure.reason not in NOT_ASKED
+        if asked:
+            metrics.FETCH_ERRORS.labels(failure.reason).inc()
+        else:
+            metrics.CLAIMS.labels("put_off").inc()
         counted, seconds = True, 0.0
         if isinstance(decision, PauseHost):
             counted, seconds = False, decision.retry_seconds
@@ -320,7 +335,8 @@ class Attempts:
             "in_seconds": round(seconds, 1),
         }
         metrics.REPOS_GIVEN_UP.inc(phase == "failed")
-        log.log(logging.WARNING if phase == "failed" else logging.INFO, "attempt ended", extra=fields)
+        level = logging.WARNING if phase == "failed" else logging.INFO if asked else logging.DEBUG
+        log.log(level, "attempt ended", extra=fields)
 
 
 async def _to_its_end(call: Coroutine[Any, Any, X]) -> X:

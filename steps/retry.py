@@ -53,7 +53,9 @@ ACCOUNT_ERRORS: Mapping[str, Reason] = {
 
 _ACCOUNT = frozenset({*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND, Reason.NO_PDS})
 _GONE = frozenset({Reason.NOT_FOUND, Reason.DID_NOT_FOUND, Reason.NO_PDS})
-_QUOTA = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
+NOT_ASKED = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
+"""What was put off before its host was asked: no request has failed."""
+
 _OURS = frozenset({Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL})
 
 
@@ -119,7 +121,7 @@ def decide(failure: Failure, retry_count: int, policy: RetryPolicy, *, key: str,
     if failure.reason is Reason.RATE_LIMITED:
         seconds = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, wait))
         return PauseHost(seconds, _after(seconds, key))
-    if failure.reason in _QUOTA or failure.reason in _OURS:
+    if failure.reason in NOT_ASKED or failure.reason in _OURS:
         return RetryIn(_after(min(LONGEST_PAUSE, wait), key), counted=False)
     if retry_count + 1 >= policy.max_attempts:
         return GiveUp()
