@@ -53,6 +53,11 @@ def read(db: Db) -> State:
     return State(*row) if row else State(False, False, None, None, None)  # a row deleted by hand
 
 
+def is_active(db: Db) -> bool:
+    """Whether whoever writes records keeps up the projection."""
+    return read(db).active
+
+
 def prepare(db: Db) -> None:
     """Extension and indexes, if they are missing. Raises AppviewUnavailable."""
     try:

@@ -19,6 +19,7 @@ from connectors import metrics
 from connectors.appview import SQL as APPVIEW_SQL
 from connectors.appview import Projection
 from connectors.appview_changes import Changes
+from connectors.appview_state import is_active
 from connectors.arrays import array
 from connectors.filters import CurrentFilter, Queues, admitted
 from connectors.log import Part
@@ -66,12 +67,14 @@ class Tables:
         self._scope = {"cluster": cluster, "group": settings.group(group)}
         self._db: Connection | None = None
         self._filter = CurrentFilter()
+        self._appview = False  # as the database says it: a replay has to keep up what the index keeps up
 
     def connection(self) -> Connection:
         """The connection. Raises psycopg.OperationalError when the database does not answer."""
         if self._db is None or self._db.closed or self._db.broken:
             db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice index")
             db.execute(SQL["make_stage"])
+            self._appview = is_active(db)
             self._db = db
         return self._db
 
@@ -80,7 +83,7 @@ class Tables:
         """One transaction of the index, READ COMMITTED."""
         db = self.connection()
         with db.transaction():
-            yield Unit(db, self._scope, self._filter.read(db), Changes() if self._settings.appview else None)
+            yield Unit(db, self._scope, self._filter.read(db), Changes() if self._appview else None)
 
     def close(self) -> None:
         """Close the connection."""

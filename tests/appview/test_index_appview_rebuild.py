@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 from appview_tables_seen import differences, everything, network
 from appview_world import World, gone, like, post
 
+from connectors.appview_state import AppviewUnavailable, begin
 from control import appview
 from control.appview import Progress, rebuild
+from schemas.settings import load
 
 SLUICE = Path(sys.executable).with_name("sluice")
 
@@ -121,3 +126,21 @@ def test_a_rebuild_without_the_projection_is_refused(database: str) -> None:
     assert refused.returncode == 2
     assert "SLUICE_APPVIEW" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_database_that_may_not_have_trigrams_is_one_clear_line(database: str) -> None:
+    """Only with SLUICE_APPVIEW: a plain installation needs no extension."""
+    with psycopg.connect(database, autocommit=True) as db:
+        name = f"r{secrets.token_hex(4)}"
+        db.execute(f"create role {name} login password 'x'")
+        db.execute(
+            f"grant all on all tables in schema sluice, bsky to {name}; grant usage on schema sluice, bsky to {name}"
+        )
+        place = urlsplit(database)
+        poor = urlunsplit(place._replace(netloc=f"{name}:x@{place.hostname}:{place.port}"))
+        try:
+            with pytest.raises(AppviewUnavailable, match=r"pg_trgm.*create extension pg_trgm"):
+                begin(load(database=poor, appview=True))
+            assert begin(load(database=poor, appview=False)).active is False
+        finally:
+            db.execute(f"drop owned by {name}; drop role {name}")
