@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import psycopg
 import pytest
 from appview_world import LIKE, REPOST, World, Write, at, cid_of, did, follow, gone, like, post
+
+from steps.appview.project import KNOWN
 
 
 @pytest.fixture
@@ -85,3 +89,18 @@ def test_a_resync_touches_only_what_differs(world: World) -> None:
     assert after[edited.uri][1:] == (at(30), ["de"])
     assert world.sql('select "postsCount" from bsky.profile_agg') == [(3,)]
     assert world.sql('select "indexedAt" from bsky.record where uri = %s', kept.uri) == [(at(2),)]
+
+
+def test_the_view_of_records_has_the_collections_of_the_projection_and_its_index(world: World) -> None:
+    """One copy of the JSON: a lookup by URI is a lookup in the index, whose condition is the view's."""
+    for (text,) in (
+        world.sql("select pg_get_viewdef('bsky.record'::regclass)")[0],
+        world.sql("select pg_get_indexdef('sluice.record_uri'::regclass)")[0],
+    ):
+        assert set(re.findall(r"'([a-z]+(?:\.[a-zA-Z]+){2,})'", text)) == KNOWN
+    with psycopg.connect(world.database) as db:
+        db.execute("set enable_seqscan = off")
+        plan = db.execute(
+            "explain select * from bsky.record where uri in ('at://did:plc:a/b/c', 'at://did:plc:a/b/d')"
+        ).fetchall()
+    assert any("Index Scan using record_uri" in line for (line,) in plan), plan
