@@ -1,0 +1,148 @@
+"""The official AppView on the mirror's tables gives the answers that it gives on the tables of its own indexer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from appview_accepted import reconcile
+from appview_content import Author, authors_of, stamp, write_everything
+from appview_questions import answer, different, questions, tokens_of, unlike
+from appview_tables import unlike_rows
+from fix_appview import VERSIONS, HandleServer, OfficialAppView, bsky
+from fix_official import OfficialNetwork
+from running_mirror import Mirror
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
+
+EQUAL_SECONDS = 60
+SHOWN = 60
+OLDER = 3  # every so many-th question is for the older version too
+
+# With one of these tables emptied, the answers to one of these questions must differ: the test can fail.
+NEEDED = {
+    "actor": "app.bsky.actor.getProfile",
+    "feed_item": "app.bsky.feed.getAuthorFeed",
+    "follow": "app.bsky.graph.getFollowers",
+    "label": "app.bsky.actor.getProfile",
+    "like": "app.bsky.feed.getLikes",
+    "list_item": "app.bsky.graph.getList",
+    "notification": "app.bsky.notification.listNotifications",
+    "post": "app.bsky.unspecced.getPostThreadV2",
+    "post_agg": "app.bsky.feed.getPosts",
+    "post_embed_image": "app.bsky.feed.getAuthorFeed",
+    "post_embed_video": "app.bsky.feed.getAuthorFeed",
+    "profile_agg": "app.bsky.actor.getProfile",
+    "quote": "app.bsky.feed.getQuotes",
+    "record": "app.bsky.feed.getPosts",
+    "repost": "app.bsky.feed.getRepostedBy",
+    "starter_pack": "app.bsky.graph.getActorStarterPacks",
+}
+
+
+def test_the_official_appview_answers_the_same_from_our_tables(
+    official_network: Callable[..., OfficialNetwork],
+    official_appview: Callable[..., OfficialAppView],
+    blank_databases: Callable[[], str],
+    handle_server: Callable[[OfficialNetwork], HandleServer],
+    tmp_path: Path,
+) -> None:
+    """N10: history, live writes, labels, and accounts that change their handle, hide, come back, arrive and go."""
+    network = official_network(ozone=blank_databases(), accounts=9, posts=2)
+    *authors, hidden, early = authors_of(network)
+    write_everything([*authors, hidden], "history")
+    write_labels(network, authors, "spam")
+    network.order("deactivate", did=hidden.did)
+    network.order("delete_account", did=early.did)
+
+    references = {version: blank_databases() for version in VERSIONS}
+    official = {v: official_appview(v, database, network, index=True) for v, database in references.items()}
+    names = handle_server(network)
+    mirror = Mirror(
+        tmp_path / "mirror", network,
+        appview="true", dns=names.address, handle_retry_seconds=1, handle_checks_per_second=100,
+    )  # fmt: skip
+    started = stamp()
+    with mirror.running():
+        mirror.await_equal(network.truth())
+        arrived = write_live(network, authors, hidden)
+        gone = [early.did, authors[-1].did]
+        truth = network.truth()
+        mirror.await_equal(truth)
+        for version, appview in official.items():
+            print(appview.version, "\n".join(appview.await_indexed(network.order("seq"))))
+            copy_labels(network, references[version])
+            with bsky(references[version]) as reference:
+                reconcile(reference, gone)
+        assert_equal_tables(references[VERSIONS[-1]], mirror, started, arrived, gone)
+
+        asked = questions(truth, gone, [author.did for author in authors[:2]])
+        tokens = tokens_of(network, asked)
+        assert len(asked) > 500
+        for version, appview in official.items():
+            ours = official_appview(version, mirror.database_url(), network)
+            some = asked if version == VERSIONS[-1] else asked[::OLDER]
+            found, right = unlike(appview, ours, some, tokens)
+            assert not found, f"{version}: {len(found)} places\n" + "\n".join(found[:SHOWN])
+            assert ours.stop() == 0
+
+    newest = official[VERSIONS[-1]]
+    for table, method in NEEDED.items():
+        known = [pair for pair in zip(asked, right, strict=True) if pair[0].method == method]
+        known.sort(key=lambda pair: -len(repr(pair)))  # who has much to say has much to lose
+        with emptied(table, references[VERSIONS[-1]]):
+            differs = any(any(different(was, answer(newest, question, tokens), "")) for question, was in known)
+        assert differs, f"nothing is asked that needs {table}"
+
+
+@contextmanager
+def emptied(table: str, database: str) -> Iterator[None]:
+    with bsky(database) as connection:
+        connection.execute(f'ALTER TABLE "{table}" RENAME TO kept; CREATE TABLE "{table}" (LIKE kept INCLUDING ALL)')
+    yield
+    with bsky(database) as connection:
+        connection.execute(f'DROP TABLE "{table}"; ALTER TABLE kept RENAME TO "{table}"')
+
+
+def write_labels(network: OfficialNetwork, authors: list[Author], value: str) -> None:
+    """On an account and on a record; and one that is taken back."""
+    network.order("label", did=authors[1].did, create=[value, "rude"])
+    network.order("label", did=authors[1].did, negate=["rude"])
+    network.order("label", **authors[0].posts[0], create=[value])
+
+
+def write_live(network: OfficialNetwork, authors: list[Author], hidden: Author) -> str:
+    """All that may happen to accounts, the last of `authors` is deleted; the DID of one that arrives."""
+    network.order("activate", did=hidden.did)
+    arrived: str = network.order("account", handle="arrived.test")["did"]
+    *_, leaving = authors
+    write_everything(authors[:-1], "live")
+    write_labels(network, authors, "porn")
+    network.order("handle", did=authors[1].did, handle="changed.test")
+    network.order("deactivate", did=authors[3].did)
+    network.order("takedown", did=arrived, applied=True)
+    network.order("delete_account", did=leaving.did)
+    return arrived
+
+
+def copy_labels(network: OfficialNetwork, database: str) -> None:
+    """The package reads this table, and no code in it writes it."""
+    with bsky(database) as reference:
+        for label in network.order("labels"):
+            reference.execute(
+                "INSERT INTO label (src, uri, cid, val, neg, cts, exp) VALUES (%(src)s, %(uri)s, %(cid)s, %(val)s, %(neg)s,"
+                " %(cts)s, %(exp)s)",
+                label,
+            )
+
+
+def assert_equal_tables(reference: str, mirror: Mirror, started: str, arrived: str, gone: list[str]) -> None:
+    """Some of the work, such as handles and what depends on other repos, is done soon after the transaction."""
+    deadline = time.monotonic() + EQUAL_SECONDS
+    with bsky(reference) as theirs, bsky(mirror.database_url()) as ours:
+        while (found := unlike_rows(theirs, ours, started, arrived, gone)) and time.monotonic() < deadline:
+            time.sleep(0.3)
+    assert not found, f"{len(found)} rows\n" + "\n".join(found[:SHOWN])
