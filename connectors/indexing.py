@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -30,7 +31,7 @@ from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.gate import Reason, Repo, Rules
-from steps.settle import Placed, settle
+from steps.settle import Placed, Round, settle
 
 TOPICS = ("firehose_backfill", "firehose_live", "label_live")
 STALE = {Reason.STALE_REV, Reason.SAME_REV_OF_SNAPSHOT, Reason.BELOW_MIN_REV}
@@ -164,16 +165,20 @@ class Gate:
             work = next(settling)
             while True:
                 unit.write(work)
-                for reason, count in work.dropped.items():
-                    metrics.DROPPED.labels("index", reason).inc(count)
-                    metrics.STALE.inc(count if reason in STALE else 0)
-                for did, (released, of) in work.released.items():
-                    metrics.RELEASED.inc(released)
-                    log.info(f"released {released}/{of}", extra={"did": did})
+                unit.committed.append(partial(_tell, work))
                 work = settling.send(unit.facts(work.awaiting))
         except StopIteration as end:
             after: dict[str, Repo] = end.value
             unit.save(repos, after)
+
+
+def _tell(work: Round) -> None:
+    for reason, count in work.dropped.items():
+        metrics.DROPPED.labels("index", reason).inc(count)
+        metrics.STALE.inc(count if reason in STALE else 0)
+    for did, (released, of) in work.released.items():
+        metrics.RELEASED.inc(released)
+        log.info(f"released {released}/{of}", extra={"did": did})
 
 
 class IndexSink(DynamicSink[Decoded]):

@@ -6,9 +6,9 @@ on where they stood: whoever lost a partition meanwhile gets `PartitionLost` and
 
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -80,10 +80,13 @@ class Tables:
 
     @contextmanager
     def transaction(self) -> Iterator["Unit"]:
-        """One transaction of the index, READ COMMITTED."""
+        """One transaction of the index, READ COMMITTED; what it did is told after its commit."""
         db = self.connection()
         with db.transaction():
-            yield Unit(db, self._scope, self._filter.read(db), Changes() if self._appview else None)
+            unit = Unit(db, self._scope, self._filter.read(db), Changes() if self._appview else None)
+            yield unit
+        for tell in unit.committed:
+            tell()
 
     def close(self) -> None:
         """Close the connection."""
@@ -128,6 +131,7 @@ class Unit:
     filter: Filter  # what is mirrored, until the transaction ends
     changes: Changes | None = None  # for the AppView
     staged: bool = False  # rows of an earlier round stand in the stage
+    committed: list[Callable[[], None]] = field(default_factory=list)  # to be called when all of it stands
 
     def admitted(self, queues: Queues) -> Queues:
         """The queues of repos within the network boundary."""
