@@ -13,6 +13,7 @@ import { createServer } from 'node:http'
 import { join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
+import { freePort, serve } from '../../deploy/appview/appview.mjs'
 
 process.env.LOG_ENABLED = 'false'
 
@@ -50,52 +51,19 @@ async function migrate() {
 if (given.index || given['migrate-only']) await migrate()
 if (given['migrate-only']) process.exit(0)
 
-async function freePort() {
-  const probe = createServer()
-  await new Promise((done) => probe.listen(0, done))
-  const { port } = probe.address()
-  await new Promise((done) => probe.close(done))
-  return port
-}
-
 // ------------------------------------------------------------------------------------------------ the AppView
-const database = new official.Database({ url: given.database, schema: 'bsky', poolSize: 8 })
-const dataPort = await freePort()
-const dataPlane = await official.DataPlaneServer.create(database, dataPort, given.plc, globalThis.fetch)
-// the private data's service (mutes, preferences): the older release brings a stand-in, and neither is asked for any here
-const privatePort = await freePort()
-const privateData = official.MockBsync && (await official.MockBsync.create(database, privatePort))
 const port = await freePort()
-const config = new official.ServerConfig({
-  version: 'acceptance',
+// the data plane has no resolver of .test handles before it serves, and nothing is asked of it before
+const { appView, dataPlane, database, stop } = await serve(official, await Secp256k1Keypair.create(), {
+  database: given.database,
+  pool: 8,
   port,
   publicUrl: `http://127.0.0.1:${port}`,
-  serverDid: SERVICE,
-  alternateAudienceDids: [],
-  etcdHosts: [],
-  dataplaneUrls: [`http://127.0.0.1:${dataPort}`],
-  dataplaneHttpVersion: '1.1',
-  bsyncUrl: `http://127.0.0.1:${privatePort}`,
-  bsyncApiKey: 'none',
-  bsyncHttpVersion: '1.1',
-  didPlcUrl: given.plc,
-  modServiceDid: given.labeler ?? SERVICE,
-  labelsFromIssuerDids: given.labeler ? [given.labeler] : [],
-  adminPasswords: [],
-  disableSsrfProtection: true,
-  feedGenSkeletonTimeout: 1000,
-  maxThreadParents: 50,
-  draftsLimit: 1,
-  bigThreadUris: new Set(),
-  debugFieldAllowedDids: new Set(),
-  searchTagsHide: new Set(),
-  searchTagsHideAll: new Set(),
-  threadTagsBumpDown: new Set(),
-  threadTagsHide: new Set(),
-  visibilityTagHide: '',
-  visibilityTagRankPrefix: '',
+  did: SERVICE,
+  plc: given.plc,
+  labelers: given.labeler ? [given.labeler] : [],
+  privateHosts: true,
 })
-const appView = official.BskyAppView.create({ config, signingKey: await Secp256k1Keypair.create() })
 
 // handles under .test have no DNS: their PDS knows them
 async function askPds(handle) {
@@ -103,7 +71,6 @@ async function askPds(handle) {
   return answer.ok ? (await answer.json()).did : undefined
 }
 for (const resolver of [dataPlane.idResolver, appView.ctx.idResolver]) resolver.handle.resolve = askPds
-await appView.start()
 
 // ------------------------------------------------------------------------------------------------ its own indexer
 let seq = 0
@@ -159,8 +126,8 @@ async function end() {
   ending = true
   setTimeout(() => process.exit(1), 10_000).unref()
   control.close()
-  for (const part of [firehose, appView, privateData, dataPlane]) await part?.destroy()
-  await database.close()
+  await firehose?.destroy()
+  await stop()
   process.exit(0)
 }
 for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, end)
