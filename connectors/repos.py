@@ -76,7 +76,7 @@ class RepoStore:
         with self.connection().transaction():
             rows = self.connection().execute(SQL["discover"], values).fetchall()
             if len(rows) < len(unique):
-                for name in ("listed_ahead", "listed_raises", "listed_reopens"):
+                for name in ("listed_closes", "listed_ahead", "listed_raises", "listed_reopens"):
                     self.connection().execute(SQL[name], values)
         tasks = [
             wire.RepoTask(did=did, attempt=attempt, reason="listed", host=host, rev=rev or None, job=job)

@@ -58,6 +58,21 @@ set phase = 'pending', reason = 'reopened', active = true, status = null, next_r
     completed_at = null, phase_since = now(), retry_count = 0
 from closed c where r.did = c.did
 
+-- name: listed_closes
+-- A listing that calls a repo inactive whose rows follow the stream: its #account was lost. It is hidden, as by a deletion,
+-- until its PDS has been asked: a listing has no time, and may be older than the last #account.
+with closed as (
+    select r.did, coalesce(l.status, 'inactive') as status
+    from sluice.repo r
+    join unnest(%(dids)s::text[], %(actives)s::boolean[], %(statuses)s::text[]) as l (did, active, status) on l.did = r.did
+    where r.phase = 'sync' and r.active and not l.active
+    order by r.did for update of r
+)
+update sluice.repo r
+set phase = 'pending', reason = 'deletion', active = false, status = c.status, next_retry_at = now(), queued_at = null,
+    completed_at = null, phase_since = now(), retry_count = 0, listed_rev = null, listed_since = null
+from closed c where r.did = c.did
+
 -- name: lost_events
 -- What a listing heard and the stream never brought: the repo is fetched again.
 with lost as (

@@ -101,6 +101,11 @@ class ModelTables:
         return Discovery(tasks, len(listed) - len(known), len(known))
 
     def _listed(self, row: Row, entry: Listed) -> None:
+        if row.repo.phase == "sync" and row.repo.active and not entry.active:
+            status = entry.status or "inactive"
+            self._set(row, phase="pending", reason="deletion", active=False, status=status, retry_count=0)
+            row.listed_rev = row.listed_since = None
+            self._due_now(row)
         phase, ahead = row.repo.phase, entry.rev > row.min_rev
         if phase == "sync" and row.listed_since is None and ahead:
             row.listed_rev, row.listed_since = entry.rev, self.now

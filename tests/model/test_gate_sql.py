@@ -200,3 +200,18 @@ def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> 
     store.discover([Listed(DID, active=True)])
     assert store.phases() == {"unavailable": 1}
     store.close()
+
+
+@pytest.mark.parametrize("status", ["deleted", "deactivated", "suspended"])
+def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status: str) -> None:
+    """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS's word as after an #account."""
+    store = claimed(database)
+    settle(Tables(settings_for(database), "c"), synced(1, "3k2", "root", 0))
+    store.discover([Listed(DID, active=True)])
+    assert store.phases() == {"sync": 1}
+    store.discover([Listed(DID, active=False, status=status)])
+    with psycopg.connect(database) as db:
+        row = db.execute("select phase, reason, active, status from sluice.repo").fetchone()
+    assert row == ("pending", "deletion", False, status)
+    assert [task.did for task in store.due(10)] == [DID]
+    store.close()
