@@ -268,8 +268,10 @@ class Attempts:
                 raise
             try:
                 newer = await self._resolver.resolve(identity.did, fresh=True)
-            except (IdentityNotFound, IdentityUnreachable):
+            except IdentityNotFound:
                 raise err from None
+            except IdentityUnreachable as silent:  # nobody knows where it lives: not the time to believe it
+                raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(silent), silent.retry_after)) from silent
             if newer.pds is None or newer.pds == host:
                 raise
             return newer, await self._client.get_repo(newer.did, newer.pds)

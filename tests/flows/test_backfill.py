@@ -157,9 +157,10 @@ def test_account_states_are_outcomes(simulator: Simulator, world: Make) -> None:
     assert (outcomes[back].status, outcomes[back].active) == ("synced", True)
 
 
-def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulator, world: Make) -> None:
-    """What the old PDS says of an account that moved away is no news: the directory is asked again."""
-    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0))
+@pytest.mark.parametrize("silent", [False, True], ids=["at once", "directory away"])
+def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulator, world: Make, silent: bool) -> None:
+    """G5: what the old PDS says of an account that moved away is no news: the directory is asked again, and waited for."""
+    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), rate_limit_pause_seconds=1.0)
     truth = run.simulation.state()
     moved = next(iter(truth))
     identity = {"did": moved, "pds": run.simulation.pdses[truth[moved].pds]}
@@ -167,12 +168,17 @@ def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulato
         "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", *identity.values()
     )
     run.simulation.op("migrate", did=moved, pds=(truth[moved].pds + 1) % 3)
+    if silent:
+        run.simulation.set_faults(plc_500={"times": 2})
     truth = {moved: run.simulation.state()[moved]}
     run.list_all(truth)
     run.start()
     run.run_to_end(1)
     run.check(truth)
-    assert run.attempts()[moved, 1].outcome.host == run.simulation.pdses[truth[moved].pds]
+    last = 3 if silent else 1
+    assert run.simulation.fired("plc_500") == last - 1
+    assert run.attempts().keys() == {(moved, last)}
+    assert run.attempts()[moved, last].outcome.host == run.simulation.pdses[truth[moved].pds]
 
 
 def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simulator, world: Make) -> None:
