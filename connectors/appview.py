@@ -5,6 +5,7 @@ a function of the records that stand in `sluice.record`, whatever the order they
 here; what depends on other repos is left to the fold (`sluice.appview_dirty`).
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from connectors.appview_changes import Changes, Key
 from connectors.appview_counts import FOLLOWERS, FOLLOWS, LIKES, POSTS, REPLIES, REPOSTS, Counts
 from connectors.appview_unique import Contest
 from connectors.arrays import array
+from connectors.database import REFUSALS
 from schemas.sql import queries
 from steps.appview.gate_terms import post_terms, thread_terms
 from steps.appview.project import project
@@ -31,6 +33,8 @@ EPOCH = "1970-01-01T00:00:00.000Z"
 POST, REPOST = "app.bsky.feed.post", "app.bsky.feed.repost"
 GATES = ("thread_gate", "post_gate")
 DERIVED = "quote"  # stands only while both posts do: the fold's
+
+log = logging.getLogger("appview")
 
 Db = psycopg.Connection[Any]
 
@@ -55,12 +59,15 @@ class Projection:
     listed: set[str] = field(default_factory=set)  # accounts that came into lists or left them
     counts: Counts = field(default_factory=Counts)
 
-    def write(self, changes: Changes) -> None:
-        """Everything. Raises psycopg.Error."""
+    def write(self, changes: Changes, *, singly: bool = False) -> None:
+        """Everything. Raises psycopg.Error; `singly`: a record that the database refuses costs nothing but itself."""
         former, records = changes.former(), changes.current()
         if former:
             records += self._leave(former, changes)
-        self.add(records)
+        if singly:
+            self.add_singly(records)
+        else:
+            self.add(records)
         self.finish()
 
     def leave_repos(self, dids: list[str]) -> None:
@@ -80,6 +87,21 @@ class Projection:
         losers = self._insert(page)
         self._insert_sides(page, losers)
         return len(page.invalid)
+
+    def add_singly(self, records: list[RecordRow]) -> int:
+        """Like `add`, record by record; one that the database refuses is flagged with what it said."""
+        invalid = 0
+        for record in records:
+            one = Projection(self.db)
+            try:
+                with self.db.transaction():
+                    invalid += one.add([record])
+                    one.finish()
+            except REFUSALS as err:
+                invalid += 1
+                log.warning("refused by the AppView's tables", extra={"record": "/".join(record[:3]), "why": str(err)})
+                self._mark_invalid([(*record[:3], f": is refused by the database: {err}"[:500])])
+        return invalid
 
     def finish(self) -> None:
         """What all of it together means for flags, other repos and counts; the counts last, for their rows are hot."""
@@ -205,10 +227,13 @@ class Projection:
             if self.db.execute(SQL["has_muted"]).fetchone() == (True,):
                 self.db.execute(SQL["drop_muted"], {"uris": array([str(row[1]) for row in notifications])})
         if page.invalid:
-            dids, collections, rkeys, reasons = (array(column) for column in zip(*page.invalid, strict=True))
-            self.db.execute(
-                SQL["mark_invalid"], {"dids": dids, "collections": collections, "rkeys": rkeys, "reasons": reasons}
-            )
+            self._mark_invalid(page.invalid)
+
+    def _mark_invalid(self, records: list[tuple[str, str, str, str]]) -> None:
+        dids, collections, rkeys, reasons = (array(column) for column in zip(*records, strict=True))
+        self.db.execute(
+            SQL["mark_invalid"], {"dids": dids, "collections": collections, "rkeys": rkeys, "reasons": reasons}
+        )
 
     def _count(self, source: Source, made: Projected) -> None:
         for table, rows in made.rows.items():

@@ -6,11 +6,15 @@ What was being done when a connection broke is its user's to do again: nothing i
 from typing import Any, Generic, TypeVar
 
 import psycopg
+from psycopg import errors
 from psycopg.rows import DictRow, RowFactory, TupleRow, dict_row, tuple_row
 
 from schemas.settings import Settings
 
 R = TypeVar("R")
+
+REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
+"""What a row of its own makes the database say; a row too large for an index is one, though psycopg calls it operational."""
 
 
 class Database(Generic[R]):

@@ -24,6 +24,7 @@ from connectors import metrics
 from connectors.appview_fold import Folding
 from connectors.batch_size import BatchSize
 from connectors.checkpointed import CheckpointedPartition
+from connectors.database import REFUSALS
 from connectors.log import GroupConsumer, LogProducer, Out, Part, dead_letter, watermarks
 from connectors.process import STOP, Health
 from connectors.tables import Tables, Unit
@@ -138,10 +139,6 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
     return decoded
 
 
-REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
-"""What a row of its own makes the database say; a row too large for an index is one, though psycopg calls it operational."""
-
-
 class Letters(Protocol):
     """Where dead letters go."""
 
@@ -219,12 +216,11 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             self._halve(decoded, err)
         self._report(decoded)
 
-    def _transaction(self, decoded: Decoded) -> None:
-        with metrics.INDEX_SECONDS.time(), self._tables.transaction() as unit:
+    def _transaction(self, decoded: Decoded, *, singly: bool = False) -> None:
+        with metrics.INDEX_SECONDS.time(), self._tables.transaction(singly=singly) as unit:
             if decoded.queues:
                 self._gate.settle(unit, decoded.queues)
             unit.labels(decoded.labels)
-            unit.project()
             unit.move(decoded.batch.spans)
 
     def _with_retries(self, work: Callable[[], None]) -> None:
@@ -244,6 +240,12 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
     def _halve(self, decoded: Decoded, error: psycopg.Error) -> None:
         messages = decoded.batch.messages
         if len(messages) == 1:
+            try:  # what only the AppView's tables refuse stays in the mirror
+                self._with_retries(lambda: self._transaction(decoded, singly=True))
+            except REFUSALS as refused:
+                error = refused
+            else:
+                return
             message = messages[0]
             at = (message.partition() or 0, message.offset() or 0)
             topic = (message.topic() or "").removeprefix(self._prefix)

@@ -79,12 +79,17 @@ class Tables:
         return self._db
 
     @contextmanager
-    def transaction(self) -> Iterator["Unit"]:
-        """One transaction of the index, READ COMMITTED; what it did is told after its commit."""
+    def transaction(self, *, singly: bool = False) -> Iterator["Unit"]:
+        """One transaction of the index, READ COMMITTED; what it did is told after its commit.
+
+        The AppView's tables follow at its end; `singly`: a record that only they refuse costs nothing but itself.
+        """
         db = self.connection()
         with db.transaction():
             unit = Unit(db, self._scope, self._filter.read(db), Changes() if self._appview else None)
             yield unit
+            if unit.changes:
+                Projection(db).write(unit.changes, singly=singly)
         for tell in unit.committed:
             tell()
 
@@ -211,11 +216,6 @@ class Unit:
         values |= {"sigs": [row.sig for row in rows], "seqs": [row.seq for row in rows]}
         self.db.execute(SQL["label"], values)
         return len(rows)
-
-    def project(self) -> None:
-        """Bring the AppView's tables to what this transaction has made of the records."""
-        if self.changes:
-            Projection(self.db).write(self.changes)
 
     def move(self, spans: Mapping[Part, tuple[int, int]]) -> None:
         """Move offsets from where we began to where we are now. Raises PartitionLost."""

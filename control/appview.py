@@ -19,6 +19,7 @@ from connectors.appview_fold import SQL as FOLD_SQL
 from connectors.appview_fold import fold
 from connectors.appview_state import SQL, begin, prepare, read
 from connectors.arrays import array
+from connectors.database import REFUSALS
 from control.errors import OperatorError
 from schemas.settings import Settings
 from steps.appview.project import KNOWN, VERSION
@@ -119,8 +120,11 @@ def _start(db: Db, *, anew: bool) -> tuple[Progress, str]:
     return Progress(repos=done, of_repos=of, resumed=bool(after)), after
 
 
-def _chunk(db: Db, after: str, progress: Progress) -> str | None:
-    """The next repos in one transaction; the last of them, None when there are no more."""
+def _chunk(db: Db, after: str, progress: Progress, *, singly: bool = False) -> str | None:
+    """The next repos in one transaction; the last of them, None when there are no more.
+
+    `singly`: record by record, so that one which the database refuses costs nothing but itself.
+    """
     with db.transaction():
         dids = [row[0] for row in db.execute(SQL["next_repos"], {"after": after, "limit": REPOS})]
         if not dids:
@@ -130,7 +134,7 @@ def _chunk(db: Db, after: str, progress: Progress) -> str | None:
         db.execute(SQL["forget_invalid"], {"dids": dids})
         records = invalid = 0
         for page in _bodies(db, dids):
-            invalid += refill.add(page)
+            invalid += refill.add_singly(page) if singly else refill.add(page)
             records += len(page)
         db.execute(SQL["set_actors"], {"dids": dids})
         refill.finish()
@@ -150,13 +154,18 @@ def _bodies(db: Db, dids: list[str]) -> Iterator[list[Any]]:
 
 
 def _chunk_again(db: Db, after: str, progress: Progress) -> str | None:
-    """A transaction that crossed one of the index is done again."""
+    """A transaction that crossed one of the index is done again, one that was refused record by record."""
+    singly = False
     for _ in range(TRIES - 1):
         try:
-            return _chunk(db, after, progress)
+            return _chunk(db, after, progress, singly=singly)
         except errors.DeadlockDetected:
             time.sleep(0.2)
-    return _chunk(db, after, progress)
+        except REFUSALS:
+            if singly:
+                raise
+            singly = True
+    return _chunk(db, after, progress, singly=singly)
 
 
 def _index_uris(db: Db) -> None:

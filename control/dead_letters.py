@@ -20,8 +20,8 @@ import psycopg
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from connectors import broker
-from connectors.database import dicts
-from connectors.indexing import REFUSALS, TOPICS, Batch, Decoded, Gate, decode
+from connectors.database import REFUSALS, dicts
+from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
 from connectors.log import GroupConsumer, LogProducer, Out, cluster_id, watermarks
 from connectors.stream import Frame
 from connectors.tables import Tables

@@ -95,7 +95,6 @@ class World:
             queues[event.did].append(Placed(offset, event))
         with self.tables.transaction() as unit:
             Gate(self.tables, Rules()).settle(unit, queues)
-            unit.project()
 
     def fold(self) -> None:
         """Whatever is noted, until nothing is."""

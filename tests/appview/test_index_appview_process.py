@@ -1,4 +1,4 @@
-"""Two index workers with the projection on, killed in the middle: the tables of one that was left in peace."""
+"""Index processes with the projection on: killed in the middle, and given what the tables refuse."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import psycopg
 from appview_tables_seen import differences, everything, network
-from appview_world import World, follow, like
+from appview_world import World, follow, like, post
 from fix_database import fresh_database
-from flow_process import FlowProcess, create_topics, wait_until
+from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
 from connectors.log import LogProducer, Out
-from control.appview import check
+from control.appview import check, rebuild
 from schemas import wire
-from schemas.settings import load
+from schemas.settings import Settings, load
 
 PARTITIONS = 4
 FANS = 300
@@ -33,12 +33,7 @@ def test_workers_that_are_killed_leave_the_same_tables(
         peaceful.fold()
         wanted = everything(peaceful)
         peaceful.tables.close()
-    prefix = f"t{secrets.token_hex(4)}-"
-    create_topics(log, prefix, PARTITIONS)
-    settings = load(
-        bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1,
-        index_batch_messages=40, appview=True,
-    )  # fmt: skip
+    settings = appview_settings(log, database)
     producer = LogProducer(settings)
 
     def sql(statement: str) -> list[tuple[Any, ...]]:
@@ -70,6 +65,57 @@ def test_workers_that_are_killed_leave_the_same_tables(
     assert differences(wanted, found) == {}
     with psycopg.connect(database, autocommit=True) as db:
         assert check(db).total == 0
+
+
+def test_what_only_the_projection_refuses_costs_only_itself(log: str, database: str, tmp_path: Path) -> None:
+    """G7, N10: the record stays in the mirror, flagged with what the database said; its siblings and its batch are projected,
+    by the index and by a rebuild, and there is no dead letter."""
+    settings = appview_settings(log, database)
+    world = World(database)
+    world.sql("alter table bsky.post add constraint only_here check (text not like '%%poison%%')")
+    bad, worse = post("ann", "3kaaaaaaaaaa3", 2, text="poison"), post("bob", "3kbbbbbbbbbb3", 2, text="more poison")
+    good = [post("ann", "3kaaaaaaaaaa2", 1), post("ann", "3kaaaaaaaaaa4", 3), post("bob", "3kbbbbbbbbbb4", 3)]
+    last = good[0]
+    first = [*world.snapshot("bob", []), *world.snapshot("ann", [good[0], bad, good[1]])]
+    then = [world.commit("bob", worse, good[2], like("bob", "3kbbbbbbbbbb5", 4, last))]
+    producer = LogProducer(settings)
+    producer.send([out(event) for event in first])
+    index = FlowProcess("index", settings, tmp_path / "index.log")
+    try:
+        wait_until(lambda: settled(world) >= len(first), what="the snapshots")
+        producer.send([out(event) for event in then])
+        wait_until(lambda: settled(world) >= len(first) + 1, what="the commit")
+    finally:
+        code = index.terminate()
+    assert code == 0
+    assert world.sql("select count(*) from sluice.record") == [(6,)]
+    seen = everything(world)
+    assert {row[0] for row in world.sql("select uri from bsky.post")} == {one.uri for one in good}
+    assert world.sql('select "likeCount" from bsky.post_agg where uri = %s', last.uri) == [(1,)]
+    flagged = world.sql("select rkey, invalid from sluice.appview_record where invalid is not null order by did")
+    assert [rkey for rkey, _ in flagged] == [bad.rkey, worse.rkey]
+    assert all('violates check constraint "only_here"' in why for _, why in flagged)
+    assert read_topic(log, settings.topic("dead_letter")) == []
+    done = rebuild(settings, lambda _: None, anew=True)
+    assert (done.repos, done.invalid) == (2, 2)
+    assert differences(seen, everything(world)) == {}
+    with psycopg.connect(database, autocommit=True) as db:
+        assert check(db).total == 0
+
+
+def appview_settings(log: str, database: str) -> Settings:
+    """Of an index with the projection on, over topics of its own."""
+    prefix = f"t{secrets.token_hex(4)}-"
+    create_topics(log, prefix, PARTITIONS)
+    return load(
+        bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1,
+        index_batch_messages=40, appview=True,
+    )  # fmt: skip
+
+
+def settled(world: World) -> int:
+    """Messages that the index has passed."""
+    return int(world.sql("select coalesce(sum(next), 0)::bigint from sluice.stream_offset")[0][0])
 
 
 def events(world: World) -> list[list[Any]]:
