@@ -46,6 +46,7 @@ Key = tuple[str, int]  # (DID, attempt)
 DATABASE_PATIENCE_SECONDS = 30.0
 READY_WORKS = 500
 LINES_PER_PLACE = 10  # claims that may wait for hosts which have their share of the places
+DOUBTED_AFTER = 2  # failures, before the DID document is asked for again
 STALE_FIRST_SECONDS = 2.0
 STALE_LONGEST_SECONDS = 120.0
 _KEY_MAY_HAVE_CHANGED = (SnapshotReason.BAD_SIGNATURE, SnapshotReason.NO_KEY)
@@ -199,7 +200,7 @@ class Attempts:
         stale = _Staleness()
         fresh = False
         while wanted is not None:
-            identity, host = await self._resolve(claim.did, fresh=fresh)
+            identity, host = await self._resolve(claim, fresh=fresh)
             async with self._place(host, resync=resync):
                 self._waiting.pop(_key(claim), None)
                 with self._places.fetching(host):
@@ -244,9 +245,13 @@ class Attempts:
             raise failed  # what is left to find out waits for the next hour
         return now_wanted
 
-    async def _resolve(self, did: str, *, fresh: bool) -> tuple[Identity, str]:
-        """The identity, and its PDS."""
+    async def _resolve(self, claim: Claim, *, fresh: bool) -> tuple[Identity, str]:
+        """The identity, and its PDS. Where it has failed again and again, the account may have moved without our hearing it."""
+        did = claim.did
         try:
+            if claim.retry_count >= DOUBTED_AFTER and not fresh:
+                with suppress(IdentityUnreachable):
+                    await self._resolver.resolve(did, fresh=True)
             identity = await self._resolver.resolve(did, fresh=fresh)
             if identity.pds is None and not fresh:
                 identity = await self._resolver.resolve(did, fresh=True)

@@ -12,9 +12,11 @@ from backfill_world import World
 from fix_simulator import Simulation
 from flow_process import group_positions, read_topic, wait_until
 
+from connectors.attempts import DOUBTED_AFTER
 from connectors.log import GroupConsumer, Out, watermarks
 from connectors.repos import Listed
 from schemas import wire
+from simulator.guarded_process import free_port
 from steps.record_json import body_cid
 
 Make = Callable[..., World]
@@ -179,6 +181,25 @@ def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulato
     assert run.simulation.fired("plc_500") == last - 1
     assert run.attempts().keys() == {(moved, last)}
     assert run.attempts()[moved, last].outcome.host == run.simulation.pdses[truth[moved].pds]
+
+
+def test_an_account_whose_move_was_never_heard_is_found(simulator: Simulator, world: Make) -> None:
+    """G5: its old PDS is gone for good and the cached document names it: after some failures the directory is asked again."""
+    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), retry_first_seconds=0.2)
+    truth = run.simulation.state()
+    moved = next(iter(truth))
+    run.execute(
+        "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')",
+        moved,
+        f"http://127.0.0.1:{free_port()}",
+    )
+    truth = {moved: truth[moved]}
+    run.list_all(truth)
+    process = run.start()
+    run.run_to_end(1)
+    run.check(truth)
+    assert process.metric("backfiller_car_fetch_errors_total", reason="unreachable") == DOUBTED_AFTER
+    assert run.attempts().keys() == {(moved, DOUBTED_AFTER + 1)}
 
 
 def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simulator, world: Make) -> None:
