@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from control import cli_data
-from control.cli_appview import appview_app
-from control.cli_base import AsJson, DataDir, Parent, answerable, located, unless_set
-from control.cli_doctor import doctor
-from control.cli_filters import filters_app
-from control.cli_jobs import backfill_app
-from control.cli_topics import topics_app
+from control.commands import data
+from control.commands.appview import appview_app
+from control.commands.base import AsJson, DataDir, Parent, answerable, located, unless_set
+from control.commands.doctor import doctor
+from control.commands.filters import filters_app
+from control.commands.jobs import backfill_app
+from control.commands.topics import topics_app
 from control.errors import OperatorError
 from schemas.settings import load
 
@@ -30,7 +30,7 @@ for name, group in (
     ("appview", appview_app),
 ):
     app.add_typer(group, name=name)
-cli_data.commands(app)
+data.commands(app)
 app.command()(doctor)
 
 

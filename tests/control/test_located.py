@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control.cli_base import located
+from control.commands.base import located
 from control.watch import Registry
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from control.cli_base import AsJson, DataDir, answerable, located
+from control.commands.base import AsJson, DataDir, answerable, located
 from control.errors import OperatorError
 
 cursors_app = typer.Typer(help="Where each upstream and each consumer group is read up to.", no_args_is_help=True)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from control.cli_base import AsJson, DataDir, answerable, located
-from control.cli_cursors import cursors_app
-from control.cli_letters import dead_letters_app, skipped_app
+from control.commands.base import AsJson, DataDir, answerable, located
+from control.commands.cursors import cursors_app
+from control.commands.letters import dead_letters_app, skipped_app
 from control.errors import OperatorError
 
 Workers = Annotated[int, typer.Option(min=1, max=256, help="Processes that read and check.")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from control.cli_base import AsJson, DataDir, Limit, answerable, located
+from control.commands.base import AsJson, DataDir, Limit, answerable, located
 from control.errors import OperatorError
 from schemas.jobs import Job, JobSpec, JobStatus, Plan
 from schemas.settings import Settings

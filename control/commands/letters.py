@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from control.cli_base import AsJson, DataDir, Limit, answerable, located
+from control.commands.base import AsJson, DataDir, Limit, answerable, located
 from control.errors import OperatorError
 
 dead_letters_app = typer.Typer(help="What could not be processed.", no_args_is_help=True)

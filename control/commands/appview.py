@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from control.cli_base import AsJson, DataDir, answerable, located
+from control.commands.base import AsJson, DataDir, answerable, located
 
 appview_app = typer.Typer(help="The official AppView's tables (schema bsky).", no_args_is_help=True)
 TELL_SECONDS = 2.0

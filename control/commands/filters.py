@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from control.cli_base import AsJson, DataDir, answerable, located
+from control.commands.base import AsJson, DataDir, answerable, located
 from control.errors import OperatorError
 from schemas.filters import FilterSpec, FilterState
 

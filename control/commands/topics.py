@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from control.cli_base import DataDir, answerable, located
+from control.commands.base import DataDir, answerable, located
 from control.errors import OperatorError
 from schemas.settings import load
 

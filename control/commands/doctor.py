@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import typer
 
-from control.cli_base import AsJson, DataDir, answerable, located
+from control.commands.base import AsJson, DataDir, answerable, located
 
 
 @answerable

@@ -1,0 +1,1 @@
+"""What each command of `sluice` reads and prints; `control/cli.py` puts them together."""
