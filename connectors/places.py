@@ -51,7 +51,7 @@ class Places:
 
     def in_lines(self, *, urgent: bool) -> int:
         """How many of such work wait for a host that has its share, whatever places are free."""
-        return sum(self._hosts[waiter.host] >= self._per_host for waiter in self._queues[urgent])
+        return sum(self._full(waiter.host) for waiter in self._queues[urgent])
 
     @asynccontextmanager
     async def place(self, host: str, *, urgent: bool) -> AsyncIterator[None]:
@@ -79,7 +79,7 @@ class Places:
         """Send away whoever waits for a host that would not come to it soon; the last of the line first."""
         now = time.monotonic()
         self._next_away = max(self._next_away, now - 1.0)
-        lines = {host: self._pace(host).line(now) for host, held in self._hosts.items() if held >= self._per_host}
+        lines = {host: self._pace(host).line(now) for host in self._hosts if self._full(host)}
         seen: Counter[str] = Counter()
         for urgent in (True, False):
             for waiter in self._queues[urgent]:
@@ -90,7 +90,11 @@ class Places:
             self._queues[urgent] = [waiter for waiter in self._queues[urgent] if not waiter.future.done()]
 
     def _free(self, host: str, *, urgent: bool) -> bool:
-        return self.taken < self._limits[urgent] and self._hosts[host] < self._per_host
+        return self.taken < self._limits[urgent] and not self._full(host)
+
+    def _full(self, host: str) -> bool:
+        held = self._hosts[host]
+        return held > 0 and held >= self._pace(host).share(time.monotonic())
 
     def _take(self, host: str) -> None:
         self.taken += 1

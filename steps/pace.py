@@ -1,7 +1,8 @@
-"""How fast a host answers: (when requests began and ended) → how many repos may wait for it, and when the others come back.
+"""How fast a host answers: (when requests began and ended) → how many at once, how many may wait, and when the others come back.
 
 A host that is slow, or hangs, must not fill a worker's memory with repos that wait for it. Who would wait longer than
-`line_seconds` is sent away, each to a moment of its own, at the pace at which the host gets on. No clock: `now` in seconds.
+`line_seconds` is sent away, each to a moment of its own, at the pace at which the host gets on; and the slower the host, the
+fewer places it keeps from the others. No clock: `now` in seconds.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ _NEWEST_WEIGHT = 0.3
 
 @dataclass(slots=True)
 class HostPace:
-    """What is known of one host that answers `places` requests at once."""
+    """What is known of one host that may have `places` requests at once."""
 
     places: int
     line_seconds: float
@@ -42,14 +43,19 @@ class HostPace:
         """What a request takes: as lately, or as long as the oldest has been waiting by now; 0 where nothing is known."""
         return max(self._typical, now - min(self._running, default=now))
 
+    def share(self, now: float) -> int:
+        """Places that it may have: fewer where a request takes longer than a line may, or some hosts that hang had all of them."""
+        seconds = self.seconds(now)
+        return self.places if seconds <= self.line_seconds else max(1, int(self.places * self.line_seconds / seconds))
+
     def line(self, now: float) -> float:
         """How many may wait; at least as many as have places."""
         seconds = self.seconds(now)
-        return max(self.places, self.line_seconds * self.places / seconds) if seconds > 0 else inf
+        return max(self.places, self.line_seconds * self.share(now) / seconds) if seconds > 0 else inf
 
     def away(self, now: float) -> float:
         """Seconds after which one that is sent away may come back: behind the line, and behind those sent away before."""
-        self._next_return = max(self._next_return, now + self.line_seconds) + self.seconds(now) / self.places
+        self._next_return = max(self._next_return, now + self.line_seconds) + self.seconds(now) / self.share(now)
         # a host that answers again must not stay empty for as long as it was slow
         self._next_return = min(self._next_return, now + LONGEST_AWAY_SECONDS)
         return self._next_return - now

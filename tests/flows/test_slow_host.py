@@ -94,3 +94,33 @@ def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread() -> None:
     assert len(away) == 4
     assert away == sorted(away)
     assert len(set(away)) == 4
+
+
+def test_hosts_that_hang_do_not_take_all_places_again_and_again() -> None:
+    """B3: who has shown to be slow gets one place, until it answers quickly again; a fast host keeps its share."""
+    held: dict[str, list[int]] = {}
+
+    async def fetch(places: Places, host: str, seconds: float) -> None:
+        async with places.place(host, urgent=False):
+            with places.fetching(host):
+                at_once[host] = at_once.get(host, 0) + 1
+                held.setdefault(host, []).append(at_once[host])
+                await asyncio.sleep(seconds)
+                at_once[host] -= 1
+
+    async def scenario() -> None:
+        places = Places(4, 0, 2, line_seconds=0.2)
+        for seconds in (0.5, 0.1, 0.001):
+            hanging = [fetch(places, host, seconds) for host in ("a", "b") for _ in range(4 if seconds > 0.01 else 20)]
+            quick = [fetch(places, "quick", 0.01) for _ in range(8)]
+            await asyncio.wait_for(asyncio.gather(*hanging, *quick), 20)
+            most.append({host: max(counts) for host, counts in held.items()})
+            held.clear()
+
+    at_once: dict[str, int] = {}
+    most: list[dict[str, int]] = []
+    asyncio.run(scenario())
+    assert most[0]["a"] == most[0]["b"] == 2, "nothing is known of them yet"
+    assert most[1]["a"] == most[1]["b"] == 1
+    assert most[2]["a"] == most[2]["b"] == 2, "they have answered quickly"
+    assert {counts["quick"] for counts in most} == {2}
