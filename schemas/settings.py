@@ -145,7 +145,9 @@ class Settings(BaseSettings):
     # backfill
     backfill_concurrency: int = Field(10, ge=1, le=1000, description="getRepo requests at once, per worker")
     host_concurrency: int = Field(
-        5, ge=1, description="getRepo requests at once to one PDS, per worker, fewer to one that is slow; its other repos keep nobody back"
+        5,
+        ge=1,
+        description="getRepo requests at once to one PDS, per worker, fewer to one that is slow; its other repos keep nobody back",
     )
     host_line_seconds: float = Field(
         30.0, gt=0, description="repos that would wait longer for their PDS's answers to others are put off"
