@@ -18,7 +18,7 @@ import psycopg
 
 from bench.index import CID, REV, TEXT
 from bench.stack import Stack, report, stack, until
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from control.appview import check
 from schemas import wire
 

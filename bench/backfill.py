@@ -11,7 +11,7 @@ import time
 
 from bench.simulated import Simulated, simulated
 from bench.stack import Ends, Floor, Stack, floor, report, stack, until
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from connectors.repos import Listed, RepoStore
 from connectors.work import MESSAGE_BYTES
 from schemas import wire

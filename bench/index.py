@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 
 from bench.stack import Floor, Stack, floor, report, stack, until
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from connectors.tables import COPY_TYPES, SQL
 from schemas import wire
 

@@ -69,7 +69,7 @@ def topics(group: str) -> list[str]:
 
 
 def member(bootstrap: str, group: str, assignor: str, instance: str, *, session: float) -> None:
-    """One member: a JSON line `[topic, partition, monotonic seconds]` for what it reads. Waiting times are those of `connectors.log`."""
+    """One member: a JSON line `[topic, partition, monotonic seconds]` for what it reads. Waiting times are those of `connectors.log_consumer`."""
     going = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: going.set())
     own: dict[str, Any] = {

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.simulated import Simulated, simulated
 from bench.stack import Ends, Stack, report, stack, until
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from steps.frames import Commit, Sync, decode
 from steps.live_messages import commit_message
 from steps.verify_commit import Verified, verify

@@ -18,7 +18,7 @@ import psycopg
 from connectors import metrics
 from connectors.background import Handover
 from connectors.budget import HostBudget
-from connectors.log import now_text
+from connectors.log_producer import now_text
 from connectors.pds import Download, FetchFailed, PdsClient
 from connectors.places import LineTooLong, Places
 from connectors.repos import Claim, RepoStore

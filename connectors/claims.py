@@ -24,7 +24,9 @@ from connectors.background import Background, Handover
 from connectors.budget import HostBudget
 from connectors.checkpointed import CheckpointedPartition
 from connectors.http import open_session
-from connectors.log import GroupConsumer, Out, Part, dead_letter
+from connectors.log import Part
+from connectors.log_consumer import GroupConsumer
+from connectors.log_producer import Out, dead_letter
 from connectors.pds import PdsClient
 from connectors.process import Health
 from connectors.repos import RepoStore

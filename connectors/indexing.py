@@ -25,7 +25,9 @@ from connectors.appview_fold import Folding
 from connectors.batch_size import BatchSize
 from connectors.checkpointed import CheckpointedPartition
 from connectors.database import REFUSALS
-from connectors.log import GroupConsumer, LogProducer, Out, Part, dead_letter, watermarks
+from connectors.log import Part, watermarks
+from connectors.log_consumer import GroupConsumer
+from connectors.log_producer import LogProducer, Out, dead_letter
 from connectors.process import STOP, Health
 from connectors.tables import Tables, Unit
 from schemas import wire

@@ -17,7 +17,7 @@ import msgspec
 from connectors import metrics
 from connectors.budget import HostBudget, HostPaused
 from connectors.http import HostRefused, check_url, retry_after, translated
-from connectors.log import now_text
+from connectors.log_producer import now_text
 from connectors.spool import Spool, SpoolBudget, SpoolFull
 from schemas.settings import Settings
 from steps.retry import ACCOUNT_ERRORS, Failure, Reason

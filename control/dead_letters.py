@@ -22,7 +22,9 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from connectors import broker
 from connectors.database import REFUSALS, dicts
 from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
-from connectors.log import GroupConsumer, LogProducer, Out, cluster_id, watermarks
+from connectors.log import cluster_id, watermarks
+from connectors.log_consumer import GroupConsumer
+from connectors.log_producer import LogProducer, Out
 from connectors.stream import Frame
 from connectors.tables import Tables
 from control.errors import OperatorError

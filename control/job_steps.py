@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from connectors.repos import Listed, RepoStore
 from schemas import wire
 from schemas.settings import Settings

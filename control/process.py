@@ -14,7 +14,8 @@ import psycopg
 
 from connectors import metrics
 from connectors.handles import HandleChecks
-from connectors.log import LogProducer, LogUnavailable
+from connectors.log import LogUnavailable
+from connectors.log_producer import LogProducer
 from connectors.process import STOP, Health
 from connectors.repos import RepoStore
 from control.dead_letters import LetterIndex

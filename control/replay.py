@@ -21,7 +21,8 @@ from confluent_kafka.admin import OffsetSpec
 
 from connectors import broker
 from connectors.indexing import TOPICS, Batch, Gate, IndexWriter, decode
-from connectors.log import MAX_MESSAGE_BYTES, LogProducer, LogUnavailable, Out, Part, cluster_id
+from connectors.log import MAX_MESSAGE_BYTES, LogUnavailable, Part, cluster_id
+from connectors.log_producer import LogProducer, Out
 from connectors.tables import Tables
 from control.dead_letters import index_letters
 from control.errors import OperatorError

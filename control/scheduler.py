@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import psycopg
 from confluent_kafka.admin import OffsetSpec
 
-from connectors.log import LogProducer, Out, Part, partition_of
+from connectors.log import Part
+from connectors.log_producer import LogProducer, Out, partition_of
 from connectors.repos import RepoStore
 from control.job_steps import JobSteps
 from control.positions import NO_OFFSET, Positions

@@ -22,7 +22,7 @@ from connectors import metrics
 from connectors.back_pressure import HighWater
 from connectors.checkpointed import CheckpointedSource
 from connectors.claims import ClaimsPartition
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from connectors.process import STOP, Health, collect_rarely
 from connectors.repos import RepoStore
 from connectors.work import Chunk, Work

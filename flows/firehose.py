@@ -15,7 +15,7 @@ from bytewax.outputs import Sink
 
 from connectors import metrics
 from connectors.keyring import KeyRing
-from connectors.log import LogSink, Out, dead_letter, now_text
+from connectors.log_producer import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.relay import firehose_source
 from connectors.signatures import CommitSignatures

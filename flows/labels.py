@@ -16,7 +16,7 @@ from bytewax.outputs import Sink
 from connectors import metrics
 from connectors.keyring import KeyRing
 from connectors.labeler import label_source
-from connectors.log import LogSink, Out, dead_letter, now_text
+from connectors.log_producer import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.signatures import LabelSignatures, Signer
 from connectors.stream import Frame

@@ -14,7 +14,7 @@ from bytewax.outputs import Sink
 from connectors import metrics
 from connectors.listing_jobs import ListingJobs
 from connectors.listings import listing_source
-from connectors.log import LogSink, Out
+from connectors.log_producer import LogSink, Out
 from connectors.paging import FLOW, Listed
 from connectors.process import Health
 from connectors.repos import Listed as ListedRepo

@@ -7,7 +7,7 @@ import time
 from fix_api import Api
 from flow_process import wait_until
 
-from connectors.log import LogProducer, dead_letter
+from connectors.log_producer import LogProducer, dead_letter
 from connectors.repos import Listed, RepoStore
 from control.dead_letters import LetterIndex
 from schemas import wire

@@ -12,7 +12,7 @@ from appview_world import World, follow, like, post
 from fix_database import fresh_database
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from control.appview import check, rebuild
 from schemas import wire
 from schemas.settings import Settings, load

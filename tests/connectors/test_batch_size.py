@@ -10,7 +10,7 @@ from fix_flow import FlowBed
 from flow_process import wait_until
 
 from connectors.batch_size import BatchSize
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from schemas import wire
 from schemas.settings import Settings
 

@@ -22,7 +22,9 @@ from cryptography.x509.oid import NameOID
 
 from connectors import broker
 from connectors.back_pressure import HighWater
-from connectors.log import GroupConsumer, LogProducer, LogUnavailable, Out, cluster_id, watermarks
+from connectors.log import LogUnavailable, cluster_id, watermarks
+from connectors.log_consumer import GroupConsumer
+from connectors.log_producer import LogProducer, Out
 from connectors.migrations import migrate
 from control import replay, topics
 from control.positions import Positions

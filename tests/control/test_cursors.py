@@ -15,7 +15,8 @@ import pytest
 from flow_process import create_topics, wait_until
 
 from connectors.cursors import CursorStore
-from connectors.log import GroupConsumer, LogProducer, Out
+from connectors.log_consumer import GroupConsumer
+from connectors.log_producer import LogProducer, Out
 from schemas.settings import Settings, load
 
 RELAY = "https://relay.test"

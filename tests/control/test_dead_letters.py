@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from flow_process import create_topics, read_topic, wait_until
 
-from connectors.log import LogProducer, Out, dead_letter
+from connectors.log_producer import LogProducer, Out, dead_letter
 from control.dead_letters import DeadLetters, LetterIndex, index_letters
 from control.errors import OperatorError
 from schemas import wire

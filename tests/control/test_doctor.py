@@ -18,7 +18,8 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from fix_simulator import Simulation, start_simulation
 
-from connectors.log import LogProducer, Out, cluster_id
+from connectors.log import cluster_id
+from connectors.log_producer import LogProducer, Out
 from control import topics
 from control.doctor import Check, State, clock_check, disk_check, examine, near_start
 from schemas.settings import Settings

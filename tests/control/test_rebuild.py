@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from fix_log import LogScope
 
-from connectors.log import LogProducer, Out
+from connectors.log_producer import LogProducer, Out
 from control.errors import OperatorError
 from control.rebuild import rebuild
 from control.up import environment

@@ -15,7 +15,8 @@ from confluent_kafka import TopicPartition
 from fix_log import LogScope
 from flow_process import read_topic, wait_until
 
-from connectors.log import GroupConsumer, LogProducer, partition_of
+from connectors.log_consumer import GroupConsumer
+from connectors.log_producer import LogProducer, partition_of
 from connectors.repos import Listed, RepoStore
 from control.positions import Positions
 from control.scheduler import Leader, Scheduler, lost_tasks, task_topic

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from rendering import Document
 from typer.main import get_command
 
-from connectors.log import DELIVERY_SECONDS
+from connectors.log_producer import DELIVERY_SECONDS
 from control.cli import app
 from control.errors import OperatorError
 from control.run import PROCESSES, require

@@ -13,7 +13,9 @@ from fix_simulator import Simulation
 from flow_process import group_positions, read_topic, wait_until
 
 from connectors.attempts import DOUBTED_AFTER
-from connectors.log import GroupConsumer, Out, watermarks
+from connectors.log import watermarks
+from connectors.log_consumer import GroupConsumer
+from connectors.log_producer import Out
 from connectors.repos import Listed
 from schemas import wire
 from simulator.guarded_process import free_port

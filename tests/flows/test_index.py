@@ -13,7 +13,8 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
 
-from connectors.log import LogProducer, Out, cluster_id, partition_of
+from connectors.log import cluster_id
+from connectors.log_producer import LogProducer, Out, partition_of
 from connectors.tables import PartitionLost, Tables
 from schemas import wire
 from schemas.settings import Settings, load

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from flow_process import read_topic, wait_until
 
-from connectors.log import LogProducer, LogUnavailable, Out
+from connectors.log import LogUnavailable
+from connectors.log_producer import LogProducer, Out
 from connectors.repos import Listed, RepoStore
 from control import jobs
 from control.job_steps import JobSteps

@@ -11,7 +11,7 @@ from fix_api import Api
 from flow_process import wait_until
 from playwright.sync_api import Page, expect
 
-from connectors.log import LogProducer, dead_letter
+from connectors.log_producer import LogProducer, dead_letter
 from connectors.repos import Listed, RepoStore
 from control import jobs
 from control.dead_letters import LetterIndex
