@@ -2,97 +2,145 @@
 
 Index transactions cannot decide it: two of them that write a post and its reply at the same time do not see each other. They
 note what they touched in `sluice.appview_dirty`; a fold, after their commit, looks at what stands in the tables now and brings
-the derived rows to it. One process folds at a time (advisory lock), in a thread of an index worker. So the result follows from
-the records alone, whatever the order in which repos arrive; the rules are in docs/appview.md.
+the derived rows to it. One process folds at a time (advisory lock, `connectors.appview_folding`). So the result follows from
+the records alone, whatever the order in which repos arrive; the rules are in docs/appview.md. What follows
+from a note and is refused by the database costs nothing else: the note is put aside until it comes again or `sluice appview
+rebuild` is run.
 """
 
 import logging
-import threading
-import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg import errors
 
-from connectors import metrics
 from connectors.appview import Projection, feed_items
-from connectors.appview_changes import Changes
+from connectors.appview_changes import Changes, Key
 from connectors.appview_counts import QUOTES, REPLIES, Counts
-from connectors.appview_state import read
 from connectors.arrays import array
-from schemas.settings import Settings
+from connectors.database import REFUSALS
 from schemas.sql import queries
 
 SQL = {name: text.encode() for name, text in queries("appview_fold").items()}
 BATCH = 5000
-IDLE_SECONDS = 0.2
-STANDBY_SECONDS = 1.0
-UNDONE_SECONDS = 2.0
-DRAIN_SECONDS = 10.0
-LOOK_SECONDS = 10.0
+KINDS = ("post", "repost", "gate", "judge")
+NOBODYS = {(kind, "at://did:example:nobody/none/none") for kind in KINDS}
 
 log = logging.getLogger("appview")
 
 Db = psycopg.Connection[Any]
+Note = tuple[str, str]  # kind, URI
+Work = Callable[[Db, set[Note], bool], list[str]]
 
 
-class FoldDied(Exception):
-    """The fold's thread ended with an error, which is its cause."""
+@dataclass(slots=True)
+class _Touched:
+    """URIs of what was noted, by kind; `flagged`: posts whose flags were looked at because of it."""
+
+    posts: set[str]
+    reposts: set[str]
+    gates: set[str]
+    judged: set[str]
+    flagged: set[str] = field(default_factory=set)
 
 
 def fold(db: Db, limit: int = BATCH) -> int:
-    """One transaction: bring what was touched up to date; the number of notes taken. Zero: nothing waits."""
-    removed = _removed(db, limit)
-    with db.transaction():
-        posts, reposts, gates, judged = _take(db, limit)
-        taken = len(posts) + len(reposts) + len(gates) + len(judged)
-        if not taken:
-            return removed
-        counts = Counts()
-        flagged = _flags(db, posts, gates, judged, counts)
-        _quotes(db, posts, counts)
-        both = {"posts": array(sorted(posts)), "reposts": array(sorted(reposts))}
-        if posts or reposts:
-            db.execute(SQL["drop_feed_items"], both)
-            db.execute(SQL["add_feed_items"], both)
-            _duplicate_items(db, both)
-        _notifications(db, posts, flagged)
-        counts.write(db)
-    return taken + removed
+    """Bring what was touched up to date, in a transaction or two; the number of notes taken. Zero: nothing waits.
 
-
-def _removed(db: Db, limit: int) -> int:
-    """Rows of records that are gone without the index; the number of notes taken."""
-    with db.transaction():
-        keys = set(db.execute(SQL["take_gone"], {"limit": limit}).fetchall())
-        if not keys:
-            return 0
-        dids, collections, rkeys = (array(column) for column in zip(*keys, strict=True))
-        db.execute(SQL["lock_repos"], {"dids": dids})
-        paths = {"dids": dids, "collections": collections, "rkeys": rkeys}
-        changes = Changes()
-        changes.gone(keys - set(db.execute(SQL["standing"], paths).fetchall()))
-        Projection(db).write(changes)
-    return len(keys)
-
-
-def _take(db: Db, limit: int) -> tuple[set[str], set[str], set[str], set[str]]:
-    judged = {row[0] for row in db.execute(SQL["settled"])}
+    Raises psycopg.Error; what the database refuses for the sake of single notes is put aside in `sluice.appview_refused`.
+    """
+    db.execute(SQL["note_settled"])
     db.execute(SQL["horizon"])
-    kinds: dict[str, set[str]] = {"post": set(), "repost": set(), "gate": set(), "judge": judged}
-    for kind, uri in db.execute(SQL["take"], {"limit": limit}):
-        kinds[kind].add(uri)
-    return kinds["post"], kinds["repost"], kinds["gate"], kinds["judge"]
+    return sum(_next(db, limit, gone=gone, work=work) for gone, work in ((True, _removed), (False, _across)))
+
+
+def _next(db: Db, limit: int, *, gone: bool, work: Work) -> int:
+    try:
+        with db.transaction():
+            notes = set(db.execute(SQL["take"], {"limit": limit, "gone": gone}).fetchall())
+            if notes:
+                work(db, notes, False)
+    except REFUSALS:
+        with db.transaction(force_rollback=True):
+            work(db, NOBODYS, False)  # raises what no note is to blame for: a table or a right that is missing
+        return _piecemeal(db, db.execute(SQL["waiting"], {"limit": limit, "gone": gone}).fetchall(), work)
+    return len(notes)
+
+
+def _piecemeal(db: Db, notes: list[Note], work: Work) -> int:
+    """Halves of halves, each a transaction, down to the notes that are refused alone; the number of notes that are dealt with."""
+    pieces = [notes]
+    while pieces:
+        piece = pieces.pop()
+        kinds, uris = (array(column) for column in zip(*piece, strict=True))
+        try:
+            with db.transaction():
+                db.execute(SQL["take_these"], {"kinds": kinds, "uris": uris})
+                if refused := work(db, set(piece), len(piece) == 1):
+                    _put_aside(db, *piece[0], refused)
+        except REFUSALS:
+            if len(piece) == 1:
+                raise
+            half = len(piece) // 2
+            pieces += [piece[half:], piece[:half]]
+    return len(notes)
+
+
+def _put_aside(db: Db, kind: str, uri: str, refused: list[str]) -> None:
+    reason = "; ".join(refused)[:500]
+    log.warning("refused by the AppView's tables, put aside", extra={"kind": kind, "uri": uri, "why": reason})
+    db.execute(SQL["put_aside"], {"kind": kind, "uri": uri, "reason": reason})
+
+
+def _across(db: Db, notes: set[Note], alone: bool) -> list[str]:
+    """What follows from these in other repos, in steps. `alone`: those that are refused are left out; what the database says."""
+    touched = _Touched(*({uri for kind, uri in notes if kind == of} for of in KINDS))
+    if not alone:
+        counts = Counts()
+        for step in STEPS:
+            step(db, touched, counts)
+        counts.write(db)
+        return []
+    refused = []
+    for step in STEPS:
+        counts = Counts()
+        try:
+            with db.transaction():
+                step(db, touched, counts)
+                counts.write(db)
+        except REFUSALS as err:
+            refused.append(str(err))
+    return refused
+
+
+def _removed(db: Db, notes: set[Note], alone: bool) -> list[str]:
+    """Rows of records that are gone without the index. `alone`: a record that takes a place which becomes free is flagged if
+    the database refuses it; what it says if it refuses that one goes."""
+    keys: set[Key] = {(did, of, rkey) for _, _, did, of, rkey in (uri.split("/", 4) for _, uri in notes)}
+    dids, collections, rkeys = (array(column) for column in zip(*keys, strict=True))
+    db.execute(SQL["lock_repos"], {"dids": dids})
+    paths = {"dids": dids, "collections": collections, "rkeys": rkeys}
+    changes = Changes()
+    changes.gone(keys - set(db.execute(SQL["standing"], paths).fetchall()))
+    try:
+        with db.transaction():
+            Projection(db).write(changes, singly=alone)
+    except REFUSALS as err:
+        if not alone:
+            raise
+        return [str(err)]
+    return []
 
 
 def _uris(db: Db, statement: str, **lists: Collection[str]) -> set[str]:
     return {row[0] for row in db.execute(SQL[statement], {name: array(sorted(uris)) for name, uris in lists.items()})}
 
 
-def _flags(db: Db, posts: set[str], gates: set[str], judged: set[str], counts: Counts) -> set[str]:
-    """Judge these posts and whatever follows from them; all that were looked at for a gate or have changed."""
-    looked = judged | _uris(db, "concerned", posts=posts, gates=gates)
+def _flags(db: Db, touched: _Touched, counts: Counts) -> None:
+    """Judge posts and whatever follows from them; `flagged` are all that were looked at for a gate or have changed."""
+    posts = touched.posts
+    looked = touched.judged | _uris(db, "concerned", posts=posts, gates=touched.gates)
     if posts:
         db.execute(SQL["forget_gated"], {"posts": array(sorted(posts))})
     frontier, changed = looked, set(looked - posts)
@@ -107,30 +155,35 @@ def _flags(db: Db, posts: set[str], gates: set[str], judged: set[str], counts: C
             if turned:
                 broken.add(uri)
         frontier = _uris(db, "children", posts=broken) if broken else set()
-    return changed
+    touched.flagged = changed
 
 
-def _quotes(db: Db, posts: set[str], counts: Counts) -> None:
-    if posts:
-        values = {"posts": array(sorted(posts))}
+def _quotes(db: Db, touched: _Touched, counts: Counts) -> None:
+    if touched.posts:
+        values = {"posts": array(sorted(touched.posts))}
         for (subject,) in db.execute(SQL["drop_quotes"], values).fetchall():
             counts.post(subject, QUOTES, -1)
         for (subject,) in db.execute(SQL["add_quotes"], values).fetchall():
             counts.post(subject, QUOTES, 1)
 
 
-def _duplicate_items(db: Db, concerned: dict[str, str]) -> None:
-    keys = db.execute(SQL["duplicate_reposts"], concerned).fetchall()
+def _feed_items(db: Db, touched: _Touched, _: Counts) -> None:
+    if not touched.posts and not touched.reposts:
+        return
+    both = {"posts": array(sorted(touched.posts)), "reposts": array(sorted(touched.reposts))}
+    db.execute(SQL["drop_feed_items"], both)
+    db.execute(SQL["add_feed_items"], both)
+    keys = db.execute(SQL["duplicate_reposts"], both).fetchall()
     if items := feed_items(db, keys):
         uris, cids, types, posts, dids, times = (array(column) for column in zip(*items, strict=True))
         values = {"uris": uris, "cids": cids, "types": types, "posts": posts, "dids": dids, "times": times}
         db.execute(SQL["add_duplicate_items"], values)
 
 
-def _notifications(db: Db, posts: set[str], flagged: set[str]) -> None:
-    concerned = posts | flagged
-    if posts:
-        concerned |= _uris(db, "descendants", posts=posts)
+def _notifications(db: Db, touched: _Touched, _: Counts) -> None:
+    concerned = touched.posts | touched.flagged
+    if touched.posts:
+        concerned |= _uris(db, "descendants", posts=touched.posts)
     if concerned:
         values = {"posts": array(sorted(concerned))}
         db.execute(SQL["want_notifications"], values)
@@ -138,74 +191,4 @@ def _notifications(db: Db, posts: set[str], flagged: set[str]) -> None:
         db.execute(SQL["add_notifications"], values)
 
 
-class Folding:
-    """A thread that folds whenever there is something to fold and nobody else does. `check()` raises what ended it (B8)."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="appview fold", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise FoldDied if the thread ended with an error."""
-        if self._error is not None:
-            raise FoldDied from self._error
-
-    def close(self) -> None:
-        """Fold what is noted, for a while, and end the thread; the rest stays noted."""
-        self._stop.set()
-        self._thread.join(2 * DRAIN_SECONDS)
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                try:
-                    with self._connect() as db:
-                        self._work(db)
-                except (
-                    psycopg.OperationalError
-                ) as err:  # the database is gone or has undone it: all of it is still noted
-                    log.warning("fold undone", extra={"error": str(err).strip()})
-                    self._stop.wait(UNDONE_SECONDS)
-        except BaseException as err:  # handed to the flow's thread, which dies of it
-            self._error = err
-
-    def _connect(self) -> Db:
-        db: Db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice appview fold")
-        db.execute(SQL["make_stage"])
-        return db
-
-    def _work(self, db: Db) -> None:
-        """Until the process stops and nothing waits, or not for too long after that."""
-        ours, until, look_at = False, 0.0, 0.0
-        while True:
-            now = time.monotonic()
-            if now >= look_at:
-                metrics.APPVIEW_LACKING.set(not read(db).current)
-                look_at = now + LOOK_SECONDS
-            if self._stop.is_set():
-                until = until or now + DRAIN_SECONDS
-                if now > until:
-                    return
-            ours = ours or db.execute(SQL["lock"]).fetchone() == (True,)
-            if db.execute(SQL["waits"]).fetchone() != (True,):
-                if self._stop.is_set():
-                    return
-                self._stop.wait(IDLE_SECONDS if ours else STANDBY_SECONDS)
-            elif not ours or not self._fold(db):
-                time.sleep(IDLE_SECONDS)
-
-    def _fold(self, db: Db) -> int:
-        try:
-            with metrics.FOLD_SECONDS.time():
-                taken = fold(db)
-        except errors.DeadlockDetected as err:  # with an index transaction that removes what we flag
-            log.warning("fold undone", extra={"error": str(err).strip()})
-            return 0
-        metrics.FOLDED.inc(taken)
-        return taken
+STEPS = (_flags, _quotes, _feed_items, _notifications)

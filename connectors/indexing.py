@@ -21,7 +21,7 @@ from psycopg import errors
 from typing_extensions import override
 
 from connectors import metrics
-from connectors.appview_fold import Folding
+from connectors.appview_folding import Folding
 from connectors.batch_size import BatchSize
 from connectors.checkpointed import CheckpointedPartition
 from connectors.database import REFUSALS

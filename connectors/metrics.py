@@ -78,6 +78,10 @@ INDEX_BATCH_LIMIT = Gauge("sluice_index_batch_limit", "messages that an index tr
 ACK_FAILURES = Counter("indexer_ack_failures_total", "group offsets that the broker refused; the tables have their own")
 APPVIEW_LACKING = Gauge("sluice_appview_lacking", "1 while `sluice appview rebuild` has to fill the AppView's tables")
 
+APPVIEW_REFUSED = Gauge(
+    "sluice_appview_refused",
+    "notes that the fold has put aside because the AppView's tables refuse what follows from them",
+)
 FOLDED = Counter(
     "sluice_appview_folded_total", "posts, reposts and gates whose dependents in other repos were looked at"
 )

@@ -91,7 +91,7 @@ def check(db: Db) -> Drift:
     drift = Drift()
     with db.transaction():
         db.execute("set transaction isolation level repeatable read read only")
-        for name in ("posts", "profiles", "actors"):
+        for name in ("posts", "profiles", "actors", "refused"):
             drift.found[name] = db.execute(SQL[f"check_{name}"]).fetchone() or (0, None)
         for collection, tables in appview_tables.OF_COLLECTION.items():
             if collection not in ONE_KEY:
@@ -111,6 +111,7 @@ def _lacking(db: Db, collection: str, table: str) -> tuple[int, str | None]:
 def _start(db: Db, *, anew: bool) -> tuple[Progress, str]:
     with db.transaction():
         ((after,),) = db.execute(SQL["begin_rebuild"], {"anew": anew, "version": VERSION}).fetchall()
+        db.execute(SQL["retry_refused"])
         if anew:
             db.execute(SQL["empty"])
             if kept := db.execute(SQL["empty_counts"]).fetchall():

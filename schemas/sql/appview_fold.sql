@@ -8,15 +8,35 @@ select pg_try_advisory_lock(5308886)
 select pg_advisory_unlock(5308886)
 
 -- name: take
-delete from sluice.appview_dirty
-where ctid = any(array(select ctid from sluice.appview_dirty where kind <> 'gone' limit %(limit)s))
-returning kind, uri
+-- Records that somebody else than the index removed (`gone`, by `sluice filters prune`), or all else. Who is taken again is no
+-- longer put aside.
+with taken as (
+    delete from sluice.appview_dirty
+    where ctid = any(array(select ctid from sluice.appview_dirty where (kind = 'gone') = %(gone)s limit %(limit)s))
+    returning kind, uri
+), again as (
+    delete from sluice.appview_refused r using taken t where r.kind = t.kind and r.uri = t.uri
+)
+select kind, uri from taken
 
--- name: take_gone
--- Records that somebody else than the index removed (`sluice filters prune`).
-delete from sluice.appview_dirty
-where ctid = any(array(select ctid from sluice.appview_dirty where kind = 'gone' limit %(limit)s))
-returning split_part(uri, '/', 3), split_part(uri, '/', 4), split_part(uri, '/', 5)
+-- name: waiting
+select distinct kind, uri
+from (select kind, uri from sluice.appview_dirty where (kind = 'gone') = %(gone)s limit %(limit)s) d
+order by kind, uri
+
+-- name: take_these
+with asked as (
+    select * from unnest(%(kinds)s::text[], %(uris)s::text[]) as u (kind, uri)
+), again as (
+    delete from sluice.appview_refused r using asked a where r.kind = a.kind and r.uri = a.uri
+)
+delete from sluice.appview_dirty d using asked a where d.kind = a.kind and d.uri = a.uri
+
+-- name: put_aside
+insert into sluice.appview_refused (kind, uri, reason) values (%(kind)s, %(uri)s, %(reason)s)
+
+-- name: refused
+select count(*) from sluice.appview_refused
 
 -- name: lock_repos
 -- As the index locks them: nobody writes these repos' records meanwhile.
@@ -40,11 +60,14 @@ create temporary table if not exists wanted_notification (
 -- Replies that are new under a gate: everybody who may not have seen them has a lower number than this.
 update sluice.appview_gated set horizon = pg_snapshot_xmax(pg_current_snapshot()) where not settled and horizon is null
 
--- name: settled
+-- name: note_settled
 -- All of those have ended: what they wrote can be seen now.
-update sluice.appview_gated set settled = true
-where not settled and horizon <= pg_snapshot_xmin(pg_current_snapshot())
-returning uri
+with settled as (
+    update sluice.appview_gated set settled = true
+    where not settled and horizon <= pg_snapshot_xmin(pg_current_snapshot())
+    returning uri
+)
+insert into sluice.appview_dirty (kind, uri) select 'judge', uri from settled
 
 -- name: concerned
 -- Posts whose flags may follow from these: themselves, their children and quotes; of gated posts the whole thread.

@@ -57,6 +57,10 @@ set rebuild_after = case when %(anew)s or rebuild_version is distinct from %(ver
     rebuild_version = %(version)s, complete = false, changed_at = now()
 returning rebuild_after
 
+-- name: retry_refused
+with again as (delete from sluice.appview_refused returning kind, uri)
+insert into sluice.appview_dirty (kind, uri) select kind, uri from again
+
 -- name: next_repos
 -- Locked as the index locks them: its transactions on these repos wait, on others they go on.
 select did from sluice.repo where did > %(after)s order by did limit %(limit)s for update
@@ -137,6 +141,10 @@ select count(*), min(coalesce(r.did, a.did)) from (
     where (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.reason = 'deleted')
 ) r full join bsky.actor a on a.did = r.did
 where r.did is null or a.did is null
+
+-- name: check_refused
+-- What the fold has put aside.
+select count(*), min(kind || ' ' || uri || ': ' || split_part(reason, E'\n', 1)) from sluice.appview_refused
 
 -- name: count_collection
 -- Valid records of a collection.

@@ -1,0 +1,153 @@
+"""What the AppView's tables refuse to fold costs only itself, is kept visible, and is tried again by a rebuild."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psycopg
+import pytest
+from appview_tables_seen import differences, everything, network
+from appview_world import REPOST, World, did, follow, gone, like, post, quote, reply, thread_gate
+from fix_database import fresh_database
+from flow_process import FlowProcess, wait_until
+from test_index_appview_process import appview_settings, out, settled
+
+from connectors.log_producer import LogProducer
+from control.appview import check, rebuild
+
+
+def put_aside(world: World) -> list[tuple[str, str]]:
+    return world.sql("select kind, uri from sluice.appview_refused order by kind, uri")
+
+
+def refused_by_check(world: World) -> tuple[int, str | None]:
+    with psycopg.connect(world.database, autocommit=True) as db:
+        return check(db).found["refused"]
+
+
+def test_what_only_the_fold_is_refused_costs_only_itself(
+    log: str, database: str, postgres: str, migrated_template: str, tmp_path: Path
+) -> None:
+    """G5, G7, N10: the process lives on, everything else of the same fold stands, and a rebuild mends it once it can."""
+    root = post("ann", "3kaaaaaaaaaa2", 1)
+    quotes = [quote("bob", f"3kbbbbbbbb{at:03d}".translate(str.maketrans("0189", "wxyz")), 2, root) for at in range(30)]
+    answer = reply("eve", "3keeeeeeeeee2", 2, root, root)
+    shares = [like(name, "3kccccccccccc", 3, root, REPOST) for name in ("cat", "dan")]
+    bad = {("post", quotes[7].uri), ("post", quotes[8].uri), ("post", quotes[22].uri), ("repost", shares[1].uri)}
+    bad |= {("post", root.uri)}  # whose quotes are not all there
+    with fresh_database(postgres, migrated_template) as other:
+        peaceful = World(other)
+        events = [*peaceful.snapshot("ann", [root]), *peaceful.snapshot("bob", quotes)]
+        events += [
+            *peaceful.snapshot("cat", shares[:1]),
+            *peaceful.snapshot("dan", shares[1:]),
+            *peaceful.snapshot("eve", [answer]),
+        ]
+        peaceful.index(*events)
+        peaceful.fold()
+        wanted = everything(peaceful)
+        peaceful.tables.close()
+    settings = appview_settings(log, database)
+    world = World(database)
+    for table, those in (("quote", quotes), ("feed_item", shares)):
+        never = ", ".join(f"'{one.uri}'" for one in those if one.uri in {uri for _, uri in bad})
+        own = "type <> 'repost' or " if table == "feed_item" else ""
+        world.sql(f"alter table bsky.{table} add constraint only_here check ({own}uri not in ({never}))")
+    LogProducer(settings).send([out(event) for event in events])
+    index = FlowProcess("index", settings, tmp_path / "index.log")
+    try:
+        wait_until(lambda: settled(world) >= len(events), what="the snapshots")
+        wait_until(lambda: world.sql("select count(*) from sluice.appview_dirty") == [(0,)], what="the fold")
+    finally:
+        code = index.terminate()
+    assert code == 0
+    assert set(put_aside(world)) == bad
+    assert world.sql("select count(*) from bsky.quote") == [(len(quotes) - 3,)]
+    assert world.sql('select "quoteCount" from bsky.post_agg where uri = %s', root.uri) == [(len(quotes) - 3,)]
+    assert world.sql("select uri from bsky.feed_item where type = 'repost'") == [(shares[0].uri,)]
+    assert ("reply", root.uri) in world.sql('select reason, "reasonSubject" from bsky.notification')
+    told = [json.loads(line) for line in (tmp_path / "index.log").read_text().splitlines() if "put aside" in line]
+    assert {(line["kind"], line["uri"]) for line in told} == bad
+    count, one = refused_by_check(world)
+    assert count == len(bad)
+    assert one is not None
+    assert 'violates check constraint "only_here"' in one
+    rebuild(settings, lambda _: None)
+    assert set(put_aside(world)) == bad, "they are refused still"
+    world.sql("alter table bsky.quote drop constraint only_here; alter table bsky.feed_item drop constraint only_here")
+    rebuild(settings, lambda _: None)
+    assert put_aside(world) == []
+    assert differences(wanted, everything(world)) == {}
+    assert refused_by_check(world) == (0, None)
+
+
+def test_a_note_that_comes_again_is_put_aside_no_more(database: str) -> None:
+    world = World(database)
+    root = post("ann", "3kaaaaaaaaaa2", 1)
+    quoted = quote("bob", "3kbbbbbbbbbb2", 2, root)
+    world.sql(f"alter table bsky.quote add constraint only_here check (uri <> '{quoted.uri}')")
+    world.index(*world.snapshot("ann", [root]), *world.snapshot("bob", [quoted]))
+    world.fold()
+    assert put_aside(world) == [("post", root.uri), ("post", quoted.uri)]
+    world.index(world.commit("bob", gone(quoted, 3)))
+    world.fold()
+    assert put_aside(world) == [("post", root.uri)]
+    world.index(world.commit("ann", gone(root, 3)))
+    world.fold()
+    assert put_aside(world) == []
+
+
+def test_what_is_gone_or_judged_again_and_refused_costs_only_itself(database: str) -> None:
+    """G5, G7: notes of pruned records, and of replies under a gate whose transactions have ended."""
+    world = World(database)
+    fan = {"$type": "app.bsky.feed.threadgate#followerRule"}
+    closed, other = post("bob", "3kbbbbbbbbbb2", 1), post("bob", "3kbbbbbbbbbb3", 1)
+    welcome, second = reply("dan", "3kdddddddddd2", 3, closed, closed), reply("eve", "3keeeeeeeeee2", 3, closed, closed)
+    likes = [
+        like("dan", "3kdddddddddd3", 4, closed),
+        like("dan", "3kdddddddddd4", 4, other),
+        like("eve", "3keeeeeeeeee4", 4, other),
+    ]
+    follows = [follow("dan", "3kdddddddddd6", 2, "bob"), follow("eve", "3keeeeeeeeee6", 2, "bob")]
+    world.index(*world.snapshot("bob", [closed, other, thread_gate(closed, 1.5, fan)]))
+    world.index(*world.snapshot("dan", [welcome, likes[0], likes[1], follows[0]]))
+    world.index(*world.snapshot("eve", [second, likes[2], follows[1]]))
+    world.fold()
+    assert world.sql("select count(*) from sluice.appview_gated") == [(2,)]
+    for pruned in (*likes[:2], *follows):  # as `sluice filters prune` removes and notes them
+        world.sql("delete from sluice.record where did = %s and rkey = %s", did(pruned.name), pruned.rkey)
+        world.sql("insert into sluice.appview_dirty (kind, uri) values ('gone', %s)", pruned.uri)
+    world.sql(f"alter table bsky.post_agg add constraint only_here check (\"likeCount\" >= 0 or uri <> '{closed.uri}')")
+    world.sql(
+        f"alter table bsky.post add constraint only_here check (\"violatesThreadGate\" is not true or uri <> '{welcome.uri}')"
+    )
+    world.sql("update sluice.appview_gated set settled = false, horizon = null")
+    world.fold()
+    assert put_aside(world) == [("gone", likes[0].uri), ("judge", welcome.uri)]
+    assert world.sql('select uri from bsky."like" order by uri') == sorted([(likes[0].uri,), (likes[2].uri,)])
+    assert world.sql("select count(*) from bsky.follow") == [(0,)]
+    assert world.sql('select "violatesThreadGate" from bsky.post where uri = %s', second.uri) == [(True,)]
+    world.sql("alter table bsky.post drop constraint only_here; alter table bsky.post_agg drop constraint only_here")
+    rebuild(world.settings, lambda _: None)
+    mended = everything(world)
+    rebuild(world.settings, lambda _: None, anew=True)
+    assert differences(mended, everything(world)) == {}
+    with psycopg.connect(database, autocommit=True) as db:
+        assert check(db).total == 0
+
+
+def test_a_table_that_is_missing_is_no_notes_fault(database: str) -> None:
+    """What no note is to blame for puts nothing aside: everything stays noted for when it is mended."""
+    world = World(database)
+    for name, writes in network().items():
+        world.index(*world.snapshot(name, writes))
+    noted = world.sql("select count(*) from sluice.appview_dirty")
+    world.sql("alter table bsky.quote rename to away")
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        world.fold()
+    assert put_aside(world) == []
+    assert world.sql("select count(*) from sluice.appview_dirty") == noted
+    world.sql("alter table bsky.away rename to quote")
+    world.fold()
+    assert world.sql("select count(*) > 0 from bsky.quote") == [(True,)]
