@@ -3,6 +3,7 @@
 What was being done when a connection broke is its user's to do again: nothing is retried here.
 """
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import psycopg
@@ -18,20 +19,33 @@ REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError,
 
 
 class Database(Generic[R]):
-    """`database()` is the connection. Used by one thread at a time; `options` are psycopg's and libpq's."""
+    """`database()` is the connection. Used by one thread at a time; `options` are psycopg's and libpq's.
 
-    def __init__(self, settings: Settings, name: str, rows: RowFactory[R], **options: Any) -> None:
-        self._settings = settings
+    `opened` is given every new connection before anyone else: what a session keeps has to be made again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        rows: RowFactory[R],
+        *,
+        opened: Callable[[psycopg.Connection[R]], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self._url = url
         self._rows = rows
+        self._opened = opened
         self._options = {"application_name": name, **options}
         self._db: psycopg.Connection[R] | None = None
 
     def __call__(self) -> psycopg.Connection[R]:
         """The connection. Raises psycopg.OperationalError."""
         if self._db is None or self._db.closed or self._db.broken:
-            self._db = psycopg.connect(
-                self._settings.database, autocommit=True, row_factory=self._rows, **self._options
-            )
+            db = psycopg.connect(self._url, autocommit=True, row_factory=self._rows, **self._options)
+            if self._opened is not None:
+                self._opened(db)
+            self._db = db
         return self._db
 
     def close(self) -> None:
@@ -42,9 +56,9 @@ class Database(Generic[R]):
 
 def tuples(settings: Settings, name: str, **options: Any) -> Database[TupleRow]:
     """A connection whose rows are tuples."""
-    return Database(settings, name, tuple_row, **options)
+    return Database(settings.database, name, tuple_row, **options)
 
 
 def dicts(settings: Settings, name: str, **options: Any) -> Database[DictRow]:
     """A connection whose rows are dicts of their columns."""
-    return Database(settings, name, dict_row, **options)
+    return Database(settings.database, name, dict_row, **options)

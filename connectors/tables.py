@@ -21,6 +21,7 @@ from connectors.appview import Projection
 from connectors.appview_changes import Changes
 from connectors.appview_state import is_active
 from connectors.arrays import array
+from connectors.database import tuples
 from connectors.filters import CurrentFilter, Queues, admitted
 from connectors.log import Part
 from schemas import wire
@@ -65,18 +66,13 @@ class Tables:
     def __init__(self, settings: Settings, cluster: str, group: str = "index") -> None:
         self._settings = settings
         self._scope = {"cluster": cluster, "group": settings.group(group)}
-        self._db: Connection | None = None
+        self.connection = tuples(settings, "sluice index", opened=self._opened)
         self._filter = CurrentFilter()
         self._appview = False  # as the database says it: a replay has to keep up what the index keeps up
 
-    def connection(self) -> Connection:
-        """The connection. Raises psycopg.OperationalError when the database does not answer."""
-        if self._db is None or self._db.closed or self._db.broken:
-            db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice index")
-            db.execute(SQL["make_stage"])
-            self._appview = is_active(db)
-            self._db = db
-        return self._db
+    def _opened(self, db: Connection) -> None:
+        db.execute(SQL["make_stage"])
+        self._appview = is_active(db)
 
     @contextmanager
     def transaction(self, *, singly: bool = False) -> Iterator["Unit"]:
@@ -95,8 +91,7 @@ class Tables:
 
     def close(self) -> None:
         """Close the connection."""
-        if self._db is not None:
-            self._db.close()
+        self.connection.close()
 
     def starts(self, marks: Mapping[Part, tuple[int, int]]) -> dict[Part, int]:
         """Where to read each partition, given (log start, log end). Raises PositionAheadOfLog."""

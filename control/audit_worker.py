@@ -11,8 +11,10 @@ from operator import itemgetter
 from typing import Any
 
 import psycopg
+from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import ByteaBinaryLoader
 
+from connectors.database import Database
 from schemas.sql import queries
 from steps.audit import Checked, Head, Kind, check_commit, check_rows
 
@@ -21,7 +23,7 @@ FETCH_BODIES = 500
 SQL = queries("audit")
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-_opened: dict[str, Connection] = {}
+_opened: dict[str, Database[TupleRow]] = {}
 
 
 @dataclass(slots=True)
@@ -88,14 +90,16 @@ def _by_repo(db: Connection, dids: list[str], *, bodies: bool) -> Iterator[tuple
 
 
 def _connection(database: str) -> Connection:
-    db = _opened.get(database)
-    if db is None or db.closed or db.broken:
-        db = psycopg.connect(database, autocommit=True, application_name="sluice audit")
-        db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        db.read_only = True
-        db.adapters.register_loader("json", ByteaBinaryLoader)
-        _opened[database] = db
-    return db
+    if database not in _opened:
+        _opened[database] = Database(database, "sluice audit", tuple_row, opened=_snapshots)
+    return _opened[database]()
+
+
+def _snapshots(db: Connection) -> None:
+    """Every transaction reads one moment; a record's JSON comes as its bytes."""
+    db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    db.read_only = True
+    db.adapters.register_loader("json", ByteaBinaryLoader)
 
 
 def close_connection(database: str) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import psycopg
 from confluent_kafka.admin import OffsetSpec
+from psycopg.rows import TupleRow
 
+from connectors.database import tuples
 from connectors.log import Part
 from connectors.log_producer import LogProducer, Out, partition_of
 from connectors.repos import RepoStore
@@ -52,25 +54,24 @@ class Leader:
     """One control process among many leads: it holds a session's advisory lock. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._db: psycopg.Connection[tuple[object, ...]] | None = None
+        self._connection = tuples(settings, "sluice leader", opened=self._opened)
         self._leads = False
+
+    def _opened(self, _db: psycopg.Connection[TupleRow]) -> None:
+        self._leads = False  # the lock went with the session that held it
 
     def leads(self) -> bool:
         """Hold or try to get the lock. Raises psycopg.OperationalError when the database does not answer."""
-        if self._db is None or self._db.closed or self._db.broken:
-            self._leads = False
-            self._db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice leader")
+        db = self._connection()
         if self._leads:
-            self._db.execute("select 1")  # the lock is as alive as this session
+            db.execute("select 1")  # the lock is as alive as this session
         else:
-            self._leads = self._db.execute(queries("control")["lead"].encode(), (LEADER_KEY,)).fetchone() == (True,)
+            self._leads = db.execute(queries("control")["lead"].encode(), (LEADER_KEY,)).fetchone() == (True,)
         return self._leads
 
     def close(self) -> None:
         """Give the lock up."""
-        if self._db is not None:
-            self._db.close()
+        self._connection.close()
 
 
 class Scheduler:

@@ -26,6 +26,16 @@ def test_a_connection_that_was_ended_is_opened_anew(database: str) -> None:
     first.close()
 
 
+def test_every_new_connection_is_prepared_before_it_is_used(database: str) -> None:
+    """G1: what a session keeps (a temporary table, a lock) is made again in the next one."""
+    connection = tuples(
+        Settings(database=database), "sluice prepared", opened=lambda db: db.execute("create temporary table kept ()")
+    )
+    for _ in range(2):
+        assert connection().execute("select count(*) from kept").fetchone() == (0,)
+        connection.close()
+
+
 def test_a_server_that_is_not_there_is_an_error_of_the_call(database: str) -> None:
     nowhere = tuples(Settings(database="postgresql://nobody@127.0.0.1:1/none"), "sluice nowhere")
     with pytest.raises(psycopg.OperationalError):
