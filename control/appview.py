@@ -74,14 +74,18 @@ def rebuild(settings: Settings, told: Told, *, anew: bool = False) -> Progress:
             raise OperatorError("SLUICE_APPVIEW is off here and at the index; set it to true for both")
         prepare(db)
         _index_uris(db)
-        db.execute(FOLD_SQL["make_stage"])
         progress, after = _start(db, anew=anew)
         began = time.monotonic()
         while last := _chunk_again(db, after, progress):
             after = last
             progress.seconds = time.monotonic() - began
             told(progress)
-        _fold_all(db, progress, told)
+
+        def waiting(notes: int) -> None:
+            progress.folding = notes
+            told(progress)
+
+        fold_all(db, waiting)
         db.execute(SQL["end_rebuild"])
     return progress
 
@@ -175,8 +179,9 @@ def _index_uris(db: Db) -> None:
     db.execute(SQL["index_uris_concurrently"])
 
 
-def _fold_all(db: Db, progress: Progress, told: Told) -> None:
-    """Fold what was noted; where an index does it already, wait for that."""
+def fold_all(db: Db, told: Callable[[int], None]) -> None:
+    """Fold what was noted; where an index does it already, wait for that. `told`: notes that wait, every second and at the end."""
+    db.execute(FOLD_SQL["make_stage"])
     told_at = 0.0
     while db.execute(FOLD_SQL["waits"]).fetchone() == (True,):
         if db.execute(FOLD_SQL["lock"]).fetchone() == (True,):
@@ -190,7 +195,7 @@ def _fold_all(db: Db, progress: Progress, told: Told) -> None:
         else:
             time.sleep(0.3)
         if time.monotonic() - told_at > 1.0:
-            ((progress.folding,),) = db.execute(SQL["dirty_rows"]).fetchall()
-            told(progress)
+            ((waiting,),) = db.execute(SQL["dirty_rows"]).fetchall()
+            told(waiting)
             told_at = time.monotonic()
-    progress.folding = 0
+    told(0)

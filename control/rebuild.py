@@ -12,9 +12,11 @@ from typing import Any
 
 import psycopg
 
+from connectors import appview_state
 from connectors.indexing import Gate, IndexWriter
 from connectors.migrations import migrate
 from connectors.tables import Tables
+from control.appview import fold_all
 from control.errors import OperatorError
 from control.positions import Positions
 from control.replay import SQL, Refusals, Told, settled
@@ -35,10 +37,15 @@ class Rebuilt:
     resumed: bool = False
     phases: dict[str, int] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
+    appview: bool = False  # the AppView's tables are filled as well
 
 
 def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
-    """Raises OperatorError where the log no longer begins at 0 or the target holds something else; LogUnavailable."""
+    """With SLUICE_APPVIEW the AppView's tables are made too.
+
+    Raises OperatorError where the log no longer begins at 0 or the target holds something else; LogUnavailable,
+    AppviewUnavailable.
+    """
     into = settings.model_copy(update={"database": target})
     positions = Positions(settings)
     ends = _whole_log(positions)
@@ -46,6 +53,7 @@ def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
     done = Rebuilt()
     with psycopg.connect(target, autocommit=True, application_name="sluice rebuild") as db:
         ends, done.resumed = _begin(db, positions.cluster, ends)
+        state = appview_state.begin(into)
         tables, refusals = Tables(into, positions.cluster), Refusals()
         writer = IndexWriter(into, tables, Gate(tables, rules(settings)), refusals)
         for topic in ORDER:
@@ -56,6 +64,9 @@ def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
                 done.messages += count
                 told(done.messages)
         tables.close()
+        if state.active:
+            fold_all(db, lambda _: None)
+            done.appview = state.current
         db.execute(SQL["end_rebuild"])
         done.refused = refusals.count
         done.phases = {str(phase): int(count) for phase, count in db.execute(SQL["phases"])}
@@ -68,6 +79,8 @@ def as_text(done: Rebuilt) -> str:
     phases = ", ".join(f"{phase} {count}" for phase, count in sorted(done.phases.items()))
     lines = [f"{did}  {why}" for did, why in done.unfinished.items()]
     lines.append(f"{done.messages} messages replayed, {done.refused} of them of no use; repos: {phases or 'none'}")
+    if done.appview:
+        lines.append("the AppView's tables are filled as well")
     if done.unfinished:
         lines.append(f"{len(done.unfinished)} repos did not reach an end state; what is in sync is right")
     return "\n".join(lines)

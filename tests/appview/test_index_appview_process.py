@@ -12,8 +12,11 @@ from appview_world import World, follow, like, post
 from fix_database import fresh_database
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
+from connectors.appview_state import read
 from connectors.log_producer import LogProducer, Out
 from control.appview import check, rebuild
+from control.rebuild import as_text
+from control.rebuild import rebuild as rebuild_from_log
 from schemas import wire
 from schemas.settings import Settings, load
 
@@ -101,6 +104,27 @@ def test_what_only_the_projection_refuses_costs_only_itself(log: str, database: 
     assert differences(seen, everything(world)) == {}
     with psycopg.connect(database, autocommit=True) as db:
         assert check(db).total == 0
+
+
+def test_a_database_made_from_the_log_has_the_appviews_tables_too(log: str, database: str, blank_database: str) -> None:
+    """G2, N10: `sluice replay --all --into` with the projection on, folded to its end; nothing has to be rebuilt afterwards."""
+    world = World(database)
+    batches = events(world)
+    for batch in batches:
+        world.index(*batch)
+    world.fold()
+    settings = appview_settings(log, database)
+    LogProducer(settings).send([out(event) for batch in batches for event in batch])
+    done = rebuild_from_log(settings, blank_database, lambda _: None)
+    assert (done.unfinished, done.appview) == ({}, True)
+    assert "AppView" in as_text(done)
+    with psycopg.connect(blank_database, autocommit=True) as db:
+        assert read(db).current
+        assert db.execute("select count(*) from sluice.appview_dirty").fetchone() == (0,)
+        assert check(db).total == 0
+    found = everything(World(blank_database))
+    assert found["quote"]
+    assert differences(everything(world), found) == {}
 
 
 def appview_settings(log: str, database: str) -> Settings:
