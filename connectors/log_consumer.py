@@ -142,6 +142,7 @@ class GroupConsumer:
                 partition.offset = start
         self.assigned = set(parts)
         consumer.assign(partitions)
+        consumer.resume(partitions)  # one that was paused when it went away would come back paused, for ever
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         parts = [(p.topic, p.partition) for p in partitions]
