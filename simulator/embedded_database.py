@@ -22,10 +22,10 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 import psycopg
 
+from simulator.embedded_server import EmbeddedServer
 from simulator.guarded_process import (
     LOOPBACK,
     DataFolderBusy,
@@ -51,18 +51,17 @@ class DatabaseUnavailable(Exception):
         super().__init__(f"no embedded PostgreSQL: {reason}; {remedy}")
 
 
-class EmbeddedDatabase:
-    """One PostgreSQL server over `data_dir`.
+class EmbeddedDatabase(EmbeddedServer):
+    """One PostgreSQL server over `data_dir`. `stop` ends all sessions and writes a checkpoint.
 
     `port`: default a free one, remembered in `data_dir`. `settings` override `SERVER_SETTINGS`.
     """
 
     def __init__(self, data_dir: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
-        self.data_dir = data_dir.expanduser().absolute()
+        super().__init__(data_dir)
         self._wanted_port = port
         self._settings = {**SERVER_SETTINGS, **(settings or {})}
         self._port = 0
-        self._process: GuardedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -77,15 +76,6 @@ class EmbeddedDatabase:
     def address(self) -> tuple[str, int]:
         """Host and port. Known once it was started."""
         return LOOPBACK, self._port
-
-    @property
-    def pid(self) -> int | None:
-        """The postmaster, while it runs."""
-        return self._process.pid if self._process is not None and self.running else None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.running
 
     def start(self) -> str:
         """Starts the server and returns the URL once it answers. Raises DatabaseUnavailable."""
@@ -120,23 +110,6 @@ class EmbeddedDatabase:
         )
         self._await_answer()
         return self.url
-
-    def stop(self) -> None:
-        """Ends all sessions, writes a checkpoint, ends the server. No-op when it does not run."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL to the postmaster (its children follow), for fault tests. `start` recovers the data."""
-        if self._process is not None:
-            self._process.kill()
-
-    def __enter__(self) -> EmbeddedDatabase:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
 
     def _choose_port(self) -> None:
         if self._wanted_port is not None and not port_is_free(self._wanted_port):

@@ -14,11 +14,11 @@ import time
 from base64 import urlsafe_b64encode
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from simulator.embedded_server import EmbeddedServer
 from simulator.guarded_process import (
     LOOPBACK,
     DataFolderBusy,
@@ -39,8 +39,8 @@ BUSY_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
 
-class EmbeddedLog:
-    """One broker over `data_dir`.
+class EmbeddedLog(EmbeddedServer):
+    """One broker over `data_dir`. `stop` closes its files, and kills it after 15 s.
 
     `port`: the broker's port (default: a free one, remembered in `data_dir`). `jars`: folder with `libs/*.jar`
     (default: the cache). `heap_mb`: Java heap. `advertised_port`: opens a second listener, whose clients are told that
@@ -58,14 +58,13 @@ class EmbeddedLog:
         advertised_port: int | None = None,
         secured: SecuredListener | None = None,
     ) -> None:
-        self.data_dir = data_dir.expanduser().absolute()
+        super().__init__(data_dir)
         self._wanted_port = port
         self._jars = jars
         self._heap_mb = heap_mb
         self.advertised_port = advertised_port
         self._secured = secured
         self._ports: dict[str, int] = {}
-        self._process: GuardedProcess | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -81,15 +80,6 @@ class EmbeddedLog:
     def proxied_address(self) -> tuple[str, int]:
         """Where a proxy at `advertised_port` must forward to. Known once it was started."""
         return LOOPBACK, self._ports["proxied"]
-
-    @property
-    def pid(self) -> int | None:
-        """The Java process, while it runs."""
-        return self._process.pid if self._process is not None and self.running else None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.running
 
     def start(self) -> str:
         """Starts the broker and returns its bootstrap address once it answers. Raises LogUnavailable."""
@@ -115,23 +105,6 @@ class EmbeddedLog:
         self._process = self._spawn([*command, "kafka.Kafka", str(settings)], lock)
         self._await_answer()
         return self.bootstrap
-
-    def stop(self) -> None:
-        """Closes the broker's files and ends it; kills it after 15 s. No-op when it does not run."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL, for fault tests. `start` brings the same data back at the same address."""
-        if self._process is not None:
-            self._process.kill()
-
-    def __enter__(self) -> EmbeddedLog:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
 
     def _java_options(self) -> list[str]:
         return [
