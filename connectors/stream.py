@@ -3,7 +3,8 @@
 One process reads many upstreams, each over its own socket with its own cursor. The sockets live in a background loop and
 hand frames over through a bounded queue: while it is full nothing is read, and TCP makes the upstream wait. The position of
 an upstream is what the flow has seen of it (`steps.cursor.Cursors`, moved by the flow's `cursor` step) and becomes durable
-when the log has acknowledged it. A reconnect continues after the last frame received, a restart after the last durable one.
+when the log has acknowledged it. A reconnect continues after the last frame received, a restart after the last durable one. The
+first event of a connection that lies before the cursor asked for is of a sequence that restarted, and says so.
 """
 
 import asyncio
@@ -43,10 +44,11 @@ logger = logging.getLogger("stream")
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One websocket message of an upstream (its full URL)."""
+    """One websocket message of an upstream (its full URL). `restarted`: the upstream's sequence begins anew with it."""
 
     upstream: str
     data: bytes
+    restarted: bool = False
 
 
 class _Closed(Exception):
@@ -112,6 +114,8 @@ class Sockets:
     async def _connection(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
         url = f"{upstream.url}/xrpc/{self._method}"
         check_url(url, allow_private=self._settings.allow_private_hosts)
+        upstream.cursor = upstream.last_seq()
+        upstream.recent.clear()
         if upstream.cursor is not None:
             url += f"?cursor={upstream.cursor}"
         try:
@@ -141,14 +145,18 @@ class Sockets:
         """Frames into the queue until the socket ends; raises how it ended."""
         queue, recent, url, binary = self.queue, upstream.recent, upstream.url, WSMsgType.BINARY
         upstream.heard_at = time.monotonic()
+        asked = upstream.cursor  # until the first event has come
         while True:
             message = await socket.receive()
             if message.type is not binary:
                 break
             upstream.heard_at = time.monotonic()
             recent.append(message.data)
+            restarted = False
+            if asked is not None and (seq := position(message.data)) is not None:
+                restarted, asked = self._restarted(upstream, asked, seq), None
             upstream.waiting = True
-            await queue.put(Frame(url, message.data))
+            await queue.put(Frame(url, message.data, restarted))
             upstream.waiting = False
             if upstream.failures and position(message.data) is not None:  # an error frame is no recovery
                 upstream.failures = upstream.too_large = 0
@@ -159,6 +167,18 @@ class Sockets:
         ):
             raise _FrameTooLarge
         raise _Closed(f"closed by the upstream (code {socket.close_code})")
+
+    def _restarted(self, upstream: Upstream, asked: int, first: int) -> bool:
+        """Whether the first event after the cursor asked for is of another sequence, which is then followed.
+
+        A cursor that stepped over what is too large may lie ahead of the same sequence.
+        """
+        if first >= asked or upstream.too_large:
+            return False
+        metrics.INGEST_ERRORS.labels(self._flow, "sequence_restarted").inc()
+        logger.warning("sequence restarted", extra={"upstream": upstream.url, "cursor": asked, "seq": first})
+        upstream.cursor = first
+        return True
 
     async def _watch(self, reader: "asyncio.Task[None]", upstream: Upstream) -> None:
         """Wait for the reader's end, but no longer than silence lasts. Data counts, pings do not (B8)."""

@@ -89,7 +89,7 @@ def decoded(frames: list[Frame]) -> list[Received]:
 def follower(cursors: Cursors) -> Step:
     """The `cursor` step: follow every relay's sequence, note what is missing, and let through what is an event."""
 
-    def follow(batch: list[Received]) -> list[Received]:
+    def follow_all(batch: list[Received]) -> list[Received]:
         events = []
         for one in batch:
             message, relay = one.message, one.frame.upstream
@@ -102,12 +102,14 @@ def follower(cursors: Cursors) -> Step:
                 if isinstance(message, Unknown):
                     metrics.DROPPED.labels(FLOW, "unknown_type").inc()
                     continue
-            elif (gap := cursors.see(relay, message.seq)) is not None:  # type: ignore[union-attr]  # all others have one
-                _count_gap(gap)
+            else:
+                follow = cursors.restart if one.frame.restarted else cursors.see
+                if (gap := follow(relay, message.seq)) is not None:  # type: ignore[union-attr]  # all others have one
+                    _count_gap(gap)
             events.append(one)
         return events
 
-    return follow
+    return follow_all
 
 
 def verifier(settings: Settings) -> Step:

@@ -92,7 +92,7 @@ def decoded(frames: list[Frame]) -> list[Received]:
 def follower(cursors: Cursors) -> Step:
     """The `cursor` step: follow every labeler's sequence, and let through what carries labels or is no frame."""
 
-    def follow(batch: list[Received]) -> list[Received]:
+    def follow_all(batch: list[Received]) -> list[Received]:
         kept = []
         for one in batch:
             message, labeler = one.message, one.frame.upstream
@@ -101,15 +101,15 @@ def follower(cursors: Cursors) -> Step:
                 continue
             if isinstance(message, Info):
                 if message.name == "OutdatedCursor":
-                    cursors.lose(Gap(labeler, cursors.positions.get(labeler), None, "outdated_cursor"))
-                    metrics.SEQUENCE_GAPS.labels(labeler).inc()
+                    _count_gap(cursors.lose(Gap(labeler, cursors.positions.get(labeler), None, "outdated_cursor")))
                 continue
             if isinstance(message, Unknown | Rejected):
                 if message.seq is not None:
                     cursors.pass_by(labeler, message.seq)
-            elif (gap := cursors.see(labeler, message.seq)) is not None:
-                metrics.SEQUENCE_GAPS.labels(labeler).inc()
-                metrics.GAP_SEQS.labels(labeler).inc((gap.to_seq or 0) - (gap.from_seq or 0) + 1)
+            else:
+                follow = cursors.restart if one.frame.restarted else cursors.see
+                if (gap := follow(labeler, message.seq)) is not None:
+                    _count_gap(gap)
             if isinstance(message, Labels | Rejected):
                 kept.append(one)
             else:
@@ -117,7 +117,13 @@ def follower(cursors: Cursors) -> Step:
                 metrics.DROPPED.labels(FLOW, reason).inc()
         return kept
 
-    return follow
+    return follow_all
+
+
+def _count_gap(gap: Gap) -> None:
+    metrics.SEQUENCE_GAPS.labels(gap.upstream).inc()
+    if gap.from_seq is not None and gap.to_seq is not None:
+        metrics.GAP_SEQS.labels(gap.upstream).inc(gap.to_seq - gap.from_seq + 1)
 
 
 def again(frame: Frame, settings: Settings) -> list[Out]:

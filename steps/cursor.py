@@ -1,7 +1,8 @@
 """Positions in sequenced streams: which seq follows which, and what is missing between them. Pure state, bounded.
 
-A position is the highest seq seen of an upstream. It never goes back: an upstream whose sequence restarted says so when it is
-asked for our cursor (FutureCursor), and then an operator decides. Gaps are facts for the record; the caller takes them away.
+A position is the highest seq seen of an upstream's sequence. An upstream whose sequence restarted refuses our cursor
+(FutureCursor), and an operator decides; or it goes on at its tip without a word, and `restart` follows it: each connection
+asked for with the old cursor would begin at the tip again. Gaps are facts for the record; the caller takes them away.
 """
 
 from dataclasses import dataclass, field
@@ -39,6 +40,13 @@ class Cursors:
             return None
         self.positions[upstream] = seq
         return self.lose(Gap(upstream, last + 1, seq - 1, "sequence_gap"))
+
+    def restart(self, upstream: str, seq: int) -> Gap | None:
+        """Follow an upstream that counts anew and stands at this seq. Nobody knows what it sent before; that is the gap."""
+        if seq > self.positions.get(upstream, -1):
+            return self.see(upstream, seq)
+        self.positions[upstream] = seq
+        return self.lose(Gap(upstream, None, None, "sequence_restarted"))
 
     def pass_by(self, upstream: str, seq: int) -> None:
         """A message that we do not understand: it uses up its seq where that is the next one, and may not jump."""

@@ -194,6 +194,43 @@ def test_a_cursor_from_the_future_is_failing_with_its_remedy_and_not_silent(
     assert flow.terminate() == 0
 
 
+def test_a_relay_that_counts_anew_without_a_word_is_followed(simulator: Start, flow_bed: FlowBed) -> None:
+    """G8: it ignores the old cursor and goes on at its tip. The loss is a gap, and no later reconnect loses again."""
+    network = simulator(**SIZE)
+    (relay,) = network.relays
+    active = [repo.did for repo in network.state().values() if repo.active]
+    network.streams(relay=0, future=False)
+    flow_bed.rows(
+        "insert into sluice.cursor (flow, upstream, position) values ('firehose', %s, '9999999') returning 1", relay
+    )
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay])
+    wait_until(lambda: flow.metric("ingester_websocket_connections") == 1)
+    first = last_seq(network) + 1
+    wait_until(
+        lambda: network.op("create", did=active[0]) and seqs(flow_bed, relay)
+    )  # until one comes after the reader
+    wait_until(lambda: first <= cursor_of(flow_bed, relay) <= last_seq(network), what="a cursor of the new sequence")
+    assert flow.metric("ingester_errors_total", reason="sequence_restarted") == 1
+    assert flow_bed.rows("select reason, from_seq, to_seq, answered_at from sluice.stream_gap") == [
+        ("sequence_restarted", None, None, None)
+    ]
+    assert "sequence restarted" in flow.log_file.read_text()
+
+    network.set_faults(drop={"times": 1})  # a reconnect of the same process
+    for did in active[1:4]:
+        network.op("create", did=did)
+    reach(flow_bed, flow, relay, last_seq(network))
+    assert network.fired("drop") == 1
+    assert flow.terminate() == 0
+    for did in active[4:8]:
+        network.op("create", did=did)
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay])  # and of the next one
+    reach(flow_bed, flow, relay, last_seq(network))
+    found = seqs(flow_bed, relay)
+    assert set(range(min(found), last_seq(network) + 1)) == set(found)
+    assert flow_bed.rows("select count(*) from sluice.stream_gap") == [(1,)]
+
+
 def test_lost_sequence_numbers_are_recorded_before_the_cursor_passes_them(simulator: Start, flow_bed: FlowBed) -> None:
     """A window that was passed, announced or not, and holes within the stream."""
     network = simulator(**SIZE)

@@ -28,6 +28,21 @@ def test_repeats_move_nothing() -> None:
     assert (cursors.positions, cursors.repeats) == ({"a": 10}, 2)
 
 
+def test_a_sequence_that_restarted_is_followed_and_its_loss_noted() -> None:
+    """G8: the old position would be asked for again at every reconnect, and whatever comes between is lost."""
+    cursors = Cursors({"a": 1000})
+    assert cursors.restart("a", 40) == Gap("a", None, None, "sequence_restarted")
+    assert cursors.see("a", 41) is None
+    assert cursors.see("a", 43) == Gap("a", 42, 42, "sequence_gap")
+    assert cursors.positions == {"a": 43}
+
+
+def test_a_restart_to_a_later_seq_is_a_hole() -> None:
+    cursors = Cursors({"a": 10})
+    assert cursors.restart("a", 13) == Gap("a", 11, 12, "sequence_gap")
+    assert cursors.positions == {"a": 13}
+
+
 def test_what_is_not_understood_uses_up_its_seq_but_never_jumps() -> None:
     """G8: an unknown message with a seq from far ahead would lose all events up to it at the next reconnect."""
     cursors = Cursors({"a": 10})
