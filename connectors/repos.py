@@ -17,6 +17,8 @@ from schemas.sql import queries
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
 STALE_GRACE_SECONDS = 600.0
+FINAL = ["takendown", "suspended"]
+"""Statuses that a relay decides for itself: a listing's word on them is as good as an #account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,13 @@ class RepoStore:
             "statuses": [entry.status for entry in unique],
             "job": job,
             "reopen": REOPEN_SECONDS,
+            "final": FINAL,
         }
         with self.connection().transaction():
             rows = self.connection().execute(SQL["discover"], values).fetchall()
             if len(rows) < len(unique):
+                if any(entry.status in FINAL for entry in unique):
+                    self._take_down(values)
                 for name in ("listed_closes", "listed_ahead", "listed_raises", "listed_reopens"):
                     self.connection().execute(SQL[name], values)
         tasks = [
@@ -84,6 +89,12 @@ class RepoStore:
             if phase == "pending"
         ]
         return Discovery(tasks, len(rows), len(listed) - len(rows))
+
+    def _take_down(self, values: dict[str, Any]) -> None:
+        dids = [row[0] for row in self.connection().execute(SQL["lock_taken_down"], values)]
+        if dids:
+            self.connection().execute(SQL["drop_held"], {"dids": dids})
+            self.connection().execute(SQL["take_down"], values | {"taken_down": dids})
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
         """Claim what the tasks name and nothing else; those missing from the result belong to somebody else or are done."""

@@ -73,6 +73,24 @@ set phase = 'pending', reason = 'deletion', active = false, status = c.status, n
     completed_at = null, phase_since = now(), retry_count = 0, listed_rev = null, listed_since = null
 from closed c where r.did = c.did
 
+-- name: lock_taken_down
+-- A relay's own takedown is no news to the PDS, which goes on serving the repo: nobody else need be asked.
+select r.did
+from sluice.repo r
+join unnest(%(dids)s::text[], %(actives)s::boolean[], %(statuses)s::text[]) as l (did, active, status) on l.did = r.did
+where r.phase in ('sync', 'backfill') and not l.active and l.status = any(%(final)s::text[])
+order by r.did for update of r
+
+-- name: take_down
+-- As #account does. Rows are locked already, and held events gone.
+update sluice.repo r
+set phase = 'unavailable', reason = l.status, active = false, status = l.status, queued_at = null, lease_until = null,
+    worker = null, produced_partition = null, produced_offset = null, phase_since = now(),
+    completed_at = greatest(now(), r.started_at), stale_since = null,
+    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', listed_rev = null, listed_since = null
+from unnest(%(dids)s::text[], %(statuses)s::text[]) as l (did, status)
+where r.did = l.did and r.did = any(%(taken_down)s::text[])
+
 -- name: lost_events
 -- What a listing heard and the stream never brought: the repo is fetched again.
 with lost as (

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from connectors.repos import Claim, Discovery, Listed
+from connectors.repos import FINAL, Claim, Discovery, Listed
 from schemas import wire
 from steps import gate as real_gate
 from steps import settle as real_settle
@@ -101,6 +101,22 @@ class ModelTables:
         return Discovery(tasks, len(listed) - len(known), len(known))
 
     def _listed(self, row: Row, entry: Listed) -> None:
+        if row.repo.phase in ("sync", "backfill") and not entry.active and entry.status in FINAL:
+            heard = max(row.repo.heard_rev, row.repo.held_rev)
+            self._set(
+                row,
+                phase="unavailable",
+                reason=entry.status,
+                active=False,
+                status=entry.status,
+                heard_rev=heard,
+                held=0,
+                held_rev="",
+            )
+            row.held.clear()
+            row.queued_at = row.lease_until = row.worker = row.produced = row.stale_since = None
+            row.phase_since = self.now
+            row.listed_rev = row.listed_since = None
         if row.repo.phase == "sync" and row.repo.active and not entry.active:
             status = entry.status or "inactive"
             self._set(row, phase="pending", reason="deletion", active=False, status=status, retry_count=0)

@@ -202,7 +202,7 @@ def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> 
     store.close()
 
 
-@pytest.mark.parametrize("status", ["deleted", "deactivated", "suspended"])
+@pytest.mark.parametrize("status", ["deleted", "deactivated", "desynchronized"])
 def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status: str) -> None:
     """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS's word as after an #account."""
     store = claimed(database)
@@ -214,4 +214,33 @@ def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status
         row = db.execute("select phase, reason, active, status from sluice.repo").fetchone()
     assert row == ("pending", "deletion", False, status)
     assert [task.did for task in store.due(10)] == [DID]
+    store.close()
+
+
+@pytest.mark.parametrize("status", ["takendown", "suspended"])
+def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_pds(database: str, status: str) -> None:
+    """G5: the PDS serves what its relay has taken down, and would bring it back; a running backfill is fenced as well."""
+    store = claimed(database)
+    tables = Tables(settings_for(database), "c")
+    settle(tables, synced(1, "3k2", "root", 0))
+    other = "did:plc:other"
+    assert store.claim(store.discover([Listed(other)]).tasks, "w")
+    with tables.transaction() as unit:
+        held = wire.SyncEvent(seq=1, time="t", did=other, rev="3k5", data="later")
+        Gate(tables, Rules()).settle(unit, {other: [Placed(7, held)]})
+    store.discover([Listed(DID, "3k4", False, status), Listed(other, "3k4", False, status)])
+    with psycopg.connect(database) as db:
+        rows = db.execute(
+            "select phase, reason, active, status, heard_rev, held, completed_at >= started_at from sluice.repo order by did"
+        ).fetchall()
+        assert held_and_phase(db)[0] == 0
+    assert rows == [("unavailable", status, False, status, rev, 0, True) for rev in ("3k4", "3k5")]
+    assert store.due(10) == []
+    assert store.retry(other, 1, "too late", 0.0) is None
+    store.discover([Listed(DID), Listed(other)])
+    assert store.phases() == {"unavailable": 2}
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("update sluice.repo set phase_since = now() - interval '2 hours'")
+    store.discover([Listed(DID), Listed(other)])
+    assert store.phases() == {"pending": 2}
     store.close()
