@@ -7,10 +7,9 @@ The simulator has made all repositories before; it shares the machine, and `cpu_
 """
 
 import argparse
-import time
 
 from bench.simulated import Simulated, simulated
-from bench.stack import Ends, Floor, Stack, floor, report, stack, until
+from bench.stack import Ends, Floor, Stack, floor, report, stack, watch
 from connectors.log_producer import LogProducer, Out
 from connectors.repos import Listed, RepoStore
 from connectors.work import MESSAGE_BYTES
@@ -85,16 +84,11 @@ def backfill(
     LogProducer(running.settings).send([Out("repo_backfill", task.did, wire.encode(task)) for task in tasks])
     ends, wanted = Ends(running.settings, "firehose_backfill"), records + len(accounts)
     with running.process("backfill") as process:
-        until(lambda: ends.messages() > 0, every=0.02)
-        first, begin = ends.messages(), time.monotonic()
-        usage = running.usage(backfill=process.pid, simulator=sim.pid)
-        until(lambda: ends.messages() >= wanted)
-        seconds = time.monotonic() - begin
-        figures = usage.stop()
+        seen = watch(running, ends.messages, wanted, backfill=process.pid, simulator=sim.pid)
         left = running.sql("select count(*) from sluice.repo where phase <> 'backfill' or attempt <> 1")[0][0]
         assert left == 0, left
     assert ends.messages() == wanted
-    return seconds * wanted / (wanted - first), figures
+    return seen.seconds * wanted / (wanted - seen.first), seen.figures
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 import aiohttp
 
 from bench.simulated import Simulated, simulated
-from bench.stack import Ends, Floor, Stack, floor, report, stack, until
+from bench.stack import Ends, Floor, Stack, floor, report, stack, watch
 from schemas.settings import Check
 from steps.frames import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
 from steps.live_messages import account_value, commit_message, identity_value
@@ -85,14 +85,9 @@ def firehose(running: Stack, sim: Simulated, events: int) -> tuple[float, dict[s
     """Events a second (start-up not counted), and what it cost."""
     ends = Ends(running.settings, "firehose_live")
     with running.process("firehose") as process:
-        until(lambda: ends.messages() > 0, every=0.01)
-        first, begin = ends.messages(), time.monotonic()
-        usage = running.usage(firehose=process.pid, simulator=sim.pid)
-        until(lambda: ends.messages() >= events)
-        seconds = time.monotonic() - begin
-        figures = usage.stop()
+        seen = watch(running, ends.messages, events, firehose=process.pid, simulator=sim.pid)
     assert not Ends(running.settings, "dead_letter").messages()
-    return (events - first) / seconds, figures
+    return (events - seen.first) / seen.seconds, seen.figures
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ Floor, measured in the same run: COPY BINARY of the same rows into the same keye
 """
 
 import argparse
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import psycopg
 
-from bench.stack import Floor, Stack, floor, report, stack, until
+from bench.stack import Floor, Stack, floor, report, stack, watch
 from connectors.log_producer import LogProducer, Out
 from connectors.tables import COPY_TYPES, SQL
 from schemas import wire
@@ -131,15 +130,10 @@ def index(running: Stack, topic: str, messages: int) -> tuple[float, dict[str, A
             row = db.execute(settled, (topic,)).fetchone()
             return int(row[0]) if row else 0
 
-        until(lambda: at() > 0, every=0.01)
-        first, begin = at(), time.monotonic()
-        usage = running.usage(index=process.pid)
-        until(lambda: at() >= messages)
-        seconds = time.monotonic() - begin
-        figures = usage.stop()
+        seen = watch(running, at, messages, index=process.pid)
     wrong = running.sql("select phase, reason, count(*) from sluice.repo where phase <> 'sync' group by 1, 2")
     assert not wrong, wrong
-    return (messages - first) / seconds, figures
+    return (messages - seen.first) / seen.seconds, seen.figures
 
 
 def make_live_repos(running: Stack, commits: int) -> None:

@@ -106,6 +106,24 @@ def until(condition: Callable[[], bool], seconds: float = 600.0, every: float = 
     return time.monotonic() - begin
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What was watched of a running pipeline: what was done before, the seconds for the rest, and what that cost."""
+
+    first: int
+    seconds: float
+    figures: dict[str, Any]
+
+
+def watch(running: Stack, done: Callable[[], int], wanted: int, **processes: int) -> Stretch:
+    """From the first that is done, so that no start-up counts, until all that is wanted is."""
+    until(lambda: done() > 0, every=0.01)
+    first, begin = done(), time.monotonic()
+    usage = running.usage(**processes)
+    until(lambda: done() >= wanted)
+    return Stretch(first, time.monotonic() - begin, usage.stop())
+
+
 class Ends:
     """Where a topic ends, asked often: messages in it since the topic was made."""
 

@@ -16,6 +16,7 @@ skipped_app = typer.Typer(help="Listing ranges that were stepped over.", no_args
 
 Place = Annotated[str, typer.Argument(help="PARTITION:OFFSET of a dead letter.")]
 Places = Annotated[list[str] | None, typer.Argument(help="PARTITION:OFFSET of dead letters.")]
+Every = Annotated[bool, typer.Option("--all", help="All open ones.")]
 Reason = Annotated[str | None, typer.Option(help="Open ones with this reason.")]
 Origin = Annotated[str | None, typer.Option(help="Open ones from this topic or flow.")]
 
@@ -47,7 +48,7 @@ def dead_letters_show(place: Place, data_dir: DataDir = None) -> None:
 def dead_letters_retry(
     *,
     chosen: Places = None,
-    every: Annotated[bool, typer.Option("--all", help="All open ones.")] = False,
+    every: Every = False,
     reason: Reason = None,
     topic: Origin = None,
     data_dir: DataDir = None,
@@ -67,7 +68,7 @@ def dead_letters_retry(
 def dead_letters_dismiss(
     *,
     chosen: Places = None,
-    every: Annotated[bool, typer.Option("--all", help="All open ones.")] = False,
+    every: Every = False,
     reason: Reason = None,
     topic: Origin = None,
     data_dir: DataDir = None,
