@@ -22,6 +22,7 @@ from schemas.settings import PREFIX, Settings, SettingsError, load
 
 SINGLE = {"list-repos", "firehose", "labels"}
 MANY = {"backfill", "index"}
+OUTSIDE = SINGLE | {"backfill", "control"}  # who asks servers of strangers; control does for handles
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
 UNITS = {"Mi": 1024**2, "Gi": 1024**3}
@@ -285,7 +286,7 @@ def _ways(documents: list[Document]) -> Iterator[str]:
         except SettingsError:
             continue  # told by the check of the settings
         needed = {int(broker.rpartition(":")[2]) for broker in settings.bootstrap.split(",") if broker} | {53, 5432}
-        outside = pod.spec["containers"][0]["args"][1] in SINGLE | {"backfill"}
+        outside = pod.spec["containers"][0]["args"][1] in OUTSIDE
         needed |= {443} if outside else set()
         if settings.schema_registry:
             needed |= {int(settings.schema_registry.rpartition(":")[2])}

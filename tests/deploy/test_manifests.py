@@ -60,6 +60,11 @@ def spec(documents: list[Document], kind: str, name: str) -> dict[str, Any]:
     return found
 
 
+def labels(documents: list[Document], workload: str) -> dict[str, str]:
+    found: dict[str, str] = spec(documents, "Deployment", workload)["template"]["metadata"]["labels"]
+    return found
+
+
 def settings(documents: list[Document]) -> dict[str, str]:
     found: dict[str, str] = spec(documents, "ConfigMap", "sluice-settings")["data"]
     return found
@@ -137,6 +142,14 @@ BROKEN: dict[str, tuple[Break, str]] = {
     ),
     "no way to the log": (lambda d: drop_policy(d, "sluice-log-and-database"), "has no way to the ports [5432, 9092]"),
     "no way to the internet": (lambda d: drop_policy(d, "sluice-internet"), "has no way to the ports [443]"),
+    "control without a way to the hosts of handles": (
+        lambda d: labels(d, "sluice-control").pop("sluice/internet"),
+        "sluice-control has no way to the ports [443]",
+    ),
+    "index with a way to the internet": (
+        lambda d: labels(d, "sluice-index").update({"sluice/internet": "true"}),
+        "sluice-index has a way to the internet",
+    ),
     "no index": (lambda d: d.remove(next(x for x in d if x["metadata"]["name"] == "sluice-index")), "processes are"),
 }
 
