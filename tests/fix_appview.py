@@ -30,7 +30,16 @@ import dns.rrset
 import psycopg
 import pytest
 from fix_database import fresh_database
-from fix_official import HERE, ROOT, START_SECONDS, OfficialNetwork, OfficialServersUnavailable, install, install_once
+from fix_official import (
+    HERE,
+    ROOT,
+    START_SECONDS,
+    OfficialNetwork,
+    OfficialProcess,
+    OfficialServersUnavailable,
+    install,
+    install_once,
+)
 from fix_official import npm_install as npm
 
 SERVICE = "did:web:appview.test"
@@ -64,14 +73,14 @@ def release(version: str) -> Release:
     return Release(modules, str(node))
 
 
-class OfficialAppView:
+class OfficialAppView(OfficialProcess):
     """A running AppView; the same questions to two of them tell their databases apart."""
 
-    def __init__(self, process: subprocess.Popen[str], facts: dict[str, str]) -> None:
-        self.process = process
-        self.url = facts["url"]
-        self.version = facts["version"]
-        self._control = facts["control"]
+    def __init__(self, command: list[str], log: Path) -> None:
+        super().__init__(command, log)
+        self.url: str = self.facts["url"]
+        self.version: str = self.facts["version"]
+        self._control: str = self.facts["control"]
 
     def ask(self, method: str, token: str | None = None, **parameters: Any) -> tuple[int, Any]:
         """Status and answer of one XRPC query."""
@@ -94,17 +103,6 @@ class OfficialAppView:
             assert time.monotonic() < deadline, f"the official indexer stands at {stands}, not at {seq}"
             time.sleep(0.1)
 
-    def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
-        self.process.terminate()
-        try:
-            return self.process.wait(20)
-        finally:
-            self.process.kill()
-            for pipe in (self.process.stdin, self.process.stdout):
-                if pipe is not None:
-                    pipe.close()
-
 
 def start_official_appview(
     chosen: Release, database: str, network: OfficialNetwork, log: Path, index: bool
@@ -117,14 +115,7 @@ def start_official_appview(
         command += ["--labeler", network.labeler_did]
     if index:
         command += ["--index", network.pds.replace("http", "ws", 1)]
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()  # one that hangs meets the test's own timeout
-    if not line:
-        code = process.wait(START_SECONDS)
-        raise OfficialServersUnavailable(f"exit code {code}\n{log.read_text()[-4000:]}")
-    return OfficialAppView(process, json.loads(line))
+    return OfficialAppView(command, log)
 
 
 def make_official_tables(chosen: Release, database: str) -> None:
@@ -189,8 +180,7 @@ def official_appview(blank_databases: Callable[[], str], tmp_path: Path) -> Iter
 
     yield start
     for appview in running:
-        if appview.process.poll() is None:
-            assert appview.stop() == 0
+        appview.end()
 
 
 @pytest.fixture

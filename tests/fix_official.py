@@ -113,11 +113,45 @@ def try_compiled_module() -> None:
         raise OfficialServersUnavailable(f"better-sqlite3 was not compiled; {REMEDY}\n{tried.stderr}")
 
 
-class OfficialNetwork:
-    """A running official network; every method but `stop` is an order to it."""
+class OfficialProcess:
+    """A script of `acceptance/` that runs: it tells its `facts` in one JSON line, and ends when nobody holds its stdin."""
 
-    def __init__(self, process: subprocess.Popen[str], facts: dict[str, Any]) -> None:
-        self.process = process
+    def __init__(self, command: list[str], log: Path) -> None:
+        """Returns once the script serves; what it says on stderr goes to `log`. Raises OfficialServersUnavailable."""
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()  # one that hangs meets the test's own timeout
+        if not line:
+            code = self.process.wait(START_SECONDS)
+            raise OfficialServersUnavailable(f"exit code {code}\n{log.read_text()[-4000:]}")
+        self.facts: dict[str, Any] = json.loads(line)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.terminate()
+        try:
+            return self.process.wait(20)
+        finally:
+            self.process.kill()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def end(self) -> None:
+        """The end of a test: one that still runs must end well."""
+        if self.process.poll() is None:
+            assert self.stop() == 0
+
+
+class OfficialNetwork(OfficialProcess):
+    """A running official network; its methods are orders to it."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        super().__init__(command, log)
+        facts = self.facts
         self.plc: str = facts["plc"]
         self.pds: str = facts["pds"]
         self.labeler: str | None = facts["labeler"] and facts["labeler"]["url"]
@@ -147,17 +181,6 @@ class OfficialNetwork:
         """One commit with all of them, in this order. Returns {uri, cid} of each, of a delete None."""
         return self.order("write", did=did, writes=list(operations), together=True)
 
-    def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
-        self.process.terminate()
-        try:
-            return self.process.wait(20)
-        finally:
-            self.process.kill()
-            for pipe in (self.process.stdin, self.process.stdout):
-                if pipe is not None:
-                    pipe.close()
-
 
 def operation(action: str, path: str, /, **value: Any) -> dict[str, Any]:
     """`create`, `update` or `delete` of collection/rkey; the record's $type is the collection."""
@@ -175,14 +198,7 @@ def start_official_network(modules: Path, folder: Path, ozone: str | None, **opt
     if ozone is not None:
         command += ["--ozone", ozone]
     folder.mkdir(parents=True)
-    with (folder / "network.log").open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()  # a network that hangs meets the test's own timeout
-    if not line:
-        code = process.wait(START_SECONDS)
-        raise OfficialServersUnavailable(f"exit code {code}\n{(folder / 'network.log').read_text()[-4000:]}")
-    return OfficialNetwork(process, json.loads(line))
+    return OfficialNetwork(command, folder / "network.log")
 
 
 @pytest.fixture(scope="session")
@@ -203,8 +219,7 @@ def official_network(official_modules: Path, tmp_path: Path) -> Iterator[Callabl
 
     yield start
     for network in running:
-        if network.process.poll() is None:
-            assert network.stop() == 0
+        network.end()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 // the control port: {seq, errors}, the last event that is wholly in the tables, and what was refused. It ends with SIGTERM, and
 // when whoever started it is gone (stdin at its end, or another parent).
 import './loopback.mjs'
+import { endAfter } from './ending.mjs'
 import { createRequire } from 'node:module'
 import { createServer } from 'node:http'
 import { join, resolve } from 'node:path'
@@ -29,7 +30,6 @@ const { values: given } = parseArgs({
     index: { type: 'string' },
   },
 })
-const parent = process.ppid
 const require = createRequire(join(resolve(given.modules), '..', 'package.json'))
 
 /** A package of the folder, be it CommonJS or a module. */
@@ -120,19 +120,11 @@ void firehose?.start()
 const control = createServer((request, response) => response.writeHead(200).end(JSON.stringify({ seq, errors })))
 await new Promise((done) => control.listen(0, done))
 
-let ending = false
-async function end() {
-  if (ending) return
-  ending = true
-  setTimeout(() => process.exit(1), 10_000).unref()
+endAfter(async () => {
   control.close()
   await firehose?.destroy()
   await stop()
-  process.exit(0)
-}
-for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, end)
-process.stdin.on('end', end).resume()
-setInterval(() => process.ppid === parent || end(), 500)
+})
 
 console.log(
   JSON.stringify({

@@ -6,6 +6,7 @@
 // takes orders, POST /<order> with a JSON body, one after the other; see `orders`. It ends with SIGTERM, and when whoever
 // started it is gone (stdin at its end, or another parent).
 import './loopback.mjs'
+import { endAfter } from './ending.mjs'
 import { createRequire } from 'node:module'
 import { createServer } from 'node:http'
 import { mkdirSync } from 'node:fs'
@@ -26,7 +27,6 @@ const { values: given } = parseArgs({
     ozone: { type: 'string' },
   },
 })
-const parent = process.ppid
 const require = createRequire(join(resolve(given.modules), '..', 'package.json'))
 const { TestPlc, TestPds, TestOzone, mockNetworkUtilities } = require('@atproto/dev-env')
 const { AtpAgent } = require('@atproto/api')
@@ -245,18 +245,10 @@ const control = createServer((request, response) => {
 await new Promise((done) => control.listen(0, done))
 
 // ------------------------------------------------------------------------------------------------ end
-let ending = false
-async function end() {
-  if (ending) return
-  ending = true
-  setTimeout(() => process.exit(1), 10_000).unref()
+endAfter(async () => {
   control.close()
   for (const server of [labeler?.ozone, pds, plc]) await server?.close()
-  process.exit(0)
-}
-for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, end)
-process.stdin.on('end', end).resume()
-setInterval(() => process.ppid === parent || end(), 500)
+})
 
 const version = (name) => require(`${name}/package.json`).version
 console.log(
