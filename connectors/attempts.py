@@ -212,6 +212,11 @@ class Attempts:
             failure = Failure(rejected.reason, rejected.detail)
             _count(rejected)
             if rejected.reason is SnapshotReason.STALE:
+                if not fresh:
+                    fresh = True
+                    newer, _ = await self._resolve(claim, fresh=True)
+                    if (newer.pds, newer.signing_key) != (identity.pds, identity.signing_key):
+                        continue  # it was a PDS that the account has left
                 wanted = await self._outwait(claim, wanted, stale, FetchFailed(failure, download.host))
             elif rejected.reason in _KEY_MAY_HAVE_CHANGED and not fresh:
                 fresh = True
@@ -256,7 +261,7 @@ class Attempts:
             if identity.pds is None and not fresh:
                 identity = await self._resolver.resolve(did, fresh=True)
         except IdentityNotFound as err:
-            raise FetchFailed(Failure(Reason.DID_NOT_FOUND, str(err))) from err
+            raise FetchFailed(_no_identity(err)) from err
         except IdentityUnreachable as err:
             raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(err), err.retry_after)) from err
         if identity.pds is None:
@@ -273,8 +278,8 @@ class Attempts:
                 raise
             try:
                 newer = await self._resolver.resolve(identity.did, fresh=True)
-            except IdentityNotFound:
-                raise err from None
+            except IdentityNotFound as none:
+                raise FetchFailed(_no_identity(none)) from none
             except IdentityUnreachable as silent:  # nobody knows where it lives: not the time to believe it
                 raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(silent), silent.retry_after)) from silent
             if newer.pds is None or newer.pds == host:
@@ -358,6 +363,10 @@ async def _to_its_end(call: Coroutine[Any, Any, X]) -> X:
             ):  # cancelled twice: once by a lost lease, once by the end of the process
                 await asyncio.wait([task])
         raise
+
+
+def _no_identity(err: IdentityNotFound) -> Failure:
+    return Failure(Reason.DID_TOMBSTONED if err.gone else Reason.DID_NOT_FOUND, str(err))
 
 
 def _key(claim: Claim) -> Key:

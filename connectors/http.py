@@ -12,6 +12,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from math import isnan
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,11 +21,13 @@ import msgspec
 from aiohttp.abc import AbstractResolver
 
 from schemas.settings import Settings
+from steps.syntax import storable
 
 MAX_JSON_BYTES = 8 * 1024 * 1024
 MAX_REDIRECTS = 4
 TOTAL_SECONDS = 30.0
 IDLE_SECONDS = 15.0
+LONGEST_WAIT_SECONDS = 86_400.0
 _WELL_KNOWN_PORTS = (80, 443)
 _FIRST_FREE_PORT = 1024  # below it live mail, shells and databases, never a PDS
 
@@ -69,7 +72,7 @@ class Answer:
         """Name of the XRPC error, such as RepoNotFound."""
         body = self.json()
         name = body.get("error") if isinstance(body, dict) else None
-        return name[:100] if isinstance(name, str) else None
+        return storable(name[:100]) if isinstance(name, str) else None
 
 
 def check_url(url: str, *, allow_private: bool) -> None:
@@ -79,6 +82,8 @@ def check_url(url: str, *, allow_private: bool) -> None:
         port = parts.port
     except ValueError as err:
         raise HostRefused(f"{url[:200]!r} is not a URL") from err
+    if any(char <= " " or not char.isascii() for char in url):
+        raise HostRefused(f"{url[:200]!r} has characters that no URL has")
     if parts.scheme not in (("https", "wss", "http", "ws") if allow_private else ("https", "wss")):
         raise HostRefused(f"scheme {parts.scheme[:20]!r} of {url[:200]!r}")
     if not parts.hostname:
@@ -100,10 +105,14 @@ def address_allowed(address: str) -> bool:
             )
         if ip in _NAT64:
             return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF).is_global
+        if ip.is_site_local or any(ip in network for network in _NOT_GLOBAL):
+            return False
     return ip.is_global and not ip.is_multicast
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_NOT_GLOBAL = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("::/96"))
+"""Of local translators, and IPv4-compatible addresses: which older Pythons call global."""
 
 
 def open_session(
@@ -142,7 +151,7 @@ def translated(err: Exception, url: str) -> Exception:
     if isinstance(err, aiohttp.NonHttpUrlClientError | aiohttp.InvalidURL):
         return HostRefused(f"{url[:200]}: {err}")
     what = "no answer in time" if isinstance(err, TimeoutError) else (str(err) or type(err).__name__)
-    return Unreachable(f"{urlsplit(url).hostname}: {what[:300]}")
+    return Unreachable(storable(f"{urlsplit(url).hostname}: {what[:300]}"))
 
 
 async def fetch(
@@ -171,24 +180,28 @@ async def fetch(
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that the server asks us to wait: Retry-After (seconds or date), else RateLimit-Reset; None if it says nothing.
+    """Seconds that the server asks us to wait, at most a day: Retry-After (seconds or date), else RateLimit-Reset; None if it
+    says nothing readable.
 
     `now`: seconds since 1970. RateLimit-Reset is seconds or, as this network writes it, a moment since 1970.
     """
-    value = headers.get("Retry-After")
-    if value is not None:
+    value = headers.get("Retry-After", "")
+    seconds = _seconds(value)
+    if seconds is None:
         try:
-            return max(0.0, float(value))
-        except ValueError:
-            try:
-                return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-            except ValueError:
-                pass
+            seconds = parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, TypeError, OverflowError, OSError):  # a stranger's date: of any year, or none
+            seconds = _seconds(headers.get("RateLimit-Reset", ""))
+            seconds = None if seconds is None else seconds - now if seconds > 1e9 else seconds
+    return None if seconds is None else min(max(0.0, seconds), LONGEST_WAIT_SECONDS)
+
+
+def _seconds(text: str) -> float | None:
     try:
-        reset = float(headers.get("RateLimit-Reset", ""))
+        seconds = float(text)
     except ValueError:
         return None
-    return max(0.0, reset - now if reset > 1e9 else reset)
+    return None if isnan(seconds) else seconds
 
 
 def _port_allowed(port: int) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import aiohttp
 import msgspec
@@ -64,7 +64,7 @@ class PdsClient:
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.fetch_total_seconds):
-                await self._follow(f"{pds}/xrpc/com.atproto.sync.getRepo?did={did}", spool)
+                await self._follow(f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}", spool)
         except BaseException as err:
             spool.close()
             if isinstance(err, TimeoutError):
@@ -76,10 +76,15 @@ class PdsClient:
         return Download(did, pds, now_text(), spool)
 
     async def _follow(self, url: str, spool: Spool) -> None:
+        """`asked`: the host that answered last, to blame for where it sends us."""
+        asked: str | None = None
         for _ in range(MAX_REDIRECTS + 1):
-            host = origin(url)
             try:
                 check_url(url, allow_private=self._settings.allow_private_hosts)
+            except HostRefused as err:
+                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
+            host = asked = origin(url)
+            try:
                 async with self._turn(host):
                     await self._budget.acquire(host)
                     location = await self._request(url, host, spool)
@@ -89,8 +94,8 @@ class PdsClient:
                 raise FetchFailed(Failure(err.reason, str(err), err.seconds)) from err
             if location is None:
                 return
-            url = urljoin(url, location)
-        raise FetchFailed(Failure(Reason.TOO_MANY_REDIRECTS, url[:200]), origin(url))
+            url = _joined(url, location, host)
+        raise FetchFailed(Failure(Reason.TOO_MANY_REDIRECTS, url[:200]), asked)
 
     async def _request(self, url: str, host: str, spool: Spool) -> str | None:
         """One request: the body goes into the spool, or the Location of a redirect is returned."""
@@ -144,6 +149,13 @@ class PdsClient:
                 del self._turns[host]
             else:
                 self._turns[host] = turns, users - 1
+
+
+def _joined(url: str, location: str, host: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as err:
+        raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, f"{location[:200]!r} is no URL"), host) from err
 
 
 def origin(url: str) -> str:

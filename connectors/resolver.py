@@ -7,6 +7,7 @@ asked for. Requests are paced, and a directory that answers 429 is left alone fo
 """
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection
@@ -26,12 +27,23 @@ from steps.identity import Identity, IdentityRejected, document_url, parse_docum
 MAX_DOCUMENT_BYTES = 256 * 1024
 REQUESTS_AT_ONCE = 64
 STORE_CONNECTIONS = 2
+MEMORY_SECONDS = 10.0  # the table is asked again then: an #identity empties it for all processes
 NEGATIVE_ENTRIES = 20_000
 LONGEST_PAUSE_SECONDS = 300.0
 
 
+log = logging.getLogger("identities")
+
+
 class IdentityNotFound(Exception):
-    """The DID has no document that may be used: unknown, tombstoned, of another method, malformed, or at a refused host."""
+    """The DID has no document that may be used: unknown, tombstoned, of another method, malformed, or at a refused host.
+
+    `gone`: it had one, and whoever keeps it says that it is no more.
+    """
+
+    def __init__(self, detail: str, *, gone: bool = False) -> None:
+        super().__init__(detail)
+        self.gone = gone
 
 
 class IdentityUnreachable(Exception):
@@ -56,7 +68,7 @@ class Resolver:
         self._session = session
         self._cache: OrderedDict[str, _Entry] = OrderedDict()
         self._flights: dict[tuple[str, bool], asyncio.Task[Identity]] = {}
-        self._missing: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._missing: OrderedDict[str, tuple[float, IdentityNotFound]] = OrderedDict()
         self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._next_request = 0.0  # time.monotonic
         self._sql = queries("identity")
@@ -131,7 +143,7 @@ class Resolver:
             return self._keep(stored, life)
         missing = None if fresh else self._missing.get(did)
         if missing is not None and missing[0] > time.monotonic():
-            raise IdentityNotFound(missing[1])
+            raise IdentityNotFound(str(missing[1]), gone=missing[1].gone)
         try:
             identity = await self._ask(did)
         except IdentityUnreachable:
@@ -145,19 +157,22 @@ class Resolver:
         """The network's answer as a value; a DID that was not there a moment ago is not asked for again."""
         missing = self._missing.get(did)
         if missing is not None and missing[0] > time.monotonic():
-            return IdentityNotFound(missing[1])
+            return missing[1]
         try:
             return await self._ask(did, seconds)
         except IdentityUnreachable as err:
             return err
         except IdentityNotFound as err:
             return err
+        except (ValueError, TypeError, OverflowError, RecursionError) as err:  # an answer that nobody thought of
+            log.warning("an identity's answer", extra={"did": did, "error": repr(err)[:300]})
+            return IdentityUnreachable(f"{did}: {err!r}"[:300])
 
     async def _ask(self, did: str, seconds: float | None = None) -> Identity:
         try:
             return await self._asked(did, seconds or self._settings.fetch_connect_seconds)
         except IdentityNotFound as err:
-            self._missing[did] = (time.monotonic() + self._settings.identity_negative_seconds, str(err))
+            self._missing[did] = (time.monotonic() + self._settings.identity_negative_seconds, err)
             self._missing.move_to_end(did)
             while len(self._missing) > NEGATIVE_ENTRIES:
                 self._missing.popitem(last=False)
@@ -196,21 +211,23 @@ class Resolver:
             raise IdentityNotFound(f"{did}: {err}") from err
         except Unreachable as err:
             raise IdentityUnreachable(f"{did}: {err}") from err
-        if answer.status in (404, 410):
-            raise IdentityNotFound(f"{did}: {url} answered {answer.status}")
+        plc = did.startswith("did:plc:")
+        if answer.status in (404, 410) and (not plc or _says_no(answer)):
+            raise IdentityNotFound(f"{did}: {url} answered {answer.status}", gone=answer.status == 410 or not plc)
         if answer.status != 200:
             wait = retry_after(answer.headers, time.time())
-            if answer.status == 429 and did.startswith("did:plc:"):
+            if answer.status == 429 and plc:
                 pause = min(wait if wait is not None else 1.0, LONGEST_PAUSE_SECONDS)
                 self._next_request = max(self._next_request, time.monotonic() + pause)
             raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait)
         parsed = parse_document(did, answer.json())
         if isinstance(parsed, IdentityRejected):
-            raise IdentityNotFound(f"{did}: {parsed.reason}, {parsed.detail}")
+            why = f"{did}: {parsed.reason}, {parsed.detail}"
+            raise IdentityUnreachable(f"{why}; is SLUICE_PLC a PLC directory?") if plc else IdentityNotFound(why)
         return parsed
 
     def _keep(self, identity: Identity, seconds: float) -> Identity:
-        self._cache[identity.did] = _Entry(identity, time.monotonic() + seconds)
+        self._cache[identity.did] = _Entry(identity, time.monotonic() + min(seconds, MEMORY_SECONDS))
         self._cache.move_to_end(identity.did)
         while len(self._cache) > self._settings.identity_cache_entries:
             self._cache.popitem(last=False)
@@ -246,3 +263,9 @@ class Resolver:
             self._pool = pool
             await pool.open()
         return self._pool
+
+
+def _says_no(answer: Answer) -> bool:
+    """A PLC directory's own word, in JSON; a proxy's 404 page, or a wrong path, says nothing about a DID."""
+    body = answer.json()
+    return isinstance(body, dict) and isinstance(body.get("message"), str)

@@ -13,7 +13,7 @@ import libipld
 import msgspec
 
 from steps.cid import CID_SIZE, DAG_CBOR
-from steps.syntax import is_did, is_tid
+from steps.syntax import is_did, is_handle, is_tid, storable
 
 MAX_FRAME_BYTES = 5_000_000
 """What is larger is no frame."""
@@ -193,14 +193,15 @@ def _sync(body: dict[str, Any]) -> Message:
 def _identity(body: dict[str, Any]) -> Message:
     did, handle = body.get("did"), body.get("handle")
     _need(_is_did(did), "did")
-    return Identity(_need_seq(body), did, body.get("time"), handle if type(handle) is str else None)  # type: ignore[arg-type]
+    claimed = handle if type(handle) is str and is_handle(handle) else None
+    return Identity(_need_seq(body), did, body.get("time"), claimed)  # type: ignore[arg-type]  # checked by _need
 
 
 def _account(body: dict[str, Any]) -> Message:
     did, active, status = body.get("did"), body.get("active"), body.get("status")
     _need(_is_did(did), "did")
     _need(type(active) is bool, "active")
-    status = status[:100] if type(status) is str else None
+    status = storable(status[:100]) if type(status) is str else None
     return Account(_need_seq(body), did, body.get("time"), active, status)  # type: ignore[arg-type]  # checked by _need
 
 
@@ -246,4 +247,4 @@ def _is_did(value: object) -> bool:
 
 
 def _short(value: object) -> str:
-    return value[:300] if type(value) is str else ""
+    return storable(value[:300]) if type(value) is str else ""

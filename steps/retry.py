@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
+from steps.syntax import storable
+
 SHORTEST_PAUSE = 1.0
 LONGEST_PAUSE = 3600.0
 _GROWTH = 8.0  # 5 s, 40 s, 5 min, 43 min: five attempts outlast a host that is down for most of an hour
@@ -23,6 +25,7 @@ class Reason(StrEnum):
     SUSPENDED = "suspended"
     DEACTIVATED = "deactivated"
     DID_NOT_FOUND = "did_not_found"
+    DID_TOMBSTONED = "did_tombstoned"
     NO_PDS = "no_pds"
     # a quota
     RATE_LIMITED = "rate_limited"
@@ -51,8 +54,8 @@ ACCOUNT_ERRORS: Mapping[str, Reason] = {
 }
 """Error names of com.atproto.sync.getRepo that tell of the account, not of the request."""
 
-_ACCOUNT = frozenset({*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND, Reason.NO_PDS})
-_GONE = frozenset({Reason.NOT_FOUND, Reason.DID_NOT_FOUND, Reason.NO_PDS})
+_GONE = frozenset({Reason.NOT_FOUND, Reason.DID_TOMBSTONED, Reason.NO_PDS})
+_ACCOUNT = _GONE | {*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND}
 NOT_ASKED = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
 """What was put off before its host was asked: no request has failed."""
 
@@ -68,7 +71,7 @@ class Failure:
     wait_seconds: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+        return storable(f"{self.reason}: {self.detail}")
 
 
 @dataclass(frozen=True, slots=True)

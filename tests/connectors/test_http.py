@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from connectors.http import (
+    LONGEST_WAIT_SECONDS,
     Answer,
     HostRefused,
     Unreachable,
@@ -42,6 +45,9 @@ OPEN = Settings(allow_private_hosts=True, fetch_connect_seconds=2)
         "::ffff:10.0.0.1",
         "2002:7f00:1::",
         "64:ff9b::7f00:1",
+        "64:ff9b:1::1",
+        "fec0::1",
+        "::7f00:1",
         "::",
     ],
 )
@@ -66,6 +72,10 @@ def test_public_addresses_are_allowed() -> None:
         "https://example.com:25/",
         "https://example.com:99999/",
         "https://[::1/",
+        "https://a\0b.example/",
+        "https://a b.example/",
+        "https://\u2177.example/",
+        "https://\udcff.example/",
         "gopher://x",
     ],
 )
@@ -82,6 +92,18 @@ def test_retry_after_forms() -> None:
     assert retry_after({"RateLimit-Reset": "30"}, 1_700_000_000) == 30
     assert retry_after({"Retry-After": "soon"}, 0) is None
     assert retry_after({}, 0) is None
+    assert retry_after({"Retry-After": "1e9"}, 0) == LONGEST_WAIT_SECONDS
+    assert retry_after({"Retry-After": "nan", "RateLimit-Reset": "30"}, 0) == 30
+
+
+@given(st.text() | st.from_regex(r"Mon, [0-9]{1,30} Jan [0-9]{1,30} 00:00:00 (GMT|[+-][0-9]{1,20})", fullmatch=True))
+@example("Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
+@example("-inf")
+def test_no_header_of_a_stranger_is_an_exception(text: str) -> None:
+    """G7: a year beyond all calendars ended the flow that asked (did:web hosts are anybody's)."""
+    for name in ("Retry-After", "RateLimit-Reset"):
+        seconds = retry_after({name: text}, 1_700_000_000)
+        assert seconds is None or 0 <= seconds <= LONGEST_WAIT_SECONDS
 
 
 async def _served(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> tuple[web.AppRunner, int]:

@@ -164,7 +164,13 @@ def test_redirects_are_followed_and_loops_are_not(database: str) -> None:
     assert failure.reason is Reason.TOO_MANY_REDIRECTS
 
 
-@pytest.mark.parametrize("target", ["https://u:p@pds.example/x", "file:///etc/passwd", "ftp://pds.example/x"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("https://u:p@pds.example/x", "file:///etc/passwd", "ftp://pds.example/x"),
+        *("http://[", "http://h\xff.example/", "http://\u2177.\u2100/", "//[::1", "https://pds.example:99999999/"),
+    ],
+)
 def test_a_redirect_leads_to_no_forbidden_place(database: str, target: str) -> None:
     """G9: every hop is checked as the first one was; the refusal is the host's failure."""
     failure = fetch(database, answers(302, b"", Location=target)).failure

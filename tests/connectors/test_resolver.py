@@ -11,6 +11,7 @@ from aiohttp import web
 from connectors.http import open_session
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from schemas.settings import Settings, load
+from steps.identity import Identity, document_url
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -21,6 +22,7 @@ class Directory:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.status = 200
+        self.body: str | None = None
         self.pds = "https://one.example"
         self.wait = 0.0
 
@@ -28,10 +30,12 @@ class Directory:
         did = request.path[1:]
         self.asked.append(did)
         await asyncio.sleep(self.wait)
+        if self.body is not None:
+            return web.Response(status=self.status, text=self.body)
         if self.status != 200:
             return web.Response(status=self.status, headers={"Retry-After": "9"})
         if did != DID:
-            return web.Response(status=404)
+            return web.json_response({"message": f"DID not registered: {did}"}, status=404)
         service = {"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": self.pds}
         return web.json_response({"id": did, "alsoKnownAs": ["at://A.example"], "service": [service]})
 
@@ -98,6 +102,51 @@ def test_a_directory_that_is_down_is_not_an_unknown_did(database: str) -> None:
             await nobody.resolve(DID)
 
     run(database, body)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "raised", "gone"),
+    [
+        (404, '{"message": "DID not registered"}', IdentityNotFound, False),
+        (410, '{"message": "DID not available"}', IdentityNotFound, True),
+        (404, "<html>no such page</html>", IdentityUnreachable, None),
+        (404, "[]", IdentityUnreachable, None),
+        (410, "", IdentityUnreachable, None),
+        (200, "<html>hello</html>", IdentityUnreachable, None),
+        (200, '{"id": "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"}', IdentityUnreachable, None),
+    ],
+)
+def test_only_the_directory_s_own_word_says_that_there_is_no_such_did(
+    database: str, status: int, body: str, raised: type[Exception], gone: bool | None
+) -> None:
+    """G5: a proxy's page, or a mirror's wrong path, made every repo unavailable, and confirmed deletions."""
+
+    async def ask(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        directory.status, directory.body = status, body
+        with pytest.raises(raised) as said:
+            await resolver().resolve(DID)
+        assert getattr(said.value, "gone", None) is gone
+
+    run(database, ask)
+
+
+def test_one_did_whose_answer_nobody_thought_of_leaves_the_others_alone(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7, B8: among many it is one that did not answer."""
+
+    async def ask(_: Directory, resolver: Callable[..., Resolver]) -> None:
+        def odd(did: str, plc: str) -> str | None:
+            if did.startswith("did:web:"):
+                raise OverflowError(did)
+            return document_url(did, plc)
+
+        monkeypatch.setattr("connectors.resolver.document_url", odd)
+        found = await resolver().resolve_many([DID, "did:web:odd.example"], max_age=60.0)
+        assert isinstance(found[DID], Identity)
+        assert isinstance(found["did:web:odd.example"], IdentityUnreachable)
+
+    run(database, ask)
 
 
 def test_an_expired_entry_serves_while_the_directory_is_down(database: str) -> None:

@@ -86,6 +86,7 @@ def test_other_kinds() -> None:
     base = {"did": DID, "seq": 1, "time": TIME}
     assert decode(frame("#identity", base | {"handle": "a.test"})) == frames.Identity(1, DID, TIME, "a.test")
     assert decode(frame("#identity", base)) == frames.Identity(1, DID, TIME, None)
+    assert decode(frame("#identity", base | {"handle": "a\0b.test"})) == frames.Identity(1, DID, TIME, None)
     assert decode(frame("#account", base | {"active": False, "status": "deleted"})) == frames.Account(
         1, DID, TIME, False, "deleted"
     )

@@ -252,3 +252,11 @@ def test_no_answer_raises(body: Any) -> None:
     """G7"""
     read_page(body, 0)
     read_page({"repos": [body], "cursor": body}, 0)
+
+
+def test_words_that_no_text_column_takes() -> None:
+    """G7: a page whose cursor has a NUL was read again and again, and ended the flow each time."""
+    assert read_page({"repos": [], "cursor": "a\0"}, 0) == Failure(Trouble.BAD_ANSWER, "the cursor is no text")
+    found = read_page({"repos": [{"did": "did:plc:a", "active": False, "status": "gone\0"}]}, 0)
+    assert isinstance(found, Page)
+    assert [entry.status for entry in found.entries] == ["gone\ufffd"]

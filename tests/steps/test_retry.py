@@ -52,10 +52,15 @@ def test_only_what_is_gone_confirms_a_deletion() -> None:
     """A deletion that we were told of is believed when the PDS does not know the repo, or the DID has none."""
     confirmed = {
         reason
-        for reason in (*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND, Reason.NO_PDS)
+        for reason in (*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND, Reason.DID_TOMBSTONED, Reason.NO_PDS)
         if decide(Failure(reason, ""), 0, POLICY, key=DID, deletion=True) == Unavailable(str(reason), deleted=True)
     }
-    assert confirmed == {Reason.NOT_FOUND, Reason.DID_NOT_FOUND, Reason.NO_PDS}
+    assert confirmed == {Reason.NOT_FOUND, Reason.DID_TOMBSTONED, Reason.NO_PDS}
+
+
+def test_what_a_failure_says_fits_a_text_column() -> None:
+    """G7: a host's own words, which PostgreSQL would refuse, ended the worker."""
+    assert str(Failure(Reason.HTTP_STATUS, "a\0b\udcff")) == "http_status: a\ufffdb?"
 
 
 @pytest.mark.parametrize(
