@@ -25,7 +25,7 @@ from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import Info, Labels, Message, Rejected, StreamError, Unknown, decode
 from steps.identity import Identity as Document
-from steps.labels import LabelRejected, label
+from steps.labels import LabelReason, LabelRejected, label
 from steps.timestamps import canonical, to_unix
 
 TOPIC = "label_live"
@@ -156,21 +156,28 @@ def verifier(settings: Settings, ring: KeyRing[Signer]) -> Verify:
 
 
 def encode_all(batch: list[Checked]) -> list[Out]:
-    """Labels → messages; what is none → dead letters."""
+    """Labels → messages; what is none → dead letters, one for each reason of a frame."""
     out: list[Out] = []
     for one in batch:
         message, labeler = one.message, one.frame.upstream
         if isinstance(message, Labels):
+            refused: dict[LabelReason, list[str]] = {}
             for at, value in enumerate(message.labels):
                 made = one.wrong.get(at) or label(value, message.seq, labeler)
                 if isinstance(made, LabelRejected):
-                    out.append(_dead(one, made.reason.value, made.detail))
+                    refused.setdefault(made.reason, []).append(made.detail)
                 else:
                     out.append(Out(TOPIC, made.did, made.value))
+            # a letter holds the frame: one for each of its labels would be gigabytes
+            out += [_dead(one, reason.value, _detail(details)) for reason, details in refused.items()]
         elif isinstance(message, Rejected):
             out.append(_dead(one, message.reason.value, message.detail))
     _note_times(batch)
     return out
+
+
+def _detail(details: list[str]) -> str:
+    return details[0] if len(details) == 1 else f"{details[0]}; and {len(details) - 1} labels more"
 
 
 def _note_times(batch: list[Checked]) -> None:

@@ -1,0 +1,151 @@
+"""Sources of labels: which of them a labeler makes us look for. The real resolver and identity table, a directory of the test's."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice, product
+from string import ascii_lowercase
+from typing import Any
+
+import pytest
+from cbrrr import encode_dag_cbor
+
+from connectors.keyring import KeyRing
+from connectors.process import Health
+from connectors.signatures import FOREIGN_SECONDS, STRANGER_LOOKS, STRANGER_SECONDS, LabelSignatures
+from connectors.stream import Frame
+from flows.labels import Checked, encode_all, label_signer
+from schemas import wire
+from schemas.settings import Check, Settings
+from simulator.keys import derive_key, multikey
+from steps.frames import Labels
+from steps.labels import LabelReason, LabelRejected
+
+URL, OTHER = "https://labels.example", "https://other.example"
+KEY = derive_key("secp256k1", "labels")
+
+
+def did(name: str) -> str:
+    return "did:plc:" + name.ljust(24, "a")
+
+
+MINE, THEIRS = did("mine"), did("theirs")
+STRANGERS = [did("x" + "".join(letters)) for letters in islice(product(ascii_lowercase, repeat=3), 1000)]
+
+
+class Directory:
+    """Labelers' documents, and how often each DID was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.at = {MINE: URL, THEIRS: OTHER}
+        directory = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                one = self.path[1:]
+                directory.asked[one] += 1
+                body = json.dumps(directory.document(one)).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def document(self, one: str) -> dict[str, Any]:
+        service = {
+            "id": "#atproto_labeler",
+            "type": "AtprotoLabeler",
+            "serviceEndpoint": self.at.get(one, "https://no"),
+        }
+        key = {"id": f"{one}#atproto_label", "type": "Multikey", "controller": one, "publicKeyMultibase": multikey(KEY)}
+        return {"id": one, "service": [service], "verificationMethod": [key]}
+
+
+class Desk:
+    """Signatures over the directory, and a clock of our own."""
+
+    def __init__(self, database: str) -> None:
+        self.directory = Directory()
+        self.now = 1000.0
+        settings = Settings(database=database, plc=self.directory.url, allow_private_hosts=True)
+        self.ring = KeyRing(settings, Health("labels"), label_signer)
+        self.signatures = LabelSignatures("labels", self.ring, Check.ENFORCE, lambda: self.now)
+
+    def check(self, url: str, *sources: str) -> list[LabelReason | None]:
+        found = self.signatures.check([(url, signed(src)) for src in sources])
+        return [None if why is None else why.reason for why in found]
+
+    def asked(self) -> int:
+        return sum(count for one, count in self.directory.asked.items() if one in STRANGERS)
+
+
+def signed(src: str) -> dict[str, Any]:
+    label = {"ver": 1, "src": src, "uri": src, "val": "a", "cts": "2026-01-01T00:00:00.000Z"}
+    return {**label, "sig": KEY.sign(encode_dag_cbor(label))}
+
+
+@pytest.fixture
+def desk(database: str) -> Iterator[Desk]:
+    one = Desk(database)
+    yield one
+    one.ring.close()
+    one.directory.server.shutdown()
+    one.directory.server.server_close()
+
+
+def test_a_labeler_of_many_foreign_sources_is_looked_for_a_few_times_and_delays_nobody(desk: Desk) -> None:
+    """G9: each source is a question that all labelers wait for; a frame holds tens of thousands."""
+    flood = [(URL, signed(src)) for src in STRANGERS]
+    found = desk.signatures.check([*flood, (URL, signed(MINE)), (OTHER, signed(THEIRS))])
+    assert {why.reason for why in found[:-2] if why is not None} == {LabelReason.BAD_SRC}
+    assert None not in found[:-2]
+    assert found[-1] is None  # the other labeler's
+    assert len(desk.directory.asked) <= STRANGER_LOOKS + 1
+    assert desk.asked() <= 2 * STRANGER_LOOKS  # a doubtful one is looked for once more
+
+
+def test_a_source_that_is_proven_needs_no_look_and_outlasts_a_flood(desk: Desk) -> None:
+    assert desk.check(URL, MINE) == [None]
+    for _ in range(3):
+        assert desk.check(URL, *STRANGERS, MINE)[-1] is None
+
+
+def test_a_look_comes_back_with_time_and_a_foreign_source_holds_meanwhile(desk: Desk) -> None:
+    """Whoever names his labeler's URL in his document later is believed later."""
+    first, *others = STRANGERS[: STRANGER_LOOKS + 1]
+    late = others.pop()
+    desk.check(URL, first, *others)
+    assert desk.check(URL, late) == [LabelReason.BAD_SRC]
+    assert desk.directory.asked[late] == 0
+    desk.directory.at[late] = desk.directory.at[first] = URL
+    desk.now += STRANGER_SECONDS
+    assert desk.check(URL, first, late) == [LabelReason.BAD_SRC, None]  # of the first we know
+    desk.now += FOREIGN_SECONDS
+    desk.ring.forget([first])
+    assert desk.check(URL, first) == [None]
+
+
+def test_a_frame_has_one_letter_for_each_reason() -> None:
+    """A letter holds its frame: one for each of ten thousand labels would be gigabytes."""
+    wrong = LabelRejected(LabelReason.BAD_SRC, "not mine")
+    labels = [signed(MINE) for _ in range(100)]
+    labels[3]["val"] = ""
+    checked = Checked(Frame(URL, b"frame"), Labels(7, labels), dict.fromkeys(range(10, 100), wrong))
+    out = encode_all([checked])
+    letters = [wire.decode_dead_letter(one.value) for one in out if one.topic == "dead_letter"]
+    assert [(one.reason, one.error) for one in letters] == [
+        ("bad_val", "''"),
+        ("bad_src", "not mine; and 89 labels more"),
+    ]
+    assert len(out) == 9 + 2
