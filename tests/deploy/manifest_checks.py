@@ -18,11 +18,12 @@ from connectors.log_producer import DELIVERY_SECONDS
 from control.cli import app
 from control.errors import OperatorError
 from control.run import PROCESSES, require
-from schemas.settings import PREFIX, Settings, SettingsError, load
+from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
 
 SINGLE = {"list-repos", "firehose", "labels"}
 MANY = {"backfill", "index"}
 OUTSIDE = SINGLE | {"backfill", "control"}  # who asks servers of strangers; control does for handles
+SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database")}
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
 UNITS = {"Mi": 1024**2, "Gi": 1024**3}
@@ -77,9 +78,9 @@ def faults(documents: list[Document], documented: str) -> list[str]:
             _mounted(pod, documents, documented),
         ]
         if pod.ours:
-            checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod)]
+            checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod), _tokens(pod)]
         found += [f"{pod.name}: {fault}" for check in checks for fault in check]
-    found += [*_selectors(documents), *_ways(documents)]
+    found += [*_selectors(documents), *_ways(documents), *_in_clear(documents)]
     running = {str(pod.spec["containers"][0]["args"][1]) for pod in pods(documents) if pod.ours}
     if running != set(PROCESSES):
         found.append(f"processes are {sorted(running)}, should be {sorted(PROCESSES)}")
@@ -152,6 +153,27 @@ def _references(pod: Pod, documents: list[Document], documented: str) -> Iterato
             told = f"secret generic {wanted['name']}" in documented and f"{wanted['key']}=" in documented
             if ("Secret", wanted["name"], wanted["key"]) not in there and not told:
                 yield f"the Secret {wanted['name']} with {wanted['key']} is neither there nor documented"
+
+
+def _tokens(pod: Pod) -> Iterator[str]:
+    """Off loopback the API and the page need a token, and a pod has to start before somebody has made one."""
+    for container in pod.spec["containers"]:
+        if container["args"] != ["run", "control"]:
+            continue
+        secret = {v["name"]: v["valueFrom"].get("secretKeyRef", {}) for v in container["env"] if "valueFrom" in v}
+        for name in ("SLUICE_API_TOKEN", "SLUICE_API_READ_TOKEN"):
+            if name not in secret:
+                yield f"{name} has no Secret, so its status page and API are locked for ever"
+            elif secret[name].get("optional") is not True:
+                yield f"waits for the Secret of {name}"
+
+
+def _in_clear(documents: list[Document]) -> Iterator[str]:
+    """Settings that are secrets are in no ConfigMap, which more people may read than Secrets."""
+    for doc in documents:
+        if doc["kind"] == "ConfigMap":
+            for name in sorted(SECRET_SETTINGS & set(doc.get("data", {}))):
+                yield f"ConfigMap {doc['metadata']['name']} has {name} in clear"
 
 
 def _mounted(pod: Pod, documents: list[Document], documented: str) -> Iterator[str]:

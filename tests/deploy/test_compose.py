@@ -9,6 +9,7 @@ import yaml
 from manifest_checks import TAGGED, misread, settings_of
 from rendering import ROOT, read
 
+from control.api.guard import Scope, held_scope, needs_token
 from control.git_pages import BRANCH
 from control.run import PROCESSES, require
 
@@ -17,9 +18,9 @@ ENV = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text("ut
 VARIABLE = re.compile(r"\$\{([A-Z_]+):-([^}]*)\}")
 
 
-def filled(text: str) -> dict[str, Any]:
-    """The document with the defaults of its variables."""
-    (document,) = read(VARIABLE.sub(lambda found: found[2], text))
+def filled(text: str, **given: str) -> dict[str, Any]:
+    """The document with these variables, and the defaults of the others."""
+    (document,) = read(VARIABLE.sub(lambda found: given.get(found[1], found[2]), text))
     return dict(document)
 
 
@@ -54,6 +55,15 @@ def test_a_misspelt_setting_would_be_seen() -> None:
     broken = filled(TEXT.replace("SLUICE_PARTITIONS", "SLUICE_PARTITION"))
     with pytest.raises(Exception, match="SLUICE_PARTITION is not a setting"):
         settings_of(as_container(broken["services"]["index"]), [])
+
+
+def test_the_token_of_the_page_and_the_api_reaches_control_alone() -> None:
+    """They listen on every address of the container, where nobody may ask without one."""
+    services = filled(TEXT, SLUICE_API_TOKEN="a-long-word")["services"]
+    settings = {name: settings_of(as_container(services[name]), []) for name in OURS}
+    assert needs_token(settings["control"])
+    assert held_scope(settings["control"], "a-long-word") == Scope.ADMIN
+    assert {name for name in OURS if settings[name].api_token} == {"control"}
 
 
 def test_addresses_name_services_that_listen_there() -> None:

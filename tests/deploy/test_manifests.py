@@ -54,6 +54,11 @@ def container(documents: list[Document], workload: str = "sluice-index") -> dict
     return found
 
 
+def variable(documents: list[Document], workload: str, name: str) -> dict[str, Any]:
+    (found,) = (one for one in container(documents, workload)["env"] if one["name"] == name)
+    return dict(found)
+
+
 def spec(documents: list[Document], kind: str, name: str) -> dict[str, Any]:
     (doc,) = (doc for doc in documents if doc["kind"] == kind and doc["metadata"]["name"].startswith(name))
     found: dict[str, Any] = doc.get("spec", doc)
@@ -119,9 +124,18 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "capabilities": (lambda d: container(d)["securityContext"].pop("capabilities"), "keeps privileges"),
     "no memory limit": (lambda d: container(d)["resources"].pop("limits"), "does not say what it needs"),
     "undocumented secret": (
-        lambda d: container(d)["env"][0]["valueFrom"]["secretKeyRef"].update(key="dsn"),
+        lambda d: variable(d, "sluice-index", "SLUICE_DATABASE")["valueFrom"]["secretKeyRef"].update(key="dsn"),
         "neither there nor documented",
     ),
+    "control without a token": (
+        lambda d: container(d, "sluice-control").update(env=container(d)["env"]),
+        "SLUICE_API_TOKEN has no Secret",
+    ),
+    "control that waits for a token": (
+        lambda d: variable(d, "sluice-control", "SLUICE_API_READ_TOKEN")["valueFrom"]["secretKeyRef"].pop("optional"),
+        "waits for the Secret of SLUICE_API_READ_TOKEN",
+    ),
+    "a token in clear": (lambda d: settings(d).update(SLUICE_API_TOKEN="x"), "has SLUICE_API_TOKEN in clear"),
     "config map that is not there": (
         lambda d: container(d)["envFrom"][0]["configMapRef"].update(name="settings"),
         "wants the ConfigMap settings",
