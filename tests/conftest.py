@@ -25,5 +25,11 @@ pytest_plugins = [
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole systems, which take minutes, come last: what is broken shows early."""
-    items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
+    """Whole systems, which take minutes, come last: what is broken shows early. Before them comes what needs official packages,
+    which `make test` installs meanwhile."""
+    items.sort(key=lambda item: (item.get_closest_marker("acceptance") is not None, "official_tables" in names(item)))
+
+
+def names(item: pytest.Item) -> list[str]:
+    """The fixtures that a test takes, itself or by others."""
+    return list(getattr(item, "fixturenames", ()))
