@@ -23,7 +23,7 @@ FINAL = ["takendown", "suspended"]
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One repo of a listRepos page. `rev` is '' where the page had none."""
+    """One repo of a listRepos page. `rev` is '' where the page had none; `host`: the PDS whose own list this is."""
 
     did: str
     rev: str = ""

@@ -100,7 +100,8 @@ def discoverer(store: RepoStore, standing: Standing, jobs: ListingJobs) -> Calla
 def as_listed(page: Listed, entry: Entry) -> ListedRepo | None:
     """What a listing may say. A relay knows revs and statuses; a PDS only that an account of its own is there.
 
-    Anyone can run a PDS and list other people's DIDs as gone or as far ahead, so it is believed in neither.
+    Anyone can run a PDS and list other people's DIDs as gone or as far ahead, so it is believed in neither; nor is what it
+    calls active shown again, before the PDS of the DID document has served it (`listed_reopens`).
     """
     if page.host is None:
         return ListedRepo(entry.did, entry.rev, entry.active, entry.status, None)

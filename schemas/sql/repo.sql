@@ -42,19 +42,25 @@ update sluice.repo r set heard_rev = b.rev, stale_since = null from behind b whe
 -- name: listed_reopens
 -- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds; at once where only a listing
 -- has ever called it anything else (its #account went out before we listened); one outside the boundary, if this listing is
--- what brings it inside.
+-- what brings it inside. Anyone can run a PDS and list any DID (host): it has to be the one that the DID document names, not
+-- to gainsay a takedown, and what it lists stays hidden until it has been fetched, like what waits for a deletion.
 with closed as (
-    select r.did
+    select r.did, l.host is not null and not r.active as hidden
     from sluice.repo r
-    join unnest(%(dids)s::text[], %(actives)s::boolean[]) as l (did, active) on l.did = r.did
+    join unnest(%(dids)s::text[], %(actives)s::boolean[], %(hosts)s::text[]) as l (did, active, host) on l.did = r.did
+    left join sluice.identity i on i.did = r.did
     where r.phase = 'unavailable' and l.active
           and case when r.reason = 'outside' then sluice.admits(r.did, %(job)s)
                    else (r.attempt = 0 and r.account_time = '')
                         or r.phase_since < now() - make_interval(secs => %(reopen)s) end
+          and (l.host is null or r.reason = 'outside'
+               or (coalesce(r.status, '') <> all (%(final)s::text[])
+                   and l.host = coalesce(i.pds, case when r.commit is not null then r.host end)))
     order by r.did for update of r
 )
 update sluice.repo r
-set phase = 'pending', reason = 'reopened', active = true, status = null, next_retry_at = now(), queued_at = null,
+set phase = 'pending', reason = case when c.hidden then 'deletion' else 'reopened' end, active = not c.hidden,
+    status = case when c.hidden then r.status end, next_retry_at = now(), queued_at = null,
     completed_at = null, phase_since = now(), retry_count = 0
 from closed c where r.did = c.did
 

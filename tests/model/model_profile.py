@@ -27,6 +27,7 @@ FAULTS = {
     "account": 2.0,
     "false_news": 0.6,
     "identity": 1.0,
+    "pds_listing": 0.5,
     "sync": 1.5,
     "again": 2.0,
     "burst": 0.7,

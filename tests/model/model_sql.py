@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import psycopg
-from model_tables import GRACE, HOURLY, LEASE, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
+from model_tables import GRACE, HOURLY, LEASE, PDS, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
 
 from connectors.indexing import Gate
 from connectors.repos import Claim, Discovery, Listed, RepoStore
@@ -163,6 +163,10 @@ class Twin:
         return modelled
 
     def discover(self, listed: Sequence[Listed]) -> Discovery:
+        dids = [entry.did for entry in listed]
+        self.sql.db.execute(
+            "insert into sluice.identity (did, pds) select unnest(%s::text[]), %s on conflict do nothing", (dids, PDS)
+        )
         one, other = self.model.discover(listed), self.sql.store.discover(listed)
         self.same("discover", _summary(one), _summary(other))
         return one

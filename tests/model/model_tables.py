@@ -20,6 +20,7 @@ REOPEN = 3600.0
 REAP_DELAY = 5.0
 HOURLY = 10  # attempts of one repo in an hour at most
 HOUR = 3600.0 - 1e-5  # PostgreSQL rounds to microseconds: what is an hour ago there is so here, too
+PDS = "pds"  # in the DID document of every account
 TOPICS = ("firehose_backfill", "firehose_live")
 
 
@@ -90,7 +91,13 @@ class ModelTables:
             phase = "pending" if entry.active else "unavailable"
             reason = "listed" if entry.active else entry.status or "inactive"
             repo = self.kernel.gate.Repo(
-                entry.did, phase=phase, reason=reason, active=entry.active, status=entry.status, heard_rev=entry.rev
+                entry.did,
+                phase=phase,
+                reason=reason,
+                active=entry.active,
+                status=entry.status,
+                heard_rev=entry.rev,
+                host=entry.host,
             )
             queued = self.now if entry.active else None
             self.rows[entry.did] = Row(repo, queued_at=queued, next_retry_at=self.now, phase_since=self.now)
@@ -128,8 +135,12 @@ class ModelTables:
         if phase in ("pending", "failed", "unavailable") and ahead:
             self._set(row, heard_rev=entry.rev)
         only_listed = row.repo.attempt == 0 and row.repo.account_time == ""
-        if phase == "unavailable" and entry.active and (only_listed or row.phase_since < self.now - REOPEN):
-            self._set(row, phase="pending", reason="reopened", active=True, status=None, retry_count=0)
+        due = only_listed or row.phase_since < self.now - REOPEN
+        known = row.repo.status not in FINAL and entry.host == PDS
+        if phase == "unavailable" and entry.active and due and (entry.host is None or known):
+            hidden = entry.host is not None and not row.repo.active
+            reason, status = ("deletion", row.repo.status) if hidden else ("reopened", None)
+            self._set(row, phase="pending", reason=reason, active=not hidden, status=status, retry_count=0)
             self._due_now(row)
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
@@ -148,7 +159,7 @@ class ModelTables:
             repo = row.repo
             ratchet = (repo.account_time, repo.account_seq)
             told = "deactivation" if repo.reason == "deletion" and repo.status != "deleted" else repo.reason
-            claims.append(Claim(did, repo.attempt, row.min_rev, None, told, *ratchet, repo.retry_count))
+            claims.append(Claim(did, repo.attempt, row.min_rev, repo.host, told, *ratchet, repo.retry_count))
         return claims
 
     def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:

@@ -6,6 +6,7 @@ from typing import Any
 from model_checks import Checks
 from model_messages import short, with_seq
 from model_network import Account
+from model_tables import PDS
 
 from connectors.repos import Listed
 from schemas import wire
@@ -151,6 +152,20 @@ class Upstream(Checks):
                 self.heard[entry.did] = max(self.heard[entry.did], entry.rev)
         self.say("listing", [(e.did, e.rev, e.active) for e in listed], "queues", [task.did for task in tasks])
         self.queue("repo_backfill", tasks)
+
+    def do_pds_listing(self) -> None:
+        """A PDS lists what it calls its own: the true one, which does not know of takedowns, or anybody."""
+        host = self.rng.choice((PDS, "elsewhere"))
+        self.tables.now += self.rng.choice((0.0, 3700.0))
+        listed = [Listed(one.did, host=host) for one in self.network.accounts.values() if one.did in self.tables.rows]
+        before = {did: (row.repo.phase, row.repo.active) for did, row in self.tables.rows.items()}
+        self.tables.discover(listed)
+        self.say("listing of", host)
+        for did, (phase, active) in before.items():
+            repo = self.tables.rows[did].repo
+            self.fired["reopened by its PDS"] += repo.phase != phase
+            if repo.active != active or (repo.phase != phase and host != PDS):
+                self.fail(f"{did}: a list of {host} made it {self.show(did)}")
 
     def must_recover_by_events(self, account: Account) -> bool:
         """At first no listing reopens what is unavailable: true account events alone have to do it."""

@@ -26,6 +26,7 @@ FAULTS = {
     "PDS went back",
     "put off by the hour's limit",
     "reaped",
+    "reopened by its PDS",
     "replay",
     "requeued",
     "retention passed the index",

@@ -244,3 +244,49 @@ def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_
     store.discover([Listed(DID), Listed(other)])
     assert store.phases() == {"pending": 2}
     store.close()
+
+
+def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> None:
+    """G5: only the PDS that the DID document names is heard, and what it lists is hidden until it has been served."""
+    store = claimed(database)
+    tables = Tables(settings_for(database), "c")
+    here, elsewhere = Listed(DID, host="https://pds.test"), Listed(DID, host="https://evil.test")
+    row = "select phase, reason, active, status from sluice.repo"
+    with psycopg.connect(database, autocommit=True) as db:
+
+        def listed(entry: Listed) -> object:
+            db.execute("update sluice.repo set phase_since = now() - interval '2 hours'")
+            store.discover([entry])
+            return db.execute(row).fetchone()
+
+        gone = wire.RepoOutcome(did=DID, attempt=1, status="unavailable", active=False, time="t", reason="not_found")
+        settle(tables, gone)
+        away = ("unavailable", "not_found", False, "not_found")
+        assert listed(elsewhere) == listed(here) == away
+        db.execute("insert into sluice.identity (did, pds) values (%s, 'https://pds.test')", (DID,))
+        assert listed(elsewhere) == away
+        assert listed(here) == ("pending", "deletion", False, "not_found")
+        (task,) = store.due(10)
+        (claim,) = store.claim([task], "w")
+        assert (claim.attempt, claim.reason) == (2, "deactivation")
+        served = wire.RepoOutcome(
+            did=DID,
+            attempt=2,
+            status="synced",
+            active=True,
+            time="t",
+            rev="3k2",
+            commit="c",
+            data="root",
+            count=0,
+            host="https://pds.test",
+        )
+        settle(tables, served)
+        assert db.execute(row).fetchone() == ("sync", "synced", True, None)
+        settle(tables, wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown"))
+        assert listed(here) == listed(elsewhere) == ("unavailable", "takendown", False, "takendown")
+        db.execute("delete from sluice.identity")
+        db.execute("update sluice.repo set reason = 'not_found', status = 'not_found'")
+        assert listed(elsewhere) == away
+        assert listed(here) == ("pending", "deletion", False, "not_found")
+    store.close()
