@@ -8,7 +8,7 @@ import typer
 
 from control.commands import data
 from control.commands.appview import appview_app
-from control.commands.base import AsJson, DataDir, Parent, answerable, located, unless_set
+from control.commands.base import AsJson, DataDir, OneLine, Parent, answerable, located, unless_set
 from control.commands.doctor import doctor
 from control.commands.filters import filters_app
 from control.commands.jobs import backfill_app
@@ -17,6 +17,7 @@ from control.errors import OperatorError
 from schemas.settings import load
 
 app = typer.Typer(
+    cls=OneLine,
     help="Mirrors the AT Protocol network into a Kafka-compatible log and PostgreSQL.",
     no_args_is_help=True,
     add_completion=False,
@@ -59,6 +60,11 @@ def up(
     """Run everything on this machine: log, PostgreSQL and all processes. Ctrl-C drains and ends it."""
     from control.up import Options, up  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
+    if simulate and (relay or plc or labeler):
+        given = "--relay" if relay else "--plc" if plc else "--labeler"
+        raise OperatorError(
+            f"--simulate mirrors the simulated network and nothing else; leave out {given}, or --simulate"
+        )
     settings = load(
         relays=relay or None,
         plc=plc,
@@ -129,6 +135,7 @@ def simulate(context: typer.Context, parent: Parent = 0) -> None:
     """Hand the options to the simulator."""
     from control.run import die_with  # noqa: PLC0415 - as above
     from simulator.__main__ import parser  # noqa: PLC0415 - as above
+    from simulator.config import ImpossibleConfigError  # noqa: PLC0415 - as above
     from simulator.faults import UnknownFaultError  # noqa: PLC0415 - as above
     from simulator.server import SimulatorConfig, serve  # noqa: PLC0415 - as above
 
@@ -137,5 +144,5 @@ def simulate(context: typer.Context, parent: Parent = 0) -> None:
     options.prog = "sluice simulate"
     try:
         raise typer.Exit(serve(SimulatorConfig(**vars(options.parse_args(context.args)))))
-    except (OSError, UnknownFaultError) as err:
+    except (OSError, UnknownFaultError, ImpossibleConfigError) as err:
         raise OperatorError(f"simulated network: {err}") from err

@@ -120,6 +120,8 @@ def check_database(settings: Settings) -> None:
         psycopg.connect(settings.database, connect_timeout=CONNECT_SECONDS).close()
     except psycopg.Error as err:
         reason = " ".join(str(err).split())
+        if isinstance(err, psycopg.ProgrammingError):  # it was taken for "key=value …", which it is not either
+            reason = "this is no URL of a PostgreSQL (postgresql://USER@HOST/NAME)"
         raise OperatorError(f"SLUICE_DATABASE: {reason}; start PostgreSQL there or correct the URL") from err
 
 

@@ -9,8 +9,9 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
+from simulator.config import ImpossibleConfigError
 from simulator.faults import UnknownFaultError
 from simulator.server import SimulatorConfig, serve
 
@@ -24,9 +25,16 @@ def parse_faults(text: str) -> dict[str, Any]:
     return {name: float(value or 1) for name, _, value in pairs}
 
 
+class _OneLine(argparse.ArgumentParser):
+    """A mistake is one line, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The options, taken from the fields of SimulatorConfig."""
-    options = argparse.ArgumentParser(prog="python -m simulator", description=__doc__)
+    options = _OneLine(prog="python -m simulator", description=__doc__)
     for field in dataclasses.fields(SimulatorConfig):
         flag = "--" + field.name.replace("_", "-")
         if field.name == "faults":
@@ -42,10 +50,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parse, serve, and answer a bad option or a taken port with one line and exit code 2."""
-    config = SimulatorConfig(**vars(parser().parse_args()))
+    options = vars(parser().parse_args())
     try:
-        return serve(config)
-    except (OSError, UnknownFaultError) as error:
+        return serve(SimulatorConfig(**options))
+    except (OSError, UnknownFaultError, ImpossibleConfigError) as error:
         print(f"simulator: {error}", file=sys.stderr)  # noqa: T201  a command's message
         return 2
 

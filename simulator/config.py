@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+
+class ImpossibleConfigError(Exception):
+    """A value that no network can have; the message is one line that names the option."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatorConfig:
-    """Everything that a simulated network depends on: the same values give the same accounts, keys and records."""
+    """Everything that a simulated network depends on: the same values give the same accounts, keys and records.
+
+    Raises ImpossibleConfigError for a value that no network can have.
+    """
 
     seed: int = 1
     repos: int = 200
@@ -33,3 +40,26 @@ class SimulatorConfig:
     epoch_micros: int | None = None  # the network's present; None = the real one (revs then differ from run to run)
     port: int = 0  # first of consecutive ports; 0 = free ones
     faults: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (one.name for one in fields(self)):
+            value = getattr(self, name)
+            if name in _SHARES and not 0 <= value <= 1:
+                raise ImpossibleConfigError(f"{_option(name)} {value}: give a share from 0 to 1")
+            least = 1 if name == "pdses" else 0
+            if isinstance(value, int | float) and name not in _ANY and not value >= least:
+                raise ImpossibleConfigError(f"{_option(name)} {value}: give {least} or more")
+        ports = 3 + self.pdses + self.relays + self.labelers  # PLC, control, DNS
+        if self.port and self.port + ports > PORTS:
+            raise ImpossibleConfigError(
+                f"--port {self.port}: {ports} ports are taken from there on; give {PORTS - ports} or less"
+            )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+PORTS = 1 << 16
+_SHARES = ("churn", "inactive_share")
+_ANY = ("seed", "epoch_micros")

@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from connectors.log import LogUnavailable
-from control.errors import OperatorError, one_line
+from control.errors import BEHIND, OperatorError, one_line
 
 VERSION = 1
 
@@ -99,7 +99,7 @@ def of(error: Exception) -> ApiError:
         return ApiError(
             503, "database_unavailable", "the database does not answer", "see SLUICE_DATABASE and PostgreSQL"
         )
-    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+    if isinstance(error, BEHIND):
         return ApiError(503, "not_migrated", "the database is of another release", "run `sluice migrate`")
     if isinstance(error, psycopg.DataError):
         return Invalid("a value that the database does not take")

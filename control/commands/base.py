@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from control.errors import EXIT_OPERATOR, OPERATOR_ERRORS, OperatorError, one_line
 from schemas.settings import PREFIX, Settings, load
@@ -18,6 +19,40 @@ DataDir = Annotated[Path | None, typer.Option(help="Where `sluice up` keeps its 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option(min=1, help="Rows at most.")]
 Parent = Annotated[int, typer.Option(hidden=True, help="End with this process.")]
+
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""What Typer raises where options and arguments do not fit; it does not export the name."""
+
+
+class OneLine(TyperGroup):
+    """The command whose mistakes of usage are one line too, in place of Typer's four."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and exit as Typer does."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except UsageError as err:
+            said = err.format_message()
+            if "\n" not in said:  # else it is the help, of a group without a command
+                place = err.ctx.command_path if err.ctx else "sluice"
+                said = f"sluice: {said}{'' if said.endswith(('.', '?')) else '.'} See `{place} --help`"
+            sys.stderr.write(f"{said}\n")
+            code = EXIT_OPERATOR
+        except typer.Abort:
+            sys.stderr.write("sluice: stopped, nothing was changed\n")
+            code = 1
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def answerable(function: F) -> F:
@@ -32,6 +67,11 @@ def answerable(function: F) -> F:
             raise typer.Exit(EXIT_OPERATOR) from err
 
     return command  # type: ignore[return-value]  # wraps keeps the signature that typer reads
+
+
+def unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, without its name."""
+    return "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
 
 
 def unless_set(**defaults: object) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from control.commands.base import AsJson, DataDir, answerable, located
+from control.commands.base import AsJson, DataDir, answerable, located, unreadable
 from control.errors import OperatorError
 from schemas.filters import FilterSpec, FilterState
 
@@ -40,7 +40,9 @@ def change(
         try:
             dids += [line.strip() for line in did_file.read_text("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as err:
-            raise OperatorError(f"--did-file {did_file}: {err}") from err
+            raise OperatorError(
+                f"--did-file {did_file}: {unreadable(err)}; give a text file with one DID a line"
+            ) from err
     if dids and signal:
         raise OperatorError("--did and --signal exclude each other")
     try:

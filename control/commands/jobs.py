@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from control.commands.base import AsJson, DataDir, Limit, answerable, located
+from control.commands.base import AsJson, DataDir, Limit, answerable, located, unreadable
 from control.errors import OperatorError
 from schemas.jobs import Job, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
@@ -165,8 +165,6 @@ def _database(data_dir: Path | None) -> Iterator[tuple[Any, Settings]]:
     try:
         with psycopg.connect(settings.database, autocommit=True, connect_timeout=10) as db:
             yield db, settings
-    except psycopg.errors.UndefinedTable as err:
-        raise OperatorError("the database is not prepared; `sluice migrate` does that") from err
     except (JobNotFound, IllegalTransition) as err:
         raise OperatorError(str(err)) from err
 
@@ -186,7 +184,7 @@ def _lines(file: Path | None) -> list[str]:
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise OperatorError(f"{file}: {err}; give a text file with one on each line") from err
+        raise OperatorError(f"{file}: {unreadable(err)}; give a text file with one on each line") from err
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 

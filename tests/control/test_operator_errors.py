@@ -88,12 +88,13 @@ def test_a_wrong_database(url: str, tmp_path: Path) -> None:
         line = refused(*command, **({} if "up" in command else {"SLUICE_DATABASE": url}))
         assert "SLUICE_DATABASE" in line
         assert "correct the URL" in line
+        assert ("this is no URL of a PostgreSQL" in line) == (not url.startswith("postgresql:"))
 
 
 def test_a_broker_that_does_not_answer(database: str, tmp_path: Path) -> None:
-    assert "correct SLUICE_BOOTSTRAP" in refused(
-        "up", "--simulate", "--data-dir", str(tmp_path), "--bootstrap", NOWHERE
-    )
+    line = refused("up", "--simulate", "--data-dir", str(tmp_path), "--bootstrap", NOWHERE)
+    assert "correct SLUICE_BOOTSTRAP" in line
+    assert "KafkaError{" not in line
     line = refused("run", "control", SLUICE_BOOTSTRAP=NOWHERE, SLUICE_DATABASE=database)
     assert NOWHERE in line
     assert "SLUICE_BOOTSTRAP" in line
@@ -161,9 +162,53 @@ def test_a_command_without_a_mirror(tmp_path: Path) -> None:
     assert "SLUICE_DATABASE is not set" in refused("cursors", "list", "--data-dir", str(tmp_path))
 
 
+def test_a_database_behind_this_release(blank_database: str, tmp_path: Path) -> None:
+    """Review of issues 4 to 6, 11: as `sluice doctor` says it, from every command."""
+    places = {"SLUICE_DATABASE": blank_database, "SLUICE_DATA_DIR": str(tmp_path)}
+    for command in (
+        ["appview", "check"],
+        ["filters", "show"],
+        ["skipped", "list"],
+        ["audit", "--all"],
+        ["backfill", "list"],
+    ):
+        line = refused(*command, **places)
+        assert "SLUICE_DATABASE" in line, command
+        assert "run `sluice migrate`" in line, command
+    migrate(blank_database)
+    with psycopg.connect(blank_database, autocommit=True) as db:
+        db.execute("drop table sluice.appview_refused")
+    assert "appview_refused" in refused("appview", "check", **places)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["backfill", "sho"], "Did you mean 'show'? See `sluice backfill --help`"),
+        (["backfill", "show"], "Missing argument 'job'. See `sluice backfill show --help`"),
+        (["up", "--nope"], "No such option: --nope. See `sluice up --help`"),
+        (["up", "--simulate", "--relay", "https://x.test"], "leave out --relay, or --simulate"),
+        (["up", "--simulate", "--labeler", "https://x.test"], "leave out --labeler, or --simulate"),
+        (["simulate", "--faults", "nosuchfault=1"], "nosuchfault"),
+        (["simulate", "--port", "99999999"], "--port 99999999: 8 ports are taken from there on; give 65528 or less"),
+        (["simulate", "--repos", "-5"], "--repos -5: give 0 or more"),
+        (["simulate", "--pdses", "0"], "--pdses 0: give 1 or more"),
+        (["simulate", "--churn", "nan"], "--churn nan: give a share from 0 to 1"),
+        (["simulate", "--repos", "x"], "argument --repos: invalid int value: 'x'; see --help"),
+        (["backfill", "start", "--dids-file", "/nope"], "/nope: No such file or directory; give a text file"),
+        (["filters", "set", "--did-file", "/nope"], "--did-file /nope: No such file or directory; give a text file"),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_cannot_mean(command: list[str], said: str) -> None:
+    """README: a mistake is one line, also one that the parser of the command line finds."""
+    assert said in refused(*command)
+
+
+def test_a_group_without_a_command_shows_its_help() -> None:
+    ended = sluice("backfill")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Commands:" in ended.stderr
+
+
 def test_retry_needs_to_know_what(database: str) -> None:
     assert "--all" in refused("backfill", "retry", SLUICE_DATABASE=database)
-
-
-def test_a_simulated_network_that_cannot_be() -> None:
-    assert "nosuchfault" in refused("simulate", "--faults", "nosuchfault=1")
