@@ -18,12 +18,13 @@ on conflict (did) do nothing
 returning did, attempt, host, heard_rev, phase
 
 -- name: listed_ahead
--- A listing's rev above ours: remember it and since when (control makes it a lost event if it stays).
+-- A listing's rev above ours: remember it and since when (control makes it a lost event if it stays). Also while the repo is
+-- fetched: the snapshot that comes of it may be an older one.
 with behind as (
     select r.did, l.rev
     from sluice.repo r
     join unnest(%(dids)s::text[], %(revs)s::text[]) as l (did, rev) on l.did = r.did
-    where r.phase = 'sync' and r.listed_since is null and l.rev > greatest(r.rev, r.heard_rev)
+    where r.phase in ('sync', 'backfill') and r.listed_since is null and l.rev > greatest(r.rev, r.heard_rev, r.held_rev)
     order by r.did for update of r
 )
 update sluice.repo r set listed_rev = b.rev, listed_since = now() from behind b where r.did = b.did
@@ -76,7 +77,7 @@ with closed as (
 )
 update sluice.repo r
 set phase = 'pending', reason = 'deletion', active = false, status = c.status, next_retry_at = now(), queued_at = null,
-    completed_at = null, phase_since = now(), retry_count = 0, listed_rev = null, listed_since = null
+    completed_at = null, phase_since = now(), retry_count = 0
 from closed c where r.did = c.did
 
 -- name: lock_taken_down
@@ -93,7 +94,7 @@ update sluice.repo r
 set phase = 'unavailable', reason = l.status, active = false, status = l.status, queued_at = null, lease_until = null,
     worker = null, produced_partition = null, produced_offset = null, phase_since = now(),
     completed_at = greatest(now(), r.started_at), stale_since = null,
-    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', listed_rev = null, listed_since = null
+    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = ''
 from unnest(%(dids)s::text[], %(statuses)s::text[]) as l (did, status)
 where r.did = l.did and r.did = any(%(taken_down)s::text[])
 
@@ -112,13 +113,17 @@ from lost where r.did = lost.did
 returning r.did
 
 -- name: caught_up
--- Repos that have reached what the listing said, or left sync: nothing to remember.
-update sluice.repo set listed_rev = null, listed_since = null
-where did in (
-    select did from sluice.repo
-    where listed_since is not null and (phase <> 'sync' or listed_rev <= greatest(rev, heard_rev))
+-- Repos that have reached what the listing said: nothing to remember. Those that are fetched anew have heard it.
+with seen as (
+    select did, phase not in ('sync', 'backfill') and listed_rev > greatest(rev, heard_rev) as news from sluice.repo
+    where listed_since is not null
+          and (phase not in ('sync', 'backfill') or listed_rev <= greatest(rev, heard_rev, held_rev))
     order by did limit %(limit)s for update skip locked
 )
+update sluice.repo r
+set heard_rev = case when s.news then r.listed_rev else r.heard_rev end,
+    stale_since = case when s.news then null else r.stale_since end, listed_rev = null, listed_since = null
+from seen s where r.did = s.did
 
 -- name: claim
 -- One atomic step: pending and due and unchanged since the message was queued, or somebody else has it.

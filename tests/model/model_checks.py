@@ -54,6 +54,8 @@ class Checks(State):
             self.check_deleted(did, row)
             if max(repo.rev, repo.heard_rev, repo.held_rev) < self.heard[did]:
                 self.fail(f"{did}: heard of {self.heard[did]}, and forgot it: {self.show(did)}")
+            if max(repo.rev, repo.heard_rev, repo.held_rev, row.listed_rev or "") < self.listed[did]:
+                self.fail(f"{did}: listed at {self.listed[did]}, and forgotten: {self.show(did)}")
 
     def check_deleted(self, did: str, row: Any) -> None:
         if row.repo.reason == "deleted" and row.repo.phase == Phase.UNAVAILABLE and row.records:

@@ -47,6 +47,7 @@ class State:
     jobs: list[Job] = field(default_factory=list)
     index_workers: list[IndexWorker] = field(default_factory=list)
     heard: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev that the index has consumed
+    listed: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev remembered from a listing
     attempts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     raised: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # heard_rev at the last check
     stale_since: dict[str, float] = field(default_factory=dict)  # since then: only stale snapshots, nothing newer heard

@@ -123,14 +123,12 @@ class ModelTables:
             row.held.clear()
             row.queued_at = row.lease_until = row.worker = row.produced = row.stale_since = None
             row.phase_since = self.now
-            row.listed_rev = row.listed_since = None
         if row.repo.phase == "sync" and row.repo.active and not entry.active:
             status = entry.status or "inactive"
             self._set(row, phase="pending", reason="deletion", active=False, status=status, retry_count=0)
-            row.listed_rev = row.listed_since = None
             self._due_now(row)
         phase, ahead = row.repo.phase, entry.rev > row.min_rev
-        if phase == "sync" and row.listed_since is None and ahead:
+        if phase in ("sync", "backfill") and row.listed_since is None and ahead and entry.rev > row.repo.held_rev:
             row.listed_rev, row.listed_since = entry.rev, self.now
         if phase in ("pending", "failed", "unavailable") and ahead:
             self._set(row, heard_rev=entry.rev)
@@ -245,9 +243,13 @@ class ModelTables:
             if row.listed_since is None:
                 continue
             assert row.listed_rev is not None
-            if row.repo.phase != "sync" or row.listed_rev <= row.min_rev:
+            if row.repo.phase not in ("sync", "backfill"):
+                if row.listed_rev > row.min_rev:
+                    self._set(row, heard_rev=row.listed_rev)
                 row.listed_rev = row.listed_since = None
-            elif row.listed_since < self.now - GRACE:
+            elif row.listed_rev <= max(row.min_rev, row.repo.held_rev):
+                row.listed_rev = row.listed_since = None
+            elif row.repo.phase == "sync" and row.listed_since < self.now - GRACE:
                 self._set(row, phase="pending", reason="lost_event", heard_rev=row.listed_rev)
                 row.listed_rev = row.listed_since = None
                 self._due_now(row)

@@ -150,6 +150,9 @@ class Upstream(Checks):
         for entry in listed:
             if self.tables.rows[entry.did].repo.phase in (Phase.PENDING, Phase.UNAVAILABLE, Phase.FAILED):
                 self.heard[entry.did] = max(self.heard[entry.did], entry.rev)
+            elif self.tables.rows[entry.did].listed_rev == entry.rev:
+                self.fired["listed ahead of a backfill"] += self.tables.rows[entry.did].repo.phase == Phase.BACKFILL
+                self.listed[entry.did] = entry.rev
         self.say("listing", [(e.did, e.rev, e.active) for e in listed], "queues", [task.did for task in tasks])
         self.queue("repo_backfill", tasks)
 

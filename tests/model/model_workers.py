@@ -113,7 +113,7 @@ class Workers(Upstream):
             if self.tables.now - since <= GRACE:
                 self.fail(f"{claim.did}: {before} was given up {self.tables.now - since:.0f} s after it was heard of")
             self.fired["forged rev cleared"] += 1
-            self.heard[claim.did] = ""
+            self.heard[claim.did] = self.listed[claim.did] = ""
         job.min_rev = min_rev
         if not self.calm and self.rng.random() < 0.1:
             self.tables.retry(claim.did, claim.attempt, 31.0, counted=False)

@@ -18,6 +18,7 @@ FAULTS = {
     "given back",
     "index crashed before commit",
     "late or doubled event",
+    "listed ahead of a backfill",
     "lost account event",
     "lost event",
     "lost event found by a listing",

@@ -56,8 +56,11 @@ MUTANTS = [
         "a returned claim keeps held events", "        row.held.clear()\n        row.queued_at", "        row.queued_at"
     ),
     tables("a listing does not raise heard_rev", "self._set(row, heard_rev=entry.rev)", "pass"),
+    tables("a listing is forgotten by a repo fetched anew", "self._set(row, heard_rev=row.listed_rev)", "pass"),
     tables("a lost event is not heard", 'reason="lost_event", heard_rev=row.listed_rev)', 'reason="lost_event")'),
-    tables("a lost event is not looked for", "elif row.listed_since < self.now - GRACE:", "elif False:"),
+    tables(
+        "a lost event is not looked for", 'elif row.repo.phase == "sync" and row.listed_since <', "elif False and 0 <"
+    ),
     tables("stale snapshots clear at once", "elif row.stale_since < self.now - GRACE:", "else:"),
     tables("stale snapshots never clear", "elif row.stale_since < self.now - GRACE:", "elif False:"),
     Mutant(

@@ -290,3 +290,30 @@ def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> 
         assert listed(elsewhere) == away
         assert listed(here) == ("pending", "deletion", False, "not_found")
     store.close()
+
+
+def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(database: str) -> None:
+    """G1: the snapshot may be older than the list; and a repo that leaves `sync` meanwhile has heard of it."""
+    store = claimed(database)
+    tables = Tables(settings_for(database), "c")
+    store.discover([Listed(DID, "3k9")])
+    assert store.lost_events(0.0) == []
+    settle(tables, synced(1, "3k2", "root", 0))
+    assert store.lost_events(600.0) == []
+    assert store.lost_events(0.0) == [DID]
+    with psycopg.connect(database, autocommit=True) as db:
+        row = "select phase, reason, heard_rev, listed_rev from sluice.repo"
+        assert db.execute(row).fetchone() == ("pending", "lost_event", "3k9", None)
+        assert store.claim(store.due(10), "w")
+        settle(tables, synced(2, "3k9", "nine", 0))
+        store.discover([Listed(DID, "3ka")])
+        settle(tables, commit("3kb", "another root", "eleven"))
+        store.lost_events(600.0)
+        assert db.execute(row).fetchone() == ("pending", "desync", "3kb", None)
+        assert store.claim(store.due(10), "w")
+        settle(tables, synced(3, "3kb", "eleven", 0))
+        store.discover([Listed(DID, "3kd")])
+        settle(tables, commit("3kc", "another root", "twelve"))
+        store.lost_events(600.0)
+        assert db.execute(row).fetchone() == ("pending", "desync", "3kd", None)
+    store.close()
