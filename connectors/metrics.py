@@ -101,6 +101,9 @@ KIND_EVENTS = {  # of live operations and of history alike
 # control
 HANDLE_CHECKS = Counter("sluice_handle_checks_total", "handles that were checked both ways", ["result"])
 SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
+LETTERS_EXPIRED = Counter(
+    "sluice_dead_letters_expired_total", "dead letters whose message retention has removed", ["state"]
+)
 PAST_END = Gauge(
     "sluice_group_past_end", "1 while a group stands past the end of its topic", ["group", "topic", "partition"]
 )

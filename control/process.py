@@ -23,6 +23,7 @@ from control.errors import one_line
 from control.filters import FilterWalk
 from control.gauges import Gauges
 from control.positions import Positions, Standing
+from control.pruning import Pruning
 from control.scheduler import Leader, Scheduler, Step
 from schemas.settings import Settings
 
@@ -73,6 +74,7 @@ def _work(settings: Settings, health: Health) -> None:
     gauges.start()
     handles = HandleChecks(settings)
     walk = FilterWalk()
+    pruning = Pruning(positions)
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS
     while not STOP.is_set():
         gauges.check()
@@ -82,6 +84,7 @@ def _work(settings: Settings, health: Health) -> None:
             step = scheduler.step() if leads else Step()
             if leads:
                 walk.steps(store.connection())
+                pruning.step(store.connection())
             letters.step(store.connection())
             if time.monotonic() >= lag_at:
                 export_lag(positions.standings(store.connection()))

@@ -28,3 +28,15 @@ where part = %(part)s and log_offset = %(offset)s and state = 'open'
 -- name: note
 -- A retry that did not help: what it says today.
 update sluice.dead_letter set error = %(error)s where part = %(part)s and log_offset = %(offset)s and state = 'open'
+
+-- name: prune
+-- Letters whose message retention has removed (`starts`: the first offset kept of each of `parts`); whether each was open.
+with gone as (
+    select d.part, d.log_offset
+    from unnest(%(parts)s::integer[], %(starts)s::bigint[]) as s (part, start)
+    join sluice.dead_letter d on d.part = s.part and d.log_offset < s.start
+    limit %(limit)s
+)
+delete from sluice.dead_letter d using gone g
+where d.part = g.part and d.log_offset = g.log_offset
+returning d.state = 'open'

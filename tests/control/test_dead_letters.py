@@ -14,11 +14,15 @@ from dataclasses import dataclass
 import cbrrr
 import psycopg
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from flow_process import create_topics, read_topic, wait_until
 
 from connectors.log_producer import LogProducer, Out, dead_letter
 from control.dead_letters import DeadLetters, LetterIndex, index_letters
 from control.errors import OperatorError
+from control.positions import Positions
+from control.pruning import LOOK_SECONDS, Pruned, Pruning
 from schemas import wire
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings, load
@@ -142,6 +146,50 @@ def test_a_payload_that_was_cut_cannot_be_retried(desk: Desk) -> None:
     letter = desk.letters.show(place)["letter"]
     assert len(b64decode(letter["payload"] + "==")) == 262144
     assert letter["payload_size"] == 300_000
+
+
+def test_letters_that_retention_removed_go_and_open_ones_are_named(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The topic keeps a letter for 90 days; its row would stay for ever, open and not to be retried."""
+    places = desk.put(*(dead_letter("firehose_live", DeadReason.UNDECODABLE, "e", b"{", did=DID) for _ in range(4)))
+    partition = places[0][0]  # one key, one partition
+    assert desk.letters.dismiss(places[0])
+    topic = desk.settings.topic("dead_letter")
+    admin = AdminClient({"bootstrap.servers": desk.settings.bootstrap, "log_level": 0})
+    for done in admin.delete_records([TopicPartition(topic, partition, places[2][1])]).values():
+        done.result(30)
+    now = 0.0
+    pruning = Pruning(Positions(desk.settings), lambda: now)
+    assert pruning.step(desk.db) == Pruned(letters=2, open_letters=1)
+    assert desk.db.execute("select part, log_offset, state from sluice.dead_letter order by log_offset").fetchall() == [
+        (*place, "open") for place in places[2:]
+    ]
+    (line,) = [one for one in caplog.records if one.message == "retention removed open dead letters"]
+    assert line.__dict__["letters"] == 1
+    for done in admin.delete_records([TopicPartition(topic, partition, places[3][1])]).values():
+        done.result(30)
+    assert pruning.step(desk.db) == Pruned()  # it looks now and then
+    now += LOOK_SECONDS
+    assert pruning.step(desk.db) == Pruned(letters=1, open_letters=1)
+    assert desk.count() == 1
+
+
+def test_hosts_that_nobody_uses_go(desk: Desk) -> None:
+    """Any account can name a host in its document; each had a row for ever."""
+    desk.db.execute(
+        """
+        insert into sluice.host (host, last_seen_at, tokens_at, listed_at, paused_until)
+        select name, now() - interval '31 days', now() - seen * interval '1 day', now() - listed * interval '1 day',
+               now() + paused * interval '1 day'
+        from (values ('old', 40, null::int, null::int), ('asked', 2, null, null), ('listed', null, 3, null),
+                     ('paused', null, null, 1), ('silent', null, null, null)) as h (name, seen, listed, paused)
+        union all select 'named', now(), null, null, null
+        """
+    )
+    assert Pruning(Positions(desk.settings)).step(desk.db) == Pruned(hosts=2)
+    left = desk.db.execute("select host from sluice.host order by host").fetchall()
+    assert left == [("asked",), ("listed",), ("named",), ("paused",)]
 
 
 def test_the_commands(desk: Desk) -> None:
