@@ -14,6 +14,8 @@ from prometheus_client import REGISTRY
 from rendering import K8S, ROOT
 
 import connectors.metrics  # noqa: F401 - registers every metric
+from connectors.stream import PATIENCE_WITHOUT_CURSOR
+from schemas.settings import Settings
 
 MONITORING = K8S / "base" / "monitoring"
 RULES: list[dict[str, Any]] = [
@@ -81,7 +83,18 @@ def test_a_rule_that_always_or_never_fires_fails_its_tests(tmp_path: Path, broke
     assert named == {rule["alert"] for rule in RULES}
 
 
+def test_silence_is_counted_in_the_cases_as_the_watchdog_counts_it() -> None:
+    """A relay that says nothing raises the counter this often, and the first time after so long where it has no cursor."""
+    silence = float(Settings.model_fields["stream_silence_seconds"].default)
+    cases = [case for case in CASES if case["name"].startswith("SluiceUpstreamSilent")]
+    assert {case["interval"] for case in cases} == {f"{silence * 1.25:.0f}s"}, "it looks four times in that time"
+    (fresh,) = (case for case in cases if "fresh mirror" in case["name"])
+    unheard, _, _ = fresh["input_series"][1]["values"].partition(" ")
+    assert silence * PATIENCE_WITHOUT_CURSOR <= int(unheard.removeprefix("_x")) * silence * 1.25
+
+
 def test_every_alert_fires_once_and_stays_quiet_once() -> None:
+    """U3. T5: SluiceReposStuck, SluiceJobStuck and SluiceReposNearLastAttempt among them."""
     fires, quiet = set(), set()
     for case in CASES:
         for test in case["alert_rule_test"]:
