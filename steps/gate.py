@@ -303,11 +303,11 @@ def _while_backfill(repo: Repo, event: Streamed, rules: Rules) -> Step:
 
 def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Streamed], rules: Rules) -> Step:
     rev = outcome.rev or ""
-    rows += repo.left
-    if rows != outcome.count or rev < repo.min_rev:
-        return _retried(repo, Reason.INCOMPLETE, rules)
     if repo.left and repo.left_filter != rules.filter.version:
-        return _pending(repo, Reason.FILTER, retry_in=0.0)  # it was changed meanwhile, perhaps to keep what is missing
+        # It was changed meanwhile, perhaps to keep what is missing, some of which a replay may have brought: no count holds.
+        return _pending(repo, Reason.FILTER, retry_in=0.0)
+    if rows + repo.left != outcome.count or rev < repo.min_rev:
+        return _retried(repo, Reason.INCOMPLETE, rules)
     synced = replace(
         repo,
         phase=Phase.SYNC,

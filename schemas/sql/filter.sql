@@ -97,14 +97,22 @@ update sluice.filter set walk_after = %(after)s, walk_again = %(again)s
 update sluice.filter set prune_after = '', prune_version = version
 
 -- name: prune
--- Noted for the AppView, whose rows the fold removes.
+-- Noted for the AppView, whose rows the fold removes. Rows of an open attempt count as left out from now on, or its outcome would
+-- find it incomplete.
 with gone as (
     delete from sluice.record c
     using sluice.repo r
     where r.did = any(%(dids)s::text[]) and c.did = r.did
           and ((r.phase = 'unavailable' and r.reason = 'outside')
                or not (c.collection = any(%(exact)s::text[]) or c.collection like any(%(below)s::text[])))
-    returning 'at://' || c.did || '/' || c.collection || '/' || c.rkey as uri
+    returning c.did, c.attempt, 'at://' || c.did || '/' || c.collection || '/' || c.rkey as uri
+), counted as (
+    update sluice.repo r
+    set left_out = g.rows + case when r.left_attempt = r.attempt then r.left_out else 0 end, left_attempt = r.attempt,
+        left_filter = case when r.left_attempt = r.attempt and r.left_out > 0 and r.left_filter <> f.version then 0
+                           else f.version end  -- 0: of several versions
+    from (select did, attempt, count(*) as rows from gone group by did, attempt) g, sluice.filter f
+    where r.did = g.did and r.attempt = g.attempt and r.phase = 'backfill'
 ), noted as (
     insert into sluice.appview_dirty (kind, uri)
     select 'gone', g.uri from gone g, sluice.appview a where a.active

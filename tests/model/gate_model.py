@@ -59,7 +59,7 @@ class Schedule(Index):
             self.quiet_round(worker)
             if number == 20:
                 self.check_reopened()
-            if self.settled() and number > 1:
+            if self.tables.filter.resting and self.settled() and number > 1:
                 return
             self.tables.now += 31.0 if number < 30 else 620.0 if number < 60 else 3700.0
             if number in (10, 40, 80):
@@ -80,6 +80,8 @@ class Schedule(Index):
         self.drain(worker)
         self.do_listing()
         self.do_control()
+        while not self.tables.filter.resting:
+            self.do_control()
         while any(self.taken[topic] < len(self.tasks[topic]) for topic in TASK_TOPICS):
             self.do_claim()
         for job in list(self.jobs):

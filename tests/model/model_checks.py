@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from model_network import Account, data_of
+from model_filters import FilterRow
+from model_network import Account, data_of, records_of
 from model_state import State
 from model_tables import HOUR, HOURLY, ModelTables
 
@@ -32,7 +34,7 @@ class Checks(State):
             self.raised[did] = repo.heard_rev
             match repo.phase:
                 case Phase.SYNC:
-                    self.check_sync(did, row)
+                    self.check_sync(did, row, self.tables.filter)
                 case Phase.BACKFILL:
                     if row.lease_until is None and row.produced is None:
                         self.fail(f"{did}: in backfill, and nobody will take it back")
@@ -61,7 +63,7 @@ class Checks(State):
         if row.repo.reason == "deleted" and row.repo.phase == Phase.UNAVAILABLE and row.records:
             self.fail(f"{did}: deleted, with rows {sorted(row.records)}")
 
-    def check_sync(self, did: str, row: Any) -> None:
+    def check_sync(self, did: str, row: Any, asked: FilterRow) -> None:
         repo, account = row.repo, self.network.accounts[did]
         if not repo.active:
             self.fail(f"{did}: in sync and inactive")
@@ -69,9 +71,15 @@ class Checks(State):
             self.fail(f"{did}: in sync at a commit that was never signed: {repo.rev} {repo.data}")
         if any(record[3] == "missing_block" for record in row.records.values()):
             self.fail(f"{did}: in sync with a row whose record never came: {row.records}")
-        rows = data_of({rkey: record[0] for rkey, record in row.records.items()})
-        if rows != repo.data:
-            self.fail(f"{did}: in sync at {repo.rev} with rows {rows!r}, but its root says {repo.data!r}")
+        rows = {rkey: record[0] for rkey, record in row.records.items()}
+        told = data_of(rows)
+        if told != repo.data:
+            true = records_of(repo.data)
+            lacking = asked.kept(true).keys() - rows.keys()
+            if not rows.items() <= true.items() or (lacking and not asked.awaits(row)):
+                self.fail(f"{did}: in sync at {repo.rev} with rows {told!r}, but its root says {repo.data!r}")
+        if asked.filter.clean and asked.kept(rows) != rows:
+            self.fail(f"{did}: rows outside of {asked.filter} although it is clean: {told!r}")
 
     def check_transition(self, before: Any, did: str, messages: Iterable[Any]) -> None:
         repo = self.tables.rows[did].repo
@@ -86,14 +94,32 @@ class Checks(State):
         if repo.reason == "incomplete" and not any(self.log_start.values()):
             self.fail(f"{did}: a complete snapshot was refused")
 
+    def outside(self, did: str) -> set[str]:
+        """rkeys of this repo's rows outside of the filter."""
+        asked = self.tables.filter
+        return set() if asked.filter.clean else {k for k in self.tables.rows[did].records if not asked.keeps(k)}
+
+    def check_outside(self, before: Any, did: str, outside: set[str], messages: Iterable[Any]) -> None:
+        """Of a repo that stays in sync, the rows outside that a batch removed are those that it changed; none comes."""
+        row = self.tables.rows[did]
+        if row.repo.reason == "filter" and before.reason != "filter":
+            self.fired["attempt under two filters"] += 1
+        if before is None or (before.phase, row.repo.phase) != (Phase.SYNC, Phase.SYNC):
+            return
+        changed = {op.rkey for m in messages if isinstance(m.event, wire.CommitEvent) for op in m.event.ops}
+        left = self.outside(did)
+        if left - outside or outside - left - changed:
+            self.fail(f"{did}: rows outside were {sorted(outside)}, now {sorted(left)}, changed {sorted(changed)}")
+
     def check_truth(self) -> None:
         for did, account in self.network.accounts.items():
             row = self.tables.rows.get(did)
             if row is None:
                 continue
             rows = {rkey: record[0] for rkey, record in row.records.items()}
-            if account.active and rows != account.head.records:
-                self.fail(f"{did}: rows {data_of(rows)!r}, truth {account.head.data!r}")
+            kept, true = self.tables.filter.kept, account.head.records
+            if account.active and not (kept(rows) == kept(true) and rows.items() <= true.items()):
+                self.fail(f"{did}: rows {data_of(rows)!r}, truth {account.head.data!r}, {self.tables.filter.filter}")
             if row.repo.active != account.active:
                 self.fail(f"{did}: active is {row.repo.active}, but the account is {account.state}")
             if row.repo.phase == Phase.SYNC and row.repo.status not in (None, account.state):
@@ -118,7 +144,7 @@ class Checks(State):
             self.check_replay_together()
 
     def check_replay_all(self) -> None:
-        mirror = ModelTables(self.kernel)
+        mirror = self.empty()
         positions = dict.fromkeys(("firehose_backfill", "firehose_live"), 0)
         for topic, log in (("firehose_backfill", self.backfill), ("firehose_live", self.live)):
             while positions[topic] < len(log):
@@ -130,20 +156,20 @@ class Checks(State):
         for did, row in mirror.rows.items():
             self.check_deleted(did, row)
             if row.repo.phase == Phase.SYNC:
-                self.check_sync(did, row)
+                self.check_sync(did, row, mirror.filter)
         for did, row in self.tables.rows.items():
             if row.repo.phase == Phase.SYNC and not self.network.accounts[did].forged:
-                self.compare(did, row, mirror.rows[did])
+                self.compare(did, row, mirror)
 
     def check_newest_attempts(self, mirror: Any) -> None:
         """After all attempts: what stands in sync at its snapshot stands there in the mirror too, whatever was forged."""
         for did, row in self.tables.rows.items():
             if row.repo.phase == Phase.SYNC and row.repo.from_snapshot:
-                self.compare(did, row, mirror.rows[did], status=False)
+                self.compare(did, row, mirror, status=False)
 
     def check_replay_together(self) -> None:
         """Both topics at once into an empty database: not all need reach sync, but none that does is wrong."""
-        mirror = ModelTables(self.kernel)
+        mirror = self.empty()
         positions = dict.fromkeys(("firehose_backfill", "firehose_live"), 0)
         while positions["firehose_backfill"] < len(self.backfill) or positions["firehose_live"] < len(self.live):
             queues, spans = self.batch(positions, {topic: self.rng.randint(0, 12) for topic in positions})
@@ -151,14 +177,26 @@ class Checks(State):
             positions |= {topic: end for topic, (_, end) in spans.items()}
             for did, row in mirror.rows.items():
                 if row.repo.phase == Phase.SYNC:
-                    self.check_sync(did, row)
+                    self.check_sync(did, row, mirror.filter)
                 if row.repo.held != len(row.held):
                     self.fail(f"{did}: {len(row.held)} held events, counted {row.repo.held}")
 
-    def compare(self, did: str, row: Any, copy: Any, *, status: bool = True) -> None:
+    def empty(self) -> ModelTables:
+        """Another database, with the filter of this one or with none."""
+        mirror = ModelTables(self.kernel)
+        if self.rng.random() < 0.5:
+            mirror.filter = FilterRow(replace(self.tables.filter.filter, version=7, clean=True))
+        return mirror
+
+    def compare(self, did: str, row: Any, mirror: ModelTables, *, status: bool = True) -> None:
+        """Equal but for rows outside of this database's filter: of them it has those that it had before."""
+        copy = mirror.rows[did]
+
         def facts(one: Any) -> Any:
             repo = one.repo
-            records = {rkey: (cid, rev) for rkey, (cid, rev, *_) in one.records.items()}
+            records = {
+                rkey: (cid, rev) for rkey, (cid, rev, *_) in one.records.items() if self.tables.filter.keeps(rkey)
+            }
             return repo.phase, repo.active, repo.status if status else None, repo.rev, repo.data, records
 
         if facts(row) != facts(copy):
@@ -179,8 +217,16 @@ class Checks(State):
         self.tables.index(queues, {}, replayed=True)
         for did, (repo, records, held) in before.items():
             row = self.tables.rows[did]
-            if (row.records, row.held) != (records, held) or self.facts(row.repo) != self.facts(repo):
+            brought = row.records.keys() - records.keys() if self.lacks(repo) else set()
+            rows = {rkey: record for rkey, record in row.records.items() if rkey not in brought}
+            if (rows, row.held) != (records, held) or self.facts(row.repo) != self.facts(repo):
                 self.fail(f"a replay of {topic} from {begin} changed {did}: {repo} {records} -> {self.show(did)}")
+
+    def lacks(self, repo: Any) -> bool:
+        """Whether an open attempt lacks rows because of another filter: a replay may bring them, and its outcome cannot count."""
+        return bool(
+            repo.phase == Phase.BACKFILL and repo.left and repo.left_filter != self.tables.filter.filter.version
+        )
 
     def facts(self, repo: Any) -> Any:
         """What a replay must leave as it is, in any phase; first_attempt may learn that an attempt had rows."""

@@ -38,6 +38,7 @@ class Index(Workers):
     def commit_batch(self, worker: IndexWorker, queues: dict[str, list[Any]], spans: dict[str, Any]) -> None:
         crash = self.crashes()
         before = {did: self.tables.rows[did].repo for did in queues if did in self.tables.rows}
+        outside = {did: self.outside(did) for did in before}
         zombie = worker is not self.index_workers[-1]
         self.say("index", "(zombie)" if zombie else "", spans, "crashes before commit" if crash else "")
         try:
@@ -58,6 +59,7 @@ class Index(Workers):
         for did, messages in queues.items():
             self.note_heard(did, messages)
             self.check_transition(before.get(did), did, messages)
+            self.check_outside(before.get(did), did, outside.get(did, set()), messages)
             self.say("  ", self.show(did))
         if self.crashes():  # after the commit: the next one begins where the tables stand
             worker.positions = dict(self.tables.offsets)

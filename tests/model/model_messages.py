@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from model_network import COLLECTION, Commit
+from model_filters import COLLECTIONS
+from model_network import Commit
 
 from connectors.repos import Claim
 from schemas import wire
@@ -32,7 +33,7 @@ def snapshot(job: Job, commit: Commit) -> list[Any]:
             did=claim.did,
             attempt=claim.attempt,
             rev=commit.rev,
-            collection=COLLECTION,
+            collection=COLLECTIONS[rkey],
             rkey=rkey,
             cid=cid,
             time="t",

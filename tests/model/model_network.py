@@ -7,16 +7,22 @@ times come from one growing counter. What a relay lost, said twice or said late 
 from dataclasses import dataclass, field
 from random import Random
 
+from model_filters import COLLECTIONS
+
 from schemas import wire
 
-COLLECTION = "c.o.l"
-RKEYS = "abcd"
+RKEYS = "".join(COLLECTIONS)
 FORGED = "~"  # above every true rev
 
 
 def data_of(records: dict[str, str]) -> str:
     """rkey → cid as the text that stands for an MST root."""
     return ",".join(f"{rkey}={cid}" for rkey, cid in sorted(records.items()))
+
+
+def records_of(data: str) -> dict[str, str]:
+    """The records under a root: what `data_of` made it of."""
+    return dict(pair.split("=") for pair in data.split(",") if pair)  # type: ignore[misc]  # two parts each
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Network:
         ops = [
             wire.Op(
                 action=action,  # type: ignore[arg-type]  # one of three by construction
-                collection=COLLECTION,
+                collection=COLLECTIONS[rkey],
                 rkey=rkey,
                 cid=cid,
                 reason="missing_block" if missing and cid else None,

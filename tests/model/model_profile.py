@@ -37,6 +37,7 @@ FAULTS = {
     "rebalance": 0.7,
     "rewind_tasks": 0.7,
     "replay": 0.6,
+    "filter": 1.0,
     "truncate": 0.25,
     "leap": 0.5,
 }
@@ -52,6 +53,21 @@ WORK = {
     "renew": 0.5,
     "pass_time": 4.0,
 }
+UNDISTURBED: dict[str, float] = {
+    "loss": 0.0,
+    "again": 0,
+    "rewrite": 0,
+    "forge": 0,
+    "go_back": 0,
+    "odd_commit": 0,
+    "truncate": 0,
+}
+"""Focus of a schedule whose chains always fit."""
+FILTERED = UNDISTURBED | {"account": 0, "leap": 0, "crash_worker": 0, "stop_worker": 0, "rebalance": 0, "unwell": 0.0}
+FILTERED |= {"stale": 0.0, "steps": 110, "filter": 6, "control": 12, "claim": 8, "fetch": 8, "index": 14, "replay": 8}
+"""Focus: the filter changes in the middle of attempts."""
+PRUNED = FILTERED | {"filter": 12, "control": 40, "claim": 16, "fetch": 16, "replay": 4, "repos": 1, "empty": 0.0}
+"""Focus: and it is carried out at once."""
 
 
 def draw_profile(rng: Random) -> Profile:

@@ -9,13 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 import psycopg
+from model_filters import FilterRow
 from model_tables import GRACE, HOURLY, LEASE, PDS, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
 
 from connectors.indexing import Gate
 from connectors.repos import Claim, Discovery, Listed, RepoStore
 from connectors.tables import PartitionLost as RealPartitionLost
 from connectors.tables import Tables
+from control import filters
 from schemas import wire
+from schemas.filters import FilterSpec
 from schemas.settings import Settings
 
 CLUSTER = "c"
@@ -26,6 +29,7 @@ create schema fake;
 create table fake.clock (at double precision not null);
 insert into fake.clock values (0);
 create function fake.now() returns timestamptz language sql stable as 'select to_timestamp({epoch} + at) from fake.clock';
+create function fake.clock_timestamp() returns timestamptz language sql stable as 'select fake.now()';
 alter table sluice.repo alter next_retry_at set default fake.now(), alter phase_since set default fake.now(),
     alter discovered_at set default fake.now();
 alter database {database} set search_path = fake, pg_catalog, public;
@@ -34,15 +38,31 @@ alter database {database} set search_path = fake, pg_catalog, public;
 ROWS = """
 select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
        first_attempt, held, held_rev, desyncs, retry_count, handle, worker, produced_offset, listed_rev,
+       left_out, left_attempt, left_filter,
        {times},
        array(select round(extract(epoch from at) - {epoch}, 3)::float8 from unnest(fetched_at) with ordinality as f (at, n) order by n)
 from sluice.repo order by did
 """
-TIMES = ("lease_until", "queued_at", "next_retry_at", "stale_since", "listed_since", "phase_since", "desynced_at")
+TIMES = (
+    "lease_until",
+    "queued_at",
+    "next_retry_at",
+    "stale_since",
+    "listed_since",
+    "phase_since",
+    "completed_at",
+    "desynced_at",
+)
 REPO = (
     *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
     *("account_time", "account_seq", "first_attempt", "held", "held_rev", "desyncs", "retry_count", "handle"),
 )
+
+
+FILTER = f"""
+select version, collections, clean, round(extract(epoch from widened_at) - {EPOCH}, 3)::float8, walk_after, prune_after
+from sluice.filter
+"""
 
 
 class SqlTables:
@@ -67,6 +87,8 @@ class SqlTables:
 
     def reset(self) -> None:
         self.db.execute("truncate sluice.repo, sluice.record, sluice.held_event, sluice.stream_offset")
+        self.db.execute("delete from sluice.filter")
+        self.db.execute("insert into sluice.filter default values")
         self.set_time(0.0)
         self.tables.starts({(topic, 0): (0, 1 << 40) for topic in TOPICS})
 
@@ -108,7 +130,8 @@ class SqlTables:
         for did, offset, event in self.db.execute("select did, log_offset, event from sluice.held_event"):
             found[did][2][offset] = wire.decode_live(event)
         moved = "select topic, next from sluice.stream_offset"
-        return found | {"offsets": dict(self.db.execute(moved).fetchall())}
+        (asked,) = self.db.execute(FILTER).fetchall()
+        return found | {"offsets": dict(self.db.execute(moved).fetchall()), "filter": asked}
 
 
 def plain(row: Row) -> Any:
@@ -117,7 +140,15 @@ def plain(row: Row) -> Any:
     times = [None if getattr(row, name) is None else round(getattr(row, name), 3) for name in TIMES]
     strings = [str(value) if isinstance(value, str) else value for value in values]
     fetched = [round(at, 3) for at in row.fetched]
-    return (*strings, row.worker, row.produced, row.listed_rev, *times, fetched), row.records, row.held
+    left = (row.repo.left_out, row.repo.left_attempt, row.repo.left_filter)
+    return (*strings, row.worker, row.produced, row.listed_rev, *left, *times, fetched), row.records, row.held
+
+
+def plain_filter(row: FilterRow) -> Any:
+    """The model's filter as `dump` shows it."""
+    widened = None if row.widened_at is None else round(row.widened_at, 3)
+    asked = row.filter
+    return asked.version, list(asked.collections), asked.clean, widened, row.walk_after, row.prune_after
 
 
 class Difference(AssertionError):
@@ -131,6 +162,7 @@ class Twin:
         self.model = ModelTables(Kernel())
         self.sql = sql
         self.compared = 0
+        self.walk = filters.FilterWalk(repos=1, prune_repos=1)
         sql.reset()
 
     @property
@@ -147,6 +179,10 @@ class Twin:
         return self.model.rows
 
     @property
+    def filter(self) -> FilterRow:
+        return self.model.filter
+
+    @property
     def offsets(self) -> dict[str, int]:
         return self.model.offsets
 
@@ -155,7 +191,7 @@ class Twin:
             raise Difference(f"{what}: the model says {modelled}, the database {real}")
         found = self.sql.dump()
         expected: dict[str, Any] = {did: plain(row) for did, row in self.model.rows.items()}
-        expected["offsets"] = self.model.offsets
+        expected |= {"offsets": self.model.offsets, "filter": plain_filter(self.model.filter)}
         self.compared += 1
         for did in found.keys() | expected.keys():
             if expected.get(did) != found.get(did):
@@ -220,6 +256,22 @@ class Twin:
 
     def retry_failed(self) -> Any:
         return self.same("retry_failed", self.model.retry_failed(), sorted(self.sql.store.retry_failed(None)))
+
+    def set_filter(self, collections: Sequence[str]) -> None:
+        self.model.set_filter(collections)
+        self.sql.set_time(self.model.now)
+        filters.change(self.sql.db, FilterSpec(collections=list(collections)))
+        self.same("set_filter", None, None)
+
+    def prune(self) -> None:
+        self.model.prune()
+        filters.prune(self.sql.db)
+        self.same("prune", None, None)
+
+    def carry_out(self) -> None:
+        self.model.carry_out()
+        self.walk.step(self.sql.db)
+        self.same("carry_out", None, None)
 
     def lose(self, topic: str, start: int) -> None:
         self.model.lose(topic, start)

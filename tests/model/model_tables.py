@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from model_filters import TICK, FilterRow
+
 from connectors.repos import FINAL, Claim, Discovery, Listed
 from schemas import wire
 from steps import gate as real_gate
@@ -58,6 +60,7 @@ class Row:
     listed_rev: str | None = None
     listed_since: float | None = None
     phase_since: float = 0.0
+    completed_at: float | None = None
     desynced_at: float | None = None
     fetched: tuple[float, ...] = ()  # the newest attempts, as the table remembers them
     counted: tuple[float, ...] = ()  # all of them
@@ -78,6 +81,7 @@ class ModelTables:
         self.rows: dict[str, Row] = {}
         self.offsets = dict.fromkeys(TOPICS, 0)
         self.copy_fallbacks = 0
+        self.filter = FilterRow()
 
     # --- connectors/repos.py
 
@@ -100,7 +104,8 @@ class ModelTables:
                 host=entry.host,
             )
             queued = self.now if entry.active else None
-            self.rows[entry.did] = Row(repo, queued_at=queued, next_retry_at=self.now, phase_since=self.now)
+            row = self.rows[entry.did] = Row(repo, queued_at=queued, next_retry_at=self.now, phase_since=self.now)
+            row.completed_at = None if entry.active else self.now
             if entry.active:
                 tasks.append(wire.RepoTask(did=entry.did, attempt=0, reason="listed", rev=entry.rev or None))
         for entry in known:
@@ -122,7 +127,7 @@ class ModelTables:
             )
             row.held.clear()
             row.queued_at = row.lease_until = row.worker = row.produced = row.stale_since = None
-            row.phase_since = self.now
+            row.phase_since = row.completed_at = self.now
         if row.repo.phase == "sync" and row.repo.active and not entry.active:
             status = entry.status or "inactive"
             self._set(row, phase="pending", reason="deletion", active=False, status=status, retry_count=0)
@@ -152,7 +157,7 @@ class ModelTables:
             status = None if row.repo.active else row.repo.status
             self._set(row, phase="backfill", attempt=attempt + 1, held=0, held_rev="", status=status)
             row.lease_until, row.worker, row.produced = self.now + LEASE, worker, None
-            row.phase_since = self.now
+            row.phase_since, row.completed_at = self.now, None
             self._fetched(row)
             repo = row.repo
             ratchet = (repo.account_time, repo.account_seq)
@@ -278,7 +283,7 @@ class ModelTables:
 
         `replayed`: by `sluice replay`, with rules of its own and no offsets.
         """
-        rules = replace(self.kernel.rules, replayed=True) if replayed else self.kernel.rules
+        rules = self._rules(replayed=replayed)
         rows = {did: self._locked(did) for did in sorted(queues)}
         before = {did: row.repo for did, row in rows.items()}
         settling = self.kernel.settle.settle(before, queues, rules)
@@ -355,8 +360,52 @@ class ModelTables:
         if old.phase != new.phase or new.retry_in is not None:
             row.queued_at = row.lease_until = row.worker = row.produced = None
             row.phase_since = self.now
+            row.completed_at = self.now if new.phase in ("sync", "unavailable", "failed") else None
+
+    # --- control/filters.py
+
+    def set_filter(self, collections: Sequence[str]) -> None:
+        self.now += TICK
+        self.filter.set(collections, self.now)
+
+    def prune(self) -> None:
+        self.filter.prune()
+
+    def carry_out(self) -> None:
+        """A step of control's walk: one repo is looked at, or one repo's rows outside are removed."""
+        asked = self.filter
+        if asked.walk_after is not None:
+            row = self._next(asked.walk_after)
+            if row is not None and row.repo.phase == "sync" and asked.older(row):
+                self._set(row, phase="pending", reason="filter", retry_count=0)
+                row.stale_since = None
+                self._due_now(row)
+            asked.walk_after = None if row is None else row.repo.did
+        elif asked.prune_after is not None:
+            row = self._next(asked.prune_after)
+            if row is not None:
+                self._prune(row)
+            asked.pruned(None if row is None else row.repo.did)
+
+    def _prune(self, row: Row) -> None:
+        repo, version = row.repo, self.filter.filter.version
+        gone = [record for rkey, record in row.records.items() if not self.filter.keeps(rkey)]
+        row.records = {rkey: record for rkey, record in row.records.items() if self.filter.keeps(rkey)}
+        count = sum(record[2] == repo.attempt for record in gone)
+        if count and repo.phase == "backfill":
+            of = 0 if repo.left and repo.left_filter != version else version  # 0: of several
+            self._set(row, left_out=repo.left + count, left_attempt=repo.attempt, left_filter=of)
+
+    def _next(self, after: str) -> Row | None:
+        return next((row for did, row in sorted(self.rows.items()) if did > after), None)
 
     # --- shared
+
+    def _rules(self, *, replayed: bool) -> Any:
+        made = self.filter.rules
+        if replayed not in made:
+            made[replayed] = replace(self.kernel.rules, replayed=replayed, filter=self.filter.filter)
+        return made[replayed]
 
     def _in(self, phase: str) -> list[Row]:
         return [row for _, row in sorted(self.rows.items()) if row.repo.phase == phase]
@@ -374,6 +423,7 @@ class ModelTables:
         row.held.clear()
         row.queued_at = row.lease_until = row.worker = row.produced = None
         row.next_retry_at, row.phase_since = self.now + delay, self.now
+        row.completed_at = self.now if phase == "failed" else None
         return phase
 
     def _fetched(self, row: Row) -> None:
@@ -381,7 +431,7 @@ class ModelTables:
 
     def _due_now(self, row: Row) -> None:
         row.next_retry_at = row.phase_since = self.now
-        row.queued_at = None
+        row.queued_at = row.completed_at = None
 
     def _set(self, row: Row, **changes: Any) -> None:
         if changes.get("heard_rev", "") > row.repo.heard_rev and row.repo.phase != "backfill":

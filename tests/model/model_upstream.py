@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from model_checks import Checks
+from model_filters import CHOICES
 from model_messages import short, with_seq
 from model_network import Account
 from model_tables import PDS
 
 from connectors.repos import Listed
 from schemas import wire
+from steps.filters import covers
 from steps.gate import Phase
 
 
@@ -113,6 +115,21 @@ class Upstream(Checks):
         event = self.network.identity_event(self.account(), 0)
         self.say("#identity", event.did, event.time)
         self.send(lambda seq: with_seq(event, seq))
+
+    def do_filter(self) -> None:
+        """The operator sets another filter, at any moment, or has the rows outside of it removed."""
+        if self.rng.random() < 0.3:
+            self.fired["pruned"] += not self.tables.filter.filter.clean
+            self.say("prune")
+            self.tables.prune()
+            return
+        before, collections = self.tables.filter.filter, self.rng.choice(CHOICES)
+        during = any(row.repo.phase == Phase.BACKFILL for row in self.tables.rows.values())
+        self.fired["narrowed"] += not covers(collections, before.collections)
+        self.fired["widened"] += not covers(before.collections, collections)
+        self.fired["filter changed during a backfill"] += during
+        self.say("filter", collections)
+        self.tables.set_filter(collections)
 
     def do_deliver(self) -> None:
         number = self.rng.randrange(len(self.pipes))

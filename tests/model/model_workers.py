@@ -21,6 +21,9 @@ class Workers(Upstream):
         for did in lost:
             self.heard[did] = max(self.heard[did], told[did])
         self.requeue()
+        if not self.tables.filter.resting:
+            self.tables.carry_out()
+            self.say("control: the filter is carried out up to", self.tables.filter)
         tasks = self.tables.due()
         self.fired["reaped"] += len(reaped)
         self.fired["lost event found by a listing"] += len(lost)

@@ -14,6 +14,7 @@ from types import ModuleType
 MODULES = (
     "steps.gate",
     "steps.settle",
+    "model_filters",
     "model_tables",
     "model_messages",
     "model_state",
@@ -51,6 +52,10 @@ def settle(name: str, old: str, new: str) -> Mutant:
 
 def tables(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, (Edit("model_tables", old, new),))
+
+
+def filters(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, (Edit("model_filters", old, new),))
 
 
 def load(edits: Sequence[Edit]) -> ModuleType:

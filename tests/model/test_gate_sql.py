@@ -9,6 +9,7 @@ from typing import Any
 import gate_model
 import psycopg
 import pytest
+from model_profile import FILTERED
 from model_sql import SqlTables, Twin
 
 from connectors import metrics
@@ -21,6 +22,7 @@ from steps.gate import Rules
 from steps.settle import Placed
 
 DID = "did:plc:one"
+UNDER_TWO = "attempt under two filters"
 SHARE = 100  # of the schedules of the model, one in so many is played on PostgreSQL too
 
 
@@ -33,15 +35,18 @@ def sql(database: str) -> Iterator[SqlTables]:
 
 @pytest.mark.timeout(1200)
 def test_schedules_leave_the_same_rows_in_postgresql(sql: SqlTables, schedules: int) -> None:
-    """G1, P2, C1, C2: claims, reaping, held events, outcomes and offsets, transaction by transaction."""
+    """G1, P2, C1, C2, N9: claims, reaping, held events, outcomes, filters and offsets, transaction by transaction."""
     fired: Counter[str] = Counter()
     compared = 0
-    for seed in range(max(20, schedules // SHARE)):
+    plain = [(seed, None) for seed in range(max(20, schedules // SHARE))]
+    filtered = [(seed, FILTERED) for seed in range(200) if gate_model.run(seed, focus=FILTERED).fired[UNDER_TWO]]
+    for seed, focus in plain + filtered[:3]:
         twin = Twin(sql)
-        fired.update(gate_model.run(seed, tables=twin).fired)
+        fired.update(gate_model.run(seed, tables=twin, focus=focus).fired)
         compared += twin.compared
     assert compared > 1000
-    for fault in ("reaped", "partition lost", "index crashed before commit", "given back", "replay", "stale snapshot"):
+    crashed = ("reaped", "partition lost", "index crashed before commit", "given back", "replay", "stale snapshot")
+    for fault in (*crashed, "narrowed", "widened", "pruned", UNDER_TWO):
         assert fired[fault], fault
 
 
