@@ -2,7 +2,8 @@
 
 `KeyRing(settings, health, extract).find(dids)` blocks until every DID has its answer: what `extract` takes from its
 identity, or a `Lack`. A PLC directory or a database that does not answer delays the caller, with the reason in the health
-page, and never becomes an answer; one DID that alone gets none, and a did:web host that is away, do not hold up the others.
+page, and never becomes an answer; one DID that alone gets none does not hold up the others, and all did:web hosts that are
+away hold them up once, for three seconds.
 Used by one thread. Its requests run in a loop of their own.
 """
 
@@ -110,7 +111,7 @@ class KeyRing(Generic[X]):
         return self._answers(web, WEB_SECONDS, fresh=fresh) | self._answers(dids - web, None, fresh=fresh)
 
     def _answers(self, dids: set[str], seconds: float | None, *, fresh: bool) -> dict[str, X | Lack]:
-        """`seconds`: hosts of strangers get so long and one try; None: the directory, which is waited for."""
+        """`seconds`: hosts of strangers get so long, all together, and one try; None: the directory, which is waited for."""
         found: dict[str, X | Lack] = {}
         tries = 0
         while dids:

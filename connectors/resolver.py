@@ -26,6 +26,8 @@ from steps.identity import Identity, IdentityRejected, document_url, parse_docum
 
 MAX_DOCUMENT_BYTES = 256 * 1024
 REQUESTS_AT_ONCE = 64
+WEB_REQUESTS_AT_ONCE = 256  # hosts of strangers: the silent ones take no place of the directory's
+KNOWN_TO_ASK = 3
 STORE_CONNECTIONS = 2
 MEMORY_SECONDS = 10.0  # the table is asked again then: an #identity empties it for all processes
 NEGATIVE_ENTRIES = 20_000
@@ -70,6 +72,7 @@ class Resolver:
         self._flights: dict[tuple[str, bool], asyncio.Task[Identity]] = {}
         self._missing: OrderedDict[str, tuple[float, IdentityNotFound]] = OrderedDict()
         self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._web_turns = asyncio.Semaphore(WEB_REQUESTS_AT_ONCE)
         self._next_request = 0.0  # time.monotonic
         self._sql = queries("identity")
         self._pool: AsyncConnectionPool | None = None
@@ -95,14 +98,14 @@ class Resolver:
         """Answers for many DIDs: one query, then the network. For callers with a cache of their own: nothing stays in memory.
 
         `max_age`: of a stored identity, in seconds; an older one serves where the network does not answer. `seconds`: how
-        long one answer of the network may take.
+        long the network may take for all of them; whoever has not answered by then is unreachable.
         """
         stored = {} if fresh else await self._stored_many(dids)
         found: dict[str, Identity | IdentityNotFound | IdentityUnreachable] = {
             did: identity for did, (identity, age) in stored.items() if age <= max_age
         }
-        rest = [did for did in dids if did not in found]
-        answers = await asyncio.gather(*(self._ask_for(did, seconds) for did in rest))
+        rest = [did for did in dict.fromkeys(dids) if did not in found]
+        answers = await self._ask_all(rest, seconds)
         await self._store_many([answer for answer in answers if isinstance(answer, Identity)])
         for did, answer in zip(rest, answers, strict=True):
             old = stored.get(did)
@@ -123,12 +126,22 @@ class Resolver:
             await db.execute(self._sql["forget"].encode(), (sorted(dids),))
 
     async def directory_answers(self) -> bool:
-        """Whether the PLC directory is there at all, whatever it says about one DID."""
+        """Whether the PLC directory has a word for DIDs that it had one for before, whatever it says about another.
+
+        A proxy answers for a directory that is gone, and a mirror may have no health page: that page is believed only
+        where no DID is known yet, and only its 200.
+        """
+        pool = await self._opened()
+        async with pool.connection() as db:
+            rows = await (await db.execute(self._sql["some_plc"].encode(), (KNOWN_TO_ASK,))).fetchall()
+        if rows:
+            answers = await self._ask_all([str(row[0]) for row in rows], self._settings.fetch_connect_seconds)
+            return any(not isinstance(answer, IdentityUnreachable) for answer in answers)
         try:
             answer = await self._fetch(f"{self._settings.plc}/_health", self._settings.fetch_connect_seconds)
         except (HostRefused, Unreachable):
             return False
-        return answer.status < 500 and answer.status != 429
+        return answer.status == 200
 
     async def close(self) -> None:
         """Close the database connections."""
@@ -152,6 +165,21 @@ class Resolver:
             return stored  # old, and better than none while the directory is down
         await self._stores.one(identity)
         return self._keep(identity, self._settings.identity_cache_seconds)
+
+    async def _ask_all(
+        self, dids: Collection[str], seconds: float | None
+    ) -> list[Identity | IdentityNotFound | IdentityUnreachable]:
+        """The network's answers in the order of the DIDs; `seconds` for all of them."""
+        asked = {did: asyncio.create_task(self._ask_for(did, seconds)) for did in dids}
+        if asked:
+            _, late = await asyncio.wait(asked.values(), timeout=seconds)
+            for one in late:
+                one.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        return [
+            IdentityUnreachable(f"{did}: no answer in time") if task.cancelled() else task.result()
+            for did, task in asked.items()
+        ]
 
     async def _ask_for(self, did: str, seconds: float | None) -> Identity | IdentityNotFound | IdentityUnreachable:
         """The network's answer as a value; a DID that was not there a moment ago is not asked for again."""
@@ -200,8 +228,9 @@ class Resolver:
         if url is None:
             raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
         try:
-            await self._turn()
-            async with self._turns:
+            if did.startswith("did:plc:"):
+                await self._turn()
+            async with self._turns if did.startswith("did:plc:") else self._web_turns:
                 answer = await self._fetch(url, seconds)
         except HostRefused as err:
             if did.startswith("did:plc:"):  # our own setting is wrong, which says nothing about the DID

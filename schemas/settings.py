@@ -125,9 +125,7 @@ class Settings(BaseSettings):
     identity_negative_seconds: float = Field(
         60.0, ge=0, description="how long a DID that has no document is not asked for again"
     )
-    identity_requests_per_second: float = Field(
-        200.0, gt=0, description="requests to the PLC directory and did:web hosts, per process"
-    )
+    identity_requests_per_second: float = Field(200.0, gt=0, description="requests to the PLC directory, per process")
     reresolve_seconds: float = Field(
         60.0, ge=0, description="after a bad signature a DID is resolved anew at most this often"
     )

@@ -15,3 +15,7 @@ where did = any(%s::text[])
 -- name: forget
 -- parameters: dids
 delete from sluice.identity where did = any(%s::text[])
+
+-- name: some_plc
+-- parameters: how many. DIDs that the directory has answered for; which ones does not matter.
+select did from sluice.identity where did >= 'did:plc:' and did < 'did:plc;' limit %s

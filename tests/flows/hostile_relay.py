@@ -78,4 +78,6 @@ class HostileRelay:
         if self.plc_status != 200:
             return web.Response(status=self.plc_status)
         document = self.documents.get(did)
-        return web.json_response(document) if document else web.Response(status=404)
+        if document is None:
+            return web.json_response({"message": f"DID not registered: {did}"}, status=404)
+        return web.json_response(document)

@@ -1,0 +1,119 @@
+"""Keys of accounts while a directory is partly dead, or hosts are silent: the real resolver and identity table."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+from flow_process import wait_until
+
+from connectors.keyring import PLC_TRIES, WEB_SECONDS, KeyRing, Lack
+from connectors.process import Health
+from schemas.settings import Settings
+from simulator.keys import derive_key, multikey
+
+KNOWN, NEW = "did:plc:" + "k" * 24, "did:plc:" + "n" * 24
+KEY = multikey(derive_key("secp256k1", "account"))
+
+
+class Directory:
+    """A PLC directory behind a proxy: `dead` DIDs are answered with 503; its health page has a status of its own."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.dead: set[str] = set()
+        self.health = 404
+        directory = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                did = self.path[1:]
+                directory.asked[did] += 1
+                key = {"id": f"{did}#atproto", "type": "Multikey", "controller": did, "publicKeyMultibase": KEY}
+                status, body = 200, json.dumps({"id": did, "verificationMethod": [key]}).encode()
+                if did == "_health":
+                    status, body = directory.health, b"a page"
+                elif did in directory.dead:
+                    status, body = 503, b""
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def directory() -> Iterator[Directory]:
+    one = Directory()
+    yield one
+    one.server.shutdown()
+    one.server.server_close()
+
+
+@pytest.fixture
+def ring(directory: Directory, database: str) -> Iterator[KeyRing[str | None]]:
+    settings = Settings(database=database, plc=directory.url, allow_private_hosts=True)
+    one = KeyRing(settings, Health("firehose"), lambda document: document.signing_key)
+    yield one
+    one.close()
+
+
+def know(database: str) -> None:
+    """As one that was resolved yesterday."""
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("insert into sluice.identity (did, signing_key) values (%s, 'did:key:zQ')", (KNOWN,))
+
+
+@pytest.mark.parametrize(("health", "known"), [(200, True), (404, False)])
+def test_a_directory_that_is_gone_behind_its_proxy_is_waited_for(
+    directory: Directory, ring: KeyRing[str | None], database: str, health: int, known: bool
+) -> None:
+    """N1: whatever its health page says. A commit refused for want of a key could be an account's last one."""
+    directory.health, directory.dead = health, {KNOWN, NEW}
+    if known:
+        know(database)
+    found: list[dict[str, str | Lack | None]] = []
+    thread = threading.Thread(target=lambda: found.append(ring.find({NEW})), daemon=True)
+    thread.start()
+    wait_until(lambda: directory.asked[KNOWN if known else "_health"] or found)
+    directory.dead = set()
+    thread.join(60)
+    assert found == [{NEW: f"did:key:{KEY}"}]
+
+
+def test_one_did_that_alone_gets_no_answer_holds_up_nobody(
+    directory: Directory, ring: KeyRing[str | None], database: str
+) -> None:
+    """The directory has a word for what it knows, so this one is not waited for."""
+    know(database)
+    directory.dead = {NEW}
+    assert ring.find({NEW}) == {NEW: Lack.UNREACHABLE}
+    assert (directory.asked[NEW], directory.asked[KNOWN]) == (PLC_TRIES, 1)
+
+
+def test_many_silent_hosts_are_waited_for_once(directory: Directory, ring: KeyRing[str | None]) -> None:
+    """G9: anybody can make hundreds of did:web; 64 at a time would hold the stream for 3 seconds each."""
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(400)]
+        silent = {f"did:web:localhost%3A{host.getsockname()[1]}" for host in hosts}
+        started = time.monotonic()
+        found = ring.find(silent | {NEW})
+        took = time.monotonic() - started
+    assert {found[did] for did in silent} == {Lack.UNREACHABLE}
+    assert found[NEW] == f"did:key:{KEY}"
+    assert took < 3.5 * WEB_SECONDS  # one after another, 64 at a time: seven times as long
