@@ -43,10 +43,16 @@ def as_row(standing: Standing) -> dict[str, Any]:
     }
 
 
+def check_position(flow: str, position: str) -> None:
+    """Raise OperatorError for a position that a flow cannot have; a listing's cursor may be any text."""
+    if flow != "list_repos" and not (position.isascii() and position.isdigit()):
+        raise OperatorError(f"{position!r} is no sequence number, which the position of {flow} is")
+
+
 def set_upstream(settings: Settings, flow: str, upstream: str, position: str | None) -> str | None:
     """Set, or (None) forget, a flow's position at an upstream; the one it had. Raises OperatorError."""
-    if flow != "list_repos" and position is not None and not (position.isascii() and position.isdigit()):
-        raise OperatorError(f"{position!r} is no sequence number, which the position of {flow} is")
+    if position is not None:
+        check_position(flow, position)
     with psycopg.connect(settings.database, autocommit=True, application_name="sluice cursors") as db:
         row = db.execute(SQL["sessions"], {"name": f"sluice {flow} cursor"}).fetchone()
         if row is not None and row[0]:

@@ -128,11 +128,15 @@ class DeadLetters:
                 after = (row["part"], row["log_offset"])
                 yield after
 
+    def open_one(self, place: Place) -> None:
+        """Raise OperatorError for a letter that is not there or not open."""
+        state = self._row(place)["state"]
+        if state != "open":
+            raise OperatorError(f"dead letter {place[0]}:{place[1]} is {state} already")
+
     def retry(self, place: Place) -> Retried:
         """Run the code of today over the payload. Raises OperatorError for a letter that is not there or not open."""
-        row = self._row(place)
-        if row["state"] != "open":
-            raise OperatorError(f"dead letter {place[0]}:{place[1]} is {row['state']} already")
+        self.open_one(place)
         letter = self._letter(place)
         if letter is None:
             return Retried(place, "open", "retention has removed its payload; dismiss it")

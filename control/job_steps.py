@@ -77,7 +77,7 @@ class JobSteps:
             advance = {
                 "id": number,
                 "listed": len(dids),
-                "queued": len(found.tasks),
+                "queued": found.new,
                 "duplicates": found.known,
                 "checkpoint": json.dumps({"n": at, "done": at >= total}),
             }

@@ -247,10 +247,10 @@ def asked(
     if topic not in GROUPS:
         raise OperatorError(f"there is no topic {topic!r}; choose one of {', '.join(GROUPS)}")
     if from_offset and from_time:
-        raise OperatorError("--from-offset and --from-time exclude each other")
+        raise OperatorError("--from-offset and --from-time exclude each other; leave out one")
     starts = _at_time(settings, topic, "--from-time", from_time) if from_time else {}
     if len(to) == 1 and not _is_place(to[0]):
-        ends = _at_time(settings, topic, "--to", to[0])
+        ends = _at_time(settings, topic, "--to", to[0], "PARTITION:OFFSET, or ")
     else:
         ends = partition_offsets("--to", to)
     return starts or partition_offsets("--from-offset", from_offset), ends
@@ -259,7 +259,8 @@ def asked(
 def as_text(done: Replayed) -> str:
     """For people."""
     more = f", {done.sent} tasks sent again" if done.sent else ""
-    return f"{done.messages} messages replayed, {done.refused} of them of no use{more}"
+    refused = f"{done.refused} of them cannot be decoded or were refused" if done.refused else "none refused"
+    return f"{done.messages} messages replayed, {refused}{more}"
 
 
 def _is_place(text: str) -> bool:
@@ -267,12 +268,12 @@ def _is_place(text: str) -> bool:
     return bool(colon) and part.isdecimal() and offset.isdecimal()
 
 
-def _at_time(settings: Settings, topic: str, option: str, text: str) -> dict[int, int]:
+def _at_time(settings: Settings, topic: str, option: str, text: str, other: str = "") -> dict[int, int]:
     """Offset of the first message of each partition that is not older; the log's end where there is none."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as err:
-        raise OperatorError(f"{option} {text}: write a time as 2026-01-31T12:00:00Z") from err
+        raise OperatorError(f"{option} {text}: write {other}a time as 2026-01-31T12:00:00Z") from err
     seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     positions = Positions(settings)
     parts = positions.parts([topic])

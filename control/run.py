@@ -114,15 +114,15 @@ def prepare(settings: Settings) -> list[str]:
     return applied
 
 
-def check_database(settings: Settings) -> None:
-    """Raise OperatorError when the database does not answer."""
+def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None:
+    """Raise OperatorError, which names the setting or option that says where it is, when the database does not answer."""
     try:
         psycopg.connect(settings.database, connect_timeout=CONNECT_SECONDS).close()
     except psycopg.Error as err:
         reason = " ".join(str(err).split())
         if isinstance(err, psycopg.ProgrammingError):  # it was taken for "key=value …", which it is not either
             reason = "this is no URL of a PostgreSQL (postgresql://USER@HOST/NAME)"
-        raise OperatorError(f"SLUICE_DATABASE: {reason}; start PostgreSQL there or correct the URL") from err
+        raise OperatorError(f"{setting}: {reason}; start PostgreSQL there or correct the URL") from err
 
 
 def die_with(parent: int) -> None:

@@ -45,7 +45,7 @@ def page(status: Status) -> str:
     for row in status.failures:
         lines.append(f"failed   {row['count']} repos: {row['last_error']}")
     for job in status.jobs:
-        lines.append(f"job      {job['name']}: {job['status']}, listed {job['listed']}, queued {job['queued']}")
+        lines.append(f"job      {job['name']}: {job['status']}, listed {job['listed']}, new {job['queued']}")
     if status.jobs_found > len(status.jobs):
         lines.append(f"job      {status.jobs_found - len(status.jobs)} more: `sluice backfill list`")
     for row in status.cursors:
@@ -55,7 +55,8 @@ def page(status: Status) -> str:
         why = f" ({seen.why})" if seen.why else ""
         lines.append(f"process  {seen.name} pid {seen.pid} port {seen.port or '-'}: {seen.state}{why}")
     letters = "  ".join(f"{state} {count}" for state, count in status.dead_letters.items()) or "none"
-    lines.append(f"dead letters  {letters}   skipped ranges {status.skipped_ranges}   stream gaps {status.stream_gaps}")
+    gaps = f"{status.stream_gaps}{' (until a listing that began later ends)' if status.stream_gaps else ''}"
+    lines.append(f"dead letters  {letters}   skipped ranges {status.skipped_ranges}   stream gaps {gaps}")
     return "\n".join(lines)
 
 

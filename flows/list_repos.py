@@ -88,7 +88,7 @@ def discoverer(store: RepoStore, standing: Standing, jobs: ListingJobs) -> Calla
         found = store.discover(listed, job)
         tally = standing.tally(page.upstream)
         tally.listed += len(page.entries)
-        tally.queued += 0 if page.later else len(found.tasks)
+        tally.queued += 0 if page.later else found.new
         tally.duplicates += found.known
         metrics.LISTED.labels("new").inc(found.new)
         metrics.LISTED.labels("known").inc(found.known)

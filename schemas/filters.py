@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,62})"
-NSID = rf"^{_LABEL}(?:\.{_LABEL}){{2,}}$"
-PATTERN = rf"^(?:\*|{_LABEL}(?:\.{_LABEL}){{0,}}\.\*|{_LABEL}(?:\.{_LABEL}){{2,}})$"
-DID = r"^did:[a-z0-9]+:[A-Za-z0-9._:%-]{1,2000}$"
+from schemas.patterns import DID, NSID, PATTERN
+
 MAX_DIDS = 200_000
 
 Pattern = Annotated[str, StringConstraints(pattern=PATTERN, max_length=317)]

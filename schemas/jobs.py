@@ -61,10 +61,12 @@ class JobSpec(BaseModel):
 
 
 class JobCounts(BaseModel):
-    """Repos of a job. The last four are counted every few seconds, from a sample where there are very many."""
+    """Repos of a job. The last four are counted every few seconds, from a sample where there are very many; they are `new`."""
 
-    listed: int = Field(description="entries that its source has named so far")
-    new: int = Field(description="of these, queued because nobody knew them")
+    listed: int = Field(description="entries that its source has named so far, those of repeated passes too")
+    new: int = Field(
+        description="of these, repos that nobody knew; inactive ones become unavailable, the others are queued"
+    )
     known: int = Field(description="of these, known already")
     synced: int = Field(description="repos of this job that are complete")
     failed: int = Field(description="repos given up after the last attempt")

@@ -8,6 +8,7 @@
 The same table stands in the database (`sluice.job_may_become`), and a test holds them together.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from schemas.jobs import JobSpec, JobStatus
-from steps.syntax import is_did
+from steps.syntax import is_did, is_nsid
 
 S = JobStatus
 
@@ -64,15 +65,19 @@ def identify(spec: JobSpec, default_relay: str | None) -> Identity:
     """The job that a specification means. Order and repetition in lists change nothing. Raises SpecRefused."""
     if spec.source == "dids":
         dids = list(dict.fromkeys(spec.dids))
-        wrong = next((did for did in dids if not is_did(did)), None)
+        wrong = next((did for did in dids if not (is_did(did) and _can_be(did))), None)
         if wrong is not None:
-            raise SpecRefused(f"dids: {wrong[:100]!r} is not a DID; write did:plc:… or did:web:…")
+            raise SpecRefused(
+                f"dids: {wrong[:100]!r} is not a DID; write did:plc: and 24 of a-z and 2-7, or did:web:HOST"
+            )
         mark = _mark(dids)
         return Identity(f"dids {len(dids)} {mark}", {"dids": mark, "first": dids[:5]}, len(dids), dids)
     if spec.source == "hosts":
         hosts = sorted({service_url(host, "hosts") for host in spec.hosts})
         more = f" and {len(hosts) - 1} more {_mark(hosts)}" if len(hosts) > 1 else ""
         return Identity(f"hosts {hosts[0]}{more}", {"hosts": hosts}, len(hosts))
+    if spec.collection is not None and not is_nsid(spec.collection):
+        raise SpecRefused(f"collection: {spec.collection[:100]!r} is not an NSID; write it as app.bsky.actor.profile")
     relay = spec.relay or default_relay
     if relay is None:
         raise SpecRefused("relay: none is given and SLUICE_RELAYS is not set; give the URL of a relay")
@@ -136,6 +141,14 @@ def scaled(sample: dict[str, int], total: int) -> dict[str, int]:
     if not found:
         return {"pending": total}
     return {phase: round(total * count / found) for phase, count in sample.items()}
+
+
+def _can_be(did: str) -> bool:
+    """A DID of the PLC directory is a hash of one length; any other would be asked for for ever."""
+    return not did.startswith("did:plc:") or _PLC.fullmatch(did) is not None
+
+
+_PLC = re.compile(r"did:plc:[a-z2-7]{24}")
 
 
 def _mark(items: Sequence[str]) -> str:

@@ -7,9 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from control.api.route import Page
 from schemas.jobs import Job, JobStatus
+from schemas.patterns import DID, PLACE
 
-DID = r"^did:[a-z0-9]+:[A-Za-z0-9._:%-]+$"
-PLACE = r"^\d{1,9}:\d{1,18}$"
 MAX_ID = 2**63 - 1
 
 Phase = Literal["pending", "backfill", "sync", "unavailable", "failed"]
@@ -42,7 +41,7 @@ class LetterPlace(Taken):
 class RepoPage(Page):
     """Which repos."""
 
-    phase: Phase = "failed"
+    phase: Phase = Field("failed", description="failed ones unless another phase is named")
     host: str | None = Field(None, max_length=1000, pattern=r"^[\x20-\x7e]*$", description="URL of the PDS")
 
 

@@ -7,7 +7,14 @@ from schemas.jobs import Job, JobSpec
 
 ROUTES = (
     Route("GET", "/api/status", "What the mirror is doing.", mirror.status, models.Status),
-    Route("GET", "/api/repos", "Repos in a phase.", mirror.repos, models.Repos, models.RepoPage),
+    Route(
+        "GET",
+        "/api/repos",
+        "Repos in a phase; the failed ones unless another is named.",
+        mirror.repos,
+        models.Repos,
+        models.RepoPage,
+    ),
     Route("GET", "/api/repos/{did}", "One repo.", mirror.repo, models.Repo, models.Did, errors=(404,)),
     Route(
         "POST",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from control.api.context import CONTEXT
 from control.api.errors import Handler, Invalid
 from control.api.route import Route
+from schemas.patterns import mistake
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -60,6 +61,5 @@ def _valid(model: type[M], given: Any) -> M:
     try:
         return model.model_validate(given)
     except ValidationError as err:
-        first = err.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{where[:200]}: {first['msg']}" if where else first["msg"]) from err
+        where, what = mistake(err)
+        raise Invalid(f"{'.'.join(where)[:200]}: {what}" if where else what) from err

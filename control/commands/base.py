@@ -69,6 +69,24 @@ def answerable(function: F) -> F:
     return command  # type: ignore[return-value]  # wraps keeps the signature that typer reads
 
 
+def one_of(nothing: str, **chosen: object) -> None:
+    """Raise OperatorError unless exactly one of these ways to choose is used; `nothing` says what to do where none is."""
+    used = [name if name[0].isupper() else f"--{name}" for name, value in chosen.items() if value]
+    if not used:
+        raise OperatorError(nothing)
+    if len(used) > 1:
+        raise OperatorError(f"give only one of {' and '.join(used)}")
+
+
+def all_dids(texts: Sequence[str], *, also: str = "") -> None:
+    """Raise OperatorError for the first text that is no DID; `also`: what else it could have been."""
+    from steps.syntax import is_did  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    wrong = next((text for text in texts if not is_did(text)), None)
+    if wrong is not None:
+        raise OperatorError(f"{wrong[:100]!r} is no DID{also}; write it as did:plc:… or did:web:HOST")
+
+
 def unreadable(error: OSError | UnicodeDecodeError) -> str:
     """Why a file cannot be read, without its name."""
     return "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))

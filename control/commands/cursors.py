@@ -53,11 +53,14 @@ def cursors_set(
     data_dir: DataDir = None,
 ) -> None:
     """Set the position of a flow at an upstream, or of a consumer group in a topic. Whatever is set must not run."""
+    from control.cursors import check_position  # noqa: PLC0415 - as above
     from control.replay import partition_offsets  # noqa: PLC0415 - as above
 
     group = _is_group(who)
     if not group and len(positions) != 1:
-        raise OperatorError(f"{who} has one position of {where}")
+        raise OperatorError(f"{who} has one position of {where}; give one")
+    if not group:
+        check_position(who, positions[0])
     wanted: Any = partition_offsets("position", positions) if group else positions[0]
     _move(data_dir, who, where, wanted, f"set {who} of {where} to {' '.join(positions)}", yes=yes)
 

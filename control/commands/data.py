@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from control.commands.base import AsJson, DataDir, answerable, located
+from control.commands.base import AsJson, DataDir, all_dids, answerable, located, one_of
 from control.commands.cursors import cursors_app
 from control.commands.letters import dead_letters_app, skipped_app
 from control.errors import OperatorError
@@ -43,8 +43,8 @@ def audit(
     from control.audit import Options, Scope, audit  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from control.run import check_database  # noqa: PLC0415 - as above
 
-    if (bool(dids), every, bool(sample)).count(True) != 1:
-        raise OperatorError("name the DIDs to audit, or give --all, or --sample N")
+    one_of("name the DIDs to audit, or give --all, or --sample N", DIDs=dids, all=every, sample=sample)
+    all_dids(dids or [])
     settings = located(data_dir, "database")
     check_database(settings)
     scope = Scope(tuple(dids) if dids else None, sample or None)
@@ -76,11 +76,15 @@ def replay(
         if topic or from_offset or from_time or to or not into:
             raise OperatorError("--all replays the whole log into another database: give --into URL, and nothing else")
         settings = located(data_dir, "bootstrap")
-        check_database(settings.model_copy(update={"database": into}))
+        check_database(settings.model_copy(update={"database": into}), "--into")
         done = rebuild.rebuild(settings, into, _every_second("messages replayed"))
         typer.echo(json.dumps(asdict(done)) if as_json else rebuild.as_text(done))
         raise typer.Exit(1 if done.unfinished or done.refused else 0)
-    if not topic or into:
+    if into:
+        raise OperatorError(
+            "--into goes with --all: the whole log into another database; leave it out, or give --all alone"
+        )
+    if not topic:
         raise OperatorError("name the topic to replay, or give --all --into URL")
     settings = located(data_dir, "bootstrap", "database")
     check_database(settings)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from control.commands.base import AsJson, DataDir, answerable, located, unreadable
 from control.errors import OperatorError
 from schemas.filters import FilterSpec, FilterState
+from schemas.patterns import mistake
 
 filters_app = typer.Typer(help="What of the network is mirrored; changed at run time.", no_args_is_help=True)
 
@@ -53,8 +54,12 @@ def change(
             signal=signal,
         )
     except ValidationError as err:
-        first = err.errors()[0]
-        raise OperatorError(f"{first['loc'][0]}: {str(first['input'])[:100]!r}: {first['msg']}") from err
+        where, what = mistake(err)
+        option = {"collections": "--collection", "dids": "--did", "signal": "--signal"}.get(
+            where[0] if where else "", ""
+        )
+        given = repr(str(err.errors()[0]["input"])[:100])
+        raise OperatorError(f"{option} {given}: {what}" if option else what) from err
     _told(_with_database(data_dir, spec), as_json=as_json)
 
 

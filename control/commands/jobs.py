@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from control.commands.base import AsJson, DataDir, Limit, answerable, located, unreadable
+from control.commands.base import AsJson, DataDir, Limit, all_dids, answerable, located, one_of, unreadable
 from control.errors import OperatorError
 from schemas.jobs import Job, JobSpec, JobStatus, Plan
+from schemas.patterns import mistake
 from schemas.settings import Settings
 
 backfill_app = typer.Typer(help="Backfill jobs and failed repos.", no_args_is_help=True)
@@ -64,9 +65,9 @@ def start(
             }
         )
     except ValidationError as err:
-        first = err.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
-        raise OperatorError(f"{option}{first['msg'].removeprefix('Value error, ')}") from err
+        where, what = mistake(err)
+        option = "--" + where[0].replace("_", "-") + ": " if where else ""
+        raise OperatorError(f"{option}{what}") from err
     with _database(data_dir) as (db, settings):
         made = [jobs.start(db, part, settings) for part in (cut(spec, split) if split else [spec])]
     if as_json:
@@ -136,10 +137,10 @@ def retry(
     """Put failed repos back to pending, or failed and cancelled jobs back to work, with the failure's fields reset."""
     from connectors.repos import RepoStore  # noqa: PLC0415 - as above
 
-    if bool(chosen) == every:
-        raise OperatorError("name the DIDs or the jobs to retry, or give --all")
+    one_of("name the DIDs or the jobs to retry, or give --all", DIDs=chosen, all=every)
     numbers = [int(one) for one in chosen or [] if one.isascii() and one.isdigit()]
     dids = [one for one in chosen or [] if not (one.isascii() and one.isdigit())]
+    all_dids(dids, also=" and no number of a job")
     for number in numbers:
         _do("retry", number, data_dir, as_json=False)
     if not (dids or every):

@@ -75,6 +75,8 @@ def dead_letters_dismiss(
 ) -> None:
     """Put dead letters aside: looked at, and nothing to be done. They stay in the topic."""
     with _letters(data_dir) as (letters, places):
+        for place in places(chosen or []):
+            letters.open_one(place)  # all or none of those that are named
         done = sum(letters.dismiss(place) for place in _chosen(letters, places, chosen, every, reason, topic))
     typer.echo(f"dismissed {done}")
 
@@ -99,10 +101,14 @@ def skipped_fill(
     settings = located(data_dir, "database")
     check_database(settings)
     due = fill_now(settings, ids)
+    missing = sorted(set(ids or []) - set(due))
+    if missing and not due:
+        raise OperatorError(
+            f"not open, or not known: {', '.join(map(str, missing))}; `sluice skipped list` shows the open ones first"
+        )
     typer.echo(f"{len(due)} ranges are due now")
-    for missing in sorted(set(ids or []) - set(due)):
-        typer.echo(f"{missing} is not open, or not known", err=True)
-    raise typer.Exit(1 if ids and not due else 0)
+    for number in missing:
+        typer.echo(f"{number} is not open, or not known", err=True)
 
 
 @contextmanager

@@ -219,7 +219,11 @@ def skipped(look: Look) -> Markup:
     ]
     heads = ("Range", "Upstream", "Cursors", "Reason", "Tries#", "Since", "Actions")
     gaps = look.status.stream_gaps
-    note = f"Losses of streams that wait for a listing to answer them: {count(gaps)}." if gaps else None
+    note = (
+        f"Stretches of streams that were not read: {count(gaps)}. A listing that begins later answers them."
+        if gaps
+        else None
+    )
     return section(
         "skipped", "Skipped ranges", table("Skipped ranges", heads, rows, empty="No range is open."), note=note
     )

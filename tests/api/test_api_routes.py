@@ -13,7 +13,8 @@ from control.dead_letters import LetterIndex
 from schemas import wire
 from schemas.reasons import DeadReason
 
-DIDS = [f"did:plc:{number:024d}" for number in range(7)]
+LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9
+DIDS = [f"did:plc:{number:024}".translate(LETTERS) for number in range(7)]
 
 
 def put(api: Api, *payloads: bytes) -> None:
@@ -117,11 +118,14 @@ def test_a_job_is_started_watched_and_steered(api: Api) -> None:
     assert [item["id"] for item in api.all_pages("/api/backfill?status=cancelled", 1)] == [job["id"]]
     assert api.get("/api/backfill/999")[0] == 404
     assert api.post("/api/backfill", {"source": "dids"})[1]["error"]["code"] == "invalid"
+    assert api.get("/api/repos/foo")[1]["error"]["message"] == "did: write a DID, such as did:plc:… or did:web:HOST"
 
 
 def test_the_filter_is_shown_and_set(api: Api) -> None:
     """N9"""
     assert api.get("/api/filters")[1]["collections"] == ["*"]
+    status, refused = api.put("/api/filters", {"collections": ["*", "app.bsky*"]})
+    assert (status, refused["error"]["message"]) == (400, "collections.1: write an NSID, NSID.* or *")
     status, state = api.put("/api/filters", {"collections": ["app.bsky.*"], "boundary": "dids", "dids": DIDS[:2]})
     assert (status, state["version"], state["dids"], state["walking"], state["clean"]) == (200, 2, 2, True, False)
     assert api.put("/api/filters", {"collections": ["app.*.x"]})[0] == 400

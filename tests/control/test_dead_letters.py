@@ -214,5 +214,9 @@ def test_the_commands(desk: Desk) -> None:
     retried = sluice("retry", "--all")
     assert (retried.returncode, len(retried.stdout.splitlines())) == (1, 2)
     assert sluice("dismiss", f"{second[0]}:{second[1]}").stdout == "dismissed 1\n"
+    again = sluice("dismiss", f"{second[0]}:{second[1]}")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "is dismissed already" in again.stderr
+    assert "there is no dead letter 5:5" in sluice("dismiss", "5:5").stderr
     assert sluice("retry").returncode == 2
     assert sluice("show", "7:0").returncode == 2

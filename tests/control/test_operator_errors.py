@@ -10,9 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_log import LogScope
+from typer.testing import CliRunner
 
 from connectors.migrations import migrate
 from control import topics
+from control.cli import app
 from schemas.settings import load
 
 SLUICE = Path(sys.executable).with_name("sluice")
@@ -84,6 +86,9 @@ def test_a_process_without_its_settings() -> None:
 
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "not a url at all", "mysql://x"])
 def test_a_wrong_database(url: str, tmp_path: Path) -> None:
+    line = refused("replay", "--all", "--into", url, SLUICE_BOOTSTRAP=NOWHERE)
+    assert "--into: " in line
+    assert "correct the URL" in line
     for command in (["migrate"], ["up", "--simulate", "--data-dir", str(tmp_path), "--database", url]):
         line = refused(*command, **({} if "up" in command else {"SLUICE_DATABASE": url}))
         assert "SLUICE_DATABASE" in line
@@ -196,12 +201,27 @@ def test_a_database_behind_this_release(blank_database: str, tmp_path: Path) -> 
         (["simulate", "--churn", "nan"], "--churn nan: give a share from 0 to 1"),
         (["simulate", "--repos", "x"], "argument --repos: invalid int value: 'x'; see --help"),
         (["backfill", "start", "--dids-file", "/nope"], "/nope: No such file or directory; give a text file"),
+        (["filters", "set", "--collection", "app.bsky*"], "--collection 'app.bsky*': write an NSID, NSID.* or *"),
+        (["filters", "set", "--did", "foo"], "--did 'foo': write a DID, such as did:plc:"),
+        (["filters", "set", "--signal", "x"], "--signal 'x': write an NSID, such as app"),
+        (["replay", "firehose_live", "--into", "postgresql://x"], "--into goes with --all"),
+        (["replay"], "name the topic to replay, or give --all --into URL"),
+        (["audit", "foo"], "'foo' is no DID; write it as did:plc:"),
+        (["audit", "--all", "--sample", "3"], "give only one of --all and --sample"),
+        (["backfill", "retry", "xyz"], "'xyz' is no DID and no number of a job; write it as did:plc:"),
+        (["backfill", "retry", "1", "--all"], "give only one of DIDs and --all"),
+        (["cursors", "set", "firehose", "https://r.test", "abc"], "'abc' is no sequence number"),
         (["filters", "set", "--did-file", "/nope"], "--did-file /nope: No such file or directory; give a text file"),
     ],
 )  # fmt: skip
-def test_what_the_command_line_cannot_mean(command: list[str], said: str) -> None:
-    """README: a mistake is one line, also one that the parser of the command line finds."""
-    assert said in refused(*command)
+def test_what_the_command_line_cannot_mean(command: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README: a mistake is one line, also one that the parser of the command line finds; nothing has to be running."""
+    for name in [name for name in os.environ if name.startswith("SLUICE_")]:
+        monkeypatch.delenv(name)
+    ended = CliRunner().invoke(app, command, prog_name="sluice")
+    assert (ended.exit_code, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.output
+    assert ended.stderr.startswith("sluice")
+    assert said in ended.stderr
 
 
 def test_a_group_without_a_command_shows_its_help() -> None:

@@ -15,7 +15,8 @@ from control.cli import app
 from schemas.settings import Settings
 from schemas.sql import queries
 
-DIDS = [f"did:plc:{number:024}" for number in range(6)]
+LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9
+DIDS = [f"did:plc:{number:024}".translate(LETTERS) for number in range(6)]
 RELAY, HOST = "https://relay.test", "https://pds.test"
 
 
@@ -142,6 +143,8 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(cli: Cli, tmp_path: Path, mo
         "there is no job 9; `sluice backfill list` shows them": ("show", "9"),
         "there is no job 99999999999999999999": ("pause", "99999999999999999999"),
         "name the DIDs or the jobs to retry, or give --all": ("retry",),
+        "'did:plc:zzz' is not a DID": ("start", "--did", "did:plc:zzz"),
+        "'x y' is not an NSID; write it as app.": ("start", "--collection", "x y"),
         "empty is empty; write one on each line": ("start", "--hosts-file", str(empty)),
         "give a text file with one on each line": ("start", "--dids-file", str(tmp_path / "none")),
         "is not a DID; write did:plc:": ("start", "--did", "not a did"),

@@ -14,7 +14,8 @@ from schemas.jobs import Job, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
 
 RELAY = "https://relay.test"
-DIDS = [f"did:plc:{n:024}" for n in range(7)]
+LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9
+DIDS = [f"did:plc:{n:024}".translate(LETTERS) for n in range(7)]
 SPECS = [
     JobSpec(source="relay", relay=RELAY),
     JobSpec(source="hosts", hosts=["pds.test"]),
@@ -134,7 +135,9 @@ def test_jobs_are_listed_in_pages_and_by_state(db: psycopg.Connection, settings:
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
-        ({"source": "dids", "dids": ["did:plc:a", "nonsense"]}, "'nonsense' is not a DID"),
+        ({"source": "dids", "dids": [DIDS[0], "nonsense"]}, "'nonsense' is not a DID"),
+        ({"source": "dids", "dids": [DIDS[0], "did:plc:zzz"]}, "'did:plc:zzz' is not a DID; write did:plc: and 24 of"),
+        ({"source": "collection", "collection": "x y"}, "'x y' is not an NSID; write it as app"),
         ({"source": "hosts", "hosts": ["https://h.test/path"]}, "write https://HOST"),
         ({"source": "hosts", "hosts": ["ftp://h.test"]}, "write https://HOST"),
         ({"source": "hosts", "hosts": ["http://127.0.0.1:1"]}, "SLUICE_ALLOW_PRIVATE_HOSTS"),

@@ -1,0 +1,28 @@
+"""Patterns of what people type, and what to write where something does not fit: `mistake(error) -> (where, what)`.
+
+They stand in the HTTP API's description, so they are looser than `steps/syntax.py`, which judges what the network sends.
+"""
+
+from pydantic import ValidationError
+
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,62})"
+NSID = rf"^{_LABEL}(?:\.{_LABEL}){{2,}}$"
+PATTERN = rf"^(?:\*|{_LABEL}(?:\.{_LABEL}){{0,}}\.\*|{_LABEL}(?:\.{_LABEL}){{2,}})$"
+DID = r"^did:[a-z0-9]+:[A-Za-z0-9._:%-]+$"
+PLACE = r"^\d{1,9}:\d{1,18}$"
+
+WRITE = {
+    NSID: "write an NSID, such as app.bsky.actor.profile",
+    PATTERN: "write an NSID, NSID.* or *",
+    DID: "write a DID, such as did:plc:… or did:web:HOST",
+    PLACE: "write PARTITION:OFFSET",
+}
+
+
+def mistake(error: ValidationError) -> tuple[tuple[str, ...], str]:
+    """Where the first mistake is (field, index, …; empty: in the whole), and what is wrong with it, without a regex."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = tuple(str(part) for part in first["loc"])
+    if first["type"] == "string_pattern_mismatch":
+        return where, WRITE.get(first["ctx"]["pattern"], "has characters that it cannot have")
+    return where, first["msg"].removeprefix("Value error, ")
