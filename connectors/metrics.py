@@ -101,6 +101,9 @@ KIND_EVENTS = {  # of live operations and of history alike
 # control
 HANDLE_CHECKS = Counter("sluice_handle_checks_total", "handles that were checked both ways", ["result"])
 SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
+LETTERS_LOOKED_AT = Counter(
+    "sluice_dead_letters_looked_at_total", "letters without a key that control retried by itself", ["result"]
+)
 LETTERS_EXPIRED = Counter(
     "sluice_dead_letters_expired_total", "dead letters whose message retention has removed", ["state"]
 )

@@ -42,7 +42,10 @@ def stop_on_signals() -> None:
 
 @dataclass(slots=True)
 class Health:
-    """State of this process: idle, working, paused (why) or failing (why), and when it last made progress."""
+    """State of this process: idle, working, paused (why) or failing (why), and when it last made progress.
+
+    `exported`: as metrics; work of a flow that another process does must not speak for the flow.
+    """
 
     flow: str
     stalled_seconds: float = 300.0
@@ -50,16 +53,21 @@ class Health:
     why: str = ""
     connected: bool = False
     progress_at: float = field(default_factory=time.monotonic)
+    exported: bool = True
 
     def report(self, state: str, why: str = "") -> None:
         """Enter a state; a change is logged once."""
         if (state, why) != (self.state, self.why):
             logging.getLogger(self.flow).info("state", extra={"state": state, "why": why})
-            for name in ("idle", "working", "paused", "failing"):
-                metrics.STATE.labels(self.flow, name).set(1.0 if name == state else 0.0)
-            metrics.PAUSED.labels(self.flow).set(1.0 if state == "paused" else 0.0)
             self.state, self.why = state, why
+            if self.exported:
+                self._export()
         self.connected = True
+
+    def _export(self) -> None:
+        for name in ("idle", "working", "paused", "failing"):
+            metrics.STATE.labels(self.flow, name).set(1.0 if name == self.state else 0.0)
+        metrics.PAUSED.labels(self.flow).set(1.0 if self.state == "paused" else 0.0)
 
     def progressed(self) -> None:
         """A position became durable just now."""

@@ -134,6 +134,12 @@ class DeadLetters:
         if state != "open":
             raise OperatorError(f"dead letter {place[0]}:{place[1]} is {state} already")
 
+    def due_again(self, ages: Sequence[float], span: float, limit: int) -> list[Place]:
+        """Open letters of streams that lack a key, and that came to one of these ages (seconds) within the last `span`."""
+        values = {"ages": list(ages), "oldest": max(ages), "span": span, "limit": limit}
+        rows = self._connection().execute(SQL["due_again"], values).fetchall()
+        return [(row["part"], row["log_offset"]) for row in rows]
+
     def retry(self, place: Place) -> Retried:
         """Run the code of today over the payload. Raises OperatorError for a letter that is not there or not open."""
         self.open_one(place)

@@ -25,6 +25,7 @@ from control.gauges import Gauges
 from control.positions import Positions, Standing
 from control.pruning import Pruning
 from control.scheduler import Leader, Scheduler, Step
+from control.second_looks import SecondLooks
 from schemas.settings import Settings
 
 LAG_SECONDS = 5.0
@@ -75,11 +76,14 @@ def _work(settings: Settings, health: Health) -> None:
     handles = HandleChecks(settings)
     walk = FilterWalk()
     pruning = Pruning(positions)
+    second_looks = SecondLooks(settings)
+    second_looks.start()
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS
     while not STOP.is_set():
         gauges.check()
+        second_looks.check()
         try:
-            leads = leader.leads()
+            leads = second_looks.leads = leader.leads()
             handles.step(leads=leads)
             step = scheduler.step() if leads else Step()
             if leads:
@@ -100,6 +104,7 @@ def _work(settings: Settings, health: Health) -> None:
             STOP.wait(settings.control_interval_seconds)
     handles.close()
     gauges.stop()
+    second_looks.stop()
     letters.close()
     leader.close()
     store.close()

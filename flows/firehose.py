@@ -141,7 +141,7 @@ def signature_checker(settings: Settings, ring: KeyRing[str | None]) -> Step:
 
 def again(frame: Frame, settings: Settings) -> list[Out]:
     """A frame of a dead letter through the steps of today, without cursor and dedup."""
-    ring = KeyRing(settings, Health(FLOW), signing_key)
+    ring = KeyRing(settings, Health(FLOW, exported=False), signing_key)
     try:
         return encode_all(signature_checker(settings, ring)(verifier(settings)(decoded([frame]))))
     finally:

@@ -128,7 +128,7 @@ def _count_gap(gap: Gap) -> None:
 
 def again(frame: Frame, settings: Settings) -> list[Out]:
     """A frame of a dead letter through the steps of today, without cursor."""
-    ring = KeyRing(settings, Health(FLOW), label_signer)
+    ring = KeyRing(settings, Health(FLOW, exported=False), label_signer)
     try:
         return encode_all(verifier(settings, ring)(decoded([frame])))
     finally:

@@ -40,3 +40,16 @@ with gone as (
 delete from sluice.dead_letter d using gone g
 where d.part = g.part and d.log_offset = g.log_offset
 returning d.state = 'open'
+
+-- name: due_again
+-- Open letters of the streams without a key that came to one of these ages lately. Whose account nobody was there to answer
+-- for goes first; beyond that the order is random, so that a flood of forged ones leaves nobody out for good.
+select part, log_offset from sluice.dead_letter
+where state = 'open' and reason = 'no_key' and split_part(topic, ' ', 1) in ('firehose', 'labels')
+      and noticed_at > now() - make_interval(secs => %(oldest)s + %(span)s)
+      and exists (
+          select from unnest(%(ages)s::float8[]) as a (age)
+          where noticed_at <= now() - make_interval(secs => a.age)
+                and noticed_at > now() - make_interval(secs => a.age + %(span)s)
+      )
+order by error not like '%%: unreachable', random() limit %(limit)s

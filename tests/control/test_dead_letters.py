@@ -23,6 +23,7 @@ from control.dead_letters import DeadLetters, LetterIndex, index_letters
 from control.errors import OperatorError
 from control.positions import Positions
 from control.pruning import LOOK_SECONDS, Pruned, Pruning
+from control.second_looks import AFTER_SECONDS, SecondLooks
 from schemas import wire
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings, load
@@ -146,6 +147,49 @@ def test_a_payload_that_was_cut_cannot_be_retried(desk: Desk) -> None:
     letter = desk.letters.show(place)["letter"]
     assert len(b64decode(letter["payload"] + "==")) == 262144
     assert letter["payload_size"] == 300_000
+
+
+def test_what_lacked_a_key_comes_back_by_itself_and_a_bounded_number_of_times(desk: Desk) -> None:
+    """N1: a directory that is partly away refuses what may be an account's last commit."""
+    header = cbrrr.encode_dag_cbor({"op": 1, "t": "#identity"})
+    body = cbrrr.encode_dag_cbor({"seq": 5, "did": DID, "time": TIME, "handle": "a.test"})
+    good, bad = header + body, b"garbage"
+    origin, lacks = f"firehose {URL}", DeadReason.NO_KEY
+    true, young, old, other, task, false = desk.put(
+        dead_letter(origin, lacks, "the account's document: unreachable", good, did=DID),
+        dead_letter(origin, lacks, "young", good, did=DID),
+        dead_letter(origin, lacks, "old", good, did=DID),
+        dead_letter(origin, DeadReason.BAD_SIGNATURE, "forged", good, did=DID),
+        dead_letter("repo_resync", lacks, "no stream", good, did=DID),
+        dead_letter(f"labels {URL}", lacks, "the document of x: no_identity", bad),
+    )
+
+    def aged(place: tuple[int, int], seconds: float) -> None:
+        values = (seconds, *place)
+        desk.db.execute(
+            "update sluice.dead_letter set noticed_at = now() - make_interval(secs => %s)"
+            " where part = %s and log_offset = %s",
+            values,
+        )
+
+    for place in (true, other, task, false):
+        aged(place, AFTER_SECONDS[0] + 5)
+    aged(young, AFTER_SECONDS[0] - 30)
+    aged(old, AFTER_SECONDS[-1] + 3600)
+    looks = SecondLooks(desk.settings)
+    assert looks.look(20.0) == {"retried": 1, "open": 1}
+    assert {place: desk.state(place) for place in (true, young, old, other, task, false)} == {
+        true: "retried",
+        **dict.fromkeys((young, old, other, task, false), "open"),
+    }
+    assert len(desk.sent("firehose_live")) == 1
+    tries = 0
+    for after in AFTER_SECONDS[1:]:
+        aged(false, after + 5)
+        tries += looks.look(20.0)["open"]
+        aged(false, after + 3000)
+        assert looks.look(20.0)["open"] == 0
+    assert tries == len(AFTER_SECONDS) - 1
 
 
 def test_letters_that_retention_removed_go_and_open_ones_are_named(
