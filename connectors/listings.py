@@ -68,6 +68,9 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
 
     @override
     def commit(self, position: dict[str, Listing]) -> None:
+        # All that was emitted is durable by now, also what `position` was taken too early for: cursor and counts are moved by
+        # the same pages, or a page that is read again after a crash would count twice.
+        position = dict(self._standing.positions)
         tallies = self._standing.take_tallies()
         facts = self._standing.take_facts()
         ended = self._standing.take_ended()
@@ -75,7 +78,7 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         with db.transaction():
             for upstream, fact in facts:
                 write_fact(db, upstream, fact)
-            for upstream in sorted(tallies.keys() - position.keys()):  # of pages polled after the position was taken
+            for upstream in sorted(tallies.keys() - position.keys()):  # of a fill, before its listing has a place
                 self._standing.tallies[upstream] = tallies[upstream]
             for upstream in sorted(position):
                 state = position[upstream]
