@@ -33,7 +33,7 @@ from connectors.tables import Tables, Unit
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
-from steps.gate import Reason, Repo, Rules
+from steps.gate_types import Reason, Repo, Rules
 from steps.settle import Placed, Round, settle
 
 TOPICS = ("firehose_backfill", "firehose_live", "label_live")

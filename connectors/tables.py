@@ -28,7 +28,7 @@ from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.filters import Filter
-from steps.gate import Phase, Reason, Repo
+from steps.gate_types import Phase, Reason, Repo
 from steps.settle import Facts, Round, Row
 
 SQL = queries("index")

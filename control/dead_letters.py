@@ -34,7 +34,7 @@ from schemas import wire
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.gate import Rules
+from steps.gate_types import Rules
 from steps.syntax import is_did
 
 SQL = queries("dead_letter")

@@ -21,7 +21,7 @@ from control.errors import OperatorError
 from control.positions import Positions
 from control.replay import SQL, Refusals, Told, settled
 from schemas.settings import Settings
-from steps.gate import Rules
+from steps.gate_types import Rules
 
 ORDER = ("firehose_backfill", "firehose_live", "label_live")
 

@@ -31,7 +31,7 @@ from control.scheduler import TASK_TOPICS
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.gate import Rules
+from steps.gate_types import Rules
 
 SQL = queries("replay")
 GROUPS = {**dict.fromkeys(TOPICS, "index"), **dict.fromkeys(TASK_TOPICS, "backfill"), "dead_letter": "dead-letters"}

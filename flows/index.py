@@ -16,7 +16,7 @@ from connectors.log import cluster_id
 from connectors.process import Health
 from connectors.tables import Tables
 from schemas.settings import Settings
-from steps.gate import Rules
+from steps.gate_types import Rules
 
 
 def build(log: Source[Batch], tables: Sink[Decoded], prefix: str = "") -> Dataflow:

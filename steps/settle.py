@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from schemas import wire
 from steps import gate
-from steps.gate import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Reason, Repo, Rules, Step, Streamed
+from steps.gate_types import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Reason, Repo, Rules, Step, Streamed
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.CreateEvent | wire.RepoOutcome
 Path = tuple[str, str]  # (collection, rkey)

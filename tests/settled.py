@@ -11,7 +11,7 @@ from connectors.tables import Tables
 from schemas import wire
 from schemas.settings import Settings
 from steps.car import index_bytes
-from steps.gate import Rules
+from steps.gate_types import Rules
 from steps.settle import Placed
 from steps.snapshot import open_snapshot
 from steps.snapshot_messages import Attempt, creates, synced

@@ -19,7 +19,7 @@ from connectors.indexing import Gate
 from connectors.tables import Tables
 from schemas import wire
 from schemas.settings import Settings, load
-from steps.gate import Rules
+from steps.gate_types import Rules
 from steps.settle import Placed
 
 POST = "app.bsky.feed.post"

@@ -19,7 +19,7 @@ from control.filters import FilterWalk
 from schemas import wire
 from schemas.filters import FilterSpec
 from schemas.settings import Settings
-from steps.gate import Rules
+from steps.gate_types import Rules
 from steps.settle import Placed
 
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"

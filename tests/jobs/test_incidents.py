@@ -25,7 +25,7 @@ from schemas.jobs import Job, JobSpec, JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
 from simulator.embedded_database import EmbeddedDatabase
-from steps.gate import Rules
+from steps.gate_types import Rules
 from steps.settle import Placed
 
 SQL = queries("jobs")

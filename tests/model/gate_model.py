@@ -21,7 +21,7 @@ from model_profile import FAULTS, WORK, draw_profile
 from model_state import TASK_TOPICS, IndexWorker, Violation
 from model_tables import Kernel, ModelTables
 
-from steps.gate import Phase
+from steps.gate_types import Phase
 
 QUIET_ROUNDS = 120
 QUIET_FETCHES = 12  # of one repo, after the last fault

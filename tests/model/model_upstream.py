@@ -12,7 +12,7 @@ from model_tables import PDS
 from connectors.repos import Listed
 from schemas import wire
 from steps.filters import covers
-from steps.gate import Phase
+from steps.gate_types import Phase
 
 
 class Upstream(Checks):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 MODULES = (
+    "steps.gate_types",
     "steps.gate",
     "steps.settle",
     "model_filters",

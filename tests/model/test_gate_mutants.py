@@ -259,10 +259,15 @@ MUTANTS = [
         "what is left out is not counted", "    if not count or rules.replayed:\n        return repo", "    return repo"
     ),
     gate("a replay leaves out what was left out", "    if not count or rules.replayed:", "    if not count:"),
-    gate(
+    Mutant(
         "left out by another attempt counts",
-        "return self.left_out if self.left_attempt == self.attempt else 0",
-        "return self.left_out",
+        (
+            Edit(
+                "steps.gate_types",
+                "return self.left_out if self.left_attempt == self.attempt else 0",
+                "return self.left_out",
+            ),
+        ),
     ),
     gate(
         "left out under another filter is accepted",

@@ -18,7 +18,7 @@ from connectors.repos import Listed, RepoStore
 from connectors.tables import Tables
 from schemas import wire
 from schemas.settings import Settings
-from steps.gate import Rules
+from steps.gate_types import Rules
 from steps.settle import Placed
 
 DID = "did:plc:one"

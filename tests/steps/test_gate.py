@@ -6,13 +6,13 @@ import pytest
 from gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
 from steps import gate
-from steps.gate import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Phase, Reason, Repo, Rules
+from steps.gate_types import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Phase, Reason, Repo, Rules, Step
 
 SYNC = repo_in(Phase.SYNC)
 BACKFILL = repo_in(Phase.BACKFILL, rev="", data=None, first_attempt=None)
 
 
-def dropped(step: gate.Step) -> Reason | None:
+def dropped(step: Step) -> Reason | None:
     return next((effect.reason for effect in step.effects if isinstance(effect, Drop)), None)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from gate_events import DID, account, commit, create, ended, op, repo_in, synced
 
 from schemas import wire
-from steps.gate import Phase, Reason, Repo, Rules
+from steps.gate_types import Phase, Reason, Repo, Rules
 from steps.settle import Facts, Placed, Round, settle
 
 OTHER = "did:plc:two"
