@@ -129,6 +129,7 @@ REPOS_STUCK = Gauge("sluice_repos_stuck", "repos that were claimed over an hour 
 ESTIMATED_ROWS = Gauge("sluice_rows", "PostgreSQL's running estimate of rows", ["table"])
 DATABASE_BYTES = Gauge("sluice_database_bytes", "size of the database on its disk")
 JOBS = Gauge("sluice_jobs", "backfill jobs by status", ["status"])
+JOBS_NEAR_LAST = Gauge("sluice_jobs_near_last_attempt", "jobs that are not over and that the next failure ends")
 JOB_STILL = Gauge("sluice_jobs_still_seconds", "longest time that a running job has not moved")
 JOB_RUNNING = Gauge("sluice_jobs_running_seconds", "age of the running job that started first")
 HOSTS = Gauge("sluice_hosts", "PDSes that are known, fail, or are paused by their limits", ["state"])

@@ -116,9 +116,10 @@ class Gauges:
         metrics.REPOS_STUCK.set(stuck["count"])
 
     def _jobs(self) -> None:
-        found = {row["status"]: row for row in self._rows("jobs")}
+        found = {row["status"]: row for row in self._rows("jobs", count=self._settings.max_attempts - 1)}
         for status in STATUSES:
             metrics.JOBS.labels(status).set(found[status]["count"] if status in found else 0)
+        metrics.JOBS_NEAR_LAST.set(sum(row["near_last"] for row in found.values()))
         running = found.get("running")
         metrics.JOB_STILL.set(running["still"] if running else 0)
         metrics.JOB_RUNNING.set((running["running"] or 0) if running else 0)

@@ -14,7 +14,9 @@ select count(*) from sluice.repo
 where phase = 'backfill' and produced_offset is null and phase_since < now() - interval '1 hour'
 
 -- name: jobs
-select status, count(*), extract(epoch from now() - min(updated_at))::float8 as still,
+-- `near_last`: of those that are not over, such as one failure ends.
+select status, count(*), count(*) filter (where completed_at is null and retry_count >= %(count)s) as near_last,
+       extract(epoch from now() - min(updated_at))::float8 as still,
        extract(epoch from now() - min(started_at))::float8 as running
 from sluice.backfill_job group by status
 

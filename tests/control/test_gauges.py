@@ -43,8 +43,21 @@ def repos(settings: Settings, db: psycopg.Connection, count: int) -> list[str]:
     return dids
 
 
+def job(db: psycopg.Connection, name: str, status: str, retries: int) -> None:
+    """A job that came to this status as jobs do."""
+    db.execute("insert into sluice.backfill_job (name, source) values (%s, '{}')", (name,))
+    if status == "pending":
+        return
+    db.execute("update sluice.backfill_job set status = 'running' where name = %s", (name,))
+    resumes = "case when %s = 'retry' then now() + interval '1 h' end"
+    moves = f"update sluice.backfill_job set status = %s, retry_count = %s, next_retry_at = {resumes} where name = %s"
+    db.execute(moves, (status, retries, status, name))
+
+
 def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
-    """Phases, last attempts, stuck claims, letters, skipped ranges, gaps, cursors, pauses, and the newest audit's findings."""
+    """T5: claims that are stuck for an hour, repos with four attempts of five behind them; and phases, letters, skipped
+    ranges, gaps, cursors, pauses, and the newest audit's findings.
+    """
     dids = repos(settings, db, 6)
     for did, phase in zip(dids, ("pending", "backfill", "backfill", "sync", "unavailable", "failed"), strict=True):
         db.execute("update sluice.repo set phase = %s where did = %s", (phase, did))
@@ -75,7 +88,14 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
         "insert into sluice.host (host, consecutive_failures, paused_until) values"
         " ('https://a.test', 2, null), ('https://b.test', 0, now() + interval '1 h')"
     )
-    db.execute("insert into sluice.backfill_job (name, source) values ('one', '{}')")
+    for name, status, retries in (
+        ("new", "pending", 0),
+        ("three", "retry", 3),
+        ("four", "retry", 4),
+        ("over", "completed", 4),
+        ("given up", "failed", 5),
+    ):
+        job(db, name, status, retries)
     for found in (5, 2):
         row = db.execute("insert into sluice.audit_run (options) values ('{}') returning id").fetchone()
         for number in range(found):
@@ -96,7 +116,8 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
     assert value("sluice_cursor_age_seconds", flow="list_repos", upstream="https://one-of-many.test") is None
     assert [value("sluice_hosts", state=state) for state in ("known", "failing", "paused")] == [2, 1, 1]
     assert value("sluice_quota_pause_seconds", what="host") == pytest.approx(HOUR, abs=60)
-    assert value("sluice_jobs", status="pending") == 1
+    assert [value("sluice_jobs", status=status) for status in ("pending", "retry", "failed", "running")] == [1, 2, 1, 0]
+    assert value("sluice_jobs_near_last_attempt") == 1, "neither with fewer failures, nor when it is over"
     assert value("sluice_audit_findings") == 2, "of the newest audit"
     assert value("sluice_database_bytes") > 1_000_000
 
