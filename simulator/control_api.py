@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from base64 import b64decode
+from collections import Counter
 from typing import Any
 
 from aiohttp import web
@@ -53,6 +54,7 @@ class ControlApi:
         app.router.add_get("/state/summary", self._summary)
         app.router.add_get("/labels", self._labels)
         app.router.add_get("/faults", self._get_faults)
+        app.router.add_get("/fetches", self._get_fetches)
         app.router.add_post("/faults", self._set_faults)
         app.router.add_post("/limits", self._set_limits)
         app.router.add_post("/streams", self._set_streams)
@@ -123,6 +125,10 @@ class ControlApi:
                 },
             }
         )
+
+    async def _get_fetches(self, _request: web.Request) -> web.Response:
+        """DID → how often its repo was asked for, at all PDSes together."""
+        return web.json_response(sum((pds.fetches for pds in self.pdses), Counter()))
 
     async def _set_faults(self, request: web.Request) -> web.Response:
         """{name: parameters | probability | null, …}; {"clear": true} switches all off first."""

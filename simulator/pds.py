@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from aiohttp import web
@@ -36,6 +37,7 @@ class Pds:
         self.url = ""
         self.budget = RequestBudget(config.pds_limit, config.pds_limit_seconds)
         self.stream = EventStream(1, config.window, Faults(config.seed), index)
+        self.fetches: Counter[str] = Counter()  # of a repo, asked for
         network.publish.append(self._publish)
 
     def application(self) -> web.Application:
@@ -150,6 +152,7 @@ class Pds:
         account = self._account(request.query.get("did", ""))
         if isinstance(account, web.Response):
             return account
+        self.fetches[account.did] += 1
         refusal = await self._refusal(account)
         if refusal is not None:
             return refusal

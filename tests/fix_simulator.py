@@ -74,6 +74,10 @@ class Simulation:
         """{"fired": {name: count}, "active", "hosts": {url: {"total", "max_in_window", …}}, …}"""
         return self._call("/faults")
 
+    def fetches(self) -> dict[str, int]:
+        """DID → how often its repo was asked for."""
+        return self._call("/fetches")
+
     def fired(self, name: str) -> int:
         """How often a fault has fired."""
         return self.faults()["fired"].get(name, 0)

@@ -18,7 +18,7 @@ from fix_simulator import Simulation
 from flow_process import group_positions, read_topic, wait_until
 
 from connectors.attempts import DOUBTED_AFTER
-from connectors.log import watermarks
+from connectors.log import cluster_id, watermarks
 from connectors.log_consumer import GroupConsumer
 from connectors.log_producer import Out
 from connectors.repos import Listed
@@ -324,6 +324,59 @@ def test_a_killed_worker_leaves_nothing_stuck(simulator: Simulator, world: Make)
     run.start()
     run.run_to_end(len(tasks))
     assert run.execute("select count(*) from sluice.repo where last_error like 'lease expired%%'") == [(held,)]
+    run.check(truth)
+
+
+def test_incident_c_a_killed_worker_s_repos_come_back_when_their_lease_ends(simulator: Simulator, world: Make) -> None:
+    """C1, C2, C4, P4, incident C: each message twice, two workers, one killed with repos in its hands. Only those are fetched a
+    second time, and not before their lease has really ended.
+    """
+    run = world(
+        simulator(repos=60, records_per_repo=20, inactive_share=0.0), lease_seconds=12.0, backfill_concurrency=4
+    )
+    truth = run.simulation.state()
+    run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 0.2, "per_did": 0})
+    tasks = run.list_all(truth)
+    run.queue(tasks, "repo_resync")
+    first, second = run.start(), run.start()
+
+    def in_hands_of_the_first() -> dict[str, float]:
+        """DID → end of its lease, Unix seconds."""
+        of_the_first = f"%/{first.process.pid}/%"
+        rows = run.execute(
+            "select did, extract(epoch from lease_until)::float from sluice.repo"
+            " where phase = 'backfill' and produced_offset is null and worker like %s",
+            of_the_first,
+        )
+        return dict(rows)
+
+    def in_the_middle() -> bool:
+        asked = run.simulation.fetches()
+        return sum(did in asked for did in in_hands_of_the_first()) >= 2 and run.produced() > 3
+
+    wait_until(in_the_middle)
+    first.kill()
+    held = in_hands_of_the_first()
+    assert held, "it was killed in the middle"
+    run.simulation.set_faults(clear=True)
+    assert len(held) < len(tasks) - 10
+    reaped: dict[str, float] = {}
+    cluster = cluster_id(run.settings)
+
+    def done() -> bool:
+        taken = run.store.reap(cluster, 0.0)
+        ((now,),) = run.execute("select extract(epoch from clock_timestamp())::float")
+        reaped.update(dict.fromkeys(taken, now))
+        run.schedule()
+        return run.produced() >= len(tasks)
+
+    wait_until(done, 90, lambda: f"{len(tasks)} produced; rows {run.summary()}")
+    assert second.running
+    assert reaped.keys() == held.keys(), "each of them, and no repo of the living worker"
+    assert all(reaped[did] >= ends for did, ends in held.items()), "none before its lease had ended"
+    fetches = run.simulation.fetches()
+    assert {did for did in truth if fetches[did] != 1} <= held.keys(), "everything else was fetched once"
+    assert {fetches[did] for did in held} in ({2}, {1, 2}), "1: it was killed before it had asked for that one"
     run.check(truth)
 
 
