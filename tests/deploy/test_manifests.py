@@ -242,6 +242,13 @@ def test_scaling_follows_the_groups_of_the_code(tmp_path: Path) -> None:
             assert trigger["metadata"]["bootstrapServersFromEnv"] in settings(documents)
 
 
+def test_the_dashboard_is_where_grafana_looks_for_it(production: list[Document]) -> None:
+    """U3: one ConfigMap with the label that its sidecar asks for, under a name that an upgrade replaces."""
+    (found,) = (doc for doc in production if doc.get("metadata", {}).get("labels", {}).get("grafana_dashboard") == "1")
+    assert (found["kind"], found["metadata"]["name"]) == ("ConfigMap", "sluice-dashboard")
+    assert json.loads(found["data"]["sluice.json"])["title"] == "Sluice"
+
+
 def test_the_secret_of_the_brokers_is_documented(tmp_path: Path) -> None:
     """Its user, its password and the file that is mounted: each is named where nobody is told to make it."""
     documents = render(with_components(copy(tmp_path), "production", ["broker-security"]))
