@@ -34,6 +34,8 @@ MISSING_BLOCK = "missing_block"
 RULES = Rules()
 _LEFT_BEHIND = frozenset({"deleted", "deactivated"})
 """Statuses that a PDS also reports of an account that has moved to another one."""
+_NOT_THERE = frozenset({"not_found", "did_not_found", "no_pds"})
+"""Reasons of an unavailable repo that a commit of the account refutes: nobody has said that it is gone."""
 
 
 def unknown(did: str) -> Repo:
@@ -50,6 +52,10 @@ def on_live(repo: Repo, event: Streamed, rules: Rules = RULES) -> Step:
             return _in_sync(repo, event, rules)
         case Phase.BACKFILL:
             return _while_backfill(repo, event, rules)
+        case Phase.UNAVAILABLE if repo.reason in _NOT_THERE and event.rev > repo.rev:
+            # Its key was found, so the directory knows it by now. Hidden until it is fetched, so many times an hour at most;
+            # whatever was heard before, or a forged rev would keep it away for ever.
+            return _pending(replace(_heard(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
         case _:
             # The fetch has not started, so its snapshot will contain this event, or be refused as stale.
             return Step(_heard(repo, event.rev), (Drop(Reason.NOT_STARTED),))
@@ -101,8 +107,10 @@ def on_outcome(
         return _synced(opened, outcome, rows, held, rules)
     if ratchet != (opened.account_time, opened.account_seq):
         return _pending(opened, Reason.ACCOUNT_CHANGED, retry_in=0.0)
-    ended = _left(opened, Phase.UNAVAILABLE, outcome.reason or outcome.status)
-    ended = replace(ended, active=outcome.active, status=outcome.reason, retry_count=0)
+    told = replace(opened, active=outcome.active, status=outcome.reason, retry_count=0)
+    if outcome.status != "deleted" and outcome.reason in _NOT_THERE and opened.held_rev > opened.rev:
+        return _pending(told, Reason.REACTIVATED, retry_in=_delay(1, opened, rules))  # it has committed meanwhile
+    ended = _left(told, Phase.UNAVAILABLE, outcome.reason or outcome.status)
     if outcome.status == "deleted":
         gone = replace(ended, active=False, status="deleted", reason=Reason.DELETED, first_attempt=None)
         return Step(gone, (DropHeld(), DropRows(None)))

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from model_index import Index
+from model_messages import with_seq
 from model_network import Account, Network
 from model_profile import FAULTS, WORK, draw_profile
 from model_state import TASK_TOPICS, IndexWorker, Violation
@@ -56,6 +57,8 @@ class Schedule(Index):
         self.fetches.clear()
         for number in range(QUIET_ROUNDS):
             self.quiet_rounds = number
+            if number == 5:
+                self.write_where_not_found()
             self.quiet_round(worker)
             if number == 20:
                 self.check_reopened()
@@ -65,6 +68,15 @@ class Schedule(Index):
             if number in (10, 40, 80):
                 self.say("operator retries", self.tables.retry_failed())
         self.fail("does not come to rest: " + "; ".join(self.show(did) for did in self.tables.rows))
+
+    def write_where_not_found(self) -> None:
+        """What a directory that lagged did not know commits once more, and need not wait for a listing."""
+        for did, account in self.network.accounts.items():
+            row = self.tables.rows.get(did)
+            if row is not None and row.repo.phase == Phase.UNAVAILABLE and account.active:
+                self.fired["not found, and commits"] += 1
+                commit = self.network.commit_event(account, self.network.write(account), 0)
+                self.send(lambda seq, event=commit: with_seq(event, seq))  # type: ignore[misc]  # a loop's own event
 
     def check_reopened(self) -> None:
         for did, account in self.network.accounts.items():

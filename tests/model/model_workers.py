@@ -86,6 +86,11 @@ class Workers(Upstream):
             self.say("fetch of", claim.did, claim.attempt, "fails:", phase)
             self.jobs.remove(job)
             return
+        if not self.calm and rng.random() < self.profile.unwell / 2:
+            self.fired["a directory that lags"] += 1
+            self.say("fetch of", claim.did, claim.attempt, "finds no such DID")
+            job.messages = [outcome(job, "unavailable", active=False, reason="did_not_found")]
+            return
         if not account.active:
             deleted = account.state == "deleted"
             confirmed = deleted and claim.reason == "deletion"

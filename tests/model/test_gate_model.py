@@ -12,6 +12,7 @@ from model_profile import FILTERED
 CHUNK = 500
 
 FAULTS = {
+    "a directory that lags",
     "attempt under two filters",
     "failed fetch",
     "false news",

@@ -30,6 +30,7 @@ MUTANTS = [
         "heard = replace(_heard(repo, event.rev), desyncs=desyncs",
         "heard = replace(repo, desyncs=desyncs",
     ),
+    gate("a commit of what was not found is only heard", "case Phase.UNAVAILABLE if repo", "case _ if False and repo"),
     gate(
         "leaving backfill does not fold what was held",
         "heard = max(repo.heard_rev, repo.held_rev)",

@@ -111,6 +111,37 @@ def test_what_was_applied_is_not_heard_again(phase: Phase, rev: str) -> None:
     assert gate.on_live(left, commit(rev, "four", "five")).repo == left
 
 
+@pytest.mark.parametrize("reason", ["not_found", "did_not_found", "no_pds"])
+def test_a_commit_of_a_repo_that_was_not_found_asks_for_it_again(reason: str) -> None:
+    """G5: a directory that lags is no end. Hidden until it is fetched, with all that was heard, and nothing for old news."""
+    away = repo_in(Phase.UNAVAILABLE, reason=reason, active=False, status=reason, heard_rev="6")
+    step = gate.on_live(away, commit("7", "six", "seven"))
+    assert (step.repo.phase, step.repo.reason, step.repo.active) == (Phase.PENDING, Reason.DELETION, False)
+    assert (step.repo.heard_rev, step.repo.status, step.repo.retry_in) == ("7", reason, 0.0)
+    assert gate.on_live(away, commit("6", "five", "six")).repo.phase == Phase.PENDING
+    assert gate.on_live(away, commit("5", "four", "five")).repo == away
+    assert gate.on_live(away, commit("7", "six", "seven"), Rules(replayed=True)).repo == away
+
+
+@pytest.mark.parametrize("reason", ["takendown", "suspended", "deactivated", "deleted", "outside"])
+def test_what_is_away_for_another_reason_stays_away(reason: str) -> None:
+    away = repo_in(Phase.UNAVAILABLE, reason=reason, active=False, status=reason)
+    step = gate.on_live(away, commit("7", "six", "seven"))
+    assert (step.repo.phase, step.repo.heard_rev) == (Phase.UNAVAILABLE, "7")
+
+
+def test_a_repo_that_was_not_found_while_it_committed_is_asked_for_again() -> None:
+    """G5: the commits that were held while the directory was asked say that there is something to be found."""
+    held = repo_in(Phase.BACKFILL, held=1, held_rev="7")
+    step = gate.on_outcome(held, ended(1, "did_not_found"))
+    assert (step.repo.phase, step.repo.active, step.repo.heard_rev) == (Phase.PENDING, False, "7")
+    assert step.effects == (DropHeld(),)
+    assert step.repo.retry_in
+    for outcome, old in (("did_not_found", "5"), ("takendown", "7")):
+        step = gate.on_outcome(replace(held, held_rev=old), ended(1, outcome))
+        assert step.repo.phase == Phase.UNAVAILABLE
+
+
 def test_while_a_backfill_runs_events_are_held() -> None:
     """P1: recorded, not put before a consumer that would refuse them; and min_rev stands still."""
     event = commit("7", "six", "seven")
