@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 from connectors.migrations import migrate
 from control import topics
 from control.cli import app
-from schemas.settings import load
+from control.errors import OperatorError
+from control.replay import Replayed, as_text, asked
+from schemas.settings import Settings, load
 
 SLUICE = Path(sys.executable).with_name("sluice")
 NOWHERE = "127.0.0.1:1"
@@ -222,6 +224,13 @@ def test_what_the_command_line_cannot_mean(command: list[str], said: str, monkey
     assert (ended.exit_code, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.output
     assert ended.stderr.startswith("sluice")
     assert said in ended.stderr
+
+
+def test_a_replay_says_what_it_takes_and_what_it_did() -> None:
+    with pytest.raises(OperatorError, match="--to abc: write PARTITION:OFFSET, or a time as 2026"):
+        asked(Settings(), "firehose_live", [], "", ["abc"])
+    assert as_text(Replayed(4058, 0)) == "4058 messages replayed, none refused"
+    assert as_text(Replayed(9, 2)) == "9 messages replayed, 2 of them cannot be decoded or were refused"
 
 
 def test_a_group_without_a_command_shows_its_help() -> None:
