@@ -132,7 +132,7 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
                 decoded.labels.append(wire.decode_label(value))
                 continue
             event: Any = wire.decode_live(value) if topic == "firehose_live" else wire.decode_backfill(value)
-            decoded.queues[event.did].append(Placed(message.offset() or 0, event))
+            decoded.queues[event.did].append(Placed(message.offset() or 0, event, len(value)))
             if topic == "firehose_live":
                 decoded.newest_time = max(decoded.newest_time, event.time)
         except msgspec.MsgspecError as err:
@@ -165,7 +165,7 @@ class Gate:
             while True:
                 unit.write(work)
                 unit.committed.append(partial(_tell, work))
-                work = settling.send(unit.facts(work.awaiting))
+                work = settling.send(unit.facts(work.awaiting, self._rules.max_held_bytes))
         except StopIteration as end:
             after: dict[str, Repo] = end.value
             unit.save(repos, after)

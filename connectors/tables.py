@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import psycopg
@@ -42,7 +42,7 @@ REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "
 SAVED = [
     *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
     *("account_time", "account_seq", "first_attempt", "held", "held_rev", "desyncs", "retry_count"),
-    *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter"),
+    *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter", "held_bytes"),
 ]
 """Fields of the gate's `Repo` that are columns as they are."""
 
@@ -166,10 +166,18 @@ class Unit:
             self.db.execute(SQL["forget_identity"], {"dids": sorted(work.forget)})
             self.db.execute(SQL["check_handles"], {"dids": sorted(work.forget)})
 
-    def facts(self, awaiting: Mapping[str, int]) -> dict[str, Facts]:
-        """Rows of the attempt and held events of each repo whose outcome comes next."""
+    def facts(self, awaiting: Mapping[str, int], most_bytes: int) -> dict[str, Facts]:
+        """Rows of the attempt and held events of repos whose outcome comes next: as many as `most_bytes` allow, at least one."""
         if not awaiting:
             return {}
+        sizes: dict[str, int] = dict(self.db.execute(SQL["held_sizes"], {"dids": list(awaiting)}).fetchall())
+        totals = accumulate(sizes.get(did, 0) for did in awaiting)
+        now = {
+            did
+            for number, (did, total) in enumerate(zip(awaiting, totals, strict=True))
+            if not number or total <= most_bytes
+        }
+        awaiting = {did: attempt for did, attempt in awaiting.items() if did in now}
         values = {"dids": list(awaiting), "attempts": list(awaiting.values())}
         counts: dict[str, int] = dict(self.db.execute(SQL["count_rows"], values).fetchall())
         held: dict[str, list[Any]] = {}
@@ -292,7 +300,7 @@ class Unit:
 def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
     (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, *more) = row
     (account_time, account_seq, first_attempt, held, held_rev, desyncs, desync_age, retry_count, *hints) = more
-    handle, host, signing_key, left_out, left_attempt, left_filter = hints
+    handle, host, signing_key, left_out, left_attempt, left_filter, held_bytes = hints
     return Repo(
         did,
         phase=phase,
@@ -319,6 +327,7 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         left_out=left_out,
         left_attempt=left_attempt,
         left_filter=left_filter,
+        held_bytes=held_bytes,
         known=known,
     )
 

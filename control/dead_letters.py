@@ -200,7 +200,11 @@ class DeadLetters:
             return wire.decode_dead_letter(decoded.letters[0].value).error
         tables = self._tables = self._tables or Tables(self._settings, cluster_id(self._settings))
         settings = self._settings
-        rules = Rules(settings.held_events_per_repo, settings.max_attempts)
+        rules = Rules(
+            max_held=settings.held_events_per_repo,
+            max_held_bytes=settings.held_bytes_per_repo,
+            max_attempts=settings.max_attempts,
+        )
         try:
             with tables.transaction() as unit:
                 if decoded.queues:

@@ -90,6 +90,7 @@ def rules(settings: Settings) -> Rules:
     """The gate's limits as the settings have them."""
     return Rules(
         max_held=settings.held_events_per_repo,
+        max_held_bytes=settings.held_bytes_per_repo,
         max_attempts=settings.max_attempts,
         retry_first_seconds=settings.retry_first_seconds,
         retry_max_seconds=settings.retry_max_seconds,

@@ -34,6 +34,7 @@ def flow(settings: Settings, health: Health) -> Dataflow:
     tables = Tables(settings, cluster_id(settings))
     rules = Rules(
         max_held=settings.held_events_per_repo,
+        max_held_bytes=settings.held_bytes_per_repo,
         max_attempts=settings.max_attempts,
         retry_first_seconds=settings.retry_first_seconds,
         retry_max_seconds=settings.retry_max_seconds,

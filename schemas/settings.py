@@ -194,6 +194,9 @@ class Settings(BaseSettings):
     held_events_per_repo: int = Field(
         10_000, ge=1, description="live events held for one repo before it is fetched again"
     )
+    held_bytes_per_repo: int = Field(
+        64 * 1024 * 1024, ge=1, description="bytes of live events held for one repo before it is fetched again"
+    )
     appview: bool = Field(
         False, description="also keep the tables of the official AppView (schema `bsky`), which needs pg_trgm"
     )

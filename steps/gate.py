@@ -43,15 +43,15 @@ def unknown(did: str) -> Repo:
     return Repo(did, reason=Reason.DISCOVERED, known=False)
 
 
-def on_live(repo: Repo, event: Streamed, rules: Rules = RULES) -> Step:
-    """A commit or #sync from the firehose, in any phase."""
+def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) -> Step:
+    """A commit or #sync from the firehose, in any phase. `size`: its bytes in the log."""
     if rules.replayed and repo.phase != Phase.SYNC:
         return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
     match repo.phase:
         case Phase.SYNC:
             return _in_sync(repo, event, rules)
         case Phase.BACKFILL:
-            return _while_backfill(repo, event, rules)
+            return _while_backfill(repo, event, rules, size)
         case Phase.UNAVAILABLE if repo.reason in _NOT_THERE and event.rev > repo.rev:
             # Its key was found, so the directory knows it by now. Hidden until it is fetched, so many times an hour at most;
             # whatever was heard before, or a forged rev would keep it away for ever.
@@ -171,10 +171,12 @@ def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Step:
     return Step(_advanced(repo, event), (Apply(event),))
 
 
-def _while_backfill(repo: Repo, event: Streamed, rules: Rules) -> Step:
-    if repo.held >= rules.max_held:
+def _while_backfill(repo: Repo, event: Streamed, rules: Rules, size: int) -> Step:
+    total = size + (repo.held_bytes if repo.held else 0)
+    if repo.held >= rules.max_held or total > rules.max_held_bytes:
         return _pending(_heard(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)
-    return Step(replace(repo, held=repo.held + 1, held_rev=max(repo.held_rev, event.rev)), (Hold(event),))
+    held = replace(repo, held=repo.held + 1, held_rev=max(repo.held_rev, event.rev), held_bytes=total)
+    return Step(held, (Hold(event),))
 
 
 def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Streamed], rules: Rules) -> Step:

@@ -24,6 +24,7 @@ class Rules:
     retry_max_seconds: float = 3600.0
     replayed: bool = False  # the events were settled before, so none of them is news: nothing is held, heard or fetched
     filter: Filter = EVERYTHING  # which collections have rows, in this transaction
+    max_held_bytes: int = 64 * 1024 * 1024
 
 
 class Phase(StrEnum):
@@ -80,6 +81,7 @@ class Repo:
     first_attempt: int | None = None
     held: int = 0
     held_rev: str = ""  # highest rev among the held events
+    held_bytes: int = 0  # of the held events as they stand in the log, while there are any
     desyncs: int = 0
     desync_age: float | None = None  # seconds since the last desync, at the start of the transaction
     retry_count: int = 0

@@ -2,7 +2,7 @@
 
 `settle(repos, queues)` is a generator that never touches the database. It yields a `Round` of writes and the DIDs whose
 outcome comes next; the caller performs the writes, then sends back `Facts` (rows of the attempt, held events) for these
-DIDs. Repos are independent, so all of them wait for their facts together: a batch takes as many rounds as its busiest repo
+DIDs, or for some of them: the others ask again. Repos are independent, so all of them wait for their facts together: a batch takes as many rounds as its busiest repo
 has outcomes. Per repo the order of the log holds, and the phase is re-read after every event.
 """
 
@@ -20,10 +20,11 @@ Path = tuple[str, str]  # (collection, rkey)
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An event and its offset in its partition."""
+    """An event, its offset in its partition and its bytes there."""
 
     offset: int
     event: Event
+    size: int = 0
 
 
 Row = tuple[str, str, str, str, str, int, bytes | None, str | None, str | None, str]
@@ -87,20 +88,21 @@ def _advance(repo: Repo, queue: deque[Placed], facts: Facts | None, work: Round,
             repo = _outcome(repo, event, facts or Facts(), work, rules)
             facts = None
         else:
-            step = _decide(repo, event, rules)
+            step = _decide(repo, placed, rules)
             _take(repo, step, placed.offset, work, rules)
             repo = step.repo
         queue.popleft()
     return repo
 
 
-def _decide(repo: Repo, event: Event, rules: Rules) -> Step:
+def _decide(repo: Repo, placed: Placed, rules: Rules) -> Step:
+    event = placed.event
     if isinstance(event, wire.AccountEvent):
         return gate.on_account(repo, event)
     if isinstance(event, wire.IdentityEvent):
         return gate.on_identity(repo, event)
     assert isinstance(event, wire.CommitEvent | wire.SyncEvent)  # noqa: S101  # creates and outcomes went before
-    return gate.on_live(repo, event, rules)
+    return gate.on_live(repo, event, rules, placed.size)
 
 
 def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Round, rules: Rules) -> Repo:

@@ -3,7 +3,7 @@
 -- name: lock
 select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
        first_attempt, held, held_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
-       signing_key, left_out, left_attempt, left_filter
+       signing_key, left_out, left_attempt, left_filter, held_bytes
 from sluice.repo where did = any(%(dids)s::text[]) order by did for update
 
 -- name: add_unknown
@@ -22,7 +22,7 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
     held = u.held, held_rev = u.held_rev, desyncs = u.desyncs,
     desynced_at = case when u.desynced then now() else r.desynced_at end,
     retry_count = u.retry_count, handle = u.handle, host = u.host, signing_key = u.signing_key,
-    left_out = u.left_out, left_attempt = u.left_attempt, left_filter = u.left_filter,
+    left_out = u.left_out, left_attempt = u.left_attempt, left_filter = u.left_filter, held_bytes = u.held_bytes,
     next_retry_at = case when u.retry_in is not null then now() + make_interval(secs => u.retry_in) else r.next_retry_at end,
     queued_at = case when u.moved then null else r.queued_at end,
     lease_until = case when u.moved then null else r.lease_until end,
@@ -42,9 +42,10 @@ from unnest(
     %(commit_block)s::bytea[], %(account_time)s::text[], %(account_seq)s::bigint[], %(first_attempt)s::integer[],
     %(held)s::integer[], %(held_rev)s::text[], %(desyncs)s::integer[], %(desynced)s::boolean[], %(retry_count)s::integer[],
     %(handle)s::text[], %(host)s::text[], %(signing_key)s::text[], %(retry_in)s::float8[], %(moved)s::boolean[],
-    %(left_out)s::integer[], %(left_attempt)s::integer[], %(left_filter)s::bigint[]
+    %(left_out)s::integer[], %(left_attempt)s::integer[], %(left_filter)s::bigint[], %(held_bytes)s::bigint[]
 ) as u (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, commit_block, account_time,
-        account_seq, first_attempt, held, held_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved, left_out, left_attempt, left_filter)
+        account_seq, first_attempt, held, held_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved, left_out, left_attempt, left_filter,
+        held_bytes)
 where r.did = u.did
 
 -- name: hold
@@ -54,6 +55,10 @@ on conflict (did, log_offset) do nothing
 
 -- name: drop_held
 delete from sluice.held_event where did = any(%(dids)s::text[])
+
+-- name: held_sizes
+-- The length alone: what is large is not read for it.
+select did, sum(octet_length(event))::bigint from sluice.held_event where did = any(%(dids)s::text[]) group by did
 
 -- name: held_events
 select did, event from sluice.held_event where did = any(%(dids)s::text[]) order by did, log_offset

@@ -20,6 +20,11 @@ class Violation(AssertionError):
     """An invariant does not hold."""
 
 
+def size_of(event: Any) -> int:
+    """Bytes of an event, as the limit of what is held counts them."""
+    return 1 + 2 * len(event.ops) if isinstance(event, wire.CommitEvent) else 1
+
+
 @dataclass(slots=True)
 class IndexWorker:
     """Where this index worker believes the tables to stand."""
@@ -89,7 +94,10 @@ class State:
         topics = {"firehose_backfill": self.backfill, "firehose_live": self.live}
         placed = self.kernel.settle.Placed
         parts = [
-            [placed(n, topics[topic][n]) for n in range(at, min(len(topics[topic]), at + counts[topic]))]
+            [
+                placed(n, topics[topic][n], size_of(topics[topic][n]))
+                for n in range(at, min(len(topics[topic]), at + counts[topic]))
+            ]
             for topic, at in positions.items()
         ]
         spans = {

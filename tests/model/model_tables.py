@@ -41,7 +41,9 @@ class Kernel:
     gate: Any = real_gate
     settle: Any = real_settle
     rules: real_gate.Rules = field(
-        default=real_gate.Rules(max_held=4, max_attempts=5, retry_first_seconds=5.0, retry_max_seconds=60.0)
+        default=real_gate.Rules(
+            max_held=4, max_held_bytes=10, max_attempts=5, retry_first_seconds=5.0, retry_max_seconds=60.0
+        )
     )
 
 

@@ -112,12 +112,12 @@ MUTANTS = [
     # live, in backfill
     gate(
         "events of a backfill are applied at once",
-        "            return _while_backfill(repo, event, rules)",
+        "            return _while_backfill(repo, event, rules, size)",
         "            return _in_sync(repo, event, rules)",
     ),
     gate(
         "events of a backfill are forgotten",
-        "return Step(replace(repo, held=repo.held + 1, held_rev=max(repo.held_rev, event.rev)), (Hold(event),))",
+        "return Step(held, (Hold(event),))",
         "return Step(repo)",
     ),
     # creates

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import gate_model
+import msgspec
 import psycopg
 import pytest
 from model_profile import FILTERED
@@ -20,6 +21,7 @@ from schemas import wire
 from schemas.settings import Settings
 from steps.gate_types import Rules
 from steps.settle import Placed
+from steps.settle import settle as settle_rounds
 
 DID = "did:plc:one"
 UNDER_TWO = "attempt under two filters"
@@ -321,4 +323,40 @@ def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(datab
         settle(tables, commit("3kc", "another root", "twelve"))
         store.lost_events(600.0)
         assert db.execute(row).fetchone() == ("pending", "desync", "3kd", None)
+    store.close()
+
+
+def test_held_events_are_loaded_for_as_many_repos_as_memory_allows(database: str) -> None:
+    """G6: each repo's are bounded, but many repos may end in one batch; all of them are settled, round by round."""
+    dids = [f"did:plc:{number}" for number in range(4)]
+    store, tables = claimed(database, dids[0]), Tables(settings_for(database), "c")
+    assert len(store.claim(store.discover([Listed(did) for did in dids[1:]]).tasks, "w")) == 3
+    later = [wire.SyncEvent(seq=1, time="t", did=did, rev="3k5", data="root") for did in dids]
+    with tables.transaction() as unit:
+        size = len(wire.encode(later[0]))
+        Gate(tables, Rules()).settle(unit, {event.did: [Placed(7, event, size)] for event in later})
+        held = unit.db.execute("select held, held_bytes from sluice.repo").fetchall()
+        assert held == [(1, size)] * 4
+        awaiting = dict.fromkeys(dids, 1)
+        assert [list(unit.facts(awaiting, most)) for most in (1, size, 3 * size, 99 * size)] == [
+            dids[:1],
+            dids[:1],
+            dids[:3],
+            dids,
+        ]
+    few = wire.RepoOutcome(
+        did="", attempt=1, status="synced", active=True, time="t", rev="3k2", commit="c", data="root", count=0
+    )
+    with tables.transaction() as unit:
+        queues = {did: [Placed(0, msgspec.structs.replace(few, did=did))] for did in dids}
+        settling, rounds = settle_rounds(unit.lock(dids), queues), 0
+        work = next(settling)
+        try:
+            while True:
+                unit.write(work)
+                work, rounds = settling.send(unit.facts(work.awaiting, size)), rounds + 1
+        except StopIteration as end:
+            after = end.value
+    assert {repo.rev for repo in after.values()} == {"3k5"}
+    assert rounds == 4
     store.close()

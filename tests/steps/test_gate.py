@@ -159,6 +159,20 @@ def test_too_many_held_events_start_the_fetch_anew() -> None:
     assert (step.repo.held, step.repo.held_rev) == (0, "")
 
 
+def test_too_many_bytes_of_held_events_start_the_fetch_anew() -> None:
+    """G6: events of two megabytes fill the index's memory long before there are ten thousand of them."""
+    rules = Rules(max_held_bytes=10)
+    left = repo_in(Phase.BACKFILL, held_bytes=9)  # of an earlier attempt: none is held any more
+    one = gate.on_live(left, commit("7", "six", "seven"), rules, 6)
+    assert (one.repo.held, one.repo.held_bytes) == (1, 6)
+    two = gate.on_live(one.repo, commit("8", "seven", "eight"), rules, 4)
+    assert (two.repo.held, two.repo.held_bytes) == (2, 10)
+    full = gate.on_live(two.repo, commit("9", "eight", "nine"), rules, 1)
+    assert (full.repo.phase, full.repo.reason, full.repo.heard_rev) == (Phase.PENDING, Reason.OVERFLOW, "9")
+    assert full.effects == (DropHeld(),)
+    assert gate.on_live(left, commit("7", "six", "seven"), rules, 11).repo.phase == Phase.PENDING
+
+
 # --- records of a snapshot
 
 
