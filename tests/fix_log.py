@@ -1,6 +1,6 @@
 """Fixtures of the log: a real broker for the session, names of one's own for each test, a broker to kill.
 
-`SLUICE_TEST_CONTAINERS=1` with a container engine at hand runs the session's broker as Redpanda instead.
+`TEST_CONTAINERS=1` with a container engine at hand runs the session's broker as Redpanda instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADMIN_SECONDS = 20
 
 
 def containers_wanted() -> bool:
-    return os.environ.get("SLUICE_TEST_CONTAINERS") == "1"
+    return os.environ.get("TEST_CONTAINERS") == "1"
 
 
 @dataclass(slots=True)
