@@ -6,12 +6,45 @@ compared as they are. A statement that changes nothing is no difference, and fai
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import psycopg
+from appview_content import Doubled
 
-# %(gone)s: DIDs of accounts that were deleted
+# %(gone)s: DIDs of accounts that were deleted; %(doubled)s: edits that made duplicates
 ACCEPTED = {
+    "an edit that makes a duplicate is taken, not refused": """
+        WITH edit AS (SELECT * FROM jsonb_to_recordset(%(doubled)s::jsonb) AS e (uri text, cid text, json text, owner text)),
+        taken AS (UPDATE record r SET cid = e.cid, json = e.json FROM edit e WHERE r.uri = e.uri RETURNING e.*),
+        likes AS (DELETE FROM "like" t USING taken e WHERE t.uri = e.uri),
+        reposts AS (DELETE FROM repost t USING taken e WHERE t.uri = e.uri),
+        follows AS (DELETE FROM follow t USING taken e WHERE t.uri = e.uri),
+        told AS (DELETE FROM notification n USING taken e WHERE n."recordUri" = e.uri),
+        shared AS (UPDATE feed_item f SET cid = e.cid, "postUri" = e.json::jsonb -> 'subject' ->> 'uri', "sortAt" = e.json::jsonb ->> 'createdAt'
+                   FROM taken e WHERE f.uri = e.uri)
+        INSERT INTO duplicate_record (uri, cid, "duplicateOf", "indexedAt") SELECT uri, cid, owner, '' FROM taken""",
+    "whose duplicate is edited away makes room for it": """
+        WITH heir AS (
+            INSERT INTO "like" (uri, cid, creator, subject, "subjectCid", "createdAt", "indexedAt")
+            SELECT d.uri, d.cid, o.creator, r.json::jsonb -> 'subject' ->> 'uri', r.json::jsonb -> 'subject' ->> 'cid',
+                   r.json::jsonb ->> 'createdAt', d."indexedAt"
+            FROM duplicate_record d JOIN record r ON r.uri = d.uri JOIN "like" o ON o.uri = d."duplicateOf"
+            WHERE o.subject <> r.json::jsonb -> 'subject' ->> 'uri'
+            RETURNING *)
+        INSERT INTO notification (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
+        SELECT split_part(subject, '/', 3), uri, cid, creator, 'like', subject, "sortAt" FROM heir""",
+    "an edited post keeps the reposts that show it": """
+        INSERT INTO feed_item (uri, cid, type, "postUri", "originatorDid", "sortAt")
+        SELECT r.uri, r.cid, 'repost', r.subject, r.creator, r."sortAt" FROM repost r JOIN post p ON p.uri = r.subject
+        ON CONFLICT DO NOTHING""",
+    "an edited post keeps its quotes": """
+        INSERT INTO quote (uri, cid, subject, "subjectCid", "createdAt", "indexedAt")
+        SELECT q.uri, q.cid, e."embedUri", e."embedCid", q."createdAt", q."indexedAt"
+        FROM post_embed_record e JOIN post q ON q.uri = e."postUri" JOIN post p ON p.uri = e."embedUri"
+        ON CONFLICT DO NOTHING""",
     "a duplicate that has taken its place is noted as one no more": """
         DELETE FROM duplicate_record d WHERE d.uri IN (SELECT uri FROM "like" UNION ALL SELECT uri FROM repost)""",
     "a duplicate that takes the place of a deleted like or repost is what its subject's author hears of": """
@@ -20,10 +53,12 @@ ACCEPTED = {
               UNION ALL SELECT uri, cid, creator, subject, "sortAt", 'repost' FROM repost) t
         WHERE n.author = t.creator AND n."reasonSubject" = t.subject AND n.reason = t.reason
               AND NOT EXISTS (SELECT FROM record r WHERE r.uri = n."recordUri")""",
-    "an edited like is told as it stands now": """
-        UPDATE notification n SET did = split_part(l.subject, '/', 3), "recordCid" = l.cid, "reasonSubject" = l.subject,
-               "sortAt" = l."sortAt"
-        FROM "like" l WHERE l.uri = n."recordUri" AND l.cid <> n."recordCid" """,
+    "an edited like, repost or follow is told as it stands now": """
+        UPDATE notification n SET did = t.did, "recordCid" = t.cid, "reasonSubject" = t.subject, "sortAt" = t."sortAt"
+        FROM (SELECT uri, cid, split_part(subject, '/', 3) AS did, subject, "sortAt" FROM "like"
+              UNION ALL SELECT uri, cid, split_part(subject, '/', 3), subject, "sortAt" FROM repost
+              UNION ALL SELECT uri, cid, "subjectDid", NULL, "sortAt" FROM follow) t
+        WHERE t.uri = n."recordUri" AND t.cid <> n."recordCid" """,
     "what is gone is not told: a verification and that it was taken back": """
         DELETE FROM notification n WHERE n.reason IN ('verified', 'unverified')
               AND NOT EXISTS (SELECT FROM verification v WHERE v.uri = n."recordUri")""",
@@ -57,8 +92,9 @@ ACCEPTED = {
 }
 
 
-def reconcile(connection: psycopg.Connection[Any], gone: list[str]) -> None:
+def reconcile(connection: psycopg.Connection[Any], gone: list[str], doubled: Sequence[Doubled]) -> None:
     """Makes the accepted differences in the official indexer's tables, which `connection` looks into."""
+    values = {"gone": gone, "doubled": json.dumps([asdict(edit) for edit in doubled])}
     for reason, statement in ACCEPTED.items():
-        changed = connection.execute(statement.encode(), {"gone": gone}).rowcount
+        changed = connection.execute(statement.encode(), values).rowcount
         assert changed > 0, f"no longer a difference: {reason}"

@@ -6,6 +6,7 @@ while it runs. Everything is one commit after the other, so that the stream has 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -99,8 +100,18 @@ def authors_of(network: OfficialNetwork) -> list[Author]:
     ]
 
 
-def write_everything(authors: list[Author], name: str) -> None:
-    """Five authors at least. `name` tells one run's texts and handles from another's."""
+@dataclass(frozen=True)
+class Doubled:
+    """An edit that made a record want what another record of its author has."""
+
+    uri: str
+    cid: str
+    json: str  # as it stands now
+    owner: str  # URI of the other
+
+
+def write_everything(authors: list[Author], name: str) -> list[Doubled]:
+    """Five authors at least. `name` tells one run's texts and handles from another's. What was edited into a duplicate."""
     write_embeds(authors[0], authors[1], name)
     write_threads(authors, name)
     write_graph(authors, name)
@@ -111,6 +122,8 @@ def write_everything(authors: list[Author], name: str) -> None:
     write_rarities(authors[3], authors[4], name)
     write_what_is_refused(authors[1], authors[2], name)
     edit_and_delete(authors, name)
+    edit_what_others_answered(authors, name)
+    return edit_into_duplicates(authors[2], authors[3], authors[4], name)
 
 
 def write_embeds(one: Author, other: Author, name: str) -> None:
@@ -334,3 +347,42 @@ def edit_and_delete(authors: list[Author], name: str) -> None:
     two.create(ITEM, list=listed["uri"], subject=three.did)
     two.delete(item)
     two.update(listed, purpose="app.bsky.graph.defs#curatelist", name=f"{name} shorter")
+
+
+def edit_what_others_answered(authors: list[Author], name: str) -> None:
+    """A post that is edited when it was reposted, quoted, liked and answered already."""
+    one, two, three, _, five, *_ = authors
+    known = two.post(f"{name}: to be edited when everybody knows it")
+    for author in (three, five):
+        author.create(REPOST, subject=known)
+        author.create(LIKE, subject=known)
+    quotes = [author.quote(f"{name}: quotes what will be edited", known) for author in (three, five, one)]
+    three.reply(f"{name}: answers what will be edited", known)
+    again = two.update(known, text=f"{name}: edited when everybody knew it", langs=["en"])
+    three.delete(quotes[0])
+    three.quote(f"{name}: quotes what was edited", again)
+    five.update(quotes[1], text=f"{name}: quotes it no more")
+
+
+def edit_into_duplicates(one: Author, two: Author, other: Author, name: str) -> list[Doubled]:
+    """Likes and follows that are edited: to another subject; to one that their author has already; duplicates, and whose
+    duplicates wait for them. The later record is always the duplicate. No repost is edited into one: feeds show when it was
+    indexed, which is with the edit or, where that is refused, before."""
+    posts = [other.post(f"{name}: wanted twice {at}") for at in range(6)]
+    one.update(one.create(REPOST, subject=posts[0]), subject=posts[1])
+    two.update(two.create(FOLLOW, subject=one.did), subject=f"did:plc:{name:b<24}")  # whom nobody follows yet
+    doubled = []
+    for collection, first, second in (
+        (LIKE, posts[0], posts[1]),
+        (FOLLOW, two.did, other.did),
+    ):
+        owner, late = (one.create(collection, subject=subject) for subject in (first, second))
+        value = {"subject": first, "createdAt": stamp()}
+        now = one.update(late, **value)
+        doubled.append(Doubled(now["uri"], now["cid"], json.dumps({"$type": collection, **value}), owner["uri"]))
+    one.together((LIKE, {"subject": posts[3]}))
+    one.update(one.together((LIKE, {"subject": posts[3]}))[0], subject=posts[4])  # no duplicate any more
+    owner = two.together((LIKE, {"subject": posts[3]}))[0]
+    two.together((LIKE, {"subject": posts[3]}))
+    two.update(owner, subject=posts[5])  # makes room
+    return doubled

@@ -86,13 +86,15 @@ def about_actor(did: str, handle: str | None) -> Iterator[Question]:
 
 
 def about_post(uri: str, at: int) -> Iterator[Question]:
-    """Everything is asked of every fourth post, the thread of every second one; in `getPosts` are all."""
+    """Who reposted it is asked of every post, for few are; the thread of every second, the rest of every fourth; in `getPosts`
+    are all."""
+    yield ask("app.bsky.feed.getRepostedBy", uri=uri)
     if at % 2 == 0:
         sort = SORTS[at // 2 % len(SORTS)]
         yield ask("app.bsky.unspecced.getPostThreadV2", anchor=uri, below=10, branchingFactor=20, sort=sort)
     if at % 4 == 0:
         yield ask("app.bsky.feed.getPostThread", uri=uri, depth=10)
-        for method in ("getLikes", "getRepostedBy", "getQuotes"):
+        for method in ("getLikes", "getQuotes"):
             yield ask(f"app.bsky.feed.{method}", uri=uri)
 
 

@@ -1,7 +1,7 @@
 """The tables of two databases of the AppView, row by row: ours beside the one that the official indexer filled.
 
 Rows are compared whole, but for: `id` (a sequence); `indexedAt` of what the mirror fetched from a PDS and the official indexer
-saw as events, and of accounts (when the handle was looked up); a profile's createdAt where the record has none (it is the time
+saw as events, of edits that one of them refuses, and of accounts (when the handle was looked up); a profile's createdAt where the record has none (it is the time
 of indexing); the time in `deletedAt`; what was told to accounts that are no more. `sortAt` is compared everywhere.
 """
 
@@ -34,10 +34,19 @@ def tables_of(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
     return {name: columns for name, columns in connection.execute(TABLES) if name not in NOT_DATA}
 
 
+class Expected(NamedTuple):
+    """What happened that makes two right databases say different times."""
+
+    mirrored_from: str  # when the mirror started, as `indexedAt` says times
+    arrived: str  # DID of an account that the mirror met later, and fetched
+    gone: list[str]  # DIDs of deleted accounts
+    edited: set[str]  # URIs of records whose edit the official indexer refused
+
+
 class Normal(NamedTuple):
     """What two right databases need not share."""
 
-    fetched: frozenset[str]  # URIs that the mirror fetched
+    fetched: frozenset[str]  # URIs of other times: the mirror fetched them, or one refused the edit
     undated: frozenset[str]  # of profiles
     gone: frozenset[str]  # DIDs of deleted accounts
 
@@ -57,20 +66,22 @@ class Normal(NamedTuple):
 
 
 def unlike_rows(
-    theirs: psycopg.Connection[Any], ours: psycopg.Connection[Any], mirrored_from: str, arrived: str, gone: list[str]
+    theirs: psycopg.Connection[Any], ours: psycopg.Connection[Any], expected: Expected, newer: frozenset[str]
 ) -> list[str]:
-    """One line for each row that only one has. `mirrored_from`: when the mirror started, as `indexedAt` says times; `arrived`:
-    DID of an account that the mirror met later, and fetched. Tables that only one has must be empty there. Both connections
-    look into `bsky`."""
+    """One line for each row that only one has. Tables that only one has must be empty there, but for those that are `newer`
+    than the official indexer. Both connections look into `bsky`."""
     found = []
     for each in (theirs, ours):
         each.rollback()
         each.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    fetched = theirs.execute('SELECT uri FROM record WHERE "indexedAt" < %s OR did = %s', [mirrored_from, arrived])
+    fetched = theirs.execute(
+        'SELECT uri FROM record WHERE "indexedAt" < %s OR did = %s', [expected.mirrored_from, expected.arrived]
+    )
     undated = theirs.execute(UNDATED_PROFILES)
-    normal = Normal(frozenset(u for (u,) in fetched), frozenset(u for (u,) in undated), frozenset(gone))
+    timeless = {uri for (uri,) in fetched} | expected.edited
+    normal = Normal(frozenset(timeless), frozenset(u for (u,) in undated), frozenset(expected.gone))
     wanted, has = tables_of(theirs), tables_of(ours)
-    for table in sorted(wanted.keys() | has.keys()):
+    for table in sorted((wanted.keys() | has.keys()) - newer):
         if table not in wanted or table not in has:
             there = theirs if table in wanted else ours
             count = there.execute(f'SELECT count(*) FROM "{table}"').fetchone()
