@@ -1,6 +1,6 @@
 """The AppView's tables, kept by the index in its own transaction (SLUICE_APPVIEW=true).
 
-`Projection.write` turns what a transaction changed in `sluice.record` into rows once, before the offsets move. The tables are
+`Projection.write` turns what a transaction changed in `sluice.record` into rows once, at its end. The tables are
 a function of the records that stand in `sluice.record`, whatever the order they came in. What lies within a repo is exact
 here; what depends on other repos is left to the fold (`sluice.appview_dirty`).
 """

@@ -192,9 +192,6 @@ class Resolver:
             return err
         except IdentityNotFound as err:
             return err
-        except (ValueError, TypeError, OverflowError, RecursionError) as err:  # an answer that nobody thought of
-            log.warning("an identity's answer", extra={"did": did, "error": repr(err)[:300]})
-            return IdentityUnreachable(f"{did}: {err!r}"[:300])
 
     async def _ask(self, did: str, seconds: float | None = None) -> Identity:
         try:
@@ -205,6 +202,9 @@ class Resolver:
             while len(self._missing) > NEGATIVE_ENTRIES:
                 self._missing.popitem(last=False)
             raise
+        except (ValueError, TypeError, OverflowError, RecursionError) as err:  # an answer that nobody thought of
+            log.warning("an identity's answer", extra={"did": did, "error": repr(err)[:300]})
+            raise IdentityUnreachable(f"{did}: {err!r}"[:300]) from err
 
     async def _fetch(self, url: str, seconds: float) -> Answer:
         return await fetch(
@@ -227,20 +227,20 @@ class Resolver:
         url = document_url(did, self._settings.plc)
         if url is None:
             raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
+        plc = did.startswith("did:plc:")
         try:
-            if did.startswith("did:plc:"):
+            if plc:
                 await self._turn()
-            async with self._turns if did.startswith("did:plc:") else self._web_turns:
+            async with self._turns if plc else self._web_turns:
                 answer = await self._fetch(url, seconds)
         except HostRefused as err:
-            if did.startswith("did:plc:"):  # our own setting is wrong, which says nothing about the DID
+            if plc:  # our own setting is wrong, which says nothing about the DID
                 raise IdentityUnreachable(
                     f"SLUICE_PLC is refused: {err}; SLUICE_ALLOW_PRIVATE_HOSTS=true permits own networks"
                 ) from err
             raise IdentityNotFound(f"{did}: {err}") from err
         except Unreachable as err:
             raise IdentityUnreachable(f"{did}: {err}") from err
-        plc = did.startswith("did:plc:")
         if answer.status in (404, 410) and (not plc or _says_no(answer)):
             raise IdentityNotFound(f"{did}: {url} answered {answer.status}", gone=answer.status == 410 or not plc)
         if answer.status != 200:

@@ -145,6 +145,8 @@ def test_one_did_whose_answer_nobody_thought_of_leaves_the_others_alone(
         found = await resolver().resolve_many([DID, "did:web:odd.example"], max_age=60.0)
         assert isinstance(found[DID], Identity)
         assert isinstance(found["did:web:odd.example"], IdentityUnreachable)
+        with pytest.raises(IdentityUnreachable):
+            await resolver().resolve("did:web:odd.example")
 
     run(database, ask)
 
