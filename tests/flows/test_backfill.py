@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -17,30 +11,15 @@ from backfill_world import World
 from fix_simulator import Simulation
 from flow_process import group_positions, read_topic, wait_until
 
-from connectors.attempts import DOUBTED_AFTER
 from connectors.log import cluster_id, watermarks
 from connectors.log_consumer import GroupConsumer
 from connectors.log_producer import Out
 from connectors.repos import Listed
 from schemas import wire
-from simulator.guarded_process import free_port
 from steps.record_json import body_cid
 
 Make = Callable[..., World]
 Simulator = Callable[..., Simulation]
-
-
-@pytest.fixture
-def world(tmp_path: Path, log: str, database: str) -> Iterator[Make]:
-    made: list[World] = []
-
-    def make(simulation: Simulation, **settings: Any) -> World:
-        made.append(World(tmp_path, log, database, simulation, **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 def test_every_record_of_every_repo_reaches_the_log_before_its_outcome(simulator: Simulator, world: Make) -> None:
@@ -164,112 +143,6 @@ def test_account_states_are_outcomes(simulator: Simulator, world: Make) -> None:
     assert (outcomes[told].status, outcomes[told].active) == ("deleted", False)
     assert outcomes[hidden].status == "unavailable", "we were told of a deactivation: its rows are hidden, not removed"
     assert (outcomes[back].status, outcomes[back].active) == ("synced", True)
-
-
-@pytest.mark.parametrize("silent", [False, True], ids=["at once", "directory away"])
-def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulator, world: Make, silent: bool) -> None:
-    """G5: what the old PDS says of an account that moved away is no news: the directory is asked again, and waited for."""
-    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), rate_limit_pause_seconds=1.0)
-    truth = run.simulation.state()
-    moved = next(iter(truth))
-    identity = {"did": moved, "pds": run.simulation.pdses[truth[moved].pds]}
-    run.execute(
-        "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", *identity.values()
-    )
-    run.simulation.op("migrate", did=moved, pds=(truth[moved].pds + 1) % 3)
-    if silent:
-        run.simulation.set_faults(plc_500={"times": 2})
-    truth = {moved: run.simulation.state()[moved]}
-    run.list_all(truth)
-    run.start()
-    run.run_to_end(1)
-    run.check(truth)
-    last = 3 if silent else 1
-    assert run.simulation.fired("plc_500") == last - 1
-    assert run.attempts().keys() == {(moved, last)}
-    assert run.attempts()[moved, last].outcome.host == run.simulation.pdses[truth[moved].pds]
-
-
-@contextmanager
-def old_pds(answer: bytes, status: int = 200) -> Iterator[str]:
-    """A PDS of a stranger's making, which gives everybody the same answer; its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def got(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return bytes(answer.read())
-
-
-def test_an_account_s_old_pds_is_not_believed_however_long_it_says_the_same(simulator: Simulator, world: Make) -> None:
-    """G5, G7: its old snapshot is below what was heard; the directory names another PDS, which is asked before anything is given up."""
-    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), stale_seconds=0.5)
-    truth = run.simulation.state()
-    moved = next(iter(truth))
-    before = got(f"{run.simulation.pdses[truth[moved].pds]}/xrpc/com.atproto.sync.getRepo?did={moved}")
-    (method,) = json.loads(got(f"{run.simulation.plc}/{moved}"))["verificationMethod"]
-    run.simulation.op("create", did=moved)
-    truth = {moved: run.simulation.state()[moved]}
-    with old_pds(before) as url:
-        run.execute(
-            "insert into sluice.identity (did, pds, signing_key) values (%s, %s, %s)",
-            *(moved, url, f"did:key:{method['publicKeyMultibase']}"),
-        )
-        run.list_all(truth)
-        process = run.start()
-        run.run_to_end(1)
-    run.check(truth)
-    assert process.metric("backfiller_verification_errors_total", reason="stale") == 1, "the old one was asked, once"
-    assert run.attempts().keys() == {(moved, 1)}
-
-
-def test_what_a_pds_says_cannot_end_a_worker(simulator: Simulator, world: Make) -> None:
-    """G7, B8: words that PostgreSQL takes for no text; the repo fails, the others are fetched, the process goes on."""
-    run = world(simulator(repos=20, records_per_repo=5, inactive_share=0.0), max_attempts=2)
-    truth = run.simulation.state()
-    hostile, *others = list(truth)
-    with old_pds(b'{"error": "No\\u0000thing", "message": "a\\u0000b"}', status=500) as url:
-        run.execute("insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", hostile, url)
-        run.list_all(truth)
-        process = run.start()
-        wait_until(lambda: run.schedule() >= 0 and run.rows()[hostile]["phase"] == "failed")
-        run.run_to_end(len(truth))
-    run.check({did: truth[did] for did in others})
-    assert process.running
-    assert "No\ufffdthing a\ufffdb" in run.rows()[hostile]["last_error"]
-
-
-def test_an_account_whose_move_was_never_heard_is_found(simulator: Simulator, world: Make) -> None:
-    """G5: its old PDS is gone for good and the cached document names it: after some failures the directory is asked again."""
-    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), retry_first_seconds=0.2)
-    truth = run.simulation.state()
-    moved = next(iter(truth))
-    run.execute(
-        "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')",
-        moved,
-        f"http://127.0.0.1:{free_port()}",
-    )
-    truth = {moved: truth[moved]}
-    run.list_all(truth)
-    process = run.start()
-    run.run_to_end(1)
-    run.check(truth)
-    assert process.metric("backfiller_car_fetch_errors_total", reason="unreachable") == DOUBTED_AFTER
-    assert run.attempts().keys() == {(moved, DOUBTED_AFTER + 1)}
 
 
 def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simulator, world: Make) -> None:
