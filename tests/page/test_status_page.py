@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 from fix_api import Api
 from flow_process import wait_until
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Error, Page, Route, expect
 
 from connectors.log_producer import LogProducer, dead_letter
 from connectors.repos import Listed, RepoStore
@@ -204,9 +205,10 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(
     page = open_page(api.url, expected="the server responded with a status of 40")
     expect(page.get_by_label("Token of the API")).to_be_focused(timeout=WAIT_MS)
     assert DIDS[7] not in page.content()
+    expect(page.locator("#live")).to_have_text("a token is needed", timeout=WAIT_MS)
     page.get_by_label("Token of the API").fill("wrong")
     page.get_by_role("button", name="Show").click()
-    expect(page.locator("#live")).to_have_text("a token is needed", timeout=WAIT_MS)
+    expect(page.locator("#live")).to_have_text("that token is not valid", timeout=WAIT_MS)
     page.get_by_label("Token of the API").fill("one-to-read")
     page.get_by_role("button", name="Show").click()
     alive(page)
@@ -217,6 +219,31 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(
     alive(page)
     assert page.evaluate("sessionStorage.getItem('sluice-token')") == "one-to-read"
     assert page.evaluate("localStorage.length") == 0
+
+
+def test_a_late_refusal_is_of_its_own_token(api_with: Callable[..., Api], open_page: Callable[..., Page]) -> None:
+    """The answer to a wrong token arrives after the right one was given: the page goes on with the right one."""
+    api = api_with(api_token="one-to-change", api_read_token="one-to-read")
+    page = open_page(api.url, expected="the server responded with a status of 40")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        wrong = route.request.headers["authorization"] == "Bearer wrong"
+        held.append(route) if wrong else route.continue_()
+
+    page.route("**/events", hold)
+    for token in ("wrong", "one-to-read"):
+        page.get_by_label("Token of the API").fill(token)
+        page.get_by_role("button", name="Show").click()
+        while not held:
+            page.wait_for_timeout(20)
+    alive(page)
+    with suppress(Error):  # the browser no longer wants the answer
+        held[0].continue_()
+    expect(page.get_by_label("Token of the API")).to_be_hidden()
+    page.reload()
+    alive(page)
+    assert page.evaluate("sessionStorage.getItem('sluice-token')") == "one-to-read"
 
 
 AUDIT = """() => {

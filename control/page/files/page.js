@@ -27,10 +27,11 @@ function trouble(text) {
 }
 
 function ask() {
+  const refused = sessionStorage.getItem(TOKEN) !== null;
   sessionStorage.removeItem(TOKEN);
   byId("ask").hidden = false;
   byId("token").focus();
-  live("locked", "a token is needed");
+  live("locked", refused ? "that token is not valid" : "a token is needed");
 }
 
 // What the reader is doing in a section outlives its replacement: focus, and how far a table is scrolled.
@@ -76,15 +77,22 @@ async function read(answer) {
   }
 }
 
+// One stream at a time: a new token ends the one before, whose late refusal must not take the new token away.
+let stream = new AbortController();
+
 async function follow() {
+  stream.abort();
+  const { signal } = (stream = new AbortController());
   for (;;) {
     try {
-      const answer = await fetch("/events", { headers: headers() });
+      const answer = await fetch("/events", { headers: headers(), signal });
+      if (signal.aborted) return;
       if (answer.status === 401 || answer.status === 403) return ask();
       if (answer.ok) await read(answer);
     } catch (error) {
       console.debug(error);
     }
+    if (signal.aborted) return;
     live("no", "not connected, trying again");
     await new Promise((done) => setTimeout(done, RETRY_MS));
   }
