@@ -34,7 +34,7 @@ __all__ = ["EmbeddedLog", "LogUnavailable"]
 
 LOGGING = Path(__file__).with_name("embedded_log.log4j2.properties")
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-START_SECONDS = 60.0
+START_SECONDS = 300.0  # a machine that is busy with something else takes minutes; recovery after a kill too
 BUSY_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
