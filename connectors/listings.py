@@ -84,7 +84,8 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
                 state = position[upstream]
                 if state == self._durable.get(upstream) and upstream not in tallies and upstream not in ended:
                     continue
-                detail = {"pass": state.passes, "done": state.done, "began": state.began, "safe": state.safe}
+                kept = ("done", "began", "safe", "entries")
+                detail = {"pass": state.passes} | {name: getattr(state, name) for name in kept}
                 self._store.put(upstream, state.cursor, detail)
                 self._jobs.advance(db, upstream, state, tallies.get(upstream))
                 target = self._listings.upstreams[upstream].target

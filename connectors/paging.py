@@ -97,6 +97,8 @@ class Listings:
             skip_step=settings.skip_step,
             relay=target.relay,
             recheck_seconds=settings.list_recheck_seconds if target.relay else settings.list_hosts_recheck_seconds,
+            # the hosts of a job were named by an operator
+            most=settings.list_host_repos if target.host is not None and target.job is None else None,
             first_wait=settings.list_retry_seconds,
         )
 
@@ -218,6 +220,9 @@ class Listings:
                 if decision.skip is not None or changed:
                     skips: list[Fact] = [] if decision.skip is None else [(target.key, decision.skip)]
                     await self.queue.put(self._item(upstream, [], skips))
+            elif decision.stuck:
+                metrics.INGEST_ERRORS.labels(FLOW, "too_many_repos").inc()
+                logger.warning("a PDS's list is read no further", extra={"upstream": target.key, "why": decision.stuck})
             else:
                 await self.queue.put(self._item(upstream, outcome.entries, later=later))
             if decision.ended:
@@ -293,11 +298,12 @@ async def _nap(upstream: Upstream, seconds: float) -> None:
 def _restored(stored: Stored, fresh: Listing) -> Listing:
     """A listing as it was stored; what is missing or odd in its detail is as in a fresh one."""
     detail: dict[str, Any] = stored.detail
-    began, passes, safe = detail.get("began"), detail.get("pass"), detail.get("safe")
+    began, passes, safe, entries = (detail.get(name) for name in ("began", "pass", "safe", "entries"))
     return replace(
         fresh,
         cursor=stored.position,
         safe=safe if isinstance(safe, str) else stored.position,
+        entries=entries if isinstance(entries, int) else 0,
         passes=passes if isinstance(passes, int) else 0,
         done=detail.get("done") is True,
         began=float(began) if isinstance(began, int | float) else fresh.began,

@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     list_hosts_recheck_seconds: float = Field(
         3600.0, gt=0, description="how often a PDS's finished listing is continued from its end"
     )
+    list_host_repos: int = Field(
+        5_000_000, ge=1, description="of a PDS's own list at most so many repos are read; a longer one is not believed"
+    )
     gap_relist_seconds: float = Field(
         3600.0, gt=0, description="a relay whose stream lost events is listed anew at most this often"
     )

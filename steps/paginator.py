@@ -9,6 +9,7 @@
     nobody answers                   wait, ever longer; the cursor is innocent
     a bad answer                     wait; after `skip_after` of them at one cursor step over it (steps.skip_ahead), where
                                      cursors are opaque after narrowing the page to the one entry that is poisoned
+    more entries than `most`         stand still before them: anyone can run a PDS and list names that he makes up
 """
 
 from dataclasses import dataclass, replace
@@ -70,17 +71,20 @@ class Policy:
     skip_step: int
     relay: bool
     recheck_seconds: float
+    most: int | None = None
     first_wait: float = 0.5
     longest_wait: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Where a listing stands. '' is the first page. `safe` is the newest cursor that the upstream itself gave."""
+    """Where a listing stands. '' is the first page. `safe`: the newest cursor that the upstream itself gave; `entries`: how many
+    there are before the cursor."""
 
     size: int
     cursor: str = ""
     safe: str = ""
+    entries: int = 0
     passes: int = 0
     done: bool = False
     began: float = 0.0
@@ -135,8 +139,11 @@ def _page(state: Listing, page: Page, now: float, policy: Policy) -> Decision:
     if size < policy.page_size and streak >= GROW_AFTER:
         size, streak = min(size * 2, policy.page_size), 0
     calm = replace(state, size=size, streak=streak, failures=0, outages=0, skips=0)
+    entries = state.entries + len(page.entries) + page.rejected
+    if policy.most is not None and entries > policy.most:
+        return Decision(calm, now + policy.recheck_seconds, stuck=f"it lists more than {policy.most} repos")
     if page.cursor and not _goes_round(state.cursor, page.cursor):
-        return Decision(replace(calm, cursor=page.cursor, safe=page.cursor), now)
+        return Decision(replace(calm, cursor=page.cursor, safe=page.cursor, entries=entries), now)
     # behind a stepped-over range an empty page proves nothing about where the end is
     end = state.safe if state.skips and not page.entries else state.cursor
     passes = state.passes if state.done else state.passes + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fix_flow import FlowBed
@@ -110,6 +111,25 @@ def test_a_poisoned_cursor_is_stepped_over_recorded_and_gone_back_to(simulator: 
     assert listed(flow_bed) == set(network.state())
     assert max(tasks(flow_bed).values()) == 1
     assert flow.terminate() == 0
+
+
+def test_a_pds_whose_list_is_too_long_is_read_to_the_bound(simulator: Start, flow_bed: FlowBed) -> None:
+    """B8: the bound holds across restarts, and over both of two PDSes."""
+    network = simulator(repos=300, records_per_repo=1, pdses=2)
+    (relay,), hosts = network.relays, network.pdses
+    network.set_faults(relay_list_500={"from": 0, "to": 10**9})  # what there is, only the PDSes say
+    settings = QUICK | {"list_page_size": 20, "list_host_repos": 60}
+
+    def found() -> dict[str, int]:
+        return dict(flow_bed.rows("select host, count(*) from sluice.repo group by host"))
+
+    for _ in range(2):
+        flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, **settings)
+        refused = partial(flow.metric, "ingester_errors_total", flow="list_repos", reason="too_many_repos")
+        wait_until(lambda refused=refused: refused() >= 6)
+        wait_until(lambda: found().keys() == set(hosts))
+        assert flow.terminate() == 0
+        assert max(found().values()) <= 60
 
 
 def test_a_poisoned_first_page_does_not_loop(simulator: Start, flow_bed: FlowBed) -> None:

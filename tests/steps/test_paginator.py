@@ -149,6 +149,22 @@ def test_restart_lists_from_the_first_page_and_keeps_the_count_of_passes() -> No
     assert state == Listing(100, passes=2, began=77.0)
 
 
+def test_a_list_of_a_pds_that_never_ends_is_read_to_its_bound() -> None:
+    """B8: a PDS can make up accounts without end; an honest one is at most as long as the bound, however often it is looked at."""
+    policy = replace(PDS, most=250)
+    decision = run(Listing(100), page(100, "100"), page(100, "200"), policy=policy)
+    assert (decision.state.cursor, decision.state.entries, decision.stuck) == ("200", 200, None)
+    over = run(decision.state, page(51, "300"), policy=policy)
+    assert (over.state.cursor, over.wait_until, over.ended) == ("200", 1300, False)
+    assert over.stuck == "it lists more than 250 repos"
+    assert run(over.state, page(50, None), policy=policy).ended
+    ends = [page(50, None)] * 9
+    assert run(decision.state, *ends, policy=policy).state.entries == 200, "the last page is read again and again"
+    assert run(decision.state, Page([], 60, "300"), policy=policy).stuck, "entries that are none count as well"
+    assert restart(over.state, 77.0, policy).entries == 0
+    assert not run(Listing(100), *[page(100, str(at)) for at in range(100, 900, 100)]).stuck
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.integers(0, 299), max_size=4), st.booleans(), st.integers(1, 64))
 def test_every_healthy_repo_is_listed_or_in_a_told_range(poison: set[int], relay: bool, page_size: int) -> None:
