@@ -43,12 +43,33 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def reserve_port(port: int) -> bool:
+    """True if nobody has the port; then `reserve_port` says False of it for a minute, in every process of this machine.
+
+    A connection through it is left in TIME_WAIT, which servers bind past. It takes seconds until the server for which a port
+    was chosen listens there, and meanwhile another process of ours could have chosen the same.
+    """
+    with socket.socket() as listener, socket.socket() as client:
+        listener.settimeout(1.0)  # somebody who asks for an old server of this port may come between
+        client.settimeout(1.0)
+        try:
+            listener.bind((LOOPBACK, port))  # without SO_REUSEADDR: what is in TIME_WAIT counts
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.listen(1)
+            client.connect((LOOPBACK, port))
+            listener.accept()[0].close()  # who closes first is left in TIME_WAIT
+            client.recv(1)
+        except OSError:
+            return False
+    return True
+
+
 def free_port(exclude: Sequence[int] = ()) -> int:
-    """A port of 127.0.0.1 that nothing listens on now, outside the ephemeral range."""
+    """A port of 127.0.0.1 that nothing listens on now, outside the ephemeral range, and that is given to nobody else soon."""
     chooser = random.SystemRandom()
     for _ in range(1000):
         port = chooser.randrange(*PORT_RANGE)
-        if port not in exclude and port_is_free(port):
+        if port not in exclude and reserve_port(port):
             return port
     raise OSError(f"no free port on {LOOPBACK} between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
 

@@ -21,7 +21,9 @@ from simulator.guarded_process import (
     GuardedProcess,
     free_port,
     lock_folder,
+    port_is_free,
     remembered_ports,
+    reserve_port,
 )
 
 # the owner: starts the server named in argv, tells its pid, waits to be killed
@@ -173,11 +175,19 @@ def test_ports_are_kept_unless_somebody_took_them(tmp_path: Path) -> None:
     first = remembered_ports(tmp_path, ["a", "b"], {})
     assert remembered_ports(tmp_path, ["a", "b"], {}) == first
     assert all(PORT_RANGE[0] <= port < PORT_RANGE[1] for port in first.values())
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", first["a"]))
-        squatter.listen()
+    with socket.create_server(("127.0.0.1", first["a"])):  # with SO_REUSEADDR, as every server
         second = remembered_ports(tmp_path, ["a", "b"], {})
     assert second["a"] != first["a"]
     assert second["b"] == first["b"]
     wanted = free_port()
     assert remembered_ports(tmp_path, ["a", "b"], {"a": wanted}) == {"a": wanted, "b": first["b"]}
+
+
+def test_a_chosen_port_is_given_to_nobody_else_until_its_server_listens() -> None:
+    """Servers take seconds to bind theirs; two that were given the same would be one too many."""
+    port = free_port()
+    assert not reserve_port(port), "another process would have chosen it too"
+    assert port_is_free(port)
+    with socket.create_server(("127.0.0.1", port)):
+        assert not port_is_free(port)
+        assert not reserve_port(port)
