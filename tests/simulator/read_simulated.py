@@ -18,7 +18,7 @@ from fix_simulator import Simulation
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -31,7 +31,7 @@ def get_bytes(url: str) -> bytes:
 def refused(url: str) -> tuple[int, str]:
     """(status, error) of a request that must be refused."""
     try:
-        urllib.request.urlopen(url, timeout=30)
+        urllib.request.urlopen(url, timeout=60)
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error)["error"]

@@ -32,7 +32,7 @@ def collect(url: str, cursor: int | None = 0, *, until: Callable[[Frame], bool])
 
     async def run() -> list[Frame]:
         found: list[Frame] = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             async for frame in frames(url, cursor):
                 found.append(frame)
                 if until(frame):
@@ -153,11 +153,13 @@ def test_cursor_absent_zero_old_and_future(simulator: Any) -> None:
         raise AssertionError("closed")
 
     async def tip_and_commit() -> int:
+        while (await asyncio.to_thread(simulation.streams))[0]["readers"]:  # those from above
+            await asyncio.sleep(0.01)
         task = asyncio.create_task(tip())
         while not (await asyncio.to_thread(simulation.streams))[0]["readers"]:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(simulation.writer, prebuild=1)
-        return await asyncio.wait_for(task, 20)
+        return await asyncio.wait_for(task, 60)
 
     assert asyncio.run(tip_and_commit()) == last + 1
 
