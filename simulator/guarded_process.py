@@ -26,6 +26,7 @@ LOOPBACK = "127.0.0.1"
 # while the server is down, and a client that keeps trying to connect can even end up connected to itself.
 PORT_RANGE = (20_000, 32_000)
 LOG_KEEP_BYTES = 4 * 1024 * 1024
+OBEY_SECONDS = 30.0  # for a guard on a machine that stands still for a moment; one that does not obey is killed
 
 
 class DataFolderBusy(Exception):
@@ -174,11 +175,11 @@ class GuardedProcess:
 
     def stop(self) -> None:
         """Asks the server to close; after `stop_seconds` the guard kills it. Returns when it is gone."""
-        self._tell(b"s", self._stop_seconds + 5)
+        self._tell(b"s", self._stop_seconds + OBEY_SECONDS)
 
     def kill(self) -> None:
         """SIGKILL to the server (for fault tests). Returns when it is gone."""
-        self._tell(b"k", 5)
+        self._tell(b"k", OBEY_SECONDS)
 
     def wait(self, seconds: float) -> bool:
         """True if the server ended within `seconds`."""

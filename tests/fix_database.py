@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -31,6 +33,7 @@ NEWEST = "18"  # of the wheel that the environment has
 OLDER = {"15": "15.19.0", "16": "16.15.0", "17": "17.11.0"}
 OLDER_INITDB = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"]  # the built-in locale came with 17
 TEMPLATE = "sluice_template"
+PATIENCE_SECONDS = 60.0
 
 
 def url_of(server_url: str, database: str) -> str:
@@ -42,11 +45,24 @@ def url_of(server_url: str, database: str) -> str:
 def fresh_database(server_url: str, template: str = "template1") -> Iterator[str]:
     name = f"t{secrets.token_hex(6)}"
     with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        patiently(admin, f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield url_of(server_url, name)
         finally:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            patiently(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def patiently(admin: psycopg.Connection[Any], statement: str) -> None:
+    """PostgreSQL gives the sessions of a database five seconds to end; one that waits for a busy disk takes longer."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            admin.execute(statement.encode())
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from fix_log import LogScope
-from flow_process import FlowProcess, create_topics, read_topic
+from flow_process import WAIT_SECONDS, FlowProcess, create_topics, read_topic
 
 from schemas.settings import Settings
 
@@ -56,7 +56,7 @@ class FlowBed:
         name = self.prefix + topic
         ends = [TopicPartition(name, part) for part in range(PARTITIONS)]
         for end in ends:
-            end.offset = consumer.get_watermark_offsets(end, timeout=10)[1]
+            end.offset = consumer.get_watermark_offsets(end, timeout=WAIT_SECONDS)[1]
         consumer.commit(offsets=ends, asynchronous=False)
         consumer.close()
 

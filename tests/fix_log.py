@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from simulator.embedded_log import EmbeddedLog
 from simulator.guarded_process import free_port
 
-ADMIN_SECONDS = 20
+ADMIN_SECONDS = 60
 
 
 def containers_wanted() -> bool:

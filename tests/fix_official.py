@@ -133,7 +133,7 @@ class OfficialProcess:
         """SIGTERM; returns the exit code."""
         self.process.terminate()
         try:
-            return self.process.wait(20)
+            return self.process.wait(90)
         finally:
             self.process.kill()
             for pipe in (self.process.stdin, self.process.stdout):

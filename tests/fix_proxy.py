@@ -67,7 +67,7 @@ class Proxy:
     def close(self) -> None:
         self._do(self._refuse())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     def cut(self) -> int:
@@ -95,7 +95,7 @@ class Proxy:
         self._do(self._restore())
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _set(
         self,
@@ -133,6 +133,10 @@ class Proxy:
         self.counts.refused += await self._cut()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._mode == "refuse":  # it was taken in the moment before the port was closed
+            self.counts.refused += 1
+            _reset(writer)
+            return
         self.counts.accepted += 1
         pair = self._loop.create_task(self._serve(reader, writer))
         self._pairs.add(pair)

@@ -109,7 +109,7 @@ class Simulation:
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         self.process.terminate()
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=60)
         if self.process.stdout:
             self.process.stdout.close()
         return code

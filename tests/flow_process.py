@@ -62,14 +62,14 @@ class FlowProcess:
 
     def health(self) -> dict[str, Any]:
         try:
-            with urllib.request.urlopen(self.page + "/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(self.page + "/readyz", timeout=WAIT_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             return json.load(error)
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's samples that have these labels."""
-        with urllib.request.urlopen(self.page + "/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(self.page + "/metrics", timeout=WAIT_SECONDS) as answer:
             lines = answer.read().decode().splitlines()
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         hits = [line for line in lines if line.split("{")[0].split(" ")[0] == name and all(w in line for w in wanted)]
@@ -78,9 +78,9 @@ class FlowProcess:
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
-        self._reap(10)
+        self._reap(WAIT_SECONDS)
 
-    def terminate(self, seconds: float = 30) -> int:
+    def terminate(self, seconds: float = WAIT_SECONDS) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self._reap(seconds)
@@ -122,12 +122,12 @@ def create_topics(bootstrap: str, prefix: str, partitions: int = 4, **config: An
     settings = {"max.message.bytes": str(16 * 1024 * 1024)} | {k.replace("_", "."): str(v) for k, v in config.items()}
     names = [prefix + name for name in PER_REPO]
     topics = [NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings) for name in names]
-    for made in admin.create_topics(topics, operation_timeout=20).values():
-        made.result(20)
+    for made in admin.create_topics(topics, operation_timeout=WAIT_SECONDS).values():
+        made.result(WAIT_SECONDS)
     return names
 
 
-def read_topic(bootstrap: str, topic: str, seconds: float = 20.0) -> list[Any]:
+def read_topic(bootstrap: str, topic: str, seconds: float = WAIT_SECONDS) -> list[Any]:
     """All messages of a topic, now, per partition in order."""
     consumer = Consumer(
         {
@@ -139,8 +139,10 @@ def read_topic(bootstrap: str, topic: str, seconds: float = 20.0) -> list[Any]:
         }
     )
     try:
-        parts = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-        ends = {part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=10) for part in parts}
+        parts = list(consumer.list_topics(topic, timeout=WAIT_SECONDS).topics[topic].partitions)
+        ends = {
+            part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=WAIT_SECONDS) for part in parts
+        }
         left = {part: high for part, (low, high) in ends.items() if high > low}
         consumer.assign([TopicPartition(topic, part, ends[part][0]) for part in left])
         found = []
@@ -161,8 +163,8 @@ def group_positions(bootstrap: str, group: str, topic: str) -> dict[int, int]:
     """Partition → position of a group in a topic, where it has one. (The admin client's call for this can crash.)"""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
     try:
-        parts = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        found = consumer.committed([TopicPartition(topic, part) for part in parts], timeout=10)
+        parts = consumer.list_topics(topic, timeout=WAIT_SECONDS).topics[topic].partitions
+        found = consumer.committed([TopicPartition(topic, part) for part in parts], timeout=WAIT_SECONDS)
         return {part.partition: part.offset for part in found if part.offset >= 0}
     finally:
         consumer.close()

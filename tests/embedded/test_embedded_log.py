@@ -14,14 +14,21 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    OffsetSpec,
+    ResourceType,
+)
 from fix_log import LogScope, admin_client, create_topic
 from fix_proxy import Proxy
 
 from simulator.embedded_log import EmbeddedLog, LogUnavailable
 
 MIB = 1024 * 1024
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 
 
 def poll_until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
@@ -119,9 +126,13 @@ def test_committed_group_offsets_survive_a_clean_restart(private_log: EmbeddedLo
 
 
 def test_old_messages_go_by_the_topics_retention(log_scope: LogScope) -> None:
-    topic = log_scope.create("short", segment_ms=100, retention_ms=500, file_delete_delay_ms=100)
+    topic = log_scope.create("short", segment_ms=100, file_delete_delay_ms=100)
     produce(log_scope.bootstrap, topic, [b"old"] * 10)
     assert start_offset(log_scope.admin, topic) == 0
+    # only now: the broker looks every two seconds, and may do so between the two lines above
+    entry = ConfigEntry("retention.ms", "500", incremental_operation=AlterConfigOpType.SET)
+    changed = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    log_scope.admin.incremental_alter_configs([changed])[changed].result(WAIT_SECONDS)
 
     def old_are_gone() -> bool:
         # segments close when something is written to them after their time
@@ -131,6 +142,7 @@ def test_old_messages_go_by_the_topics_retention(log_scope: LogScope) -> None:
     poll_until(old_are_gone)
 
 
+OTHERS_SESSION_SECONDS = 45  # of a client that asks for none: what the broker would wait if it did not take the 3 s
 MEMBER = """
 import sys
 from confluent_kafka import Consumer
@@ -159,9 +171,7 @@ def test_a_killed_member_loses_its_partitions_within_the_session_timeout(log_sco
 
         poll_until(lambda: heir_has(2))
         victim.kill()
-        killed = time.monotonic()
-        poll_until(lambda: heir_has(4))
-        assert time.monotonic() - killed < 3 + 3
+        poll_until(lambda: heir_has(4), OTHERS_SESSION_SECONDS - 5)
         heir.close()
     finally:
         victim.kill()

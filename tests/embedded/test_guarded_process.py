@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -40,7 +41,10 @@ sys.stdin.read()
 """
 
 
-def poll_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+WAIT_SECONDS = 60.0
+
+
+def poll_until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -74,6 +78,8 @@ def owned() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], list[psutil
         family = psutil.Process(owner.pid).children(recursive=True)
         assert server in [process.pid for process in family]
         assert len(family) >= 2
+        # not all of them live on: a session of PostgreSQL that just ended is among them too
+        assert alive(psutil.Process(server))
         return owner, family
 
     yield start
@@ -88,7 +94,6 @@ def test_nothing_is_left_when_the_owner_is_killed(
     kind: str, owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]
 ) -> None:
     owner, family = owned(kind)
-    assert all(alive(process) for process in family)
     owner.kill()
     owner.wait()
     poll_until(lambda: not any(alive(process) for process in family))
@@ -111,7 +116,7 @@ def test_nothing_is_left_when_the_owner_simply_ends(
     owner, family = owned("database")
     assert owner.stdin is not None
     owner.stdin.close()
-    assert owner.wait(10) == 0
+    assert owner.wait(WAIT_SECONDS) == 0
     poll_until(lambda: not any(alive(process) for process in family))
 
 
@@ -119,15 +124,19 @@ def test_a_ctrl_c_in_the_terminal_does_not_reach_the_server(
     owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]],
 ) -> None:
     owner, family = owned("database")
-    assert all(os.getpgid(process.pid) != os.getpgid(owner.pid) for process in family)
-    assert all(os.getsid(process.pid) != os.getsid(owner.pid) for process in family)
+    living = [process for process in family if alive(process)]
+    assert len(living) >= 2
+    for process in living:
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            assert os.getpgid(process.pid) != os.getpgid(owner.pid)
+            assert os.getsid(process.pid) != os.getsid(owner.pid)
 
 
 def spawn(folder: Path, script: str, **options: float) -> GuardedProcess:
     return GuardedProcess.spawn(
         [sys.executable, "-u", "-c", script],
         log_path=folder / "server.log",
-        lock=lock_folder(folder, 5),
+        lock=lock_folder(folder, WAIT_SECONDS),
         cwd=folder,
         env=dict(os.environ),
         **options,
@@ -144,7 +153,7 @@ def test_a_server_that_ignores_the_stop_is_killed(tmp_path: Path) -> None:
     server.stop()
     assert not server.running
     assert not psutil.pid_exists(server.pid)
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < WAIT_SECONDS  # it would have slept for ten minutes
 
 
 def test_a_folder_has_one_server_and_the_next_waits_for_its_end(tmp_path: Path) -> None:
@@ -152,21 +161,25 @@ def test_a_folder_has_one_server_and_the_next_waits_for_its_end(tmp_path: Path) 
     with pytest.raises(DataFolderBusy):
         lock_folder(tmp_path, 0.1)
     server.kill()
-    os.close(lock_folder(tmp_path, 5))
+    os.close(lock_folder(tmp_path, WAIT_SECONDS))
 
 
 def test_a_program_that_does_not_exist_leaves_its_reason(tmp_path: Path) -> None:
     server = GuardedProcess.spawn(
-        ["/nonexistent/server"], log_path=tmp_path / "log", lock=lock_folder(tmp_path, 5), cwd=tmp_path, env={}
+        ["/nonexistent/server"],
+        log_path=tmp_path / "log",
+        lock=lock_folder(tmp_path, WAIT_SECONDS),
+        cwd=tmp_path,
+        env={},
     )
-    assert server.wait(5)
+    assert server.wait(WAIT_SECONDS)
     assert "cannot start /nonexistent/server" in server.last_words()
 
 
 def test_the_servers_end_is_noticed(tmp_path: Path) -> None:
     server = spawn(tmp_path, "import time; time.sleep(600)")
     os.kill(server.pid, signal.SIGKILL)
-    assert server.wait(5)
+    assert server.wait(WAIT_SECONDS)
     assert not server.running
     server.stop()  # and stopping it afterwards is harmless
 
