@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,10 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from fix_log import LogScope
+from flow_process import wait_until
 
 from connectors.log_producer import LogProducer, Out
+from connectors.migrations import migrate
 from control.errors import OperatorError
 from control.rebuild import rebuild
 from control.up import environment
@@ -24,7 +25,6 @@ REV = "3l33333330001"
 TIME = "2026-01-01T00:00:00.000Z"
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 REPOS, RECORDS = 150, 20
-WAIT_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -58,16 +58,32 @@ def count(database: str, what: str) -> int:
     return int(row[0]) if row else 0
 
 
+# In the middle of its partition, one repo's first row waits for a lock that the test holds.
+STANDS_STILL = f"""
+create function public.stand_still() returns trigger language plpgsql as $$
+begin perform pg_advisory_xact_lock(7); return new; end $$;
+create trigger stand_still before insert on sluice.record for each row
+when (new.did = 'did:plc:{REPOS // 2:024}' and new.rkey = 'r0') execute function public.stand_still()
+"""
+WAITING = "select pid from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database())"
+
+
 def test_a_rebuild_that_was_killed_goes_on_where_it_stood(settings: Settings, blank_database: str) -> None:
-    """G2, issue 3.8: SIGKILL in the middle; the next one begins at the durable position, and the result is whole."""
+    """G2, issue 3.8: SIGKILL in the middle of a transaction; the next one begins at the durable position, and the result is whole."""
     given = os.environ | environment(settings.model_copy(update={"database": ""}), 0)
     command = [sys.executable, "-P", "-m", "control", "replay", "--all", "--into", blank_database]
-    with subprocess.Popen(command, cwd=ROOT, env=given, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while count(blank_database, "record") == 0:
-            assert process.poll() is None, "it was done before it could be killed"
-            assert time.monotonic() < deadline
-        process.kill()
+    migrate(blank_database)
+    with psycopg.connect(blank_database, autocommit=True) as db:
+        db.execute(STANDS_STILL)
+        db.execute("select pg_advisory_lock(7)")
+        with subprocess.Popen(command, cwd=ROOT, env=given, stderr=subprocess.DEVNULL) as process:
+            try:
+                ((session,),) = wait_until(lambda: db.execute(WAITING).fetchall())
+            finally:
+                process.kill()
+        db.execute("select pg_terminate_backend(%s)", (session,))
+        wait_until(lambda: not db.execute(WAITING).fetchall())
+        db.execute("drop trigger stand_still on sluice.record")
     written = count(blank_database, "record")
     assert 0 < written < REPOS * RECORDS
     done = rebuild(settings, blank_database, lambda _: None)
@@ -83,7 +99,7 @@ def test_a_log_without_its_beginning_is_refused(settings: Settings, blank_databa
     """G2: named with its topic, partition and first offset, before anything is written."""
     name = settings.topic("firehose_backfill")
     for future in log_scope.admin.delete_records([TopicPartition(name, 1, 5)]).values():
-        future.result(20)
+        future.result(60)
     with pytest.raises(OperatorError, match=r"firehose_backfill/1 begins at 5: retention has removed"):
         rebuild(settings, blank_database, lambda _: None)
     assert count(blank_database, "repo") == 0

@@ -43,20 +43,23 @@ def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database
     tasks = store.discover([Listed(did) for did in dids]).tasks
     assert len(tasks) == REPOS
     delivered: list[list[wire.RepoTask]] = [[] for _ in range(WORKERS)]
+    batch = 100
     rng = random.Random(4)
     for task in tasks:
         for worker in rng.sample(range(WORKERS), 2):
             delivered[worker].append(task)
+    rounds = range(0, max(map(len, delivered)), batch)
     together = threading.Barrier(WORKERS)
 
     def work(number: int) -> list[Claim]:
         mine = RepoStore(settings)
         rng = random.Random(number)
         rng.shuffle(delivered[number])
-        together.wait(30)
+        mine.connection()
         claims: list[Claim] = []
-        for at in range(0, len(delivered[number]), 100):
-            claims += mine.claim(delivered[number][at : at + 100], f"worker {number}")
+        for at in rounds:
+            together.wait(60)  # side by side to the end: one that is held up would find everything taken by the others
+            claims += mine.claim(delivered[number][at : at + batch], f"worker {number}")
         mine.close()
         return claims
 
