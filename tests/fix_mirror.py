@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Mirror:
         self.single.append(process)
         return process
 
-    def interrupt(self, seconds: float = 60) -> int:
+    def interrupt(self, seconds: float = 120) -> int:
         """Ctrl-C: SIGINT to the process group of `up`. Its exit code."""
         assert self.leader is not None
         os.killpg(self.leader.pid, signal.SIGINT)
@@ -117,11 +118,11 @@ class Mirror:
         if self.leader is not None and self.leader.poll() is None:
             os.killpg(self.leader.pid, signal.SIGTERM)
             try:
-                self.leader.wait(60)
+                self.leader.wait(120)
             except subprocess.TimeoutExpired:
                 self.leader.kill()
                 self.leader.wait()
-        wait_for(lambda: not self.left_behind(), 20, lambda: f"processes left behind: {self.left_behind()}")
+        wait_for(lambda: not self.left_behind(), 60, lambda: f"processes left behind: {self.left_behind()}")
 
     def left_behind(self) -> list[str]:
         """Processes that carry this mirror's mark or its folder, `pid command`."""
@@ -146,7 +147,7 @@ class Mirror:
         assert found is not None, f"`up` does not run: {self.last_lines()}"
         return found
 
-    def started(self, seconds: float = 60) -> Registry:
+    def started(self, seconds: float = 120) -> Registry:
         """Wait until `up` has registered its processes."""
         return wait_for(lambda: self.alive() and registered(self.data_dir), seconds, self.last_lines)
 
@@ -163,6 +164,17 @@ class Mirror:
     def sightings(self, *, with_metrics: bool = True) -> dict[str, Sighting]:
         """Health and metrics of every process of `up`, by name."""
         return {seen.name: seen for seen in look_at_all(self.registry.processes, with_metrics=with_metrics)}
+
+    def count(self, name: str, metric: str) -> float:
+        """Sum of a metric of a process of `up`, by name; waits until it answers. 0 where it has counted nothing."""
+
+        def answered() -> Sighting | None:
+            self.alive()
+            process = next((process for process in self.registry.processes if process.name == name), None)
+            return process and answer_of(process)
+
+        seen: Sighting = wait_for(answered, 60, lambda: f"{name} does not answer: {self.last_lines()}")
+        return seen.total(metric) or 0.0
 
     @property
     def database(self) -> str:
@@ -261,20 +273,36 @@ class SingleProcess:
         """SIGKILL; returns when it is gone."""
         if self.running:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
-    def terminate(self, seconds: float = 30) -> int:
+    def terminate(self, seconds: float = 60) -> int:
         """SIGTERM; the exit code."""
         self.process.terminate()
         return self.process.wait(seconds)
 
+    def _listed(self) -> Listed:
+        return Listed(self.kind, self.kind, self.process.pid, self.port)
+
     def look(self) -> Sighting:
         """What it says of itself now."""
-        return look(Listed(self.kind, self.kind, self.process.pid, self.port), with_metrics=True)
+        return look(self._listed(), with_metrics=True)
 
     def metric(self, name: str) -> float:
-        """Sum of a metric; 0 where the process does not answer yet."""
+        """Sum of a metric; 0 also where the process does not answer yet, or not in time: for a wait."""
         return self.look().total(name) or 0.0
+
+    def count(self, name: str) -> float:
+        """The same, of a process that has to answer: waits until it does."""
+        seen: Sighting = wait_for(
+            lambda: self.running and answer_of(self._listed()), 60, lambda: f"{self.kind} does not answer"
+        )
+        return seen.total(name) or 0.0
+
+
+def answer_of(process: Listed) -> Sighting | None:
+    """State and metrics; None where it did not answer in time."""
+    seen = look(process, with_metrics=True)
+    return None if seen.state == "down" else seen
 
 
 def prefix() -> str:
@@ -310,8 +338,8 @@ def mirror(tmp_path: Path) -> Iterator[Callable[..., Mirror]]:
         folder = tmp_path / f"mirror-{len(made)}"
         folder.mkdir()
         made.append(Mirror(folder, simulation, **settings))
+        closing.callback(made[-1].close)  # each, also when another does not end well
         return made[-1]
 
-    yield factory
-    for one in made:
-        one.close()
+    with ExitStack() as closing:
+        yield factory

@@ -22,9 +22,9 @@ from simulator.embedded_database import EmbeddedDatabase
 from steps.record_json import body_cid
 
 SLUICE = Path(sys.executable).with_name("sluice")
-SYNC_SECONDS = 120
-CATCH_UP_SECONDS = 60
-STOP_SECONDS = 60
+SYNC_SECONDS = 180
+CATCH_UP_SECONDS = 120
+STOP_SECONDS = 120
 Truth = dict[str, dict[str, Any]]
 
 
@@ -68,10 +68,10 @@ class Mirror:
             yield
             assert self._process.poll() is None, self.last_words()
             family = psutil.Process(self._process.pid).children(recursive=True)
-            assert {"java", "postgres"} <= {process.name() for process in family}
+            assert {"java", "postgres"} <= {name_of(process) for process in family}
             self._process.send_signal(signal.SIGTERM)
             assert self._process.wait(STOP_SECONDS) == 0, self.last_words()
-            _, left = psutil.wait_procs(family, timeout=5)
+            _, left = psutil.wait_procs(family, timeout=30)
             assert not left, f"`sluice up` left {left}"
         finally:
             if self._process.poll() is None:
@@ -113,6 +113,14 @@ class Mirror:
 
     def last_words(self) -> str:
         return f"--- the end of {self.log.name}\n" + "\n".join(self.log.read_text().splitlines()[-40:])
+
+
+def name_of(process: psutil.Process) -> str:
+    """'' of one that has ended: sessions of PostgreSQL come and go."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def until(true: Callable[[], bool], seconds: float) -> bool:

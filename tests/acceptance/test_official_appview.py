@@ -18,7 +18,7 @@ from running_mirror import Mirror
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
-EQUAL_SECONDS = 60
+EQUAL_SECONDS = 120
 SHOWN = 60
 OLDER = 3  # every so many-th question is for the older version too
 

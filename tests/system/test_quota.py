@@ -10,7 +10,7 @@ from fix_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 
-REPOS, PAGE, RESET_SECONDS = 160, 20, 30  # the stop has to come before the reset
+REPOS, PAGE, RESET_SECONDS = 160, 20, 20  # the stop has to come before the reset
 JOB = "select status, checkpoint->>'cursor', listed, next_retry_at, duplicates, now() from sluice.backfill_job where id = 1"
 
 
@@ -20,7 +20,7 @@ def test_a_job_outlives_its_quota_and_a_restart_of_everything(
     """R2, R3, R4, G1: it goes on by itself at its checkpoint when the reset has come; the tables are the network's state."""
     simulation = simulator(seed=61, repos=REPOS, records_per_repo=12, labelers=0, pdses=3)
     simulation.set_faults(
-        relay_list_429={"from": REPOS // 2, "times": 1, "retry_after": RESET_SECONDS},
+        relay_list_500={"from": REPOS // 2 + 1},  # the listing waits for the PDS's 429
         pds_429={"host": 1, "times": 1, "retry_after": RESET_SECONDS},
     )
     one: Mirror = mirror(
@@ -32,11 +32,14 @@ def test_a_job_outlives_its_quota_and_a_restart_of_everything(
         list_relist_seconds=600.0,
         list_recheck_seconds=600.0,
         listed_rev_grace_seconds=600.0,
+        skip_after_failures=1_000_000,
     )
     simulation.writer(10)
     one.up()
-    wait_for(lambda: one.alive() and simulation.fired("relay_list_429") and paused_host(one), 120, one.last_lines)
-    wait_for(lambda: job(one)[0] == "paused_quota_limit", 30, lambda: str(job(one)))
+    wait_for(lambda: one.alive() and simulation.fired("relay_list_500") and paused_host(one), 120, one.last_lines)
+    quota = {"from": REPOS // 2, "times": 1, "retry_after": RESET_SECONDS}
+    simulation.set_faults(relay_list_500=None, relay_list_429=quota)
+    wait_for(lambda: job(one)[0] == "paused_quota_limit", 60, lambda: str(job(one)))
     assert one.interrupt() == 0
     status, cursor, listed, reset, _, _ = job(one)
     assert (status, bool(cursor)) == ("paused_quota_limit", True), "what stands is the checkpoint, and why"
