@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ from schemas.settings import Settings, load
 
 PARTITIONS = 4
 FANS = 300
+SNAPSHOT = wire.CreateEvent | wire.RepoOutcome
+BLOCKED = """
+select count(*) from pg_stat_activity
+where application_name = 'sluice index' and wait_event_type = 'Lock' and datname = current_database()
+"""
 
 
 def test_workers_that_are_killed_leave_the_same_tables(
@@ -46,15 +52,19 @@ def test_workers_that_are_killed_leave_the_same_tables(
     def settled() -> int:
         return int(sql("select coalesce(sum(next), 0)::bigint from sluice.stream_offset")[0][0])
 
-    producer.send(
-        [out(event) for batch in batches for event in batch if isinstance(event, wire.CreateEvent | wire.RepoOutcome)]
-    )
-    backfill = sum(isinstance(event, wire.CreateEvent | wire.RepoOutcome) for batch in batches for event in batch)
-    workers = [FlowProcess("index", settings, tmp_path / f"index{n}.log") for n in range(2)]
+    *firsts, fans = ([event for event in batch if isinstance(event, SNAPSHOT)] for batch in batches)
+    backfill = len(fans) + sum(map(len, firsts))
+    producer.send([out(event) for batch in firsts for event in batch])
+    logs = [tmp_path / f"index{n}.log" for n in range(2)]
+    workers = [FlowProcess("index", settings, path) for path in logs]
     try:
-        wait_until(lambda: settled() > 0, what="the first transaction")
-        workers[0].kill()
-        assert settled() < backfill, "the kill came too late to interrupt anything"
+        wait_until(lambda: settled() > 0 and all(map(assigned, logs)), what="the first transaction, and work for both")
+        with psycopg.connect(database) as held:
+            held.execute("lock table sluice.record in share mode")
+            producer.send([out(event) for event in fans])
+            wait_until(lambda: sql(BLOCKED) == [(2,)], what="both in the middle of a transaction")
+            workers[0].kill()
+            assert settled() < backfill
         workers[0] = FlowProcess("index", settings, tmp_path / "index2.log")
         wait_until(lambda: settled() >= backfill, what="the snapshots")
         live = [out(event) for batch in batches for event in batch if isinstance(event, wire.CommitEvent)]
@@ -125,6 +135,12 @@ def test_a_database_made_from_the_log_has_the_appviews_tables_too(log: str, data
     found = everything(World(blank_database))
     assert found["quote"]
     assert differences(everything(world), found) == {}
+
+
+def assigned(path: Path) -> bool:
+    """Whether an index has half of the partitions, by its log."""
+    lines = [json.loads(line) for line in path.read_text().splitlines() if '"assigned"' in line and line.endswith("}")]
+    return bool(lines) and lines[-1]["partitions"] == 3 * PARTITIONS // 2
 
 
 def appview_settings(log: str, database: str) -> Settings:
