@@ -39,13 +39,13 @@ def test_a_cancelled_transaction_ends_before_the_next_begins() -> None:
         running += 1
         most = max(most, running)
         inside.set()
-        go_on.wait(10)
+        go_on.wait(60)
         running -= 1
 
     async def run() -> None:
         attempts = make()
         first = asyncio.create_task(attempts.stored(transaction))
-        await asyncio.to_thread(inside.wait, 10)
+        await asyncio.to_thread(inside.wait, 60)
         first.cancel()
         await asyncio.sleep(0.05)
         first.cancel()  # once by a lost lease, once by the end of the process

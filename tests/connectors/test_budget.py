@@ -16,7 +16,7 @@ from connectors.budget import BURST_SHARE, HostBudget, HostPaused, requests_allo
 from schemas.settings import Settings
 from steps.retry import Reason
 
-HOST = "http://pds.test"
+HOST, OTHER_HOST = "http://pds.test", "http://other.test"
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -24,8 +24,10 @@ def settings(database: str, **given: object) -> Settings:
     return Settings(**({"database": database, "host_requests": 60, "host_window_seconds": 3.0} | given))
 
 
-def run_worker(dumped: str, host: str, seconds: float, callers: int, out: multiprocessing.Queue[list[float]]) -> None:
-    """A process that asks as often as it may."""
+def run_worker(
+    dumped: str, host: str, seconds: float, least: int, callers: int, out: multiprocessing.Queue[list[float]]
+) -> None:
+    """A process that asks as often as it may, so long and, where the machine is slow, until it got so many."""
 
     async def main() -> list[float]:
         budget = HostBudget(Settings(**json.loads(dumped)))
@@ -41,9 +43,11 @@ def run_worker(dumped: str, host: str, seconds: float, callers: int, out: multip
                     sent.append(time.time())
 
         tasks = [asyncio.create_task(ask()) for _ in range(callers)]
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
+        begin = time.monotonic()
+        while time.monotonic() < begin + seconds or (len(sent) < least and time.monotonic() < begin + 90):
+            done, _ = await asyncio.wait(tasks, timeout=0.5, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
         for task in tasks:
             task.cancel()
         await budget.close()
@@ -68,17 +72,15 @@ def test_two_processes_never_exceed_the_limit_in_any_window(database: str, limit
     given = settings(database, host_requests=limit)
     dumped = given.model_dump_json(include=given.model_fields_set)
     out: multiprocessing.Queue[list[float]] = SPAWN.Queue()
-    workers = [SPAWN.Process(target=run_worker, args=(dumped, HOST, 12.0, 8, out)) for _ in range(2)]
+    share = limit // 4 + 1
+    workers = [SPAWN.Process(target=run_worker, args=(dumped, HOST, 12.0, share, 8, out)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    sent = [out.get(timeout=60) for _ in workers]
+    sent = [out.get(timeout=180) for _ in workers]
     for worker in workers:
-        worker.join(10)
-    everything = sent[0] + sent[1]
-    assert most_in_window(everything, given.host_window_seconds) <= limit
-    assert len(everything) >= limit * 1.5, "twelve seconds are four windows"
-    if limit > 10:
-        assert all(len(one) > limit / 4 for one in sent), "both get their share"
+        worker.join(60)
+    assert limit / 2 < most_in_window(sent[0] + sent[1], given.host_window_seconds) <= limit
+    assert all(len(one) >= share for one in sent), "both get their share"
 
 
 def host_row(database: str) -> dict[str, object]:
@@ -90,25 +92,26 @@ def test_a_pause_holds_for_every_worker_and_ends_by_itself(database: str) -> Non
     """R3: the other worker learns it from the host's row."""
 
     async def main() -> None:
-        one, other = HostBudget(settings(database)), HostBudget(settings(database))
+        one, other, third = (HostBudget(settings(database)) for _ in range(3))
         await one.acquire(HOST)
-        await one.pause(HOST, 1.0, "429")
+        await one.pause(HOST, 600.0, "429")
+        await one.pause(HOST, 0.1, "shorter")  # does not end the longer one
         for budget in (one, other):
             with pytest.raises(HostPaused) as paused:
                 await budget.acquire(HOST)
             assert paused.value.reason is Reason.HOST_PAUSED
-            assert 0 < paused.value.seconds <= 1.0
-        await one.pause(HOST, 0.1, "shorter")
+            assert 300 < paused.value.seconds <= 600
         started = time.monotonic()
+        await one.pause(OTHER_HOST, 0.3, "429")
         while True:
             try:
-                await other.acquire(HOST)
+                await third.acquire(OTHER_HOST)
                 break
             except HostPaused as again:
                 await asyncio.sleep(again.seconds)
-        assert time.monotonic() - started > 0.5, "a shorter pause does not end a longer one"
-        await one.close()
-        await other.close()
+        assert time.monotonic() - started >= 0.3
+        for budget in (one, other, third):
+            await budget.close()
 
     asyncio.run(main())
 
@@ -134,10 +137,14 @@ def test_a_spent_budget_is_said_rather_than_waited_for(database: str) -> None:
     async def main() -> None:
         budget = HostBudget(settings(database, host_requests=1, host_window_seconds=300.0))
         await budget.acquire(HOST)
-        results = await asyncio.gather(
-            *(asyncio.wait_for(budget.acquire(HOST), 3.0) for _ in range(3)), return_exceptions=True
-        )
-        assert any(isinstance(one, HostPaused) and one.reason is Reason.HOST_BUSY for one in results)
+        waiting = [asyncio.create_task(budget.acquire(HOST)) for _ in range(3)]
+        (told, *_), _ = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        refused = told.exception()
+        assert isinstance(refused, HostPaused)
+        assert refused.reason is Reason.HOST_BUSY
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await budget.close()
 
     asyncio.run(main())

@@ -209,8 +209,7 @@ def test_large_and_slow_answers_are_cut() -> None:
 
 
 def test_nobody_listens_is_unreachable() -> None:
-    with socket.socket() as taken:
+    with socket.socket() as taken:  # bound, so that nobody else gets the port, and not listening
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    outcome, _ = _get(OPEN, _hello, f"http://127.0.0.1:{port}/")
+        outcome, _ = _get(OPEN, _hello, f"http://127.0.0.1:{taken.getsockname()[1]}/")
     assert isinstance(outcome, Unreachable)

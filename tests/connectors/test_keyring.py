@@ -116,4 +116,4 @@ def test_many_silent_hosts_are_waited_for_once(directory: Directory, ring: KeyRi
         took = time.monotonic() - started
     assert {found[did] for did in silent} == {Lack.UNREACHABLE}
     assert found[NEW] == f"did:key:{KEY}"
-    assert took < 3.5 * WEB_SECONDS  # one after another, 64 at a time: seven times as long
+    assert took < 6 * WEB_SECONDS  # one after another, 64 at a time: seven times as long

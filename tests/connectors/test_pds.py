@@ -46,7 +46,7 @@ def fetch(
     database: str, handler: Handler, *, path: str = "", memory: int = 1 << 20, disk: int = 1 << 24, **given: Any
 ) -> Fetched:
     """Serve `handler` on loopback and ask it for the repo."""
-    settings = Settings(**({"database": database, "allow_private_hosts": True, "fetch_total_seconds": 3.0} | given))
+    settings = Settings(**({"database": database, "allow_private_hosts": True, "fetch_total_seconds": 120.0} | given))
 
     async def main() -> Fetched:
         seen: list[str] = []
