@@ -24,6 +24,8 @@ BACK_OFF_FIRST_SECONDS = 0.5
 BACK_OFF_MAX_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # after this long a child's earlier ends are forgotten
 DRAIN_SECONDS = 30.0
+KILL_SECONDS = 30.0
+LAST_WORDS_SECONDS = 10.0  # its output ends with it, unless it left a process behind that holds it
 LOUD = ("WARNING", "ERROR", "CRITICAL")
 
 Say = Callable[[str, str], None]  # (who, what)
@@ -109,6 +111,11 @@ class Child:
         )
         self._reader.start()
 
+    @property
+    def back_off(self) -> float:
+        """Seconds from the last end to the next start."""
+        return back_off(self._ends)
+
     def settle_end(self) -> bool:
         """True once, when the process has ended; decides when the next one starts."""
         if self._process is None or self.running or self.exit_code is not None:
@@ -117,7 +124,7 @@ class Child:
         self.exit_code = self._process.returncode
         now = time.monotonic()
         self._ends = 1 if now - self._started > STEADY_SECONDS else self._ends + 1
-        self.start_at = now + back_off(self._ends)
+        self.start_at = now + self.back_off
         return True
 
     def signal(self, number: int) -> None:
@@ -136,7 +143,7 @@ class Child:
     def join(self) -> None:
         """Wait for the last of its output."""
         if self._reader is not None:
-            self._reader.join(2.0)
+            self._reader.join(LAST_WORDS_SECONDS)
 
     def _read(self, pipe: IO[bytes], log: LogFile) -> None:
         with pipe:
@@ -217,10 +224,9 @@ class Supervisor:
         for child in self.children:
             if child.settle_end():
                 changed = True
-                wait = child.start_at - time.monotonic()
-                ended = f"{ending(child.exit_code)}; starting again in {wait:.1f} s"
+                ended = f"{ending(child.exit_code)}; starting again in {child.back_off:.1f} s"
                 self._say(child.command.name, f"{ended}; last words: {child.last_words}" if child.last_words else ended)
-            elif not child.running and time.monotonic() >= child.start_at:
+            elif child.exit_code is not None and time.monotonic() >= child.start_at:  # an end that was told
                 child.restarts += 1
                 child.last_words = ""
                 child.start()
@@ -243,7 +249,7 @@ class Supervisor:
         for child in late:
             self._say(child.command.name, f"did not stop within {seconds:.0f} s and was killed")
             child.signal(signal.SIGKILL)
-            child.wait(5.0)
+            child.wait(KILL_SECONDS)
         for child in chosen:
             child.join()
             self.children.remove(child)
@@ -254,7 +260,7 @@ class Supervisor:
         for child in self.children:
             child.signal(signal.SIGKILL)
         for child in self.children:
-            child.wait(5.0)
+            child.wait(KILL_SECONDS)
 
 
 def ending(code: int | None) -> str:

@@ -45,7 +45,7 @@ class Desk:
 def desk(log: str, database: str) -> Iterator[Desk]:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, 2)
-    settings = load(bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6)
+    settings = load(bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=60)
     with psycopg.connect(database, autocommit=True) as db:
         yield Desk(settings, db)
 

@@ -135,7 +135,7 @@ def test_a_group_past_the_end_and_one_behind_the_start(whole: Settings) -> None:
         from confluent_kafka import TopicPartition
 
         gone = TopicPartition(whole.topic("firehose_live"), 0, 5)
-        client.delete_records([gone])[gone].result(30)
+        client.delete_records([gone])[gone].result(60)
         assert "behind the log's start" in wrong(whole)["retention"].detail
         db.execute(add, (*values, 6))
         close = next(one for one in examine(whole) if one.name == "retention")
@@ -148,7 +148,7 @@ def test_a_message_of_the_future(whole: Settings) -> None:
     producer = Producer({"bootstrap.servers": whole.bootstrap})
     ahead = int((time.time() + 3600) * 1000)
     producer.produce(whole.topic("firehose_live"), b"{}", key=b"k", timestamp=ahead)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     assert "in the future" in wrong(whole)["broker clock"].detail
 
 

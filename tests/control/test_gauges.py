@@ -152,7 +152,7 @@ def test_age_of_what_waits_stands_beside_the_topics_retention(settings: Settings
     for part, age in ((0, 60), (0, 5 * HOUR), (1, 2 * HOUR), (1, HOUR)):
         stamp = int((time.time() - age) * 1000)
         producer.produce(settings.topic("firehose_live"), b"{}", "k", partition=part, timestamp=stamp)
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
     Gauges(settings).look(heavy=True)
     assert value("sluice_oldest_unsettled_seconds", group="index", topic="firehose_live") == pytest.approx(
         2 * HOUR, abs=60

@@ -25,7 +25,13 @@ ALONE = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_
 
 def git(*arguments: str, folder: Path | None = None) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, env=os.environ | ALONE, capture_output=True, text=True, timeout=60, check=False
+        ["git", *arguments],
+        cwd=folder,
+        env=os.environ | ALONE,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -91,8 +97,8 @@ def test_what_is_not_git_is_refused(serving: tuple[str, dict[str, str]]) -> None
         urllib.request.Request(url + "/git-upload-pack", b"x" * 100_000),
     ):
         with pytest.raises(urllib.error.HTTPError, match=r"40[04]"):
-            urllib.request.urlopen(request, timeout=10)
-    with urllib.request.urlopen(url.rpartition("/")[0] + "/healthz", timeout=10) as answer:
+            urllib.request.urlopen(request, timeout=60)
+    with urllib.request.urlopen(url.rpartition("/")[0] + "/healthz", timeout=60) as answer:
         assert answer.read() == b"ok\n"
 
 
@@ -109,7 +115,7 @@ def test_the_command_serves_the_pages_of_the_settings(tmp_path: Path) -> None:
             assert f"127.0.0.1:{port}" in child.stdout.readline()
             assert cloned(f"http://127.0.0.1:{port}/topics.git", tmp_path / "clone") == topic_docs.pages("mine-")
             child.send_signal(signal.SIGTERM)
-            assert child.wait(30) == 0
+            assert child.wait(60) == 0
         finally:
             child.kill()
 
@@ -117,7 +123,7 @@ def test_the_command_serves_the_pages_of_the_settings(tmp_path: Path) -> None:
 def test_the_command_prints_a_page_or_says_what_there_is() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "control", "topics", "docs", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert run("label_live").stdout == topic_docs.pages()["label_live.md"]
     assert run().stdout.split() == list(schemas())

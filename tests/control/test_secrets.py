@@ -68,7 +68,7 @@ def test_no_command_shows_a_secret() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")} | variables
     for command in (["settings"], ["migrate"], ["run", "control"]):
         run = [sys.executable, "-m", "control", *command]
-        done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=60, check=False)
+        done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=120, check=False)
         assert "hunter" not in done.stdout + done.stderr, command
         assert done.stdout + done.stderr
 

@@ -40,7 +40,7 @@ def status(settings: Settings) -> Status:
         db.execute(
             "insert into sluice.host (host, consecutive_failures, last_error, paused_until, pause_reason) values"
             " ('https://bad.test', 3, 'HTTP 500', null, null),"
-            " ('https://full.test', 0, null, now() + interval '1 minute', 'rate limit')"
+            " ('https://full.test', 0, null, now() + interval '10 minutes', 'rate limit')"
         )
         db.execute(
             "insert into sluice.cursor (flow, upstream, position) values ('firehose', 'https://relay.test', '42')"
@@ -56,7 +56,7 @@ def status(settings: Settings) -> Status:
     producer = Producer({"bootstrap.servers": settings.bootstrap})
     for number in range(3):
         producer.produce(settings.topic("firehose_live"), b"{}", str(number), partition=number % 2)
-    producer.flush(10)
+    assert producer.flush(60) == 0
     collector = Collector(settings)
     seen = collector.collect()
     collector.close()
@@ -123,7 +123,7 @@ def sluice(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[s
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
     env |= {"SLUICE_DATABASE": settings.database}
     command = [str(Path(sys.executable).with_name("sluice")), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_retry_puts_failed_repos_back_with_all_fields_reset(status: Status, settings: Settings) -> None:
@@ -153,7 +153,7 @@ def test_a_backfill_group_stands_where_the_broker_says(settings: Settings) -> No
     producer = Producer({"bootstrap.servers": settings.bootstrap})
     for _ in range(5):
         producer.produce(settings.topic("repo_backfill"), b"{}", "k", partition=1)
-    producer.flush(10)
+    assert producer.flush(60) == 0
     reader = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": settings.group("backfill")})
     reader.commit(offsets=[TopicPartition(settings.topic("repo_backfill"), 1, 2)], asynchronous=False)
     reader.close()

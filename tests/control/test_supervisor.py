@@ -13,7 +13,7 @@ import pytest
 
 from control.supervisor import Command, LogFile, Supervisor, back_off, ending
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 OBEDIENT = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('up', flush=True)\ntime.sleep(600)"
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)"
 

@@ -32,7 +32,7 @@ def make_on_a_terminal(folder: Path, hold: str) -> tuple[int, str]:
         os.chdir(folder)
         os.execvp("make", ["make", "run"])
     shown, sent = "", False
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             shown += os.read(terminal, 1000).decode()

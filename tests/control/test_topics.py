@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from fix_log import LogScope
+from flow_process import wait_until
 
 from control import topics
 from control.errors import OperatorError
@@ -16,7 +17,7 @@ def settings(log_scope: LogScope) -> Iterator[Settings]:
     """Settings of a prefix of this test's own; its topics go with it."""
     chosen = load(bootstrap=log_scope.bootstrap, topic_prefix=log_scope.prefix, partitions=2, replication=1)
     yield chosen
-    known = log_scope.admin.list_topics(timeout=10).topics
+    known = log_scope.admin.list_topics(timeout=60).topics
     log_scope.created += [topic.name for topic in topics.declared(chosen) if topic.name in known]
 
 
@@ -24,7 +25,7 @@ def alter(scope: LogScope, topic: str, key: str, value: str) -> None:
     entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     for future in scope.admin.incremental_alter_configs([resource]).values():
-        future.result(10)
+        future.result(60)
 
 
 def test_declares_six_topics_of_equal_partitions() -> None:
@@ -53,9 +54,9 @@ def test_a_setting_that_drifted_is_put_back(settings: Settings, log_scope: LogSc
     topics.apply(settings)
     alter(log_scope, log_scope.name("label_live"), "retention.ms", "60000")
     drifted = topics.Difference(log_scope.name("label_live"), "retention.ms", "60000", "2592000000")
-    assert topics.diff(settings) == [drifted]
+    wait_until(lambda: topics.diff(settings) == [drifted])  # a broker hears of a change from its controller
     assert topics.apply(settings) == [drifted]
-    assert topics.diff(settings) == []
+    wait_until(lambda: topics.diff(settings) == [])
 
 
 def test_a_partition_count_is_never_changed_and_nothing_else_is_then(settings: Settings, log_scope: LogScope) -> None:
@@ -64,15 +65,15 @@ def test_a_partition_count_is_never_changed_and_nothing_else_is_then(settings: S
     more = settings.model_copy(update={"partitions": 4})
     with pytest.raises(OperatorError, match=r"SLUICE_PARTITIONS is 4, .* has 2 partitions, .*set SLUICE_PARTITIONS=2"):
         topics.apply(more)
-    known = log_scope.admin.list_topics(timeout=10).topics
+    known = log_scope.admin.list_topics(timeout=60).topics
     assert {len(known[topic.name].partitions) for topic in topics.declared(settings)} == {2}
-    assert [difference.what for difference in topics.diff(settings)] == ["retention.ms"]
+    wait_until(lambda: [difference.what for difference in topics.diff(settings)] == ["retention.ms"])
 
 
 def test_topics_that_are_not_ours_are_left_alone(settings: Settings, log_scope: LogScope) -> None:
     foreign = log_scope.create("of-somebody-else", partitions=3)
     topics.apply(settings)
-    assert len(log_scope.admin.list_topics(timeout=10).topics[foreign].partitions) == 3
+    assert len(log_scope.admin.list_topics(timeout=60).topics[foreign].partitions) == 3
 
 
 def test_more_replicas_than_brokers_names_the_setting(settings: Settings) -> None:

@@ -59,7 +59,7 @@ def fill(api: Api) -> None:
     producer = Producer({"bootstrap.servers": api.settings.bootstrap})
     for number in range(7):
         producer.produce(api.settings.topic("firehose_live"), b"{}", str(number), partition=0)
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_hostile_lengths_cost_little() -> None:
         for check in (syntax.is_nsid, syntax.is_handle, syntax.is_did, syntax.is_rkey):
             check(text)
             check(text[:253])
-    assert time.process_time() - started < 0.1
+    assert time.process_time() - started < 2  # a pattern that backtracks takes hours
 
 
 @given(st.text())
