@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import uvloop
@@ -27,12 +28,14 @@ class Background:
         self._error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._begun = threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread; returns when its loop can be told something: a stop may be the first word."""
         self._thread.start()
+        self._begun.wait()
 
     def check(self) -> None:
         """Raise BackgroundDied if the work ended with an error."""
@@ -45,9 +48,9 @@ class Background:
         return self._done.is_set()
 
     def call(self, function: Callable[[], object]) -> None:
-        """Run a function in the loop's thread."""
-        if self._loop is not None and not self._done.is_set():
-            self._loop.call_soon_threadsafe(function)
+        """Run a function in the loop's thread; nothing where the loop has ended."""
+        if self._loop is not None:
+            _tell(self._loop, function)
 
     def cancel(self, wait_seconds: float = 5.0) -> None:
         """Cancel the work and wait for its end."""
@@ -58,6 +61,7 @@ class Background:
         async def main() -> None:
             self._loop = asyncio.get_running_loop()
             self._task = asyncio.current_task()
+            self._begun.set()
             await self._main()
 
         try:
@@ -67,6 +71,7 @@ class Background:
         except BaseException as err:  # handed to the flow's thread, which dies of it
             self._error = err
         finally:
+            self._begun.set()
             self._done.set()
 
 
@@ -105,5 +110,10 @@ class Handover(Generic[X]):
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._held -= sum(size for _, size in taken)
         if taken and self._room is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._room.set)
+            _tell(self._loop, self._room.set)
         return [item for item, _ in taken]
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # it is closed, and nobody is there any more; asked before, it could close in between
+        loop.call_soon_threadsafe(function)

@@ -75,7 +75,8 @@ class Upstream:
 
     def last_seq(self) -> int | None:
         """The highest seq among what was received and what we started from."""
-        seqs = [seq for seq in map(position, self.recent) if seq is not None]
+        # a copy: the flow's thread asks as well, and a deque that grows meanwhile is an error
+        seqs = [seq for seq in map(position, tuple(self.recent)) if seq is not None]
         return max([*seqs, *([] if self.cursor is None else [self.cursor])], default=None)
 
 
@@ -186,8 +187,11 @@ class Sockets:
         if upstream.last_seq() is None:
             limit *= PATIENCE_WITHOUT_CURSOR
         upstream.heard_at = time.monotonic()
+        since = upstream.heard_at
         while not reader.done():
-            await asyncio.wait({reader}, timeout=limit / 4)
+            await asyncio.wait({reader}, timeout=min(limit / 4, QUIET_SECONDS))
+            if not reader.done() and time.monotonic() - since > QUIET_SECONDS:
+                upstream.problem = None  # who refuses a cursor says so at once; one that is quiet is there
             if upstream.waiting:
                 upstream.heard_at = time.monotonic()
             elif not reader.done() and time.monotonic() - upstream.heard_at > limit:
