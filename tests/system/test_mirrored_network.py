@@ -29,16 +29,15 @@ def test_hostile_records_keep_their_cid(simulator: Any, log: str, database: str,
     simulation = simulator(seed=5, repos=60, records_per_repo=20, hostile=True, labelers=0, writer_rate=20)
     one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix())
     one.up()
-    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 60, one.last_lines)
+    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 120, one.last_lines)
     time_written = simulation.summary()["steps"]
-    wait_for(lambda: simulation.summary()["steps"] > time_written + 100, 30)
+    wait_for(lambda: simulation.summary()["steps"] > time_written + 100, 60)
     one.quiesce()
     one.await_truth()
     waits = dict(one.query(FETCHED_TO_INDEXED))
     assert len(waits) > 30
     assert max(waits.values()) < 60, waits
-    index = one.sightings()["index"]
-    assert (index.total("sluice_index_transaction_seconds_sum") or 0) < 60, "all of them together"
+    assert 0 < one.count("index", "sluice_index_transaction_seconds_sum") < 60, "all of them together"
     kinds: dict[str | None, int] = {}
     with psycopg.connect(database) as db:
         rows = db.execute("select did, collection, rkey, cid, json::text, raw, reason from sluice.record")
@@ -70,10 +69,10 @@ def test_what_is_written_before_the_firehose_connects_is_found(
         list_relist_seconds=3600.0,
     )
     one.run("control")
-    wait_for(lambda: one.single[0].look().ready, 30, one.last_lines)  # the topics are there
+    wait_for(lambda: one.single[0].look().ready, 90, one.last_lines)  # the topics are there
     for kind in ("index", "backfill", "list-repos"):
         one.run(kind)
-    wait_for(lambda: one.phases() == {"sync": 40}, 60, one.last_lines)
+    wait_for(lambda: one.phases() == {"sync": 40}, 90, one.last_lines)
     written = [simulation.op("create", did=did)["did"] for did in [*simulation.state()][:10]]
     one.run("firehose")
     busy = [*simulation.state()][20]
@@ -82,6 +81,6 @@ def test_what_is_written_before_the_firehose_connects_is_found(
         simulation.op("create", did=busy)  # a quiet stream would be read from its oldest event
         return bool(one.query("select 1 from sluice.cursor where flow = 'firehose' and position::bigint > 10"))
 
-    wait_for(begun, 30, one.last_lines)
-    one.await_truth(60)
+    wait_for(begun, 90, one.last_lines)
+    one.await_truth(90)
     assert one.query("select count(*) from sluice.repo where attempt > 1 and did = any(%s)", written) == [(10,)]

@@ -21,9 +21,11 @@ def test_a_mirror_on_an_older_postgres(simulator: Any, log: str, mirror: Any, ma
             assert db.info.server_version // 10_000 == int(major)
         one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), appview=True)
         one.up()
-        wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 90, one.last_lines)
+        wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 120, one.last_lines)
         one.quiesce()
         one.await_truth(90)
+        unfolded = "select count(*) from sluice.appview_dirty"  # counts follow soon after the transaction
+        wait_for(lambda: one.query(unfolded) == [(0,)], 60, one.last_lines)
         for command in (["audit", "--all", "--json"], ["appview", "check"], ["status"]):
             done = one.cli(*command)
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

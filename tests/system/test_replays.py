@@ -36,11 +36,12 @@ def test_replays_change_nothing(simulator: Any, log: str, database: str, mirror:
     one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=name)
     one.up()
     one.started()
-    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 150, 90, one.last_lines)
+    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 150, 120, one.last_lines)
     steps = simulation.summary()["steps"]
     wait_for(lambda: simulation.summary()["steps"] > steps + 500, 60)
     one.quiesce()
     one.await_truth(90)
+    wait_for(lambda: stored(database) == log_ends(log, name), 60, "what says nothing new is left in the log")
     assert one.interrupt() == 0
     before = contents(database)
     assert all(len(before[table]) > 50 for table in ("record", "repo", "label"))
@@ -60,28 +61,27 @@ def test_replays_change_nothing(simulator: Any, log: str, database: str, mirror:
                     "update sluice.stream_offset set next = %s where topic = %s and part = %s", (position, topic, part)
                 )
                 assert moved.rowcount == 1
-        settled = drain(one, database, ends)
-        assert settled >= sum(ends[part] - position for part, position in positions.items()), replay
+        drain(one, database, ends, sum(ends[part] - position for part, position in positions.items()))
         assert not (found := changes(before, contents(database))), "\n".join([replay, *found])
     print(f"{total} messages, {len(replays)} replays; rows { ({table: len(rows) for table, rows in before.items()}) }")
 
 
-def drain(one: Mirror, database: str, ends: dict[tuple[str, int], int]) -> float:
-    """Run an index until the tables stand at the log's ends, and stop it. The number of messages that it settled."""
+def drain(one: Mirror, database: str, ends: dict[tuple[str, int], int], messages: int) -> None:
+    """Run an index until the tables stand at the log's ends, and stop it. It must have settled that many messages."""
     index = one.run("index")
-    wait_for(lambda: index.running and stored(database) == ends, 60, lambda: f"{stored(database)} {one.last_lines()}")
-    settled = wait_for(lambda: index.metric("sluice_indexed_events_total"), 10, "no metrics")
+    wait_for(lambda: index.running and stored(database) == ends, 90, lambda: f"{stored(database)} {one.last_lines()}")
+    # counted after the transaction that moved the tables
+    wait_for(lambda: index.metric("sluice_indexed_events_total") >= messages, 60, f"less than {messages} were settled")
     assert index.terminate() == 0
-    return settled
 
 
 def log_ends(bootstrap: str, name: str) -> dict[tuple[str, int], int]:
     """(topic, partition) → end, of what the index reads."""
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     topics = [name + topic for topic in ("firehose_backfill", "firehose_live", "label_live")]
-    parts = [(topic, part) for topic in topics for part in admin.list_topics(timeout=10).topics[topic].partitions]
+    parts = [(topic, part) for topic in topics for part in admin.list_topics(timeout=60).topics[topic].partitions]
     asked = admin.list_offsets({TopicPartition(*part): OffsetSpec.latest() for part in parts})
-    return {(part.topic, part.partition): future.result(10).offset for part, future in asked.items()}
+    return {(part.topic, part.partition): future.result(60).offset for part, future in asked.items()}
 
 
 def stored(database: str) -> dict[tuple[str, int], int]:

@@ -25,7 +25,7 @@ STALL_SECONDS = 25.0  # of a partition with live events waiting, on a machine th
 def fleet(mirror: Any, simulator: Any, log: str, database: str, tmp_path: Path) -> Iterator[tuple[Mirror, Fleet, Pace]]:
     simulation = simulator(seed=51, repos=1500, records_per_repo=12, labels=50, churn=0.01, prebuild=True)
     one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), backfill_concurrency=4)
-    fleet = Fleet(one.environment(), tmp_path)
+    fleet = Fleet(one.environment(), tmp_path, grace_seconds=60.0)
     settings = load(bootstrap=log, database=database, topic_prefix=one.settings["topic_prefix"], partitions=8)
     fleet.start("control").await_ready()  # it makes tables and topics, which the samples are taken of
     pace = Pace(settings).start()
@@ -43,7 +43,7 @@ def test_workers_come_and_go(fleet: Any) -> None:
     wait_for(lambda: all(pod.ready for pod in pods.pods), 90, "not all are ready")
     assert one.simulation is not None
     one.simulation.writer(30)
-    wait_for(lambda: one.phases().get("sync", 0) > 50, 60, lambda: str(one.phases()))
+    wait_for(lambda: one.phases().get("sync", 0) > 50, 90, lambda: str(one.phases()))
     begin = time.monotonic()
     changes = (
         lambda: pods.scale(3, *SCALED),
