@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 import psycopg
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from connectors import broker
 from connectors.database import REFUSALS, dicts
 from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
-from connectors.log import cluster_id, watermarks
+from connectors.log import LogUnavailable, cluster_id, watermarks
 from connectors.log_consumer import GroupConsumer
 from connectors.log_producer import LogProducer, Out
 from connectors.stream import Frame
@@ -233,7 +233,7 @@ class DeadLetters:
         return row
 
     def _letter(self, place: Place) -> wire.DeadLetter | None:
-        """The letter as it stands in the topic; None where it is gone."""
+        """The letter as it stands in the topic; None where it is gone. Raises LogUnavailable where nobody can say."""
         low, high = watermarks(self._settings, [TOPIC]).get((self._settings.topic(TOPIC), place[0]), (0, 0))
         if not low <= place[1] < high:
             return None
@@ -243,6 +243,7 @@ class DeadLetters:
             | {
                 "group.id": settings.group("dead-letters-look"),
                 "enable.auto.commit": False,
+                "auto.offset.reset": "error",
                 "log_level": 0,
             }
         )
@@ -251,9 +252,14 @@ class DeadLetters:
             message = consumer.poll(READ_SECONDS)
         finally:
             consumer.close()
-        if message is None or message.error() is not None or message.offset() != place[1]:
-            return None
-        return wire.decode_dead_letter(message.value() or b"")
+        error = None if message is None else message.error()
+        if error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+            return None  # it went in this moment
+        if message is None or error is not None:
+            # not "gone": somebody would dismiss what is there
+            why = error.str() if error is not None else f"no answer within {READ_SECONDS:.0f} s"
+            raise LogUnavailable(f"{settings.topic(TOPIC)}/{place[0]}: {why}; is the broker up?")
+        return wire.decode_dead_letter(message.value() or b"") if message.offset() == place[1] else None
 
 
 @dataclass(frozen=True, slots=True)

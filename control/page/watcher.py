@@ -1,14 +1,14 @@
 """One look for all who watch: `Watcher` takes looks while somebody does, keeps the last minutes, and wakes the streams.
 
 Lives in the API's loop; looks run in the context's threads. A look takes at most a tenth of the time: on a large database
-they come less often. What fails is told to those who watch, and tried again.
+they come less often, but not because of one that was slow. What fails is told to those who watch, and tried again.
 """
 
 import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from control.page.look import Look, Looker
 
 EVERY_SECONDS = 2.0
 SHARE = 10.0
+LAST_LOOKS = 3
 HISTORY = 150
 FORGET_SECONDS = 60.0
 FAILURES = (psycopg.Error, PoolTimeout, LogUnavailable, OperatorError, Busy)
@@ -59,6 +60,11 @@ class Course:
 
 def _ended(look: Look) -> int:
     return sum(look.status.repos[phase] for phase in ("sync", "unavailable", "failed"))
+
+
+def pause(took: Iterable[float]) -> float:
+    """Seconds until the next look, after looks that took so long."""
+    return max(EVERY_SECONDS, SHARE * min(took, default=0.0))
 
 
 class Watcher:
@@ -117,13 +123,14 @@ class Watcher:
             self._fresh.notify_all()
 
     async def _run(self) -> None:
+        took: deque[float] = deque(maxlen=LAST_LOOKS)
         while True:
             began = time.monotonic()
             if self._watching:
                 await self._take()
-            wait = max(EVERY_SECONDS, SHARE * (time.monotonic() - began))
+                took.append(time.monotonic() - began)
             try:
-                await asyncio.wait_for(self._asked.wait(), wait)
+                await asyncio.wait_for(self._asked.wait(), pause(took))
             except TimeoutError:
                 continue
             self._asked.clear()

@@ -18,6 +18,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from flow_process import create_topics, read_topic, wait_until
 
+from connectors.log import LogUnavailable, watermarks
 from connectors.log_producer import LogProducer, Out, dead_letter
 from control.dead_letters import DeadLetters, LetterIndex, index_letters
 from control.errors import OperatorError
@@ -147,6 +148,25 @@ def test_a_payload_that_was_cut_cannot_be_retried(desk: Desk) -> None:
     letter = desk.letters.show(place)["letter"]
     assert len(b64decode(letter["payload"] + "==")) == 262144
     assert letter["payload_size"] == 300_000
+
+
+def test_a_slow_broker_is_not_taken_for_retention(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N4: what was not read in time is there still, and nobody is told to dismiss it; what went meanwhile is gone."""
+    event = wire.AccountEvent(seq=1, time=TIME, did=DID, active=True)
+    (place,) = desk.put(dead_letter("firehose_live", DeadReason.UNDECODABLE, "old", wire.encode(event)))
+    with monkeypatch.context() as slow:
+        slow.setattr("control.dead_letters.READ_SECONDS", 0.0)
+        for what in (desk.letters.show, desk.letters.retry):
+            with pytest.raises(LogUnavailable, match="no answer within"):
+                what(place)
+    assert desk.state(place) == "open"
+    marks = watermarks(desk.settings, ["dead_letter"])
+    gone = TopicPartition(desk.settings.topic("dead_letter"), place[0], place[1] + 1)
+    admin = AdminClient({"bootstrap.servers": desk.settings.bootstrap, "log_level": 0})
+    admin.delete_records([gone])[gone].result(60)
+    monkeypatch.setattr("control.dead_letters.watermarks", lambda *_: marks)  # asked for before it went
+    assert desk.letters.show(place)["letter"] is None
+    assert "retention has removed its payload" in desk.letters.retry(place).why
 
 
 def test_what_lacked_a_key_comes_back_by_itself_and_a_bounded_number_of_times(desk: Desk) -> None:

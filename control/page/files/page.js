@@ -55,7 +55,27 @@ function replace(name, html) {
   }
 }
 
+// A button that is replaced between press and release is not clicked, so what arrives meanwhile is shown a moment later.
+let pressed = false;
+let late = null;
+
+addEventListener("pointerdown", (event) => (pressed = event.button === 0), true);
+for (const end of ["pointerup", "pointercancel", "blur"]) {
+  addEventListener(end, () => setTimeout(release), true);
+}
+
+function release() {
+  pressed = false;
+  const page = late;
+  late = null;
+  if (page) show(page);
+}
+
 function show(page) {
+  if (pressed) {
+    late = { ...page, sections: { ...late?.sections, ...page.sections } };
+    return;
+  }
   byId("ask").hidden = true;
   for (const [name, html] of Object.entries(page.sections)) replace(name, html);
   trouble(page.trouble);
