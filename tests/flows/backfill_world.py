@@ -118,7 +118,7 @@ class World:
             "select count(*) from sluice.repo where produced_offset is not null or phase in ('failed', 'unavailable')"
         )[0][0]
 
-    def run_to_end(self, count: int, seconds: float = 60.0) -> None:
+    def run_to_end(self, count: int, seconds: float = 90.0) -> None:
         """As control: reap and schedule, until so many repos have produced an outcome."""
         cluster = cluster_id(self.settings)
 

@@ -37,13 +37,15 @@ def test_every_record_of_every_repo_reaches_the_log_before_its_outcome(simulator
     assert all(row["produced_offset"] is not None for row in run.rows().values())
 
 
+# Only what is to be silent, or slow, has a short time to answer: elsewhere a slow moment would be counted as another fault.
+TIMES: dict[str, dict[str, float]] = {"silent": {"fetch_idle_seconds": 2.0}, "timeout": {"fetch_total_seconds": 4.0}}
 FAULTS: dict[str, dict[str, Any]] = {
     "rate_limited": {"pds_429": {"retry_after": 1, "per_did": 1}},
     "rate_limited_html": {"pds_429": {"retry_after": None, "html": True, "per_did": 1, "times": 5}},
     "http_status": {"pds_500": {}},
     "truncated": {"pds_truncate": {"mode": "mid"}},
     "missing_block": {"pds_truncate": {"mode": "boundary"}},
-    "silent": {"pds_hang": {"seconds": 30, "times": 6}},
+    "silent": {"pds_hang": {"seconds": 600, "times": 6}},
     "timeout": {"pds_trickle": {"chunk": 10, "interval": 0.5, "times": 6}},
     "wrong_did": {"pds_wrong_did": {}},
     "bad_car": {"pds_tamper": {}},
@@ -56,10 +58,9 @@ def test_a_fault_of_the_pds_is_named_and_then_outlived(simulator: Simulator, wor
     """C5, R3, G5, G7: every fault ends under its own name; once it stops, the repo is in the log, whole."""
     run = world(
         simulator(repos=12, records_per_repo=30, inactive_share=0.0),
-        fetch_idle_seconds=1.0,
-        fetch_total_seconds=4.0,
         backfill_concurrency=20,
         host_concurrency=20,
+        **TIMES.get(reason, {}),
     )
     truth = run.simulation.state()
     run.simulation.set_faults(**FAULTS[reason])
@@ -102,13 +103,13 @@ def test_a_stale_snapshot_is_not_taken(simulator: Simulator, world: Make) -> Non
     """A lagging replica: nothing is produced below the rev that was heard; the claim is kept until the PDS catches up."""
     run = world(simulator(repos=6, records_per_repo=20, inactive_share=0.0))
     run.simulation.writer(100)
-    wait_until(lambda: all(one["commits"] > 40 for one in [run.simulation.summary()]), 30)
+    wait_until(lambda: all(one["commits"] > 40 for one in [run.simulation.summary()]))
     run.simulation.quiesce()
     truth = run.simulation.state()
     run.simulation.set_faults(pds_stale={"per_did": 2})
     tasks = run.list_all(truth)
     process = run.start(stale_seconds=600.0)
-    run.run_to_end(len(tasks))
+    run.run_to_end(len(tasks), 120)
     assert run.simulation.fired("pds_stale") > 0
     assert process.metric("backfiller_verification_errors_total", reason="stale") == run.simulation.fired("pds_stale")
     assert {row["attempt"] for row in run.rows().values()} == {1}, "the claim was kept"
@@ -149,15 +150,17 @@ def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simu
     """C1, C2, P4: every task stands in the log three times, in both topics; one claim each, the others are dropped and counted."""
     run = world(simulator(repos=80, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4)
     truth = run.simulation.state()
-    run.simulation.set_faults(pds_trickle={"chunk": 2000, "interval": 0.3, "per_did": 0})
+    run.simulation.set_faults(pds_trickle={"chunk": 2000, "interval": 3.0, "per_did": 0})
     tasks = run.list_all(truth)
     run.queue(tasks, "repo_backfill")
     run.queue(tasks, "repo_resync")
     workers = [run.start(), run.start()]
+    wait_until(lambda: all(one.metric("sluice_claims_total", result="claimed") > 0 for one in workers))
+    assert run.simulation.fired("pds_trickle") > 0
+    run.simulation.set_faults(clear=True)  # the work is shared: there was enough of it for the one that came later
     run.run_to_end(len(tasks))
     wait_until(lambda: sum(one.metric("sluice_claims_total", result="dropped") for one in workers) >= 2 * len(tasks))
     assert sum(one.metric("sluice_claims_total", result="claimed") for one in workers) == len(tasks)
-    assert all(one.metric("sluice_claims_total", result="claimed") > 0 for one in workers), "the work is shared"
     assert {attempt for _, attempt in run.attempts()} == {1}
     served = sum(host["total"] for host in run.simulation.faults()["hosts"].values())
     assert served == len(tasks)
@@ -172,13 +175,14 @@ def test_a_resync_does_not_queue_behind_the_backlog(simulator: Simulator, world:
     truth = run.simulation.state()
     urgent, *others = list(truth)
     task = run.store.discover([Listed(urgent)]).tasks
-    run.simulation.set_faults(pds_hang={"seconds": 60, "per_did": 0})
+    run.simulation.set_faults(pds_hang={"seconds": 600, "per_did": 0})
     run.list_all({did: truth[did] for did in others})
     run.start()
     wait_until(lambda: run.simulation.fired("pds_hang") >= 4)
     run.simulation.set_faults(pds_hang=None)
     run.queue(task, "repo_resync")
-    wait_until(lambda: (urgent, 1) in run.attempts() and run.attempts()[urgent, 1].outcome, 30)
+    wait_until(lambda: run.rows()[urgent]["produced_offset"] is not None)
+    assert run.attempts()[urgent, 1].outcome
     assert run.produced() == 1
 
 
@@ -187,14 +191,15 @@ def test_a_killed_worker_leaves_nothing_stuck(simulator: Simulator, world: Make)
     run = world(simulator(repos=60, records_per_repo=60, inactive_share=0.0), lease_seconds=2.0)
     truth = run.simulation.state()
     tasks = run.list_all(truth)
-    run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 0.2, "per_did": 1})
+    # half of them are not done before they are killed, however late that is
+    run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 3.0, "per_did": 1})
     first = run.start()
     wait_until(lambda: 3 < run.produced() < len(tasks))
     first.kill()
     held = run.execute("select count(*) from sluice.repo where phase = 'backfill' and produced_offset is null")[0][0]
     assert held > 0, "it was killed in the middle"
     run.simulation.set_faults(clear=True)
-    run.start()
+    run.start(lease_seconds=600.0)
     run.run_to_end(len(tasks))
     assert run.execute("select count(*) from sluice.repo where last_error like 'lease expired%%'") == [(held,)]
     run.check(truth)
@@ -204,14 +209,13 @@ def test_incident_c_a_killed_worker_s_repos_come_back_when_their_lease_ends(simu
     """C1, C2, C4, P4, incident C: each message twice, two workers, one killed with repos in its hands. Only those are fetched a
     second time, and not before their lease has really ended.
     """
-    run = world(
-        simulator(repos=60, records_per_repo=20, inactive_share=0.0), lease_seconds=12.0, backfill_concurrency=4
-    )
+    run = world(simulator(repos=60, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4)
     truth = run.simulation.state()
-    run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 0.2, "per_did": 0})
+    run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 1.0, "per_did": 0})
     tasks = run.list_all(truth)
     run.queue(tasks, "repo_resync")
-    first, second = run.start(), run.start()
+    # the second one's leases do not end, also where the machine stands still for a while
+    first, second = run.start(lease_seconds=12.0), run.start(lease_seconds=600.0)
 
     def in_hands_of_the_first() -> dict[str, float]:
         """DID → end of its lease, Unix seconds."""
@@ -263,10 +267,10 @@ def test_sigterm_gives_back_what_is_not_done_uncounted(simulator: Simulator, wor
     )
     truth = run.simulation.state()
     tasks = run.list_all(truth)
-    run.simulation.set_faults(pds_hang={"seconds": 60, "p": 0.5, "per_did": 0})
+    run.simulation.set_faults(pds_hang={"seconds": 600, "p": 0.5, "per_did": 0})
     process = run.start()
     wait_until(lambda: run.simulation.fired("pds_hang") >= 8 and run.produced() > 0)
-    assert process.terminate(20) == 0
+    assert process.terminate(60) == 0
     rows = run.rows().values()
     assert not [row for row in rows if row["phase"] == "backfill" and row["produced_offset"] is None]
     assert any(row["phase"] == "pending" and row["attempt"] == 1 for row in rows), "something was given back"
@@ -282,7 +286,7 @@ def test_a_lost_claim_is_not_written_on(simulator: Simulator, world: Make) -> No
     run = world(simulator(repos=1, records_per_repo=20, inactive_share=0.0), lease_seconds=1.5)
     truth = run.simulation.state()
     run.list_all(truth)
-    run.simulation.set_faults(pds_hang={"seconds": 30, "times": 1})
+    run.simulation.set_faults(pds_hang={"seconds": 600, "times": 1})
     process = run.start()
     wait_until(lambda: run.simulation.fired("pds_hang") == 1)
     run.execute("update sluice.repo set attempt = attempt + 1, worker = 'another'")
@@ -324,7 +328,7 @@ def test_offsets_do_not_wait_for_a_slow_repo(simulator: Simulator, world: Make) 
     )
     truth = run.simulation.state()
     tasks = run.list_all(truth)
-    run.simulation.set_faults(pds_hang={"seconds": 60, "times": 3, "per_did": 0})
+    run.simulation.set_faults(pds_hang={"seconds": 600, "times": 3, "per_did": 0})
     run.start()
     wait_until(lambda: run.produced() == len(tasks) - 3)
     assert run.simulation.fired("pds_hang") == 3
@@ -347,7 +351,9 @@ def test_two_workers_together_keep_a_hosts_budget(simulator: Simulator, world: M
         backfill_concurrency=20,
         host_concurrency=20,
     )
-    run.simulation.limits(limit=60, seconds=5, reset=True)
+    # The host's window is a second shorter than ours: the way to it is reckoned with one second at most, and a slow moment of
+    # the simulated host is more. Each on its own would send far above the limit here, too.
+    run.simulation.limits(limit=60, seconds=4, reset=True)
     truth = run.simulation.state()
     tasks = run.list_all(truth)
     workers = [run.start(), run.start()]
@@ -396,10 +402,11 @@ def test_no_claims_are_made_while_the_index_is_behind(simulator: Simulator, worl
     )
     truth = run.simulation.state()
     tasks = run.list_all(truth)
-    run.simulation.set_faults(pds_trickle={"chunk": 20_000, "interval": 0.05, "per_did": 0})
+    run.simulation.set_faults(pds_trickle={"chunk": 20_000, "interval": 0.5, "per_did": 0})
     process = run.start()
     wait_until(lambda: process.health()["state"] == "paused")
     assert run.produced() < len(tasks)
+    run.simulation.set_faults(clear=True)
     index = GroupConsumer(run.settings, "index", ["firehose_backfill"])
     try:
 
@@ -408,7 +415,7 @@ def test_no_claims_are_made_while_the_index_is_behind(simulator: Simulator, worl
             index.commit({part: high for part, (_, high) in watermarks(run.settings, ["firehose_backfill"]).items()})
             return run.produced() == len(tasks)
 
-        wait_until(caught_up, 60)
+        wait_until(caught_up, 120)
     finally:
         index.close()
     run.check(truth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from fix_simulator import Simulation
 from flow_process import wait_until
 
 from connectors.attempts import DOUBTED_AFTER
-from simulator.guarded_process import free_port
 
 Make = Callable[..., World]
 Simulator = Callable[..., Simulation]
@@ -66,7 +66,7 @@ def old_pds(answer: bytes, status: int = 200) -> Iterator[str]:
 
 
 def got(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return bytes(answer.read())
 
 
@@ -113,15 +113,17 @@ def test_an_account_whose_move_was_never_heard_is_found(simulator: Simulator, wo
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), retry_first_seconds=0.2)
     truth = run.simulation.state()
     moved = next(iter(truth))
-    run.execute(
-        "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')",
-        moved,
-        f"http://127.0.0.1:{free_port()}",
-    )
     truth = {moved: truth[moved]}
-    run.list_all(truth)
-    process = run.start()
-    run.run_to_end(1)
+    with socket.socket() as gone:  # bound, so that nobody else gets the port, and not listening
+        gone.bind(("127.0.0.1", 0))
+        run.execute(
+            "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')",
+            moved,
+            f"http://127.0.0.1:{gone.getsockname()[1]}",
+        )
+        run.list_all(truth)
+        process = run.start()
+        run.run_to_end(1)
     run.check(truth)
     assert process.metric("backfiller_car_fetch_errors_total", reason="unreachable") == DOUBTED_AFTER
     assert run.attempts().keys() == {(moved, DOUBTED_AFTER + 1)}
