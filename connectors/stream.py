@@ -37,6 +37,7 @@ BACKOFF_FIRST_SECONDS = 0.25
 BACKOFF_MAX_SECONDS = 30.0
 PATIENCE_WITHOUT_CURSOR = 10  # without a cursor a reconnect could lose an event, so silence is borne longer
 IDLE_AFTER_SECONDS = 1.0
+RECOVERED_SECONDS = 10.0  # a connection that stands so long has been taken, though nothing came over it yet
 QUIET_SECONDS = 2.0  # a busy upstream shows its place sooner, and is never read from its oldest event for this
 _KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # others are words of strangers, and no label takes those
 
@@ -190,7 +191,7 @@ class Sockets:
         since = upstream.heard_at
         while not reader.done():
             await asyncio.wait({reader}, timeout=min(limit / 4, QUIET_SECONDS))
-            if not reader.done() and time.monotonic() - since > QUIET_SECONDS:
+            if not reader.done() and time.monotonic() - since > RECOVERED_SECONDS:
                 upstream.problem = None  # who refuses a cursor says so at once; one that is quiet is there
             if upstream.waiting:
                 upstream.heard_at = time.monotonic()

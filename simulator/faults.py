@@ -19,7 +19,7 @@ NAMES: dict[str, str] = {
     "relay_list_429": "a relay's lists answer 429 from position `from` on; retry_after (seconds, default 1)",
     "relay_empty_head": "relay listRepos gives a row without rev and head",
     "pds_list_500": "PDS listRepos answers 500 where the page touches positions from..to of that host",
-    "list_slow": "PDS listRepos answers after seconds (default 0.1)",
+    "list_slow": "listRepos of a PDS or a relay answers after seconds (default 0.1)",
     "pds_429": "getRepo answers 429; retry_after (seconds, None = no header), html=true for an HTML body",
     "pds_500": "getRepo answers 500",
     "pds_truncate": "getRepo ends early; mode=mid (inside a block) or boundary (between blocks)",

@@ -50,6 +50,7 @@ def test_a_batch_that_waited_for_the_database_is_followed_by_smaller_ones(flow_b
         held.execute("lock table sluice.label in access exclusive mode")
         index = flow_bed.start("index", index_batch_messages=2000, index_batch_seconds=0.3)
         waiting = "select count(*) from pg_locks where not granted and relation = 'sluice.label'::regclass"
+        waiting += " and database = (select oid from pg_database where datname = current_database())"
         wait_until(lambda: flow_bed.rows(waiting) == [(1,)], what="the index waits for the table")
         time.sleep(0.4)  # longer than a batch may take
     wait_until(lambda: flow_bed.rows("select count(*) from sluice.label") == [(3000,)])

@@ -243,7 +243,10 @@ def test_a_change_waits_for_transactions_under_the_old_filter(bed: Bed) -> None:
         events = [created(ONE, attempt, "3a", LIKE), outcome(ONE, attempt, "3a", 1)]
         bed.gate.settle(unit, {ONE: [Placed(1, events[0]), Placed(2, events[1])]})
         thread.start()
-        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        waiting = (
+            "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+            " and database = (select oid from pg_database where datname = current_database())"
+        )
         wait_until(lambda: bed.db.execute(waiting).fetchone() == (1,))
         assert not changed.is_set()
     thread.join(60)

@@ -29,21 +29,21 @@ def test_a_filter_is_set_while_the_mirror_runs_and_lifted_again(
         return one.query("select count(*) from sluice.record where collection <> %s", POST)[0][0]
 
     one.up()
-    wait_for(lambda: one.alive() and one.phases().get("sync", 0) >= 15, 90, one.last_lines)
+    wait_for(lambda: one.alive() and one.phases().get("sync", 0) >= 15, 180, one.last_lines)
     assert outside() > 0
     assert sluice("set", "--collection", POST)["clean"] is False
     assert one.cli("filters", "prune").returncode == 0
-    wait_for(lambda: sluice("show")["clean"], 60, one.last_lines)
+    wait_for(lambda: sluice("show")["clean"], 120, one.last_lines)
     assert outside() == 0
     steps = simulation.summary()["steps"]
-    wait_for(lambda: simulation.summary()["steps"] > steps + 60, 60)
-    wait_for(lambda: one.phases().get("sync", 0) >= 15, 60, one.last_lines)
+    wait_for(lambda: simulation.summary()["steps"] > steps + 60, 120)
+    wait_for(lambda: one.phases().get("sync", 0) >= 15, 120, one.last_lines)
     assert outside() == 0, "what was written since has no rows"
     assert one.query(f"select count(*) from sluice.record where collection = '{POST}'")[0][0] > 0
     audited = one.cli("audit", "--all", "--json")
     assert (audited.returncode, json.loads(audited.stdout)["unrooted"] > 0) == (0, True), audited.stdout
     sluice("set")
-    wait_for(lambda: not sluice("show")["walking"], 60, one.last_lines)
+    wait_for(lambda: not sluice("show")["walking"], 120, one.last_lines)
     one.quiesce()
     one.await_truth(120)
     assert one.cli("audit", "--all").returncode == 0

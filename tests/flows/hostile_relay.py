@@ -24,7 +24,7 @@ class HostileRelay:
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
         self._thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
 
     def account(self, did: str, key: Key, **services: Any) -> None:
         """A DID document."""

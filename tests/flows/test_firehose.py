@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_flow import FlowBed
+from fix_proxy import Proxy
 from fix_simulator import Simulation
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
@@ -270,6 +271,8 @@ def test_back_pressure_pauses_says_so_and_resumes_without_loss(simulator: Start,
     assert "messages of" in page["why"]
     assert flow.metric("ingester_backpressure_active") == 1
     stood_at = wait_until(lambda: cursor_of(flow_bed, relay))
+    written = last_seq(network)
+    wait_until(lambda: last_seq(network) > written + 20, what="the network goes on while the flow does not")
     network.quiesce()
     time.sleep(1)
     assert len(seqs(flow_bed, relay)) < last_seq(network) - FIRST_SEQ  # it does pause
@@ -326,6 +329,23 @@ def test_a_killed_broker_holds_the_cursor_back(
         assert in_log() == set(range(FIRST_SEQ, last_seq(network) + 1))
 
 
+def test_a_relay_that_is_back_and_quiet_is_no_failure(
+    simulator: Start, flow_bed: FlowBed, proxy: Callable[..., Proxy]
+) -> None:
+    """B8, R3: the health page names what is wrong, and no longer than it is: a labeler may have no word for hours."""
+    network = simulator(**SIZE)
+    host, _, port = network.relays[0].removeprefix("http://").partition(":")
+    way = proxy((host, int(port)))
+    way.refuse()
+    relay = f"http://{way.address}"
+    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
+    wait_until(lambda: (page := flow.health())["state"] == "failing" and relay in page["why"])
+    way.restore()
+    wait_until(lambda: flow.health()["state"] == "idle")
+    assert seqs(flow_bed, relay) == []
+    assert flow.terminate() == 0
+
+
 def test_no_private_relay_is_read_unless_allowed(simulator: Start, flow_bed: FlowBed) -> None:
     """G9"""
     network = simulator(**SIZE)
@@ -343,5 +363,5 @@ def test_a_cursor_that_is_none_is_refused_with_its_remedy(simulator: Start, flow
         "insert into sluice.cursor (flow, upstream, position) values ('firehose', %s, %s) returning 1", relay, text
     )
     flow = flow_bed.start("firehose", plc=network.plc, relays=[relay])
-    assert flow.process.wait(30) != 0
+    assert flow.process.wait(60) != 0
     assert "sluice cursors set firehose" in flow.log_file.read_text()

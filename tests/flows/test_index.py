@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -24,19 +25,30 @@ CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 TIME = "2026-01-01T00:00:00.000Z"
 
 
+# so that a transaction takes a second, and a kill comes in the middle of one
+SLOW = """
+create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(1); return null; end $$;
+create trigger slow after update on sluice.stream_offset for each statement execute function slow();
+"""
+
+
 @dataclass
 class World:
     settings: Settings
     producer: LogProducer
     logs: Path
+    started: list[FlowProcess] = field(default_factory=list)
 
     def sql(self, statement: str, *values: object) -> list[tuple]:
         with psycopg.connect(self.settings.database, autocommit=True) as db:
             cursor = db.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
-    def index(self) -> FlowProcess:
-        return FlowProcess("index", self.settings, self.logs)
+    def index(self, **more: object) -> FlowProcess:
+        settings = self.settings.model_copy(update=more)
+        settings.__pydantic_fields_set__.update(more)  # decides what reaches the process
+        self.started.append(FlowProcess("index", settings, self.logs))
+        return self.started[-1]
 
     def settled(self, topic: str) -> int:
         name = self.settings.topic(topic)
@@ -47,13 +59,17 @@ class World:
 
 
 @pytest.fixture
-def world(log: str, database: str, tmp_path: Path) -> World:
+def world(log: str, database: str, tmp_path: Path) -> Iterator[World]:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, PARTITIONS)
     settings = load(
         bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1
     )
-    return World(settings, LogProducer(settings), tmp_path / "index.log")
+    made = World(settings, LogProducer(settings), tmp_path / "index.log")
+    yield made
+    for process in made.started:
+        if process.running:
+            process.kill()
 
 
 def did(number: int) -> str:
@@ -122,13 +138,15 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(world: World) ->
     """G1, G2: kill -9 in the middle, three times; afterwards every row is there and every repo in sync."""
     messages = [message for number in range(400) for message in snapshot(number, 50)]
     world.producer.send(messages)
+    world.sql(SLOW)
     for _ in range(3):
         before = world.settled("firehose_backfill")
-        index = world.index()
+        index = world.index(index_batch_messages=500)  # forty batches, and as many seconds
         wait_until(lambda seen=before: world.settled("firehose_backfill") > seen)
         index.kill()
         assert not index.running
     assert world.settled("firehose_backfill") < len(messages), "the kills came too late to interrupt anything"
+    world.sql("drop trigger slow on sluice.stream_offset")
     index = world.index()
     world.wait_settled("firehose_backfill", len(messages))
     assert index.terminate() == 0
@@ -178,7 +196,7 @@ def test_a_log_that_begins_after_the_position_is_a_recorded_loss(world: World) -
     world.producer.send([commit(1, 1, "x"), *snapshot(1, 3)])
     admin = AdminClient({"bootstrap.servers": world.settings.bootstrap, "log_level": 0})
     for deleted in admin.delete_records([TopicPartition(topic, part, 6)]).values():
-        deleted.result(10)
+        deleted.result(60)
     index = world.index()
     world.wait_settled("firehose_backfill", 8)
     assert index.terminate() == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from backfill_world import World
@@ -60,7 +62,35 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
     world.check(truth)
 
 
-def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread() -> None:
+class VirtualTime(asyncio.SelectorEventLoop):
+    """A loop whose clock goes on only when it would wait, and then at once: what takes how long is exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        selector: Any = self._selector  # type: ignore[attr-defined]  # there is no public way to the loop's waiting
+        look = selector.select
+
+        def select(timeout: float | None) -> Any:
+            assert timeout is not None, "it would wait for ever"
+            self.now += timeout
+            return look(0)
+
+        selector.select = select
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def timeless(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
+    """Runs a coroutine in virtual time, which is that of the places, too."""
+    with asyncio.Runner(loop_factory=VirtualTime) as runner:
+        monkeypatch.setattr("connectors.places.time", SimpleNamespace(monotonic=runner.get_loop().time))
+        yield runner
+
+
+def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread(timeless: asyncio.Runner) -> None:
     """What waits for a host is bounded by the pace at which it answers; waiting for a place is not waiting for a host."""
 
     async def run() -> list[float]:
@@ -90,13 +120,13 @@ def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread() -> None:
         assert (places.taken, places.in_lines(urgent=False)) == (0, 0)
         return away
 
-    away = asyncio.run(run())
+    away = timeless.run(run())
     assert len(away) == 4
     assert away == sorted(away)
     assert len(set(away)) == 4
 
 
-def test_hosts_that_hang_do_not_take_all_places_again_and_again() -> None:
+def test_hosts_that_hang_do_not_take_all_places_again_and_again(timeless: asyncio.Runner) -> None:
     """B3: who has shown to be slow gets one place, until it answers quickly again; a fast host keeps its share."""
     held: dict[str, list[int]] = {}
 
@@ -119,7 +149,7 @@ def test_hosts_that_hang_do_not_take_all_places_again_and_again() -> None:
 
     at_once: dict[str, int] = {}
     most: list[dict[str, int]] = []
-    asyncio.run(scenario())
+    timeless.run(scenario())
     assert most[0]["a"] == most[0]["b"] == 2, "nothing is known of them yet"
     assert most[1]["a"] == most[1]["b"] == 1
     assert most[2]["a"] == most[2]["b"] == 2, "they have answered quickly"

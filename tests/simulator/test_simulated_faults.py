@@ -60,13 +60,20 @@ def test_listings_fail_only_where_they_touch_the_poison(simulator: Any) -> None:
     assert refused(list_url(relay, 1)) == (500, "InternalServerError")
     only(simulation, "relay_list_429")
     assert refused(list_url(relay, 1)) == (429, "RateLimitExceeded")
+    only(simulation, "list_slow", seconds=0.2)
+    started = time.monotonic()
+    get(list_url(relay, 1))
+    get(list_url(pds, 1))
+    assert time.monotonic() - started >= 0.4
     only(simulation, "relay_empty_head")
     assert {row["rev"] for row in get(list_url(relay, 5))["repos"]} == {""}
     only(simulation, "pds_list_500", **{"from": 3, "to": 3})
     cursor = get(list_url(pds, 2))["cursor"]
     assert refused(list_url(pds, 2, cursor)) == (500, "InternalServerError")
     fired = simulation.faults()["fired"]
-    assert fired == {"relay_list_500": 3, "relay_list_429": 1, "relay_empty_head": 5, "pds_list_500": 1}
+    assert fired == {
+        "relay_list_500": 3, "relay_list_429": 1, "list_slow": 2, "relay_empty_head": 5, "pds_list_500": 1,
+    }  # fmt: skip
 
 
 def test_getrepo_faults(simulator: Any) -> None:
