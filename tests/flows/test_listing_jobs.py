@@ -43,7 +43,7 @@ def tasks(bed: FlowBed) -> Counter[str]:
 
 def test_operators_pause_resume_and_cancel_while_it_lists(simulator: Start, flow_bed: FlowBed) -> None:
     """R2, R3, R4, T4: within seconds, also over a kill -9; each goes on at its own checkpoint, and nothing is queued twice."""
-    network = simulator(repos=900, records_per_repo=1, pdses=2, faults={"list_slow": {"seconds": 0.05}})
+    network = simulator(repos=900, records_per_repo=1, pdses=2, faults={"list_slow": {"seconds": 0.1}})
     truth = network.state()
     active = [{did for did, repo in truth.items() if repo.active and repo.pds == pds} for pds in (0, 1)]
     (relay,) = network.relays
@@ -60,7 +60,7 @@ def test_operators_pause_resume_and_cancel_while_it_lists(simulator: Start, flow
 
     def stands() -> bool:
         before = [look(flow_bed, job).counts.listed for job in (paused, cancelled)]
-        flow_bed.db.execute("select pg_sleep(1.5)")  # longer than an epoch and a look together
+        flow_bed.db.execute("select pg_sleep(3)")  # longer than an epoch and a look together
         return before == [look(flow_bed, job).counts.listed for job in (paused, cancelled)]
 
     wait_until(stands)
