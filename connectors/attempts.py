@@ -49,6 +49,7 @@ LINES_PER_PLACE = 10  # claims that may wait for hosts which have their share of
 DOUBTED_AFTER = 2  # failures, before the DID document is asked for again
 STALE_FIRST_SECONDS = 2.0
 STALE_LONGEST_SECONDS = 120.0
+_UNREAD = (SnapshotReason.BAD_CAR, SnapshotReason.TOO_MANY_BLOCKS, SnapshotReason.TRUNCATED)
 _KEY_MAY_HAVE_CHANGED = (SnapshotReason.BAD_SIGNATURE, SnapshotReason.NO_KEY)
 
 log = logging.getLogger("backfill")
@@ -336,9 +337,10 @@ class Attempts:
             metrics.REPOS_FAILED.labels(failure.reason).inc()
             if host is not None:
                 await self._budget.failed(host, str(failure))
-        metrics.RETRIES.inc(0 if isinstance(decision, GiveUp) else 1)
+        last = isinstance(decision, GiveUp)
+        metrics.RETRIES.inc(not last)
         phase = await self.stored(
-            lambda store: store.retry(claim.did, claim.attempt, str(failure), seconds, counted=counted)
+            lambda store: store.retry(claim.did, claim.attempt, str(failure), seconds, counted=counted, last=last)
         )
         fields: dict[str, Any] = {
             "did": claim.did,
@@ -374,7 +376,7 @@ def _key(claim: Claim) -> Key:
 
 
 def _count(rejected: SnapshotRejected) -> None:
-    if rejected.reason in (SnapshotReason.BAD_CAR, SnapshotReason.TRUNCATED):
+    if rejected.reason in _UNREAD:
         metrics.PARSE_ERRORS.labels(rejected.reason).inc()
     else:
         metrics.VERIFY_ERRORS.labels(rejected.reason).inc()

@@ -20,6 +20,7 @@ from connectors.http import HostRefused, check_url, retry_after, translated
 from connectors.log_producer import now_text
 from connectors.spool import Spool, SpoolBudget, SpoolFull
 from schemas.settings import Settings
+from steps.car import CarLimits
 from steps.retry import ACCOUNT_ERRORS, Failure, Reason
 
 MAX_REDIRECTS = 4
@@ -60,7 +61,9 @@ class PdsClient:
 
     async def get_repo(self, did: str, pds: str) -> Download:
         """Fetch the whole repo. Raises FetchFailed."""
-        spool = Spool(self._spools, self._settings.car_memory_bytes)
+        settings = self._settings
+        car = CarLimits(blocks=settings.car_max_blocks, total=settings.car_max_bytes)
+        spool = Spool(self._spools, settings.car_memory_bytes, car)
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.fetch_total_seconds):
@@ -130,7 +133,9 @@ class PdsClient:
         try:
             async for chunk in response.content.iter_any():
                 if spool.size + len(chunk) > limit:
-                    raise FetchFailed(Failure(Reason.TOO_LARGE, f"{host}: more than {limit} bytes"), host)
+                    raise FetchFailed(
+                        Failure(Reason.TOO_LARGE, f"{host}: more than {limit} bytes (SLUICE_CAR_MAX_BYTES)"), host
+                    )
                 spool.write(chunk)
         except SpoolFull as err:
             raise FetchFailed(Failure(Reason.SPOOL_FULL, str(err))) from err

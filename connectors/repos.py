@@ -118,10 +118,15 @@ class RepoStore:
         values = {"dids": dids, "attempts": attempts, "parts": parts, "offsets": offsets}
         self.connection().execute(SQL["produced"], values)
 
-    def retry(self, did: str, attempt: int, error: str, delay_seconds: float, *, counted: bool = True) -> str | None:
-        """Give a claim back with its error: 'pending' or, after the last counted attempt, 'failed'. None: not ours."""
+    def retry(
+        self, did: str, attempt: int, error: str, delay_seconds: float, *, counted: bool = True, last: bool = False
+    ) -> str | None:
+        """Give a claim back with its error: 'pending' or, after the last counted attempt, 'failed'. None: not ours.
+
+        `last`: no further attempt would end otherwise, however many are left.
+        """
         phases = self._leave(
-            "lock_claims", {"dids": [did], "attempts": [attempt]}, error, delay_seconds, counted=counted
+            "lock_claims", {"dids": [did], "attempts": [attempt]}, error, delay_seconds, counted=counted, last=last
         )
         return phases.get(did)
 
@@ -204,7 +209,14 @@ class RepoStore:
         return dict(self.connection().execute(SQL["phases"]).fetchall())
 
     def _leave(
-        self, lock: str, values: dict[str, Any], error: str | None, delay_seconds: float, *, counted: bool
+        self,
+        lock: str,
+        values: dict[str, Any],
+        error: str | None,
+        delay_seconds: float,
+        *,
+        counted: bool,
+        last: bool = False,
     ) -> dict[str, str]:
         db = self.connection()
         with db.transaction():
@@ -217,6 +229,6 @@ class RepoStore:
                 "delays": [delay_seconds] * len(dids),
                 "error": error,
                 "counted": counted,
-                "max_attempts": self._settings.max_attempts,
+                "max_attempts": 1 if last else self._settings.max_attempts,
             }
             return dict(db.execute(SQL["reopen"], reopen).fetchall())

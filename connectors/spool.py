@@ -1,6 +1,6 @@
 """Bytes of downloads: in memory while they are few, in an unlinked file when they are many, bounded over all together.
 
-`Spool(budget, limit)` takes chunks in the loop's thread and gives them back in the flow's. Memory that is used up is not
+`Spool(budget, limit, car)` takes chunks in the loop's thread and gives them back in the flow's. Memory that is used up is not
 waited for (downloads that each hold a part would wait for one another): the download goes on to disk. Where the disk's
 share is used up as well, `write` raises SpoolFull, and the repo waits.
 """
@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from steps.car import CarIndex, file_reader
+from steps.car import CarIndex, CarLimits, file_reader
 
 READ_BYTES = 4 * 1024 * 1024
 
@@ -46,11 +46,12 @@ class SpoolBudget:
 
 
 class Spool:
-    """The bytes of one download. `limit`: above it they go to disk."""
+    """The bytes of one download. `limit`: above it they go to disk. `car`: what is indexed at most."""
 
-    def __init__(self, budget: SpoolBudget, limit: int) -> None:
+    def __init__(self, budget: SpoolBudget, limit: int, car: CarLimits) -> None:
         self._budget = budget
         self._limit = limit
+        self._car = car
         self._chunks: list[bytes] = []
         self._fd: int | None = None
         self._reserved = {"memory": 0, "disk": 0}
@@ -83,10 +84,10 @@ class Spool:
         The index of a spooled CAR reads from the file: close the spool only after its last use.
         """
         if self._fd is None:
-            index = CarIndex()
+            index = CarIndex(limits=self._car)
             index.feed(b"".join(self._chunks))
         else:
-            index = CarIndex(file_reader(self._fd))
+            index = CarIndex(file_reader(self._fd), limits=self._car)
             while chunk := os.pread(self._fd, READ_BYTES, index.size):
                 index.feed(chunk)
                 yield None

@@ -161,6 +161,11 @@ class Settings(BaseSettings):
     fetch_idle_seconds: float = Field(300.0, gt=0, description="getRepo without a byte for this long is ended")
     fetch_connect_seconds: float = Field(10.0, gt=0, description="time to connect to a host")
     car_max_bytes: int = Field(2 * 1024**3, ge=1024, description="largest CAR that is accepted")
+    car_max_blocks: int = Field(
+        4_000_000,
+        ge=1,
+        description="blocks of a CAR at most, 1.27 a record; one large CAR at a time is indexed per worker, at 160 bytes of memory a block",
+    )
     car_memory_bytes: int = Field(8 * 1024**2, ge=0, description="CARs above this are spooled to disk")
     inflight_bytes: int = Field(
         128 * 1024**2, ge=1024**2, description="fetched and not yet produced, in memory, per worker"

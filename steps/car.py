@@ -5,7 +5,7 @@ sizes, and every block's SHA-256 against its CID. Blocks may come in any order a
 within a block; a cut between blocks is well-formed, and only the walk of the tree can find it.
 
     CarIndex()             keeps the blocks in memory
-    CarIndex(read_at)      keeps (offset, size) of each block, some 140 bytes of memory; `read_at(offset, size)` gives the
+    CarIndex(read_at)      keeps (offset, size) of each block, some 155 bytes of memory; `read_at(offset, size)` gives the
                            bytes back later, from the file into which the caller spools the same chunks
 """
 
@@ -54,11 +54,11 @@ class CarError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CarLimits:
-    """Bytes of one block, number of blocks (2,500,000 are some 350 MB of index), bytes of the whole CAR."""
+    """Bytes of one block, number of blocks (4,000,000 are some 630 MB of index), bytes of the whole CAR."""
 
     block: int = 2 << 20
-    blocks: int = 2_500_000
-    total: int = 4 << 30
+    blocks: int = 4_000_000
+    total: int = 2 << 30
 
 
 class CarIndex:

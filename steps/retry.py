@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
+from steps.snapshot import SnapshotReason
 from steps.syntax import storable
 
 SHORTEST_PAUSE = 1.0
@@ -60,6 +61,8 @@ NOT_ASKED = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
 """What was put off before its host was asked: no request has failed."""
 
 _OURS = frozenset({Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL})
+_BEYOND_US = frozenset({Reason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})
+"""Above a limit of ours: the next download of gigabytes would end there as well, until an operator raises it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class RetryIn:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """This was the last attempt."""
+    """This was the last attempt, or the next ones could not end otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def decide(failure: Failure, retry_count: int, policy: RetryPolicy, *, key: str,
         return PauseHost(seconds, _after(seconds, key))
     if failure.reason in NOT_ASKED or failure.reason in _OURS:
         return RetryIn(_after(min(LONGEST_PAUSE, wait), key), counted=False)
-    if retry_count + 1 >= policy.max_attempts:
+    if failure.reason in _BEYOND_US or retry_count + 1 >= policy.max_attempts:
         return GiveUp()
     seconds = backoff(retry_count + 1, key, policy.first_seconds, policy.longest_seconds)
     return RetryIn(max(seconds, min(LONGEST_PAUSE, failure.wait_seconds or 0.0)), counted=True)

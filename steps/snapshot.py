@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from steps.car import CarError, CarIndex
+from steps.car import CarError, CarIndex, CarReason
 from steps.cid import cid_str
 from steps.commit import Commit, CommitRejected, parse_commit, verify_commit
 from steps.keys import parse_did_key
@@ -24,6 +24,7 @@ class SnapshotReason(StrEnum):
     """Why a snapshot was refused. Reasons of a CAR that was read badly are the fetcher's: see `from_car_error`."""
 
     BAD_CAR = "bad_car"
+    TOO_MANY_BLOCKS = "too_many_blocks"
     TRUNCATED = "truncated"
     MISSING_BLOCK = "missing_block"
     BAD_COMMIT = "bad_commit"
@@ -128,7 +129,9 @@ def open_snapshot(
 
 def from_car_error(err: CarError) -> SnapshotRejected:
     """The verdict on a CAR that could not be indexed."""
-    truncated = err.reason == "truncated"
+    if err.reason is CarReason.TOO_MANY_BLOCKS:
+        return SnapshotRejected(SnapshotReason.TOO_MANY_BLOCKS, f"{err.detail} (SLUICE_CAR_MAX_BLOCKS)")
+    truncated = err.reason is CarReason.TRUNCATED
     return SnapshotRejected(SnapshotReason.TRUNCATED if truncated else SnapshotReason.BAD_CAR, str(err))
 
 

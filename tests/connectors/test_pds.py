@@ -17,7 +17,7 @@ from connectors.http import open_session
 from connectors.pds import Download, FetchFailed, PdsClient, origin
 from connectors.spool import Spool, SpoolBudget, SpoolFull
 from schemas.settings import Settings
-from steps.car import CarError
+from steps.car import CarError, CarLimits
 from steps.retry import Failure, Reason
 
 DID = "did:plc:abcdefghijklmnopqrstuvwx"
@@ -227,7 +227,7 @@ def test_nobody_at_home_is_unreachable(database: str) -> None:
 
 def test_a_spool_leaves_no_file_and_no_reservation_behind() -> None:
     budget = SpoolBudget(10, 100)
-    spool = Spool(budget, 1000)
+    spool = Spool(budget, 1000, CarLimits())
     for _ in range(5):
         spool.write(b"12345")
     assert spool.on_disk

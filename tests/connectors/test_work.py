@@ -14,6 +14,7 @@ from connectors.repos import Claim
 from connectors.spool import Spool, SpoolBudget
 from connectors.work import TURN_RECORDS, Chunk, Verdict, Work
 from schemas import wire
+from steps.car import CarLimits
 from steps.identity import Identity
 from steps.retry import Unavailable
 from steps.snapshot import SnapshotReason
@@ -28,10 +29,16 @@ def _nothing_held() -> Iterator[None]:
 
 
 def work_of(
-    repo: Repo, verdicts: list[Verdict], *, min_rev: str = "", memory: int = 1 << 30, cut: int | None = None
+    repo: Repo,
+    verdicts: list[Verdict],
+    *,
+    min_rev: str = "",
+    memory: int = 1 << 30,
+    cut: int | None = None,
+    blocks: int = 1 << 20,
 ) -> Work:
     claim = Claim(repo.did, 7, min_rev, None, "listed", "2026-01-01T00:00:00.000Z", 3, 0)
-    spool = Spool(BUDGET, memory)
+    spool = Spool(BUDGET, memory, CarLimits(blocks=blocks))
     spool.write(repo.car()[:cut])
     identity = Identity(repo.did, "https://pds.test", "a.test", repo.key.did_key, None, None)
     download = Download(repo.did, "https://pds.test", "2026-01-02T00:00:00.000Z", spool)
@@ -95,6 +102,22 @@ def test_a_refused_snapshot_is_a_verdict_and_makes_no_message() -> None:
         assert turns(work_of(large_repo(5), verdicts, **given)) == []  # type: ignore[arg-type]
         found += [verdict.reason for verdict in verdicts if verdict is not None]
     assert found == [SnapshotReason.TRUNCATED, SnapshotReason.TRUNCATED, SnapshotReason.STALE]
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_more_blocks_than_the_setting_allows_are_named_with_it(memory: int) -> None:
+    """G6: the index of a CAR is memory; what limits it is no fault of the CAR, and an operator can raise it."""
+    verdicts: list[Verdict] = []
+    repo = large_repo(50)
+    blocks = len(repo.blocks)
+    assert turns(work_of(repo, verdicts, memory=memory, blocks=blocks - 1)) == []
+    (verdict,) = verdicts
+    assert verdict is not None
+    assert verdict.reason is SnapshotReason.TOO_MANY_BLOCKS
+    assert "SLUICE_CAR_MAX_BLOCKS" in verdict.detail
+    work = work_of(repo, verdicts, memory=memory, blocks=blocks)
+    assert turns(work), "as many as the setting allows are taken"
+    work.finish(None)
 
 
 def test_an_account_state_is_one_message() -> None:

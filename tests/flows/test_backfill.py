@@ -99,6 +99,30 @@ def test_a_repo_fails_after_its_last_attempt_and_says_why(simulator: Simulator, 
     assert run.schedule() == 0
 
 
+@pytest.mark.parametrize(("setting", "reason"), [("car_max_blocks", "too_many_blocks"), ("car_max_bytes", "too_large")])
+def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_raised(
+    simulator: Simulator, world: Make, setting: str, reason: str
+) -> None:
+    """C5, G6: it is not downloaded five times for the same end; the error names the setting that an operator raises."""
+    run = world(simulator(repos=3, records_per_repo=30, inactive_share=0.0))
+    truth = run.simulation.state()
+    run.list_all(truth)
+    # small repos that are spooled to disk as a large one is
+    process = run.start(**{setting: 1024 if setting == "car_max_bytes" else 10, "car_memory_bytes": 1000})
+    run.run_to_end(3)
+    for row in run.rows().values():
+        assert (row["phase"], row["retry_count"], row["attempt"]) == ("failed", 1, 1)
+        assert row["last_error"].startswith(f"{reason}: ")
+        assert f"SLUICE_{setting.upper()}" in row["last_error"]
+    assert process.metric("backfiller_car_fetch_errors_total", reason=reason) == 3
+    process.terminate()
+    run.start()
+    assert len(run.store.retry_failed(None)) == 3
+    assert run.schedule() == 3
+    run.run_to_end(3)
+    run.check(truth)
+
+
 def test_a_stale_snapshot_is_not_taken(simulator: Simulator, world: Make) -> None:
     """A lagging replica: nothing is produced below the rev that was heard; the claim is kept until the PDS catches up."""
     run = world(simulator(repos=6, records_per_repo=20, inactive_share=0.0))

@@ -85,13 +85,19 @@ def test_what_is_not_the_repos_fault_is_not_counted(reason: Reason) -> None:
     assert 10.0 <= decision.seconds <= 15.0
 
 
-@pytest.mark.parametrize("reason", SnapshotReason)
+@pytest.mark.parametrize("reason", [one for one in SnapshotReason if one is not SnapshotReason.TOO_MANY_BLOCKS])
 def test_every_refused_snapshot_is_a_counted_failure(reason: SnapshotReason) -> None:
     """G5, G7."""
     assert decide(Failure(reason, "x"), 4, POLICY, key=DID) == GiveUp()
     first = decide(Failure(reason, "x"), 0, POLICY, key=DID)
     assert isinstance(first, RetryIn)
     assert first.counted
+
+
+@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS])
+def test_what_is_above_a_limit_of_ours_is_not_fetched_again(reason: Reason | SnapshotReason) -> None:
+    """C5, G6: it would be gigabytes once more, for the same end."""
+    assert decide(Failure(reason, "x"), 0, POLICY, key=DID) == GiveUp()
 
 
 def test_a_server_that_names_a_longer_wait_gets_it() -> None:
