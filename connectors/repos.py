@@ -13,12 +13,11 @@ from connectors.database import tuples
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
+from steps.account_status import TAKEN_DOWN
 
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
 STALE_GRACE_SECONDS = 600.0
-FINAL = ["takendown", "suspended"]
-"""Statuses that a relay decides for itself: a listing's word on them is as good as an #account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +73,12 @@ class RepoStore:
             "statuses": [entry.status for entry in unique],
             "job": job,
             "reopen": REOPEN_SECONDS,
-            "final": FINAL,
+            "final": sorted(TAKEN_DOWN),
         }
         with self.connection().transaction():
             rows = self.connection().execute(SQL["discover"], values).fetchall()
             if len(rows) < len(unique):
-                if any(entry.status in FINAL for entry in unique):
+                if any(entry.status in TAKEN_DOWN for entry in unique):
                     self._take_down(values)
                 for name in ("listed_closes", "listed_ahead", "listed_raises", "listed_reopens"):
                     self.connection().execute(SQL[name], values)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from schemas import wire
+from steps.account_status import LEFT_BEHIND, is_served
 from steps.gate_types import (
     Apply,
     Drop,
@@ -32,8 +33,6 @@ MISSING_BLOCK = "missing_block"
 """Reason of an operation whose record block the relay did not send."""
 
 RULES = Rules()
-_LEFT_BEHIND = frozenset({"deleted", "deactivated"})
-"""Statuses that a PDS also reports of an account that has moved to another one."""
 _NOT_THERE = frozenset({"not_found", "did_not_found", "no_pds"})
 """Reasons of an unavailable repo that a commit of the account refutes: nobody has said that it is gone."""
 
@@ -126,7 +125,7 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
     ratcheted = _ratchet(repo, event.time, event.seq)
     if ratcheted is None:
         return Step(repo, (Drop(Reason.OLD_ACCOUNT_EVENT),))
-    if event.active:
+    if is_served(event.active, event.status):
         reopened = not repo.active or repo.phase == Phase.UNAVAILABLE or not repo.known
         current = replace(ratcheted, active=True, status=event.status)
         if not reopened:
@@ -135,7 +134,7 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
         return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
     hidden = replace(ratcheted, active=False, status=event.status or "inactive")
     # what only a listing has called deleted (attempt 0) is confirmed too: a rebuild from the log has no listings
-    if event.status in _LEFT_BEHIND:
+    if event.status in LEFT_BEHIND:
         if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED and repo.attempt:
             return Step(hidden)
         return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from steps.account_status import is_served
 from steps.skip_ahead import beyond, is_number
 from steps.syntax import is_did, is_tid, storable, tid_micros
 
@@ -29,7 +30,7 @@ LONGEST_THROTTLE_SECONDS = 3600.0
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One repo of a page; `rev` is '' where the page has none that can be one."""
+    """One repo of a page; `rev` is '' where the page has none that can be one; `active`: its PDS serves it."""
 
     did: str
     rev: str
@@ -205,7 +206,7 @@ def _entry(row: object, now_micros: int) -> Entry | None:
     status = storable(status[:100]) if type(status) is str and status else None
     if type(active) is not bool:
         active = status is None
-    return Entry(did, rev, active, status)
+    return Entry(did, rev, is_served(active, status), status)
 
 
 def failure_of(status: int, error: str | None, retry_after: float | None) -> Failure:

@@ -149,7 +149,8 @@ class Network:
         )
 
     def account_event(self, account: Account, seq: int, state: str) -> wire.AccountEvent:
-        active = state in ("active", "throttled")
+        # who throttles an account says of itself that it does not follow it, or says nothing of that
+        active = state == "active" or (state == "throttled" and self.counter % 2 == 0)
         status = None if state == "active" else state
         return wire.AccountEvent(seq=seq, time=self.tid(), did=account.did, active=active, status=status)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from model_filters import TICK, FilterRow
 
-from connectors.repos import FINAL, Claim, Discovery, Listed
+from connectors.repos import Claim, Discovery, Listed
 from schemas import wire
 from steps import gate as real_gate
 from steps import settle as real_settle
+from steps.account_status import TAKEN_DOWN
 
 LEASE = 60.0
 GRACE = 600.0
@@ -115,7 +116,7 @@ class ModelTables:
         return Discovery(tasks, len(listed) - len(known), len(known))
 
     def _listed(self, row: Row, entry: Listed) -> None:
-        if row.repo.phase in ("sync", "backfill") and not entry.active and entry.status in FINAL:
+        if row.repo.phase in ("sync", "backfill") and not entry.active and entry.status in TAKEN_DOWN:
             heard = max(row.repo.heard_rev, row.repo.held_rev)
             self._set(
                 row,
@@ -141,7 +142,7 @@ class ModelTables:
             self._set(row, heard_rev=entry.rev)
         only_listed = row.repo.attempt == 0 and row.repo.account_time == ""
         due = only_listed or row.phase_since < self.now - REOPEN
-        known = row.repo.status not in FINAL and entry.host == PDS
+        known = row.repo.status not in TAKEN_DOWN and entry.host == PDS
         if phase == "unavailable" and entry.active and due and (entry.host is None or known):
             hidden = entry.host is not None and not row.repo.active
             reason, status = ("deletion", row.repo.status) if hidden else ("reopened", None)

@@ -172,6 +172,11 @@ MUTANTS = [
         "[row.held[offset] for offset in sorted(row.held)]",
         "[row.held[offset] for offset in sorted(row.held, reverse=True)]",
     ),
+    gate(
+        "a relay that no longer follows an account hides it",
+        "if is_served(event.active, event.status):",
+        "if event.active:",
+    ),
     gate("an outcome clears a status told since", "status=repo.status if repo.active else None", "status=None"),
     tables(
         "a claim does not clear the status",
@@ -219,9 +224,7 @@ MUTANTS = [
         '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Step(ended, (DropHeld(),) if repo.phase == Phase.BACKFILL else ())',
         "    return Step(hidden)",
     ),
-    gate(
-        "a deletion is not confirmed", "    if event.status in _LEFT_BEHIND:\n        if", "    if False:\n        if"
-    ),
+    gate("a deletion is not confirmed", "    if event.status in LEFT_BEHIND:\n        if", "    if False:\n        if"),
     gate("reactivation is forgotten", "    if not reopened:\n", "    if True:\n"),
     gate(
         "an inactive repo waits for another reason",

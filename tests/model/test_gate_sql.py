@@ -209,7 +209,7 @@ def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> 
     store.close()
 
 
-@pytest.mark.parametrize("status", ["deleted", "deactivated", "desynchronized"])
+@pytest.mark.parametrize("status", ["deleted", "deactivated", "something-of-tomorrow"])
 def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status: str) -> None:
     """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS's word as after an #account."""
     store = claimed(database)

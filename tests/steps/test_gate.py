@@ -366,9 +366,20 @@ def test_account_news_of_several_relays_goes_by_time_and_then_by_sequence() -> N
     assert (back.active, back.phase, back.account_time, back.account_seq) == (True, Phase.PENDING, "t3", 1)
 
 
-@pytest.mark.parametrize("status", ["desynchronized", "throttled", "something-of-tomorrow"])
-def test_unknown_statuses_are_tolerated(status: str) -> None:
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("status", ["desynchronized", "throttled"])
+def test_an_account_that_a_relay_does_not_follow_is_not_gone(status: str, *, active: bool) -> None:
+    """Its PDS serves it: a small PDS's accounts above the relay's limit, for one. What was hidden is asked for there."""
+    busy = gate.on_account(SYNC, account("t1", active=active, status=status))
+    assert (busy.repo.phase, busy.repo.active, busy.repo.status, busy.effects) == (Phase.SYNC, True, status, ())
+    hidden = gate.on_account(SYNC, account("t1", active=False, status="takendown")).repo
+    back = gate.on_account(hidden, account("t2", active=active, status=status)).repo
+    assert (back.phase, back.active, back.status, back.reason) == (Phase.PENDING, True, status, Reason.REACTIVATED)
+
+
+def test_unknown_statuses_are_tolerated() -> None:
     """Active with a status goes on as before; inactive with one nobody knows is hidden, keeps its rows, and comes back."""
+    status = "something-of-tomorrow"
     busy = gate.on_account(SYNC, account("t1", active=True, status=status))
     assert (busy.repo.phase, busy.repo.active, busy.repo.status, busy.effects) == (Phase.SYNC, True, status, ())
     hidden = gate.on_account(SYNC, account("t1", active=False, status=status))

@@ -263,6 +263,17 @@ def test_a_bad_entry_is_dropped_and_not_its_page() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("status", "served"),
+    [("throttled", True), ("desynchronized", True), ("takendown", False), ("something-of-tomorrow", False)],
+)
+def test_what_a_relay_does_not_follow_is_listed_as_served(status: str, served: bool) -> None:
+    """An account above its PDS's limit at the relay is inactive there, and goes on at its PDS: it is fetched."""
+    found = read_page({"repos": [{"did": "did:plc:a", "active": False, "status": status}]}, 0)
+    assert isinstance(found, Page)
+    assert found.entries == [Entry("did:plc:a", "", served, status)]
+
+
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i)))
 def test_no_answer_raises(body: Any) -> None:
     """G7"""
