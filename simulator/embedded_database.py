@@ -39,7 +39,7 @@ SUPERUSER = "sluice"
 DATABASE = "sluice"
 SERVICE_USER = "embedded_postgres"
 START_SECONDS = 300.0  # recovery after a kill may have gigabytes of log to replay
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 60.0  # whoever had the folder before us may take STOP_SECONDS to leave
 STOP_SECONDS = 30.0
 REMEDY = "give a database with --database URL"
 

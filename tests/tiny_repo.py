@@ -5,6 +5,7 @@ It shares no code with steps/: the tree is built top-down by recursion (steps.ms
 
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import count
 
 import cbrrr
 import coincurve
@@ -19,6 +20,7 @@ N = {
     "p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
     "secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
 }
+_NUMBERS = count()
 _B58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
@@ -39,18 +41,23 @@ def layer(key: bytes) -> int:
     return (len(bits) - len(bits.lstrip("0"))) // 2
 
 
+def secret() -> int:
+    """Another number for every key, and the same ones in every run: what a fuzzer makes of a signature can be made again."""
+    return int.from_bytes(sha256(b"key %d" % next(_NUMBERS)).digest()) >> 1
+
+
 class Key:
     """A signing key of either curve."""
 
     def __init__(self, curve: str = "secp256k1") -> None:
         self.curve = curve
         if curve == "secp256k1":
-            self._secp = coincurve.PrivateKey()
+            self._secp = coincurve.PrivateKey.from_int(secret())
             self.point = self._secp.public_key.format()
             self.long_point = self._secp.public_key.format(compressed=False)
             prefix = b"\xe7\x01"
         else:
-            self._p256 = ec.generate_private_key(ec.SECP256R1())
+            self._p256 = ec.derive_private_key(secret(), ec.SECP256R1())
             public = self._p256.public_key()
             self.point = public.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
             self.long_point = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
@@ -63,7 +70,7 @@ class Key:
             r_s = self._secp.sign_recoverable(message)[:64]
             r, s = int.from_bytes(r_s[:32]), int.from_bytes(r_s[32:])
         else:
-            r, s = decode_dss_signature(self._p256.sign(message, ec.ECDSA(SHA256())))
+            r, s = decode_dss_signature(self._p256.sign(message, ec.ECDSA(SHA256(), deterministic_signing=True)))
         s = min(s, N[self.curve] - s)
         return r.to_bytes(32) + (N[self.curve] - s if high_s else s).to_bytes(32)
 
