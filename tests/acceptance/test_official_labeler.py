@@ -28,7 +28,7 @@ def labels_of_the_mirror(mirror: Mirror) -> Labels:
 def test_labels_and_negations_of_ozone_are_mirrored(
     official_network: Callable[..., OfficialNetwork], blank_database: str, tmp_path: Path
 ) -> None:
-    """B5: the labeler's whole history, then what it says while the mirror runs; its signatures are valid."""
+    """B5, N3: beside the repos, one pipeline: the labeler's whole history, then what it says while the mirror runs; its signatures are valid."""
     network = official_network(ozone=blank_database, accounts=3, posts=2)
     (one, account), (two, _), (three, _) = network.truth().items()
     path, cid = next((path, cid) for path, cid in account["records"].items() if path.startswith("app.bsky.feed.post/"))

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.acceptance
 
 SEED = int(os.environ.get("CHAOS_SEED", "11"))
 SECONDS = float(os.environ.get("CHAOS_MINUTES", "1")) * 60
-REPOS = 1000
+REPOS = 1000 if SECONDS <= 60 else 2000
 FEW_FAILED = 20  # five attempts in a row, of which every fourth meets a fault
 LONGEST_STALL_SECONDS = 150.0  # blows come every few seconds all the while
 

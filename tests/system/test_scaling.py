@@ -35,7 +35,7 @@ def fleet(mirror: Any, simulator: Any, log: str, database: str, tmp_path: Path) 
 
 
 def test_workers_come_and_go(fleet: Any) -> None:
-    """U1, G1: scaled and replaced under load, every process drains and ends with 0, and the tables are the network's."""
+    """U1, N2, G1: scaled and replaced under load, every process drains and ends with 0, and the tables are the network's."""
     one, pods, pace = fleet
     for kind in ("firehose", "labels", *SCALED):
         pods.start(kind)
