@@ -3,7 +3,8 @@
 `KeyRing(settings, health, extract).find(dids)` blocks until every DID has its answer: what `extract` takes from its
 identity, or a `Lack`. A PLC directory or a database that does not answer delays the caller, with the reason in the health
 page, and never becomes an answer; one DID that alone gets none does not hold up the others, and all did:web hosts that are
-away hold them up once, for three seconds.
+away hold them up once, for three seconds. A directory that limits our requests is waited for as long as it does: what it
+puts off is no silence about a DID. A did:web host that does so is one that is away.
 Used by one thread. Its requests run in a loop of their own.
 """
 
@@ -11,7 +12,7 @@ import asyncio
 import atexit
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from concurrent.futures import Future
 from enum import Enum
@@ -38,6 +39,7 @@ WAIT_MAX_SECONDS = 15.0
 LOOK_SECONDS = 0.1
 CLOSE_SECONDS = 2.0
 RERESOLVED_ENTRIES = 20_000
+THROTTLED = "waiting for the directory: rate limit"
 
 
 class Lack(Enum):
@@ -113,19 +115,22 @@ class KeyRing(Generic[X]):
     def _answers(self, dids: set[str], seconds: float | None, *, fresh: bool) -> dict[str, X | Lack]:
         """`seconds`: hosts of strangers get so long, all together, and one try; None: the directory, which is waited for."""
         found: dict[str, X | Lack] = {}
-        tries = 0
+        tries: Counter[str] = Counter()
         while dids:
             answers = self._ask(dids, fresh, seconds)
             silent = {did: answer for did, answer in answers.items() if isinstance(answer, IdentityUnreachable)}
-            tries += 1
-            if silent and (seconds is not None or self._others_answer(len(silent) < len(answers), tries)):
-                silent = {}
+            unheard = [did for did, answer in silent.items() if not answer.throttled]
+            some = len(silent) < len(answers)
+            tries.update(unheard)
+            for did in unheard if seconds is not None else self._hopeless(unheard, tries, some):
+                del silent[did]
             found |= {did: self._keep(did, answer) for did, answer in answers.items() if did not in silent}
-            if silent:
-                # where the others have their answer, the directory is well: ask soon
-                first = WAIT_FIRST_SECONDS / 5 if len(silent) < len(answers) else WAIT_FIRST_SECONDS
-                self._wait(next(iter(silent.values())), tries, first)
             dids = set(silent)
+            again = [did for did in unheard if did in dids]
+            if again:
+                # where the others have their answer, the directory is well: ask soon
+                first = WAIT_FIRST_SECONDS / 5 if some else WAIT_FIRST_SECONDS
+                self._wait(silent[again[0]], tries[again[0]], first)
         return found
 
     def _ask(
@@ -133,13 +138,17 @@ class KeyRing(Generic[X]):
     ) -> dict[str, Identity | IdentityNotFound | IdentityUnreachable]:
         age = self._settings.key_cache_seconds
         found: dict[str, Identity | IdentityNotFound | IdentityUnreachable] = self._patient(
-            lambda resolver: resolver.resolve_many(dids, max_age=age, fresh=fresh, seconds=seconds)
+            lambda resolver: resolver.resolve_many(dids, max_age=age, fresh=fresh, seconds=seconds),
+            directory=seconds is None,
         )
         return found
 
-    def _others_answer(self, some: bool, tries: int) -> bool:
-        """The directory answers, only not about these DIDs, and has been asked often enough."""
-        return tries >= PLC_TRIES and (some or self._patient(lambda resolver: resolver.directory_answers()))
+    def _hopeless(self, unheard: list[str], tries: Counter[str], some: bool) -> list[str]:
+        """DIDs that have been asked for often enough while the directory has answers, only none about these."""
+        spent = [did for did in unheard if tries[did] >= PLC_TRIES]
+        if spent and not some and not self._patient(lambda resolver: resolver.directory_answers()):
+            return []
+        return spent
 
     def _keep(self, did: str, answer: Identity | IdentityNotFound | IdentityUnreachable) -> X | Lack:
         kept = self._kept
@@ -166,8 +175,8 @@ class KeyRing(Generic[X]):
         if STOP.is_set():
             raise Stopping(str(why))
 
-    def _patient(self, work: Callable[[Resolver], Awaitable[Any]]) -> Any:
-        """The result of work in the loop; a database that is away is waited for."""
+    def _patient(self, work: Callable[[Resolver], Awaitable[Any]], *, directory: bool = False) -> Any:
+        """The result of work in the loop; a database that is away is waited for, and a `directory` that wants a rest."""
         tries = 0
         while True:
             running = self._run(work)
@@ -175,7 +184,10 @@ class KeyRing(Generic[X]):
                 try:
                     running.exception(LOOK_SECONDS)
                 except TimeoutError:
-                    if STOP.is_set() and tries > 0:
+                    rests = directory and self._resolver is not None and self._resolver.throttled
+                    if rests:
+                        self._health.report("failing", THROTTLED)
+                    if STOP.is_set() and (rests or tries > 0):
                         running.cancel()
                         raise Stopping("identities") from None
             try:

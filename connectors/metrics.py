@@ -46,6 +46,9 @@ SEQUENCE_GAPS = Counter("sequence_gaps_total", "holes in an upstream's sequence"
 GAP_SEQS = Counter("sequence_gap_missed_seqs_total", "sequence numbers in these holes", ["upstream"])
 QUEUE_FRAMES = Gauge("sluice_stream_queue_frames", "frames that wait in memory", ["flow"])
 KEY_LOOKUPS = Counter("sluice_key_lookups_total", "signing keys that were needed", ["flow", "result"])
+DIRECTORY_THROTTLED = Counter(
+    "sluice_directory_throttled_total", "requests that the PLC directory refused for its limit; they are made again"
+)
 LOOSENED = Counter(
     "sluice_checks_failed_and_counted_total", "events that only the settings let pass", ["flow", "reason"]
 )

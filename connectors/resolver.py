@@ -3,7 +3,7 @@
 `Resolver(settings, session).resolve(did)` asks the network once for many callers (single flight). It raises
 `IdentityNotFound` (there is no such identity, or we must not ask for it; remembered for a while) or `IdentityUnreachable`
 (nobody answered: says nothing about the identity). An expired entry serves while the directory is down, unless `fresh` was
-asked for. Requests are paced, and a directory that answers 429 is left alone for as long as it says.
+asked for. Requests are paced, and a directory that answers 429, or 503 with a time, is left alone for as long as it says.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from connectors.http import Answer, HostRefused, Unreachable, fetch, retry_after
+from connectors.pace import Pace
 from connectors.together import Together
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -31,8 +32,6 @@ KNOWN_TO_ASK = 3
 STORE_CONNECTIONS = 2
 MEMORY_SECONDS = 10.0  # the table is asked again then: an #identity empties it for all processes
 NEGATIVE_ENTRIES = 20_000
-LONGEST_PAUSE_SECONDS = 300.0
-
 
 log = logging.getLogger("identities")
 
@@ -49,11 +48,15 @@ class IdentityNotFound(Exception):
 
 
 class IdentityUnreachable(Exception):
-    """The directory or host did not give an answer; `retry_after` in seconds where it named one."""
+    """The directory or host did not give an answer; `retry_after` in seconds where it named one.
 
-    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+    `throttled`: the directory, which is there, wants to be asked later. Never of a host of strangers.
+    """
+
+    def __init__(self, detail: str, retry_after: float | None = None, *, throttled: bool = False) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+        self.throttled = throttled
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Resolver:
         self._missing: OrderedDict[str, tuple[float, IdentityNotFound]] = OrderedDict()
         self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._web_turns = asyncio.Semaphore(WEB_REQUESTS_AT_ONCE)
-        self._next_request = 0.0  # time.monotonic
+        self._pace = Pace(settings.identity_requests_per_second)
         self._sql = queries("identity")
         self._pool: AsyncConnectionPool | None = None
         self._look_ups: Together[str, tuple[Identity, float]] = Together(self._stored_many)
@@ -106,11 +109,17 @@ class Resolver:
         }
         rest = [did for did in dict.fromkeys(dids) if did not in found]
         answers = await self._ask_all(rest, seconds)
-        await self._store_many([answer for answer in answers if isinstance(answer, Identity)])
+        if seconds is not None:
+            await self._store_many([answer for answer in answers if isinstance(answer, Identity)])
         for did, answer in zip(rest, answers, strict=True):
             old = stored.get(did)
             found[did] = old[0] if old is not None and isinstance(answer, IdentityUnreachable) else answer
         return found
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the PLC directory has asked to be left alone until later. May be read from any thread."""
+        return self._pace.resting
 
     def forget(self, did: str) -> None:
         """An #identity event arrived: what memory holds of this DID is out of date."""
@@ -171,11 +180,13 @@ class Resolver:
     ) -> list[Identity | IdentityNotFound | IdentityUnreachable]:
         """The network's answers in the order of the DIDs; `seconds` for all of them."""
         asked = {did: asyncio.create_task(self._ask_for(did, seconds)) for did in dids}
-        if asked:
-            _, late = await asyncio.wait(asked.values(), timeout=seconds)
-            for one in late:
+        try:
+            if asked:
+                await asyncio.wait(asked.values(), timeout=seconds)
+        finally:  # too late, or nobody waits any more
+            for one in asked.values():
                 one.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.gather(*asked.values(), return_exceptions=True)
         return [
             IdentityUnreachable(f"{did}: no answer in time") if task.cancelled() else task.result()
             for did, task in asked.items()
@@ -187,11 +198,14 @@ class Resolver:
         if missing is not None and missing[0] > time.monotonic():
             return missing[1]
         try:
-            return await self._ask(did, seconds)
+            identity = await self._ask(did, seconds)
         except IdentityUnreachable as err:
             return err
         except IdentityNotFound as err:
             return err
+        if seconds is None:  # at once: the answers of a directory that limits us take minutes, and the process may end
+            await self._stores.one(identity)
+        return identity
 
     async def _ask(self, did: str, seconds: float | None = None) -> Identity:
         try:
@@ -215,23 +229,15 @@ class Resolver:
             total_seconds=seconds,
         )
 
-    async def _turn(self) -> None:
-        """Wait for this request's moment: so many a second, none while the directory wants to be left alone."""
-        now = time.monotonic()
-        at = max(now, self._next_request)
-        self._next_request = at + 1 / self._settings.identity_requests_per_second
-        if at > now:
-            await asyncio.sleep(at - now)
-
     async def _asked(self, did: str, seconds: float) -> Identity:
         url = document_url(did, self._settings.plc)
         if url is None:
             raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
         plc = did.startswith("did:plc:")
         try:
-            if plc:
-                await self._turn()
             async with self._turns if plc else self._web_turns:
+                if plc:  # inside: who waited long for a place must not pass a rest that has begun
+                    await self._pace.turn()
                 answer = await self._fetch(url, seconds)
         except HostRefused as err:
             if plc:  # our own setting is wrong, which says nothing about the DID
@@ -241,14 +247,16 @@ class Resolver:
             raise IdentityNotFound(f"{did}: {err}") from err
         except Unreachable as err:
             raise IdentityUnreachable(f"{did}: {err}") from err
+        wait = retry_after(answer.headers, time.time())
+        throttled = plc and (answer.status == 429 or (answer.status == 503 and wait is not None))
+        if throttled:
+            self._pace.throttled(wait)
+        elif plc and answer.status < 500:
+            self._pace.answered()
         if answer.status in (404, 410) and (not plc or _says_no(answer)):
             raise IdentityNotFound(f"{did}: {url} answered {answer.status}", gone=answer.status == 410 or not plc)
         if answer.status != 200:
-            wait = retry_after(answer.headers, time.time())
-            if answer.status == 429 and plc:
-                pause = min(wait if wait is not None else 1.0, LONGEST_PAUSE_SECONDS)
-                self._next_request = max(self._next_request, time.monotonic() + pause)
-            raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait)
+            raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait, throttled=throttled)
         parsed = parse_document(did, answer.json())
         if isinstance(parsed, IdentityRejected):
             why = f"{did}: {parsed.reason}, {parsed.detail}"

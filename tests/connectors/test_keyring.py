@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from flow_process import wait_until
 
-from connectors.keyring import PLC_TRIES, WEB_SECONDS, KeyRing, Lack
-from connectors.process import Health
+from connectors.keyring import PLC_TRIES, THROTTLED, WEB_SECONDS, KeyRing, Lack
+from connectors.process import Health, Stopping
 from schemas.settings import Settings
 from simulator.keys import derive_key, multikey
 
@@ -26,12 +26,19 @@ KEY = multikey(derive_key("secp256k1", "account"))
 
 
 class Directory:
-    """A PLC directory behind a proxy: `dead` DIDs are answered with 503; its health page has a status of its own."""
+    """A PLC directory behind a proxy: `dead` DIDs are answered with 503; its health page has a status of its own.
+
+    With a `rate` it answers so many requests a second, the others with 429. It is a did:web host too, which answers 429 only.
+    """
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
         self.dead: set[str] = set()
         self.health = 404
+        self.rate: float | None = None
+        self.retry_after: str | None = None
+        self.refused = 0
+        self._tokens, self._at, self._lock = 0.0, time.monotonic(), threading.Lock()
         directory = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -44,7 +51,11 @@ class Directory:
                     status, body = directory.health, b"a page"
                 elif did in directory.dead:
                     status, body = 503, b""
+                if did == ".well-known/did.json" or directory.limits():
+                    status, body = 429, b"{}"
                 self.send_response(status)
+                if status == 429 and directory.retry_after is not None:
+                    self.send_header("Retry-After", directory.retry_after)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -54,7 +65,21 @@ class Directory:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def limits(self) -> bool:
+        """Whether this request is one too many."""
+        with self._lock:
+            if self.rate is None:
+                return False
+            now = time.monotonic()
+            self._tokens = min(self.rate, self._tokens + (now - self._at) * self.rate)
+            self._at = now
+            allowed = self._tokens >= 1
+            self._tokens -= allowed
+            self.refused += not allowed
+            return not allowed
 
 
 @pytest.fixture
@@ -104,6 +129,51 @@ def test_one_did_that_alone_gets_no_answer_holds_up_nobody(
     directory.dead = {NEW}
     assert ring.find({NEW}) == {NEW: Lack.UNREACHABLE}
     assert (directory.asked[NEW], directory.asked[KNOWN]) == (PLC_TRIES, 1)
+
+
+@pytest.mark.parametrize("retry_after", [None, "1"])
+def test_a_directory_that_limits_our_requests_is_waited_for_and_refuses_nobody(
+    directory: Directory, ring: KeyRing[str | None], caplog: pytest.LogCaptureFixture, retry_after: str | None
+) -> None:
+    """N1, G8: half of 400 true commits were refused for want of a key. Whoever is silent for another reason is still given up."""
+    caplog.set_level("INFO")
+    directory.rate, directory.retry_after, directory.dead = 20.0, retry_after, {NEW}
+    dids = {f"did:plc:{letter}{other}" + "m" * 22 for letter in "abcdefgh" for other in "abcdefgh"}
+    found = ring.find(dids | {NEW})
+    assert found == {NEW: Lack.UNREACHABLE} | dict.fromkeys(dids, f"did:key:{KEY}")
+    assert directory.refused > 0
+    told = [record for record in caplog.records if getattr(record, "why", "") == THROTTLED]
+    limited = [record for record in caplog.records if "limits our requests" in record.message]
+    assert (len(told) > 0, len(limited)) == (True, 1)  # not once for every DID
+
+
+def test_a_directory_that_limits_us_for_long_does_not_hold_up_a_stop(
+    directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+    monkeypatch.setattr("connectors.keyring.STOP", stop)
+    directory.rate, directory.retry_after = 0.0, "300"
+
+    def stop_when_refused() -> None:
+        wait_until(lambda: directory.refused)
+        stop.set()
+
+    threading.Thread(target=stop_when_refused, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(Stopping):
+        ring.find({NEW, KNOWN})
+    assert directory.refused > 0
+    assert time.monotonic() - started < 60
+
+
+def test_a_did_web_host_that_limits_us_for_ever_holds_up_nobody(
+    directory: Directory, ring: KeyRing[str | None]
+) -> None:
+    """G9: only the directory's operator is ours to wait for."""
+    directory.retry_after = "300"
+    web = f"did:web:localhost%3A{directory.port}"
+    assert ring.find({web, NEW}) == {web: Lack.UNREACHABLE, NEW: f"did:key:{KEY}"}
+    assert directory.asked == {".well-known/did.json": 1, NEW: 1}
 
 
 def test_many_silent_hosts_are_waited_for_once(directory: Directory, ring: KeyRing[str | None]) -> None:

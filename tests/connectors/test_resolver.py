@@ -9,11 +9,12 @@ import pytest
 from aiohttp import web
 
 from connectors.http import open_session
-from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.resolver import REQUESTS_AT_ONCE, IdentityNotFound, IdentityUnreachable, Resolver
 from schemas.settings import Settings, load
 from steps.identity import Identity, document_url
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+MANY = ["did:plc:" + "abcdefghijklmnop"[n // 16] * 12 + "bcdefghijklmnopq"[n % 16] * 12 for n in range(200)]
 
 
 class Directory:
@@ -25,6 +26,8 @@ class Directory:
         self.body: str | None = None
         self.pds = "https://one.example"
         self.wait = 0.0
+        self.retry_after: str | None = "9"
+        self.limited: set[str] = set()
 
     async def answer(self, request: web.Request) -> web.Response:
         did = request.path[1:]
@@ -32,8 +35,10 @@ class Directory:
         await asyncio.sleep(self.wait)
         if self.body is not None:
             return web.Response(status=self.status, text=self.body)
-        if self.status != 200:
-            return web.Response(status=self.status, headers={"Retry-After": "9"})
+        status = 429 if did in self.limited else self.status
+        if status != 200:
+            named = {} if self.retry_after is None else {"Retry-After": self.retry_after}
+            return web.Response(status=status, headers=named)
         if did != DID:
             return web.json_response({"message": f"DID not registered: {did}"}, status=404)
         service = {"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": self.pds}
@@ -96,7 +101,7 @@ def test_a_directory_that_is_down_is_not_an_unknown_did(database: str) -> None:
         directory.status = 503
         with pytest.raises(IdentityUnreachable) as raised:
             await resolver().resolve(DID)
-        assert raised.value.retry_after == 9
+        assert (raised.value.retry_after, raised.value.throttled) == (9, True)
         nobody = resolver(plc="http://127.0.0.1:1")
         with pytest.raises(IdentityUnreachable):
             await nobody.resolve(DID)
@@ -154,7 +159,7 @@ def test_one_did_whose_answer_nobody_thought_of_leaves_the_others_alone(
 def test_an_expired_entry_serves_while_the_directory_is_down(database: str) -> None:
     async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
         await resolver().resolve(DID)
-        directory.status = 503
+        directory.status, directory.retry_after = 503, None
         late = resolver(identity_cache_seconds=0.000001)
         assert (await late.resolve(DID)).pds == "https://one.example"
         assert len(directory.asked) == 2
@@ -249,6 +254,37 @@ def test_requests_are_paced_and_a_directory_that_asks_for_rest_gets_it(database:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(paced.resolve(DID), 0.5)
         assert len(directory.asked) == asked
+
+    run(database, body)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_requests_that_wait_for_their_turn_keep_the_rest_that_another_was_told_of(database: str, status: int) -> None:
+    """Each of a batch had its moment before the first answer came, and a pause moved only those after it."""
+
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        directory.status, directory.retry_after = status, "60"
+        one = resolver()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(one.resolve_many(MANY, max_age=60), 3)
+        assert one.throttled
+        assert 0 < len(directory.asked) <= REQUESTS_AT_ONCE  # those that were under way when the first answer came
+
+    run(database, body)
+
+
+def test_what_a_directory_answered_before_it_limits_us_is_kept(database: str) -> None:
+    """A batch may wait for minutes then: what was answered is in the table, whenever the process ends."""
+
+    async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        directory.limited, directory.retry_after = set(MANY), "3600"
+        one = resolver(identity_requests_per_second=20.0)
+        batch = asyncio.create_task(one.resolve_many([DID, *MANY], max_age=60))
+        async with asyncio.timeout(60):
+            while not (one.throttled and await one._stored_many([DID])):
+                await asyncio.sleep(0.05)
+        assert not batch.done()
+        batch.cancel()
 
     run(database, body)
 
