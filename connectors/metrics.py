@@ -151,6 +151,12 @@ OLDEST_UNSETTLED = Gauge(
     "sluice_oldest_unsettled_seconds", "age of the oldest message that a group has not settled", ["group", "topic"]
 )
 RETENTION = Gauge("sluice_retention_seconds", "how long the broker keeps a topic's messages", ["topic"])
+HANDLES = Gauge(
+    "sluice_handles",
+    "handles by state, estimated in large tables; those that are due are counted to 100,000",
+    ["state"],
+)
+HANDLES_LATE = Gauge("sluice_handles_late_seconds", "how long the check of a handle is overdue, at most")
 AUDIT_FINDINGS = Gauge("sluice_audit_findings", "repos that the newest audit found wrong")
 AUDIT_TIME = Gauge("sluice_audit_time_seconds", "when the newest audit last moved on")
 LOOKS_FAILED = Counter("sluice_gauge_looks_failed_total", "looks at tables and log that failed", ["look"])

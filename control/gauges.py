@@ -77,7 +77,7 @@ class Gauges:
         """One round. `heavy`: also what reads samples, the log and sizes."""
         looks: list[Callable[[], None]] = [self._repos, self._jobs, self._hosts, self._left_over, self._audit]
         if heavy:
-            looks += [self._hosts_with_work, self._sizes, self._ages]
+            looks += [self._hosts_with_work, self._handles, self._sizes, self._ages]
         for one in looks:
             name = one.__name__.strip("_")
             try:
@@ -147,6 +147,13 @@ class Gauges:
         for row in self._rows("audit"):
             metrics.AUDIT_FINDINGS.set(row["count"])
             metrics.AUDIT_TIME.set(row["time"])
+
+    def _handles(self) -> None:
+        (found,) = self._connection().execute(queries("control")["handles"].encode()).fetchall()
+        for state, count in found.items():
+            metrics.HANDLES.labels(state).set(count)
+        (late,) = self._rows("handles_late")
+        metrics.HANDLES_LATE.set(late["seconds"])
 
     def _hosts_with_work(self) -> None:
         rows = hosts_with_work(self._connection(), TOP_HOSTS)

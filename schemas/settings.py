@@ -141,7 +141,9 @@ class Settings(BaseSettings):
     handle_retry_seconds: float = Field(
         3600.0, gt=0, description="first wait before a handle that is not verified is checked again"
     )
-    handle_checks_per_second: float = Field(20.0, gt=0, description="handles that control checks in a second at most")
+    handle_checks_per_second: float = Field(
+        50.0, gt=0, description="handles that control checks in a second at most, each a question to the PLC directory"
+    )
 
     # backfill
     backfill_concurrency: int = Field(10, ge=1, le=1000, description="getRepo requests at once, per worker")

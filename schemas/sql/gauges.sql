@@ -40,6 +40,11 @@ select count(*) from sluice.stream_gap where answered_at is null
 select flow, upstream, extract(epoch from now() - updated_at)::float8 as age
 from sluice.cursor where upstream = any(%(upstreams)s::text[])
 
+-- name: handles_late
+-- Of what is due by the clock: what an event asks for has no time of its own.
+select coalesce(extract(epoch from now() - min(next_check_at)), 0)::float8 as seconds
+from sluice.handle where next_check_at > '-infinity' and next_check_at <= now()
+
 -- name: audit
 -- Repos that the newest audit found wrong, and when it last moved on.
 select count(distinct f.did), extract(epoch from r.updated_at)::float8 as time

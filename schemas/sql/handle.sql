@@ -1,7 +1,18 @@
 -- Statements on sluice.handle, each run by connectors/handles.py. Rows are locked in DID order.
 
 -- name: due
-select did, asked, failures from sluice.handle where next_check_at <= now() order by next_check_at limit %(limit)s
+-- What events ask for, then what was never checked, then what is to be checked again: a handle of which nothing is known is
+-- `handle.invalid`, one that is late was verified. The second part reads past the first's rows only where those are few.
+with first as materialized (
+    select did, asked, failures from sluice.handle
+    where (checked_at is null or next_check_at = '-infinity') and next_check_at <= now()
+    order by next_check_at limit %(limit)s
+), again as (
+    select did, asked, failures from sluice.handle
+    where checked_at is not null and next_check_at > '-infinity' and next_check_at <= now()
+    order by next_check_at limit %(limit)s - (select count(*) from first)
+)
+select did, asked, failures from first union all select did, asked, failures from again
 
 -- name: release
 -- A handle belongs to the DID that its domain names now: any other that held it loses it.

@@ -3,9 +3,11 @@
 import asyncio
 import datetime
 import ipaddress
+import re
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from fix_simulator import Simulation
 from connectors import metrics
 from connectors.handles import HandleChecks, HandleResolver, open_handle_session
 from schemas.settings import Settings, SettingsError, load
+from schemas.sql import queries
 from simulator.config import SimulatorConfig
 from simulator.faults import Faults
 from simulator.names import NameServer
@@ -377,6 +380,38 @@ def test_the_rate_is_bounded_and_events_go_first(simulator: Any, database: str) 
         checks.until(lambda: time.monotonic() - started > 4)
         done = metrics.HANDLE_CHECKS.labels("verified")._value.get() - before
         assert done <= 4.0 * (time.monotonic() - started + 3)
+
+
+def test_who_was_never_checked_goes_before_who_was(database: str) -> None:
+    """Re-checks of a whole network do not keep new accounts at `handle.invalid`; both parts are read from an index."""
+    rows = (
+        "insert into sluice.handle (did, next_check_at, checked_at)"
+        " select %s || n, now() + %s::interval - n * interval '1 s', case when %s then now() - interval '2 d' end"
+        " from generate_series(1, %s) n"
+    )
+    due = queries("handle")["due"].encode()
+    with psycopg.connect(database, autocommit=True) as db:
+        for kind, when, checked, count in (
+            ("again ", "-1 d", True, 20_000),
+            ("later ", "1 d", True, 20_000),
+            ("new ", "-1 min", False, 30),
+            ("soon ", "1 h", False, 5),
+            ("asked ", "0", True, 10),
+        ):
+            db.execute(rows, (kind, when, checked, count))
+        db.execute("update sluice.handle set next_check_at = '-infinity' where did like 'asked %'")
+        db.execute("analyze sluice.handle")
+        for limit, expected in (
+            (5, {"asked": 5}),
+            (25, {"asked": 10, "new": 15}),
+            (100, {"asked": 10, "new": 30, "again": 60}),
+        ):
+            dids = [row[0] for row in db.execute(due, {"limit": limit})]
+            assert Counter(did.split()[0] for did in dids) == expected
+        (plan,) = db.execute(b"explain (analyze, format json) " + due, {"limit": 60}).fetchone()[0]
+        assert "Seq Scan" not in str(plan)
+        skipped = [int(rows) for rows in re.findall(r"'Rows Removed by Filter': (\d+)", str(plan))]
+        assert max(skipped, default=0) <= 60
 
 
 def test_a_handle_has_one_owner_whatever_runs(database: str) -> None:

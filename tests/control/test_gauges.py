@@ -101,7 +101,13 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
         for number in range(found):
             what = (row[0], dids[number])
             db.execute("insert into sluice.audit_finding (run, did, kind, detail) values (%s, %s, 'rows', '')", what)
-    failed = {look: value("sluice_gauge_looks_failed_total", look=look) for look in ("repos", "jobs", "ages", "sizes")}
+    db.execute(
+        "insert into sluice.handle (did, next_check_at, checked_at) values ('did:plc:a', '-infinity', null),"
+        " ('did:plc:b', now() - interval '1 h', null), ('did:plc:c', now() - interval '2 h', now()),"
+        " ('did:plc:d', now() + interval '1 h', now())"
+    )
+    looks = ("repos", "jobs", "ages", "sizes", "handles")
+    failed = {look: value("sluice_gauge_looks_failed_total", look=look) for look in looks}
     Gauges(settings).look(heavy=True)
     assert {look: value("sluice_gauge_looks_failed_total", look=look) for look in failed} == failed
     assert [value("sluice_repos", phase=phase) for phase in ("pending", "backfill", "sync", "failed")] == [1, 2, 1, 1]
@@ -120,6 +126,8 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
     assert value("sluice_jobs_near_last_attempt") == 1, "neither with fewer failures, nor when it is over"
     assert value("sluice_audit_findings") == 2, "of the newest audit"
     assert value("sluice_database_bytes") > 1_000_000
+    assert [value("sluice_handles", state=state) for state in ("verified", "unverified", "due")] == [0, 4, 3]
+    assert value("sluice_handles_late_seconds") == pytest.approx(2 * HOUR, abs=60)
 
 
 def test_only_the_hosts_with_most_work_are_labels(settings: Settings, db: psycopg.Connection) -> None:
