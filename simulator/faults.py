@@ -41,6 +41,7 @@ NAMES: dict[str, str] = {
     "seq_gap": "a jump of the sequence by gap (default 100)",
     "relay_bad_sig": "a commit whose signature does not verify, beside the true one",
     "plc_500": "the PLC directory answers 500",
+    "plc_429": "the PLC directory answers rate requests a second (default 0) and the others with 429; retry_after (seconds, None = no header)",
     "plc_slow": "the PLC directory answers after seconds (default 2)",
     "dns_servfail": "the DNS server answers SERVFAIL",
     "dns_silent": "the DNS server does not answer",

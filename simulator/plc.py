@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from aiohttp import web
@@ -54,6 +55,7 @@ class PlcDirectory:
         self.pds_urls: list[str] = []
         self.labelers: dict[str, dict[str, Any]] = {}  # DID → document
         self.requests = 0
+        self._allowance, self._allowed_at = 0.0, time.monotonic()
 
     def application(self) -> web.Application:
         """The routes."""
@@ -70,6 +72,8 @@ class PlcDirectory:
         did = request.match_info["did"]
         if self.faults.fire("plc_500", did=did):
             return web.json_response({"message": "injected"}, status=500)
+        if (refused := self._throttled(did)) is not None:
+            return refused
         slow = self.faults.fire("plc_slow", did=did)
         if slow:
             await asyncio.sleep(slow.get("seconds", 2))
@@ -77,6 +81,23 @@ class PlcDirectory:
         if document is None:
             return web.json_response({"message": f"DID not registered: {did}"}, status=404)
         return web.json_response(document, content_type="application/did+ld+json")
+
+    def _throttled(self, did: str) -> web.Response | None:
+        """The refusal of a request that is one too many; a second's worth may come at once."""
+        limit = self.faults.parameters("plc_429")
+        if limit is None:
+            return None
+        rate, now = float(limit.get("rate", 0)), time.monotonic()
+        self._allowance = min(rate, self._allowance + (now - self._allowed_at) * rate)
+        self._allowed_at = now
+        if self._allowance >= 1:
+            self._allowance -= 1
+            return None
+        if self.faults.fire("plc_429", did=did) is None:
+            return None
+        wait = limit.get("retry_after")
+        headers = {} if wait is None else {"Retry-After": str(wait)}
+        return web.json_response({"message": "too many requests"}, status=429, headers=headers)
 
     def account_document(self, did: str) -> dict[str, Any] | None:
         """The document of an account, or None."""

@@ -146,7 +146,14 @@ def test_plc_faults(simulator: Any) -> None:
     started = time.monotonic()
     get(f"{simulation.plc}/{did}")
     assert time.monotonic() - started >= 0.3
-    assert simulation.faults()["fired"] == {"plc_500": 1, "plc_slow": 1}
+    only(simulation, "plc_429", rate=0, retry_after=7)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{simulation.plc}/{did}")
+    assert (caught.value.code, caught.value.headers["Retry-After"]) == (429, "7")
+    only(simulation, "plc_429", rate=1000)
+    time.sleep(0.1)
+    get(f"{simulation.plc}/{did}")
+    assert simulation.faults()["fired"] == {"plc_500": 1, "plc_slow": 1, "plc_429": 1}
     assert refused_plain(f"{simulation.plc}/did:plc:aaaaaaaaaaaaaaaaaaaaaaaa") == 404
 
 
