@@ -1,8 +1,8 @@
 """The rows of `sluice.repo` as work: discovered, queued, claimed, given back, reaped.
 
-Each method is one short transaction on a connection of its own `RepoStore`; all times are the database's. Rows are locked
-in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and the rest after, because a
-held event that the index committed while we waited for the lock must not outlive the phase.
+Each method is one short transaction on a connection of its own `RepoStore` (`discover` is several); all times are the
+database's. Rows are locked in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and
+the rest after, because a held event that the index committed while we waited for the lock must not outlive the phase.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,11 @@ class RepoStore:
         self.close = self.connection.close
 
     def discover(self, listed: Sequence[Listed], job: int | None = None) -> Discovery:
-        """Rows for repos that are new, and what the listing says about known ones. Commits before it returns."""
+        """Rows for repos that are new, and what the listing says about known ones. Commits before it returns.
+
+        Each statement by itself: it locks in DID order, but what two of them lock together is in none, and the index, which
+        has other repos of the page, would wait for us as we for it.
+        """
         unique = list({entry.did: entry for entry in listed}.values())
         values: dict[str, Any] = {
             "dids": [entry.did for entry in unique],
@@ -75,13 +79,12 @@ class RepoStore:
             "reopen": REOPEN_SECONDS,
             "final": sorted(TAKEN_DOWN),
         }
-        with self.connection().transaction():
-            rows = self.connection().execute(SQL["discover"], values).fetchall()
-            if len(rows) < len(unique):
-                if any(entry.status in TAKEN_DOWN for entry in unique):
-                    self._take_down(values)
-                for name in ("listed_closes", "listed_ahead", "listed_raises", "listed_reopens"):
-                    self.connection().execute(SQL[name], values)
+        rows = self.connection().execute(SQL["discover"], values).fetchall()
+        if len(rows) < len(unique):
+            if any(entry.status in TAKEN_DOWN for entry in unique):
+                self._take_down(values)
+            for name in ("listed_closes", "listed_ahead", "listed_raises", "listed_reopens"):
+                self.connection().execute(SQL[name], values)
         tasks = [
             wire.RepoTask(did=did, attempt=attempt, reason="listed", host=host, rev=rev or None, job=job)
             for did, attempt, host, rev, phase in rows
@@ -90,10 +93,11 @@ class RepoStore:
         return Discovery(tasks, len(rows), len(listed) - len(rows))
 
     def _take_down(self, values: dict[str, Any]) -> None:
-        dids = [row[0] for row in self.connection().execute(SQL["lock_taken_down"], values)]
-        if dids:
-            self.connection().execute(SQL["drop_held"], {"dids": dids})
-            self.connection().execute(SQL["take_down"], values | {"taken_down": dids})
+        with self.connection().transaction():
+            dids = [row[0] for row in self.connection().execute(SQL["lock_taken_down"], values)]
+            if dids:
+                self.connection().execute(SQL["drop_held"], {"dids": dids})
+                self.connection().execute(SQL["take_down"], values | {"taken_down": dids})
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
         """Claim what the tasks name and nothing else; those missing from the result belong to somebody else or are done."""
