@@ -1,0 +1,90 @@
+"""Benchmark: how fast `sluice audit --all` proves a mirror, by its roots only, and with every record hashed again.
+
+    .venv/bin/python -m bench.audit [--repos 2000] [--records-per-repo 100]
+
+A simulated network is mirrored first, by every process but the firehose; those have ended when the clock starts. The audits are
+the command's own, with one worker, from the first query to the report. `per_core_second`: records by the audit's CPU seconds, which
+is what a further worker adds; PostgreSQL's are in `cpu_seconds`. Floor: the same rows out of memory through the same checks.
+"""
+
+import argparse
+import time
+from contextlib import ExitStack
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import psycopg
+from psycopg.types.string import ByteaBinaryLoader
+
+from bench.simulated import Simulated, simulated
+from bench.stack import Floor, Stack, floor, report, stack, until
+from control.audit import Options, Scope, audit
+from schemas.sql import queries
+from steps.audit import Head, check_rows
+
+KINDS = ("control", "index", "backfill", "list-repos")
+SQL = queries("audit")
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repos", type=int, default=2000)
+    parser.add_argument("--records-per-repo", type=int, default=100)
+    options = parser.parse_args()
+    network: dict[str, Any] = {"repos": options.repos, "records_per_repo": options.records_per_repo, "churn": 0.0}
+    with simulated(**network, labelers=0, inactive_share=0.0, prebuild=True) as sim:
+        overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "host_requests": 1_000_000}
+        with stack(**overrides) as running:
+            records = mirror(running, sim, options.repos)
+            roots, bodies = audited(running, records, bodies=False), audited(running, records, bodies=True)
+    report("audit", repos=options.repos, records=records, roots=roots, bodies=bodies)
+
+
+def mirror(running: Stack, sim: Simulated, repos: int) -> int:
+    """Every repo through the pipeline; the number of their records."""
+    in_sync = "select count(*) from sluice.repo where phase = 'sync'"
+    with ExitStack() as processes:
+        for kind in KINDS:
+            processes.enter_context(running.process(kind))
+        until(lambda: running.sql(in_sync)[0][0] >= repos, every=0.3)
+    running.sql("vacuum analyze")
+    found: int = running.sql("select count(*) from sluice.record")[0][0]
+    assert found == sim.ask("/state/summary")["records"], found
+    return found
+
+
+def audited(running: Stack, records: int, *, bodies: bool) -> dict[str, Any]:
+    """One audit of everything, which must find nothing."""
+    usage, cpu = running.usage(), time.process_time()
+    told = audit(running.settings, Scope(), Options(bodies=bodies, restart=True), lambda _: None)
+    cpu = time.process_time() - cpu
+    cost = usage.stop()
+    assert told.good, told.as_text()
+    assert (told.tally.records, told.tally.bodies) == (records, records if bodies else 0), told.as_text()
+    rate = records / told.seconds
+    own = check_floor(running, bodies=bodies)
+    return {"records_per_second": round(rate), "per_core_second": round(records / cpu), **own.figures(rate), **cost}
+
+
+def check_floor(running: Stack, *, bodies: bool) -> Floor:
+    """The checks of all rows, which are in memory, and nothing else."""
+    with psycopg.connect(running.settings.database) as db:
+        db.adapters.register_loader("json", ByteaBinaryLoader)
+        heads = [Head(*row) for row in db.execute(SQL["heads"], {"dids": dids(running)}, binary=True)]
+        rows = db.execute(SQL["leaves" if bodies else "roots"], {"dids": [head.did for head in heads]}, binary=True)
+        repos = {number: [row[1:] for row in own] for number, own in groupby(rows, itemgetter(0))}
+    with floor(sum(map(len, repos.values()))) as measured:
+        for number, head in enumerate(heads, 1):
+            assert not check_rows(head, repos.get(number, []), bodies=bodies).findings
+    return measured
+
+
+def dids(running: Stack) -> list[str]:
+    """Of all repos."""
+    return [row[0] for row in running.sql("select did from sluice.repo order by did")]
+
+
+if __name__ == "__main__":
+    main()
