@@ -28,7 +28,8 @@ KEY = multikey(derive_key("secp256k1", "account"))
 class Directory:
     """A PLC directory behind a proxy: `dead` DIDs are answered with 503; its health page has a status of its own.
 
-    With a `rate` it answers so many requests a second, the others with 429. It is a did:web host too, which answers 429 only.
+    With a `rate` it answers so many requests a second, the others with 429, and so it does `puts_off` requests for a DID first.
+    It is a did:web host too, which answers 429 only.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class Directory:
         self.health = 404
         self.rate: float | None = None
         self.retry_after: str | None = None
+        self.puts_off: dict[str, int] = {}
         self.refused = 0
         self._tokens, self._at, self._lock = 0.0, time.monotonic(), threading.Lock()
         directory = self
@@ -51,7 +53,11 @@ class Directory:
                     status, body = directory.health, b"a page"
                 elif did in directory.dead:
                     status, body = 503, b""
-                if did == ".well-known/did.json" or directory.limits():
+                if (
+                    did == ".well-known/did.json"
+                    or directory.limits()
+                    or directory.asked[did] <= directory.puts_off.get(did, 0)
+                ):
                     status, body = 429, b"{}"
                 self.send_response(status)
                 if status == 429 and directory.retry_after is not None:
@@ -145,6 +151,17 @@ def test_a_directory_that_limits_our_requests_is_waited_for_and_refuses_nobody(
     told = [record for record in caplog.records if getattr(record, "why", "") == THROTTLED]
     limited = [record for record in caplog.records if "limits our requests" in record.message]
     assert (len(told) > 0, len(limited)) == (True, 1)  # not once for every DID
+
+
+def test_being_put_off_counts_towards_nothing(
+    directory: Directory, ring: KeyRing[str | None], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it happens to one DID, and whatever the directory says about others meanwhile."""
+    monkeypatch.setattr("connectors.pace.SHORTEST_REST_SECONDS", 0.05)
+    know(database)
+    directory.retry_after, directory.puts_off = "0", {NEW: 3 * PLC_TRIES}
+    assert ring.find({NEW, "did:plc:" + "m" * 24})[NEW] == f"did:key:{KEY}"
+    assert directory.asked[NEW] == 3 * PLC_TRIES + 1
 
 
 def test_a_directory_that_limits_us_for_long_does_not_hold_up_a_stop(
