@@ -3,7 +3,9 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ IMPURE = {
     "asyncio", "aiohttp", "bytewax", "confluent_kafka", "logging", "os", "prometheus_client", "psycopg", "socket",
     "subprocess", "threading", "time", "urllib3", "uvloop",
 }  # fmt: skip
+PULLED = {"typing-extensions", "pydantic-core"}  # parts of pydantic's own interface, which brings them
 SPOOLED = {"car.py": {"os"}}  # it reads CARs that were spooled to disk at their offsets; the file is its caller's
 # what is downloaded from where is uv.lock's and the mirrors' business; machine paths mean nothing elsewhere
 FOREIGN = re.compile(
@@ -68,10 +71,28 @@ def test_steps_do_no_io_and_read_no_clock() -> None:
 def test_every_dependency_says_why_it_is_there() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
-    names = {re.split(r"[\[<>=!~ ]", requirement)[0] for requirement in wanted}
+    names = {_distribution(requirement) for requirement in wanted}
     told = dict(re.findall(r"^- `([a-z0-9-]+)`: (.+)$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE))
     assert names - set(told) == set(), "dependencies without a line in CONTRIBUTING.md"
     assert set(told) - names == set(), "lines in CONTRIBUTING.md for what is no dependency"
+
+
+def test_a_process_is_installed_with_what_it_imports_and_with_nothing_else() -> None:
+    """What only tests and benchmarks import is a development dependency: every image would carry it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
+    needed = {_distribution(one) for one in project["dependencies"]}
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    modules = {one for path in files for one in imported(path)} - set(PACKAGES) - sys.stdlib_module_names
+    providers = packages_distributions()
+    loaded = {name: {one.lower().replace("_", "-") for one in providers.get(name, ())} for name in modules}
+    known = needed | {_distribution(one) for one in extras} | PULLED
+    assert {name for name, by in loaded.items() if not by & known} == set(), "imported, and no dependency"
+    assert needed - set().union(*loaded.values()) == set(), "a dependency that no package imports"
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[\[<>=!~ ]", requirement)[0]
 
 
 def test_no_file_names_a_registry_or_a_path_of_some_machine() -> None:
