@@ -21,8 +21,12 @@ Make = Callable[..., World]
 Simulator = Callable[..., Simulation]
 
 
-@pytest.mark.parametrize("silent", [False, True], ids=["at once", "directory away"])
-def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulator, world: Make, silent: bool) -> None:
+@pytest.mark.parametrize(
+    "fault", [None, "plc_500", "plc_429"], ids=["at once", "directory away", "directory limits us"]
+)
+def test_an_account_that_moved_is_fetched_where_it_lives_now(
+    simulator: Simulator, world: Make, fault: str | None
+) -> None:
     """G5: what the old PDS says of an account that moved away is no news: the directory is asked again, and waited for."""
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), rate_limit_pause_seconds=1.0)
     truth = run.simulation.state()
@@ -32,16 +36,17 @@ def test_an_account_that_moved_is_fetched_where_it_lives_now(simulator: Simulato
         "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", *identity.values()
     )
     run.simulation.op("migrate", did=moved, pds=(truth[moved].pds + 1) % 3)
-    if silent:
-        run.simulation.set_faults(plc_500={"times": 2})
+    if fault:
+        run.simulation.set_faults(**{fault: {"times": 2}})
     truth = {moved: run.simulation.state()[moved]}
     run.list_all(truth)
     run.start()
     run.run_to_end(1)
     run.check(truth)
-    last = 3 if silent else 1
-    assert run.simulation.fired("plc_500") == last - 1
+    last = 3 if fault else 1
+    assert run.simulation.fired(str(fault)) == last - 1
     assert run.attempts().keys() == {(moved, last)}
+    assert run.rows()[moved]["retry_count"] == 0  # what the directory does counts towards nothing
     assert run.attempts()[moved, last].outcome.host == run.simulation.pdses[truth[moved].pds]
 
 
