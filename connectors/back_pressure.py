@@ -47,7 +47,6 @@ class HighWater:
         self._error: BaseException | None = None
         self._reader: Consumer | None = None  # never subscribed, so never a member of the group
         self._stop = threading.Event()
-        self._first = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"high-water-{topic}", daemon=True)
 
     def start(self) -> None:
@@ -57,10 +56,6 @@ class HighWater:
     def stop(self) -> None:
         """End the thread."""
         self._stop.set()
-
-    def wait_for_look(self, seconds: float) -> bool:
-        """Wait until the group's lag was seen once."""
-        return self._first.wait(seconds)
 
     @property
     def paused(self) -> str | None:
@@ -77,7 +72,6 @@ class HighWater:
                 try:
                     retention = retention or self._retention_seconds(client)
                     self._look(client, retention)
-                    self._first.set()
                 except KafkaException:
                     pass  # the last answer stands; the producer itself finds out if the broker is gone
                 self._stop.wait(self._check_seconds)

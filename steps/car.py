@@ -23,7 +23,6 @@ from steps.cid import CID_SIZE, DAG_CBOR, RAW
 _SIZE_BITS = 28  # a position is one integer: offset << 28 | size
 _MAX_HEADER = 64 * 1024
 _MAX_VARINT = 9
-_SCAN_CHUNK = 1 << 20
 _OURS = (DAG_CBOR, RAW)
 _SHA2_256_SIZE = b"\x12\x20"
 _ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header of one root, which is the usual one
@@ -184,20 +183,11 @@ def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:
     return index
 
 
-def index_file(fd: int, *, limits: CarLimits | None = None) -> CarIndex:
-    """Index a CAR file; the descriptor must stay open as long as the index is used, the file position is not used.
+def file_reader(fd: int) -> Callable[[int, int], bytes]:
+    """`read_at` for a spool file, which must stay open as long as the index is used; its position is not used.
 
     Reads rather than maps: mapped pages count as the process's memory, and a file cut meanwhile would kill it (SIGBUS).
     """
-    index = CarIndex(file_reader(fd), limits=limits)
-    while chunk := os.pread(fd, _SCAN_CHUNK, index.size):
-        index.feed(chunk)
-    index.finish()
-    return index
-
-
-def file_reader(fd: int) -> Callable[[int, int], bytes]:
-    """`read_at` for a spool file."""
     return partial(_read_at, fd)
 
 

@@ -37,10 +37,6 @@ def cid_bytes(text: str) -> bytes:
     raise ValueError(f"not a CID: {text[:80]!r}")
 
 
-def dag_cbor_cid_bytes(block: bytes) -> bytes:
-    return DAG_CBOR + sha256(block).digest()
-
-
 def dag_cbor_cid(block: bytes) -> str:
     """The CID, as text, of a DAG-CBOR block."""
     text: str = libipld.encode_cid(DAG_CBOR + sha256(block).digest())

@@ -41,11 +41,6 @@ class SpecRefused(Exception):
     """A specification that no job can be made of; the message is one line that names the part and the remedy."""
 
 
-def may_become(old: JobStatus, new: JobStatus) -> bool:
-    """Is this a transition?"""
-    return new in TRANSITIONS[old]
-
-
 def sources_of(new: JobStatus) -> list[str]:
     """States from which one may come to `new`."""
     return sorted(old.value for old, following in TRANSITIONS.items() if new in following)

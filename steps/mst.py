@@ -3,7 +3,7 @@
 `walk` raises MstError, and nothing else, on wire input: a tree that it walks to its end is the one tree that its leaves
 allow (key order, layers, prefix compression, canonical nodes, nothing missing). A missing block has a reason of its own,
 since a gap is transient and a malformed tree is not.
-Inversion of single operations, which live commits need, belongs here too and comes with their verification.
+What the operations of a live commit make of a tree is undone in `steps.invert`.
 """
 
 from collections.abc import Callable, Iterable, Iterator

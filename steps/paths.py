@@ -1,11 +1,11 @@
-"""Paths of records as rows address them: the bytes of an MST key ↔ (collection, rkey). Never raises on wire input.
+"""Paths of records as rows address them: the bytes of an MST key → (collection, rkey). Never raises on wire input.
 
 Every key has exactly one pair, also one of bad syntax, so that the rows of a repo always rebuild its tree. A part that is
 not plain printable ASCII, or holds a backslash, is written as a backslash and its base64; a key without a slash has the
 rkey `\\` alone. No valid collection or rkey contains a backslash.
 """
 
-from base64 import b64decode, b64encode
+from base64 import b64encode
 
 from steps.syntax import split_path
 
@@ -24,22 +24,7 @@ def row_path(path: str) -> tuple[str, str, bool]:
     return _written(collection), _written(rkey) if slash else NO_SLASH, False
 
 
-def key_of(collection: str, rkey: str) -> bytes:
-    """The key of a row. ValueError for a pair that `row_path` never gives."""
-    if rkey == NO_SLASH:
-        return _read(collection)
-    if _MARK not in collection and _MARK not in rkey:
-        return f"{collection}/{rkey}".encode()
-    return _read(collection) + b"/" + _read(rkey)
-
-
 def _written(part: str) -> str:
     if part.isascii() and part.isprintable() and _MARK not in part:
         return part
     return _MARK + b64encode(part.encode("latin-1")).decode()
-
-
-def _read(part: str) -> bytes:
-    if not part.startswith(_MARK):
-        return part.encode()
-    return b64decode(part[1:], validate=True)

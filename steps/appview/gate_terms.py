@@ -1,13 +1,14 @@
 """What a gate record says, in the columns of `sluice.appview_gate`: terms that SQL can apply to many replies at once.
 
-The rules themselves are those of `steps.appview.gates`. Takes valid records; total for any other value.
+`schemas/sql/appview_fold.sql` applies them. Takes valid records; total for any other value.
 """
 
 from typing import Any
 
 import msgspec
 
-from steps.appview.gates import DISABLED, THREAD
+THREAD = "app.bsky.feed.threadgate"
+DISABLED = "app.bsky.feed.postgate#disableRule"
 
 
 class Terms(msgspec.Struct, frozen=True):

@@ -61,7 +61,7 @@ UNIQUE: dict[str, tuple[str, ...]] = {
     "thread_gate": ("postUri",),
     "post_gate": ("postUri",),
 }
-"""Table → its unique key besides `uri`. All rows of one key come from one repo (see `gates.holder` for who wins): a
+"""Table → its unique key besides `uri`. All rows of one key come from one repo (the oldest `indexedAt`, then `uri`, holds it): a
 list item is only projected when its list is in its own repo, a gate only when its post is its neighbour."""
 
 OWNER: dict[str, str] = {

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from appview_world import GATE, POST_GATE, Write, at, cid_of, did
+from gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
 
-from steps.appview.gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
 from steps.appview.project import Projected, Source, project
 from steps.appview.rows import COLUMNS, UNIQUE
 

@@ -5,11 +5,11 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
 from hypothesis import given
 from hypothesis import strategies as st
 from lexicon_cases import CID, DID, LIST, NOW, WHOLE, places, replaced
 
-from steps.appview.gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
 from steps.appview.project import KNOWN, Source, project
 from steps.appview.rows import COLUMNS
 

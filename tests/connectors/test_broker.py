@@ -106,13 +106,17 @@ def test_every_client_authenticates(secured: Any, database: str, mechanism: str)
     with psycopg.connect(database) as db:
         standings = Positions(settings).standings(db)
     assert [one.position for one in standings if one.topic == "repo_backfill" and one.end] == [1]
-    watch = HighWater(settings, "repo_backfill", settings.group("backfill"))
-    watch.start()
-    assert watch.wait_for_look(60)
-    assert watch.paused is None
-    watch.stop()
     spans = {part: span for (_, part), span in watermarks(settings, ["repo_backfill"]).items() if span[1]}
     assert sum(len(batch) for batch in replay.read(settings, "repo_backfill", spans, 10)) == 1
+    LogProducer(settings).send([Out("repo_backfill", did, b"{}")] * 2)
+    watch = HighWater(settings.model_copy(update={"high_water_messages": 1}), "repo_backfill", "backfill")
+    watch.start()
+    deadline = time.monotonic() + 60
+    while not (why := watch.paused):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "2 messages behind" in why
+    watch.stop()
 
 
 @pytest.mark.parametrize(

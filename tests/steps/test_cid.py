@@ -13,7 +13,7 @@ KNOWN = "bafyreie5737gdxlw5i64vzichcalba3z2v5n6icifvx5xytvske7mr3hpm"  # the emp
 def test_known_cid() -> None:
     empty_tree = b"\xa2\x61e\x80\x61l\xf6"
     assert cid.dag_cbor_cid(empty_tree) == KNOWN
-    assert cid.dag_cbor_cid_bytes(empty_tree) == cid.cid_bytes(KNOWN) == cid_of(empty_tree)
+    assert cid.cid_bytes(KNOWN) == cid_of(empty_tree)
 
 
 @given(st.binary(min_size=32, max_size=32), st.sampled_from([cid.DAG_CBOR, cid.RAW]))

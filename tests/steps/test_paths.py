@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from row_key import key_of
 
-from steps.paths import key_of, row_path
+from steps.paths import row_path
 
 ODD = [
     b"nonsense",

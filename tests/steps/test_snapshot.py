@@ -5,16 +5,17 @@ import random
 
 import cbrrr
 import pytest
+from car_file import index_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_key import key_of
 from tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample
 
 from steps import snapshot as module
-from steps.car import CarError, CarIndex, index_bytes, index_file
+from steps.car import CarError, CarIndex, index_bytes
 from steps.cid import cid_bytes, cid_str
 from steps.commit import Commit, CommitReason, CommitRejected, parse_commit, verify_commit
 from steps.mst import build
-from steps.paths import key_of
 from steps.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
 
 REPO = sample(120)
