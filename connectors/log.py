@@ -6,7 +6,6 @@ Only what Redpanda documents is used. `connectors/log_producer.py` writes, with 
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -45,21 +44,23 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
     """The broker's cluster id, under which offsets are kept. Raises LogUnavailable when nobody answers in time."""
     refused = broker.Refusals()
     client, deadline = admin(settings, refused), time.monotonic() + wait_seconds
+    answer_seconds = 0.5
     while True:
+        why = "it has not said its cluster's id"
         try:
-            asked = client.describe_cluster(request_timeout=5)
-            while not asked.done() and not refused.remedy:
-                client.poll(0.05)  # its errors are heard in here
-            if refused.remedy:
-                raise LogUnavailable(f"{settings.bootstrap}: {refused.remedy}")
-            described: Any = asked.result()
-            return str(described.cluster_id)
+            # not describe_cluster: where the broker names no broker, as one does that is busy starting, librdkafka 2.16 aborts
+            # the process (rd_kafka_admin_response_parse)
+            if known := client.list_topics(timeout=answer_seconds).cluster_id:
+                return str(known)
         except KafkaException as err:
-            if time.monotonic() > deadline:
-                raise LogUnavailable(
-                    f"{settings.bootstrap}: {err}; start the broker or correct SLUICE_BOOTSTRAP"
-                ) from err
-            time.sleep(0.2)
+            why = str(err)
+        client.poll(0)  # its errors are heard in here
+        if refused.remedy:
+            raise LogUnavailable(f"{settings.bootstrap}: {refused.remedy}")
+        if time.monotonic() > deadline:
+            raise LogUnavailable(f"{settings.bootstrap}: {why}; start the broker or correct SLUICE_BOOTSTRAP")
+        time.sleep(0.2)
+        answer_seconds = min(answer_seconds * 2, 5.0)
 
 
 def watermarks(settings: Settings, topics: Iterable[str]) -> dict[Part, tuple[int, int]]:
