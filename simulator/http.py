@@ -11,6 +11,8 @@ from aiohttp import web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+UNDER_WAY_SECONDS = 5.0  # what was sent before a 429 arrived
+
 
 def xrpc_error(error: str, message: str, status: int = 400, headers: dict[str, str] | None = None) -> web.Response:
     """An XRPC error body."""
@@ -30,7 +32,8 @@ def page_limit(request: web.Request, default: int = 500, most: int = 1000) -> in
 class RequestBudget:
     """Counts requests in a sliding window, keeps the greatest count ever seen, and refuses what is above the limit.
 
-    The limit holds for admitted requests; the counts and `most` hold for all that were sent, refused ones too.
+    The limit holds for admitted requests; the counts and `most` hold for all that were sent, refused ones too. `early`: what
+    came after a Retry-After of its own (`put_off`), and before that was over.
     """
 
     def __init__(self, limit: int, seconds: float) -> None:
@@ -39,6 +42,8 @@ class RequestBudget:
         self.total = 0
         self.refused = 0
         self.most = 0
+        self.early = 0
+        self._off = (0.0, 0.0)
         self._sent: deque[float] = deque()
         self._admitted: deque[float] = deque()
 
@@ -50,12 +55,18 @@ class RequestBudget:
             while times and times[0] < now - self.seconds:
                 times.popleft()
         self.total += 1
+        self.early += self._off[0] < now < self._off[1]
         self.most = max(self.most, len(self._sent))
         if self.limit and len(self._admitted) >= self.limit:
             self.refused += 1
             return False
         self._admitted.append(now)
         return True
+
+    def put_off(self, seconds: float) -> None:
+        """A 429 goes out with this Retry-After. What is under way by now may still come."""
+        now = time.monotonic()
+        self._off = (now + UNDER_WAY_SECONDS, now + seconds)
 
     def headers(self) -> dict[str, str]:
         """RateLimit-* as a PDS sends them; none where it has no limit."""
@@ -80,13 +91,14 @@ class RequestBudget:
 
     def snapshot(self) -> dict[str, Any]:
         """The counters."""
-        return {"total": self.total, "refused": self.refused, "max_in_window": self.most, "limit": self.limit}
+        counts = {"total": self.total, "refused": self.refused, "early": self.early}
+        return counts | {"max_in_window": self.most, "limit": self.limit}
 
     def reset(self) -> None:
         """Forget all requests."""
         self._sent.clear()
         self._admitted.clear()
-        self.total = self.refused = self.most = 0
+        self.total = self.refused = self.most = self.early = 0
 
 
 def budget_middleware(budget: RequestBudget) -> Any:

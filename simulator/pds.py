@@ -178,6 +178,7 @@ class Pds:
         if limited is not None:
             retry = limited.get("retry_after", 1)
             headers = {} if retry is None else {"Retry-After": str(retry)}
+            self.budget.put_off(retry or 0)
             if limited.get("html"):
                 return web.Response(
                     status=429,
