@@ -18,8 +18,8 @@ import psycopg
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
+from connectors.directory_pace import Pace
 from connectors.http import Answer, HostRefused, Unreachable, fetch, retry_after
-from connectors.pace import Pace
 from connectors.together import Together
 from schemas.settings import Settings
 from schemas.sql import queries

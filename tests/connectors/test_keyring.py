@@ -157,7 +157,7 @@ def test_being_put_off_counts_towards_nothing(
     directory: Directory, ring: KeyRing[str | None], database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it happens to one DID, and whatever the directory says about others meanwhile."""
-    monkeypatch.setattr("connectors.pace.SHORTEST_REST_SECONDS", 0.05)
+    monkeypatch.setattr("connectors.directory_pace.SHORTEST_REST_SECONDS", 0.05)
     know(database)
     directory.retry_after, directory.puts_off = "0", {NEW: 3 * PLC_TRIES}
     assert ring.find({NEW, "did:plc:" + "m" * 24})[NEW] == f"did:key:{KEY}"
