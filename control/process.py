@@ -75,7 +75,7 @@ def _work(settings: Settings, health: Health) -> None:
     gauges.start()
     handles = HandleChecks(settings)
     walk = FilterWalk()
-    pruning = Pruning(positions)
+    pruning = Pruning(positions, settings.history_days)
     second_looks = SecondLooks(settings)
     second_looks.start()
     lag_at, wait = 0.0, WAIT_FIRST_SECONDS

@@ -224,6 +224,11 @@ class Settings(BaseSettings):
     requeue_after_seconds: float = Field(
         30.0, gt=0, description="a queued repo whose message does not exist is queued again after this long"
     )
+    history_days: float = Field(
+        30.0,
+        gt=0,
+        description="how long resolved losses, recovered listing ranges, ended audits, cached identities and unused hosts are kept",
+    )
     schema_registry: str = Field("", description="schema registry URL where the topics' JSON Schemas are registered")
     partitions: int = Field(32, ge=1, description="partitions of every per-repo topic; immutable (`sluice up`: 8)")
     replication: int = Field(3, ge=1, description="replicas of every topic (`sluice up`: 1)")

@@ -330,6 +330,14 @@ class Network:
             self.emit(account, account_event(account.did, False, "deactivated"), pds=old)
         return account.pds
 
+    async def rotate_key(self, account: Account) -> None:
+        """Give an active account a new signing key: the document names it, #identity says so, the next commit is signed with it."""
+        if not account.active:
+            raise OperationError(f"{account.did} is {account.status}")
+        account.key, account.key_version = None, account.key_version + 1
+        self.emit(account, identity_event(account.did, account.handle))
+        await self.commit(account, [])
+
     # --- the truth
 
     async def truth(self, account: Account) -> dict[str, Any]:

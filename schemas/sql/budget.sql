@@ -49,9 +49,9 @@ set failures = h.failures + 1, consecutive_failures = h.consecutive_failures + 1
 update sluice.host set consecutive_failures = 0, last_seen_at = now() where host = %(host)s and consecutive_failures > 0
 
 -- name: prune
--- Hosts that for so many days nobody has named, asked or listed, and that no pause holds.
+-- Hosts that nothing has named, asked or listed for so long, and that no pause holds.
 delete from sluice.host where host in (
     select host from sluice.host
-    where greatest(last_seen_at, tokens_at, listed_at, paused_until) < now() - make_interval(days => %(days)s)
+    where greatest(last_seen_at, tokens_at, listed_at, paused_until) < now() - make_interval(secs => %(seconds)s)
     limit %(limit)s
 )

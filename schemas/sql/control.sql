@@ -95,3 +95,36 @@ select case when s.rows < 100000 then (select count(*) from sluice.handle where 
             else (s.rows * coalesce(g.null_frac, 0))::bigint end as unverified,
        (select count(*) from (select from sluice.handle where next_check_at <= now() limit 100000) d) as due
 from size s left join pg_stats g on g.schemaname = 'sluice' and g.tablename = 'handle' and g.attname = 'verified_at'
+
+-- name: prune_gaps
+-- Losses of upstream streams that a listing resolved so many days ago. Open ones stay.
+delete from sluice.stream_gap where id in (
+    select id from sluice.stream_gap where answered_at < now() - make_interval(secs => %(seconds)s) limit %(limit)s
+)
+
+-- name: prune_ranges
+-- Skipped listing ranges that were recovered so long ago. Open ones stay.
+delete from sluice.skipped_range where id in (
+    select id from sluice.skipped_range where filled_at < now() - make_interval(secs => %(seconds)s) limit %(limit)s
+)
+
+-- name: prune_audits
+-- Audits that ended so long ago, with their findings. The newest stays: the gauges show it.
+delete from sluice.audit_run where id in (
+    select id from sluice.audit_run
+    where greatest(updated_at, finished_at) < now() - make_interval(secs => %(seconds)s)
+          and id <> (select max(id) from sluice.audit_run)
+    limit %(limit)s
+)
+
+-- name: prune_identities
+-- Cached identities that nothing has resolved for so long, among the next `limit` rows after `after`: a walk, since an index
+-- on the time would cost more than it saves. The last DID of the piece (null at the end) and how many went.
+with piece as (
+    select did, resolved_at from sluice.identity where did > %(after)s order by did limit %(limit)s
+), gone as (
+    delete from sluice.identity i using piece p
+    where i.did = p.did and p.resolved_at < now() - make_interval(secs => %(seconds)s)
+    returning i.did
+)
+select max(did), (select count(*) from gone) from piece

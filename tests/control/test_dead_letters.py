@@ -224,7 +224,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     for done in admin.delete_records([TopicPartition(topic, partition, places[2][1])]).values():
         done.result(60)
     now = 0.0
-    pruning = Pruning(Positions(desk.settings), lambda: now)
+    pruning = Pruning(Positions(desk.settings), clock=lambda: now)
     assert pruning.step(desk.db) == Pruned(letters=2, open_letters=1)
     assert desk.db.execute("select part, log_offset, state from sluice.dead_letter order by log_offset").fetchall() == [
         (*place, "open") for place in places[2:]
@@ -254,6 +254,32 @@ def test_hosts_that_nobody_uses_go(desk: Desk) -> None:
     assert Pruning(Positions(desk.settings)).step(desk.db) == Pruned(hosts=2)
     left = desk.db.execute("select host from sluice.host order by host").fetchall()
     assert left == [("asked",), ("listed",), ("named",), ("paused",)]
+
+
+def test_history_that_is_over_goes_and_what_is_open_stays(desk: Desk) -> None:
+    """Issue 11.19: resolved losses, recovered ranges, ended audits and cached identities stayed for ever."""
+    desk.db.execute(
+        """
+        insert into sluice.stream_gap (upstream, reason, noticed_at, answered_at)
+        values ('old', 'test', now() - interval '40 days', now() - interval '31 days'),
+               ('recent', 'test', now() - interval '40 days', now() - interval '29 days'),
+               ('open', 'test', now() - interval '40 days', null);
+        insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, skipped_at, filled_at)
+        values ('old', '1', '2', 'test', now() - interval '40 days', now() - interval '31 days'),
+               ('open', '1', '2', 'test', now() - interval '40 days', null);
+        insert into sluice.audit_run (options, updated_at, finished_at)
+        values ('{}', now() - interval '31 days', now() - interval '31 days'),
+               ('{}', now() - interval '31 days', now() - interval '31 days');
+        insert into sluice.audit_finding (run, did, kind, detail) select id, 'did:plc:a', 'test', '' from sluice.audit_run;
+        insert into sluice.identity (did, resolved_at)
+        values ('did:plc:old', now() - interval '31 days'), ('did:plc:new', now());
+        """
+    )
+    assert Pruning(Positions(desk.settings)).step(desk.db) == Pruned(history=4)
+    assert desk.db.execute("select upstream from sluice.stream_gap order by 1").fetchall() == [("open",), ("recent",)]
+    assert desk.db.execute("select upstream from sluice.skipped_range").fetchall() == [("open",)]
+    assert desk.db.execute("select did from sluice.identity").fetchall() == [("did:plc:new",)]
+    assert desk.db.execute("select count(*), count(distinct run) from sluice.audit_finding").fetchone() == (1, 1)
 
 
 def test_the_commands(desk: Desk) -> None:
