@@ -1,6 +1,6 @@
 """labelers → decode → cursor → verify → encode → label_live
 
-One message per label, keyed by the DID that the label is about. What is no label, or not signed by the labeler that sent
+One message per label, keyed by the DID that the label is about, or by a hash of a subject without one. What is no label, or not signed by the labeler that sent
 it, becomes a dead letter.
 """
 
@@ -167,7 +167,7 @@ def encode_all(batch: list[Checked]) -> list[Out]:
                 if isinstance(made, LabelRejected):
                     refused.setdefault(made.reason, []).append(made.detail)
                 else:
-                    out.append(Out(TOPIC, made.did, made.value))
+                    out.append(Out(TOPIC, made.key, made.value))
             # a letter holds the frame: one for each of its labels would be gigabytes
             out += [_dead(one, reason.value, _detail(details)) for reason, details in refused.items()]
         elif isinstance(message, Rejected):

@@ -141,7 +141,7 @@ class RepoOutcome(Message):
 
 
 class LabelEvent(Message):
-    """`label_live`: one label or negation, keyed by the DID of its subject."""
+    """`label_live`: one label or negation, keyed by the DID of its subject; `uri:` and a hash where the subject has no DID."""
 
     seq: int
     src: str

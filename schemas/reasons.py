@@ -87,7 +87,7 @@ HELP: dict[DeadReason, str] = {
     DeadReason.NOT_A_MAP: "the label is no map",
     DeadReason.BAD_VERSION: "the label has another version than 1",
     DeadReason.BAD_SRC: "the label's source is no DID, or not the labeler that sent it",
-    DeadReason.BAD_URI: "the label's subject is neither a DID nor the AT-URI of a record",
+    DeadReason.BAD_URI: "the label's subject is no URI, or too long for the table's key together with source and value",
     DeadReason.BAD_VAL: "the label's value is missing, too long, or holds a NUL",
     DeadReason.BAD_CTS: "the label's creation time is none",
     DeadReason.BAD_EXP: "the label's expiry time is none",

@@ -80,6 +80,9 @@ class Labeler:
         if rng.random() < 0.6:
             uri = f"at://{did}/{POST}/{tid(1_700_000_000_000_000 + rng.getrandbits(40))}"
             cid = cid_text(cid_of(uri.encode())) if rng.random() < 0.5 else None
+        if (other := rng.random()) < 0.1:  # subjects that are no account: a web page, a record named by a handle
+            name = f"{rng.getrandbits(32):08x}.example"
+            uri, cid = (f"https://{name}/page?a=1#b" if other < 0.05 else f"at://{name}/{POST}/{tid(1 << 50)}"), None
         expires = timestamp(self.network.clock.now_micros + 86_400_000_000) if rng.random() < 0.1 else None
         return self.make(uri, rng.choice(_VALUES), cid=cid, exp=expires)
 

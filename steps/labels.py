@@ -2,10 +2,15 @@
 
 Times are normalised, so that the newest `cts` can be found by text order; `sig` stays as it came, in base64, and is checked
 by `label_signed` from the label as it stood in the frame.
+
+The subject of a label is any URI: an account's DID, a record, a web page, an AT-URI with a handle. The key of a message is the
+subject's DID, or a hash of the URI where it has none.
 """
 
+import re
 from base64 import b64encode
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 
 import libipld
@@ -14,12 +19,16 @@ import msgspec
 from schemas import wire
 from steps.cid import cid_bytes
 from steps.keys import verify
-from steps.syntax import is_did, split_at_uri
+from steps.syntax import is_did
 from steps.timestamps import canonical
 
 MAX_VALUE_CHARACTERS = 128
 MAX_URI_CHARACTERS = 8192
 _MAX_SIG = 256
+MAX_KEY_BYTES = 2600
+"""Of src, uri, val and cid together: an entry of the primary key's index in PostgreSQL holds 2,704 bytes."""
+_SUBJECT_HASH_CHARACTERS = 32
+_uri = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,63}:(?://)?[^/\s\x00-\x1f\x7f-\x9f][^\s\x00-\x1f\x7f-\x9f]*").fullmatch
 _SIGNED = ("ver", "src", "uri", "cid", "val", "neg", "cts", "exp")
 
 
@@ -41,9 +50,9 @@ class LabelReason(StrEnum):
 
 
 class Label(msgspec.Struct, frozen=True, gc=False):
-    """A message and its key, the DID of the label's subject."""
+    """A message and its key: the DID of the label's subject, or a hash of the subject's URI where it has no DID."""
 
-    did: str
+    key: str
     value: bytes
 
 
@@ -64,8 +73,7 @@ def label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
     src, uri, val = get("src"), get("uri"), get("val")
     if type(src) is not str or not is_did(src):
         return LabelRejected(LabelReason.BAD_SRC, f"{src!r:.200}")
-    did = _subject(uri)
-    if did is None or type(uri) is not str:
+    if type(uri) is not str or not _is_subject(uri):
         return LabelRejected(LabelReason.BAD_URI, f"{uri!r:.200}")
     if type(val) is not str or not 0 < len(val) <= MAX_VALUE_CHARACTERS or "\0" in val:
         return LabelRejected(LabelReason.BAD_VAL, f"{val!r:.200}")
@@ -81,6 +89,9 @@ def label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
     cid, sig = get("cid"), get("sig")
     if cid is not None and not _is_cid(cid):
         return LabelRejected(LabelReason.BAD_CID, f"{cid!r:.100}")
+    size = sum(len(text.encode(errors="replace")) for text in (src, uri, val, cid or ""))
+    if size > MAX_KEY_BYTES:
+        return LabelRejected(LabelReason.BAD_URI, f"src, uri, val and cid have {size} bytes, more than {MAX_KEY_BYTES}")
     if sig is not None and (type(sig) is not bytes or len(sig) > _MAX_SIG):
         return LabelRejected(LabelReason.BAD_SIG, type(sig).__name__)
     message = wire.LabelEvent(
@@ -95,7 +106,7 @@ def label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
         sig=None if sig is None else b64encode(sig).rstrip(b"=").decode(),
         relay=labeler,
     )
-    return Label(did, wire.encode(message))
+    return Label(subject_key(uri), wire.encode(message))
 
 
 def label_signed(value: dict[str, Any], key: str) -> bool:
@@ -120,14 +131,15 @@ def _signs(key: str, value: dict[str, Any], sig: bytes) -> bool:
         return False
 
 
-def _subject(uri: object) -> str | None:
-    """The DID that a label is about: the account's, or the one whose record it is."""
-    if type(uri) is not str or len(uri) > MAX_URI_CHARACTERS:
-        return None
-    if is_did(uri):
-        return uri
-    parts = split_at_uri(uri)
-    return None if parts is None else parts[0]
+def subject_key(uri: str) -> str:
+    """The key of a subject's messages: the DID that the URI is or belongs to, otherwise `uri:` and a hash of the URI."""
+    did = uri[5:].partition("/")[0] if uri.startswith("at://") else uri
+    return did if is_did(did) else f"uri:{sha256(uri.encode()).hexdigest()[:_SUBJECT_HASH_CHARACTERS]}"
+
+
+def _is_subject(uri: str) -> bool:
+    """Whether a label may be about it: a URI of any scheme (the lexicon's format `uri`), without white space and controls."""
+    return len(uri) <= MAX_URI_CHARACTERS and _uri(uri) is not None
 
 
 def _is_cid(text: object) -> bool:

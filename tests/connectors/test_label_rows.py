@@ -1,10 +1,14 @@
 """Labels in their table: the newest cts of each (src, uri, val, cid) wins, in whatever order and however often they arrive."""
 
+import random
+import string
 from itertools import permutations
 
 from connectors.tables import Tables
 from schemas import wire
 from schemas.settings import Settings
+from steps.labels import MAX_KEY_BYTES, Label
+from steps.labels import label as label_message
 
 SRC, URI = "did:plc:labeler", "at://did:plc:a/app.bsky.feed.post/3k"
 
@@ -29,3 +33,21 @@ def test_the_newest_label_wins_in_any_order_of_arrival(database: str) -> None:
             said.append(unit.db.execute("select cid, neg, seq from sluice.label order by cid").fetchall())
     tables.close()
     assert said == [[("", True, 4), ("c", False, 5)]] * 120
+
+
+def test_labels_on_web_pages_handles_and_the_longest_subjects_have_rows(database: str) -> None:
+    """Issue 11.A6; H2: what the edge lets through fits the index of the table's key, and is found by its subject."""
+    room = MAX_KEY_BYTES - len(SRC) - len("spam") - len("https://")
+    noise = "".join(random.Random(6).choices(string.ascii_letters + string.digits, k=room))  # does not compress
+    subjects = ["https://example.com/page", "at://bob.example/app.bsky.feed.post/3k", f"https://{noise}"]
+    made = [
+        label_message({"src": SRC, "uri": uri, "val": "spam", "cts": "2026-01-01T00:00:00Z"}, seq, "")
+        for seq, uri in enumerate(subjects)
+    ]
+    tables = Tables(Settings(database=database), "cluster")
+    tables.starts({})
+    with tables.transaction() as unit:
+        unit.labels([wire.decode_label(one.value) for one in made if isinstance(one, Label)])
+        for uri in subjects:
+            assert unit.db.execute("select val from bsky.label where uri = %s", (uri,)).fetchall() == [("spam",)]
+    tables.close()

@@ -51,9 +51,13 @@ def test_the_whole_history_of_every_labeler_is_read_and_kept_up_with(simulator: 
     assert any(label.get("neg") for label in labels.values())
     assert any(label.get("exp") for label in labels.values())
     assert all(len(label["sig"]) == len(b64encode(bytes(64)).rstrip(b"=")) for label in labels.values())
-    assert all(
-        value["uri"].removeprefix("at://").split("/")[0] == key for key, value in flow_bed.messages("label_live")
-    )
+    subjects = {
+        (key, value["uri"].removeprefix("at://").split("/")[0]) for key, value in flow_bed.messages("label_live")
+    }
+    assert {key == of for key, of in subjects if of.startswith("did:")} == {True}
+    # Issue 11.A6: web pages and AT-URIs with a handle are kept too, under a hash
+    assert {key.startswith("uri:") for key, of in subjects if not of.startswith("did:")} == {True}
+    assert {of.partition(":")[0] == "https" for _, of in subjects if not of.startswith("did:")} == {True, False}
     assert flow.terminate() == 0
 
 
@@ -86,7 +90,7 @@ def test_a_label_that_is_none_is_a_dead_letter_beside_its_good_neighbours(simula
     network = simulator(**SIZE, labels=5)
     (labeler,) = network.labelers
     did = next(iter(network.state()))
-    network.op("label", uri="https://example.com/no-subject", val="spam")
+    network.op("label", uri="no subject", val="spam")
     network.op("label", uri=did, val="late")
     flow = flow_bed.start("labels", plc=network.plc, labelers=[labeler])
     wait_until(lambda: any(value["val"] == "late" for _, value in flow_bed.messages("label_live")))

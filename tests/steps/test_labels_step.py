@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import wire
-from steps.labels import Label, LabelReason, LabelRejected, label
+from steps.labels import Label, LabelReason, LabelRejected, label, subject_key
 
 SRC = "did:plc:labeler"
 DID = "did:plc:subject"
@@ -26,7 +26,7 @@ def test_a_label_becomes_a_message_keyed_by_its_subject() -> None:
     made = label(GOOD | {"cid": CID, "exp": "2030-01-01T00:00:00Z"}, 5, "https://l.example")
     assert isinstance(made, Label)
     message = wire.decode_label(made.value)
-    assert (made.did, message.seq, message.src, message.val, message.cid) == (DID, 5, SRC, "spam", CID)
+    assert (made.key, message.seq, message.src, message.val, message.cid) == (DID, 5, SRC, "spam", CID)
     assert (message.cts, message.exp) == ("2023-12-31T23:00:00.000Z", "2030-01-01T00:00:00.000Z")
     assert (message.neg, message.relay, message.sig) == (False, "https://l.example", ("AQEB" * 22)[:86])
 
@@ -34,7 +34,34 @@ def test_a_label_becomes_a_message_keyed_by_its_subject() -> None:
 def test_an_account_label_and_a_negation() -> None:
     made = label(GOOD | {"uri": DID, "neg": True}, 5, "")
     assert isinstance(made, Label)
-    assert (made.did, wire.decode_label(made.value).neg) == (DID, True)
+    assert (made.key, wire.decode_label(made.value).neg) == (DID, True)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://example.com/page?a=b#c",
+        "https://bücher.example/é",
+        "at://bob.example",
+        "at://bob.example/app.bsky.feed.post/3k",
+        "mailto:bob@example.com",
+    ],
+)
+def test_a_subject_without_a_did_is_kept_under_a_hash_of_its_uri(uri: str) -> None:
+    """Issue 11.A6: the lexicon's subject is any URI."""
+    made, again, other = label(GOOD | {"uri": uri}, 5, ""), label(GOOD | {"uri": uri}, 6, ""), label(GOOD, 7, "")
+    assert isinstance(made, Label)
+    assert isinstance(again, Label)
+    assert isinstance(other, Label)
+    assert wire.decode_label(made.value).uri == uri
+    assert made.key == again.key != other.key
+    assert made.key.startswith("uri:")
+    assert len(made.key) < 64
+
+
+def test_an_at_uri_of_a_did_is_keyed_by_the_did_whatever_its_path_is() -> None:
+    """Issue 11.A6; G4: all labels of an account meet in one partition."""
+    assert subject_key(f"at://{DID}/not-a-collection/#fragment") == DID
 
 
 @pytest.mark.parametrize(
@@ -43,8 +70,11 @@ def test_an_account_label_and_a_negation() -> None:
         ({"ver": 2}, LabelReason.BAD_VERSION),
         ({"src": "bob"}, LabelReason.BAD_SRC),
         ({"src": None}, LabelReason.BAD_SRC),
-        ({"uri": "https://example.com"}, LabelReason.BAD_URI),
-        ({"uri": "at://bob.example/app.bsky.feed.post/3k"}, LabelReason.BAD_URI),
+        ({"uri": "no scheme"}, LabelReason.BAD_URI),
+        ({"uri": "https://example.com/a b"}, LabelReason.BAD_URI),
+        ({"uri": "https://example.com/\x9b"}, LabelReason.BAD_URI),
+        ({"uri": "https://example.com/\0"}, LabelReason.BAD_URI),
+        ({"uri": "https://example.com/" + "x" * 2600}, LabelReason.BAD_URI),
         ({"uri": None}, LabelReason.BAD_URI),
         ({"val": ""}, LabelReason.BAD_VAL),
         ({"val": "x" * 129}, LabelReason.BAD_VAL),
