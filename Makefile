@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test chaos lint bench scale-test image-test clean
+.PHONY: setup tools run test chaos soak lint bench scale-test image-test clean
 
 setup: .venv/.ready
 
@@ -46,6 +46,11 @@ test: setup tools
 # make chaos [SEED=7] [MINUTES=10]     everything fails at random; in the end the mirror is proven
 SEED ?=
 MINUTES ?= 10
+# make soak [DAYS=60]     weeks of operation with clocks that run faster; nothing may grow without bound
+DAYS ?= 60
+soak: setup
+	@SOAK_DAYS=$(DAYS) .venv/bin/pytest -rP tests/system/test_soak.py
+
 chaos: setup
 	@seed=$(or $(SEED),$$(date +%s)); echo "chaos: SEED=$$seed MINUTES=$(MINUTES)"; \
 	  CHAOS_SEED=$$seed CHAOS_MINUTES=$(MINUTES) .venv/bin/pytest -rP tests/system/test_chaos.py
