@@ -7,24 +7,33 @@ redirect, not by a name that changes between check and use. `fetch` reads an ans
 """
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from math import isnan
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-import msgspec
 from aiohttp.abc import AbstractResolver
 
 from schemas.settings import Settings
-from steps.syntax import storable
+from steps.addresses import address_allowed
+from steps.outside_json import BadJson, JsonLimits, decode
+from steps.printable import printable
 
-MAX_JSON_BYTES = 8 * 1024 * 1024
+LIST_JSON = JsonLimits(1024 * 1024, 40_000)
+"""Pages of listRepos and listHosts. A page of 1,000 repos has 200 KB and 6,000 items; servers that ignore `limit` exist."""
+
+DOCUMENT_JSON = JsonLimits(64 * 1024, 4_096)
+"""A DID document: 1 KB of most accounts."""
+
+SMALL_JSON = JsonLimits(16 * 1024, 512)
+"""XRPC errors and answers of a few fields: getLatestCommit, getRepoStatus, health pages."""
+
 MAX_REDIRECTS = 4
+REDIRECTS = (301, 302, 303, 307, 308)
 TOTAL_SECONDS = 30.0
 IDLE_SECONDS = 15.0
 LONGEST_WAIT_SECONDS = 86_400.0
@@ -60,19 +69,43 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
-    def json(self) -> Any:
-        """The decoded body, or None where it is not JSON."""
-        try:
-            return msgspec.json.decode(self.body)
-        except (msgspec.DecodeError, RecursionError):
-            return None
+    def json(self, limits: JsonLimits) -> Any:
+        """The decoded body. Raises BadJson."""
+        return decode(self.body, limits)
 
     @property
     def error(self) -> str | None:
         """Name of the XRPC error, such as RepoNotFound."""
-        body = self.json()
-        name = body.get("error") if isinstance(body, dict) else None
-        return storable(name[:100]) if isinstance(name, str) else None
+        return xrpc_error(self.body)[0] or None
+
+
+def xrpc_error(body: bytes) -> tuple[str, str]:
+    """Name and message of an XRPC error body, printable; '' for what it does not have."""
+    try:
+        value = decode(body, SMALL_JSON)
+    except BadJson:
+        return "", ""
+    if not isinstance(value, dict):
+        return "", ""
+    name, message = value.get("error"), value.get("message")
+    return (
+        printable(name, 100) if isinstance(name, str) else "",
+        printable(message) if isinstance(message, str) else "",
+    )
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def redirected(url: str, location: str) -> str:
+    """The URL that a redirect of `url` names. Raises HostRefused."""
+    try:
+        return urljoin(url, location)
+    except ValueError as err:
+        raise HostRefused(f"{location[:200]!r} is no URL") from err
 
 
 def check_url(url: str, *, allow_private: bool) -> None:
@@ -82,7 +115,7 @@ def check_url(url: str, *, allow_private: bool) -> None:
         port = parts.port
     except ValueError as err:
         raise HostRefused(f"{url[:200]!r} is not a URL") from err
-    if any(char <= " " or not char.isascii() for char in url):
+    if any(not "!" <= char <= "~" for char in url):
         raise HostRefused(f"{url[:200]!r} has characters that no URL has")
     if parts.scheme not in (("https", "wss", "http", "ws") if allow_private else ("https", "wss")):
         raise HostRefused(f"scheme {parts.scheme[:20]!r} of {url[:200]!r}")
@@ -92,27 +125,6 @@ def check_url(url: str, *, allow_private: bool) -> None:
         raise HostRefused(f"user information in the URL of {parts.hostname}")
     if port is not None and not allow_private and not _port_allowed(port):
         raise HostRefused(f"port {port} of {parts.hostname}")
-
-
-def address_allowed(address: str) -> bool:
-    """Whether an IP address is a public one."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is not None:  # a private IPv4 address in an IPv6 coat
-            return (
-                ip.is_global and inner.is_global and not inner.is_multicast if not ip.ipv4_mapped else inner.is_global
-            )
-        if ip in _NAT64:
-            return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF).is_global
-        if ip.is_site_local or any(ip in network for network in _NOT_GLOBAL):
-            return False
-    return ip.is_global and not ip.is_multicast
-
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_NOT_GLOBAL = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("::/96"))
-"""Of local translators, and IPv4-compatible addresses: which older Pythons call global."""
 
 
 def open_session(
@@ -130,7 +142,9 @@ def open_session(
     )
     return aiohttp.ClientSession(
         connector=connector,
-        headers={"User-Agent": settings.user_agent},
+        headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
+        auto_decompress=False,  # a few bytes of a compressed body may stand for gigabytes
+        trace_configs=[_redirect_guard(allow_private=settings.allow_private_hosts)],
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=settings.fetch_connect_seconds, sock_read=settings.fetch_idle_seconds
         ),
@@ -149,9 +163,9 @@ def translated(err: Exception, url: str) -> Exception:
         if isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
             return NoSuchHost(f"{urlsplit(url).hostname} has no address")
     if isinstance(err, aiohttp.NonHttpUrlClientError | aiohttp.InvalidURL):
-        return HostRefused(f"{url[:200]}: {err}")
+        return HostRefused(printable(f"{url[:200]}: {err}"))
     what = "no answer in time" if isinstance(err, TimeoutError) else (str(err) or type(err).__name__)
-    return Unreachable(storable(f"{urlsplit(url).hostname}: {what[:300]}"))
+    return Unreachable(printable(f"{urlsplit(url).hostname}: {what}"))
 
 
 async def fetch(
@@ -160,23 +174,39 @@ async def fetch(
     params: Mapping[str, str] | None = None,
     *,
     allow_private: bool,
-    limit: int = MAX_JSON_BYTES,
+    limit: int = SMALL_JSON.size,
     total_seconds: float = TOTAL_SECONDS,
 ) -> Answer:
-    """GET a URL and read at most `limit` bytes. Any status is an Answer. Raises HostRefused, Unreachable."""
-    check_url(url, allow_private=allow_private)
+    """GET a URL and read at most `limit` bytes. Any status is an Answer. Raises HostRefused, Unreachable.
+
+    Every hop of a redirect is checked like the first URL. An error status is an answer however long its body is.
+    """
     timeout = aiohttp.ClientTimeout(total=total_seconds, sock_connect=10.0, sock_read=min(IDLE_SECONDS, total_seconds))
+    here = url
     try:
-        async with session.get(url, params=params, timeout=timeout, max_redirects=MAX_REDIRECTS) as response:
-            check_url(str(response.url), allow_private=allow_private)
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > limit:
-                    raise TooLarge(f"{urlsplit(url).hostname}: answer of more than {limit} bytes")
-            return Answer(response.status, response.headers, bytes(body))
+        async with asyncio.timeout(total_seconds):
+            for _ in range(MAX_REDIRECTS + 1):
+                check_url(here, allow_private=allow_private)
+                async with session.get(here, params=params, timeout=timeout, allow_redirects=False) as response:
+                    if response.status not in REDIRECTS or "Location" not in response.headers:
+                        return Answer(response.status, response.headers, await _body(response, limit))
+                    here, params = redirected(str(response.url), response.headers["Location"]), None
+            raise Unreachable(f"{urlsplit(url).hostname}: more than {MAX_REDIRECTS} redirects")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as err:
         raise translated(err, url) from err
+
+
+async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    failed = response.status >= 400
+    most = min(limit, SMALL_JSON.size) if failed else limit
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > most:
+            if failed:  # the status is the answer
+                return bytes(body[:most])
+            raise TooLarge(f"{response.url.host}: answer of more than {limit} bytes")
+    return bytes(body)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
@@ -206,6 +236,18 @@ def _seconds(text: str) -> float | None:
 
 def _port_allowed(port: int) -> bool:
     return port in _WELL_KNOWN_PORTS or port >= _FIRST_FREE_PORT
+
+
+def _redirect_guard(*, allow_private: bool) -> aiohttp.TraceConfig:
+    """Checks every hop that aiohttp follows by itself, as it does for websockets."""
+
+    async def check(_session: object, _context: object, hop: aiohttp.TraceRequestRedirectParams) -> None:
+        location = hop.response.headers.get("Location", "")
+        check_url(redirected(str(hop.url), location), allow_private=allow_private)
+
+    guard = aiohttp.TraceConfig()
+    guard.on_request_redirect.append(check)
+    return guard
 
 
 def _guarded_socket(info: tuple[Any, ...]) -> socket.socket:

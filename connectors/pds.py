@@ -9,14 +9,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 import aiohttp
-import msgspec
 
 from connectors import metrics
 from connectors.budget import HostBudget, HostPaused
-from connectors.http import HostRefused, check_url, retry_after, translated
+from connectors.http import REDIRECTS, HostRefused, check_url, origin, redirected, retry_after, translated, xrpc_error
 from connectors.log_producer import now_text
 from connectors.spool import Spool, SpoolBudget, SpoolFull
 from schemas.settings import Settings
@@ -24,8 +23,7 @@ from steps.car import CarLimits
 from steps.retry import ACCOUNT_ERRORS, Failure, Reason
 
 MAX_REDIRECTS = 4
-MAX_ERROR_BYTES = 64 * 1024
-_REDIRECTS = (301, 302, 303, 307, 308)
+MAX_ERROR_BYTES = 16 * 1024
 
 
 class FetchFailed(Exception):
@@ -79,54 +77,62 @@ class PdsClient:
         return Download(did, pds, now_text(), spool)
 
     async def _follow(self, url: str, spool: Spool) -> None:
-        """`asked`: the host that answered last, to blame for where it sends us."""
+        """The host that we asked answers for what its redirects lead to. Only its own answers change its budget."""
         asked: str | None = None
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 check_url(url, allow_private=self._settings.allow_private_hosts)
             except HostRefused as err:
                 raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
-            host = asked = origin(url)
+            host = origin(url)
+            asked = asked or host
             try:
                 async with self._turn(host):
                     await self._budget.acquire(host)
-                    location = await self._request(url, host, spool)
+                    location = await self._request(url, host, asked, spool)
             except HostRefused as err:
-                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), host) from err
+                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
             except HostPaused as err:
+                if host != asked:
+                    why = f"{asked} redirects to {err}"
+                    raise FetchFailed(Failure(Reason.RATE_LIMITED, why, err.seconds), asked) from err
                 raise FetchFailed(Failure(err.reason, str(err), err.seconds)) from err
             if location is None:
                 return
-            url = _joined(url, location, host)
+            url = _joined(url, location, asked)
         raise FetchFailed(Failure(Reason.TOO_MANY_REDIRECTS, url[:200]), asked)
 
-    async def _request(self, url: str, host: str, spool: Spool) -> str | None:
-        """One request: the body goes into the spool, or the Location of a redirect is returned."""
+    async def _request(self, url: str, host: str, asked: str, spool: Spool) -> str | None:
+        """One request: the body goes into the spool, or the Location of a redirect is returned.
+
+        `asked`: the host that sent us to `host`, to blame for its failures.
+        """
         try:
             async with self._session.get(
                 url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
             ) as response:
-                await self._budget.heed(host, response.headers)
-                if response.status in _REDIRECTS and "Location" in response.headers:
+                if host == asked:
+                    await self._budget.heed(host, response.headers)
+                if response.status in REDIRECTS and "Location" in response.headers:
                     return response.headers["Location"]
                 if response.status != 200:
                     body = await response.content.read(MAX_ERROR_BYTES)
-                    raise FetchFailed(_refusal(response, body, host), host)
-                await self._stream(response, host, spool)
+                    raise FetchFailed(_refusal(response, body, host), asked)
+                await self._stream(response, asked, spool)
                 return None
         except aiohttp.ClientPayloadError as err:
-            raise FetchFailed(Failure(Reason.CUT_OFF, f"{host}: after {spool.size} bytes"), host) from err
+            raise FetchFailed(Failure(Reason.CUT_OFF, f"{host}: after {spool.size} bytes"), asked) from err
         except aiohttp.ConnectionTimeoutError as err:
-            raise FetchFailed(Failure(Reason.UNREACHABLE, f"{host}: no connection in time"), host) from err
+            raise FetchFailed(Failure(Reason.UNREACHABLE, f"{host}: no connection in time"), asked) from err
         except aiohttp.ServerTimeoutError as err:
             seconds = self._settings.fetch_idle_seconds
-            raise FetchFailed(Failure(Reason.SILENT, f"{host}: no byte for {seconds:g} s"), host) from err
+            raise FetchFailed(Failure(Reason.SILENT, f"{host}: no byte for {seconds:g} s"), asked) from err
         except (aiohttp.ClientError, OSError, ValueError) as err:
             if isinstance(err, TimeoutError):
                 raise  # the total deadline's
             known = translated(err, url)
             reason = Reason.FORBIDDEN_HOST if isinstance(known, HostRefused) else Reason.UNREACHABLE
-            raise FetchFailed(Failure(reason, str(known)), host) from err
+            raise FetchFailed(Failure(reason, str(known)), asked) from err
 
     async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool) -> None:
         limit = self._settings.car_max_bytes
@@ -158,34 +164,17 @@ class PdsClient:
 
 def _joined(url: str, location: str, host: str) -> str:
     try:
-        return urljoin(url, location)
-    except ValueError as err:
-        raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, f"{location[:200]!r} is no URL"), host) from err
-
-
-def origin(url: str) -> str:
-    """Scheme, host and port of a URL."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+        return redirected(url, location)
+    except HostRefused as err:
+        raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), host) from err
 
 
 def _refusal(response: aiohttp.ClientResponse, body: bytes, host: str) -> Failure:
     """What an answer that is no CAR means."""
-    name, message = _error(body)
+    name, message = xrpc_error(body)
     wait = retry_after(response.headers, time.time())
     if response.status == 429:
         return Failure(Reason.RATE_LIMITED, f"{host} answered 429", wait)
     if name in ACCOUNT_ERRORS and 400 <= response.status < 500:
         return Failure(ACCOUNT_ERRORS[name], f"{name}: {message}")
     return Failure(Reason.HTTP_STATUS, f"{host} answered {response.status} {name} {message}".rstrip(), wait)
-
-
-def _error(body: bytes) -> tuple[str, str]:
-    try:
-        decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        return "", ""
-    if not isinstance(decoded, dict):
-        return "", ""
-    name, message = decoded.get("error"), decoded.get("message")
-    return name[:100] if isinstance(name, str) else "", message[:300] if isinstance(message, str) else ""

@@ -7,11 +7,12 @@ import aiohttp
 
 from connectors.back_pressure import HighWater
 from connectors.checkpointed import CheckpointedSource
-from connectors.http import HostRefused, Unreachable, check_url, fetch, retry_after
+from connectors.http import LIST_JSON, HostRefused, TooLarge, Unreachable, check_url, fetch, retry_after
 from connectors.process import Health
 from connectors.stream import Frame, StreamPartition
 from schemas.settings import Settings
 from steps.cursor import Cursors
+from steps.outside_json import BadJson
 from steps.paginator import Failure, Page, Trouble, failure_of, read_page
 
 SUBSCRIBE = "com.atproto.sync.subscribeRepos"
@@ -76,12 +77,18 @@ class Pager:
         params = more | {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
         private = self._settings.allow_private_hosts
         try:
-            answer = await fetch(self._session, f"{upstream}/xrpc/{method}", params, allow_private=private)
+            url = f"{upstream}/xrpc/{method}"
+            answer = await fetch(self._session, url, params, allow_private=private, limit=LIST_JSON.size)
+        except TooLarge as err:
+            return Failure(Trouble.BAD_ANSWER, str(err))
         except (HostRefused, Unreachable) as err:
             return Failure(Trouble.UNREACHABLE, str(err))
         if answer.status != 200:
             return failure_of(answer.status, answer.error, retry_after(answer.headers, time.time()))
-        return answer.json()
+        try:
+            return answer.json(LIST_JSON)
+        except BadJson as err:
+            return Failure(Trouble.BAD_ANSWER, str(err))
 
     def _host_url(self, row: object) -> str | None:
         """https://HOST of a row of listHosts; loopback hosts of an own network have no TLS."""

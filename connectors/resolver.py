@@ -19,13 +19,13 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from connectors.directory_pace import Pace
-from connectors.http import Answer, HostRefused, Unreachable, fetch, retry_after
+from connectors.directory_proof import DirectoryProof, read_document, says_no
+from connectors.http import DOCUMENT_JSON, Answer, HostRefused, Unreachable, fetch, retry_after
 from connectors.together import Together
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.identity import Identity, IdentityRejected, document_url, parse_document
+from steps.identity import Identity, IdentityRejected, document_url
 
-MAX_DOCUMENT_BYTES = 256 * 1024
 REQUESTS_AT_ONCE = 64
 WEB_REQUESTS_AT_ONCE = 256  # hosts of strangers: the silent ones take no place of the directory's
 KNOWN_TO_ASK = 3
@@ -50,13 +50,17 @@ class IdentityNotFound(Exception):
 class IdentityUnreachable(Exception):
     """The directory or host did not give an answer; `retry_after` in seconds where it named one.
 
-    `throttled`: the directory, which is there, wants to be asked later. Never of a host of strangers.
+    `throttled`: the directory, which is there, wants to be asked later. Never of an untrusted host. `unusable`: the directory
+    is up and has answered with something else than this DID's document.
     """
 
-    def __init__(self, detail: str, retry_after: float | None = None, *, throttled: bool = False) -> None:
+    def __init__(
+        self, detail: str, retry_after: float | None = None, *, throttled: bool = False, unusable: bool = False
+    ) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
         self.throttled = throttled
+        self.unusable = unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Resolver:
         self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._web_turns = asyncio.Semaphore(WEB_REQUESTS_AT_ONCE)
         self._pace = Pace(settings.identity_requests_per_second)
+        self._proof = DirectoryProof(self._known_documents)
         self._sql = queries("identity")
         self._pool: AsyncConnectionPool | None = None
         self._look_ups: Together[str, tuple[Identity, float]] = Together(self._stored_many)
@@ -140,12 +145,19 @@ class Resolver:
         A proxy answers for a directory that is gone, and a mirror may have no health page: that page is believed only
         where no DID is known yet, and only its 200.
         """
+        rows = await self._some_known()
+        if rows:
+            answers = await self._ask_all(rows, self._settings.fetch_connect_seconds)
+            return any(not isinstance(answer, IdentityUnreachable) for answer in answers)
+        return await self._healthy()
+
+    async def _some_known(self) -> list[str]:
         pool = await self._opened()
         async with pool.connection() as db:
             rows = await (await db.execute(self._sql["some_plc"].encode(), (KNOWN_TO_ASK,))).fetchall()
-        if rows:
-            answers = await self._ask_all([str(row[0]) for row in rows], self._settings.fetch_connect_seconds)
-            return any(not isinstance(answer, IdentityUnreachable) for answer in answers)
+        return [str(row[0]) for row in rows]
+
+    async def _healthy(self) -> bool:
         try:
             answer = await self._fetch(f"{self._settings.plc}/_health", self._settings.fetch_connect_seconds)
         except (HostRefused, Unreachable):
@@ -225,7 +237,7 @@ class Resolver:
             self._session,
             url,
             allow_private=self._settings.allow_private_hosts,
-            limit=MAX_DOCUMENT_BYTES,
+            limit=DOCUMENT_JSON.size,
             total_seconds=seconds,
         )
 
@@ -233,7 +245,26 @@ class Resolver:
         url = document_url(did, self._settings.plc)
         if url is None:
             raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
-        plc = did.startswith("did:plc:")
+        plc, asked_at = did.startswith("did:plc:"), time.monotonic()
+        answer = await self._answer(did, url, seconds, plc=plc)
+        if answer.status in (404, 410):
+            if plc and not says_no(answer) and not await self._proof.since(asked_at):
+                why = f"{did}: {url} answered {answer.status} without a directory's message"
+                raise IdentityUnreachable(f"{why}; is SLUICE_PLC a PLC directory?")
+            raise IdentityNotFound(f"{did}: {url} answered {answer.status}", gone=answer.status == 410 or not plc)
+        parsed = read_document(did, answer)
+        if isinstance(parsed, IdentityRejected):
+            why = f"{did}: {parsed.reason}, {parsed.detail}"
+            if not plc:
+                raise IdentityNotFound(why)
+            unusable = await self._proof.since(asked_at)
+            raise IdentityUnreachable(f"{why}; is SLUICE_PLC a PLC directory?", unusable=unusable)
+        if plc:
+            self._proof.seen()
+        return parsed
+
+    async def _answer(self, did: str, url: str, seconds: float, *, plc: bool) -> Answer:
+        """A document, or the word that there is none. Raises IdentityNotFound, IdentityUnreachable."""
         try:
             async with self._turns if plc else self._web_turns:
                 if plc:  # inside: who waited long for a place must not pass a rest that has begun
@@ -253,15 +284,23 @@ class Resolver:
             self._pace.throttled(wait)
         elif plc and answer.status < 500:
             self._pace.answered()
-        if answer.status in (404, 410) and (not plc or _says_no(answer)):
-            raise IdentityNotFound(f"{did}: {url} answered {answer.status}", gone=answer.status == 410 or not plc)
-        if answer.status != 200:
+        if answer.status not in (200, 404, 410):
             raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait, throttled=throttled)
-        parsed = parse_document(did, answer.json())
-        if isinstance(parsed, IdentityRejected):
-            why = f"{did}: {parsed.reason}, {parsed.detail}"
-            raise IdentityUnreachable(f"{why}; is SLUICE_PLC a PLC directory?") if plc else IdentityNotFound(why)
-        return parsed
+        return answer
+
+    async def _known_documents(self) -> bool:
+        """Whether the directory has the document of a DID that it had one for before; see `directory_answers`."""
+        rows = await self._some_known()
+        seconds = self._settings.fetch_connect_seconds
+        for did in rows:
+            url = document_url(did, self._settings.plc)
+            try:
+                answer = await self._answer(did, url or "", seconds, plc=True)
+            except (IdentityNotFound, IdentityUnreachable):
+                continue
+            if isinstance(read_document(did, answer), Identity):
+                return True
+        return not rows and await self._healthy()
 
     def _keep(self, identity: Identity, seconds: float) -> Identity:
         self._cache[identity.did] = _Entry(identity, time.monotonic() + min(seconds, MEMORY_SECONDS))
@@ -300,9 +339,3 @@ class Resolver:
             self._pool = pool
             await pool.open()
         return self._pool
-
-
-def _says_no(answer: Answer) -> bool:
-    """A PLC directory's own word, in JSON; a proxy's 404 page, or a wrong path, says nothing about a DID."""
-    body = answer.json()
-    return isinstance(body, dict) and isinstance(body.get("message"), str)

@@ -8,11 +8,13 @@ from typing import Any
 import psycopg
 
 from connectors.budget import HostBudget, HostPaused
-from connectors.http import HostRefused, Unreachable, fetch, open_session
+from connectors.http import SMALL_JSON, HostRefused, Unreachable, fetch, open_session
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.audit import Finding, Head, Kind, check_commit
+from steps.outside_json import BadJson
+from steps.printable import printable
 
 LATEST = "com.atproto.sync.getLatestCommit"
 AT_ONCE = 20
@@ -111,9 +113,14 @@ class AuditNetwork:
             return None
         if answer.status != 200:
             return f"its PDS says {answer.error}" if answer.error and answer.status in (400, 403, 404) else None
-        body = answer.json()
+        try:
+            body = answer.json(SMALL_JSON)
+        except BadJson:
+            return None
         rev, commit = (body.get("rev"), body.get("cid")) if isinstance(body, dict) else (None, None)
-        return (rev, commit) if isinstance(rev, str) and isinstance(commit, str) else None
+        if not isinstance(rev, str) or not isinstance(commit, str):
+            return None
+        return printable(rev, 100), printable(commit, 100)
 
 
 def stands_now(database: str) -> Stands:

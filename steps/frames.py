@@ -13,7 +13,8 @@ import libipld
 import msgspec
 
 from steps.cid import CID_SIZE, DAG_CBOR
-from steps.syntax import is_did, is_handle, is_tid, storable
+from steps.printable import printable
+from steps.syntax import is_did, is_handle, is_tid
 
 MAX_FRAME_BYTES = 5_000_000
 """What is larger is no frame."""
@@ -201,7 +202,7 @@ def _account(body: dict[str, Any]) -> Message:
     did, active, status = body.get("did"), body.get("active"), body.get("status")
     _need(_is_did(did), "did")
     _need(type(active) is bool, "active")
-    status = storable(status[:100]) if type(status) is str else None
+    status = printable(status, 100) if type(status) is str else None
     return Account(_need_seq(body), did, body.get("time"), active, status)  # type: ignore[arg-type]  # checked by _need
 
 
@@ -247,4 +248,4 @@ def _is_did(value: object) -> bool:
 
 
 def _short(value: object) -> str:
-    return storable(value[:300]) if type(value) is str else ""
+    return printable(value) if type(value) is str else ""

@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from steps.account_status import is_served
+from steps.printable import is_printable, printable
 from steps.skip_ahead import beyond, is_number
-from steps.syntax import is_did, is_tid, storable, tid_micros
+from steps.syntax import is_did, is_tid, tid_micros
 
 MAX_SKIPS = 20  # in a row without one page: then the listing itself is broken, not a range of it
 GROW_AFTER = 4  # good pages of a narrowed size before it is doubled
@@ -188,7 +189,7 @@ def read_page(body: Any, now_micros: int) -> Page | Failure:
         return Failure(Trouble.BAD_ANSWER, "no list of repos in the answer")
     cursor = body.get("cursor")
     if cursor is not None and (
-        not isinstance(cursor, str | int) or len(str(cursor)) > MAX_CURSOR or storable(str(cursor)) != str(cursor)
+        not isinstance(cursor, str | int) or len(str(cursor)) > MAX_CURSOR or not is_printable(str(cursor))
     ):
         return Failure(Trouble.BAD_ANSWER, "the cursor is no text")
     entries = [entry for entry in (_entry(row, now_micros) for row in repos) if entry is not None]
@@ -203,7 +204,7 @@ def _entry(row: object, now_micros: int) -> Entry | None:
         return None
     if type(rev) is not str or not is_tid(rev) or tid_micros(rev) > now_micros + FUTURE_MICROS:
         rev = ""
-    status = storable(status[:100]) if type(status) is str and status else None
+    status = printable(status, 100) if type(status) is str and status else None
     if type(active) is not bool:
         active = status is None
     return Entry(did, rev, is_served(active, status), status)

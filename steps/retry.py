@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
+from steps.printable import printable
 from steps.snapshot import SnapshotReason
-from steps.syntax import storable
 
 SHORTEST_PAUSE = 1.0
 LONGEST_PAUSE = 3600.0
@@ -74,7 +74,7 @@ class Failure:
     wait_seconds: float | None = None
 
     def __str__(self) -> str:
-        return storable(f"{self.reason}: {self.detail}")
+        return printable(f"{self.reason}: {self.detail}", 500)
 
 
 @dataclass(frozen=True, slots=True)

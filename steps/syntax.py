@@ -27,11 +27,6 @@ _CLOCK_BITS = 10
 _TID_BITS = 63  # the top bit stays zero, so that a TID fits a signed 64-bit integer
 
 
-def storable(text: str) -> str:
-    """A stranger's words as a text column takes them: without NUL and lone surrogates."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
 def is_did(text: str) -> bool:
     """Any DID method; which methods can be resolved is the resolver's question."""
     return len(text) <= MAX_DID and _did(text) is not None

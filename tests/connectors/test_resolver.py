@@ -25,6 +25,8 @@ class Directory:
         self.status = 200
         self.body: str | None = None
         self.pds = "https://one.example"
+        self.plain: str | None = None  # its answer for DIDs that it does not have
+        self.plain_status = 404
         self.wait = 0.0
         self.retry_after: str | None = "9"
         self.limited: set[str] = set()
@@ -39,6 +41,8 @@ class Directory:
         if status != 200:
             named = {} if self.retry_after is None else {"Retry-After": self.retry_after}
             return web.Response(status=status, headers=named)
+        if did != DID and self.plain is not None:
+            return web.Response(status=self.plain_status, text=self.plain)
         if did != DID:
             return web.json_response({"message": f"DID not registered: {did}"}, status=404)
         service = {"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": self.pds}
@@ -131,6 +135,65 @@ def test_only_the_directory_s_own_word_says_that_there_is_no_such_did(
         with pytest.raises(raised) as said:
             await resolver().resolve(DID)
         assert getattr(said.value, "gone", None) is gone
+
+    run(database, ask)
+
+
+@pytest.mark.parametrize(("status", "gone"), [(404, False), (410, True)])
+@pytest.mark.parametrize("body", ["DID not registered", "", "<html>" + "x" * 100_000])
+def test_a_mirror_s_404_in_plain_text_is_an_answer_where_the_mirror_is_up(
+    database: str, status: int, gone: bool, body: str
+) -> None:
+    """Issue 10.19; H5: unknown and deleted DIDs had no end, since only JSON was believed."""
+    unknown = MANY[0]
+
+    async def ask(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        one = resolver()
+        await one.resolve(DID)
+        directory.plain = body
+        directory.plain_status = status
+        with pytest.raises(IdentityNotFound) as said:
+            await one.resolve(unknown)
+        assert said.value.gone is gone
+        assert directory.asked == [DID, unknown, DID], "it is asked for one that it has"
+        directory.status, directory.body = status, body  # and now a proxy answers for it
+        with pytest.raises(IdentityUnreachable):
+            await one.resolve(MANY[1])
+
+    run(database, ask)
+
+
+@pytest.mark.parametrize(
+    "body", ['{"id": "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"}', "\x80", "[]", "[" * 50_000, '{"id": [[1]]}']
+)
+def test_another_document_than_the_did_s_is_unusable_where_the_directory_is_up(database: str, body: str) -> None:
+    """Issue 10.19; H5: such a failure is counted, and has an end."""
+
+    async def ask(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        one = resolver()
+        await one.resolve(DID)
+        directory.plain, directory.plain_status = body, 200
+        with pytest.raises(IdentityUnreachable) as said:
+            await one.resolve(MANY[0])
+        assert said.value.unusable
+        directory.body = body
+        with pytest.raises(IdentityUnreachable) as said:
+            await one.resolve(MANY[1])
+        assert not said.value.unusable, "nothing shows that it is a directory"
+
+    run(database, ask)
+
+
+def test_many_plain_answers_share_one_probe(database: str) -> None:
+    """Issue 10.19; H5"""
+
+    async def ask(directory: Directory, resolver: Callable[..., Resolver]) -> None:
+        one = resolver()
+        await one.resolve(DID)
+        directory.status, directory.body = 404, "no"
+        answers = await one.resolve_many(MANY[:40], max_age=60)
+        assert all(isinstance(answer, IdentityUnreachable) for answer in answers.values())
+        assert len(directory.asked) <= 1 + 40 + 3
 
     run(database, ask)
 
