@@ -102,6 +102,8 @@ def follower(cursors: Cursors) -> Step:
                 if isinstance(message, Unknown):
                     metrics.DROPPED.labels(FLOW, "unknown_type").inc()
                     continue
+            elif isinstance(message, Commit | Sync) and message.odd:
+                cursors.pass_by(relay, message.seq)
             else:
                 follow = cursors.restart if one.frame.restarted else cursors.see
                 if (gap := follow(relay, message.seq)) is not None:  # type: ignore[union-attr]  # all others have one
@@ -149,10 +151,23 @@ def again(frame: Frame, settings: Settings) -> list[Out]:
 
 
 def deduplicator(remembered: Remembered) -> Step:
-    """The `dedup` step: the first relay that brings an event wins. What was refused is kept: it proves nothing."""
+    """The `dedup` step: the first relay that brings an event wins. What was refused is kept: it proves nothing.
+
+    A commit that lacks its proof or a record is dropped where any relay has brought it whole, also later in this batch.
+    """
 
     def first_ones(batch: list[Received]) -> list[Received]:
-        fresh = [one for one in batch if (key := identity(one.message)) is None or remembered.add(key)]
+        keys = [identity(one.message) for one in batch]
+        here = {key for key in keys if key is not None and key[-1] is True}
+
+        def is_new(key: tuple[object, ...] | None) -> bool:
+            if key is None:
+                return True
+            if key[-1] is False and ((whole := (*key[:-1], True)) in here or whole in remembered):
+                return False
+            return remembered.add(key)
+
+        fresh = [one for one, key in zip(batch, keys, strict=True) if is_new(key)]
         if len(fresh) < len(batch):
             metrics.DROPPED.labels(FLOW, "duplicate").inc(len(batch) - len(fresh))
         return fresh
@@ -166,11 +181,11 @@ def identity(message: object) -> tuple[object, ...] | None:
         event = message.event
         # One that lacks its proof or a record must not mask another relay's whole one.
         whole = message.ops is not None and all(op.cid is None or op.cid in message.blocks for op in message.ops)
-        return (type(event) is Commit, event.did, event.rev, message.commit, whole)
+        return ("commit" if type(event) is Commit else "sync", event.did, event.rev, message.commit, whole)
     if isinstance(message, Identity):
         return ("identity", message.did, str(message.time), message.handle)
     if isinstance(message, Account):
-        return ("account", message.did, str(message.time), message.active, message.status)
+        return ("account", message.did, str(message.time), message.active, message.status or "")
     return None
 
 

@@ -183,6 +183,33 @@ def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:
     return index
 
 
+def salvaged(car: bytes, limits: CarLimits) -> tuple[bytes | None, dict[bytes, bytes]]:
+    """Root and blocks of a damaged CAR in memory: those that hash to their CID, as far as sections can be told apart."""
+    blocks: dict[bytes, bytes] = {}
+    root = None
+    at, end = 0, len(car)
+    try:
+        size, start = _varint(car, 0, end)
+        at = start + size
+        if start == 0 or at > end:
+            return None, blocks
+        root = _root(car[start:at])
+    except CarError:
+        pass  # the sections may still be in order
+    try:
+        for _ in range(limits.blocks):
+            size, start = _varint(car, at, end)
+            if start == at or start + size > end or size > limits.block + 128:
+                break
+            at = start + size
+            cid, block = car[start : start + CID_SIZE], car[start + CID_SIZE : at]
+            if cid[:4] in _OURS and sha256(block).digest() == cid[4:]:
+                blocks[cid] = block
+    except CarError:
+        pass
+    return root, blocks
+
+
 def file_reader(fd: int) -> Callable[[int, int], bytes]:
     """`read_at` for a spool file, which must stay open as long as the index is used; its position is not used.
 

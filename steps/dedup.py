@@ -21,6 +21,10 @@ class Remembered:
     def __len__(self) -> int:
         return len(self._new) + len(self._old)
 
+    def __contains__(self, key: Hashable) -> bool:
+        mark = hash(key)
+        return mark in self._new or mark in self._old
+
     def add(self, key: Hashable) -> bool:
         """Remember a key; whether it is new."""
         mark = hash(key)

@@ -44,6 +44,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False):  # Structs, as a frozen dat
     ops: list[Any]
     data_before: bytes | None
     no_blocks: bool  # tooBig or rebase: the ops say nothing
+    odd: str = ""  # fields of a wrong type, and empty here; the signed commit among the blocks may be true all the same
 
 
 class Sync(msgspec.Struct, frozen=True, gc=False):
@@ -54,6 +55,7 @@ class Sync(msgspec.Struct, frozen=True, gc=False):
     rev: str
     time: object
     blocks: bytes
+    odd: str = ""  # as in a #commit
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
@@ -160,6 +162,8 @@ def sequence(frame: bytes) -> int | None:
 def position(frame: bytes) -> int | None:
     """The seq of a frame that we understand. What we do not understand may not say where a stream is to go on."""
     message = decode(frame)
+    if isinstance(message, Commit | Sync) and message.odd:
+        return None
     return message.seq if isinstance(message, Event | Labels) else None
 
 
@@ -172,23 +176,31 @@ def _commit(body: dict[str, Any]) -> Message:
     commit, blocks, ops, rev = get("commit"), get("blocks"), get("ops"), get("rev")
     since, before = get("since"), get("prevData")
     no_blocks = get("tooBig", False) is not False or get("rebase", False) is not False
-    _need(type(commit) is bytes and len(commit) == CID_SIZE and commit[:4] == DAG_CBOR, "commit")
-    _need(type(blocks) is bytes, "blocks")
-    _need(type(ops) is list, "ops")
-    _need(type(rev) is str and is_tid(rev), "rev")
-    _need(since is None or (type(since) is str and (since == "" or is_tid(since))), "since")
-    _need(before is None or (type(before) is bytes and len(before) == CID_SIZE), "prevData")
     did = get("repo")
     _need(_is_did(did), "repo")
-    return Commit(_need_seq(body), did, rev, get("time"), since or None, commit, blocks, ops, before, no_blocks)  # type: ignore[arg-type]  # checked by _need
+    _need(type(blocks) is bytes, "blocks")
+    odd = ""
+    if type(commit) is not bytes or len(commit) != CID_SIZE or commit[:4] != DAG_CBOR:
+        commit, odd = b"", "commit"
+    if type(ops) is not list:
+        ops, odd = [], "ops"
+    if type(rev) is not str or not is_tid(rev):
+        rev, odd = "", "rev"
+    if since is not None and (type(since) is not str or (since != "" and not is_tid(since))):
+        since, odd = None, "since"
+    if before is not None and (type(before) is not bytes or len(before) != CID_SIZE):
+        before, odd = None, "prevData"
+    return Commit(_need_seq(body), did, rev, get("time"), since or None, commit, blocks, ops, before, no_blocks, odd)  # type: ignore[arg-type]  # checked above
 
 
 def _sync(body: dict[str, Any]) -> Message:
     did, rev, blocks = body.get("did"), body.get("rev"), body.get("blocks")
     _need(_is_did(did), "did")
-    _need(type(rev) is str and is_tid(rev), "rev")
     _need(type(blocks) is bytes, "blocks")
-    return Sync(_need_seq(body), did, rev, body.get("time"), blocks)  # type: ignore[arg-type]  # checked by _need
+    odd = ""
+    if type(rev) is not str or not is_tid(rev):
+        rev, odd = "", "rev"
+    return Sync(_need_seq(body), did, rev, body.get("time"), blocks, odd)  # type: ignore[arg-type]  # checked above
 
 
 def _identity(body: dict[str, Any]) -> Message:

@@ -10,7 +10,9 @@ first: that asks for fewer blocks.
 
 Nodes are read and written here as bytes, since a firehose does this for every commit: what an operation does not touch is
 copied. For the same reason the layer of one key per node is looked at, not of all: a leaf that no operation names stands in
-the tree before at the same place, so where the result is the root of a valid tree, that leaf is where it must be.
+the tree before at the same place, so where the result is the root of a valid tree, that leaf is where it must be. A key that
+an operation created is not in the tree before, so nothing but this module checks its place: its layer, that the leaves right
+before and after it lie on their side of it, and that no empty node stands where it is removed.
 """
 
 from bisect import bisect_left
@@ -55,8 +57,14 @@ class Unproven(Exception):
         return self.reason in _CANNOT_TELL
 
 
+UNTOLD = b""
+
+
 class Change(NamedTuple):
-    """What an operation did at a key: `after` None for a delete, `before` None for a create; CIDs are 36 bytes."""
+    """What an operation did at a key: `after` None for a delete, `before` None for a create; CIDs are 36 bytes.
+
+    An update or delete that does not name what it replaces has `before` UNTOLD.
+    """
 
     key: bytes
     after: bytes | None
@@ -95,8 +103,8 @@ _Tree = bytes | _Branch | None
 
 def invert(root: bytes, get_block: Blocks, changes: Sequence[Change]) -> bytes:
     """The root CID before `changes` (each key once). Raises Unproven."""
-    if any(change.before is None and change.after is None for change in changes):
-        raise Unproven(UnprovenReason.NO_PREV, "a delete names no prev")
+    if any(change.before == UNTOLD or change.before is change.after is None for change in changes):
+        raise Unproven(UnprovenReason.NO_PREV, "an update or delete names no prev")
     try:
         tree = _Partial(root, get_block)
         for key, after, _ in changes:
@@ -135,6 +143,8 @@ class _Partial:
         while node.layer >= layer:
             at = bisect_left(node.keys, key)
             if at < len(node.keys) and node.keys[at] == key:
+                if node.layer != layer:
+                    raise MstError(MstReason.KEY_LAYER, node.cid or b"", "a key above its layer")
                 return node.values[at]
             below = self._loaded(node, at)
             if below is None or node.layer == layer:
@@ -201,6 +211,7 @@ class _Partial:
         node.cid = None
         at = bisect_left(node.keys, key)
         if at < len(node.keys) and node.keys[at] == key:
+            self._check_seam(node, at)
             del node.keys[at], node.values[at], node.heads[at]
             if at < len(node.heads):
                 node.heads[at] = None
@@ -212,6 +223,27 @@ class _Partial:
         self._remove(below, key)
         if not below.keys and below.trees[0] is None:
             node.trees[at] = None
+
+    def _check_seam(self, node: _Branch, at: int) -> None:
+        """The last key before leaf `at` is below it, the first after it above it, the leaf beside it of its layer.
+
+        Loads the nodes between it and these two keys.
+        """
+        key = node.keys[at]
+        if len(node.keys) > 1 and key_layer(node.keys[at - 1 if at else 1]) != node.layer:
+            raise MstError(MstReason.KEY_LAYER, node.cid or b"")
+        for place, last in ((at, -1), (at + 1, 0)):
+            above, below = node, self._inner(node, place)
+            while below is not None:
+                above, below = below, self._inner(below, len(below.keys) if last else 0)
+            if above is not node and (above.keys[last] >= key if last else above.keys[0] <= key):
+                raise MstError(MstReason.KEY_ORDER, above.cid or b"", "a key on the wrong side of its neighbour")
+
+    def _inner(self, node: _Branch, at: int) -> _Branch | None:
+        tree = node.trees[at]
+        if isinstance(tree, bytes):
+            tree = node.trees[at] = self._load(tree, node.layer - 1)
+        return tree
 
     def _split(self, node: _Branch, key: bytes) -> tuple[_Tree, _Tree]:
         """What stands before and after a key."""
@@ -248,6 +280,8 @@ class _Partial:
         if isinstance(tree, _Branch):
             return tree
         node = self._read(tree, layer)
+        if not node.keys and node.trees[0] is None:
+            raise MstError(MstReason.EMPTY_NODE, tree)
         _check_layer(node)
         return node
 

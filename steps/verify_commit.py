@@ -5,8 +5,12 @@ agree with the event, the rev is no later than five minutes from now, the protoc
 operations lead from the tree before to the tree that the commit signs, each with the CID that this tree holds. `signed`
 then asks whether the account's key signed the commit; the key is the caller's to find.
 
-Three outcomes: `Refused` (it is false, or proves nothing: no row may change); `Verified` with operations; and `Verified`
-without, where the commit stands but its operations cannot be known, so that the repo has to be fetched (`problem` says why).
+Only the commit block is signed; the rest of the frame is what a PDS or relay says about it. So a commit block of the account
+is never refused for its frame: the result is `Verified` without operations, `problem` says what is wrong, and where the
+signature holds the repo has to be fetched. Its rev is the signed one, whatever the frame says.
+
+Three outcomes: `Refused` (no commit of this account that could be news: no row may change); `Verified` with operations; and
+`Verified` without. Neither of the latter may change anything before its signature is checked.
 """
 
 from dataclasses import dataclass
@@ -16,12 +20,12 @@ import msgspec
 from msgspec.structs import replace
 
 from schemas.settings import Check
-from steps.car import CarError, CarLimits, index_bytes
+from steps.car import CarError, CarLimits, index_bytes, salvaged
 from steps.cid import CID_SIZE
 from steps.commit import Commit as CommitObject
 from steps.commit import CommitRejected, parse_commit, verify_commit
 from steps.frames import MAX_FRAME_BYTES, Commit, Sync
-from steps.invert import Change, Unproven, UnprovenReason, invert
+from steps.invert import UNTOLD, Change, Unproven, UnprovenReason, invert
 from steps.mst_node import MAX_KEY
 from steps.paths import row_path
 from steps.syntax import tid_micros
@@ -36,20 +40,22 @@ _LIMITS = CarLimits(blocks=100_000, total=MAX_FRAME_BYTES)
 class VerifyReason(StrEnum):
     """Why an event of a repo was refused, or why its operations are unknown."""
 
-    BAD_CAR = "bad_car"
-    ROOT_IS_NOT_COMMIT = "root_is_not_commit"
     NO_COMMIT_BLOCK = "no_commit_block"
     BAD_COMMIT = "bad_commit"
     WRONG_DID = "wrong_did"
-    WRONG_REV = "wrong_rev"
     FUTURE_REV = "future_rev"
     BAD_SIGNATURE = "bad_signature"
     NO_KEY = "no_key"
+    # refused where no commit block is found, else the operations are unknown
+    BAD_CAR = "bad_car"
+    BAD_FIELD = "bad_field"
+    # the operations are unknown
+    ROOT_IS_NOT_COMMIT = "root_is_not_commit"
+    WRONG_REV = "wrong_rev"
     WRONG_PREV_DATA = "wrong_prev_data"
     OP_NOT_IN_TREE = "op_not_in_tree"
     BAD_TREE = "bad_tree"
     SYNC_TOO_LARGE = "sync_too_large"
-    # the operations are unknown
     TOO_BIG = "too_big"
     BLOCKS_TOO_LARGE = "blocks_too_large"
     TOO_MANY_OPS = "too_many_ops"
@@ -87,11 +93,11 @@ class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
-    """An event that proves nothing, or why its operations are unknown."""
+    """Why an event proves nothing, or why its operations are unknown."""
 
     reason: VerifyReason
     detail: str
-    did: str | None = None  # whose it claims to be, where somebody asks
+    did: str | None = None  # whose it claims to be
 
 
 class Verified(msgspec.Struct, frozen=True, gc=False):
@@ -116,44 +122,53 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
 
 def verify(event: Commit | Sync, now_micros: int, checks: Checks = ALL) -> Verified | Refused:
     """Check an event, all but its signature, at this moment (microseconds since 1970)."""
-    if tid_micros(event.rev) > now_micros + FUTURE_MICROS:
-        return Refused(VerifyReason.FUTURE_REV, event.rev)
-    large = _too_large(event) if checks.limits is not Check.OFF else None
-    if large is not None and checks.limits is Check.ENFORCE and type(event) is Sync:
-        return large
+    kind = "#commit" if type(event) is Commit else "#sync"
+    problem = Refused(VerifyReason.BAD_FIELD, f"{kind}: {event.odd}") if event.odd else None
     try:
         car = index_bytes(event.blocks, limits=_LIMITS)
+        root, blocks = car.root, car.blocks
     except CarError as err:
-        return Refused(VerifyReason.BAD_CAR, str(err)[:200])
-    found = _stands(event, car.root or b"", car.blocks)
+        problem = problem or Refused(VerifyReason.BAD_CAR, str(err)[:200])
+        root, blocks = salvaged(event.blocks, _LIMITS)
+    found = _stands(event, root, blocks, problem)
     if isinstance(found, Refused):
+        return replace(found, did=event.did)
+    if tid_micros(found.signed.rev) > now_micros + FUTURE_MICROS:
+        return Refused(VerifyReason.FUTURE_REV, found.signed.rev, event.did)
+    if found.problem is not None:
         return found
+    large = _too_large(event) if checks.limits is not Check.OFF else None
     counted = () if large is None else (large.reason,)
     if large is None or checks.limits is Check.COUNT:
-        return _with_ops(found, car.blocks, checks.inversion, counted)
+        return _with_ops(found, blocks, checks.inversion, counted)
     return replace(found, problem=large)
 
 
-def _stands(event: Commit | Sync, root: bytes, blocks: dict[bytes, bytes]) -> Verified | Refused:
-    """The commit at the root, where it is the event's; without operations."""
-    if type(event) is Commit and root != event.commit:
-        return Refused(VerifyReason.ROOT_IS_NOT_COMMIT, root.hex())
-    block = blocks.get(root)
-    if block is None:
-        return Refused(VerifyReason.NO_COMMIT_BLOCK, root.hex())
+def _stands(
+    event: Commit | Sync, root: bytes | None, blocks: dict[bytes, bytes], problem: Refused | None
+) -> Verified | Refused:
+    """The account's commit among the blocks, without operations; `problem`: what the frame says wrongly about it."""
+    named = event.commit if type(event) is Commit else root
+    cid = root if named not in blocks and root is not None else named
+    block = blocks.get(cid or b"")
+    if cid is None or block is None:
+        return problem or Refused(VerifyReason.NO_COMMIT_BLOCK, (cid or b"").hex())
     commit = parse_commit(block)
     if isinstance(commit, CommitRejected):
-        return Refused(VerifyReason.BAD_COMMIT, f"{commit.reason}: {commit.detail}")
+        return problem or Refused(VerifyReason.BAD_COMMIT, f"{commit.reason}: {commit.detail}")
     if commit.did != event.did:
         return Refused(VerifyReason.WRONG_DID, commit.did[:200])
+    if problem is None and (cid != named or cid != root):
+        problem = Refused(VerifyReason.ROOT_IS_NOT_COMMIT, "" if root is None else root.hex())
     if commit.rev != event.rev:
-        return Refused(VerifyReason.WRONG_REV, commit.rev)
-    return Verified(event, root, block, commit, commit.data, None, {})
+        problem = problem or Refused(VerifyReason.WRONG_REV, f"{event.rev} instead of {commit.rev}")
+        event = replace(event, rev=commit.rev)  # what was signed holds
+    return Verified(event, cid, block, commit, commit.data, None, {}, problem=problem)
 
 
 def _with_ops(
     found: Verified, blocks: dict[bytes, bytes], inversion: Check, counted: tuple[VerifyReason, ...]
-) -> Verified | Refused:
+) -> Verified:
     """The same with what its operations prove."""
     event = found.event
     if type(event) is not Commit:
@@ -171,7 +186,7 @@ def _with_ops(
     elif inversion is Check.COUNT:
         counted = (*counted, proof.reason)
     else:
-        return replace(found, problem=proof) if proof.reason in _UNTOLD else proof
+        return replace(found, problem=proof)
     return Verified(
         event, found.commit, found.commit_block, found.signed, found.data, ops, blocks, bad_paths, None, before, counted
     )
@@ -180,9 +195,6 @@ def _with_ops(
 def signed(verified: Verified, signing_key: str) -> bool:
     """Whether the key (did:key) signed the event's commit."""
     return verify_commit(verified.signed, signing_key)
-
-
-_UNTOLD = frozenset({VerifyReason.MISSING_PROOF, VerifyReason.NO_PREV})
 
 
 def _too_large(event: Commit | Sync) -> Refused | None:
@@ -233,5 +245,5 @@ def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refu
         collection, rkey, valid = row_path(key.decode("latin-1"))
         bad_paths += not valid  # as a record it cannot be addressed, but the tree holds it
         good.append(VerifiedOp(action, collection, rkey, cid, prev, valid))
-        changes.append(Change(key, cid, prev))
+        changes.append(Change(key, cid, UNTOLD if prev is None and action != "create" else prev))
     return good, changes, bad_paths

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from steps.cid import DAG_CBOR
 from steps.invert import Change, Unproven, UnprovenReason, invert
 from steps.mst import build
-from steps.mst_node import key_layer
+from steps.mst_node import Entry, Node, encode_node, key_layer, parse_node
 
 keys = st.integers(0, 400).map(lambda n: f"app.bsky.feed.post/3k{n:011d}".encode())
 values = st.integers(0, 5).map(lambda n: DAG_CBOR + sha256(b"%d" % n).digest())
@@ -100,3 +100,98 @@ def test_a_delete_without_prev_cannot_be_inverted() -> None:
     with pytest.raises(Unproven) as caught:
         invert(root, blocks.get, [Change(b"a.b.c/y", None, None)])
     assert caught.value.cannot_tell
+
+
+def put(blocks: dict[bytes, bytes], node: Node) -> bytes:
+    block = encode_node(node)
+    cid = DAG_CBOR + sha256(block).digest()
+    blocks[cid] = block
+    return cid
+
+
+def misplaced(root: bytes, blocks: dict[bytes, bytes], key: bytes, value: bytes, draw: st.DataObject) -> bytes:
+    """The root of the same tree with one more leaf, wherever `draw` says: most of these trees are malformed."""
+    node = parse_node(root, blocks[root])
+    inner = [node.left, *(entry.tree for entry in node.entries)]
+    at = draw.draw(st.integers(0, len(node.entries)))
+    below = inner[at]
+    if below is not None and draw.draw(st.booleans()):
+        inner[at] = misplaced(below, blocks, key, value, draw)
+        leaves = list(zip((e.key for e in node.entries), (e.value for e in node.entries), inner[1:], strict=True))
+    else:
+        empty = put(blocks, Node(None, []))
+        before, after = draw.draw(st.sampled_from([(below, None), (None, below), (below, empty), (empty, below)]))
+        inner[at : at + 1] = [before, after]
+        keys = [e.key for e in node.entries]
+        values = [e.value for e in node.entries]
+        keys.insert(at, key)
+        values.insert(at, value)
+        leaves = list(zip(keys, values, inner[1:], strict=True))
+    return put(blocks, Node(inner[0], [Entry(*leaf) for leaf in leaves]))
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.dictionaries(keys, values, min_size=1, max_size=30), keys, values, st.data())
+def test_a_created_key_in_a_wrong_place_never_inverts_to_the_true_tree(
+    before: dict, key: bytes, value: bytes, data: st.DataObject
+) -> None:
+    """Issue 10.26; G3: where the inversion gives the root before, the tree after is the one that its leaves allow."""
+    before.pop(key, None)
+    root, blocks = tree(before)
+    wrong = misplaced(root, blocks, key, value, data)
+    try:
+        result = invert(wrong, blocks.get, [Change(key, value, None)])
+    except Unproven:
+        return
+    true, _ = tree({**before, key: value})
+    assert result != root or wrong == true
+
+
+def key_of(layer: int, after: bytes = b"") -> bytes:
+    names = (f"a.b.c/{n:07d}".encode() for n in range(1_000_000))
+    return next(name for name in names if name > after and key_layer(name) == layer)
+
+
+VALUE = DAG_CBOR + bytes(32)
+
+
+def test_each_way_to_misplace_a_created_key_is_found() -> None:
+    """Issue 10.26; G3: on the wrong side of a neighbour, above its layer, beside an empty node, beside a lower key."""
+    low = key_of(0)
+    high = key_of(1, low)
+    far = key_of(0, high)
+    farther = key_of(1, far)
+    peak = key_of(2)
+
+    def verdict(before: dict[bytes, bytes], make: object, created: bytes) -> UnprovenReason:
+        root, blocks = tree(before)
+        wrong = make(root, blocks)  # type: ignore[operator]  # a function of both
+        with pytest.raises(Unproven) as caught:
+            invert(wrong, blocks.get, [Change(created, VALUE, None)])
+        return caught.value.reason
+
+    # `far` stays left of `high`, although it is greater
+    def wrong_side(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
+        (entry,) = parse_node(root, blocks[root]).entries
+        left = parse_node(root, blocks[root]).left
+        assert left is not None
+        return put(blocks, Node(left, [Entry(high, VALUE, None), Entry(entry.key, entry.value, entry.tree)]))
+
+    assert verdict({low: VALUE, far: VALUE, farther: VALUE}, wrong_side, high) is UnprovenReason.BAD_TREE
+
+    def above_its_layer(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
+        return put(blocks, Node(None, [Entry(high, VALUE, None), Entry(far, VALUE, None)]))
+
+    assert verdict({high: VALUE}, above_its_layer, far) is UnprovenReason.BAD_TREE
+
+    def beside_an_empty_node(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
+        left = put(blocks, Node(None, [Entry(low, VALUE, None)]))
+        return put(blocks, Node(left, [Entry(high, VALUE, put(blocks, Node(None, [])))]))
+
+    assert verdict({low: VALUE}, beside_an_empty_node, high) is UnprovenReason.BAD_TREE
+
+    def beside_a_lower_key(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
+        first, second = sorted([(peak, VALUE), (high, VALUE)])
+        return put(blocks, Node(None, [Entry(*first, None), Entry(*second, None)]))
+
+    assert verdict({high: VALUE}, beside_a_lower_key, peak) is UnprovenReason.BAD_TREE

@@ -47,7 +47,7 @@ def verified(it: Commit | Sync) -> Verified:
     return result
 
 
-def problem_of(it: Commit, checks: Checks = ALL) -> VerifyReason:
+def problem_of(it: Commit | Sync, checks: Checks = ALL) -> VerifyReason:
     """Why the commit stands and its operations are unknown."""
     result = verify(it, NOW, checks)
     assert isinstance(result, Verified), result
@@ -183,27 +183,53 @@ def test_a_sync_event_carries_the_commit() -> None:
 def refusal(it: Commit | Sync) -> VerifyReason:
     result = verify(it, NOW)
     assert isinstance(result, Refused), result
+    assert result.did == DID
     return result.reason
 
 
 def test_refusals() -> None:
-    """G7, G9"""
-    repo, other = sample(3), sample(4)
+    """G7, G9; issue 11.A3: no commit of the account is found, or one that could freeze it. Each names its DID."""
+    repo = sample(3)
     late = tid_from_micros(NOW + FUTURE_MICROS + 1_000_000)
     assert refusal(event(repo, blocks=b"")) is VerifyReason.BAD_CAR
-    assert refusal(event(repo, blocks=repo.car()[:-1])) is VerifyReason.BAD_CAR
-    tampered = bytearray(repo.car())
-    tampered[-10] ^= 1
-    assert refusal(event(repo, blocks=bytes(tampered))) is VerifyReason.BAD_CAR
-    assert refusal(event(repo, commit=other.commit)) is VerifyReason.ROOT_IS_NOT_COMMIT
     assert refusal(event(repo, blocks=car(repo.commit, {}))) is VerifyReason.NO_COMMIT_BLOCK
     assert refusal(event(sample(1, did="did:plc:somebodyelse"))) is VerifyReason.WRONG_DID
-    assert refusal(event(sample(1, rev=tid_from_micros(NOW - 5)))) is VerifyReason.WRONG_REV
     assert refusal(event(sample(1, rev=late), rev=late)) is VerifyReason.FUTURE_REV
+    assert refusal(event(sample(1, rev=late))) is VerifyReason.FUTURE_REV
     assert refusal(event(sample(1, overrides={"version": 2}))) is VerifyReason.BAD_COMMIT
     block = cbrrr.encode_dag_cbor({"not": "a commit"})
     odd = car(cid_of(block), {cid_of(block): block})
     assert refusal(event(repo, commit=cid_of(block), blocks=odd)) is VerifyReason.BAD_COMMIT
+    assert refusal(event(repo, odd="ops", blocks=b"")) is VerifyReason.BAD_FIELD
+
+
+def test_a_commit_is_not_lost_for_its_unsigned_frame() -> None:
+    """Issue 11.A3; H6: the signed rev and root hold, the operations do not, and the reason is named."""
+    repo, other = sample(3), sample(4)
+    late = tid_from_micros(NOW + FUTURE_MICROS + 1_000_000)
+    old = tid_from_micros(NOW - 5)
+    assert problem_of(event(repo, commit=other.commit)) is VerifyReason.ROOT_IS_NOT_COMMIT
+    first = car(repo.commit, {repo.commit: repo.blocks[repo.commit]} | repo.blocks)
+    assert problem_of(event(repo, blocks=first[:-1])) is VerifyReason.BAD_CAR
+    assert problem_of(event(repo, odd="prevData")) is VerifyReason.BAD_FIELD
+    for claimed in (old, late, ""):
+        result = verified(event(repo, rev=claimed))
+        assert result.problem is not None
+        assert (result.problem.reason, message(result).rev) == (VerifyReason.WRONG_REV, REV)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_commit_block_is_found_in_a_damaged_car_wherever_it_stands(last: bool) -> None:
+    """Issue 11.A3; H6"""
+    repo = sample(3)
+    rest = {cid: block for cid, block in repo.blocks.items() if cid != repo.commit}
+    own = {repo.commit: repo.blocks[repo.commit]}
+    spoiled = {next(iter(rest)): b"not what it hashes to"}
+    blocks = car(repo.commit, rest | spoiled | own if last else own | rest | spoiled)
+    assert problem_of(event(repo, blocks=blocks)) is VerifyReason.BAD_CAR
+    assert signed(verified(event(repo, blocks=blocks)), repo.key.did_key)
+    tampered = blocks.replace(repo.blocks[repo.commit], bytes(len(repo.blocks[repo.commit])))
+    assert refusal(event(repo, blocks=tampered)) is VerifyReason.BAD_CAR
 
 
 def following(before: Repo, **changes: Any) -> tuple[Repo, Commit]:
@@ -240,27 +266,27 @@ def test_without_prev_data_the_message_says_what_the_inversion_gave() -> None:
     assert message(verified(commit)).prev_data == cid_str(before.data)
 
 
-def test_operations_that_the_trees_deny_are_refused() -> None:
-    """N1: each is named, none passes."""
+def test_operations_that_the_trees_deny_are_not_taken() -> None:
+    """N1; issue 11.A3, H6: each is named, none passes, and the commit stands without them."""
     before = sample(20)
     after, commit = following(before)
     create, update, delete = commit.ops
     hidden = event(after, ops=[create, update], blocks=commit.blocks, data_before=before.data)
-    assert refusal(hidden) is VerifyReason.WRONG_PREV_DATA
+    assert problem_of(hidden) is VerifyReason.WRONG_PREV_DATA
     swapped = {**update, "cid": before.leaves[update["path"]]}
-    assert refusal(following(before, ops=[create, swapped, delete])[1]) is VerifyReason.OP_NOT_IN_TREE
+    assert problem_of(following(before, ops=[create, swapped, delete])[1]) is VerifyReason.OP_NOT_IN_TREE
     kept = {**delete, "path": sorted(after.leaves)[5]}
-    assert refusal(following(before, ops=[create, update, kept])[1]) is VerifyReason.OP_NOT_IN_TREE
+    assert problem_of(following(before, ops=[create, update, kept])[1]) is VerifyReason.OP_NOT_IN_TREE
     lied = {**update, "prev": before.data}
-    assert refusal(following(before, ops=[create, lied, delete])[1]) is VerifyReason.WRONG_PREV_DATA
-    assert refusal(following(before, data_before=after.data)[1]) is VerifyReason.WRONG_PREV_DATA
+    assert problem_of(following(before, ops=[create, lied, delete])[1]) is VerifyReason.WRONG_PREV_DATA
+    assert problem_of(following(before, data_before=after.data)[1]) is VerifyReason.WRONG_PREV_DATA
 
 
-def test_a_tree_that_is_none_is_refused() -> None:
+def test_a_tree_that_is_none_is_not_taken() -> None:
     records: dict[str, object] = {"app.bsky.feed.post/3ka": {"$type": "x"}}
     node = cbrrr.encode_dag_cbor({"e": "none", "l": None})
     repo = Repo(records, overrides={"data": cbrrr.CID(cid_of(node))})
-    assert refusal(event(repo, blocks=car(repo.commit, repo.blocks | {cid_of(node): node}))) is VerifyReason.BAD_TREE
+    assert problem_of(event(repo, blocks=car(repo.commit, repo.blocks | {cid_of(node): node}))) is VerifyReason.BAD_TREE
 
 
 def test_what_cannot_be_proven_is_not_called_false() -> None:
@@ -269,13 +295,23 @@ def test_what_cannot_be_proven_is_not_called_false() -> None:
     after, commit = following(before)
     lean = {cid: block for cid, block in after.blocks.items() if cid != after.data}
     assert problem_of(event(after, ops=commit.ops, blocks=car(after.commit, lean))) is VerifyReason.MISSING_PROOF
-    create, update, delete = commit.ops
-    bare = {key: value for key, value in delete.items() if key != "prev"}
-    assert problem_of(following(before, ops=[create, update, bare])[1]) is VerifyReason.NO_PREV
+
+
+def test_an_update_or_delete_without_prev_makes_us_fetch() -> None:
+    """Issue 11.A1: no root that never existed is named, beside a prevData and in a legacy event alike."""
+    before = sample(20)
+    create, update, delete = following(before)[1].ops
+    bare, lone = ({key: value for key, value in op.items() if key != "prev"} for op in (delete, update))
+    for root in (before.data, None):
+        assert problem_of(following(before, ops=[create, update, bare], data_before=root)[1]) is VerifyReason.NO_PREV
+        assert problem_of(following(before, ops=[create, lone, delete], data_before=root)[1]) is VerifyReason.NO_PREV
+        assert problem_of(following(before, ops=[{**update, "prev": None}], data_before=root)[1]) is (
+            VerifyReason.NO_PREV
+        )
 
 
 def test_the_protocol_s_limits() -> None:
-    """N1: a commit above them stands, and its operations are not taken; a #sync above them proves nothing."""
+    """N1; issue 11.A3: a commit above them stands, and its operations are not taken; a #sync above them is news too."""
     repo = sample(3)
     many = [{"action": "delete", "path": f"a.b.c/{at}", "cid": None, "prev": repo.data} for at in range(MAX_OPS + 1)]
     assert problem_of(event(repo, ops=many)) is VerifyReason.TOO_MANY_OPS
@@ -285,7 +321,7 @@ def test_the_protocol_s_limits() -> None:
     assert len(verified(event(repo, ops=many[:MAX_OPS], data_before=None)).ops or []) == MAX_OPS
     small = {cid_of(block): block for block in (b"\1" * 10_000,)}
     sync = Sync(7, DID, REV, TIME, car(repo.commit, {repo.commit: repo.blocks[repo.commit]} | small))
-    assert refusal(sync) is VerifyReason.SYNC_TOO_LARGE
+    assert problem_of(sync) is VerifyReason.SYNC_TOO_LARGE
     counting = Checks(limits=Check.COUNT)
     result = verify(large, NOW, counting)
     assert isinstance(result, Verified)
