@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import accumulate, islice, takewhile
 from typing import Generic, TypeVar
 
 import uvloop
@@ -104,10 +105,14 @@ class Handover(Generic[X]):
                 self._room.clear()
             await self._room.wait()
 
-    def take(self, limit: int) -> list[X]:
-        """Up to `limit` items that are there."""
+    def take(self, limit: int, most_size: int | None = None) -> list[X]:
+        """Up to `limit` items that are there, and of a size in sum up to `most_size`, but one at least."""
         with self._lock:
-            taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+            count = min(limit, len(self._items))
+            if most_size is not None:
+                totals = accumulate(size for _, size in islice(self._items, count))
+                count = max(min(count, 1), sum(1 for _ in takewhile(lambda total: total <= most_size, totals)))
+            taken = [self._items.popleft() for _ in range(count)]
             self._held -= sum(size for _, size in taken)
         if taken and self._room is not None and self._loop is not None:
             _tell(self._loop, self._room.set)

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import aiohttp
@@ -26,13 +25,14 @@ from connectors.checkpointed import CheckpointedPartition
 from connectors.cursors import CursorStore
 from connectors.http import HostRefused, Unreachable, check_url, open_session, translated
 from connectors.process import Health
+from connectors.recent import Recent
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import MAX_SOCKET_BYTES, StreamError, decode, position
 
 POLL_FRAMES = 3000
-QUEUE_UNIT_BYTES = 4096  # a frame of this size or less counts as one in the queue, a larger one as several
-RECENT_FRAMES = 16
+QUEUE_UNIT_BYTES = 2048  # a frame of this size or less counts as one in the queue, a larger one as several
+POLL_BYTES = 6 * 1024 * 1024  # of frames in one batch; its messages have at most some sixteen times as many
 BACKOFF_FIRST_SECONDS = 0.25
 BACKOFF_MAX_SECONDS = 30.0
 PATIENCE_WITHOUT_CURSOR = 10  # without a cursor a reconnect could lose an event, so silence is borne longer
@@ -66,7 +66,7 @@ class Upstream:
     def __init__(self, url: str, cursor: int | None) -> None:
         self.url = url
         self.cursor = cursor
-        self.recent: deque[bytes] = deque(maxlen=RECENT_FRAMES)
+        self.recent = Recent()
         self.heard_at = time.monotonic()
         self.connected = False
         self.waiting = False  # for room in the queue: our own silence, not the upstream's
@@ -76,9 +76,8 @@ class Upstream:
 
     def last_seq(self) -> int | None:
         """The highest seq among what was received and what we started from."""
-        # a copy: the flow's thread asks as well, and a deque that grows meanwhile is an error
-        seqs = [seq for seq in map(position, tuple(self.recent)) if seq is not None]
-        return max([*seqs, *([] if self.cursor is None else [self.cursor])], default=None)
+        seqs = [seq for seq in (self.recent.last_seq(), self.cursor) if seq is not None]
+        return max(seqs, default=None)
 
 
 class Sockets:
@@ -145,7 +144,7 @@ class Sockets:
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse, upstream: Upstream) -> None:
         """Frames into the queue until the socket ends; raises how it ended."""
-        queue, recent, url, binary = self.queue, upstream.recent, upstream.url, WSMsgType.BINARY
+        queue, received, url, binary = self.queue, upstream.recent.add, upstream.url, WSMsgType.BINARY
         upstream.heard_at = time.monotonic()
         asked = upstream.cursor  # until the first event has come
         while True:
@@ -153,7 +152,7 @@ class Sockets:
             if message.type is not binary:
                 break
             upstream.heard_at = time.monotonic()
-            recent.append(message.data)
+            received(message.data)
             restarted = False
             if asked is not None and (seq := position(message.data)) is not None:
                 restarted, asked = self._restarted(upstream, asked, seq), None
@@ -204,13 +203,14 @@ class Sockets:
 
     def _settle(self, upstream: Upstream, err: Exception) -> None:
         """What the end of a connection means for the next one."""
-        last = decode(upstream.recent[-1]) if upstream.recent else None
+        newest = upstream.recent.newest()
+        last = None if newest is None else decode(newest)
         reason, text = type(err).__name__.strip("_"), str(err)
         upstream.cursor = upstream.last_seq()
         if isinstance(last, StreamError):
             reason = last.error if last.error in _KNOWN_ERRORS else "error_frame"
             text = f"{last.error} {last.message}".strip()
-            upstream.recent.pop()
+            upstream.recent.drop_newest()
             if last.error == "FutureCursor":
                 text = (
                     f"FutureCursor: our cursor {upstream.cursor} is ahead of the upstream, whose sequence restarted;"
@@ -275,7 +275,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         if self._pressure is not None and (why := self._pressure.paused):
             self.health.report("paused", why)
             return []
-        frames = self._sockets.queue.take(POLL_FRAMES)
+        frames = self._sockets.queue.take(POLL_FRAMES, POLL_BYTES // QUEUE_UNIT_BYTES)
         self._report(frames)
         if len(self._durable) < len(self._sockets.upstreams):
             self._anchor(frames)

@@ -27,6 +27,7 @@ from steps.dedup import Remembered
 from steps.frames import Account, Commit, Identity, Info, Message, Rejected, StreamError, Sync, Unknown, decode
 from steps.identity import Identity as Document
 from steps.live_messages import account_value, commit_message, identity_value, moment
+from steps.shown import failure, shown
 from steps.timestamps import canonical, from_unix, to_unix
 from steps.verify_commit import FUTURE_MICROS, Checks, Refused, Verified, verify
 
@@ -183,9 +184,9 @@ def identity(message: object) -> tuple[object, ...] | None:
         whole = message.ops is not None and all(op.cid is None or op.cid in message.blocks for op in message.ops)
         return ("commit" if type(event) is Commit else "sync", event.did, event.rev, message.commit, whole)
     if isinstance(message, Identity):
-        return ("identity", message.did, str(message.time), message.handle)
+        return ("identity", message.did, shown(message.time), message.handle)
     if isinstance(message, Account):
-        return ("account", message.did, str(message.time), message.active, message.status or "")
+        return ("account", message.did, shown(message.time), message.active, message.status or "")
     return None
 
 
@@ -194,32 +195,39 @@ def encode_all(batch: list[Received]) -> list[Out]:
     micros = time.time_ns() // 1000
     now, latest = now_text(), from_unix((micros + FUTURE_MICROS) / 1e6)
     out: list[Out] = []
-    missing = 0
     for one in batch:
-        message, relay = one.message, one.frame.upstream
-        if isinstance(message, Verified):
-            event = message.event
-            encoded = commit_message(message, relay, moment(event.time, now, latest))
-            out.append(Out(TOPIC, event.did, encoded.value))
-            missing += encoded.missing
-            if message.bad_paths:
-                metrics.REJECTED.labels(FLOW, "bad_path").inc(message.bad_paths)
-            for reason in message.counted:
-                metrics.LOOSENED.labels(FLOW, reason.value).inc()
-            if encoded.problem is not None:
-                out.append(_dead(one, encoded.problem.reason.value, encoded.problem.detail, event.did))
-        elif isinstance(message, Account):
-            out.append(Out(TOPIC, message.did, account_value(message, relay, moment(message.time, now, latest))))
-        elif isinstance(message, Identity):
-            out.append(Out(TOPIC, message.did, identity_value(message, relay, moment(message.time, now, latest))))
-        elif isinstance(message, Refused | Rejected):
-            out.append(_dead(one, message.reason.value, message.detail, message.did))
-        else:
-            metrics.DROPPED.labels(FLOW, "foreign_type").inc()  # labels on a relay's stream
-    if missing:
-        metrics.REJECTED.labels(FLOW, "missing_block").inc(missing)
+        made = len(out)
+        try:
+            _encode(one, now, latest, out)
+        except Exception as err:  # a fault of ours costs this event, not the stream
+            del out[made:]
+            out.append(_dead(one, DeadReason.FAILED.value, failure(err), None))
     _note_times(batch, latest)
     return out
+
+
+def _encode(one: Received, now: str, latest: str, out: list[Out]) -> None:
+    message, relay = one.message, one.frame.upstream
+    if isinstance(message, Verified):
+        event = message.event
+        encoded = commit_message(message, relay, moment(event.time, now, latest))
+        out.append(Out(TOPIC, event.did, encoded.value))
+        if encoded.missing:
+            metrics.REJECTED.labels(FLOW, "missing_block").inc(encoded.missing)
+        if message.bad_paths:
+            metrics.REJECTED.labels(FLOW, "bad_path").inc(message.bad_paths)
+        for reason in message.counted:
+            metrics.LOOSENED.labels(FLOW, reason.value).inc()
+        if encoded.problem is not None:
+            out.append(_dead(one, encoded.problem.reason.value, encoded.problem.detail, event.did))
+    elif isinstance(message, Account):
+        out.append(Out(TOPIC, message.did, account_value(message, relay, moment(message.time, now, latest))))
+    elif isinstance(message, Identity):
+        out.append(Out(TOPIC, message.did, identity_value(message, relay, moment(message.time, now, latest))))
+    elif isinstance(message, Refused | Rejected):
+        out.append(_dead(one, message.reason.value, message.detail, message.did))
+    else:
+        metrics.DROPPED.labels(FLOW, "foreign_type").inc()  # labels on a relay's stream
 
 
 def _note_times(batch: list[Received], latest: str) -> None:

@@ -13,6 +13,7 @@ class DeadReason(StrEnum):
     TOO_LARGE = "too_large"
     BAD_TASK = "bad_task"
     REFUSED_BY_DATABASE = "refused_by_database"
+    FAILED = "failed"
     # commits
     BAD_CAR = "bad_car"
     ROOT_IS_NOT_COMMIT = "root_is_not_commit"
@@ -62,6 +63,7 @@ HELP: dict[DeadReason, str] = {
     DeadReason.TOO_LARGE: "larger than the protocol allows, or than the log takes",
     DeadReason.BAD_TASK: "a message that names no repo and attempt: nothing to claim",
     DeadReason.REFUSED_BY_DATABASE: "PostgreSQL refuses the values of this message",
+    DeadReason.FAILED: "our own code failed on this frame: the error names the exception and its place; please report it",
     DeadReason.BAD_CAR: "the blocks are no CAR, or one does not hash to its CID; with a signed commit the repo is fetched again",
     DeadReason.ROOT_IS_NOT_COMMIT: "the CAR's root is not the commit that the event names; the repo is fetched again",
     DeadReason.NO_COMMIT_BLOCK: "the commit's own block is not in the CAR",

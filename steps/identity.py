@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from steps.keys import method_did_key
-from steps.printable import printable
+from steps.shown import shown
 from steps.syntax import MAX_HANDLE, is_did, is_handle
 
 _MAX_ENTRIES = 64  # of any list in a document: nobody legitimate has more
@@ -50,9 +50,7 @@ def parse_document(did: str, doc: object) -> Identity | IdentityRejected:
     if not isinstance(doc, dict):
         return IdentityRejected(IdentityReason.NOT_AN_OBJECT, type(doc).__name__)
     if doc.get("id") != did:
-        found = doc.get("id")
-        shown = printable(found, 200) if isinstance(found, str) else type(found).__name__
-        return IdentityRejected(IdentityReason.DID_MISMATCH, f"asked for {did}, got {shown}")
+        return IdentityRejected(IdentityReason.DID_MISMATCH, f"asked for {did}, got {shown(doc.get('id'))}")
     return Identity(
         did=did,
         pds=_service(doc, did, "#atproto_pds", "AtprotoPersonalDataServer"),

@@ -19,6 +19,7 @@ import msgspec
 from schemas import wire
 from steps.cid import cid_bytes
 from steps.keys import verify
+from steps.shown import failure, shown
 from steps.syntax import is_did
 from steps.timestamps import canonical
 
@@ -47,6 +48,7 @@ class LabelReason(StrEnum):
     BAD_SIG = "bad_sig"
     BAD_SIGNATURE = "bad_signature"
     NO_KEY = "no_key"
+    FAILED = "failed"
 
 
 class Label(msgspec.Struct, frozen=True, gc=False):
@@ -65,30 +67,37 @@ class LabelRejected(msgspec.Struct, frozen=True, gc=False):
 
 def label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
     """One label of a frame with this seq, from the labeler at this URL."""
+    try:
+        return _label(value, seq, labeler)
+    except Exception as err:  # a fault of ours costs this label, not the stream
+        return LabelRejected(LabelReason.FAILED, failure(err))
+
+
+def _label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
     if type(value) is not dict:
         return LabelRejected(LabelReason.NOT_A_MAP, type(value).__name__)
     get = value.get
     if get("ver", 1) != 1:
-        return LabelRejected(LabelReason.BAD_VERSION, f"{get('ver')!r:.40}")
+        return LabelRejected(LabelReason.BAD_VERSION, shown(get("ver"), 40))
     src, uri, val = get("src"), get("uri"), get("val")
     if type(src) is not str or not is_did(src):
-        return LabelRejected(LabelReason.BAD_SRC, f"{src!r:.200}")
+        return LabelRejected(LabelReason.BAD_SRC, shown(src))
     if type(uri) is not str or not _is_subject(uri):
-        return LabelRejected(LabelReason.BAD_URI, f"{uri!r:.200}")
+        return LabelRejected(LabelReason.BAD_URI, shown(uri))
     if type(val) is not str or not 0 < len(val) <= MAX_VALUE_CHARACTERS or "\0" in val:
-        return LabelRejected(LabelReason.BAD_VAL, f"{val!r:.200}")
+        return LabelRejected(LabelReason.BAD_VAL, shown(val))
     cts = canonical(get("cts"))
     if cts is None:
-        return LabelRejected(LabelReason.BAD_CTS, f"{get('cts')!r:.80}")
+        return LabelRejected(LabelReason.BAD_CTS, shown(get("cts"), 80))
     exp = canonical(get("exp"))
     if exp is None and get("exp") is not None:
-        return LabelRejected(LabelReason.BAD_EXP, f"{get('exp')!r:.80}")
+        return LabelRejected(LabelReason.BAD_EXP, shown(get("exp"), 80))
     neg = get("neg", False)
     if neg is not None and type(neg) is not bool:
-        return LabelRejected(LabelReason.BAD_NEG, f"{neg!r:.40}")
+        return LabelRejected(LabelReason.BAD_NEG, shown(neg, 40))
     cid, sig = get("cid"), get("sig")
     if cid is not None and not _is_cid(cid):
-        return LabelRejected(LabelReason.BAD_CID, f"{cid!r:.100}")
+        return LabelRejected(LabelReason.BAD_CID, shown(cid, 100))
     size = sum(len(text.encode(errors="replace")) for text in (src, uri, val, cid or ""))
     if size > MAX_KEY_BYTES:
         return LabelRejected(LabelReason.BAD_URI, f"src, uri, val and cid have {size} bytes, more than {MAX_KEY_BYTES}")
@@ -127,7 +136,7 @@ def label_signed(value: dict[str, Any], key: str) -> bool:
 def _signs(key: str, value: dict[str, Any], sig: bytes) -> bool:
     try:
         return verify(key, libipld.encode_dag_cbor(value), sig)
-    except (ValueError, TypeError, OverflowError, RecursionError):
+    except Exception:  # what cannot be encoded again was not signed
         return False
 
 

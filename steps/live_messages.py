@@ -1,6 +1,7 @@
 """Verified events → the JSON messages of `firehose_live`. Pure; a message is never larger than the log takes."""
 
 from base64 import b64encode
+from collections import Counter
 
 import msgspec
 
@@ -14,6 +15,12 @@ from steps.verify_commit import Refused, Verified, VerifyReason
 
 MAX_VALUE_BYTES = 16 * 1024 * 1024 - 8192
 """What a message may weigh: the topic's limit less the room of headers and key."""
+BODY_TIMES = 16
+"""How many times the bytes of its blocks a commit's bodies may have. One byte of a record is at most 14 of JSON; what needs more
+names one large record many times."""
+BODY_LEAST = 64 * 1024
+"""What the bodies of any commit may have."""
+_JSON_TIMES = 14  # an empty byte string: 0x40 → {"$bytes":""},
 _MISSING = RecordBody(None, None, "missing_block")  # type: ignore[arg-type]  # a reason that only a live commit has
 _BAD_PATH = RecordBody(None, None, BAD_PATH)  # type: ignore[arg-type]  # a reason that only a path has
 
@@ -37,6 +44,9 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
     event = verified.event
     if type(event) is not Commit or verified.ops is None:
         return Encoded(sync_value(verified, relay, time), verified.problem)
+    bodies = _bodies(event, verified)
+    if isinstance(bodies, Refused):
+        return Encoded(sync_value(verified, relay, time), bodies)
     missing = 0
     ops: list[wire.Op] = []
     blocks = verified.blocks
@@ -50,7 +60,12 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
         block = blocks.get(op.cid)
         if block is None:
             missing += 1
-        body = _MISSING if block is None else record_body(block) if op.valid else _BAD_PATH
+        if block is None:
+            body = _MISSING
+        elif op.valid:
+            body = bodies.get(op.cid) or record_body(block)
+        else:
+            body = _BAD_PATH
         ops.append(
             wire.Op(
                 action=op.action,  # type: ignore[arg-type]  # create or update, checked by verify
@@ -82,6 +97,33 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
         problem = Refused(VerifyReason.MESSAGE_TOO_LARGE, f"message of {len(value)} bytes")
         return Encoded(sync_value(verified, relay, time), problem)
     return Encoded(value, None, missing)
+
+
+def _bodies(event: Commit, verified: Verified) -> dict[bytes, RecordBody] | Refused:
+    """The bodies of a commit that may be too large, each made once. What is too large is found before anything is encoded.
+
+    An ordinary commit has none here: its records are distinct, and its blocks cannot become more than a message holds.
+    """
+    named = [op.cid for op in verified.ops or () if op.cid is not None and op.valid]
+    if len(set(named)) == len(named) and _JSON_TIMES * len(event.blocks) <= MAX_VALUE_BYTES:
+        return {}
+    most = min(MAX_VALUE_BYTES, max(BODY_LEAST, BODY_TIMES * len(event.blocks)))
+    blocks = verified.blocks
+    times = {cid: count for cid, count in Counter(named).items() if cid in blocks}
+    size = sum(len(blocks[cid]) * count for cid, count in times.items())  # JSON is no shorter
+    bodies: dict[bytes, RecordBody] = {}
+    for cid, count in times.items():
+        if size > most:
+            break
+        body = bodies[cid] = record_body(blocks[cid])
+        size += (_size(body) - len(blocks[cid])) * count
+    if size > most:
+        return Refused(VerifyReason.MESSAGE_TOO_LARGE, f"bodies of {size} bytes or more; the commit may have {most}")
+    return bodies
+
+
+def _size(body: RecordBody) -> int:
+    return len(body.json or b"") + len(body.raw or b"") * 4 // 3
 
 
 def sync_value(verified: Verified, relay: str, time: str) -> bytes:

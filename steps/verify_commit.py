@@ -28,6 +28,7 @@ from steps.frames import MAX_FRAME_BYTES, Commit, Sync
 from steps.invert import UNTOLD, Change, Unproven, UnprovenReason, invert
 from steps.mst_node import MAX_KEY
 from steps.paths import row_path
+from steps.shown import failure, shown
 from steps.syntax import tid_micros
 
 FUTURE_MICROS = 300 * 1_000_000
@@ -64,6 +65,7 @@ class VerifyReason(StrEnum):
     MISSING_PROOF = "missing_proof"
     NO_PREV = "no_prev"
     MESSAGE_TOO_LARGE = "message_too_large"
+    FAILED = "failed"
 
 
 _BY_UNPROVEN = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
@@ -122,6 +124,13 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
 
 def verify(event: Commit | Sync, now_micros: int, checks: Checks = ALL) -> Verified | Refused:
     """Check an event, all but its signature, at this moment (microseconds since 1970)."""
+    try:
+        return _verify(event, now_micros, checks)
+    except Exception as err:  # a fault of ours costs this event, not the stream
+        return Refused(VerifyReason.FAILED, failure(err), event.did)
+
+
+def _verify(event: Commit | Sync, now_micros: int, checks: Checks) -> Verified | Refused:
     kind = "#commit" if type(event) is Commit else "#sync"
     problem = Refused(VerifyReason.BAD_FIELD, f"{kind}: {event.odd}") if event.odd else None
     try:
@@ -228,7 +237,7 @@ def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refu
             return Refused(VerifyReason.BAD_OPS, "an op is not a map")
         action, path, cid, prev = op.get("action"), op.get("path"), op.get("cid"), op.get("prev")
         if type(path) is not str:
-            return Refused(VerifyReason.BAD_OPS, f"path {path!r:.200}")
+            return Refused(VerifyReason.BAD_OPS, f"path {shown(path)}")
         if path in paths:
             return Refused(VerifyReason.DUPLICATE_PATH, path[:200])
         key = path.encode()
@@ -238,7 +247,7 @@ def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refu
             if type(cid) is not bytes or len(cid) != CID_SIZE:
                 return Refused(VerifyReason.BAD_OPS, f"no CID at {path[:200]}")
         elif action != "delete" or cid is not None:
-            return Refused(VerifyReason.BAD_OPS, f"action {action!r:.20} at {path[:200]}")
+            return Refused(VerifyReason.BAD_OPS, f"action {shown(action, 20)} at {path[:200]}")
         if prev is not None and (type(prev) is not bytes or len(prev) != CID_SIZE):
             return Refused(VerifyReason.BAD_OPS, f"prev of {path[:200]}")
         paths.add(path)
