@@ -38,7 +38,7 @@ from steps.retry import (
     backoff,
     decide,
 )
-from steps.snapshot import SnapshotReason, SnapshotRejected
+from steps.snapshot import Limits, SnapshotReason, SnapshotRejected
 
 X = TypeVar("X")
 Key = tuple[str, int]  # (DID, attempt)
@@ -49,7 +49,13 @@ LINES_PER_PLACE = 10  # claims that may wait for hosts which have their share of
 DOUBTED_AFTER = 2  # failures, before the DID document is asked for again
 STALE_FIRST_SECONDS = 2.0
 STALE_LONGEST_SECONDS = 120.0
-_UNREAD = (SnapshotReason.BAD_CAR, SnapshotReason.TOO_MANY_BLOCKS, SnapshotReason.TRUNCATED)
+_UNREAD = (
+    SnapshotReason.BAD_CAR,
+    SnapshotReason.NOT_A_CAR,
+    SnapshotReason.TOO_LARGE,
+    SnapshotReason.TOO_MANY_BLOCKS,
+    SnapshotReason.TRUNCATED,
+)
 _KEY_MAY_HAVE_CHANGED = (SnapshotReason.BAD_SIGNATURE, SnapshotReason.NO_KEY)
 
 log = logging.getLogger("backfill")
@@ -85,6 +91,7 @@ class Attempts:
         self._budget = budget
         self._client = client
         self._tell = tell
+        self._snapshot_limits = Limits(settings.snapshot_max_bytes or settings.car_max_bytes, settings.car_max_blocks)
         self._small = small
         self._large = large
         self._policy = RetryPolicy(
@@ -294,7 +301,9 @@ class Attempts:
     ) -> Work:
         """Put it before the flow; waits while the flow is behind."""
         at = fetched.time if isinstance(fetched, Download) else now_text()
-        work = Work(claim, min_rev, identity=identity, fetched=fetched, at=at, tell=self._tell)
+        work = Work(
+            claim, min_rev, identity=identity, fetched=fetched, at=at, tell=self._tell, limits=self._snapshot_limits
+        )
         self._works[_key(claim)] = work, asyncio.get_running_loop().create_future()
         try:
             await (self._large if work.large else self._small).put(work)

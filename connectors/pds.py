@@ -19,10 +19,11 @@ from connectors.http import REDIRECTS, HostRefused, check_url, origin, redirecte
 from connectors.log_producer import now_text
 from connectors.spool import Spool, SpoolBudget, SpoolFull
 from schemas.settings import Settings
-from steps.car import CarLimits
+from steps.car import CarLimits, may_be_car
 from steps.retry import ACCOUNT_ERRORS, Failure, Reason
 
 MAX_REDIRECTS = 4
+CAR_START_BYTES = 24  # by which something else than a CAR is known
 MAX_ERROR_BYTES = 16 * 1024
 
 
@@ -136,12 +137,17 @@ class PdsClient:
 
     async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool) -> None:
         limit = self._settings.car_max_bytes
+        start = b""
         try:
             async for chunk in response.content.iter_any():
                 if spool.size + len(chunk) > limit:
                     raise FetchFailed(
                         Failure(Reason.TOO_LARGE, f"{host}: more than {limit} bytes (SLUICE_CAR_MAX_BYTES)"), host
                     )
+                if spool.size < CAR_START_BYTES:
+                    start = (start + chunk)[:CAR_START_BYTES]
+                    if not may_be_car(start):
+                        raise FetchFailed(Failure(Reason.NOT_A_CAR, f"{host}: status 200, and {start!r}"), host)
                 spool.write(chunk)
         except SpoolFull as err:
             raise FetchFailed(Failure(Reason.SPOOL_FULL, str(err))) from err

@@ -14,10 +14,10 @@ from connectors import metrics
 from connectors.log import KEEP_ROOM_BYTES, MAX_MESSAGE_BYTES
 from connectors.pds import Download
 from connectors.repos import Claim
-from steps.car import CarError, CarIndex
+from steps.car import CarError
 from steps.identity import Identity
 from steps.retry import Unavailable
-from steps.snapshot import Snapshot, SnapshotRejected, from_car_error, open_snapshot
+from steps.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
 from steps.snapshot_messages import Attempt, creates, gone, synced
 from steps.syntax import tid_from_micros
 
@@ -42,8 +42,8 @@ class Work:
     """A claim with what was fetched for it: a download, or the account's state (`gone`)."""
 
     __slots__ = (
-        "_index",
-        "_rejected",
+        "_limits",
+        "_opening",
         "_snapshot",
         "_tell",
         "_values",
@@ -65,6 +65,7 @@ class Work:
         fetched: Download | Unavailable,
         at: str,
         tell: Callable[["Work", Verdict], None],
+        limits: Limits | None = None,
     ) -> None:
         self.claim = claim
         self.min_rev = min_rev
@@ -83,7 +84,8 @@ class Work:
         self.fenced = False
         self.finished = False
         self._tell = tell
-        self._index: Iterator[CarIndex | None] | None = None
+        self._limits = limits
+        self._opening: Iterator[Snapshot | None] | None = None
         self._snapshot: Snapshot | None = None
         self._values: Iterator[bytes] | None = None
 
@@ -141,16 +143,21 @@ class Work:
     def finish(self, verdict: Verdict) -> None:
         """Nothing more is to be done here: free the bytes, tell the loop."""
         self.finished = True
-        self._snapshot = self._values = self._index = None
+        self._snapshot = self._values = self._opening = None
         if self.download is not None:
             self.download.spool.close()
         self._tell(self, verdict)
 
     def _open(self, download: Download) -> Snapshot | None:
-        if self._index is None:
-            self._index = download.spool.index()
-        index = next(self._index)
-        if index is None:
-            return None
-        newest = tid_from_micros(int(time.time() * 1_000_000) + FUTURE_MICROS)
-        return open_snapshot(index, self.claim.did, self.attempt.signing_key, self.min_rev or None, newest)
+        if self._opening is None:
+            self._opening = self._steps(download)
+        return next(self._opening)
+
+    def _steps(self, download: Download) -> Iterator[Snapshot | None]:
+        for index in download.spool.index():
+            if index is None:
+                yield None
+                continue
+            newest = tid_from_micros(int(time.time() * 1_000_000) + FUTURE_MICROS)
+            did, key = self.claim.did, self.attempt.signing_key
+            yield from opening(index, did, key, self.min_rev or None, newest, limits=self._limits)

@@ -168,6 +168,11 @@ class Settings(BaseSettings):
         ge=1,
         description="blocks of a CAR at most, 1.27 a record; one large CAR at a time is indexed per worker, at 160 bytes of memory a block",
     )
+    snapshot_max_bytes: int = Field(
+        0,
+        ge=0,
+        description="bytes of the records of one repo, each as often as its tree names it; above it the repo is `too_large`; 0: as car_max_bytes",
+    )
     car_memory_bytes: int = Field(8 * 1024**2, ge=0, description="CARs above this are spooled to disk")
     inflight_bytes: int = Field(
         128 * 1024**2, ge=1024**2, description="fetched and not yet produced, in memory, per worker"

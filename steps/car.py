@@ -4,6 +4,9 @@ A CarIndex is fed chunks of any size, while the download runs or from a file, an
 sizes, and every block's SHA-256 against its CID. Blocks may come in any order and more than once. `finish` finds a cut
 within a block; a cut between blocks is well-formed, and only the walk of the tree can find it.
 
+A block above `CarLimits.block` is hashed as it passes and not kept: `oversized` has its size, `get` returns None. So a record
+that is too large costs its own body only. A block of another codec or hash function is skipped.
+
     CarIndex()             keeps the blocks in memory
     CarIndex(read_at)      keeps (offset, size) of each block, some 155 bytes of memory; `read_at(offset, size)` gives the
                            bytes back later, from the file into which the caller spools the same chunks
@@ -15,14 +18,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from hashlib import sha256
+from typing import Any
 
 import cbrrr
 
 from steps.cid import CID_SIZE, DAG_CBOR, RAW
 
 _SIZE_BITS = 28  # a position is one integer: offset << 28 | size
+_SIZE_MASK = (1 << _SIZE_BITS) - 1
 _MAX_HEADER = 64 * 1024
+_LONGEST_CID = 128
 _MAX_VARINT = 9
+_MAP_OF_FEW = range(0xA1, 0xB8)  # how the header of a CAR of any version begins: a small CBOR map
 _OURS = (DAG_CBOR, RAW)
 _SHA2_256_SIZE = b"\x12\x20"
 _ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header of one root, which is the usual one
@@ -33,11 +40,11 @@ class CarReason(StrEnum):
     """Why a CAR was refused."""
 
     TRUNCATED = "truncated"
+    NOT_A_CAR = "not_a_car"
     BAD_HEADER = "bad_header"
     BAD_VARINT = "bad_varint"
     BAD_CID = "bad_cid"
     HASH_MISMATCH = "hash_mismatch"
-    BLOCK_TOO_LARGE = "block_too_large"
     TOO_MANY_BLOCKS = "too_many_blocks"
     TOO_LARGE = "too_large"
 
@@ -53,7 +60,7 @@ class CarError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CarLimits:
-    """Bytes of one block, number of blocks (4,000,000 are some 630 MB of index), bytes of the whole CAR."""
+    """Bytes of a block that is kept, number of blocks (4,000,000 are some 630 MB of index), bytes of the whole CAR."""
 
     block: int = 2 << 20
     blocks: int = 4_000_000
@@ -61,14 +68,32 @@ class CarLimits:
 
 
 class CarIndex:
-    """See the module. `root` is root[0] of the header (None until it was read); `skipped` counts blocks of foreign hashes."""
+    """See the module. `root` is root[0] of the header (None until it was read); `skipped` counts blocks of foreign hashes.
 
-    __slots__ = ("_have", "_limits", "_need", "_offset", "_pending", "_places", "_read_at", "blocks", "root", "skipped")
+    `oversized`: CID → size of the blocks that are too large to keep.
+    """
+
+    __slots__ = (
+        "_have",
+        "_large",
+        "_limits",
+        "_need",
+        "_offset",
+        "_pending",
+        "_places",
+        "_read_at",
+        "blocks",
+        "oversized",
+        "root",
+        "skipped",
+    )
 
     def __init__(self, read_at: Callable[[int, int], bytes] | None = None, *, limits: CarLimits | None = None) -> None:
         self.root: bytes | None = None
         self.skipped = 0
         self.blocks: dict[bytes, bytes] = {}
+        self.oversized: dict[bytes, int] = {}
+        self._large: _Large | None = None
         self._places: dict[bytes, int] = {}
         self._read_at = read_at
         self._limits = limits or CarLimits()
@@ -78,10 +103,12 @@ class CarIndex:
         self._need = 1  # pending bytes without which parsing cannot go on
 
     def __len__(self) -> int:
+        """Blocks that are kept."""
         return len(self.blocks) if self._read_at is None else len(self._places)
 
     def __contains__(self, cid: bytes) -> bool:
-        return cid in (self.blocks if self._read_at is None else self._places)
+        """Whether the CAR had this block; one that is oversized counts."""
+        return cid in (self.blocks if self._read_at is None else self._places) or cid in self.oversized
 
     @property
     def size(self) -> int:
@@ -89,39 +116,78 @@ class CarIndex:
         return self._offset + self._have
 
     def get(self, cid: bytes) -> bytes | None:
-        """The verified block of a CID, or None."""
+        """The verified block of a CID, or None where there is none, or none that is kept."""
         if self._read_at is None:
             return self.blocks.get(cid)
         place = self._places.get(cid)
         if place is None:
             return None
-        return self._read_at(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1))
+        return self._read_at(place >> _SIZE_BITS, place & _SIZE_MASK)
+
+    def size_of(self, cid: bytes) -> int | None:
+        """Bytes of a block that is kept, without reading it."""
+        if self._read_at is None:
+            block = self.blocks.get(cid)
+            return None if block is None else len(block)
+        place = self._places.get(cid)
+        return None if place is None else place & _SIZE_MASK
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the CAR. After a CarError the index is of no use."""
         if self.size + len(chunk) > self._limits.total:
             raise CarError(CarReason.TOO_LARGE, f"more than {self._limits.total} bytes")
+        if self._large is not None:
+            chunk = self._pass(self._large, chunk)
+        while chunk:
+            chunk = self._take(chunk)
+
+    def _take(self, chunk: bytes) -> bytes:
+        """Parse what is pending and a chunk; returns what follows an oversized block."""
         self._pending.append(chunk)
         self._have += len(chunk)
         if self._have < self._need:  # joining for every chunk of a large block would be quadratic
-            return
+            return b""
         buffer = b"".join(self._pending) if len(self._pending) > 1 else chunk
         at = 0 if self.root is not None else self._header(buffer)
         at = self._sections(buffer, at) if self.root is not None else at
-        if len(self) + self.skipped > self._limits.blocks:
+        if len(self) + len(self.oversized) + self.skipped > self._limits.blocks:
             raise CarError(CarReason.TOO_MANY_BLOCKS, f"more than {self._limits.blocks}")
         rest = buffer[at:]
         self._offset += at
+        if self._large is not None:
+            self._have, self._pending = 0, []
+            return self._pass(self._large, rest)
         self._have = len(rest)
         self._pending = [rest] if rest else []
+        return b""
+
+    def _pass(self, large: "_Large", chunk: bytes) -> bytes:
+        """Hash the next bytes of an oversized block; returns what follows it."""
+        part = chunk[: large.left]
+        large.left -= len(part)
+        self._offset += len(part)
+        if large.hash is not None:
+            large.hash.update(part)
+        if large.left:
+            return b""
+        self._large = None
+        if large.hash is None:
+            self.skipped += 1
+        elif large.hash.digest() != large.cid[4:]:
+            raise CarError(CarReason.HASH_MISMATCH, f"block of {large.size} bytes before {self._offset}")
+        else:
+            self.oversized[large.cid] = large.size
+        return chunk[len(part) :]
 
     def finish(self) -> None:
         """The CAR's end was reached."""
-        if self.root is None or self._have:
+        if self.root is None or self._have or self._large is not None:
             raise CarError(CarReason.TRUNCATED, f"ends within a block, after {self.size} bytes")
 
     def _header(self, buffer: bytes) -> int:
         """Read the header if it is all there; returns the bytes consumed."""
+        if not may_be_car(buffer):
+            raise CarError(CarReason.NOT_A_CAR, f"begins with {buffer[:24]!r}")
         size, at = _varint(buffer, 0, len(buffer))
         if at == 0:
             self._need = self._have + 1
@@ -137,7 +203,7 @@ class CarIndex:
     def _sections(self, buffer: bytes, at: int) -> int:
         """Index the whole blocks in the buffer from `at`; returns where the first incomplete one starts."""
         end_of_buffer = len(buffer)
-        limit = self._limits.block + 128  # the CID is part of a section
+        limit = self._limits.block + _LONGEST_CID  # the CID is part of a section
         in_memory = self._read_at is None
         blocks, places, base = self.blocks, self._places, self._offset
         while at < end_of_buffer:
@@ -151,7 +217,11 @@ class CarIndex:
                     self._need = end_of_buffer - at + 1
                     return at
             if size > limit:
-                raise CarError(CarReason.BLOCK_TOO_LARGE, f"{size} bytes at {base + at}")
+                if end_of_buffer - start < _LONGEST_CID:
+                    self._need = start - at + _LONGEST_CID
+                    return at
+                at = self._begin_large(buffer, start, size)
+                break
             end = start + size
             if end > end_of_buffer:
                 self._need = end - at
@@ -173,6 +243,34 @@ class CarIndex:
             at = end
         self._need = 1
         return at
+
+    def _begin_large(self, buffer: bytes, start: int, size: int) -> int:
+        """From here on `_large` passes; returns where its body starts."""
+        if buffer[start : start + 4] in _OURS:
+            body = start + CID_SIZE
+            self._large = _Large(buffer[start:body], size - CID_SIZE, size - CID_SIZE, sha256())
+            return body
+        _check_foreign_cid(buffer, start, start + size)
+        self._large = _Large(b"", size, size, None)
+        return start
+
+
+@dataclass(slots=True)
+class _Large:
+    """An oversized block on its way through: `left` bytes of `size` are still to come. No hash: its CID is foreign."""
+
+    cid: bytes
+    size: int
+    left: int
+    hash: Any
+
+
+def may_be_car(start: bytes) -> bool:
+    """Whether what begins with these bytes may be a CAR: its header is a map. True also where they are too few to tell."""
+    at = 0
+    while at < len(start) and start[at] >= 0x80 and at < _MAX_VARINT:
+        at += 1
+    return at + 1 >= len(start) or start[at + 1] in _MAP_OF_FEW
 
 
 def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:

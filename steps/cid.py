@@ -1,6 +1,7 @@
-"""CIDs as this network uses them: CIDv1, dag-cbor or raw, SHA-256; 36 bytes, or 59 characters of base32.
+"""CIDs: CIDv1, dag-cbor or raw, SHA-256, which are 36 bytes or 59 characters of base32; and any other CID that a tree may name.
 
-Constant sizes make the conversions cheap: 0.2 µs each way.
+The two kinds of this network have constant sizes, which makes their conversions cheap: 0.2 µs each way. A leaf of a repo may
+name a block by another codec or hash function (`is_any_cid`): it is a row, but its block is not checked and not stored.
 """
 
 from hashlib import sha256
@@ -13,23 +14,49 @@ DAG_CBOR = b"\x01\x71\x12\x20"
 RAW = b"\x01\x55\x12\x20"
 """The same for a raw block (blobs)."""
 _TEXT_SIZE = 59
+_RAW_TEXT = "bafkrei"
+_LONGEST_DIGEST = 64
+_LONGEST_CID = 1 + 9 + 9 + 1 + _LONGEST_DIGEST
+_LONGEST_TEXT = 1 + (_LONGEST_CID * 8 + 4) // 5
+_V0 = b"\x12\x20"
+_V0_SIZE = 34
+_OURS = (DAG_CBOR, RAW)
 
 
 def is_cid(raw: bytes) -> bool:
     """Whether these bytes are a CID of the two kinds above."""
-    return len(raw) == CID_SIZE and raw[:4] in (DAG_CBOR, RAW)
+    return len(raw) == CID_SIZE and raw[:4] in _OURS
+
+
+def is_any_cid(raw: bytes) -> bool:
+    """Whether these bytes are a CID of any codec and hash function, with a digest of at most 64 bytes."""
+    if len(raw) == CID_SIZE and raw[:4] in _OURS:
+        return True
+    if len(raw) == _V0_SIZE and raw[:2] == _V0:
+        return True
+    if not 4 <= len(raw) <= _LONGEST_CID or raw[0] != 1:
+        return False
+    at = 1
+    for _ in range(2):  # codec, hash function
+        end = at
+        while end < len(raw) and raw[end] >= 0x80:
+            end += 1
+        if end >= len(raw) - 1 or end - at >= 9 or (end > at and raw[end] == 0):
+            return False
+        at = end + 1
+    return raw[at] <= _LONGEST_DIGEST and len(raw) == at + 1 + raw[at]
 
 
 def cid_str(raw: bytes) -> str:
-    """36 CID bytes → "b…"; ValueError for bytes that are no CID of ours."""
-    if len(raw) != CID_SIZE:
-        raise ValueError(f"not a CID: {raw.hex()}")
+    """CID bytes → "b…" ("Qm…" of version 0); ValueError for bytes that are no CID."""
+    if len(raw) != CID_SIZE and not is_any_cid(raw):
+        raise ValueError(f"not a CID: {raw[:80].hex()}")
     text: str = libipld.encode_cid(raw)
     return text
 
 
 def cid_bytes(text: str) -> bytes:
-    """ "b…" → 36 bytes; ValueError for anything that is not the one spelling of such a CID."""
+    """ "b…" → 36 bytes; ValueError for anything that is not the one spelling of a CID of this network."""
     if len(text) == _TEXT_SIZE and text[0] == "b" and text.islower():
         raw: bytes = libipld.decode_multibase(text)[1]
         if is_cid(raw):
@@ -37,7 +64,26 @@ def cid_bytes(text: str) -> bytes:
     raise ValueError(f"not a CID: {text[:80]!r}")
 
 
+def any_cid_bytes(text: str) -> bytes:
+    """The bytes of a CID of any kind; ValueError for anything that `cid_str` does not write."""
+    if len(text) <= _LONGEST_TEXT and text.isascii():
+        raw: bytes = b""
+        if text[:1] == "b":
+            raw = libipld.decode_multibase(text)[1]
+        elif text[:2] == "Qm":
+            raw = _V0 + bytes(libipld.decode_cid(text)["hash"]["digest"])
+        if is_any_cid(raw) and cid_str(raw) == text:
+            return raw
+    raise ValueError(f"not a CID: {text[:80]!r}")
+
+
 def dag_cbor_cid(block: bytes) -> str:
     """The CID, as text, of a DAG-CBOR block."""
     text: str = libipld.encode_cid(DAG_CBOR + sha256(block).digest())
+    return text
+
+
+def sha256_cid(block: bytes, like: str) -> str:
+    """The CID, as text, of a block: a raw one where `like` is the CID of a raw block, else of DAG-CBOR."""
+    text: str = libipld.encode_cid((RAW if like.startswith(_RAW_TEXT) else DAG_CBOR) + sha256(block).digest())
     return text

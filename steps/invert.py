@@ -21,8 +21,8 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import NamedTuple
 
-from steps.cid import DAG_CBOR, RAW
-from steps.mst_node import MAX_KEY, MstError, MstReason, cbor_head, key_layer, shared_bytes
+from steps.cid import CID_SIZE, DAG_CBOR, RAW, is_any_cid
+from steps.mst_node import MAX_KEY, MstError, MstReason, cbor_head, key_layer, link_head, shared_bytes
 
 Blocks = Callable[[bytes], bytes | None]
 
@@ -61,7 +61,7 @@ UNTOLD = b""
 
 
 class Change(NamedTuple):
-    """What an operation did at a key: `after` None for a delete, `before` None for a create; CIDs are 36 bytes.
+    """What an operation did at a key: `after` None for a delete, `before` None for a create; CIDs are of any kind.
 
     An update or delete that does not name what it replaces has `before` UNTOLD.
     """
@@ -303,7 +303,7 @@ def _check_layer(node: _Branch) -> None:
         raise MstError(MstReason.KEY_LAYER, node.cid or b"", "a subtree below the lowest layer")
 
 
-def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:  # noqa: PLR0912 (calls would double its time)
+def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:  # noqa: PLR0912, PLR0915 (calls would double its time)
     """A node from its canonical encoding, and from no other. Raises MstError, and IndexError where the block ends early."""
     if block[:3] != b"\xa2ae":
         raise MstError(MstReason.BAD_NODE, cid)
@@ -346,10 +346,12 @@ def _parsed(cid: bytes, block: bytes, layer: int) -> _Branch:  # noqa: PLR0912 (
         else:
             tree, at = _link(cid, block, link)
             trees.append(tree)
-        if block[at : at + 11] not in _VALUES:
-            raise MstError(MstReason.BAD_NODE, cid)
-        values.append(block[at + 7 : at + 43])
-        at += 43
+        if block[at : at + 11] in _VALUES:
+            values.append(block[at + 7 : at + 43])
+            at += 43
+        else:
+            value, at = _foreign(cid, block, at)
+            values.append(value)
     if block[at : at + 2] != b"al":
         raise MstError(MstReason.BAD_NODE, cid)
     trees[0], at = _link(cid, block, at + 2)
@@ -365,6 +367,15 @@ def _link(cid: bytes, block: bytes, at: int) -> tuple[bytes | None, int]:
     if block[at : at + 9] != _TREE:
         raise MstError(MstReason.BAD_NODE, cid, "a subtree is no CID of a DAG-CBOR block")
     return block[at + 5 : at + 41], at + 41
+
+
+def _foreign(cid: bytes, block: bytes, at: int) -> tuple[bytes, int]:
+    """A leaf's CID of another codec or hash function, and where it ends."""
+    size, start = _number(cid, block, at + 4, 0x40)
+    value, end = block[start + 1 : start + size], start + size
+    if block[at : at + 4] != b"av\xd8*" or block[start] or not is_any_cid(value):
+        raise MstError(MstReason.BAD_NODE, cid, "a value is no CID")
+    return value, end
 
 
 def _number(cid: bytes, block: bytes, at: int, major: int) -> tuple[int, int]:
@@ -407,6 +418,8 @@ def _cid(tree: _Tree) -> bytes | None:
     for key, value, head, link in zip(tree.keys, tree.values, tree.heads, links, strict=True):
         add(_head(previous, key) if head is None else head)
         add(_NO_TREE if link is None else _LINK + link + _VALUE)
+        if len(value) != CID_SIZE:
+            parts[-1] = parts[-1][: -len(_LINK)] + link_head(value)
         add(value)
         previous = key
     add(b"al\xf6" if left is None else b"al" + _LINK + left)

@@ -6,10 +6,9 @@ from collections import Counter
 import msgspec
 
 from schemas import wire
-from steps.cid import cid_str
+from steps.cid import cid_str, is_cid
 from steps.frames import Account, Commit, Identity
-from steps.paths import BAD_PATH
-from steps.record_json import RecordBody, record_body
+from steps.record_json import BodyReason, RecordBody, leaf_body
 from steps.timestamps import canonical
 from steps.verify_commit import Refused, Verified, VerifyReason
 
@@ -21,8 +20,6 @@ names one large record many times."""
 BODY_LEAST = 64 * 1024
 """What the bodies of any commit may have."""
 _JSON_TIMES = 14  # an empty byte string: 0x40 → {"$bytes":""},
-_MISSING = RecordBody(None, None, "missing_block")  # type: ignore[arg-type]  # a reason that only a live commit has
-_BAD_PATH = RecordBody(None, None, BAD_PATH)  # type: ignore[arg-type]  # a reason that only a path has
 
 
 class Encoded(msgspec.Struct, frozen=True, gc=False):
@@ -58,14 +55,11 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
             )
             continue
         block = blocks.get(op.cid)
-        if block is None:
+        if block is None and is_cid(op.cid):
             missing += 1
-        if block is None:
-            body = _MISSING
-        elif op.valid:
-            body = bodies.get(op.cid) or record_body(block)
-        else:
-            body = _BAD_PATH
+        why = BodyReason.MISSING_BLOCK if block is None else BodyReason.BAD_PATH
+        body = bodies.get(op.cid) if op.valid else None
+        body = body or leaf_body(op.cid, block if op.valid else None, why)
         ops.append(
             wire.Op(
                 action=op.action,  # type: ignore[arg-type]  # create or update, checked by verify
@@ -115,15 +109,11 @@ def _bodies(event: Commit, verified: Verified) -> dict[bytes, RecordBody] | Refu
     for cid, count in times.items():
         if size > most:
             break
-        body = bodies[cid] = record_body(blocks[cid])
-        size += (_size(body) - len(blocks[cid])) * count
+        body = bodies[cid] = leaf_body(cid, blocks[cid], BodyReason.MISSING_BLOCK)
+        size += (body.size - len(blocks[cid])) * count
     if size > most:
         return Refused(VerifyReason.MESSAGE_TOO_LARGE, f"bodies of {size} bytes or more; the commit may have {most}")
     return bodies
-
-
-def _size(body: RecordBody) -> int:
-    return len(body.json or b"") + len(body.raw or b"") * 4 // 3
 
 
 def sync_value(verified: Verified, relay: str, time: str) -> bytes:

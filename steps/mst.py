@@ -18,7 +18,7 @@ _LAYER0 = 0
 
 
 def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tuple[str, bytes]]:
-    """(path, CID of the record) of every leaf in key order.
+    """(path, CID of the record) of every leaf in key order. A leaf may name a block by any codec and hash function.
 
     The path is not checked for its syntax (see `steps.paths`): each of its characters is one byte of the key, Latin-1.
     Only the nodes between the root and the current leaf are held.

@@ -9,8 +9,6 @@ from base64 import b64encode
 
 from steps.syntax import split_path
 
-BAD_PATH = "bad_path"
-"""Reason of a row whose path no record can have: the tree holds it, so it counts, and it has no body."""
 NO_SLASH = "\\"
 _MARK = "\\"
 

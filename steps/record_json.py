@@ -7,6 +7,9 @@ at most MAX_DEPTH deep, integers in full (64 bits and the sign): PostgreSQL's ty
     json set, raw None     JSON alone reproduces the CID (`body_cid`); reason None
     json set, raw set      readable, but lossy: `raw` holds the truth, `reason` says why
     json None, raw set     no JSON can be made of it; `reason` says why
+    json None, raw None    the block is not there, or is not kept; `reason` says why (`leaf_body`, and who builds messages)
+
+Where the official AppView reads CBOR that is not canonical, JSON stands beside `raw`, with the reason `not_canonical`.
 """
 
 from base64 import b64encode
@@ -16,11 +19,13 @@ from typing import Any
 import cbrrr
 import msgspec
 
-from steps.cid import dag_cbor_cid
+from steps.cid import DAG_CBOR, dag_cbor_cid, is_cid, sha256_cid
+from steps.loose_cbor import decode as decode_loosely
 
 MAX_DEPTH = 128
 _MAJOR_TYPE = 0xE0
 _MAP = 0xA0
+_SAFE_INTEGER = 2**53
 
 
 class BodyReason(StrEnum):
@@ -28,11 +33,19 @@ class BodyReason(StrEnum):
 
     DOLLAR_KEY = "dollar_key"  # a map of the user with a key $link or $bytes
     FLOAT = "float"  # not in the data model, and JSON has no one spelling for it; NaN and infinity have none
-    NOT_CANONICAL = "not_canonical"  # CBOR, but not DAG-CBOR: long integers, key order, duplicates, other tags
+    NOT_CANONICAL = (
+        "not_canonical"  # CBOR, but not DAG-CBOR: key order, short floats; without JSON: duplicates, other tags
+    )
     INVALID_UTF8 = "invalid_utf8"
     TOO_DEEP = "too_deep"
     NOT_A_MAP = "not_a_map"
     UNDECODABLE = "undecodable"  # cut short, or bytes after the end
+    RAW_BLOCK = "raw_block"  # the CID says that the block is raw bytes, so it is no record
+    # no body at all
+    FOREIGN_CID = "foreign_cid"  # another codec or hash function than this network's: nothing says what the block is
+    BAD_PATH = "bad_path"  # the path is none of a record
+    MISSING_BLOCK = "missing_block"  # a live commit did not carry it
+    TOO_LARGE = "too_large"  # the block, or the message that would carry it
 
 
 class RecordBody(msgspec.Struct, frozen=True):  # a Struct: a frozen dataclass costs a third of the decoding
@@ -41,6 +54,11 @@ class RecordBody(msgspec.Struct, frozen=True):  # a Struct: a frozen dataclass c
     json: bytes | None
     raw: bytes | None
     reason: BodyReason | None
+
+    @property
+    def size(self) -> int:
+        """Bytes in a message."""
+        return len(self.json or b"") + len(self.raw or b"") * 4 // 3
 
 
 _encode = msgspec.json.Encoder().encode
@@ -67,10 +85,22 @@ def record_body(block: bytes) -> RecordBody:
     return RecordBody(json, None, None)
 
 
-def body_cid(json: bytes | None, raw: bytes | None = None) -> str:
-    """The record's CID from what was stored; `raw` wins. ValueError if the JSON is no record that `record_body` wrote."""
+def leaf_body(cid: bytes, block: bytes | None, missing: BodyReason) -> RecordBody:
+    """What a leaf names: the CID's codec decides how the block is read. `missing`: why there is no block."""
+    if block is not None and cid[:4] == DAG_CBOR:
+        return record_body(block)
+    if not is_cid(cid):
+        return RecordBody(None, None, BodyReason.FOREIGN_CID)
+    return RecordBody(None, None, missing) if block is None else RecordBody(None, block, BodyReason.RAW_BLOCK)
+
+
+def body_cid(json: bytes | None, raw: bytes | None = None, like: str = "") -> str:
+    """The record's CID from what was stored; `raw` wins. ValueError if the JSON is no record that `record_body` wrote.
+
+    `like`: the CID that the row names, whose codec a raw block has.
+    """
     if raw is not None:
-        return dag_cbor_cid(raw)
+        return sha256_cid(raw, like)
     if json is None:
         raise ValueError("a record without body has no CID of its own")
     try:
@@ -80,19 +110,39 @@ def body_cid(json: bytes | None, raw: bytes | None = None) -> str:
 
 
 def _odd_body(block: bytes) -> RecordBody:
-    """The slow path: a user's $link, a float, or something that is not DAG-CBOR at all."""
+    """The slow path: a user's $link, a float, CBOR that is not canonical, or something that is no CBOR at all."""
+    value: object
+    loose = False
     try:
         value = _from_cbor(block)
     except ValueError as err:
-        return RecordBody(None, block, _decode_reason(str(err)))
+        reason = _decode_reason(str(err))
+        if reason is not BodyReason.NOT_CANONICAL:
+            return RecordBody(None, block, reason)
+        loose, value = True, _read_loosely(block)
+    if isinstance(value, BodyReason):
+        return RecordBody(None, block, value)
     if type(value) is not dict:
         return RecordBody(None, block, BodyReason.NOT_A_MAP)
     if _depth(value) > MAX_DEPTH:
         return RecordBody(None, block, BodyReason.TOO_DEEP)
     reasons: set[BodyReason] = set()
     json = _encode(_lossy(value, reasons))
-    reason = BodyReason.DOLLAR_KEY if BodyReason.DOLLAR_KEY in reasons else BodyReason.FLOAT
-    return RecordBody(json, block, reason)
+    if loose:
+        return RecordBody(json, block, BodyReason.NOT_CANONICAL)
+    return RecordBody(json, block, BodyReason.DOLLAR_KEY if BodyReason.DOLLAR_KEY in reasons else BodyReason.FLOAT)
+
+
+def _read_loosely(block: bytes) -> object:
+    """What is not canonical, as the official AppView reads it; or the reason why it does not."""
+    try:
+        return decode_loosely(block, MAX_DEPTH)
+    except UnicodeDecodeError:
+        return BodyReason.INVALID_UTF8
+    except RecursionError:
+        return BodyReason.TOO_DEEP
+    except ValueError:
+        return BodyReason.NOT_CANONICAL
 
 
 def _lossy(value: object, reasons: set[BodyReason]) -> object:
@@ -109,6 +159,8 @@ def _lossy(value: object, reasons: set[BodyReason]) -> object:
         return {"$bytes": b64encode(value).rstrip(b"=").decode()}
     if isinstance(value, float):
         reasons.add(BodyReason.FLOAT)
+        if value.is_integer() and abs(value) < _SAFE_INTEGER:  # where numbers have one type, 1.0 is an integer
+            return int(value)
     return value
 
 

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     CUT_OFF = "cut_off"
     TIMEOUT = "timeout"
     SILENT = "silent"
+    NOT_A_CAR = "not_a_car"
     TOO_LARGE = "too_large"
     FORBIDDEN_HOST = "forbidden_host"
     TOO_MANY_REDIRECTS = "too_many_redirects"
@@ -61,7 +62,7 @@ NOT_ASKED = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
 """What was put off before its host was asked: no request has failed."""
 
 _OURS = frozenset({Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL})
-_BEYOND_US = frozenset({Reason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})
+_BEYOND_US = frozenset({Reason.TOO_LARGE, SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})
 """Above a limit of ours: the next download of gigabytes would end there as well, until an operator raises it."""
 
 

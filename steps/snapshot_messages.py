@@ -1,8 +1,8 @@
 """A verified snapshot → the messages of one attempt: a `create` for every record, then the outcome that closes it.
 
 Values are encoded JSON for `firehose_backfill`; the key of all of them is the DID. A record that does not fit into a
-message, or whose path is none of a record, goes without its body and says so: it still counts, so that rows and `count`
-agree, and the rows rebuild the tree.
+message, whose block is not kept or whose path is none of a record goes without its body and says so: it still counts, so
+that rows and `count` agree, and the rows rebuild the tree.
 """
 
 from base64 import b64encode
@@ -13,12 +13,12 @@ from typing import Any, Literal
 import msgspec
 
 from schemas import wire
-from steps.paths import BAD_PATH
-from steps.record_json import RecordBody, record_body
+from steps.cid import cid_str
+from steps.record_json import BodyReason, RecordBody, leaf_body
 from steps.snapshot import Head, Snapshot
 
-TOO_LARGE = "too_large"
-_BAD_PATH = RecordBody(None, None, BAD_PATH)  # type: ignore[arg-type]  # a reason that only a path has
+_REMEMBERED = 10_000
+_WORTH_REMEMBERING = 1024  # bytes of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,16 @@ def creates(snapshot: Snapshot, attempt: Attempt, limit_bytes: int) -> Iterator[
     head, did, number, time = snapshot.head, attempt.did, attempt.number, attempt.time
     rev, commit = head.rev, head.commit
     encode, raw_json, event = wire.encode, msgspec.Raw, wire.CreateEvent
-    for collection, rkey, cid, block in snapshot.records():
-        body = _BAD_PATH if block is None else record_body(block)
+    body_of = _Bodies().of
+    for collection, rkey, cid, block, missing in snapshot.records():
+        body = body_of(cid, block, missing)
         message = event(
             did=did,
             attempt=number,
             rev=rev,
             collection=collection,
             rkey=rkey,
-            cid=cid,
+            cid=cid_str(cid),
             time=time,
             commit=commit,
             record=wire.ABSENT if body.json is None else raw_json(body.json),
@@ -57,9 +58,32 @@ def creates(snapshot: Snapshot, attempt: Attempt, limit_bytes: int) -> Iterator[
         )
         value = encode(message)
         if len(value) > limit_bytes:
-            message.record, message.raw, message.reason = wire.ABSENT, None, TOO_LARGE
+            message.record, message.raw, message.reason = wire.ABSENT, None, BodyReason.TOO_LARGE
             value = encode(message)
         yield value
+
+
+class _Bodies:
+    """Bodies of leaves; a block that many leaves name is not decoded again if no JSON came of it, or if it was the last one."""
+
+    def __init__(self) -> None:
+        self._bare: dict[bytes, BodyReason] = {}
+        self._last = b""
+        self._body = RecordBody(None, None, None)
+
+    def of(self, cid: bytes, block: bytes | None, missing: BodyReason) -> RecordBody:
+        """The body of a leaf."""
+        if block is None or len(block) < _WORTH_REMEMBERING:
+            return leaf_body(cid, block, missing)
+        if cid == self._last:
+            return self._body
+        reason = self._bare.get(cid)
+        if reason is not None:
+            return RecordBody(None, block, reason)
+        self._last, self._body = cid, leaf_body(cid, block, missing)
+        if self._body.json is None and self._body.reason is not None and len(self._bare) < _REMEMBERED:
+            self._bare[cid] = self._body.reason
+        return self._body
 
 
 def synced(head: Head, attempt: Attempt, count: int) -> bytes:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from schemas.settings import Check
 from steps.car import CarError, CarLimits, index_bytes, salvaged
-from steps.cid import CID_SIZE
+from steps.cid import is_any_cid
 from steps.commit import Commit as CommitObject
 from steps.commit import CommitRejected, parse_commit, verify_commit
 from steps.frames import MAX_FRAME_BYTES, Commit, Sync
@@ -84,7 +84,7 @@ ALL = Checks()
 
 
 class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
-    """An op. CIDs are 36 bytes, `cid` None for a delete. Not `valid`: the path is none of a record (see `steps.paths`)."""
+    """An op. CIDs are of any kind, `cid` None for a delete. Not `valid`: the path is none of a record (see `steps.paths`)."""
 
     action: str
     collection: str
@@ -244,11 +244,11 @@ def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refu
         if len(key) > MAX_KEY:
             return Refused(VerifyReason.BAD_OPS, f"a path of {len(key)} bytes")
         if action in ("create", "update"):
-            if type(cid) is not bytes or len(cid) != CID_SIZE:
+            if type(cid) is not bytes or not is_any_cid(cid):
                 return Refused(VerifyReason.BAD_OPS, f"no CID at {path[:200]}")
         elif action != "delete" or cid is not None:
             return Refused(VerifyReason.BAD_OPS, f"action {shown(action, 20)} at {path[:200]}")
-        if prev is not None and (type(prev) is not bytes or len(prev) != CID_SIZE):
+        if prev is not None and (type(prev) is not bytes or not is_any_cid(prev)):
             return Refused(VerifyReason.BAD_OPS, f"prev of {path[:200]}")
         paths.add(path)
         collection, rkey, valid = row_path(key.decode("latin-1"))

@@ -129,7 +129,10 @@ def car(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
 
 @dataclass
 class Repo:
-    """A signed repo: `records` is path → value; blocks in the order tree, records, commit (so that the root is last)."""
+    """A signed repo: `records` is path → value; blocks in the order tree, records, commit (so that the root is last).
+
+    `extra`: path → (CID, block or none), leaves that are no ordinary records.
+    """
 
     records: dict[str, object]
     key: Key = field(default_factory=Key)
@@ -137,11 +140,14 @@ class Repo:
     rev: str = REV
     overrides: dict[str, object] = field(default_factory=dict)
     high_s: bool = False
+    extra: dict[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.blocks: dict[bytes, bytes] = {}
         record_blocks: dict[bytes, bytes] = {}
         self.leaves = {path: put(value, record_blocks) for path, value in self.records.items()}
+        self.leaves |= {path: cid for path, (cid, _) in self.extra.items()}
+        record_blocks |= {cid: block for cid, block in self.extra.values() if block is not None}
         self.data = tree(self.leaves, self.blocks)
         self.nodes = list(self.blocks)
         self.blocks |= record_blocks

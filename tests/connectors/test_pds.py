@@ -20,6 +20,7 @@ from schemas.settings import Settings
 from steps.car import CarError, CarLimits
 from steps.retry import Failure, Reason
 
+START = b"\x3a\xa2"  # a header's length, and a map: the body may be a CAR
 DID = "did:plc:abcdefghijklmnopqrstuvwx"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -92,7 +93,7 @@ def answers(status: int, body: str | bytes = b"", **headers: str) -> Handler:
 
 def test_a_small_repo_stays_in_memory_and_a_large_one_goes_to_disk(database: str) -> None:
     """G6: the same bytes either way."""
-    body = os.urandom(300_000)
+    body = START + os.urandom(300_000)
     small = fetch(database, answers(200, body))
     large = fetch(database, answers(200, body), car_memory_bytes=100_000)
     crowded = fetch(database, answers(200, body), memory=50_000)
@@ -136,14 +137,14 @@ def test_a_429_says_how_long_if_the_server_did(database: str, headers: dict[str,
 
 def test_a_repo_above_the_size_limit_is_not_read_on(database: str) -> None:
     """G6, G9."""
-    failure = fetch(database, answers(200, b"x" * 500_000), car_max_bytes=100_000).failure
+    failure = fetch(database, answers(200, START + b"x" * 500_000), car_max_bytes=100_000).failure
     assert failure is not None
     assert failure.reason is Reason.TOO_LARGE
 
 
 def test_where_memory_and_disk_are_used_up_the_repo_waits(database: str) -> None:
     """G6: our trouble, not the host's."""
-    failure = fetch(database, answers(200, b"x" * 500_000), memory=50_000, disk=100_000).failure
+    failure = fetch(database, answers(200, START + b"x" * 500_000), memory=50_000, disk=100_000).failure
     assert failure is not None
     assert failure.reason is Reason.SPOOL_FULL
 
@@ -151,10 +152,10 @@ def test_where_memory_and_disk_are_used_up_the_repo_waits(database: str) -> None
 def test_redirects_are_followed_and_loops_are_not(database: str) -> None:
     async def elsewhere(request: web.Request) -> web.Response:
         if request.path.startswith("/moved"):
-            return web.Response(body=b"here")
+            return web.Response(body=START + b"here")
         return web.Response(status=301, headers={"Location": f"/moved{request.path_qs}"})
 
-    assert fetch(database, elsewhere).body == b"here"
+    assert fetch(database, elsewhere).body == START + b"here"
 
     async def round_and_round(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": request.path_qs})
@@ -194,8 +195,9 @@ def test_silence_and_slowness_end(database: str) -> None:
     async def slow(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
+        await response.write(START)
         while True:
-            await response.write(b"x")
+            await response.write(b"\xa2")
             await asyncio.sleep(0.05)
 
     first = fetch(database, silent, fetch_idle_seconds=0.3).failure
@@ -209,7 +211,7 @@ def test_a_body_that_ends_early_is_cut_off(database: str) -> None:
     async def cut(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)
-        await response.write(b"x" * 10)
+        await response.write(START)
         assert request.transport is not None
         request.transport.close()
         return response
@@ -244,3 +246,23 @@ def test_a_spool_leaves_no_file_and_no_reservation_behind() -> None:
 
 def test_origins() -> None:
     assert origin("https://pds.example.com:444/xrpc/x?y=z") == "https://pds.example.com:444"
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>maintenance</html>", b"<html>", b'{"error":"x"}', b"\n<html>"])
+def test_a_page_with_status_200_is_no_car(database: str, page: bytes) -> None:
+    """Issue 11.A8: named for what it is, from its first bytes, however they come; not read to its end."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(page[:1])
+        await asyncio.sleep(0.01)
+        await response.write(page[1:])
+        for _ in range(1000):
+            await response.write(b" " * 100_000)
+        return response
+
+    fetched = fetch(database, handler)
+    assert fetched.failure is not None
+    assert fetched.failure.reason is Reason.NOT_A_CAR
+    assert "status 200" in str(fetched.failure)

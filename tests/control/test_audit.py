@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import cbrrr
 import psycopg
 import pytest
 from settled import settle_repos
-from tiny_repo import Key, Repo, sample
+from tiny_repo import Key, Repo, cid_of, sample
 
 from control.audit import Options, Report, Scope, audit
 from schemas.settings import Settings, load
@@ -69,6 +70,50 @@ def test_what_was_signed_is_proven(settings: Settings) -> None:
     assert report.tally.records == sum(len(repo.records) for repo in repos)
     assert report.tally.without_body == 2 * 9  # PATHS of bad syntax
     assert report.tally.bodies == report.tally.records - report.tally.without_body
+
+
+def test_odd_leaves_are_proven_and_never_repaired(settings: Settings) -> None:
+    """Issue 11.A4, 11.A5, 10.10; G3: raw blocks and odd CBOR are hashed again, what cannot be checked has a reason."""
+    unordered = b"\xa2\x61b\x01\x61a\x02"
+    large = cbrrr.encode_dag_cbor({"text": "x" * (3 << 20)})
+    raw = b"\x01\x55\x12\x20" + sha256(b"bytes").digest()
+    extra = {
+        "a.b.c/raw": (raw, b"bytes"),
+        "a.b.c/map": (b"\x01\x55\x12\x20" + sha256(unordered).digest(), unordered),
+        "a.b.c/order": (cid_of(unordered), unordered),
+        "a.b.c/large": (cid_of(large), large),
+        "a.b.c/sha512": (b"\x01\x71\x13\x40" + bytes(64), b"no hash of ours"),
+        "a.b.c/identity": (b"\x01\x55\x00\x05hello", None),
+        "a.b.c/v0": (b"\x12\x20" + bytes(32), None),
+    }
+    settle_repos(settings, [Repo({"a.b.c/plain": {"a": 1}}, did=did(1), extra=extra)])
+    rows = sql(settings, "select rkey, reason, json::text, raw is not null from sluice.record order by 1")
+    assert rows == [
+        ("identity", "foreign_cid", None, False),
+        ("large", "too_large", None, False),
+        ("map", "raw_block", None, True),
+        ("order", "not_canonical", '{"b":1,"a":2}', True),
+        ("plain", None, '{"a":1}', False),
+        ("raw", "raw_block", None, True),
+        ("sha512", "foreign_cid", None, False),
+        ("v0", "foreign_cid", None, False),
+    ]
+    report = run(settings, repair=True)
+    assert (report.findings, report.good, report.tally.proven, report.tally.repaired) == ([], True, 1, 0)
+    assert (report.tally.records, report.tally.bodies, report.tally.without_body) == (8, 4, 4)
+    sql(settings, "update sluice.record set json = null where rkey = 'order'")
+    assert run(settings).good, "as a row of 0.1 is"
+    for change, kind in (
+        ("raw = 'other' where rkey = 'raw'", "record"),
+        ("json = '{}' where rkey = 'raw'", "json"),
+        ("json = '{\"a\":2}' where rkey = 'order'", "json"),
+        ("cid = 'bafyrgqaaaa' where rkey = 'sha512'", "bad_cid"),
+    ):
+        with psycopg.connect(settings.database) as db:
+            db.execute(f"create table kept as select * from sluice.record; update sluice.record set {change}")
+            db.commit()
+            assert kind in run(settings).tally.kinds
+            db.execute("delete from sluice.record; insert into sluice.record select * from kept; drop table kept")
 
 
 TAMPERED = {

@@ -159,9 +159,12 @@ def header(value: object) -> bytes:
     [
         (b"", CarReason.TRUNCATED),
         (b"\x00", CarReason.BAD_HEADER),
-        (b"<!DOCTYPE html><html><body>404</body></html>" * 3, CarReason.BAD_HEADER),
-        (b'{"error":"RepoNotFound"}' * 10, CarReason.BAD_HEADER),
-        (b"\xff" * 20, CarReason.BAD_VARINT),
+        (b"<!DOCTYPE html><html><body>404</body></html>" * 3, CarReason.NOT_A_CAR),
+        (b"<html>503</html>", CarReason.NOT_A_CAR),
+        (b"\xef\xbb\xbf<html></html>", CarReason.NOT_A_CAR),
+        (b'{"error":"RepoNotFound"}' * 10, CarReason.NOT_A_CAR),
+        (b"{}", CarReason.NOT_A_CAR),
+        (b"\xff" * 20, CarReason.NOT_A_CAR),
         (b"\xff\xff\xff\xff\x0f", CarReason.BAD_HEADER),
         (header({"version": 2, "roots": [cbrrr.CID(REPO.commit)]}), CarReason.BAD_HEADER),
         (header({"version": True, "roots": [cbrrr.CID(REPO.commit)]}), CarReason.BAD_HEADER),
@@ -169,12 +172,14 @@ def header(value: object) -> bytes:
         (header({"version": 1}), CarReason.BAD_HEADER),
         (header({"version": 1, "roots": [REPO.commit]}), CarReason.BAD_HEADER),
         (header({"version": 1, "roots": [cbrrr.CID(b"\x01\x55\x12\x20" + bytes(32))]}), CarReason.BAD_HEADER),
-        (header([1]), CarReason.BAD_HEADER),
+        (header([1]), CarReason.NOT_A_CAR),
         (b"\x82\x00", CarReason.BAD_VARINT),
         (HEADER + b"\x82\x00", CarReason.BAD_VARINT),
         (HEADER + b"\xff" * 10, CarReason.BAD_VARINT),
-        (HEADER + varint((2 << 20) + 200), CarReason.BLOCK_TOO_LARGE),
-        (HEADER + varint(1 << 60), CarReason.BLOCK_TOO_LARGE),
+        (HEADER + varint((2 << 20) + 200), CarReason.TRUNCATED),
+        (HEADER + varint(1 << 60), CarReason.TRUNCATED),
+        (HEADER + varint((2 << 20) + 200) + cid_of(b"x") + bytes((2 << 20) + 200 - 36), CarReason.HASH_MISMATCH),
+        (HEADER + varint(3 << 20) + b"\x02" + bytes(3 << 20), CarReason.BAD_CID),
         (HEADER + b"\x00", CarReason.BAD_CID),
         (HEADER + b"\x02\x01\x71", CarReason.BAD_CID),
         (HEADER + section(b"\x01\x71\x12\x20" + bytes(32), b"x"), CarReason.HASH_MISMATCH),
@@ -193,7 +198,6 @@ def test_limits() -> None:
     big = b"x" * 5000
     data = car(cid_of(big), {cid_of(big): big})
     for limits, reason in (
-        (CarLimits(block=4000), CarReason.BLOCK_TOO_LARGE),
         (CarLimits(total=4000), CarReason.TOO_LARGE),
         (CarLimits(blocks=0), CarReason.TOO_MANY_BLOCKS),
     ):
@@ -201,6 +205,35 @@ def test_limits() -> None:
             index_bytes(data, limits=limits)
         assert caught.value.reason is reason
     assert len(index_bytes(data, limits=CarLimits(block=5000, blocks=1, total=len(data)))) == 1
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000, 1 << 20])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_block_above_the_limit_is_hashed_and_not_kept(piece: int, in_file: bool) -> None:
+    """Issue 10.10: one large block costs the others nothing, wherever the chunks end; its place in the CAR does not matter."""
+    large = b"\xa1\x61x\x59" + (6000).to_bytes(2) + b"y" * 6000
+    foreign = b"\x01\x71\x13\x40" + bytes(64)
+    small = [section(cid, block) for cid, block in list(REPO.blocks.items())[:20]]
+    sections = [*small[:5], section(cid_of(large), large), *small[5:9], section(foreign, bytes(7000)), *small[9:]]
+    sections += [section(cid_of(large), large)]
+    data = HEADER + b"".join(sections)
+    fd = os.memfd_create("car")
+    os.write(fd, data)
+    index = CarIndex(file_reader(fd) if in_file else None, limits=CarLimits(block=4000))
+    for at in range(0, len(data), piece):
+        index.feed(data[at : at + piece])
+        assert index._have <= 4000 + 200 + piece
+    index.finish()
+    assert (index.oversized, index.skipped, len(index)) == ({cid_of(large): len(large)}, 1, 20)
+    assert cid_of(large) in index
+    assert index.get(cid_of(large)) is None
+    assert index.size_of(cid_of(large)) is None
+    for cid, block in list(REPO.blocks.items())[:20]:
+        assert index.get(cid) == block
+        assert index.size_of(cid) == len(block)
+    with pytest.raises(CarError) as caught:
+        index.feed(section(cid_of(large), large[:-1] + b"z"))
+    assert caught.value.reason is CarReason.HASH_MISMATCH
 
 
 @settings(max_examples=400)

@@ -1,9 +1,12 @@
 import contextlib
+from hashlib import sha256
 
+import cbrrr
+import libipld
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_repo import cid_of
+from tiny_repo import base58, cid_of
 
 from steps import cid
 
@@ -46,3 +49,56 @@ def test_only_value_errors_for_bytes(raw: bytes) -> None:
         assert cid.cid_bytes(cid.cid_str(raw)) == raw or not cid.is_cid(raw)
     except ValueError:
         assert not cid.is_cid(raw)
+
+
+@given(
+    st.binary(max_size=90)
+    | st.tuples(
+        st.sampled_from([b"\x01\x71\x12\x20", b"\x01\x55\x13\x40", b"\x12\x20", b"\x01\x85\x01\x1e\x20"]),
+        st.binary(min_size=31, max_size=65),
+    ).map(b"".join)
+)
+def test_cids_of_any_kind_have_one_spelling(raw: bytes) -> None:
+    """Issue 11.A4: what the tree may name has a text that leads back to its bytes; a node's decoder takes it as well."""
+    if not cid.is_any_cid(raw):
+        return
+    text = cid.cid_str(raw)
+    assert cid.any_cid_bytes(text) == raw
+    assert libipld.decode_dag_cbor(cbrrr.encode_dag_cbor(cbrrr.CID(raw))) == raw
+    with pytest.raises(ValueError):  # noqa: PT011 (the library's sentences differ)
+        cid.any_cid_bytes(text + "a")
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"\x12\x20" + sha256(b"x").digest(), base58(b"\x12\x20" + sha256(b"x").digest())[1:]),
+        (b"\x01\x55\x00\x05hello", "bafkqablimvwgy3y"),
+    ],
+)
+def test_known_foreign_cids(raw: bytes, text: str) -> None:
+    assert cid.cid_str(raw) == text
+    assert cid.any_cid_bytes(text) == raw
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x01",
+        b"\x02\x71\x12\x20" + bytes(32),
+        b"\x01\xf1\x00\x12\x20" + bytes(32),
+        b"\x01\x71\x12\x20" + bytes(33),
+        b"\x01\x71\x00\x41" + bytes(65),
+    ],
+)
+def test_what_is_no_cid(raw: bytes) -> None:
+    """Cut off, of a version nobody knows, a long spelling, bytes behind the digest, a digest above 64 bytes."""
+    assert not cid.is_any_cid(raw)
+
+
+@given(st.text())
+def test_only_value_errors_for_cids_of_any_kind(text: str) -> None:
+    for candidate in (text, "b" + text, "Qm" + text, "bafkqabtimvw" + text):
+        with contextlib.suppress(ValueError):
+            cid.any_cid_bytes(candidate)

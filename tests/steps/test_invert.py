@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from hashlib import sha256
 
+import cbrrr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,14 @@ from steps.mst import build
 from steps.mst_node import Entry, Node, encode_node, key_layer, parse_node
 
 keys = st.integers(0, 400).map(lambda n: f"app.bsky.feed.post/3k{n:011d}".encode())
-values = st.integers(0, 5).map(lambda n: DAG_CBOR + sha256(b"%d" % n).digest())
+FOREIGN = (
+    b"\x01\x55\x12\x20" + bytes(32),
+    b"\x01\x71\x13\x40" + bytes(64),
+    b"\x01\x55\x00\x03abc",
+    b"\x12\x20" + bytes(32),
+    b"\x01\x70\x12\x20" + bytes(32),
+)
+values = st.integers(0, 5).map(lambda n: DAG_CBOR + sha256(b"%d" % n).digest()) | st.sampled_from(FOREIGN)
 
 
 def tree(leaves: dict[bytes, bytes]) -> tuple[bytes, dict[bytes, bytes]]:
@@ -31,7 +39,7 @@ def changes(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> list[Chang
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(keys, values, max_size=60), st.dictionaries(keys, values, max_size=60), st.randoms())
 def test_any_two_trees_invert_into_each_other(before: dict, after: dict, order: random.Random) -> None:
-    """N1: whatever was created, updated and deleted, in any order of the ops."""
+    """N1; issue 11.A4: whatever was created, updated and deleted, in any order of the ops, and whatever kind of CID it names."""
     root, _ = tree(before)
     new_root, blocks = tree(after)
     # a commit has the nodes of both trees at hand where it touched them; the rest stays stubs
@@ -85,6 +93,16 @@ def test_trees_that_grow_and_shrink_by_layers() -> None:
     raised, blocks = tree({**ordinary, high: DAG_CBOR + bytes(32)})
     assert invert(raised, blocks.get, [Change(high, DAG_CBOR + bytes(32), None)]) == root
     assert invert(root, tree(ordinary)[1].get, [Change(high, None, DAG_CBOR + bytes(32))]) == raised
+
+
+@pytest.mark.parametrize(
+    "value", [b"\x01\x71\x13\x40" + bytes(63), b"\x01\x71\x12\x20" + bytes(33), b"\x02" + bytes(35), b""]
+)
+def test_a_value_that_is_no_cid_is_a_bad_tree(value: bytes) -> None:
+    node = cbrrr.encode_dag_cbor({"e": [{"k": b"a.b.c/x", "p": 0, "t": None, "v": cbrrr.CID(value)}], "l": None})
+    with pytest.raises(Unproven) as caught:
+        invert(DAG_CBOR + sha256(node).digest(), lambda _: node, [Change(b"a.b.c/x", value, None)])
+    assert caught.value.reason is UnprovenReason.BAD_TREE
 
 
 def test_the_empty_tree() -> None:

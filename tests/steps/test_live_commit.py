@@ -1,19 +1,22 @@
 """Live commits: from an event to its message, and every way in which an event can be refused."""
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import cbrrr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_repo import DID, REV, Key, Repo, car, cid_of, sample
+from msgspec.structs import replace
+from tiny_repo import DID, REV, Key, Repo, car, cid_of, sample, tree
 
 from schemas import wire
 from schemas.settings import Check
 from steps import live_messages
 from steps.cid import cid_str
 from steps.frames import Commit, Sync
+from steps.invert import Change, invert
 from steps.live_messages import commit_message, moment
 from steps.record_json import body_cid
 from steps.syntax import tid_from_micros, tid_micros
@@ -108,6 +111,36 @@ def test_an_odd_record_keeps_its_block() -> None:
     (op,) = message(verified(event(repo))).ops
     assert op.reason == "float"
     assert op.raw
+
+
+def test_an_op_on_a_leaf_that_cannot_be_checked_is_a_row_without_a_body_as_in_a_snapshot() -> None:
+    """Issue 11.A4: one rule live and in a snapshot; the other ops of the commit are applied, and nothing counts as missing."""
+    repo = sample(3)
+    raw, sha512 = b"\x01\x55\x12\x20" + sha256(b"bytes").digest(), b"\x01\x71\x13\x40" + bytes(64)
+    leaves = repo.leaves | {"a.b.c/raw": raw, "a.b.c/sha512": sha512}
+    blocks = repo.blocks | {raw: b"bytes", sha512: b"no hash of ours"}
+    root = tree(leaves, blocks)
+    signed_repo = Repo({}, overrides={"data": cbrrr.CID(root)}, key=repo.key)
+    ops = [{"action": "create", "path": path, "cid": cid} for path, cid in leaves.items()]
+    it = event(repo, ops, commit=signed_repo.commit, blocks=car(signed_repo.commit, blocks | signed_repo.blocks))
+    it = replace(it, data_before=tree({}, {}))
+    encoded = commit_message(verified(it), "", TIME)
+    found = {op.rkey: op for op in wire.decode_live(encoded.value).ops if op.collection == "a.b.c"}
+    assert (encoded.problem, encoded.missing) == (None, 0)
+    assert {rkey: (op.cid, op.reason, op.raw, wire.body(op.record)) for rkey, op in found.items()} == {
+        "raw": (cid_str(raw), "raw_block", "Ynl0ZXM", None),
+        "sha512": (cid_str(sha512), "foreign_cid", None, None),
+    }
+    deleted = [Change(path.encode(), cid, None) for path, cid in leaves.items()]
+    assert invert(root, blocks.get, deleted) == tree({}, {})
+
+
+def test_a_record_above_the_limit_of_a_block_makes_us_fetch_the_repo() -> None:
+    """Issue 10.10, live: nothing of it is false, so it is no dead letter that leaves the repo behind."""
+    assert problem_of(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}}))) is VerifyReason.BLOCKS_TOO_LARGE
+    lax = verify(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}})), NOW, Checks(limits=Check.OFF))
+    assert isinstance(lax, Verified)
+    assert message(lax).ops[0].reason == "missing_block", "the gate fetches the repo"
 
 
 def test_a_path_that_no_record_can_have_costs_that_op_its_body_only() -> None:

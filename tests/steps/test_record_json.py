@@ -2,14 +2,16 @@
 
 import json
 from hashlib import sha256
+from random import Random
 
 import cbrrr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.cid import dag_cbor_cid
-from steps.record_json import MAX_DEPTH, BodyReason, body_cid, record_body
+from steps import loose_cbor
+from steps.cid import cid_bytes, cid_str, dag_cbor_cid
+from steps.record_json import MAX_DEPTH, BodyReason, RecordBody, body_cid, leaf_body, record_body
 
 CID = cbrrr.CID(b"\x01\x71\x12\x20" + sha256(b"x").digest())
 SCALARS = (
@@ -20,6 +22,10 @@ KEYS = st.text(max_size=8, alphabet=st.characters(exclude_categories=["Cs"])).fi
     lambda k: k not in ("$link", "$bytes")
 )
 VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(KEYS, v, max_size=4), max_leaves=20)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.binary()
+    | st.just(CID), lambda v: st.lists(v, max_size=4) | st.dictionaries(KEYS, v, max_size=4), max_leaves=20
+)  # fmt: skip
 WILD = st.recursive(
     SCALARS | st.floats(allow_nan=False, allow_infinity=False),
     lambda v: st.lists(v, max_size=4) | st.dictionaries(KEYS | st.sampled_from(["$link", "$bytes"]), v, max_size=4),
@@ -119,10 +125,19 @@ def test_what_json_cannot_carry_keeps_its_block_beside_it(value: dict, reason: B
     [
         (b"\xa1\x61a\xfb\x7f\xf8" + bytes(6), BodyReason.FLOAT),  # NaN
         (b"\xa1\x61a\xfb\x7f\xf0" + bytes(6), BodyReason.FLOAT),  # infinity
-        (b"\xa1\x61a\xf9\x3c\x00", BodyReason.NOT_CANONICAL),  # half float
         (b"\xa1\x61a\x18\x01", BodyReason.NOT_CANONICAL),  # long spelling of 1
         (b"\xa2\x61a\x01\x61a\x02", BodyReason.NOT_CANONICAL),  # key twice
-        (b"\xa2\x61b\x01\x61a\x02", BodyReason.NOT_CANONICAL),  # key order
+        (b"\xa1\x61a\xf9\x7e\x00", BodyReason.NOT_CANONICAL),  # NaN as a half float
+        (b"\xa3\x61b\x01\x61a\x02\x61b\x03", BodyReason.NOT_CANONICAL),  # key order, and a key twice
+        (b"\xa2\x61b\x01\x61a\x18\x01", BodyReason.NOT_CANONICAL),  # key order, and a long spelling
+        (b"\xa2\x61b\x01\x61a", BodyReason.NOT_CANONICAL),  # key order, and cut off
+        (b"\xa2\x61b\x01\x61a\x02\x00", BodyReason.NOT_CANONICAL),  # key order, and bytes behind the end
+        (b"\xa2\x61b\x01\x61a\xf8\x20", BodyReason.NOT_CANONICAL),  # a simple value that nobody knows
+        (b"\xa2\x61b\x01\x61a\xd8\x2a\x41\x00", BodyReason.NOT_CANONICAL),  # no CID in the link
+        (b"\xa2\x61b\x01\x61a\x61\xff", BodyReason.INVALID_UTF8),
+        (b"\xa2\x61b\x01\x61a" + b"\x81" * 128 + b"\x01", BodyReason.TOO_DEEP),
+        (b"\xa2\x61b\x01\x61a\x9a\x00\x01\x86\xa0" + b"\xf6" * 100_000, BodyReason.NOT_CANONICAL),  # too many items
+        (b"\x82\xa2\x61b\x01\x61a\x02\x01", BodyReason.NOT_A_MAP),
         (b"\xbf\x61a\x01\xff", BodyReason.NOT_CANONICAL),  # indefinite length
         (b"\xa1\x61a\xc2\x41\x01", BodyReason.NOT_CANONICAL),  # bignum
         (b"\xa1\x01\x01", BodyReason.NOT_CANONICAL),  # integer key
@@ -143,6 +158,68 @@ def test_what_json_cannot_carry_keeps_its_block_beside_it(value: dict, reason: B
 def test_what_has_no_json_is_kept_as_it_is(block: bytes, reason: BodyReason) -> None:
     body = record_body(block)
     assert (body.json, body.raw, body.reason) == (None, block, reason)
+
+
+@pytest.mark.parametrize(
+    ("block", "json"),
+    [
+        (b"\xa2\x61b\x01\x61a\x02", b'{"b":1,"a":2}'),  # key order
+        (b"\xa2\x62aa\x01\x61b\xa2\x61d\x20\x61c\x40", b'{"aa":1,"b":{"d":-1,"c":{"$bytes":""}}}'),
+        (b"\xa1\x61a\xf9\x3e\x00", b'{"a":1.5}'),  # half float
+        (b"\xa1\x61a\xfa\x3f\xc0\x00\x00", b'{"a":1.5}'),  # single float
+        (b"\xa1\x61a\xf9\x3c\x00", b'{"a":1}'),
+        (b"\xa2\x61b\xf7\x61a\x82\xf5\xf4", b'{"b":null,"a":[true,false]}'),  # undefined
+        (
+            b"\xa2\x61b\xd8\x2a\x58\x25\x00" + CID.cid_bytes + b"\x61a\x1b" + b"\xff" * 8,
+            b'{"b":{"$link":"' + CID.encode().encode() + b'"},"a":18446744073709551615}',
+        ),
+        (b"\xa2\x61b\x62\xc3\xbc\x61a" + b"\x81" * 127 + b"\x01", '{"b":"ü","a":'.encode() + b"[" * 127 + b"1" + b"]" * 127 + b"}"),
+    ],
+)  # fmt: skip
+def test_what_the_official_appview_reads_has_json_beside_its_block(block: bytes, json: bytes) -> None:
+    """Issue 11.A5: key order and short floats cost a record its canonical form, and not its JSON."""
+    body = record_body(block)
+    assert (body.json, body.raw, body.reason) == (json, block, BodyReason.NOT_CANONICAL)
+    assert body_cid(body.json, body.raw) == dag_cbor_cid(block)
+
+
+@settings(max_examples=100)
+@given(st.dictionaries(KEYS, PLAIN, max_size=6), st.randoms(use_true_random=False))
+def test_any_order_of_keys_gives_the_json_of_the_canonical_order(value: dict, order: Random) -> None:
+    """Issue 11.A5: two decoders, one in C and one of ours, agree on everything else."""
+    shuffled = written(value, order)
+    assert loose_cbor.decode(shuffled, MAX_DEPTH) == value
+    body, canonical = record_body(shuffled), record_body(cbrrr.encode_dag_cbor(value))
+    assert canonical.json is not None
+    assert body.json is not None
+    assert json.loads(body.json) == json.loads(canonical.json)
+    assert (body.reason is None) == (shuffled == cbrrr.encode_dag_cbor(value))
+
+
+def written(value: object, order: Random) -> bytes:
+    """DAG-CBOR with the keys of each map in this order."""
+    if isinstance(value, list):
+        return cbrrr.encode_dag_cbor([None] * len(value))[: -len(value) or None] + b"".join(
+            written(item, order) for item in value
+        )
+    if not isinstance(value, dict):
+        return cbrrr.encode_dag_cbor(value)
+    keys = list(value)
+    order.shuffle(keys)
+    head = cbrrr.encode_dag_cbor({str(n): None for n in range(len(keys))})[:1]  # few keys: one byte
+    return head + b"".join(cbrrr.encode_dag_cbor(key) + written(value[key], order) for key in keys)
+
+
+def test_a_leaf_is_read_as_its_cid_says() -> None:
+    """Issue 11.A4: a raw block is bytes, whatever they look like; what no hash of ours proves has no body."""
+    block = cbrrr.encode_dag_cbor({"a": 1})
+    raw = b"\x01\x55\x12\x20" + sha256(block).digest()
+    foreign = b"\x01\x71\x13\x40" + bytes(64)
+    assert leaf_body(raw, block, BodyReason.TOO_LARGE) == RecordBody(None, block, BodyReason.RAW_BLOCK)
+    assert body_cid(None, block, cid_str(raw)) == cid_str(raw)
+    assert leaf_body(cid_bytes(dag_cbor_cid(block)), block, BodyReason.TOO_LARGE) == RecordBody(b'{"a":1}', None, None)
+    for cid, reason in ((raw, BodyReason.TOO_LARGE), (foreign, BodyReason.FOREIGN_CID)):
+        assert leaf_body(cid, None, BodyReason.TOO_LARGE) == RecordBody(None, None, reason)
 
 
 @pytest.mark.parametrize("opening", [b"\x81", b"\xa1\x61a"], ids=["lists", "maps"])

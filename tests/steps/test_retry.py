@@ -85,7 +85,10 @@ def test_what_is_not_the_repos_fault_is_not_counted(reason: Reason) -> None:
     assert 10.0 <= decision.seconds <= 15.0
 
 
-@pytest.mark.parametrize("reason", [one for one in SnapshotReason if one is not SnapshotReason.TOO_MANY_BLOCKS])
+ABOVE_A_LIMIT = (SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS)
+
+
+@pytest.mark.parametrize("reason", [one for one in SnapshotReason if one not in ABOVE_A_LIMIT])
 def test_every_refused_snapshot_is_a_counted_failure(reason: SnapshotReason) -> None:
     """G5, G7."""
     assert decide(Failure(reason, "x"), 4, POLICY, key=DID) == GiveUp()
@@ -94,7 +97,7 @@ def test_every_refused_snapshot_is_a_counted_failure(reason: SnapshotReason) -> 
     assert first.counted
 
 
-@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS])
+@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, *ABOVE_A_LIMIT])
 def test_what_is_above_a_limit_of_ours_is_not_fetched_again(reason: Reason | SnapshotReason) -> None:
     """C5, G6: it would be gigabytes once more, for the same end."""
     assert decide(Failure(reason, "x"), 0, POLICY, key=DID) == GiveUp()

@@ -50,7 +50,7 @@ def test_every_simulated_repo_passes_and_is_the_truth(simulator: Any) -> None:
         got = fetch(simulation, truth)
         assert (got.head.rev, got.head.commit, got.head.data) == (truth.rev, truth.commit, truth.data)
         assert got.bad_paths == 0
-        records = {f"{collection}/{rkey}": (cid, block) for collection, rkey, cid, block in got.records()}
+        records = {f"{collection}/{rkey}": (cid_str(cid), block) for collection, rkey, cid, block, _ in got.records()}
         assert {path: cid for path, (cid, _) in records.items()} == truth.records
         assert got.count == len(truth.records)
         assert cid_str(build((path, cid_bytes(cid)) for path, (cid, _) in records.items())) == truth.data

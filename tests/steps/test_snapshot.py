@@ -1,5 +1,6 @@
 """Commits and snapshots: what is accepted is whole, new enough, of the right account and signed by its key."""
 
+import hashlib
 import os
 import random
 
@@ -9,14 +10,26 @@ from car_file import index_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_key import key_of
-from tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample
+from tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample, tree
 
+from schemas import wire
 from steps import snapshot as module
-from steps.car import CarError, CarIndex, index_bytes
-from steps.cid import cid_bytes, cid_str
+from steps import snapshot_messages as messages
+from steps.car import CarError, CarIndex, CarLimits, index_bytes
+from steps.cid import cid_str
 from steps.commit import Commit, CommitReason, CommitRejected, parse_commit, verify_commit
 from steps.mst import build
-from steps.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
+from steps.record_json import leaf_body
+from steps.snapshot import (
+    Limits,
+    Snapshot,
+    SnapshotReason,
+    SnapshotRejected,
+    from_car_error,
+    open_snapshot,
+    opening,
+)
+from steps.snapshot_messages import Attempt, creates
 
 REPO = sample(120)
 
@@ -32,8 +45,12 @@ def refused(repo: Repo, data: bytes | None = None, **changes: str | None) -> Sna
     return caught.value
 
 
-def truth(repo: Repo) -> list[tuple[str, str, str, bytes]]:
-    return [(*path.split("/"), cid_str(cid), repo.blocks[cid]) for path, cid in sorted(repo.leaves.items())]
+def truth(repo: Repo) -> list[tuple[str, str, bytes, bytes]]:
+    return [(*path.split("/"), cid, repo.blocks[cid]) for path, cid in sorted(repo.leaves.items())]
+
+
+def rows_of(snapshot: Snapshot) -> list[tuple[str, str, bytes, bytes | None]]:
+    return [row[:4] for row in snapshot.records()]
 
 
 @pytest.mark.parametrize("curve", ["secp256k1", "p256"])
@@ -47,14 +64,14 @@ def test_a_whole_repo(curve: str) -> None:
         cid_str(repo.data),
     )
     assert got.head.commit_block == repo.blocks[repo.commit]
-    assert list(got.records()) == truth(repo) == list(got.records())
+    assert rows_of(got) == truth(repo) == rows_of(got)
     assert got.count == 120
     assert got.bad_paths == 0
 
 
 def test_an_empty_repo() -> None:
     got = opened(sample(0))
-    assert (got.count, list(got.records())) == (0, [])
+    assert (got.count, rows_of(got)) == (0, [])
 
 
 def test_a_large_repo_is_walked_again_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,13 +82,13 @@ def test_a_large_repo_is_walked_again_and_gives_the_same(monkeypatch: pytest.Mon
     got = open_snapshot(index_file(fd), DID, REPO.key.did_key, None)
     assert got._kept is None
     assert got.count == 120
-    assert list(got.records()) == truth(REPO)
+    assert rows_of(got) == truth(REPO)
 
 
 def test_block_order_does_not_matter() -> None:
     blocks = list(REPO.blocks.items())
     random.Random(5).shuffle(blocks)
-    assert list(opened(REPO, car(REPO.commit, dict(blocks))).records()) == truth(REPO)
+    assert rows_of(opened(REPO, car(REPO.commit, dict(blocks)))) == truth(REPO)
 
 
 def test_another_accounts_repo_is_refused() -> None:
@@ -153,13 +170,139 @@ def test_a_bad_path_costs_that_record_its_body_only() -> None:
     }
     repo = Repo(records)
     got = opened(repo)
-    rows = list(got.records())
+    rows = rows_of(got)
     assert [rkey for _, rkey, _, block in rows if block is not None] == ["fine"]
     assert (got.count, got.bad_paths, len(rows)) == (5, 4, 5)
     pairs = [(collection, rkey) for collection, rkey, _, _ in rows]
     assert {("app.bsky.feed.post", ".."), ("nonsense", "\\"), ("x", "y/z")} < set(pairs)
     # G3: the rows rebuild the tree that the account signed
-    assert build((key_of(*pair), cid_bytes(cid)) for pair, (_, _, cid, _) in zip(pairs, rows, strict=True)) == repo.data
+    assert build((key_of(*pair), cid) for pair, (_, _, cid, _) in zip(pairs, rows, strict=True)) == repo.data
+
+
+def with_leaves(extra: dict[str, tuple[bytes, bytes | None]], repo: Repo) -> tuple[bytes, dict[str, bytes]]:
+    """A CAR of the repo whose tree names these as well, path → (CID, block or none); and its leaves."""
+    blocks = repo.blocks | {cid: block for cid, block in extra.values() if block is not None}
+    leaves = repo.leaves | {path: cid for path, (cid, _) in extra.items()}
+    root = tree(leaves, blocks)
+    signed = Repo({}, overrides={"data": cbrrr.CID(root)}, key=repo.key)
+    return car(signed.commit, blocks | signed.blocks), leaves
+
+
+def test_leaves_that_cannot_be_checked_are_rows_without_a_body() -> None:
+    """Issue 11.A4, 10.10; G7: whatever a leaf names, its neighbours are given out, and the rows rebuild the tree."""
+    large = cbrrr.encode_dag_cbor({"text": "x" * (3 << 20)})
+    sha512 = b"\x01\x71\x13\x40" + hashlib.sha512(b"x").digest()
+    extra = {
+        "a.b.c/raw": (b"\x01\x55\x12\x20" + hashlib.sha256(b"bytes").digest(), b"bytes"),
+        "a.b.c/large": (cid_of(large), large),
+        "a.b.c/sha512": (sha512, b"x"),
+        "a.b.c/identity": (b"\x01\x55\x00\x05hello", None),
+        "a.b.c/v0": (b"\x12\x20" + hashlib.sha256(b"x").digest(), None),
+        "a.b.c/codec": (b"\x01\x70\x12\x20" + hashlib.sha256(b"x").digest(), b"x"),
+    }
+    repo = sample(9)
+    data, leaves = with_leaves(extra, repo)
+    for index in (index_bytes(data), index_of_file(data)):
+        got = open_snapshot(index, DID, repo.key.did_key)
+        assert (got.count, got.bodiless) == (15, 5)
+        found = {f"{collection}/{rkey}": (cid, block) for collection, rkey, cid, block in rows_of(got)}
+        assert {path: cid for path, (cid, _) in found.items()} == leaves
+        assert cid_str(build((path, cid) for path, (cid, _) in sorted(found.items()))) == got.head.data
+        events = [wire.decode_backfill(value) for value in creates(got, Attempt(DID, 1, "t"), 1 << 24)]
+        bodies = {
+            event.rkey: (event.cid, event.reason, event.raw is not None)
+            for event in events
+            if event.collection == "a.b.c"
+        }
+        assert bodies == {
+            path.partition("/")[2]: (cid_str(cid), reason, reason == "raw_block")
+            for (path, (cid, _)), reason in zip(
+                extra.items(), ["raw_block", "too_large", *["foreign_cid"] * 4], strict=True
+            )
+        }
+        assert all(event.reason is None for event in events if event.collection != "a.b.c")
+
+
+def index_of_file(data: bytes) -> CarIndex:
+    fd = os.memfd_create("car")
+    os.write(fd, data)
+    return index_file(fd)
+
+
+def test_a_raw_block_that_is_missing_is_missed() -> None:
+    """What a hash of ours names has to be in the CAR, whatever its codec."""
+    repo = sample(3)
+    data, _ = with_leaves({"a.b.c/raw": (b"\x01\x55\x12\x20" + bytes(32), None)}, repo)
+    assert refused(repo, data).reason is SnapshotReason.MISSING_BLOCK
+
+
+def test_a_node_or_commit_above_the_limit_of_a_block_fails_the_repo() -> None:
+    """Issue 10.10: without them nothing is proven; the next download would end in the same way."""
+    repo = sample(60)
+    for cid, reason in ((repo.commit, SnapshotReason.BAD_COMMIT), (repo.data, SnapshotReason.BAD_MST)):
+        index = CarIndex(limits=CarLimits(block=len(repo.blocks[cid]) - 129))
+        index.feed(car(repo.commit, {cid: repo.blocks[cid], **repo.blocks}))
+        assert cid in index.oversized
+        with pytest.raises(SnapshotRejected) as caught:
+            open_snapshot(index, DID, repo.key.did_key)
+        assert (caught.value.reason, caught.value.transient) == (reason, False)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_one_block_that_many_leaves_name_is_too_large_before_anything_is_made_of_it(in_file: bool) -> None:
+    """Issue 10.6; H2: each leaf counts, not each block; from the index alone, no block is read for it."""
+    block = cbrrr.encode_dag_cbor({"text": "x" * 50_000})
+    repo = sample(3)
+    data, _ = with_leaves({f"a.b.c/{n:04}": (cid_of(block), block) for n in range(200)}, repo)
+    assert len(data) < 100_000
+    index = index_of_file(data) if in_file else index_bytes(data)
+    total = 200 * len(block) + sum(len(repo.blocks[cid]) for cid in repo.leaves.values())
+    assert [one.size for one in opening(index, DID, repo.key.did_key, limits=Limits(total + 20_000)) if one] == [total]
+    for limits, setting in ((Limits(total - 1), "SNAPSHOT_MAX_BYTES"), (Limits(records=202), "CAR_MAX_BLOCKS")):
+        with pytest.raises(SnapshotRejected) as caught:
+            list(opening(index, DID, repo.key.did_key, limits=limits))
+        assert (caught.value.reason, caught.value.transient) == (SnapshotReason.TOO_LARGE, False)
+        assert f"SLUICE_{setting}" in caught.value.detail
+
+
+def test_control_characters_of_a_block_that_is_named_often_count_as_json_writes_them() -> None:
+    """Issue 10.6: each takes six bytes. A repo that names its blocks once is bounded by its CAR, and not weighed."""
+    block = cbrrr.encode_dag_cbor({"text": "\x01" * 10_000})
+    repo = sample(3)
+    for leaves, limit, good in ((20, 1_300_000, True), (20, 600_000, False), (1, 20_000, True)):
+        data, _ = with_leaves({f"a.b.c/{n:04}": (cid_of(block), block) for n in range(leaves)}, repo)
+        steps = opening(index_bytes(data), DID, repo.key.did_key, limits=Limits(limit))
+        if good:
+            *_, snapshot = steps
+            assert snapshot is not None
+            if leaves > 1:
+                assert sum(map(len, creates(snapshot, Attempt(DID, 1, "t"), 1 << 24))) < limit
+        else:
+            with pytest.raises(SnapshotRejected, match="SLUICE_SNAPSHOT_MAX_BYTES"):
+                list(steps)
+
+
+def test_a_walk_goes_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H2: no tree holds the flow for its whole length."""
+    monkeypatch.setattr(module, "WALKED_LEAVES", 25)
+    steps = list(opening(index_bytes(REPO.car()), DID, REPO.key.did_key))
+    assert steps[:-1] == [None] * 4
+    assert steps[-1] is not None
+
+
+def test_a_bomb_that_many_leaves_name_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.6; H2: nesting costs seconds a block; two of them in turn cost what two blocks cost."""
+    bombs = [b"\xa1\x61" + name + b"\x81" * 5000 + b"\x01" for name in (b"a", b"b")]
+    repo = sample(1)
+    extra = {f"a.b.c/{n:04}": (cid_of(bombs[n % 2]), bombs[n % 2]) for n in range(50)}
+    got = opened(repo, with_leaves(extra, repo)[0])
+    decoded: list[bytes] = []
+    monkeypatch.setattr(
+        messages, "leaf_body", lambda cid, block, missing: decoded.append(cid) or leaf_body(cid, block, missing)
+    )
+    events = [wire.decode_backfill(value) for value in creates(got, Attempt(DID, 1, "t"), 1 << 24)]
+    assert [event.reason for event in events if event.collection == "a.b.c"] == ["too_deep"] * 50
+    assert len(decoded) == 3
 
 
 def test_odd_record_blocks_are_given_out_as_they_are() -> None:
@@ -169,12 +312,10 @@ def test_odd_record_blocks_are_given_out_as_they_are() -> None:
     odd = b"\xff no cbor"
     leaves = repo.leaves | {"app.bsky.feed.post/odd": cid_of(odd)}
     blocks[cid_of(odd)] = odd
-    from tiny_repo import tree
-
     root = tree(leaves, blocks)
     signed = sample(0, overrides={"data": cbrrr.CID(root)}, key=repo.key)
     got = opened(repo, car(signed.commit, blocks | signed.blocks))
-    assert odd in [block for *_, block in got.records()]
+    assert odd in [block for *_, block in rows_of(got)]
     assert got.count == 4
 
 
