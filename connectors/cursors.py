@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.database import tuples
+from connectors.database import alone, own_transaction, tuples
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.cursor import Gap
@@ -33,16 +33,16 @@ class Stored:
 
 
 class CursorStore:
-    """Positions of one flow. Connects on first use, and again after a lost connection."""
+    """Positions of one flow; each method is a transaction of its own. Connects on first use, and again after a lost connection."""
 
     def __init__(self, settings: Settings, flow: str) -> None:
         self._flow = flow
-        self.connection = tuples(settings, f"sluice {flow} cursor")
-        self.close = self.connection.close
+        self._database = tuples(settings, f"sluice {flow} cursor")
+        self.close = self._database.close
 
     def load(self) -> dict[str, Stored]:
         """Upstream → its position."""
-        rows = self.connection().execute(SQL["load"], {"flow": self._flow})
+        rows = alone(self._database()).execute(SQL["load"], {"flow": self._flow})
         return {upstream: Stored(position, detail, age) for upstream, position, detail, age in rows}
 
     def load_sequences(self) -> dict[str, int]:
@@ -59,29 +59,31 @@ class CursorStore:
 
     def save(self, positions: Mapping[str, int], gaps: Iterable[Gap] = (), *, answered: bool = False) -> None:
         """Make positions durable, and with them the gaps that they pass. `answered`: nothing can fill these gaps."""
-        db = self.connection()
-        with db.transaction():
+        db = self._database()
+        with own_transaction(db):
             for gap in gaps:
                 note_gap(db, gap, answered=answered)
             for upstream in sorted(positions):
-                self.put(upstream, str(positions[upstream]), None)
+                put(db, self._flow, upstream, str(positions[upstream]), None)
 
     def begin(self, upstream: str, position: int, gap: Gap) -> None:
         """The first place of an upstream read from its tip, and the gap before it, if any repo is known already.
 
         Such a repo may have been fetched before we were connected; only a new listing can tell what it wrote in between.
         """
-        db = self.connection()
-        with db.transaction():
+        db = self._database()
+        with own_transaction(db):
             if db.execute(SQL["any_repo"]).fetchone() == (True,):
                 note_gap(db, gap)
-            self.put(upstream, str(position), None)
+            put(db, self._flow, upstream, str(position), None)
 
-    def put(self, upstream: str, position: str, detail: dict[str, Any] | None) -> None:
-        """Make one position durable, within the caller's transaction if there is one."""
-        text = None if detail is None else json.dumps(detail)
-        values = {"flow": self._flow, "upstream": upstream, "position": position, "detail": text}
-        self.connection().execute(SQL["save"], values)
+
+def put(
+    db: psycopg.Connection[tuple[Any, ...]], flow: str, upstream: str, position: str, detail: dict[str, Any] | None
+) -> None:
+    """One position, in the caller's transaction."""
+    text = None if detail is None else json.dumps(detail)
+    db.execute(SQL["save"], {"flow": flow, "upstream": upstream, "position": position, "detail": text})
 
 
 def note_gap(db: psycopg.Connection[tuple[Any, ...]], gap: Gap, *, answered: bool = False) -> None:

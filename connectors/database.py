@@ -3,11 +3,13 @@
 What was being done when a connection broke is its user's to do again: nothing is retried here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import psycopg
 from psycopg import errors
+from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, RowFactory, TupleRow, dict_row, tuple_row
 
 from schemas.settings import Settings
@@ -16,6 +18,24 @@ R = TypeVar("R")
 
 REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
 """What a row of its own makes the database say; a row too large for an index is one, though psycopg calls it operational."""
+
+
+class NestedTransaction(Exception):
+    """A function that commits by itself was called inside a transaction: an error of ours."""
+
+
+def alone(db: psycopg.Connection[R]) -> psycopg.Connection[R]:
+    """The connection, outside any transaction: each statement commits by itself. Raises NestedTransaction."""
+    if db.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+        raise NestedTransaction("this function commits by itself; call it before or after the transaction")
+    return db
+
+
+@contextmanager
+def own_transaction(db: psycopg.Connection[R]) -> Iterator[None]:
+    """A transaction that commits where the block ends, so its locks end there. Raises NestedTransaction inside another."""
+    with alone(db).transaction():
+        yield
 
 
 class Database(Generic[R]):

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 
 from connectors.cursors import CursorStore, Stored
+from connectors.database import alone, tuples
 from connectors.paging import FLOW, Listings, Upstream
 from schemas.jobs import JobStatus
 from schemas.settings import Settings
@@ -37,10 +38,19 @@ class ListingJobs:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._database = tuples(settings, "sluice list_repos jobs")
         self._ids: dict[str, int] = {}  # key → job
         self._targets: dict[int, list[Target]] = {}  # jobs that an operator started
         self._done: dict[int, set[str]] = defaultdict(set)  # their keys that are durably at their end
         self._waited: set[int] = set()  # jobs that waited at the last look
+
+    def close(self) -> None:
+        """Close the connection that `job_of` opened."""
+        self._database.close()
+
+    def job_of(self, key: str) -> int:
+        """`of`, committed before it returns."""
+        return self._ids.get(key) or self.of(alone(self._database()), key)
 
     def of(self, db: Connection, key: str) -> int:
         """Id of the job that a listing belongs to."""
@@ -62,9 +72,9 @@ class ListingJobs:
         values = {"listed": counts.listed, "queued": counts.queued, "duplicates": counts.duplicates}
         db.execute(JOBS["advance"], {"id": number, "checkpoint": json.dumps(checkpoint), **values})
 
-    def look(self, store: CursorStore, listings: Listings, now: float) -> None:
+    def look(self, db: Connection, store: CursorStore, listings: Listings, now: float) -> None:
         """Follow what is to be listed, halt what stands still, and move jobs on."""
-        db = store.connection()
+        alone(db)
         halted = {key for row in db.execute(JOBS["halted"]) for key in self._keys(*row)}
         rows = db.execute(JOBS["live_listings"]).fetchall()
         free = AT_ONCE - sum(self._lists(row) for row in rows if row[2] == JobStatus.RUNNING)

@@ -10,9 +10,11 @@ import time
 
 from typing_extensions import override
 
+from connectors import cursors
 from connectors.back_pressure import HighWater
 from connectors.checkpointed import CheckpointedPartition, CheckpointedSource
 from connectors.cursors import CursorStore
+from connectors.database import own_transaction, tuples
 from connectors.listing_jobs import ListingJobs
 from connectors.losses import Losses, write_fact
 from connectors.paging import FLOW, LOOK_SECONDS, Listed, Listings
@@ -35,16 +37,19 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         self._settings = settings
         self._standing = standing
         self._store = CursorStore(settings, FLOW)
+        self._database = tuples(settings, "sluice list_repos")
         self._durable: dict[str, Listing] = {}
         self._jobs = jobs
         self._pressure = HighWater(settings, "repo_backfill", "backfill")
-        self._losses = Losses(settings, self._store)
+        self._losses = Losses(settings, self._database)
         self._look_at = 0.0
         self._polled_at = time.monotonic()
         self._drained = False
         self._losses.gaps()
         self._listings = Listings(settings, self._store.load(), self._losses.clock)
-        self._jobs.look(self._store, self._listings, self._losses.clock())  # before the first page: a job may be paused
+        self._jobs.look(
+            self._database(), self._store, self._listings, self._losses.clock()
+        )  # before the first page: a job may be paused
         self._pressure.start()
         self._listings.start()
 
@@ -74,8 +79,8 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         tallies = self._standing.take_tallies()
         facts = self._standing.take_facts()
         ended = self._standing.take_ended()
-        db = self._store.connection()
-        with db.transaction():
+        db = self._database()
+        with own_transaction(db):
             for upstream, fact in facts:
                 write_fact(db, upstream, fact)
             for upstream in sorted(tallies.keys() - position.keys()):  # of a fill, before its listing has a place
@@ -86,7 +91,7 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
                     continue
                 kept = ("done", "began", "safe", "entries")
                 detail = {"pass": state.passes} | {name: getattr(state, name) for name in kept}
-                self._store.put(upstream, state.cursor, detail)
+                cursors.put(db, FLOW, upstream, state.cursor, detail)
                 self._jobs.advance(db, upstream, state, tallies.get(upstream))
                 target = self._listings.upstreams[upstream].target
                 if target.job is not None:
@@ -95,7 +100,7 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
                     host = {"host": upstream, "cursor": state.cursor, "pass": state.passes, "done": state.done}
                     db.execute(SQL["host_listed"], host)
                 elif state.done:
-                    self._losses.answer(upstream, state)
+                    self._losses.answer(db, upstream, state)
         self._durable = position
 
     @override
@@ -109,11 +114,13 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         self._listings.cancel()
         self._pressure.stop()
         self._store.close()
+        self._jobs.close()
+        self._database.close()
 
     def _look(self) -> None:
         self._look_at = time.monotonic() + LOOK_SECONDS
         self._losses.look(self._listings)
-        self._jobs.look(self._store, self._listings, self._losses.clock())
+        self._jobs.look(self._database(), self._store, self._listings, self._losses.clock())
 
     def _report(self, has_pages: bool) -> None:
         now = time.monotonic()

@@ -1,6 +1,6 @@
 """What listings go back to: gaps of the streams, answered by listing anew, and skipped ranges, filled where they are or by PDSes.
 
-Used by the flow's thread on the connection of its cursors.
+Used by the flow's thread, on its connection.
 """
 
 import logging
@@ -8,8 +8,9 @@ import time
 from typing import Any
 
 import psycopg
+from psycopg.rows import TupleRow
 
-from connectors.cursors import CursorStore
+from connectors.database import Database, alone
 from connectors.paging import FLOW, Listings, Range
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -27,9 +28,9 @@ logger = logging.getLogger(FLOW)
 class Losses:
     """Gaps and skipped ranges of the relays of the settings, and the database's clock that they are reckoned by."""
 
-    def __init__(self, settings: Settings, store: CursorStore) -> None:
+    def __init__(self, settings: Settings, database: Database[TupleRow]) -> None:
         self._relays = settings.relays
-        self._store = store
+        self._database = database
         self._offset = 0.0  # the database's clock less ours
         self._seen_hosts_of: set[str] = set()  # relays whose PDSes this process has asked for and written down
 
@@ -39,7 +40,7 @@ class Losses:
 
     def gaps(self) -> dict[str, float]:
         """Upstream → when its newest unanswered loss was noticed, by the database's clock, which is ours from here on."""
-        rows = self._store.connection().execute(SQL["gaps"]).fetchall()
+        rows = alone(self._database()).execute(SQL["gaps"]).fetchall()
         self._offset = rows[-1][2] - time.time()
         return {upstream: noticed for upstream, noticed, _ in rows if noticed is not None}
 
@@ -53,27 +54,27 @@ class Losses:
             if relay is not None and noticed > relay.state.began and not relay.relist:
                 listings.ask_relist(url)
         values = {"upstreams": list(upstreams)}
-        for row in self._store.connection().execute(SQL["due_ranges"], values).fetchall():
+        for row in alone(self._database()).execute(SQL["due_ranges"], values).fetchall():
             listings.ask_fill(Range(*row))
         while listings.hosts:
             relay_url, hosts = listings.hosts.popitem()
-            self._store.connection().execute(SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))})
+            alone(self._database()).execute(SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))})
             self._seen_hosts_of.add(relay_url)
         self._ask_pdses(listings)
 
-    def answer(self, upstream: str, state: Listing) -> None:
-        """A relay was listed to its end: its losses from before the listing began are answered."""
+    def answer(self, db: psycopg.Connection[TupleRow], upstream: str, state: Listing) -> None:
+        """A relay was listed to its end: its losses from before the listing began are answered. In the caller's transaction."""
         values = {
             "upstream": upstream,
             "began": state.began,
             "others": upstream == self._relays[0],
             "known": self._relays,
         }
-        self._store.connection().execute(SQL["answer_gaps"], values)
+        db.execute(SQL["answer_gaps"], values)
 
     def _ask_pdses(self, listings: Listings) -> None:
         """Ranges of relays that stay closed: what all PDSes have listed since they were stepped over is what they held."""
-        db = self._store.connection()
+        db = alone(self._database())
         values: dict[str, Any] = {"relays": self._relays, "tries": ASK_PDSES_AFTER}
         if db.execute(SQL["stubborn_ranges"], values).fetchone() == (0,):
             return

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.database import tuples
+from psycopg import Connection
+
+from connectors.database import alone, own_transaction, tuples
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -59,8 +61,12 @@ class RepoStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.connection = tuples(settings, "sluice repos")
-        self.close = self.connection.close
+        self._database = tuples(settings, "sluice repos")
+        self.close = self._database.close
+
+    def _db(self) -> Connection[tuple[Any, ...]]:
+        """The connection, which no caller can have a transaction on: each method ends its own."""
+        return alone(self._database())
 
     def discover(self, listed: Sequence[Listed], job: int | None = None) -> Discovery:
         """Rows for repos that are new, and what the listing says about known ones. Commits before it returns.
@@ -79,12 +85,12 @@ class RepoStore:
             "reopen": REOPEN_SECONDS,
             "final": sorted(TAKEN_DOWN),
         }
-        rows = self.connection().execute(SQL["discover"], values).fetchall()
+        rows = self._db().execute(SQL["discover"], values).fetchall()
         if len(rows) < len(unique):
             if any(entry.status in TAKEN_DOWN for entry in unique):
                 self._take_down(values)
             for name in ("listed_closes", "listed_ahead", "listed_raises", "listed_reopens"):
-                self.connection().execute(SQL[name], values)
+                self._db().execute(SQL[name], values)
         tasks = [
             wire.RepoTask(did=did, attempt=attempt, reason="listed", host=host, rev=rev or None, job=job)
             for did, attempt, host, rev, phase in rows
@@ -93,11 +99,12 @@ class RepoStore:
         return Discovery(tasks, len(rows), len(listed) - len(rows))
 
     def _take_down(self, values: dict[str, Any]) -> None:
-        with self.connection().transaction():
-            dids = [row[0] for row in self.connection().execute(SQL["lock_taken_down"], values)]
+        db = self._db()
+        with own_transaction(db):
+            dids = [row[0] for row in db.execute(SQL["lock_taken_down"], values)]
             if dids:
-                self.connection().execute(SQL["drop_held"], {"dids": dids})
-                self.connection().execute(SQL["take_down"], values | {"taken_down": dids})
+                db.execute(SQL["drop_held"], {"dids": dids})
+                db.execute(SQL["take_down"], values | {"taken_down": dids})
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
         """Claim what the tasks name and nothing else; those missing from the result belong to somebody else or are done."""
@@ -108,18 +115,18 @@ class RepoStore:
             "worker": worker,
             "hourly": self._settings.resyncs_per_repo_hour,
         }
-        return [Claim(*row) for row in self.connection().execute(SQL["claim"], values)]
+        return [Claim(*row) for row in self._db().execute(SQL["claim"], values)]
 
     def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
         """Renew leases; the (did, attempt) that are still ours."""
         values = {"dids": list(dids), "worker": worker, "lease": self._settings.lease_seconds}
-        return {(did, attempt) for did, attempt in self.connection().execute(SQL["renew"], values)}
+        return {(did, attempt) for did, attempt in self._db().execute(SQL["renew"], values)}
 
     def produced(self, outcomes: Sequence[tuple[str, int, int, int]]) -> None:
         """(did, attempt, partition, offset) of outcomes that the log has acknowledged."""
         dids, attempts, parts, offsets = (list(column) for column in zip(*outcomes, strict=True))
         values = {"dids": dids, "attempts": attempts, "parts": parts, "offsets": offsets}
-        self.connection().execute(SQL["produced"], values)
+        self._db().execute(SQL["produced"], values)
 
     def retry(
         self, did: str, attempt: int, error: str, delay_seconds: float, *, counted: bool = True, last: bool = False
@@ -152,13 +159,18 @@ class RepoStore:
     def stale(self, did: str, attempt: int, grace_seconds: float = STALE_GRACE_SECONDS) -> str | None:
         """A snapshot was below min_rev: the min_rev that holds now (lowered when they stayed below it). None: not ours."""
         values = {"did": did, "attempt": attempt, "grace": grace_seconds}
-        row = self.connection().execute(SQL["stale"], values).fetchone()
+        row = self._db().execute(SQL["stale"], values).fetchone()
         return None if row is None else str(row[0])
 
     def refetch(self, did: str, attempt: int) -> bool:
         """May this claim, whose snapshot was stale, ask once more within this hour? Counts it, if so."""
         values = {"did": did, "attempt": attempt, "hourly": self._settings.resyncs_per_repo_hour}
-        return self.connection().execute(SQL["refetch"], values).fetchone() is not None
+        return self._db().execute(SQL["refetch"], values).fetchone() is not None
+
+    def now(self) -> float:
+        """Unix seconds by the database's clock."""
+        row = self._db().execute(queries("control")["now"]).fetchone()
+        return float(row[0]) if row else 0.0
 
     def due(self, limit: int) -> list[wire.RepoTask]:
         """Pending repos whose time has come, marked as queued: produce them now. First fetches have attempt 0.
@@ -166,7 +178,7 @@ class RepoStore:
         Those that have had their attempts of this hour (`resyncs_per_repo_hour`) are put off instead.
         """
         values = {"limit": limit, "hourly": self._settings.resyncs_per_repo_hour}
-        rows = self.connection().execute(SQL["due"], values)
+        rows = self._db().execute(SQL["due"], values)
         return [
             wire.RepoTask(
                 did=did,
@@ -183,33 +195,34 @@ class RepoStore:
 
     def queued_long(self, before: float, limit: int) -> list[tuple[str, int, float]]:
         """(did, attempt, queued at, Unix seconds) of pending repos that were queued before a time and not claimed."""
-        rows = self.connection().execute(SQL["queued_long"], {"before": before, "limit": limit})
+        rows = self._db().execute(SQL["queued_long"], {"before": before, "limit": limit})
         return [(did, attempt, float(at)) for did, attempt, at in rows]
 
     def unqueue(self, dids: Sequence[str]) -> None:
         """Their messages no longer exist: let control queue them anew."""
-        self.connection().execute(SQL["unqueue"], {"dids": list(dids)})
+        self._db().execute(SQL["unqueue"], {"dids": list(dids)})
 
     def lost_events(self, grace_seconds: float, limit: int = 1000) -> list[str]:
         """Repos whose listed rev stayed above ours: now pending. Forgets those that have caught up."""
-        with self.connection().transaction():
-            self.connection().execute(SQL["caught_up"], {"limit": limit})
-            rows = self.connection().execute(SQL["lost_events"], {"grace": grace_seconds, "limit": limit}).fetchall()
+        db = self._db()
+        with own_transaction(db):
+            db.execute(SQL["caught_up"], {"limit": limit})
+            rows = db.execute(SQL["lost_events"], {"grace": grace_seconds, "limit": limit}).fetchall()
         return [row[0] for row in rows]
 
     def retry_failed(self, dids: Sequence[str] | None) -> list[str]:
         """Put failed repos (all, or these) back to pending, all fields reset together; the DIDs it found."""
         values = {"dids": None if dids is None else list(dids)}
-        return [row[0] for row in self.connection().execute(SQL["retry_failed"], values)]
+        return [row[0] for row in self._db().execute(SQL["retry_failed"], values)]
 
     def repair(self, wrong: Sequence[tuple[str, str]]) -> list[str]:
         """An audit found the rows of these (did, rev) wrong: fetch the repos again. Those that have moved on are left."""
         values = {"dids": [did for did, _ in wrong], "revs": [rev for _, rev in wrong]}
-        return [row[0] for row in self.connection().execute(SQL["audit_repair"], values)]
+        return [row[0] for row in self._db().execute(SQL["audit_repair"], values)]
 
     def phases(self) -> dict[str, int]:
         """Number of repos in each phase."""
-        return dict(self.connection().execute(SQL["phases"]).fetchall())
+        return dict(self._db().execute(SQL["phases"]).fetchall())
 
     def _leave(
         self,
@@ -221,8 +234,8 @@ class RepoStore:
         counted: bool,
         last: bool = False,
     ) -> dict[str, str]:
-        db = self.connection()
-        with db.transaction():
+        db = self._db()
+        with own_transaction(db):
             dids = [row[0] for row in db.execute(SQL[lock], values)]
             if not dids:
                 return {}

@@ -21,7 +21,7 @@ from connectors.appview import Projection
 from connectors.appview_changes import Changes
 from connectors.appview_state import is_active
 from connectors.arrays import array
-from connectors.database import tuples
+from connectors.database import own_transaction, tuples
 from connectors.filters import CurrentFilter, Queues, admitted
 from connectors.log import Part
 from schemas import wire
@@ -66,7 +66,8 @@ class Tables:
     def __init__(self, settings: Settings, cluster: str, group: str = "index") -> None:
         self._settings = settings
         self._scope = {"cluster": cluster, "group": settings.group(group)}
-        self.connection = tuples(settings, "sluice index", opened=self._opened)
+        self._database = tuples(settings, "sluice index", opened=self._opened)
+        self.close = self._database.close
         self._filter = CurrentFilter()
         self._appview = False  # as the database says it: a replay has to keep up what the index keeps up
 
@@ -80,8 +81,8 @@ class Tables:
 
         The AppView's tables follow at its end; `singly`: a record that only they refuse costs nothing but itself.
         """
-        db = self.connection()
-        with db.transaction():
+        db = self._database()
+        with own_transaction(db):
             unit = Unit(db, self._scope, self._filter.read(db), Changes() if self._appview else None)
             yield unit
             if unit.changes:
@@ -89,22 +90,19 @@ class Tables:
         for tell in unit.committed:
             tell()
 
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
-
     def starts(self, marks: Mapping[Part, tuple[int, int]]) -> dict[Part, int]:
         """Where to read each partition, given (log start, log end). Raises PositionAheadOfLog."""
         topics, parts = [part[0] for part in marks], [part[1] for part in marks]
         values = {**self._scope, "topics": topics, "parts": parts}
-        with self.connection().transaction():
+        db = self._database()
+        with own_transaction(db):
             lows = [low for low, _ in marks.values()]
-            new = self.connection().execute(SQL["start_offsets"], {**values, "nexts": lows}).fetchall()
+            new = db.execute(SQL["start_offsets"], {**values, "nexts": lows}).fetchall()
             if new:
                 topic = self._settings.topic("firehose_backfill")
                 gone = {"topics": [row[0] for row in new], "parts": [row[1] for row in new], "backfill": topic}
-                self.connection().execute(SQL["change_log"], {**self._scope, **gone})
-            rows = self.connection().execute(SQL["offsets"], values).fetchall()
+                db.execute(SQL["change_log"], {**self._scope, **gone})
+            rows = db.execute(SQL["offsets"], values).fetchall()
             starts = {(topic, part): at for topic, part, at in rows}
             lost: dict[Part, int] = {}
             for part, at in starts.items():
@@ -118,7 +116,7 @@ class Tables:
                     lost[part] = low
             if lost:
                 gone = {"topics": [p[0] for p in lost], "parts": [p[1] for p in lost], "nexts": list(lost.values())}
-                self.connection().execute(SQL["lose_offsets"], {**self._scope, **gone})
+                db.execute(SQL["lose_offsets"], {**self._scope, **gone})
         return starts | lost
 
 

@@ -19,7 +19,7 @@ from connectors.appview_fold import SQL as FOLD_SQL
 from connectors.appview_fold import fold
 from connectors.appview_state import SQL, begin, prepare, read
 from connectors.arrays import array
-from connectors.database import REFUSALS
+from connectors.database import REFUSALS, own_transaction
 from control.errors import OperatorError
 from schemas.settings import Settings
 from steps.appview.project import KNOWN, VERSION
@@ -93,7 +93,7 @@ def rebuild(settings: Settings, told: Told, *, anew: bool = False) -> Progress:
 def check(db: Db) -> Drift:
     """Recount in one snapshot. Takes a while on large tables."""
     drift = Drift()
-    with db.transaction():
+    with own_transaction(db):
         db.execute("set transaction isolation level repeatable read read only")
         for name in ("posts", "profiles", "actors", "refused"):
             drift.found[name] = db.execute(SQL[f"check_{name}"]).fetchone() or (0, None)
@@ -113,7 +113,7 @@ def _lacking(db: Db, collection: str, table: str) -> tuple[int, str | None]:
 
 
 def _start(db: Db, *, anew: bool) -> tuple[Progress, str]:
-    with db.transaction():
+    with own_transaction(db):
         ((after,),) = db.execute(SQL["begin_rebuild"], {"anew": anew, "version": VERSION}).fetchall()
         db.execute(SQL["retry_refused"])
         if anew:
@@ -130,7 +130,7 @@ def _chunk(db: Db, after: str, progress: Progress, *, singly: bool = False) -> s
 
     `singly`: record by record, so that one which the database refuses costs nothing but itself.
     """
-    with db.transaction():
+    with own_transaction(db):
         dids = [row[0] for row in db.execute(SQL["next_repos"], {"after": after, "limit": REPOS})]
         if not dids:
             return None

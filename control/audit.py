@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from connectors.database import own_transaction
 from connectors.repos import RepoStore
 from control.audit_network import AuditNetwork, stands_now
 from control.audit_worker import Chunk, check_chunk, close_connection
@@ -231,7 +232,7 @@ class _Audit:
         if self._run is None:
             self._findings += found
             return
-        with self._db.transaction():
+        with own_transaction(self._db):
             for finding in found:
                 self._db.execute(SQL["add_finding"], {"run": self._run, **asdict(finding)})
             values = {"id": self._run, "after": dids[-1], "tally": json.dumps(asdict(tally))}

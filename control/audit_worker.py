@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import ByteaBinaryLoader
 
-from connectors.database import Database
+from connectors.database import Database, own_transaction
 from schemas.sql import queries
 from steps.audit import Checked, Head, Kind, check_commit, check_rows
 
@@ -54,7 +54,7 @@ def check_chunk(database: str, dids: Sequence[str], *, bodies: bool) -> Chunk:
 
 def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
     chunk = Chunk()
-    with db.transaction():
+    with own_transaction(db):
         chunk.heads = _heads(db, dids)
         if not chunk.heads:
             return chunk

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
+from connectors.database import own_transaction
 from connectors.log import LogUnavailable, Part, admin
 from control.errors import OperatorError
 from control.positions import ANSWER_SECONDS, GROUP_TOPICS, Positions, Standing
@@ -108,7 +109,7 @@ def _targets(
 def _move_index(
     settings: Settings, db: psycopg.Connection[Any], cluster: str, moves: list[tuple[Part, int, int]]
 ) -> None:
-    with db.transaction():
+    with own_transaction(db):
         for (topic, number), begin, end in moves:
             name = settings.topic(topic)
             values = {"cluster": cluster, "group": settings.group("index"), "topic": name, "part": number, "next": end}

@@ -20,7 +20,7 @@ import psycopg
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from connectors import broker
-from connectors.database import REFUSALS, dicts
+from connectors.database import REFUSALS, alone, dicts
 from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
 from connectors.log import LogUnavailable, cluster_id, watermarks
 from connectors.log_consumer import GroupConsumer
@@ -79,7 +79,7 @@ class LetterIndex:
         """Index what has come; never waits long. Raises LogUnavailable, psycopg.OperationalError."""
         messages = self._consumer.poll(STEP_LETTERS, 0.0)
         if messages:
-            index_letters(db, messages)
+            index_letters(alone(db), messages)
             ends: dict[tuple[str, int], int] = {}
             for message in messages:
                 ends[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1

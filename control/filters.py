@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from connectors.database import own_transaction
 from control.errors import OperatorError
 from schemas.filters import FilterSpec, FilterState
 from schemas.sql import queries
@@ -41,7 +42,7 @@ def change(db: Connection, spec: FilterSpec) -> FilterState:
     if spec.signal is not None and not Filter(collections=tuple(spec.collections)).keeps(spec.signal):
         raise OperatorError(f"the collections do not keep the signal {spec.signal}; add it to them")
     collections = list(dict.fromkeys(spec.collections))
-    with db.transaction():
+    with own_transaction(db):
         db.execute(SQL["fence_alone"])
         before = show(db)
         values = {
@@ -97,7 +98,7 @@ class FilterWalk:
 
     def step(self, db: Connection) -> Walked:
         """One piece. Raises psycopg.Error."""
-        with db.transaction():
+        with own_transaction(db):
             row = db.execute(SQL["walk_state"]).fetchone()
             if row is None or (row[0] is None and row[2] is None):
                 return Walked()

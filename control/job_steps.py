@@ -1,7 +1,8 @@
 """What control does for jobs: queues lists of DIDs batch by batch, counts what their repos have come to, and completes them.
 
-One batch is one transaction: rows, counters and checkpoint. Its messages follow, and one that was never sent is found by the
-scheduler's `requeue`, so a crash at any point queues nothing twice. A list has at most `AHEAD_BATCHES` batches on the way,
+A batch is rows first, each statement by itself, then counters and checkpoint in one statement, then its messages. A crash
+between them repeats the batch: its rows carry the job's number, so they are counted once and never queued twice; a message
+that was never sent is found by the scheduler's `requeue`. A list has at most `AHEAD_BATCHES` batches on the way,
 so a pause works soon, and a million DIDs of one host do not stand before everybody else.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from connectors.database import alone, tuples
 from connectors.log_producer import LogProducer, Out
 from connectors.repos import Listed, RepoStore
 from schemas import wire
@@ -37,6 +39,8 @@ class JobSteps:
         self._settings = settings
         self._store = store
         self._producer = producer
+        self._database = tuples(settings, "sluice control jobs")
+        self.close = self._database.close
         self._count_at = 0.0
 
     def step(self) -> int:
@@ -49,7 +53,7 @@ class JobSteps:
 
     def queue(self) -> int:
         """Batches of lists that run, and of those whose turn has come, by priority, up to `queue_batch` repos."""
-        db, sent, room = self._store.connection(), 0, self._settings.queue_batch
+        db, sent, room = alone(self._database()), 0, self._settings.queue_batch
         for number, status, batch_size, total in db.execute(SQL["live_lists"], {"limit": room}).fetchall():
             if room <= 0:
                 break
@@ -65,28 +69,24 @@ class JobSteps:
     def _batch(self, db: Connection, number: int, batch_size: int, total: int) -> tuple[list[wire.RepoTask], int]:
         """The tasks of the next batch, and how many DIDs were read; nothing while enough are on the way."""
         most = batch_size * AHEAD_BATCHES
-        with db.transaction():
-            row = db.execute(SQL["lock_running"], {"id": number}).fetchone()  # a pause waits for us, or we see it
-            waiting = db.execute(SQL["outstanding"], {"id": number, "most": most}).fetchone()
-            if row is None or waiting is None or waiting[0] + batch_size > most:
-                return [], 0
-            values = {"id": number, "after": row[0], "limit": batch_size}
-            dids = db.execute(SQL["next_dids"], values).fetchall()
-            found = self._store.discover([Listed(did) for _, did in dids], number)
-            at = dids[-1][0] if dids else row[0]
-            advance = {
-                "id": number,
-                "listed": len(dids),
-                "queued": found.new,
-                "duplicates": found.known,
-                "checkpoint": json.dumps({"n": at, "done": at >= total}),
-            }
-            db.execute(SQL["advance"], advance)
-        return found.tasks, len(dids)
+        row = db.execute(SQL["place"], {"id": number}).fetchone()
+        waiting = db.execute(SQL["outstanding"], {"id": number, "most": most}).fetchone()
+        if row is None or waiting is None or waiting[0] + batch_size > most:
+            return [], 0
+        (after,) = row
+        rows = db.execute(SQL["next_dids"], {"id": number, "after": after, "limit": batch_size}).fetchall()
+        dids = [did for _, did in rows]
+        found = self._store.discover([Listed(did) for did in dids], number)
+        at = rows[-1][0] if rows else after
+        values = {"id": number, "after": after, "dids": dids}
+        checkpoint = json.dumps({"n": at, "done": at >= total})
+        if db.execute(SQL["advance_list"], {**values, "checkpoint": checkpoint}).fetchone() is None:
+            logger.info("another process queued this batch of a job", extra={"job": number})
+        return found.tasks, len(rows)
 
     def count(self) -> None:
         """Phases of the repos of jobs, the rate they end at, and the end of jobs that are done."""
-        db = self._store.connection()
+        db = alone(self._database())
         for number, queued in db.execute(SQL["countable"], {"limit": COUNT_AT_ONCE}).fetchall():
             counts = self._phases(db, number, queued)
             pending = counts.get("pending", 0) + counts.get("backfill", 0)

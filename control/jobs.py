@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
+from connectors.database import own_transaction
 from connectors.http import HostRefused, check_url
 from control.errors import OperatorError
 from schemas.jobs import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
@@ -58,7 +59,7 @@ def start(db: Connection, spec: JobSpec, settings: Settings) -> Job | Plan:
         "batch_size": spec.batch_size,
         "priority": spec.priority,
     }
-    with db.transaction():
+    with own_transaction(db):
         made = _one(db, "create", values)
         if made is not None:
             if wanted.dids:

@@ -13,6 +13,7 @@ from collections import Counter
 import psycopg
 
 from connectors import metrics
+from connectors.database import tuples
 from connectors.handles import HandleChecks
 from connectors.log import LogUnavailable
 from connectors.log_producer import LogProducer
@@ -67,6 +68,7 @@ def run(settings: Settings, health: Health) -> None:
 
 def _work(settings: Settings, health: Health) -> None:
     store = RepoStore(settings)
+    database = tuples(settings, "sluice control")
     positions = Positions(settings)
     scheduler = Scheduler(settings, store, LogProducer(settings), positions)
     leader = Leader(settings)
@@ -87,11 +89,11 @@ def _work(settings: Settings, health: Health) -> None:
             handles.step(leads=leads)
             step = scheduler.step() if leads else Step()
             if leads:
-                walk.steps(store.connection())
-                pruning.step(store.connection())
-            letters.step(store.connection())
+                walk.steps(database())
+                pruning.step(database())
+            letters.step(database())
             if time.monotonic() >= lag_at:
-                export_lag(positions.standings(store.connection()))
+                export_lag(positions.standings(database()))
                 lag_at = time.monotonic() + LAG_SECONDS
         except (psycopg.OperationalError, LogUnavailable) as err:
             health.report("failing", one_line(err))
@@ -108,6 +110,8 @@ def _work(settings: Settings, health: Health) -> None:
     letters.close()
     leader.close()
     store.close()
+    scheduler.close()
+    database.close()
 
 
 def _report(health: Health, step: Step, *, leads: bool) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from connectors import metrics
+from connectors.database import alone
 from control.dead_letters import TOPIC
 from control.positions import Positions
 from schemas.sql import queries
@@ -57,6 +58,7 @@ class Pruning:
         """One piece, if it is time. Raises psycopg.Error and LogUnavailable."""
         if self._clock() < self._next:
             return Pruned()
+        alone(db)
         values = {"seconds": self._seconds, "limit": PIECE}
         hosts = db.execute(SQL["prune_hosts"], values).rowcount
         removed = [db.execute(SQL[name], values).rowcount for name in HISTORY]

@@ -96,6 +96,10 @@ class Scheduler:
         queued = self.queue() + self._jobs.step()
         return Step(queued, requeued, len(reaped), len(lost))
 
+    def close(self) -> None:
+        """Close the connections of its own."""
+        self._jobs.close()
+
     def queue(self) -> int:
         """Send the tasks of due repos. A crash between the row and its message is what `requeue` finds."""
         tasks = self._store.due(self._settings.queue_batch)
@@ -105,9 +109,9 @@ class Scheduler:
 
     def requeue(self) -> int:
         """Make repos due whose message cannot come any more: the group has passed everything as old as they are."""
-        row = self._store.connection().execute(queries("control")["now"].encode()).fetchone()
-        now = float(row[0]) if row else 0.0
-        queued = self._store.queued_long(now - self._settings.requeue_after_seconds, self._settings.queue_batch)
+        queued = self._store.queued_long(
+            self._store.now() - self._settings.requeue_after_seconds, self._settings.queue_batch
+        )
         if not queued:
             return 0
         # messages follow their rows, so one of these repos can only stand before the first message younger than all

@@ -113,8 +113,8 @@ class Collector:
 
     def __init__(self, settings: Settings) -> None:
         self._positions = Positions(settings)
-        self.connection = dicts(settings, "sluice status", connect_timeout=5)
-        self.close = self.connection.close
+        self._database = dicts(settings, "sluice status", connect_timeout=5)
+        self.close = self._database.close
 
     def collect(self, processes: list[Sighting] | None = None) -> Status:
         """One look at database and broker, with what is known of the processes."""
@@ -124,7 +124,7 @@ class Collector:
             del job["found"]
         estimated = {row["relname"]: row["rows"] for row in self._rows("rows_estimated")}
         return Status(
-            repos=phases(self.connection()),
+            repos=phases(self._database()),
             retrying=self._count("retrying_repos"),
             records=estimated["record"],
             labels=estimated["label"],
@@ -144,15 +144,15 @@ class Collector:
 
     def standings(self) -> list[Standing]:
         """Where every group stands now."""
-        return self._positions.standings(self.connection())
+        return self._positions.standings(self._database())
 
     def exact(self) -> tuple[int, int]:
         """Exact numbers of records and labels. Reads their whole indexes."""
         return self._count("count_records"), self._count("count_labels")
 
     def _rows(self, name: str, values: tuple[object, ...] = ()) -> list[DictRow]:
-        return self.connection().execute(SQL[name], values or None).fetchall()
+        return self._database().execute(SQL[name], values or None).fetchall()
 
     def _count(self, name: str) -> int:
-        row = self.connection().execute(SQL[name]).fetchone()
+        row = self._database().execute(SQL[name]).fetchone()
         return int(row["count"]) if row else 0

@@ -84,7 +84,7 @@ def discoverer(store: RepoStore, standing: Standing, jobs: ListingJobs) -> Calla
         if not listed:
             return []
         # a job's work is what was there when it was created: accounts that a later look finds belong to none
-        job = None if page.later else jobs.of(store.connection(), page.upstream)
+        job = None if page.later else jobs.job_of(page.upstream)
         found = store.discover(listed, job)
         tally = standing.tally(page.upstream)
         tally.listed += len(page.entries)

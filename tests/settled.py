@@ -34,7 +34,7 @@ def settle_events(settings: Settings, queues: dict[str, list[object]]) -> None:
     placed = {did: [Placed(at, event) for at, event in enumerate(events)] for did, events in queues.items()}
     with tables.transaction() as unit:
         Gate(tables, Rules()).settle(unit, placed)
-    tables.connection().close()
+    tables.close()
 
 
 def settle_repos(settings: Settings, repos: Iterable[Repo], number: int = 1) -> None:

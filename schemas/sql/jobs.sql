@@ -100,10 +100,20 @@ update sluice.backfill_job set
 where id = %(id)s and status = 'running'
 returning status
 
--- name: lock_running
+-- name: place
 -- The place in its list where a job stands, if it still runs.
 select coalesce((checkpoint ->> 'n')::integer, 0) from sluice.backfill_job
-where id = %(id)s and status = 'running' for update
+where id = %(id)s and status = 'running'
+
+-- name: advance_list
+-- A batch of a list is queued: counters and checkpoint, once, whatever the status (a pause may come meanwhile). What the job
+-- brought carries its number, so a batch that is repeated after a crash counts as it did before.
+update sluice.backfill_job j set
+    listed = listed + cardinality(%(dids)s::text[]), queued = queued + mine.number,
+    duplicates = duplicates + cardinality(%(dids)s::text[]) - mine.number, checkpoint = %(checkpoint)s::jsonb
+from (select count(*) as number from sluice.repo where did = any(%(dids)s::text[]) and job = %(id)s) mine
+where id = %(id)s and coalesce((checkpoint ->> 'n')::integer, 0) = %(after)s
+returning id
 
 -- name: next_dids
 select n, did from sluice.job_did where job = %(id)s and n > %(after)s order by n limit %(limit)s

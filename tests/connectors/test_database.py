@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import psycopg
 import pytest
 
-from connectors.database import dicts, tuples
+from connectors.database import NestedTransaction, alone, dicts, own_transaction, tuples
 from schemas.settings import Settings
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_connection_that_was_ended_is_opened_anew(database: str) -> None:
@@ -41,3 +46,32 @@ def test_a_server_that_is_not_there_is_an_error_of_the_call(database: str) -> No
     with pytest.raises(psycopg.OperationalError):
         nowhere()
     nowhere.close()
+
+
+def test_what_commits_by_itself_refuses_to_run_inside_a_transaction(database: str) -> None:
+    """Issue 11.12: its locks would last until the end of a transaction that it knows nothing of."""
+    connection = tuples(Settings(database=database), "sluice outer")
+    db = connection()
+    with own_transaction(db):
+        with pytest.raises(NestedTransaction), own_transaction(db):
+            pass
+        with pytest.raises(NestedTransaction):
+            alone(db)
+    assert alone(db) is db
+    connection.close()
+
+
+@pytest.mark.parametrize("folder", ["connectors", "control", "flows"])
+def test_no_store_lends_its_connection(folder: str) -> None:
+    """Issue 11.12: only the object that opened a connection may open transactions on it."""
+    lent = [
+        f"{path.name}:{node.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("connection", "_database", "_connection", "_db")
+        and not (isinstance(node.func.value, ast.Name) and node.func.value.id == "self")
+        and not ast.unparse(node.func.value).endswith("pool")
+    ]
+    assert lent == []

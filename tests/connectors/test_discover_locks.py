@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import psycopg
 from flow_process import wait_until
 
+from connectors.log_producer import LogProducer
 from connectors.repos import Listed, RepoStore
-from schemas.settings import load
+from control import jobs
+from control.job_steps import JobSteps
+from schemas.jobs import JobSpec
+from schemas.settings import Settings, load
 
 FIRST, LAST = "did:plc:a", "did:plc:z"
 WAITS = """
@@ -43,4 +48,38 @@ def test_a_page_and_the_index_lock_the_same_repos(database: str) -> None:
         assert failed == []
         said = db.execute("select did, heard_rev, listed_rev from sluice.repo order by did").fetchall()
     assert said == [(FIRST, "3l22222222222", None), (LAST, "", "3l22222222222")]
+    store.close()
+
+
+def test_a_batch_of_a_job_and_the_index_lock_the_same_repos(
+    settings_of: Callable[..., Settings], database: str
+) -> None:
+    """Issue 11.12: the batch inserts one repo and reopens another; the index locked the second and then wants the first."""
+    first, last = "did:plc:" + "a" * 24, "did:plc:" + "z" * 24
+    settings = settings_of(database=database)
+    store = RepoStore(settings)
+    steps = JobSteps(settings, store, LogProducer(settings))
+    failed: list[BaseException] = []
+
+    def batch() -> None:
+        try:
+            steps.queue()
+        except BaseException as err:
+            failed.append(err)
+
+    with psycopg.connect(database, autocommit=True) as db, psycopg.connect(database) as index:
+        jobs.start(db, JobSpec(source="dids", dids=[first, last]), settings)
+        store.discover([Listed(last, active=False)])
+        index.execute("select from sluice.repo where did = %s for update", (last,))
+        thread = threading.Thread(target=batch)
+        thread.start()
+        wait_until(lambda: db.execute(WAITS).fetchone(), what="the batch waits for the index")
+        index.execute("insert into sluice.repo (did) values (%s) on conflict do nothing", (first,))
+        index.commit()
+        thread.join(60)
+        assert failed == []
+        rows = db.execute("select did, phase from sluice.repo order by did").fetchall()
+        assert rows == [(first, "pending"), (last, "pending")]
+        assert db.execute("select listed, queued, duplicates from sluice.backfill_job").fetchall() == [(2, 1, 1)]
+    steps.close()
     store.close()

@@ -55,7 +55,7 @@ def scheduler(settings: Settings, store: RepoStore) -> Scheduler:
 
 
 def rows(store: RepoStore, what: str) -> dict[str, object]:
-    return dict(store.connection().execute(f"select did, {what} from sluice.repo").fetchall())
+    return dict(store._database().execute(f"select did, {what} from sluice.repo").fetchall())
 
 
 def messages(settings: Settings, topic: str) -> list[wire.RepoTask]:
@@ -84,8 +84,8 @@ def test_first_fetches_and_later_ones_go_to_their_own_topics(
 ) -> None:
     """A desynced repo does not queue behind the whole network's backfill."""
     store.discover([Listed(did) for did in DIDS])
-    store.connection().execute("update sluice.repo set queued_at = null")
-    store.connection().execute("update sluice.repo set attempt = 3, reason = 'desync' where did = any(%s)", (DIDS[:5],))
+    store._database().execute("update sluice.repo set queued_at = null")
+    store._database().execute("update sluice.repo set attempt = 3, reason = 'desync' where did = any(%s)", (DIDS[:5],))
     assert scheduler.queue() == len(DIDS)
     resync = messages(settings, "repo_resync")
     assert {task.did for task in resync} == set(DIDS[:5])
@@ -97,7 +97,7 @@ def test_first_fetches_and_later_ones_go_to_their_own_topics(
 
 def test_what_is_not_due_waits(store: RepoStore, scheduler: Scheduler) -> None:
     store.discover([Listed(did) for did in DIDS])
-    store.connection().execute("update sluice.repo set queued_at = null, next_retry_at = now() + interval '1 hour'")
+    store._database().execute("update sluice.repo set queued_at = null, next_retry_at = now() + interval '1 hour'")
     assert scheduler.queue() == 0
 
 
@@ -114,7 +114,7 @@ def test_a_row_whose_message_was_never_sent_is_queued_again(
 def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: RepoStore, scheduler: Scheduler) -> None:
     """P4: a long queue is not a lost message; only a message that the group has passed is."""
     store.discover([Listed(did) for did in DIDS])
-    (now,) = store.connection().execute(
+    (now,) = store._database().execute(
         "update sluice.repo set queued_at = now() - interval '1 hour' returning extract(epoch from queued_at)::float8"
     ).fetchone() or (0.0,)
     producer = Producer({"bootstrap.servers": settings.bootstrap})
@@ -135,7 +135,7 @@ def test_a_message_that_retention_removed_counts_as_passed(
     settings: Settings, store: RepoStore, scheduler: Scheduler, log_scope: LogScope
 ) -> None:
     store.discover([Listed(did) for did in DIDS])
-    store.connection().execute("update sluice.repo set queued_at = null")
+    store._database().execute("update sluice.repo set queued_at = null")
     scheduler.queue()
     ends = [TopicPartition(settings.topic("repo_backfill"), part, -1) for part in range(settings.partitions)]
     for future in log_scope.admin.delete_records(ends).values():
@@ -163,7 +163,7 @@ def test_an_expired_lease_is_reaped_and_queued_again(
     task = wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")
     assert len(store.claim([task], "a worker that dies")) == 1
     wait_until(lambda: scheduler.step().reaped == 1)
-    store.connection().execute("update sluice.repo set next_retry_at = now()")
+    store._database().execute("update sluice.repo set next_retry_at = now()")
     assert scheduler.queue() == 1
     assert [(task.did, task.attempt) for task in messages(settings, "repo_resync")] == [(DIDS[0], 1)]
     assert rows(store, "retry_count") == {DIDS[0]: 1}
@@ -180,9 +180,9 @@ def test_an_attempt_that_the_index_passed_without_closing_is_reaped(
     assert scheduler.step().reaped == 0
     offset = (Positions(settings).cluster, settings.group("index"), settings.topic("firehose_backfill"), part)
     statement = "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, %s, %s)"
-    store.connection().execute(statement, (*offset, 7))
+    store._database().execute(statement, (*offset, 7))
     assert scheduler.step().reaped == 0
-    store.connection().execute("update sluice.stream_offset set next = 8")
+    store._database().execute("update sluice.stream_offset set next = 8")
     assert scheduler.step().reaped == 1
 
 
@@ -232,7 +232,7 @@ def test_the_process_queues_serves_its_health_and_stops_at_once(settings: Settin
     with running_control(patient(settings)) as (process, port):
         wait_until(lambda: '"ready": true' in page(port, "/readyz"), START_SECONDS)
         store.discover([Listed(did) for did in DIDS])
-        store.connection().execute("update sluice.repo set queued_at = null")
+        store._database().execute("update sluice.repo set queued_at = null")
         wait_until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
         wait_until(lambda: _lag(page(port, "/metrics")) == len(DIDS))
         process.send_signal(signal.SIGTERM)
@@ -253,7 +253,7 @@ def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings
         leader.kill()
         assert leader.wait(WAIT_SECONDS) == -signal.SIGKILL  # the fault fired
         store.discover([Listed(did) for did in DIDS])
-        store.connection().execute("update sluice.repo set queued_at = null")
+        store._database().execute("update sluice.repo set queued_at = null")
         wait_until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
         (stood_by,) = {one[1], other[1]} - {port}
         wait_until(lambda: "another control process leads" not in page(stood_by, "/readyz"))
@@ -279,7 +279,7 @@ def test_a_broker_that_died_is_waited_for(settings: Settings, store: RepoStore, 
         wait_until(lambda: waits(port))
         private_log.start()
         assert messages(mine, "repo_backfill") == []
-        store.connection().execute("update sluice.repo set queued_at = null")
+        store._database().execute("update sluice.repo set queued_at = null")
         wait_until(lambda: len(messages(mine, "repo_backfill")) == len(DIDS))
         private_log.kill()
         wait_until(lambda: waits(port))

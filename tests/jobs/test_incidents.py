@@ -55,7 +55,7 @@ def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database
         mine = RepoStore(settings)
         rng = random.Random(number)
         rng.shuffle(delivered[number])
-        mine.connection()
+        mine._database()
         claims: list[Claim] = []
         for at in rounds:
             together.wait(60)  # side by side to the end: one that is held up would find everything taken by the others
@@ -70,7 +70,7 @@ def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database
     assert min(len(claims) for claims in claimed) > 100  # each took part
 
     killed = {claim.did for claim in claimed[0]}
-    db = store.connection()
+    db = store._database()
     db.execute("update sluice.repo set lease_until = now() - interval '1 second' where worker = 'worker 0'")
     reaped: dict[str, str] = {}
     while taken := store.reap("a cluster", 0.0):
@@ -184,7 +184,7 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
     for at in range(0, HELD, 30):
         events = [Placed(number, _commit(did, number)) for number in range(at, at + 30)]
         writer.write(Decoded(Batch([], {LIVE: (at, at + 30)}), {did: events}))
-    db = store.connection()
+    db = store._database()
     before = _halves(db)
     assert before == ("backfill", HELD, 0, 0)
 

@@ -35,7 +35,7 @@ def steps(settings: Settings, store: RepoStore) -> JobSteps:
 
 
 def begin(store: RepoStore, settings: Settings, dids: list[str], **more: int) -> Job:
-    job = jobs.start(store.connection(), JobSpec(source="dids", dids=dids, **more), settings)
+    job = jobs.start(store._database(), JobSpec(source="dids", dids=dids, **more), settings)
     assert isinstance(job, Job)
     return job
 
@@ -46,13 +46,13 @@ def queued(settings: Settings) -> Counter[str]:
 
 
 def end(store: RepoStore, phase: str, dids: list[str]) -> None:
-    store.connection().execute("update sluice.repo set phase = %s, rev = '3' where did = any(%s)", (phase, dids))
+    store._database().execute("update sluice.repo set phase = %s, rev = '3' where did = any(%s)", (phase, dids))
 
 
 def counted(store: RepoStore, steps: JobSteps, job: Job) -> Job:
-    store.connection().execute("update sluice.backfill_job set counted_at = counted_at - interval '1000 seconds'")
+    store._database().execute("update sluice.backfill_job set counted_at = counted_at - interval '1000 seconds'")
     steps.count()
-    return jobs.get(store.connection(), job.id)
+    return jobs.get(store._database(), job.id)
 
 
 def test_a_list_is_queued_once_counted_and_completed(settings: Settings, store: RepoStore, steps: JobSteps) -> None:
@@ -62,7 +62,7 @@ def test_a_list_is_queued_once_counted_and_completed(settings: Settings, store: 
     assert [steps.queue() for _ in range(4)] == [24, 25, 10, 0]
     assert queued(settings) == Counter(DIDS[1:])
     assert {
-        task[0] for task in store.connection().execute("select job from sluice.repo where did <> %s", (DIDS[0],))
+        task[0] for task in store._database().execute("select job from sluice.repo where did <> %s", (DIDS[0],))
     } == {job.id}
     first = counted(store, steps, job)
     assert (first.status, first.checkpoint) == ("running", {"n": 60, "done": True})
@@ -100,7 +100,7 @@ def test_a_paused_or_cancelled_list_stands_still_and_goes_on_at_its_place(
     settings: Settings, store: RepoStore, steps: JobSteps
 ) -> None:
     """R2"""
-    db = store.connection()
+    db = store._database()
     job = begin(store, settings, DIDS, batch_size=10)
     assert steps.queue() == 10
     jobs.pause(db, job.id)
@@ -121,7 +121,7 @@ def test_a_list_has_ten_batches_on_the_way_at_most(settings: Settings, store: Re
     assert [steps.queue() for _ in range(12)] == [4] * 10 + [0, 0]
     end(store, "sync", DIDS[:8])
     assert [steps.queue() for _ in range(3)] == [4, 4, 0]
-    assert jobs.get(store.connection(), job.id).counts.listed == 48
+    assert jobs.get(store._database(), job.id).counts.listed == 48
 
 
 def test_more_priority_comes_first(settings: Settings, store: RepoStore) -> None:
@@ -157,7 +157,7 @@ def test_a_crash_between_rows_and_messages_loses_nothing_and_doubles_nothing(
     assert queued(settings) == Counter()
     scheduler = Scheduler(settings, store, LogProducer(settings), Positions(settings))
     wait_until(lambda: scheduler.step() and queued(settings) == Counter(DIDS))
-    assert jobs.get(store.connection(), job.id).counts.new == 60
+    assert jobs.get(store._database(), job.id).counts.new == 60
 
 
 def test_two_leaders_for_a_moment_queue_each_repo_once(settings: Settings, store: RepoStore) -> None:
@@ -180,4 +180,4 @@ def test_a_pause_that_comes_while_a_batch_is_written_waits_for_it(settings: Sett
         other.execute("update sluice.backfill_job set status = 'paused' where id = %s", (job.id,))
         other.commit()
         assert steps.queue() == 0
-    assert jobs.get(store.connection(), job.id).checkpoint == {}
+    assert jobs.get(store._database(), job.id).checkpoint == {}

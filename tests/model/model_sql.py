@@ -104,7 +104,7 @@ class SqlTables:
 
     def close(self) -> None:
         self.store.close()
-        self.tables.connection().close()
+        self.tables.close()
         self.db.close()
 
     def set_time(self, now: float) -> None:

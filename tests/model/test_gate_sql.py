@@ -160,7 +160,7 @@ def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str
         store = RepoStore(settings_for(database))
         tasks = [wire.RepoTask(did=did, attempt=0, reason="listed") for did in Random(number).sample(dids, len(dids))]
         try:
-            store.connection()
+            store._database()
             start.wait(30)
             for begin in range(0, len(tasks), 25):
                 claims.extend(store.claim(tasks[begin : begin + 25], f"w{number}"))
