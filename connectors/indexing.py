@@ -148,6 +148,18 @@ class Letters(Protocol):
         """Write all of them, or raise."""
 
 
+def rules_of(settings: Settings, *, replayed: bool = False) -> Rules:
+    """The gate's limits as the settings have them: the only place that makes them."""
+    return Rules(
+        max_held=settings.held_events_per_repo,
+        max_held_bytes=settings.held_bytes_per_repo,
+        max_attempts=settings.max_attempts,
+        retry_first_seconds=settings.retry_first_seconds,
+        retry_max_seconds=settings.retry_max_seconds,
+        replayed=replayed,
+    )
+
+
 class Gate:
     """The gate's transaction: locks, settles, writes. `hold` keeps it open for the sink, which commits it."""
 

@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from connectors import broker
 from connectors.database import REFUSALS, alone, dicts
-from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode
+from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode, rules_of
 from connectors.log import LogUnavailable, cluster_id, watermarks
 from connectors.log_consumer import GroupConsumer
 from connectors.log_producer import LogProducer, Out
@@ -34,7 +34,6 @@ from schemas import wire
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.gate_types import Rules
 from steps.syntax import is_did
 
 SQL = queries("dead_letter")
@@ -199,16 +198,10 @@ class DeadLetters:
         if decoded.letters:
             return wire.decode_dead_letter(decoded.letters[0].value).error
         tables = self._tables = self._tables or Tables(self._settings, cluster_id(self._settings))
-        settings = self._settings
-        rules = Rules(
-            max_held=settings.held_events_per_repo,
-            max_held_bytes=settings.held_bytes_per_repo,
-            max_attempts=settings.max_attempts,
-        )
         try:
             with tables.transaction() as unit:
                 if decoded.queues:
-                    Gate(tables, rules).settle(unit, decoded.queues)
+                    Gate(tables, rules_of(self._settings)).settle(unit, decoded.queues)
                 unit.labels(decoded.labels)
         except REFUSALS as err:
             return " ".join(str(err).split())

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from connectors import appview_state
-from connectors.indexing import Gate, IndexWriter
+from connectors.indexing import Gate, IndexWriter, rules_of
 from connectors.migrations import migrate
 from connectors.tables import Tables
 from control.appview import fold_all
@@ -21,7 +21,6 @@ from control.errors import OperatorError
 from control.positions import Positions
 from control.replay import SQL, Refusals, Told, settled
 from schemas.settings import Settings
-from steps.gate_types import Rules
 
 ORDER = ("firehose_backfill", "firehose_live", "label_live")
 
@@ -55,7 +54,7 @@ def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
         ends, done.resumed = _begin(db, positions.cluster, ends)
         state = appview_state.begin(into)
         tables, refusals = Tables(into, positions.cluster), Refusals()
-        writer = IndexWriter(into, tables, Gate(tables, rules(settings)), refusals)
+        writer = IndexWriter(into, tables, Gate(tables, rules_of(settings)), refusals)
         for topic in ORDER:
             name = settings.topic(topic)
             starts = tables.starts({(name, part): (0, end) for part, end in ends[topic].items()})
@@ -84,17 +83,6 @@ def as_text(done: Rebuilt) -> str:
     if done.unfinished:
         lines.append(f"{len(done.unfinished)} repos did not reach an end state; what is in sync is right")
     return "\n".join(lines)
-
-
-def rules(settings: Settings) -> Rules:
-    """The gate's limits as the settings have them."""
-    return Rules(
-        max_held=settings.held_events_per_repo,
-        max_held_bytes=settings.held_bytes_per_repo,
-        max_attempts=settings.max_attempts,
-        retry_first_seconds=settings.retry_first_seconds,
-        retry_max_seconds=settings.retry_max_seconds,
-    )
 
 
 def _whole_log(positions: Positions) -> Ends:

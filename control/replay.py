@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from connectors import broker
-from connectors.indexing import TOPICS, Batch, Gate, IndexWriter, decode
+from connectors.indexing import TOPICS, Batch, Gate, IndexWriter, decode, rules_of
 from connectors.log import MAX_MESSAGE_BYTES, LogUnavailable, Part, cluster_id
 from connectors.log_producer import LogProducer, Out
 from connectors.tables import Tables
@@ -31,7 +31,6 @@ from control.scheduler import TASK_TOPICS
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.gate_types import Rules
 
 SQL = queries("replay")
 GROUPS = {**dict.fromkeys(TOPICS, "index"), **dict.fromkeys(TASK_TOPICS, "backfill"), "dead_letter": "dead-letters"}
@@ -185,7 +184,7 @@ def _through_the_gate(
     values = {"topics": [name] * len(spans), "parts": list(spans), "nexts": [begin for begin, _ in spans.values()]}
     db.execute(SQL["set_offsets"], {"cluster": cluster, "group": settings.group(group), **values})
     try:
-        writer = IndexWriter(settings, tables, Gate(tables, Rules(replayed=True)), refusals)
+        writer = IndexWriter(settings, tables, Gate(tables, rules_of(settings, replayed=True)), refusals)
         for count in settled(settings, writer, topic, spans):
             done.messages += count
             told(done.messages)

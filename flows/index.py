@@ -11,12 +11,11 @@ from bytewax.outputs import Sink
 
 from connectors import appview_state
 from connectors.checkpointed import CheckpointedSource
-from connectors.indexing import Batch, Decoded, IndexPartition, IndexSink, decode
+from connectors.indexing import Batch, Decoded, IndexPartition, IndexSink, decode, rules_of
 from connectors.log import cluster_id
 from connectors.process import Health
 from connectors.tables import Tables
 from schemas.settings import Settings
-from steps.gate_types import Rules
 
 
 def build(log: Source[Batch], tables: Sink[Decoded], prefix: str = "") -> Dataflow:
@@ -32,12 +31,5 @@ def flow(settings: Settings, health: Health) -> Dataflow:
     """The flow with its real connectors. Raises AppviewUnavailable."""
     appview_state.begin(settings)
     tables = Tables(settings, cluster_id(settings))
-    rules = Rules(
-        max_held=settings.held_events_per_repo,
-        max_held_bytes=settings.held_bytes_per_repo,
-        max_attempts=settings.max_attempts,
-        retry_first_seconds=settings.retry_first_seconds,
-        retry_max_seconds=settings.retry_max_seconds,
-    )
     source = CheckpointedSource(lambda: IndexPartition(settings, health, tables))
-    return build(source, IndexSink(settings, tables, rules), settings.topic_prefix)
+    return build(source, IndexSink(settings, tables, rules_of(settings)), settings.topic_prefix)

@@ -1,0 +1,46 @@
+"""The gate's limits come from the settings in one place."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from connectors.indexing import rules_of
+from schemas.settings import Settings
+from steps.gate_types import Rules
+
+ROOT = Path(__file__).parents[2]
+OF_SETTING = {
+    "held_events_per_repo": "max_held",
+    "held_bytes_per_repo": "max_held_bytes",
+    "max_attempts": "max_attempts",
+    "retry_first_seconds": "retry_first_seconds",
+    "retry_max_seconds": "retry_max_seconds",
+}
+NOT_SET = {"desync_quiet_seconds", "filter", "replayed"}  # constants, and what the transaction or its caller knows
+
+
+def test_each_limit_of_the_gate_follows_its_setting() -> None:
+    """Issue 11.13"""
+    assert {field.name for field in fields(Rules)} == {*OF_SETTING.values(), *NOT_SET}
+    settings = Settings()
+    for name, limit in OF_SETTING.items():
+        changed = settings.model_copy(update={name: getattr(settings, name) + 1})
+        before, after = rules_of(settings), rules_of(changed)
+        assert getattr(after, limit) == getattr(settings, name) + 1
+        assert {one.name for one in fields(Rules) if getattr(before, one.name) != getattr(after, one.name)} == {limit}
+
+
+@pytest.mark.parametrize("folder", ["connectors", "control", "flows"])
+def test_the_limits_are_made_in_one_place(folder: str) -> None:
+    """Issue 11.13: an index, a retried dead letter, a replay and a rebuild decide alike."""
+    made = [
+        path.name
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Rules"
+    ]
+    assert made == (["indexing.py"] if folder == "connectors" else [])
