@@ -20,6 +20,7 @@ from steps.account_status import TAKEN_DOWN
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
 STALE_GRACE_SECONDS = 600.0
+ON_THE_WAY = ("pending", "backfill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,28 @@ class Claim:
     account_time: str
     account_seq: int
     retry_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What becomes of repos that an audit found wrong. `left`: DID → why neither this repair nor a queued fetch mends it."""
+
+    repaired: list[str]
+    queued: list[str]
+    left: dict[str, str]
+
+
+def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
+    """Fetch these repos again, in the caller's transaction, which holds their locks until its end. Each DID is in the result."""
+    rows = db.execute(SQL["audit_repair"], {"dids": sorted(set(dids))}).fetchall()
+    found = {did: (phase, reason) for did, phase, reason in rows}
+    left = {did: f"{phase} ({reason})" for did, (phase, reason) in found.items() if phase not in ("sync", *ON_THE_WAY)}
+    left |= dict.fromkeys(sorted(set(dids) - found.keys()), "its row is gone")
+    return Repair(
+        [did for did, (phase, _) in found.items() if phase == "sync"],
+        [did for did, (phase, _) in found.items() if phase in ON_THE_WAY],
+        left,
+    )
 
 
 class RepoStore:
@@ -214,11 +237,6 @@ class RepoStore:
         """Put failed repos (all, or these) back to pending, all fields reset together; the DIDs it found."""
         values = {"dids": None if dids is None else list(dids)}
         return [row[0] for row in self._db().execute(SQL["retry_failed"], values)]
-
-    def repair(self, wrong: Sequence[tuple[str, str]]) -> list[str]:
-        """An audit found the rows of these (did, rev) wrong: fetch the repos again. Those that have moved on are left."""
-        values = {"dids": [did for did, _ in wrong], "revs": [rev for _, rev in wrong]}
-        return [row[0] for row in self._db().execute(SQL["audit_repair"], values)]
 
     def phases(self) -> dict[str, int]:
         """Number of repos in each phase."""

@@ -18,13 +18,13 @@ from typing import Any
 import psycopg
 
 from connectors.database import own_transaction
-from connectors.repos import RepoStore
+from connectors.repos import repair
 from control.audit_network import AuditNetwork, stands_now
 from control.audit_worker import Chunk, check_chunk, close_connection
 from control.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.audit import MEANING, Finding, Head, Kind
+from steps.audit import MEANING, Finding, Kind
 
 SQL = queries("audit")
 CHUNK_REPOS = 200
@@ -58,6 +58,8 @@ class Options:
 class Tally:
     """Counts. `untold`: keys or PDSes that nobody would tell of; they are no difference, and no proof. `unrooted`: repos
     whose rows a collection filter thinned out, so that they rebuild no root; their records and commits were checked.
+    With `repair`, each repo that differs is `repaired` (it will be fetched), `queued` (it was to be fetched already), or named
+    in `not_repaired` with its phase.
     """
 
     repos: int = 0
@@ -70,6 +72,8 @@ class Tally:
     unrooted: int = 0
     differing: int = 0
     repaired: int = 0
+    queued: int = 0
+    not_repaired: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
 
 
@@ -118,6 +122,14 @@ class Report:
             )
         if tally.repaired:
             lines.append(f"{tally.repaired} repos will be fetched again")
+        if tally.queued:
+            lines.append(f"{tally.queued} repos that differ are being fetched already")
+        lines += [f"{did}  not repaired: {why}" for did, why in sorted(tally.not_repaired.items())]
+        if tally.not_repaired:
+            lines.append(
+                f"{len(tally.not_repaired)} repos that differ cannot be fetched now; `sluice backfill retry` reopens failed ones,"
+                " an account that comes back is fetched by itself"
+            )
         return "\n".join(lines)
 
 
@@ -144,7 +156,6 @@ class _Audit:
         self._before = 0  # records of the tally that an earlier process counted
         self._total = 0
         self._told_at = self._started = time.monotonic()
-        self._store = RepoStore(settings)
 
     async def run(self) -> Report:
         """Every chunk, then the report."""
@@ -154,7 +165,6 @@ class _Audit:
             await self._check(network)
         finally:
             await network.close()
-            self._store.close()
             close_connection(self._settings.database)
         if self._run is not None:
             values = {"id": self._run, "tally": json.dumps(asdict(self._tally))}
@@ -227,19 +237,23 @@ class _Audit:
         tally.untold += sum(answers.untold for answers in asked)
         tally.differing += len(found) + unkept
         tally.kinds = dict(Counter(tally.kinds) + Counter(finding.kind.value for finding in found))
-        if wrong and self._options.repair:
-            tally.repaired += len(self._repair([head for head in chunk.heads if head.did in wrong]))
-        if self._run is None:
-            self._findings += found
-            return
         with own_transaction(self._db):
+            if wrong and self._options.repair:
+                self._repair(wrong)
+            if self._run is None:
+                self._findings += found
+                return
             for finding in found:
                 self._db.execute(SQL["add_finding"], {"run": self._run, **asdict(finding)})
             values = {"id": self._run, "after": dids[-1], "tally": json.dumps(asdict(tally))}
             self._db.execute(SQL["advance_run"], values)
 
-    def _repair(self, heads: list[Head]) -> list[str]:
-        return self._store.repair([(head.did, head.rev) for head in heads])
+    def _repair(self, wrong: set[str]) -> None:
+        """In the transaction that makes their findings durable: a crash leaves both or neither."""
+        fate = repair(self._db, sorted(wrong))
+        self._tally.repaired += len(fate.repaired)
+        self._tally.queued += len(fate.queued)
+        self._tally.not_repaired |= fate.left
 
     def _resume(self) -> bool:
         """Find the whole audit that was stopped, or open one."""

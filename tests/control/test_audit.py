@@ -16,11 +16,14 @@ from typing import Any
 import cbrrr
 import psycopg
 import pytest
+from flow_process import wait_until
 from settled import settle_repos
 from tiny_repo import Key, Repo, cid_of, sample
 
 from control.audit import Options, Report, Scope, audit
+from control.audit_network import Asked, AuditNetwork
 from schemas.settings import Settings, load
+from steps.audit import Head
 
 PATHS = [
     "app.bsky.feed.post/3kaaaaaaaaaa2", "app.bsky.feed.post/..", "app.bsky.feed/self", "app.bsky.feed.post-x/1",
@@ -215,7 +218,7 @@ def test_an_audit_that_was_stopped_goes_on(settings: Settings, monkeypatch: pyte
     assert (again.resumed, again.tally.repos) == (False, 8)
 
 
-def test_repair_fetches_again_what_has_not_moved_on(settings: Settings) -> None:
+def test_repair_fetches_again_what_differs(settings: Settings) -> None:
     """N5: the repo is pending; rows of attempts that never were are gone, others stay until the snapshot is there."""
     settle_repos(settings, [sample(5, did=did(1)), sample(5, did=did(2))])
     sql(settings, "delete from sluice.record where did = %s and rkey like '%%4'", did(2))
@@ -227,6 +230,62 @@ def test_repair_fetches_again_what_has_not_moved_on(settings: Settings) -> None:
     assert sql(settings, "select count(*) from sluice.record where did = %s", did(2)) == [(3,)]
     settle_repos(settings, [sample(5, did=did(2), rev="3lkkkkkkkkkk2")], 2)
     assert run(settings).good
+
+
+MEANWHILE = {
+    1: "update sluice.repo set rev = '3lzzzzzzzzzz2' where did = %s",
+    2: "update sluice.repo set phase = 'backfill', attempt = 2, lease_until = now() + interval '1 hour', worker = 'w',"
+    " started_at = now(), completed_at = null where did = %s",
+    3: "update sluice.repo set phase = 'pending', reason = 'desync', completed_at = null where did = %s",
+    4: "update sluice.repo set phase = 'unavailable', reason = 'takendown', active = false, status = 'takendown' where did = %s",
+    5: "update sluice.repo set phase = 'failed', reason = 'desync' where did = %s",
+    6: "delete from sluice.repo where did = %s",
+}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_each_repo_that_differs_is_repaired_queued_or_named_whatever_was_written_meanwhile(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    """Issue 11.10: what the index writes between check and repair takes no repo out of it; it even holds a row's lock."""
+    settle_repos(settings, [sample(5, did=did(number)) for number in range(8)])
+    sql(settings, "delete from sluice.record where rkey like '%%4' and did <> %s", did(7))
+    locked = psycopg.connect(settings.database)
+    fired: list[int] = []
+    first = AuditNetwork.signatures
+
+    async def meanwhile(self: AuditNetwork, heads: list[Head]) -> Asked:
+        for number, statement in MEANWHILE.items():
+            sql(settings, statement, did(number))
+            fired.append(number)
+        locked.execute("update sluice.repo set rev = '3lzzzzzzzzzz2' where did = %s", (did(0),))
+        threading.Thread(target=commit_when_waited_for).start()
+        return await first(self, heads)
+
+    def commit_when_waited_for() -> None:
+        waits = "select 1 from pg_stat_activity where application_name = 'sluice audit' and wait_event_type = 'Lock'"
+        wait_until(lambda: sql(settings, waits), what="the repair waits for the writer")
+        locked.commit()
+        fired.append(0)
+
+    monkeypatch.setattr(AuditNetwork, "signatures", meanwhile)
+    dids = [] if whole else [did(number) for number in range(8)]
+    report = run(settings, *dids, repair=True)
+    locked.close()
+    assert sorted(fired) == list(range(7))
+    assert {finding.did for finding in report.findings} == {did(number) for number in range(7)}
+    assert (report.tally.repaired, report.tally.queued) == (2, 2)
+    assert report.tally.not_repaired == {
+        did(4): "unavailable (takendown)",
+        did(5): "failed (desync)",
+        did(6): "its row is gone",
+    }
+    assert not report.good
+    assert f"{did(5)}  not repaired: failed (desync)" in report.as_text()
+    assert sql(settings, "select did from sluice.repo where phase = 'pending' and reason = 'audit' order by did") == [
+        (did(0),),
+        (did(1),),
+    ]
 
 
 def test_the_index_may_write_meanwhile(settings: Settings) -> None:
