@@ -50,7 +50,7 @@ def change(db: Connection, spec: FilterSpec) -> FilterState:
             "boundary": spec.boundary,
             "signal": spec.signal,
             "widened": not covers(before.collections, collections),
-            "narrowed": not covers(collections, before.collections),
+            "narrowed": not covers(collections, before.collections) or _excludes(db, before, spec),
         }
         db.execute(SQL["set"], values)
         db.execute(SQL["clear_dids"])
@@ -60,6 +60,15 @@ def change(db: Connection, spec: FilterSpec) -> FilterState:
     fields = {"collections": " ".join(collections)[:500], "boundary": spec.boundary, "signal": spec.signal or ""}
     logger.info("the filter was changed", extra={"version": after.version, **fields})
     return after
+
+
+def _excludes(db: Connection, before: FilterState, spec: FilterSpec) -> bool:
+    """May the new boundary leave repos outside that the one before had? Then their rows are outside until they are pruned."""
+    if spec.boundary == "all":
+        return False
+    if (spec.boundary, spec.signal) != (before.boundary, before.signal):
+        return True
+    return spec.boundary == "dids" and not {row[0] for row in db.execute(SQL["dids"])} <= set(spec.dids)
 
 
 def prune(db: Connection) -> FilterState:

@@ -51,6 +51,7 @@ class FilterState(BaseModel):
     boundary: Boundary
     signal: str | None
     dids: int = Field(description="how many, of boundary dids")
+    outside: int = Field(description="known repos outside the boundary, counted to 100,000")
     set_at: datetime
     walking: bool = Field(description="repos are still put outside, or scheduled because they lack records")
     pruning: bool = Field(description="rows outside are being removed")

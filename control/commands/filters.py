@@ -12,6 +12,8 @@ from control.errors import OperatorError
 from schemas.filters import FilterSpec, FilterState
 from schemas.patterns import mistake
 
+COUNTED = 100_000  # repos outside are counted so far
+
 filters_app = typer.Typer(help="What of the network is mirrored; changed at run time.", no_args_is_help=True)
 
 
@@ -100,5 +102,7 @@ def _told(state: FilterState, *, as_json: bool) -> None:
     rows = "being removed" if state.pruning else "none" if state.clean else "there may be some; `sluice filters prune`"
     typer.echo(f"collections   {' '.join(state.collections)}")
     typer.echo(f"repos         {of[state.boundary]}")
+    if state.outside:
+        typer.echo(f"outside       {state.outside}{' or more' if state.outside >= COUNTED else ''} known repos")
     typer.echo(f"version       {state.version}, {at}")
     typer.echo(f"rows outside  {rows}")

@@ -19,17 +19,22 @@ where (r.did is null and not sluice.admits(u.did, null)) or (r.phase = 'unavaila
 -- name: let_in
 -- They wrote a record of the signal collection.
 with chosen as (
-    select did from sluice.repo
-    where did = any(%(dids)s::text[]) and phase = 'unavailable' and reason = 'outside'
-    order by did for update
+    select did, b.phase, b.reason from sluice.repo r, sluice.back_inside(r.active, r.status) b
+    where did = any(%(dids)s::text[]) and r.phase = 'unavailable' and r.reason = 'outside'
+    order by did for update of r
 )
 update sluice.repo r
-set phase = 'pending', reason = 'filter', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,
-    phase_since = now()
+set phase = c.phase, reason = c.reason, next_retry_at = now(), queued_at = null,
+    completed_at = case when c.phase = 'unavailable' then r.completed_at end, retry_count = 0, phase_since = now(),
+    let_in_at = clock_timestamp()
 from chosen c where r.did = c.did
 
 -- name: state
+-- Counted to 100,000: a boundary may leave most of the network outside.
 select version, collections, boundary, signal, (select count(*) from sluice.filter_did) as dids, set_at,
+       (select count(*) from (
+           select from sluice.repo where phase = 'unavailable' and reason = 'outside' limit 100000
+       ) o) as outside,
        walk_after is not null as walking, prune_after is not null as pruning, clean
 from sluice.filter
 
@@ -60,27 +65,33 @@ select walk_after, walk_again, prune_after, prune_version, version, collections,
 select did from sluice.repo where did > %(after)s order by did limit %(limit)s for update
 
 -- name: put_outside
--- Not what is being fetched (the walk comes again), nor what waits for a deletion to be confirmed. By a signal: nor what was
--- let in since, of which there are no rows yet.
+-- In any phase, active or not: what is hidden now would come back with its reactivation. Not what is being fetched, nor what
+-- waits for a deletion to be confirmed: the walk comes again for these. By a signal: nor what was let in since, of which there
+-- are no rows yet.
 update sluice.repo r
 set phase = 'unavailable', reason = 'outside', queued_at = null, phase_since = now(), completed_at = greatest(now(), r.started_at)
 from sluice.filter f
-where r.did = any(%(dids)s::text[]) and r.active and r.phase in ('sync', 'pending', 'failed') and not sluice.inside(r.did)
-      and (f.boundary = 'dids' or (r.discovered_at < f.bounded_at and (r.phase = 'sync' or r.phase_since < f.bounded_at)))
+where r.did = any(%(dids)s::text[]) and r.phase <> 'backfill' and (r.active or r.phase <> 'pending')
+      and r.reason is distinct from 'outside' and not sluice.inside(r.did)
+      and (f.boundary = 'dids' or greatest(r.discovered_at, r.let_in_at) < f.bounded_at)
 
 -- name: being_fetched
 select exists (
     select from sluice.repo r, sluice.filter f
-    where r.did = any(%(dids)s::text[]) and r.phase = 'backfill' and not sluice.inside(r.did)
-          and (f.boundary = 'dids' or r.discovered_at < f.bounded_at)
+    where r.did = any(%(dids)s::text[]) and (r.phase = 'backfill' or (r.phase = 'pending' and not r.active))
+          and not sluice.inside(r.did)
+          and (f.boundary = 'dids' or greatest(r.discovered_at, r.let_in_at) < f.bounded_at)
 )
 
 -- name: take_in
 -- Not at once: nothing remembers the events that were dropped until now, so a replica that lags behind them would be believed.
+-- What was hidden when it was put outside stays hidden until its PDS has served it; a takedown ends with a relay's listing.
 update sluice.repo r
-set phase = 'pending', reason = 'filter', next_retry_at = now() + make_interval(secs => %(delay)s), queued_at = null,
-    completed_at = null, retry_count = 0, phase_since = now()
-where r.did = any(%(dids)s::text[]) and r.phase = 'unavailable' and r.reason = 'outside' and sluice.inside(r.did)
+set phase = b.phase, reason = b.reason, next_retry_at = now() + make_interval(secs => %(delay)s), queued_at = null,
+    completed_at = case when b.phase = 'unavailable' then r.completed_at end, retry_count = 0, phase_since = now()
+from sluice.repo o, sluice.back_inside(o.active, o.status) b
+where r.did = any(%(dids)s::text[]) and o.did = r.did and r.phase = 'unavailable' and r.reason = 'outside'
+      and sluice.inside(r.did)
 
 -- name: fetch_again
 -- Complete under a narrower filter: what that left out is fetched.

@@ -54,7 +54,7 @@ with closed as (
           and case when r.reason = 'outside' then sluice.admits(r.did, %(job)s)
                    else (r.attempt = 0 and r.account_time = '')
                         or r.phase_since < now() - make_interval(secs => %(reopen)s) end
-          and (l.host is null or r.reason = 'outside'
+          and (l.host is null or (r.reason = 'outside' and r.active)
                or (coalesce(r.status, '') <> all (%(final)s::text[])
                    and l.host = coalesce(i.pds, case when r.commit is not null then r.host end)))
     order by r.did for update of r
@@ -62,7 +62,8 @@ with closed as (
 update sluice.repo r
 set phase = 'pending', reason = case when c.hidden then 'deletion' else 'reopened' end, active = not c.hidden,
     status = case when c.hidden then r.status end, next_retry_at = now(), queued_at = null,
-    completed_at = null, phase_since = now(), retry_count = 0
+    completed_at = null, phase_since = now(), retry_count = 0,
+    let_in_at = case when r.reason = 'outside' then clock_timestamp() else r.let_in_at end
 from closed c where r.did = c.did
 
 -- name: listed_closes
@@ -273,18 +274,20 @@ returning r.did
 select phase, count(*) from sluice.repo group by phase
 
 -- name: audit_repair
--- What an audit found wrong is fetched again, unless the repo has moved on since. Rows of attempts to come are nobody's.
+-- What an audit found wrong is fetched again, whatever was written since: an event on top of a wrong row leaves it wrong. What
+-- is fetched anyway stays as it is. Every DID with a row comes back with the phase that was found under its lock. Rows of
+-- attempts to come are nobody's.
 with wrong as (
-    select r.did
-    from sluice.repo r join unnest(%(dids)s::text[], %(revs)s::text[]) as w (did, rev) on w.did = r.did and w.rev = r.rev
-    where r.phase = 'sync'
-    order by r.did for update of r
+    select did, phase, reason, attempt from sluice.repo
+    where did = any(%(dids)s::text[])
+    order by did for update
 ), foreign_rows as (
-    delete from sluice.record c using wrong w, sluice.repo r
-    where c.did = w.did and r.did = w.did and c.attempt > r.attempt
+    delete from sluice.record c using wrong w
+    where c.did = w.did and c.attempt > w.attempt and w.phase in ('sync', 'pending', 'backfill')
+), again as (
+    update sluice.repo r
+    set phase = 'pending', reason = 'audit', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,
+        stale_since = null, phase_since = now()
+    from wrong w where r.did = w.did and w.phase = 'sync'
 )
-update sluice.repo r
-set phase = 'pending', reason = 'audit', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,
-    stale_since = null, phase_since = now()
-from wrong w where r.did = w.did
-returning r.did
+select did, phase, reason from wrong
