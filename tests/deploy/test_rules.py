@@ -93,6 +93,53 @@ def test_silence_is_counted_in_the_cases_as_the_watchdog_counts_it() -> None:
     assert silence * PATIENCE_WITHOUT_CURSOR <= int(unheard.removeprefix("_x")) * silence * 1.25
 
 
+BORN = re.compile(r"(\w+_total(?:\{[^}]*\})?) unless \1 offset (\w+) or increase\(\1\[\2\]\)")
+COUNTED = {
+    rule["alert"]: " ".join(rule["expr"].split())
+    for rule in RULES
+    if re.search(r"(increase|rate)\(", rule["expr"]) and rule["alert"] != "SluiceIndexStuck"
+}
+"""Rules about what was counted within a window. SluiceIndexStuck is about nothing being counted: an absent series is none."""
+
+
+def test_rules_count_what_a_new_series_begins_with() -> None:
+    """Issue 11.14: a counter that is born at 150 has no increase."""
+    assert len(COUNTED) > 10
+    wrong = {alert for alert, expr in COUNTED.items() if re.search(r"(increase|rate)\(", BORN.sub("", expr))}
+    assert wrong == set()
+
+
+def test_counters_are_absent_at_the_beginning_of_each_case() -> None:
+    """Issue 11.14: as they are in a process that was just started."""
+    counters = [one for case in CASES for one in case["input_series"] if "_total" in one["series"]]
+    assert len(counters) > 30
+    assert [one["series"] for one in counters if not str(one["values"]).startswith("_")] == []
+
+
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES if rule["alert"] in COUNTED and "for" not in rule])
+def test_the_first_burst_fires(tmp_path: Path, alert: str) -> None:
+    """Issue 11.14: the series appears at a thousand and stays there."""
+    found = BORN.search(COUNTED[alert])
+    assert found is not None
+    name, _, matchers = found[1].partition("{")
+    labels = dict(re.findall(r'(\w+)="([^"|]*)', matchers)) | {"instance": "a"}
+    by = re.search(r"by \(([^)]*)\)", COUNTED[alert])
+    labels = {label.strip(): "x" for label in by[1].split(",")} | labels if by else labels
+    series = name + "{" + ", ".join(f'{key}="{value}"' for key, value in labels.items()) + "}"
+    shutil.copy(MONITORING / "rules.yml", tmp_path)
+    query = {"expr": f'count(ALERTS{{alertname="{alert}", alertstate="firing"}})', "eval_time": "30m"}
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": "_x20 1000x80"}],
+        "promql_expr_test": [{**query, "exp_samples": [{"labels": "{}", "value": 1}]}],
+    }
+    (tmp_path / "burst.yml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [case]}), "utf-8"
+    )
+    tested = promtool("test", "rules", "burst.yml", folder=tmp_path)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
 def test_every_alert_fires_once_and_stays_quiet_once() -> None:
     """U3. T5: SluiceReposStuck, SluiceJobStuck and SluiceReposNearLastAttempt among them."""
     fires, quiet = set(), set()
