@@ -64,6 +64,8 @@ class ListingJobs:
         """Counters and checkpoint, in the transaction that moves the listing's cursor."""
         number = self.of(db, key)
         checkpoint: dict[str, Any] = {"cursor": state.cursor, "pass": state.passes, "done": state.done}
+        if state.cut:
+            checkpoint["cut"] = state.cut
         if len(group := self._targets.get(number, [])) > 1:
             (self._done[number].add if state.done else self._done[number].discard)(key)
             ended = len(self._done[number])

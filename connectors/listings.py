@@ -29,8 +29,11 @@ POLL_PAGES = 4
 IDLE_AFTER_SECONDS = 1.0
 
 
-class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
-    """Pages of all listings; a position is the state of every listing after the pages polled."""
+Position = tuple[int, dict[str, Listing]]
+
+
+class ListingPartition(CheckpointedPartition[Listed, Position]):
+    """Pages of all listings; a position is the number of pages polled, and the state of every listing after them."""
 
     def __init__(self, settings: Settings, health: Health, standing: Standing, jobs: ListingJobs) -> None:
         super().__init__(health)
@@ -68,14 +71,14 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         return pages
 
     @override
-    def position(self) -> dict[str, Listing] | None:
-        return dict(self._standing.positions) or None
+    def position(self) -> Position | None:
+        return (self._standing.notes, dict(self._standing.positions)) if self._standing.notes else None
 
     @override
-    def commit(self, position: dict[str, Listing]) -> None:
+    def commit(self, position: Position) -> None:
         # All that was emitted is durable by now, also what `position` was taken too early for: cursor and counts are moved by
         # the same pages, or a page that is read again after a crash would count twice.
-        position = dict(self._standing.positions)
+        listings = dict(self._standing.positions)
         tallies = self._standing.take_tallies()
         facts = self._standing.take_facts()
         ended = self._standing.take_ended()
@@ -83,13 +86,13 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
         with own_transaction(db):
             for upstream, fact in facts:
                 write_fact(db, upstream, fact)
-            for upstream in sorted(tallies.keys() - position.keys()):  # of a fill, before its listing has a place
+            for upstream in sorted(tallies.keys() - listings.keys()):  # of a fill, before its listing has a place
                 self._standing.tallies[upstream] = tallies[upstream]
-            for upstream in sorted(position):
-                state = position[upstream]
+            for upstream in sorted(listings):
+                state = listings[upstream]
                 if state == self._durable.get(upstream) and upstream not in tallies and upstream not in ended:
                     continue
-                kept = ("done", "began", "safe", "entries")
+                kept = ("done", "began", "safe", "entries", "cut", "rounds")
                 detail = {"pass": state.passes} | {name: getattr(state, name) for name in kept}
                 cursors.put(db, FLOW, upstream, state.cursor, detail)
                 self._jobs.advance(db, upstream, state, tallies.get(upstream))
@@ -99,9 +102,9 @@ class ListingPartition(CheckpointedPartition[Listed, dict[str, Listing]]):
                 if not target.relay:
                     host = {"host": upstream, "cursor": state.cursor, "pass": state.passes, "done": state.done}
                     db.execute(SQL["host_listed"], host)
-                elif state.done:
+                elif state.done and not state.cut:
                     self._losses.answer(db, upstream, state)
-        self._durable = position
+        self._durable = listings
 
     @override
     def drain(self) -> None:

@@ -18,7 +18,8 @@ from steps.paginator import Listing, Skip
 from steps.standing import Filled, Narrowed
 
 SQL = queries("listing")
-FILL_FIRST_SECONDS = 30.0
+SKIP_SECONDS = 30.0  # from a skip to the first round of its range
+FILL_FIRST_SECONDS = 60.0
 FILL_LONGEST_SECONDS = 3600.0
 ASK_PDSES_AFTER = 3  # tries of a relay's range before all its PDSes are listed in its place
 
@@ -95,12 +96,26 @@ def write_fact(db: psycopg.Connection[tuple[Any, ...]], upstream: str, fact: Ski
             "from_cursor": fact.from_cursor,
             "to_cursor": fact.to_cursor,
             "reason": fact.reason,
-            "delay": FILL_FIRST_SECONDS,
+            "delay": SKIP_SECONDS,
         }
         db.execute(SQL["skip"], values)
     elif isinstance(fact, Filled):
         db.execute(SQL["fill"], {"id": fact.id})
     else:
-        delay = min(FILL_FIRST_SECONDS * 2**fact.retry_count, FILL_LONGEST_SECONDS)
-        values = {"id": fact.id, "from_cursor": fact.from_cursor, "delay": delay, "reason": fact.reason}
-        db.execute(SQL["narrow"], values)
+        _narrow(db, fact)
+
+
+def fill_delay(retry_count: int) -> float:
+    """Seconds from one round of a range to the next, whatever its requests came to; `retry_count`: rounds before."""
+    return min(FILL_FIRST_SECONDS * 2.0 ** min(retry_count, 20), FILL_LONGEST_SECONDS)
+
+
+def _narrow(db: psycopg.Connection[tuple[Any, ...]], fact: Narrowed) -> None:
+    """The first range that is left keeps the row, the others get rows of their own."""
+    values: dict[str, Any] = {"id": fact.id, "delay": fill_delay(fact.retry_count), "reason": fact.reason}
+    for from_cursor, to_cursor in fact.left[1:]:
+        db.execute(SQL["split"], {**values, "from_cursor": from_cursor, "to_cursor": to_cursor})
+    from_cursor, to_cursor = fact.left[0]
+    first = {**values, "from_cursor": from_cursor, "to_cursor": to_cursor}
+    if db.execute(SQL["narrow"], first).fetchone() is None:
+        db.execute(SQL["fill"], {"id": fact.id})  # another row is that range already

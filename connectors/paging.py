@@ -14,11 +14,13 @@ from typing import Any
 from connectors import metrics
 from connectors.background import Background, Handover
 from connectors.cursors import Stored
+from connectors.host_lists import follow_hosts
 from connectors.http import open_session
 from connectors.relay import Pager
 from schemas.settings import Settings
 from steps.jobs import Target
-from steps.paginator import Entry, Failure, Listing, Page, Policy, Trouble, decide, restart
+from steps.paginator import Decision, Entry, Failure, Listing, Page, Policy, Trouble, decide, restart
+from steps.range_fill import begin
 from steps.skip_ahead import reached
 from steps.standing import Fact, Filled, Narrowed
 
@@ -26,6 +28,9 @@ FLOW = "list_repos"
 QUEUE_ENTRIES = 8000
 LOOK_SECONDS = 2.0  # how often gaps, skipped ranges and jobs are looked for
 HALTED_SECONDS = 0.5  # how often a halted listing looks whether it may go on
+MAX_UPSTREAMS = 20_000  # a relay may name hosts without end; the network has some thousands
+LONGEST_RETRY_SECONDS = 3600.0
+FILL_REST = 10.0  # retry waits that a listing rests for each failed request of a fill
 
 logger = logging.getLogger(FLOW)
 
@@ -65,6 +70,7 @@ class Upstream:
         self.relist = False
         self.hurry = False  # ask now, whatever was to be waited for
         self.fills: dict[int, Range] = {}
+        self.fill_at = 0.0  # not before
         self.wake = asyncio.Event()
         self.problem: str | None = None
         self.throttled_until = 0.0
@@ -100,6 +106,7 @@ class Listings:
             # the hosts of a job were named by an operator
             most=settings.list_host_repos if target.host is not None and target.job is None else None,
             first_wait=settings.list_retry_seconds,
+            longest_wait=60.0 if target.relay else LONGEST_RETRY_SECONDS,
         )
 
     def problems(self) -> str:
@@ -136,7 +143,7 @@ class Listings:
         """Go back to a skipped range when the listing is at its end."""
 
         def ask(upstream: Upstream) -> None:
-            if upstream.state.done and not upstream.fills:
+            if upstream.state.done and not upstream.fills and upstream.fill_at <= self._clock():
                 upstream.fills[due.id] = due
 
         self._tell(due.upstream, ask)
@@ -171,18 +178,17 @@ class Listings:
         """Follow every PDS that a relay names, new ones too."""
         if not self._settings.list_hosts:
             await self.pdses_asked.wait()
-        while True:
-            wait = self._settings.list_recheck_seconds
-            for relay in self._settings.relays:
-                found = await pager.hosts(relay)
-                if isinstance(found, Failure):
-                    metrics.INGEST_ERRORS.labels(FLOW, f"hosts_{found.trouble}").inc()
-                    wait = min(wait, 10.0)
-                    continue
-                self.hosts[relay] = found
-                for url in found:
-                    self._follow(group, pager, Target(url, url))
-            await asyncio.sleep(wait)
+
+        def found(relay: str, urls: list[str]) -> None:
+            room = MAX_UPSTREAMS - len(self.upstreams)
+            new = [url for url in urls if url not in self.upstreams]
+            if len(new) > room:
+                metrics.INGEST_ERRORS.labels(FLOW, "too_many_hosts").inc(len(new) - room)
+            self.hosts[relay] = [url for url in urls if url in self.upstreams] + new[:room]
+            for url in new[:room]:
+                self._follow(group, pager, Target(url, url))
+
+        await follow_hosts(pager, self._settings.relays, self._settings.list_recheck_seconds, found)
 
     def _follow(self, group: asyncio.TaskGroup, pager: Pager, target: Target) -> None:
         if target.key in self.upstreams:
@@ -196,11 +202,13 @@ class Listings:
     async def _list(self, pager: Pager, upstream: Upstream) -> None:
         """List one upstream, for ever; what belongs to a job once, and from then on only its skipped ranges."""
         policy, target = self.policy(upstream.target), upstream.target
+        until = 0.0
         while True:
             await self._halt(upstream)
-            upstream.hurry = False
-            if target.job is not None and upstream.state.done:
+            if upstream.fills and upstream.state.done:
                 await self._fill(pager, upstream, policy)
+            if target.job is not None and upstream.state.done:
+                upstream.hurry = False
                 await self._wait(upstream, self._clock() + policy.recheck_seconds)
                 continue
             if self._is_due_anew(upstream):
@@ -208,27 +216,41 @@ class Listings:
                 logger.info("listing anew", extra={"upstream": target.key})
                 metrics.CURSOR_RESETS.labels(target.label).inc()
                 await self.queue.put(self._item(upstream, []))
-            outcome = await self._page(pager, upstream, upstream.state.cursor, upstream.state.size)
-            later = upstream.state.passes > 0
-            decision = decide(upstream.state, outcome, self._clock(), policy)
-            changed = decision.state.cursor != upstream.state.cursor or decision.state.done != upstream.state.done
-            upstream.state, upstream.problem = decision.state, decision.stuck
-            throttled = isinstance(outcome, Failure) and outcome.trouble is Trouble.THROTTLED
-            upstream.throttled_until = decision.wait_until if throttled else 0.0
-            if isinstance(outcome, Failure):
-                metrics.INGEST_ERRORS.labels(FLOW, outcome.trouble.value).inc()
-                if decision.skip is not None or changed:
-                    skips: list[Fact] = [] if decision.skip is None else [(target.key, decision.skip)]
-                    await self.queue.put(self._item(upstream, [], skips))
-            elif decision.stuck:
-                metrics.INGEST_ERRORS.labels(FLOW, "too_many_repos").inc()
-                logger.warning("a PDS's list is read no further", extra={"upstream": target.key, "why": decision.stuck})
-            else:
-                await self.queue.put(self._item(upstream, outcome.entries, later=later))
-            if decision.ended:
-                metrics.LIST_DONE.labels(target.label).set(1)
-                await self._fill(pager, upstream, policy)
-            await self._wait(upstream, decision.wait_until)
+            elif self._clock() < until and not upstream.hurry:
+                await self._wait(upstream, until)
+                continue
+            upstream.hurry = False
+            until = await self._step(pager, upstream, policy)
+
+    async def _step(self, pager: Pager, upstream: Upstream, policy: Policy) -> float:
+        """One request and what it means; when the next one may follow."""
+        target = upstream.target
+        outcome = await self._page(pager, upstream, upstream.state.cursor, upstream.state.size)
+        later = upstream.state.passes > 0
+        decision = decide(upstream.state, outcome, self._clock(), policy)
+        changed = decision.state.cursor != upstream.state.cursor or decision.state.done != upstream.state.done
+        upstream.state, upstream.problem = decision.state, decision.stuck or decision.state.cut or None
+        throttled = isinstance(outcome, Failure) and outcome.trouble is Trouble.THROTTLED
+        upstream.throttled_until = decision.wait_until if throttled else 0.0
+        if isinstance(outcome, Failure):
+            metrics.INGEST_ERRORS.labels(FLOW, outcome.trouble.value).inc()
+            if decision.skip is not None or changed:
+                skips: list[Fact] = [] if decision.skip is None else [(target.key, decision.skip)]
+                await self.queue.put(self._item(upstream, [], skips))
+        elif decision.stuck and not decision.ended:
+            metrics.INGEST_ERRORS.labels(FLOW, "too_many_repos").inc()
+            logger.warning("a PDS's list is read no further", extra={"upstream": target.key, "why": decision.stuck})
+        else:
+            await self.queue.put(self._item(upstream, outcome.entries, later=later))
+        if decision.ended:
+            self._ended(target, decision)
+        return decision.wait_until
+
+    def _ended(self, target: Target, decision: Decision) -> None:
+        metrics.LIST_DONE.labels(target.label).set(1)
+        if decision.stuck:
+            metrics.INGEST_ERRORS.labels(FLOW, "pass_cut").inc()
+            logger.warning("a listing has no end", extra={"upstream": target.key, "why": decision.stuck})
 
     async def _halt(self, upstream: Upstream) -> None:
         while upstream.target.key in self.halted:
@@ -264,27 +286,39 @@ class Listings:
         return Listed(upstream.target.key, upstream.target.host, entries, upstream.state, facts or [], later)
 
     async def _fill(self, pager: Pager, upstream: Upstream, policy: Policy) -> None:
-        """Go back to ranges that were stepped over: read what can be read of each."""
-        key, host = upstream.target.key, upstream.target.host
+        """One round of each skipped range that is due: read what can be read, and shrink it to what cannot."""
+        key, host, state = upstream.target.key, upstream.target.host, upstream.state
         while upstream.fills:
             _, gone = upstream.fills.popitem()
-            cursor, size = gone.from_cursor, policy.page_size
-            while True:
-                outcome = await self._page(pager, upstream, cursor, size)
+            fill = begin(gone.from_cursor, gone.to_cursor, policy.page_size, gone.retry_count)
+            while (piece := fill.next()) is not None:
+                outcome = await self._page(pager, upstream, piece.from_cursor, piece.size)
                 if isinstance(outcome, Failure):
-                    if outcome.trouble is Trouble.BAD_ANSWER and size > 1:
-                        size //= 2
-                        continue
-                    rest = Narrowed(gone.id, cursor, gone.retry_count, outcome.detail)
-                    await self.queue.put(Listed(key, host, [], None, [(key, rest)]))
-                    break
-                following = outcome.cursor
-                if following is None or following == cursor or reached(following, gone.to_cursor):
-                    facts: list[Fact] = [(key, Filled(gone.id))]
-                    await self.queue.put(Listed(key, host, outcome.entries, None, facts))
+                    metrics.INGEST_ERRORS.labels(FLOW, outcome.trouble.value).inc()
+                    fill.failed(piece, outcome)
+                    await asyncio.sleep(policy.first_wait)
+                    continue
+                fill.answered(piece, outcome)
+                if policy.most is not None and state.entries + fill.entries > policy.most:
+                    fill.pending.append(piece)
+                    fill.detail, fill.stopped = f"it lists more than {policy.most} repos", True
                     break
                 await self.queue.put(Listed(key, host, outcome.entries, None))
-                cursor = following
+            left = fill.left()
+            fact = (
+                Narrowed(gone.id, left, gone.retry_count, fill.detail or "not read to its end")
+                if left
+                else Filled(gone.id)
+            )
+            # a list that ends in a skipped range is followed from its last page on
+            ahead = fill.furthest if fill.furthest and reached(fill.furthest, state.cursor) else state.cursor
+            moved = ahead != state.cursor
+            state = replace(
+                state, cursor=ahead, safe=ahead if moved else state.safe, entries=state.entries + fill.entries
+            )
+            upstream.state = state
+            upstream.fill_at = self._clock() + FILL_REST * policy.first_wait * max(1, fill.failures)
+            await self.queue.put(Listed(key, host, [], state if moved else None, [(key, fact)]))
 
 
 async def _nap(upstream: Upstream, seconds: float) -> None:
@@ -299,6 +333,7 @@ def _restored(stored: Stored, fresh: Listing) -> Listing:
     """A listing as it was stored; what is missing or odd in its detail is as in a fresh one."""
     detail: dict[str, Any] = stored.detail
     began, passes, safe, entries = (detail.get(name) for name in ("began", "pass", "safe", "entries"))
+    cut, rounds = detail.get("cut"), detail.get("rounds")
     return replace(
         fresh,
         cursor=stored.position,
@@ -306,5 +341,7 @@ def _restored(stored: Stored, fresh: Listing) -> Listing:
         entries=entries if isinstance(entries, int) else 0,
         passes=passes if isinstance(passes, int) else 0,
         done=detail.get("done") is True,
+        cut=cut if isinstance(cut, str) else "",
+        rounds=rounds if isinstance(rounds, int) else 0,
         began=float(began) if isinstance(began, int | float) else fresh.began,
     )

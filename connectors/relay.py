@@ -1,6 +1,7 @@
 """Relays: the firehose stream, and pages of listHosts and listRepos."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -12,15 +13,16 @@ from connectors.process import Health
 from connectors.stream import Frame, StreamPartition
 from schemas.settings import Settings
 from steps.cursor import Cursors
-from steps.outside_json import BadJson
-from steps.paginator import Failure, Page, Trouble, failure_of, read_page
+from steps.identity import is_host
+from steps.outside_json import BadJson, TooMuchJson
+from steps.paginator import MAX_BARREN, Failure, Page, Trouble, failure_of, page_cursor, read_page
 
 SUBSCRIBE = "com.atproto.sync.subscribeRepos"
 LIST_REPOS = "com.atproto.sync.listRepos"
 LIST_BY_COLLECTION = "com.atproto.sync.listReposByCollection"
 LIST_HOSTS = "com.atproto.sync.listHosts"
 HOSTS_PAGE = 200
-MAX_HOSTS = 100_000
+MAX_HOSTS = 20_000
 
 
 def firehose_source(settings: Settings, health: Health, cursors: Cursors) -> CheckpointedSource[Frame]:
@@ -39,6 +41,14 @@ def firehose_source(settings: Settings, health: Health, cursors: Cursors) -> Che
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """What a relay named; `failure`: why its list was not read to the end."""
+
+    urls: list[str]
+    failure: Failure | None = None
+
+
 class Pager:
     """Requests for pages of lists, to relays and PDSes alike."""
 
@@ -54,23 +64,29 @@ class Pager:
             answer = await self._ask(upstream, LIST_BY_COLLECTION, cursor, limit, collection=collection)
         return answer if isinstance(answer, Failure) else read_page(answer, time.time_ns() // 1000)
 
-    async def hosts(self, relay: str) -> list[str] | Failure:
-        """URLs of all PDSes that a relay names and that it reads."""
-        found: list[str] = []
-        cursor = ""
+    async def hosts(self, relay: str) -> Hosts:
+        """URLs of all PDSes that a relay names and that it reads, as far as its pages lead to new ones."""
+        found: dict[str, None] = {}
+        cursor, cursors, barren = "", {""}, 0
         while len(found) < MAX_HOSTS:
             body = await self._ask(relay, LIST_HOSTS, cursor, HOSTS_PAGE)
             if isinstance(body, Failure):
-                return body
-            rows = body.get("hosts") if isinstance(body, dict) else None
-            if not isinstance(rows, list):
-                return Failure(Trouble.BAD_ANSWER, "no list of hosts in the answer")
-            found += [url for url in (self._host_url(row) for row in rows) if url is not None]
-            following = body.get("cursor")
-            if not isinstance(following, str) or following in ("", cursor):
-                break
+                return Hosts(list(found), body)
+            rows = body.get("hosts", ()) if isinstance(body, dict) else ()
+            following = page_cursor(body) if isinstance(rows, list | None) else None
+            if not isinstance(rows, list | None) or isinstance(following, Failure):
+                wrong = following if isinstance(following, Failure) else Failure(Trouble.MALFORMED, "no list of hosts")
+                return Hosts(list(found), wrong)
+            before = len(found)
+            found.update((url, None) for url in map(self._host_url, rows or ()) if url is not None)
+            if following is None or following == cursor:
+                return Hosts(list(found))
+            barren = barren + 1 if len(found) == before else 0
+            if following in cursors or barren > MAX_BARREN:
+                return Hosts(list(found), Failure(Trouble.MALFORMED, "its pages bring nothing new"))
+            cursors.add(following)
             cursor = following
-        return found
+        return Hosts(list(found), Failure(Trouble.MALFORMED, f"more than {MAX_HOSTS} hosts"))
 
     async def _ask(self, upstream: str, method: str, cursor: str, limit: int, **more: str) -> Any:
         """The decoded JSON of an answer, or a Failure."""
@@ -87,19 +103,22 @@ class Pager:
             return failure_of(answer.status, answer.error, retry_after(answer.headers, time.time()))
         try:
             return answer.json(LIST_JSON)
-        except BadJson as err:
+        except TooMuchJson as err:
             return Failure(Trouble.BAD_ANSWER, str(err))
+        except BadJson as err:
+            return Failure(Trouble.MALFORMED, str(err))
 
     def _host_url(self, row: object) -> str | None:
         """https://HOST of a row of listHosts; loopback hosts of an own network have no TLS."""
         name = row.get("hostname") if isinstance(row, dict) else None
         if not isinstance(name, str) or row.get("status") in ("banned", "offline"):  # type: ignore[attr-defined]  # a dict
             return None
-        bare = name.partition(":")[0]
-        scheme = "http" if bare in ("localhost", "127.0.0.1") else "https"
+        if not is_host(name):
+            return None
+        scheme = "http" if name.partition(":")[0] in ("localhost", "127.0.0.1") else "https"
         url = f"{scheme}://{name.lower()}"
         try:
             check_url(url, allow_private=self._settings.allow_private_hosts)
         except HostRefused:
             return None
-        return url if "/" not in name and "?" not in name and "#" not in name else None
+        return url

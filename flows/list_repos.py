@@ -54,6 +54,7 @@ def follower(standing: Standing) -> Page:
     """The `cursor` step: where a listing stands after this page."""
 
     def follow(page: Listed) -> Listed:
+        standing.notes += 1
         if page.state is not None:
             standing.positions[page.upstream] = page.state
             if page.state.done:

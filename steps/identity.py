@@ -73,7 +73,7 @@ def document_url(did: str, plc_url: str) -> str | None:
         return f"{plc_url.rstrip('/')}/{quote(did, safe=':')}"
     if did.startswith("did:web:"):
         host = unquote(did[8:])
-        if ":" in did[8:] or not _is_host(host):
+        if ":" in did[8:] or not is_host(host):
             return None
         scheme = "http" if host.partition(":")[0] == "localhost" else "https"
         return f"{scheme}://{host}/.well-known/did.json"
@@ -121,12 +121,12 @@ def _origin(endpoint: str) -> str | None:
         return None
     if url.scheme not in ("http", "https") or url.username is not None or url.password is not None:
         return None
-    if url.path not in ("", "/") or url.query or url.fragment or not url.hostname or not _is_host(url.hostname):
+    if url.path not in ("", "/") or url.query or url.fragment or not url.hostname or not is_host(url.hostname):
         return None
     return f"{url.scheme}://{url.hostname}{f':{port}' if port is not None else ''}"
 
 
-def _is_host(host: str) -> bool:
+def is_host(host: str) -> bool:
     """A host name (one label may do: private networks) or a dotted IPv4 address, with or without a port.
 
     Other spellings of addresses, which resolvers take (`0x7f.1`, `2130706433`), are refused.

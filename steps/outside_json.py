@@ -18,6 +18,10 @@ class BadJson(Exception):
     """The bytes are no JSON, or exceed a limit; the message says which, in our words."""
 
 
+class TooMuchJson(BadJson):
+    """It exceeds a limit on bytes or items: less of it may fit."""
+
+
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
     """Bytes, and items: the members of all arrays and objects together."""
@@ -29,10 +33,10 @@ class JsonLimits:
 def decode(body: bytes, limits: JsonLimits) -> Any:
     """The value of a JSON text. Raises BadJson."""
     if len(body) > limits.size:
-        raise BadJson(f"more than {limits.size} bytes of JSON")
+        raise TooMuchJson(f"more than {limits.size} bytes of JSON")
     # an upper bound: separators within strings count too
     if body.count(b",") + body.count(b"[") + body.count(b"{") > limits.items:
-        raise BadJson(f"more than {limits.items} items of JSON")
+        raise TooMuchJson(f"more than {limits.items} items of JSON")
     try:
         value = msgspec.json.decode(body)
     except RecursionError as err:

@@ -9,11 +9,18 @@
     nobody answers                   wait, ever longer; the cursor is innocent
     a bad answer                     wait; after `skip_after` of them at one cursor step over it (steps.skip_ahead), where
                                      cursors are opaque after narrowing the page to the one entry that is poisoned
+    no page in a 200 answer          wait; after `skip_after` of them the pass ends: no cursor will help
+    cursors that go round            the pass ends
+    pages that bring nothing new     wait, as after a failure; after many of them the pass ends
     more entries than `most`         stand still before them: anyone can run a PDS and list names that he makes up
+
+A pass that ends without the list's end says why (`Listing.cut`, `Decision.stuck`), and each one in a row waits twice as
+long for the next, up to an hour.
 """
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -25,7 +32,9 @@ from steps.syntax import is_did, is_tid, tid_micros
 
 MAX_SKIPS = 20  # in a row without one page: then the listing itself is broken, not a range of it
 GROW_AFTER = 4  # good pages of a narrowed size before it is doubled
-MAX_CURSOR = 2048
+MAX_CURSOR_BYTES = 1000  # two of them and a URL fit into one row of an index
+MAX_BARREN = 20  # pages of a pass that bring nothing new, and as many again for every 4 * MAX_BARREN that do
+LONGEST_ROUND_SECONDS = 3600.0
 FUTURE_MICROS = 300 * 1_000_000
 LONGEST_THROTTLE_SECONDS = 3600.0
 
@@ -50,7 +59,8 @@ class Page(msgspec.Struct, frozen=True):
 class Trouble(StrEnum):
     """What went wrong with a request."""
 
-    BAD_ANSWER = "bad_answer"  # an error or nonsense about this page
+    BAD_ANSWER = "bad_answer"  # an error about this page
+    MALFORMED = "malformed"  # an answer that is no page
     THROTTLED = "throttled"
     UNREACHABLE = "unreachable"  # no answer, or one that a gateway gave
 
@@ -81,7 +91,9 @@ class Policy:
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Where a listing stands. '' is the first page. `safe`: the newest cursor that the upstream itself gave; `entries`: how many
-    there are before the cursor."""
+    there are before the cursor. `cut`: why the newest pass ended without the list's end, `rounds`: how many in a row did.
+    `pages`, `barren`: of this pass, all and those with nothing new; `mark`, `content`: hashes of one remembered page's cursor
+    and repos."""
 
     size: int
     cursor: str = ""
@@ -94,6 +106,13 @@ class Listing:
     outages: int = 0
     skips: int = 0
     streak: int = 0
+    throttles: int = 0
+    cut: str = ""
+    rounds: int = 0
+    pages: int = 0
+    barren: int = 0
+    mark: int = 0
+    content: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,35 +141,89 @@ def decide(state: Listing, outcome: Page | Failure, now: float, policy: Policy) 
         return _page(state, outcome, now, policy)
     if outcome.trouble is Trouble.THROTTLED:
         asked = policy.longest_wait if outcome.retry_after is None else outcome.retry_after
-        return Decision(state, now + min(max(asked, 1.0), LONGEST_THROTTLE_SECONDS))
+        least = min(2.0**state.throttles, policy.longest_wait)  # one that asks for nothing, again and again
+        throttled = replace(state, throttles=min(state.throttles + 1, 20))
+        return Decision(throttled, now + min(max(asked, least), LONGEST_THROTTLE_SECONDS))
     if outcome.trouble is Trouble.UNREACHABLE:
         outages = state.outages + 1
         wait = max(_backoff(outages, policy), min(outcome.retry_after or 0.0, LONGEST_THROTTLE_SECONDS))
         stuck = outcome.detail if outages >= policy.skip_after else None
         return Decision(replace(state, outages=outages), now + wait, stuck=stuck)
+    if outcome.trouble is Trouble.MALFORMED:
+        failed = replace(state, failures=state.failures + 1, streak=0, outages=0)
+        if failed.failures < policy.skip_after:
+            return Decision(failed, now + _backoff(failed.failures, policy))
+        return _cut(failed, outcome.detail, now, policy)
     return _bad_answer(state, outcome, now, policy)
 
 
 def restart(state: Listing, now: float, policy: Policy) -> Listing:
     """The same upstream anew from its first page; what was completed stays counted."""
-    return Listing(size=policy.page_size, passes=state.passes, began=now)
+    return Listing(size=policy.page_size, passes=state.passes, began=now, rounds=state.rounds)
 
 
 def _page(state: Listing, page: Page, now: float, policy: Policy) -> Decision:
     size, streak = state.size, state.streak + 1
     if size < policy.page_size and streak >= GROW_AFTER:
         size, streak = min(size * 2, policy.page_size), 0
-    calm = replace(state, size=size, streak=streak, failures=0, outages=0, skips=0)
+    calm = replace(state, size=size, streak=streak, failures=0, outages=0, throttles=0, skips=0)
     entries = state.entries + len(page.entries) + page.rejected
     if policy.most is not None and entries > policy.most:
         return Decision(calm, now + policy.recheck_seconds, stuck=f"it lists more than {policy.most} repos")
     if page.cursor and not _goes_round(state.cursor, page.cursor):
-        return Decision(replace(calm, cursor=page.cursor, safe=page.cursor, entries=entries), now)
+        return _further(replace(calm, entries=entries), page, page.cursor, now, policy)
     # behind a stepped-over range an empty page proves nothing about where the end is
-    end = state.safe if state.skips and not page.entries else state.cursor
-    passes = state.passes if state.done else state.passes + 1
-    ended = replace(calm, cursor=end, done=True, passes=passes, size=policy.page_size)
-    return Decision(ended, now + policy.recheck_seconds, ended=True)
+    behind = state.skips > 0 and not page.entries
+    passes = state.passes if state.done and not state.cut else state.passes + 1
+    rounds = state.rounds + 1 if behind else 0
+    ended = replace(
+        calm,
+        cursor=state.safe if behind else state.cursor,
+        done=True,
+        passes=passes,
+        size=policy.page_size,
+        **_FRESH | {"rounds": rounds},
+    )
+    return Decision(ended, now + _between_rounds(rounds, policy), ended=True)
+
+
+_FRESH: dict[str, Any] = {"cut": "", "rounds": 0, "pages": 0, "barren": 0, "mark": 0, "content": 0}
+
+
+def _further(state: Listing, page: Page, cursor: str, now: float, policy: Policy) -> Decision:
+    """On to the next page, unless the pages repeat.
+
+    One page is remembered, and replaced by the newest whenever the number of pages has doubled (Brent): a cycle of any
+    length is found before it has been read three times, and nothing grows.
+    """
+    mark, content = _hash(cursor), _hash(*(entry.did for entry in page.entries))
+    if state.pages and mark == state.mark:
+        return _cut(state, "its cursors go round", now, policy)
+    barren = state.barren + (not page.entries or (state.pages > 0 and content == state.content))
+    if barren > MAX_BARREN + state.pages // 4:
+        return _cut(state, "its pages bring nothing new", now, policy)
+    wait = _backoff(barren, policy) if barren > state.barren else 0.0
+    pages = state.pages + 1
+    if pages & (pages - 1):
+        mark, content = state.mark, state.content
+    moved = replace(state, cursor=cursor, safe=cursor, pages=pages, barren=barren, mark=mark, content=content)
+    return Decision(moved, now + wait)
+
+
+def _cut(state: Listing, why: str, now: float, policy: Policy) -> Decision:
+    """End a pass that has no end. What it listed is listed; the next pass goes on from here."""
+    rounds = state.rounds + 1
+    ended = replace(state, done=True, failures=0, skips=0, **_FRESH | {"cut": why, "rounds": rounds})
+    return Decision(ended, now + _between_rounds(rounds, policy), ended=True, stuck=why)
+
+
+def _between_rounds(rounds: int, policy: Policy) -> float:
+    wait = policy.recheck_seconds * 2.0 ** min(max(rounds - 1, 0), 20)
+    return max(policy.recheck_seconds, min(wait, LONGEST_ROUND_SECONDS))
+
+
+def _hash(*texts: str) -> int:
+    return int.from_bytes(blake2b("\n".join(texts).encode(), digest_size=8).digest())
 
 
 def _bad_answer(state: Listing, failure: Failure, now: float, policy: Policy) -> Decision:
@@ -163,10 +236,14 @@ def _bad_answer(state: Listing, failure: Failure, now: float, policy: Policy) ->
     if opaque and state.size > 1:
         return Decision(replace(failed, size=state.size // 2, failures=0), now + policy.first_wait)
     to = beyond(state.cursor, skips=state.skips, step=policy.skip_step, relay=policy.relay)
-    if to is None or state.skips >= MAX_SKIPS:
+    if to is None or state.skips >= max(1, MAX_SKIPS >> min(state.rounds, 10)):
         # not a poisoned range: nothing answers. Back to firm ground, and wait
-        back = replace(failed, cursor=state.safe if state.skips else state.cursor, failures=0, skips=0)
-        return Decision(back, now + policy.recheck_seconds, stuck=failure.detail)
+        rounds = state.rounds + 1
+        # where cursors cannot be stepped over, one failure is enough the next time
+        failures = policy.skip_after - 1 if to is None else 0
+        cursor = state.safe if state.skips else state.cursor
+        back = replace(failed, cursor=cursor, failures=failures, skips=0, rounds=rounds)
+        return Decision(back, now + _between_rounds(rounds, policy), stuck=failure.detail)
     moved = replace(failed, cursor=to, failures=0, skips=state.skips + 1, size=policy.page_size)
     return Decision(moved, now + policy.first_wait, skip=Skip(state.cursor, to, failure.detail))
 
@@ -184,16 +261,32 @@ def _backoff(count: int, policy: Policy) -> float:
 
 def read_page(body: Any, now_micros: int) -> Page | Failure:
     """The JSON of a listRepos answer. A bad entry is dropped, not the page; a rev from the future is none."""
-    repos = body.get("repos") if isinstance(body, dict) else None
+    if not isinstance(body, dict):
+        return Failure(Trouble.MALFORMED, "the answer is no object")
+    cursor = page_cursor(body)
+    if isinstance(cursor, Failure):
+        return cursor
+    repos = body.get("repos")
+    if repos is None and "repos" in body and cursor is None:
+        repos = []  # what relays written in Go answer behind the end
     if not isinstance(repos, list):
-        return Failure(Trouble.BAD_ANSWER, "no list of repos in the answer")
-    cursor = body.get("cursor")
-    if cursor is not None and (
-        not isinstance(cursor, str | int) or len(str(cursor)) > MAX_CURSOR or not is_printable(str(cursor))
-    ):
-        return Failure(Trouble.BAD_ANSWER, "the cursor is no text")
+        return Failure(Trouble.MALFORMED, "no list of repos in the answer")
     entries = [entry for entry in (_entry(row, now_micros) for row in repos) if entry is not None]
-    return Page(entries, len(repos) - len(entries), None if cursor in (None, "") else str(cursor))
+    return Page(entries, len(repos) - len(entries), cursor)
+
+
+def page_cursor(body: dict[str, Any]) -> str | Failure | None:
+    """The cursor of the next page; None at the end. It is kept, sent back and indexed, so it has a limit."""
+    cursor = body.get("cursor")
+    if cursor is None or cursor == "":
+        return None
+    if type(cursor) is int:
+        cursor = str(cursor)
+    if not isinstance(cursor, str) or not is_printable(cursor):
+        return Failure(Trouble.MALFORMED, "the cursor is no text")
+    if len(cursor.encode()) > MAX_CURSOR_BYTES:
+        return Failure(Trouble.MALFORMED, f"a cursor of more than {MAX_CURSOR_BYTES} bytes")
+    return cursor
 
 
 def _entry(row: object, now_micros: int) -> Entry | None:

@@ -33,9 +33,31 @@ def beyond(cursor: str, *, skips: int, step: int, relay: bool) -> str | None:
 
 def reached(cursor: str, to: str) -> bool:
     """Whether a listing at `cursor` has passed the end of a skipped range; False where the two cannot be compared."""
-    if is_number(cursor) and is_number(to):
-        return int(cursor) >= int(to)
+    if is_number(to) and (not cursor or is_number(cursor)):
+        return int(cursor or "0") >= int(to)
     here, there = _TIMED(cursor), _TIMED(to)
     if here is not None and there is not None:
         return (int(here[1]), here[2]) >= (int(there[1]), there[2])
     return False
+
+
+def order(cursor: str) -> tuple[int, str]:
+    """A key that sorts cursors of one form; '' is before all."""
+    if is_number(cursor):
+        return int(cursor), ""
+    timed = _TIMED(cursor)
+    return (int(timed[1]), timed[2]) if timed is not None else (0, cursor)
+
+
+def middle(cursor: str, to: str) -> str | None:
+    """A cursor halfway between two of the same form; None where there is none, or where they cannot be compared."""
+    low, high = order(cursor)[0], order(to)[0]
+    half = (low + high) // 2
+    if half <= low or half >= high:
+        return None
+    if is_number(to) and (not cursor or is_number(cursor)):
+        return str(half)
+    timed = _TIMED(to)
+    if timed is not None and _TIMED(cursor) is not None:
+        return f"{half}::{timed[2]}"
+    return None

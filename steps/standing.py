@@ -17,10 +17,10 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Narrowed:
-    """The skipped range with this id still fails from this cursor on."""
+    """Of the skipped range with this id only these ranges (from, to), one at least, are left. They still fail."""
 
     id: int
-    from_cursor: str
+    left: list[tuple[str, str]]
     retry_count: int
     reason: str
 
@@ -45,6 +45,7 @@ class Standing:
     facts: list[Fact] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)  # upstreams whose listing came to its end, also once more
+    notes: int = 0  # pages seen; facts and counts are written where no listing moves, too
 
     def tally(self, upstream: str) -> Tally:
         """The counts of an upstream."""

@@ -12,11 +12,25 @@ on conflict (name) do update set
 returning id
 
 -- name: skip
+-- A range that begins where an open one does is that one, grown: it keeps its retries and its time.
+with grown as (
+    update sluice.skipped_range s set to_cursor = %(to_cursor)s, reason = %(reason)s
+    where s.id = (
+        select min(o.id) from sluice.skipped_range o
+        where o.upstream = %(upstream)s and o.from_cursor = %(from_cursor)s and o.filled_at is null
+    ) and not exists (
+        select from sluice.skipped_range o
+        where o.upstream = s.upstream and o.from_cursor = s.from_cursor and o.to_cursor = %(to_cursor)s and o.id <> s.id
+    )
+    returning id
+)
 insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, next_retry_at)
-values (%(upstream)s, %(from_cursor)s, %(to_cursor)s, %(reason)s, now() + make_interval(secs => %(delay)s))
+select %(upstream)s, %(from_cursor)s, %(to_cursor)s, %(reason)s, now() + make_interval(secs => %(delay)s)
+where not exists (select from grown)
 on conflict (upstream, from_cursor, to_cursor) do update set
-    reason = excluded.reason, filled_at = null, filled_by = null, next_retry_at = excluded.next_retry_at,
-    skipped_at = now()
+    reason = excluded.reason, filled_at = null, filled_by = null, skipped_at = now(),
+    retry_count = case when skipped_range.filled_at is null then skipped_range.retry_count else 0 end,
+    next_retry_at = case when skipped_range.filled_at is null then skipped_range.next_retry_at else excluded.next_retry_at end
 
 -- name: due_ranges
 select id, upstream, from_cursor, to_cursor, retry_count from sluice.skipped_range
@@ -49,14 +63,26 @@ where filled_at is null and (%(ids)s::bigint[] is null or id = any(%(ids)s::bigi
 returning id
 
 -- name: narrow
--- What could be read of the range is read; the rest is tried again later. Another row may stand for that rest already.
+-- What could be read of the range is read; the rest is tried again later. No row: another one is that rest already.
 update sluice.skipped_range s set
     retry_count = s.retry_count + 1, next_retry_at = now() + make_interval(secs => %(delay)s), reason = %(reason)s,
-    from_cursor = case when exists (
-        select from sluice.skipped_range o
-        where o.upstream = s.upstream and o.from_cursor = %(from_cursor)s and o.to_cursor = s.to_cursor and o.id <> s.id
-    ) then s.from_cursor else %(from_cursor)s end
-where s.id = %(id)s and s.filled_at is null
+    from_cursor = %(from_cursor)s, to_cursor = %(to_cursor)s
+where s.id = %(id)s and s.filled_at is null and not exists (
+    select from sluice.skipped_range o
+    where o.upstream = s.upstream and o.from_cursor = %(from_cursor)s and o.to_cursor = %(to_cursor)s and o.id <> s.id
+)
+returning s.id
+
+-- name: split
+-- One more range that is left of this one. It is as old, and has been tried as often.
+insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, retry_count, next_retry_at, skipped_at)
+select s.upstream, %(from_cursor)s, %(to_cursor)s, %(reason)s, s.retry_count + 1,
+       now() + make_interval(secs => %(delay)s), s.skipped_at
+from sluice.skipped_range s where s.id = %(id)s and s.filled_at is null
+on conflict (upstream, from_cursor, to_cursor) do update set
+    reason = excluded.reason, filled_at = null, filled_by = null, next_retry_at = excluded.next_retry_at,
+    retry_count = greatest(skipped_range.retry_count, excluded.retry_count),
+    skipped_at = least(skipped_range.skipped_at, excluded.skipped_at)
 
 -- name: gaps
 -- Newest unanswered loss per upstream, and the database's clock (seconds since 1970).

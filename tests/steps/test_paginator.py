@@ -31,7 +31,7 @@ DOWN = Failure(Trouble.UNREACHABLE, "no answer")
 
 
 def page(count: int, cursor: str | None) -> Page:
-    return Page([Entry(f"did:plc:{i}", "", True, None) for i in range(count)], 0, cursor)
+    return Page([Entry(f"did:plc:{cursor}{i}", "", True, None) for i in range(count)], 0, cursor)
 
 
 def run(state: Listing, *outcomes: Page | Failure, policy: Policy = RELAY) -> Decision:
@@ -122,7 +122,7 @@ def test_throttling_is_no_failure_and_waits_as_long_as_it_is_told() -> None:
     """R3"""
     state = Listing(100, cursor="200", safe="200", failures=4)
     decision = run(state, failure_of(429, None, 17.0))
-    assert (decision.state, decision.wait_until) == (state, 1017)
+    assert (decision.state, decision.wait_until) == (replace(state, throttles=1), 1017)
     assert run(state, failure_of(429, None, None)).wait_until == 1060
     assert run(state, failure_of(429, None, 1e9)).wait_until == 1000 + 3600
     assert run(state, failure_of(429, None, 0.0)).wait_until == 1001
@@ -283,7 +283,112 @@ def test_no_answer_raises(body: Any) -> None:
 
 def test_words_that_no_text_column_takes() -> None:
     """G7: a page whose cursor has a NUL was read again and again, and ended the flow each time."""
-    assert read_page({"repos": [], "cursor": "a\0"}, 0) == Failure(Trouble.BAD_ANSWER, "the cursor is no text")
+    assert read_page({"repos": [], "cursor": "a\0"}, 0) == Failure(Trouble.MALFORMED, "the cursor is no text")
     found = read_page({"repos": [{"did": "did:plc:a", "active": False, "status": "gone\0"}]}, 0)
     assert isinstance(found, Page)
     assert [entry.status for entry in found.entries] == ["gone\ufffd"]
+
+
+@pytest.mark.parametrize("cycle", [2, 3, 7, 40])
+@pytest.mark.parametrize("lead", [0, 1, 5])
+def test_opaque_cursors_that_go_round_end_the_pass(lead: int, cycle: int) -> None:
+    """Issue 10.18; H5: a → b → a asked 1,200 times in the first minute, and its job was running for ever."""
+    state, requests = Listing(100), 0
+    while not state.done:
+        at = requests if requests < lead + cycle else lead + (requests - lead) % cycle
+        decision = decide(state, page(3, f"c{at}"), 1000.0, PDS)
+        state, requests = decision.state, requests + 1
+        assert requests <= 3 * (lead + cycle) + 3
+    assert decision.ended
+    assert (decision.stuck, state.cut, state.passes) == ("its cursors go round",) * 2 + (0,)
+
+
+def test_passes_that_are_cut_are_ever_further_apart_and_an_end_forgives_them() -> None:
+    """Issue 10.18; H5"""
+    state, waits, requests = Listing(100), [], 0
+    for _ in range(60):
+        decision = decide(state, page(3, {"": "a", "a": "b", "b": "a"}[state.cursor]), 1000.0, PDS)
+        state, requests = decision.state, requests + 1
+        if decision.ended:
+            waits.append(decision.wait_until - 1000)
+    assert waits[:6] == [300, 600, 1200, 2400, 3600, 3600]
+    assert requests / sum(waits) * 3600 < 10
+    over = decide(state, page(1, None), 1000.0, PDS)
+    assert (over.state.cut, over.state.rounds, over.state.passes) == ("", 0, 1)
+
+
+@pytest.mark.parametrize("content", [0, 5])
+def test_pages_with_ever_new_cursors_that_bring_nothing_new_end_the_pass(content: int) -> None:
+    """Issue 10.18; H5: they wait like failures, and are not read without end."""
+    same = [Entry(f"did:plc:{i}", "", True, None) for i in range(content)]
+    state, now, requests = Listing(100), 0.0, 0
+    while not state.done:
+        decision = decide(state, Page(same, 0, f"c{requests}"), now, RELAY)
+        state, now, requests = decision.state, decision.wait_until, requests + 1
+        assert requests <= 40
+    assert state.cut == "its pages bring nothing new"
+    assert now > 300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"repos": None, "cursor": "x"},
+        {"cursor": "x"},
+        {},
+        {"repos": {}},
+        [],
+        None,
+        "text",
+        {"repos": [], "cursor": {}},
+        {"repos": [], "cursor": True},
+        {"repos": [], "cursor": "x" * 1001},
+        {"repos": [], "cursor": "ä" * 501},
+        {"repos": [], "cursor": "a\x1b[2J"},
+    ],
+)
+@pytest.mark.parametrize("policy", [RELAY, PDS])
+def test_malformed_pages_end_the_pass_with_a_reason_and_skip_nothing(body: Any, policy: Policy) -> None:
+    """Issue 10.14, 10.18: a 2 KB cursor ended the flow; `repos: null` skipped range after range for ever."""
+    failure = read_page(body, 0)
+    assert isinstance(failure, Failure)
+    state, now, requests = Listing(100, cursor="200", safe="200"), 0.0, 0
+    while not state.done:
+        decision = decide(state, failure, now, policy)
+        state, now, requests = decision.state, decision.wait_until, requests + 1
+        assert decision.skip is None
+    assert (requests, state.cursor, decision.ended) == (5, "200", True)
+    assert decision.stuck == state.cut == failure.detail
+
+
+def test_an_empty_page_of_a_relay_written_in_go_is_the_end() -> None:
+    """Issue 10.18: `{"repos": null}` without a cursor."""
+    assert read_page({"repos": None}, 0) == Page([], 0, None)
+
+
+OUTCOMES: dict[str, Any] = {
+    "errors": lambda n: BAD,
+    "silence": lambda n: DOWN,
+    "nonsense": lambda n: Failure(Trouble.MALFORMED, "no page"),
+    "429 at once": lambda n: Failure(Trouble.THROTTLED, "429", 0.0),
+    "a cycle": lambda n: page(2, "abcd"[n % 4]),
+    "empty pages": lambda n: Page([], 0, f"c{n}"),
+    "error, page, error": lambda n: page(1, "aabb"[n % 4]) if n % 2 else BAD,
+    "429, page": lambda n: page(1, "aabb"[n % 4]) if n % 2 else Failure(Trouble.THROTTLED, "429", 0.0),
+    "down, end": lambda n: page(0, None) if n % 2 else DOWN,
+    "nonsense, end": lambda n: page(0, None) if n % 3 == 0 else Failure(Trouble.MALFORMED, "no page"),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("policy", [RELAY, replace(PDS, recheck_seconds=3600.0, longest_wait=3600.0)])
+def test_an_upstream_that_fails_for_ever_is_asked_ever_more_rarely(policy: Policy, name: str) -> None:
+    """H5, issue 10.18: requests in a simulated day; from its second hour on never more than 90 in one."""
+    state, now, n, hours = Listing(100), 0.0, 0, [0] * 24
+    while now < 24 * 3600:
+        hours[int(now // 3600)] += 1
+        decision = decide(state, OUTCOMES[name](n), now, policy)
+        assert decision.wait_until > now or not isinstance(OUTCOMES[name](n), Failure)
+        state, now, n = decision.state, decision.wait_until, n + 1
+        assert hours[0] < 400, "without end at once"
+    assert max(hours[1:]) <= 90
