@@ -12,6 +12,7 @@ from simulator import spoil
 from simulator.car import cid_text
 from simulator.events import Event
 from simulator.faults import Faults, Parameters
+from simulator.hostile import ESCAPES, list_fault, rows
 from simulator.http import RequestBudget, budget_middleware, page_limit, xrpc_error
 from simulator.network import Account, Network
 from simulator.spool import Car
@@ -35,6 +36,7 @@ class Pds:
         self.faults = faults
         self.index = index
         self.url = ""
+        self.others: list[str] = []  # URLs of all PDSes
         self.budget = RequestBudget(config.pds_limit, config.pds_limit_seconds)
         self.stream = EventStream(1, config.window, Faults(config.seed), index)
         self.fetches: Counter[str] = Counter()  # of a repo, asked for
@@ -82,6 +84,10 @@ class Pds:
     async def _list_repos(self, request: web.Request) -> web.Response:
         limit, cursor = page_limit(request), request.query.get("cursor")
         hosted = self.network.hosted(self.index)
+        if (
+            odd := list_fault(self.faults, self.index, cursor or "", "repos", lambda: rows(hosted[:limit]))
+        ) is not None:
+            return odd
         after = (0, "")
         if cursor:
             millis, separator, did = cursor.partition("::")
@@ -187,6 +193,12 @@ class Pds:
                     headers=headers,
                 )
             return xrpc_error("RateLimitExceeded", "Rate Limit Exceeded", 429, headers)
+        elsewhere = self.faults.fire("repo_redirect", host=self.index, did=account.did)
+        if elsewhere is not None:
+            path = f"/xrpc/com.atproto.sync.getRepo?did={account.did}"
+            return web.Response(status=302, headers={"Location": self.others[int(elsewhere.get("to", 0))] + path})
+        if self.faults.fire("pds_escapes", host=self.index, did=account.did):
+            return xrpc_error(f"Bad{ESCAPES}", ESCAPES, 500)
         if self.faults.fire("pds_500", host=self.index, did=account.did):
             return xrpc_error("InternalServerError", "Internal Server Error", 500)
         hang = self.faults.fire("pds_hang", host=self.index, did=account.did)

@@ -74,6 +74,12 @@ class PlcDirectory:
             return web.json_response({"message": "injected"}, status=500)
         if (refused := self._throttled(did)) is not None:
             return refused
+        plain = self.faults.fire("plc_plain_404", did=did)
+        if plain is not None:
+            return web.Response(status=int(plain.get("status", 404)), text=f"DID not registered: {did}")
+        if self.faults.fire("plc_other_did", did=did):
+            other = self.network.accounts[-1].did
+            return web.json_response(self.account_document(other))
         slow = self.faults.fire("plc_slow", did=did)
         if slow:
             await asyncio.sleep(slow.get("seconds", 2))

@@ -18,6 +18,7 @@ from simulator import spoil
 from simulator.car import cid_text
 from simulator.events import Event
 from simulator.faults import Faults
+from simulator.hostile import list_fault, rows
 from simulator.http import page_limit, xrpc_error
 from simulator.network import Account, Network
 from simulator.stream import EventStream
@@ -131,6 +132,8 @@ class Relay:
 
     async def _list_hosts(self, request: web.Request) -> web.Response:
         limit, cursor = page_limit(request, 200), request.query.get("cursor", "0")
+        if (odd := list_fault(self.faults, self.index, cursor, "hosts", self._host_rows)) is not None:
+            return odd
         if not cursor.isdigit():
             return xrpc_error("InvalidRequest", "Malformed cursor")
         start = int(cursor)
@@ -144,8 +147,16 @@ class Relay:
             answer["cursor"] = str(start + limit)
         return web.json_response(answer)
 
+    def _host_rows(self) -> list[dict[str, Any]]:
+        return [{"hostname": url.removeprefix("http://"), "status": "active"} for url in self.pds_urls]
+
     async def _list_repos(self, request: web.Request) -> web.Response:
         limit, cursor = page_limit(request), request.query.get("cursor", "0") or "0"
+        accounts = self.network.accounts
+        if (odd := list_fault(self.faults, self.index, cursor, "repos", lambda: rows(accounts[:limit]))) is not None:
+            return odd
+        if (short := self.faults.fire("list_short", host=self.index)) is not None:
+            limit = min(limit, int(short.get("most", 20)))
         if not cursor.isdigit():
             return xrpc_error("InvalidRequest", "Malformed cursor")
         first_uid = self.index * _UID_STEP + 1

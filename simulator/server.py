@@ -71,6 +71,8 @@ class SimulatedNetwork:
         control = await self._listen(self.control.application())
         relays = [await self._listen(relay.application()) for relay in self.relays]
         pds_urls = [await self._listen(pds.application()) for pds in self.pdses]
+        for pds in self.pdses:
+            pds.others = pds_urls
         labelers = [await self._listen(labeler.application()) for labeler in self.labelers]
         self.urls = {"plc": plc, "relays": relays, "pds": pds_urls, "labelers": labelers, "control": control}
         self.urls["dns"] = await self.names.listen(_HOST, self._next_port)

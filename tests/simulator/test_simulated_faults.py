@@ -17,6 +17,7 @@ from fix_simulator import Simulation
 from read_simulated import SimulatedReader, check_car, get, read_car, refused
 
 from simulator.faults import NAMES, Faults, UnknownFaultError
+from simulator.hostile import KINDS
 
 CONFIG = {"repos": 12, "records_per_repo": 12, "inactive_share": 0.0, "churn": 0.0}
 
@@ -94,6 +95,11 @@ def test_getrepo_faults(simulator: Any) -> None:
     assert caught.value.headers.get_content_type() == "text/html"
     assert caught.value.headers["Retry-After"] is None
 
+    only(simulation, "pds_escapes")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        reader.car(did)
+    assert "\x1b]0;owned\x07\r\n" in json.loads(caught.value.read())["message"]
+
     only(simulation, "pds_truncate", mode="mid")
     with pytest.raises(EOFError):
         read_car(reader.car(did))
@@ -136,12 +142,72 @@ def test_getrepo_faults(simulator: Any) -> None:
     assert fired["pds_429"] == 2
 
 
+SIGNS = {
+    "long_cursor": b"x" * 2048,
+    "invalid_utf8": b"\xff\xfe",
+    "null": b"null",
+    "huge": b"[]," * 2_700_000,
+    "deep": b"[" * 100_000,
+    "escapes": b"u001b]0;owned",
+    "no_json": b"<html>",
+}
+
+
+def raw(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as err:
+        return bytes(err.read())
+
+
+def test_hostile_lists(simulator: Any) -> None:
+    """Issue 10.8, 10.13, 10.14, 10.18: every kind of answer that is no page, and cursors that go round."""
+    simulation = simulator(**CONFIG, pdses=1)
+    relay, pds = simulation.relays[0], simulation.pdses[0]
+    hosts = f"{relay}/xrpc/com.atproto.sync.listHosts"
+    for name, urls in (("list_malformed", [list_url(relay, 5), list_url(pds, 5)]), ("hosts_malformed", [hosts])):
+        for kind in KINDS:
+            only(simulation, name, kind=kind)
+            for url in urls:
+                assert SIGNS[kind] in raw(url)
+        assert simulation.fired(name) == len(KINDS) * len(urls)
+    for name, url in (("list_cycle", list_url(relay, 5)), ("list_cycle", list_url(pds, 5)), ("hosts_cycle", hosts)):
+        only(simulation, name)
+        mark = "&" if "?" in url else "?"
+        first = get(url)["cursor"]
+        second = get(f"{url}{mark}cursor={first}")["cursor"]
+        assert get(f"{url}{mark}cursor={second}")["cursor"] == first != second
+    assert (simulation.fired("list_cycle"), simulation.fired("hosts_cycle")) == (6, 3)
+    only(simulation, "list_short", most=2)
+    assert len(get(list_url(relay, 5))["repos"]) == 2
+    assert simulation.fired("list_short") == 1
+
+
+def test_a_repo_may_be_redirected(simulator: Any) -> None:
+    """Issue 10.21"""
+    simulation = simulator(**CONFIG, pdses=2)
+    did, account = next(iter(simulation.state().items()))
+    other = 1 - account.pds
+    only(simulation, "repo_redirect", to=other)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{simulation.pdses[account.pds]}/xrpc/com.atproto.sync.getRepo?did={did}")
+    assert caught.value.url.startswith(simulation.pdses[other])
+    assert simulation.fired("repo_redirect") == 1
+
+
 def test_plc_faults(simulator: Any) -> None:
     simulation = simulator(**CONFIG)
     did = next(iter(simulation.state()))
     only(simulation, "plc_500")
     with pytest.raises(urllib.error.HTTPError):
         get(f"{simulation.plc}/{did}")
+    only(simulation, "plc_plain_404", status=410)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{simulation.plc}/{did}")
+    assert (caught.value.code, caught.value.headers["Content-Type"]) == (410, "text/plain; charset=utf-8")
+    only(simulation, "plc_other_did")
+    assert get(f"{simulation.plc}/{did}")["id"] != did
     only(simulation, "plc_slow", seconds=0.3)
     started = time.monotonic()
     get(f"{simulation.plc}/{did}")
@@ -153,7 +219,7 @@ def test_plc_faults(simulator: Any) -> None:
     only(simulation, "plc_429", rate=1000)
     time.sleep(0.1)
     get(f"{simulation.plc}/{did}")
-    assert simulation.faults()["fired"] == {"plc_500": 1, "plc_slow": 1, "plc_429": 1}
+    assert simulation.faults()["fired"] == {name: 1 for name in NAMES if name.startswith("plc_")}
     assert refused_plain(f"{simulation.plc}/did:plc:aaaaaaaaaaaaaaaaaaaaaaaa") == 404
 
 
