@@ -43,8 +43,11 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
         """Where a restart would continue, covering everything polled so far; None: nothing is ours, so nothing to commit."""
 
     @abstractmethod
-    def commit(self, position: P) -> None:
-        """Everything up to `position` is durable downstream: make the position durable too."""
+    def commit(self, position: P) -> P | None:
+        """What has been emitted up to `position` is durable downstream: make the position durable too.
+
+        Returns the position that is durable now where it is an earlier one: some of it waits to be emitted.
+        """
 
     def drain(self) -> None:  # optional
         """Called once when the process is to stop: take no more from upstream."""
@@ -56,8 +59,8 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
     @override
     def next_batch(self) -> list[X]:
         if self._pending is not None:
-            self.commit(self._pending)
-            self._committed, self._pending = self._pending, None
+            earlier = self.commit(self._pending)
+            self._committed, self._pending = self._pending if earlier is None else earlier, None
             self.health.progressed()
         if STOP.is_set() and not self._draining:
             self._draining = True

@@ -4,13 +4,14 @@ from connectors.back_pressure import HighWater
 from connectors.checkpointed import CheckpointedSource
 from connectors.process import Health
 from connectors.stream import Frame, StreamPartition
+from connectors.waiting import ForKeys
 from schemas.settings import Settings
 from steps.cursor import Cursors
 
 SUBSCRIBE = "com.atproto.label.subscribeLabels"
 
 
-def label_source(settings: Settings, health: Health, cursors: Cursors) -> CheckpointedSource[Frame]:
+def label_source(settings: Settings, health: Health, cursors: Cursors, deferral: ForKeys) -> CheckpointedSource[Frame]:
     """Frames of all labelers of the settings. A labeler without a cursor is read from 0, its whole history."""
     return CheckpointedSource(
         lambda: StreamPartition(
@@ -22,5 +23,6 @@ def label_source(settings: Settings, health: Health, cursors: Cursors) -> Checkp
             start=0,
             pressure=HighWater(settings, "label_live", "index"),
             fillable=False,
+            deferral=deferral,
         )
     )

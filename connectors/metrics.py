@@ -45,6 +45,8 @@ UPSTREAM_SEQ = Gauge("upstream_cursor", "newest sequence number received", ["ups
 SEQUENCE_GAPS = Counter("sequence_gaps_total", "holes in an upstream's sequence", ["upstream"])
 GAP_SEQS = Counter("sequence_gap_missed_seqs_total", "sequence numbers in these holes", ["upstream"])
 QUEUE_FRAMES = Gauge("sluice_stream_queue_frames", "frames that wait in memory", ["flow"])
+DEFERRED = Gauge("sluice_deferred_events", "events that wait for a key beside the stream", ["flow"])
+DEFERRED_BYTES = Gauge("sluice_deferred_bytes", "memory of these events", ["flow"])
 KEY_LOOKUPS = Counter("sluice_key_lookups_total", "signing keys that were needed", ["flow", "result"])
 DIRECTORY_THROTTLED = Counter(
     "sluice_directory_throttled_total", "requests that the PLC directory refused for its limit; they are made again"

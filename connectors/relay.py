@@ -11,6 +11,7 @@ from connectors.checkpointed import CheckpointedSource
 from connectors.http import LIST_JSON, HostRefused, TooLarge, Unreachable, check_url, fetch, retry_after
 from connectors.process import Health
 from connectors.stream import Frame, StreamPartition
+from connectors.waiting import ForKeys
 from schemas.settings import Settings
 from steps.cursor import Cursors
 from steps.identity import is_host
@@ -25,7 +26,9 @@ HOSTS_PAGE = 200
 MAX_HOSTS = 20_000
 
 
-def firehose_source(settings: Settings, health: Health, cursors: Cursors) -> CheckpointedSource[Frame]:
+def firehose_source(
+    settings: Settings, health: Health, cursors: Cursors, deferral: ForKeys
+) -> CheckpointedSource[Frame]:
     """Frames of all relays of the settings. Waits while the index is half of the live topic's retention behind."""
     return CheckpointedSource(
         lambda: StreamPartition(
@@ -37,6 +40,7 @@ def firehose_source(settings: Settings, health: Health, cursors: Cursors) -> Che
             start=0 if settings.firehose_start == "oldest" else None,
             pressure=HighWater(settings, "firehose_live", "index"),
             fillable=True,
+            deferral=deferral,
         )
     )
 

@@ -101,25 +101,34 @@ class Resolver:
         return await asyncio.shield(flight)  # one caller's cancellation is not the others'
 
     async def resolve_many(
-        self, dids: Collection[str], *, max_age: float, fresh: bool = False, seconds: float | None = None
+        self, dids: Collection[str], *, max_age: float
     ) -> dict[str, Identity | IdentityNotFound | IdentityUnreachable]:
         """Answers for many DIDs: one query, then the network. For callers with a cache of their own: nothing stays in memory.
 
-        `max_age`: of a stored identity, in seconds; an older one serves where the network does not answer. `seconds`: how
-        long the network may take for all of them; whoever has not answered by then is unreachable.
+        `max_age`: of a stored identity, in seconds; an older one serves where the network does not answer.
         """
-        stored = {} if fresh else await self._stored_many(dids)
+        stored = await self._stored_many(dids)
         found: dict[str, Identity | IdentityNotFound | IdentityUnreachable] = {
             did: identity for did, (identity, age) in stored.items() if age <= max_age
         }
         rest = [did for did in dict.fromkeys(dids) if did not in found]
-        answers = await self._ask_all(rest, seconds)
-        if seconds is not None:
-            await self._store_many([answer for answer in answers if isinstance(answer, Identity)])
+        answers = await self._ask_all(rest, None)
         for did, answer in zip(rest, answers, strict=True):
             old = stored.get(did)
             found[did] = old[0] if old is not None and isinstance(answer, IdentityUnreachable) else answer
         return found
+
+    async def ask(self, did: str, seconds: float) -> Identity | IdentityNotFound | IdentityUnreachable:
+        """The network's answer as a value, for callers with a cache of their own; `store` keeps it for the others."""
+        return await self._ask_for(did, seconds)
+
+    async def store(self, identity: Identity) -> None:
+        """Keep an answer of `ask` in the table."""
+        await self._stores.one(identity)
+
+    async def stored(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
+        """What the table holds of many DIDs, with its age in seconds."""
+        return await self._stored_many(dids)
 
     @property
     def throttled(self) -> bool:

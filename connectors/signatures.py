@@ -1,107 +1,36 @@
-"""Signatures of commits and labels, a batch at a time: what their account or labeler did not sign is refused.
+"""Signatures of labels: what its labeler did not sign is refused, and what waits for a key is deferred beside the stream.
 
-A key may have changed since we learned it. An #identity in the batch makes what follows it ask anew; a signature that does
-not verify makes the DID resolve once more, at most once in `SLUICE_RERESOLVE_SECONDS`, before the commit is refused.
+A frame whose source's key is not known waits, and behind it every later frame of its labeler, in order; other labelers pass.
+A key may have changed since we learned it: a signature that does not verify makes the source resolve once more, at most once
+in `SLUICE_RERESOLVE_SECONDS`, before the label is refused.
 
 A labeler may write any `src` into its labels, and each one that nobody knows is a question to the directory, or to a silent
-did:web, that all labelers wait for. So a URL may have a few sources looked for that it has not proven to be its own, and one
-more a minute; what was found of one holds meanwhile, and labels of any further one are refused without a look.
+did:web. So a URL may have a few sources looked for that it has not proven to be its own, and one more a minute; what was found
+of one holds meanwhile, and labels of any further one are refused without a look.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import msgspec
-
 from connectors import metrics
-from connectors.keyring import KeyRing, Lack
+from connectors.commit_signatures import RELEASE_BYTES, TRUSTED_BYTES, Arrived
+from connectors.keyring import Key, KeyRing, Lack
 from schemas.settings import Check
-from steps.frames import Identity
+from steps.deferred import Deferred
+from steps.frames import Labels
 from steps.labels import LabelReason, LabelRejected, label_signed
 from steps.syntax import is_did
-from steps.verify_commit import Refused, Verified, VerifyReason, signed
 
 STRANGER_LOOKS = 4  # at sources that a URL has not proven to be its own
 STRANGER_SECONDS = 60.0  # after so long one look more
 FOREIGN_SECONDS = 240.0  # that another URL's source stays one without a look
 SOURCES_KEPT = 1000  # of a URL: what was found of its strangers, and those it has proven
 
-M = TypeVar("M")
-Key = str | Lack | None
-
-
-class CommitSignatures:
-    """See the module. `ring` gives the account's #atproto key (did:key), None where its document has none."""
-
-    def __init__(self, flow: str, ring: KeyRing[str | None], check: Check) -> None:
-        self._flow = flow
-        self._ring = ring
-        self._check = check
-
-    def check(self, messages: Sequence[M]) -> list[M | Verified | Refused]:
-        """The same messages in the same order. Waits for a directory that is away; raises Stopping."""
-        old, new, changed = self._dids(messages)
-        keys: dict[tuple[str, bool], Key] = {}
-        if self._check is not Check.OFF:
-            keys = {(did, False): key for did, key in self._ring.find(old).items()}
-        self._ring.forget(changed)
-        if self._check is Check.OFF:
-            return list(messages)
-        keys |= {(did, True): key for did, key in self._ring.find(new).items()}
-        checked: list[M | Verified | Refused] = []
-        wrong: dict[int, tuple[Verified, Key]] = {}
-        changed = set()
-        for index, message in enumerate(messages):
-            if isinstance(message, Identity):
-                changed.add(message.did)
-            elif isinstance(message, Verified):
-                did = message.event.did
-                key = keys[did, did in changed]
-                if type(key) is not str or not signed(message, key):
-                    wrong[index] = (message, key)
-            checked.append(message)
-        if wrong:
-            self._look_again(checked, wrong)
-        return checked
-
-    @staticmethod
-    def _dids(messages: Sequence[object]) -> tuple[set[str], set[str], set[str]]:
-        """DIDs of commits before an #identity of theirs in this batch, of those behind one, and of the #identities."""
-        old: set[str] = set()
-        new: set[str] = set()
-        changed: set[str] = set()
-        for message in messages:
-            if isinstance(message, Identity):
-                changed.add(message.did)
-            elif isinstance(message, Verified):
-                (new if message.event.did in changed else old).add(message.event.did)
-        return old, new, changed
-
-    def _look_again(self, checked: list[M | Verified | Refused], wrong: dict[int, tuple[Verified, Key]]) -> None:
-        """Today's keys for what did not verify; what still does not is refused in place."""
-        dids = {message.event.did for message, key in wrong.values() if not isinstance(key, Lack)}
-        keys = self._ring.find_again(dids)
-        for index, (message, old) in wrong.items():
-            key = keys.get(message.event.did, old)
-            if type(key) is str and signed(message, key):
-                continue
-            refused = _refusal(key)
-            if self._check is Check.COUNT:
-                checked[index] = msgspec.structs.replace(message, counted=(*message.counted, refused.reason))
-            else:
-                checked[index] = msgspec.structs.replace(refused, did=message.event.did)
-            metrics.REJECTED.labels(self._flow, refused.reason.value).inc()
-
-
-def _refusal(key: Key) -> Refused:
-    if key is None:
-        return Refused(VerifyReason.NO_KEY, "the account's document has no #atproto key")
-    if isinstance(key, Lack):
-        return Refused(VerifyReason.NO_KEY, f"the account's document: {key.value}")
-    return Refused(VerifyReason.BAD_SIGNATURE, f"not by {key}")
+A = TypeVar("A", bound=Arrived)
 
 
 class Signer(NamedTuple):
@@ -109,6 +38,23 @@ class Signer(NamedTuple):
 
     key: str | None
     url: str | None
+
+
+class Judged(NamedTuple, Generic[A]):
+    """A frame, and what is wrong with its labels by their index."""
+
+    item: A
+    wrong: dict[int, LabelRejected]
+
+
+@dataclass(slots=True)
+class _Open:
+    """What is known about the first deferred frame of a URL. `final`: its doubtful sources have been looked up again."""
+
+    seen: set[str]
+    signers: dict[str, Key["Signer"]]
+    missing: set[str] = field(default_factory=set)
+    final: bool = False
 
 
 class _Sources:
@@ -152,68 +98,151 @@ class _Sources:
         return LabelRejected(LabelReason.BAD_SRC, f"{self._url} names too many sources to look for {src}")
 
 
-class LabelSignatures:
-    """The same for labels; their `src` must also be a labeler whose document names the URL that sent them."""
+class LabelSignatures(Generic[A]):
+    """See the module. The `src` of labels must also be a labeler whose document names the URL that sent them."""
 
     def __init__(
-        self, flow: str, ring: KeyRing[Signer], check: Check, clock: Callable[[], float] = time.monotonic
+        self,
+        flow: str,
+        ring: KeyRing[Signer],
+        check: Check,
+        deferred: Deferred[A],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._flow = flow
         self._ring = ring
         self._check = check
+        self._deferred = deferred
         self._clock = clock
         self._sources: dict[str, _Sources] = {}
+        self._open: dict[str, _Open] = {}  # of the URLs that are deferred
+        self._ready: dict[str, None] = {}  # those whose first frame can be judged
 
-    def check(self, labels: Sequence[tuple[str, Any]]) -> list[LabelRejected | None]:
-        """(URL of the labeler, the label as it came) → what is wrong with each. One without a `src` is not looked at."""
-        if self._check is Check.OFF:
-            return [None] * len(labels)
-        found = self._verdicts(labels)
-        for why in found:
-            if why is not None:
-                metrics.REJECTED.labels(self._flow, why.reason.value).inc()
-        if self._check is Check.COUNT:
-            for why in found:
-                if why is not None:
-                    metrics.LOOSENED.labels(self._flow, why.reason.value).inc()
-            return [None] * len(labels)
-        return found
+    def check(self, batch: Sequence[A]) -> list[Judged[A]]:
+        """What can be judged now: first the deferred frames whose keys have come, then this batch's."""
+        out: list[Judged[A]] = []
+        self._release(out)
+        for one in batch:
+            url = one.frame.upstream
+            if one.message is None:
+                continue
+            if url in self._deferred:
+                self._defer(url, one, out)
+            elif self._check is Check.OFF or not isinstance(one.message, Labels):
+                out.append(Judged(one, {}))
+            elif (open_ := self._judge(one, None, out)) is not None:
+                self._wait(url, open_)
+                self._defer(url, one, out)
+        return out
 
-    def _verdicts(self, labels: Sequence[tuple[str, Any]]) -> list[LabelRejected | None]:
-        now = self._clock()
-        named = [(url, src) for url, value in labels if (src := _source(value)) is not None]
-        for url in {url for url, _ in named} - self._sources.keys():
-            self._sources[url] = _Sources(url, now)
-        seen = {one for one in dict.fromkeys(named) if self._sources[one[0]].may_look(one[1], now)}
-        signers = self._ring.find({src for _, src in seen})
-        found = [self._wrong(url, value, signers, seen) for url, value in labels]
-        doubtful = {(url, _source(value)) for (url, value), why in zip(labels, found, strict=True) if why is not None}
-        newer = self._ring.find_again({src for url, src in seen if (url, src) in doubtful})
-        signers |= newer
-        for at, why in enumerate(found):
-            if why is not None and _source(labels[at][1]) in newer:
-                found[at] = self._wrong(*labels[at], signers, seen)
-        for url, src in seen:
-            self._sources[url].found(src, _foreign(url, src, signers[src]), now)
-        return found
+    def _release(self, out: list[Judged[A]]) -> None:
+        """The frames whose keys have come, so many at once as a batch may have."""
+        for did, key in self._ring.answers().items():
+            for url, open_ in self._open.items():
+                if did in open_.missing:
+                    open_.missing.remove(did)
+                    open_.signers[did] = key
+                    if not open_.missing:
+                        self._ready[url] = None
+        ready, self._ready = self._ready, {}
+        room = RELEASE_BYTES
+        for url in ready:
+            room = self._resume(url, out, room)
+        self._deferred.more = bool(self._ready)
 
-    def _wrong(
-        self, url: str, value: Any, signers: dict[str, Signer | Lack], seen: Collection[tuple[str, str]]
-    ) -> LabelRejected | None:
+    def _resume(self, url: str, out: list[Judged[A]], room: int) -> int:
+        """The frames of a URL whose first one has its keys, until one waits for another key. What is left of the room."""
+        if room <= 0:
+            self._ready[url] = None
+            return room
+        open_ = self._open.pop(url, None)
+        entries = self._deferred.take(url)
+        for at, entry in enumerate(entries):
+            if room > 0:
+                room -= len(entry.item.frame.data)
+                open_ = self._judge(entry.item, open_, out)
+                if open_ is None:
+                    continue
+                self._wait(url, open_)
+            else:
+                self._ready[url] = None
+            self._deferred.put_back(url, entries[at:])
+            break
+        return room
+
+    def _wait(self, url: str, open_: _Open) -> None:
+        self._open[url] = open_
+        self._ring.ask(open_.missing)
+
+    def _defer(self, url: str, one: A, out: list[Judged[A]]) -> None:
+        """Behind the others of its URL. Where untrusted hosts have used up their bytes, nothing waits for them."""
+        message = one.message
+        if not isinstance(message, Labels):  # refused already: it waits for nothing
+            out.append(Judged(one, {}))
+            return
+        size, trusted = len(one.frame.data), self._trusted(url)
+        self._deferred.add(url, one, size, upstream=url, seq=message.seq, trusted=trusted)
+        while url in self._deferred and self._deferred.full(trusted=False) and not self._trusted(url):
+            open_ = self._open[url]
+            open_.signers |= dict.fromkeys(open_.missing, Key[Signer](Lack.UNREACHABLE, None))
+            open_.missing.clear()
+            self._resume(url, out, TRUSTED_BYTES)
+
+    def _trusted(self, url: str) -> bool:
+        """Whether a URL's frames wait for nothing but the PLC directory or this process."""
+        return url not in self._open or any(did.startswith("did:plc:") for did in self._open[url].missing)
+
+    def _judge(self, one: A, open_: _Open | None, out: list[Judged[A]]) -> _Open | None:
+        """Judge a frame into `out`, or what is to be looked up for it first."""
+        url, labels, now = one.frame.upstream, one.message.labels, self._clock()
+        sources = self._sources.setdefault(url, _Sources(url, now))
+        named = dict.fromkeys(src for value in labels if (src := _source(value)) is not None)
+        if open_ is None:
+            seen = {src for src in named if sources.may_look(src, now)}
+            known = self._ring.known(seen)
+            open_ = _Open(seen, {src: Key(signer, None) for src, signer in known.items()}, seen.difference(known))
+            if open_.missing:
+                return open_
+        found = [self._wrong(url, value, open_) for value in labels]
+        if not open_.final:
+            doubtful = {_source(value) for value, why in zip(labels, found, strict=True) if why is not None}
+            signers = open_.signers
+            open_.missing = {
+                src for src in open_.seen & doubtful if not isinstance(signers[src].value, Lack) and self._ring.due(src)
+            }
+            if open_.missing:
+                open_.final = True
+                return open_
+        for src in open_.seen:
+            sources.found(src, _foreign(url, src, open_.signers[src].value), now)
+        out.append(Judged(one, self._counted({at: why for at, why in enumerate(found) if why is not None})))
+        return None
+
+    def _counted(self, wrong: dict[int, LabelRejected]) -> dict[int, LabelRejected]:
+        for why in wrong.values():
+            metrics.REJECTED.labels(self._flow, why.reason.value).inc()
+            if self._check is Check.COUNT:
+                metrics.LOOSENED.labels(self._flow, why.reason.value).inc()
+        return {} if self._check is Check.COUNT else wrong
+
+    def _wrong(self, url: str, value: Any, open_: _Open) -> LabelRejected | None:
         src = _source(value)
         if src is None:
             return None  # refused for its form
-        if (url, src) not in seen:
+        if src not in open_.seen:
             return self._sources[url].unseen(src)
-        signer = signers[src]
-        foreign = _foreign(url, src, signer)
-        if foreign is not None or isinstance(signer, Lack):
+        signer = open_.signers[src]
+        known = signer.value if not isinstance(signer.value, Lack) or signer.old is None else signer.old
+        foreign = _foreign(url, src, known)
+        if foreign is not None or isinstance(known, Lack):
             return foreign
-        if signer.key is None:
+        if known.key is None:
             return LabelRejected(LabelReason.NO_KEY, f"the document of {src} has no #atproto_label key")
-        if not label_signed(value, signer.key):
-            return LabelRejected(LabelReason.BAD_SIGNATURE, f"not by {signer.key}")
-        return None
+        if label_signed(value, known.key):
+            return None
+        if isinstance(signer.value, Lack):
+            return _foreign(url, src, signer.value)
+        return LabelRejected(LabelReason.BAD_SIGNATURE, f"not by {known.key}")
 
 
 def _foreign(url: str, src: str, signer: Signer | Lack) -> LabelRejected | None:

@@ -23,9 +23,10 @@ from connectors.back_pressure import HighWater
 from connectors.background import Background, Handover
 from connectors.checkpointed import CheckpointedPartition
 from connectors.cursors import CursorStore
-from connectors.http import HostRefused, Unreachable, check_url, open_session, translated
+from connectors.http import HostRefused, Unreachable, check_url, open_session, retry_after, translated
 from connectors.process import Health
 from connectors.recent import Recent
+from connectors.waiting import ForKeys
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import MAX_SOCKET_BYTES, StreamError, decode, position
@@ -35,8 +36,10 @@ QUEUE_UNIT_BYTES = 2048  # a frame of this size or less counts as one in the que
 POLL_BYTES = 6 * 1024 * 1024  # of frames in one batch; its messages have at most some sixteen times as many
 BACKOFF_FIRST_SECONDS = 0.25
 BACKOFF_MAX_SECONDS = 30.0
+LONGEST_REST_SECONDS = 300.0  # of an upstream that refuses connections and names a longer time
 PATIENCE_WITHOUT_CURSOR = 10  # without a cursor a reconnect could lose an event, so silence is borne longer
 IDLE_AFTER_SECONDS = 1.0
+DRAIN_SECONDS = 5.0  # longer than an untrusted host is waited for
 RECOVERED_SECONDS = 10.0  # a connection that stands so long has been taken, though nothing came over it yet
 QUIET_SECONDS = 2.0  # a busy upstream shows its place sooner, and is never read from its oldest event for this
 _KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # others are words of strangers, and no label takes those
@@ -52,12 +55,33 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     restarted: bool = False
 
 
+WAKE = Frame("", b"")
+"""Wakes the steps of a flow: answers came for events that they deferred."""
+
+
 class _Closed(Exception):
     """A connection ended; the message says how."""
 
 
+class _RateLimited(Unreachable):
+    """The upstream refused the connection and named the seconds to wait."""
+
+    def __init__(self, detail: str, seconds: float) -> None:
+        super().__init__(detail)
+        self.seconds = seconds
+
+
 class _FrameTooLarge(Exception):
     """The next frame does not fit into memory that we are willing to give."""
+
+
+def _refused(err: Exception, url: str) -> Exception:
+    """The error for a connection that was not made; a 429 or 503 may name the time of the next try."""
+    if isinstance(err, aiohttp.WSServerHandshakeError) and err.status in (429, 503):
+        seconds = retry_after(err.headers or {}, time.time())
+        if seconds is not None:
+            return _RateLimited(f"answered {err.status}, to wait {seconds:.0f} s", seconds)
+    return translated(err, url)
 
 
 class Upstream:
@@ -71,6 +95,7 @@ class Upstream:
         self.connected = False
         self.waiting = False  # for room in the queue: our own silence, not the upstream's
         self.failures = 0
+        self.rest = 0.0  # seconds that the upstream asked us to wait
         self.too_large = 0
         self.problem: str | None = None
 
@@ -128,7 +153,7 @@ class Sockets:
                 compress=0,
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as err:
-            raise translated(err, url) from err
+            raise _refused(err, url) from err
         metrics.WEBSOCKETS.labels(self._flow).inc()
         logger.info("connected", extra={"upstream": upstream.url, "cursor": upstream.cursor})
         upstream.heard_at, upstream.connected = time.monotonic(), True
@@ -222,6 +247,7 @@ class Sockets:
                 upstream.cursor += 1 << upstream.too_large  # stepped over; the cursor step will see the gap
                 upstream.too_large = min(upstream.too_large + 1, 16)
         upstream.failures += 1
+        upstream.rest = min(err.seconds, LONGEST_REST_SECONDS) if isinstance(err, _RateLimited) else 0.0
         metrics.INGEST_ERRORS.labels(self._flow, reason).inc()
         if upstream.failures > 1 or isinstance(last, StreamError) or isinstance(err, HostRefused):
             if upstream.problem != text:
@@ -230,9 +256,12 @@ class Sockets:
 
     @staticmethod
     def _backoff(upstream: Upstream) -> float:
-        """Jittered, because a relay that restarts has dropped all its clients at once."""
-        longest = min(BACKOFF_FIRST_SECONDS * 2**upstream.failures, BACKOFF_MAX_SECONDS)
-        return longest * random.uniform(0.5, 1.0) if upstream.failures else 0.0  # noqa: S311 (jitter)
+        """Jittered, because a relay that restarts has dropped all its clients at once. Never before the rest is over."""
+        if not upstream.failures:
+            return 0.0
+        longest: float = min(BACKOFF_FIRST_SECONDS * 2 ** min(upstream.failures, 10), BACKOFF_MAX_SECONDS)
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311
+        return max(longest * jitter, upstream.rest * (0.75 + jitter / 2))
 
 
 class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
@@ -249,8 +278,10 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         start: int | None,
         pressure: HighWater | None,
         fillable: bool,
+        deferral: ForKeys,
     ) -> None:
         super().__init__(health)
+        self._deferral = deferral
         self._cursors = cursors
         self._store = CursorStore(settings, health.flow)
         self._pressure = pressure
@@ -262,7 +293,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         self._durable = durable
         self._sockets = Sockets(settings, health.flow, method, {url: durable.get(url, start) for url in upstreams})
         self._polled_at = time.monotonic()
-        self._drained = False
+        self._drain_until: float | None = None
         if pressure is not None:
             pressure.start()
         self._sockets.start()
@@ -270,34 +301,51 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
     @override
     def poll(self) -> list[Frame]:
         self._sockets.check()
-        if self._drained:
-            return []
+        if self._drain_until is not None:
+            return [WAKE] if self._deferral.ready else []
         if self._pressure is not None and (why := self._pressure.paused):
             self.health.report("paused", why)
             return []
-        frames = self._sockets.queue.take(POLL_FRAMES, POLL_BYTES // QUEUE_UNIT_BYTES)
+        full = self._deferral.full
+        frames = [] if full else self._sockets.queue.take(POLL_FRAMES, POLL_BYTES // QUEUE_UNIT_BYTES)
         self._report(frames)
         if len(self._durable) < len(self._sockets.upstreams):
             self._anchor(frames)
             self._anchor_quiet()
-        return frames
+        return [*frames, WAKE] if self._deferral.ready else frames
 
     @override
     def position(self) -> dict[str, int] | None:
-        return dict(self._cursors.positions) or None
+        return self._passable(self._cursors.positions) or None
+
+    def _passable(self, positions: Mapping[str, int]) -> dict[str, int]:
+        """Positions that pass nothing deferred. A copy of what is durable already moves no upstream back."""
+        found = {}
+        for url, seq in positions.items():
+            passable, durable = self._deferral.passable(url, seq), self._durable.get(url, -1)
+            found[url] = passable if seq < durable else max(passable, durable)
+        return found
 
     @override
-    def commit(self, position: dict[str, int]) -> None:
+    def commit(self, position: dict[str, int]) -> dict[str, int]:
+        # once more: an event of this epoch may have been deferred after its position was taken
+        position = self._passable(position)
         gaps = self._cursors.take_gaps()
         moved = {url: seq for url, seq in position.items() if self._durable.get(url) != seq}
         self._store.save(moved, gaps, answered=not self._fillable)
         self._durable.update(moved)
+        return position
 
     @override
     def drain(self) -> None:
         """What still waits in the queue is left to the next start: no position covers it."""
         self._sockets.cancel()
-        self._drained = True
+        self._drain_until = time.monotonic() + DRAIN_SECONDS
+
+    @override
+    def drained(self) -> bool:
+        """What is deferred gets a moment: the next start would repeat all that has passed it."""
+        return not self._deferral.waiting or self._drain_until is None or time.monotonic() > self._drain_until
 
     @override
     def close(self) -> None:
@@ -341,7 +389,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
             for upstream, seq in self._cursors.positions.items():
                 metrics.UPSTREAM_SEQ.labels(upstream).set(seq)
         metrics.QUEUE_FRAMES.labels(self.health.flow).set(len(self._sockets.queue))
-        problems = self._sockets.problems()
+        problems = "; ".join(filter(None, (self._sockets.problems(), self._deferral.problem)))
         if problems:
             self.health.report("failing", problems)
         elif frames or now - self._polled_at < IDLE_AFTER_SECONDS:

@@ -14,16 +14,18 @@ from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
 from connectors import metrics
+from connectors.commit_signatures import CommitSignatures, deferred_events, seq_of
 from connectors.keyring import KeyRing
 from connectors.log_producer import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.relay import firehose_source
-from connectors.signatures import CommitSignatures
-from connectors.stream import Frame
+from connectors.stream import WAKE, Frame
+from connectors.waiting import ForKeys, finished
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.dedup import Remembered
+from steps.deferred import Deferred
 from steps.frames import Account, Commit, Identity, Info, Message, Rejected, StreamError, Sync, Unknown, decode
 from steps.identity import Identity as Document
 from steps.live_messages import account_value, commit_message, identity_value, moment
@@ -36,10 +38,10 @@ FLOW = "firehose"
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
-    """A frame and what it says."""
+    """A frame and what it says; None where it only wakes the flow."""
 
     frame: Frame
-    message: Message | Verified | Refused
+    message: Message | Verified | Refused | None
 
 
 Step = Callable[[list[Received]], list[Received]]
@@ -63,14 +65,15 @@ def build(
 
 def flow(settings: Settings, health: Health) -> Dataflow:
     """The dataflow with the relays, the identities and the log of the settings."""
-    cursors = Cursors()
+    cursors, remembered, deferred = Cursors(), Remembered(settings.dedup_entries), deferred_events()
+    ring = KeyRing(settings, health, signing_key)
     return build(
-        firehose_source(settings, health, cursors),
+        firehose_source(settings, health, cursors, ForKeys(FLOW, deferred, ring)),
         LogSink(settings),
         cursor=follower(cursors),
         verify=verifier(settings),
-        dedup=deduplicator(Remembered(settings.dedup_entries)),
-        signatures=signature_checker(settings, KeyRing(settings, health, signing_key)),
+        dedup=deduplicator(remembered, deferred),
+        signatures=signature_checker(settings, ring, remembered, deferred),
     )
 
 
@@ -81,9 +84,10 @@ def signing_key(document: Document) -> str | None:
 
 def decoded(frames: list[Frame]) -> list[Received]:
     """Frames → messages, counted by kind."""
-    received = [Received(frame, decode(frame.data)) for frame in frames]
+    received = [Received(frame, None if frame is WAKE else decode(frame.data)) for frame in frames]
     for (relay, kind), count in Counter((one.frame.upstream, type(one.message)) for one in received).items():
-        metrics.FIREHOSE_EVENTS.labels(relay, kind.__name__.lower()).inc(count)
+        if kind is not type(None):
+            metrics.FIREHOSE_EVENTS.labels(relay, kind.__name__.lower()).inc(count)
     return received
 
 
@@ -94,6 +98,9 @@ def follower(cursors: Cursors) -> Step:
         events = []
         for one in batch:
             message, relay = one.message, one.frame.upstream
+            if message is None:
+                events.append(one)
+                continue
             if isinstance(message, Info | StreamError):
                 _note_info(cursors, relay, message)
                 continue
@@ -131,44 +138,51 @@ def verifier(settings: Settings) -> Step:
     return verify_all
 
 
-def signature_checker(settings: Settings, ring: KeyRing[str | None]) -> Step:
-    """The `signatures` step: what the account's key did not sign is refused. Waits for a directory that is away."""
-    signatures = CommitSignatures(FLOW, ring, settings.verify_signature)
+def signature_checker(
+    settings: Settings, ring: KeyRing[str | None], remembered: Remembered, deferred: Deferred[Received]
+) -> Step:
+    """The `signatures` step: what the account's key did not sign is refused; what has no key yet waits beside the stream."""
 
-    def check_all(batch: list[Received]) -> list[Received]:
-        checked = signatures.check([one.message for one in batch])
-        return [Received(one.frame, message) for one, message in zip(batch, checked, strict=True)]
+    def forget(message: object) -> None:
+        remembered.discard(identity(message))
 
-    return check_all
+    return CommitSignatures(FLOW, ring, settings.verify_signature, deferred, identity=identity, unproven=forget).check
 
 
 def again(frame: Frame, settings: Settings) -> list[Out]:
     """A frame of a dead letter through the steps of today, without cursor and dedup."""
-    ring = KeyRing(settings, Health(FLOW, exported=False), signing_key)
+    ring, deferred = KeyRing(settings, Health(FLOW, exported=False), signing_key), deferred_events()
+    check = signature_checker(settings, ring, Remembered(1), deferred)
     try:
-        return encode_all(signature_checker(settings, ring)(verifier(settings)(decoded([frame]))))
+        (one,) = verifier(settings)(decoded([frame]))
+        return encode_all(finished(check, one, deferred, ring))
     finally:
         ring.close()
 
 
-def deduplicator(remembered: Remembered) -> Step:
+def deduplicator(remembered: Remembered, deferred: Deferred[Received]) -> Step:
     """The `dedup` step: the first relay that brings an event wins. What was refused is kept: it proves nothing.
 
     A commit that lacks its proof or a record is dropped where any relay has brought it whole, also later in this batch.
+    A copy of an event that is deferred holds its own relay's cursor as well: the event is not durable.
     """
 
     def first_ones(batch: list[Received]) -> list[Received]:
         keys = [identity(one.message) for one in batch]
         here = {key for key in keys if key is not None and key[-1] is True}
 
-        def is_new(key: tuple[object, ...] | None) -> bool:
+        def is_new(key: tuple[object, ...] | None, one: Received) -> bool:
             if key is None:
                 return True
             if key[-1] is False and ((whole := (*key[:-1], True)) in here or whole in remembered):
+                deferred.repeat(whole, one.frame.upstream, seq_of(one.message))
                 return False
-            return remembered.add(key)
+            if remembered.add(key):
+                return True
+            deferred.repeat(key, one.frame.upstream, seq_of(one.message))
+            return False
 
-        fresh = [one for one, key in zip(batch, keys, strict=True) if is_new(key)]
+        fresh = [one for one, key in zip(batch, keys, strict=True) if is_new(key, one)]
         if len(fresh) < len(batch):
             metrics.DROPPED.labels(FLOW, "duplicate").inc(len(batch) - len(fresh))
         return fresh

@@ -14,15 +14,18 @@ from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
 from connectors import metrics
+from connectors.commit_signatures import deferred_events
 from connectors.keyring import KeyRing
 from connectors.labeler import label_source
 from connectors.log_producer import LogSink, Out, dead_letter, now_text
 from connectors.process import Health
 from connectors.signatures import LabelSignatures, Signer
-from connectors.stream import Frame
+from connectors.stream import WAKE, Frame
+from connectors.waiting import ForKeys, finished
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
+from steps.deferred import Deferred
 from steps.frames import Info, Labels, Message, Rejected, StreamError, Unknown, decode
 from steps.identity import Identity as Document
 from steps.labels import LabelReason, LabelRejected, label
@@ -33,17 +36,17 @@ FLOW = "labels"
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
-    """A frame and what it says."""
+    """A frame and what it says; None where it only wakes the flow."""
 
     frame: Frame
-    message: Message
+    message: Message | None
 
 
 class Checked(msgspec.Struct, frozen=True, gc=False):
     """A frame's message, and what is wrong with its labels by their index."""
 
     frame: Frame
-    message: Message
+    message: Message | None
     wrong: dict[int, LabelRejected]
 
 
@@ -67,12 +70,13 @@ def build(labelers: Source[Frame], log: Sink[Out], *, cursor: Step, verify: Veri
 
 def flow(settings: Settings, health: Health) -> Dataflow:
     """The dataflow with the labelers, their identities and the log of the settings."""
-    cursors = Cursors()
+    cursors, deferred = Cursors(), deferred_events()
+    ring = KeyRing(settings, health, label_signer)
     return build(
-        label_source(settings, health, cursors),
+        label_source(settings, health, cursors, ForKeys(FLOW, deferred, ring)),
         LogSink(settings),
         cursor=follower(cursors),
-        verify=verifier(settings, KeyRing(settings, health, label_signer)),
+        verify=verifier(settings, ring, deferred),
     )
 
 
@@ -83,9 +87,10 @@ def label_signer(document: Document) -> Signer:
 
 def decoded(frames: list[Frame]) -> list[Received]:
     """Frames → messages, counted by kind."""
-    received = [Received(frame, decode(frame.data)) for frame in frames]
+    received = [Received(frame, None if frame is WAKE else decode(frame.data)) for frame in frames]
     for (labeler, kind), count in Counter((one.frame.upstream, type(one.message)) for one in received).items():
-        metrics.LABEL_FRAMES.labels(labeler, kind.__name__.lower()).inc(count)
+        if kind is not type(None):
+            metrics.LABEL_FRAMES.labels(labeler, kind.__name__.lower()).inc(count)
     return received
 
 
@@ -96,6 +101,9 @@ def follower(cursors: Cursors) -> Step:
         kept = []
         for one in batch:
             message, labeler = one.message, one.frame.upstream
+            if message is None:
+                kept.append(one)
+                continue
             if isinstance(message, StreamError):
                 metrics.REJECTED.labels(FLOW, "error_frame").inc()
                 continue
@@ -128,29 +136,20 @@ def _count_gap(gap: Gap) -> None:
 
 def again(frame: Frame, settings: Settings) -> list[Out]:
     """A frame of a dead letter through the steps of today, without cursor."""
-    ring = KeyRing(settings, Health(FLOW, exported=False), label_signer)
+    ring, deferred = KeyRing(settings, Health(FLOW, exported=False), label_signer), deferred_events()
     try:
-        return encode_all(verifier(settings, ring)(decoded([frame])))
+        (one,) = decoded([frame])
+        return encode_all(finished(verifier(settings, ring, deferred), one, deferred, ring))
     finally:
         ring.close()
 
 
-def verifier(settings: Settings, ring: KeyRing[Signer]) -> Verify:
+def verifier(settings: Settings, ring: KeyRing[Signer], deferred: Deferred[Received]) -> Verify:
     """The `verify` step: every label against the key and the address in its source's DID document."""
-    signatures = LabelSignatures(FLOW, ring, settings.verify_signature)
+    signatures = LabelSignatures[Received](FLOW, ring, settings.verify_signature, deferred)
 
     def verify_all(batch: list[Received]) -> list[Checked]:
-        labels = [
-            (number, at, one.frame.upstream, value)
-            for number, one in enumerate(batch)
-            if isinstance(one.message, Labels)
-            for at, value in enumerate(one.message.labels)
-        ]
-        checked = [Checked(one.frame, one.message, {}) for one in batch]
-        for (number, at, _, _), why in zip(labels, signatures.check([(u, v) for _, _, u, v in labels]), strict=True):
-            if why is not None:
-                checked[number].wrong[at] = why
-        return checked
+        return [Checked(one.frame, one.message, wrong) for one, wrong in signatures.check(batch)]
 
     return verify_all
 

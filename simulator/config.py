@@ -31,6 +31,7 @@ class SimulatorConfig:
     big_repos: int = 0  # the first accounts are big
     big_repo_records: int = 50_000
     big_record_bytes: int = 0  # padding in every record of a big repository
+    web_accounts: int = 0  # the last accounts are did:web, each with a host of its own
     inactive_share: float = 0.03  # accounts that are deactivated or taken down from the start
     hostile: bool = False  # add records that break decoders
     pds_limit: int = 0  # requests per PDS and window; more are answered 429; 0 = counted, not limited
@@ -49,7 +50,9 @@ class SimulatorConfig:
             least = 1 if name == "pdses" else 0
             if isinstance(value, int | float) and name not in _ANY and not value >= least:
                 raise ImpossibleConfigError(f"{_option(name)} {value}: give {least} or more")
-        ports = 3 + self.pdses + self.relays + self.labelers  # PLC, control, DNS
+        if self.web_accounts > self.repos:
+            raise ImpossibleConfigError(f"--web-accounts {self.web_accounts}: give {self.repos} or less, as --repos")
+        ports = 3 + self.pdses + self.relays + self.labelers + self.web_accounts  # PLC, control, DNS
         if self.port and self.port + ports > PORTS:
             raise ImpossibleConfigError(
                 f"--port {self.port}: {ports} ports are taken from there on; give {PORTS - ports} or less"

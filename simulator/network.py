@@ -13,7 +13,7 @@ import math
 import random
 import time
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,10 +72,11 @@ Publish = Callable[[Account, int, Event], None]
 
 
 class Network:
-    """All accounts, by index and DID."""
+    """All accounts, by index and DID. `web_dids`: of the last accounts, in place of did:plc."""
 
-    def __init__(self, config: SimulatorConfig, faults: Faults) -> None:
+    def __init__(self, config: SimulatorConfig, faults: Faults, web_dids: Sequence[str] = ()) -> None:
         self.config = config
+        self._web_dids = {config.repos - len(web_dids) + at: did for at, did in enumerate(web_dids)}
         self.faults = faults
         epoch = config.epoch_micros or time.time_ns() // 1000
         self.epoch_micros = epoch
@@ -99,7 +100,7 @@ class Network:
         config = self.config
         index = len(self.accounts)
         digest = hashlib.sha256(f"{config.seed}/did/{index}".encode()).digest()
-        did = "did:plc:" + b32encode(digest[:15]).decode().lower()
+        did = self._web_dids.get(index) or "did:plc:" + b32encode(digest[:15]).decode().lower()
         rng = random.Random(f"{config.seed}/account/{index}")
         pds = int(rng.random() * config.pdses)
         if records is None:

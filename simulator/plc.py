@@ -83,7 +83,7 @@ class PlcDirectory:
         slow = self.faults.fire("plc_slow", did=did)
         if slow:
             await asyncio.sleep(slow.get("seconds", 2))
-        document = self.labelers.get(did) or self.account_document(did)
+        document = self.labelers.get(did) or (self.account_document(did) if did.startswith("did:plc:") else None)
         if document is None:
             return web.json_response({"message": f"DID not registered: {did}"}, status=404)
         return web.json_response(document, content_type="application/did+ld+json")

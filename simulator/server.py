@@ -26,6 +26,7 @@ from simulator.network import Network
 from simulator.pds import Pds
 from simulator.plc import PlcDirectory
 from simulator.relay import Relay
+from simulator.web_hosts import WebHosts
 from simulator.writer import Writer
 
 __all__ = ["SimulatedNetwork", "SimulatorConfig", "serve"]
@@ -45,7 +46,9 @@ class SimulatedNetwork:
         self.config = config
         self.faults = Faults(config.seed)
         self.faults.switch(config.faults)
-        self.network = Network(config, self.faults)
+        after = config.port and config.port + 3 + config.pdses + config.relays + config.labelers
+        self.web_hosts = WebHosts(config.web_accounts, self.faults, _HOST, after)
+        self.network = Network(config, self.faults, self.web_hosts.dids)
         self.plc = PlcDirectory(self.network, self.faults)
         self.names = NameServer(self.network, self.faults)
         self.pdses = [Pds(self.network, self.faults, index) for index in range(config.pdses)]
@@ -86,6 +89,7 @@ class SimulatedNetwork:
         for labeler, url in zip(self.labelers, labelers, strict=True):
             labeler.url = url
             self.plc.labelers[labeler.did] = labeler.document()
+        self._runners.append(await self.web_hosts.start(self.plc.account_document))
         if self.config.prebuild:
             for account in self.network.accounts:
                 await self.network.image(account)

@@ -130,6 +130,9 @@ class EventStream:
         text = request.query.get("cursor")
         if text is not None and not text.isdigit():
             return web.json_response({"error": "InvalidRequest", "message": "cursor must be an integer"}, status=400)
+        if (refused := self.faults.fire("stream_429", host=self.host)) is not None:
+            headers = {"Retry-After": str(refused.get("retry_after", 1))}
+            return web.json_response({"error": "RateLimitExceeded"}, status=refused.get("status", 429), headers=headers)
         socket = web.WebSocketResponse(compress=False, autoping=True)
         await socket.prepare(request)
         reader = _Reader(self, socket, request)

@@ -35,3 +35,9 @@ class Remembered:
         if len(self._new) >= self._half:
             self._old, self._new = self._new, set()
         return not known
+
+    def discard(self, key: Hashable) -> None:
+        """Forget a key: the event was not written, and another copy of it is to be judged anew."""
+        mark = hash(key)
+        self._new.discard(mark)
+        self._old.discard(mark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import socket
@@ -16,7 +17,9 @@ import psycopg
 import pytest
 from flow_process import wait_until
 
-from connectors.keyring import PLC_TRIES, THROTTLED, WEB_SECONDS, KeyRing, Lack
+from connectors.host_names import NAMES_AT_ONCE, HostNames
+from connectors.key_lookups import PLC_TRIES, THROTTLED, WEB_PER_HOST, WEB_SECONDS, WebPermits, web_host
+from connectors.keyring import KeyRing, Lack
 from connectors.process import Health, Stopping
 from schemas.settings import Settings
 from simulator.keys import derive_key, multikey
@@ -104,6 +107,16 @@ def ring(directory: Directory, database: str) -> Iterator[KeyRing[str | None]]:
     one.close()
 
 
+def find(ring: KeyRing[str | None], dids: set[str]) -> dict[str, str | Lack | None]:
+    """The key of every DID, when all answers have come. Raises Stopping."""
+    found: dict[str, str | Lack | None] = dict(ring.known(dids))
+    ring.ask(dids - found.keys())
+    while dids - found.keys():
+        ring.wait()
+        found |= {did: key.value for did, key in ring.answers().items()}
+    return found
+
+
 def know(database: str) -> None:
     """As one that was resolved yesterday."""
     with psycopg.connect(database, autocommit=True) as db:
@@ -119,7 +132,7 @@ def test_a_directory_that_is_gone_behind_its_proxy_is_waited_for(
     if known:
         know(database)
     found: list[dict[str, str | Lack | None]] = []
-    thread = threading.Thread(target=lambda: found.append(ring.find({NEW})), daemon=True)
+    thread = threading.Thread(target=lambda: found.append(find(ring, {NEW})), daemon=True)
     thread.start()
     wait_until(lambda: directory.asked[KNOWN if known else "_health"] or found)
     directory.dead = set()
@@ -133,7 +146,7 @@ def test_one_did_that_alone_gets_no_answer_holds_up_nobody(
     """The directory has a word for what it knows, so this one is not waited for."""
     know(database)
     directory.dead = {NEW}
-    assert ring.find({NEW}) == {NEW: Lack.UNREACHABLE}
+    assert find(ring, {NEW}) == {NEW: Lack.UNREACHABLE}
     assert (directory.asked[NEW], directory.asked[KNOWN]) == (PLC_TRIES, 1)
 
 
@@ -145,12 +158,14 @@ def test_a_directory_that_limits_our_requests_is_waited_for_and_refuses_nobody(
     caplog.set_level("INFO")
     directory.rate, directory.retry_after, directory.dead = 20.0, retry_after, {NEW}
     dids = {f"did:plc:{letter}{other}" + "m" * 22 for letter in "abcdefgh" for other in "abcdefgh"}
-    found = ring.find(dids | {NEW})
+    ring.ask(dids | {NEW})
+    wait_until(lambda: ring.problem == THROTTLED)
+    found = find(ring, dids | {NEW})
     assert found == {NEW: Lack.UNREACHABLE} | dict.fromkeys(dids, f"did:key:{KEY}")
     assert directory.refused > 0
-    told = [record for record in caplog.records if getattr(record, "why", "") == THROTTLED]
+    assert ring.problem == ""
     limited = [record for record in caplog.records if "limits our requests" in record.message]
-    assert (len(told) > 0, len(limited)) == (True, 1)  # not once for every DID
+    assert len(limited) == 1  # not once for every DID
 
 
 def test_being_put_off_counts_towards_nothing(
@@ -158,9 +173,10 @@ def test_being_put_off_counts_towards_nothing(
 ) -> None:
     """However often it happens to one DID, and whatever the directory says about others meanwhile."""
     monkeypatch.setattr("connectors.directory_pace.SHORTEST_REST_SECONDS", 0.05)
+    monkeypatch.setattr("connectors.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
     know(database)
     directory.retry_after, directory.puts_off = "0", {NEW: 3 * PLC_TRIES}
-    assert ring.find({NEW, "did:plc:" + "m" * 24})[NEW] == f"did:key:{KEY}"
+    assert find(ring, {NEW, "did:plc:" + "m" * 24})[NEW] == f"did:key:{KEY}"
     assert directory.asked[NEW] == 3 * PLC_TRIES + 1
 
 
@@ -168,7 +184,7 @@ def test_a_directory_that_limits_us_for_long_does_not_hold_up_a_stop(
     directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = threading.Event()
-    monkeypatch.setattr("connectors.keyring.STOP", stop)
+    monkeypatch.setattr("connectors.key_lookups.STOP", stop)
     directory.rate, directory.retry_after = 0.0, "300"
 
     def stop_when_refused() -> None:
@@ -178,7 +194,7 @@ def test_a_directory_that_limits_us_for_long_does_not_hold_up_a_stop(
     threading.Thread(target=stop_when_refused, daemon=True).start()
     started = time.monotonic()
     with pytest.raises(Stopping):
-        ring.find({NEW, KNOWN})
+        find(ring, {NEW, KNOWN})
     assert directory.refused > 0
     assert time.monotonic() - started < 60
 
@@ -189,18 +205,142 @@ def test_a_did_web_host_that_limits_us_for_ever_holds_up_nobody(
     """G9: only the directory's operator is ours to wait for."""
     directory.retry_after = "300"
     web = f"did:web:localhost%3A{directory.port}"
-    assert ring.find({web, NEW}) == {web: Lack.UNREACHABLE, NEW: f"did:key:{KEY}"}
+    assert find(ring, {web, NEW}) == {web: Lack.UNREACHABLE, NEW: f"did:key:{KEY}"}
     assert directory.asked == {".well-known/did.json": 1, NEW: 1}
 
 
-def test_many_silent_hosts_are_waited_for_once(directory: Directory, ring: KeyRing[str | None]) -> None:
-    """G9: anybody can make hundreds of did:web; 64 at a time would hold the stream for 3 seconds each."""
+@pytest.fixture
+def silent_hosts() -> Iterator[set[str]]:
+    """250 did:web whose hosts accept connections and say nothing."""
     with ExitStack() as stack:
-        hosts = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(400)]
-        silent = {f"did:web:localhost%3A{host.getsockname()[1]}" for host in hosts}
-        started = time.monotonic()
-        found = ring.find(silent | {NEW})
-        took = time.monotonic() - started
-    assert {found[did] for did in silent} == {Lack.UNREACHABLE}
-    assert found[NEW] == f"did:key:{KEY}"
-    assert took < 6 * WEB_SECONDS  # one after another, 64 at a time: seven times as long
+        hosts = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(250)]
+        yield {f"did:web:localhost%3A{host.getsockname()[1]}" for host in hosts}
+
+
+def test_silent_hosts_delay_no_answer_of_the_directory_and_end_in_their_time(
+    directory: Directory, ring: KeyRing[str | None], silent_hosts: set[str]
+) -> None:
+    """Issue 10.17; G9, H3: anybody can make hundreds of did:web."""
+    started = time.monotonic()
+    ring.ask(silent_hosts)
+    assert find(ring, {NEW}) == {NEW: f"did:key:{KEY}"}
+    assert time.monotonic() - started < WEB_SECONDS - 1
+    found: dict[str, str | Lack | None] = {}
+    while len(found) < len(silent_hosts):
+        ring.wait()
+        found |= {did: key.value for did, key in ring.answers().items()}
+    assert set(found.values()) == {Lack.UNREACHABLE}
+    assert time.monotonic() - started < 2 * WEB_SECONDS
+    assert ring.known(silent_hosts) == found  # not asked again for a while
+    assert ring.problem == ""
+
+
+def test_one_host_has_few_requests_at_once_whatever_ports_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.17; H3"""
+
+    async def main() -> None:
+        permits, held, most, ended = WebPermits(), 0, 0, 0
+
+        async def one(did: str) -> None:
+            nonlocal held, most, ended
+            async with permits.permit(web_host(did, ports=False)):
+                held += 1
+                most = max(most, held)
+                await asyncio.sleep(0)
+                held -= 1
+                ended += 1
+
+        await asyncio.gather(*(one(f"did:web:bad.example%3A{port}") for port in range(1024, 1124)))
+        assert (most, ended) == (WEB_PER_HOST, 100)
+        assert permits._hosts == {}
+
+    asyncio.run(main())
+
+
+def test_a_did_that_the_directory_refuses_for_ever_ends_while_others_are_answered(
+    directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 10.17: one DID that is answered with 429 for ever held the firehose for ever."""
+    monkeypatch.setattr("connectors.directory_pace.SHORTEST_REST_SECONDS", 0.05)
+    monkeypatch.setattr("connectors.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("connectors.key_lookups.PLC_SECONDS", 0.5)
+    directory.retry_after, directory.puts_off = "0", {NEW: 1_000_000}
+    ring.ask({NEW})
+    others = (f"did:plc:{letter * 24}" for letter in "abcdefghijklm")
+    found: dict[str, str | Lack | None] = {}
+    while NEW not in found:
+        other = next(others)
+        ring.ask({other})  # the directory is well
+        while other not in found:
+            ring.wait()
+            found |= {did: key.value for did, key in ring.answers().items()}
+    assert found.pop(NEW) is Lack.UNREACHABLE
+    assert set(found.values()) == {f"did:key:{KEY}"}
+    assert directory.asked[NEW] > PLC_TRIES
+
+
+def test_negative_answers_hold_longer_with_each_failure_and_news_asks_at_once(
+    directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 10.17; H5"""
+    now = 1000.0
+    monkeypatch.setattr("connectors.keyring.time.monotonic", lambda: now)
+    directory.retry_after = None
+    web = f"did:web:localhost%3A{directory.port}"  # answers 429
+    holds = []
+    for _ in range(4):
+        assert find(ring, {web}) == {web: Lack.UNREACHABLE}
+        began = now
+        while ring.known({web}):
+            now += 10.0
+        holds.append(now - began)
+    assert holds == [60.0, 120.0, 240.0, 480.0]
+    find(ring, {web})
+    ring.forget({web})
+    assert ring.known({web}) == {}
+
+
+def test_a_key_of_yesterday_serves_while_its_host_is_silent(
+    ring: KeyRing[str | None], silent_hosts: set[str], database: str
+) -> None:
+    did = silent_hosts.pop()
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute(
+            "insert into sluice.identity (did, signing_key, resolved_at) values (%s, 'did:key:zQ', '2020-01-01')",
+            (did,),
+        )
+    assert ring.known({did}) == {}
+    ring.ask({did})
+    answers: dict[str, Any] = {}
+    while not answers:
+        ring.wait()
+        answers = ring.answers()
+    assert answers == {did: (Lack.UNREACHABLE, "did:key:zQ")}
+    assert ring.known({did}) == {did: "did:key:zQ"}
+
+
+def test_names_whose_servers_are_silent_hold_up_no_trusted_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.17; H3: the loop's own pool looks up two names at once."""
+    release, real = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: str, *rest: Any, **more: Any) -> Any:
+        if host.endswith(".silent.test"):
+            release.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "silent")
+        return real("127.0.0.1", *rest, **more)
+
+    monkeypatch.setattr("connectors.host_names.socket.getaddrinfo", getaddrinfo)
+
+    async def main() -> None:
+        names = HostNames(["plc.test"])
+        asked = [asyncio.create_task(names.resolve(f"{n}.silent.test")) for n in range(NAMES_AT_ONCE)]
+        await asyncio.sleep(0)
+        with pytest.raises(OSError, match="already"):
+            await names.resolve("one-more.silent.test")
+        assert (await names.resolve("plc.test", 443))[0]["host"] == "127.0.0.1"
+        release.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(one) for one in found} == {socket.gaierror}
+        assert await names.resolve("well.test")  # the threads are free again
+
+    asyncio.run(main())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from string import ascii_lowercase
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 from cbrrr import encode_dag_cbor
 
+from connectors.commit_signatures import deferred_events
 from connectors.keyring import KeyRing
 from connectors.process import Health
-from connectors.signatures import FOREIGN_SECONDS, STRANGER_LOOKS, STRANGER_SECONDS, LabelSignatures
+from connectors.signatures import FOREIGN_SECONDS, STRANGER_LOOKS, STRANGER_SECONDS, Judged, LabelSignatures
 from connectors.stream import Frame
-from flows.labels import Checked, encode_all, label_signer
+from flows.labels import Checked, Received, encode_all, label_signer
 from schemas import wire
 from schemas.settings import Check, Settings
 from simulator.keys import derive_key, multikey
@@ -80,14 +82,31 @@ class Desk:
         self.now = 1000.0
         settings = Settings(database=database, plc=self.directory.url, allow_private_hosts=True)
         self.ring = KeyRing(settings, Health("labels"), label_signer)
-        self.signatures = LabelSignatures("labels", self.ring, Check.ENFORCE, lambda: self.now)
+        self.deferred = deferred_events()
+        self.signatures = LabelSignatures[Received]("labels", self.ring, Check.ENFORCE, self.deferred, lambda: self.now)
 
     def check(self, url: str, *sources: str) -> list[LabelReason | None]:
-        found = self.signatures.check([(url, signed(src)) for src in sources])
-        return [None if why is None else why.reason for why in found]
+        (judged,) = self.judged(frame(url, sources))
+        return [judged.wrong[at].reason if at in judged.wrong else None for at in range(len(sources))]
+
+    def judged(self, *frames: Received) -> list[Judged[Received]]:
+        """Verdicts of all frames, as they come."""
+        found = self.signatures.check(frames)
+        return found + self.judged_later(len(frames) - len(found))
+
+    def judged_later(self, count: int) -> list[Judged[Received]]:
+        found: list[Judged[Received]] = []
+        while len(found) < count:
+            self.ring.wait()
+            found += self.signatures.check([])
+        return found
 
     def asked(self) -> int:
         return sum(count for one, count in self.directory.asked.items() if one in STRANGERS)
+
+
+def frame(url: str, sources: Sequence[str]) -> Received:
+    return Received(Frame(url, b"frame"), Labels(7, [signed(src) for src in sources]))
 
 
 def signed(src: str) -> dict[str, Any]:
@@ -106,11 +125,11 @@ def desk(database: str) -> Iterator[Desk]:
 
 def test_a_labeler_of_many_foreign_sources_is_looked_for_a_few_times_and_delays_nobody(desk: Desk) -> None:
     """G9: each source is a question that all labelers wait for; a frame holds tens of thousands."""
-    flood = [(URL, signed(src)) for src in STRANGERS]
-    found = desk.signatures.check([*flood, (URL, signed(MINE)), (OTHER, signed(THEIRS))])
-    assert {why.reason for why in found[:-2] if why is not None} == {LabelReason.BAD_SRC}
-    assert None not in found[:-2]
-    assert found[-1] is None  # the other labeler's
+    found = desk.judged(frame(URL, [*STRANGERS, MINE]), frame(OTHER, [THEIRS]))
+    wrong = {one.item.frame.upstream: one.wrong for one in found}
+    assert {why.reason for why in wrong[URL].values()} == {LabelReason.BAD_SRC}
+    assert len(wrong[URL]) == len(STRANGERS) + 1
+    assert wrong[OTHER] == {}  # the other labeler's
     assert len(desk.directory.asked) <= STRANGER_LOOKS + 1
     assert desk.asked() <= 2 * STRANGER_LOOKS  # a doubtful one is looked for once more
 
@@ -134,6 +153,22 @@ def test_a_look_comes_back_with_time_and_a_foreign_source_holds_meanwhile(desk: 
     desk.now += FOREIGN_SECONDS
     desk.ring.forget([first])
     assert desk.check(URL, first) == [None]
+
+
+def test_a_source_at_a_silent_host_delays_its_own_labeler_only(desk: Desk) -> None:
+    """Issue 10.17; H3, G4: all labelers waited for it. The labeler's later frames keep their order behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as host:
+        silent = f"did:web:localhost%3A{host.getsockname()[1]}"
+        assert desk.check(URL, MINE) == [None]
+        assert desk.check(OTHER, THEIRS) == [None]
+        first, second = frame(URL, [MINE, silent]), frame(URL, [MINE])
+        (other,) = desk.signatures.check([first, second, frame(OTHER, [THEIRS])])
+        assert (other.item.frame.upstream, other.wrong) == (OTHER, {})
+        assert (desk.deferred.passable(URL, 7), desk.deferred.passable(OTHER, 7)) == (6, 7)
+        found = desk.judged_later(2)
+    assert [one.item for one in found] == [first, second]
+    assert [{at: why.reason for at, why in one.wrong.items()} for one in found] == [{1: LabelReason.NO_KEY}, {}]
+    assert desk.deferred.passable(URL, 7) == 7
 
 
 def test_a_frame_has_one_letter_for_each_reason() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tiny_repo import DID, REV, car, sample
 
+from connectors.commit_signatures import deferred_events
 from connectors.stream import Frame
 from flows.firehose import Received, deduplicator
 from steps.dedup import Remembered
@@ -38,7 +39,7 @@ def relays(received: list[Received]) -> list[str]:
 
 def test_a_broken_copy_never_masks_a_whole_one() -> None:
     """Issue 11.A3: whichever comes first, and in one batch the whole copy goes alone."""
-    step = deduplicator(Remembered(100))
+    step = deduplicator(Remembered(100), deferred_events())
     assert relays(step([broken("a")])) == ["a"]
     assert relays(step([broken("b"), copy("c")])) == ["c"]
     assert relays(step([copy("a"), broken("d")])) == []
@@ -46,7 +47,7 @@ def test_a_broken_copy_never_masks_a_whole_one() -> None:
 
 def test_a_broken_copy_behind_a_whole_one_is_a_duplicate() -> None:
     """Issue 11.A3: it would only cost a look."""
-    step = deduplicator(Remembered(100))
+    step = deduplicator(Remembered(100), deferred_events())
     assert relays(step([copy("a")])) == ["a"]
     lost = next(iter(REPO.leaves.values()))
     lean = car(REPO.commit, {cid: block for cid, block in REPO.blocks.items() if cid != lost})

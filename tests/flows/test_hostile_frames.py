@@ -13,6 +13,7 @@ import pytest
 from hostile_frames import framed, item_bomb, many_names, nested_field, nested_header
 from tiny_repo import DID, Key
 
+from connectors.commit_signatures import deferred_events
 from connectors.log_producer import Out
 from connectors.stream import POLL_BYTES, Frame
 from flows import firehose, labels
@@ -38,7 +39,7 @@ KEY = Key()
 def through_firehose(*data: bytes) -> list[Out]:
     batch = firehose.decoded([Frame("wss://relay", one) for one in data])
     batch = firehose.follower(Cursors())(batch)
-    batch = firehose.deduplicator(Remembered(1000))(firehose.verifier(SETTINGS)(batch))
+    batch = firehose.deduplicator(Remembered(1000), deferred_events())(firehose.verifier(SETTINGS)(batch))
     return firehose.encode_all(batch)
 
 

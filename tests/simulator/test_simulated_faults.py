@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from itertools import pairwise
 from typing import Any
@@ -221,6 +222,40 @@ def test_plc_faults(simulator: Any) -> None:
     get(f"{simulation.plc}/{did}")
     assert simulation.faults()["fired"] == {name: 1 for name in NAMES if name.startswith("plc_")}
     assert refused_plain(f"{simulation.plc}/did:plc:aaaaaaaaaaaaaaaaaaaaaaaa") == 404
+
+
+def test_hosts_of_did_web_accounts(simulator: Any) -> None:
+    simulation = simulator(**CONFIG, web_accounts=2)
+    dids = list(simulation.state())
+    assert [did.startswith("did:web:") for did in dids[-3:]] == [False, True, True]
+    did, other = dids[-1], dids[-2]
+    url = "http://" + urllib.parse.unquote(did.removeprefix("did:web:")) + "/.well-known/did.json"
+    assert get(url)["id"] == did
+    assert refused_plain(f"{simulation.plc}/{did}") == 404
+    only(simulation, "did_web_429", did=did, retry_after=7)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(url)
+    assert (caught.value.code, caught.value.headers["Retry-After"]) == (429, "7")
+    only(simulation, "did_web_hang", did=other)
+    assert get(url)["id"] == did
+    only(simulation, "did_web_hang", did=did)
+    while not simulation.fired("did_web_hang"):  # a reader that goes away before the server has seen it counts nothing
+        with pytest.raises(TimeoutError):
+            urllib.request.urlopen(url, timeout=0.5)
+    assert simulation.fired("did_web_429") == 1
+
+
+def test_streams_refuse_connections(simulator: Any) -> None:
+    simulation = simulator(**CONFIG)
+    only(simulation, "stream_429", times=2, status=503, retry_after=7)
+    for base, method in (
+        (simulation.relays[0], "sync.subscribeRepos"),
+        (simulation.labelers[0], "label.subscribeLabels"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{base}/xrpc/com.atproto.{method}")
+        assert (caught.value.code, caught.value.headers["Retry-After"]) == (503, "7")
+    assert simulation.fired("stream_429") == 2
 
 
 def refused_plain(url: str) -> int:

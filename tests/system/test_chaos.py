@@ -64,6 +64,8 @@ FETCHING = {
     "pds_wrong_did": {"p": 0.02},
     "plc_500": {"p": 0.05},
     "plc_slow": {"p": 0.01, "seconds": 1},
+    "did_web_hang": {"p": 0.3, "seconds": 10},
+    "did_web_429": {"p": 0.2},
 }
 STREAMING = {
     "drop": {"every": 300},
@@ -76,6 +78,7 @@ STREAMING = {
     "delay": {"every": 30},
     "seq_gap": {"every": 900},
     "relay_bad_sig": {"every": 60},
+    "stream_429": {"every": 4},
 }
 LABELLING = {
     "label_drop": {"every": 40},
@@ -128,7 +131,7 @@ class Chaos:
 
     def __init__(self, simulator: Any, database: EmbeddedDatabase, log: EmbeddedLog, proxy: Any, mirror: Any) -> None:
         self.network: Simulation = simulator(
-            seed=SEED, repos=REPOS, records_per_repo=15, relays=2, labels=200, churn=0.03, window=100_000,
+            seed=SEED, repos=REPOS, web_accounts=20, records_per_repo=15, relays=2, labels=200, churn=0.03, window=100_000,
             faults=FAULTS, writer_rate=60,
         )  # fmt: skip
         self.direct, self.log = database.url, log

@@ -1,0 +1,70 @@
+"""Sockets of event streams against an upstream that refuses them: in-process, no broker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import pytest
+from aiohttp import web
+
+from connectors.stream import BACKOFF_MAX_SECONDS, LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
+from schemas.settings import Settings
+
+
+class Refusing:
+    """An upstream that answers every websocket with a status, and when it did."""
+
+    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
+        self.at: list[float] = []
+        self.status, self.headers = status, headers
+
+    async def serve(self, _request: web.Request) -> web.Response:
+        self.at.append(time.monotonic())
+        return web.Response(status=self.status, headers=self.headers)
+
+
+async def attempts(upstream: Refusing, count: int) -> list[float]:
+    """Seconds between the first attempts."""
+    app = web.Application()
+    app.router.add_get("/xrpc/stream", upstream.serve)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    sockets = Sockets(Settings(allow_private_hosts=True), "firehose", "stream", {url: None})
+    running = asyncio.create_task(sockets._main())
+    try:
+        async with asyncio.timeout(60):
+            while len(upstream.at) < count:
+                await asyncio.sleep(0.01)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await runner.cleanup()
+    assert "to wait" in sockets.problems() or not upstream.headers
+    return [later - earlier for earlier, later in zip(upstream.at, upstream.at[1:], strict=False)]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_refused_websocket_is_tried_again_when_the_upstream_said(status: int) -> None:
+    """Issue 10.20: it was tried again after 0.25 s, 0.5 s, 1 s …"""
+    waits = asyncio.run(attempts(Refusing(status, {"Retry-After": "2"}), 2))
+    assert min(waits) >= 2.0
+
+
+def test_without_a_time_the_back_off_holds() -> None:
+    assert max(asyncio.run(attempts(Refusing(429, {}), 3))) < 2.0
+
+
+def test_the_time_that_an_upstream_names_is_bounded_and_jittered() -> None:
+    """Issue 10.20; H5."""
+    upstream = Upstream("http://relay.test", None)
+    sockets = Sockets(Settings(), "firehose", "stream", {})
+    sockets._settle(upstream, _RateLimited("answered 429", 86_400.0))
+    waits = {sockets._backoff(upstream) for _ in range(100)}
+    assert min(waits) >= LONGEST_REST_SECONDS
+    assert LONGEST_REST_SECONDS < max(waits) <= 1.25 * LONGEST_REST_SECONDS
+    sockets._settle(upstream, ConnectionError("gone"))  # the rest was of that answer only
+    assert sockets._backoff(upstream) <= BACKOFF_MAX_SECONDS
