@@ -22,20 +22,26 @@ class HostNames(AbstractResolver):
 
     def __init__(self, trusted: Collection[str] = ()) -> None:
         self._trusted = frozenset(trusted)
-        self._running = 0
+        self._threads = asyncio.Semaphore(NAMES_AT_ONCE)
+
+    @property
+    def full(self) -> bool:
+        """Whether an untrusted name has to wait for a thread."""
+        return self._threads.locked()
 
     @override
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         untrusted = host not in self._trusted
-        if untrusted and self._running >= NAMES_AT_ONCE:
-            raise OSError(f"{NAMES_AT_ONCE} host names are being looked up already")
+        if untrusted:
+            await self._threads.acquire()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[ResolveResult]] = loop.create_future()
 
         def end(found: list[ResolveResult] | OSError) -> None:
-            self._running -= untrusted
+            if untrusted:
+                self._threads.release()
             if answer.done():  # the caller has gone
                 return
             if isinstance(found, OSError):
@@ -54,8 +60,7 @@ class HostNames(AbstractResolver):
         try:
             threading.Thread(target=run, name="host name", daemon=True).start()
         except RuntimeError as err:  # the machine gives no more threads
-            raise OSError(str(err)) from err
-        self._running += untrusted
+            end(OSError(str(err)))
         return await answer
 
     @override

@@ -103,6 +103,7 @@ class KeyLookups:
         self._resolver: Resolver | None = None
         self._session: aiohttp.ClientSession | None = None
         self._permits = WebPermits()
+        self._names = HostNames([urlsplit(settings.plc).hostname or ""])
         self._probe = asyncio.Lock()
         self._pending: set[str] = set()
         self._found: deque[Found] = deque()
@@ -197,8 +198,7 @@ class KeyLookups:
 
     def _opened(self) -> Resolver:
         if self._resolver is None:
-            directory = urlsplit(self._settings.plc).hostname or ""
-            self._session = open_session(self._settings, resolver=HostNames([directory]))
+            self._session = open_session(self._settings, resolver=self._names)
             self._resolver = Resolver(self._settings, self._session)
         return self._resolver
 
@@ -244,13 +244,15 @@ class KeyLookups:
     async def _at_host(self, resolver: Resolver, did: str) -> Answer:
         """One request to an untrusted host, within its time."""
         asked = False
+        answer: Answer = IdentityUnreachable(f"{did}: no answer in time")
         host = web_host(did, ports=self._settings.allow_private_hosts)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(WEB_SECONDS), self._permits.permit(host):
                 asked = True
-                return await resolver.ask(did, WEB_SECONDS)
-        except TimeoutError:
-            return IdentityUnreachable(f"{did}: no answer in time") if asked else HostBusy(f"{did}: no permit in time")
+                answer = await resolver.ask(did, WEB_SECONDS)
+        if isinstance(answer, IdentityUnreachable) and (not asked or self._names.full):
+            return HostBusy(f"{did}: too many hosts are being asked")
+        return answer
 
     async def _at_directory(self, resolver: Resolver, did: str) -> Answer:
         """Requests to the PLC directory until it answers, or answers others and not this one."""

@@ -1,6 +1,7 @@
 """What an audit asks the network: the signing key of today, and where a repo stands at its PDS. Used in one event loop."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import psycopg
 
 from connectors.budget import HostBudget, HostPaused
-from connectors.http import SMALL_JSON, HostRefused, Unreachable, fetch, open_session
+from connectors.http import SMALL_JSON, HostRefused, Unreachable, fetch, open_session, retry_after
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.audit import Finding, Head, Kind, check_commit
 from steps.outside_json import BadJson
 from steps.printable import printable
+from steps.retry import LONGEST_PAUSE, SHORTEST_PAUSE
 
 LATEST = "com.atproto.sync.getLatestCommit"
 AT_ONCE = 20
@@ -110,6 +112,11 @@ class AuditNetwork:
         except IdentityNotFound as err:
             return str(err)
         except (IdentityUnreachable, HostPaused, HostRefused, Unreachable):
+            return None
+        if answer.status == 429:  # the same rest as after a download's: no process asks this PDS before it is over
+            wait = retry_after(answer.headers, time.time())
+            pause = self._settings.rate_limit_pause_seconds if wait is None else wait
+            await self._budget.pause(pds, min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE), f"{LATEST} answered 429")
             return None
         if answer.status != 200:
             return f"its PDS says {answer.error}" if answer.error and answer.status in (400, 403, 404) else None

@@ -126,7 +126,9 @@ class Settings(BaseSettings):
         86_400.0, gt=0, description="how long a signing key is used without an #identity or a bad signature"
     )
     identity_negative_seconds: float = Field(
-        60.0, ge=0, description="how long a DID that has no document is not asked for again"
+        60.0,
+        ge=0,
+        description="how long a DID without a document or an answer is not asked for again; doubled with each failure, up to an hour",
     )
     identity_requests_per_second: float = Field(200.0, gt=0, description="requests to the PLC directory, per process")
     reresolve_seconds: float = Field(

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import product
 from typing import Any
 
 import psycopg
@@ -223,9 +224,9 @@ def test_silent_hosts_delay_no_answer_of_the_directory_and_end_in_their_time(
     """Issue 10.17; G9, H3: anybody can make hundreds of did:web."""
     started = time.monotonic()
     ring.ask(silent_hosts)
-    assert find(ring, {NEW}) == {NEW: f"did:key:{KEY}"}
-    assert time.monotonic() - started < WEB_SECONDS - 1
-    found: dict[str, str | Lack | None] = {}
+    found = find(ring, {NEW})
+    assert time.monotonic() - started < WEB_SECONDS - 0.5
+    assert found.pop(NEW) == f"did:key:{KEY}"
     while len(found) < len(silent_hosts):
         ring.wait()
         found |= {did: key.value for did, key in ring.answers().items()}
@@ -266,7 +267,7 @@ def test_a_did_that_the_directory_refuses_for_ever_ends_while_others_are_answere
     monkeypatch.setattr("connectors.key_lookups.PLC_SECONDS", 0.5)
     directory.retry_after, directory.puts_off = "0", {NEW: 1_000_000}
     ring.ask({NEW})
-    others = (f"did:plc:{letter * 24}" for letter in "abcdefghijklm")
+    others = ("did:plc:" + "".join(letters) * 6 for letters in product("abcdefghijkl", repeat=4))
     found: dict[str, str | Lack | None] = {}
     while NEW not in found:
         other = next(others)
@@ -335,12 +336,14 @@ def test_names_whose_servers_are_silent_hold_up_no_trusted_name(monkeypatch: pyt
         names = HostNames(["plc.test"])
         asked = [asyncio.create_task(names.resolve(f"{n}.silent.test")) for n in range(NAMES_AT_ONCE)]
         await asyncio.sleep(0)
-        with pytest.raises(OSError, match="already"):
-            await names.resolve("one-more.silent.test")
+        one_more = asyncio.create_task(names.resolve("well.test"))
         assert (await names.resolve("plc.test", 443))[0]["host"] == "127.0.0.1"
+        assert names.full
+        assert not one_more.done()
         release.set()
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert {type(one) for one in found} == {socket.gaierror}
-        assert await names.resolve("well.test")  # the threads are free again
+        assert await one_more
+        assert not names.full  # the threads are free again
 
     asyncio.run(main())
