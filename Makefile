@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test chaos soak lint bench scale-test image-test clean
+.PHONY: setup tools run test chaos fuzz soak lint bench scale-test image-test clean
 
 setup: .venv/.ready
 
@@ -54,6 +54,10 @@ soak: setup
 chaos: setup
 	@seed=$(or $(SEED),$$(date +%s)); echo "chaos: SEED=$$seed MINUTES=$(MINUTES)"; \
 	  CHAOS_SEED=$$seed CHAOS_MINUTES=$(MINUTES) .venv/bin/pytest -rP tests/system/test_chaos.py
+
+# make fuzz [MINUTES=10]     the coverage-guided fuzzer over every parser of bytes from outside; a find fails with its bytes
+fuzz: setup
+	@FUZZ_MINUTES=$(MINUTES) .venv/bin/pytest -rP -k finds_nothing tests/fuzz/test_guided.py
 
 lint: setup
 	@.venv/bin/ruff check

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 import msgspec
@@ -29,15 +30,18 @@ from connectors.log import Part, watermarks
 from connectors.log_consumer import GroupConsumer
 from connectors.log_producer import LogProducer, Out, dead_letter
 from connectors.process import STOP, Health
+from connectors.sifting import SIFT_SECONDS, Spans, part_of, sift, span_of, split
 from connectors.tables import Tables, Unit
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.gate_types import Reason, Repo, Rules
+from steps.key_size import KeyTooLarge, check_size
 from steps.settle import Placed, Round, settle
 
 TOPICS = ("firehose_backfill", "firehose_live", "label_live")
 STALE = {Reason.STALE_REV, Reason.SAME_REV_OF_SNAPSHOT, Reason.BELOW_MIN_REV}
+BATCH_BYTES = 16 * 1024 * 1024  # of messages in one transaction, plus one chunk of a poll
 RETRIES = 8  # of a transaction that a deadlock or a lost connection undid; then the process ends and is restarted
 
 log = logging.getLogger("index")
@@ -59,14 +63,16 @@ class Decoded:
     queues: dict[str, list[Placed]] = field(default_factory=lambda: defaultdict(list))
     labels: list[wire.LabelEvent] = field(default_factory=list)
     letters: list[Out] = field(default_factory=list)
+    too_large: int = 0  # of the letters: those whose key no index holds
     newest_time: str = ""
 
 
 class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
     """Reads backfill, live and labels of the partitions that the group gives us."""
 
-    def __init__(self, settings: Settings, health: Health, tables: Tables) -> None:
+    def __init__(self, settings: Settings, health: Health, tables: Tables, unread: dict[Part, int]) -> None:
         super().__init__(health)
+        self._unread = unread
         self._settings = settings
         self._tables = tables
         self._next: dict[Part, int] = {}
@@ -92,10 +98,11 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
     def poll(self) -> list[Batch]:
         if self._folding is not None:
             self._folding.check()
+        self._go_back()
         if self._draining:
             return []
         self._size.ended()  # the engine asks for more when the sink has committed
-        messages = self._consumer.poll(self._size.limit)
+        messages = self._consumer.poll(self._size.limit, most_bytes=BATCH_BYTES)
         self._size.begun(len(messages))
         spans: dict[Part, tuple[int, int]] = {}
         for message in messages:
@@ -105,6 +112,15 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
         self._next |= {part: end for part, (_, end) in spans.items()}
         self.health.report("working" if messages else "idle")
         return [Batch(messages, spans)] if messages else []
+
+    def _go_back(self) -> None:
+        """Read again what the writer gave back."""
+        for part, at in self._unread.items():
+            if part in self._next:
+                self._next[part] = at
+                if not self._draining and part in self._consumer.assigned:
+                    self._consumer.seek(part, at)
+        self._unread.clear()
 
     @override
     def position(self) -> dict[Part, int] | None:
@@ -129,15 +145,21 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
         topic, value = (message.topic() or "").removeprefix(prefix), message.value() or b""
         try:
             if topic == "label_live":
-                decoded.labels.append(wire.decode_label(value))
+                label = wire.decode_label(value)
+                check_size(topic, label)
+                decoded.labels.append(label)
                 continue
             event: Any = wire.decode_live(value) if topic == "firehose_live" else wire.decode_backfill(value)
+            check_size(topic, event)
             decoded.queues[event.did].append(Placed(message.offset() or 0, event, len(value)))
             if topic == "firehose_live":
                 decoded.newest_time = max(decoded.newest_time, event.time)
-        except msgspec.MsgspecError as err:
+        except (msgspec.MsgspecError, KeyTooLarge) as err:
+            large = isinstance(err, KeyTooLarge)
+            decoded.too_large += large
+            reason = DeadReason.REFUSED_BY_DATABASE if large else DeadReason.UNDECODABLE
             at = (message.partition() or 0, message.offset() or 0)
-            decoded.letters.append(dead_letter(topic, DeadReason.UNDECODABLE, str(err), value, at=at))
+            decoded.letters.append(dead_letter(topic, reason, str(err), value, at=at))
     return decoded
 
 
@@ -195,20 +217,28 @@ def _tell(work: Round) -> None:
 class IndexSink(DynamicSink[Decoded]):
     """Writes decoded batches: one transaction each, retried when the database undid it."""
 
-    def __init__(self, settings: Settings, tables: Tables, rules: Rules) -> None:
+    def __init__(self, settings: Settings, tables: Tables, rules: Rules, unread: dict[Part, int]) -> None:
         self._settings = settings
         self._tables = tables
         self._rules = rules
+        self._unread = unread
 
     @override
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "IndexWriter":
-        return IndexWriter(self._settings, self._tables, Gate(self._tables, self._rules), LogProducer(self._settings))
+        gate = Gate(self._tables, self._rules)
+        return IndexWriter(self._settings, self._tables, gate, LogProducer(self._settings), self._unread)
 
 
 class IndexWriter(StatelessSinkPartition[Decoded]):
-    """One transaction a batch; a poisonous message is found by halving and becomes a dead letter."""
+    """One transaction a batch; a poisonous message is found by halving and becomes a dead letter.
 
-    def __init__(self, settings: Settings, tables: Tables, gate: Gate, producer: Letters) -> None:
+    `unread`: where a batch that takes too long to halve notes the offsets that it gives back; None: it has all the time.
+    """
+
+    def __init__(
+        self, settings: Settings, tables: Tables, gate: Gate, producer: Letters, unread: dict[Part, int] | None = None
+    ) -> None:
+        self._unread = unread
         self._prefix = settings.topic_prefix
         self._tables = tables
         self._gate = gate
@@ -223,15 +253,18 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
         """Settle a batch, whatever is in it. Raises PartitionLost, and psycopg.Error when retries did not help."""
         if decoded.letters:
             self._producer.send(decoded.letters)
-            metrics.DEAD_LETTERS.labels("index", DeadReason.UNDECODABLE.value).inc(len(decoded.letters))
+            counts = {DeadReason.REFUSED_BY_DATABASE: decoded.too_large}
+            counts[DeadReason.UNDECODABLE] = len(decoded.letters) - decoded.too_large
+            for reason, count in counts.items():
+                metrics.DEAD_LETTERS.labels("index", reason.value).inc(count)
         try:
             self._with_retries(lambda: self._transaction(decoded))
-        except REFUSALS as err:
-            self._halve(decoded, err)
+        except REFUSALS:
+            self._sift(decoded)
         self._report(decoded)
 
-    def _transaction(self, decoded: Decoded, *, singly: bool = False) -> None:
-        with metrics.INDEX_SECONDS.time(), self._tables.transaction(singly=singly) as unit:
+    def _transaction(self, decoded: Decoded) -> None:
+        with metrics.INDEX_SECONDS.time(), self._tables.transaction() as unit:
             if decoded.queues:
                 self._gate.settle(unit, decoded.queues)
             unit.labels(decoded.labels)
@@ -251,36 +284,47 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             else:
                 return
 
-    def _halve(self, decoded: Decoded, error: psycopg.Error) -> None:
-        messages = decoded.batch.messages
-        if len(messages) == 1:
-            try:  # what only the AppView's tables refuse stays in the mirror
-                self._with_retries(lambda: self._transaction(decoded, singly=True))
-            except REFUSALS as refused:
-                error = refused
-            else:
-                return
-            message = messages[0]
-            at = (message.partition() or 0, message.offset() or 0)
-            topic = (message.topic() or "").removeprefix(self._prefix)
-            metrics.RECORDS_FAILED.inc()
-            metrics.DEAD_LETTERS.labels("index", "refused_by_database").inc()
-            self._producer.send(
-                [dead_letter(topic, DeadReason.REFUSED_BY_DATABASE, str(error), message.value() or b"", at=at)]
-            )
-            self._with_retries(lambda: self._transaction(Decoded(decoded.batch)))
-            return
-        middle = len(messages) // 2
-        begins = {part: begin for part, (begin, _) in decoded.batch.spans.items()}
-        for half in (messages[:middle], messages[middle:]):
-            spans: dict[Part, tuple[int, int]] = {}
-            for message in half:
-                part = (message.topic() or "", message.partition() or 0)
-                spans[part] = (begins[part] if part not in spans else spans[part][0], (message.offset() or 0) + 1)
-            begins |= {part: end for part, (_, end) in spans.items()}
-            again = decode(Batch(half, spans), self._prefix)
-            again.letters.clear()  # sent with the whole batch
-            self.write(again)
+    def _sift(self, decoded: Decoded) -> None:
+        """The same batch, live events first; what is refused becomes a dead letter, and what takes too long is given back."""
+        live = f"{self._prefix}firehose_live"
+        batch = decoded.batch
+        for messages, spans in split(batch.messages, batch.spans, lambda topic: topic == live):
+            try:
+                if len(messages) == len(batch.messages):
+                    self._sift_part(messages, spans)
+                else:
+                    part = decode(Batch(messages, spans), self._prefix)
+                    self._with_retries(partial(self._transaction, part))
+            except REFUSALS:
+                self._sift_part(messages, spans)
+
+    def _sift_part(self, messages: list[Message], spans: Spans) -> None:
+        deadline = inf if self._unread is None else time.monotonic() + SIFT_SECONDS
+        done: int = 0
+        letters: list[Out] = []
+
+        def work() -> None:
+            nonlocal done, letters
+            with self._tables.transaction() as unit:
+                done, letters = sift(messages, self._settle_some, self._prefix, deadline)
+                if letters:
+                    self._producer.send(letters)  # before the commit, which moves the offsets behind them
+                unit.move(spans if done == len(messages) else span_of(messages[:done], spans))
+
+        self._with_retries(work)
+        metrics.RECORDS_FAILED.inc(len(letters))
+        metrics.DEAD_LETTERS.labels("index", DeadReason.REFUSED_BY_DATABASE.value).inc(len(letters))
+        for message in reversed(messages[done:]):
+            self._unread[part_of(message)] = message.offset() or 0  # type: ignore[index]  # without it all is done
+
+    def _settle_some(self, messages: list[Message]) -> None:
+        """Messages of a batch within its transaction, undone where they raise. What only the AppView refuses of a single one
+        stays in the mirror."""
+        part = decode(Batch(messages, {}), self._prefix)
+        with self._tables.transaction(singly=len(messages) == 1, within=True) as unit:
+            if part.queues:
+                self._gate.settle(unit, part.queues)
+            unit.labels(part.labels)
 
     def _report(self, decoded: Decoded) -> None:
         metrics.INDEX_EVENTS.labels("label").inc(len(decoded.labels))

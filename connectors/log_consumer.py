@@ -9,6 +9,8 @@ from connectors import broker, metrics
 from connectors.log import MAX_MESSAGE_BYTES, PASSING, SETTLING_SECONDS, LogUnavailable, Part
 from schemas.settings import Settings
 
+POLL_BYTES = 64 * 1024 * 1024
+CHUNK_MESSAGES = 200
 _NO_COORDINATOR = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -79,9 +81,9 @@ class GroupConsumer:
             self._consumer = consumer
         return self._consumer
 
-    def poll(self, limit: int, wait_seconds: float = 0.05) -> list[Message]:
-        """Up to `limit` messages. Raises LogUnavailable on errors that do not pass by themselves."""
-        messages = self._client().consume(limit, wait_seconds)
+    def poll(self, limit: int, wait_seconds: float = 0.05, most_bytes: int = POLL_BYTES) -> list[Message]:
+        """Up to `limit` messages, and few more bytes. Raises LogUnavailable on errors that do not pass by themselves."""
+        messages = self._consume(limit, wait_seconds, most_bytes)
         good = []
         for message in messages:
             error = message.error()
@@ -90,6 +92,19 @@ class GroupConsumer:
             elif error.fatal() or not (error.retriable() or error.code() in PASSING):
                 raise LogUnavailable(f"{message.topic() or self._group}: {error.str()}")
         return good
+
+    def _consume(self, limit: int, wait_seconds: float, most_bytes: int) -> list[Message]:
+        """In chunks, since a call takes as many as it is asked for, of whatever size."""
+        taken: list[Message] = []
+        size, end = 0, time.monotonic() + wait_seconds
+        while len(taken) < limit and size < most_bytes:
+            wanted = min(CHUNK_MESSAGES, limit - len(taken))
+            some = self._client().consume(wanted, max(0.0, end - time.monotonic()))
+            taken += some
+            size += sum(len(message.value() or b"") for message in some)
+            if len(some) < wanted:
+                break
+        return taken
 
     def commit(self, positions: dict[Part, int]) -> None:
         """Move the group's offsets (next to read). Partitions that are no longer ours are left out in silence."""

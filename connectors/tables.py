@@ -76,14 +76,15 @@ class Tables:
         self._appview = is_active(db)
 
     @contextmanager
-    def transaction(self, *, singly: bool = False) -> Iterator["Unit"]:
+    def transaction(self, *, singly: bool = False, within: bool = False) -> Iterator["Unit"]:
         """One transaction of the index, READ COMMITTED; what it did is told after its commit.
 
+        `within` another one it is a savepoint, which alone is undone where it raises.
         The AppView's tables follow at its end; `singly`: a record that only they refuse costs nothing but itself.
         """
         db = self._database()
-        with own_transaction(db):
-            unit = Unit(db, self._scope, self._filter.read(db), Changes() if self._appview else None)
+        with db.transaction() if within else own_transaction(db):
+            unit = Unit(db, self._scope, self._filter.read(db), Changes() if self._appview else None, staged=within)
             yield unit
             if unit.changes:
                 Projection(db).write(unit.changes, singly=singly)

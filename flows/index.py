@@ -12,7 +12,7 @@ from bytewax.outputs import Sink
 from connectors import appview_state
 from connectors.checkpointed import CheckpointedSource
 from connectors.indexing import Batch, Decoded, IndexPartition, IndexSink, decode, rules_of
-from connectors.log import cluster_id
+from connectors.log import Part, cluster_id
 from connectors.process import Health
 from connectors.tables import Tables
 from schemas.settings import Settings
@@ -31,5 +31,6 @@ def flow(settings: Settings, health: Health) -> Dataflow:
     """The flow with its real connectors. Raises AppviewUnavailable."""
     appview_state.begin(settings)
     tables = Tables(settings, cluster_id(settings))
-    source = CheckpointedSource(lambda: IndexPartition(settings, health, tables))
-    return build(source, IndexSink(settings, tables, rules_of(settings)), settings.topic_prefix)
+    unread: dict[Part, int] = {}
+    source = CheckpointedSource(lambda: IndexPartition(settings, health, tables, unread))
+    return build(source, IndexSink(settings, tables, rules_of(settings), unread), settings.topic_prefix)

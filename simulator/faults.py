@@ -41,6 +41,7 @@ NAMES: dict[str, str] = {
     "garbage": "a frame that is no DAG-CBOR goes out before a frame",
     "unknown_type": "a frame of an unknown type goes out before a frame",
     "error_frame": "an error frame goes out, then the socket closes",
+    "hostile": "a frame nested 996 deep, or of a million empty lists, goes out before a frame",
     "silence": "the stream falls silent for seconds (default 3600); pings are answered",
     "lost_commit": "a commit that a relay never sends",
     "duplicate": "a frame that goes out twice",
@@ -65,11 +66,13 @@ NAMES: dict[str, str] = {
     "label_garbage": "a frame that is no DAG-CBOR goes out before a frame of labels",
     "label_unknown_type": "a frame of an unknown type goes out before a frame of labels",
     "label_error_frame": "an error frame goes out on the labeler's stream, then it closes",
+    "label_hostile": "a frame nested 996 deep, or of a million empty lists, goes out before a frame of labels",
+    "label_giant": "a signed label whose key is too large for an index (URI of 8,000 characters), beside the true ones",
     "label_silence": "the labeler's stream falls silent for seconds (default 3600)",
 }
 
 _REPO_FAULTS = frozenset(name for name in NAMES if name.startswith("pds_")) - {"pds_list_500", "pds_slow"}
-_STREAM = ("drop", "garbage", "unknown_type", "error_frame", "silence")
+_STREAM = ("drop", "garbage", "hostile", "unknown_type", "error_frame", "silence")
 STREAM_FAULTS = frozenset({*_STREAM, *(f"label_{name}" for name in _STREAM)})
 
 

@@ -106,6 +106,9 @@ class Labeler:
             self._send([{**forged, "sig": forged["sig"][:40] + bytes(24)}])
         if self.faults.fire("label_foreign_src", host=self.index):
             self._send([{**self.make(labels[0]["uri"], "foreign"), "src": "did:plc:somebodyelsealtogether"}])
+        if self.faults.fire("label_giant", host=self.index):
+            noise = "".join(self._rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=8000))  # does not compress
+            self._send([self.make(f"https://{noise}", "giant")])
         for label in labels:
             self.final[label["src"], label["uri"], label["val"], label.get("cid", "")] = label
         return self._send(labels)

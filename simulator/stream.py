@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from aiohttp import WSMsgType, web
 from cbrrr import encode_dag_cbor
 
+from simulator import hostile_frames
 from simulator.events import Event, error_frame, header, info_frame, wire
 from simulator.faults import STREAM_FAULTS, Faults
 
@@ -207,6 +208,9 @@ class _Reader:
         faults, host, prefix = self._stream.faults, self._stream.host, self._stream.fault_prefix
         if faults.fire(prefix + "garbage", host=host):
             await self._write(wire(b"\xff" + os.urandom(40)))
+        if faults.fire(prefix + "hostile", host=host):
+            frames = hostile_frames.frames("#labels" if prefix else "#commit", self._stream.seq_before(self.position))
+            await self._write(wire(frames[faults.counts[prefix + "hostile"] % len(frames)]))
         if faults.fire(prefix + "unknown_type", host=host):
             await self._write(
                 wire(header("#novelty") + encode_dag_cbor({"seq": self._stream.seq_before(self.position)}))

@@ -19,10 +19,15 @@ from typing import Any
 import cbrrr
 import msgspec
 
+from steps.cbor_scan import ScanError, scan
 from steps.cid import DAG_CBOR, dag_cbor_cid, is_cid, sha256_cid
 from steps.loose_cbor import decode as decode_loosely
 
 MAX_DEPTH = 128
+MAX_ITEMS = 100_000
+"""CBOR items of a record that has JSON. As many empty lists are 12 MB of objects; a block of 2 MB could have two million."""
+SCAN_BYTES = 64 * 1024
+"""A smaller block is decoded without counting its items."""
 _MAJOR_TYPE = 0xE0
 _MAP = 0xA0
 _SAFE_INTEGER = 2**53
@@ -38,6 +43,7 @@ class BodyReason(StrEnum):
     )
     INVALID_UTF8 = "invalid_utf8"
     TOO_DEEP = "too_deep"
+    TOO_MANY_ITEMS = "too_many_items"  # of CBOR: more than anybody may make us build
     NOT_A_MAP = "not_a_map"
     UNDECODABLE = "undecodable"  # cut short, or bytes after the end
     RAW_BLOCK = "raw_block"  # the CID says that the block is raw bytes, so it is no record
@@ -68,6 +74,8 @@ _from_cbor = cbrrr.decode_dag_cbor
 
 def record_body(block: bytes) -> RecordBody:
     """About 3 µs for a post."""
+    if len(block) > SCAN_BYTES and _has_too_many_items(block):
+        return RecordBody(None, block, BodyReason.TOO_MANY_ITEMS)
     try:
         value = _from_cbor(block, True)
         if block[0] & _MAJOR_TYPE != _MAP:  # not the value's type: a bare link or byte string becomes a dict as well
@@ -107,6 +115,14 @@ def body_cid(json: bytes | None, raw: bytes | None = None, like: str = "") -> st
         return dag_cbor_cid(cbrrr.encode_dag_cbor(_decode(json), True))
     except (msgspec.DecodeError, TypeError, OverflowError, RecursionError) as err:
         raise ValueError(f"not a record's JSON: {err}") from err
+
+
+def _has_too_many_items(block: bytes) -> bool:
+    try:
+        scan(block, 0, MAX_ITEMS)
+    except ScanError as err:
+        return err.too_large
+    return False
 
 
 def _odd_body(block: bytes) -> RecordBody:

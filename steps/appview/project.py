@@ -14,6 +14,7 @@ import msgspec
 from schemas.lexicons import definitions
 from steps.appview import feed, graph
 from steps.appview.lexicon import Check, Lexicon
+from steps.appview.rows import COLUMNS
 from steps.appview.values import Notice, Projected, Record, Reply, Row, Source
 
 __all__ = ["KNOWN", "VERSION", "Notice", "Projected", "Reply", "Row", "Source", "project"]
@@ -50,6 +51,13 @@ _UNCHECKED = "chat.bsky.actor.declaration"
 KNOWN: frozenset[str] = frozenset(_MAKERS)
 """Collections whose valid records are in `bsky.record`."""
 
+MAX_INDEXED = 1200
+"""Bytes of a URI or DID in an index of the AppView, of which some hold two; an AT-URI of the network has 1,110 at most."""
+_INDEXED = frozenset(
+    {"subject", "subjectDid", "subjectUri", "postUri", "embedUri", "replyRoot", "replyParent", "rootUri", "parentUri"}
+    | {"listUri", "joinedViaStarterPackUri"}
+)
+
 _decode = msgspec.json.Decoder().decode
 
 
@@ -67,6 +75,8 @@ def project(source: Source) -> Projected | None:
     if source.collection != _UNCHECKED and (why := _check(source.collection, record)) is not None:
         return Projected(source.uri, invalid=why)
     projected = make(source, record)
+    if len(source.json) > MAX_INDEXED and (large := _too_large_for_index(projected)):
+        return Projected(source.uri, invalid=f": {large} has more than {MAX_INDEXED} bytes, which no index holds")
     if _may_hold_nul(source.json) and _holds_nul(projected, record):
         return Projected(source.uri, invalid=": has U+0000 in a text of the AppView")
     return projected
@@ -82,6 +92,16 @@ def _check(collection: str, record: Record) -> str | None:
 def _checks() -> dict[str, Check]:
     lexicon = Lexicon(definitions())
     return {collection: lexicon.check(collection) for collection in KNOWN if collection != _UNCHECKED}
+
+
+def _too_large_for_index(projected: Projected) -> str | None:
+    """The column whose value makes an index entry that PostgreSQL refuses."""
+    for table, rows in projected.rows.items():
+        for row in rows:
+            for column, value in zip(COLUMNS[table], row, strict=True):
+                if column in _INDEXED and value is not None and len(value.encode(errors="replace")) > MAX_INDEXED:
+                    return f"{table}.{column}"
+    return None
 
 
 def _may_hold_nul(json: bytes | str) -> bool:

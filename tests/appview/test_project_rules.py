@@ -130,3 +130,23 @@ def test_what_no_decoder_takes_is_invalid(deep: bytes | str) -> None:
     assert found is not None
     assert found.invalid is not None
     assert found.invalid.startswith(": is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("collection", "record"),
+    [
+        ("app.bsky.graph.follow", {"subject": "did:web:" + "a" * 2000}),
+        ("app.bsky.graph.block", {"subject": "did:web:" + "a" * 2000}),
+        (
+            "app.bsky.feed.like",
+            {"subject": {"uri": f"at://did:web:{'a' * 1900}/app.bsky.feed.post/3k", "cid": CID}},
+        ),
+    ],
+)
+def test_a_subject_that_no_index_holds_is_found_by_its_size(collection: str, record: dict[str, Any]) -> None:
+    """Issue 10.14, 10.15; H3: or PostgreSQL would refuse the batch, for each of a thousand such records."""
+    whole = {"$type": collection, "createdAt": NOW, **record}
+    found = project(Source(DID, collection, "a", CID, json.dumps(whole), NOW))
+    assert found is not None
+    assert "which no index holds" in (found.invalid or "")
+    assert not found.rows

@@ -315,7 +315,13 @@ def test_stream_faults(simulator: Any) -> None:
     only(simulation, "silence", every=10)
     messages, closed = read_stream(simulation, 9)
     assert (len(messages), closed) == (9, False)
-    assert simulation.faults()["fired"] == {"drop": 1, "garbage": 3, "unknown_type": 3, "error_frame": 1, "silence": 1}
+    fired = {"drop": 1, "garbage": 3, "unknown_type": 3, "error_frame": 1, "silence": 1}
+    assert simulation.faults()["fired"] == fired
+    only(simulation, "hostile", every=6)
+    messages, _ = read_stream(simulation, 35)
+    assert sum(len(message) > 1_000_000 for message in messages) == 2
+    assert sum(b"\x81" * 996 in message for message in messages) == 3
+    assert simulation.faults()["fired"] == fired | {"hostile": 5}
 
 
 def test_relay_faults_of_the_sequence(simulator: Any) -> None:
@@ -373,6 +379,7 @@ def test_labeler_faults(simulator: Any) -> None:
         ("label_error_frame", 3, True),
         ("label_garbage", 6, False),
         ("label_unknown_type", 6, False),
+        ("label_hostile", 6, False),
         ("label_silence", 2, False),
     ):
         only(simulation, name, every=3)
@@ -382,10 +389,13 @@ def test_labeler_faults(simulator: Any) -> None:
     simulation.op("label", uri="did:plc:x", val="a")
     only(simulation, "label_foreign_src")
     simulation.op("label", uri="did:plc:x", val="b")
+    only(simulation, "label_giant")
+    simulation.op("label", uri="did:plc:x", val="c")
     simulation.set_faults(clear=True)
-    labels = [label for message in read(9)[0] for label in libipld.decode_dag_cbor_multi(message)[1]["labels"]]
-    assert [label["val"] for label in labels][-4:] == ["forged", "a", "foreign", "b"]
-    assert len(simulation.labels()) == len(truth) + 2
+    labels = [label for message in read(11)[0] for label in libipld.decode_dag_cbor_multi(message)[1]["labels"]]
+    assert [label["val"] for label in labels][-6:] == ["forged", "a", "foreign", "b", "giant", "c"]
+    assert len(labels[-2]["uri"]) > 8000
+    assert len(simulation.labels()) == len(truth) + 3
     assert set(simulation.faults()["fired"]) == {name for name in NAMES if name.startswith("label_")}
 
 

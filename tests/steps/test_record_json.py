@@ -136,7 +136,8 @@ def test_what_json_cannot_carry_keeps_its_block_beside_it(value: dict, reason: B
         (b"\xa2\x61b\x01\x61a\xd8\x2a\x41\x00", BodyReason.NOT_CANONICAL),  # no CID in the link
         (b"\xa2\x61b\x01\x61a\x61\xff", BodyReason.INVALID_UTF8),
         (b"\xa2\x61b\x01\x61a" + b"\x81" * 128 + b"\x01", BodyReason.TOO_DEEP),
-        (b"\xa2\x61b\x01\x61a\x9a\x00\x01\x86\xa0" + b"\xf6" * 100_000, BodyReason.NOT_CANONICAL),  # too many items
+        (b"\xa2\x61b\x01\x61a\x9a\x00\x01\x86\xa0" + b"\xf6" * 100_000, BodyReason.TOO_MANY_ITEMS),  # key order as well
+        (b"\xa1\x61a\x9a\x00\x01\x86\xa0" + b"\x80" * 100_000, BodyReason.TOO_MANY_ITEMS),  # issue 10.7
         (b"\x82\xa2\x61b\x01\x61a\x02\x01", BodyReason.NOT_A_MAP),
         (b"\xbf\x61a\x01\xff", BodyReason.NOT_CANONICAL),  # indefinite length
         (b"\xa1\x61a\xc2\x41\x01", BodyReason.NOT_CANONICAL),  # bignum

@@ -70,6 +70,7 @@ FETCHING = {
 STREAMING = {
     "drop": {"every": 300},
     "garbage": {"every": 110},
+    "hostile": {"every": 170},
     "unknown_type": {"every": 130},
     "error_frame": {"every": 700},
     "silence": {"every": 1100, "times": 6},
@@ -88,6 +89,8 @@ LABELLING = {
     "label_silence": {"every": 100, "times": 3},
     "label_bad_sig": {"every": 20},
     "label_foreign_src": {"every": 20},
+    "label_hostile": {"every": 45},
+    "label_giant": {"every": 25},
 }
 TUNED: dict[str, Any] = {**LISTING, **FETCHING, **STREAMING, **LABELLING}
 # Lies that a mirror has to believe for an hour or more: flow tests have them.
