@@ -73,10 +73,10 @@ def floor_of(frames: list[bytes], relay: str) -> Floor:
                 assert isinstance(verified, Verified), verified
                 size += len(commit_message(verified, relay, TIME).value)
             elif isinstance(event, Account):
-                size += len(account_value(event, relay, TIME))
+                size += len(account_value(event, relay, 0, TIME))
             else:
                 assert isinstance(event, Identity), event
-                size += len(identity_value(event, relay, TIME))
+                size += len(identity_value(event, relay, 0, TIME))
     assert size > len(frames)
     return measured
 

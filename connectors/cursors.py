@@ -45,28 +45,36 @@ class CursorStore:
         rows = alone(self._database()).execute(SQL["load"], {"flow": self._flow})
         return {upstream: Stored(position, detail, age) for upstream, position, detail, age in rows}
 
-    def load_sequences(self) -> dict[str, int]:
-        """Upstream → seq. Raises CursorUnreadable."""
-        found: dict[str, int] = {}
+    def load_sequences(self) -> dict[str, tuple[int, int]]:
+        """Upstream → (seq, epoch). Raises CursorUnreadable."""
+        found: dict[str, tuple[int, int]] = {}
         for upstream, stored in self.load().items():
             if not (stored.position.isascii() and stored.position.isdigit()):
                 raise CursorUnreadable(
                     f"the {self._flow} cursor of {upstream} is {stored.position[:80]!r}, which is no sequence number;"
                     f" correct it with `sluice cursors set {self._flow} {upstream} SEQ`"
                 )
-            found[upstream] = int(stored.position)
+            epoch = stored.detail.get("epoch", 0)
+            found[upstream] = (int(stored.position), epoch if isinstance(epoch, int) else 0)
         return found
 
-    def save(self, positions: Mapping[str, int], gaps: Iterable[Gap] = (), *, answered: bool = False) -> None:
+    def save(
+        self,
+        positions: Mapping[str, int],
+        details: Mapping[str, dict[str, Any]],
+        gaps: Iterable[Gap] = (),
+        *,
+        answered: bool = False,
+    ) -> None:
         """Make positions durable, and with them the gaps that they pass. `answered`: nothing can fill these gaps."""
         db = self._database()
         with own_transaction(db):
             for gap in gaps:
                 note_gap(db, gap, answered=answered)
             for upstream in sorted(positions):
-                put(db, self._flow, upstream, str(positions[upstream]), None)
+                put(db, self._flow, upstream, str(positions[upstream]), details.get(upstream))
 
-    def begin(self, upstream: str, position: int, gap: Gap) -> None:
+    def begin(self, upstream: str, position: int, detail: dict[str, Any], gap: Gap) -> None:
         """The first place of an upstream read from its tip, and the gap before it, if any repo is known already.
 
         Such a repo may have been fetched before we were connected; only a new listing can tell what it wrote in between.
@@ -75,7 +83,7 @@ class CursorStore:
         with own_transaction(db):
             if db.execute(SQL["any_repo"]).fetchone() == (True,):
                 note_gap(db, gap)
-            put(db, self._flow, upstream, str(position), None)
+            put(db, self._flow, upstream, str(position), detail)
 
 
 def put(

@@ -15,7 +15,7 @@ from connectors.database import alone, own_transaction, tuples
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.account_status import TAKEN_DOWN
+from steps.account_status import TAKEN_DOWN, status_beside
 
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
@@ -55,6 +55,8 @@ class Claim:
     account_time: str
     account_seq: int
     retry_count: int
+    account_relay: str = ""
+    account_seen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class RepoStore:
             "hosts": [entry.host for entry in unique],
             "revs": [entry.rev for entry in unique],
             "actives": [entry.active for entry in unique],
-            "statuses": [entry.status for entry in unique],
+            "statuses": [status_beside(entry.active, entry.status) for entry in unique],
             "job": job,
             "reopen": REOPEN_SECONDS,
             "final": sorted(TAKEN_DOWN),

@@ -288,8 +288,10 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         self._fillable = fillable
         self._start = start
         stored = self._store.load_sequences()
-        durable = {url: stored[url] for url in upstreams if url in stored}
+        durable = {url: stored[url][0] for url in upstreams if url in stored}
         cursors.positions.update(durable)
+        # where nobody knows what was read before (a new upstream, or an operator's reset), a sequence of its own begins
+        cursors.epochs.update({url: stored[url][1] if url in stored else int(time.time()) for url in upstreams})
         self._durable = durable
         self._sockets = Sockets(settings, health.flow, method, {url: durable.get(url, start) for url in upstreams})
         self._polled_at = time.monotonic()
@@ -332,7 +334,8 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         position = self._passable(position)
         gaps = self._cursors.take_gaps()
         moved = {url: seq for url, seq in position.items() if self._durable.get(url) != seq}
-        self._store.save(moved, gaps, answered=not self._fillable)
+        details = {url: self._cursors.detail(url) for url in moved}
+        self._store.save(moved, details, gaps, answered=not self._fillable)
         self._durable.update(moved)
         return position
 
@@ -377,9 +380,11 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
     def _begin(self, upstream: str, position: int, missed: int | None) -> None:
         """Make the first place of an upstream durable; what came before the tip is a gap that a listing has to answer."""
         if self._start is None and self._fillable:
-            self._store.begin(upstream, position, Gap(upstream, None, missed, "began_at_tip"))
+            self._store.begin(
+                upstream, position, self._cursors.detail(upstream), Gap(upstream, None, missed, "began_at_tip")
+            )
         else:
-            self._store.save({upstream: position})
+            self._store.save({upstream: position}, {upstream: self._cursors.detail(upstream)})
         self._durable[upstream] = position
 
     def _report(self, frames: list[Frame]) -> None:

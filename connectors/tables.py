@@ -43,6 +43,7 @@ SAVED = [
     *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
     *("account_time", "account_seq", "first_attempt", "held", "held_rev", "desyncs", "retry_count"),
     *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter", "held_bytes"),
+    *("account_relay", "account_seen"),
 ]
 """Fields of the gate's `Repo` that are columns as they are."""
 
@@ -299,7 +300,7 @@ class Unit:
 def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
     (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, *more) = row
     (account_time, account_seq, first_attempt, held, held_rev, desyncs, desync_age, retry_count, *hints) = more
-    handle, host, signing_key, left_out, left_attempt, left_filter, held_bytes = hints
+    handle, host, signing_key, left_out, left_attempt, left_filter, held_bytes, account_relay, account_seen = hints
     return Repo(
         did,
         phase=phase,
@@ -314,6 +315,8 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         commit=commit,
         account_time=account_time,
         account_seq=account_seq,
+        account_relay=account_relay,
+        account_seen=account_seen,
         first_attempt=first_attempt,
         held=held,
         held_rev=held_rev,

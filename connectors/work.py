@@ -77,6 +77,8 @@ class Work:
             time=at,
             account_time=claim.account_time,
             account_seq=claim.account_seq,
+            account_relay=claim.account_relay,
+            account_seen=claim.account_seen,
             host=identity.pds if identity else claim.host,
             handle=identity.handle if identity else None,
             signing_key=identity.signing_key if identity else None,

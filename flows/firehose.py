@@ -35,13 +35,15 @@ from steps.verify_commit import FUTURE_MICROS, Checks, Refused, Verified, verify
 
 TOPIC = "firehose_live"
 FLOW = "firehose"
+TIMES = 15  # events whose times tell how far a relay has come
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
-    """A frame and what it says; None where it only wakes the flow."""
+    """A frame and what it says; None where it only wakes the flow. `epoch`: which of its relay's sequences it belongs to."""
 
     frame: Frame
     message: Message | Verified | Refused | None
+    epoch: int = 0
 
 
 Step = Callable[[list[Received]], list[Received]]
@@ -96,6 +98,7 @@ def follower(cursors: Cursors) -> Step:
 
     def follow_all(batch: list[Received]) -> list[Received]:
         events = []
+        now = time.time()
         for one in batch:
             message, relay = one.message, one.frame.upstream
             if message is None:
@@ -113,10 +116,12 @@ def follower(cursors: Cursors) -> Step:
             elif isinstance(message, Commit | Sync) and message.odd:
                 cursors.pass_by(relay, message.seq)
             else:
-                follow = cursors.restart if one.frame.restarted else cursors.see
-                if (gap := follow(relay, message.seq)) is not None:  # type: ignore[union-attr]  # all others have one
+                seq: int = message.seq  # type: ignore[union-attr]  # all others have one
+                gap = cursors.restart(relay, seq, int(now)) if one.frame.restarted else cursors.see(relay, seq)
+                if gap is not None:
                     _count_gap(gap)
-            events.append(one)
+            events.append(Received(one.frame, message, cursors.epochs.get(relay, 0)))
+        cursors.times.update(_times(events, from_unix(now)))
         return events
 
     return follow_all
@@ -129,7 +134,7 @@ def verifier(settings: Settings) -> Step:
     def verify_all(batch: list[Received]) -> list[Received]:
         now_micros = time.time_ns() // 1000
         return [
-            Received(one.frame, verify(one.message, now_micros, checks))
+            Received(one.frame, verify(one.message, now_micros, checks), one.epoch)
             if isinstance(one.message, Commit | Sync)
             else one
             for one in batch
@@ -165,6 +170,7 @@ def deduplicator(remembered: Remembered, deferred: Deferred[Received]) -> Step:
 
     A commit that lacks its proof or a record is dropped where any relay has brought it whole, also later in this batch.
     A copy of an event that is deferred holds its own relay's cursor as well: the event is not durable.
+    What relays say of an account is never a duplicate: each of them has its own order, and the ratchet has to know it.
     """
 
     def first_ones(batch: list[Received]) -> list[Received]:
@@ -199,8 +205,6 @@ def identity(message: object) -> tuple[object, ...] | None:
         return ("commit" if type(event) is Commit else "sync", event.did, event.rev, message.commit, whole)
     if isinstance(message, Identity):
         return ("identity", message.did, shown(message.time), message.handle)
-    if isinstance(message, Account):
-        return ("account", message.did, shown(message.time), message.active, message.status or "")
     return None
 
 
@@ -235,13 +239,25 @@ def _encode(one: Received, now: str, latest: str, out: list[Out]) -> None:
         if encoded.problem is not None:
             out.append(_dead(one, encoded.problem.reason.value, encoded.problem.detail, event.did))
     elif isinstance(message, Account):
-        out.append(Out(TOPIC, message.did, account_value(message, relay, moment(message.time, now, latest))))
+        # a clock ahead must not make this event newer than what another relay says later
+        out.append(Out(TOPIC, message.did, account_value(message, relay, one.epoch, moment(message.time, now, now))))
     elif isinstance(message, Identity):
-        out.append(Out(TOPIC, message.did, identity_value(message, relay, moment(message.time, now, latest))))
+        out.append(Out(TOPIC, message.did, identity_value(message, relay, one.epoch, moment(message.time, now, now))))
     elif isinstance(message, Refused | Rejected):
         out.append(_dead(one, message.reason.value, message.detail, message.did))
     else:
         metrics.DROPPED.labels(FLOW, "foreign_type").inc()  # labels on a relay's stream
+
+
+def _times(events: list[Received], now: str) -> dict[str, str]:
+    """Relay → its own time at the end of these events: the median of the last few, as any PDS's clock may be wrong."""
+    last: dict[str, list[str]] = {}
+    for one in reversed(events):
+        if isinstance(one.message, Commit | Sync | Account | Identity):
+            found = last.setdefault(one.frame.upstream, [])
+            if len(found) < TIMES and (own := canonical(one.message.time)) is not None:
+                found.append(min(own, now))
+    return {relay: sorted(found)[len(found) // 2] for relay, found in last.items() if found}
 
 
 def _note_times(batch: list[Received], latest: str) -> None:

@@ -86,6 +86,7 @@ class IdentityEvent(Message):
     did: str
     handle: str | None = None
     relay: str = ""
+    epoch: int = Field(0, description="which of the relay's sequences `seq` belongs to: Unix time at which we began it")
 
 
 class AccountEvent(Message):
@@ -98,6 +99,7 @@ class AccountEvent(Message):
     active: bool
     status: str | None = None
     relay: str = ""
+    epoch: int = Field(0, description="which of the relay's sequences `seq` belongs to: Unix time at which we began it")
 
 
 class CreateEvent(Message):
@@ -135,6 +137,8 @@ class RepoOutcome(Message):
     reason: str | None = Field(None, description="account status or error name, where not synced")
     account_time: str = Field("", description="ratchet of the repo, read at the claim")
     account_seq: int = 0
+    account_relay: str = Field("", description="relay and epoch that `account_seq` belongs to")
+    account_seen: str = Field("", description="the rest of that ratchet, as JSON: see steps/ratchet.py")
     host: str | None = None
     handle: str | None = None
     signing_key: str | None = None

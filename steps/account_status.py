@@ -14,6 +14,13 @@ TAKEN_DOWN = frozenset({"takendown", "suspended"})
 """What a relay decides for itself: a listing's word on them is as good as an #account."""
 
 
+def status_beside(active: bool, status: str | None) -> str | None:
+    """The status to keep: beside `active` only one that does not hide the account; what hides it has a name."""
+    if active:
+        return status if status in NOT_FOLLOWED else None
+    return status or "inactive"
+
+
 def is_served(active: bool, status: str | None) -> bool:
     """Is there, as far as this tells, a repo that its PDS serves?"""
     return active or status in NOT_FOLLOWED

@@ -6,6 +6,7 @@ asked for with the old cursor would begin at the tip again. Gaps are facts for t
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 MAX_GAPS = 1000
 """Gaps held until they are taken; beyond it the newest one of an upstream grows instead."""
@@ -23,9 +24,15 @@ class Gap:
 
 @dataclass(slots=True)
 class Cursors:
-    """Position of every upstream; `start` are the durable ones. `repeats` counts seqs that did not rise."""
+    """Position of every upstream; `start` are the durable ones. `repeats` counts seqs that did not rise.
+
+    `epochs`: which of an upstream's sequences its position belongs to, by the Unix time at which it was first followed (0: as
+    long as anybody knows). `times`: the upstream's own time of the last event seen, none ahead of its receipt.
+    """
 
     positions: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+    times: dict[str, str] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     repeats: int = 0
 
@@ -41,11 +48,12 @@ class Cursors:
         self.positions[upstream] = seq
         return self.lose(Gap(upstream, last + 1, seq - 1, "sequence_gap"))
 
-    def restart(self, upstream: str, seq: int) -> Gap | None:
-        """Follow an upstream that counts anew and stands at this seq. Nobody knows what it sent before; that is the gap."""
+    def restart(self, upstream: str, seq: int, now: int = 0) -> Gap | None:
+        """Follow an upstream that counts anew and stands at this seq, at Unix time `now`. The gap: what it sent before."""
         if seq > self.positions.get(upstream, -1):
             return self.see(upstream, seq)
         self.positions[upstream] = seq
+        self.epochs[upstream] = max(now, self.epochs.get(upstream, 0) + 1)
         return self.lose(Gap(upstream, None, None, "sequence_restarted"))
 
     def pass_by(self, upstream: str, seq: int) -> None:
@@ -62,6 +70,10 @@ class Cursors:
                 return gap
         self.gaps.append(gap)
         return gap
+
+    def detail(self, upstream: str) -> dict[str, Any]:
+        """What is stored beside the upstream's position."""
+        return {"epoch": self.epochs.get(upstream, 0), "time": self.times.get(upstream, "")}
 
     def take_gaps(self) -> list[Gap]:
         """The gaps noted so far, handed over."""

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from schemas import wire
-from steps.account_status import LEFT_BEHIND, is_served
+from steps import ratchet
+from steps.account_status import LEFT_BEHIND, is_served, status_beside
 from steps.gate_types import (
     Apply,
     Drop,
@@ -94,19 +95,18 @@ def on_outcome(
 ) -> Step:
     """The end of an attempt. `rows`: rows of the repo with this attempt; `held`: its held events in log order."""
     opened = _opened(repo, outcome.attempt)
-    ratchet = (outcome.account_time, outcome.account_seq)
     if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:
         return Step(opened, (Drop(Reason.CLOSED_ATTEMPT),))
     if opened is not repo or outcome.status == "synced":
         # In the live database the row's ratchet is never older. In a replay it is adopted, so that account events
         # which this attempt already reflects do not undo it.
-        newest = max(ratchet, (opened.account_time, opened.account_seq))
-        opened = replace(opened, account_time=newest[0], account_seq=newest[1])
+        opened = ratchet.adopted(opened, outcome)
     if outcome.status == "synced":
         return _synced(opened, outcome, rows, held, rules)
-    if ratchet != (opened.account_time, opened.account_seq):
+    if ratchet.of_claim(outcome) != ratchet.stand(opened):
         return _pending(opened, Reason.ACCOUNT_CHANGED, retry_in=0.0)
-    told = replace(opened, active=outcome.active, status=outcome.reason, retry_count=0)
+    status = status_beside(outcome.active, outcome.reason)
+    told = replace(opened, active=outcome.active, status=status, retry_count=0)
     if outcome.status != "deleted" and outcome.reason in _NOT_THERE and opened.held_rev > opened.rev:
         return _pending(told, Reason.REACTIVATED, retry_in=_delay(1, opened, rules))  # it has committed meanwhile
     ended = _left(told, Phase.UNAVAILABLE, outcome.reason or outcome.status)
@@ -122,17 +122,17 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
     A deletion or deactivation hides the repo and waits to be confirmed at the PDS of today (a claim of its own): the PDS
     that an account has left says both of it, after the new one has said that it is active.
     """
-    ratcheted = _ratchet(repo, event.time, event.seq)
-    if ratcheted is None:
-        return Step(repo, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+    ratcheted, newer = ratchet.advanced(repo, event)
+    if not newer:
+        return Step(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
     if is_served(event.active, event.status):
         reopened = not repo.active or repo.phase == Phase.UNAVAILABLE or not repo.known
-        current = replace(ratcheted, active=True, status=event.status)
+        current = replace(ratcheted, active=True, status=status_beside(True, event.status))
         if not reopened:
             return Step(current)
         reason = Reason.REACTIVATED if repo.known else Reason.DISCOVERED
         return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
-    hidden = replace(ratcheted, active=False, status=event.status or "inactive")
+    hidden = replace(ratcheted, active=False, status=status_beside(False, event.status))
     # what only a listing has called deleted (attempt 0) is confirmed too: a rebuild from the log has no listings
     if event.status in LEFT_BEHIND:
         if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED and repo.attempt:
@@ -144,9 +144,9 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
 
 def on_identity(repo: Repo, event: wire.IdentityEvent) -> Step:
     """#identity in any phase, by the ratchet. The handle is a hint until it is verified both ways."""
-    ratcheted = _ratchet(repo, event.time, event.seq)
-    if ratcheted is None:
-        return Step(repo, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+    ratcheted, newer = ratchet.advanced(repo, event)
+    if not newer:
+        return Step(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
     if event.handle and event.handle != "handle.invalid":
         ratcheted = replace(ratcheted, handle=event.handle.lower())
     return Step(ratcheted, (ForgetIdentity(),))
@@ -276,9 +276,3 @@ def _advanced(repo: Repo, event: Streamed) -> Repo:
 def _heard(repo: Repo, rev: str) -> Repo:
     """What is not above `min_rev` says nothing new; raising heard_rev up to rev would make a replay change the row."""
     return replace(repo, heard_rev=rev) if rev > repo.min_rev else repo
-
-
-def _ratchet(repo: Repo, time: str, seq: int) -> Repo | None:
-    if (time, seq) <= (repo.account_time, repo.account_seq):
-        return None
-    return replace(repo, account_time=time, account_seq=seq)

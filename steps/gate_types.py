@@ -76,8 +76,10 @@ class Repo:
     data: str | None = None
     commit: str | None = None
     commit_block: str | None = None  # base64; None: unchanged in the row
-    account_time: str = ""
+    account_relay: str = ""  # the ratchet, see steps/ratchet.py: the last event applied, and the highest time of any
     account_seq: int = 0
+    account_time: str = ""
+    account_seen: str = ""  # JSON, where there is more to know
     first_attempt: int | None = None
     held: int = 0
     held_rev: str = ""  # highest rev among the held events

@@ -133,19 +133,21 @@ def sync_value(verified: Verified, relay: str, time: str) -> bytes:
     )
 
 
-def account_value(event: Account, relay: str, time: str) -> bytes:
-    """An #account."""
+def account_value(event: Account, relay: str, epoch: int, time: str) -> bytes:
+    """An #account. `time` is not ahead of its receipt; `epoch`: of the relay's sequence (steps/ratchet.py)."""
     return wire.encode(
         wire.AccountEvent(
-            seq=event.seq, time=time, did=event.did, active=event.active, status=event.status, relay=relay
+            seq=event.seq, time=time, did=event.did, active=event.active, status=event.status, relay=relay, epoch=epoch
         )
     )
 
 
-def identity_value(event: Identity, relay: str, time: str) -> bytes:
-    """An #identity; the handle is a hint, in lower case."""
+def identity_value(event: Identity, relay: str, epoch: int, time: str) -> bytes:
+    """An #identity, likewise; the handle is a hint, in lower case."""
     handle = event.handle.lower()[:253] if event.handle else None
-    return wire.encode(wire.IdentityEvent(seq=event.seq, time=time, did=event.did, handle=handle, relay=relay))
+    return wire.encode(
+        wire.IdentityEvent(seq=event.seq, time=time, did=event.did, handle=handle, relay=relay, epoch=epoch)
+    )
 
 
 def _base64(block: bytes) -> str:

@@ -30,6 +30,8 @@ class Attempt:
     time: str
     account_time: str = ""
     account_seq: int = 0
+    account_relay: str = ""
+    account_seen: str = ""
     host: str | None = None
     handle: str | None = None
     signing_key: str | None = None
@@ -119,6 +121,8 @@ def _outcome(attempt: Attempt, status: Literal["synced", "unavailable", "deleted
             time=attempt.time,
             account_time=attempt.account_time,
             account_seq=attempt.account_seq,
+            account_relay=attempt.account_relay,
+            account_seen=attempt.account_seen,
             host=attempt.host,
             handle=attempt.handle,
             signing_key=attempt.signing_key,

@@ -32,8 +32,12 @@ where not exists (select from grown)
 select position from sluice.cursor where flow = %(flow)s and upstream = %(upstream)s
 
 -- name: set_position
--- An operator's word. A listing's detail belongs to its old position.
-update sluice.cursor set position = %(position)s, detail = '{}', updated_at = now()
+-- An operator's word. A listing's detail belongs to its old position; whether a stream's sequence is still the same, nobody knows.
+update sluice.cursor
+set position = %(position)s, updated_at = now(),
+    detail = case when flow = 'list_repos' then '{}'
+                  else jsonb_build_object('epoch', greatest(extract(epoch from now())::bigint,
+                                                            coalesce((detail ->> 'epoch')::bigint, 0) + 1)) end
 where flow = %(flow)s and upstream = %(upstream)s
 
 -- name: forget

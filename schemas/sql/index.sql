@@ -3,7 +3,7 @@
 -- name: lock
 select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
        first_attempt, held, held_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
-       signing_key, left_out, left_attempt, left_filter, held_bytes
+       signing_key, left_out, left_attempt, left_filter, held_bytes, account_relay, account_seen
 from sluice.repo where did = any(%(dids)s::text[]) order by did for update
 
 -- name: add_unknown
@@ -18,7 +18,8 @@ update sluice.repo r
 set phase = u.phase, reason = u.reason, active = u.active, status = u.status, attempt = u.attempt, rev = u.rev,
     heard_rev = u.heard_rev, from_snapshot = u.from_snapshot, data = u.data, commit = u.commit,
     commit_block = coalesce(u.commit_block, r.commit_block),
-    account_time = u.account_time, account_seq = u.account_seq, first_attempt = u.first_attempt,
+    account_time = u.account_time, account_seq = u.account_seq, account_relay = u.account_relay,
+    account_seen = u.account_seen, first_attempt = u.first_attempt,
     held = u.held, held_rev = u.held_rev, desyncs = u.desyncs,
     desynced_at = case when u.desynced then now() else r.desynced_at end,
     retry_count = u.retry_count, handle = u.handle, host = u.host, signing_key = u.signing_key,
@@ -42,10 +43,11 @@ from unnest(
     %(commit_block)s::bytea[], %(account_time)s::text[], %(account_seq)s::bigint[], %(first_attempt)s::integer[],
     %(held)s::integer[], %(held_rev)s::text[], %(desyncs)s::integer[], %(desynced)s::boolean[], %(retry_count)s::integer[],
     %(handle)s::text[], %(host)s::text[], %(signing_key)s::text[], %(retry_in)s::float8[], %(moved)s::boolean[],
-    %(left_out)s::integer[], %(left_attempt)s::integer[], %(left_filter)s::bigint[], %(held_bytes)s::bigint[]
+    %(left_out)s::integer[], %(left_attempt)s::integer[], %(left_filter)s::bigint[], %(held_bytes)s::bigint[],
+    %(account_relay)s::text[], %(account_seen)s::text[]
 ) as u (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, commit_block, account_time,
         account_seq, first_attempt, held, held_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved, left_out, left_attempt, left_filter,
-        held_bytes)
+        held_bytes, account_relay, account_seen)
 where r.did = u.did
 
 -- name: hold

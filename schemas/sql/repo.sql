@@ -146,7 +146,7 @@ from wanted w where r.did = w.did
 returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host,
           -- only who was told of a deletion may take 'not found' for its proof: a deactivation hides, and keeps the rows
           case when r.reason = 'deletion' and r.status is distinct from 'deleted' then 'deactivation' else r.reason end,
-          r.account_time, r.account_seq, r.retry_count
+          r.account_time, r.account_seq, r.retry_count, r.account_relay, r.account_seen
 
 -- name: renew
 update sluice.repo r set lease_until = now() + make_interval(secs => %(lease)s)

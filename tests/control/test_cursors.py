@@ -93,7 +93,7 @@ def test_a_group_with_members_is_not_moved(desk: Desk) -> None:
 def test_an_upstream_is_moved_only_while_its_flow_is_stopped(desk: Desk) -> None:
     """A flow holds its position in memory, and would write over it."""
     store = CursorStore(desk.settings, "firehose")
-    store.save({RELAY: 41})
+    store.save({RELAY: 41}, {})
     refused = desk.sluice("set", "firehose", RELAY, "7", "--yes")
     assert (refused.returncode, "firehose runs" in refused.stderr) == (2, True)
     store.close()

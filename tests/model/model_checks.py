@@ -51,6 +51,8 @@ class Checks(State):
                 and row.fetched[0] + 3600.0 == row.next_retry_at
             ):
                 self.fired["put off by the hour's limit"] += 1
+            if repo.active and repo.status not in (None, "throttled", "desynchronized"):
+                self.fail(f"{did}: active, and {repo.status}")
             if row.held and repo.phase != Phase.BACKFILL:
                 self.fail(f"{did}: held events in phase {repo.phase}")
             self.check_deleted(did, row)
@@ -122,7 +124,7 @@ class Checks(State):
                 self.fail(f"{did}: rows {data_of(rows)!r}, truth {account.head.data!r}, {self.tables.filter.filter}")
             if row.repo.active != account.active:
                 self.fail(f"{did}: active is {row.repo.active}, but the account is {account.state}")
-            if row.repo.phase == Phase.SYNC and row.repo.status not in (None, account.state):
+            if row.repo.phase == Phase.SYNC and row.repo.status not in (None, account.status):
                 self.fail(f"{did}: {row.repo.status}, but the account is {account.state}")
             if self.told_deleted(account) and rows:
                 self.fail(f"{did}: deleted, but rows are left: {data_of(rows)!r}")
@@ -231,4 +233,12 @@ class Checks(State):
     def facts(self, repo: Any) -> Any:
         """What a replay must leave as it is, in any phase; first_attempt may learn that an attempt had rows."""
         ours = (repo.phase, repo.reason, repo.attempt, repo.rev, repo.heard_rev, repo.data, repo.held, repo.held_rev)
-        return ours, (repo.active, repo.status, repo.handle, repo.account_time, repo.account_seq, repo.desyncs)
+        return ours, (
+            repo.active,
+            repo.status,
+            repo.handle,
+            repo.account_time,
+            repo.account_seq,
+            repo.account_relay,
+            repo.desyncs,
+        )

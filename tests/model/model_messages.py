@@ -22,10 +22,6 @@ class Job:
     outcome_at: int | None = None
 
 
-def with_seq(event: Any, seq: int) -> Any:
-    return type(event)(**{name: getattr(event, name) for name in event.__struct_fields__} | {"seq": seq})
-
-
 def snapshot(job: Job, commit: Commit) -> list[Any]:
     claim = job.claim
     creates = [
@@ -63,6 +59,8 @@ def outcome(job: Job, status: Any, **fields: Any) -> Any:
         time="t",
         account_time=claim.account_time,
         account_seq=claim.account_seq,
+        account_relay=claim.account_relay,
+        account_seen=claim.account_seen,
         **fields,
     )
 

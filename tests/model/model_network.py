@@ -6,6 +6,7 @@ times come from one growing counter. What a relay lost, said twice or said late 
 
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from model_filters import COLLECTIONS
 
@@ -13,6 +14,12 @@ from schemas import wire
 
 RKEYS = "".join(COLLECTIONS)
 FORGED = "~"  # above every true rev
+
+
+def stamped(event: Any, **changes: Any) -> Any:
+    """A copy of a message; fields that it does not have are left out."""
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
+    return type(event)(**fields | {name: value for name, value in changes.items() if name in fields})
 
 
 def data_of(records: dict[str, str]) -> str:
@@ -49,10 +56,22 @@ class Account:
     forged: bool = False  # somebody told of a rev that never was
     untold: bool = False  # inactive, and the event that said so got lost
     went_back: bool = False  # its PDS was restored from a backup
+    barred: bool = False  # taken down by the only relay there is
+    skew: int = 0  # how far the clock of its PDS is ahead
 
     @property
     def active(self) -> bool:
+        """Whether it is to be shown."""
+        return self.served and not self.barred
+
+    @property
+    def served(self) -> bool:
+        """Whether its PDS serves it."""
         return self.state in ("active", "throttled")
+
+    @property
+    def status(self) -> str | None:
+        return "takendown" if self.barred else None if self.state == "active" else self.state
 
     @property
     def head(self) -> Commit:
@@ -151,11 +170,25 @@ class Network:
     def account_event(self, account: Account, seq: int, state: str) -> wire.AccountEvent:
         # who throttles an account says of itself that it does not follow it, or says nothing of that
         active = state == "active" or (state == "throttled" and self.counter % 2 == 0)
-        status = None if state == "active" else state
-        return wire.AccountEvent(seq=seq, time=self.tid(), did=account.did, active=active, status=status)
+        odd = "takendown" if self.counter % 5 == 0 else None  # beside an active account it means nothing
+        status = odd if state == "active" else state
+        return wire.AccountEvent(seq=seq, time=self.clock(account), did=account.did, active=active, status=status)
+
+    def takedown_event(self, account: Account) -> wire.AccountEvent:
+        """A relay's own word, by the relay's clock."""
+        return wire.AccountEvent(seq=0, time=self.tid(), did=account.did, active=False, status="takendown")
+
+    def lifted_event(self, account: Account) -> wire.AccountEvent:
+        """The relay takes its word back: it says what the PDS says, by its own clock."""
+        return stamped(self.account_event(account, 0, account.state), time=self.tid())
+
+    def clock(self, account: Account) -> str:
+        """The time as the account's PDS has it."""
+        self.tid()
+        return f"{max(1, self.counter + account.skew):05d}"
 
     def identity_event(self, account: Account, seq: int) -> wire.IdentityEvent:
-        return wire.IdentityEvent(seq=seq, time=self.tid(), did=account.did, handle=f"h{self.counter}.test")
+        return wire.IdentityEvent(seq=seq, time=self.clock(account), did=account.did, handle=f"h{self.counter}.test")
 
     def _next(self, account: Account, rev: str) -> Commit:
         before, rng = account.head, self.rng

@@ -17,6 +17,8 @@ class Profile:
     repos: int
     relays: int
     steps: int
+    lagging: bool  # the last of several relays
+    skewed: bool  # clocks of PDSes are wrong
 
 
 FAULTS = {
@@ -40,6 +42,10 @@ FAULTS = {
     "filter": 1.0,
     "truncate": 0.25,
     "leap": 0.5,
+    "clock": 1.0,
+    "takedown": 1.5,
+    "restart": 0.4,
+    "reread": 0.7,
 }
 WORK = {
     "write": 7.0,
@@ -84,4 +90,6 @@ def draw_profile(rng: Random) -> Profile:
         repos=rng.choice((1, 1, 1, 2, 3)),
         relays=rng.choice((1, 1, 2)),
         steps=rng.choice((40, 70, 110)),
+        lagging=rng.random() < 0.3,
+        skewed=rng.random() < 0.4,
     )

@@ -37,7 +37,7 @@ alter database {database} set search_path = fake, pg_catalog, public;
 
 ROWS = """
 select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
-       first_attempt, held, held_rev, held_bytes, desyncs, retry_count, handle, worker, produced_offset, listed_rev,
+       first_attempt, held, held_rev, held_bytes, account_relay, account_seen, desyncs, retry_count, handle, worker, produced_offset, listed_rev,
        left_out, left_attempt, left_filter,
        {times},
        array(select round(extract(epoch from at) - {epoch}, 3)::float8 from unnest(fetched_at) with ordinality as f (at, n) order by n)
@@ -62,6 +62,8 @@ REPO = (
         "held",
         "held_rev",
         "held_bytes",
+        "account_relay",
+        "account_seen",
         "desyncs",
         "retry_count",
         "handle",

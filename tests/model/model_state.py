@@ -1,14 +1,14 @@
 """The state of one schedule: the true network, the log as lists, the processes, and what has been seen of them."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from model_messages import Job
-from model_network import Account, Network
+from model_messages import Job, short
+from model_network import Account, Network, stamped
 from model_profile import Profile
+from model_relays import Relay, content
 from model_tables import Kernel
 
 from schemas import wire
@@ -47,8 +47,10 @@ class State:
     backfill: list[Any] = field(default_factory=list)
     tasks: dict[str, list[tuple[float, wire.RepoTask]]] = field(default_factory=lambda: {t: [] for t in TASK_TOPICS})
     taken: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TASK_TOPICS, 0))
-    pipes: list[list[Any]] = field(default_factory=list)  # one for each relay: events on their way
-    seqs: list[int] = field(default_factory=list)
+    relays: list[Relay] = field(default_factory=list)
+    brought: dict[Any, str] = field(
+        default_factory=dict
+    )  # content of an identity event → the relay that brought it first
     jobs: list[Job] = field(default_factory=list)
     index_workers: list[IndexWorker] = field(default_factory=list)
     heard: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev that the index has consumed
@@ -75,17 +77,32 @@ class State:
     def account(self) -> Account:
         return self.rng.choice(list(self.network.accounts.values()))
 
-    def send(self, make: Callable[[int], Any], *, may_lose: bool = False) -> None:
+    def send(self, event: Any, *, may_lose: bool = False) -> None:
         """An event into every relay's pipe; a commit may get lost in each of them."""
-        for number, pipe in enumerate(self.pipes):
-            self.seqs[number] += self.rng.randint(1, 3)
-            event = make(self.seqs[number])
+        for relay in self.relays:
+            if event.did in relay.barred:
+                continue
             if may_lose and not self.calm and self.rng.random() < self.profile.loss:
                 self.fired["lost event"] += 1
                 self.disturbed = True
-                self.say("relay", number, "loses", event.did, event.rev)
+                relay.seq += 1
+                self.say("relay", relay.name, "loses", event.did, event.rev)
                 continue
-            pipe.append(event)
+            relay.say(event, self.rng.randint(1, 3))
+
+    def receive(self, relay: Relay, event: Any) -> None:
+        """An event of a relay comes to us: the firehose's dedup, and its word on times ahead of their receipt."""
+        relay.sent.append(event)
+        same = content(event)
+        if same is not None and self.brought.setdefault(same, relay.name) != relay.name:
+            self.fired["copy of another relay dropped"] += 1
+            return
+        if isinstance(event, wire.AccountEvent | wire.IdentityEvent):
+            now = self.network.tid()
+            self.fired["a clock ahead"] += event.time > now
+            event = stamped(event, time=min(event.time, now))
+        self.live.append(event)
+        self.say("live", len(self.live) - 1, "<-", relay.name, short(event))
 
     def crashes(self) -> bool:
         return not self.calm and self.rng.random() < self.profile.crash

@@ -15,7 +15,7 @@ from connectors.repos import Claim, Discovery, Listed
 from schemas import wire
 from steps import gate as real_gate
 from steps import settle as real_settle
-from steps.account_status import TAKEN_DOWN
+from steps.account_status import TAKEN_DOWN, status_beside
 
 LEASE = 60.0
 GRACE = 600.0
@@ -102,7 +102,7 @@ class ModelTables:
                 phase=phase,
                 reason=reason,
                 active=entry.active,
-                status=entry.status,
+                status=status_beside(entry.active, entry.status),
                 heard_rev=entry.rev,
                 host=entry.host,
             )
@@ -165,7 +165,19 @@ class ModelTables:
             repo = row.repo
             ratchet = (repo.account_time, repo.account_seq)
             told = "deactivation" if repo.reason == "deletion" and repo.status != "deleted" else repo.reason
-            claims.append(Claim(did, repo.attempt, row.min_rev, repo.host, told, *ratchet, repo.retry_count))
+            claims.append(
+                Claim(
+                    did,
+                    repo.attempt,
+                    row.min_rev,
+                    repo.host,
+                    told,
+                    *ratchet,
+                    repo.retry_count,
+                    repo.account_relay,
+                    repo.account_seen,
+                )
+            )
         return claims
 
     def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from model_checks import Checks
 from model_filters import CHOICES
-from model_messages import short, with_seq
-from model_network import Account
+from model_messages import short
+from model_network import Account, stamped
+from model_relays import Relay
 from model_tables import PDS
 
 from connectors.repos import Listed
@@ -27,7 +28,7 @@ class Upstream(Checks):
         commit = self.network.write(account)
         self.say("write", account.did, commit.rev, commit.ops, "->", commit.data)
         event = self.network.commit_event(account, commit, 0)
-        self.send(lambda seq: with_seq(event, seq), may_lose=True)
+        self.send(event, may_lose=True)
 
     def do_odd_commit(self) -> None:
         """A commit that was too large for the stream, or came without the block of a record."""
@@ -40,7 +41,7 @@ class Upstream(Checks):
             self.disturbed = True
             self.fired["too large, or a block missing"] += 1
             self.say("odd commit", account.did, short(event))
-            self.send(lambda seq: with_seq(event, seq), may_lose=True)
+            self.send(event, may_lose=True)
 
     def do_burst(self) -> None:
         for _ in range(6):
@@ -55,13 +56,13 @@ class Upstream(Checks):
             self.say("rewrite", account.did, twin.rev, twin.data)
             event = self.network.commit_event(account, twin, 0)
             true = self.network.commit_event(account, account.head, 0)
-            self.send(lambda seq: with_seq(event, seq))
-            self.send(lambda seq: with_seq(true, seq))  # a twin whose original nobody ever sends is the audit's to find
+            self.send(event)
+            self.send(true)  # a twin whose original nobody ever sends is the audit's to find
 
     def do_go_back(self) -> None:
         """The PDS loses its newest commit; only a refetch can notice, so something forged has to cause one."""
         account = self.account()
-        busy = any(event.did == account.did for pipe in self.pipes for event in pipe)
+        busy = any(event.did == account.did for relay in self.relays for event in relay.pipe)
         if account.state == "active" and len(account.chain) > 1 and not busy:
             self.fired["PDS went back"] += 1
             self.say("go back", account.did)
@@ -76,7 +77,7 @@ class Upstream(Checks):
         self.fired["forged rev"] += 1
         self.say("forge", account.did)
         event = self.network.forged_event(account, 0)
-        self.send(lambda seq: with_seq(event, seq))
+        self.send(event)
 
     def do_sync(self) -> None:
         account = self.account()
@@ -84,7 +85,7 @@ class Upstream(Checks):
             commit = account.head if self.rng.random() < 0.7 else self.rng.choice(account.chain)
             event = self.network.sync_event(account, commit, 0)
             self.say("#sync", account.did, commit.rev)
-            self.send(lambda seq: with_seq(event, seq), may_lose=True)
+            self.send(event, may_lose=True)
 
     def do_account(self) -> None:
         account = self.account()
@@ -99,8 +100,73 @@ class Upstream(Checks):
 
     def tell(self, account: Account) -> None:
         account.untold = False
-        event = self.network.account_event(account, 0, account.state)
-        self.send(lambda seq: with_seq(event, seq))
+        self.tell_relays(self.network.account_event(account, 0, account.state))
+
+    def tell_relays(self, event: Any) -> None:
+        """News of an account into the relays' pipes; one of several may lose it."""
+        telling = [relay for relay in self.relays if event.did not in relay.barred]
+        if len(telling) > 1 and not self.calm and not self.profile.skewed and self.rng.random() < self.profile.loss:
+            self.fired["a relay loses an account event"] += 1
+            telling.remove(self.rng.choice(telling))
+        for relay in telling:
+            relay.say(event, self.rng.randint(1, 3))
+
+    def do_clock(self) -> None:
+        """The clock of a PDS is wrong; behind only where the one relay's sequence makes up for it."""
+        if self.profile.skewed:
+            account = self.account()
+            behind = len(self.relays) == 1 and not self.profile.weights.get("restart")
+            account.skew = self.rng.choice((0, 300, -40) if behind else (account.skew or 300,))
+            self.fired["a clock behind"] += account.skew < 0
+            self.say("clock", account.did, account.skew)
+
+    def do_takedown(self) -> None:
+        """A relay takes an account down, or lifts that: its own word, by its own clock."""
+        account, relay = self.account(), self.rng.choice(self.relays)
+        if account.did in relay.barred:
+            self.lift(relay, account)
+        elif account.state == "active" and not account.untold:
+            self.fired["a relay's own takedown"] += 1
+            self.say("relay", relay.name, "takes down", account.did)
+            relay.say(self.network.takedown_event(account), 1)
+            relay.barred.add(account.did)
+            self.disturbed = True  # what it passes on behind the takedown does not follow on what it passed on before
+            account.barred = len(self.relays) == 1
+
+    def lift(self, relay: Relay, account: Account) -> None:
+        self.say("relay", relay.name, "lifts the takedown of", account.did)
+        relay.barred.discard(account.did)
+        account.barred = account.untold = False
+        relay.say(self.network.lifted_event(account), 1)
+
+    def do_restart(self) -> None:
+        """A relay's sequence begins anew; what was on its way still comes under its old numbers."""
+        relay = self.rng.choice(self.relays)
+        if self.profile.skewed:
+            if len(self.relays) > 1 or any(account.skew < 0 for account in self.network.accounts.values()):
+                return
+            while relay.pipe:
+                self.receive(relay, relay.pipe.pop(0))
+        relay.epoch += 1
+        relay.seq = 0
+        self.fired["a relay counts anew"] += 1
+        self.say("relay", relay.name, "counts anew")
+
+    def do_reread(self) -> None:
+        """A connection goes on at an earlier number: all from there comes again, in order."""
+        relay = self.rng.choice(self.relays)
+        again = relay.sent[-self.rng.randint(1, 6) :]
+        again = [
+            event
+            for event in again
+            if not self.network.accounts[event.did].went_back and getattr(event, "epoch", relay.epoch) == relay.epoch
+        ]
+        if again:
+            self.disturbed = True
+            self.fired["read again"] += 1
+            self.say("relay", relay.name, "is read again")
+            for event in again:
+                self.receive(relay, event)
 
     def do_false_news(self) -> None:
         """The host that an account has left calls it deleted or deactivated."""
@@ -109,12 +175,12 @@ class Upstream(Checks):
             self.fired["false news"] += 1
             event = self.network.account_event(account, 0, self.rng.choice(("deleted", "deleted", "deactivated")))
             self.say("false news", account.did, event.status)
-            self.send(lambda seq: with_seq(event, seq))
+            self.tell_relays(event)
 
     def do_identity(self) -> None:
         event = self.network.identity_event(self.account(), 0)
         self.say("#identity", event.did, event.time)
-        self.send(lambda seq: with_seq(event, seq))
+        self.send(event)
 
     def do_filter(self) -> None:
         """The operator sets another filter, at any moment, or has the rows outside of it removed."""
@@ -132,12 +198,25 @@ class Upstream(Checks):
         self.tables.set_filter(collections)
 
     def do_deliver(self) -> None:
-        number = self.rng.randrange(len(self.pipes))
-        pipe = self.pipes[number]
-        for event in pipe[: self.rng.randint(1, 4)]:
-            pipe.pop(0)
-            self.live.append(event)
-            self.say("live", len(self.live) - 1, "<-", short(event))
+        slow = self.profile.lagging and self.rng.random() < 0.85  # the last relay lags behind the others
+        relay = self.rng.choice(self.relays[: -1 if slow and len(self.relays) > 1 else None])
+        for event in relay.pipe[: self.rng.randint(1, 4)]:
+            relay.pipe.pop(0)
+            self.fired["a relay that lags"] += relay is self.relays[-1] and len(relay.pipe) > 10
+            self.receive(relay, event)
+        if self.rng.random() < 0.1:
+            self.reorder(relay)
+
+    def reorder(self, relay: Relay) -> None:
+        """Events of different repos overtake each other within a relay, before they get their numbers there."""
+        dids = [event.did for event in relay.pipe]
+        if len(set(dids)) < 2 or relay.epoch:
+            return
+        queues = {did: [event for event in relay.pipe if event.did == did] for did in dids}
+        numbers = [event.seq for event in relay.pipe]
+        self.rng.shuffle(dids)
+        relay.pipe[:] = [stamped(queues[did].pop(0), seq=seq) for did, seq in zip(dids, numbers, strict=True)]
+        self.fired["another order"] += 1
 
     def do_again(self) -> None:
         """Something old comes again: a reconnect, a second relay, a producer that was not sure."""
@@ -161,8 +240,7 @@ class Upstream(Checks):
                 if self.calm or self.rng.random() < 0.8
                 else self.rng.choice(("", account.chain[0].rev))
             )
-            active = account.active
-            listed.append(Listed(account.did, rev, active, None if active else account.state))
+            listed.append(Listed(account.did, rev, account.active, None if account.active else account.status))
         tasks = self.tables.discover(listed).tasks
         for entry in listed:
             if self.tables.rows[entry.did].repo.phase in (Phase.PENDING, Phase.UNAVAILABLE, Phase.FAILED):

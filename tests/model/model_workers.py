@@ -91,7 +91,7 @@ class Workers(Upstream):
             self.say("fetch of", claim.did, claim.attempt, "finds no such DID")
             job.messages = [outcome(job, "unavailable", active=False, reason="did_not_found")]
             return
-        if not account.active:
+        if not account.served:
             deleted = account.state == "deleted"
             confirmed = deleted and claim.reason == "deletion"
             self.say("fetch of", claim.did, claim.attempt, "finds", account.state, "confirmed" if confirmed else "")

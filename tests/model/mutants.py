@@ -13,11 +13,14 @@ from types import ModuleType
 
 MODULES = (
     "steps.gate_types",
+    "steps.account_status",
+    "steps.ratchet",
     "steps.gate",
     "steps.settle",
     "model_filters",
     "model_tables",
     "model_messages",
+    "model_relays",
     "model_state",
     "model_checks",
     "model_upstream",
@@ -45,6 +48,14 @@ class Mutant:
 
 def gate(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, (Edit("steps.gate", old, new),))
+
+
+def ratchet(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, (Edit("steps.ratchet", old, new),))
+
+
+def upstream_state(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, (Edit("model_state", old, new),))
 
 
 def settle(name: str, old: str, new: str) -> Mutant:

@@ -12,6 +12,15 @@ from model_profile import FILTERED
 CHUNK = 500
 
 FAULTS = {
+    "a clock ahead",
+    "a clock behind",
+    "a relay counts anew",
+    "a relay loses an account event",
+    "a relay that lags",
+    "a relay's own takedown",
+    "another order",
+    "copy of another relay dropped",
+    "read again",
     "a directory that lags",
     "attempt under two filters",
     "failed fetch",

@@ -8,7 +8,7 @@ Two conditions are not alone in what they prevent, so breaking one of them chang
 
 import pytest
 from model_profile import FILTERED, PRUNED, UNDISTURBED
-from mutants import Edit, Mutant, filters, gate, killed_by, settle, tables
+from mutants import Edit, Mutant, filters, gate, killed_by, ratchet, settle, tables, upstream_state
 
 SCHEDULES = 4000
 
@@ -185,7 +185,7 @@ MUTANTS = [
     ),
     gate(
         "an unavailable outcome ignores the ratchet",
-        "    if ratchet != (opened.account_time, opened.account_seq):\n",
+        "    if ratchet.of_claim(outcome) != ratchet.stand(opened):\n",
         "    if False:\n",
     ),
     gate(
@@ -205,19 +205,65 @@ MUTANTS = [
     gate(
         "an opened attempt keeps rev", 'status=None, rev="", heard_rev="", held=0', 'status=None, heard_rev="", held=0'
     ),
+    ratchet("a ratchet is not adopted where it is newer", "newer = time > repo.account_time or", "newer = False and"),
     gate("the ratchet is not adopted", '    if opened is not repo or outcome.status == "synced":\n', "    if False:\n"),
-    gate(
-        "the ratchet is lowered by an outcome",
-        "newest = max(ratchet, (opened.account_time, opened.account_seq))",
-        "newest = ratchet",
-    ),
+    ratchet("the ratchet is lowered by an outcome", "    if not newer:\n        return repo\n", ""),
     gate("a replay holds and hears", "if rules.replayed and repo.phase != Phase.SYNC:", "if False:"),
     gate("a replay desyncs", "    if rules.replayed:\n        return", "    if False:\n        return"),
     # accounts
-    gate(
+    ratchet(
         "account events have no ratchet",
-        "    if (time, seq) <= (repo.account_time, repo.account_seq):\n",
+        "    if seq <= max(repo.account_seq if source == here else -1, more.seqs.get(source, -1)):\n",
         "    if False:\n",
+    ),
+    ratchet(
+        "within a relay time decides",
+        "if source != relay and time <= newest:",
+        "if time <= newest:",
+    ),
+    ratchet(
+        "between relays seq decides",
+        "if source != relay and time <= newest:",
+        "if source != relay and seq <= repo.account_seq:",
+    ),
+    ratchet(
+        "between relays the last that comes wins",
+        "if source != relay and time <= newest:",
+        "if False:",
+    ),
+    ratchet(
+        "a sequence that begins anew is the old one",
+        'return f"{event.relay}#{event.epoch}" if event.epoch else event.relay',
+        "return event.relay",
+    ),
+    ratchet(
+        "an identity makes older account events of other relays old",
+        "relay, newest = more.last.get(kind, (here, highest))",
+        "relay, newest = here, highest",
+    ),
+    ratchet(
+        "what was seen of other relays is forgotten",
+        '    if here not in ("", source):\n        more.seqs[here] = max(repo.account_seq, more.seqs.get(here, -1))\n',
+        "",
+    ),
+    upstream_state(
+        "a time ahead of its receipt is believed",
+        "event = stamped(event, time=min(event.time, now))",
+        "pass",
+    ),
+    Mutant(
+        "an account event that another relay has brought is a duplicate",
+        (
+            Edit(
+                "model_relays",
+                "    return None\n",
+                "    return (event.did, event.time, event.active) if isinstance(event, wire.AccountEvent) else None\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a status that hides stands beside an active account",
+        (Edit("steps.account_status", "return status if status in NOT_FOLLOWED else None", "return status"),),
     ),
     gate(
         "an inactive account's backfill goes on",
@@ -383,7 +429,15 @@ FOCUS: dict[str, dict[str, float]] = {
     "an empty snapshot is no first attempt": {"empty": 1.0, "loss": 0.3},
     "an attempt whose outcome was passed stays open": {"truncate": 4},
     "held events are drained backwards": UNDISTURBED,
-    "an unavailable outcome ignores the ratchet": {"account": 6, "loss": 0.5, "write": 2},
+    "an unavailable outcome ignores the ratchet": {
+        "account": 6,
+        "loss": 0.5,
+        "write": 2,
+        "takedown": 0,
+        "restart": 0,
+        "clock": 0,
+        "relays": 1,
+    },
     "reactivation is forgotten": {"account": 4},
     "a create of any attempt is written": {"stop_worker": 4, "claim": 9, "fetch": 9, "control": 9, "repos": 1},
     "the ratchet is lowered by an outcome": {"account": 5, "again": 5},
@@ -391,6 +445,37 @@ FOCUS: dict[str, dict[str, float]] = {
     "an old outcome's offset is stored": {"leap": 3, "stop_worker": 2},
     "held events are drained without re-reading the phase": {"loss": 0.3, "write": 12},
     "an opened attempt keeps rev": {"go_back": 3, "leap": 2},
+    "within a relay time decides": {"skewed": True, "clock": 6, "account": 6, "relays": 1, "restart": 0},
+    "between relays seq decides": {"relays": 2, "account": 6},
+    "between relays the last that comes wins": {"relays": 2, "account": 6, "takedown": 4, "lagging": True},
+    "a sequence that begins anew is the old one": {"restart": 3, "account": 6, "skewed": False},
+    "an identity makes older account events of other relays old": {
+        "relays": 2,
+        "lagging": True,
+        "takedown": 6,
+        "identity": 9,
+        "account": 0,
+        "skewed": False,
+        "loss": 0.0,
+    },
+    "what was seen of other relays is forgotten": {"relays": 2, "skewed": True, "clock": 6, "account": 6, "reread": 6},
+    "a time ahead of its receipt is believed": {
+        "relays": 1,
+        "skewed": True,
+        "clock": 6,
+        "takedown": 6,
+        "restart": 4,
+        "account": 4,
+    },
+    "an account event that another relay has brought is a duplicate": {
+        "relays": 2,
+        "skewed": True,
+        "clock": 6,
+        "account": 6,
+        "takedown": 6,
+        "lagging": True,
+    },
+    "a status that hides stands beside an active account": {"account": 6},
 }
 """Mutants that need rare faults meet them oftener."""
 

@@ -179,6 +179,27 @@ def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str
     assert {claim.attempt for claim in claims} == {1}
 
 
+def test_the_database_refuses_a_status_that_hides_beside_an_active_account(database: str) -> None:
+    """Issue 11.A7: whoever writes it. What a listing says of both is taken by its `active`."""
+    store = RepoStore(settings_for(database))
+    listed = {"did:plc:a": "takendown", "did:plc:b": "throttled", "did:plc:c": None}
+    store.discover([Listed(did, active=True, status=status) for did, status in listed.items()])
+    store.discover([Listed("did:plc:d", active=False)])
+    with psycopg.connect(database, autocommit=True) as db:
+        rows = db.execute("select did, active, status from sluice.repo order by did").fetchall()
+        assert rows == [
+            ("did:plc:a", True, None),
+            ("did:plc:b", True, "throttled"),
+            ("did:plc:c", True, None),
+            ("did:plc:d", False, "inactive"),
+        ]
+        for status in ("takendown", "suspended", "deactivated", "deleted"):
+            with pytest.raises(psycopg.errors.CheckViolation):
+                db.execute("update sluice.repo set status = %s where did = 'did:plc:a'", (status,))
+        db.execute("update sluice.repo set status = 'desynchronized' where did = 'did:plc:a'")
+    store.close()
+
+
 def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database: str) -> None:
     """T1: the index's transaction began before the claim that it waited for; completed_at follows started_at all the same."""
     store = RepoStore(settings_for(database))

@@ -33,8 +33,10 @@ def sync_event(rev: str, data: str) -> wire.SyncEvent:
     return wire.SyncEvent(seq=1, time=TIME, did=DID, rev=rev, data=data)
 
 
-def account(time: str, seq: int = 1, *, active: bool = True, status: str | None = None) -> wire.AccountEvent:
-    return wire.AccountEvent(seq=seq, time=time, did=DID, active=active, status=status)
+def account(
+    time: str, seq: int = 1, *, active: bool = True, status: str | None = None, relay: str = ""
+) -> wire.AccountEvent:
+    return wire.AccountEvent(seq=seq, time=time, did=DID, active=active, status=status, relay=relay)
 
 
 def identity(time: str, seq: int = 1, handle: str | None = None) -> wire.IdentityEvent:

@@ -31,7 +31,8 @@ def test_repeats_move_nothing() -> None:
 def test_a_sequence_that_restarted_is_followed_and_its_loss_noted() -> None:
     """G8: the old position would be asked for again at every reconnect, and whatever comes between is lost."""
     cursors = Cursors({"a": 1000})
-    assert cursors.restart("a", 40) == Gap("a", None, None, "sequence_restarted")
+    assert cursors.restart("a", 40, 1234) == Gap("a", None, None, "sequence_restarted")
+    assert cursors.detail("a") == {"epoch": 1234, "time": ""}
     assert cursors.see("a", 41) is None
     assert cursors.see("a", 43) == Gap("a", 42, 42, "sequence_gap")
     assert cursors.positions == {"a": 43}

@@ -294,7 +294,7 @@ def test_a_status_told_since_the_claim_outlives_the_outcome() -> None:
 
 
 def test_older_account_news_is_dropped() -> None:
-    """G2: the ratchet is (time, seq)."""
+    """G2: by time, and then by seq, where no relay is named; see test_ratchet.py."""
     repo = repo_in(Phase.SYNC, account_time="t2", account_seq=5)
     for time, seq in (("t1", 9), ("t2", 5), ("t2", 4)):
         assert dropped(gate.on_account(repo, account(time, seq, active=False))) == Reason.OLD_ACCOUNT_EVENT
@@ -357,6 +357,30 @@ def test_identity_news_takes_the_handle_as_a_hint() -> None:
     assert dropped(gate.on_identity(step.repo, identity("t1"))) == Reason.OLD_ACCOUNT_EVENT
 
 
+@pytest.mark.parametrize("status", ["takendown", "deleted", "something new"])
+def test_beside_an_active_account_stands_no_status_that_hides_it(status: str) -> None:
+    """Issue 11.A7: what a relay says of both is taken by its `active`."""
+    repo = gate.on_account(SYNC, account("t1", active=True, status=status)).repo
+    assert (repo.phase, repo.active, repo.status) == (Phase.SYNC, True, None)
+    nameless = gate.on_account(SYNC, account("t1", active=False)).repo
+    assert (nameless.active, nameless.status) == (False, "inactive")
+
+
+@pytest.mark.parametrize("ahead", ["t1", "t9"])
+def test_a_relays_takedown_holds_whatever_the_clock_of_the_pds_says(ahead: str) -> None:
+    """Issue 11.A2: an #account of a PDS four minutes ahead comes first, and the relay's own later takedown hides."""
+    for first in (
+        {"active": True},
+        {"active": True, "status": "throttled"},
+        {"active": False, "status": "deactivated"},
+    ):
+        repo = gate.on_account(SYNC, account(ahead, 3, relay="r", **first)).repo
+        repo = gate.on_account(repo, account("t5", 4, relay="r", active=False, status="takendown")).repo
+        assert (repo.active, repo.status, repo.phase) == (False, "takendown", Phase.UNAVAILABLE)
+        late = gate.on_account(repo, account("t4", 77, relay="other", active=True))
+        assert dropped(late) == Reason.OLD_ACCOUNT_EVENT
+
+
 def test_account_news_of_several_relays_goes_by_time_and_then_by_sequence() -> None:
     """A sequence number means nothing beside another relay's; the event's own time does."""
     repo = gate.on_account(SYNC, account("t2", 3, active=False, status="takendown")).repo
@@ -378,10 +402,10 @@ def test_an_account_that_a_relay_does_not_follow_is_not_gone(status: str, *, act
 
 
 def test_unknown_statuses_are_tolerated() -> None:
-    """Active with a status goes on as before; inactive with one nobody knows is hidden, keeps its rows, and comes back."""
+    """Active with a status goes on without it; inactive with one nobody knows is hidden, keeps its rows, and comes back."""
     status = "something-of-tomorrow"
     busy = gate.on_account(SYNC, account("t1", active=True, status=status))
-    assert (busy.repo.phase, busy.repo.active, busy.repo.status, busy.effects) == (Phase.SYNC, True, status, ())
+    assert (busy.repo.phase, busy.repo.active, busy.repo.status, busy.effects) == (Phase.SYNC, True, None, ())
     hidden = gate.on_account(SYNC, account("t1", active=False, status=status))
     assert (hidden.repo.phase, hidden.repo.active, hidden.repo.status) == (Phase.UNAVAILABLE, False, status)
     assert not any(isinstance(effect, DropRows) for effect in hidden.effects)
