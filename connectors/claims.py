@@ -118,6 +118,9 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
         self._settled: deque[tuple[list[Out], Positions]] = deque()
         self._position: Positions = {}
         self._open: list[Work] = []
+        self._heavy: Work | None = None
+        self._parked: list[Work] = []
+        self._parked_last = False
         self._stopping: asyncio.Event | None = None
         self._attempts: Attempts | None = None
         self._background = Background("claims", self._run)
@@ -132,13 +135,34 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
             items += letters
             self._position = self._position | positions
         self._open = [work for work in self._open if not work.finished]
-        if not any(work.large for work in self._open):
-            self._open += self._large.take(1)
-        size = sum(min(work.size, WORK_SHARE_BYTES) for work in self._open)
+        self._choose()
+        size = sum(min(work.size, WORK_SHARE_BYTES) + 1024 for work in self._open)
         while size < TURN_CAR_BYTES and (taken := self._small.take(1)):
             self._open += taken
             size += min(taken[0].size, WORK_SHARE_BYTES) + 1024
-        return items + self._open
+        heavy = [self._heavy] if self._heavy is not None else []
+        return items + sorted(self._open + heavy, key=lambda work: work.served)
+
+    def _choose(self) -> None:
+        """One heavy work at a time goes on beside the others; those that turned out to be heavy wait as bytes."""
+        for work in [one for one in self._open if one.heavy]:
+            self._open.remove(work)
+            work.park()
+            self._parked.append(work)
+        for work in [one for one in self._parked if one.fenced]:
+            self._parked.remove(work)
+            work.finish(None)
+        if self._heavy is not None and not self._heavy.finished:
+            return
+        self._heavy = None
+        for queue in (self._large.take, self._unparked) if self._parked_last else (self._unparked, self._large.take):
+            if self._heavy is None and (taken := queue(1)):
+                self._heavy, self._parked_last = taken[0], queue == self._unparked
+                self._heavy.chosen = True
+
+    def _unparked(self, count: int) -> list[Work]:
+        taken, self._parked = self._parked[:count], self._parked[count:]
+        return taken
 
     @override
     def position(self) -> Positions | None:
@@ -155,7 +179,9 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
     @override
     def drained(self) -> bool:
         return (
-            self._background.finished and not self._settled and not self._open and not self._small and not self._large
+            self._background.finished
+            and not (self._settled or self._open or self._parked or self._small or self._large)
+            and (self._heavy is None or self._heavy.finished)
         )
 
     @override

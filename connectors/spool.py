@@ -78,6 +78,14 @@ class Spool:
                 raise SpoolFull(str(err)) from err
         self.size += len(chunk)
 
+    def spill(self) -> None:
+        """Move what is in memory to disk. Raises SpoolFull; it stays in memory then."""
+        if self._fd is None:
+            try:
+                self._move()
+            except OSError as err:
+                raise SpoolFull(str(err)) from err
+
     def index(self) -> Iterator[CarIndex | None]:
         """Index the CAR, some megabytes a step: None until it is done, then the index. Raises CarError in between.
 

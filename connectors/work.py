@@ -1,19 +1,23 @@
 """One claimed repo on its way through the flow: fetched in the loop's thread, verified and encoded in the flow's.
 
 The flow works in turns, because one repo may be a thousand times larger than the next: `verified()` and `messages()` do a
-bounded piece each, and are called again until `finished`. What comes of it goes back to the loop as a verdict: None
-(produced, or not ours any more) or the SnapshotRejected. A fenced work (its claim was lost) stops at the next turn.
+bounded piece each, in bytes and in time, and are called again until `finished`. What comes of it goes back to the loop as a
+verdict: None (produced, or not ours any more) or the SnapshotRejected. A fenced work (its claim was lost) stops at the next
+turn. A `heavy` work (a large CAR, or a small one that becomes much) makes no messages before it is `chosen`: only one at a
+time is in memory as more than its bytes.
 """
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count
 
 from connectors import metrics
 from connectors.log import KEEP_ROOM_BYTES, MAX_MESSAGE_BYTES
 from connectors.pds import Download
 from connectors.repos import Claim
+from connectors.spool import SpoolFull
 from steps.car import CarError
 from steps.identity import Identity
 from steps.retry import Unavailable
@@ -23,6 +27,9 @@ from steps.syntax import tid_from_micros
 
 TURN_RECORDS = 1000
 TURN_BYTES = 4 * 1024 * 1024  # of JSON: a turn of large records ends earlier
+TURN_SECONDS = 0.1  # and one of records that take long to decode
+HEAVY_BYTES = 32 * 1024 * 1024  # of records
+HEAVY_BLOCKS = 80_000  # some 16 MB of index
 FUTURE_MICROS = 5 * 60 * 1_000_000
 MESSAGE_BYTES = MAX_MESSAGE_BYTES - KEEP_ROOM_BYTES
 
@@ -37,23 +44,34 @@ class Chunk:
     values: list[bytes]
     closes: bool
 
+    @property
+    def size(self) -> int:
+        """Bytes of the messages."""
+        return sum(map(len, self.values))
+
+
+_turns = count()
+
 
 class Work:
     """A claim with what was fetched for it: a download, or the account's state (`gone`)."""
 
     __slots__ = (
+        "_blocks",
         "_limits",
         "_opening",
         "_snapshot",
         "_tell",
         "_values",
         "attempt",
+        "chosen",
         "claim",
         "download",
         "fenced",
         "finished",
         "gone",
         "min_rev",
+        "served",
     )
 
     def __init__(
@@ -85,6 +103,9 @@ class Work:
         )
         self.fenced = False
         self.finished = False
+        self.chosen = False
+        self.served = next(_turns)  # of the last turn
+        self._blocks = 0
         self._tell = tell
         self._limits = limits
         self._opening: Iterator[Snapshot | None] | None = None
@@ -101,6 +122,19 @@ class Work:
         """Whether the CAR is on disk."""
         return self.download is not None and self.download.spool.on_disk
 
+    @property
+    def heavy(self) -> bool:
+        """Whether it takes much memory or many turns; not known before the verification, where the CAR is small."""
+        much = self._snapshot is not None and self._snapshot.size > HEAVY_BYTES
+        return self.large or self.chosen or much or self._blocks > HEAVY_BLOCKS
+
+    def park(self) -> None:
+        """Keep only the CAR's bytes, on disk if there is room, until the work is chosen and verified again."""
+        self._snapshot = self._values = self._opening = None
+        if self.download is not None:
+            with suppress(SpoolFull):
+                self.download.spool.spill()
+
     def verified(self) -> bool:
         """A piece of the verification; True once messages may be made. A refusal finishes the work."""
         if self.finished:
@@ -109,17 +143,18 @@ class Work:
             self.finish(None)
             return False
         if self.download is None or self._snapshot is not None:
-            return True
+            return self.chosen or not self.heavy
         try:
             self._snapshot = self._open(self.download)
         except SnapshotRejected as err:
             self.finish(err)
         except CarError as err:
             self.finish(from_car_error(err))
-        return self._snapshot is not None
+        return self._snapshot is not None and (self.chosen or not self.heavy)
 
-    def messages(self) -> Chunk:
-        """The next messages of a verified work, the outcome last."""
+    def messages(self, room: int = TURN_BYTES) -> Chunk:
+        """The next messages of a verified work, the outcome last. The last one passes `room` (bytes), or stays below it."""
+        self.served = next(_turns)
         if self._snapshot is None:
             assert self.gone is not None  # noqa: S101  # a work has one of the two
             self.finished = True
@@ -127,14 +162,12 @@ class Work:
         if self._values is None:
             self._values = creates(self._snapshot, self.attempt, MESSAGE_BYTES)
         values: list[bytes] = []
-        size = 0
-        for value in islice(self._values, TURN_RECORDS):
+        size, deadline = 0, time.monotonic() + TURN_SECONDS
+        for value in self._values:
             values.append(value)
             size += len(value)
-            if size > TURN_BYTES:
+            if size > room or len(values) == TURN_RECORDS or time.monotonic() > deadline:
                 return Chunk(self, values, closes=False)
-        if len(values) == TURN_RECORDS:
-            return Chunk(self, values, closes=False)
         values.append(synced(self._snapshot.head, self.attempt, self._snapshot.count))
         metrics.RECORDS_EXTRACTED.inc(self._snapshot.count)
         if self._snapshot.bad_paths:
@@ -160,6 +193,7 @@ class Work:
             if index is None:
                 yield None
                 continue
+            self._blocks = len(index)
             newest = tid_from_micros(int(time.time() * 1_000_000) + FUTURE_MICROS)
             did, key = self.claim.did, self.attempt.signing_key
             yield from opening(index, did, key, self.min_rev or None, newest, limits=self._limits)

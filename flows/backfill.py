@@ -30,6 +30,8 @@ from schemas.settings import Settings
 
 TOPIC = "firehose_backfill"
 DATABASE_PATIENCE_SECONDS = 30.0
+BATCH_BYTES = 8 * 1024 * 1024  # of messages in one batch, and one message more
+LEAST_SHARE_BYTES = 256 * 1024
 SWITCH_SECONDS = 0.0005  # after every socket call the loop's thread waits this long for a flow that computes
 
 
@@ -70,8 +72,14 @@ def dead_letters(items: list[Work | Out]) -> Iterable[Out]:
 
 
 def records(works: list[Work]) -> Iterable[Chunk]:
-    """The next messages of each."""
-    return [work.messages() for work in works]
+    """The next messages of each, while the batch has room; the others come first in the next one."""
+    left, share = BATCH_BYTES, max(LEAST_SHARE_BYTES, BATCH_BYTES // max(1, len(works)))
+    for work in works:
+        if left <= 0:
+            return
+        chunk = work.messages(min(left, share))
+        left -= chunk.size
+        yield chunk
 
 
 class AttemptSink(DynamicSink[Chunk | Out]):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Iterator
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny_repo import Repo
 
+from connectors.background import Handover
+from connectors.claims import ClaimsPartition
 from connectors.pds import Download
 from connectors.places import Places
 from connectors.repos import Claim
 from connectors.spool import Spool, SpoolBudget
 from connectors.work import TURN_RECORDS, Chunk, Verdict, Work
+from flows.backfill import BATCH_BYTES, records, verify
 from schemas import wire
 from steps.car import CarLimits
 from steps.identity import Identity
@@ -53,6 +61,7 @@ def large_repo(records: int) -> Repo:
 
 def turns(work: Work) -> list[Chunk]:
     chunks = []
+    work.chosen = work.large
     while not work.finished:
         if work.verified():
             chunks.append(work.messages())
@@ -80,6 +89,96 @@ def test_a_repo_comes_in_bounded_pieces_and_its_outcome_last(records: int, memor
     assert verdicts == []
     work.finish(None)
     assert verdicts == [None]
+
+
+def repeated(leaves: int, size: int, name: str = "a") -> Repo:
+    """A repo whose leaves all name one block."""
+    return Repo({f"a.b.{name}/{n:05}": {"text": "x" * size} for n in range(leaves)})
+
+
+def test_a_batch_is_bounded_in_bytes_and_every_work_has_its_turn() -> None:
+    """Issue 10.6; H2: forty small CARs that become 8 MB each: one batch is no longer than any other, and none starves."""
+    verdicts: list[Verdict] = []
+    works = [work_of(repeated(80, 100_000), verdicts) for _ in range(40)]
+    assert sum(work.size for work in works) < 6_000_000
+    assert all(work.verified() for work in works)
+    first_turn: dict[Work, int] = {}
+    for batch in range(5):
+        chunks = list(records(sorted(works, key=lambda work: work.served)))
+        assert sum(chunk.size for chunk in chunks) < BATCH_BYTES + 200_000
+        for chunk in chunks:
+            first_turn.setdefault(chunk.work, batch)
+    assert first_turn.keys() == set(works)
+    # each message is larger than the share of one among so many
+    assert {len(chunk.values) for chunk in chunks} == {3}
+    for work in works:
+        work.finish(None)
+
+
+def test_a_turn_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.6; H2: records that take long to decode end the turn, whatever they weigh."""
+    work = work_of(large_repo(100), [])
+    assert work.verified()
+    clock = count(0.0, 0.03)
+    monkeypatch.setattr("connectors.work.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    assert [len(work.messages().values) for _ in range(3)] == [4, 4, 4]
+    work.finish(None)
+
+
+def test_a_small_car_that_becomes_much_waits_as_bytes_until_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.6; H2: one such work is in memory at a time; the others take part in every batch meanwhile."""
+    monkeypatch.setattr("connectors.work.HEAVY_BYTES", 1_000_000)
+    verdicts: list[Verdict] = []
+    heavy = [work_of(repeated(30, 100_000, name), verdicts) for name in "abc"]
+    light = work_of(large_repo(5), verdicts)
+    partition = _partition([*heavy, light])
+    seen: list[list[Work]] = []
+    while not all(work.finished for work in heavy):
+        turn = partition.poll()
+        ready = list(verify(turn))
+        for chunk in records(ready):
+            if chunk.closes:
+                chunk.work.finish(None)
+        opened = [work for work in heavy if work._snapshot is not None and work.chosen]
+        assert len(opened) <= 1
+        seen.append(turn)
+    assert light.finished
+    assert light in seen[0]
+    assert [turn for turn in seen if not turn] == []
+    assert BUDGET.held("memory") == 0, "those that wait are on disk"
+    assert verdicts == [None] * 4
+    assert partition.drained()
+
+
+def test_a_parked_work_whose_claim_was_lost_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connectors.work.HEAVY_BYTES", 1_000_000)
+    verdicts: list[Verdict] = []
+    heavy = [work_of(repeated(30, 100_000, name), verdicts) for name in "ab"]
+    partition = _partition(heavy)
+    list(verify(partition.poll()))
+    partition.poll()
+    (parked,) = partition._parked
+    parked.fenced = True
+    partition.poll()
+    assert (verdicts, partition._parked) == ([None], [])
+    for work in heavy:
+        work.finish(None)
+
+
+def _partition(works: list[Work]) -> ClaimsPartition:
+    """The source with these works before it, without its loop."""
+    partition: Any = object.__new__(ClaimsPartition)
+    partition._background = SimpleNamespace(check=lambda: None, finished=True)
+    partition._settled, partition._open, partition._parked, partition._heavy = deque(), [], [], None
+    partition._parked_last = False
+    partition._small, partition._large = Handover(1 << 30, lambda work: work.size), Handover(2)
+
+    async def fill() -> None:
+        for work in works:
+            await (partition._large if work.large else partition._small).put(work)
+
+    asyncio.run(fill())
+    return partition
 
 
 def test_a_lost_claim_ends_in_the_middle() -> None:

@@ -99,7 +99,10 @@ def test_a_repo_fails_after_its_last_attempt_and_says_why(simulator: Simulator, 
     assert run.schedule() == 0
 
 
-@pytest.mark.parametrize(("setting", "reason"), [("car_max_blocks", "too_many_blocks"), ("car_max_bytes", "too_large")])
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("car_max_blocks", "too_many_blocks"), ("car_max_bytes", "too_large"), ("snapshot_max_bytes", "too_large")],
+)
 def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_raised(
     simulator: Simulator, world: Make, setting: str, reason: str
 ) -> None:
@@ -108,7 +111,7 @@ def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_r
     truth = run.simulation.state()
     run.list_all(truth)
     # small repos that are spooled to disk as a large one is
-    process = run.start(**{setting: 1024 if setting == "car_max_bytes" else 10, "car_memory_bytes": 1000})
+    process = run.start(**{setting: 10 if setting == "car_max_blocks" else 1024, "car_memory_bytes": 1000})
     run.run_to_end(3)
     for row in run.rows().values():
         assert (row["phase"], row["retry_count"], row["attempt"]) == ("failed", 1, 1)
@@ -121,6 +124,29 @@ def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_r
     assert run.schedule() == 3
     run.run_to_end(3)
     run.check(truth)
+
+
+def test_one_block_that_many_leaves_name_is_too_large_before_a_message_is_made(
+    simulator: Simulator, world: Make
+) -> None:
+    """Issue 10.6; H2, H3: a CAR of 100 KB with 20 MB of rows: fetched once, `failed` at once, nothing in the log; others pass."""
+    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), snapshot_max_bytes=10_000_000)
+    did = next(iter(run.simulation.state()))
+    record = {"$type": "a.b.c", "text": "x" * 100_000}
+    run.simulation.op(
+        "commit", did=did, ops=[{"action": "create", "path": f"a.b.c/{n}", "record": record} for n in range(200)]
+    )
+    truth = run.simulation.state()
+    run.list_all(truth)
+    process = run.start()
+    run.run_to_end(4)
+    row = run.rows()[did]
+    assert (row["phase"], row["retry_count"]) == ("failed", 1)
+    assert "SLUICE_SNAPSHOT_MAX_BYTES" in row["last_error"]
+    assert run.simulation.fetches()[did] == 1
+    assert process.metric("sluice_fetched_bytes_total") < 1_000_000
+    assert did not in {key for key, _ in run.attempts()}
+    run.check({other: one for other, one in truth.items() if other != did})
 
 
 def test_a_stale_snapshot_is_not_taken(simulator: Simulator, world: Make) -> None:
