@@ -20,12 +20,13 @@ from connectors.background import Handover
 from connectors.budget import HostBudget
 from connectors.log_producer import now_text
 from connectors.pds import Download, FetchFailed, PdsClient
-from connectors.places import LineTooLong, Places
+from connectors.places import LineTooLong, Places, TooSlow
 from connectors.repos import Claim, RepoStore
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from connectors.work import Verdict, Work
 from schemas.settings import Settings
 from steps.identity import Identity
+from steps.pace import Transfer
 from steps.retry import (
     NOT_ASKED,
     Failure,
@@ -211,8 +212,7 @@ class Attempts:
             identity, host = await self._resolve(claim, fresh=fresh)
             async with self._place(host, resync=resync):
                 self._waiting.pop(_key(claim), None)
-                with self._places.fetching(host):
-                    identity, download = await self._fetch(identity, host, fresh=fresh)
+                identity, download = await self._timed(identity, host, fresh=fresh)
                 work = await self._hand_over(claim, wanted, identity, download)
             rejected = await self._verdict(work)
             if rejected is None:
@@ -276,10 +276,21 @@ class Attempts:
             raise FetchFailed(Failure(Reason.NO_PDS, "the DID document names no PDS"))
         return identity, identity.pds
 
-    async def _fetch(self, identity: Identity, host: str, *, fresh: bool) -> tuple[Identity, Download]:
+    async def _timed(self, identity: Identity, host: str, *, fresh: bool) -> tuple[Identity, Download]:
+        """The repo. Raises FetchFailed, also where the host is too slow for others that wait."""
+        try:
+            async with self._places.fetching(host) as transfer:
+                return await self._fetch(identity, host, transfer, fresh=fresh)
+        except TooSlow as err:
+            reason = Reason.TOO_SLOW if err.counted else Reason.HOST_SLOW
+            raise FetchFailed(Failure(reason, str(err), err.seconds), host) from err
+
+    async def _fetch(
+        self, identity: Identity, host: str, transfer: Transfer, *, fresh: bool
+    ) -> tuple[Identity, Download]:
         """The repo, asked for at the PDS of today: what an old PDS says of an account that moved away is no news."""
         try:
-            download = await self._client.get_repo(identity.did, host)
+            download = await self._client.get_repo(identity.did, host, transfer)
         except FetchFailed as err:
             verdict = decide(err.failure, 0, self._policy, key=identity.did)
             if fresh or not isinstance(verdict, Unavailable):
@@ -292,8 +303,12 @@ class Attempts:
                 raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(silent), silent.retry_after)) from silent
             if newer.pds is None or newer.pds == host:
                 raise
-            return newer, await self._client.get_repo(newer.did, newer.pds)
-        await self._budget.answered(host)
+            return newer, await self._client.get_repo(newer.did, newer.pds, transfer)
+        try:
+            await self._budget.answered(host)
+        except BaseException:
+            download.spool.close()
+            raise
         return identity, download
 
     async def _hand_over(

@@ -20,6 +20,7 @@ from connectors.log_producer import now_text
 from connectors.spool import Spool, SpoolBudget, SpoolFull
 from schemas.settings import Settings
 from steps.car import CarLimits, may_be_car
+from steps.pace import Transfer
 from steps.retry import ACCOUNT_ERRORS, Failure, Reason
 
 MAX_REDIRECTS = 4
@@ -58,15 +59,16 @@ class PdsClient:
         self._spools = spools
         self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
-    async def get_repo(self, did: str, pds: str) -> Download:
-        """Fetch the whole repo. Raises FetchFailed."""
+    async def get_repo(self, did: str, pds: str, transfer: Transfer | None = None) -> Download:
+        """Fetch the whole repo; `transfer` is notified of the request and of every byte. Raises FetchFailed."""
+        transfer = transfer or Transfer(pds)
         settings = self._settings
         car = CarLimits(blocks=settings.car_max_blocks, total=settings.car_max_bytes)
         spool = Spool(self._spools, settings.car_memory_bytes, car)
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.fetch_total_seconds):
-                await self._follow(f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}", spool)
+                await self._follow(f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}", spool, transfer)
         except BaseException as err:
             spool.close()
             if isinstance(err, TimeoutError):
@@ -77,7 +79,7 @@ class PdsClient:
         metrics.FETCHED_BYTES.inc(spool.size)
         return Download(did, pds, now_text(), spool)
 
-    async def _follow(self, url: str, spool: Spool) -> None:
+    async def _follow(self, url: str, spool: Spool, transfer: Transfer) -> None:
         """The host that we asked answers for what its redirects lead to. Only its own answers change its budget."""
         asked: str | None = None
         for _ in range(MAX_REDIRECTS + 1):
@@ -90,7 +92,7 @@ class PdsClient:
             try:
                 async with self._turn(host):
                     await self._budget.acquire(host)
-                    location = await self._request(url, host, asked, spool)
+                    location = await self._request(url, host, asked, spool, transfer=transfer)
             except HostRefused as err:
                 raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
             except HostPaused as err:
@@ -103,11 +105,12 @@ class PdsClient:
             url = _joined(url, location, asked)
         raise FetchFailed(Failure(Reason.TOO_MANY_REDIRECTS, url[:200]), asked)
 
-    async def _request(self, url: str, host: str, asked: str, spool: Spool) -> str | None:
+    async def _request(self, url: str, host: str, asked: str, spool: Spool, *, transfer: Transfer) -> str | None:
         """One request: the body goes into the spool, or the Location of a redirect is returned.
 
         `asked`: the host that sent us to `host`, to blame for its failures.
         """
+        transfer.asked(time.monotonic())
         try:
             async with self._session.get(
                 url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
@@ -119,7 +122,7 @@ class PdsClient:
                 if response.status != 200:
                     body = await response.content.read(MAX_ERROR_BYTES)
                     raise FetchFailed(_refusal(response, body, host), asked)
-                await self._stream(response, asked, spool)
+                await self._stream(response, asked, spool, transfer)
                 return None
         except aiohttp.ClientPayloadError as err:
             raise FetchFailed(Failure(Reason.CUT_OFF, f"{host}: after {spool.size} bytes"), asked) from err
@@ -135,7 +138,7 @@ class PdsClient:
             reason = Reason.FORBIDDEN_HOST if isinstance(known, HostRefused) else Reason.UNREACHABLE
             raise FetchFailed(Failure(reason, str(known)), asked) from err
 
-    async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool) -> None:
+    async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool, transfer: Transfer) -> None:
         limit = self._settings.car_max_bytes
         start = b""
         try:
@@ -149,6 +152,7 @@ class PdsClient:
                     if not may_be_car(start):
                         raise FetchFailed(Failure(Reason.NOT_A_CAR, f"{host}: status 200, and {start!r}"), host)
                 spool.write(chunk)
+                transfer.received = spool.size
         except SpoolFull as err:
             raise FetchFailed(Failure(Reason.SPOOL_FULL, str(err))) from err
 

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     RATE_LIMITED = "rate_limited"
     HOST_PAUSED = "host_paused"
     HOST_BUSY = "host_busy"
+    HOST_SLOW = "host_slow"
     # not the repo's fault, nor its host's
     DIRECTORY_UNREACHABLE = "directory_unreachable"
     SPOOL_FULL = "spool_full"
@@ -42,6 +43,7 @@ class Reason(StrEnum):
     CUT_OFF = "cut_off"
     TIMEOUT = "timeout"
     SILENT = "silent"
+    TOO_SLOW = "too_slow"
     NOT_A_CAR = "not_a_car"
     TOO_LARGE = "too_large"
     FORBIDDEN_HOST = "forbidden_host"
@@ -62,6 +64,8 @@ NOT_ASKED = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
 """What was put off before its host was asked: no request has failed."""
 
 _OURS = frozenset({Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL})
+_DEFERRED = NOT_ASKED | _OURS | {Reason.HOST_SLOW}
+"""Uncounted. A transfer is ended as `host_slow` once: then its host is slow, and the next one counts as `too_slow`."""
 _BEYOND_US = frozenset({Reason.TOO_LARGE, SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})
 """Above a limit of ours: the next download of gigabytes would end there as well, until an operator raises it."""
 
@@ -128,7 +132,7 @@ def decide(failure: Failure, retry_count: int, policy: RetryPolicy, *, key: str,
     if failure.reason is Reason.RATE_LIMITED:
         seconds = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, wait))
         return PauseHost(seconds, _after(seconds, key))
-    if failure.reason in NOT_ASKED or failure.reason in _OURS:
+    if failure.reason in _DEFERRED:
         return RetryIn(_after(min(LONGEST_PAUSE, wait), key), counted=False)
     if failure.reason in _BEYOND_US or retry_count + 1 >= policy.max_attempts:
         return GiveUp()

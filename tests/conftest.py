@@ -24,6 +24,7 @@ pytest_plugins = [
     "fix_appview",
     "fix_mirror",
     "fix_flow",
+    "fix_virtual_time",
     "fix_browser",
     "fix_api",
 ]

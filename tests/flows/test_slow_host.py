@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from backfill_world import World
@@ -62,34 +60,6 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
     world.check(truth)
 
 
-class VirtualTime(asyncio.SelectorEventLoop):
-    """A loop whose clock goes on only when it would wait, and then at once: what takes how long is exact."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 1000.0
-        selector: Any = self._selector  # type: ignore[attr-defined]  # there is no public way to the loop's waiting
-        look = selector.select
-
-        def select(timeout: float | None) -> Any:
-            assert timeout is not None, "it would wait for ever"
-            self.now += timeout
-            return look(0)
-
-        selector.select = select
-
-    def time(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def timeless(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
-    """Runs a coroutine in virtual time, which is that of the places, too."""
-    with asyncio.Runner(loop_factory=VirtualTime) as runner:
-        monkeypatch.setattr("connectors.places.time", SimpleNamespace(monotonic=runner.get_loop().time))
-        yield runner
-
-
 def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread(timeless: asyncio.Runner) -> None:
     """What waits for a host is bounded by the pace at which it answers; waiting for a place is not waiting for a host."""
 
@@ -102,7 +72,7 @@ def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread(timeless: asy
         async def fetch(host: str) -> None:
             try:
                 async with places.place(host, urgent=False):
-                    with places.fetching(host):
+                    async with places.fetching(host):
                         await (hang.wait() if host == "slow" else asyncio.sleep(0))
                     done.append(host)
             except LineTooLong as err:
@@ -131,12 +101,11 @@ def test_hosts_that_hang_do_not_take_all_places_again_and_again(timeless: asynci
     held: dict[str, list[int]] = {}
 
     async def fetch(places: Places, host: str, seconds: float) -> None:
-        async with places.place(host, urgent=False):
-            with places.fetching(host):
-                at_once[host] = at_once.get(host, 0) + 1
-                held.setdefault(host, []).append(at_once[host])
-                await asyncio.sleep(seconds)
-                at_once[host] -= 1
+        async with places.place(host, urgent=False), places.fetching(host):
+            at_once[host] = at_once.get(host, 0) + 1
+            held.setdefault(host, []).append(at_once[host])
+            await asyncio.sleep(seconds)
+            at_once[host] -= 1
 
     async def scenario() -> None:
         places = Places(4, 0, 2, line_seconds=0.2)
