@@ -136,7 +136,8 @@ class Places:
         confined = sum(one.confined for one in self._transfers)
         loose = [one for one in slow if not one.confined]
         if any(not self._blocked(host) for host in waiting):
-            for transfer in loose[: max(0, len(loose) + confined - self._for_slow)]:
+            allowed = min(self._for_slow, self._limits[False] - 1)
+            for transfer in loose[: max(0, len(loose) + confined - allowed)]:
                 self._pace(transfer.host).struck()
                 self._end(transfer, now, counted=False)
         for transfer in slow:

@@ -1,6 +1,6 @@
 """CIDs and CAR files, written by hand: the simulator's own writer, independent of the reader that it tests.
 
-A CID here is its 36 bytes (version 1, dag-cbor, sha2-256). A CAR is `varint(header) header (varint(36 + n) cid block)*`.
+A CID here is its 36 bytes (version 1, dag-cbor, sha2-256); that of an odd leaf may be longer. A CAR is `varint(header) header (varint(36 + n) cid block)*`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def car_header(root: bytes) -> bytes:
     return varint(len(header)) + header
 
 
-def car_head(block: bytes) -> bytes:
+def car_head(block: bytes, cid: bytes) -> bytes:
     """What stands before the CID of a block: the length of both."""
-    size = len(block) + 36
+    size = len(block) + len(cid)
     return _LENGTHS[size] if size < 4096 else varint(size)
 
 
@@ -56,5 +56,5 @@ def write_car(root: bytes, blocks: Iterable[Block]) -> bytes:
     """A whole CAR in memory."""
     parts = [car_header(root)]
     for cid, block in blocks:
-        parts += (car_head(block), cid, block)
+        parts += (car_head(block, cid), cid, block)
     return b"".join(parts)

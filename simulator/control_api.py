@@ -15,6 +15,7 @@ from cbrrr import CID
 from simulator.faults import UnknownFaultError
 from simulator.labeler import Labeler
 from simulator.network import Account, Network, OperationError
+from simulator.odd_leaves import odd_ops
 from simulator.pds import Pds
 from simulator.plc import PlcDirectory
 from simulator.records import fresh
@@ -254,6 +255,10 @@ class ControlApi:
         if name == "commit":
             ops = [Op(op["action"], op["path"], _from_json(op.get("record"))) for op in arguments.get("ops", [])]
             await network.commit(account, ops)
+        elif name == "odd_leaf":
+            ops = odd_ops(arguments["kind"], network.clock.tick, network.rng, arguments)
+            await network.commit(account, ops)
+            return {"paths": [op.path for op in ops]}
         elif name == "handle":
             return {
                 "handle": await network.change_handle(

@@ -1,7 +1,7 @@
 """Faults that can be switched on, each counted when it fires.
 
 A fault is a name and parameters. Common to all: `p` (probability, default 1), `every` (fires at each n-th chance instead),
-`times` (fires at most so often, 0 = no limit), `host` (index of the server), `did`. getRepo faults share `per_did`: how often one
+`times` (fires at most so often, 0 = no limit), `host` (index of the server), `hosts` (several), `did`. getRepo faults share `per_did`: how often one
 account may be hit by any of them (default 2, 0 = no limit), so that a mirror with a limited number of attempts can finish.
 """
 
@@ -11,6 +11,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+from simulator.odd_leaves import KINDS as ODD_LEAVES
 
 Parameters = dict[str, Any]
 
@@ -28,6 +30,7 @@ NAMES: dict[str, str] = {
     "pds_429": "getRepo answers 429; retry_after (seconds, None = no header), html=true for an HTML body",
     "pds_500": "getRepo answers 500",
     "pds_truncate": "getRepo ends early; mode=mid (inside a block) or boundary (between blocks)",
+    "pds_html": "getRepo answers an HTML page with status 200",
     "pds_hang": "getRepo accepts and sends nothing; seconds (default 3600)",
     "pds_trickle": "getRepo sends chunk bytes (100) every interval seconds (0.1)",
     "pds_slow": "getRepo answers after seconds (default 1); not limited by per_did",
@@ -37,6 +40,7 @@ NAMES: dict[str, str] = {
     "pds_bad_sig": "getRepo serves a commit whose signature does not verify",
     "pds_escapes": "getRepo answers 500 with terminal escapes and line breaks in its error",
     "repo_redirect": "getRepo redirects to the PDS with index `to` (default 0)",
+    **ODD_LEAVES,
     "drop": "the stream's socket is cut before a frame",
     "garbage": "a frame that is no DAG-CBOR goes out before a frame",
     "unknown_type": "a frame of an unknown type goes out before a frame",
@@ -132,6 +136,8 @@ class Faults:
             return None
         wanted = switched.parameters
         if wanted.get("host", host) != host or wanted.get("did", did) != did:
+            return None
+        if "hosts" in wanted and host not in wanted["hosts"]:
             return None
         if wanted.get("times") and switched.fired >= wanted["times"]:
             return None

@@ -2,7 +2,7 @@
 
 A node is immutable; a change copies the path from the root and shares everything else, so that an old root stays a
 complete tree. A node gets its CID and bytes when it is sealed; what `seal` returns are exactly the nodes that a change made.
-Keys are the ASCII bytes of `collection/rkey`, values are record CIDs (36 bytes).
+Keys are the ASCII bytes of `collection/rkey`, values are record CIDs (36 bytes, of an odd leaf more).
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _encode(node: Node) -> bytes:
             parts.append(b"\xf6\x61v")
         else:
             parts += (_LINK, right.cid, b"\x61v")
-        parts += (_LINK, node.values[i])
+        value = node.values[i]
+        parts += (_LINK if len(value) == 36 else b"\xd8\x2a" + _bytes_head(len(value) + 1) + b"\0", value)
         previous = key
     left = trees[0]
     parts.append(b"\x61l\xf6" if left is None else b"\x61l" + _LINK + left.cid)

@@ -30,6 +30,7 @@ from simulator.tid import SimulatedClock, tid
 
 Status = Literal["takendown", "suspended", "deactivated", "deleted"]
 
+EVENT_BYTES = 1_900_000  # of blocks: a larger commit is announced as a #sync
 _THREAD_RECORDS = 3000  # repositories above this are generated beside the event loop
 
 
@@ -224,7 +225,11 @@ class Network:
             seen.add(op.path)
         commit = repo.commit(ops, self.clock.next_tid(), self.key(account))
         self.commits += 1
-        self.emit(account, commit_event(account.did, commit))
+        head = commit.head
+        if sum(len(block) for _, block in commit.blocks) > EVENT_BYTES:
+            self.emit(account, sync_event(account.did, head.rev, head.commit, head.commit_block))
+        else:
+            self.emit(account, commit_event(account.did, commit))
 
     async def new_account(self) -> Account:
         """A new account with a profile: #identity, #account, and the first commits."""

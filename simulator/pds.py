@@ -201,6 +201,10 @@ class Pds:
             return xrpc_error(f"Bad{ESCAPES}", ESCAPES, 500)
         if self.faults.fire("pds_500", host=self.index, did=account.did):
             return xrpc_error("InternalServerError", "Internal Server Error", 500)
+        if self.faults.fire("pds_html", host=self.index, did=account.did):
+            return web.Response(
+                text="<!DOCTYPE html><html><body>Down for maintenance</body></html>", content_type="text/html"
+            )
         hang = self.faults.fire("pds_hang", host=self.index, did=account.did)
         if hang is not None:
             await asyncio.sleep(hang.get("seconds", 3600))

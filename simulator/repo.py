@@ -26,11 +26,12 @@ Action = Literal["create", "update", "delete"]
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One change of a commit: value is the record for create and update, None for delete."""
+    """One change of a commit: value is the record for create and update, None for delete. `block`: what is named instead."""
 
     action: Action
     path: str
     value: dict[str, Any] | None = None
+    block: Block | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,12 @@ def sign_commit(did: str, rev: str, data: bytes, key: SigningKey) -> Block:
     return cid_of(block), block
 
 
+def record_block(value: dict[str, Any] | None) -> Block:
+    """The block of an ordinary record."""
+    block = encode_dag_cbor(value)
+    return cid_of(block), block
+
+
 class Repo:
     """A repository in memory: records by path, their blocks, the current head and up to three earlier ones."""
 
@@ -101,8 +108,7 @@ class Repo:
                 del self.records[op.path]
                 applied.append(AppliedOp("delete", op.path, None, old))
                 continue
-            block = encode_dag_cbor(op.value)
-            cid = cid_of(block)
+            cid, block = op.block or record_block(op.value)
             self.blocks[cid] = fresh[cid] = block
             root = mst.put(root, op.path.encode(), cid)
             self.records[op.path] = cid

@@ -6,7 +6,7 @@ from typing import Any
 
 from cbrrr import decode_dag_cbor, encode_dag_cbor
 
-from simulator.car import Block, cid_of, write_car
+from simulator.car import CID_PREFIX, Block, cid_of, write_car
 
 _MST_NODE = b"\xa2\x61e"  # a map of two that begins with the key "e"
 
@@ -58,7 +58,7 @@ def tampered(car: bytes) -> bytes | None:
     root, blocks = read_blocks(car)
     offsets = sections(car)
     for (cid, block), (_, end) in zip(blocks, offsets, strict=True):
-        if cid != root and not block.startswith(_MST_NODE):
+        if cid != root and cid.startswith(CID_PREFIX) and not block.startswith(_MST_NODE):
             return car[: end - 1] + bytes([car[end - 1] ^ 1]) + car[end:]
     return None
 

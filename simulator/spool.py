@@ -30,7 +30,7 @@ class Spool:
             parts = [car_header(root)]
             pending = 0
             for cid, block in blocks:
-                parts += (car_head(block), cid, block)
+                parts += (car_head(block, cid), cid, block)
                 pending += 40 + len(block)
                 if pending > _PIECE:
                     at += os.pwrite(self._file.fileno(), b"".join(parts), at)

@@ -12,6 +12,8 @@ import time
 from simulator.faults import Faults
 from simulator.labeler import Labeler
 from simulator.network import Account, Network
+from simulator.odd_leaves import KINDS as ODD_LEAVES
+from simulator.odd_leaves import odd_ops
 from simulator.records import changed, fresh, hostile_records
 from simulator.repo import Op, Repo
 
@@ -88,7 +90,7 @@ class Writer:
         account = self._pick_active()
         if account is not None:
             repo = await self.network.repo(account)
-            await self.network.commit(account, self._draw_ops(repo))
+            await self.network.commit(account, self._odd_ops(account) or self._draw_ops(repo))
 
     def _pick_active(self) -> Account | None:
         for _ in range(50):
@@ -98,6 +100,14 @@ class Writer:
             if account.active:
                 return account
         return None
+
+    def _odd_ops(self, account: Account) -> list[Op]:
+        """A commit of leaves that are no ordinary records, where a fault wants one."""
+        for kind in ODD_LEAVES:
+            given = self._faults.fire(kind, did=account.did)
+            if given is not None:
+                return odd_ops(kind, self.network.clock.tick, self._rng, given)
+        return []
 
     def _draw_ops(self, repo: Repo) -> list[Op]:
         rng, network = self._rng, self.network

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from connectors.attempts import Attempts
 from connectors.background import Handover
+from connectors.pds import FetchFailed
+from connectors.repos import Claim
 from connectors.work import Work
 from schemas.settings import Settings
+from steps.identity import Identity
+from steps.pace import Transfer
+from steps.retry import Failure, Reason
 
 
 def make(**settings: Any) -> Attempts:
@@ -59,3 +65,66 @@ def test_a_cancelled_transaction_ends_before_the_next_begins() -> None:
 
     asyncio.run(run())
     assert (most, running) == (1, 0)
+
+
+def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.16; G5: `host_slow` is uncounted and names a wait; from then on the host is slow, and its next one counts."""
+    monkeypatch.setattr("steps.pace.SLOW_SECONDS", 0.1)
+    monkeypatch.setattr("connectors.places.CONFINED_SECONDS", 0.3)
+    ended: list[tuple[str, str, bool]] = []
+    closed: list[str] = []
+
+    class Network:
+        async def resolve(self, did: str, *, fresh: bool = False) -> Identity:
+            return Identity(did, f"https://{did.rpartition(':')[2]}.test", None, None, None, None)
+
+        async def get_repo(self, did: str, host: str, transfer: Transfer) -> Any:
+            transfer.asked(time.monotonic())
+            try:
+                if "drip" not in host:
+                    raise FetchFailed(Failure(Reason.HTTP_STATUS, "503"), host)
+                await asyncio.sleep(5)
+            finally:
+                closed.append(did)
+
+        async def failed(self, host: str, error: str) -> None:
+            pass
+
+    class Store:
+        def retry(self, did: str, attempt: int, error: str, seconds: float, *, counted: bool, last: bool) -> str:
+            assert counted or 30.0 <= seconds <= 3600.0
+            ended.append((did, error.partition(":")[0], counted))
+            return "pending"
+
+    network: Any = Network()
+    store: Any = Store()
+    unused: Any = None
+    attempts = Attempts(
+        Settings(backfill_concurrency=1, host_concurrency=1),
+        store=store,
+        resolver=network,
+        budget=network,
+        client=network,
+        tell=unused,
+        small=unused,
+        large=unused,
+    )
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            for attempt in (1, 2):
+                attempts.start(group, Claim("did:plc:drip", attempt, "", None, "listed", "t", 0, 0), resync=False)
+                await asyncio.sleep(0.05)
+                attempts.start(group, Claim("did:plc:good", attempt, "", None, "listed", "t", 0, 0), resync=False)
+                while len(ended) < 2 * attempt:
+                    attempts.shorten_lines()
+                    await asyncio.sleep(0.02)
+
+    asyncio.run(run())
+    assert ended == [
+        ("did:plc:drip", "host_slow", False),
+        ("did:plc:good", "http_status", True),
+        ("did:plc:drip", "too_slow", True),
+        ("did:plc:good", "http_status", True),
+    ]
+    assert closed == [did for did, *_ in ended]

@@ -60,6 +60,32 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
     world.check(truth)
 
 
+def test_ten_hosts_that_drip_hold_ordinary_repos_up_for_a_minute_at_most(
+    tmp_path: Path, log: str, database: str, simulator: Callable[..., Simulation]
+) -> None:
+    """Issue 10.16; H3, B3: one byte in five seconds from each of ten PDSes; before, five ordinary repos waited eleven minutes."""
+    simulation = simulator(repos=75, records_per_repo=5, inactive_share=0.0, pdses=15)
+    world = World(tmp_path, log, database, simulation, fetch_idle_seconds=300.0)
+    try:
+        truth = simulation.state()
+        slow = {did: one for did, one in truth.items() if one.pds < 10}
+        others = {did: one for did, one in truth.items() if one.pds >= 10}
+        simulation.set_faults(pds_trickle={"hosts": list(range(10)), "chunk": 1, "interval": 5.0, "per_did": 0})
+        world.list_all(slow)
+        process = world.start()
+        wait_until(lambda: simulation.fired("pds_trickle") >= 8)
+        world.list_all(others)
+        wait_until(lambda: world.schedule() >= 0 and world.produced() == len(others), 150, world.summary)
+        errors = [str(row["last_error"]) for row in world.rows().values() if row["last_error"]]
+        assert any(error.startswith("host_slow") for error in errors), errors
+        assert {row["retry_count"] for row in world.rows().values()} == {0}
+        assert process.metric("backfiller_car_fetch_errors_total", reason="host_slow") >= 6
+        process.kill()  # with what drips
+        world.check(others)
+    finally:
+        world.close()
+
+
 def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread(timeless: asyncio.Runner) -> None:
     """What waits for a host is bounded by the pace at which it answers; waiting for a place is not waiting for a host."""
 

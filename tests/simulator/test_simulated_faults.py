@@ -14,11 +14,13 @@ from typing import Any
 import aiohttp
 import libipld
 import pytest
+from cbrrr import CID, decode_dag_cbor
 from fix_simulator import Simulation
 from read_simulated import SimulatedReader, check_car, get, read_car, refused
 
 from simulator.faults import NAMES, Faults, UnknownFaultError
 from simulator.hostile import KINDS
+from simulator.odd_leaves import KINDS as ODD_LEAVES
 
 CONFIG = {"repos": 12, "records_per_repo": 12, "inactive_share": 0.0, "churn": 0.0}
 
@@ -78,6 +80,32 @@ def test_listings_fail_only_where_they_touch_the_poison(simulator: Any) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ODD_LEAVES)
+def test_odd_leaves_are_in_the_truth_and_in_the_repo(simulator: Any, kind: str) -> None:
+    """Issue 10.6, 10.10, 11.A4, 11.A5: the writer makes them at chance, an operation at will; events say so, or #sync."""
+    simulation = simulator(**CONFIG)
+    reader = SimulatedReader(simulation)
+    before = simulation.state()
+    only(simulation, kind, times=1)
+    while not simulation.fired(kind):
+        simulation.writer(steps=1)
+    simulation.set_faults(clear=True)
+    did = next(did for did, one in simulation.state().items() if set(one.records) - set(before[did].records))
+    created = simulation.op("odd_leaf", did=did, kind=kind)["paths"]
+    cids = [simulation.state()[did].records[path] for path in created]
+    car = reader.car(did)
+    assert len(created) == (20 if kind == "leaf_repeated" else 1)
+    assert len(set(cids)) == 1
+    assert CID.decode(cids[0]).cid_bytes in car
+    prefix = {"leaf_raw": "bafkrei", "leaf_foreign": "bafyrgq"}.get(kind, "bafyrei")
+    assert cids[0].startswith(prefix)
+    assert (len(car) > 3 << 20) == (kind == "leaf_large")
+    if kind == "leaf_unordered":
+        at = car.rindex(CID.decode(cids[0]).cid_bytes) + 36
+        with pytest.raises(ValueError, match="key ordering"):
+            decode_dag_cbor(car[at : at + 120])
+
+
 def test_getrepo_faults(simulator: Any) -> None:
     simulation = simulator(**CONFIG)
     reader = SimulatedReader(simulation)
@@ -117,6 +145,10 @@ def test_getrepo_faults(simulator: Any) -> None:
     only(simulation, "pds_wrong_did")
     with pytest.raises(AssertionError, match="another account"):
         check_car(reader.car(did), did, key)
+
+    only(simulation, "pds_html")
+    with urllib.request.urlopen(url) as answer:
+        assert (answer.status, answer.headers.get_content_type()) == (200, "text/html")
 
     only(simulation, "pds_hang", seconds=30)
     while not simulation.fired("pds_hang"):  # a reader that goes away before the server has looked was never seen

@@ -62,6 +62,7 @@ FETCHING = {
     "pds_stale": {"p": 0.3},
     "pds_bad_sig": {"p": 0.02},
     "pds_wrong_did": {"p": 0.02},
+    "pds_html": {"p": 0.02},
     "plc_500": {"p": 0.05},
     "plc_slow": {"p": 0.01, "seconds": 1},
     "did_web_hang": {"p": 0.3, "seconds": 10},
@@ -81,6 +82,13 @@ STREAMING = {
     "relay_bad_sig": {"every": 60},
     "stream_429": {"every": 4},
 }
+WRITING = {
+    "leaf_raw": {"every": 30},
+    "leaf_foreign": {"every": 35},
+    "leaf_unordered": {"every": 25},
+    "leaf_large": {"every": 200, "times": 4},
+    "leaf_repeated": {"every": 60},
+}
 LABELLING = {
     "label_drop": {"every": 40},
     "label_garbage": {"every": 30},
@@ -92,7 +100,7 @@ LABELLING = {
     "label_hostile": {"every": 45},
     "label_giant": {"every": 25},
 }
-TUNED: dict[str, Any] = {**LISTING, **FETCHING, **STREAMING, **LABELLING}
+TUNED: dict[str, Any] = {**LISTING, **FETCHING, **STREAMING, **WRITING, **LABELLING}
 # Lies that a mirror has to believe for an hour or more: flow tests have them.
 UNPROVABLE = {"list_cycle", "hosts_cycle", "repo_redirect", "plc_plain_404", "plc_other_did"}
 FAULTS: dict[str, Any] = {name: TUNED.get(name, {"p": 0.05}) for name in NAMES if name not in UNPROVABLE}

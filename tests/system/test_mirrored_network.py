@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import psycopg
@@ -51,6 +52,63 @@ def test_hostile_records_keep_their_cid(simulator: Any, log: str, database: str,
     assert longest is not None
     assert longest[0] > 75_000
     assert one.query("select count(*) from sluice.record where collection = 'unknown.lexicon.thing'")[0][0] > 0
+    assert one.query("select count(*) from sluice.dead_letter") == [(0,)]
+    assert one.interrupt() == 0
+
+
+REASONS = {
+    "leaf_raw": ("raw_block", False, True),
+    "leaf_foreign": ("foreign_cid", False, False),
+    "leaf_unordered": ("not_canonical", True, True),
+    "leaf_large": ("too_large", False, False),
+    "leaf_repeated": (None, True, False),
+}
+"""kind → (reason, is there JSON, is there a block) of its rows."""
+
+
+def test_odd_leaves_are_mirrored_live_and_from_snapshots_and_the_audit_proves_them(
+    simulator: Any, log: str, database: str, mirror: Any
+) -> None:
+    """Issue 10.10, 11.A4, 11.A5; G3, G7: raw bytes, another hash, CBOR out of order, 3 MiB, one block under many paths.
+
+    From the PDS and from the stream the rows are the same, the neighbours are there, an audit is clean and repairs nothing,
+    and the AppView shows what the official one reads.
+    """
+    simulation = simulator(seed=8, repos=20, records_per_repo=5, labelers=0, inactive_share=0.0)
+    dids = list(simulation.state())
+    paths = {
+        (did, kind): simulation.op("odd_leaf", did=did, kind=kind)["paths"]
+        for did, kind in zip(dids, REASONS, strict=False)
+    }
+    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), appview=True)
+    one.up()
+    wait_for(lambda: one.alive() and one.phases() == {"sync": 20}, 120, one.last_lines)
+    live = dict(zip(dids[10:], REASONS, strict=False))
+    for did, kind in live.items():
+        paths[did, kind] = simulation.op("odd_leaf", did=did, kind=kind)["paths"]
+    one.await_truth()
+    rows = {
+        (did, path): (reason, text, block)
+        for did, path, reason, text, block in one.query(
+            "select did, collection || '/' || rkey, reason, json is not null, raw is not null from sluice.record"
+        )
+    }
+    for (did, kind), created in paths.items():
+        assert {rows[did, path] for path in created} == {REASONS[kind]}, (did, kind)
+    assert all(found == (None, True, False) for (did, path), found in rows.items() if did in dids[5:10])
+    refetched = [
+        kind for did, kind in live.items() if one.query("select attempt from sluice.repo where did = %s", did) != [(1,)]
+    ]
+    assert refetched == ["leaf_large"], "no event can carry it; the others were applied as they came"
+    said = one.cli("audit", "--all", "--repair", "--json", seconds=120)
+    report = json.loads(said.stdout)
+    assert (said.returncode, report["proven"], report["differing"], report["repaired"]) == (0, 20, 0, 0), said.stdout
+    assert report["without_body"] == 4
+    posts = {
+        f"at://{did}/{path}" for (did, kind), created in paths.items() if kind == "leaf_unordered" for path in created
+    }
+    assert len(posts) == 2
+    wait_for(lambda: {uri for (uri,) in one.query("select uri from bsky.post")} >= posts, 30, one.last_lines)
     assert one.query("select count(*) from sluice.dead_letter") == [(0,)]
     assert one.interrupt() == 0
 
