@@ -132,10 +132,7 @@ def test_one_block_that_many_leaves_name_is_too_large_before_a_message_is_made(
     """Issue 10.6; H2, H3: a CAR of 100 KB with 20 MB of rows: fetched once, `failed` at once, nothing in the log; others pass."""
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), snapshot_max_bytes=10_000_000)
     did = next(iter(run.simulation.state()))
-    record = {"$type": "a.b.c", "text": "x" * 100_000}
-    run.simulation.op(
-        "commit", did=did, ops=[{"action": "create", "path": f"a.b.c/{n}", "record": record} for n in range(200)]
-    )
+    run.simulation.op("odd_leaf", did=did, kind="leaf_repeated", bytes=100_000, count=200)
     truth = run.simulation.state()
     run.list_all(truth)
     process = run.start()
