@@ -52,7 +52,7 @@ class Spool:
         self._budget = budget
         self._limit = limit
         self._car = car
-        self._chunks: list[bytes] = []
+        self._data = bytearray()  # not a list of chunks: a byte that comes by itself would take forty
         self._fd: int | None = None
         self._reserved = {"memory": 0, "disk": 0}
         self.size = 0
@@ -70,7 +70,7 @@ class Spool:
     def write(self, chunk: bytes) -> None:
         """Append. Raises SpoolFull, also where the file system is full."""
         if self._fd is None and self.size + len(chunk) <= self._limit and self._take("memory", len(chunk)):
-            self._chunks.append(chunk)
+            self._data += chunk
         else:
             try:
                 self._to_disk(chunk)
@@ -93,7 +93,7 @@ class Spool:
         """
         if self._fd is None:
             index = CarIndex(limits=self._car)
-            index.feed(b"".join(self._chunks))
+            index.feed(bytes(self._data))
         else:
             index = CarIndex(file_reader(self._fd), limits=self._car)
             while chunk := os.pread(self._fd, READ_BYTES, index.size):
@@ -108,7 +108,7 @@ class Spool:
             os.close(self._fd)
         for kind, size in self._reserved.items():
             self._budget.release(kind, size)
-        self._fd, self._chunks, self._reserved = None, [], {"memory": 0, "disk": 0}
+        self._fd, self._data, self._reserved = None, bytearray(), {"memory": 0, "disk": 0}
 
     def _to_disk(self, chunk: bytes) -> None:
         if self._fd is None:
@@ -124,9 +124,8 @@ class Spool:
             raise SpoolFull(f"{self._budget.held('disk')} bytes of downloads are on disk")
         self._fd, path = tempfile.mkstemp(prefix="sluice-car-")
         os.unlink(path)
-        for chunk in self._chunks:
-            _write_all(self._fd, chunk)
-        self._chunks = []
+        _write_all(self._fd, self._data)
+        self._data = bytearray()
         self._budget.release("memory", self._reserved["memory"])
         self._reserved["memory"] = 0
 
@@ -137,7 +136,7 @@ class Spool:
         return True
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     car_max_blocks: int = Field(
         4_000_000,
         ge=1,
-        description="blocks of a CAR at most, 1.27 a record; one large CAR at a time is indexed per worker, at 160 bytes of memory a block",
+        description="blocks of a CAR at most, 1.27 a record; one large CAR at a time is indexed per worker, at 25 bytes of memory a block",
     )
     snapshot_max_bytes: int = Field(
         0,

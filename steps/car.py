@@ -8,7 +8,7 @@ A block above `CarLimits.block` is hashed as it passes and not kept: `oversized`
 that is too large costs its own body only. A block of another codec or hash function is skipped.
 
     CarIndex()             keeps the blocks in memory
-    CarIndex(read_at)      keeps (offset, size) of each block, some 155 bytes of memory; `read_at(offset, size)` gives the
+    CarIndex(read_at)      keeps the place of each block, some 25 bytes of memory; `read_at(offset, size)` gives the
                            bytes back later, from the file into which the caller spools the same chunks
 """
 
@@ -22,10 +22,9 @@ from typing import Any
 
 import cbrrr
 
+from steps.car_places import CarPlaces
 from steps.cid import CID_SIZE, DAG_CBOR, RAW
 
-_SIZE_BITS = 28  # a position is one integer: offset << 28 | size
-_SIZE_MASK = (1 << _SIZE_BITS) - 1
 _MAX_HEADER = 64 * 1024
 _LONGEST_CID = 128
 _MAX_VARINT = 9
@@ -60,7 +59,7 @@ class CarError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CarLimits:
-    """Bytes of a block that is kept, number of blocks (4,000,000 are some 630 MB of index), bytes of the whole CAR."""
+    """Bytes of a block that is kept, number of blocks (4,000,000 are some 100 MB of index), bytes of the whole CAR."""
 
     block: int = 2 << 20
     blocks: int = 4_000_000
@@ -94,7 +93,7 @@ class CarIndex:
         self.blocks: dict[bytes, bytes] = {}
         self.oversized: dict[bytes, int] = {}
         self._large: _Large | None = None
-        self._places: dict[bytes, int] = {}
+        self._places = CarPlaces() if read_at is not None else None
         self._read_at = read_at
         self._limits = limits or CarLimits()
         self._offset = 0  # of the first pending byte
@@ -104,11 +103,11 @@ class CarIndex:
 
     def __len__(self) -> int:
         """Blocks that are kept."""
-        return len(self.blocks) if self._read_at is None else len(self._places)
+        return len(self.blocks) if self._places is None else len(self._places)
 
     def __contains__(self, cid: bytes) -> bool:
         """Whether the CAR had this block; one that is oversized counts."""
-        return cid in (self.blocks if self._read_at is None else self._places) or cid in self.oversized
+        return self.size_of(cid) is not None or cid in self.oversized
 
     @property
     def size(self) -> int:
@@ -117,20 +116,18 @@ class CarIndex:
 
     def get(self, cid: bytes) -> bytes | None:
         """The verified block of a CID, or None where there is none, or none that is kept."""
-        if self._read_at is None:
+        if self._places is None or self._read_at is None:
             return self.blocks.get(cid)
-        place = self._places.get(cid)
-        if place is None:
-            return None
-        return self._read_at(place >> _SIZE_BITS, place & _SIZE_MASK)
+        place = self._places.find(cid)
+        return None if place is None else self._read_at(*place)
 
     def size_of(self, cid: bytes) -> int | None:
         """Bytes of a block that is kept, without reading it."""
-        if self._read_at is None:
+        if self._places is None:
             block = self.blocks.get(cid)
             return None if block is None else len(block)
-        place = self._places.get(cid)
-        return None if place is None else place & _SIZE_MASK
+        place = self._places.find(cid)
+        return None if place is None else place[1]
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the CAR. After a CarError the index is of no use."""
@@ -204,7 +201,6 @@ class CarIndex:
         """Index the whole blocks in the buffer from `at`; returns where the first incomplete one starts."""
         end_of_buffer = len(buffer)
         limit = self._limits.block + _LONGEST_CID  # the CID is part of a section
-        in_memory = self._read_at is None
         blocks, places, base = self.blocks, self._places, self._offset
         while at < end_of_buffer:
             size = buffer[at]
@@ -233,10 +229,10 @@ class CarIndex:
                 block = buffer[body:end]
                 if sha256(block).digest() != cid[4:]:
                     raise CarError(CarReason.HASH_MISMATCH, f"block at {base + at}")
-                if in_memory:
+                if places is None:
                     blocks[cid] = block
                 else:
-                    places[cid] = (base + body) << _SIZE_BITS | (end - body)
+                    places.add(cid, base + body, end - body)
             else:
                 _check_foreign_cid(buffer, start, end)
                 self.skipped += 1

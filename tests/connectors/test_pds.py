@@ -40,7 +40,7 @@ async def collect(download: Download) -> bytes:
     if spool.on_disk:
         assert spool._fd is not None
         return os.pread(spool._fd, spool.size, 0)
-    return b"".join(spool._chunks)
+    return bytes(spool._data)
 
 
 def fetch(
