@@ -263,6 +263,7 @@ def test_one_block_that_many_leaves_name_is_too_large_before_anything_is_made_of
             list(opening(index, DID, repo.key.did_key, limits=limits))
         assert (caught.value.reason, caught.value.transient) == (SnapshotReason.TOO_LARGE, False)
         assert f"SLUICE_{setting}" in caught.value.detail
+        assert "JSON" not in caught.value.detail, "no block was read for it"
 
 
 def test_control_characters_of_a_block_that_is_named_often_count_as_json_writes_them() -> None:
