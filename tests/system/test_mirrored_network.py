@@ -99,7 +99,8 @@ def test_odd_leaves_are_mirrored_live_and_from_snapshots_and_the_audit_proves_th
     refetched = [
         kind for did, kind in live.items() if one.query("select attempt from sluice.repo where did = %s", did) != [(1,)]
     ]
-    assert refetched == ["leaf_large"], "no event can carry it; the others were applied as they came"
+    # no event can carry the first, and the bodies of the second are more than an event may become; the others were applied
+    assert refetched == ["leaf_large", "leaf_repeated"]
     said = one.cli("audit", "--all", "--repair", "--json", seconds=120)
     report = json.loads(said.stdout)
     assert (said.returncode, report["proven"], report["differing"], report["repaired"]) == (0, 20, 0, 0), said.stdout
@@ -108,8 +109,8 @@ def test_odd_leaves_are_mirrored_live_and_from_snapshots_and_the_audit_proves_th
         f"at://{did}/{path}" for (did, kind), created in paths.items() if kind == "leaf_unordered" for path in created
     }
     assert len(posts) == 2
+    assert {reason for (reason,) in one.query("select reason from sluice.dead_letter")} <= {"message_too_large"}
     wait_for(lambda: {uri for (uri,) in one.query("select uri from bsky.post")} >= posts, 30, one.last_lines)
-    assert one.query("select count(*) from sluice.dead_letter") == [(0,)]
     assert one.interrupt() == 0
 
 
