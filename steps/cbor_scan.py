@@ -12,11 +12,12 @@ MAX_DEPTH = 128
 
 
 class ScanError(Exception):
-    """Why the input must not be decoded. `too_large`: beyond a limit, where it may be well-formed."""
+    """Why the input must not be decoded. `too_large`, `too_deep`: beyond a limit, where it may be well-formed."""
 
-    def __init__(self, detail: str, *, too_large: bool) -> None:
+    def __init__(self, detail: str, *, too_large: bool, too_deep: bool = False) -> None:
         super().__init__(detail)
         self.too_large = too_large
+        self.too_deep = too_deep
 
 
 class Scanned(NamedTuple):
@@ -54,7 +55,7 @@ def scan(data: bytes, at: int, items: int, depth: int = MAX_DEPTH) -> Scanned:  
                 if len(pending) > deepest:
                     deepest = len(pending)
                     if deepest > depth:
-                        raise ScanError(f"nested more than {depth} deep", too_large=False)
+                        raise ScanError(f"nested more than {depth} deep", too_large=False, too_deep=True)
                 continue
         while pending:
             pending[-1] -= 1

@@ -74,8 +74,8 @@ _from_cbor = cbrrr.decode_dag_cbor
 
 def record_body(block: bytes) -> RecordBody:
     """About 3 µs for a post."""
-    if len(block) > SCAN_BYTES and _has_too_many_items(block):
-        return RecordBody(None, block, BodyReason.TOO_MANY_ITEMS)
+    if len(block) > SCAN_BYTES and (beyond := _beyond_limits(block)) is not None:
+        return RecordBody(None, block, beyond)
     try:
         value = _from_cbor(block, True)
         if block[0] & _MAJOR_TYPE != _MAP:  # not the value's type: a bare link or byte string becomes a dict as well
@@ -117,12 +117,13 @@ def body_cid(json: bytes | None, raw: bytes | None = None, like: str = "") -> st
         raise ValueError(f"not a record's JSON: {err}") from err
 
 
-def _has_too_many_items(block: bytes) -> bool:
+def _beyond_limits(block: bytes) -> BodyReason | None:
+    """Why a large block is not decoded at all: it would take seconds."""
     try:
-        scan(block, 0, MAX_ITEMS)
+        scan(block, 0, MAX_ITEMS, MAX_DEPTH + 1)  # a link at the deepest place counts as a level there
     except ScanError as err:
-        return err.too_large
-    return False
+        return BodyReason.TOO_MANY_ITEMS if err.too_large else BodyReason.TOO_DEEP if err.too_deep else None
+    return None
 
 
 def _odd_body(block: bytes) -> RecordBody:

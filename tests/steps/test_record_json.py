@@ -1,6 +1,7 @@
 """Hostile and ordinary records: the JSON hashes back to the CID, or the block stands beside it."""
 
 import json
+import time
 from hashlib import sha256
 from random import Random
 
@@ -209,6 +210,25 @@ def written(value: object, order: Random) -> bytes:
     order.shuffle(keys)
     head = cbrrr.encode_dag_cbor({str(n): None for n in range(len(keys))})[:1]  # few keys: one byte
     return head + b"".join(cbrrr.encode_dag_cbor(key) + written(value[key], order) for key in keys)
+
+
+@pytest.mark.parametrize("opening", [b"\x81", b"\xa1\x61a", b"\x82\x80", b"\xa2\x61b\x01\x61a"])
+def test_a_large_bomb_is_refused_without_decoding_it(opening: bytes) -> None:
+    """H2: two megabytes of nesting took seconds of the flow's time; in order or not."""
+    started = time.process_time()
+    body = record_body(b"\xa1\x61a" + opening * (2_000_000 // len(opening)) + b"\x01")
+    assert (body.json, body.reason) == (None, BodyReason.TOO_DEEP)
+    assert time.process_time() - started < 0.2
+
+
+def test_the_depth_of_a_large_record_is_exact() -> None:
+    """A link at the deepest place is no level of its own."""
+    for levels in (MAX_DEPTH, MAX_DEPTH + 1):
+        value: object = {"link": CID, "text": "x" * 70_000}
+        for _ in range(levels - 1):
+            value = {"a": value}
+        body = record_body(cbrrr.encode_dag_cbor(value))
+        assert body.reason is (None if levels == MAX_DEPTH else BodyReason.TOO_DEEP)
 
 
 def test_a_leaf_is_read_as_its_cid_says() -> None:
