@@ -10,6 +10,7 @@ from typing import Any
 
 import libipld
 
+from connectors.commit_signatures import deferred_events
 from connectors.directory_proof import read_document, says_no
 from connectors.http import LIST_JSON, SMALL_JSON, Answer, HostRefused, check_url, redirected, retry_after, xrpc_error
 from connectors.log_producer import Out
@@ -50,7 +51,7 @@ def frame(data: bytes) -> None:
     sequence(data)
     cursors = Cursors()
     batch = firehose.follower(cursors)(firehose.decoded([Frame("wss://relay", data)]))
-    batch = firehose.deduplicator(Remembered(1000))(firehose.verifier(SETTINGS)(batch))
+    batch = firehose.deduplicator(Remembered(1000), deferred_events())(firehose.verifier(SETTINGS)(batch))
     for received in batch:
         if isinstance(received.message, Verified):
             signed(received.message, KEY)
