@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from connectors.commit_signatures import CommitSignatures, seq_of
+from connectors.commit_signatures import seq_of
 from connectors.keyring import Key, Lack
 from connectors.process import Health
 from connectors.stream import WAKE, Frame, StreamPartition
 from connectors.waiting import ForKeys
-from flows.firehose import Received, deduplicator, identity
-from schemas.settings import Check
+from flows.firehose import Received, deduplicator, signature_checker
+from schemas.settings import Settings
 from steps.cursor import Cursors
 from steps.dedup import Remembered
 from steps.deferred import SIZE_EACH, Deferred
@@ -75,20 +75,14 @@ class Bench:
         self.seq = 0
         monkeypatch.setattr("connectors.commit_signatures.signed", lambda one, key: one.commit_block == key.encode())
         self._dedup = deduplicator(self.remembered, self.deferred)
-        self._signatures = CommitSignatures[Received](
-            "firehose",
-            self.ring,  # type: ignore[arg-type]  # what it uses of one
-            Check.ENFORCE,
-            self.deferred,
-            identity=identity,
-            unproven=lambda message: self.remembered.discard(identity(message)),
-        )
+        ring: Any = self.ring  # what the step uses of one
+        self._signatures = signature_checker(Settings(), ring, self.remembered, self.deferred)
 
     def pass_on(self, *batch: Received) -> list[tuple[int, str]]:
         """(seq, kind) of what comes out, by the order of the frames that went in."""
         return [
             (int(one.frame.data or b"0"), type(one.message).__name__)
-            for one in self._signatures.check(self._dedup(list(batch)))
+            for one in self._signatures(self._dedup(list(batch)))
         ]
 
     def wake(self) -> list[tuple[int, str]]:
@@ -167,7 +161,7 @@ def test_silence_about_a_did_is_not_a_bad_signature_and_its_last_key_serves(benc
     out = []
     assert bench.pass_on(bench.commit(PLC, "forged"), bench.commit(PLC, "old")) == []
     bench.ring.answer(PLC, Lack.UNREACHABLE, "old")
-    out = bench._signatures.check([])
+    out = bench._signatures([])
     assert isinstance(out[0].message, Refused)
     assert out[0].message.reason is VerifyReason.NO_KEY
     assert isinstance(out[1].message, Verified)
