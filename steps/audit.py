@@ -21,6 +21,8 @@ from steps.record_json import BodyReason, RecordBody, body_cid, leaf_body
 KEPT_FINDINGS = 20
 """Findings of one repo that are told one by one; the others are counted."""
 
+_WITHOUT_JSON_ONCE = (BodyReason.NOT_CANONICAL, BodyReason.INVALID_UTF8)
+
 Row = tuple[bytes, str, bytes | None, bytes | None, str | None]
 """key, cid, json, raw, reason: a row of `sluice.record`."""
 
@@ -171,8 +173,8 @@ def _check_body(row: Row, checked: Checked) -> None:
 
 
 def _as_derived(stored: bytes | None, body: RecordBody) -> bool:
-    """Whether the JSON is what the raw block gives. A row of before 0.2 has none where the block is not canonical."""
-    return _same(stored, body.json) or (stored is None and body.reason is BodyReason.NOT_CANONICAL)
+    """Whether the JSON is what the raw block gives. A row of 0.1 has none where the block is no canonical DAG-CBOR."""
+    return _same(stored, body.json) or (stored is None and body.reason in _WITHOUT_JSON_ONCE)
 
 
 def _same(stored: bytes | None, derived: bytes | None) -> bool:

@@ -1,8 +1,9 @@
 """CBOR that is not canonical DAG-CBOR, as the official AppView reads it: block → value, or ValueError. No other exception.
 
-Accepted beyond DAG-CBOR: map keys in any order, half and single floats, `undefined` (read as null). Refused as there: integers
-and lengths in a long form, indefinite lengths, keys twice or that are no text, NaN and infinity, tags other than 42, bytes
-behind the end. Invalid UTF-8 is refused too (UnicodeDecodeError). Nesting above `depth` raises RecursionError.
+Accepted beyond DAG-CBOR: map keys in any order, half and single floats, `undefined` (read as null), invalid UTF-8 (read with
+U+FFFD in its place; only if asked for, else UnicodeDecodeError). Refused as there: integers and lengths in a long form,
+indefinite lengths, keys twice or that are no text, NaN and infinity, tags other than 42, bytes behind the end. Nesting above
+`depth` raises RecursionError.
 
 Source: the decode options of `@atproto/lex-cbor` (cborg with `strict`). This decoder is slow, and bounded by `MAX_ITEMS`.
 """
@@ -24,9 +25,9 @@ _CID_TAG = 42
 _BYTES, _TEXT = 2, 3
 
 
-def decode(block: bytes, depth: int) -> Any:
-    """The value, of the types that `cbrrr` gives. `depth`: levels of maps and lists at most."""
-    reader = _Reader(block)
+def decode(block: bytes, depth: int, *, any_text: bool = False) -> Any:
+    """The value, of the types that `cbrrr` gives. `depth`: levels of maps and lists at most. `any_text`: also invalid UTF-8."""
+    reader = _Reader(block, "replace" if any_text else "strict")
     value = reader.value(depth)
     if reader.at != len(block):
         raise ValueError("bytes behind the end")
@@ -34,10 +35,11 @@ def decode(block: bytes, depth: int) -> Any:
 
 
 class _Reader:
-    __slots__ = ("at", "block", "items")
+    __slots__ = ("at", "block", "errors", "items")
 
-    def __init__(self, block: bytes) -> None:
+    def __init__(self, block: bytes, errors: str) -> None:
         self.block = block
+        self.errors = errors
         self.at = 0
         self.items = 0
 
@@ -56,7 +58,7 @@ class _Reader:
         if major == 2:
             return self._take(number)
         if major == 3:
-            return str(self._take(number), "utf-8")
+            return str(self._take(number), "utf-8", self.errors)
         if major == 6:
             return self._link(number)
         if depth == 0:

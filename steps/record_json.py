@@ -9,7 +9,8 @@ at most MAX_DEPTH deep, integers in full (64 bits and the sign): PostgreSQL's ty
     json None, raw set     no JSON can be made of it; `reason` says why
     json None, raw None    the block is not there, or is not kept; `reason` says why (`leaf_body`, and who builds messages)
 
-Where the official AppView reads CBOR that is not canonical, JSON stands beside `raw`, with the reason `not_canonical`.
+Where the official AppView reads CBOR that is not canonical, or text that is not UTF-8, JSON stands beside `raw`, with the reason
+`not_canonical` or `invalid_utf8`.
 """
 
 from base64 import b64encode
@@ -41,7 +42,7 @@ class BodyReason(StrEnum):
     NOT_CANONICAL = (
         "not_canonical"  # CBOR, but not DAG-CBOR: key order, short floats; without JSON: duplicates, other tags
     )
-    INVALID_UTF8 = "invalid_utf8"
+    INVALID_UTF8 = "invalid_utf8"  # its JSON has U+FFFD there
     TOO_DEEP = "too_deep"
     TOO_MANY_ITEMS = "too_many_items"  # of CBOR: more than anybody may make us build
     NOT_A_MAP = "not_a_map"
@@ -82,7 +83,7 @@ def record_body(block: bytes) -> RecordBody:
             return RecordBody(None, block, BodyReason.NOT_A_MAP)
         json = _encode(value)
     except UnicodeDecodeError:
-        return RecordBody(None, block, BodyReason.INVALID_UTF8)
+        return _loose_body(block, BodyReason.INVALID_UTF8)
     except RecursionError:
         return RecordBody(None, block, BodyReason.TOO_DEEP)
     except ValueError:  # covers CbrrrDecodeError
@@ -128,38 +129,40 @@ def _beyond_limits(block: bytes) -> BodyReason | None:
 
 def _odd_body(block: bytes) -> RecordBody:
     """The slow path: a user's $link, a float, CBOR that is not canonical, or something that is no CBOR at all."""
-    value: object
-    loose = False
     try:
         value = _from_cbor(block)
     except ValueError as err:
         reason = _decode_reason(str(err))
-        if reason is not BodyReason.NOT_CANONICAL:
-            return RecordBody(None, block, reason)
-        loose, value = True, _read_loosely(block)
-    if isinstance(value, BodyReason):
-        return RecordBody(None, block, value)
+        if reason is BodyReason.NOT_CANONICAL:
+            return _loose_body(block, reason)
+        return RecordBody(None, block, reason)
+    return _lossy_body(block, value, None)
+
+
+def _loose_body(block: bytes, reason: BodyReason) -> RecordBody:
+    """What is no DAG-CBOR for this reason, as the official AppView reads it, if it does."""
+    try:
+        value = decode_loosely(block, MAX_DEPTH, any_text=reason is BodyReason.INVALID_UTF8)
+    except UnicodeDecodeError:
+        return _loose_body(block, BodyReason.INVALID_UTF8)
+    except RecursionError:
+        return RecordBody(None, block, BodyReason.TOO_DEEP)
+    except ValueError:
+        return RecordBody(None, block, reason)
+    return _lossy_body(block, value, reason)
+
+
+def _lossy_body(block: bytes, value: object, reason: BodyReason | None) -> RecordBody:
+    """JSON beside the block. Without a `reason`, it is what JSON cannot carry."""
     if type(value) is not dict:
         return RecordBody(None, block, BodyReason.NOT_A_MAP)
     if _depth(value) > MAX_DEPTH:
         return RecordBody(None, block, BodyReason.TOO_DEEP)
     reasons: set[BodyReason] = set()
     json = _encode(_lossy(value, reasons))
-    if loose:
-        return RecordBody(json, block, BodyReason.NOT_CANONICAL)
-    return RecordBody(json, block, BodyReason.DOLLAR_KEY if BodyReason.DOLLAR_KEY in reasons else BodyReason.FLOAT)
-
-
-def _read_loosely(block: bytes) -> object:
-    """What is not canonical, as the official AppView reads it; or the reason why it does not."""
-    try:
-        return decode_loosely(block, MAX_DEPTH)
-    except UnicodeDecodeError:
-        return BodyReason.INVALID_UTF8
-    except RecursionError:
-        return BodyReason.TOO_DEEP
-    except ValueError:
-        return BodyReason.NOT_CANONICAL
+    if reason is None:
+        reason = BodyReason.DOLLAR_KEY if BodyReason.DOLLAR_KEY in reasons else BodyReason.FLOAT
+    return RecordBody(json, block, reason)
 
 
 def _lossy(value: object, reasons: set[BodyReason]) -> object:

@@ -136,7 +136,6 @@ def test_what_json_cannot_carry_keeps_its_block_beside_it(value: dict, reason: B
         (b"\xa2\x61b\x01\x61a\x02\x00", BodyReason.NOT_CANONICAL),  # key order, and bytes behind the end
         (b"\xa2\x61b\x01\x61a\xf8\x20", BodyReason.NOT_CANONICAL),  # a simple value that nobody knows
         (b"\xa2\x61b\x01\x61a\xd8\x2a\x41\x00", BodyReason.NOT_CANONICAL),  # no CID in the link
-        (b"\xa2\x61b\x01\x61a\x61\xff", BodyReason.INVALID_UTF8),
         (b"\xa2\x61b\x01\x61a" + b"\x81" * 128 + b"\x01", BodyReason.TOO_DEEP),
         (b"\xa2\x61b\x01\x61a\x9a\x00\x01\x86\xa0" + b"\xf6" * 100_000, BodyReason.TOO_MANY_ITEMS),  # key order as well
         (b"\xa1\x61a\x9a\x00\x01\x86\xa0" + b"\x80" * 100_000, BodyReason.TOO_MANY_ITEMS),  # issue 10.7
@@ -144,9 +143,8 @@ def test_what_json_cannot_carry_keeps_its_block_beside_it(value: dict, reason: B
         (b"\xbf\x61a\x01\xff", BodyReason.NOT_CANONICAL),  # indefinite length
         (b"\xa1\x61a\xc2\x41\x01", BodyReason.NOT_CANONICAL),  # bignum
         (b"\xa1\x01\x01", BodyReason.NOT_CANONICAL),  # integer key
-        (b"\xa1\x61a\x61\xff", BodyReason.INVALID_UTF8),
-        (b"\xa1\x61a\x63\xed\xa0\x80", BodyReason.INVALID_UTF8),  # a surrogate
-        (b"\xa1\x61\xff\x01", BodyReason.INVALID_UTF8),
+        (b"\xa2\x61\xfe\x01\x61\xff\x02", BodyReason.INVALID_UTF8),  # read with U+FFFD, a key is there twice
+        (b"\xa1\x61a\x82\x61\xff", BodyReason.INVALID_UTF8),  # and cut off
         (b"", BodyReason.UNDECODABLE),
         (b"\xa1\x61a", BodyReason.UNDECODABLE),
         (b"\xa0\xa0", BodyReason.UNDECODABLE),
@@ -211,6 +209,22 @@ def written(value: object, order: Random) -> bytes:
     order.shuffle(keys)
     head = cbrrr.encode_dag_cbor({str(n): None for n in range(len(keys))})[:1]  # few keys: one byte
     return head + b"".join(cbrrr.encode_dag_cbor(key) + written(value[key], order) for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("block", "json"),
+    [
+        (b"\xa1\x61a\x61\xff", '{"a":"\ufffd"}'),
+        (b"\xa1\x61a\x65a\xffb\xc3\xa4", '{"a":"a\ufffdb\u00e4"}'),
+        (b"\xa1\x61a\x63\xed\xa0\x80", '{"a":"\ufffd\ufffd\ufffd"}'),  # a surrogate
+        (b"\xa1\x61\xff\x01", '{"\ufffd":1}'),
+        (b"\xa2\x61b\x01\x61a\x61\xff", '{"b":1,"a":"\ufffd"}'),  # and out of order
+    ],
+)
+def test_text_that_is_not_utf8_is_read_as_the_official_appview_reads_it(block: bytes, json: str) -> None:
+    """Issue 11.A5, its kind: its decoder puts U+FFFD there and shows the post."""
+    body = record_body(block)
+    assert (body.json, body.raw, body.reason) == (json.encode(), block, BodyReason.INVALID_UTF8)
 
 
 @pytest.mark.parametrize("opening", [b"\x81", b"\xa1\x61a", b"\x82\x80", b"\xa2\x61b\x01\x61a"])
