@@ -1,18 +1,24 @@
 """The verification of snapshots against the simulator, which shares no code with it: its repos pass, its faults do not."""
 
+import asyncio
 import json
+import time
 import urllib.request
 from typing import Any
 
+import aiohttp
 import pytest
 from fix_simulator import RepoTruth, Simulation
 
+from simulator.odd_leaves import KINDS as ODD_LEAVES
 from steps.car import CarError, CarIndex
 from steps.cid import cid_bytes, cid_str
+from steps.frames import Commit, decode
 from steps.identity import Identity, document_url, parse_document
 from steps.mst import build
-from steps.record_json import body_cid, record_body
+from steps.record_json import body_cid, leaf_body, record_body
 from steps.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
+from steps.verify_commit import Verified, verify
 
 
 def identity_of(simulation: Simulation, did: str) -> Identity:
@@ -90,3 +96,41 @@ def test_a_stale_snapshot_is_refused_and_transient(simulator: Any) -> None:
         fetch(simulation, simulation.state()[did])
     assert (caught.value.reason, caught.value.transient) == (SnapshotReason.STALE, True)
     assert simulation.fired("pds_stale") == 1
+
+
+def test_repos_with_odd_leaves_among_others_are_the_truth(simulator: Any) -> None:
+    """Issue 11.A4, 10.10; G3: created, replaced and deleted at random beside ordinary records."""
+    faults = {kind: {"p": 0.05, "bytes": 2000} for kind in ODD_LEAVES}
+    simulation = simulator(repos=12, records_per_repo=10, inactive_share=0.0, churn=0.0, faults=faults)
+    simulation.writer(steps=400)
+    assert set(ODD_LEAVES) == set(simulation.faults()["fired"])
+    reasons = set()
+    for truth in simulation.state().values():
+        got = fetch(simulation, truth)
+        rows = {f"{collection}/{rkey}": (cid, block, why) for collection, rkey, cid, block, why in got.records()}
+        assert {path: cid_str(cid) for path, (cid, *_) in rows.items()} == truth.records
+        assert cid_str(build((path, cid) for path, (cid, *_) in sorted(rows.items()))) == truth.data
+        for cid, block, why in rows.values():
+            body = leaf_body(cid, block, why)
+            reasons.add(body.reason)
+            if body.json is not None or body.raw is not None:
+                assert body_cid(body.json, body.raw, cid_str(cid)) == cid_str(cid)
+    assert reasons == {None, "raw_block", "foreign_cid", "not_canonical"}
+    commits = [event for event in map(decode, asyncio.run(read(simulation.relays[0]))) if isinstance(event, Commit)]
+    assert len(commits) == 400
+    for event in commits:
+        verified = verify(event, time.time_ns() // 1000)
+        assert isinstance(verified, Verified), verified
+        assert (verified.problem, verified.ops is None) == (None, False), "each is inverted, whatever its leaves name"
+
+
+async def read(relay: str) -> list[bytes]:
+    """Every frame from the first on, until nothing comes any more."""
+    frames: list[bytes] = []
+    url = f"{relay}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
+        while True:
+            try:
+                frames.append(await asyncio.wait_for(socket.receive_bytes(), 1.0))
+            except TimeoutError:
+                return frames
