@@ -84,7 +84,7 @@ def member(bootstrap: str, group: str, assignor: str, instance: str, *, session:
     }
     if instance:
         own["group.instance.id"] = instance
-    consumer = Consumer(broker.options(load(bootstrap=bootstrap)) | own)
+    consumer = Consumer(broker.options(load(bootstrap=bootstrap), "bench") | own)
     names = topics(group)
     consumer.subscribe(names)
     while not going.is_set():
@@ -209,7 +209,7 @@ class Group:
             self._read[topic, partition].append((at, name))
 
     def _write(self) -> None:
-        producer = Producer(broker.options(self._running.settings) | {"linger.ms": 0, "log_level": 0})
+        producer = Producer(broker.options(self._running.settings, "bench") | {"linger.ms": 0, "log_level": 0})
         while not self._ended.wait(READ_SECONDS):
             for topic in topics(self._name):
                 for part in range(PARTITIONS):

@@ -8,9 +8,10 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from connectors import metrics
+from connectors import metrics, watchdog
 from connectors.appview_fold import SQL, fold
 from connectors.appview_state import read
+from connectors.database import STATEMENT_SECONDS, connect
 from schemas.settings import Settings
 
 IDLE_SECONDS = 0.2
@@ -53,20 +54,20 @@ class Folding:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
-                try:
-                    with self._connect() as db:
-                        self._work(db)
-                except (
-                    psycopg.OperationalError
-                ) as err:  # the database is gone or has undone it: all of it is still noted
-                    log.warning("fold undone", extra={"error": str(err).strip()})
-                    self._stop.wait(UNDONE_SECONDS)
+            with watchdog.watched("appview fold"):
+                while not self._stop.is_set():
+                    try:
+                        with self._connect() as db:
+                            self._work(db)
+                    except psycopg.OperationalError as err:
+                        # the database is gone or has undone it: all of it is still noted
+                        log.warning("fold undone", extra={"error": str(err).strip()})
+                        watchdog.rest(self._stop, UNDONE_SECONDS)
         except BaseException as err:  # handed to the flow's thread, which dies of it
             self._error = err
 
     def _connect(self) -> Db:
-        db: Db = psycopg.connect(self._settings.database, autocommit=True, application_name="sluice appview fold")
+        db: Db = connect(self._settings.database, "sluice appview fold", statement_seconds=STATEMENT_SECONDS)
         db.execute(SQL["make_stage"])
         return db
 
@@ -87,7 +88,7 @@ class Folding:
             if db.execute(SQL["waits"]).fetchone() != (True,):
                 if self._stop.is_set():
                     return
-                self._stop.wait(IDLE_SECONDS if ours else STANDBY_SECONDS)
+                watchdog.rest(self._stop, IDLE_SECONDS if ours else STANDBY_SECONDS)
             elif not ours or not self._fold(db):
                 time.sleep(IDLE_SECONDS)
 

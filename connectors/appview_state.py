@@ -13,6 +13,7 @@ import psycopg
 from psycopg import errors
 
 from connectors import metrics
+from connectors.database import connect
 from connectors.migrations import LOCK_KEY
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -74,7 +75,7 @@ def prepare(db: Db) -> None:
 
 def begin(settings: Settings) -> State:
     """Switch the projection on or off as the settings say. Raises AppviewUnavailable, psycopg.Error."""
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice appview") as db:
+    with connect(settings.database, "sluice appview") as db:
         if not settings.appview:
             if db.execute(SQL["switch_off"]).rowcount:
                 log.warning("the AppView's tables are not kept any more: SLUICE_APPVIEW is off")

@@ -19,6 +19,7 @@ from connectors import metrics
 from connectors.background import Handover
 from connectors.budget import HostBudget
 from connectors.log_producer import now_text
+from connectors.patience import OUTAGE_SECONDS, passes
 from connectors.pds import Download, FetchFailed, PdsClient
 from connectors.places import LineTooLong, Places, TooSlow
 from connectors.repos import Claim, RepoStore
@@ -44,7 +45,6 @@ from steps.snapshot import Limits, SnapshotReason, SnapshotRejected
 X = TypeVar("X")
 Key = tuple[str, int]  # (DID, attempt)
 
-DATABASE_PATIENCE_SECONDS = 30.0
 READY_WORKS = 500
 LINES_PER_PLACE = 10  # claims that may wait for hosts which have their share of the places
 DOUBTED_AFTER = 2  # failures, before the DID document is asked for again
@@ -150,15 +150,17 @@ class Attempts:
 
     async def stored(self, call: Callable[[RepoStore], X]) -> X:
         """A transaction of the RepoStore, in a thread; waits a while for a database that is away."""
-        deadline = time.monotonic() + DATABASE_PATIENCE_SECONDS
+        deadline = time.monotonic() + OUTAGE_SECONDS
         async with self._store_turn:
             while True:
                 try:
                     return await _to_its_end(asyncio.to_thread(call, self._store))
-                except psycopg.OperationalError:
-                    if time.monotonic() > deadline:
+                except psycopg.OperationalError as err:
+                    if not passes(err) or time.monotonic() > deadline:
                         raise
-                    await asyncio.sleep(0.5)
+                    why = " ".join(str(err).split())
+                    log.warning("the database is asked again", extra={"error": why})
+                    await asyncio.sleep(1.0)
 
     async def renew(self, worker: str) -> None:
         """Renew the leases of everything that is worked on; what is no longer ours is stopped and fenced."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
-from connectors import broker
-from connectors.log import admin
+from connectors import broker, watchdog
+from connectors.log import admin, answers
 from schemas.settings import Settings
 
 CHECK_SECONDS = 2.0
@@ -65,18 +65,30 @@ class HighWater:
         return self._paused
 
     def _run(self) -> None:
-        client = admin(self._settings)
+        client: AdminClient | None = None
         retention = 0.0
         try:
-            while not self._stop.is_set():
-                try:
-                    retention = retention or self._retention_seconds(client)
-                    self._look(client, retention)
-                except KafkaException:
-                    pass  # the last answer stands; the producer itself finds out if the broker is gone
-                self._stop.wait(self._check_seconds)
+            with watchdog.watched(self._thread.name):
+                while not self._stop.is_set():
+                    client = client or admin(self._settings)
+                    try:
+                        retention = retention or self._retention_seconds(client)
+                        self._look(client, retention)
+                    except KafkaException:
+                        # the last answer holds, and the producer itself finds out if the broker is gone; an old client
+                        # may fail for ever while the broker is there
+                        client = None
+                        self._close_reader()
+                    watchdog.rest(self._stop, self._check_seconds)
         except BaseException as err:  # shown to the flow by `paused`
             self._error = err
+        finally:
+            self._close_reader()
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            broker.close(self._reader)
+            self._reader = None
 
     def _look(self, client: AdminClient, retention: float) -> None:
         was_paused = self._paused is not None
@@ -111,6 +123,7 @@ class HighWater:
         return Standing(lag, older(mark_seconds), older(mark_seconds * RESUME_SHARE))
 
     def _partitions(self, client: AdminClient) -> list[int]:
+        watchdog.mark()
         described = client.list_topics(self._topic, timeout=REQUEST_SECONDS).topics[self._topic]
         if described.error is not None:
             raise KafkaException(described.error)
@@ -121,21 +134,21 @@ class HighWater:
         # consumer group that an admin client does not have (librdkafka 2.16: rd_kafka_handle_OffsetFetch), and crashes
         if self._reader is None:
             own = {"group.id": self._group, "enable.auto.commit": False, "log_level": 0}
-            self._reader = Consumer(broker.options(self._settings) | own)
+            self._reader = Consumer(broker.options(self._settings, "high-water") | own)
         asked = [TopicPartition(self._topic, part) for part in parts]
         answer = self._reader.committed(asked, timeout=REQUEST_SECONDS)
         return {found.partition: found.offset for found in answer if found.offset >= 0}
 
     def _retention_seconds(self, client: AdminClient) -> float:
         resource = ConfigResource(ResourceType.TOPIC, self._topic)
-        (future,) = client.describe_configs([resource], request_timeout=REQUEST_SECONDS).values()
-        millis = int(future.result()["retention.ms"].value)
+        (described,) = answers(client.describe_configs([resource], request_timeout=REQUEST_SECONDS)).values()
+        millis = int(described["retention.ms"].value)
         return millis / 1000 if millis > 0 else float("inf")
 
     def _offsets(self, client: AdminClient, parts: list[int], spec: OffsetSpec) -> dict[int, int]:
         wanted = {TopicPartition(self._topic, part): spec for part in parts}
         futures = client.list_offsets(wanted, request_timeout=REQUEST_SECONDS)
-        return {place.partition: future.result().offset for place, future in futures.items()}
+        return {place.partition: found.offset for place, found in answers(futures).items()}
 
 
 def _span(seconds: float) -> str:

@@ -14,7 +14,11 @@ from typing import Generic, TypeVar
 
 import uvloop
 
+from connectors import watchdog
+
 X = TypeVar("X")
+
+BEGIN_SECONDS = 30.0
 
 
 class BackgroundDied(Exception):
@@ -36,7 +40,7 @@ class Background:
     def start(self) -> None:
         """Start the thread; returns when its loop can be told something: a stop may be the first word."""
         self._thread.start()
-        self._begun.wait()
+        self._begun.wait(BEGIN_SECONDS)
 
     def check(self) -> None:
         """Raise BackgroundDied if the work ended with an error."""
@@ -63,7 +67,11 @@ class Background:
             self._loop = asyncio.get_running_loop()
             self._task = asyncio.current_task()
             self._begun.set()
-            await self._main()
+            beat = asyncio.create_task(watchdog.beat(self._thread.name))
+            try:
+                await self._main()
+            finally:
+                beat.cancel()
 
         try:
             uvloop.run(main())

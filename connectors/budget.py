@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
-from psycopg_pool import AsyncConnectionPool
-
 from connectors import metrics
+from connectors.database import AsyncPool
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.retry import Reason
@@ -26,6 +24,7 @@ SHORTEST_LEASE = 0.5
 LARGEST_LEASE = 32
 PATIENCE_SECONDS = 60.0
 KEPT_HOSTS = 20_000
+CONNECTIONS = 2
 HEED_EVERY_SECONDS = 1.0
 
 
@@ -61,7 +60,9 @@ class HostBudget:
         self._settings = settings
         self._sql = queries("budget")
         self._hosts: dict[str, _Host] = {}
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] | None = None
+        self._pool = AsyncPool(settings.database, "sluice budget", CONNECTIONS)
+        for figure, gauge in metrics.POOL.items():  # read when they are scraped
+            gauge.set_function(lambda figure=figure: float(self._pool.stats().get(figure, 0)))  # type: ignore[misc]  # bound now
         window = settings.host_window_seconds
         self._lease_seconds = max(SHORTEST_LEASE, window * LEASE_SHARE)
         self._span = window + 2 * self._lease_seconds
@@ -121,9 +122,7 @@ class HostBudget:
 
     async def close(self) -> None:
         """Close the database connections."""
-        if self._pool is not None:
-            await self._pool.close()
-            self._pool = None
+        await self._pool.close()
 
     async def _lease(self, host: str, state: _Host, now: float) -> None:
         """Lease tokens into `state`, or sleep until there should be some, or raise HostPaused."""
@@ -156,22 +155,9 @@ class HostBudget:
         return state
 
     async def _execute(self, name: str, **values: Any) -> tuple[Any, ...] | None:
-        if self._pool is None:
-            pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]](
-                self._settings.database,
-                min_size=1,
-                max_size=2,
-                open=False,
-                kwargs={"autocommit": True, "application_name": "sluice budget"},
-            )
-            self._pool = pool
-            await pool.open()
-            for figure, gauge in metrics.POOL.items():  # read when they are scraped
-                gauge.set_function(lambda figure=figure: float(pool.get_stats()[figure]))  # type: ignore[misc]  # bound now
         values |= {"requests": self._settings.host_requests, "span": self._span, "burst_share": BURST_SHARE}
-        async with self._pool.connection() as db:
-            cursor = await db.execute(self._sql[name].encode(), values)
-            return await cursor.fetchone() if cursor.description else None
+        rows = await self._pool.fetch(self._sql[name], values)
+        return rows[0] if rows else None
 
 
 def requests_allowed(headers: Mapping[str, str], window_seconds: float) -> int | None:

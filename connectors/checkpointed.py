@@ -10,22 +10,28 @@ On `STOP` a partition drains: it takes no more from upstream, gives out what it 
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from typing_extensions import override
 
+from connectors import watchdog
+from connectors.patience import patiently
 from connectors.process import STOP, Health
 
 X = TypeVar("X")
 P = TypeVar("P")
 
+FLOW_TURN = "the flow's thread"
 IDLE_SECONDS = 0.01  # how long the engine waits after an empty poll; far below a second, or other sources would stall
 
 
 class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
     """One partition with a durable position. Subclasses say what poll, position, commit and drained mean."""
+
+    _turn: AbstractContextManager[object] | None = None
 
     def __init__(self, health: Health) -> None:
         self.health = health
@@ -47,6 +53,8 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
         """What has been emitted up to `position` is durable downstream: make the position durable too.
 
         Returns the position that is durable now where it is an earlier one: some of it waits to be emitted.
+
+        Called again where it raised psycopg.OperationalError: what it took must then still be there.
         """
 
     def drain(self) -> None:  # optional
@@ -58,18 +66,33 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
 
     @override
     def next_batch(self) -> list[X]:
-        if self._pending is not None:
-            earlier = self.commit(self._pending)
-            self._committed, self._pending = self._pending if earlier is None else earlier, None
+        self._mark()
+        if (pending := self._pending) is not None:
+            earlier = patiently(lambda: self.commit(pending), self.health)
+            self._committed, self._pending = pending if earlier is None else earlier, None
             self.health.progressed()
         if STOP.is_set() and not self._draining:
             self._draining = True
             self.drain()
         batch = self.poll()
+        watchdog.mark()
         self._idle = not batch
         if not batch and self._draining and self.drained() and self.position() in (None, self._committed):
+            self._leave()
             raise StopIteration
         return batch
+
+    def _mark(self) -> None:
+        """The flow's thread must come here again, and go on, within `watchdog_seconds` (connectors/watchdog.py)."""
+        if self._turn is None:
+            self._turn = watchdog.watched(FLOW_TURN)
+            self._turn.__enter__()
+        watchdog.mark()
+
+    def _leave(self) -> None:
+        if self._turn is not None:
+            self._turn.__exit__(None, None, None)
+            self._turn = None
 
     @override
     def next_awake(self) -> datetime | None:

@@ -18,7 +18,7 @@ import msgspec
 from confluent_kafka import Message
 from typing_extensions import override
 
-from connectors import metrics
+from connectors import metrics, watchdog
 from connectors.attempts import Attempts
 from connectors.background import Background, Handover
 from connectors.budget import HostBudget
@@ -46,6 +46,7 @@ WORK_SHARE_BYTES = 384 * 1024  # what one turn of a larger work counts as
 LARGE_WAITING = 2
 FULL_SECONDS = 0.5
 IDLE_WAIT_SECONDS = 0.2
+STATEMENT_SECONDS = 60.0
 
 log = logging.getLogger("backfill")
 
@@ -193,7 +194,11 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
         settings = self._settings
         self._stopping = asyncio.Event()
         session = open_session(settings)
-        resolver, budget, store = Resolver(settings, session), HostBudget(settings), RepoStore(settings)
+        resolver, budget, store = (
+            Resolver(settings, session),
+            HostBudget(settings),
+            RepoStore(settings, STATEMENT_SECONDS),
+        )
         spools = SpoolBudget(settings.inflight_bytes, settings.spool_max_bytes)
         client = PdsClient(settings, session, budget, spools)
         attempts = Attempts(
@@ -239,7 +244,8 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
             attempts.shorten_lines()
             resync, backlog = (0, 0) if why else (attempts.room(resync=True), attempts.room(resync=False))
             attempts.changed.clear()
-            messages = await asyncio.to_thread(self._feed.take, resync, backlog)
+            with watchdog.chore("reading of tasks"):  # in a thread: its hang would not stop this loop
+                messages = await asyncio.to_thread(self._feed.take, resync, backlog)
             if messages:
                 await self._claim_messages(group, attempts, messages)
             elif resync <= 0 and not why:

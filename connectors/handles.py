@@ -23,11 +23,11 @@ import dns.resolver
 import psycopg
 from aiohttp.abc import AbstractResolver, ResolveResult
 from psycopg import errors
-from psycopg.rows import tuple_row
 from typing_extensions import override
 
 from connectors import metrics
 from connectors.background import Background
+from connectors.database import connect_async
 from connectors.http import HostRefused, NoSuchHost, TooLarge, Unreachable, fetch, open_session
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from schemas.settings import Settings
@@ -185,7 +185,7 @@ class HandleChecks:
             try:
                 while True:
                     try:
-                        async with await self._connect() as db:
+                        async with await connect_async(self._settings.database, "sluice handles") as db:
                             while True:
                                 wait = IDLE_SECONDS
                                 await self._batch(db, resolver, domains)
@@ -195,11 +195,6 @@ class HandleChecks:
                         wait = min(wait * 2, WAIT_MAX_SECONDS)
             finally:
                 await resolver.close()
-
-    async def _connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
-        return await psycopg.AsyncConnection.connect(
-            self._settings.database, autocommit=True, application_name="sluice handles", row_factory=tuple_row
-        )
 
     async def _batch(
         self, db: psycopg.AsyncConnection[tuple[Any, ...]], resolver: Resolver, domains: HandleResolver

@@ -15,10 +15,8 @@ from math import inf
 from typing import Any, Protocol
 
 import msgspec
-import psycopg
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from confluent_kafka import Message
-from psycopg import errors
 from typing_extensions import override
 
 from connectors import metrics
@@ -29,7 +27,8 @@ from connectors.database import REFUSALS
 from connectors.log import Part, watermarks
 from connectors.log_consumer import GroupConsumer
 from connectors.log_producer import LogProducer, Out, dead_letter
-from connectors.process import STOP, Health
+from connectors.patience import patiently
+from connectors.process import Health
 from connectors.sifting import SIFT_SECONDS, Spans, part_of, sift, span_of, split
 from connectors.tables import Tables, Unit
 from schemas import wire
@@ -42,7 +41,6 @@ from steps.settle import Placed, Round, settle
 TOPICS = ("firehose_backfill", "firehose_live", "label_live")
 STALE = {Reason.STALE_REV, Reason.SAME_REV_OF_SNAPSHOT, Reason.BELOW_MIN_REV}
 BATCH_BYTES = 16 * 1024 * 1024  # of messages in one transaction, plus one chunk of a poll
-RETRIES = 8  # of a transaction that a deadlock or a lost connection undid; then the process ends and is restarted
 
 log = logging.getLogger("index")
 
@@ -85,7 +83,8 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
 
     def _starts(self, parts: list[Part]) -> dict[Part, int]:
         marks = watermarks(self._settings, TOPICS) if parts else {}
-        starts = self._tables.starts({part: marks[part] for part in parts}) if parts else {}
+        known = {part: marks[part] for part in parts}
+        starts = patiently(lambda: self._tables.starts(known), self.health) if parts else {}
         log.info("assigned", extra={"partitions": len(parts)})
         self._next |= starts
         return starts
@@ -217,16 +216,24 @@ def _tell(work: Round) -> None:
 class IndexSink(DynamicSink[Decoded]):
     """Writes decoded batches: one transaction each, retried when the database undid it."""
 
-    def __init__(self, settings: Settings, tables: Tables, rules: Rules, unread: dict[Part, int]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tables: Tables,
+        rules: Rules,
+        unread: dict[Part, int],
+        health: Health | None = None,
+    ) -> None:
         self._settings = settings
         self._tables = tables
         self._rules = rules
         self._unread = unread
+        self._health = health
 
     @override
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "IndexWriter":
-        gate = Gate(self._tables, self._rules)
-        return IndexWriter(self._settings, self._tables, gate, LogProducer(self._settings), self._unread)
+        gate, producer = Gate(self._tables, self._rules), LogProducer(self._settings)
+        return IndexWriter(self._settings, self._tables, gate, producer, unread=self._unread, health=self._health)
 
 
 class IndexWriter(StatelessSinkPartition[Decoded]):
@@ -236,8 +243,16 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
     """
 
     def __init__(
-        self, settings: Settings, tables: Tables, gate: Gate, producer: Letters, unread: dict[Part, int] | None = None
+        self,
+        settings: Settings,
+        tables: Tables,
+        gate: Gate,
+        producer: Letters,
+        *,
+        unread: dict[Part, int] | None = None,
+        health: Health | None = None,
     ) -> None:
+        self._health = health
         self._unread = unread
         self._prefix = settings.topic_prefix
         self._tables = tables
@@ -271,18 +286,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             unit.move(decoded.batch.spans)
 
     def _with_retries(self, work: Callable[[], None]) -> None:
-        for attempt in range(RETRIES):
-            try:
-                work()
-            except errors.ProgramLimitExceeded:
-                raise
-            except (errors.DeadlockDetected, errors.SerializationFailure, psycopg.OperationalError) as err:
-                if attempt == RETRIES - 1 or (STOP.is_set() and attempt > 0):
-                    raise
-                log.warning("transaction undone", extra={"error": str(err).strip(), "attempt": attempt + 1})
-                STOP.wait(min(5.0, 0.05 * 4**attempt))
-            else:
-                return
+        patiently(work, self._health, what="transaction undone")
 
     def _sift(self, decoded: Decoded) -> None:
         """The same batch, live events first; what is refused becomes a dead letter, and what takes too long is given back."""

@@ -25,6 +25,7 @@ import psycopg
 import psycopg_pool
 import uvloop
 
+from connectors import watchdog
 from connectors.host_names import HostNames
 from connectors.http import open_session
 from connectors.process import STOP, Health, Stopping
@@ -109,6 +110,7 @@ class KeyLookups:
         self._found: deque[Found] = deque()
         self._arrived = threading.Event()
         self._died: BaseException | None = None
+        self._beat: Future[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._plc_pending = 0
         self._plc_trouble = ""
@@ -161,6 +163,8 @@ class KeyLookups:
         if self._loop is not None and self._resolver is not None and self._session is not None:
             with suppress(TimeoutError):
                 asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_SECONDS)
+            if self._beat is not None:
+                self._beat.cancel()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None
 
@@ -172,6 +176,7 @@ class KeyLookups:
                 try:
                     running.exception(POLL_SECONDS)
                 except TimeoutError:
+                    watchdog.mark()  # its loop has a turn of its own
                     if STOP.is_set() and tries > 0:
                         running.cancel()
                         raise Stopping("identities") from None
@@ -179,7 +184,7 @@ class KeyLookups:
                 return running.result()
             except _DATABASE_AWAY as err:
                 self._health.report("failing", f"identities: {err}"[:300])
-                STOP.wait(min(WAIT_FIRST_SECONDS * 2**tries, WAIT_MAX_SECONDS))
+                watchdog.rest(STOP, min(WAIT_FIRST_SECONDS * 2**tries, WAIT_MAX_SECONDS))
                 tries = min(tries + 1, 10)
                 if STOP.is_set():
                     raise Stopping(str(err)) from err
@@ -191,6 +196,7 @@ class KeyLookups:
             self._loop = uvloop.new_event_loop()
             atexit.register(self.close)
             threading.Thread(target=self._loop.run_forever, name="identities", daemon=True).start()
+            self._beat = asyncio.run_coroutine_threadsafe(watchdog.beat("identities"), self._loop)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _with_resolver(self, work: Callable[[Resolver], Awaitable[Any]]) -> Any:
@@ -199,7 +205,7 @@ class KeyLookups:
     def _opened(self) -> Resolver:
         if self._resolver is None:
             self._session = open_session(self._settings, resolver=self._names)
-            self._resolver = Resolver(self._settings, self._session)
+            self._resolver = Resolver(self._settings, self._session, patience=0.0)
         return self._resolver
 
     async def _begin(self, dids: Collection[str]) -> None:

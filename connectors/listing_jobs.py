@@ -8,7 +8,7 @@ and ends as `failed`. A standing listing never ends so: its relay is asked for e
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psycopg
@@ -59,6 +59,11 @@ class ListingJobs:
             row = db.execute(SQL["open_job"], {"name": f"list {key}", "source": source}).fetchone()
             self._ids[key] = row[0] if row else 0
         return self._ids[key]
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Jobs of these listings may have been opened in a transaction that was undone: `of` finds them again."""
+        for key in keys:
+            self._ids.pop(key, None)
 
     def advance(self, db: Connection, key: str, state: Listing, tally: Tally | None) -> None:
         """Counters and checkpoint, in the transaction that moves the listing's cursor."""

@@ -7,7 +7,9 @@ back to (`connectors.losses`).
 """
 
 import time
+from typing import Any
 
+import psycopg
 from typing_extensions import override
 
 from connectors import cursors
@@ -18,11 +20,12 @@ from connectors.database import own_transaction, tuples
 from connectors.listing_jobs import ListingJobs
 from connectors.losses import Losses, write_fact
 from connectors.paging import FLOW, LOOK_SECONDS, Listed, Listings
+from connectors.patience import patiently
 from connectors.process import Health
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.paginator import Listing
-from steps.standing import Standing
+from steps.standing import Fact, Standing, Tally
 
 SQL = queries("listing")
 POLL_PAGES = 4
@@ -30,6 +33,10 @@ IDLE_AFTER_SECONDS = 1.0
 
 
 Position = tuple[int, dict[str, Listing]]
+
+
+class CommitUnknown(Exception):
+    """Nobody can say whether the last transaction was committed; the process starts again."""
 
 
 class ListingPartition(CheckpointedPartition[Listed, Position]):
@@ -65,7 +72,7 @@ class ListingPartition(CheckpointedPartition[Listed, Position]):
             self.health.report("paused", why)
             return []
         if time.monotonic() >= self._look_at:
-            self._look()
+            patiently(self._look, self.health)
         pages = self._listings.queue.take(POLL_PAGES)
         self._report(bool(pages))
         return pages
@@ -82,29 +89,55 @@ class ListingPartition(CheckpointedPartition[Listed, Position]):
         tallies = self._standing.take_tallies()
         facts = self._standing.take_facts()
         ended = self._standing.take_ended()
-        db = self._database()
-        with own_transaction(db):
-            for upstream, fact in facts:
-                write_fact(db, upstream, fact)
-            for upstream in sorted(tallies.keys() - listings.keys()):  # of a fill, before its listing has a place
-                self._standing.tallies[upstream] = tallies[upstream]
-            for upstream in sorted(listings):
-                state = listings[upstream]
-                if state == self._durable.get(upstream) and upstream not in tallies and upstream not in ended:
-                    continue
-                kept = ("done", "began", "safe", "entries", "cut", "rounds")
-                detail = {"pass": state.passes} | {name: getattr(state, name) for name in kept}
-                cursors.put(db, FLOW, upstream, state.cursor, detail)
-                self._jobs.advance(db, upstream, state, tallies.get(upstream))
-                target = self._listings.upstreams[upstream].target
-                if target.job is not None:
-                    continue
-                if not target.relay:
-                    host = {"host": upstream, "cursor": state.cursor, "pass": state.passes, "done": state.done}
-                    db.execute(SQL["host_listed"], host)
-                elif state.done and not state.cut:
-                    self._losses.answer(db, upstream, state)
+        try:
+            self._write(listings, tallies, facts, ended)
+        except psycopg.OperationalError:
+            self._standing.give_back(tallies, facts, ended)  # this is called again
+            self._jobs.forget([key for key in listings if self._listings.upstreams[key].target.job is None])
+            raise
         self._durable = listings
+
+    def _write(
+        self, position: dict[str, Listing], tallies: dict[str, Tally], facts: list[Fact], ended: set[str]
+    ) -> None:
+        db, written = self._database(), False
+        try:
+            with own_transaction(db):
+                self._write_all(db, position, tallies, facts, ended)
+                written = True
+        except psycopg.OperationalError as err:
+            if written:  # the connection was lost within the commit itself: written again, a job would count twice
+                raise CommitUnknown(f"{err}; the listings go on from what the database holds") from err
+            raise
+
+    def _write_all(
+        self,
+        db: psycopg.Connection[Any],
+        position: dict[str, Listing],
+        tallies: dict[str, Tally],
+        facts: list[Fact],
+        ended: set[str],
+    ) -> None:
+        for upstream, fact in facts:
+            write_fact(db, upstream, fact)
+        for upstream in sorted(tallies.keys() - position.keys()):  # of a fill, before its listing has a place
+            self._standing.tallies[upstream] = tallies[upstream]
+        for upstream in sorted(position):
+            state = position[upstream]
+            if state == self._durable.get(upstream) and upstream not in tallies and upstream not in ended:
+                continue
+            kept = ("done", "began", "safe", "entries", "cut", "rounds")
+            detail = {"pass": state.passes} | {name: getattr(state, name) for name in kept}
+            cursors.put(db, FLOW, upstream, state.cursor, detail)
+            self._jobs.advance(db, upstream, state, tallies.get(upstream))
+            target = self._listings.upstreams[upstream].target
+            if target.job is not None:
+                continue
+            if not target.relay:
+                host = {"host": upstream, "cursor": state.cursor, "pass": state.passes, "done": state.done}
+                db.execute(SQL["host_listed"], host)
+            elif state.done and not state.cut:
+                self._losses.answer(db, upstream, state)
 
     @override
     def drain(self) -> None:

@@ -5,29 +5,25 @@ Only what Redpanda documents is used. `connectors/log_producer.py` writes, with 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from connectors import broker
+from connectors import broker, watchdog
 from schemas.settings import Settings
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 KEEP_ROOM_BYTES = 4096  # batch and record headers of a message at the limit
 ANSWER_SECONDS = 10.0  # for the broker to answer a question
+LATE_SECONDS = 5.0  # for its client to say that it did not
 SETTLING_SECONDS = 20.0  # for a partition to have a leader, a group its coordinator
 
 Part = tuple[str, int]  # (topic, partition)
-
-PASSING = {  # errors that pass by themselves
-    KafkaError._PARTITION_EOF,
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT,
-}
-_NO_LEADER = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+K = TypeVar("K")
+X = TypeVar("X")
 
 
 class LogUnavailable(Exception):
@@ -37,7 +33,23 @@ class LogUnavailable(Exception):
 def admin(settings: Settings, refused: broker.Refusals | None = None) -> AdminClient:
     """An admin client for the broker of these settings; `refused` is told its errors."""
     quiet = {"log_level": 0, "socket.timeout.ms": 10_000} | ({"error_cb": refused} if refused else {})
-    return AdminClient(broker.options(settings) | quiet)
+    return AdminClient(broker.options(settings, "admin") | quiet)
+
+
+def answers(futures: Mapping[K, Future[X]], seconds: float = ANSWER_SECONDS) -> dict[K, X]:
+    """Results of an admin client's requests, all within this time and a little. Raises KafkaException.
+
+    The client answers each of them after its own request time-out; this is for the case that it does not.
+    """
+    deadline = time.monotonic() + seconds + LATE_SECONDS
+    found = {}
+    for key, future in futures.items():
+        try:
+            found[key] = future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError as err:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not answer in time")) from err
+        watchdog.mark()
+    return found
 
 
 def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
@@ -73,8 +85,9 @@ def watermarks(settings: Settings, topics: Iterable[str]) -> dict[Part, tuple[in
         except KafkaException as err:
             # a topic that was just made, or whose leader moves, has no leader for a moment
             error: KafkaError = err.args[0]
-            if time.monotonic() > deadline or not (error.retriable() or error.code() in _NO_LEADER | PASSING):
+            if time.monotonic() > deadline or not broker.transient(error):
                 raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+            watchdog.mark()
             time.sleep(0.2)
 
 
@@ -86,7 +99,7 @@ def _marks(client: AdminClient, names: list[str]) -> dict[Part, tuple[int, int]]
             raise LogUnavailable(f"{name}: {error.str()}; run `sluice topics apply`")
     places = [TopicPartition(name, part) for name in names for part in known[name].partitions]
     lows, highs = (
-        client.list_offsets(dict.fromkeys(places, spec), request_timeout=ANSWER_SECONDS)
+        answers(client.list_offsets(dict.fromkeys(places, spec), request_timeout=ANSWER_SECONDS))
         for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
     )
-    return {(at.topic, at.partition): (lows[at].result().offset, highs[at].result().offset) for at in places}
+    return {(at.topic, at.partition): (lows[at].offset, highs[at].offset) for at in places}

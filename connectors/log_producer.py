@@ -5,6 +5,7 @@ A produced message counts when its delivery report says so: `LogProducer.send` r
 """
 
 import hashlib
+import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -17,14 +18,17 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from typing_extensions import override
 
-from connectors import broker, metrics
+from connectors import broker, metrics, watchdog
 from connectors.log import MAX_MESSAGE_BYTES, LogUnavailable
+from connectors.process import STOP, Stopping
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 
 DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
 DELIVERY_SECONDS = 120.0
+FLUSH_SECONDS = 1.0
+STOPPING_SECONDS = 8.0  # for the last messages of a process that stops
 
 
 class Out(msgspec.Struct, frozen=True, gc=False):  # thousands a batch: a frozen dataclass costs five times as much
@@ -93,7 +97,7 @@ def dead_letter(
 
 
 class LogProducer:
-    """An idempotent producer whose every delivery is checked. Connects on first use."""
+    """An idempotent producer whose every delivery is checked. Connects on first use, and anew after a failure."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -102,7 +106,7 @@ class LogProducer:
     def _client(self) -> Producer:
         if self._producer is None:
             self._producer = Producer(
-                broker.options(self._settings)
+                broker.options(self._settings, "producer")
                 | {
                     "acks": "all",
                     "enable.idempotence": True,
@@ -115,34 +119,82 @@ class LogProducer:
                     "queue.buffering.max.kbytes": 64 * 1024,
                     "message.timeout.ms": int(DELIVERY_SECONDS * 1000),
                     "log_level": 3,
-                }
+                },
+                logger=broker.LOG,
             )
         return self._producer
 
     def send(self, messages: Sequence[Out], places_of: Collection[int] = ()) -> dict[int, Delivered]:
         """Write all messages, in order; where those of the indexes `places_of` stand.
 
-        Raises LogUnavailable unless every one was acknowledged. A report of its own costs a message more than writing it,
-        so only those whose place is asked for have one.
+        Raises LogUnavailable unless every one was acknowledged within DELIVERY_SECONDS, and Stopping where the process stops
+        and the log does not take them. A report of its own costs a message more than writing it, so only those whose place
+        is asked for have one.
         """
-        produce, reports = self._client().produce, _Reports()
-        topics = {name: self._settings.topic(name) for name in {message.topic for message in messages}}
+        reports, patience = _Reports(), _Patience()
+        try:
+            self._produce(messages, reports, places_of, patience)
+            left = self._flush(patience)
+        except (LogUnavailable, Stopping):
+            self._discard()
+            raise
+        if left or reports.failed is not None or reports.delivered != len(messages):
+            self._discard()
+            why = reports.failed.str() if reports.failed else "no acknowledgement in time"
+            raise LogUnavailable(f"{self._settings.bootstrap}: {why}; is the broker up and are the topics applied?")
+        for topic, count in Counter(message.topic for message in messages).items():
+            metrics.PRODUCED.labels(topic).inc(count)
+        return reports.places
+
+    def _produce(
+        self, messages: Sequence[Out], reports: "_Reports", places_of: Collection[int], patience: "_Patience"
+    ) -> None:
+        client = self._client()
+        produce, topics = client.produce, {one: self._settings.topic(one) for one in {m.topic for m in messages}}
         for index, message in enumerate(messages):
             report = partial(reports.place, index) if index in places_of else reports.one
             while True:
                 try:
                     produce(topics[message.topic], message.value, message.key, on_delivery=report)
                     break
-                except BufferError:
-                    self._client().poll(0.05)
+                except BufferError as err:
+                    if patience.spent():
+                        raise LogUnavailable(f"{topics[message.topic]}: the queue to the broker stays full") from err
+                    client.poll(0.05)
                 except KafkaException as err:
                     raise LogUnavailable(f"{topics[message.topic]}: {err}") from err
-        if self._client().flush(DELIVERY_SECONDS) or reports.failed is not None or reports.delivered != len(messages):
-            why = reports.failed.str() if reports.failed else "no acknowledgement in time"
-            raise LogUnavailable(f"{self._settings.bootstrap}: {why}; is the broker up and are the topics applied?")
-        for topic, count in Counter(message.topic for message in messages).items():
-            metrics.PRODUCED.labels(topic).inc(count)
-        return reports.places
+
+    def _flush(self, patience: "_Patience") -> int:
+        """Wait for all reports, in short calls that mark the turn; how many did not come."""
+        while left := self._client().flush(FLUSH_SECONDS):
+            if patience.spent():
+                return left
+        return 0
+
+    def _discard(self) -> None:
+        """Forget a client that failed: its messages count as not sent, and a fatal error of it would never end."""
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer.poll(0)
+            self._producer = None
+
+
+class _Patience:
+    """The time that one `send` may take."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + DELIVERY_SECONDS + FLUSH_SECONDS
+        self._stopping: float | None = None
+
+    def spent(self) -> bool:
+        """Whether it is over; marks the turn. Raises Stopping some seconds after the process was told to stop."""
+        watchdog.mark()
+        now = time.monotonic()
+        if STOP.is_set():
+            self._stopping = self._stopping or now
+            if now - self._stopping > STOPPING_SECONDS:
+                raise Stopping("the log did not take the last messages")
+        return now > self._until
 
 
 class _Reports:

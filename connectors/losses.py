@@ -58,9 +58,11 @@ class Losses:
         for row in alone(self._database()).execute(SQL["due_ranges"], values).fetchall():
             listings.ask_fill(Range(*row))
         while listings.hosts:
-            relay_url, hosts = listings.hosts.popitem()
+            relay_url, hosts = next(iter(listings.hosts.items()))
             alone(self._database()).execute(SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))})
             self._seen_hosts_of.add(relay_url)
+            if listings.hosts.get(relay_url) is hosts:
+                del listings.hosts[relay_url]
         self._ask_pdses(listings)
 
     def answer(self, db: psycopg.Connection[TupleRow], upstream: str, state: Listing) -> None:

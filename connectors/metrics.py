@@ -24,6 +24,9 @@ POOL = {  # the pool of the shared rate budget, in backfill
     "requests_waiting": Gauge("db_pool_waiting", "requests that wait for a connection"),
     "pool_max": Gauge("db_pool_max_size", "connections that the pool may have"),
 }
+KAFKA_LINES_SUPPRESSED = Counter(
+    "sluice_kafka_log_lines_suppressed_total", "log lines of the Kafka client beyond twenty a minute"
+)
 PAUSED = Gauge("ingester_backpressure_active", "1 while a producer waits for its consumers", ["flow"])
 LAG = Gauge("sluice_consumer_lag", "messages a group has not settled yet", ["group", "topic", "partition"])
 
@@ -105,6 +108,7 @@ KIND_EVENTS = {  # of live operations and of history alike
 
 # control
 HANDLE_CHECKS = Counter("sluice_handle_checks_total", "handles that were checked both ways", ["result"])
+STEPS_FAILED = Counter("sluice_control_steps_failed_total", "rounds of control's steps that failed", ["step"])
 SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
 LETTERS_LOOKED_AT = Counter(
     "sluice_dead_letters_looked_at_total", "letters without a key that control retried by itself", ["result"]

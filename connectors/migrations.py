@@ -13,6 +13,8 @@ from importlib.resources import files
 
 import psycopg
 
+from connectors.database import connect
+
 LOCK_KEY = 0x51_01_CE  # any constant; polled, so that CREATE INDEX CONCURRENTLY cannot deadlock with the waiters
 LOCK_WAIT_SECONDS = 300.0
 
@@ -44,7 +46,7 @@ def available() -> list[Migration]:
 
 def migrate(url: str) -> list[str]:
     """Bring the database at `url` to this release; names of what was applied. Raises MigrationError, psycopg.Error."""
-    with psycopg.connect(url, autocommit=True, application_name="sluice migrate") as db:
+    with connect(url, "sluice migrate") as db:
         _take_lock(db)
         try:
             db.execute("create schema if not exists sluice")
@@ -59,7 +61,7 @@ def migrate(url: str) -> list[str]:
 
 def missing(url: str) -> list[str]:
     """Names of migrations that the database lacks."""
-    with psycopg.connect(url, autocommit=True) as db:
+    with connect(url, "sluice migrate") as db:
         if db.execute("select to_regclass('sluice.migration')").fetchone() == (None,):
             return [migration.name for migration in available()]
         return [migration.name for migration in _missing(db)]

@@ -1,7 +1,7 @@
 """What every process has: a stop flag set by signals, a health page, a name, structured logs.
 
 `STOP` is set by SIGTERM and SIGINT; sources drain and end when they see it. `Health` is what the flow reports about
-itself; `serve_health` answers /healthz, /readyz and /metrics from a thread of its own, so that a busy flow still answers.
+itself; `serve_health` answers /healthz, /readyz and /metrics from a thread of its own (connectors/http_server.py).
 """
 
 import gc
@@ -13,13 +13,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
 from connectors import metrics
+from connectors.http_server import Server, health_app
 
 STOP = threading.Event()
 
@@ -30,9 +29,11 @@ class Stopping(Exception):
 
 def stop_on_signals() -> None:
     """SIGTERM and SIGINT set `STOP`; a second one ends the process at once."""
+    heard: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
-        if STOP.is_set():
+        heard.append(number)
+        if len(heard) > 1:  # not STOP: the watchdog, which also hears of signals, may have set it already
             raise SystemExit(128 + number)
         STOP.set()
 
@@ -54,6 +55,7 @@ class Health:
     connected: bool = False
     progress_at: float = field(default_factory=time.monotonic)
     exported: bool = True
+    hung: str = ""  # what the watchdog found, just before it ends the process
 
     def report(self, state: str, why: str = "") -> None:
         """Enter a state; a change is logged once."""
@@ -78,40 +80,22 @@ class Health:
     def ready(self) -> bool:
         """Connected, and not stalled while there is work."""
         stalled = self.state == "working" and time.monotonic() - self.progress_at > self.stalled_seconds
-        return self.connected and not stalled
+        return self.connected and not stalled and not self.hung
 
     def page(self) -> dict[str, object]:
-        """What /healthz and /readyz say."""
-        return {"flow": self.flow, "state": self.state, "why": self.why, "ready": self.ready}
+        """The body of /healthz and /readyz."""
+        state, why = ("hung", self.hung) if self.hung else (self.state, self.why)
+        return {"flow": self.flow, "state": state, "why": why, "ready": self.ready}
 
 
-def serve_health(health: Health, host: str, port: int) -> int:
-    """Serve the health page from a daemon thread; the port it got. Raises OSError when the port is taken."""
+def serve_health(health: Health, host: str, port: int, names: Collection[str] = ()) -> int:
+    """Serve the health pages from a daemon thread; the port it got. Raises OSError when the port is taken.
 
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # the base class names it
-            if self.path == "/metrics":
-                self._answer(200, generate_latest(), CONTENT_TYPE_LATEST)
-            elif self.path in ("/healthz", "/readyz"):
-                fine = self.path == "/healthz" or health.ready
-                self._answer(200 if fine else 503, json.dumps(health.page()).encode(), "application/json")
-            else:
-                self._answer(404, b"not found\n", "text/plain")
-
-        def _answer(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """A scrape is not worth a line."""
-
-    server = ThreadingHTTPServer((host, port), Page)
-    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+    `names`: host names of this process besides IP addresses and names of this machine or cluster.
+    """
+    port = Server(health_app(health, names), host, port, "health").start()
     metrics.UP_SINCE.labels(health.flow).set_to_current_time()
-    return int(server.server_address[1])
+    return port
 
 
 def watch_disk(flow: str, folder: str, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from connectors.database import alone, own_transaction, tuples
+from connectors.database import STATEMENT_SECONDS, alone, own_transaction, tuples
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -84,9 +84,9 @@ def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
 class RepoStore:
     """Transactions on `sluice.repo`. Connects on first use, and again after a lost connection."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS) -> None:
         self._settings = settings
-        self._database = tuples(settings, "sluice repos")
+        self._database = tuples(settings, "sluice repos", statement_seconds=statement_seconds)
         self.close = self._database.close
 
     def _db(self) -> Connection[tuple[Any, ...]]:

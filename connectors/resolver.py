@@ -14,10 +14,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import aiohttp
-import psycopg
-from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool
 
+from connectors.database import PATIENCE_SECONDS, AsyncPool
 from connectors.directory_pace import Pace
 from connectors.directory_proof import DirectoryProof, read_document, says_no
 from connectors.http import DOCUMENT_JSON, Answer, HostRefused, Unreachable, fetch, retry_after
@@ -70,9 +68,9 @@ class _Entry:
 
 
 class Resolver:
-    """One per process, used in one event loop. Close it in that loop."""
+    """One per process, used in one event loop. Close it in that loop. `patience`: with a database that is away."""
 
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession, patience: float = PATIENCE_SECONDS) -> None:
         self._settings = settings
         self._session = session
         self._cache: OrderedDict[str, _Entry] = OrderedDict()
@@ -83,7 +81,7 @@ class Resolver:
         self._pace = Pace(settings.identity_requests_per_second)
         self._proof = DirectoryProof(self._known_documents)
         self._sql = queries("identity")
-        self._pool: AsyncConnectionPool | None = None
+        self._pool = AsyncPool(settings.database, "sluice resolver", STORE_CONNECTIONS, patience)
         self._look_ups: Together[str, tuple[Identity, float]] = Together(self._stored_many)
         self._stores: Together[Identity, None] = Together(self._store_many)
 
@@ -144,9 +142,7 @@ class Resolver:
         """The same in memory and in the table."""
         for did in dids:
             self.forget(did)
-        pool = await self._opened()
-        async with pool.connection() as db:
-            await db.execute(self._sql["forget"].encode(), (sorted(dids),))
+        await self._pool.fetch(self._sql["forget"], (sorted(dids),))
 
     async def directory_answers(self) -> bool:
         """Whether the PLC directory has a word for DIDs that it had one for before, whatever it says about another.
@@ -161,9 +157,7 @@ class Resolver:
         return await self._healthy()
 
     async def _some_known(self) -> list[str]:
-        pool = await self._opened()
-        async with pool.connection() as db:
-            rows = await (await db.execute(self._sql["some_plc"].encode(), (KNOWN_TO_ASK,))).fetchall()
+        rows = await self._pool.fetch(self._sql["some_plc"], (KNOWN_TO_ASK,))
         return [str(row[0]) for row in rows]
 
     async def _healthy(self) -> bool:
@@ -175,9 +169,7 @@ class Resolver:
 
     async def close(self) -> None:
         """Close the database connections."""
-        if self._pool is not None:
-            await self._pool.close()
-            self._pool = None
+        await self._pool.close()
 
     async def _look_up(self, did: str, fresh: bool) -> Identity:
         stored, age = (None if fresh else await self._look_ups.one(did)) or (None, 0.0)
@@ -319,32 +311,15 @@ class Resolver:
         return identity
 
     async def _stored_many(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
-        pool = await self._opened()
-        async with pool.connection() as db, db.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(self._sql["find_many"].encode(), (list(dids),))
-            return {row[0]: (Identity(*row[:-1]), float(row[-1])) for row in await cursor.fetchall()}
+        rows = await self._pool.fetch(self._sql["find_many"], (list(dids),))
+        return {row[0]: (Identity(*row[:-1]), float(row[-1])) for row in rows}
 
     async def _store_many(self, identities: Collection[Identity]) -> dict[Identity, None]:
         if not identities:
             return {}
-        pool = await self._opened()
         values = [
             (one.did, one.pds, one.handle, one.signing_key, one.label_key, one.labeler)
             for one in sorted(identities, key=lambda one: one.did)
         ]
-        async with pool.connection() as db, db.cursor() as cursor:
-            await cursor.executemany(self._sql["put"].encode(), values)
+        await self._pool.many(self._sql["put"], values)
         return {}
-
-    async def _opened(self) -> AsyncConnectionPool:
-        if self._pool is None:
-            pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[object, ...]]](
-                self._settings.database,
-                min_size=1,
-                max_size=STORE_CONNECTIONS,
-                open=False,
-                kwargs={"autocommit": True, "application_name": "sluice resolver"},
-            )
-            self._pool = pool
-            await pool.open()
-        return self._pool

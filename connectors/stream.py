@@ -24,6 +24,7 @@ from connectors.background import Background, Handover
 from connectors.checkpointed import CheckpointedPartition
 from connectors.cursors import CursorStore
 from connectors.http import HostRefused, Unreachable, check_url, open_session, retry_after, translated
+from connectors.patience import patiently
 from connectors.process import Health
 from connectors.recent import Recent
 from connectors.waiting import ForKeys
@@ -296,6 +297,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         self._sockets = Sockets(settings, health.flow, method, {url: durable.get(url, start) for url in upstreams})
         self._polled_at = time.monotonic()
         self._drain_until: float | None = None
+        self._gaps: list[Gap] = []  # taken, and not durable yet
         if pressure is not None:
             pressure.start()
         self._sockets.start()
@@ -332,10 +334,11 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
     def commit(self, position: dict[str, int]) -> dict[str, int]:
         # once more: an event of this epoch may have been deferred after its position was taken
         position = self._passable(position)
-        gaps = self._cursors.take_gaps()
+        self._gaps += self._cursors.take_gaps()
         moved = {url: seq for url, seq in position.items() if self._durable.get(url) != seq}
         details = {url: self._cursors.detail(url) for url in moved}
-        self._store.save(moved, details, gaps, answered=not self._fillable)
+        self._store.save(moved, details, self._gaps, answered=not self._fillable)
+        self._gaps.clear()
         self._durable.update(moved)
         return position
 
@@ -380,11 +383,11 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
     def _begin(self, upstream: str, position: int, missed: int | None) -> None:
         """Make the first place of an upstream durable; what came before the tip is a gap that a listing has to answer."""
         if self._start is None and self._fillable:
-            self._store.begin(
-                upstream, position, self._cursors.detail(upstream), Gap(upstream, None, missed, "began_at_tip")
-            )
+            gap, detail = Gap(upstream, None, missed, "began_at_tip"), self._cursors.detail(upstream)
+            patiently(lambda: self._store.begin(upstream, position, detail, gap), self.health)
         else:
-            self._store.save({upstream: position}, {upstream: self._cursors.detail(upstream)})
+            detail = self._cursors.detail(upstream)
+            patiently(lambda: self._store.save({upstream: position}, {upstream: detail}), self.health)
         self._durable[upstream] = position
 
     def _report(self, frames: list[Frame]) -> None:

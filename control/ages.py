@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, TopicPartition
 
-from connectors import broker
+from connectors import broker, watchdog
 from connectors.log import MAX_MESSAGE_BYTES, LogUnavailable
 from control.positions import Standing
 from schemas.settings import Settings
@@ -27,7 +27,7 @@ def oldest_unsettled(settings: Settings, standings: Iterable[Standing]) -> dict[
     if not waiting:
         return ages
     consumer = Consumer(
-        broker.options(settings)
+        broker.options(settings, "ages")
         | {
             "group.id": settings.group("ages"),  # assigned by hand: never a member, never a commit
             "enable.auto.commit": False,
@@ -48,7 +48,7 @@ def oldest_unsettled(settings: Settings, standings: Iterable[Standing]) -> dict[
     except KafkaException as err:
         raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
     finally:
-        consumer.close()
+        broker.close(consumer)
     return ages
 
 
@@ -59,6 +59,7 @@ def _first_time(consumer: Consumer, topic: str, parts: list[Standing]) -> float 
     oldest: float | None = None
     deadline = time.monotonic() + READ_SECONDS
     while left and time.monotonic() < deadline:
+        watchdog.mark()
         for message in consumer.consume(100, 0.2):
             part = message.partition()
             if message.error() is not None or part not in left:

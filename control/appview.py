@@ -19,7 +19,7 @@ from connectors.appview_fold import SQL as FOLD_SQL
 from connectors.appview_fold import fold
 from connectors.appview_state import SQL, begin, prepare, read
 from connectors.arrays import array
-from connectors.database import REFUSALS, own_transaction
+from connectors.database import REFUSALS, connect, own_transaction
 from control.errors import OperatorError
 from schemas.settings import Settings
 from steps.appview.project import KNOWN, VERSION
@@ -67,7 +67,7 @@ def rebuild(settings: Settings, told: Told, *, anew: bool = False) -> Progress:
 
     `anew`: from empty tables, which mends whatever is wrong in them; readers see them fill.
     """
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice appview rebuild") as db:
+    with connect(settings.database, "sluice appview rebuild") as db:
         if settings.appview:
             begin(settings)
         if not read(db).active:

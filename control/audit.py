@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.database import own_transaction
+from connectors.database import connect, own_transaction
 from connectors.repos import repair
 from control.audit_network import AuditNetwork, stands_now
 from control.audit_worker import Chunk, check_chunk, close_connection
@@ -135,7 +135,7 @@ class Report:
 
 def audit(settings: Settings, scope: Scope, options: Options, told: Callable[[str], None]) -> Report:
     """Run to the end; `told` gets a progress line now and then. Raises psycopg.Error."""
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice audit") as db:
+    with connect(settings.database, "sluice audit") as db:
         return asyncio.run(_Audit(settings, scope, options, told, db).run())
 
 

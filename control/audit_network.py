@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
-
 from connectors.budget import HostBudget, HostPaused
+from connectors.database import connect
 from connectors.http import SMALL_JSON, HostRefused, Unreachable, fetch, open_session, retry_after
 from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from schemas.settings import Settings
@@ -134,7 +133,7 @@ def stands_now(database: str) -> Stands:
     """Reads rows on a connection of each call's own; few repos ever need it."""
 
     def stands(did: str) -> tuple[str, str | None] | None:
-        with psycopg.connect(database, autocommit=True) as db:
+        with connect(database, "sluice audit") as db:
             row: Any = db.execute(queries("audit")["stands"], {"did": did}).fetchone()
         return None if row is None else (row[0], row[1])
 

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
-from connectors.database import own_transaction
-from connectors.log import LogUnavailable, Part, admin
+from connectors.database import connect, own_transaction
+from connectors.log import LogUnavailable, Part, admin, answers
 from control.errors import OperatorError
 from control.positions import ANSWER_SECONDS, GROUP_TOPICS, Positions, Standing
 from schemas.settings import Settings
@@ -25,7 +25,7 @@ TOPICS = {**GROUP_TOPICS, "dead-letters": ("dead_letter",)}
 
 def standings(settings: Settings) -> list[Standing]:
     """Every group in every partition. Raises LogUnavailable, psycopg.Error."""
-    with psycopg.connect(settings.database, autocommit=True) as db:
+    with connect(settings.database, "sluice cursors") as db:
         return Positions(settings).standings(db)
 
 
@@ -54,7 +54,7 @@ def set_upstream(settings: Settings, flow: str, upstream: str, position: str | N
     """Set, or (None) forget, a flow's position at an upstream; the one it had. Raises OperatorError."""
     if position is not None:
         check_position(flow, position)
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice cursors") as db:
+    with connect(settings.database, "sluice cursors") as db:
         row = db.execute(SQL["sessions"], {"name": f"sluice {flow} cursor"}).fetchone()
         if row is not None and row[0]:
             raise OperatorError(f"{flow} runs and would write over this; stop it first")
@@ -82,7 +82,7 @@ def set_group(
     _refuse_members(settings, group)
     parts = positions.parts([topic])
     starts, ends = positions.starts(parts), positions.ends(parts)
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice cursors") as db:
+    with connect(settings.database, "sluice cursors") as db:
         stood = positions.committed(group, parts) | positions.stored(db, group)
         to = _targets(topic, wanted, starts, ends)
         moves = [(part, stood.get(part, starts[part]), to[part]) for part in sorted(to)]
@@ -122,7 +122,7 @@ def _move_index(
 def _refuse_members(settings: Settings, group: str) -> None:
     name, client = settings.group(group), admin(settings)  # kept: a client that is collected never answers
     try:
-        described: Any = client.describe_consumer_groups([name], request_timeout=ANSWER_SECONDS)[name].result()
+        described: Any = answers(client.describe_consumer_groups([name], request_timeout=ANSWER_SECONDS))[name]
     except KafkaException as err:
         if err.args[0].code() == err.args[0].GROUP_ID_NOT_FOUND:
             return
@@ -136,6 +136,6 @@ def _alter(settings: Settings, group: str, to: Mapping[Part, int]) -> None:
     places = [TopicPartition(settings.topic(topic), number, offset) for (topic, number), offset in to.items()]
     request = ConsumerGroupTopicPartitions(name, places)
     try:
-        client.alter_consumer_group_offsets([request], request_timeout=ANSWER_SECONDS)[name].result()
+        answers(client.alter_consumer_group_offsets([request], request_timeout=ANSWER_SECONDS))
     except KafkaException as err:
         raise LogUnavailable(f"{name}: {err}") from err

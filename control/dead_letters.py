@@ -232,7 +232,7 @@ class DeadLetters:
             return None
         settings = self._settings
         consumer = Consumer(
-            broker.options(settings)
+            broker.options(settings, "letter")
             | {
                 "group.id": settings.group("dead-letters-look"),
                 "enable.auto.commit": False,
@@ -244,7 +244,7 @@ class DeadLetters:
             consumer.assign([TopicPartition(settings.topic(TOPIC), *place)])
             message = consumer.poll(READ_SECONDS)
         finally:
-            consumer.close()
+            broker.close(consumer)
         error = None if message is None else message.error()
         if error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
             return None  # it went in this moment

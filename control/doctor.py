@@ -17,6 +17,7 @@ import psycopg
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from connectors.database import connect
 from connectors.http import HostRefused, Unreachable, check_url, fetch, open_session, translated
 from connectors.labeler import SUBSCRIBE as SUBSCRIBE_LABELS
 from connectors.log import LogUnavailable, admin, cluster_id
@@ -29,7 +30,6 @@ from schemas.settings import Settings
 from schemas.sql import queries
 
 BROKER_SECONDS = 10.0
-CONNECT_SECONDS = 10
 CLOCK_SECONDS = 5.0
 CLOCK_FAILS_SECONDS = 60.0
 NEAR_START = 0.25
@@ -86,7 +86,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 def _database(settings: Settings) -> Check:
     try:
-        with psycopg.connect(settings.database, connect_timeout=CONNECT_SECONDS) as db:
+        with connect(settings.database, "sluice doctor") as db:
             return Check("database", State.OK, f"PostgreSQL {db.info.server_version // 10000}")
     except psycopg.Error as err:
         remedy = "start PostgreSQL there, or correct SLUICE_DATABASE"
@@ -101,7 +101,7 @@ def _migrations(settings: Settings) -> Check:
 
 
 def _clock(settings: Settings) -> Check:
-    with psycopg.connect(settings.database, autocommit=True, connect_timeout=CONNECT_SECONDS) as db:
+    with connect(settings.database, "sluice doctor") as db:
         before = time.time()
         row = db.execute(queries("control")["now"].encode()).fetchone()
         after = time.time()
@@ -136,7 +136,7 @@ def _topics(settings: Settings) -> Check:
 
 def _retention(settings: Settings) -> Check:
     """Whether a group stands where the log is about to be, or was, removed (or where it has never been)."""
-    with psycopg.connect(settings.database, autocommit=True, connect_timeout=CONNECT_SECONDS) as db:
+    with connect(settings.database, "sluice doctor") as db:
         standings = Positions(settings).standings(db)
     for what, state, remedy in (
         ("past_end", State.FAIL, "see `sluice cursors list`: the log was replaced, or has lost data"),

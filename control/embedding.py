@@ -15,6 +15,9 @@ from schemas.settings import Settings
 from simulator.embedded_database import EmbeddedDatabase
 from simulator.embedded_log import EmbeddedLog
 
+REVIVING_SECONDS = 60.0
+START_SECONDS = 900.0  # more than the servers' own limits together
+
 Server = EmbeddedLog | EmbeddedDatabase
 
 
@@ -39,7 +42,7 @@ class Embedded:
         """Start what is needed, side by side; the settings that follow from it."""
         with ThreadPoolExecutor(2) as pool:
             started = {name: pool.submit(server.start) for name, server in self._servers.items()}
-        addresses = {name: future.result() for name, future in started.items()}
+        addresses = {name: future.result(START_SECONDS) for name, future in started.items()}
         names = {"kafka": "bootstrap", "postgres": "database"}
         return {names[name]: address for name, address in addresses.items()}
 
@@ -69,7 +72,7 @@ class Embedded:
     def stop(self) -> None:
         """Stop them cleanly, the database last."""
         for thread in self._reviving.values():
-            thread.join()
+            thread.join(REVIVING_SECONDS)
         for server in self._servers.values():
             server.stop()
 

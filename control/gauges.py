@@ -17,9 +17,9 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import ConfigResource, ResourceType
 from psycopg.rows import DictRow, dict_row
 
-from connectors import metrics
+from connectors import metrics, watchdog
 from connectors.database import dicts
-from connectors.log import LogUnavailable, admin
+from connectors.log import LogUnavailable, admin, answers
 from connectors.process import STOP
 from control.ages import oldest_unsettled
 from control.errors import one_line
@@ -93,12 +93,13 @@ class Gauges:
     def _run(self) -> None:
         heavy_at = 0.0
         try:
-            while not (self._ended.is_set() or STOP.is_set()):
-                heavy = time.monotonic() >= heavy_at
-                self.look(heavy=heavy)
-                if heavy:
-                    heavy_at = time.monotonic() + HEAVY_SECONDS
-                self._ended.wait(LOOK_SECONDS)
+            with watchdog.watched("gauges"):
+                while not (self._ended.is_set() or STOP.is_set()):
+                    heavy = time.monotonic() >= heavy_at
+                    self.look(heavy=heavy)
+                    if heavy:
+                        heavy_at = time.monotonic() + HEAVY_SECONDS
+                    watchdog.rest(self._ended, LOOK_SECONDS)
         except BaseException as err:  # raised by check(), in the thread that can end the process (B8)
             self._died = err
 
@@ -191,8 +192,8 @@ def retention(settings: Settings) -> dict[str, float]:
     found = {}
     client = admin(settings)  # held by a name: it takes its requests with it when it goes
     try:
-        for resource, answer in client.describe_configs(asked, request_timeout=10).items():
-            kept = int(answer.result()["retention.ms"].value)
+        for resource, answer in answers(client.describe_configs(asked, request_timeout=10)).items():
+            kept = int(answer["retention.ms"].value)
             if kept > 0:
                 found[topics[resource.name]] = kept / 1000
     except KafkaException as err:

@@ -7,10 +7,11 @@ commit, whoever serves them and when.
 
 import hashlib
 import struct
+import threading
 import zlib
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -19,6 +20,8 @@ SIGNED = b"Sluice <sluice@localhost> 0 +0000"
 KINDS = {"commit": 1, "tree": 2, "blob": 3}
 SERVICE = "git-upload-pack"
 MOST_REQUEST_BYTES = 64 * 1024
+MOST_THREADS = 32
+IDLE_SECONDS = 10.0  # of a connection, within a request or between two
 FLUSH = b"0000"
 
 
@@ -62,11 +65,37 @@ def _line(text: str) -> bytes:
 
 def server(files: Mapping[str, str], host: str, port: int) -> ThreadingHTTPServer:
     """A server that is listening; the caller lets it serve. Raises OSError where it cannot listen."""
-    return ThreadingHTTPServer((host, port), type("Pages", (_Pages,), {"repository": Repository(files)}))
+    return _Bounded((host, port), type("Pages", (_Pages,), {"repository": Repository(files)}))
+
+
+class _Bounded(ThreadingHTTPServer):
+    """At most MOST_THREADS connections; what comes beyond them is closed at once."""
+
+    daemon_threads = True
+
+    @override
+    def server_activate(self) -> None:
+        self._free = threading.BoundedSemaphore(MOST_THREADS)
+        super().server_activate()
+
+    @override
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    @override
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
 
 class _Pages(BaseHTTPRequestHandler):
     repository: ClassVar[Repository]
+    timeout = IDLE_SECONDS
 
     def do_GET(self) -> None:
         """What a clone asks first, and `/healthz`."""

@@ -4,17 +4,18 @@ The index stores its offsets in `sluice.stream_offset`, in the transaction of it
 groups stand where the broker says. All calls raise LogUnavailable when the broker does not answer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import OffsetSpec
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from psycopg.rows import tuple_row
 
-from connectors import broker
-from connectors.log import LogUnavailable, Part, admin, cluster_id
+from connectors import broker, watchdog
+from connectors.log import LogUnavailable, Part, admin, answers, cluster_id
 from schemas.settings import Settings
 from schemas.sql import queries
 
@@ -59,7 +60,7 @@ class Positions:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._admin = admin(settings)
+        self._client: AdminClient | None = None
         self._cluster: str | None = None
         self._readers: dict[str, Consumer] = {}  # never subscribed, so never a member of the group
 
@@ -73,10 +74,8 @@ class Positions:
     def parts(self, topics: Iterable[str]) -> list[Part]:
         """Every partition of these topics. Raises LogUnavailable for a topic that is not there."""
         names = {self._settings.topic(topic): topic for topic in topics}
-        try:
-            known = self._admin.list_topics(timeout=ANSWER_SECONDS).topics
-        except KafkaException as err:
-            raise LogUnavailable(f"{self._settings.bootstrap}: {err}; is SLUICE_BOOTSTRAP right?") from err
+        with self._asking(self._settings.bootstrap, "; is SLUICE_BOOTSTRAP right?"):
+            known = self._admin().list_topics(timeout=ANSWER_SECONDS).topics
         missing = sorted(name for name in names if name not in known)
         if missing:
             raise LogUnavailable(f"topic {missing[0]} does not exist; run `sluice topics apply`")
@@ -87,11 +86,9 @@ class Positions:
         asked = {TopicPartition(self._settings.topic(topic), part): (topic, part) for topic, part in parts}
         if not asked:
             return {}
-        futures = self._admin.list_offsets(dict.fromkeys(asked, spec), request_timeout=ANSWER_SECONDS)
-        try:
-            return {asked[place]: int(future.result().offset) for place, future in futures.items()}
-        except KafkaException as err:
-            raise LogUnavailable(f"{self._settings.bootstrap}: {err}") from err
+        with self._asking(self._settings.bootstrap):
+            futures = self._admin().list_offsets(dict.fromkeys(asked, spec), request_timeout=ANSWER_SECONDS)
+            return {asked[place]: int(found.offset) for place, found in answers(futures, ANSWER_SECONDS).items()}
 
     def starts(self, parts: Iterable[Part]) -> dict[Part, int]:
         """First offset that the log still has."""
@@ -104,10 +101,8 @@ class Positions:
     def committed(self, group: str, parts: Iterable[Part]) -> dict[Part, int]:
         """The group's offsets in the broker; partitions without one are left out."""
         asked = {(self._settings.topic(topic), part): (topic, part) for topic, part in parts}
-        try:
+        with self._asking(self._settings.group(group)):
             answer = self._reader(group).committed([TopicPartition(*place) for place in asked], timeout=ANSWER_SECONDS)
-        except KafkaException as err:
-            raise LogUnavailable(f"{self._settings.group(group)}: {err}") from err
         return {asked[place.topic, place.partition]: place.offset for place in answer if place.offset >= 0}
 
     def _reader(self, group: str) -> Consumer:
@@ -115,8 +110,28 @@ class Positions:
         # consumer group that an admin client does not have (librdkafka 2.16: rd_kafka_handle_OffsetFetch), and crashes
         if group not in self._readers:
             own = {"group.id": self._settings.group(group), "enable.auto.commit": False, "log_level": 0}
-            self._readers[group] = Consumer(broker.options(self._settings) | own)
+            self._readers[group] = Consumer(broker.options(self._settings, f"offsets-{group}") | own)
         return self._readers[group]
+
+    def _admin(self) -> AdminClient:
+        if self._client is None:
+            self._client = admin(self._settings)
+        return self._client
+
+    @contextmanager
+    def _asking(self, whom: str, remedy: str = "") -> Iterator[None]:
+        """Errors as LogUnavailable. The clients go with one: an old client may fail for ever while the broker is there."""
+        watchdog.mark()
+        try:
+            yield
+        except KafkaException as err:
+            self._client = None
+            for reader in self._readers.values():
+                broker.close(reader)
+            self._readers.clear()
+            raise LogUnavailable(f"{whom}: {err}{remedy}") from err
+        finally:
+            watchdog.mark()
 
     def stored(self, db: psycopg.Connection[Any], group: str) -> dict[Part, int]:
         """Offsets that this group keeps in the tables, for this broker."""

@@ -1,21 +1,21 @@
-"""The control process: scheduler, reaper and lag figures, one step a second, until it is told to stop.
+"""The control process: scheduler, reaper, dead letters and lag figures, each a step of its own, until it is told to stop.
 
 `run(settings, health)` returns soon after `STOP` is set, also while a call waits for a broker that is gone: a step may be
-cut at any point. A database or broker that does not answer is waited for, with the reason in the health page; anything
-else ends the process with its error (B8).
+cut at any point. Steps run beside each other (control/steps.py): one that meets a database or broker that does not answer is
+tried again, with the reason in the health page; any other error ends the process (B8).
 """
 
 import logging
 import threading
-import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 
-from connectors import metrics
+from connectors import metrics, watchdog
 from connectors.database import tuples
 from connectors.handles import HandleChecks
-from connectors.log import LogUnavailable
 from connectors.log_producer import LogProducer
 from connectors.process import STOP, Health
 from connectors.repos import RepoStore
@@ -25,15 +25,18 @@ from control.filters import FilterWalk
 from control.gauges import Gauges
 from control.positions import Positions, Standing
 from control.pruning import Pruning
-from control.scheduler import Leader, Scheduler, Step
+from control.scheduler import Leader, Scheduler
 from control.second_looks import SecondLooks
+from control.steps import Close, Kind, Step, StepThread, Work
 from schemas.settings import Settings
 
 LAG_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 1.5
-WAIT_FIRST_SECONDS = 0.5
-WAIT_MAX_SECONDS = 15.0
+LEAD_SECONDS = 5.0
+STATEMENT_SECONDS = 120.0
+
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 LENGTHS = (  # the predecessor's names: topic or group
     (metrics.LIVE_LENGTH, "firehose_live"),
@@ -53,7 +56,7 @@ def run(settings: Settings, health: Health) -> None:
 
     def work() -> None:
         try:
-            _work(settings, health)
+            _Control(settings, health).run()
         except BaseException as err:  # raised in the main thread
             died.append(err)
 
@@ -66,65 +69,132 @@ def run(settings: Settings, health: Health) -> None:
         raise died[0]
 
 
-def _work(settings: Settings, health: Health) -> None:
-    store = RepoStore(settings)
-    database = tuples(settings, "sluice control")
-    positions = Positions(settings)
-    scheduler = Scheduler(settings, store, LogProducer(settings), positions)
-    leader = Leader(settings)
-    letters = LetterIndex(settings)
-    gauges = Gauges(settings)
-    gauges.start()
-    handles = HandleChecks(settings)
-    walk = FilterWalk()
-    pruning = Pruning(positions, settings.history_days)
-    second_looks = SecondLooks(settings)
-    second_looks.start()
-    lag_at, wait = 0.0, WAIT_FIRST_SECONDS
-    while not STOP.is_set():
-        gauges.check()
-        second_looks.check()
+class _Control:
+    """Leadership, the steps, and the threads beside them."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+        self._leader = Leader(settings)
+        self._leads = False
+        self._gauges = Gauges(settings)
+        self._handles = HandleChecks(settings)
+        self._second_looks = SecondLooks(settings)
+        self._steps = {kind.name: StepThread(kind, lambda: self._leads) for kind in kinds(settings)}
+
+    def run(self) -> None:
+        """Until `STOP`. Raises what ended a thread."""
+        self._gauges.start()
+        self._second_looks.start()
+        for step in self._steps.values():
+            step.start()
         try:
-            leads = second_looks.leads = leader.leads()
-            handles.step(leads=leads)
-            step = scheduler.step() if leads else Step()
-            if leads:
-                walk.steps(database())
-                pruning.step(database())
-            letters.step(database())
-            if time.monotonic() >= lag_at:
-                export_lag(positions.standings(database()))
-                lag_at = time.monotonic() + LAG_SECONDS
-        except (psycopg.OperationalError, LogUnavailable) as err:
-            health.report("failing", one_line(err))
-            STOP.wait(wait)
-            wait = min(wait * 2, WAIT_MAX_SECONDS)
-            continue
-        wait = WAIT_FIRST_SECONDS
-        _report(health, step, leads=leads)
-        if step.queued < settings.queue_batch:
-            STOP.wait(settings.control_interval_seconds)
-    handles.close()
-    gauges.stop()
-    second_looks.stop()
-    letters.close()
-    leader.close()
-    store.close()
-    scheduler.close()
-    database.close()
+            with watchdog.watched("control"):
+                while not STOP.is_set():
+                    watchdog.mark()
+                    self._report(self._lead())
+                    watchdog.rest(STOP, min(self._settings.control_interval_seconds, LEAD_SECONDS))
+        finally:
+            self._stop()
+
+    def _lead(self) -> str:
+        """Lead if nobody else does, and raise what ended a thread; what is wrong, or ''."""
+        self._gauges.check()
+        self._second_looks.check()
+        for step in self._steps.values():
+            step.check()
+        problem = ""
+        try:
+            self._leads = self._leader.leads()
+        except psycopg.OperationalError as err:
+            self._leads, problem = False, one_line(err)
+        self._second_looks.leads = self._leads
+        self._handles.step(leads=self._leads)
+        return problem
+
+    def _report(self, problem: str) -> None:
+        done = sum((step.take() for step in self._steps.values()), Step())
+        for name in ("queued", "requeued", "reaped", "lost_events"):
+            metrics.SCHEDULED.labels(name).inc(getattr(done, name))
+        if done.requeued or done.reaped or done.lost_events:
+            fields = {"requeued": done.requeued, "reaped": done.reaped, "lost_events": done.lost_events}
+            logger.warning("work was taken back", extra=fields)
+        failing = [f"{name}: {step.problem}" for name, step in self._steps.items() if step.problem]
+        if problem or failing:
+            self._health.report("failing", "; ".join([problem] if problem else failing)[:1000])
+        elif not self._leads:
+            self._health.report("idle", "another control process leads")
+        else:
+            self._health.report("idle" if done.idle else "working")
+            self._health.progressed()
+
+    def _stop(self) -> None:
+        self._handles.close()
+        self._gauges.stop()
+        self._second_looks.stop()
+        for step in self._steps.values():
+            step.stop(STOP_SECONDS / len(self._steps))
+        self._leader.close()
 
 
-def _report(health: Health, step: Step, *, leads: bool) -> None:
-    if not leads:
-        health.report("idle", "another control process leads")
-        return
-    health.report("idle" if step.idle else "working")
-    health.progressed()
-    if step.requeued or step.reaped or step.lost_events:
-        fields = {"requeued": step.requeued, "reaped": step.reaped, "lost_events": step.lost_events}
-        logger.warning("work was taken back", extra=fields)
-    for name in ("queued", "requeued", "reaped", "lost_events"):
-        metrics.SCHEDULED.labels(name).inc(getattr(step, name))
+def kinds(settings: Settings) -> list[Kind]:
+    """All steps. Each is built in its own thread; constructors never connect."""
+    often = settings.control_interval_seconds
+
+    def scheduling(name: str) -> Callable[[], tuple[Work, Close]]:
+        def build() -> tuple[Work, Close]:
+            store = RepoStore(settings, STATEMENT_SECONDS)
+            scheduler = Scheduler(settings, store, LogProducer(settings), Positions(settings))
+            work: Work = getattr(scheduler, name)
+
+            def close() -> None:
+                store.close()
+                scheduler.close()
+
+            return work, close
+
+        return build
+
+    def with_database(made: Callable[[], Callable[[Connection], object]]) -> Callable[[], tuple[Work, Close]]:
+        def build() -> tuple[Work, Close]:
+            database, run = tuples(settings, "sluice control", statement_seconds=STATEMENT_SECONDS), made()
+
+            def work() -> Step:
+                run(database())
+                return Step()
+
+            return work, database.close
+
+        return build
+
+    def lag() -> Callable[[Connection], object]:
+        positions = Positions(settings)
+        return lambda db: export_lag(positions.standings(db))
+
+    return [
+        Kind("recover", scheduling("recover"), often),
+        Kind("queue", scheduling("queued"), often, again=settings.queue_batch),
+        Kind("requeue", scheduling("requeued"), settings.requeue_after_seconds / 3),
+        Kind("filters", with_database(lambda: FilterWalk().steps), often),
+        Kind("pruning", with_database(lambda: Pruning(Positions(settings), settings.history_days).step), often),
+        Kind("letters", lambda: _letters(settings), often, leader_only=False),
+        Kind("lag", with_database(lag), LAG_SECONDS, leader_only=False),
+    ]
+
+
+def _letters(settings: Settings) -> tuple[Work, Close]:
+    database = tuples(settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
+    index = LetterIndex(settings)
+
+    def work() -> Step:
+        index.step(database())
+        return Step()
+
+    def close() -> None:
+        index.close()
+        database.close()
+
+    return work, close
 
 
 def export_lag(standings: list[Standing]) -> None:

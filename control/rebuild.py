@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from connectors import appview_state
+from connectors.database import connect
 from connectors.indexing import Gate, IndexWriter, rules_of
 from connectors.migrations import migrate
 from connectors.tables import Tables
@@ -50,7 +51,7 @@ def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
     ends = _whole_log(positions)
     migrate(target)
     done = Rebuilt()
-    with psycopg.connect(target, autocommit=True, application_name="sluice rebuild") as db:
+    with connect(target, "sluice rebuild") as db:
         ends, done.resumed = _begin(db, positions.cluster, ends)
         state = appview_state.begin(into)
         tables, refusals = Tables(into, positions.cluster), Refusals()

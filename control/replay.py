@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from connectors import broker
+from connectors.database import connect
 from connectors.indexing import TOPICS, Batch, Gate, IndexWriter, decode, rules_of
 from connectors.log import MAX_MESSAGE_BYTES, LogUnavailable, Part, cluster_id
 from connectors.log_producer import LogProducer, Out
@@ -68,7 +69,7 @@ def replay(settings: Settings, topic: str, starts: Mapping[int, int], ends: Mapp
     position). Raises OperatorError for offsets that the log does not have, LogUnavailable, psycopg.Error.
     """
     positions = Positions(settings)
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice replay") as db:
+    with connect(settings.database, "sluice replay") as db:
         spans = bounds(positions, db, topic, starts, ends)
         if topic in TOPICS:
             return _through_the_gate(settings, db, topic, spans, told)
@@ -111,7 +112,7 @@ def read(settings: Settings, topic: str, spans: Spans, batch: int) -> Iterator[l
     """Messages of these spans in batches, each partition in order. Raises LogUnavailable."""
     name = settings.topic(topic)
     consumer = Consumer(
-        broker.options(settings)
+        broker.options(settings, "replay")
         | {
             "group.id": settings.group("replay"),
             "enable.auto.commit": False,
@@ -140,7 +141,7 @@ def read(settings: Settings, topic: str, spans: Spans, batch: int) -> Iterator[l
     except KafkaException as err:
         raise LogUnavailable(f"{name}: {err}") from err
     finally:
-        consumer.close()
+        broker.close(consumer)
 
 
 def _within(name: str, found: list[Message], left: dict[int, int]) -> list[Message]:

@@ -20,9 +20,11 @@ import psycopg
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.run import cli_main
 
-from connectors import process
+from connectors import broker, process
+from connectors.database import connect
 from connectors.log import cluster_id
 from connectors.migrations import migrate
+from connectors.watchdog import Signals, Watchdog
 from control import process as control_process
 from control import topics
 from control.api.serve import Server
@@ -37,8 +39,10 @@ FLOWS = {
     "index": "index",
 }
 PROCESSES = (*FLOWS, "control")
-CONNECT_SECONDS = 10
 BROKER_SECONDS = 10.0
+STOP_SECONDS = (
+    17.0  # beyond `drain_seconds`: then a process that hangs ends itself, before `up` or the kubelet kills it
+)
 PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger("sluice")
@@ -50,12 +54,23 @@ def run(name: str, settings: Settings) -> None:
     process.hide(*(getattr(settings, name) for name in SECRETS))
     process.log_to_stderr(settings.log_format)
     process.stop_on_signals()
+    broker.identify(name)
     health = process.Health(name, settings.stalled_seconds)
+    stop_seconds = settings.drain_seconds + STOP_SECONDS
+    dog = Watchdog(health, process.STOP, settings.watchdog_seconds, stop_seconds, signals=Signals())
+    dog.start()
+    try:
+        _serve_and_run(name, settings, health)
+    finally:
+        dog.ending()
+
+
+def _serve_and_run(name: str, settings: Settings, health: process.Health) -> None:
     try:
         if name == "control":
             port = Server(health, settings).start()
         else:
-            port = process.serve_health(health, settings.http_host, settings.http_port)
+            port = process.serve_health(health, settings.http_host, settings.http_port, settings.http_names)
     except OSError as err:
         raise OperatorError(
             f"SLUICE_HTTP_PORT: {settings.http_host}:{settings.http_port} cannot be listened on ({err.strerror});"
@@ -117,7 +132,7 @@ def prepare(settings: Settings) -> list[str]:
 def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None:
     """Raise OperatorError, which names the setting or option that says where it is, when the database does not answer."""
     try:
-        psycopg.connect(settings.database, connect_timeout=CONNECT_SECONDS).close()
+        connect(settings.database, "sluice check").close()
     except psycopg.Error as err:
         reason = " ".join(str(err).split())
         if isinstance(err, psycopg.ProgrammingError):  # it was taken for "key=value …", which it is not either

@@ -8,7 +8,6 @@ twice is claimed once (its attempt is the fence), and one that was never sent is
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import psycopg
 from confluent_kafka.admin import OffsetSpec
@@ -20,6 +19,7 @@ from connectors.log_producer import LogProducer, Out, partition_of
 from connectors.repos import RepoStore
 from control.job_steps import JobSteps
 from control.positions import NO_OFFSET, Positions
+from control.steps import Step
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -27,6 +27,7 @@ from schemas.sql import queries
 LEADER_KEY = 0x51_01_CF
 TASK_TOPICS = ("repo_backfill", "repo_resync")
 REAP_DELAY_SECONDS = 5.0
+LEADER_SECONDS = 20.0
 
 logger = logging.getLogger("control")
 
@@ -36,25 +37,11 @@ def task_topic(attempt: int) -> str:
     return "repo_resync" if attempt else "repo_backfill"
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step did: repos queued, queued anew because their message is gone, taken back, lost events found."""
-
-    queued: int = 0
-    requeued: int = 0
-    reaped: int = 0
-    lost_events: int = 0
-
-    @property
-    def idle(self) -> bool:
-        return not (self.queued or self.requeued or self.reaped or self.lost_events)
-
-
 class Leader:
     """One control process among many leads: it holds a session's advisory lock. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
-        self._connection = tuples(settings, "sluice leader", opened=self._opened)
+        self._connection = tuples(settings, "sluice leader", opened=self._opened, statement_seconds=LEADER_SECONDS)
         self._leads = False
 
     def _opened(self, _db: psycopg.Connection[TupleRow]) -> None:
@@ -86,15 +73,26 @@ class Scheduler:
         self._next_requeue = 0.0
 
     def step(self) -> Step:
-        """Reap, look for lost work, and queue what is due. Raises psycopg.Error and LogUnavailable."""
+        """All of it once, `requeue` when it is due. Raises psycopg.Error and LogUnavailable."""
+        done = self.recover()
+        if time.monotonic() >= self._next_requeue:
+            done += self.requeued()
+            self._next_requeue = time.monotonic() + self._settings.requeue_after_seconds / 3
+        return done + self.queued()
+
+    def recover(self) -> Step:
+        """Take back what has lost its owner, and find events that were lost."""
         reaped = self._store.reap(self._positions.cluster, REAP_DELAY_SECONDS)
         lost = self._store.lost_events(self._settings.listed_rev_grace_seconds)
-        requeued = 0
-        if time.monotonic() >= self._next_requeue:
-            requeued = self.requeue()
-            self._next_requeue = time.monotonic() + self._settings.requeue_after_seconds / 3
-        queued = self.queue() + self._jobs.step()
-        return Step(queued, requeued, len(reaped), len(lost))
+        return Step(reaped=len(reaped), lost_events=len(lost))
+
+    def queued(self) -> Step:
+        """Queue what is due, of the mirror and of jobs."""
+        return Step(queued=self.queue() + self._jobs.step())
+
+    def requeued(self) -> Step:
+        """`requeue`, as a step."""
+        return Step(requeued=self.requeue())
 
     def close(self) -> None:
         """Close the connections of its own."""

@@ -13,7 +13,7 @@ import time
 
 import psycopg
 
-from connectors import metrics
+from connectors import metrics, watchdog
 from connectors.log import LogUnavailable
 from connectors.process import STOP, Stopping
 from control.dead_letters import DeadLetters
@@ -74,19 +74,23 @@ class SecondLooks:
 
     def _run(self) -> None:
         try:
-            looked = time.monotonic()
-            while not self._ended.wait(ROUND_SECONDS) and not STOP.is_set():
-                now = time.monotonic()
-                if self.leads:
-                    try:
-                        self.look(now - looked)
-                    except (psycopg.OperationalError, LogUnavailable) as err:
-                        logger.warning("letters are looked at again later", extra={"why": one_line(err)})
-                        continue  # what came to its age meanwhile is due still
-                looked = now
+            with watchdog.watched("second looks"):
+                self._rounds()
         except Stopping:
             pass
         except BaseException as err:  # raised by `check`, in control's thread
             self._died = err
         finally:
             self._letters.close()
+
+    def _rounds(self) -> None:
+        looked = time.monotonic()
+        while not watchdog.rest(self._ended, ROUND_SECONDS) and not STOP.is_set():
+            now = time.monotonic()
+            if self.leads:
+                try:
+                    self.look(now - looked)
+                except (psycopg.OperationalError, LogUnavailable) as err:
+                    logger.warning("letters are looked at again later", extra={"why": one_line(err)})
+                    continue  # what came to its age meanwhile is due still
+            looked = now

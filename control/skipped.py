@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import psycopg
-
+from connectors.database import connect
 from connectors.losses import ASK_PDSES_AFTER
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -12,5 +11,5 @@ from schemas.sql import queries
 def fill_now(settings: Settings, ids: Sequence[int] | None) -> list[int]:
     """Make these open ranges (None: all) due, also at the PDSes; the ids of those that are."""
     values = {"ids": None if ids is None else list(ids), "tries": ASK_PDSES_AFTER}
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice skipped") as db:
+    with connect(settings.database, "sluice skipped") as db:
         return [int(row[0]) for row in db.execute(queries("listing")["fill_now"], values)]

@@ -5,9 +5,9 @@ import time
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg.rows import dict_row
 
+from connectors.database import connect
 from control.progress import rated, troubles
 from control.status import PHASES, SQL, Collector, Row, Status
 from control.watch import look_at_all, registered
@@ -62,7 +62,7 @@ def page(status: Status) -> str:
 
 def rows(settings: Settings, query: str, values: dict[str, object]) -> list[Row]:
     """Rows of a named query, as values that JSON knows."""
-    with psycopg.connect(settings.database, autocommit=True, connect_timeout=10, row_factory=dict_row) as db:
+    with connect(settings.database, "sluice status", dict_row) as db:
         found = db.execute(SQL[query], values or None).fetchall()
     return [
         {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}

@@ -6,7 +6,6 @@ that keeps ending is started with growing delays, from half a second to half a m
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from connectors.watchdog import EXIT_HUNG, EXIT_STUCK
+from control.last_words import LastWords, spoken
 from control.watch import Process
 
 LOG_BYTES = 8 * 1024 * 1024
@@ -74,7 +75,7 @@ class Child:
     say: Say
     parent: int = field(default_factory=os.getpid)
     restarts: int = 0
-    last_words: str = ""
+    words: LastWords = field(default_factory=LastWords)
     start_at: float = 0.0  # monotonic time of the next start, while it does not run
     exit_code: int | None = None
     _process: subprocess.Popen[bytes] | None = None
@@ -90,6 +91,11 @@ class Child:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        """Why it ended, as its output says it; '' where it says nothing."""
+        return self.words.text
 
     def start(self) -> None:
         """Start the process in a session of its own, so that a Ctrl-C reaches only the supervisor."""
@@ -155,22 +161,12 @@ class Child:
         log.close()
 
     def _heed(self, line: bytes) -> None:
-        text = line.decode(errors="replace").strip()
-        if not text:
-            return
-        try:
-            page = json.loads(text)
-            level, event = page["level"], page["event"]
-        except (ValueError, TypeError, KeyError):
-            self.last_words = text  # a traceback, or the one line of an operator's error
-            return
-        if level in LOUD:
-            fields = " ".join(f"{key}={value}" for key, value in page.items() if key not in _FRAME)
-            self.say(self.command.name, f"{event} {fields}".strip())
+        page = self.words.heed(line.decode(errors="replace"))
+        if page is not None and page["level"] in LOUD:
+            self.say(self.command.name, spoken(page))
 
 
 _PASSED_ON = ("SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS")
-_FRAME = ("time", "level", "logger", "event", "error")
 
 
 def back_off(ends: int) -> float:
@@ -228,7 +224,7 @@ class Supervisor:
                 self._say(child.command.name, f"{ended}; last words: {child.last_words}" if child.last_words else ended)
             elif child.exit_code is not None and time.monotonic() >= child.start_at:  # an end that was told
                 child.restarts += 1
-                child.last_words = ""
+                child.words = LastWords()
                 child.start()
                 changed = True
             self._measure(child)
@@ -267,4 +263,5 @@ def ending(code: int | None) -> str:
     """How a process ended, in words."""
     if code is not None and code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
+    meaning = {EXIT_HUNG: " (it hung)", EXIT_STUCK: " (it did not stop in time)"}.get(code or 0, "")
+    return f"ended with exit code {code}{meaning}"

@@ -5,6 +5,7 @@ scatter them. Nothing is ever deleted. Raises LogUnavailable, and OperatorError 
 """
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -21,7 +22,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from connectors.log import LogUnavailable, admin
+from connectors.log import LATE_SECONDS, LogUnavailable, admin, answers
 from control.errors import OperatorError
 from schemas.settings import Settings
 
@@ -120,13 +121,13 @@ def _config_differences(client: AdminClient, settings: Settings, topics: list[To
     if not topics:
         return []
     resources = {topic.name: ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics}
-    answers = client.describe_configs(list(resources.values()), request_timeout=ANSWER_SECONDS)
+    try:
+        described = answers(client.describe_configs(list(resources.values()), request_timeout=ANSWER_SECONDS))
+    except KafkaException as err:
+        raise _unreachable(settings, err) from err
     found = []
     for topic in topics:
-        try:
-            have = answers[resources[topic.name]].result()
-        except KafkaException as err:
-            raise _unreachable(settings, err) from err
+        have = described[resources[topic.name]]
         for key, want in sorted(topic.config.items()):
             value = have[key].value if key in have else None
             # a broker that does not know a setting (Redpanda: min.insync.replicas) does not differ in it
@@ -143,7 +144,7 @@ def _create(client: AdminClient, settings: Settings, topics: list[Topic]) -> Non
     ]
     for name, made in client.create_topics(wanted, operation_timeout=ANSWER_SECONDS).items():
         try:
-            made.result(ANSWER_SECONDS)
+            answers({name: made})
         except KafkaException as err:
             code = err.args[0].code()
             if code == KafkaError.TOPIC_ALREADY_EXISTS:
@@ -162,12 +163,19 @@ def _await_leaders(client: AdminClient, topics: list[Topic]) -> None:
     waiting = [TopicPartition(topic.name, part) for topic in topics for part in range(topic.partitions)]
     while True:
         futures = client.list_offsets(dict.fromkeys(waiting, OffsetSpec.latest()), request_timeout=ANSWER_SECONDS)
-        waiting = [place for place, future in futures.items() if future.exception() is not None]
+        waiting = [place for place, future in futures.items() if not _answered(future)]
         if not waiting:
             return
         if time.monotonic() > deadline:
             raise LogUnavailable(f"topic {waiting[0].topic} was created but has no leader; are all brokers up?")
         time.sleep(0.1)
+
+
+def _answered(future: Future[Any]) -> bool:
+    try:
+        return future.exception(ANSWER_SECONDS + LATE_SECONDS) is None
+    except TimeoutError:
+        return False
 
 
 def _alter(client: AdminClient, settings: Settings, differences: list[Difference]) -> None:
@@ -182,6 +190,6 @@ def _alter(client: AdminClient, settings: Settings, differences: list[Difference
     ]
     for resource, done in client.incremental_alter_configs(resources, request_timeout=ANSWER_SECONDS).items():
         try:
-            done.result(ANSWER_SECONDS)
+            answers({resource: done})
         except KafkaException as err:
             raise LogUnavailable(f"topic {resource.name} cannot be changed: {err.args[0].str()}") from err

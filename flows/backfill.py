@@ -8,11 +8,9 @@ that neither a large repo nor a batch of small ones is ever in memory as message
 """
 
 import sys
-import time
 from collections.abc import Iterable
 
 import bytewax.operators as op
-import psycopg
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
@@ -23,13 +21,13 @@ from connectors.back_pressure import HighWater
 from connectors.checkpointed import CheckpointedSource
 from connectors.claims import ClaimsPartition
 from connectors.log_producer import LogProducer, Out
-from connectors.process import STOP, Health, collect_rarely
+from connectors.patience import patiently
+from connectors.process import Health, collect_rarely
 from connectors.repos import RepoStore
 from connectors.work import Chunk, Work
 from schemas.settings import Settings
 
 TOPIC = "firehose_backfill"
-DATABASE_PATIENCE_SECONDS = 30.0
 BATCH_BYTES = 8 * 1024 * 1024  # of messages in one batch, and one message more
 LEAST_SHARE_BYTES = 256 * 1024
 SWITCH_SECONDS = 0.0005  # after every socket call the loop's thread waits this long for a flow that computes
@@ -120,22 +118,10 @@ class _AttemptSinkPartition(StatelessSinkPartition[Chunk | Out]):
         if not closing:
             return
         outcomes = [(w.claim.did, w.claim.attempt, places[at].partition, places[at].offset) for w, at in closing]
-        self._produced(outcomes)
+        patiently(lambda: self._store.produced(outcomes), self._health)
         for work, _ in closing:
             metrics.REPOS_PROCESSED.labels(work.gone.status if work.gone else "synced").inc()
             work.finish(None)
-
-    def _produced(self, outcomes: list[tuple[str, int, int, int]]) -> None:
-        deadline = time.monotonic() + DATABASE_PATIENCE_SECONDS
-        while True:
-            try:
-                self._store.produced(outcomes)
-            except psycopg.OperationalError:
-                if STOP.is_set() or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-            else:
-                return
 
     @override
     def close(self) -> None:

@@ -33,4 +33,4 @@ def flow(settings: Settings, health: Health) -> Dataflow:
     tables = Tables(settings, cluster_id(settings))
     unread: dict[Part, int] = {}
     source = CheckpointedSource(lambda: IndexPartition(settings, health, tables, unread))
-    return build(source, IndexSink(settings, tables, rules_of(settings), unread), settings.topic_prefix)
+    return build(source, IndexSink(settings, tables, rules_of(settings), unread, health), settings.topic_prefix)

@@ -16,9 +16,10 @@ from connectors.listing_jobs import ListingJobs
 from connectors.listings import listing_source
 from connectors.log_producer import LogSink, Out
 from connectors.paging import FLOW, Listed
+from connectors.patience import patiently
 from connectors.process import Health
+from connectors.repos import Discovery, RepoStore
 from connectors.repos import Listed as ListedRepo
-from connectors.repos import RepoStore
 from schemas import wire
 from schemas.settings import Settings
 from steps.paginator import Entry, Skip
@@ -80,13 +81,16 @@ def skip_recorder(standing: Standing) -> Page:
 def discoverer(store: RepoStore, standing: Standing, jobs: ListingJobs) -> Callable[[Listed], list[Out]]:
     """The `discover` step: rows first (committed here), then the messages of those that are new."""
 
+    def discovered(page: Listed, listed: list[ListedRepo]) -> Discovery:
+        # a job's work is what was there when it was created: accounts that a later look finds belong to none
+        job = None if page.later else jobs.job_of(page.upstream)
+        return store.discover(listed, job)
+
     def discover(page: Listed) -> list[Out]:
         listed = [repo for repo in (as_listed(page, entry) for entry in page.entries) if repo is not None]
         if not listed:
             return []
-        # a job's work is what was there when it was created: accounts that a later look finds belong to none
-        job = None if page.later else jobs.job_of(page.upstream)
-        found = store.discover(listed, job)
+        found = patiently(lambda: discovered(page, listed))
         tally = standing.tally(page.upstream)
         tally.listed += len(page.entries)
         tally.queued += 0 if page.later else found.new

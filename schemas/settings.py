@@ -242,6 +242,10 @@ class Settings(BaseSettings):
 
     # process
     http_host: str = Field("127.0.0.1", description="address of /healthz, /readyz, /metrics and, in control, the API")
+    http_names: URLs = Field(
+        default_factory=list,
+        description="public host names under which these pages are asked for, comma-separated; addresses and local names need none",
+    )
     http_port: int = Field(0, ge=0, le=65535, description="port of it; 0: a free one")
     api_token: str = Field(
         "",
@@ -251,11 +255,16 @@ class Settings(BaseSettings):
     api_read_token: str = Field("", repr=False, description="bearer token of the API that allows reading only")
     epoch_seconds: float = Field(0.5, gt=0, description="how often a flow's position is made durable")
     log_format: str = Field("auto", pattern="^(auto|json|text)$", description="json, text, or auto: text on a terminal")
+    watchdog_seconds: float = Field(
+        60.0,
+        ge=1,
+        description="a process whose flow or event loop makes no progress for this long ends, and is started again",
+    )
     stalled_seconds: float = Field(
         300.0, gt=0, description="/readyz turns red after this long without progress while work waits"
     )
 
-    @field_validator("relays", "labelers", mode="before")
+    @field_validator("relays", "labelers", "http_names", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

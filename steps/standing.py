@@ -61,6 +61,17 @@ class Standing:
         taken, self.ended = self.ended, set()
         return taken
 
+    def give_back(self, tallies: dict[str, Tally], facts: list[Fact], ended: set[str]) -> None:
+        """What was taken and could not be made durable: it is taken again, before anything newer."""
+        for upstream, old in tallies.items():
+            new = self.tallies.setdefault(upstream, old)
+            if new is old:
+                continue
+            new.listed, new.queued = old.listed + new.listed, old.queued + new.queued
+            new.duplicates += old.duplicates
+        self.facts = facts + self.facts
+        self.ended |= ended
+
     def take_tallies(self) -> dict[str, Tally]:
         """The counts so far, handed over."""
         taken, self.tallies = self.tallies, {}

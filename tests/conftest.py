@@ -20,6 +20,7 @@ pytest_plugins = [
     "fix_settings",
     "fix_simulator",
     "fix_proxy",
+    "fix_coordinator",
     "fix_official",
     "fix_appview",
     "fix_mirror",

@@ -9,7 +9,8 @@ paged: `limit` bounds a page, `cursor` of the answer asks for the next one, null
 
 from aiohttp import web
 
-from control.api import errors, health, openapi
+from connectors.http_server import add_health
+from control.api import errors, openapi
 from control.api.context import CONTEXT, Context
 from control.api.guard import guarded
 from control.api.routes import ROUTES
@@ -26,7 +27,7 @@ def make_app(context: Context) -> web.Application:
     for route in ROUTES:
         app.router.add_route(route.method, route.path, handler(route))
     app.router.add_get("/api/openapi.json", openapi.answer)
-    health.add_routes(app)
+    add_health(app, context.health)
     page.add_routes(app)
 
     async def close(_: web.Application) -> None:

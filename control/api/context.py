@@ -16,6 +16,7 @@ from aiohttp import web
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
+from connectors.database import Brief, reaching
 from connectors.process import Health
 from control.api.errors import Busy
 from control.status import Collector, Status
@@ -25,6 +26,7 @@ THREADS = 8
 WAITING = 64
 STATEMENT_SECONDS = 15
 POOL_SECONDS = 5.0
+CONNECT_SECONDS = 5
 CLOSE_SECONDS = 2.0
 
 P = ParamSpec("P")
@@ -83,11 +85,12 @@ class Context:
         kwargs = {
             "autocommit": True,
             "application_name": "sluice api",
-            "connect_timeout": 5,
+            **reaching(CONNECT_SECONDS),
             "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
         }
         return ConnectionPool(
             self.settings.database,
+            connection_class=Brief,
             kwargs=kwargs,
             min_size=0,
             max_size=THREADS,

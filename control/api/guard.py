@@ -5,7 +5,7 @@
 - A web page that the operator has open must not reach an open loopback API: a request whose Host is not a name of
   loopback (a rebound DNS name), or that a browser sends on behalf of another site, is refused.
 
-Health and metrics are open to everyone. Tokens are compared in constant time and never logged.
+Health and metrics need no token, and answer under an IP address, a name of this machine or cluster, and SLUICE_HTTP_NAMES. Tokens are compared in constant time and never logged.
 """
 
 import hmac
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from connectors.http_server import host_name, is_own_name
 from control.api.context import CONTEXT
 from control.api.errors import ApiError, Handler
 from schemas.settings import Settings
@@ -33,17 +34,30 @@ class Scope(StrEnum):
 @web.middleware
 async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse browsers that act for other sites everywhere, and callers without the scope below /api/."""
-    if request.path not in OPEN:
+    if request.path in OPEN:
+        refuse_foreign_names(request)
+    else:
         refuse_foreign_pages(request)
     if request.path.startswith("/api/"):
         require(request, Scope.READ if request.method in SAFE else Scope.ADMIN)
     return await handler(request)
 
 
+def refuse_foreign_names(request: web.Request) -> None:
+    """Raises ApiError 403 where the Host is a public name that nobody gave this process: a page's own, rebound to it."""
+    if not is_own_name(host_name(request.host), request.app[CONTEXT].settings.http_names):
+        raise ApiError(
+            403,
+            "foreign_host",
+            f"not addressed to this process: Host {request.host[:100]}",
+            "use its IP address, or add the name to SLUICE_HTTP_NAMES",
+        )
+
+
 def refuse_foreign_pages(request: web.Request) -> None:
     """Raises ApiError 403 for what a page of another site makes a browser send."""
     settings = request.app[CONTEXT].settings
-    if not needs_token(settings) and not is_loopback(_name(request.host)):
+    if not needs_token(settings) and not is_loopback(host_name(request.host)):
         raise ApiError(
             403,
             "foreign_host",
@@ -96,11 +110,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _name(host: str) -> str:
-    """`HOST[:PORT]` without its port and brackets; '' for what is none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from connectors.database import connect
 from control.commands.base import AsJson, DataDir, answerable, located
 
 appview_app = typer.Typer(help="The official AppView's tables (schema bsky).", no_args_is_help=True)
@@ -44,14 +45,13 @@ def rebuild(
 @answerable
 def check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Count anew what is kept as differences; exit 1 if anything differs."""
-    import psycopg  # noqa: PLC0415 - as above
 
     from control import appview  # noqa: PLC0415 - as above
     from control.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice appview check") as db:
+    with connect(settings.database, "sluice appview check") as db:
         drift = appview.check(db)
     if as_json:
         typer.echo(json.dumps({"drift": drift.total, **{name: count for name, (count, _) in drift.found.items()}}))

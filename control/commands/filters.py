@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from connectors.database import connect
 from control.commands.base import AsJson, DataDir, answerable, located, unreadable
 from control.errors import OperatorError
 from schemas.filters import FilterSpec, FilterState
@@ -69,27 +70,25 @@ def change(
 @answerable
 def prune(data_dir: DataDir = None) -> None:
     """Remove the rows that are outside the filter; control does it in small steps."""
-    import psycopg  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     from control import filters  # noqa: PLC0415 - as above
     from control.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice filters") as db:
+    with connect(settings.database, "sluice filters") as db:
         filters.prune(db)
     typer.echo("rows outside are being removed; `sluice filters show` says when it is done")
 
 
 def _with_database(data_dir: Path | None, spec: FilterSpec | None) -> FilterState:
-    import psycopg  # noqa: PLC0415 - as above
 
     from control import filters  # noqa: PLC0415 - as above
     from control.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice filters") as db:
+    with connect(settings.database, "sluice filters") as db:
         return filters.show(db) if spec is None else filters.change(db, spec)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from connectors.database import connect
 from control.commands.base import AsJson, DataDir, Limit, all_dids, answerable, located, one_of, unreadable
 from control.errors import OperatorError
 from schemas.jobs import Job, JobSpec, JobStatus, Plan
@@ -156,7 +157,6 @@ def retry(
 @contextmanager
 def _database(data_dir: Path | None) -> Iterator[tuple[Any, Settings]]:
     """A connection, and the settings; a job that cannot do what is asked is the operator's one line."""
-    import psycopg  # noqa: PLC0415 - as above
 
     from control.jobs import IllegalTransition, JobNotFound  # noqa: PLC0415 - as above
     from control.run import check_database  # noqa: PLC0415 - as above
@@ -164,7 +164,7 @@ def _database(data_dir: Path | None) -> Iterator[tuple[Any, Settings]]:
     settings = located(data_dir, "database")
     check_database(settings)
     try:
-        with psycopg.connect(settings.database, autocommit=True, connect_timeout=10) as db:
+        with connect(settings.database, "sluice jobs") as db:
             yield db, settings
     except (JobNotFound, IllegalTransition) as err:
         raise OperatorError(str(err)) from err

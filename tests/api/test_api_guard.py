@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -98,3 +99,20 @@ def test_an_empty_token_is_no_token() -> None:
 )
 def test_loopback_is_told_from_the_rest(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+def test_metrics_and_health_are_read_under_own_names_only(api_with: Callable[..., Api], path: str) -> None:
+    """Issue 10.25: a rebound name read /metrics; probes and Prometheus ask by an address."""
+    for api in (api_with(), api_with(http_host="0.0.0.0", http_names="sluice.example.org")):
+        status, answer = api.get(path, Host="rebound.test:8080")
+        assert (status, answer["error"]["code"]) == (403, "foreign_host")
+    assert status_of(api, path, "sluice.example.org") == status_of(api, path, "10.1.2.3:8080") == 200
+
+
+def status_of(api: Api, path: str, host: str) -> int:
+    """Of an answer that may be no JSON."""
+    api.health.connected = True
+    asked = urllib.request.Request(api.url + path, headers={"Host": host})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return int(answer.status)

@@ -186,5 +186,5 @@ def test_the_password_is_shown_nowhere(secured: Any) -> None:
 )
 def test_settings_that_do_not_go_together_are_one_line(given: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said) as refused:
-        broker.options(load(**given))
+        broker.options(load(**given), "test")
     assert "hidden" not in str(refused.value)

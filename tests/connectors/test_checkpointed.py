@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from threading import Event
 
+import psycopg
 import pytest
 from typing_extensions import override
 
 from connectors.checkpointed import CheckpointedPartition
 from connectors.process import Health
+from connectors.stream import StreamPartition
+from steps.cursor import Cursors, Gap
 
 
 class Numbers(CheckpointedPartition[int, int]):
@@ -79,3 +82,54 @@ def test_a_stop_before_anything_was_read_ends(stop: Event) -> None:
     with pytest.raises(StopIteration):
         numbers.next_batch()
     assert numbers.commits == []
+
+
+def test_a_commit_that_meets_a_lost_connection_is_made_again(stop: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.4; H1: the flow waits where it is and says why; nothing was polled meanwhile."""
+    monkeypatch.setattr("connectors.patience.FIRST_SECONDS", 0.0001)
+    failures = [psycopg.OperationalError("the connection is lost")] * 3
+
+    class Lost(Numbers):
+        @override
+        def commit(self, position: int) -> None:
+            if failures:
+                raise failures.pop()
+            super().commit(position)
+
+    numbers = Lost()
+    numbers.next_batch()
+    numbers.snapshot()
+    assert numbers.next_batch() == [2]
+    assert failures == []  # the fault fired
+    assert numbers.commits == [1]
+    assert numbers.health.state == "failing"
+
+
+def test_gaps_of_a_stream_survive_a_commit_that_fails() -> None:
+    """Issue 10.4; C2: a gap that was taken for a commit which was undone is written by the next one."""
+    gap = Gap("https://relay.test", 1, 5, "lost")
+    written: list[list[Gap]] = []
+
+    class Store:
+        def save(self, _moved: object, _details: object, gaps: list[Gap], *, answered: bool) -> None:
+            assert answered
+            if not written:
+                written.append([])
+                raise psycopg.OperationalError("gone")
+            written.append(list(gaps))
+
+    class Passable:
+        def passable(self, _upstream: str, seq: int) -> int:
+            return seq
+
+    stream = object.__new__(StreamPartition)
+    stream._deferral = Passable()  # type: ignore[assignment]
+    stream._cursors, stream._store = Cursors(), Store()  # type: ignore[assignment]
+    stream._gaps, stream._durable, stream._fillable = [], {}, False
+    stream._cursors.gaps.append(gap)
+    with pytest.raises(psycopg.OperationalError):
+        stream.commit({"https://relay.test": 6})
+    stream.commit({"https://relay.test": 6})
+    assert written == [[], [gap]]
+    stream.commit({"https://relay.test": 7})
+    assert written[-1] == []

@@ -228,6 +228,7 @@ def test_a_position_covers_nothing_that_was_deferred_after_it_was_taken(bench: B
             self._deferral = ForKeys("firehose", bench.deferred, bench.ring)  # type: ignore[arg-type]
             self._committed = self._pending = None
             self._draining = self._idle = False
+            self._gaps = []
             self._store = self  # type: ignore[assignment]
 
         def save(self, positions: dict[str, int], *_: Any, **__: Any) -> None:

@@ -65,7 +65,9 @@ class World:
         self.tables = Tables(self.settings, "cluster")
         self.letters = Letters()
         self.unread: dict[Part, int] = {}
-        self.writer = IndexWriter(self.settings, self.tables, Gate(self.tables, Rules()), self.letters, self.unread)
+        self.writer = IndexWriter(
+            self.settings, self.tables, Gate(self.tables, Rules()), self.letters, unread=self.unread
+        )
         self.log: dict[Part, list[bytes]] = {LIVE: [], LABELS: []}
         self.tables.starts(dict.fromkeys(self.log, (0, 0)))
         self.next: dict[Part, int] = dict.fromkeys(self.log, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from control import git_pages
 from control.git_pages import Repository, server
 from schemas import topic_docs
 from schemas.registry import schemas
@@ -134,3 +136,21 @@ def test_the_command_prints_a_page_or_says_what_there_is() -> None:
     assert nowhere.returncode == 2
     assert "HOST:PORT" in nowhere.stderr
     assert json.dumps(unknown.stderr).count("\\n") == 1
+
+
+def test_half_requests_take_a_bounded_number_of_threads(
+    serving: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 10.11; H1, G6: the kind of the health port: what is beyond the limit is closed, and silence ends."""
+    monkeypatch.setattr(git_pages._Pages, "timeout", 0.5)
+    url, _ = serving
+    port, before = int(url.split(":")[2].split("/")[0]), threading.active_count()
+    slow = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3 * git_pages.MOST_THREADS)]
+    try:
+        assert threading.active_count() <= before + git_pages.MOST_THREADS
+        for one in slow:
+            one.settimeout(30)
+            assert one.recv(1) == b""  # the server's end
+    finally:
+        for one in slow:
+            one.close()

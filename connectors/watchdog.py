@@ -1,0 +1,260 @@
+"""A process that hangs ends, and says where it hung.
+
+Every thread that must not hang has a turn: `watched(name)` registers the calling thread, `mark()` says that it still makes
+progress, `beat(name)` marks an event loop. Calls that wait for something outside are bounded by deadlines of
+their own and mark while they wait; a thread that has not marked for `watchdog_seconds` hangs in code that has none.
+
+`Watchdog` checks the turns from a thread. A hang is written to the log with the stacks of all threads, `/healthz` answers
+503, and the process exits with EXIT_HUNG. A process that has not ended `stop_seconds` after SIGTERM exits with EXIT_STUCK,
+also where its main thread never returns to the interpreter: the signal arrives through a pipe. Code that keeps the
+interpreter to itself stops the watchdog as well; then the timer of `faulthandler`, which needs no interpreter, ends the
+process with its stacks and exit code 1.
+"""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+EXIT_HUNG = 71
+EXIT_STUCK = 72
+TICK_SECONDS = 0.5
+FROZEN_SECONDS = 5.0  # the watchdog itself did not run for so long: the whole process was suspended
+SHOWN_SECONDS = 3.0  # between the 503 and the exit
+LOG_SECONDS = 5.0  # to write the log line and the stacks; a thread that hangs may hold the log
+INTERPRETER_SECONDS = 30.0  # beyond `watchdog_seconds`: the watchdog cannot run
+BEAT_SECONDS = 0.5
+REST_SECONDS = 0.5
+ARM_SECONDS = 5.0
+SECOND_SIGNAL_SECONDS = 1.0
+
+logger = logging.getLogger("watchdog")
+
+
+class Hangs(Protocol):
+    """What the health page reads."""
+
+    hung: str
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """When a thread last made progress. `name` is shown to operators."""
+
+    name: str
+    thread: int
+    marked_at: float
+
+    def mark(self) -> None:
+        """Progress was made now."""
+        self.marked_at = time.monotonic()
+
+
+_lock = threading.Lock()
+_turns: list[Turn] = []
+_mine: dict[int, Turn] = {}  # thread → its turn
+
+
+def _enter(name: str) -> Turn:
+    turn = Turn(name, threading.get_ident(), time.monotonic())
+    with _lock:
+        _turns.append(turn)
+    return turn
+
+
+def _leave(turn: Turn) -> None:
+    with _lock:
+        _turns.remove(turn)
+
+
+@contextmanager
+def watched(name: str) -> Iterator[Turn]:
+    """The calling thread must `mark()` from now on, until the end of the block."""
+    turn, before = _enter(name), _mine.get(threading.get_ident())
+    _mine[turn.thread] = turn
+    try:
+        yield turn
+    finally:
+        _leave(turn)
+        if before is None:
+            _mine.pop(turn.thread, None)
+        else:
+            before.mark()
+            _mine[turn.thread] = before
+
+
+def mark() -> None:
+    """Progress of the calling thread; nothing where it is not watched."""
+    turn = _mine.get(threading.get_ident())
+    if turn is not None:
+        turn.marked_at = time.monotonic()
+
+
+def rest(event: threading.Event, seconds: float) -> bool:
+    """`event.wait(seconds)` of a thread that is watched."""
+    until = time.monotonic() + seconds
+    while True:
+        mark()
+        left = until - time.monotonic()
+        if event.wait(max(0.0, min(left, REST_SECONDS))):
+            return True
+        if left <= REST_SECONDS:
+            mark()
+            return False
+
+
+@contextmanager
+def chore(name: str) -> Iterator[Turn]:
+    """A turn that belongs to a task and not to a thread: mark the turn itself."""
+    turn = _enter(name)
+    turn.thread = 0
+    try:
+        yield turn
+    finally:
+        _leave(turn)
+
+
+async def beat(name: str) -> None:
+    """Mark the running loop, until cancelled."""
+    turn = _enter(name)
+    try:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            turn.mark()
+    finally:
+        _leave(turn)
+
+
+def late(seconds: float) -> list[Turn]:
+    """Turns without a mark for so long."""
+    limit = time.monotonic() - seconds
+    with _lock:
+        return [turn for turn in _turns if turn.marked_at < limit]
+
+
+def forgive() -> None:
+    """All turns begin anew: nobody could mark."""
+    with _lock:
+        for turn in _turns:
+            turn.mark()
+
+
+def where(thread: int) -> str:
+    """File, line and function of the innermost frame of a thread, and of the innermost one that is ours."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "no thread of the interpreter"
+    stack = traceback.extract_stack(frame)
+    ours = [one for one in stack if "site-packages" not in one.filename and "/lib/python" not in one.filename]
+    shown = [f"{_short(one.filename)}:{one.lineno} ({one.name})" for one in ((ours or stack)[-1], stack[-1])]
+    return ", then ".join(dict.fromkeys(shown))
+
+
+def _short(path: str) -> str:
+    return "/".join(path.split("/")[-2:])
+
+
+class Signals:
+    """SIGTERM and SIGINT as bytes of a pipe, written by the C handler even while the main thread hangs in C."""
+
+    def __init__(self) -> None:
+        self._read, write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def wait(self, seconds: float) -> int:
+        """How many of these signals have come; waits at most so long for the first."""
+        if not select.select([self._read], [], [], seconds)[0]:
+            return 0
+        return sum(number in (signal.SIGTERM, signal.SIGINT) for number in os.read(self._read, 4096))
+
+
+class Watchdog:
+    """One per process. `stop` is set when a signal comes; `exit` ends the process at once."""
+
+    def __init__(
+        self,
+        health: Hangs,
+        stop: threading.Event,
+        seconds: float,
+        stop_seconds: float,
+        *,
+        signals: Signals | None = None,
+        exit: Callable[[int], None] = os._exit,
+    ) -> None:
+        self._health = health
+        self._stop = stop
+        self._seconds = seconds
+        self._stop_seconds = stop_seconds
+        self._signals = signals
+        self._exit = exit
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        faulthandler.enable()
+        self._thread.start()
+
+    def ending(self) -> None:
+        """The process's work is done: only the interpreter's own end is left, which must not hang either."""
+        self._ended.set()
+        self._thread.join(2 * TICK_SECONDS + LOG_SECONDS)
+        faulthandler.dump_traceback_later(self._stop_seconds, exit=True)
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException:  # without its watchdog the process must not go on
+            logger.exception("the watchdog failed")
+            self._exit(EXIT_HUNG)
+
+    def _watch(self) -> None:
+        stop_at, signalled, ran_at, armed_at = float("inf"), 0, time.monotonic(), float("-inf")
+        while not self._ended.is_set():
+            if ran_at - armed_at > ARM_SECONDS:
+                # without the interpreter this thread does not get here again, and the timer ends the process
+                faulthandler.dump_traceback_later(self._seconds + INTERPRETER_SECONDS, exit=True)
+                armed_at = ran_at
+            came = self._pause()
+            now = time.monotonic()
+            if now - ran_at > min(FROZEN_SECONDS, self._seconds / 2 + TICK_SECONDS):
+                forgive()
+                if stop_at != float("inf"):
+                    stop_at = max(stop_at, now + FROZEN_SECONDS)
+            ran_at = now
+            signalled += came
+            if came:
+                self._stop.set()
+            if self._stop.is_set():
+                stop_at = min(stop_at, now + (SECOND_SIGNAL_SECONDS if signalled > 1 else self._stop_seconds))
+            if now > stop_at:
+                self._end(EXIT_STUCK, f"it did not end within {self._stop_seconds:.0f} s of being told to stop", 0.0)
+            elif hanging := late(self._seconds):
+                names = "; ".join(f"{one.name} at {where(one.thread)}" for one in hanging)
+                self._end(EXIT_HUNG, f"no progress for {self._seconds:.0f} s: {names}", SHOWN_SECONDS)
+
+    def _pause(self) -> int:
+        if self._signals is not None:
+            return self._signals.wait(TICK_SECONDS)
+        time.sleep(TICK_SECONDS)
+        return 0
+
+    def _end(self, code: int, why: str, shown_seconds: float) -> None:
+        self._health.hung = why
+        faulthandler.dump_traceback_later(LOG_SECONDS + shown_seconds, exit=True)
+        logger.critical("the process ends itself", extra={"reason": why, "exit_code": code})
+        faulthandler.dump_traceback(all_threads=True)
+        time.sleep(shown_seconds)
+        self._exit(code)

@@ -1,0 +1,74 @@
+"""What passes by itself is tried again within the flow; what does not is raised at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from connectors import patience
+from connectors.patience import patiently
+from connectors.process import Health, Stopping
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    flag = threading.Event()
+    monkeypatch.setattr(patience, "STOP", flag)
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.0001)
+    return flag
+
+
+def failing(times: int, error: type[Exception]) -> tuple[Callable[[], str], list[int]]:
+    calls: list[int] = []
+
+    def work() -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error("gone")
+        return "done"
+
+    return work, calls
+
+
+@pytest.mark.parametrize("error", [psycopg.OperationalError, errors.DeadlockDetected, errors.LockNotAvailable])
+def test_a_lost_connection_is_no_end(stop: threading.Event, error: type[Exception]) -> None:
+    """Issue 10.4; H1: tried until it works, with the reason in the health page."""
+    health = Health("index")
+    work, calls = failing(3, error)
+    assert patiently(work, health) == "done"
+    assert len(calls) == 4
+    assert (health.state, health.why) == ("failing", "SLUICE_DATABASE: gone")
+
+
+@pytest.mark.parametrize("error", [errors.ProgramLimitExceeded, errors.UniqueViolation, ValueError])
+def test_what_does_not_pass_is_raised_at_once(stop: threading.Event, error: type[Exception]) -> None:
+    work, calls = failing(1, error)
+    with pytest.raises(error):
+        patiently(work)
+    assert len(calls) == 1
+
+
+def test_it_ends_after_a_while(stop: threading.Event) -> None:
+    work, calls = failing(1 << 30, psycopg.OperationalError)
+    with pytest.raises(psycopg.OperationalError):
+        patiently(work, seconds=0.05)
+    assert len(calls) > 1
+
+
+def test_a_stop_ends_it_without_an_error(stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the batch is done, and no position covers it."""
+    monkeypatch.setattr(patience, "STOPPING_SECONDS", 0.0)
+    stop.set()
+    with pytest.raises(Stopping):
+        patiently(failing(1 << 30, psycopg.OperationalError)[0])
+
+
+def test_the_wait_grows_and_is_bounded() -> None:
+    waits = [patience.back_off(failures) for failures in range(1, 30)]
+    assert waits == sorted(waits)
+    assert waits[0] == patience.FIRST_SECONDS
+    assert waits[-1] == patience.LONGEST_SECONDS

@@ -1,0 +1,192 @@
+"""A process that hangs ends by itself and says where; one that is told to stop ends, whatever its threads do."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flow_process import ROOT, wait_until
+
+from connectors import watchdog
+
+PRELUDE = """
+import ctypes, sys, threading, time
+from connectors import watchdog
+from connectors.process import STOP, Health, log_to_stderr, serve_health, stop_on_signals
+log_to_stderr("json")
+stop_on_signals()
+health = Health("probe")
+dog = watchdog.Watchdog(health, STOP, float(sys.argv[1]), 1.0, signals=watchdog.Signals())
+dog.start()
+print(serve_health(health, "127.0.0.1", 0), flush=True)
+
+def hang(library):
+    mutex = ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)  # never returns, and no signal interrupts it
+"""
+IN_C = "hang(ctypes.CDLL(None))"
+WITH_THE_INTERPRETER = "hang(ctypes.PyDLL(None))"
+
+
+class Probe:
+    """A process with a watchdog whose main thread runs this code."""
+
+    def __init__(self, folder: Path, code: str, seconds: float) -> None:
+        self.errors = folder / "errors"
+        program = PRELUDE + textwrap.dedent(code)
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program, str(seconds)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=ROOT,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
+
+    def healthz(self) -> tuple[int, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(self.url + "/healthz", timeout=10) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as err:
+            return err.code, json.load(err)
+        except OSError:
+            return 0, {}
+
+    def said(self) -> list[dict[str, Any]]:
+        lines = self.errors.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Iterator[Callable[..., Probe]]:
+    made: list[Probe] = []
+
+    def make(code: str, seconds: float = 1.0) -> Probe:
+        made.append(Probe(tmp_path, code, seconds))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.process.kill()
+        one.process.wait()
+        assert one.process.stdout is not None
+        one.process.stdout.close()
+
+
+def test_a_thread_that_hangs_in_c_is_named_and_ends_the_process(probe: Callable[..., Probe]) -> None:
+    """Issue 10.2; H1: /healthz 503, the stacks of all threads, exit 71."""
+    hanging = probe(f"with watchdog.watched('the flow'):\n    {IN_C}")
+    _status, page = wait_until(lambda: (found := hanging.healthz())[0] == 503 and found)
+    assert page["state"] == "hung"
+    assert not page["ready"]
+    assert "no progress for 1 s: the flow at " in page["why"]
+    assert hanging.process.wait(30) == watchdog.EXIT_HUNG
+    (last,) = [line for line in hanging.said() if line["level"] == "CRITICAL"]
+    assert "(hang)" in last["reason"]
+    assert "most recent call first" in hanging.errors.read_text()
+
+
+def test_an_event_loop_that_stands_still_ends_the_process(probe: Callable[..., Probe]) -> None:
+    """Issue 10.2; H1: a loop in a thread beside a flow that goes on."""
+    code = """
+    import asyncio
+    from connectors.background import Background
+    async def main():
+        await asyncio.sleep(0.2)
+        time.sleep(60)
+    Background("pages", main).start()
+    with watchdog.watched("the flow"):
+        while True:
+            watchdog.rest(threading.Event(), 0.1)
+    """
+    hanging = probe(code)
+    assert hanging.process.wait(30) == watchdog.EXIT_HUNG
+    (last,) = [line for line in hanging.said() if line["level"] == "CRITICAL"]
+    assert "pages at" in last["reason"]
+    assert "the flow" not in last["reason"]
+
+
+def test_code_that_keeps_the_interpreter_ends_the_process_too(probe: Callable[..., Probe]) -> None:
+    """Issue 10.2; H1: no Python thread runs any more, so the timer of faulthandler ends it."""
+    code = f"watchdog.INTERPRETER_SECONDS = 0.5\ntime.sleep(6)\n{WITH_THE_INTERPRETER}"
+    hanging = probe(code)
+    assert hanging.process.wait(60) == 1
+    assert "Timeout (0:00:0" in hanging.errors.read_text()
+
+
+def test_sigterm_ends_a_process_whose_main_thread_hangs_in_c(probe: Callable[..., Probe]) -> None:
+    """Issue 10.2; H1: Python's own handler never runs there; the exit code says that it had to be forced."""
+    hanging = probe(IN_C, seconds=600.0)
+    wait_until(lambda: hanging.healthz()[0] == 200)
+    hanging.process.send_signal(signal.SIGTERM)
+    assert hanging.process.wait(20) == watchdog.EXIT_STUCK
+    (last,) = [line for line in hanging.said() if line["level"] == "CRITICAL"]
+    assert "did not end within 1 s" in last["reason"]
+
+
+def test_one_sigterm_is_not_taken_for_two(probe: Callable[..., Probe]) -> None:
+    """The watchdog and the handler both hear of a signal; the process drains and ends with 0."""
+    code = """
+    while not STOP.is_set():
+        STOP.wait(0.05)
+    time.sleep(0.5)
+    """
+    obedient = probe(code, seconds=600.0)
+    wait_until(lambda: obedient.healthz()[0] == 200)
+    obedient.process.send_signal(signal.SIGTERM)
+    assert obedient.process.wait(20) == 0
+
+
+def test_a_process_that_was_suspended_goes_on(probe: Callable[..., Probe]) -> None:
+    """A machine that sleeps, or SIGSTOP: nobody could mark a turn, so nobody hangs."""
+    code = "with watchdog.watched('the flow'):\n    while not watchdog.rest(STOP, 0.05): pass"
+    frozen = probe(code, seconds=2.0)
+    wait_until(lambda: frozen.healthz()[0] == 200)
+    frozen.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert not threading.Event().wait(3.0)  # longer than the watchdog's limit
+    frozen.process.send_signal(signal.SIGCONT)
+    assert time.monotonic() - began > 2.5
+    wait_until(lambda: frozen.healthz()[0] == 200)
+    with pytest.raises(subprocess.TimeoutExpired):
+        frozen.process.wait(2.5)
+    frozen.process.send_signal(signal.SIGTERM)
+    assert frozen.process.wait(20) == 0
+
+
+def test_an_interpreter_that_does_not_end_is_ended(probe: Callable[..., Probe]) -> None:
+    """Issue 10.2: a library's destructor that waits, after everything was drained."""
+    code = f"import atexit\natexit.register(lambda: {IN_C})\ndog.ending()"
+    hanging = probe(code, seconds=600.0)
+    assert hanging.process.wait(20) == 1
+    assert "Timeout (0:00:01)" in hanging.errors.read_text()
+
+
+def test_marks_are_of_the_thread_that_makes_them() -> None:
+    with watchdog.watched("outer") as outer:
+        outer.marked_at -= 100
+        assert outer in watchdog.late(50)
+        with watchdog.watched("inner") as inner:
+            inner.marked_at -= 100
+            watchdog.mark()
+            assert inner not in watchdog.late(50)
+        assert outer not in watchdog.late(50)  # the inner block was its progress
+        with watchdog.chore("a call in another thread") as chore:
+            chore.marked_at -= 100
+            watchdog.mark()
+            assert chore in watchdog.late(50)
+    assert {turn.name for turn in watchdog.late(0)}.isdisjoint({"outer", "inner", "a call in another thread"})

@@ -1,0 +1,152 @@
+"""Control's steps beside each other: one that fails or waits holds up no other, and has new clients after a failure."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from flow_process import wait_until
+
+from connectors.log import LogUnavailable
+from control import steps
+from control.steps import Close, Kind, Step, StepThread, Work
+
+Run = Callable[..., StepThread]
+
+
+@pytest.fixture
+def leads() -> threading.Event:
+    flag = threading.Event()
+    flag.set()
+    return flag
+
+
+@pytest.fixture
+def run(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    monkeypatch.setattr(steps, "WAIT_FIRST_SECONDS", 0.001)
+    started: list[StepThread] = []
+
+    def start(name: str, work: Work, close: Close = lambda: None, **more: object) -> StepThread:
+        thread = StepThread(Kind(name, lambda: (work, close), 0.001, **more), leads.is_set)  # type: ignore[arg-type]
+        started.append(thread)
+        thread.start()
+        return thread
+
+    yield start
+    for one in started:
+        one.stop(10)
+
+
+def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
+    """Issue 10.3; H1: pruning failed for 19 minutes, and dead letters and lag behind it in the pass never came."""
+    release, calls = threading.Event(), {"fails": 0, "works": 0}
+
+    def fails() -> Step:
+        calls["fails"] += 1
+        raise LogUnavailable("list_topics: timed out")
+
+    def waits() -> Step:
+        release.wait(30)
+        return Step()
+
+    def works() -> Step:
+        calls["works"] += 1
+        return Step(queued=1)
+
+    failing, waiting, working = run("pruning", fails), run("lag", waits), run("letters", works)
+    wait_until(lambda: calls["fails"] > 3 and calls["works"] > 10)
+    assert failing.problem == "list_topics: timed out"
+    assert waiting.problem == working.problem == ""
+    assert working.take().queued > 10
+    release.set()
+    for one in (failing, waiting, working):
+        one.check()
+
+
+def test_clients_that_failed_are_built_anew(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 10.3: an old client failed each time although the broker answered."""
+    monkeypatch.setattr(steps, "WAIT_FIRST_SECONDS", 0.001)
+    built: list[int] = []
+    closed: list[int] = []
+    worked = threading.Event()
+
+    def build() -> tuple[Work, Close]:
+        number = len(built)
+        built.append(number)
+
+        def work() -> Step:
+            if number < 2:
+                raise LogUnavailable("this client is broken")
+            worked.set()
+            return Step()
+
+        return work, lambda: closed.append(number)
+
+    thread = StepThread(Kind("lag", build, 0.001), leads.is_set)
+    thread.start()
+    assert worked.wait(30)
+    wait_until(lambda: thread.problem == "")
+    assert built == [0, 1, 2]
+    assert closed == [0, 1]
+    thread.stop(10)
+    assert closed == [0, 1, 2]
+
+
+def test_a_lost_connection_is_tried_again(run: Run) -> None:
+    """A database opens its connection anew by itself."""
+    calls: list[int] = []
+
+    def work() -> Step:
+        calls.append(1)
+        if len(calls) == 1:
+            raise psycopg.OperationalError("the connection is lost")
+        return Step(reaped=1)
+
+    thread = run("recover", work)
+    wait_until(lambda: thread.take().reaped)
+    thread.check()
+
+
+def test_any_other_error_ends_the_process(run: Run) -> None:
+    """B8: it is raised where the process ends of it."""
+
+    def work() -> Step:
+        raise ValueError("impossible")
+
+    thread = run("recover", work)
+
+    def raised() -> bool:
+        try:
+            thread.check()
+        except ValueError:
+            return True
+        return False
+
+    wait_until(raised)
+
+
+def test_only_the_leader_works(run: Run, leads: threading.Event) -> None:
+    leads.clear()
+    calls: list[str] = []
+
+    def noting(name: str) -> Work:
+        def work() -> Step:
+            calls.append(name)
+            return Step()
+
+        return work
+
+    run("queue", noting("queue"))
+    run("letters", noting("letters"), leader_only=False)
+    wait_until(lambda: len(calls) > 5)
+    assert set(calls) == {"letters"}
+    leads.set()
+    wait_until(lambda: "queue" in calls)
+
+
+def test_steps_add_up() -> None:
+    assert Step(queued=1, reaped=2) + Step(queued=3, lost_events=4) == Step(4, 0, 2, 4)
+    assert Step().idle
+    assert not Step(requeued=1).idle
