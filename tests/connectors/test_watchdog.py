@@ -153,7 +153,13 @@ def test_one_sigterm_is_not_taken_for_two(probe: Callable[..., Probe]) -> None:
 
 def test_a_process_that_was_suspended_goes_on(probe: Callable[..., Probe]) -> None:
     """A machine that sleeps, or SIGSTOP: nobody could mark a turn, so nobody hangs."""
-    code = "with watchdog.watched('the flow'):\n    while not watchdog.rest(STOP, 0.05): pass"
+    code = """
+    with watchdog.watched("the flow"):
+        while not STOP.is_set():
+            watchdog.mark()
+            for _ in range(10):
+                time.sleep(0.12)  # so that the next mark comes well after the end of the suspension
+    """
     frozen = probe(code, seconds=2.0)
     wait_until(lambda: frozen.healthz()[0] == 200)
     frozen.process.send_signal(signal.SIGSTOP)
