@@ -28,7 +28,8 @@ CLIENTS = ("consumer", "reader", "producer", "client")
 """Words in the names of what librdkafka's methods are called on."""
 ALLOWED = {  # (module, function): why no argument is needed
     ("connectors/background.py", "put"): "a coroutine",
-    ("connectors/keyring.py", "_patient"): "done",
+    ("connectors/key_lookups.py", "_patient"): "done",
+    ("connectors/waiting.py", "finished"): "KeyRing.wait has a time of its own",
     ("connectors/stream.py", "_watch"): "a task that is done",
     ("connectors/resolver.py", "_ask_all"): "tasks that are done",
     ("control/supervisor.py", "settle_end"): "Child.join is bounded",
