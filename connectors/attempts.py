@@ -39,6 +39,7 @@ from steps.retry import (
     Unavailable,
     backoff,
     decide,
+    patience,
 )
 from steps.snapshot import Limits, SnapshotReason, SnapshotRejected
 
@@ -273,7 +274,7 @@ class Attempts:
         except IdentityNotFound as err:
             raise FetchFailed(_no_identity(err)) from err
         except IdentityUnreachable as err:
-            raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(err), err.retry_after)) from err
+            raise FetchFailed(_unreachable(did, err)) from err
         if identity.pds is None:
             raise FetchFailed(Failure(Reason.NO_PDS, "the DID document names no PDS"))
         return identity, identity.pds
@@ -302,7 +303,7 @@ class Attempts:
             except IdentityNotFound as none:
                 raise FetchFailed(_no_identity(none)) from none
             except IdentityUnreachable as silent:  # nobody knows where it lives: not the time to believe it
-                raise FetchFailed(Failure(Reason.DIRECTORY_UNREACHABLE, str(silent), silent.retry_after)) from silent
+                raise FetchFailed(_unreachable(identity.did, silent)) from silent
             if newer.pds is None or newer.pds == host:
                 raise
             return newer, await self._client.get_repo(newer.did, newer.pds, transfer)
@@ -366,7 +367,16 @@ class Attempts:
         last = isinstance(decision, GiveUp)
         metrics.RETRIES.inc(not last)
         phase = await self.stored(
-            lambda store: store.retry(claim.did, claim.attempt, str(failure), seconds, counted=counted, last=last)
+            lambda store: store.retry(
+                claim.did,
+                claim.attempt,
+                str(failure),
+                seconds,
+                counted=counted,
+                last=last,
+                patience=patience(failure.reason),
+                slower=failure.reason is Reason.DIRECTORY_UNREACHABLE,
+            )
         )
         fields: dict[str, Any] = {
             "did": claim.did,
@@ -395,6 +405,14 @@ async def _to_its_end(call: Coroutine[Any, Any, X]) -> X:
 
 def _no_identity(err: IdentityNotFound) -> Failure:
     return Failure(Reason.DID_TOMBSTONED if err.gone else Reason.DID_NOT_FOUND, str(err))
+
+
+def _unreachable(did: str, err: IdentityUnreachable) -> Failure:
+    """A directory that is away is nobody's failure. A did:web host is the account's own, and so is a document of another DID."""
+    if err.unusable:
+        return Failure(Reason.BAD_DOCUMENT, str(err))
+    own = did.startswith("did:web:")
+    return Failure(Reason.WEB_UNREACHABLE if own else Reason.DIRECTORY_UNREACHABLE, str(err), err.retry_after)
 
 
 def _key(claim: Claim) -> Key:

@@ -26,6 +26,8 @@ PATIENCE_SECONDS = 60.0
 KEPT_HOSTS = 20_000
 CONNECTIONS = 2
 HEED_EVERY_SECONDS = 1.0
+PAUSE_CHECK_SECONDS = 5.0  # so soon a worker notices that an operator ended a pause
+LONGEST_PAUSE_SECONDS = 3600.0
 
 
 class HostPaused(Exception):
@@ -48,6 +50,8 @@ class _Host:
     paused_until: float = 0.0
     pause_reason: str = ""
     request_limit: int | None = None
+    checked: float = 0.0  # when the database last said whether it is paused
+    pauses: int = 0  # one after another, with nothing served between them
     heeded: float = 0.0
     failing: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -75,7 +79,7 @@ class HostBudget:
             async with state.turn:  # in order of arrival
                 while True:
                     now = time.monotonic()
-                    if state.paused_until > now:
+                    if state.paused_until > now and now < state.checked + PAUSE_CHECK_SECONDS:
                         raise HostPaused(host, state.paused_until - now, Reason.HOST_PAUSED, state.pause_reason)
                     if state.left > 0 and state.expires > now:
                         state.left -= 1
@@ -85,9 +89,12 @@ class HostBudget:
             state.waiting -= 1
 
     async def pause(self, host: str, seconds: float, reason: str) -> None:
-        """No worker asks this host for `seconds`."""
-        state = self._state(host)
-        state.paused_until = max(state.paused_until, time.monotonic() + seconds)
+        """No worker asks this host for `seconds`; longer, where pause follows pause and nothing is served between them."""
+        state, now = self._state(host), time.monotonic()
+        if state.paused_until <= now:  # else it is one more answer of the same burst
+            state.pauses += 1
+        seconds = max(seconds, min(2.0 ** min(state.pauses - 1, 20), LONGEST_PAUSE_SECONDS))
+        state.paused_until, state.checked = max(state.paused_until, now + seconds), now
         state.pause_reason, state.left = reason, 0
         await self._execute("pause", host=host, seconds=seconds, reason=reason)
 
@@ -116,6 +123,7 @@ class HostBudget:
     async def answered(self, host: str) -> None:
         """The host works (again)."""
         state = self._state(host)
+        state.pauses = 0
         if state.failing:
             state.failing = False
             await self._execute("answered", host=host)
@@ -128,10 +136,16 @@ class HostBudget:
         """Lease tokens into `state`, or sleep until there should be some, or raise HostPaused."""
         # a host that used up its last lease in time is asked often: fewer, larger leases
         state.want = min(LARGEST_LEASE, state.want * 2) if state.expires > now else 1
+        checked = state.checked
         row = await self._execute("lease", host=host, want=max(state.want, state.waiting))
+        if state.checked != checked:  # paused meanwhile
+            return
         leased, tokens, paused, why, limit = row or (0, 0.0, 0.0, None, 1)
+        state.checked = now
+        state.paused_until = now + paused if paused > 0 else 0.0
+        if state.request_limit is not None:
+            state.request_limit = limit  # an operator may have reset it
         if paused > 0:
-            state.paused_until = now + paused
             state.pause_reason = why or "paused"
             return
         if leased:

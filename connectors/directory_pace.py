@@ -15,6 +15,8 @@ SHORTEST_REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 300.0
 LONGEST_UNNAMED_SECONDS = 60.0  # of a directory that names no time, and has answered nothing since its last rest
 SAY_AGAIN_SECONDS = 300.0
+FAILURES_BORNE = 20  # in a row, before requests go out ever more rarely, down to one in LONGEST_BETWEEN_SECONDS
+LONGEST_BETWEEN_SECONDS = 1.0
 
 log = logging.getLogger("identities")
 
@@ -28,6 +30,7 @@ class Pace:
         self._rest_until = 0.0
         self._rests = 0  # one after another, with no answer between them
         self._said_at: float | None = None
+        self._failures = 0
 
     @property
     def resting(self) -> bool:
@@ -39,7 +42,7 @@ class Pace:
         while True:
             now = time.monotonic()
             at = max(now, self._next, self._rest_until)
-            self._next = at + self._between
+            self._next = at + self._interval()
             if at > now:
                 await asyncio.sleep(at - now)
             if not self.resting:  # else a rest has begun meanwhile
@@ -51,9 +54,8 @@ class Pace:
         now = time.monotonic()
         if not self.resting:  # else it is one more of the same burst
             self._rests += 1
-        if wait is None:
-            wait = min(SHORTEST_REST_SECONDS * 2 ** min(self._rests - 1, 10), LONGEST_UNNAMED_SECONDS)
-        rest = min(max(wait, SHORTEST_REST_SECONDS), LONGEST_REST_SECONDS)
+        least = min(SHORTEST_REST_SECONDS * 2 ** min(max(self._rests - 1, 0), 10), LONGEST_UNNAMED_SECONDS)
+        rest = min(max(wait or 0.0, least), LONGEST_REST_SECONDS)
         self._rest_until = max(self._rest_until, now + rest)
         if self._said_at is None or now > self._said_at + SAY_AGAIN_SECONDS:
             self._said_at = now
@@ -64,4 +66,15 @@ class Pace:
 
     def answered(self) -> None:
         """It had a word for a request."""
-        self._rests = 0
+        self._rests = self._failures = 0
+
+    def failed(self) -> None:
+        """It did not answer, or with an error of its own."""
+        self._failures += 1
+
+    def _interval(self) -> float:
+        beyond = self._failures - FAILURES_BORNE
+        if beyond <= 0:
+            return self._between
+        slower: float = self._between * 2.0 ** min(beyond / FAILURES_BORNE, 60.0)
+        return max(self._between, min(slower, LONGEST_BETWEEN_SECONDS))

@@ -290,6 +290,7 @@ class Listings:
         key, host, state = upstream.target.key, upstream.target.host, upstream.state
         while upstream.fills:
             _, gone = upstream.fills.popitem()
+            upstream.fill_at = float("inf")  # else the same range is asked for meanwhile
             fill = begin(gone.from_cursor, gone.to_cursor, policy.page_size, gone.retry_count)
             while (piece := fill.next()) is not None:
                 outcome = await self._page(pager, upstream, piece.from_cursor, piece.size)

@@ -19,8 +19,11 @@ from pathlib import Path
 
 from connectors import metrics
 from connectors.http_server import Server, health_app
+from steps.printable import printable
 
 STOP = threading.Event()
+WHY_CHARACTERS = 1000
+FIELD_CHARACTERS = 2000
 
 
 class Stopping(Exception):
@@ -59,6 +62,7 @@ class Health:
 
     def report(self, state: str, why: str = "") -> None:
         """Enter a state; a change is logged once."""
+        why = printable(why, WHY_CHARACTERS)
         if (state, why) != (self.state, self.why):
             logging.getLogger(self.flow).info("state", extra={"state": state, "why": why})
             self.state, self.why = state, why
@@ -141,7 +145,7 @@ class _Json(logging.Formatter):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{key}={value}" for key, value in _fields(record).items())
+        fields = " ".join(f"{key}={printable(str(value), FIELD_CHARACTERS)}" for key, value in _fields(record).items())
         line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname:<7} {record.name}: {record.getMessage()} {fields}".rstrip()
         return without_secrets(line + ("\n" + self.formatException(record.exc_info) if record.exc_info else ""))
 

@@ -20,6 +20,7 @@ from steps.account_status import TAKEN_DOWN, status_beside
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
 STALE_GRACE_SECONDS = 600.0
+PATIENCE_SECONDS = 86_400.0
 ON_THE_WAY = ("pending", "backfill")
 
 
@@ -154,16 +155,24 @@ class RepoStore:
         self._db().execute(SQL["produced"], values)
 
     def retry(
-        self, did: str, attempt: int, error: str, delay_seconds: float, *, counted: bool = True, last: bool = False
+        self,
+        did: str,
+        attempt: int,
+        error: str,
+        delay_seconds: float,
+        *,
+        counted: bool = True,
+        last: bool = False,
+        patience: float = PATIENCE_SECONDS,
+        slower: bool = False,
     ) -> str | None:
         """Give a claim back with its error: 'pending' or, after the last counted attempt, 'failed'. None: not ours.
 
-        `last`: no further attempt would end otherwise, however many are left.
+        `last`: no further attempt would end otherwise, however many are left. `patience`: seconds after which an attempt
+        that is not counted is counted after all; `slower`: wait half as long as none has been counted.
         """
-        phases = self._leave(
-            "lock_claims", {"dids": [did], "attempts": [attempt]}, error, delay_seconds, counted=counted, last=last
-        )
-        return phases.get(did)
+        ours = {"dids": [did], "attempts": [attempt], "patience": patience, "slower": slower}
+        return self._leave("lock_claims", ours, error, delay_seconds, counted=counted, last=last).get(did)
 
     def give_back(self, worker: str) -> int:
         """Return all claims of a worker that stops, uncounted and due at once."""
@@ -261,6 +270,8 @@ class RepoStore:
                 return {}
             db.execute(SQL["drop_held"], {"dids": dids})
             reopen = {
+                "patience": values.get("patience", PATIENCE_SECONDS),
+                "slower": values.get("slower", False),
                 "dids": dids,
                 "delays": [delay_seconds] * len(dids),
                 "error": error,

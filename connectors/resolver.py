@@ -278,13 +278,15 @@ class Resolver:
                 ) from err
             raise IdentityNotFound(f"{did}: {err}") from err
         except Unreachable as err:
+            if plc:
+                self._pace.failed()
             raise IdentityUnreachable(f"{did}: {err}") from err
         wait = retry_after(answer.headers, time.time())
         throttled = plc and (answer.status == 429 or (answer.status == 503 and wait is not None))
         if throttled:
             self._pace.throttled(wait)
-        elif plc and answer.status < 500:
-            self._pace.answered()
+        elif plc:
+            (self._pace.answered if answer.status < 500 else self._pace.failed)()
         if answer.status not in (200, 404, 410):
             raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait, throttled=throttled)
         return answer

@@ -31,12 +31,11 @@ from connectors.waiting import ForKeys
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import MAX_SOCKET_BYTES, StreamError, decode, position
+from steps.reconnect import STEADY_SECONDS, reconnect_seconds
 
 POLL_FRAMES = 3000
 QUEUE_UNIT_BYTES = 2048  # a frame of this size or less counts as one in the queue, a larger one as several
 POLL_BYTES = 6 * 1024 * 1024  # of frames in one batch; its messages have at most some sixteen times as many
-BACKOFF_FIRST_SECONDS = 0.25
-BACKOFF_MAX_SECONDS = 30.0
 LONGEST_REST_SECONDS = 300.0  # of an upstream that refuses connections and names a longer time
 PATIENCE_WITHOUT_CURSOR = 10  # without a cursor a reconnect could lose an event, so silence is borne longer
 IDLE_AFTER_SECONDS = 1.0
@@ -97,6 +96,7 @@ class Upstream:
         self.waiting = False  # for room in the queue: our own silence, not the upstream's
         self.failures = 0
         self.rest = 0.0  # seconds that the upstream asked us to wait
+        self.short = 0  # connections in a row
         self.too_large = 0
         self.problem: str | None = None
 
@@ -132,11 +132,14 @@ class Sockets:
     async def _follow(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
         """Connect, read, and again, for ever."""
         while True:
+            began = time.monotonic()
             try:
                 await self._connection(session, upstream)
             except (_Closed, HostRefused, Unreachable, _FrameTooLarge) as err:
                 self._settle(upstream, err)
-            await asyncio.sleep(self._backoff(upstream))
+                upstream.short = upstream.short + 1 if time.monotonic() - began < STEADY_SECONDS else 0
+            fraction = random.random()  # noqa: S311 (jitter)
+            await asyncio.sleep(reconnect_seconds(upstream.failures, upstream.short, fraction, upstream.rest))
 
     async def _connection(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
         url = f"{upstream.url}/xrpc/{self._method}"
@@ -254,15 +257,6 @@ class Sockets:
             if upstream.problem != text:
                 logger.warning("disconnected", extra={"upstream": upstream.url, "why": text})
             upstream.problem = text
-
-    @staticmethod
-    def _backoff(upstream: Upstream) -> float:
-        """Jittered, because a relay that restarts has dropped all its clients at once. Never before the rest is over."""
-        if not upstream.failures:
-            return 0.0
-        longest: float = min(BACKOFF_FIRST_SECONDS * 2 ** min(upstream.failures, 10), BACKOFF_MAX_SECONDS)
-        jitter = random.uniform(0.5, 1.0)  # noqa: S311
-        return max(longest * jitter, upstream.rest * (0.75 + jitter / 2))
 
 
 class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):

@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from control.status import PHASES, Status
+from steps.printable import printable
 
+LINE_CHARACTERS = 1000
 PLAIN_SECONDS = 2.0
 NOTES_SHOWN = 8
 SHOWN_HOSTS = 5
@@ -58,7 +60,7 @@ def troubles(status: Status) -> list[str]:
         found.append(f"dead letters: {status.dead_letters['open']} open")
     if status.skipped_ranges:
         found.append(f"skipped listing ranges: {status.skipped_ranges}")
-    return found
+    return [printable(line, LINE_CHARACTERS) for line in found]
 
 
 def _rate(rate: float | None) -> str:
@@ -106,7 +108,7 @@ class Progress:
 
     def note(self, who: str, what: str) -> None:
         """Something happened: a line of its own, and the last few stay in view."""
-        line = f"{time.strftime('%H:%M:%S')} {who}: {what}"
+        line = printable(f"{time.strftime('%H:%M:%S')} {who}: {what}", LINE_CHARACTERS)
         if self._live is None:
             self._console.print(line)
         else:

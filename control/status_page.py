@@ -12,6 +12,7 @@ from control.progress import rated, troubles
 from control.status import PHASES, SQL, Collector, Row, Status
 from control.watch import look_at_all, registered
 from schemas.settings import Settings
+from steps.printable import printable
 
 RATE_SECONDS = 1.0
 CELL = 60
@@ -83,4 +84,4 @@ def table(found: list[Row]) -> str:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
-    return text if len(text) <= CELL else text[: CELL - 1] + "…"
+    return printable(text, CELL)

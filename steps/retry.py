@@ -37,7 +37,8 @@ class Reason(StrEnum):
     DIRECTORY_UNREACHABLE = "directory_unreachable"
     SPOOL_FULL = "spool_full"
     # the host's failures
-    BAD_DID = "bad_did"
+    BAD_DOCUMENT = "bad_document"
+    WEB_UNREACHABLE = "did_web_unreachable"
     HTTP_STATUS = "http_status"
     UNREACHABLE = "unreachable"
     CUT_OFF = "cut_off"
@@ -66,6 +67,22 @@ NOT_ASKED = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
 _OURS = frozenset({Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL})
 _DEFERRED = NOT_ASKED | _OURS | {Reason.HOST_SLOW}
 """Uncounted. A transfer is ended as `host_slow` once: then its host is slow, and the next one counts as `too_slow`."""
+
+_DAY = 86_400.0
+_PATIENCE: Mapping[StrEnum, float] = {
+    Reason.DIRECTORY_UNREACHABLE: _DAY,
+    Reason.SPOOL_FULL: _DAY,
+    Reason.RATE_LIMITED: 7 * _DAY,
+    Reason.HOST_PAUSED: 7 * _DAY,
+    Reason.HOST_BUSY: 30 * _DAY,  # our own queue: millions of repos at one host take weeks
+}
+
+
+def patience(reason: StrEnum) -> float:
+    """Seconds for which attempts that end for this reason are not counted, if none is counted meanwhile."""
+    return _PATIENCE.get(reason, _DAY)
+
+
 _BEYOND_US = frozenset({Reason.TOO_LARGE, SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})
 """Above a limit of ours: the next download of gigabytes would end there as well, until an operator raises it."""
 

@@ -11,6 +11,7 @@ import typer
 
 from control.commands.base import AsJson, DataDir, all_dids, answerable, located, one_of
 from control.commands.cursors import cursors_app
+from control.commands.hosts import hosts_app
 from control.commands.letters import dead_letters_app, skipped_app
 from control.errors import OperatorError
 
@@ -21,8 +22,10 @@ def commands(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.command("audit")(audit)
     app.command("replay")(replay)
-    for name, group in (("cursors", cursors_app), ("dead-letters", dead_letters_app), ("skipped", skipped_app)):
-        app.add_typer(group, name=name)
+    app.add_typer(cursors_app, name="cursors")
+    app.add_typer(dead_letters_app, name="dead-letters")
+    app.add_typer(skipped_app, name="skipped")
+    app.add_typer(hosts_app, name="hosts")
 
 
 @answerable

@@ -39,6 +39,25 @@ set request_limit = %(request_limit)s,
     tokens = least(tokens, %(remaining)s)
 where host = %(host)s
 
+-- name: known_hosts
+select host from sluice.host where host = any(%(hosts)s::text[])
+
+-- name: clear_pauses
+-- An operator's word: asked again, at our own limit, from a full bucket.
+update sluice.host set paused_until = null, pause_reason = null, request_limit = null, tokens = null, tokens_at = null
+where host in (select host from sluice.host where host = any(%(hosts)s::text[]) order by host for update)
+
+-- name: due_after_pause
+-- Repos of these hosts that wait because of a pause or a spent budget.
+update sluice.repo r set next_retry_at = now()
+from (
+    select r.did from sluice.repo r left join sluice.identity i on i.did = r.did
+    where r.phase = 'pending' and r.queued_at is null and r.next_retry_at > now()
+          and coalesce(r.host, i.pds) = any(%(hosts)s::text[]) and r.last_error ~ '^(rate_limited|host_paused|host_busy):'
+    order by r.did for update of r
+) waits
+where r.did = waits.did
+
 -- name: failed
 insert into sluice.host as h (host, failures, consecutive_failures, last_error) values (%(host)s, 1, 1, %(error)s)
 on conflict (host) do update

@@ -57,6 +57,13 @@ select part, log_offset, topic, did, reason, error, state, noticed_at
 from sluice.dead_letter where %(state)s = 'all' or state = %(state)s
 order by noticed_at desc, part, log_offset limit %(limit)s
 
+-- name: held_back_hosts
+-- Hosts that are paused, limited by their own headers, or failing.
+select host, paused_until, pause_reason, request_limit, consecutive_failures, last_error
+from sluice.host
+where paused_until > now() or consecutive_failures > 0 or request_limit is not null
+order by paused_until > now() desc nulls last, consecutive_failures desc, host limit %(limit)s
+
 -- name: skipped
 select s.id, s.upstream, s.from_cursor, s.to_cursor, s.reason, s.retry_count, s.skipped_at, s.filled_at, s.filled_by,
        case when s.filled_at is null then (

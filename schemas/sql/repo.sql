@@ -160,7 +160,7 @@ returning r.did, r.attempt
 
 -- name: produced
 -- The outcome is in the log: from here on the index closes the attempt, and the lease no longer runs.
-update sluice.repo r set produced_partition = p.part, produced_offset = p.log_offset, lease_until = null
+update sluice.repo r set produced_partition = p.part, produced_offset = p.log_offset, lease_until = null, deferred_since = null
 from (
     select r.did, t.part, t.log_offset
     from sluice.repo r
@@ -202,20 +202,30 @@ order by r.did limit %(limit)s for update
 delete from sluice.held_event where did = any(%(dids)s::text[])
 
 -- name: reopen
--- From backfill back to pending, or to failed after the last attempt. Rows are locked already.
+-- From backfill back to pending, or to failed after the last attempt. Rows are locked already. `patience` (seconds): an
+-- attempt that is not counted is counted after all where none has been for so long. `slower`: ever longer between those.
+with left_over as (
+    select d.did, d.delay, %(counted)s or coalesce(l.deferred_since < now() - make_interval(secs => %(patience)s), false) as counted,
+           case when %(slower)s then least(extract(epoch from now() - l.deferred_since)::float8 / 2, 3600) end as slower
+    from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
+    join sluice.repo l on l.did = d.did
+)
 update sluice.repo r
-set phase = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then 'failed' else 'pending' end,
-    retry_count = r.retry_count + case when %(counted)s then 1 else 0 end,
-    next_retry_at = now() + make_interval(secs => d.delay),
+set phase = case when o.counted and r.retry_count + 1 >= %(max_attempts)s then 'failed' else 'pending' end,
+    retry_count = r.retry_count + case when o.counted then 1 else 0 end,
+    deferred_since = case when o.counted then null
+                          when %(error)s::text is null then r.deferred_since
+                          else coalesce(r.deferred_since, now()) end,
+    next_retry_at = now() + make_interval(secs => greatest(o.delay, coalesce(o.slower, 0))),
     last_error = coalesce(%(error)s, r.last_error), queued_at = null, lease_until = null, worker = null,
     produced_partition = null, produced_offset = null, phase_since = now(),
     heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', -- what was held has only been heard
     stale_since = case when r.held_rev > r.heard_rev then null else r.stale_since end,
     -- a pause that we chose and a worker that stopped are nobody's attempts
-    fetched_at = case when %(counted)s then r.fetched_at else r.fetched_at[:cardinality(r.fetched_at) - 1] end,
-    completed_at = case when %(counted)s and r.retry_count + 1 >= %(max_attempts)s then greatest(now(), r.started_at) end
-from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
-where r.did = d.did
+    fetched_at = case when o.counted then r.fetched_at else r.fetched_at[:cardinality(r.fetched_at) - 1] end,
+    completed_at = case when o.counted and r.retry_count + 1 >= %(max_attempts)s then greatest(now(), r.started_at) end
+from left_over o
+where r.did = o.did
 returning r.did, r.phase
 
 -- name: stale
@@ -266,7 +276,7 @@ with chosen as (
 )
 update sluice.repo r
 set phase = 'pending', reason = case when r.active then 'retry' else 'deletion' end, retry_count = 0, next_retry_at = now(), queued_at = null, last_error = null,
-    completed_at = null, started_at = null, lease_until = null, worker = null, stale_since = null, phase_since = now()
+    completed_at = null, started_at = null, lease_until = null, worker = null, stale_since = null, deferred_since = null, phase_since = now()
 from chosen c where r.did = c.did
 returning r.did
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import pytest
 from aiohttp import web
 
-from connectors.stream import BACKOFF_MAX_SECONDS, LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
+from connectors.stream import LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
 from schemas.settings import Settings
+from steps.reconnect import FAILED_MAX_SECONDS, reconnect_seconds
 
 
 class Refusing:
@@ -63,8 +64,8 @@ def test_the_time_that_an_upstream_names_is_bounded_and_jittered() -> None:
     upstream = Upstream("http://relay.test", None)
     sockets = Sockets(Settings(), "firehose", "stream", {})
     sockets._settle(upstream, _RateLimited("answered 429", 86_400.0))
-    waits = {sockets._backoff(upstream) for _ in range(100)}
+    waits = {reconnect_seconds(upstream.failures, upstream.short, n / 100, upstream.rest) for n in range(100)}
     assert min(waits) >= LONGEST_REST_SECONDS
     assert LONGEST_REST_SECONDS < max(waits) <= 1.25 * LONGEST_REST_SECONDS
     sockets._settle(upstream, ConnectionError("gone"))  # the rest was of that answer only
-    assert sockets._backoff(upstream) <= BACKOFF_MAX_SECONDS
+    assert reconnect_seconds(upstream.failures, upstream.short, 1.0, upstream.rest) <= FAILED_MAX_SECONDS

@@ -1,0 +1,262 @@
+"""Every loop that asks somebody else's server, against one that always fails and one that sometimes does not.
+
+Hours pass on a virtual clock, and the requests in each of them are counted. The table of these loops and their greatest
+rates is in docs/limits.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from virtual_loop import VirtualLoop, run_hours
+
+from connectors import directory_pace
+from connectors.directory_pace import Pace
+from connectors.host_lists import follow_hosts
+from connectors.losses import SKIP_SECONDS, fill_delay
+from connectors.paging import Listed, Listings, Range
+from connectors.relay import MAX_BARREN, Hosts, Pager
+from control.second_looks import AFTER_SECONDS
+from schemas.settings import Settings
+from steps.handles import Standing, next_check
+from steps.jobs import Target
+from steps.paginator import Entry, Failure, Page, Skip, Trouble, failure_of
+from steps.reconnect import STEADY_SECONDS, reconnect_seconds
+from steps.standing import Filled, Narrowed
+
+DAY = 8  # hours
+RELAY, PDS = "https://relay.example", "https://pds.example"
+BAD = Failure(Trouble.BAD_ANSWER, "HTTP 500")
+DOWN = Failure(Trouble.UNREACHABLE, "no answer")
+Answer = Callable[[int, str, int], Page | Failure]
+"""(requests so far, cursor, limit) → answer"""
+
+
+class Hours:
+    """Requests in each simulated hour."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * DAY
+        self.total = 0
+
+    def count(self, now: float) -> None:
+        self.counts[min(int(now // 3600), DAY - 1)] += 1
+        self.total += 1
+
+
+class Crawl:
+    """One listing with the table of its skipped ranges, as the flow's thread keeps it."""
+
+    def __init__(self, answer: Answer, *, relay: bool) -> None:
+        self.hours, self.fills = Hours(), Hours()
+        self.ranges: dict[int, tuple[Range, float]] = {}
+        self.seen: set[str] = set()
+        self.target = Target(RELAY, RELAY, relay=True) if relay else Target(PDS, PDS)
+        self._answer = answer
+        self._ids = itertools.count()
+
+    def run(self) -> Crawl:
+        run_hours(DAY, self._main)
+        return self
+
+    async def _main(self, loop: VirtualLoop) -> None:
+        listings = Listings(Settings(relays=[RELAY]), {}, lambda: loop.now)
+
+        async def repos(_url: str, cursor: str, limit: int, *_: Any) -> Page | Failure:
+            self.hours.count(loop.now)
+            await asyncio.sleep(0.05)
+            return self._answer(self.hours.total, cursor, limit)
+
+        pager: Any = SimpleNamespace(repos=repos)
+        async with asyncio.TaskGroup() as group:
+            listings._follow(group, pager, self.target)
+            upstream = listings.upstreams[self.target.key]
+            while True:
+                for item in listings.queue.take(100):
+                    self._note(item, loop.now)
+                due = [one for one, at in self.ranges.values() if at <= loop.now]
+                if due and upstream.state.done and not upstream.fills and upstream.fill_at <= loop.now:
+                    upstream.fills[due[0].id] = due[0]
+                    upstream.wake.set()
+                await asyncio.sleep(5.0)
+
+    def _note(self, item: Listed, now: float) -> None:
+        self.seen |= {entry.did for entry in item.entries}
+        for upstream, fact in item.facts:
+            if isinstance(fact, Skip):
+                same = [one for one, _ in self.ranges.values() if one.from_cursor == fact.from_cursor]
+                if not same:
+                    made = Range(next(self._ids), upstream, fact.from_cursor, fact.to_cursor, 0)
+                    self.ranges[made.id] = made, now + SKIP_SECONDS
+                continue
+            gone, _ = self.ranges.pop(fact.id)
+            if isinstance(fact, Narrowed):
+                for start, end in fact.left:
+                    made = Range(next(self._ids), upstream, start, end, gone.retry_count + 1)
+                    self.ranges[made.id] = made, now + fill_delay(gone.retry_count)
+            else:
+                assert isinstance(fact, Filled)
+
+
+def numbered(bad: range, repos: int = 150, most: int = 20) -> Answer:
+    def answer(_: int, cursor: str, limit: int) -> Page | Failure:
+        ids = list(range(int(cursor or 0) + 1, repos + 1))[: min(limit, most)]
+        if set(ids) & set(bad):
+            return BAD
+        entries = [Entry(f"did:plc:{number}", "", True, None) for number in ids]
+        return Page(entries, 0, str(ids[-1]) if ids and ids[-1] < repos else None)
+
+    return answer
+
+
+def cycle(n: int, cursor: str, _: int) -> Page | Failure:
+    return Page([Entry(f"did:plc:{cursor}", "", True, None)], 0, {"": "a", "a": "b", "b": "a"}.get(cursor, "a"))
+
+
+ANSWERS: dict[str, Answer] = {
+    "errors": lambda *_: BAD,
+    "silence": lambda *_: DOWN,
+    "malformed pages": lambda *_: Failure(Trouble.MALFORMED, "no page"),
+    "429 with Retry-After: 0": lambda *_: failure_of(429, None, 0.0),
+    "429 without a time": lambda *_: failure_of(429, None, None),
+    "cursors that go round": cycle,
+    "empty pages with ever new cursors": lambda n, *_: Page([], 0, f"c{n}"),
+    "the end, or an error": lambda n, *_: Page([], 0, None) if n % 2 else BAD,
+    "a cycle with errors": lambda n, cursor, limit: BAD if n % 3 else cycle(n, cursor, limit),
+    "a 429 and a cycle": lambda n, cursor, limit: failure_of(429, None, 0.0) if n % 2 else cycle(n, cursor, limit),
+    "one page, then errors": lambda n, *_: Page([], 0, "7") if n == 1 else BAD,
+    "a page, then silence": lambda n, *_: Page([], 0, None) if n % 5 == 0 else DOWN,
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("relay", [True, False])
+def test_a_listing_of_a_server_that_fails_is_ever_rarer(name: str, relay: bool) -> None:
+    """Issue 10.18; H5, B2: listRepos of a relay and of a PDS, with the fills of what they skip."""
+    crawl = Crawl(ANSWERS[name], relay=relay).run()
+    assert crawl.hours.counts[0] <= 500
+    assert max(crawl.hours.counts[3:]) <= (100 if relay else 45)
+
+
+def test_a_stretch_that_fails_for_good_costs_a_few_requests_an_hour() -> None:
+    """Issue 10.18; N6, H5: repos 41 to 60 of 150 fail, pages hold 20: it was eight requests a second, without end."""
+    crawl = Crawl(numbered(range(41, 61)), relay=True).run()
+    assert crawl.seen == {f"did:plc:{n}" for n in range(1, 151) if not 41 <= n <= 60}
+    assert [(one.from_cursor, one.to_cursor) for one, _ in crawl.ranges.values()] == [("40", "60")]
+    assert [one.retry_count >= 9 for one, _ in crawl.ranges.values()] == [True]
+    assert crawl.hours.counts[0] <= 200
+    assert max(crawl.hours.counts[2:]) <= 12 + 1 + 15  # a round, and a re-check of the end every five minutes
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("errors", lambda _: Hosts([], BAD)),
+        ("a list that breaks off", lambda _: Hosts([PDS], Failure(Trouble.MALFORMED, "x"))),
+        ("now and then a list", lambda n: Hosts([PDS]) if n % 4 == 0 else Hosts([], DOWN)),
+    ],
+)
+def test_a_relay_s_list_of_hosts(name: str, answer: Callable[[int], Hosts]) -> None:
+    """Issue 10.18; H5: listHosts."""
+    hours = Hours()
+
+    async def main(loop: VirtualLoop) -> None:
+        async def hosts(_: str) -> Hosts:
+            hours.count(loop.now)
+            return answer(hours.total)
+
+        pager: Any = SimpleNamespace(hosts=hosts)
+        await follow_hosts(pager, [RELAY], 300.0, lambda *_: None)
+
+    run_hours(DAY, main)
+    assert hours.counts[0] <= 40, name
+    assert max(hours.counts[2:]) <= (40 if "now" in name else 2), name
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_one_list_of_hosts_has_an_end(monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
+    """Issue 10.18; H5: cursors that go round, and pages without a new host."""
+    pager, asked = Pager(Settings(), None), 0  # type: ignore[arg-type]  # asks nobody
+
+    async def ask(_relay: str, _method: str, cursor: str, _limit: int) -> Any:
+        nonlocal asked
+        asked += 1
+        return {"hosts": [{"hostname": "pds.example"}], "cursor": f"c{asked}" if new else {"a": "b"}.get(cursor, "a")}
+
+    monkeypatch.setattr(pager, "_ask", ask)
+    found = asyncio.run(pager.hosts(RELAY))
+    assert found.urls == [PDS]
+    assert found.failure is not None
+    assert asked <= MAX_BARREN + 2
+
+
+@pytest.mark.parametrize("every", [0, 50])
+def test_a_directory_that_fails_is_asked_once_a_second_at_most(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """Issue 10.18, 10.19; H5: the PLC directory, whatever the callers do; `every`: one request in so many is answered."""
+    hours = Hours()
+
+    async def main(loop: VirtualLoop) -> None:
+        monkeypatch.setattr(directory_pace, "time", SimpleNamespace(monotonic=lambda: loop.now))
+        pace = Pace(10.0)
+        while True:
+            await pace.turn()
+            hours.count(loop.now)
+            (pace.answered if every and hours.total % every == 0 else pace.failed)()
+
+    run_hours(1, main)
+    assert hours.total <= (3900 if every == 0 else 36_000)
+
+
+@pytest.mark.parametrize("named", [None, 0.0, 1.0])
+def test_a_directory_that_only_says_429_gets_longer_rests(monkeypatch: pytest.MonkeyPatch, named: float | None) -> None:
+    """Issue 10.18; H5: also one that names no time, or none to speak of."""
+    hours = Hours()
+
+    async def main(loop: VirtualLoop) -> None:
+        monkeypatch.setattr(directory_pace, "time", SimpleNamespace(monotonic=lambda: loop.now))
+        pace = Pace(10.0)
+        while True:
+            await pace.turn()
+            hours.count(loop.now)
+            pace.throttled(named)
+
+    run_hours(DAY, main)
+    assert hours.counts[0] <= 70
+    assert max(hours.counts[1:]) <= 61
+
+
+@pytest.mark.parametrize(
+    "standing", [Standing.SILENT, Standing.HOST_SILENT, Standing.DIRECTORY_SILENT, Standing.NOT_RESOLVED]
+)
+def test_a_handle_that_never_resolves(standing: Standing) -> None:
+    """Issue 10.18; H5: handle checks of one DID."""
+    settings, now, checks = Settings(), 0.0, 0
+    while now < 24 * 3600:
+        now += next_check(
+            standing, checks, "did:plc:a", recheck=settings.handle_recheck_seconds, retry=settings.handle_retry_seconds
+        )
+        checks += 1
+    assert checks <= 12
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_a_stream_that_is_closed_again_and_again(events: bool) -> None:
+    """Issue 10.18; H5: websockets of relays and labelers; also where each connection brings an event."""
+    now, failures, short, connections = 0.0, 0, 0, 0
+    while now < 3600:
+        connections += 1
+        failures, short = (1 if events else failures + 1), short + 1
+        now += reconnect_seconds(failures, short, 0.0)
+    assert connections <= (1500 if events else 260)
+    assert reconnect_seconds(1, 0, 1.0) <= 0.5, f"after {STEADY_SECONDS} s a connection is made again at once"
+
+
+def test_a_dead_letter_without_a_key_is_looked_at_a_few_times() -> None:
+    """H5: by itself six times within a day, and never again."""
+    assert len(AFTER_SECONDS) == 6
+    assert max(AFTER_SECONDS) <= 24 * 3600
