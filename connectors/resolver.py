@@ -287,18 +287,17 @@ class Resolver:
             self._pace.throttled(wait)
         elif plc:
             (self._pace.answered if answer.status < 500 else self._pace.failed)()
-        if answer.status not in (200, 404, 410):
-            raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait, throttled=throttled)
-        return answer
+        if answer.status in (200, 404, 410):
+            return answer
+        raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait, throttled=throttled)
 
     async def _known_documents(self) -> bool:
         """Whether the directory has the document of a DID that it had one for before; see `directory_answers`."""
         rows = await self._some_known()
-        seconds = self._settings.fetch_connect_seconds
         for did in rows:
-            url = document_url(did, self._settings.plc)
+            url = document_url(did, self._settings.plc) or ""
             try:
-                answer = await self._answer(did, url or "", seconds, plc=True)
+                answer = await self._answer(did, url, self._settings.fetch_connect_seconds, plc=True)
             except (IdentityNotFound, IdentityUnreachable):
                 continue
             if isinstance(read_document(did, answer), Identity):

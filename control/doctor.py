@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from connectors.database import connect
-from connectors.http import HostRefused, Unreachable, check_url, fetch, open_session, translated
+from connectors.http import LIST_JSON, HostRefused, Unreachable, check_url, fetch, open_session, translated
 from connectors.labeler import SUBSCRIBE as SUBSCRIBE_LABELS
 from connectors.log import LogUnavailable, admin, cluster_id
 from connectors.migrations import MigrationError, missing
@@ -198,7 +198,8 @@ async def _upstreams(settings: Settings) -> list[Check]:
 async def _answers(session: aiohttp.ClientSession, settings: Settings, name: str, url: str, question: str) -> Check:
     remedy = f"correct {SETTINGS[name]}, or wait until it answers"
     try:
-        answer = await fetch(session, f"{url}/{question}", allow_private=settings.allow_private_hosts)
+        private = settings.allow_private_hosts
+        answer = await fetch(session, f"{url}/{question}", allow_private=private, limit=LIST_JSON.size)
     except HostRefused as err:
         remedy = f"correct {SETTINGS[name]}, or set SLUICE_ALLOW_PRIVATE_HOSTS=true for an own network"
         return Check(name, State.FAIL, f"{url}: {err}", remedy)

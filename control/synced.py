@@ -53,7 +53,7 @@ class Synced:
         return not behind
 
     def _unsettled(self, status: Status) -> str | None:
-        listed = {job["source"].get("relay") for job in status.jobs if _listed(job)}
+        listed = {job["source"].get("relay") for job in status.jobs if _listed(job) and not _cut(job)}
         for relay in self._settings.relays:
             if relay not in listed:
                 return f"the listing of {relay}"
@@ -90,3 +90,8 @@ class Synced:
 def _listed(job: Row) -> bool:
     """Has its listing come to its end? The job itself is completed later, when control has counted its repos."""
     return job["status"] == "completed" or job["checkpoint"].get("done") is True
+
+
+def _cut(job: Row) -> bool:
+    """Its newest pass ended without the list's end."""
+    return bool((job["checkpoint"] or {}).get("cut"))

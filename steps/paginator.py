@@ -37,6 +37,7 @@ MAX_BARREN = 20  # pages of a pass that bring nothing new, and as many again for
 LONGEST_ROUND_SECONDS = 3600.0
 FUTURE_MICROS = 300 * 1_000_000
 LONGEST_THROTTLE_SECONDS = 3600.0
+THROTTLE_SECONDS = 60.0  # of a 429 that names no time
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -140,7 +141,7 @@ def decide(state: Listing, outcome: Page | Failure, now: float, policy: Policy) 
     if isinstance(outcome, Page):
         return _page(state, outcome, now, policy)
     if outcome.trouble is Trouble.THROTTLED:
-        asked = policy.longest_wait if outcome.retry_after is None else outcome.retry_after
+        asked = THROTTLE_SECONDS if outcome.retry_after is None else outcome.retry_after
         least = min(2.0**state.throttles, policy.longest_wait)  # one that asks for nothing, again and again
         throttled = replace(state, throttles=min(state.throttles + 1, 20))
         return Decision(throttled, now + min(max(asked, least), LONGEST_THROTTLE_SECONDS))

@@ -60,6 +60,17 @@ def test_done_at_once_when_everything_is() -> None:
     assert looker()[0].look(done(unavailable=1, failed=1))
 
 
+def test_a_relay_s_listing_that_was_cut_is_not_its_end_but_a_pds_s_holds_up_nothing() -> None:
+    """Issue 10.18; H3."""
+    synced, _ = looker()
+    cut = {"done": True, "cut": "its cursors go round"}
+    relay = {"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": cut}
+    assert not synced.look(replace(done(), jobs=[relay]))
+    assert synced.waits_for == f"the listing of {RELAY}"
+    pds = {"source": {"pds": "https://pds.example"}, "status": "running", "name": "list", "checkpoint": cut}
+    assert synced.look(replace(done(), jobs=[*done().jobs, pds]))
+
+
 def test_waits_for_a_listing_that_has_not_ended() -> None:
     synced, _ = looker()
     running = [{"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": {}}]
