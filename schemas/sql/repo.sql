@@ -206,7 +206,7 @@ delete from sluice.held_event where did = any(%(dids)s::text[])
 -- attempt that is not counted is counted after all where none has been for so long. `slower`: ever longer between those.
 with left_over as (
     select d.did, d.delay, %(counted)s or coalesce(l.deferred_since < now() - make_interval(secs => %(patience)s), false) as counted,
-           case when %(slower)s then least(extract(epoch from now() - l.deferred_since)::float8 / 2, 3600) end as slower
+           case when %(slower)s then least(coalesce(extract(epoch from now() - l.deferred_since), 0)::float8 / 2, 3600) end as slower
     from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
     join sluice.repo l on l.did = d.did
 )
