@@ -28,6 +28,9 @@ from schemas.settings import Settings
 DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
 DELIVERY_SECONDS = 120.0
 FLUSH_SECONDS = 1.0
+LARGE_BYTES = 64 * 1024
+"""Larger messages are compressed with snappy, which shrinks nothing to less than a twentieth. A consumer's fetch is bounded in
+compressed bytes, and zstd would make 60 messages of 12 MB of one repeated character a single fetch of 700 MB."""
 STOPPING_SECONDS = 8.0  # for the last messages of a process that stops
 
 
@@ -101,17 +104,17 @@ class LogProducer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._producer: Producer | None = None
+        self._producers: dict[str, Producer] = {}
 
-    def _client(self) -> Producer:
-        if self._producer is None:
-            self._producer = Producer(
+    def _client(self, compression: str = "zstd") -> Producer:
+        if compression not in self._producers:
+            self._producers[compression] = Producer(
                 broker.options(self._settings, "producer")
                 | {
                     "acks": "all",
                     "enable.idempotence": True,
                     "partitioner": "murmur2_random",
-                    "compression.type": "zstd",
+                    "compression.type": compression,
                     "linger.ms": 5,
                     "batch.size": 1024 * 1024,
                     "message.max.bytes": MAX_MESSAGE_BYTES,
@@ -122,14 +125,14 @@ class LogProducer:
                 },
                 logger=broker.LOG,
             )
-        return self._producer
+        return self._producers[compression]
 
     def send(self, messages: Sequence[Out], places_of: Collection[int] = ()) -> dict[int, Delivered]:
         """Write all messages, in order; where those of the indexes `places_of` stand.
 
         Raises LogUnavailable unless every one was acknowledged within DELIVERY_SECONDS, and Stopping where the process stops
         and the log does not take them. A report of its own costs a message more than writing it, so only those whose place
-        is asked for have one.
+        is asked for have one. Messages of one key stay in order: those of a key with a large one all take the same way.
         """
         reports, patience = _Reports(), _Patience()
         try:
@@ -149,13 +152,14 @@ class LogProducer:
     def _produce(
         self, messages: Sequence[Out], reports: "_Reports", places_of: Collection[int], patience: "_Patience"
     ) -> None:
-        client = self._client()
-        produce, topics = client.produce, {one: self._settings.topic(one) for one in {m.topic for m in messages}}
+        large_keys = {message.key for message in messages if len(message.value) > LARGE_BYTES}
+        small, topics = self._client(), {one: self._settings.topic(one) for one in {m.topic for m in messages}}
         for index, message in enumerate(messages):
             report = partial(reports.place, index) if index in places_of else reports.one
+            client = small if message.key not in large_keys else self._client("snappy")
             while True:
                 try:
-                    produce(topics[message.topic], message.value, message.key, on_delivery=report)
+                    client.produce(topics[message.topic], message.value, message.key, on_delivery=report)
                     break
                 except BufferError as err:
                     if patience.spent():
@@ -166,17 +170,18 @@ class LogProducer:
 
     def _flush(self, patience: "_Patience") -> int:
         """Wait for all reports, in short calls that mark the turn; how many did not come."""
-        while left := self._client().flush(FLUSH_SECONDS):
-            if patience.spent():
-                return left
+        for client in self._producers.values():
+            while left := client.flush(FLUSH_SECONDS):
+                if patience.spent():
+                    return left
         return 0
 
     def _discard(self) -> None:
         """Forget a client that failed: its messages count as not sent, and a fatal error of it would never end."""
-        if self._producer is not None:
-            self._producer.purge()
-            self._producer.poll(0)
-            self._producer = None
+        for client in self._producers.values():
+            client.purge()
+            client.poll(0)
+        self._producers.clear()
 
 
 class _Patience:
