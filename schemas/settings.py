@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     stream_silence_seconds: float = Field(
         60.0, gt=0, description="a connected stream without data for this long is reconnected"
     )
-    stream_queue_frames: int = Field(20_000, ge=100, description="frames that wait in memory at most, per flow")
+    stream_queue_frames: int = Field(
+        20_000, ge=100, description="frames buffered per flow; one of more than 2 KiB counts as several"
+    )
     firehose_start: str = Field(
         "tip", pattern="^(tip|oldest)$", description="where a relay without a cursor begins: tip or oldest"
     )
