@@ -204,7 +204,7 @@ def test_a_producer_that_failed_is_made_anew(log: str, settings: Settings, monke
     """Issue 10.3: after a fatal error a producer takes nothing any more."""
     producer = LogProducer(settings.model_copy(update={"bootstrap": log}))
     producer.send([Out(TOPIC, "did:plc:one", b"x")])
-    broken = producer._producer
+    broken = producer._producers["zstd"]
     assert isinstance(broken, Producer)
 
     def refused(*_: object, **__: object) -> None:
@@ -215,8 +215,8 @@ def test_a_producer_that_failed_is_made_anew(log: str, settings: Settings, monke
         purge = staticmethod(lambda: None)
         poll = staticmethod(lambda _: 0)
 
-    producer._producer = Broken()  # type: ignore[assignment]
+    producer._producers["zstd"] = Broken()  # type: ignore[assignment]
     with pytest.raises(LogUnavailable):
         producer.send([Out(TOPIC, "did:plc:two", b"x")])
     producer.send([Out(TOPIC, "did:plc:three", b"x")])
-    assert isinstance(producer._producer, Producer)
+    assert isinstance(producer._producers["zstd"], Producer)

@@ -16,7 +16,7 @@ class Delivering:
 
     made: dict[str, Delivering] = {}  # noqa: RUF012  # one test's
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], **_more: Any) -> None:
         self.sent: list[tuple[str, bytes]] = []
         self._reports: list[Any] = []
         self.made[options["compression.type"]] = self
