@@ -6,8 +6,7 @@ Workers notice within `connectors.budget.PAUSE_CHECK_SECONDS`; repos that waited
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
-
+from connectors.database import connect
 from control.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -26,7 +25,7 @@ class Cleared:
 def clear(settings: Settings, hosts: Sequence[str]) -> Cleared:
     """End the pauses of these hosts, and forget the limits that they named. Raises OperatorError for one that is not known."""
     names = sorted({_origin(host) for host in hosts})
-    with psycopg.connect(settings.database, autocommit=True, application_name="sluice hosts") as db:
+    with connect(settings.database, "sluice hosts") as db:
         known = {row[0] for row in db.execute(SQL["known_hosts"], {"hosts": names})}
         unknown = sorted(set(names) - known)
         if unknown:
