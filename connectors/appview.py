@@ -6,46 +6,34 @@ here; what depends on other repos is left to the fold (`sluice.appview_dirty`).
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import psycopg
 
+from connectors import appview_gates as gates
 from connectors import appview_tables as tables
 from connectors.appview_changes import Changes, Key
 from connectors.appview_counts import FOLLOWERS, FOLLOWS, LIKES, POSTS, REPLIES, REPOSTS, Counts
+from connectors.appview_pages import GATES, POST, Page, key_of, paths_of, project_row, records_at
 from connectors.appview_unique import Contest
 from connectors.arrays import array
 from connectors.database import REFUSALS
 from schemas.sql import queries
 from steps.appview.gate_terms import post_terms, thread_terms
-from steps.appview.project import project
 from steps.appview.rows import UNIQUE
-from steps.appview.values import Projected, Row, Source
+from steps.appview.values import Projected, Source
 from steps.settle import Row as RecordRow
-from steps.timestamps import canonical
 
 SQL = {name: text.encode() for name, text in queries("appview").items()}
-MAY_BE_LONG = 1000  # bytes of a body that can hold a reference too long for an index
-EPOCH = "1970-01-01T00:00:00.000Z"
-POST, REPOST = "app.bsky.feed.post", "app.bsky.feed.repost"
-GATES = ("thread_gate", "post_gate")
-DERIVED = "quote"  # stands only while both posts do: the fold's
+REPOST = "app.bsky.feed.repost"
+GATE_RECORDS = ("app.bsky.feed.threadgate", "app.bsky.feed.postgate")
 
 log = logging.getLogger("appview")
 
 Db = psycopg.Connection[Any]
-
-
-@dataclass(slots=True)
-class _Page:
-    """Records that are projected together."""
-
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    made: list[tuple[Source, Projected]] = field(default_factory=list)
-    invalid: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -58,20 +46,31 @@ class Projection:
     followed: set[tuple[str, str]] = field(default_factory=set)  # follows that came or went
     listed: set[str] = field(default_factory=set)  # accounts that came into lists or left them
     counts: Counts = field(default_factory=Counts)
+    ended: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)  # URI → when it came and went
+    lapsed: set[tuple[str, str, int, int]] = field(default_factory=set)
+    duplicates: set[str] | None = None  # of a rebuild: what they were before
 
     def write(self, changes: Changes, *, singly: bool = False) -> None:
         """Everything. Raises psycopg.Error; `singly`: a record that the database refuses costs nothing but itself."""
         former, records = changes.former(), changes.current()
+        self.ended = changes.ended()
         if former:
             records += self._leave(former, changes)
+        self._pass(changes)
         if singly:
             self.add_singly(records)
         else:
             self.add(records)
+        if lost := [f"at://{did}/{of}/{rkey}" for did, of, rkey in former if of in GATE_RECORDS]:
+            gates.end(self.db, lost, {uri: gone for uri, (_, gone) in self.ended.items()})
+        if changes.invalid:
+            self._flag_kept(changes.invalid)
         self.finish()
 
     def leave_repos(self, dids: list[str]) -> None:
-        """Remove what the records of these repos made, whether they are still there or not."""
+        """Remove what the records of these repos made, whether they are still there or not. What was decided stays."""
+        known = self.db.execute(SQL["duplicates_of"], {"dids": array(dids)}).fetchall()
+        self.duplicates = (self.duplicates or set()) | {row[0] for row in known}
         for table in tables.REMOVE:
             gone = tables.remove_repos(self.db, table, dids)
             self._count_gone(table, gone)
@@ -81,9 +80,9 @@ class Projection:
 
     def add(self, records: list[RecordRow]) -> int:
         """Rows of records that have none; the number of those that are not valid."""
-        page = _Page()
+        page = Page()
         for record in records:
-            _project(record, page)
+            project_row(record, page)
         losers = self._insert(page)
         self._insert_sides(page, losers)
         return len(page.invalid)
@@ -92,7 +91,7 @@ class Projection:
         """Like `add`, record by record; one that the database refuses is flagged with what it said."""
         invalid = 0
         for record in records:
-            one = Projection(self.db)
+            one = Projection(self.db, duplicates=self.duplicates)
             try:
                 with self.db.transaction():
                     invalid += one.add([record])
@@ -110,6 +109,8 @@ class Projection:
         self._judge_again()
         if self.dirty:
             _copy(self.db, "copy_dirty", self.dirty)
+        if self.lapsed:
+            gates.note_lapsed(self.db, sorted(self.lapsed))
         self.counts.write(self.db)
 
     def _leave(self, former: list[Key], changes: Changes) -> list[RecordRow]:
@@ -123,6 +124,7 @@ class Projection:
                 self._count_gone(table, tables.delete(self.db, table, uris))
             if collection == POST:
                 self.db.execute(SQL["drop_mentions"], {"uris": array(uris)})
+                self.db.execute(SQL["forget_gated"], {"uris": array(uris)})
                 self.dirty |= {("post", uri) for uri in uris}
             elif collection == REPOST:
                 self.dirty |= {("repost", uri) for uri in uris}
@@ -139,23 +141,58 @@ class Projection:
             for _, subject in rows:
                 self.counts.post(subject, REPOSTS, -1)
         elif table == "follow":
-            for _, creator, subject in rows:
+            for uri, creator, subject in rows:
+                self._lapse(uri, creator, subject)
                 self.counts.profile(creator, FOLLOWS, -1)
                 self.counts.profile(subject, FOLLOWERS, -1)
                 self.followed.add((creator, subject))
         elif table == "list_item":
-            self.listed |= {subject for _, subject in rows}
+            for uri, subject, of in rows:
+                self._lapse(uri, of, subject)
+                self.listed.add(subject)
         elif table == "post":
-            for _, creator, parent, _, violates in rows:
-                self.counts.profile(creator, POSTS, -1)
-                if parent is not None and not violates:
-                    self.counts.post(parent, REPLIES, -1)
-            if own := [(root, uri) for uri, _, _, root, _ in rows if root is not None]:
-                roots, uris = zip(*own, strict=True)
-                self.db.execute(SQL["drop_thread_replies"], {"roots": array(roots), "uris": array(uris)})
+            self._count_posts_gone(rows)
         elif table in GATES and rows:
-            self.db.execute(SQL["drop_gates"], {"uris": array([uri for uri, _ in rows])})
             self._gates_changed(post for _, post in rows)
+
+    def _count_posts_gone(self, rows: list[tuple[Any, ...]]) -> None:
+        for _, creator, parent, _, violates in rows:
+            self.counts.profile(creator, POSTS, -1)
+            if parent is not None and not violates:
+                self.counts.post(parent, REPLIES, -1)
+        if own := [(root, uri) for uri, _, _, root, _ in rows if root is not None]:
+            roots, uris = zip(*own, strict=True)
+            self.db.execute(SQL["drop_thread_replies"], {"roots": array(roots), "uris": array(uris)})
+
+    def _lapse(self, uri: str, holder: str, member: str) -> None:
+        """A follow or list item is gone: replies of its time are judged by it still."""
+        came, gone = self.ended.get(uri, (None, None))
+        if came is not None and gone is not None:
+            self.lapsed.add((holder, member, max(came, gates.EVER), gone))
+
+    def _pass(self, changes: Changes) -> None:
+        """Follows, list items and gates that came and went within this transaction."""
+        back: dict[Key, int | None] = {}
+        for row, gone in changes.passed:
+            page = Page()
+            project_row(row, page)
+            for source, made in page.made:
+                for table, (values, *_) in made.rows.items():
+                    self.ended[made.uri] = row[10], gone
+                    if table == "follow":
+                        self._lapse(made.uri, source.did, str(values[3]))
+                    elif table == "list_item":
+                        self._lapse(made.uri, str(values[4]), str(values[3]))
+                    elif table in GATES:
+                        self._add_gate(source, made, table, str(values[3]), row[10])
+                        gates.end(self.db, [made.uri], {made.uri: gone}, whatever=True)
+                        back[row[:3]] = gone
+        for record in records_at(self.db, [key for key in back if not changes.changed(key)]):  # as it was before
+            page = Page()
+            project_row(record, page)
+            for source, made in page.made:
+                for table, (values, *_) in made.rows.items():
+                    self._add_gate(source, made, table, str(values[3]), back[record[:3]])
 
     def _gates_changed(self, posts: Iterable[str]) -> None:
         for post in posts:
@@ -165,10 +202,10 @@ class Projection:
     def _unmark(self, former: list[Key], changes: Changes) -> None:
         for name, keys in (
             ("forget_marks", [key for key in former if not changes.stands(key)]),
-            ("clear_invalid", [key for key in former if changes.stands(key)]),
+            ("clear_invalid", [key for key in former if changes.stands(key) and key not in changes.invalid]),
         ):
             if keys:
-                self.db.execute(SQL[name], _paths(keys))
+                self.db.execute(SQL[name], paths_of(keys))
 
     def _heirs(self, by_collection: dict[str, list[str]], changes: Changes) -> list[RecordRow]:
         """Records that a removed one kept out of its table."""
@@ -182,10 +219,10 @@ class Projection:
             return []
         heirs = [row[0] for row in self.db.execute(SQL["waiting_for"], {"uris": array(uris)})]
         self.db.execute(SQL["forget_duplicates"], {"uris": array(uris + heirs)})
-        keys = [_key(uri) for uri in heirs]
-        return _records(self.db, [key for key in keys if not changes.stands(key)])
+        keys = [key_of(uri) for uri in sorted(heirs)]
+        return sorted(records_at(self.db, [key for key in keys if not changes.stands(key)]), key=lambda row: row[:3])
 
-    def _insert(self, page: _Page) -> set[str]:
+    def _insert(self, page: Page) -> set[str]:
         """Rows into their tables; URIs of records whose key another one holds."""
         losers: set[str] = set()
         for table, rows in page.rows.items():
@@ -193,7 +230,7 @@ class Projection:
                 tables.copy(self.db, table, rows)
                 continue
             if tables.insert(self.db, table, rows) != len(rows):
-                contest = Contest(self.db, table, rows)
+                contest = Contest(self.db, table, rows, self.duplicates or set(), by_uri=self.duplicates is not None)
                 contest.settle()
                 losers |= contest.losers
                 self._count_gone(table, contest.taken_over)
@@ -203,7 +240,7 @@ class Projection:
                         self.dirty.add(("repost", removed))
         return losers
 
-    def _insert_sides(self, page: _Page, losers: set[str]) -> None:
+    def _insert_sides(self, page: Page, losers: set[str]) -> None:
         """What records bring along besides their own rows."""
         notifications: list[tuple[str | None, ...]] = []
         mentions: list[tuple[str, int, str]] = []
@@ -219,7 +256,7 @@ class Projection:
                     (notice.did, made.uri, source.cid, source.did, notice.reason, notice.subject, notice.sort_at)
                     for notice in made.notices
                 ]
-            self._count(source, made)
+            self._count(source, made, page.came.get(made.uri))
         if mentions:
             _copy(self.db, "copy_mentions", mentions)
         if notifications:
@@ -235,7 +272,12 @@ class Projection:
             SQL["mark_invalid"], {"dids": dids, "collections": collections, "rkeys": rkeys, "reasons": reasons}
         )
 
-    def _count(self, source: Source, made: Projected) -> None:
+    def _flag_kept(self, kept: Mapping[Key, tuple[str, int | None]]) -> None:
+        """Edits that are not valid: what was there before is shown on, as of its own time."""
+        reasons, times = (array(column) for column in zip(*kept.values(), strict=True))
+        self.db.execute(SQL["flag_kept"], {**paths_of(kept), "reasons": reasons, "times": times})
+
+    def _count(self, source: Source, made: Projected, came: int | None) -> None:
         for table, rows in made.rows.items():
             if table == "like":
                 self.counts.post(str(rows[0][3]), LIKES, 1)
@@ -255,7 +297,7 @@ class Projection:
                 self.dirty.add(("post", made.uri))
                 self.flagged.add(made.uri)
             elif table in GATES:
-                self._add_gate(source, made, table, str(rows[0][3]))
+                self._add_gate(source, made, table, str(rows[0][3]), came)
 
     def _judge_again(self) -> None:
         """Replies that a gate lets in, or not, for a follow or a list."""
@@ -267,54 +309,11 @@ class Projection:
             values = {"authors": array(authors), "owners": array(owners), "listed": array(sorted(self.listed))}
             self.db.execute(SQL["judge_again"], values)
 
-    def _add_gate(self, source: Source, made: Projected, table: str, post: str) -> None:
+    def _add_gate(self, source: Source, made: Projected, table: str, post: str, came: int | None) -> None:
         record = msgspec.json.decode(source.json)
         terms = thread_terms(record) if table == "thread_gate" else post_terms(record)
-        values = {**msgspec.structs.asdict(terms), "lists": list(terms.lists), "hidden": list(terms.hidden)}
-        self.db.execute(SQL["add_gate"], {**values, "uri": made.uri, "post_uri": post, "sort_at": made.sort_at})
+        gates.add(self.db, made.uri, post, terms, came)
         self._gates_changed([post])
-
-
-def feed_items(db: Db, keys: list[Key]) -> list[Row]:
-    """What these records are in feeds, taken from their bodies."""
-    page = _Page()
-    for record in _records(db, keys):
-        _project(record, page)
-    return [row for _, made in page.made for row in made.rows.get("feed_item", ())]
-
-
-def _records(db: Db, keys: list[Key]) -> list[RecordRow]:
-    return db.execute(SQL["records"], _paths(keys)).fetchall() if keys else []
-
-
-def _project(record: RecordRow, page: _Page) -> None:
-    did, collection, rkey, cid, _, _, body, _, _, indexed_at = record
-    if body is None:
-        return
-    source = Source(did, collection, rkey, cid, body, canonical(indexed_at) or EPOCH)
-    made = project(source)
-    if made is None:
-        return
-    if made.invalid is not None:
-        page.invalid.append((did, collection, rkey, made.invalid))
-        return
-    if len(body) > MAY_BE_LONG and tables.too_long(made.rows):
-        page.invalid.append((did, collection, rkey, ": has a reference that is too long for an index"))
-        return
-    page.made.append((source, made))
-    for table, rows in made.rows.items():
-        if table != DERIVED and (table != "feed_item" or collection == POST):
-            page.rows.setdefault(table, []).extend(rows)
-
-
-def _key(uri: str) -> Key:
-    _, _, did, collection, rkey = uri.split("/", 4)
-    return did, collection, rkey
-
-
-def _paths(keys: Iterable[Key]) -> dict[str, str]:
-    dids, collections, rkeys = (array(column) for column in zip(*keys, strict=True))
-    return {"dids": dids, "collections": collections, "rkeys": rkeys}
 
 
 def _copy(db: Db, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:

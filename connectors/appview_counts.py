@@ -38,6 +38,8 @@ class Counts:
             uris, likes, replies, reposts, quotes = (array(column) for column in zip(*posts, strict=True))
             values = {"uris": uris, "likes": likes, "replies": replies, "reposts": reposts, "quotes": quotes}
             db.execute(SQL["count_posts"], values)
+            if fewer := sorted(uri for uri, by in self._posts.items() if min(by) < 0):
+                db.execute(SQL["drop_empty"], {"uris": array(fewer)})
         if profiles := sorted((did, *by) for did, by in self._profiles.items() if any(by)):
             dids, followers, follows, of = (array(column) for column in zip(*profiles, strict=True))
             db.execute(SQL["count_profiles"], {"dids": dids, "followers": followers, "follows": follows, "posts": of})

@@ -15,9 +15,10 @@ from typing import Any
 
 import psycopg
 
-from connectors.appview import Projection, feed_items
+from connectors.appview import Projection
 from connectors.appview_changes import Changes, Key
 from connectors.appview_counts import QUOTES, REPLIES, Counts
+from connectors.appview_pages import feed_items
 from connectors.arrays import array
 from connectors.database import REFUSALS
 from schemas.sql import queries
@@ -122,7 +123,7 @@ def _removed(db: Db, notes: set[Note], alone: bool) -> list[str]:
     db.execute(SQL["lock_repos"], {"dids": dids})
     paths = {"dids": dids, "collections": collections, "rkeys": rkeys}
     changes = Changes()
-    changes.gone(keys - set(db.execute(SQL["standing"], paths).fetchall()))
+    changes.gone([(*key, None) for key in keys - set(db.execute(SQL["standing"], paths).fetchall())], {})
     try:
         with db.transaction():
             Projection(db).write(changes, singly=alone)
@@ -156,6 +157,8 @@ def _flags(db: Db, touched: _Touched, counts: Counts) -> None:
                 broken.add(uri)
         frontier = _uris(db, "children", posts=broken) if broken else set()
     touched.flagged = changed
+    if ended := posts | touched.gates:
+        db.execute(SQL["forget_gates"], {"posts": array(sorted(ended))})
 
 
 def _quotes(db: Db, touched: _Touched, counts: Counts) -> None:

@@ -10,6 +10,7 @@ from psycopg import errors
 
 from connectors import metrics, watchdog
 from connectors.appview_fold import SQL, fold
+from connectors.appview_gates import prune_lapsed
 from connectors.appview_state import read
 from connectors.database import STATEMENT_SECONDS, connect
 from schemas.settings import Settings
@@ -79,6 +80,7 @@ class Folding:
             if now >= look_at:
                 metrics.APPVIEW_LACKING.set(not read(db).current)
                 metrics.APPVIEW_REFUSED.set(sum(row[0] for row in db.execute(SQL["refused"])))
+                prune_lapsed(db)
                 look_at = now + LOOK_SECONDS
             if self._stop.is_set():
                 until = until or now + DRAIN_SECONDS

@@ -42,7 +42,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "repost": ("subject",),
     "follow": ("creator", "subjectDid"),
     "post": ("creator", "replyParent", "replyRoot", "violatesThreadGate"),
-    "list_item": ("subjectDid",),
+    "list_item": ("subjectDid", "listUri"),
     "thread_gate": ("postUri",),
     "post_gate": ("postUri",),
 }

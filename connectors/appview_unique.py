@@ -1,6 +1,7 @@
-"""Records that want a key which another record holds: the oldest (indexedAt, uri) gets it, the others are duplicates.
+"""Records that want a key which another record holds: the oldest (indexedAt) gets it, the others are duplicates.
 
-Rare (a PDS removes an older like of the same post by itself), so it may cost a few statements. All records of one key lie
+Of two of one time it is the one that came first: the one that holds it, then the first of the commit. A rebuild knows this of those
+that were duplicates before (`formerly`), and takes the others by URI. Rare (a PDS removes an older like of the same post by itself), so it may cost a few statements. All records of one key lie
 in one repo, whose row this transaction has locked: nobody else decides about them meanwhile.
 """
 
@@ -27,6 +28,8 @@ class Contest:
     db: psycopg.Connection[Any]
     table: str
     rows: list[Row]
+    formerly: set[str] = field(default_factory=set)  # URIs of duplicates before a rebuild
+    by_uri: bool = False  # the rows are in no order
     losers: set[str] = field(default_factory=set)  # of these rows
     unseated: list[str] = field(default_factory=list)  # rows of before, or of this batch, that gave way
     taken_over: list[tuple[Any, ...]] = field(
@@ -39,6 +42,8 @@ class Contest:
         key_at = [columns.index(name) for name in UNIQUE[self.table]]
         time_at = columns.index("indexedAt")
         uris = array([str(row[0]) for row in self.rows])
+        order = {row: (at, str(row[0])) if not self.by_uri else (0, str(row[0])) for at, row in enumerate(self.rows)}
+        places = {str(row[0]): place for row, place in order.items()}
         present = {row[0] for row in self.db.execute(tables.PRESENT[self.table], [uris])}
         claims: dict[Row, list[Row]] = {}
         for row in self.rows:
@@ -47,8 +52,9 @@ class Contest:
         keys = [array(column) for column in zip(*claims, strict=True)]
         for uri, cid, time, *key in self.db.execute(tables.OWNERS[self.table], keys).fetchall():
             rivals = claims[tuple(key)]
-            best = min(rivals, key=lambda row: (row[time_at], row[0]))
-            if (best[time_at], best[0]) < (time, uri):
+            best = min(rivals, key=lambda row: (row[time_at], str(row[0]) in self.formerly, order[row]))
+            holds = (time, uri in self.formerly, places.get(uri, (-1, uri)))
+            if (best[time_at], str(best[0]) in self.formerly, order[best]) < holds:
                 self._unseat(uri, best)
                 owner = str(best[0])
                 self._record_losers(

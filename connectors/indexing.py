@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
-from confluent_kafka import Message
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 from typing_extensions import override
 
 from connectors import metrics
@@ -150,7 +150,9 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
                 continue
             event: Any = wire.decode_live(value) if topic == "firehose_live" else wire.decode_backfill(value)
             check_size(topic, event)
-            decoded.queues[event.did].append(Placed(message.offset() or 0, event, len(value)))
+            kind, received = message.timestamp()
+            came = received if kind != TIMESTAMP_NOT_AVAILABLE else None
+            decoded.queues[event.did].append(Placed(message.offset() or 0, event, len(value), came))
             if topic == "firehose_live":
                 decoded.newest_time = max(decoded.newest_time, event.time)
         except (msgspec.MsgspecError, KeyTooLarge) as err:

@@ -16,9 +16,9 @@ import psycopg
 from psycopg import errors
 
 from connectors import metrics
-from connectors.appview import SQL as APPVIEW_SQL
 from connectors.appview import Projection
-from connectors.appview_changes import Changes
+from connectors.appview_changes import Changes, Key
+from connectors.appview_edits import note_changed, passed
 from connectors.appview_state import is_active
 from connectors.arrays import array
 from connectors.database import own_transaction, tuples
@@ -32,10 +32,10 @@ from steps.gate_types import Phase, Reason, Repo
 from steps.settle import Facts, Round, Row
 
 SQL = queries("index")
-COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text"]
+COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text", "int8"]
 """Binary COPY of a `Row`: json travels as its bytes (in binary form they are the same), raw as bytes."""
 
-RETURNING = " returning r.did, r.collection, r.rkey"
+RETURNING = " returning r.did, r.collection, r.rkey, r.came"
 
 REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "throttled", "inactive", "not_found"}
 
@@ -157,10 +157,14 @@ class Unit:
         if work.held:
             dids, offsets, held = zip(*work.held, strict=True)
             values = {"dids": array(dids), "offsets": array(offsets), "revs": array([event.rev for event in held])}
-            self.db.execute(SQL["hold"], {**values, "events": array([wire.encode(event) for event in held])})
+            values |= {
+                "events": array([wire.encode(event) for event in held]),
+                "received": array([work.held_at.get(key) for key in zip(dids, offsets, strict=True)]),
+            }
+            self.db.execute(SQL["hold"], values)
         if work.drop_rows:
             dids, befores = zip(*sorted(work.drop_rows, key=lambda drop: drop[0]), strict=True)
-            self._delete("drop_rows", {"dids": list(dids), "befores": list(befores)})
+            self._delete("drop_rows", {"dids": list(dids), "befores": list(befores)}, {})
         self._write_rows(work)
         if work.forget:
             self.db.execute(SQL["forget_identity"], {"dids": sorted(work.forget)})
@@ -181,9 +185,11 @@ class Unit:
         values = {"dids": list(awaiting), "attempts": list(awaiting.values())}
         counts: dict[str, int] = dict(self.db.execute(SQL["count_rows"], values).fetchall())
         held: dict[str, list[Any]] = {}
-        for did, event in self.db.execute(SQL["held_events"], {"dids": list(awaiting)}):
+        times: dict[str, dict[str, int | None]] = {}
+        for did, event, rev, received in self.db.execute(SQL["held_events"], {"dids": list(awaiting)}):
             held.setdefault(did, []).append(wire.decode_live(event))
-        return {did: Facts(counts.get(did, 0), held.get(did, ())) for did in awaiting}
+            times.setdefault(did, {})[rev] = received
+        return {did: Facts(counts.get(did, 0), held.get(did, ()), times.get(did, {})) for did in awaiting}
 
     def save(self, before: Mapping[str, Repo], after: Mapping[str, Repo]) -> None:
         """Write the repos that changed."""
@@ -195,7 +201,7 @@ class Unit:
         values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
         values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
         self.db.execute(SQL["save"], values)
-        if claims := sorted(new.did for old, new in changed if new.handle != old.handle):
+        if claims := sorted(new.did for old, new in changed if _claims_handle(old, new)):
             self.db.execute(SQL["claim_handles"], {"dids": claims})
         for old, new in changed:
             if old.phase != new.phase:
@@ -245,7 +251,8 @@ class Unit:
                     target.append(row)
         if deleted:
             dids, collections, rkeys = (array(column) for column in zip(*deleted, strict=True))
-            self._delete("delete_records", {"dids": dids, "collections": collections, "rkeys": rkeys})
+            paths = {"dids": dids, "collections": collections, "rkeys": rkeys}
+            self._delete("delete_records", paths, work.deleted)
         fits = not copied or self._copy(copied)
         if not fits:
             upserted += copied
@@ -253,9 +260,12 @@ class Unit:
             if self.staged:
                 self.db.execute("truncate stage_record")
             self._fill("copy_stage", upserted)
-            self._note_changed(upserted)
+            if self.changes is not None:  # by path and CID: the AppView gets no others
+                note_changed(self.db, self.changes, {row[:3]: row for row in upserted}, work)
             self.db.execute(SQL["upsert_stage"])
             self.staged = True
+        if self.changes is not None:
+            self.changes.passed += passed(work)
         for path, count in (("copy", len(copied)), ("upsert", len(upserted)), ("delete", len(deleted))):
             metrics.RECORDS_WRITTEN.labels(path).inc(count)
         kinds = (row[1] for row in chain(copied if fits else (), upserted, deleted))
@@ -276,25 +286,22 @@ class Unit:
                 self.changes.put(row, existed=False)
         return True
 
-    def _delete(self, statement: str, values: dict[str, Any]) -> None:
+    def _delete(self, statement: str, values: dict[str, Any], when: Mapping[Key, int | None]) -> None:
         if self.changes is None:
             self.db.execute(SQL[statement], values)
         else:
-            self.changes.gone(self.db.execute(SQL[statement] + RETURNING, values).fetchall())
-
-    def _note_changed(self, upserted: Sequence[Row]) -> None:
-        """Which staged rows differ from the table by path and CID: the AppView gets no others."""
-        if self.changes is None:
-            return
-        rows = {row[:3]: row for row in upserted}
-        for *path, existed in self.db.execute(APPVIEW_SQL["changed"]).fetchall():
-            self.changes.put(rows[tuple(path)], existed=existed)
+            self.changes.gone(self.db.execute(SQL[statement] + RETURNING, values).fetchall(), when)
 
     def _fill(self, statement: str, rows: Sequence[Row]) -> None:
         with self.db.cursor() as cursor, cursor.copy(SQL[statement]) as copy:
             copy.set_types(COPY_TYPES)
             for row in rows:
                 copy.write_row(row if row[7] is None else (*row[:7], _unbase64(row[7]), *row[8:]))
+
+
+def _claims_handle(old: Repo, new: Repo) -> bool:
+    """Another handle, or an account that is back: its host may have denied the handle meanwhile."""
+    return new.handle != old.handle or (new.active and not old.active)
 
 
 def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:

@@ -13,8 +13,10 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from connectors import appview_tables
+from connectors import appview, appview_tables
+from connectors import appview_gates as gates
 from connectors.appview import Projection
+from connectors.appview_edits import refused
 from connectors.appview_fold import SQL as FOLD_SQL
 from connectors.appview_fold import fold
 from connectors.appview_state import SQL, begin, prepare, read
@@ -137,17 +139,26 @@ def _chunk(db: Db, after: str, progress: Progress, *, singly: bool = False) -> s
         refill = Projection(db)
         refill.leave_repos(dids)
         db.execute(SQL["forget_invalid"], {"dids": dids})
+        _judge_kept(db, dids)
         records = invalid = 0
         for page in _bodies(db, dids):
             invalid += refill.add_singly(page) if singly else refill.add(page)
             records += len(page)
         db.execute(SQL["set_actors"], {"dids": dids})
+        gates.end_lost(db, dids)
         refill.finish()
         db.execute(SQL["checkpoint"], {"after": dids[-1]})
     progress.repos += len(dids)
     progress.records += records
     progress.invalid += invalid
     return str(dids[-1])
+
+
+def _judge_kept(db: Db, dids: list[str]) -> None:
+    """Edits that were not valid for the release that saw them, and are for this one."""
+    for row in db.execute(SQL["kept_bodies"], {"dids": dids}).fetchall():
+        if refused(row) is None:
+            db.execute(appview.SQL["unkeep"], dict(zip(("did", "collection", "rkey"), row[:3], strict=True)))
 
 
 def _bodies(db: Db, dids: list[str]) -> Iterator[list[Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import psycopg
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Message, TopicPartition
 
 from connectors import broker
 from connectors.database import REFUSALS, alone, dicts
@@ -269,6 +269,9 @@ class _Stored:
 
     def partition(self) -> int:
         return self._partition
+
+    def timestamp(self) -> tuple[int, int]:
+        return TIMESTAMP_NOT_AVAILABLE, 0
 
     def offset(self) -> int:
         return self._offset

@@ -20,15 +20,38 @@ Path = tuple[str, str]  # (collection, rkey)
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An event, its offset in its partition and its bytes there."""
+    """An event, its offset in its partition, its bytes there, and when the log took it (ms of the epoch; None: unknown)."""
 
     offset: int
     event: Event
     size: int = 0
+    received: int | None = None
 
 
-Row = tuple[str, str, str, str, str, int, bytes | None, str | None, str | None, str]
-"""did, collection, rkey, cid, rev, attempt, json, raw (base64), reason, indexed_at: the columns of `sluice.record`."""
+Row = tuple[str, str, str, str, str, int, bytes | None, str | None, str | None, str, int | None]
+"""did, collection, rkey, cid, rev, attempt, json, raw (base64), reason, indexed_at, came: the columns of `sluice.record`."""
+
+ORDERED = frozenset(
+    {
+        "app.bsky.feed.post",
+        "app.bsky.feed.postgate",
+        "app.bsky.feed.threadgate",
+        "app.bsky.graph.follow",
+        "app.bsky.graph.listitem",
+    }
+)
+"""Collections whose rows have `came`, by which the AppView's gates decide: when our log took the record, see `came_at`.
+
+Negative: the first fetch of the repo brought it, so it was there by then and nobody knows since when. None: unknown. No author
+writes this time."""
+
+TICKS = 1_000_000
+"""Of `came`, in a millisecond."""
+
+
+def came_at(received: int | None, seq: int = 0) -> int | None:
+    """The log's time (ms of the epoch) and, within one millisecond, the order of the relay's sequence."""
+    return None if received is None else received * TICKS + max(seq, 0) % TICKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +60,7 @@ class Facts:
 
     rows: int = 0
     held: Sequence[Streamed] = ()
+    received: Mapping[str, int | None] = field(default_factory=dict)  # rev of a held event → when the log took it
 
 
 @dataclass(slots=True)
@@ -45,9 +69,18 @@ class Round:
 
     awaiting: dict[str, int] = field(default_factory=dict)
     held: list[tuple[str, int, Streamed]] = field(default_factory=list)
+    held_at: dict[tuple[str, int], int | None] = field(
+        default_factory=dict
+    )  # DID and offset of a held event → received
     drop_held: set[str] = field(default_factory=set)
     drop_rows: list[tuple[str, int | None]] = field(default_factory=list)
     rows: dict[str, dict[Path, Row | None]] = field(default_factory=dict)  # None: the row goes
+    deleted: dict[tuple[str, str, str], int | None] = field(
+        default_factory=dict
+    )  # by operations → when the log took it
+    replaced: dict[tuple[str, str, str], list[tuple[Row, int | None]]] = field(
+        default_factory=dict
+    )  # rows of this round that a later operation replaced, or deleted at that time
     fresh: set[str] = field(default_factory=set)  # DIDs whose rows of this round are their first ever: COPY
     forget: set[str] = field(default_factory=set)  # DIDs whose cached document may be out of date
     dropped: Counter[str] = field(default_factory=Counter)
@@ -89,10 +122,14 @@ def _advance(repo: Repo, queue: deque[Placed], facts: Facts | None, work: Round,
             facts = None
         else:
             step = _decide(repo, placed, rules)
-            _take(repo, step, placed.offset, work, rules)
+            _take(repo, step, placed.offset, work, rules, received={_rev(event): placed.received})
             repo = step.repo
         queue.popleft()
     return repo
+
+
+def _rev(event: Event) -> str:
+    return event.rev or "" if isinstance(event, wire.CommitEvent | wire.SyncEvent) else ""
 
 
 def _decide(repo: Repo, placed: Placed, rules: Rules) -> Step:
@@ -115,12 +152,13 @@ def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Ro
     if refused is None and step.repo.first_attempt == attempt:
         work.fresh.add(repo.did)
     did, run, left_out = repo.did, 0, 0
+    sign = 1 if repo.rev and step.repo.rev and step.repo.first_attempt != attempt else -1  # -1: its first fetch
     keeps = None if rules.filter.everything else rules.filter.keeps
     while queue:
         event = queue[0].event
         if not isinstance(event, wire.CreateEvent) or event.attempt != attempt or event.rev != rev:
             break
-        queue.popleft()
+        received = queue.popleft().received
         run += 1
         if keeps is not None and not keeps(event.collection):
             left_out += 1
@@ -136,6 +174,7 @@ def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Ro
                 event.raw,
                 event.reason,
                 event.time,
+                None if received is None or event.collection not in ORDERED else sign * received * TICKS,
             )
     if refused is not None:
         work.dropped[refused] += run
@@ -147,20 +186,31 @@ def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Ro
 
 def _outcome(repo: Repo, event: wire.RepoOutcome, facts: Facts, work: Round, rules: Rules) -> Repo:
     step = gate.on_outcome(repo, event, facts.rows, facts.held, rules)
-    _take(repo, step, -1, work, rules)
+    _take(repo, step, -1, work, rules, received=facts.received)
     if facts.held and step.repo.phase != repo.phase:
         released = sum(effect.released for effect in step.effects if isinstance(effect, DropHeld))
         work.released[repo.did] = (released, len(facts.held))
     return step.repo
 
 
-def _take(repo: Repo, step: Step, offset: int, work: Round, rules: Rules, *, count: int = 1) -> None:
+def _take(
+    repo: Repo,
+    step: Step,
+    offset: int,
+    work: Round,
+    rules: Rules,
+    *,
+    count: int = 1,
+    received: Mapping[str, int | None] | None = None,
+) -> None:
+    times = received or {}
     for effect in step.effects:
         match effect:
             case Apply(event):
-                _apply(step.repo, event, work, rules)
+                _apply(step.repo, event, work, rules, times.get(event.rev))
             case Hold(event):
                 work.held.append((repo.did, offset, event))
+                work.held_at[repo.did, offset] = times.get(event.rev)
             case DropHeld():
                 # What was held earlier in this round goes too; what a reopened backfill holds after this stays.
                 work.held = [held for held in work.held if held[0] != repo.did]
@@ -177,8 +227,9 @@ def _take(repo: Repo, step: Step, offset: int, work: Round, rules: Rules, *, cou
                 work.dropped[reason] += count
 
 
-def _apply(repo: Repo, event: wire.CommitEvent, work: Round, rules: Rules) -> None:
+def _apply(repo: Repo, event: wire.CommitEvent, work: Round, rules: Rules, received: int | None) -> None:
     rows = work.rows.setdefault(repo.did, {})
+    at = came_at(received, event.seq)
     work.fresh.discard(repo.did)  # a live operation may meet rows that are there
     keeps = None if rules.filter.everything else rules.filter.keeps
     for op in event.ops:
@@ -188,8 +239,12 @@ def _apply(repo: Repo, event: wire.CommitEvent, work: Round, rules: Rules) -> No
             if not rules.filter.clean:
                 rows[path] = None  # a row from before the filter is not true any more
             continue
+        came = at if op.collection in ORDERED else None
+        if (was := rows.get(path)) is not None:
+            work.replaced.setdefault((repo.did, *path), []).append((was, at))
         if op.action == "delete" or op.cid is None:
             rows[path] = None
+            work.deleted[repo.did, *path] = at
             continue
         rows[path] = (
             repo.did,
@@ -202,4 +257,5 @@ def _apply(repo: Repo, event: wire.CommitEvent, work: Round, rules: Rules) -> No
             op.raw,
             op.reason,
             event.time,
+            came,
         )

@@ -1,21 +1,28 @@
 -- Statements of the AppView's projection: in the index transaction (connectors/appview.py), and its state.
 
 -- name: changed
--- Staged rows that differ from the table by path and CID, and whether the path was there.
-select s.did, s.collection, s.rkey, r.did is not null
+-- Staged rows that differ from the table by path and CID, whether the path was there, and since when.
+select s.did, s.collection, s.rkey, r.did is not null, r.came
 from stage_record s
 left join sluice.record r on r.did = s.did and r.collection = s.collection and r.rkey = s.rkey
 where r.cid is distinct from s.cid
 
 -- name: records
--- Bodies of records by path, in the order of `sluice.record`'s own columns as `steps.settle.Row` has them.
-select r.did, r.collection, r.rkey, r.cid, r.rev, r.attempt, r.json::text, null, r.reason, r.indexed_at
+-- Bodies of records by path as the AppView shows them, in the columns of `steps.settle.Row`.
+select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
+       r.reason, coalesce(x.kept_at, r.indexed_at), r.came
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
 join sluice.record r on r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
+left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
 
 -- name: waiting_for
 -- Duplicates of what goes: one of them takes its place.
 select uri from bsky.duplicate_record where "duplicateOf" = any(%(uris)s::text[])
+
+-- name: duplicates_of
+select t.uri
+from unnest(%(dids)s::text[]) as u (did)
+join bsky.duplicate_record t on t.uri > 'at://' || u.did || '/' and t.uri < 'at://' || u.did || '0'
 
 -- name: forget_duplicates
 delete from bsky.duplicate_record where uri = any(%(uris)s::text[])
@@ -41,11 +48,10 @@ delete from bsky.notification where "recordUri" = any(%(uris)s::text[])
 
 -- name: forget_repos
 -- What records of these repos left besides their own rows, by the range of URIs below `at://did/`. Notifications of posts are
--- the fold's.
+-- the fold's; what was decided about gates stays.
 with d as (select 'at://' || did || '/' as low, 'at://' || did || '0' as high from unnest(%(dids)s::text[]) as u (did)),
 duplicates as (delete from bsky.duplicate_record t using d where t.uri > d.low and t.uri < d.high),
-mentions as (delete from sluice.appview_mention t using d where t.uri > d.low and t.uri < d.high),
-gates as (delete from sluice.appview_gate t using d where t.uri > d.low and t.uri < d.high)
+mentions as (delete from sluice.appview_mention t using d where t.uri > d.low and t.uri < d.high)
 delete from bsky.notification t using d
 where t."recordUri" > d.low and t."recordUri" < d.high and split_part(t."recordUri", '/', 4) <> 'app.bsky.feed.post'
 
@@ -68,23 +74,25 @@ delete from sluice.appview_mention where uri = any(%(uris)s::text[])
 -- name: copy_mentions
 copy sluice.appview_mention (uri, n, did) from stdin
 
--- name: drop_gates
-delete from sluice.appview_gate where uri = any(%(uris)s::text[])
-
--- name: add_gate
-insert into sluice.appview_gate (uri, post_uri, sort_at, closed, mentioned, follower, following, lists, hidden)
-values (%(uri)s, %(post_uri)s, %(sort_at)s, %(closed)s, %(mentioned)s, %(follower)s, %(following)s, %(lists)s, %(hidden)s)
+-- name: forget_gated
+delete from sluice.appview_gated where uri = any(%(uris)s::text[])
 
 -- name: flag_gates
--- The gates of a post stand in its own repo.
-update bsky.post p
-set "hasThreadGate" = case when g.thread then true end, "hasPostGate" = case when g.embed then true end
+-- The gates of a post stand in its own repo. False: there was one.
+update bsky.post p set "hasThreadGate" = g.thread, "hasPostGate" = g.embed
 from (
-    select u.uri, exists (select from bsky.thread_gate t where t."postUri" = u.uri) as thread,
-           exists (select from bsky.post_gate t where t."postUri" = u.uri) as embed
+    select u.uri,
+           case when exists (select from bsky.thread_gate t where t."postUri" = u.uri) then true
+                when exists (select from sluice.appview_gate v where v.post_uri = u.uri and not v.standing
+                                                                     and split_part(v.uri, '/', 4) = 'app.bsky.feed.threadgate')
+                then false end as thread,
+           case when exists (select from bsky.post_gate t where t."postUri" = u.uri) then true
+                when exists (select from sluice.appview_gate v where v.post_uri = u.uri and not v.standing
+                                                                     and split_part(v.uri, '/', 4) = 'app.bsky.feed.postgate')
+                then false end as embed
     from unnest(%(uris)s::text[]) as u (uri)
 ) g
-where p.uri = g.uri and ((p."hasThreadGate" is true) <> g.thread or (p."hasPostGate" is true) <> g.embed)
+where p.uri = g.uri and (p."hasThreadGate" is distinct from g.thread or p."hasPostGate" is distinct from g.embed)
 
 -- name: forget_marks
 -- Of records that are gone nothing is known; of changed ones what operators wrote stays.
@@ -93,14 +101,53 @@ using unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u 
 where x.did = u.did and x.collection = u.collection and x.rkey = u.rkey
 
 -- name: clear_invalid
-update sluice.appview_record x set invalid = null
+update sluice.appview_record x set invalid = null, kept_cid = null, kept_json = null, kept_at = null
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
 where x.did = u.did and x.collection = u.collection and x.rkey = u.rkey and x.invalid is not null
 
 -- name: mark_invalid
 insert into sluice.appview_record as x (did, collection, rkey, invalid)
 select * from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[])
-on conflict (did, collection, rkey) do update set invalid = excluded.invalid
+on conflict (did, collection, rkey) do update
+set invalid = excluded.invalid, kept_cid = null, kept_json = null, kept_at = null
+
+-- name: keep
+-- Records that an edit is about to make invalid: what stands of them stays shown. If that is not valid either, or is what was kept
+-- before, nothing changes.
+insert into sluice.appview_record as x (did, collection, rkey, invalid, kept_cid, kept_json, kept_at)
+select r.did, r.collection, r.rkey, u.reason, r.cid, r.json::text, r.indexed_at
+from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[]) as u (did, collection, rkey, reason)
+join sluice.record r on r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
+where r.json is not null
+on conflict (did, collection, rkey) do update
+set invalid = excluded.invalid, kept_cid = excluded.kept_cid, kept_json = excluded.kept_json, kept_at = excluded.kept_at
+where x.invalid is null
+
+-- name: keep_this
+insert into sluice.appview_record as x (did, collection, rkey, invalid, kept_cid, kept_json, kept_at)
+values (%(did)s, %(collection)s, %(rkey)s, %(reason)s, %(cid)s, %(json)s, %(at)s)
+on conflict (did, collection, rkey) do update
+set invalid = excluded.invalid, kept_cid = excluded.kept_cid, kept_json = excluded.kept_json, kept_at = excluded.kept_at
+
+-- name: kept
+select u.did, u.collection, u.rkey
+from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
+join sluice.appview_record x on x.did = u.did and x.collection = u.collection and x.rkey = u.rkey
+where x.kept_json is not null
+
+-- name: flag_kept
+with flagged as (
+    update sluice.appview_record x set invalid = u.reason
+    from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[]) as u (did, collection, rkey, reason)
+    where x.did = u.did and x.collection = u.collection and x.rkey = u.rkey
+)
+update sluice.record r set came = u.came
+from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(times)s::bigint[]) as u (did, collection, rkey, came)
+where r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
+
+-- name: unkeep
+update sluice.appview_record x set invalid = null, kept_cid = null, kept_json = null, kept_at = null
+where x.did = %(did)s and x.collection = %(collection)s and x.rkey = %(rkey)s
 
 -- name: has_gated
 select exists (select from sluice.appview_gated)
@@ -123,6 +170,12 @@ select * from unnest(%(uris)s::text[], %(likes)s::bigint[], %(replies)s::bigint[
 on conflict (uri) do update
 set "likeCount" = a."likeCount" + excluded."likeCount", "replyCount" = a."replyCount" + excluded."replyCount",
     "repostCount" = a."repostCount" + excluded."repostCount", "quoteCount" = a."quoteCount" + excluded."quoteCount"
+
+-- name: drop_empty
+-- Rows that count nothing any more. This transaction has just written them, so nobody else holds them.
+delete from bsky.post_agg
+where uri = any(%(uris)s::text[]) and "likeCount" = 0 and "replyCount" = 0 and "repostCount" = 0 and "quoteCount" = 0
+      and "bookmarkCount" = 0
 
 -- name: count_profiles
 insert into bsky.profile_agg as a (did, "followersCount", "followsCount", "postsCount")

@@ -82,43 +82,82 @@ union select p.uri from sluice.appview_gate g join bsky.post p on p."replyRoot" 
 select uri from bsky.post where "replyParent" = any(%(posts)s::text[])
 
 -- name: judge
--- The rules of steps/appview/gates.py. What counts is what exists now and is not younger than the post. A parent was there
--- before its reply, which names its CID.
+-- The rules of tests/appview/gates.py. A reply or quote is judged by the terms that its gate had when the log took it (`at`), and by
+-- what of mentions, follows and lists was there then; a record that a repo's first fetch brought (came < 0) counts as old. What let a reply in
+-- once (`let_in`) does so for ever. A parent was there before its reply, which names its CID.
 with judged as materialized (
     select p.uri, p."violatesThreadGate" is true as violated, p."invalidReplyRoot" is true as was_invalid,
-           p."violatesEmbeddingRules" is true as embedded,
+           p."violatesEmbeddingRules" is true as embedded, t.under, coalesce(t.granted, false) as granted,
            p."replyParent" is not null and case
                when parent.uri is null then p."replyParent" <> p."replyRoot" or split_part(p."replyParent", '/', 4) = 'app.bsky.feed.post'
                when parent."invalidReplyRoot" then true
                when p."replyParent" = p."replyRoot" then parent."replyRoot" is not null
                else parent."replyRoot" is distinct from p."replyRoot"
            end as invalid,
-           p."replyRoot" is not null and exists (
-               select from sluice.appview_gate g
-               where g.post_uri = p."replyRoot" and split_part(g.uri, '/', 4) = 'app.bsky.feed.threadgate' and g.closed
-                     and g.sort_at <= p."sortAt" and p.creator <> split_part(p."replyRoot", '/', 3)
-                     and not (g.mentioned and exists (
-                         select from sluice.appview_mention m where m.uri = p."replyRoot" and m.did = p.creator))
-                     and not (g.follower and exists (
-                         select from bsky.follow f where f.creator = p.creator and f."subjectDid" = split_part(p."replyRoot", '/', 3)
-                                                         and f."sortAt" <= p."sortAt"))
-                     and not (g.following and exists (
-                         select from bsky.follow f where f.creator = split_part(p."replyRoot", '/', 3) and f."subjectDid" = p.creator
-                                                         and f."sortAt" <= p."sortAt"))
-                     and not exists (
-                         select from bsky.list_item i where i."listUri" = any(g.lists) and i."subjectDid" = p.creator
-                                                            and i."sortAt" <= p."sortAt")
-           ) as violates,
+           coalesce(t.shut and not t.granted and not exists (
+               select from sluice.appview_gated a where a.uri = p.uri and a.let_in = t.under), false) as violates,
            exists (
                select from bsky.post_embed_record e
-               join sluice.appview_gate g on g.post_uri = e."embedUri" and split_part(g.uri, '/', 4) = 'app.bsky.feed.postgate'
-               where e."postUri" = p.uri and g.closed and g.sort_at <= p."sortAt" and split_part(g.uri, '/', 3) <> p.creator
+               cross join lateral (
+                   select g.closed from sluice.appview_gate g
+                   where g.post_uri = e."embedUri" and split_part(g.uri, '/', 4) = 'app.bsky.feed.postgate'
+                         and split_part(g.uri, '/', 3) <> p.creator
+                         and g.came <= coalesce((
+                             select abs(r.came) from sluice.record r
+                             where r.did = p.creator and r.collection = 'app.bsky.feed.post' and r.rkey = split_part(p.uri, '/', 5)
+                         ), 9223372036854775807)
+                   order by g.came desc limit 1
+               ) g
+               where e."postUri" = p.uri and g.closed
            ) as embeds
     from unnest(%(posts)s::text[]) as u (uri)
     join bsky.post p on p.uri = u.uri
     left join bsky.post parent on parent.uri = p."replyParent"
+    left join lateral (
+        select v.came as under, v.shut, v.shut and (
+                   v.mentioned and exists (
+                       select from sluice.appview_mention m
+                       left join sluice.record r on r.did = v.owner and r.collection = 'app.bsky.feed.post' and r.rkey = split_part(m.uri, '/', 5)
+                       where m.uri = p."replyRoot" and m.did = p.creator and coalesce(r.came, 0) <= v.at)
+                   or v.follower and (exists (
+                       select from bsky.follow f
+                       left join sluice.record r on r.did = f.creator and r.collection = 'app.bsky.graph.follow' and r.rkey = split_part(f.uri, '/', 5)
+                       where f.creator = p.creator and f."subjectDid" = v.owner and coalesce(r.came, 0) <= v.at
+                   ) or exists (
+                       select from sluice.appview_lapsed l
+                       where l.holder = p.creator and l.member = v.owner and l.came <= v.at and l.gone > v.at))
+                   or v.following and (exists (
+                       select from bsky.follow f
+                       left join sluice.record r on r.did = f.creator and r.collection = 'app.bsky.graph.follow' and r.rkey = split_part(f.uri, '/', 5)
+                       where f.creator = v.owner and f."subjectDid" = p.creator and coalesce(r.came, 0) <= v.at
+                   ) or exists (
+                       select from sluice.appview_lapsed l
+                       where l.holder = v.owner and l.member = p.creator and l.came <= v.at and l.gone > v.at))
+                   or exists (
+                       select from bsky.list_item i
+                       left join sluice.record r on r.did = i.creator and r.collection = 'app.bsky.graph.listitem' and r.rkey = split_part(i.uri, '/', 5)
+                       where i."listUri" = any(v.lists) and i."subjectDid" = p.creator and coalesce(r.came, 0) <= v.at)
+                   or exists (
+                       select from sluice.appview_lapsed l
+                       where l.holder = any(v.lists) and l.member = p.creator and l.came <= v.at and l.gone > v.at)
+               ) as granted
+        from (
+            select g.came, g.mentioned, g.follower, g.following, g.lists, split_part(p."replyRoot", '/', 3) as owner, c.at,
+                   g.closed and p.creator <> split_part(p."replyRoot", '/', 3) as shut
+            from sluice.appview_gate g
+            cross join lateral (select coalesce((
+                select abs(r.came) from sluice.record r
+                where r.did = p.creator and r.collection = 'app.bsky.feed.post' and r.rkey = split_part(p.uri, '/', 5)
+            ), 9223372036854775807) as at) c
+            where g.post_uri = p."replyRoot" and split_part(g.uri, '/', 4) = 'app.bsky.feed.threadgate' and g.came <= c.at
+            order by g.came desc limit 1
+        ) v
+    ) t on true
     order by p.uri
     for update of p
+), let_in as (
+    update sluice.appview_gated a set let_in = j.under
+    from judged j where a.uri = j.uri and j.granted and a.let_in is distinct from j.under
 )
 update bsky.post p
 set "invalidReplyRoot" = case when j.invalid or j.violates then j.invalid end,
@@ -130,11 +169,21 @@ returning p.uri, p."replyParent", j.violated, j.violates, j.was_invalid <> j.inv
 
 -- name: note_gated
 insert into sluice.appview_gated (uri, author, owner)
-select p.uri, p.creator, split_part(p."replyRoot", '/', 3)
+select distinct p.uri, p.creator, split_part(p."replyRoot", '/', 3)
 from bsky.post p
-join sluice.appview_gate g on g.post_uri = p."replyRoot" and (g.follower or g.following or g.lists <> '{}')
+join sluice.appview_gate g on g.post_uri = p."replyRoot" and (g.mentioned or g.follower or g.following or g.lists <> '{}')
 where p.uri = any(%(posts)s::text[])
 on conflict (uri) do nothing
+
+-- name: forget_gates
+-- Terms of gates that are gone, as is all that was decided by them.
+delete from sluice.appview_gate g
+where g.post_uri = any(%(posts)s::text[])
+      and not exists (select from bsky.thread_gate t where t.uri = g.uri)
+      and not exists (select from bsky.post_gate t where t.uri = g.uri)
+      and not exists (select from bsky.post p where p.uri = g.post_uri)
+      and not exists (select from bsky.post p where p."replyRoot" = g.post_uri)
+      and not exists (select from bsky.post_embed_record e where e."embedUri" = g.post_uri)
 
 -- name: forget_gated
 delete from sluice.appview_gated a

@@ -78,20 +78,30 @@ select count(*), count(*) filter (where did <= %(after)s) from sluice.repo
 
 -- name: bodies
 -- Of these repos, in the columns of `steps.settle.Row`.
-select did, collection, rkey, cid, rev, attempt, json::text, null, reason, indexed_at
-from sluice.record
-where did = any(%(dids)s::text[]) and collection = any(%(collections)s::text[])
+select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
+       r.reason, coalesce(x.kept_at, r.indexed_at), r.came
+from sluice.record r
+left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
+where r.did = any(%(dids)s::text[]) and r.collection = any(%(collections)s::text[])
+
+-- name: kept_bodies
+-- Records that are shown as they were before an edit, as they stand now.
+select r.did, r.collection, r.rkey, r.cid, r.rev, r.attempt, r.json::text, null, r.reason, r.indexed_at, r.came
+from sluice.appview_record x
+join sluice.record r on r.did = x.did and r.collection = x.collection and r.rkey = x.rkey
+where x.did = any(%(dids)s::text[]) and x.kept_json is not null and r.json is not null
 
 -- name: set_actors
 select sluice.appview_actors(%(dids)s::text[], true, true)
 
 -- name: empty
--- Not the accounts nor bookmarks, mutes and the like: what operators and users of the AppView wrote stays.
+-- Not the accounts nor bookmarks, mutes and the like: what operators and users of the AppView wrote stays. Nor what was decided:
+-- terms of gates over time, who was let in, which of several records has a key (duplicate_record goes repo by repo).
 truncate bsky.post, bsky.feed_item, bsky.quote, bsky."like", bsky.repost, bsky.follow, bsky.actor_block, bsky.list, bsky.list_item,
     bsky.list_block, bsky.reference_list_opt_out, bsky.starter_pack, bsky.verification, bsky.feed_generator, bsky.labeler,
     bsky.profile, bsky.thread_gate, bsky.post_gate, bsky.op_thread_reply, bsky.post_embed_image, bsky.post_embed_gallery_image,
-    bsky.post_embed_external, bsky.post_embed_record, bsky.post_embed_video, bsky.duplicate_record, bsky.notification,
-    bsky.profile_agg, sluice.appview_mention, sluice.appview_gate, sluice.appview_gated, sluice.appview_dirty
+    bsky.post_embed_external, bsky.post_embed_record, bsky.post_embed_video, bsky.notification, bsky.profile_agg, sluice.appview_mention,
+    sluice.appview_dirty
 
 -- name: empty_counts
 with kept as (delete from bsky.post_agg returning uri, "bookmarkCount")
@@ -101,7 +111,8 @@ select uri, "bookmarkCount" from kept where "bookmarkCount" <> 0
 insert into bsky.post_agg (uri, "bookmarkCount") select * from unnest(%(uris)s::text[], %(counts)s::bigint[])
 
 -- name: forget_invalid
-update sluice.appview_record set invalid = null where did = any(%(dids)s::text[]) and invalid is not null
+update sluice.appview_record set invalid = null
+where did = any(%(dids)s::text[]) and invalid is not null and kept_json is null
 
 -- name: dirty_rows
 select count(*) from sluice.appview_dirty
@@ -151,4 +162,4 @@ select count(*), min(kind || ' ' || uri || ': ' || split_part(reason, E'\n', 1))
 select count(*)
 from sluice.record r
 left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
-where r.collection = %(collection)s and r.json is not null and x.invalid is null
+where r.collection = %(collection)s and r.json is not null and (x.invalid is null or x.kept_json is not null)

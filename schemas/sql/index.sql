@@ -51,8 +51,8 @@ from unnest(
 where r.did = u.did
 
 -- name: hold
-insert into sluice.held_event (did, log_offset, rev, event)
-select * from unnest(%(dids)s::text[], %(offsets)s::bigint[], %(revs)s::text[], %(events)s::bytea[])
+insert into sluice.held_event (did, log_offset, rev, event, received)
+select * from unnest(%(dids)s::text[], %(offsets)s::bigint[], %(revs)s::text[], %(events)s::bytea[], %(received)s::bigint[])
 on conflict (did, log_offset) do nothing
 
 -- name: drop_held
@@ -63,7 +63,7 @@ delete from sluice.held_event where did = any(%(dids)s::text[])
 select did, sum(octet_length(event))::bigint from sluice.held_event where did = any(%(dids)s::text[]) group by did
 
 -- name: held_events
-select did, event from sluice.held_event where did = any(%(dids)s::text[]) order by did, log_offset
+select did, event, rev, received from sluice.held_event where did = any(%(dids)s::text[]) order by did, log_offset
 
 -- name: drop_rows
 delete from sluice.record r
@@ -77,23 +77,24 @@ join sluice.record r on r.did = d.did and r.attempt = d.attempt
 group by r.did
 
 -- name: copy_records
-copy sluice.record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at) from stdin (format binary)
+copy sluice.record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came) from stdin (format binary)
 
 -- name: make_stage
 -- These columns and no others: what a later release adds to the table is filled by its default.
 create temporary table stage_record on commit delete rows as
-select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at from sluice.record with no data
+select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came from sluice.record with no data
 
 -- name: copy_stage
-copy stage_record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at) from stdin (format binary)
+copy stage_record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came) from stdin (format binary)
 
 -- name: upsert_stage
--- The same record fetched again keeps the time when it was indexed.
-insert into sluice.record as r (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at)
-select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at from stage_record
+-- The same record fetched again keeps the time when it was indexed, and when it came.
+insert into sluice.record as r (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came)
+select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came from stage_record
 on conflict (did, collection, rkey) do update
 set cid = excluded.cid, rev = excluded.rev, attempt = excluded.attempt, json = excluded.json, raw = excluded.raw,
-    reason = excluded.reason, indexed_at = case when r.cid = excluded.cid then r.indexed_at else excluded.indexed_at end
+    reason = excluded.reason, indexed_at = case when r.cid = excluded.cid then r.indexed_at else excluded.indexed_at end,
+    came = case when r.cid = excluded.cid then r.came else excluded.came end
 
 -- name: delete_records
 delete from sluice.record r

@@ -22,6 +22,20 @@ class Terms(msgspec.Struct, frozen=True):
     hidden: tuple[str, ...] = ()  # replies that are not shown
 
 
+def stricter(one: Terms, other: Terms) -> Terms:
+    """Terms that let in nobody whom either keeps out; they hide nothing."""
+    if not one.closed or not other.closed:
+        shut = one if one.closed else other
+        return msgspec.structs.replace(shut, hidden=())
+    return Terms(
+        closed=True,
+        mentioned=one.mentioned and other.mentioned,
+        follower=one.follower and other.follower,
+        following=one.following and other.following,
+        lists=tuple(uri for uri in one.lists if uri in other.lists),
+    )
+
+
 def thread_terms(record: dict[str, Any]) -> Terms:
     """Terms of an app.bsky.feed.threadgate."""
     rules = record.get("allow")

@@ -1,13 +1,14 @@
 """The AppView's tables as the pure rules say them, record by record: what the set-based SQL must come to.
 
-`expected(writes)` takes the records that stand in the end. Quadratic and without any shortcut; for small networks.
+`expected(writes, removed)` takes the records that stand in the end, all of which a first fetch of their repos brought, and those
+that were removed since, with the minute when that was. Quadratic and without any shortcut; for small networks.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Model:
     made: dict[str, tuple[Write, Projected]]
     tables: dict[str, Rows]  # table → uri → row
     duplicates: dict[str, str]
+    past: list[tuple[Write, Projected, float]]  # removed, and when
 
     def post(self, uri: str | None) -> dict[str, Any] | None:
         return self.tables["post"].get(uri or "")
@@ -36,42 +38,55 @@ class Model:
     def author(self, uri: str) -> str:
         return uri.split("/")[2]
 
-    def gate(self, post: str, kind: str, sort_at: str | None = None) -> dict[str, Any] | None:
-        """The gate record of a post, if it is not younger."""
-        found = self.made.get(post.replace("/app.bsky.feed.post/", f"/{kind}/"))
-        if found is None or (sort_at is not None and found[1].sort_at > sort_at):
-            return None
-        return found[0].record
-
-    def stands(self, table: str, sort_at: str, **values: Any) -> bool:
-        return any(
-            self.made[uri][1].sort_at <= sort_at and all(row[key] == value for key, value in values.items())
-            for uri, row in self.tables[table].items()
+    def gate(self, post: str, kind: str, minute: float | None = None) -> dict[str, Any] | None:
+        """The gate of a post as it stands, or stood at that minute."""
+        uri = post.replace("/app.bsky.feed.post/", f"/{kind}/")
+        if uri in self.made:
+            return self.made[uri][0].record
+        return next(
+            (w.record for w, made, gone in self.past if made.uri == uri and minute is not None and minute < gone), None
         )
+
+    def stands(self, table: str, minute: float, **values: Any) -> bool:
+        """Did such a row stand at that minute?"""
+        rows = list(self.tables[table].values())
+        rows += [row for _, made, gone in self.past if minute < gone for row in rows_in(made, table)]
+        return any(all(row[key] == value for key, value in values.items()) for row in rows)
+
+    def mentioned(self, root: str, who: str, minute: float) -> bool:
+        past = [made for _, made, gone in self.past if minute < gone]
+        return any(who in made.mentions for made in [*(m for _, m in self.made.values()), *past] if made.uri == root)
 
     def flags(self, uri: str) -> tuple[bool, bool, bool]:
         """invalidReplyRoot, violatesThreadGate, violatesEmbeddingRules."""
         row = self.tables["post"][uri]
-        sort_at, creator, root = self.made[uri][1].sort_at, row["creator"], row["replyRoot"]
+        minute, creator, root = self.made[uri][0].minute, row["creator"], row["replyRoot"]
         quoted = [quote["embedUri"] for quote in self.rows_of(uri, "post_embed_record")]
-        embeds = any(not may_quote(self.gate(post, POST_GATE, sort_at), self.author(post), creator) for post in quoted)
+        embeds = any(not may_quote(self.gate(post, POST_GATE, minute), self.author(post), creator) for post in quoted)
         if root is None:
             return False, False, embeds
         parent = self.post(row["replyParent"])
         known = None if parent is None else Parent(parent["replyRoot"], self.flags(row["replyParent"])[0])
         owner = self.author(root)
-        lists = {row["listUri"] for row in self.tables["list_item"].values()}
+        items = [
+            *self.tables["list_item"].values(),
+            *(row for _, made, _ in self.past for row in rows_in(made, "list_item")),
+        ]
         relations = Relations(
-            mentioned=root in self.made and creator in self.made[root][1].mentions,
-            follows=self.stands("follow", sort_at, creator=creator, subjectDid=owner),
-            followed=self.stands("follow", sort_at, creator=owner, subjectDid=creator),
-            lists=frozenset(uri for uri in lists if self.stands("list_item", sort_at, listUri=uri, subjectDid=creator)),
+            mentioned=self.mentioned(root, creator, minute),
+            follows=self.stands("follow", minute, creator=creator, subjectDid=owner),
+            followed=self.stands("follow", minute, creator=owner, subjectDid=creator),
+            lists=frozenset(
+                uri
+                for uri in {row["listUri"] for row in items}
+                if self.stands("list_item", minute, listUri=uri, subjectDid=creator)
+            ),
         )
-        violates = not may_reply(self.gate(root, GATE, sort_at), owner, creator, relations)
+        violates = not may_reply(self.gate(root, GATE, minute), owner, creator, relations)
         return is_invalid_reply(root, row["replyParent"], known), violates, embeds
 
     def rows_of(self, uri: str, table: str) -> list[dict[str, Any]]:
-        return [dict(zip(COLUMNS[table], row, strict=True)) for row in self.made[uri][1].rows.get(table, ())]
+        return rows_in(self.made[uri][1], table)
 
     def notifications(self) -> Iterator[tuple[Any, ...]]:
         for uri, (_, made) in self.made.items():
@@ -100,9 +115,14 @@ class Model:
         return found
 
 
-def expected(writes: list[Write]) -> dict[str, Any]:
+def rows_in(made: Projected, table: str) -> list[dict[str, Any]]:
+    return [dict(zip(COLUMNS[table], row, strict=True)) for row in made.rows.get(table, ())]
+
+
+def expected(writes: list[Write], removed: Sequence[tuple[Write, float]] = ()) -> dict[str, Any]:
     """What `seen` of a database shows."""
     model = _model(writes)
+    model.past += [(write, _projected(write), gone) for write, gone in removed]
     posts = model.tables["post"]
     flags = {uri: model.flags(uri) for uri in posts}
     quotes = [row for uri in posts for row in model.rows_of(uri, "quote") if row["subject"] in posts]
@@ -127,26 +147,26 @@ def expected(writes: list[Write]) -> dict[str, Any]:
     }
 
 
+def _projected(write: Write) -> Projected:
+    source = Source(
+        did(write.name), write.collection, write.rkey, cid_of(write.record), json.dumps(write.record), at(write.minute)
+    )
+    made = project(source)
+    assert made is not None
+    assert made.invalid is None, (made.invalid, write)
+    return made
+
+
 def _model(writes: list[Write]) -> Model:
-    model = Model({}, defaultdict(dict), {})
+    model = Model({}, defaultdict(dict), {}, [])
     claims: dict[tuple[Any, ...], list[tuple[str, str]]] = defaultdict(list)
     for write in writes:
-        source = Source(
-            did(write.name),
-            write.collection,
-            write.rkey,
-            cid_of(write.record),
-            json.dumps(write.record),
-            at(write.minute),
-        )
-        made = project(source)
-        assert made is not None
-        assert made.invalid is None, (made.invalid, write)
+        made = _projected(write)
         model.made[made.uri] = write, made
         for table in made.rows:
             for row in model.rows_of(made.uri, table):
                 if table in UNIQUE:
-                    claims[table, *(row[column] for column in UNIQUE[table])].append((source.indexed_at, made.uri))
+                    claims[table, *(row[column] for column in UNIQUE[table])].append((at(write.minute), made.uri))
                 model.tables[table][made.uri] = row
     for (table, *_), rivals in claims.items():
         owner = holder(rivals)[1]

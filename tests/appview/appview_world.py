@@ -7,6 +7,7 @@ import json
 from base64 import b32encode
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ POST = "app.bsky.feed.post"
 LIKE = "app.bsky.feed.like"
 REPOST = "app.bsky.feed.repost"
 FOLLOW = "app.bsky.graph.follow"
+BLOCK = "app.bsky.graph.block"
 GATE = "app.bsky.feed.threadgate"
 POST_GATE = "app.bsky.feed.postgate"
 ROOT = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
@@ -47,6 +49,11 @@ def at(minute: float) -> str:
     return (
         f"2026-01-01T{whole // 3_600_000:02d}:{whole // 60_000 % 60:02d}:{whole // 1000 % 60:02d}.{whole % 1000:03d}Z"
     )
+
+
+def ms(time: str) -> int:
+    """A time as the log has it."""
+    return int(datetime.fromisoformat(time).timestamp() * 1000)
 
 
 def ref(uri: str, cid: str | None = None) -> dict[str, str]:
@@ -88,11 +95,16 @@ class World:
             cursor = db.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
-    def index(self, *events: wire.CommitEvent | wire.CreateEvent | wire.RepoOutcome | wire.AccountEvent) -> None:
-        """One transaction of the index."""
+    def index(
+        self,
+        *events: wire.CommitEvent | wire.CreateEvent | wire.RepoOutcome | wire.AccountEvent,
+        received: float | None = None,
+    ) -> None:
+        """One transaction of the index. `received`: the minute when the log took the events; else the one that each names."""
         queues: dict[str, list[Placed]] = defaultdict(list)
         for offset, event in enumerate(events):
-            queues[event.did].append(Placed(offset, event))
+            minute = ms(event.time if received is None else at(received))
+            queues[event.did].append(Placed(offset, event, received=minute))
         with self.tables.transaction() as unit:
             Gate(self.tables, Rules()).settle(unit, queues)
 

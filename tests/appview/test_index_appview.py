@@ -44,7 +44,7 @@ def test_records_of_a_snapshot_and_of_commits_are_rows(world: World) -> None:
     }
     world.index(world.commit("bob", gone(liked, 5)), world.commit("bob", gone(reposted, 5)))
     assert world.sql('select count(*) from bsky."like"') == [(0,)]
-    assert world.sql('select "likeCount", "repostCount" from bsky.post_agg where uri = %s', hello.uri) == [(0, 0)]
+    assert world.sql("select * from bsky.post_agg") == [], "a row that counts nothing"
     assert world.sql("select reason from bsky.notification") == [("follow",)]
 
 

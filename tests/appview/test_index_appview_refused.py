@@ -122,7 +122,7 @@ def test_what_is_gone_or_judged_again_and_refused_costs_only_itself(database: st
     world.sql(
         f"alter table bsky.post add constraint only_here check (\"violatesThreadGate\" is not true or uri <> '{welcome.uri}')"
     )
-    world.sql("update sluice.appview_gated set settled = false, horizon = null")
+    world.sql("update sluice.appview_gated set settled = false, horizon = null, let_in = null")
     world.fold()
     assert put_aside(world) == [("gone", likes[0].uri), ("judge", welcome.uri)]
     assert world.sql('select uri from bsky."like" order by uri') == sorted([(likes[0].uri,), (likes[2].uri,)])

@@ -94,7 +94,7 @@ def test_rows_carry_their_rev_attempt_and_body() -> None:
     event = commit("6", "five", "six", op("create", "a"))
     event.ops[0].record = wire.msgspec.Raw(b'{"x":1}')
     (work,), _ = play({DID: repo_in(Phase.SYNC, attempt=3)}, {DID: [event]})
-    assert work.rows[DID]["c.o.l", "a"] == (DID, "c.o.l", "a", "cid", "6", 3, b'{"x":1}', None, None, event.time)
+    assert work.rows[DID]["c.o.l", "a"] == (DID, "c.o.l", "a", "cid", "6", 3, b'{"x":1}', None, None, event.time, None)
 
 
 def test_what_was_held_in_this_batch_goes_with_the_phase() -> None:
