@@ -257,13 +257,7 @@ class Unit:
         if not fits:
             upserted += copied
         if upserted:
-            if self.staged:
-                self.db.execute("truncate stage_record")
-            self._fill("copy_stage", upserted)
-            if self.changes is not None:  # by path and CID: the AppView gets no others
-                note_changed(self.db, self.changes, {row[:3]: row for row in upserted}, work)
-            self.db.execute(SQL["upsert_stage"])
-            self.staged = True
+            self._upsert(upserted, work)
         if self.changes is not None:
             self.changes.passed += passed(work)
         for path, count in (("copy", len(copied)), ("upsert", len(upserted)), ("delete", len(deleted))):
@@ -291,6 +285,15 @@ class Unit:
             self.db.execute(SQL[statement], values)
         else:
             self.changes.gone(self.db.execute(SQL[statement] + RETURNING, values).fetchall(), when)
+
+    def _upsert(self, rows: Sequence[Row], work: Round) -> None:
+        if self.staged:
+            self.db.execute("truncate stage_record")
+        self._fill("copy_stage", rows)
+        if self.changes is not None:  # by path and CID: the AppView gets no others
+            note_changed(self.db, self.changes, {row[:3]: row for row in rows}, work)
+        self.db.execute(SQL["upsert_stage"])
+        self.staged = True
 
     def _fill(self, statement: str, rows: Sequence[Row]) -> None:
         with self.db.cursor() as cursor, cursor.copy(SQL[statement]) as copy:
