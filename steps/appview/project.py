@@ -19,7 +19,7 @@ from steps.appview.values import Notice, Projected, Record, Reply, Row, Source
 
 __all__ = ["KNOWN", "VERSION", "Notice", "Projected", "Reply", "Row", "Source", "project"]
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same record gives other rows: then `sluice appview rebuild` is due."""
 
 Maker = Callable[[Source, Record], Projected]

@@ -12,16 +12,36 @@ from dataclasses import asdict
 from typing import Any
 
 import psycopg
-from appview_content import Doubled
+from appview_content import Doubled, Written
 
-# %(gone)s: DIDs of accounts that were deleted; %(doubled)s: edits that made duplicates
+# %(gone)s: DIDs of accounts that were deleted; %(doubled)s: edits that made duplicates; %(early)s, %(undone)s: of the fetched history
 ACCEPTED = {
+    "of unknown order: a reply is refused by the gate that stands": """
+        UPDATE post SET "violatesThreadGate" = true, "invalidReplyRoot" = coalesce("invalidReplyRoot", false)
+        WHERE uri = ANY(%(early)s) AND "replyParent" IS NOT NULL""",
+    "of unknown order: a quote is refused by the gate that stands": """
+        UPDATE post SET "violatesEmbeddingRules" = true WHERE uri = ANY(%(early)s) AND "replyParent" IS NULL""",
+    "of unknown order: nobody hears of what is refused": """
+        DELETE FROM notification n WHERE n."recordUri" = ANY(%(early)s)""",
+    "of unknown order: a gate that is no more has refused nothing": """
+        WITH shown AS (
+            UPDATE post SET "violatesThreadGate" = NULL, "invalidReplyRoot" = NULL, "violatesEmbeddingRules" = NULL
+            WHERE uri = ANY(%(undone)s) RETURNING *)
+        INSERT INTO notification (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
+        SELECT split_part(s.of, '/', 3), p.uri, p.cid, p.creator, s.reason, s.of, p."sortAt"
+        FROM shown p CROSS JOIN LATERAL (
+            SELECT p."replyParent" AS of, 'reply' AS reason WHERE p."replyParent" IS NOT NULL
+            UNION ALL SELECT e."embedUri", 'quote' FROM post_embed_record e WHERE e."postUri" = p.uri) s""",
+    "of unknown order: a post without gate had none": """
+        UPDATE post SET "hasThreadGate" = nullif("hasThreadGate", false), "hasPostGate" = nullif("hasPostGate", false)
+        WHERE "indexedAt" < %(fetched)s AND ("hasThreadGate" IS FALSE OR "hasPostGate" IS FALSE)""",
     "an edit that makes a duplicate is taken, not refused": """
         WITH edit AS (SELECT * FROM jsonb_to_recordset(%(doubled)s::jsonb) AS e (uri text, cid text, json text, owner text)),
         taken AS (UPDATE record r SET cid = e.cid, json = e.json FROM edit e WHERE r.uri = e.uri RETURNING e.*),
         likes AS (DELETE FROM "like" t USING taken e WHERE t.uri = e.uri),
         reposts AS (DELETE FROM repost t USING taken e WHERE t.uri = e.uri),
         follows AS (DELETE FROM follow t USING taken e WHERE t.uri = e.uri),
+        blocks AS (DELETE FROM actor_block t USING taken e WHERE t.uri = e.uri),
         told AS (DELETE FROM notification n USING taken e WHERE n."recordUri" = e.uri),
         shared AS (UPDATE feed_item f SET cid = e.cid, "postUri" = e.json::jsonb -> 'subject' ->> 'uri', "sortAt" = e.json::jsonb ->> 'createdAt'
                    FROM taken e WHERE f.uri = e.uri)
@@ -72,8 +92,6 @@ ACCEPTED = {
         UPDATE post SET "invalidReplyRoot" = true, "violatesThreadGate" = coalesce("violatesThreadGate", false)
         WHERE "replyParent" IS NOT NULL AND "invalidReplyRoot" IS NOT TRUE
               AND NOT EXISTS (SELECT FROM post p WHERE p.uri = post."replyParent")""",
-    "a post without thread gate says so in one way, whether it ever had one or not": """
-        UPDATE post SET "hasThreadGate" = NULL WHERE NOT "hasThreadGate" """,
     "a deleted account leaves nothing: posts and reposts in feeds": """
         DELETE FROM feed_item WHERE "originatorDid" = ANY(%(gone)s) OR split_part("postUri", '/', 3) = ANY(%(gone)s)""",
     "a deleted account leaves nothing: quotes by it and of it": """
@@ -89,12 +107,21 @@ ACCEPTED = {
         UPDATE profile_agg a SET "followersCount" = (SELECT count(*) FROM follow f WHERE f."subjectDid" = a.did),
                "followsCount" = (SELECT count(*) FROM follow f WHERE f.creator = a.did),
                "postsCount" = (SELECT count(*) FROM post p WHERE p.creator = a.did)""",
+    "a row that counts nothing is none": """
+        DELETE FROM post_agg WHERE "likeCount" + "replyCount" + "repostCount" + "quoteCount" + "bookmarkCount" = 0""",
 }
 
 
-def reconcile(connection: psycopg.Connection[Any], gone: list[str], doubled: Sequence[Doubled]) -> None:
-    """Makes the accepted differences in the official indexer's tables, which `connection` looks into."""
-    values = {"gone": gone, "doubled": json.dumps([asdict(edit) for edit in doubled])}
+def reconcile(
+    connection: psycopg.Connection[Any], gone: list[str], doubled: Sequence[Doubled], history: Written, fetched: str
+) -> None:
+    """Makes the accepted differences in the official indexer's tables, which `connection` looks into.
+
+    `history`: what was written before the mirror started, at the time `fetched`.
+    """
+    values: dict[str, Any] = {"gone": gone, "doubled": json.dumps([asdict(edit) for edit in doubled])}
+    values |= {name: [ref["uri"] for ref in getattr(history, name)] for name in ("early", "undone")}
+    values["fetched"] = fetched
     for reason, statement in ACCEPTED.items():
         changed = connection.execute(statement.encode(), values).rowcount
         assert changed > 0, f"no longer a difference: {reason}"

@@ -69,6 +69,11 @@ class Author:
         """What no lexicon allows."""
         self.network.order("write", did=self.did, writes=[{**operation("create", path, **value), "validate": False}])
 
+    def invalid_edit(self, ref: Ref, /, **value: Any) -> None:
+        """The same of a record that is there."""
+        path = ref["uri"].removeprefix(f"at://{self.did}/")
+        self.network.order("write", did=self.did, writes=[{**operation("update", path, **value), "validate": False}])
+
     def post(self, text: str, **value: Any) -> Ref:
         ref = self.create(POST, text=text, **value)
         self.posts.append(ref)
@@ -110,20 +115,41 @@ class Doubled:
     owner: str  # URI of the other
 
 
-def write_everything(authors: list[Author], name: str) -> list[Doubled]:
-    """Five authors at least. `name` tells one run's texts and handles from another's. What was edited into a duplicate."""
+@dataclass
+class Written:
+    """What the comparison of tables has to know of a run of `write_everything`.
+
+    doubled  edits into duplicates
+    early    replies and quotes that their gate did not refuse, and refuses where nobody knows what came first
+    undone   those that a gate refused which is no more
+    """
+
+    doubled: list[Doubled] = field(default_factory=list)
+    early: list[Ref] = field(default_factory=list)
+    undone: list[Ref] = field(default_factory=list)
+
+
+def write_everything(authors: list[Author], name: str) -> Written:
+    """Five authors at least. `name` tells one run's texts and handles from another's."""
+    written = Written()
     write_embeds(authors[0], authors[1], name)
     write_threads(authors, name)
     write_graph(authors, name)
     write_lists(authors, name)
-    write_gates(authors, name)
+    write_gates(authors, name, written)
+    evade_gates(authors, name, written)
+    change_gates(authors, name, written)
+    end_grants(authors, name, written)
     write_reactions(authors)
-    write_duplicates(authors[2], authors[3], authors[4])
+    write_duplicates(authors[2], authors[3], authors[4], name)
     write_rarities(authors[3], authors[4], name)
     write_what_is_refused(authors[1], authors[2], name)
     edit_and_delete(authors, name)
     edit_what_others_answered(authors, name)
-    return edit_into_duplicates(authors[2], authors[3], authors[4], name)
+    if name == "live":  # a fetch knows nothing of what was valid
+        edit_into_invalid(authors, name)
+    written.doubled += edit_into_duplicates(authors[2], authors[3], authors[4], name)
+    return written
 
 
 def write_embeds(one: Author, other: Author, name: str) -> None:
@@ -181,8 +207,8 @@ def write_threads(authors: list[Author], name: str) -> None:
 
 
 def write_graph(authors: list[Author], name: str) -> None:
-    """Nobody follows the first author, or is followed by it, anew: the PDS replaces a follow that is made again, and whom a gate
-    let in because of the first one is let in by none of that date then."""
+    """Nobody follows the first author, or is followed by it, anew: the PDS replaces a follow that is made again, and a fetch of
+    today knows nothing of the first one, which let its author in."""
     steps, crowd = ((1, 2, 4), authors) if name == "history" else ((3,), authors[1:])
     for at, author in enumerate(crowd):
         for step in steps:
@@ -220,7 +246,7 @@ def write_lists(authors: list[Author], name: str) -> None:
         four.quote(f"{name}: embeds what is no post", ref)
 
 
-def write_gates(authors: list[Author], name: str) -> None:
+def write_gates(authors: list[Author], name: str, written: Written) -> None:
     one, two, three, four, five, *_ = authors
     rule = "app.bsky.feed.threadgate#"
     allowed = one.create(LIST, purpose="app.bsky.graph.defs#curatelist", name=f"{name} may reply")
@@ -236,20 +262,98 @@ def write_gates(authors: list[Author], name: str) -> None:
     for gate, allow in by_name.items():
         root = one.mention(f"{name}: {gate} may reply", two)
         early = five.reply(f"{name}: before the gate of {gate}", root)
+        if gate in ("nobody", "mentioned", "listed"):  # the others let it in
+            written.early.append(early)
         rules = {} if allow is None else {"allow": allow}
         one.create(f"{GATE}/{rkey(root)}", post=root["uri"], hiddenReplies=[early["uri"]], **rules)
         replies = [author.reply(f"{name}: after the gate of {gate}", root) for author in (one, two, three, four)]
         two.reply(f"{name}: below what the gate hides", early, root)
         three.reply(f"{name}: below a reply that may be there", replies[1], root)
     closed = one.post(f"{name}: not to be embedded")
-    two.quote(f"{name}: embedded before it was forbidden", closed)
-    disabled = [{"$type": "app.bsky.feed.postgate#disableRule"}]
-    one.create(f"{POST_GATE}/{rkey(closed)}", post=closed["uri"], embeddingRules=disabled)
+    written.early.append(two.quote(f"{name}: embedded before it was forbidden", closed))
+    one.create(f"{POST_GATE}/{rkey(closed)}", post=closed["uri"], embeddingRules=DISABLED)
     two.quote(f"{name}: embedded all the same", closed)
     one.quote(f"{name}: embedded by its author", closed)
     loose = one.post(f"{name}: one embedding is detached")
     away = three.quote(f"{name}: to be detached", loose)
     one.create(f"{POST_GATE}/{rkey(loose)}", post=loose["uri"], detachedEmbeddingUris=[away["uri"]], embeddingRules=[])
+
+
+LONG_AGO, SOON = timedelta(days=-1), timedelta(days=1)
+
+
+def evade_gates(authors: list[Author], name: str, written: Written) -> None:
+    """No date opens anything: not that of a stranger's reply or quote, not that of the gate."""
+    one, two, three, *_ = authors
+    for ahead in (timedelta(), SOON):
+        root = one.post(f"{name}: nobody may reply or quote")
+        written.early.append(three.reply(f"{name}: before the gate", root))
+        dated = stamp(ahead)
+        one.create(f"{GATE}/{rkey(root)}", post=root["uri"], allow=[], createdAt=dated)
+        one.create(f"{POST_GATE}/{rkey(root)}", post=root["uri"], embeddingRules=DISABLED, createdAt=dated)
+        for back in (
+            LONG_AGO,
+            timedelta(seconds=-5),
+            *([SOON] if name == "live" else []),
+        ):  # fetched: sorts at the fetch
+            two.reply(f"{name}: a reply dated {back}", root, createdAt=stamp(back))
+            two.quote(f"{name}: a quotation dated {back}", root, createdAt=stamp(back))
+
+
+DISABLED = [{"$type": "app.bsky.feed.postgate#disableRule"}]
+
+
+def change_gates(authors: list[Author], name: str, written: Written) -> None:
+    """What a gate refused stays refused when it is edited, opened or deleted; what it let in stays."""
+    one, two, three, *_ = authors
+    root = one.post(f"{name}: its gates are edited")
+    written.early.append(three.reply(f"{name}: before the gate that is edited", root))
+    gate = one.create(f"{GATE}/{rkey(root)}", post=root["uri"], allow=[])
+    quotes = one.create(f"{POST_GATE}/{rkey(root)}", post=root["uri"], embeddingRules=DISABLED)
+    refused = two.reply(f"{name}: refused by the gate", root)
+    detached = two.quote(f"{name}: refused by the post gate", root)
+    one.update(gate, post=root["uri"], allow=[], hiddenReplies=[refused["uri"]])
+    one.update(quotes, post=root["uri"], embeddingRules=DISABLED, detachedEmbeddingUris=[detached["uri"]])
+    two.reply(f"{name}: refused by the edited gate", root)
+
+    root = one.post(f"{name}: its gates are opened, and deleted")
+    gate = one.create(f"{GATE}/{rkey(root)}", post=root["uri"], allow=[])
+    quotes = one.create(f"{POST_GATE}/{rkey(root)}", post=root["uri"], embeddingRules=DISABLED)
+    written.undone += [two.reply(f"{name}: before it is opened", root), two.quote(f"{name}: before it is opened", root)]
+    one.update(gate, post=root["uri"])
+    two.reply(f"{name}: while it is open", root)
+    one.update(gate, post=root["uri"], allow=[])
+    written.undone.append(two.reply(f"{name}: before the gate is deleted", root))
+    one.delete(gate)
+    one.delete(quotes)
+    three.reply(f"{name}: after the gate was deleted", root)
+    three.quote(f"{name}: after the gate was deleted", root)
+
+
+def end_grants(authors: list[Author], name: str, written: Written) -> None:
+    """Whom a follow or a list let in stays in when that ends; what comes after the reply lets nobody in."""
+    _, two, _, four, five, *_ = authors
+    rule = "app.bsky.feed.threadgate#"
+    two.delete(two.create(FOLLOW, subject=four.did))  # the PDS has replaced what was there
+    listed = four.create(LIST, purpose="app.bsky.graph.defs#curatelist", name=f"{name} for a moment")
+    item = four.create(ITEM, list=listed["uri"], subject=five.did)
+    for grant, author in (
+        ({"$type": f"{rule}followerRule"}, two),
+        ({"$type": f"{rule}listRule", "list": listed["uri"]}, five),
+    ):
+        root = four.post(f"{name}: {grant['$type']} ends")
+        four.create(f"{GATE}/{rkey(root)}", post=root["uri"], allow=[grant])
+        two.reply(f"{name}: not yet allowed", root)
+        if author is two:
+            follow = two.create(FOLLOW, subject=four.did)
+        written.early.append(author.reply(f"{name}: allowed", root))
+        if author is two:
+            two.delete(follow)
+        else:
+            four.delete(item)
+        author.reply(f"{name}: allowed no more", root)
+        four.reply(f"{name}: its author may", written.early[-1], root)
+    two.delete(two.create(FOLLOW, subject=four.did))
 
 
 def write_reactions(authors: list[Author]) -> None:
@@ -267,8 +371,12 @@ def write_reactions(authors: list[Author]) -> None:
     )
 
 
-def write_duplicates(one: Author, two: Author, liked: Author) -> None:
-    """What only applyWrites makes: the second of each is a duplicate. Then the first goes, and the second takes its place."""
+def write_duplicates(one: Author, two: Author, liked: Author, name: str) -> None:
+    """What only applyWrites makes: the second of each is a duplicate. Then the first goes, and the second takes its place. Of two in
+    one commit the first operation holds the key; a fetched history has no order but that of the keys."""
+    keys = ("3jzfcijpj2z2b", "3jzfcijpj2z2a") if name == "live" else ("3jzfcijpj2z2c", "3jzfcijpj2z2d")
+    both = two.post(f"{name}: liked twice in one commit")
+    one.together(*((f"{LIKE}/{key}", {"subject": both}) for key in keys))
     post, kept = liked.posts[-1], liked.posts[-2]
     for subject, goes in ((post, True), (kept, False)):
         for collection in (LIKE, REPOST):
@@ -364,6 +472,16 @@ def edit_what_others_answered(authors: list[Author], name: str) -> None:
     five.update(quotes[1], text=f"{name}: quotes it no more")
 
 
+def edit_into_invalid(authors: list[Author], name: str) -> None:
+    """What a PDS does not look at: the AppView shows the record as it was before."""
+    one, two, *_ = authors
+    post = one.post(f"{name}: to be edited into nonsense", tags=["before"])
+    two.create(LIKE, subject=post)
+    two.reply(f"{name}: answers what will be nonsense", post)
+    one.invalid_edit(post, text=7, createdAt=stamp())
+    two.quote(f"{name}: quotes what is nonsense", post)
+
+
 def edit_into_duplicates(one: Author, two: Author, other: Author, name: str) -> list[Doubled]:
     """Likes and follows that are edited: to another subject; to one that their author has already; duplicates, and whose
     duplicates wait for them. The later record is always the duplicate. No repost is edited into one: feeds show when it was
@@ -375,6 +493,7 @@ def edit_into_duplicates(one: Author, two: Author, other: Author, name: str) -> 
     for collection, first, second in (
         (LIKE, posts[0], posts[1]),
         (FOLLOW, two.did, other.did),
+        (BLOCK, f"did:plc:{name:c<24}", f"did:plc:{name:d<24}"),
     ):
         owner, late = (one.create(collection, subject=subject) for subject in (first, second))
         value = {"subject": first, "createdAt": stamp()}

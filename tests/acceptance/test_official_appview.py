@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from appview_accepted import reconcile
-from appview_content import Author, Doubled, authors_of, stamp, write_everything
+from appview_content import Author, Written, authors_of, stamp, write_everything
 from appview_questions import answer, different, questions, tokens_of, unlike
 from appview_tables import Expected, unlike_rows
 from fix_appview import VERSIONS, HandleServer, OfficialAppView, bsky
@@ -55,7 +55,7 @@ def test_the_official_appview_answers_the_same_from_our_tables(
     """N10: history, live writes, labels, and accounts that change their handle, hide, come back, arrive and go."""
     network = official_network(ozone=blank_databases(), accounts=9, posts=2)
     *authors, hidden, early = authors_of(network)
-    doubled = write_everything([*authors, hidden], "history")
+    history = write_everything([*authors, hidden], "history")
     write_labels(network, authors, "spam")
     network.order("deactivate", did=hidden.did)
     network.order("delete_account", did=early.did)
@@ -70,8 +70,8 @@ def test_the_official_appview_answers_the_same_from_our_tables(
     started = stamp()
     with mirror.running():
         mirror.await_equal(network.truth())
-        arrived, more = write_live(network, authors, hidden)
-        doubled += more
+        arrived, lively = write_live(network, authors, hidden)
+        doubled = [*history.doubled, *lively.doubled]
         gone = [early.did, authors[-1].did]
         truth = network.truth()
         mirror.await_equal(truth)
@@ -82,7 +82,7 @@ def test_the_official_appview_answers_the_same_from_our_tables(
             assert sum("could not be replaced" in line for line in refused) == len(doubled)
             copy_labels(network, references[version])
             with bsky(references[version]) as reference:
-                reconcile(reference, gone, doubled)
+                reconcile(reference, gone, doubled, history, started)
             assert_equal_tables(version, references[version], mirror, expected)
 
         asked = questions(truth, gone, [author.did for author in authors[:2]])
@@ -120,18 +120,20 @@ def write_labels(network: OfficialNetwork, authors: list[Author], value: str) ->
     network.order("label", **authors[0].posts[0], create=[value])
 
 
-def write_live(network: OfficialNetwork, authors: list[Author], hidden: Author) -> tuple[str, list[Doubled]]:
-    """All that may happen to accounts, the last of `authors` is deleted; the DID of one that arrives, edits into duplicates."""
+def write_live(network: OfficialNetwork, authors: list[Author], hidden: Author) -> tuple[str, Written]:
+    """All that may happen to accounts, the last of `authors` is deleted; the DID of one that arrives, and what was written."""
     network.order("activate", did=hidden.did)
     arrived: str = network.order("account", handle="arrived.test")["did"]
     *_, leaving = authors
-    doubled = write_everything(authors[:-1], "live")
+    written = write_everything(authors[:-1], "live")
     write_labels(network, authors, "porn")
     network.order("handle", did=authors[1].did, handle="changed.test")
     network.order("deactivate", did=authors[3].did)
     network.order("takedown", did=arrived, applied=True)
+    for applied in (True, False):
+        network.order("takedown", did=authors[2].did, applied=applied)
     network.order("delete_account", did=leaving.did)
-    return arrived, doubled
+    return arrived, written
 
 
 def copy_labels(network: OfficialNetwork, database: str) -> None:
