@@ -201,7 +201,9 @@ class Unit:
         values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
         values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
         self.db.execute(SQL["save"], values)
-        if claims := sorted(new.did for old, new in changed if _claims_handle(old, new)):
+        # another handle, or an account that is back: its host may have denied the handle meanwhile
+        returned = {new.did for old, new in changed if new.active and not old.active}
+        if claims := sorted({new.did for old, new in changed if new.handle != old.handle} | returned):
             self.db.execute(SQL["claim_handles"], {"dids": claims})
         for old, new in changed:
             if old.phase != new.phase:
@@ -300,11 +302,6 @@ class Unit:
             copy.set_types(COPY_TYPES)
             for row in rows:
                 copy.write_row(row if row[7] is None else (*row[:7], _unbase64(row[7]), *row[8:]))
-
-
-def _claims_handle(old: Repo, new: Repo) -> bool:
-    """Another handle, or an account that is back: its host may have denied the handle meanwhile."""
-    return new.handle != old.handle or (new.active and not old.active)
 
 
 def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
