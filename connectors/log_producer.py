@@ -35,11 +35,12 @@ STOPPING_SECONDS = 8.0  # for the last messages of a process that stops
 
 
 class Out(msgspec.Struct, frozen=True, gc=False):  # thousands a batch: a frozen dataclass costs five times as much
-    """A message to write: topic without prefix, DID key, JSON value."""
+    """A message to write: topic without prefix, DID key, JSON value, and its time in ms of the epoch (0: when it is written)."""
 
     topic: str
     key: str
     value: bytes
+    time: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,9 @@ class LogProducer:
             client = small if message.key not in large_keys else self._client("snappy")
             while True:
                 try:
-                    client.produce(topics[message.topic], message.value, message.key, on_delivery=report)
+                    client.produce(
+                        topics[message.topic], message.value, message.key, on_delivery=report, timestamp=message.time
+                    )
                     break
                 except BufferError as err:
                     if patience.spent():

@@ -48,11 +48,13 @@ logger = logging.getLogger("stream")
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One websocket message of an upstream (its full URL). `restarted`: the upstream's sequence begins anew with it."""
+    """One websocket message of an upstream (its full URL). `restarted`: the upstream's sequence begins anew with it.
+    `received`: ms of the epoch."""
 
     upstream: str
     data: bytes
     restarted: bool = False
+    received: int = 0
 
 
 WAKE = Frame("", b"")
@@ -186,7 +188,7 @@ class Sockets:
             if asked is not None and (seq := position(message.data)) is not None:
                 restarted, asked = self._restarted(upstream, asked, seq), None
             upstream.waiting = True
-            await queue.put(Frame(url, message.data, restarted))
+            await queue.put(Frame(url, message.data, restarted, time.time_ns() // 1_000_000))
             upstream.waiting = False
             if upstream.failures and position(message.data) is not None:  # an error frame is no recovery
                 upstream.failures = upstream.too_large = 0

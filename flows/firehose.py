@@ -229,7 +229,8 @@ def _encode(one: Received, now: str, latest: str, out: list[Out]) -> None:
     if isinstance(message, Verified):
         event = message.event
         encoded = commit_message(message, relay, moment(event.time, now, latest))
-        out.append(Out(TOPIC, event.did, encoded.value))
+        # its own time, or a gate that waits for its account's key would count from when it no longer does
+        out.append(Out(TOPIC, event.did, encoded.value, one.frame.received))
         if encoded.missing:
             metrics.REJECTED.labels(FLOW, "missing_block").inc(encoded.missing)
         if message.bad_paths:

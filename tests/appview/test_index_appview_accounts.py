@@ -73,11 +73,12 @@ def test_a_deleted_account_leaves_nothing_but_its_number(world: World) -> None:
     world.fold()
     before = everything(world)
     account(world, "bob", active=False, status="deleted", minute=5)
+    ((relay, seen),) = world.sql("select account_relay, account_seen from sluice.repo where did = %s", did("bob"))
     world.index(
         *(world.snapshot("bob", [], attempt=2)[:0]),
         wire.RepoOutcome(
             did=did("bob"), attempt=2, status="deleted", active=False, time=at(6), rev=None, commit=None, data=None, count=0,
-            reason="deleted", account_time=at(5), account_seq=5,
+            reason="deleted", account_time=at(5), account_seq=5, account_relay=relay, account_seen=seen,
         ),
     )  # fmt: skip
     world.fold()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from appview_tables_seen import differences, everything, network
-from appview_world import World, follow, like, post
+from appview_world import World, at, follow, like, ms, post
 from fix_database import fresh_database
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
@@ -23,6 +24,9 @@ from schemas.settings import Settings, load
 
 PARTITIONS = 4
 FANS = 300
+STARTED = int(
+    time.time() * 1000
+)  # the minute 0: the log takes events in the order of their minutes, as `World.index` does
 SNAPSHOT = wire.CreateEvent | wire.RepoOutcome
 BLOCKED = """
 select count(*) from pg_stat_activity
@@ -177,7 +181,7 @@ def events(world: World) -> list[list[Any]]:
 
 def out(event: Any) -> Out:
     topic = "firehose_live" if isinstance(event, wire.CommitEvent) else "firehose_backfill"
-    return Out(topic, event.did, wire.encode(event))
+    return Out(topic, event.did, wire.encode(event), STARTED + ms(event.time) - ms(at(0)))
 
 
 def everything_of(database: str) -> dict[str, list[Any]]:
