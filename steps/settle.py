@@ -42,8 +42,8 @@ ORDERED = frozenset(
 )
 """Collections whose rows have `came`, by which the AppView's gates decide: when our log took the record, see `came_at`.
 
-Negative: the first fetch of the repo brought it, so it was there by then and nobody knows since when. None: unknown. No author
-writes this time."""
+Negative: the first fetch of the repo brought it (or any fetch, once the filter has changed), so it was there by then, and since
+when is not known. None: unknown. No author writes this time."""
 
 TICKS = 1_000_000
 """Of `came`, in a millisecond."""
@@ -152,7 +152,9 @@ def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Ro
     if refused is None and step.repo.first_attempt == attempt:
         work.fresh.add(repo.did)
     did, run, left_out = repo.did, 0, 0
-    sign = 1 if repo.rev and step.repo.rev and step.repo.first_attempt != attempt else -1  # -1: its first fetch
+    # a first fetch, or one that may bring collections which a former filter left out
+    known = repo.rev and step.repo.rev and step.repo.first_attempt != attempt and rules.filter.version == 1
+    sign = 1 if known else -1
     keeps = None if rules.filter.everything else rules.filter.keeps
     while queue:
         event = queue[0].event
