@@ -1,0 +1,33 @@
+"""When an event came is a time of ours: the log keeps it, and the gates of the AppView decide by it (issue 11.8a)."""
+
+from __future__ import annotations
+
+from hostile_frames import many_names
+from tiny_repo import Key
+
+from connectors.indexing import Batch, decode
+from connectors.stream import Frame
+from flows import firehose
+from schemas.settings import Check, Settings
+
+CAME = 1_700_000_000_123
+
+
+def test_a_commit_is_written_with_the_time_when_its_frame_came() -> None:
+    """However long it waits for its account's key. What its author and its PDS say of the time is no part of it."""
+    _, frame = many_names(3, "hello", Key())
+    received = firehose.decoded([Frame("wss://relay", frame, received=CAME)])
+    (out,) = firehose.encode_all(firehose.verifier(Settings(verify_signature=Check.OFF))(received))
+    assert (out.topic, out.time) == ("firehose_live", CAME)
+
+    class Logged:
+        """What `decode` reads of a message."""
+
+        def __init__(self, stamp: tuple[int, int]) -> None:
+            self.timestamp = lambda: stamp
+            self.topic, self.value = lambda: "firehose_live", lambda: out.value
+            self.partition, self.offset = lambda: 0, lambda: 7
+
+    for stamp, came in (((1, CAME), CAME), ((0, 0), None)):  # the log's time, and none
+        decoded = decode(Batch([Logged(stamp)], {}))  # type: ignore[list-item]
+        assert [[one.received for one in queue] for queue in decoded.queues.values()] == [[came]]
