@@ -21,7 +21,7 @@ class Delivering:
         self._reports: list[Any] = []
         self.made[options["compression.type"]] = self
 
-    def produce(self, topic: str, value: bytes, key: str, on_delivery: Any) -> None:
+    def produce(self, topic: str, value: bytes, key: str, on_delivery: Any, timestamp: int = 0) -> None:
         self.sent.append((key, value))
         self._reports.append(on_delivery)
 
