@@ -5,7 +5,7 @@ to go on would lose events in silence.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,11 @@ class CursorStore:
                 note_gap(db, gap, answered=answered)
             for upstream in sorted(positions):
                 put(db, self._flow, upstream, str(positions[upstream]), details.get(upstream))
+
+    def caught_up(self, upstreams: Sequence[str], time: str) -> None:
+        """These upstreams have nothing more to send: their streams have come to this time."""
+        values = {"flow": self._flow, "upstreams": list(upstreams), "time": time}
+        alone(self._database()).execute(SQL["caught_up"], values)
 
     def begin(self, upstream: str, position: int, detail: dict[str, Any], gap: Gap) -> None:
         """The first place of an upstream read from its tip, and the gap before it, if any repo is known already.

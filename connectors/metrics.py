@@ -109,6 +109,9 @@ KIND_EVENTS = {  # of live operations and of history alike
 # control
 HANDLE_CHECKS = Counter("sluice_handle_checks_total", "handles that were checked both ways", ["result"])
 STEPS_FAILED = Counter("sluice_control_steps_failed_total", "rounds of control's steps that failed", ["step"])
+STORM_REPOS = Gauge(
+    "sluice_storm_held_repos", "repos of a held reason: more would be fetched again in an hour than may be", ["reason"]
+)
 SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
 LETTERS_LOOKED_AT = Counter(
     "sluice_dead_letters_looked_at_total", "letters without a key that control retried by itself", ["result"]

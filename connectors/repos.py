@@ -5,7 +5,7 @@ database's. Rows are locked in DID order, like everywhere else. A repo leaves `b
 the rest after, because a held event that the index committed while we waited for the lock must not outlive the phase.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from steps.account_status import TAKEN_DOWN, status_beside
 
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
+FOREVER = 32_503_680_000.0  # a Unix time of the year 3000
 STALE_GRACE_SECONDS = 600.0
 PATIENCE_SECONDS = 86_400.0
 ON_THE_WAY = ("pending", "backfill")
@@ -206,12 +207,13 @@ class RepoStore:
         row = self._db().execute(queries("control")["now"]).fetchone()
         return float(row[0]) if row else 0.0
 
-    def due(self, limit: int) -> list[wire.RepoTask]:
+    def due(self, limit: int, held: Collection[str] = ()) -> list[wire.RepoTask]:
         """Pending repos whose time has come, marked as queued: produce them now. First fetches have attempt 0.
 
-        Those that have had their attempts of this hour (`resyncs_per_repo_hour`) are put off instead.
+        Those that have had their attempts of this hour (`resyncs_per_repo_hour`), or wait for a reason that is held, are
+        deferred instead.
         """
-        values = {"limit": limit, "hourly": self._settings.resyncs_per_repo_hour}
+        values = {"limit": limit, "hourly": self._settings.resyncs_per_repo_hour, "held": list(held)}
         rows = self._db().execute(SQL["due"], values)
         return [
             wire.RepoTask(
@@ -236,12 +238,23 @@ class RepoStore:
         """Their messages no longer exist: let control queue them anew."""
         self._db().execute(SQL["unqueue"], {"dids": list(dids)})
 
-    def lost_events(self, grace_seconds: float, limit: int = 1000) -> list[str]:
-        """Repos whose listed rev stayed above ours: now pending. Forgets those that have caught up."""
+    def lost_candidates(self, grace_seconds: float, limit: int, settled: float = FOREVER) -> int:
+        """How many `lost_events` would find, up to a limit. Forgets those that have caught up."""
+        values = {"grace": grace_seconds, "settled": settled, "limit": limit}
+        self._db().execute(SQL["caught_up"], values)
+        row = self._db().execute(SQL["lost_candidates"], values).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def lost_events(self, grace_seconds: float, settled: float = FOREVER, limit: int = 1000) -> list[str]:
+        """Repos whose listed rev stayed above ours: now pending. Forgets those that have caught up.
+
+        `settled`: Unix time up to which everything that the streams have brought is indexed.
+        """
         db = self._db()
+        values = {"grace": grace_seconds, "settled": settled, "limit": limit}
         with own_transaction(db):
-            db.execute(SQL["caught_up"], {"limit": limit})
-            rows = db.execute(SQL["lost_events"], {"grace": grace_seconds, "limit": limit}).fetchall()
+            db.execute(SQL["caught_up"], values)
+            rows = db.execute(SQL["lost_events"], values).fetchall()
         return [row[0] for row in rows]
 
     def retry_failed(self, dids: Sequence[str] | None) -> list[str]:

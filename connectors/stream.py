@@ -32,6 +32,7 @@ from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.frames import MAX_SOCKET_BYTES, StreamError, decode, position
 from steps.reconnect import STEADY_SECONDS, reconnect_seconds
+from steps.timestamps import from_unix
 
 POLL_FRAMES = 3000
 QUEUE_UNIT_BYTES = 2048  # a frame of this size or less counts as one in the queue, a larger one as several
@@ -41,6 +42,7 @@ PATIENCE_WITHOUT_CURSOR = 10  # without a cursor a reconnect could lose an event
 IDLE_AFTER_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # longer than an untrusted host is waited for
 RECOVERED_SECONDS = 10.0  # a connection that stands so long has been taken, though nothing came over it yet
+TOUCH_SECONDS = 5.0  # between notes that a quiet upstream has come to now
 QUIET_SECONDS = 2.0  # a busy upstream shows its place sooner, and is never read from its oldest event for this
 _KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # others are words of strangers, and no label takes those
 
@@ -292,6 +294,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         self._durable = durable
         self._sockets = Sockets(settings, health.flow, method, {url: durable.get(url, start) for url in upstreams})
         self._polled_at = time.monotonic()
+        self._touch_at = 0.0
         self._drain_until: float | None = None
         self._gaps: list[Gap] = []  # taken, and not durable yet
         if pressure is not None:
@@ -312,6 +315,8 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         if len(self._durable) < len(self._sockets.upstreams):
             self._anchor(frames)
             self._anchor_quiet()
+        if not frames and not full and time.monotonic() >= self._touch_at:
+            self._touch()
         return [*frames, WAKE] if self._deferral.ready else frames
 
     @override
@@ -375,6 +380,14 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
             if silent and one.url not in self._durable and one.last_seq() is None:
                 self._begin(one.url, 0, None)
                 one.cursor = 0
+
+    def _touch(self) -> None:
+        """Note how far the streams of quiet upstreams have come: nothing else tells one from an upstream that is behind."""
+        now, positions = time.monotonic(), self._cursors.positions
+        self._touch_at = now + TOUCH_SECONDS
+        quiet = [one.url for one in self._sockets.upstreams if one.connected and now - one.heard_at > QUIET_SECONDS]
+        if settled := [url for url in quiet if url in self._durable and self._durable[url] == positions.get(url)]:
+            self._store.caught_up(settled, from_unix(time.time()))
 
     def _begin(self, upstream: str, position: int, missed: int | None) -> None:
         """Make the first place of an upstream durable; what came before the tip is a gap that a listing has to answer."""

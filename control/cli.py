@@ -12,6 +12,7 @@ from control.commands.base import AsJson, DataDir, OneLine, Parent, answerable, 
 from control.commands.doctor import doctor
 from control.commands.filters import filters_app
 from control.commands.jobs import backfill_app
+from control.commands.storms import storms_app
 from control.commands.topics import topics_app
 from control.errors import OperatorError
 from schemas.settings import load
@@ -28,6 +29,7 @@ for name, group in (
     ("topics", topics_app),
     ("backfill", backfill_app),
     ("filters", filters_app),
+    ("storms", storms_app),
     ("appview", appview_app),
 ):
     app.add_typer(group, name=name)

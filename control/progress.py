@@ -54,6 +54,10 @@ def troubles(status: Status) -> list[str]:
         for row in status.failing_hosts[:SHOWN_HOSTS]
         if row["consecutive_failures"]
     ]
+    found += [
+        f"storm of refetches held: {repos} repos for {reason} (`sluice storms`)"
+        for reason, repos in status.storms.items()
+    ]
     past = {standing.topic for standing in status.standings if standing.past_end}
     found += [f"a group stands past the end of {topic}" for topic in sorted(past)]
     if status.dead_letters.get("open"):

@@ -19,7 +19,9 @@ from connectors.log_producer import LogProducer, Out, partition_of
 from connectors.repos import RepoStore
 from control.job_steps import JobSteps
 from control.positions import NO_OFFSET, Positions
+from control.settled import Settled
 from control.steps import Step
+from control.storms import LOST_EVENT, Storms
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -70,6 +72,8 @@ class Scheduler:
         self._producer = producer
         self._positions = positions
         self._jobs = JobSteps(settings, store, producer)
+        self._settled = Settled(settings, positions)
+        self._storms = Storms(settings)
         self._next_requeue = 0.0
 
     def step(self) -> Step:
@@ -83,7 +87,7 @@ class Scheduler:
     def recover(self) -> Step:
         """Take back what has lost its owner, and find events that were lost."""
         reaped = self._store.reap(self._positions.cluster, REAP_DELAY_SECONDS)
-        lost = self._store.lost_events(self._settings.listed_rev_grace_seconds)
+        lost = self.lost_events()
         return Step(reaped=len(reaped), lost_events=len(lost))
 
     def queued(self) -> Step:
@@ -97,11 +101,25 @@ class Scheduler:
     def close(self) -> None:
         """Close the connections of its own."""
         self._jobs.close()
+        self._settled.close()
+        self._storms.close()
+
+    def lost_events(self) -> list[str]:
+        """Repos whose listed rev the streams never brought, made pending; none while the streams are behind or too many."""
+        grace = self._settings.listed_rev_grace_seconds
+        if not self._store.lost_candidates(grace, 1):
+            return []
+        settled = self._settled.until()
+        candidates = self._store.lost_candidates(grace, 2 * self._storms.most(), settled)
+        if not candidates or LOST_EVENT in self._storms.held(candidates, now=True):
+            return []
+        return self._store.lost_events(grace, settled)
 
     def queue(self) -> int:
         """Send the tasks of due repos. A crash between the row and its message is what `requeue` finds."""
-        tasks = self._store.due(self._settings.queue_batch)
+        tasks = self._store.due(self._settings.queue_batch, self._storms.held())
         if tasks:
+            self._storms.count(task.reason for task in tasks)
             self._producer.send([Out(task_topic(task.attempt), task.did, wire.encode(task)) for task in tasks])
         return len(tasks)
 

@@ -45,6 +45,7 @@ class Status:
     jobs: list[Row]  # what is not over first, `JOBS_SHOWN` at most
     skipped_ranges: int
     stream_gaps: int
+    storms: dict[str, int] = field(default_factory=dict)  # reason that is held → repos that wait for it
     jobs_found: int = 0  # in all
     processes: list[Sighting] = field(default_factory=list)
     handles: Row = field(default_factory=dict)  # verified, unverified, due (100,000 at most)
@@ -138,6 +139,7 @@ class Collector:
             jobs_found=found,
             skipped_ranges=self._count("skipped_open"),
             stream_gaps=self._count("gaps_open"),
+            storms={row["reason"]: row["repos"] for row in self._rows("storms")},
             handles=self._rows("handles")[0],
             processes=processes or [],
         )

@@ -90,6 +90,14 @@ limit %s
 -- name: retrying_repos
 select count(*) from sluice.repo where phase = 'pending' and queued_at is null and retry_count > 0
 
+-- name: storms
+select reason, repos from sluice.storm where coalesce(released_until, '-infinity') <= now() order by reason
+
+-- name: stream_time
+-- The time of the newest event of any of these relays that is durable in the log (Unix seconds).
+select extract(epoch from max((detail ->> 'time')::timestamptz))::float8 from sluice.cursor
+where flow = 'firehose' and upstream = any(%(relays)s::text[]) and detail ->> 'time' <> ''
+
 -- name: now
 select extract(epoch from now())::float8 as now
 

@@ -12,6 +12,11 @@ values (%(flow)s, %(upstream)s, %(position)s, coalesce(%(detail)s::jsonb, '{}'))
 on conflict (flow, upstream) do update set
     position = excluded.position, detail = coalesce(%(detail)s::jsonb, cursor.detail), updated_at = now()
 
+-- name: caught_up
+-- An upstream that has nothing more to send: its stream has come to this moment, where its position stands.
+update sluice.cursor set detail = detail || jsonb_build_object('time', %(time)s::text)
+where flow = %(flow)s and upstream = any(%(upstreams)s::text[])
+
 -- name: any_repo
 select exists (select from sluice.repo)
 

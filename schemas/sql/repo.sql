@@ -100,10 +100,11 @@ from unnest(%(dids)s::text[], %(statuses)s::text[]) as l (did, status)
 where r.did = l.did and r.did = any(%(taken_down)s::text[])
 
 -- name: lost_events
--- What a listing heard and the stream never brought: the repo is fetched again.
+-- What a listing heard and the stream never brought: the repo is fetched again. Up to `settled` all that the streams have
+-- brought is indexed: before it, a rev above ours may be on its way.
 with lost as (
     select did from sluice.repo
-    where listed_since < now() - make_interval(secs => %(grace)s) and phase = 'sync'
+    where listed_since < least(now(), to_timestamp(%(settled)s)) - make_interval(secs => %(grace)s) and phase = 'sync'
           and listed_rev > greatest(rev, heard_rev)
     order by did limit %(limit)s for update skip locked
 )
@@ -112,6 +113,15 @@ set phase = 'pending', reason = 'lost_event', heard_rev = r.listed_rev, next_ret
     completed_at = null, phase_since = now(), listed_rev = null, listed_since = null, stale_since = null
 from lost where r.did = lost.did
 returning r.did
+
+-- name: lost_candidates
+-- As `lost_events`, counted up to a limit: 0 as a rule, found in the index of the few that are listed ahead.
+select count(*) from (
+    select from sluice.repo
+    where listed_since < least(now(), to_timestamp(%(settled)s)) - make_interval(secs => %(grace)s) and phase = 'sync'
+          and listed_rev > greatest(rev, heard_rev)
+    limit %(limit)s
+) c
 
 -- name: caught_up
 -- Repos that have reached what the listing said: nothing to remember. Those that are fetched anew have heard it.
@@ -247,15 +257,20 @@ returning did
 
 -- name: due
 -- Pending repos that control has to queue, the longest due first. Whatever events ask for, a repo is fetched so many times
--- in an hour and no more: one whose attempts are used up waits until the oldest of them is an hour old.
+-- in an hour and no more: one whose attempts are used up waits until the oldest of them is an hour old. What is held
+-- (control/storms.py) waits.
 with due as (
-    select did, fetched_at[cardinality(fetched_at) - %(hourly)s + 1] + interval '1 hour' as again from sluice.repo
+    select did, reason = any(%(held)s::text[]) as is_held,
+           fetched_at[cardinality(fetched_at) - %(hourly)s + 1] + interval '1 hour' as again
+    from sluice.repo
     where phase = 'pending' and (active or reason = 'deletion') and queued_at is null and next_retry_at <= now()
     order by next_retry_at limit %(limit)s for update skip locked
 ), waits as (
-    update sluice.repo r set next_retry_at = due.again from due where r.did = due.did and due.again > now()
+    update sluice.repo r set next_retry_at = greatest(due.again, case when due.is_held then now() + interval '1 minute' end)
+    from due where r.did = due.did and (due.again > now() or due.is_held)
 )
-update sluice.repo r set queued_at = now() from due where r.did = due.did and (due.again is null or due.again <= now())
+update sluice.repo r set queued_at = now()
+from due where r.did = due.did and due.is_held is not true and (due.again is null or due.again <= now())
 returning r.did, r.attempt, r.reason, r.heard_rev, r.host, r.active, r.status, r.job
 
 -- name: queued_long
