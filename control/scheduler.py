@@ -108,10 +108,12 @@ class Scheduler:
         """Repos whose listed rev the streams never brought, made pending; none while the streams are behind or too many."""
         grace = self._settings.listed_rev_grace_seconds
         if not self._store.lost_candidates(grace, 1):
+            if LOST_EVENT in self._storms.held():
+                self._storms.held(0, now=True)  # the cause has gone
             return []
         settled = self._settled.until()
         candidates = self._store.lost_candidates(grace, 2 * self._storms.most(), settled)
-        if not candidates or LOST_EVENT in self._storms.held(candidates, now=True):
+        if LOST_EVENT in self._storms.held(candidates, now=True):
             return []
         return self._store.lost_events(grace, settled)
 

@@ -46,10 +46,10 @@ class Storms:
         self._held: dict[str, int] = {}
         self._look_at = 0.0
 
-    def held(self, lost_events: int = 0, *, now: bool = False) -> frozenset[str]:
-        """The reasons that are held. `lost_events`: repos that would be queued for that reason beside those that wait.
+    def held(self, lost_events: int | None = None, *, now: bool = False) -> frozenset[str]:
+        """The reasons that are held. Looks every ten seconds, or `now`.
 
-        Looks every ten seconds, or `now`.
+        `lost_events`: repos that would be queued for that reason beside those that wait. Only who knows it decides about it.
         """
         if now or time.monotonic() >= self._look_at:
             self._look(lost_events)
@@ -68,12 +68,13 @@ class Storms:
             values = {"reasons": list(counted), "counts": list(counted.values())}
             alone(self._database()).execute(SQL["count"], values)
 
-    def _look(self, lost_events: int) -> None:
+    def _look(self, lost_events: int | None) -> None:
         most, db = self.most(), self._database()
+        decided = [reason for reason in REASONS if reason != LOST_EVENT or lost_events is not None]
         with own_transaction(db):
-            values = {"reasons": list(REASONS), "most": 2 * most}
+            values = {"reasons": decided, "most": 2 * most}
             waiting: Counter[str] = Counter(dict(db.execute(SQL["waiting"], values).fetchall()))
-            waiting[LOST_EVENT] += lost_events
+            waiting[LOST_EVENT] += lost_events or 0
             queued: dict[str, int] = dict(db.execute(SQL["queued"]).fetchall())
             released = {row[0] for row in db.execute(SQL["released"])}
             held = {
@@ -81,7 +82,10 @@ class Storms:
                 for reason, count in waiting.items()
                 if count and count + queued.get(reason, 0) > most and reason not in released
             }
-            db.execute(SQL["hold"], {"reasons": list(held), "counts": list(held.values())})
+            values = {"reasons": list(held), "counts": list(held.values()), "decided": decided}
+            db.execute(SQL["hold"], values)
+            if lost_events is None:
+                held |= dict(db.execute(SQL["holds"], {"reason": LOST_EVENT}).fetchall())
         for reason, count in held.items():
             if reason not in self._held:
                 logger.error(

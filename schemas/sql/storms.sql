@@ -29,11 +29,14 @@ select reason from sluice.storm where released_until > now()
 -- What is held now; what no longer is goes, but for what an operator has let through.
 with gone as (
     delete from sluice.storm
-    where not reason = any(%(reasons)s::text[]) and coalesce(released_until, '-infinity') <= now()
+    where reason = any(%(decided)s::text[]) and not reason = any(%(reasons)s::text[]) and coalesce(released_until, '-infinity') <= now()
 )
 insert into sluice.storm (reason, repos)
 select * from unnest(%(reasons)s::text[], %(counts)s::bigint[])
 on conflict (reason) do update set repos = excluded.repos, released_until = null
+
+-- name: holds
+select reason, repos from sluice.storm where reason = %(reason)s and coalesce(released_until, '-infinity') <= now()
 
 -- name: list
 select reason, repos, began_at, case when released_until > now() then released_until end

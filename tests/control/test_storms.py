@@ -151,18 +151,18 @@ def test_every_reason_of_a_refetch_is_held_above_its_share_of_an_hour(
     in_sync(db, 12)
     move = "update sluice.repo set phase = 'pending', reason = %s, next_retry_at = now(), queued_at = null where did = any(%s)"
     db.execute(move, (reason, [f"did:plc:{n}" for n in range(1, 9)]))
-    assert breaker.held(now=True) == frozenset()
+    assert breaker.held(0, now=True) == frozenset()
     tasks = store.due(100, breaker.held())
     breaker.count(task.reason for task in tasks)
     assert len(tasks) == 8
     db.execute(move, (reason, [f"did:plc:{n}" for n in range(9, 12)]))
     db.execute(move, ("retry", ["did:plc:12"]))
-    assert breaker.held(now=True) == {reason}  # 8 of this hour and 3 more
+    assert breaker.held(0, now=True) == {reason}  # 8 of this hour and 3 more
     assert [task.reason for task in store.due(100, breaker.held())] == ["retry"]
     assert store.due(100, breaker.held()) == []
     db.execute("update sluice.repo set phase = 'sync' where did = 'did:plc:9'")
     db.execute("update sluice.repo set next_retry_at = now()")
-    assert breaker.held(now=True) == frozenset()
+    assert breaker.held(0, now=True) == frozenset()
     assert listed(settings) == []
     assert len(store.due(100, breaker.held())) == 2
     breaker.close()
@@ -179,7 +179,7 @@ def test_the_limit_grows_with_the_mirror_and_first_fetches_are_no_storm(
     db.execute("update sluice.repo set queued_at = null")
     db.execute("analyze sluice.repo")
     assert breaker.most() == 12
-    assert breaker.held(now=True) == frozenset()
+    assert breaker.held(0, now=True) == frozenset()
     assert len(store.due(1000, breaker.held())) == 400
     breaker.close()
     store.close()
