@@ -93,7 +93,12 @@ def rebuild(settings: Settings, told: Told, *, anew: bool = False) -> Progress:
 
 
 def check(db: Db) -> Drift:
-    """Recount in one snapshot. Takes a while on large tables."""
+    """Recount in one snapshot. Takes a while on large tables. Raises OperatorError where the tables are not kept."""
+    if not read(db).active:
+        raise OperatorError(
+            "the AppView's tables are not kept: SLUICE_APPVIEW is off; set it to true for the index, then run"
+            " `sluice appview rebuild`"
+        )
     drift = Drift()
     with own_transaction(db):
         db.execute("set transaction isolation level repeatable read read only")

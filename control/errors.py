@@ -34,6 +34,7 @@ OPERATOR_ERRORS = (
     psycopg.OperationalError,
     *BEHIND,
 )
+NO_URL = "this is no URL of a PostgreSQL (postgresql://USER@HOST/NAME)"
 _KAFKA = re.compile(r'KafkaError\{[^"}]*str="([^"]*)"\}')
 
 

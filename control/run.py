@@ -28,7 +28,7 @@ from connectors.watchdog import Signals, Watchdog
 from control import process as control_process
 from control import topics
 from control.api.serve import Server
-from control.errors import OperatorError
+from control.errors import NO_URL, OperatorError
 from schemas.settings import SECRETS, Settings
 
 FLOWS = {
@@ -136,7 +136,7 @@ def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None
     except psycopg.Error as err:
         reason = " ".join(str(err).split())
         if isinstance(err, psycopg.ProgrammingError):  # it was taken for "key=value …", which it is not either
-            reason = "this is no URL of a PostgreSQL (postgresql://USER@HOST/NAME)"
+            reason = NO_URL
         raise OperatorError(f"{setting}: {reason}; start PostgreSQL there or correct the URL") from err
 
 

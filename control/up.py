@@ -6,7 +6,6 @@ Raises OperatorError and its kin before anything runs that could be left behind.
 """
 
 import fcntl
-import ipaddress
 import json
 import os
 import shutil
@@ -17,16 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg
 
-from connectors.log import LogUnavailable, cluster_id
+from connectors.log import LogUnavailable
 from connectors.process import STOP, stop_on_signals
 from control.embedding import Embedded
 from control.errors import OperatorError, one_line
+from control.preflight import check_embeddable, check_given, check_hosts
 from control.progress import Progress, rated
-from control.run import BROKER_SECONDS, check_database, prepare
+from control.run import prepare
 from control.settings_page import spell
 from control.status import Collector, Status
 from control.supervisor import Command, Supervisor
@@ -70,36 +69,13 @@ def up(settings: Settings, options: Options) -> int:
             f"SLUICE_HTTP_PORT: port {settings.http_port} is taken; choose another, or 0 for a free one"
         )
     check_given(settings)
+    check_embeddable(settings)
     stop_on_signals()
     with foreground(), only_one(settings.data_dir) as data_dir:
         if options.simulate:
             for name in ("log", "database"):
                 shutil.rmtree(data_dir / name, ignore_errors=True)
         return _Up(settings.model_copy(update={"data_dir": data_dir}), options).run()
-
-
-def check_hosts(settings: Settings) -> None:
-    """Raise OperatorError for a URL of this machine where private hosts are not allowed: nothing could be fetched."""
-    if settings.allow_private_hosts:
-        return
-    for url in (*settings.relays, *settings.labelers, settings.plc):
-        host = urlsplit(url).hostname or ""
-        try:
-            private = not ipaddress.ip_address(host).is_global
-        except ValueError:
-            private = host == "localhost"
-        if private:
-            raise OperatorError(
-                f"{url} is a private address; set SLUICE_ALLOW_PRIVATE_HOSTS=true to mirror your own network"
-            )
-
-
-def check_given(settings: Settings) -> None:
-    """Raise OperatorError or LogUnavailable when a database or broker that was given does not answer."""
-    if settings.database:
-        check_database(settings)
-    if settings.bootstrap:
-        cluster_id(settings, BROKER_SECONDS)
 
 
 @contextmanager
@@ -261,6 +237,7 @@ class _Up:
         looks = _Looks(self._settings, self._supervisor)
         started = time.monotonic()
         first = looks.first()
+        before = looks.exact()[0] if self._options.until_synced else 0
         shown, shown_at, told = first, started, ""
         synced = Synced(self._settings) if self._options.until_synced else None
         looks.start()
@@ -281,7 +258,7 @@ class _Up:
                     shown, shown_at = status, time.monotonic()
                 if synced is not None and synced.look(status):
                     seconds = time.monotonic() - started
-                    return totals(status, looks.exact(), first, seconds)
+                    return totals(status, looks.exact(), first, before, seconds)
             return None
         finally:
             looks.stop()
@@ -298,15 +275,15 @@ class _Up:
         return {kind: round(peak / 1e6, 1) for kind, peak in sorted(peaks.items())}
 
 
-def totals(status: Status, exact: tuple[int, int], first: Status, seconds: float) -> dict[str, object]:
-    """The JSON line of `--until-synced`. Rates count what this run added."""
+def totals(status: Status, exact: tuple[int, int], first: Status, before: int, seconds: float) -> dict[str, object]:
+    """The JSON line of `--until-synced`. Rates count what this run added to the `before` exactly counted records."""
     records, labels = exact
     return {
         "repos": status.repos,
         "records": records,
         "labels": labels,
         "seconds": round(seconds, 2),
-        "records_per_second": round((records - first.records) / seconds, 1),
+        "records_per_second": round(max(0, records - before) / seconds, 1),
         "events": status.events - first.events,
         "dead_letters": sum(status.dead_letters.values()),
     }

@@ -5,7 +5,6 @@ unknown `SLUICE_…` variables are refused as well, because a misspelt setting t
 """
 
 import difflib
-import ipaddress
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from schemas.places import BROKER, is_address, is_postgresql, service_url
 
 PREFIX = "SLUICE_"
 SECRETS = ("api_token", "api_read_token", "broker_password")
@@ -274,20 +275,34 @@ class Settings(BaseSettings):
     @field_validator("relays", "labelers")
     @classmethod
     def _urls(cls, value: list[str]) -> list[str]:
-        return [_service_url(part) for part in value]
+        return [service_url(part) for part in value]
+
+    @field_validator("database")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not is_postgresql(value):
+            raise ValueError("this is no URL of a PostgreSQL; correct the URL: write it as postgresql://USER@HOST/NAME")
+        return value
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _brokers(cls, value: str) -> str:
+        if value and not all(BROKER.fullmatch(part.strip()) for part in value.split(",")):
+            raise ValueError(f"{value!r} is no list of brokers; write it as HOST:PORT[,HOST:PORT]")
+        return value
 
     @field_validator("dns")
     @classmethod
     def _dns(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")
-        if value and (not _is_address(host if colon else value) or (colon and not port.isdecimal())):
+        if value and (not is_address(host if colon else value) or (colon and not port.isdecimal())):
             raise ValueError(f"{value!r} is not the address of a DNS server; write it as 192.0.2.53 or 192.0.2.53:5353")
         return value
 
     @field_validator("plc")
     @classmethod
     def _plc(cls, value: str) -> str:
-        return _service_url(value)
+        return service_url(value)
 
     def topic(self, name: str) -> str:
         """Full name of one of our topics."""
@@ -296,24 +311,6 @@ class Settings(BaseSettings):
     def group(self, name: str) -> str:
         """Consumer group of a flow."""
         return f"{self.topic_prefix}sluice-{name}"
-
-
-def _is_address(value: str) -> bool:
-    try:
-        ipaddress.IPv4Address(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _service_url(value: str) -> str:
-    url = value.rstrip("/")
-    scheme = url.partition("://")[0]
-    if scheme in ("ws", "wss"):
-        url = url.replace("ws", "http", 1)
-    elif scheme not in ("http", "https"):
-        raise ValueError(f"{value!r} is not a URL; write it as https://HOST")
-    return url
 
 
 def load(**overrides: Any) -> Settings:
@@ -329,8 +326,10 @@ def load(**overrides: Any) -> Settings:
         settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as err:
         first = err.errors()[0]
-        name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX.rstrip("_")
-        raise SettingsError(f"{name}: {first['msg']} (got {first['input']!r})") from err
+        field = str(first["loc"][0]) if first["loc"] else ""
+        said = first["msg"].removeprefix("Value error, ")
+        shown = "" if field in {*SECRETS, "database"} else f" (got {first['input']!r})"  # a URL may hold a password
+        raise SettingsError(f"{PREFIX}{field.upper()}: {said}{shown}") from err
     _check_broker(settings)
     return settings
 

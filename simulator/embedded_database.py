@@ -11,8 +11,10 @@ binaries are opened for passing through (o+x), not for reading.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -41,6 +43,10 @@ SERVICE_USER = "embedded_postgres"
 START_SECONDS = 300.0  # recovery after a kill may have gigabytes of log to replay
 BUSY_SECONDS = 60.0  # whoever had the folder before us may take STOP_SECONDS to leave
 STOP_SECONDS = 30.0
+TAIL_BYTES = 8192  # of the log, looked at when a start failed
+NO_SPACE = "No space left on device"
+ROOM = "make room there, or choose another folder with --data-dir"
+_SEVERITY = re.compile(r"(?:PANIC|FATAL|ERROR|error):")
 REMEDY = "give a database with --database URL"
 
 
@@ -97,6 +103,8 @@ class EmbeddedDatabase(EmbeddedServer):
             self.data_dir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(self.data_dir, BUSY_SECONDS)
         except (OSError, DataFolderBusy) as err:
+            if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+                raise DatabaseUnavailable(f"the disk of {self.data_dir} is full", ROOM) from err
             raise DatabaseUnavailable(str(err), remedy="choose another --data-dir or stop what uses it") from err
         try:
             self._choose_port()
@@ -162,11 +170,19 @@ class EmbeddedDatabase(EmbeddedServer):
         )
         password.unlink()
         if made.returncode != 0:
-            raise DatabaseUnavailable(f"initdb failed ({' '.join(made.stderr.split())[-300:]})")
+            if NO_SPACE in made.stderr:
+                raise DatabaseUnavailable(f"the disk of {self.data_dir} is full", ROOM)
+            raise DatabaseUnavailable(f"initdb failed ({first_error(made.stderr)})")
         kept = self.data_dir / "password"
         kept.touch(mode=0o600)
         kept.write_text(secret)
         draft.replace(self.data_dir / "pgdata")
+
+    def _tail(self) -> str:
+        """The end of the server's log."""
+        with (self.data_dir / "postgres.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return log.read().decode(errors="replace")
 
     def _await_answer(self) -> None:
         assert self._process is not None  # noqa: S101 - for the type checker
@@ -180,8 +196,19 @@ class EmbeddedDatabase(EmbeddedServer):
                 time.sleep(0.05)  # not listening yet, or replaying its log
         ended = not self._process.running
         self._process.kill()
+        words = self._process.last_words()
+        if ended and NO_SPACE in self._tail():
+            raise DatabaseUnavailable(f"the disk of {self.data_dir} is full", ROOM)
         what = "it ended while starting" if ended else f"it did not answer within {START_SECONDS:.0f} s"
-        raise DatabaseUnavailable(f"{what} ({self._process.last_words()}; see {self._process.log_path})")
+        raise DatabaseUnavailable(f"{what} ({words}; see {self._process.log_path})")
+
+
+def first_error(output: str) -> str:
+    """The line of PostgreSQL's output that says what went wrong: the first with a severity, else the last; without its time."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    found = next((line for line in lines if _SEVERITY.search(line)), lines[-1] if lines else "it said nothing")
+    severity = _SEVERITY.search(found)
+    return (found[severity.start() :] if severity else found)[:300]
 
 
 def _ensure_database(connection: psycopg.Connection[tuple[object, ...]]) -> None:

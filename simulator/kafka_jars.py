@@ -70,6 +70,14 @@ def cache_folder() -> Path:
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / ".sluice"
 
 
+def check_present(folder: Path | None = None) -> None:
+    """Raise LogUnavailable at once where Java is missing, or Maven while the jars are not fetched yet."""
+    find_java()
+    home = folder or cache_folder() / f"kafka-{kafka_version()}"
+    if not home.is_dir() and shutil.which("mvn") is None:
+        raise LogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
+
+
 def fetch_jars(folder: Path | None = None) -> list[Path]:
     """The jars in a stable order, fetched with Maven if `folder` (default: in the cache) does not hold them yet.
 

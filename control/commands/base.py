@@ -1,8 +1,9 @@
 """What the commands of `sluice` share: their options, the one-line errors, and where log and database are found."""
 
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -63,10 +64,29 @@ def answerable(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except OPERATOR_ERRORS as err:
-            sys.stderr.write(f"sluice: {one_line(err)}\n")
+            sys.stderr.write(f"sluice: {as_given(one_line(err), kwargs)}\n")
             raise typer.Exit(EXIT_OPERATOR) from err
 
     return command  # type: ignore[return-value]  # wraps keeps the signature that typer reads
+
+
+OPTION_OF = {
+    "SLUICE_RELAYS": ("relay", "--relay"),
+    "SLUICE_LABELERS": ("labeler", "--labeler"),
+    "SLUICE_PLC": ("plc", "--plc"),
+    "SLUICE_BOOTSTRAP": ("bootstrap", "--bootstrap"),
+    "SLUICE_DATABASE": ("database", "--database"),
+    "SLUICE_DATA_DIR": ("data_dir", "--data-dir"),
+}
+"""Settings that are options too: the variable, the parameter of the command, the option."""
+
+
+def as_given(line: str, given: Mapping[str, object]) -> str:
+    """The line with the option in place of the variable, where the operator gave the option."""
+    for variable, (parameter, option) in OPTION_OF.items():
+        if given.get(parameter):
+            line = re.sub(rf"\b{variable}\b", option, line)
+    return line
 
 
 def one_of(nothing: str, **chosen: object) -> None:

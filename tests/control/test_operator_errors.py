@@ -61,7 +61,7 @@ def test_a_misspelt_variable() -> None:
 
 def test_a_relay_that_is_no_url(tmp_path: Path) -> None:
     line = refused("up", "--relay", "bsky.network", "--data-dir", str(tmp_path))
-    assert "SLUICE_RELAYS" in line
+    assert "--relay" in line
     assert "write it as https://HOST" in line
 
 
@@ -93,14 +93,14 @@ def test_a_wrong_database(url: str, tmp_path: Path) -> None:
     assert "correct the URL" in line
     for command in (["migrate"], ["up", "--simulate", "--data-dir", str(tmp_path), "--database", url]):
         line = refused(*command, **({} if "up" in command else {"SLUICE_DATABASE": url}))
-        assert "SLUICE_DATABASE" in line
+        assert ("--database" if "up" in command else "SLUICE_DATABASE") in line
         assert "correct the URL" in line
         assert ("this is no URL of a PostgreSQL" in line) == (not url.startswith("postgresql:"))
 
 
 def test_a_broker_that_does_not_answer(database: str, tmp_path: Path) -> None:
     line = refused("up", "--simulate", "--data-dir", str(tmp_path), "--bootstrap", NOWHERE)
-    assert "correct SLUICE_BOOTSTRAP" in line
+    assert "correct --bootstrap" in line
     assert "KafkaError{" not in line
     line = refused("run", "control", SLUICE_BOOTSTRAP=NOWHERE, SLUICE_DATABASE=database)
     assert NOWHERE in line
@@ -160,7 +160,7 @@ def test_a_partition_count_that_differs(log_scope: LogScope, database: str, tmp_
 def test_a_data_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     line = refused("up", "--simulate", "--data-dir", str(tmp_path / "file"))
-    assert "SLUICE_DATA_DIR" in line
+    assert "--data-dir" in line
 
 
 def test_a_command_without_a_mirror(tmp_path: Path) -> None:
@@ -184,6 +184,7 @@ def test_a_database_behind_this_release(blank_database: str, tmp_path: Path) -> 
         assert "run `sluice migrate`" in line, command
     migrate(blank_database)
     with psycopg.connect(blank_database, autocommit=True) as db:
+        db.execute("update sluice.appview set active = true")
         db.execute("drop table sluice.appview_refused")
     assert "appview_refused" in refused("appview", "check", **places)
 
