@@ -262,6 +262,10 @@ class RepoStore:
         values = {"dids": None if dids is None else list(dids)}
         return [row[0] for row in self._db().execute(SQL["retry_failed"], values)]
 
+    def fetch_again(self, dids: Sequence[str], job: int) -> None:
+        """Make those in sync or failed pending, as work of this job; once for each repo and job."""
+        self._db().execute(SQL["fetch_again"], {"dids": list(dids), "job": job})
+
     def phases(self) -> dict[str, int]:
         """Number of repos in each phase."""
         return dict(self._db().execute(SQL["phases"]).fetchall())

@@ -54,19 +54,21 @@ class JobSteps:
     def queue(self) -> int:
         """Batches of lists that run, and of those whose turn has come, by priority, up to `queue_batch` repos."""
         db, sent, room = alone(self._database()), 0, self._settings.queue_batch
-        for number, status, batch_size, total in db.execute(SQL["live_lists"], {"limit": room}).fetchall():
+        for number, status, batch_size, total, again in db.execute(SQL["live_lists"], {"limit": room}).fetchall():
             if room <= 0:
                 break
             if status != "running" and db.execute(SQL["run"], {"id": number}).fetchone() is None:
                 continue  # an operator was faster
-            tasks, read = self._batch(db, number, batch_size, total)
+            tasks, read = self._batch(db, number, batch_size, total, again=again)
             room -= read
             if tasks:
                 self._producer.send([Out(TOPIC, task.did, wire.encode(task)) for task in tasks])
                 sent += len(tasks)
         return sent
 
-    def _batch(self, db: Connection, number: int, batch_size: int, total: int) -> tuple[list[wire.RepoTask], int]:
+    def _batch(
+        self, db: Connection, number: int, batch_size: int, total: int, *, again: bool
+    ) -> tuple[list[wire.RepoTask], int]:
         """The tasks of the next batch, and how many DIDs were read; nothing while enough are on the way."""
         most = batch_size * AHEAD_BATCHES
         row = db.execute(SQL["place"], {"id": number}).fetchone()
@@ -76,6 +78,8 @@ class JobSteps:
         (after,) = row
         rows = db.execute(SQL["next_dids"], {"id": number, "after": after, "limit": batch_size}).fetchall()
         dids = [did for _, did in rows]
+        if again:
+            self._store.fetch_again(dids, number)  # control queues them as it queues what is due
         found = self._store.discover([Listed(did) for did in dids], number)
         at = rows[-1][0] if rows else after
         values = {"id": number, "after": after, "dids": dids}

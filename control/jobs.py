@@ -6,6 +6,8 @@ and by `control.job_steps` (lists of DIDs); both look at the rows every second o
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -50,6 +52,8 @@ def start(db: Connection, spec: JobSpec, settings: Settings) -> Job | Plan:
     Raises SpecInvalid.
     """
     wanted = _identified(spec, settings)
+    if spec.again:
+        wanted = replace(wanted, name=_name_of_next(db, wanted.name))
     if spec.dry_run:
         return _plan(db, spec, wanted)
     values = {
@@ -131,6 +135,20 @@ def _move(db: Connection, number: int, to: JobStatus, asked: str, remedy: str) -
     return job
 
 
+def in_sync(db: Connection, dids: Sequence[str]) -> int:
+    """How many of these repos are in sync already."""
+    row = _one(db, "plan_dids", {"dids": list(dids)})
+    return 0 if row is None else int(row["in_sync"])
+
+
+def _name_of_next(db: Connection, name: str) -> str:
+    """Of jobs that fetch a list again: the one that is not completed, or the name of one more."""
+    row = _one(db, "newest_again", {"name": name})
+    if row is None:
+        return name
+    return f"{name} {row['number'] + 1}" if row["status"] == JobStatus.COMPLETED else str(row["name"])
+
+
 def _identified(spec: JobSpec, settings: Settings) -> Identity:
     try:
         wanted = identify(spec, settings.relays[0] if settings.relays else None)
@@ -149,10 +167,10 @@ def _plan(db: Connection, spec: JobSpec, wanted: Identity) -> Plan:
     existing = _one(db, "by_name", {"name": wanted.name})
     status = None if existing is None else JobStatus(existing["status"])
     would = "create" if status is None else "nothing" if status is JobStatus.COMPLETED else "resume"
-    known: int | None = None
+    known = synced = None
     if wanted.dids:
-        row = _one(db, "plan_dids", {"dids": list(wanted.dids)})
-        known = 0 if row is None else int(row["known"])
+        row = _one(db, "plan_dids", {"dids": list(wanted.dids)}) or {"known": 0, "in_sync": 0}
+        known, synced = int(row["known"]), int(row["in_sync"])
     places = [wanted.source[key] for key in ("relay", "at") if key in wanted.source]
     return Plan(
         name=wanted.name,
@@ -163,6 +181,7 @@ def _plan(db: Connection, spec: JobSpec, wanted: Identity) -> Plan:
         total=wanted.total,
         new=None if known is None else len(wanted.dids) - known,
         known=known,
+        in_sync=synced,
         items=list(wanted.dids[:SHOWN]) or wanted.source.get("hosts", places)[:SHOWN],
     )
 
@@ -180,6 +199,7 @@ def _job(row: DictRow) -> Job:
             listed=row["listed"],
             new=row["queued"],
             known=row["duplicates"],
+            in_sync=row["in_sync"],
             **{name: row[name] for name in ("synced", "failed", "unavailable", "pending")},
         ),
         rate_per_second=None if over else row["rate"],

@@ -46,6 +46,7 @@ class JobSpec(BaseModel):
     priority: int = Field(
         0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="of jobs that wait, those with more come first"
     )
+    again: bool = Field(False, description="dids: fetch those that are in sync or failed again, too")
     dry_run: bool = Field(False, description="say what would be done, and change nothing")
 
     @model_validator(mode="after")
@@ -57,6 +58,8 @@ class JobSpec(BaseModel):
         for name, value in {**needed, "relay": self.relay}.items():
             if value and name not in allowed:
                 raise ValueError(f"`{name}` has no meaning in a job from {self.source}")
+        if self.again and self.source != "dids":
+            raise ValueError(f"`again` has no meaning in a job from {self.source}; it goes with a list of DIDs")
         return self
 
 
@@ -65,9 +68,11 @@ class JobCounts(BaseModel):
 
     listed: int = Field(description="entries that its source has named so far, those of repeated passes too")
     new: int = Field(
-        description="of these, repos that nobody knew; inactive ones become unavailable, the others are queued"
+        description="of these, repos that nobody knew, or that are fetched again; inactive ones become unavailable, the others"
+        " are queued"
     )
     known: int = Field(description="of these, known already")
+    in_sync: int = Field(description="of the known of a list of DIDs, those already in sync: only `again` fetches them")
     synced: int = Field(description="repos of this job that are complete")
     failed: int = Field(description="repos given up after the last attempt")
     unavailable: int = Field(description="repos that are deactivated, taken down, deleted or not found")
@@ -115,4 +120,5 @@ class Plan(BaseModel):
     total: int | None = Field(description="hosts or DIDs in the list; not known of a relay or a collection")
     new: int | None = Field(description="DIDs in the list that nobody knows yet")
     known: int | None = Field(description="DIDs in the list that are known already")
+    in_sync: int | None = Field(description="of these, already in sync: only `again` fetches them")
     items: list[str] = Field(description="the first of what it would list or queue")

@@ -66,7 +66,9 @@ def identify(spec: JobSpec, default_relay: str | None) -> Identity:
                 f"dids: {wrong[:100]!r} is not a DID; write did:plc: and 24 of a-z and 2-7, or did:web:HOST"
             )
         mark = _mark(dids)
-        return Identity(f"dids {len(dids)} {mark}", {"dids": mark, "first": dids[:5]}, len(dids), dids)
+        again = {"again": True} if spec.again else {}
+        name = f"dids {len(dids)} {mark}{' again' if again else ''}"
+        return Identity(name, {"dids": mark, "first": dids[:5], **again}, len(dids), dids)
     if spec.source == "hosts":
         hosts = sorted({service_url(host, "hosts") for host in spec.hosts})
         more = f" and {len(hosts) - 1} more {_mark(hosts)}" if len(hosts) > 1 else ""
@@ -92,7 +94,7 @@ def spec_of(source: dict[str, Any], batch_size: int, priority: int) -> JobSpec |
         case {"hosts": [_, *_] as hosts}:
             asked = {"source": "hosts", "hosts": hosts}
         case {"dids": str(), "first": [_, *_] as first}:
-            asked = {"source": "dids", "dids": first}
+            asked = {"source": "dids", "dids": first, "again": source.get("again") is True}
         case {"collection": str(collection), "at": str(relay)}:
             asked = {"source": "collection", "collection": collection, "relay": relay}
         case _:

@@ -40,6 +40,9 @@ def start(
     batch_size: Annotated[int, typer.Option(help="Repos listed or queued in one step.")] = 1000,
     priority: Annotated[int, typer.Option(help="Of jobs that wait, those with more come first.")] = 0,
     split: Annotated[int, typer.Option(min=0, help="One job for each so many hosts or DIDs.")] = 0,
+    again: Annotated[
+        bool, typer.Option("--again", help="With DIDs: fetch those that are in sync or failed again.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -62,6 +65,7 @@ def start(
                 "collection": collection,
                 "batch_size": batch_size,
                 "priority": priority,
+                "again": again,
                 "dry_run": dry_run,
             }
         )
@@ -70,7 +74,10 @@ def start(
         option = "--" + where[0].replace("_", "-") + ": " if where else ""
         raise OperatorError(f"{option}{what}") from err
     with _database(data_dir) as (db, settings):
+        synced = jobs.in_sync(db, spec.dids) if dids and not again else 0
         made = [jobs.start(db, part, settings) for part in (cut(spec, split) if split else [spec])]
+    if synced:
+        typer.echo(f"already in sync: {synced}; --again fetches them again", err=True)
     if as_json:
         shown = [one.model_dump(mode="json") for one in made]
         typer.echo(json.dumps(shown if split else shown[0]))
@@ -214,6 +221,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "total": plan.total,
         "new": plan.new,
         "known": plan.known,
+        "in sync": plan.in_sync,
         "first": ", ".join(plan.items[:5]),
     }
 
@@ -227,7 +235,8 @@ def _page(job: Job) -> str:
         "status": job.status.value + (f" until {_time(job.resume_at)}" if job.resume_at else ""),
         "error": job.error,
         "listed": f"{counts.listed}" + (f" (a list of {job.total} {job.source})" if job.total is not None else ""),
-        "repos": f"new {counts.new}  known {counts.known}",
+        "repos": f"new {counts.new}  known {counts.known}"
+        + (f"  already in sync: {counts.in_sync}" if counts.in_sync else ""),
         "of the new": f"synced {counts.synced}  pending {counts.pending}  failed {counts.failed}"
         f"  unavailable {counts.unavailable}",
         "rate": _rate(job) and f"{_rate(job)} repos/s",

@@ -18,6 +18,11 @@ select %(job)s, l.n, l.did from unnest(%(dids)s::text[]) with ordinality as l (d
 -- name: by_name
 select id, status from sluice.backfill_job where name = %(name)s
 
+-- name: newest_again
+-- Jobs that fetch the same list again are numbered: NAME, NAME 2, …
+select name, status, count(*) over () as number from sluice.backfill_job
+where name = %(name)s or starts_with(name, %(name)s || ' ') order by id desc limit 1
+
 -- name: adjust
 update sluice.backfill_job set batch_size = %(batch_size)s, priority = %(priority)s
 where id = %(id)s and (batch_size, priority) <> (%(batch_size)s, %(priority)s)
@@ -48,7 +53,7 @@ where id = %(id)s and status in ('paused', 'paused_quota_limit', 'retry')
 returning id
 
 -- name: plan_dids
-select count(r.did) as known
+select count(r.did) as known, count(*) filter (where r.phase = 'sync') as in_sync
 from unnest(%(dids)s::text[]) as l (did) left join sluice.repo r on r.did = l.did
 
 -- name: live_listings
@@ -68,7 +73,7 @@ order by priority desc, id
 
 -- name: live_lists
 -- Lists of DIDs with something left to queue, those of higher priority first.
-select id, status, batch_size, total
+select id, status, batch_size, total, source ? 'again' as again
 from sluice.backfill_job
 where source ? 'dids' and coalesce(checkpoint ->> 'done', 'false') <> 'true'
       and (status in ('pending', 'running') or (status in ('paused_quota_limit', 'retry') and next_retry_at <= now()))
@@ -110,8 +115,13 @@ where id = %(id)s and status = 'running'
 -- brought carries its number, so a batch that is repeated after a crash counts as it did before.
 update sluice.backfill_job j set
     listed = listed + cardinality(%(dids)s::text[]), queued = queued + mine.number,
-    duplicates = duplicates + cardinality(%(dids)s::text[]) - mine.number, checkpoint = %(checkpoint)s::jsonb
-from (select count(*) as number from sluice.repo where did = any(%(dids)s::text[]) and job = %(id)s) mine
+    duplicates = duplicates + cardinality(%(dids)s::text[]) - mine.number, in_sync = j.in_sync + mine.in_sync,
+    checkpoint = %(checkpoint)s::jsonb
+from (
+    select count(*) filter (where job = %(id)s) as number,
+           count(*) filter (where phase = 'sync' and job is distinct from %(id)s) as in_sync
+    from sluice.repo where did = any(%(dids)s::text[])
+) mine
 where id = %(id)s and coalesce((checkpoint ->> 'n')::integer, 0) = %(after)s
 returning id
 
@@ -161,11 +171,11 @@ update sluice.backfill_job set
 where id = %(id)s
 
 -- name: complete
--- All of it is listed, and every repo that it brought has reached an end once.
+-- All of it is listed, and every repo that it brought has reached an end once; of a job that fetches again, all have now.
 update sluice.backfill_job j set status = 'completed', error = null
 where id = %(id)s and status = 'running' and coalesce(checkpoint ->> 'done' = 'true', false)
       and not exists (
-          select from sluice.repo r where r.job = j.id and r.phase in ('pending', 'backfill') and r.first_attempt is null
-                and r.rev = ''
+          select from sluice.repo r where r.job = j.id and r.phase in ('pending', 'backfill')
+                and (j.source ? 'again' or (r.first_attempt is null and r.rev = ''))
       )
 returning id

@@ -295,6 +295,17 @@ set phase = 'pending', reason = case when r.active then 'retry' else 'deletion' 
 from chosen c where r.did = c.did
 returning r.did
 
+-- name: fetch_again
+-- A job's list is fetched again: what is in sync, and what was given up.
+with chosen as (
+    select did from sluice.repo
+    where did = any(%(dids)s::text[]) and phase in ('sync', 'failed') order by did for update
+)
+update sluice.repo r
+set phase = 'pending', reason = case when r.active then 'retry' else 'deletion' end, job = %(job)s, retry_count = 0,
+    next_retry_at = now(), queued_at = null, last_error = null, completed_at = null, stale_since = null, phase_since = now()
+from chosen c where r.did = c.did and r.job is distinct from %(job)s
+
 -- name: phases
 select phase, count(*) from sluice.repo group by phase
 

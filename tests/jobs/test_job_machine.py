@@ -37,6 +37,7 @@ def test_every_state_can_be_reached_and_only_completed_is_for_ever() -> None:
         JobSpec(source="relay", relay=RELAY, priority=3),
         JobSpec(source="hosts", hosts=["https://a.test", "https://b.test"], batch_size=50),
         JobSpec(source="dids", dids=["did:web:a.test", "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"]),
+        JobSpec(source="dids", dids=["did:web:a.test"], again=True),
         JobSpec(source="collection", collection="a.b.c", relay=RELAY),
     ],
     ids=lambda spec: spec.source,

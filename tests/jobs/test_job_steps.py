@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -34,7 +35,7 @@ def steps(settings: Settings, store: RepoStore) -> JobSteps:
     return JobSteps(settings, store, LogProducer(settings))
 
 
-def begin(store: RepoStore, settings: Settings, dids: list[str], **more: int) -> Job:
+def begin(store: RepoStore, settings: Settings, dids: list[str], **more: Any) -> Job:
     job = jobs.start(store._database(), JobSpec(source="dids", dids=dids, **more), settings)
     assert isinstance(job, Job)
     return job
@@ -68,7 +69,7 @@ def test_a_list_is_queued_once_counted_and_completed(settings: Settings, store: 
     assert (first.status, first.checkpoint) == ("running", {"n": 60, "done": True})
     assert first.counts.model_dump() == {
         **{"listed": 60, "new": 59, "known": 1, "pending": 59},
-        **dict.fromkeys(("synced", "failed", "unavailable"), 0),
+        **dict.fromkeys(("in_sync", "synced", "failed", "unavailable"), 0),
     }
     end(store, "sync", DIDS[1:40])
     second = counted(store, steps, job)
@@ -181,3 +182,37 @@ def test_a_pause_that_comes_while_a_batch_is_written_waits_for_it(settings: Sett
         other.commit()
         assert steps.queue() == 0
     assert jobs.get(store._database(), job.id).checkpoint == {}
+
+
+def test_a_list_that_is_in_sync_says_so_and_again_fetches_it_once(
+    settings: Settings, store: RepoStore, steps: JobSteps
+) -> None:
+    """Issue 11.18: a job over repos in sync said "completed" and nothing else."""
+    db = store._database()
+    store.discover([Listed(did) for did in DIDS])
+    end(store, "sync", DIDS[:57])
+    end(store, "failed", DIDS[57:])
+    db.execute("update sluice.repo set attempt = 1, first_attempt = 1, queued_at = null")
+    job = begin(store, settings, DIDS)
+    steps.queue()
+    first = counted(store, steps, job)
+    assert (first.status, first.counts.known, first.counts.in_sync, first.counts.new) == ("completed", 60, 57, 0)
+    assert jobs.in_sync(db, DIDS) == 57
+    scheduler = Scheduler(settings, store, LogProducer(settings), Positions(settings))
+    for name in ("again", "again 2"):
+        again = begin(store, settings, DIDS, again=True)
+        assert again.name == f"{job.name} {name}"
+        assert begin(store, settings, DIDS, again=True).id == again.id
+        steps.queue()
+        db.execute("update sluice.backfill_job set checkpoint = '{}' where id = %s", (again.id,))
+        steps.queue()  # as after a crash between the rows and the checkpoint
+        scheduler.queue()
+        running = counted(store, steps, again)
+        assert (running.status, running.counts.in_sync, running.counts.pending) == ("running", 0, 60)
+        rows = db.execute(
+            "select count(*) from sluice.repo where phase = 'pending' and queued_at is not null"
+        ).fetchone()
+        assert rows == (60,)
+        end(store, "sync", DIDS[:57])
+        end(store, "failed", DIDS[57:])
+        assert counted(store, steps, again).status == "completed"

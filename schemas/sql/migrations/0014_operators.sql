@@ -11,5 +11,5 @@ language sql immutable as $$
                 else coalesce(status, 'inactive') end
 $$;
 
--- Of a list of DIDs: how many were in sync already, and whether these were to be fetched again.
+-- Of a list of DIDs: how many were in sync already when they were queued.
 alter table sluice.backfill_job add column in_sync bigint not null default 0;
