@@ -112,11 +112,12 @@ def migrate(data_dir: DataDir = None) -> None:
 @answerable
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show what the mirror is doing: repos, rates, lag, failing hosts, cursors, dead letters, jobs."""
+    from control.attention import as_json as as_json_of  # noqa: PLC0415 - as above
     from control.status_page import look, page  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "bootstrap", "database")
     seen = look(settings)
-    typer.echo(json.dumps(seen.as_json()) if as_json else page(seen))
+    typer.echo(json.dumps(as_json_of(seen)) if as_json else page(seen))
 
 
 @app.command()

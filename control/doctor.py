@@ -24,8 +24,11 @@ from connectors.log import LogUnavailable, admin, cluster_id
 from connectors.migrations import MigrationError, missing
 from connectors.relay import LIST_REPOS, SUBSCRIBE
 from control import topics
+from control.attention import attention
 from control.errors import OperatorError, one_line
 from control.positions import GROUP_TOPICS, Positions
+from control.status import Collector
+from control.watch import look_at_all, registered
 from schemas.settings import Settings
 from schemas.sql import queries
 
@@ -72,6 +75,7 @@ def examine(settings: Settings) -> list[Check]:
         if all(check.state is State.OK for check in found if check.name in ("topics", "migrations", "database")):
             found.append(_guarded("retention", lambda: _retention(settings)))
             found.append(_guarded("broker clock", lambda: _message_clock(settings)))
+            found += _attention(settings)
     found += asyncio.run(_upstreams(settings))
     found.append(_disk(settings))
     return found
@@ -152,6 +156,23 @@ def _retention(settings: Settings) -> Check:
             said = {"past_end": "past the end", "lost": "behind the log's start", "near": "close to the log's start"}
             return Check("retention", state, f"{said[what]}: {'; '.join(found[:5])}", remedy)
     return Check("retention", State.OK, f"longer than every lag ({sum(one.lag for one in standings)} messages)")
+
+
+def _attention(settings: Settings) -> list[Check]:
+    """What `sluice status` and the page show too; the retention check above has what concerns positions."""
+    try:
+        running = registered(settings.data_dir)
+        collector = Collector(settings)
+        try:
+            status = collector.collect(look_at_all(running.processes, with_metrics=True) if running else [])
+        finally:
+            collector.close()
+    except (psycopg.Error, LogUnavailable) as err:
+        return [Check("attention", State.FAIL, one_line(err), "mend what is above first")]
+    found = attention(status, now=time.time())
+    return [Check("attention", State.FAIL if one.bad else State.WARN, one.what, one.remedy) for one in found] or [
+        Check("attention", State.OK, "nothing")
+    ]
 
 
 def near_start(start: int, position: int, end: int) -> bool:

@@ -10,13 +10,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from control.status import PHASES, Status
+from control.attention import attention
+from control.status import PHASES, Status, held
 from steps.printable import printable
 
 LINE_CHARACTERS = 1000
 PLAIN_SECONDS = 2.0
 NOTES_SHOWN = 8
-SHOWN_HOSTS = 5
 
 
 def rated(before: Status | None, status: Status, seconds: float) -> Status:
@@ -36,9 +36,9 @@ def plain(status: Status, restarts: int) -> str:
     lag = " ".join(f"{topic} {lag}" for (_, topic), lag in status.lag.items() if lag) or "none"
     parts = [
         f"repos: {phases}",
-        f"records: {status.records}{_rate(status.records_per_second)}",
+        f"records: about {status.records}{_rate(status.records_per_second)}",
         f"events: {status.events}{_rate(status.events_per_second)}",
-        f"labels: {status.labels}",
+        f"labels: about {status.labels}",
         f"lag: {lag}",
         f"restarts: {restarts}",
     ]
@@ -46,25 +46,8 @@ def plain(status: Status, restarts: int) -> str:
 
 
 def troubles(status: Status) -> list[str]:
-    """What an operator should look at, one short phrase each."""
-    found = [f"paused: {what}" for what in status.paused]
-    found += [f"failing: {seen.name}: {seen.why}" for seen in status.processes if seen.state == "failing"]
-    found += [
-        f"host {row['host']}: {row['consecutive_failures']} failures in a row ({row['last_error']})"
-        for row in status.failing_hosts[:SHOWN_HOSTS]
-        if row["consecutive_failures"]
-    ]
-    found += [
-        f"storm of refetches held: {repos} repos for {reason} (`sluice storms`)"
-        for reason, repos in status.storms.items()
-    ]
-    past = {standing.topic for standing in status.standings if standing.past_end}
-    found += [f"a group stands past the end of {topic}" for topic in sorted(past)]
-    if status.dead_letters.get("open"):
-        found.append(f"dead letters: {status.dead_letters['open']} open")
-    if status.skipped_ranges:
-        found.append(f"skipped listing ranges: {status.skipped_ranges}")
-    return [printable(line, LINE_CHARACTERS) for line in found]
+    """What needs attention, one short phrase each."""
+    return [printable(trouble.what, LINE_CHARACTERS) for trouble in attention(status, now=time.time())]
 
 
 def _rate(rate: float | None) -> str:
@@ -82,8 +65,8 @@ def view(status: Status, restarts: int, notes: list[str]) -> RenderableType:
         lag.add_column(topic, justify="right")
     lag.add_row(*(f"{lag_:,}" for lag_ in status.lag.values()))
     counts = Text(
-        f"records {status.records:,}{_rate(status.records_per_second)}   events {status.events:,}"
-        f"{_rate(status.events_per_second)}   labels {status.labels:,}   held {status.held_events:,}   restarts {restarts}"
+        f"records about {status.records:,}{_rate(status.records_per_second)}   events {status.events:,}"
+        f"{_rate(status.events_per_second)}   labels about {status.labels:,}   held {held(status)}   restarts {restarts}"
     )
     processes = Text("   ".join(f"{seen.name}: {seen.state}" for seen in status.processes), style="dim")
     below = [Text(line, style="yellow") for line in troubles(status)] + [Text(line, style="dim") for line in notes]

@@ -1,6 +1,6 @@
 """What the mirror is doing: database, broker and processes → `Status`, for `sluice status`, `sluice up` and the API.
 
-Counts stay cheap on big tables: records and labels are PostgreSQL's running estimates, and above a million repos `sync` is
+Counts stay cheap on big tables: held events are counted to 100,000, records and labels are PostgreSQL's running estimates, and above a million repos `sync` is
 the estimate less every other phase. Raises psycopg.Error and LogUnavailable.
 """
 
@@ -22,6 +22,7 @@ SQL = {name: text.encode() for name, text in queries("control").items()}
 EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
 JOBS_SHOWN = 100
+HELD_COUNTED = 100_000  # held events are counted so far: an estimate shows some where there are none
 END_PHASES = ("sync", "unavailable", "failed")
 PHASES = ("pending", "backfill", *END_PHASES)
 
@@ -47,6 +48,7 @@ class Status:
     stream_gaps: int
     storms: dict[str, int] = field(default_factory=dict)  # reason that is held → repos that wait for it
     jobs_found: int = 0  # in all
+    relays: list[str] = field(default_factory=list)  # of the settings
     processes: list[Sighting] = field(default_factory=list)
     handles: Row = field(default_factory=dict)  # verified, unverified, due (100,000 at most)
     records_per_second: float | None = None
@@ -95,6 +97,11 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
+def held(status: Status) -> str:
+    """The number of held events; they are counted so far and no further."""
+    return f"{status.held_events:,}{' or more' if status.held_events >= HELD_COUNTED else ''}"
+
+
 def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
     """Phase → repos; above a million `sync` is what the other phases leave of the table's estimated size."""
     cursor = db.cursor(row_factory=dict_row)
@@ -113,6 +120,7 @@ class Collector:
     """Takes looks, on one connection each to database and broker. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
+        self._relays = settings.relays
         self._positions = Positions(settings)
         self._database = dicts(settings, "sluice status", connect_timeout=5)
         self.close = self._database.close
@@ -129,7 +137,7 @@ class Collector:
             retrying=self._count("retrying_repos"),
             records=estimated["record"],
             labels=estimated["label"],
-            held_events=estimated["held_event"],
+            held_events=self._count("held_events"),
             standings=self.standings(),
             failing_hosts=self._rows("failing_hosts", (HOSTS_SHOWN,)),
             failures=self._rows("failed_repos"),
@@ -141,6 +149,7 @@ class Collector:
             stream_gaps=self._count("gaps_open"),
             storms={row["reason"]: row["repos"] for row in self._rows("storms")},
             handles=self._rows("handles")[0],
+            relays=list(self._relays),
             processes=processes or [],
         )
 

@@ -2,14 +2,16 @@
 
 import json
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from psycopg.rows import dict_row
 
 from connectors.database import connect
-from control.progress import rated, troubles
-from control.status import PHASES, SQL, Collector, Row, Status
+from control.attention import attention
+from control.progress import rated
+from control.status import PHASES, SQL, Collector, Row, Status, held
 from control.watch import look_at_all, registered
 from schemas.settings import Settings
 from steps.printable import printable
@@ -24,8 +26,10 @@ def look(settings: Settings) -> Status:
     before, started = collector.collect(), time.monotonic()
     time.sleep(RATE_SECONDS)
     running = registered(settings.data_dir)
-    processes = look_at_all(running.processes) if running else []
+    processes = look_at_all(running.processes, with_metrics=True) if running else []
     status = rated(before, collector.collect(processes), time.monotonic() - started)
+    if running and not status.relays:
+        status = replace(status, relays=running.relays)
     collector.close()
     return status
 
@@ -37,12 +41,13 @@ def page(status: Status) -> str:
         + "  ".join(f"{phase} {status.repos[phase]}" for phase in PHASES)
         + f"  (retrying {status.retrying})",
         f"records  about {status.records} ({status.records_per_second or 0:.0f}/s)"
-        f"  labels {status.labels}  held events {status.held_events}",
+        f"  labels about {status.labels}  held events {held(status)}",
         "handles  " + "  ".join(f"{what} {count}" for what, count in status.handles.items()),
         f"events   {status.events} ({status.events_per_second or 0:.0f}/s)",
         "lag      " + "  ".join(f"{group}/{topic} {lag}" for (group, topic), lag in status.lag.items()),
     ]
-    lines += [f"!        {what}" for what in troubles(status)]
+    for trouble in attention(status, now=time.time()):
+        lines.append(f"!        {trouble.what}; {trouble.remedy}")
     for row in status.failures:
         lines.append(f"failed   {row['count']} repos: {row['last_error']}")
     for job in status.jobs:

@@ -6,6 +6,7 @@ from control.api.context import Context
 from control.api.errors import Conflict, NotFound
 from control.api.pages import cut, read_cursor
 from control.api.route import Nothing
+from control.attention import as_json
 from control.skipped import fill_now
 from schemas.sql import queries
 
@@ -14,7 +15,7 @@ SQL = queries("api")
 
 def status(context: Context, _asked: Nothing, _body: None) -> models.Status:
     """One look at database and broker."""
-    return models.Status.model_validate(context.status().as_json())
+    return models.Status.model_validate(as_json(context.status()))
 
 
 def repo(context: Context, asked: models.Did, _body: None) -> models.Repo:

@@ -232,7 +232,7 @@ class Status(BaseModel):
     retrying: int
     records: int = Field(description="estimated")
     labels: int = Field(description="estimated")
-    held_events: int
+    held_events: int = Field(description="counted to 100,000")
     lag: dict[str, int] = Field(description="group/topic → messages not settled")
     standings: list[Standing]
     failing_hosts: list[dict[str, Any]]
@@ -243,4 +243,5 @@ class Status(BaseModel):
     jobs_found: int = Field(description="jobs in all; GET /api/backfill pages through them")
     skipped_ranges: int
     stream_gaps: int
+    attention: list[dict[str, Any]] = Field(description="what needs an operator: what, remedy, bad (or it only waits)")
     paused: list[str] = Field(description="what waits on purpose, and why")

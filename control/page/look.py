@@ -1,7 +1,7 @@
 """What the page shows, gathered: database, broker and processes → `Look`. Blocks; raises psycopg.Error and LogUnavailable."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from control import jobs
@@ -48,6 +48,7 @@ class Looker:
         context = self._context
         running = registered(context.settings.data_dir)
         mine = [process for process in running.processes if process.port] if running else []
+        seen = look_at_all(mine, with_metrics=True)
         status = context.status()
         with context.db() as db:
             found = [job for status in ORDER for job in jobs.list_jobs(db, status=status, limit=ROWS)]
@@ -55,8 +56,8 @@ class Looker:
                 self._hosts, self._hosts_at = by_host(hosts_with_work(db, ROWS)), time.monotonic()
         return Look(
             at=time.monotonic(),
-            status=status,
-            processes=look_at_all(mine),
+            status=replace(status, processes=seen),
+            processes=seen,
             jobs=found,
             hosts=self._hosts,
             failed=mirror.repos(context, models.RepoPage(phase="failed", limit=ROWS, cursor="", host=None), None).items,

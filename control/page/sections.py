@@ -1,15 +1,16 @@
 """The sections of the page: `Look` → name → HTML. Pure, but for the clock of the ages that the look brought along."""
 
+import time
 from urllib.parse import quote
 
+from control.attention import attention as needs
 from control.page.charts import chart
 from control.page.figures import age, count, moment, share
 from control.page.look import ROWS, Look, done
 from control.page.markup import Markup, Part, tag
 from control.page.tables import button, meter, section, table
 from control.page.watcher import Course
-from control.progress import troubles
-from control.status import PHASES
+from control.status import PHASES, held
 from schemas.jobs import Job, JobStatus
 
 MEANING = {
@@ -40,10 +41,12 @@ def sections(look: Look, course: Course) -> dict[str, Markup]:
 
 
 def attention(look: Look) -> Markup:
-    found = troubles(look.status)
-    if given_up := look.status.repos["failed"]:
-        found.append(f"failed repos: {count(given_up)}, until somebody retries them")
-    body = tag("ul", [tag("li", line) for line in found]) if found else tag("p", "Nothing.", class_="empty")
+    found = needs(look.status, now=time.time())
+    body = (
+        tag("ul", [tag("li", f"{one.what}; {one.remedy}") for one in found])
+        if found
+        else tag("p", "Nothing.", class_="empty")
+    )
     return section("attention", "Needs attention", body)
 
 
@@ -55,7 +58,7 @@ def coverage(look: Look) -> Markup:
     rows = [[phase, MEANING[phase], count(repos[phase]), share(repos[phase], total)] for phase in PHASES]
     facts = (
         f"About {count(look.status.records)} records and {count(look.status.labels)} labels in the tables,"
-        f" {count(look.status.held_events)} live events held for running backfills,"
+        f" {held(look.status)} live events held for running backfills,"
         f" {count(look.status.retrying)} repos waiting for another attempt."
     )
     grid = table("Repos by phase", ("Phase", "Meaning", "Repos#", "Share#"), rows, empty="No repo is known yet.")

@@ -25,6 +25,10 @@ select c.relname, greatest(c.reltuples, s.n_live_tup, 0)::bigint as rows
 from pg_class c left join pg_stat_user_tables s on s.relid = c.oid
 where c.oid in ('sluice.record'::regclass, 'sluice.label'::regclass, 'sluice.held_event'::regclass)
 
+-- name: held_events
+-- Exact as far as it goes.
+select count(*) from (select from sluice.held_event limit 100000) h
+
 -- name: count_records
 select count(*) from sluice.record
 

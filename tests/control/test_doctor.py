@@ -69,6 +69,7 @@ def test_a_healthy_mirror_has_nothing_to_mend(whole: Settings) -> None:
         "topics",
         "retention",
         "broker clock",
+        "attention",
         "relay",
         "relay stream",
         "plc",

@@ -1,0 +1,165 @@
+"""One function judges what needs attention, and everything that an operator looks at shows all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from control import doctor
+from control.attention import SILENT_SECONDS, attention
+from control.page.look import Look
+from control.page.sections import attention as section
+from control.positions import Standing
+from control.progress import plain
+from control.status import Collector, Status
+from control.status_page import page
+from control.watch import Sighting
+from schemas.settings import Settings
+
+NOW = 1_000_000.0
+RELAY = "https://relay.test"
+QUIET = Status(
+    repos=dict.fromkeys(("pending", "backfill", "sync", "unavailable", "failed"), 0),
+    retrying=0,
+    records=0,
+    labels=0,
+    held_events=0,
+    standings=[],
+    failing_hosts=[],
+    failures=[],
+    cursors=[],
+    dead_letters={},
+    jobs=[],
+    skipped_ranges=0,
+    stream_gaps=0,
+)
+
+
+def process(kind: str, state: str, *, ready: bool, started: float = NOW) -> Sighting:
+    metrics = {"sluice_started_time_seconds": {(("flow", kind),): started}}
+    return Sighting(f"{kind}-1", kind, 1, 1, state, "why", ready, metrics)
+
+
+def cursor(flow: str, upstream: str, age: float) -> dict[str, Any]:
+    return {"flow": flow, "upstream": upstream, "position": "1", "age_seconds": age}
+
+
+def host(failures: int) -> dict[str, Any]:
+    return {
+        "host": "https://pds.test",
+        "consecutive_failures": failures,
+        "failures": failures,
+        "requests": 9,
+        "last_error": "HTTP 500",
+        "pause_reason": None,
+        "paused_seconds": None,
+    }
+
+
+TROUBLES: dict[str, tuple[dict[str, Any], str, bool]] = {
+    "a stalled process": ({"processes": [process("index", "working", ready=False)]}, "stalled: index-1", True),
+    "a failing process": ({"processes": [process("index", "failing", ready=True)]}, "failing: index-1: why", True),
+    "a process that is gone": ({"processes": [process("index", "down", ready=False)]}, "down: index-1", True),
+    "a paused process": ({"processes": [process("backfill", "paused", ready=True)]}, "paused: backfill-1: why", False),
+    "lost messages": (
+        {
+            "standings": [
+                Standing("index", "firehose_live", 0, 1000, 100, 1100),
+                Standing("index", "firehose_live", 1, 986, 100, 1000),
+            ]
+        },
+        "lost to retention: 1786 messages of firehose_live",
+        True,
+    ),
+    "a group past the end": ({"standings": [Standing("index", "label_live", 0, 0, 9, 1)]}, "past the end", True),
+    "a relay that fell silent": (
+        {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, 540.0)]},
+        f"silent: nothing has come from {RELAY} for 9 min",
+        True,
+    ),
+    "a relay that never said anything": (
+        {"relays": [RELAY], "processes": [process("firehose", "idle", ready=True, started=NOW - 540)]},
+        f"silent: nothing has come from {RELAY} for 9 min",
+        True,
+    ),
+    "lost stretches": ({"stream_gaps": 2}, "not read: 2", False),
+    "a failing host": ({"failing_hosts": [host(3)]}, "https://pds.test: 3 failures in a row (HTTP 500)", False),
+    "failed repos": ({"repos": QUIET.repos | {"failed": 4}}, "failed repos: 4", False),
+    "a failed job": (
+        {"jobs": [{"name": "list x", "status": "failed", "listed": 0, "queued": 0}]},
+        "failed jobs: list x",
+        False,
+    ),
+    "dead letters": ({"dead_letters": {"open": 7, "dismissed": 2}}, "dead letters: 7 open", False),
+    "skipped ranges": ({"skipped_ranges": 1}, "skipped listing ranges: 1", False),
+}
+FINE: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "a process at work": {"processes": [process("index", "working", ready=True)]},
+    "an embedded server": {"processes": [Sighting("kafka", "kafka", 1, 0, "running", ready=True)]},
+    "a relay that was heard": {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, SILENT_SECONDS - 1)]},
+    "a relay that is no longer ours": {"relays": [RELAY], "cursors": [cursor("firehose", "https://old.test", 1e6)]},
+    "a firehose that just started": {"relays": [RELAY], "processes": [process("firehose", "idle", ready=True)]},
+    "a quiet labeler": {"cursors": [cursor("labels", "https://labeler.test", 1e6)]},
+    "a closed letter": {"dead_letters": {"dismissed": 2}},
+}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 11.15"""
+    monkeypatch.setattr("time.time", lambda: NOW)
+    changed, what, bad = TROUBLES[name]
+    status = replace(QUIET, **changed)
+    (trouble,) = [one for one in attention(status, now=NOW) if what in one.what]
+    assert trouble.bad == bad
+    assert trouble.remedy
+    assert what in page(status)
+    assert what in plain(status, 0)
+    assert what in str(section(Look(at=0.0, status=status)))
+
+    class Seen:
+        def __init__(self, _: Settings) -> None: ...
+
+        def collect(self, _: object) -> Status:
+            return status
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(doctor, "Collector", Seen)
+    checks = doctor._attention(Settings(data_dir="/nowhere"))
+    assert [check.state for check in checks if what in check.detail] == [
+        doctor.State.FAIL if bad else doctor.State.WARN
+    ]
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_what_is_fine_needs_no_attention(name: str) -> None:
+    """Issue 11.15"""
+    assert attention(replace(QUIET, **FINE[name]), now=NOW) == []
+
+
+def test_the_worst_comes_first() -> None:
+    status = replace(QUIET, dead_letters={"open": 1}, standings=[Standing("index", "label_live", 0, 0, 9, 1)])
+    assert [trouble.bad for trouble in attention(status, now=NOW)] == [True, False]
+
+
+def test_held_events_are_counted_and_not_estimated(settings_of: Callable[..., Settings], database: str) -> None:
+    """Issue 11.15: PostgreSQL's statistics went on saying nine when there were none."""
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("insert into sluice.held_event select 'did:plc:x', n, '', '' from generate_series(1, 9) n")
+        db.execute("analyze sluice.held_event")
+        collector = Collector(settings_of(database=database))
+        assert collector.collect().held_events == 9
+        db.execute("delete from sluice.held_event")
+        seen = collector.collect()
+        collector.close()
+        ((estimated,),) = db.execute(
+            "select reltuples from pg_class where oid = 'sluice.held_event'::regclass"
+        ).fetchall()
+    assert estimated == 9
+    assert seen.held_events == 0
