@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from control.commands import data
+from control.commands import backup, data
 from control.commands.appview import appview_app
 from control.commands.base import AsJson, DataDir, OneLine, Parent, answerable, located, unless_set
 from control.commands.doctor import doctor
@@ -34,6 +34,7 @@ for name, group in (
 ):
     app.add_typer(group, name=name)
 data.commands(app)
+backup.commands(app)
 app.command()(doctor)
 
 

@@ -25,6 +25,7 @@ from control.filters import FilterWalk
 from control.gauges import Gauges
 from control.positions import Positions, Standing
 from control.pruning import Pruning
+from control.restored import WHY, Restored
 from control.scheduler import Leader, Scheduler
 from control.second_looks import SecondLooks
 from control.steps import Close, Kind, Step, StepThread, Work
@@ -80,7 +81,10 @@ class _Control:
         self._gauges = Gauges(settings)
         self._handles = HandleChecks(settings)
         self._second_looks = SecondLooks(settings)
-        self._steps = {kind.name: StepThread(kind, lambda: self._leads) for kind in kinds(settings)}
+        self._restored: bool | None = None  # whether the index has still to read the log; None: not known yet
+        self._steps = {kind.name: StepThread(kind, self._works) for kind in kinds(settings)}
+        after_restore = Kind("restored", self._after_restore, settings.control_interval_seconds)
+        self._steps["restored"] = StepThread(after_restore, lambda: self._leads and self._restored is not False)
 
     def run(self) -> None:
         """Until `STOP`. Raises what ended a thread."""
@@ -112,6 +116,19 @@ class _Control:
         self._handles.step(leads=self._leads)
         return problem
 
+    def _works(self) -> bool:
+        return self._leads and self._restored is False
+
+    def _after_restore(self) -> tuple[Work, Close]:
+        database = tuples(self._settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
+        restored = Restored(self._settings, Positions(self._settings))
+
+        def work() -> Step:
+            self._restored = restored.waits(database())
+            return Step()
+
+        return work, database.close
+
     def _report(self, problem: str) -> None:
         done = sum((step.take() for step in self._steps.values()), Step())
         for name in ("queued", "requeued", "reaped", "lost_events"):
@@ -124,6 +141,9 @@ class _Control:
             self._health.report("failing", "; ".join([problem] if problem else failing)[:1000])
         elif not self._leads:
             self._health.report("idle", "another control process leads")
+        elif self._restored:
+            self._health.report("paused", WHY)
+            self._health.progressed()
         else:
             self._health.report("idle" if done.idle else "working")
             self._health.progressed()

@@ -137,12 +137,14 @@ set heard_rev = case when s.news then r.listed_rev else r.heard_rev end,
 from seen s where r.did = s.did
 
 -- name: claim
--- One atomic step: pending and due and unchanged since the message was queued, or somebody else has it.
+-- One atomic step: pending and due and unchanged since the message was queued, or somebody else has it. Nothing while a restored
+-- database waits for the index to read the log.
 with wanted as (
     select r.did
     from sluice.repo r
     join unnest(%(dids)s::text[], %(attempts)s::integer[]) as t (did, attempt) on t.did = r.did and t.attempt = r.attempt
     where r.phase = 'pending' and (r.active or r.reason = 'deletion') and r.next_retry_at <= now()
+          and not exists (select from sluice.cursor where flow = 'restore' and upstream = 'log')
     order by r.did for update of r
 )
 update sluice.repo r

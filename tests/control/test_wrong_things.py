@@ -29,6 +29,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "appview check": [],
     "appview rebuild": [],
     "audit": [DID],
+    "backup": ["/nowhere/file"],
     "backfill cancel": ["1"],
     "backfill list": [],
     "backfill pause": ["1"],
@@ -49,6 +50,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "filters show": [],
     "migrate": [],
     "replay": ["firehose_live"],
+    "restore": ["/nowhere/file"],
     "run": ["index"],
     "settings": [],
     "simulate": ["--repos", "1"],
@@ -90,7 +92,9 @@ def walk(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(walk(typer.main.get_command(app)))
 READERS = sorted(COMMANDS.keys() - {"simulate"})  # commands that read settings
 HAVE = {name: {parameter.name for parameter in command.params} for name, command in COMMANDS.items()}
-LOCATED = sorted(name for name in COMMANDS if "data_dir" in HAVE[name] and name != "up")
+LOCATED = sorted(
+    name for name in COMMANDS if "data_dir" in HAVE[name] and name not in ("up", "restore")
+)  # these have their own
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,170 @@
+"""`sluice backup` and `sluice restore` on a real PostgreSQL, and what control does first with a restored database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+from fix_database import fresh_database
+from flow_process import wait_until
+from typer.testing import CliRunner
+
+from connectors.log_producer import LogProducer, Out
+from connectors.repos import Listed, RepoStore
+from control import backup as module
+from control.backup import backup, find_tool, restore
+from control.cli import app
+from control.errors import OperatorError
+from control.positions import Positions
+from control.restored import Restored
+from schemas import wire
+from schemas.settings import Settings, load
+
+DIDS = [f"did:plc:{letter * 24}" for letter in "abc"]
+
+
+@pytest.fixture
+def empty(postgres: str) -> Iterator[str]:
+    with fresh_database(postgres) as url:
+        yield url
+
+
+def dumped(database: str, folder: Path) -> Path:
+    backup(load(database=database), folder / "sluice.backup")
+    return folder / "sluice.backup"
+
+
+def test_a_backup_is_restored_whole_and_once(database: str, empty: str, tmp_path: Path) -> None:
+    """Issue 11.17: rows and positions in one snapshot; the file is the owner's alone; an empty database only."""
+    store = RepoStore(Settings(database=database))
+    store.discover([Listed(did) for did in DIDS])
+    store.close()
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute(
+            "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values ('c', 'g', 't', 0, 42)"
+        )
+    told = CliRunner().invoke(app, ["backup", str(tmp_path / "one"), "--json"], env={"SLUICE_DATABASE": database})
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["bytes"] == (tmp_path / "one").stat().st_size
+    assert (tmp_path / "one").stat().st_mode & 0o077 == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    told = CliRunner().invoke(app, ["restore", str(tmp_path / "one"), "--database", empty])
+    assert told.exit_code == 0, told.output
+    with psycopg.connect(empty) as db:
+        assert db.execute("select did from sluice.repo order by did").fetchall() == [(did,) for did in DIDS]
+        assert db.execute("select next from sluice.stream_offset").fetchall() == [(42,)]
+    again = CliRunner().invoke(app, ["restore", str(tmp_path / "one"), "--database", empty])
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert "--database holds a mirror already; restore into an empty database" in again.stderr
+
+
+def test_each_mistake_is_one_line_and_changes_nothing(
+    database: str, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 11.17"""
+    settings, target = load(database=database), load(database=empty)
+    file = dumped(database, tmp_path)
+    with pytest.raises(OperatorError, match="exists already; choose another name, or give --replace"):
+        backup(settings, file)
+    with pytest.raises(OperatorError, match="cannot be written"):
+        backup(settings, tmp_path / "no" / "folder")
+    with pytest.raises(OperatorError, match="give a file that `sluice backup` wrote"):
+        restore(target, tmp_path / "nothing")
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(OperatorError, match="is no backup"):
+        restore(target, tmp_path / "text")
+    (tmp_path / "torn").write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(OperatorError, match=r"pg_restore failed \(.*\); nothing was changed"):
+        restore(target, tmp_path / "torn")
+    with psycopg.connect(empty) as db:
+        assert db.execute("select to_regnamespace('sluice')").fetchone() == (None,)
+    fake = tmp_path / "pg_dump"
+    fake.write_text("#!/bin/sh\necho 'pg_dump: error: could not write to file: No space left on device' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(module, "find_tool", lambda *_: fake)
+    with pytest.raises(OperatorError, match="is full; make room there"):
+        backup(settings, tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+
+
+def test_a_tool_that_stands_still_is_ended(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G10: no call without a deadline of ours."""
+    fake = tmp_path / "pg_dump"
+    fake.write_text("#!/bin/sh\nexec sleep 600\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(module, "find_tool", lambda *_: fake)
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.5)
+    with pytest.raises(OperatorError, match="the database has not moved for"):
+        backup(load(database=database), tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["pg_dump"]
+
+
+def test_the_tool_is_of_the_servers_release_or_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 11.17: the system's pg_dump refuses a newer server."""
+    for release in (14, 16, 17):
+        (tmp_path / str(release)).mkdir()
+        tool = tmp_path / str(release) / "pg_dump"
+        tool.write_text(f"#!/bin/sh\necho 'pg_dump (PostgreSQL) {release}.3 (Debian)'\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", ":".join([*(str(tmp_path / one) for one in ("14", "17", "16")), "/bin"]))
+    assert find_tool("pg_dump", 16).parent.name == "16"
+    assert find_tool("pg_dump", 18).parent.name == "bin"  # beside the embedded server
+    with pytest.raises(OperatorError, match=r"PostgreSQL 99 needs pg_dump 99 or newer, and there is .*; install"):
+        find_tool("pg_dump", 99)
+
+
+def test_the_data_folders_own_database_is_replaced_when_the_new_one_is_complete(database: str, tmp_path: Path) -> None:
+    """Issue 11.17: `sluice up` with its embedded server."""
+    store = RepoStore(Settings(database=database))
+    store.discover([Listed(DIDS[0])])
+    store.close()
+    settings = Settings(data_dir=tmp_path / "data")
+    file = dumped(database, tmp_path)
+    tmp_path.chmod(0o755)
+    restore(settings, file)
+    with pytest.raises(OperatorError, match="holds a mirror already; give --replace"):
+        restore(settings, file)
+    restore(settings, file, replace=True)
+    with module._own_server(settings) as server, psycopg.connect(server.url) as db:
+        assert db.execute("select did from sluice.repo").fetchall() == [(DIDS[0],)]
+        names = db.execute("select datname from pg_database where datname like 'sluice%%'").fetchall()
+        assert names == [("sluice",)]
+
+
+def test_nothing_is_claimed_until_the_index_has_read_the_log(
+    settings_of: Callable[..., Settings], database: str, empty: str, tmp_path: Path
+) -> None:
+    """Issue 11.17: attempts in the log were numbered after the backup. Dead letters since then are indexed again."""
+    store = RepoStore(Settings(database=database))
+    store.discover([Listed(did) for did in DIDS])
+    store.close()
+    restore(load(database=empty), dumped(database, tmp_path))
+    settings = settings_of(database=empty)
+    store, positions = RepoStore(settings), Positions(settings)
+    task = wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")
+    letter = wire.DeadLetter(topic="firehose_live", reason="bad_field", error="x", time="2026-01-01T00:00:00Z")
+    LogProducer(settings).send([Out("dead_letter", DIDS[0], wire.encode(letter))])
+    producer: Any = Producer({"bootstrap.servers": settings.bootstrap})
+    producer.produce(settings.topic("firehose_live"), b"{}", DIDS[0], partition=1)
+    assert producer.flush(60) == 0
+    restored = Restored(settings, positions)
+    with psycopg.connect(empty, autocommit=True) as db:
+        assert restored.waits(db)
+        assert store.claim([task], "w") == []
+        assert db.execute("select reason from sluice.dead_letter").fetchall() == [("bad_field",)]
+        producer.produce(settings.topic("firehose_live"), b"{}", DIDS[0], partition=1)  # later: nothing waits for this
+        assert producer.flush(60) == 0
+        assert Restored(settings, positions).waits(db)
+        place = (positions.cluster, settings.group("index"), settings.topic("firehose_live"))
+        db.execute(
+            "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, 1, 1)", place
+        )
+        wait_until(lambda: not restored.waits(db))
+        assert [claim.did for claim in store.claim([task], "w")] == [DIDS[0]]
+        assert db.execute("select count(*) from sluice.cursor where flow = 'restore'").fetchone() == (0,)
+    store.close()
