@@ -13,6 +13,7 @@ from control.status import Row, Status
 from control.watch import Sighting
 
 SILENT_SECONDS = 300.0
+STARTING_SECONDS = 60.0  # a process that has just been started does not answer yet
 HOSTS_SHOWN = 5
 STREAMS = {"firehose": "relay"}  # a labeler may have nothing to say for days
 
@@ -42,7 +43,7 @@ def _processes(status: Status) -> list[Trouble]:
     for seen in status.processes:
         if seen.state == "failing":
             found.append(Trouble(f"failing: {seen.name}: {seen.why}", "mend what it names", bad=True))
-        elif seen.state == "down":
+        elif seen.state == "down" and (seen.age_seconds is None or seen.age_seconds > STARTING_SECONDS):
             found.append(Trouble(f"down: {seen.name} does not answer ({seen.why})", "see its log", bad=True))
         elif seen.state == "working" and not seen.ready:
             found.append(

@@ -7,6 +7,7 @@ one that does not answer.
 import http.client
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -33,7 +34,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What one process said of itself. `state` is "down" where it did not answer."""
+    """What one process said of itself. `state` is "down" where it did not answer; then `age_seconds`: of its process, if any."""
 
     name: str
     kind: str
@@ -43,6 +44,7 @@ class Sighting:
     why: str = ""
     ready: bool = False
     metrics: dict[str, dict[Labels, float]] = field(default_factory=dict, repr=False)
+    age_seconds: float | None = None
 
     def total(self, metric: str) -> float | None:
         """Sum of a metric over its labels; None where the process does not have it."""
@@ -95,7 +97,7 @@ def look(process: Process, *, with_metrics: bool = False) -> Sighting:
         page = json.loads(_get(process.port, "/readyz"))
         metrics = parse(_get(process.port, "/metrics").decode()) if with_metrics else {}
     except (OSError, ValueError, http.client.HTTPException) as err:
-        return Sighting(**told, state="down", why=str(err))
+        return Sighting(**told, state="down", why=str(err), age_seconds=_age(process.pid))
     return Sighting(
         **told,
         state=str(page.get("state", "")),
@@ -119,6 +121,14 @@ def parse(text: str) -> dict[str, dict[Labels, float]]:
         for sample in family.samples:
             found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
     return found
+
+
+def _age(pid: int) -> float | None:
+    """How long a process has run; None where there is none."""
+    try:
+        return max(0.0, time.time() - Path(f"/proc/{pid}").stat().st_mtime)
+    except OSError:
+        return None
 
 
 def _get(port: int, path: str) -> bytes:

@@ -100,6 +100,7 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, bool]] = {
 FINE: dict[str, dict[str, Any]] = {
     "nothing": {},
     "a process at work": {"processes": [process("index", "working", ready=True)]},
+    "a process that starts": {"processes": [replace(process("index", "down", ready=False), age_seconds=5.0)]},
     "an embedded server": {"processes": [Sighting("kafka", "kafka", 1, 0, "running", ready=True)]},
     "a relay that was heard": {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, SILENT_SECONDS - 1)]},
     "a relay that is no longer ours": {"relays": [RELAY], "cursors": [cursor("firehose", "https://old.test", 1e6)]},
