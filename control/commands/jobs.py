@@ -221,7 +221,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "total": plan.total,
         "new": plan.new,
         "known": plan.known,
-        "in sync": plan.in_sync,
+        "synced": plan.in_sync,
         "first": ", ".join(plan.items[:5]),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka import Producer
-from fix_database import fresh_database
+from fix_database import data_folder, fresh_database
 from flow_process import wait_until
 from typer.testing import CliRunner
 
@@ -123,17 +123,17 @@ def test_the_data_folders_own_database_is_replaced_when_the_new_one_is_complete(
     store = RepoStore(Settings(database=database))
     store.discover([Listed(DIDS[0])])
     store.close()
-    settings = Settings(data_dir=tmp_path / "data")
     file = dumped(database, tmp_path)
-    tmp_path.chmod(0o755)
-    restore(settings, file)
-    with pytest.raises(OperatorError, match="holds a mirror already; give --replace"):
+    with data_folder() as folder:
+        settings = Settings(data_dir=folder / "data")
         restore(settings, file)
-    restore(settings, file, replace=True)
-    with module._own_server(settings) as server, psycopg.connect(server.url) as db:
-        assert db.execute("select did from sluice.repo").fetchall() == [(DIDS[0],)]
-        names = db.execute("select datname from pg_database where datname like 'sluice%%'").fetchall()
-        assert names == [("sluice",)]
+        with pytest.raises(OperatorError, match="holds a mirror already; give --replace"):
+            restore(settings, file)
+        restore(settings, file, replace=True)
+        with module._own_server(settings) as server, psycopg.connect(server.url) as db:
+            assert db.execute("select did from sluice.repo").fetchall() == [(DIDS[0],)]
+            names = db.execute("select datname from pg_database where datname like 'sluice%%'").fetchall()
+            assert names == [("sluice",)]
 
 
 def test_nothing_is_claimed_until_the_index_has_read_the_log(

@@ -110,7 +110,7 @@ def test_a_dry_run_says_what_and_changes_nothing(cli: Cli, database: str, tmp_pa
     file = tmp_path / "dids"
     file.write_text("\n".join(DIDS))
     heads, row = cli("start", "--dids-file", str(file), "--dry-run").splitlines()
-    assert heads.split() == ["would", "name", "job", "status", "total", "new", "known", "first"]
+    assert heads.split() == ["would", "name", "job", "status", "total", "new", "known", "synced", "first"]
     assert row.split()[0] == "create"
     plan = cli.json("start", "--dids-file", str(file), "--dry-run")
     assert (plan["total"], plan["new"], plan["known"]) == (6, 4, 2)
