@@ -83,6 +83,8 @@ class Status:
         page: Row = asdict(self)
         for standing, row in zip(self.standings, page["standings"], strict=True):
             row.update(lag=standing.lag, past_end=standing.past_end, lost=standing.lost)
+        for process in page["processes"]:
+            del process["metrics"]  # what is needed of them is in `attention`; their labels are no keys of JSON
         page["lag"] = {f"{group}/{topic}": lag for (group, topic), lag in self.lag.items()}
         page["paused"] = self.paused
         plain: Row = _plain(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from control import doctor
-from control.attention import SILENT_SECONDS, attention
+from control.attention import SILENT_SECONDS, as_json, attention
 from control.page.look import Look
 from control.page.sections import attention as section
 from control.positions import Standing
@@ -142,6 +143,14 @@ def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyP
 def test_what_is_fine_needs_no_attention(name: str) -> None:
     """Issue 11.15"""
     assert attention(replace(QUIET, **FINE[name]), now=NOW) == []
+
+
+def test_json_carries_the_same() -> None:
+    """Also with the processes' metrics, whose labels are no keys of JSON."""
+    status = replace(QUIET, processes=[process("index", "working", ready=False)])
+    page = json.loads(json.dumps(as_json(status)))
+    assert [one["what"].partition(":")[0] for one in page["attention"]] == ["stalled"]
+    assert [one["name"] for one in page["processes"]] == ["index-1"]
 
 
 def test_the_worst_comes_first() -> None:
