@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from connectors.database import connect
 from connectors.process import without_secrets
 from control.errors import OperatorError
-from control.run import CONNECT_SECONDS, check_database
+from control.run import check_database
 from control.up import only_one
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -33,6 +33,7 @@ LOOK_SECONDS = 0.2
 VERSION_SECONDS = 10.0
 ERROR_BYTES = 65_536
 DRAFT = "sluice_restored"
+NAME = "sluice backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _version(tool: Path) -> int | None:
 
 
 def _release(database: str) -> int:
-    with psycopg.connect(database, connect_timeout=CONNECT_SECONDS) as db:
+    with connect(database, NAME) as db:
         return db.info.server_version // 10000
 
 
@@ -145,12 +146,12 @@ def _own_server(settings: Settings) -> Iterator[EmbeddedDatabase]:
 
 def _restore_own(server: EmbeddedDatabase, file: Path, *, replace: bool) -> int:
     """Into a database beside the one that is there, which takes its place when it is complete."""
-    with psycopg.connect(server.url, autocommit=True) as db:
+    with connect(server.url, NAME) as db:
         empty = db.execute(SQL["is_empty"]).fetchone() == (True,)
     if not empty and not replace:
         raise OperatorError(f"{server.data_dir} holds a mirror already; give --replace, or another --data-dir")
     draft, kept = sql.Identifier(DRAFT), sql.Identifier(DATABASE)
-    with psycopg.connect(server.url_of("postgres"), autocommit=True) as admin:
+    with connect(server.url_of("postgres"), NAME) as admin:
         admin.execute(sql.SQL("drop database if exists {} with (force)").format(draft))
         admin.execute(sql.SQL("create database {}").format(draft))
         release = _restore_into(server.url_of(DRAFT), file)
@@ -160,7 +161,7 @@ def _restore_own(server: EmbeddedDatabase, file: Path, *, replace: bool) -> int:
 
 
 def _restore_into(database: str, file: Path) -> int:
-    with psycopg.connect(database, autocommit=True, connect_timeout=CONNECT_SECONDS) as db:
+    with connect(database, NAME) as db:
         if db.execute(SQL["is_empty"]).fetchone() != (True,):
             raise OperatorError("SLUICE_DATABASE holds a mirror already; restore into an empty database")
         release = db.info.server_version // 10000

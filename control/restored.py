@@ -64,7 +64,7 @@ class Restored:
         starts, ends = self._positions.starts(parts), self._positions.ends(parts)
         left = {part: ends[part] for part in parts if starts[part] < ends[part]}
         own = {"group.id": self._settings.group("restored"), "enable.auto.commit": False, "log_level": 0}
-        consumer = Consumer(broker.options(self._settings) | own)
+        consumer = Consumer(broker.options(self._settings, "restored") | own)
         deadline = time.monotonic() + LETTERS_SECONDS
         try:
             name = self._settings.topic(TOPIC)
