@@ -95,6 +95,7 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, bool]] = {
         "failed jobs: list x",
         False,
     ),
+    "a storm": ({"storms": {"lost_event": 9}}, "storm of refetches held: 9 repos for lost_event", True),
     "dead letters": ({"dead_letters": {"open": 7, "dismissed": 2}}, "dead letters: 7 open", False),
     "skipped ranges": ({"skipped_ranges": 1}, "skipped listing ranges: 1", False),
 }
