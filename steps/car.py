@@ -57,11 +57,15 @@ class CarError(Exception):
         self.detail = detail
 
 
+MAX_BLOCK_BYTES = 2 << 20
+"""A larger block is hashed and not kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class CarLimits:
     """Bytes of a block that is kept, number of blocks (4,000,000 are some 100 MB of index), bytes of the whole CAR."""
 
-    block: int = 2 << 20
+    block: int = MAX_BLOCK_BYTES
     blocks: int = 4_000_000
     total: int = 2 << 30
 

@@ -102,3 +102,9 @@ def test_no_file_names_a_registry_or_a_path_of_some_machine() -> None:
             continue
         wrong += [f"{path.relative_to(ROOT)}: {found.decode()}" for found in FOREIGN.findall(path.read_bytes())]
     assert wrong == []
+
+
+def test_the_repository_has_no_symbolic_links() -> None:
+    """One led into a folder of some machine, and took the place of everybody's build folder."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split("\t")[1] for line in listed.splitlines() if line.startswith("120000")] == []
