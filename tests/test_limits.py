@@ -21,7 +21,8 @@ COLLECTIONS = {"deque", "Queue", "SimpleQueue", "LifoQueue", "OrderedDict", "TTL
 
 
 def rows() -> list[list[str]]:
-    lines = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
+    bounds = PAGE.partition("## Loops that ask")[0]
+    lines = [line for line in bounds.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return [row for row in cells if row[0] != "what"]
 
