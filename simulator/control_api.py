@@ -241,7 +241,7 @@ class ControlApi:
 
     async def perform(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """create, update, delete (did, collection/rkey or path, record), commit (did, ops: [{action, path, record?}], by default none), handle (handle, announce, domain), deactivate, takedown,
-        suspend, delete_account, activate, new_account, migrate (pds, noisy), rotate_key, sync, label (uri, val, neg, cid, exp, labeler)."""
+        suspend, delete_account, activate, relay_takedown and relay_restore (relay: index), new_account, migrate (pds, noisy), rotate_key, sync, label (uri, val, neg, cid, exp, labeler)."""
         network = self.network
         if name == "new_account":
             account = await network.new_account()
@@ -272,6 +272,9 @@ class ControlApi:
             await network.set_status(account, _STATUS.get(name))  # type: ignore[arg-type]  # the values are Status
         elif name == "migrate":
             return {"pds": await network.migrate(account, arguments.get("pds"), noisy=arguments.get("noisy", False))}
+        elif name in ("relay_takedown", "relay_restore"):
+            relay = self.relays[int(arguments.get("relay", 0))]
+            relay.take_down(account, down=name == "relay_takedown")
         elif name == "rotate_key":
             await network.rotate_key(account)
         elif name == "sync":

@@ -7,7 +7,7 @@ framing (RFC 6455, server to client, unmasked), so that a stream can write many 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cbrrr import CID, encode_dag_cbor
@@ -62,9 +62,14 @@ def wire(frame: bytes) -> bytes:
     return b"\x82\x7f" + size.to_bytes(8, "big") + frame
 
 
-def now_text() -> str:
-    """The real time: the `time` of events, by which latencies are measured."""
-    return timestamp(time.time_ns() // 1000)
+def now_text(ahead_seconds: float = 0.0) -> str:
+    """The real time: the `time` of events, by which latencies are measured. `ahead_seconds`: of a clock that is wrong."""
+    return timestamp(time.time_ns() // 1000 + int(ahead_seconds * 1_000_000))
+
+
+def ahead(event: Event, seconds: float) -> Event:
+    """The same event, made by a PDS whose clock is ahead."""
+    return replace(event, body={**event.body, "time": now_text(seconds)})
 
 
 def commit_event(did: str, commit: Commit) -> Event:

@@ -52,6 +52,8 @@ NAMES: dict[str, str] = {
     "delay": "an event held back while hold (default 20) events of other repositories pass",
     "seq_gap": "a jump of the sequence by gap (default 100)",
     "relay_bad_sig": "a commit whose signature does not verify, beside the true one",
+    "relay_old_account": "after an #account a relay repeats the one before it of that account, with its old time and a new seq",
+    "pds_clock_ahead": "the clock of a PDS (`host`) is seconds (default 240) ahead: #account and #identity carry its time",
     "plc_500": "the PLC directory answers 500",
     "plc_429": "the PLC directory answers rate requests a second (default 0) and the others with 429; retry_after (seconds, None = no header)",
     "plc_plain_404": "the PLC directory answers 404 in plain text; status=410 for 410",
@@ -75,7 +77,8 @@ NAMES: dict[str, str] = {
     "label_silence": "the labeler's stream falls silent for seconds (default 3600)",
 }
 
-_REPO_FAULTS = frozenset(name for name in NAMES if name.startswith("pds_")) - {"pds_list_500", "pds_slow"}
+_NO_REPO_FAULTS = {"pds_list_500", "pds_slow", "pds_clock_ahead"}
+_REPO_FAULTS = frozenset(name for name in NAMES if name.startswith("pds_")) - _NO_REPO_FAULTS
 _STREAM = ("drop", "garbage", "hostile", "unknown_type", "error_frame", "silence")
 STREAM_FAULTS = frozenset({*_STREAM, *(f"label_{name}" for name in _STREAM)})
 

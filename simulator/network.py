@@ -20,7 +20,7 @@ from typing import Any, Literal
 from simulator import mst
 from simulator.car import cid_text
 from simulator.config import SimulatorConfig
-from simulator.events import Event, account_event, commit_event, identity_event, sync_event
+from simulator.events import Event, account_event, ahead, commit_event, identity_event, sync_event
 from simulator.faults import Faults
 from simulator.keys import SigningKey, derive_key
 from simulator.records import PROFILE, make_subjects
@@ -209,8 +209,12 @@ class Network:
 
     def emit(self, account: Account, event: Event, pds: int | None = None) -> None:
         """Publish an event from the account's PDS (or another one)."""
+        host = account.pds if pds is None else pds
+        if event.kind in ("#account", "#identity"):
+            clock = self.faults.fire("pds_clock_ahead", host=host, did=account.did)
+            event = event if clock is None else ahead(event, clock.get("seconds", 240))
         for publish in self.publish:
-            publish(account, account.pds if pds is None else pds, event)
+            publish(account, host, event)
 
     async def commit(self, account: Account, ops: list[Op]) -> None:
         """Commit ops to an active repository. OperationError where a path is (not) there or the account is inactive."""

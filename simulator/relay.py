@@ -16,7 +16,7 @@ from cbrrr import CID
 
 from simulator import spoil
 from simulator.car import cid_text
-from simulator.events import Event
+from simulator.events import Event, account_event
 from simulator.faults import Faults
 from simulator.hostile import list_fault, rows
 from simulator.http import page_limit, xrpc_error
@@ -42,6 +42,8 @@ class Relay:
         self.pds_urls: list[str] = []
         self.requests = 0
         self.lost: set[str] = set()  # repositories whose newest commit never went out
+        self.taken_down: set[str] = set()  # by this relay; their PDSes go on serving them
+        self._accounts: dict[str, Event] = {}  # DID -> the last #account that went out
         self.stream = EventStream(1000 + index * 5_000_000, network.config.window, faults, index)
         self._rng = random.Random(f"{network.config.seed}/relay/{index}")
         self._delayed: list[_Delayed] = []
@@ -118,6 +120,18 @@ class Relay:
         self.stream.publish(event, gap=int(gap.get("gap", 100)) if gap else 0)
         if self.faults.fire("duplicate", host=self.index, did=event.did):
             self.stream.publish(event, repeat=True)
+        if event.kind == "#account":
+            before = self._accounts.get(event.did)
+            self._accounts[event.did] = event
+            if before is not None and self.faults.fire("relay_old_account", host=self.index, did=event.did):
+                self.stream.publish(before)
+
+    def take_down(self, account: Account, *, down: bool = True) -> None:
+        """Take an account down at this relay alone, or end that: an #account by the relay's own clock, after all before it."""
+        (self.taken_down.add if down else self.taken_down.discard)(account.did)
+        self.flush()
+        active = account.active and not down
+        self._send(account_event(account.did, active, "takendown" if down else account.status))
 
     def flush(self) -> None:
         """Send everything that is held back."""
@@ -207,6 +221,8 @@ class Relay:
         row: dict[str, Any] = {"did": account.did, "head": cid_text(head), "rev": rev, "active": account.active}
         if account.status:
             row["status"] = account.status
+        if account.did in self.taken_down:
+            row["active"], row["status"] = False, "takendown"
         if self.faults.fire("relay_empty_head", host=self.index, did=account.did):
             row["head"] = row["rev"] = ""
         return row

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_getrepo_faults(simulator: Any) -> None:
     simulation.set_faults(clear=True)
     assert reader.repo(did).rev > old.rev
     fired = simulation.faults()["fired"]
-    assert set(fired) == {name for name in NAMES if name.startswith("pds_")} - {"pds_list_500"}
+    assert set(fired) == {name for name in NAMES if name.startswith("pds_")} - {"pds_list_500", "pds_clock_ahead"}
     assert fired["pds_429"] == 2
 
 
@@ -396,6 +397,75 @@ def test_relay_faults_of_the_sequence(simulator: Any) -> None:
     assert (len(revs), len(set(revs))) == (7, 5)
     fired = simulation.faults()["fired"]
     assert fired.keys() == {"lost_commit", "duplicate", "seq_gap", "delay", "relay_bad_sig"}
+
+
+def account_events(simulation: Simulation, relay: int, count: int) -> list[tuple[int, str, bool, float]]:
+    """(seq, DID, active, seconds that its time is ahead) of the #account events of a relay, of `count` messages."""
+    url = f"{simulation.relays[relay]}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
+    found = []
+    for message in asyncio.run(raw_messages(url, count))[0]:
+        header, body = libipld.decode_dag_cbor_multi(message)
+        if header["t"] == "#account":
+            sent = datetime.fromisoformat(body["time"])
+            found.append((body["seq"], body["did"], body["active"], sent.timestamp() - time.time()))
+    return found
+
+
+def test_relay_repeats_an_old_account_event(simulator: Any) -> None:
+    """Issue 11.C19: the event before the last, with its old time and a new seq, of one relay alone."""
+    simulation = simulator(**CONFIG, relays=2)
+    only(simulation, "relay_old_account", host=1)
+    did = next(iter(simulation.state()))
+    simulation.op("takedown", did=did)
+    assert simulation.fired("relay_old_account") == 0  # nothing to repeat
+    simulation.op("activate", did=did)  # #account, #identity, #sync
+    simulation.quiesce()
+    assert simulation.fired("relay_old_account") == 1
+    assert [active for _, _, active, _ in account_events(simulation, 0, 4)] == [False, True]
+    taken, activated, again = account_events(simulation, 1, 5)
+    assert (taken[2], activated[2], again[2]) == (False, True, False)
+    assert again[0] > activated[0] > taken[0]
+    assert again[3] == pytest.approx(taken[3], abs=0.05)
+
+
+def test_a_pds_with_its_clock_ahead(simulator: Any) -> None:
+    """Issue 11.A2, 11.C19: the accounts of one PDS say another time, to every relay alike."""
+    simulation = simulator(**CONFIG, relays=2, pdses=2)
+    only(simulation, "pds_clock_ahead", host=1, seconds=240)
+    for did in simulation.state():
+        simulation.op("takedown", did=did)
+    simulation.quiesce()
+    ahead = {did for did, account in simulation.state().items() if account.pds == 1}
+    assert simulation.fired("pds_clock_ahead") == len(ahead) > 0
+    for relay in (0, 1):
+        events = account_events(simulation, relay, 12)
+        assert len(events) == 12
+        assert {did for _, did, _, seconds in events if 200 < seconds <= 240} == ahead
+        assert {did for _, did, _, seconds in events if seconds <= 0} == simulation.state().keys() - ahead
+
+
+def test_a_relay_takes_an_account_down_by_itself(simulator: Any) -> None:
+    """Issue 11.A2, 11.C19: by its own clock and in its own list; the PDS and the other relay know nothing of it."""
+    simulation = simulator(**CONFIG, relays=2)
+    did = next(iter(simulation.state()))
+    only(simulation, "pds_clock_ahead")
+    simulation.op("deactivate", did=did)
+    simulation.op("activate", did=did)
+    simulation.op("relay_takedown", did=did, relay=0)
+
+    def listed() -> list[str | None]:
+        pages = [get(list_url(url, 100))["repos"] for url in simulation.relays]
+        return [row.get("status") for page in pages for row in page if row["did"] == did]
+
+    assert listed() == ["takendown", None]
+    assert simulation.state()[did].active
+    simulation.op("relay_restore", did=did, relay=0)
+    assert listed() == [None, None]
+    simulation.quiesce()
+    events = account_events(simulation, 0, 6)
+    assert [active for _, _, active, _ in events] == [False, True, False, True]
+    assert [seconds > 200 for *_, seconds in events] == [True, True, False, False]
+    assert len(account_events(simulation, 1, 4)) == 2
 
 
 def test_labeler_faults(simulator: Any) -> None:
