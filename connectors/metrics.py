@@ -114,7 +114,9 @@ STORM_REPOS = Gauge(
 )
 SCHEDULED = Counter("sluice_scheduled_repos_total", "repos that control queued, queued anew or took back", ["result"])
 LETTERS_LOOKED_AT = Counter(
-    "sluice_dead_letters_looked_at_total", "letters without a key that control retried by itself", ["result"]
+    "sluice_dead_letters_looked_at_total",
+    "dead letters that control looked at by itself: events without a key, and commits too big for their frame",
+    ["result"],
 )
 LETTERS_EXPIRED = Counter(
     "sluice_dead_letters_expired_total", "dead letters whose message retention has removed", ["state"]

@@ -5,7 +5,7 @@ database's. Rows are locked in DID order, like everywhere else. A repo leaves `b
 the rest after, because a held event that the index committed while we waited for the lock must not outlive the phase.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,11 @@ class RepoStore:
             if phase == "pending"
         ]
         return Discovery(tasks, len(rows), len(listed) - len(rows))
+
+    def ahead(self, revs: Mapping[str, str]) -> None:
+        """DID → rev at its PDS: where it is above ours it becomes a lost event, as if a listing had named it."""
+        dids = sorted(revs)
+        self._db().execute(SQL["listed_ahead"], {"dids": dids, "revs": [revs[did] for did in dids]})
 
     def _take_down(self, values: dict[str, Any]) -> None:
         db = self._db()

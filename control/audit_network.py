@@ -64,42 +64,7 @@ class AuditNetwork:
         await asyncio.gather(*(self._commit(head, asked) for head in heads))
         return asked
 
-    async def _signature(self, head: Head, asked: Asked) -> None:
-        try:
-            async with self._turns:
-                key = (await self._resolver.resolve(head.did, fresh=True)).signing_key
-        except IdentityNotFound:
-            key = None
-        except IdentityUnreachable:
-            asked.untold += 1
-            return
-        asked.findings += check_commit(head, key)
-
-    async def _commit(self, head: Head, asked: Asked) -> None:
-        async with self._turns:
-            answer = await self._latest(head.did)
-        if answer is None:
-            asked.untold += 1
-            return
-        asked.compared += 1
-        if isinstance(answer, str):
-            asked.findings.append(Finding(head.did, Kind.PDS, answer))
-            return
-        waited = 0.0
-        while (here := await asyncio.to_thread(self._stands, head.did)) is not None:
-            rev, commit = answer
-            if here == answer:
-                return
-            if waited >= (CATCH_UP_SECONDS if rev > here[0] else 2 * LOOK_SECONDS):
-                told = f"its PDS stands at rev {rev}, commit {commit}; the row at rev {here[0]}, commit {here[1]}"
-                asked.findings.append(Finding(head.did, Kind.PDS, told))
-                return
-            await asyncio.sleep(LOOK_SECONDS)
-            waited += LOOK_SECONDS
-            if rev <= here[0] and isinstance(again := await self._latest(head.did), tuple):
-                answer = again  # the row may have moved on since the PDS was asked
-
-    async def _latest(self, did: str) -> tuple[str, str] | str | None:
+    async def latest(self, did: str) -> tuple[str, str] | str | None:
         """(rev, commit), or why the PDS has none, or None where nobody answered."""
         try:
             pds = (await self._resolver.resolve(did)).pds
@@ -127,6 +92,41 @@ class AuditNetwork:
         if not isinstance(rev, str) or not isinstance(commit, str):
             return None
         return printable(rev, 100), printable(commit, 100)
+
+    async def _signature(self, head: Head, asked: Asked) -> None:
+        try:
+            async with self._turns:
+                key = (await self._resolver.resolve(head.did, fresh=True)).signing_key
+        except IdentityNotFound:
+            key = None
+        except IdentityUnreachable:
+            asked.untold += 1
+            return
+        asked.findings += check_commit(head, key)
+
+    async def _commit(self, head: Head, asked: Asked) -> None:
+        async with self._turns:
+            answer = await self.latest(head.did)
+        if answer is None:
+            asked.untold += 1
+            return
+        asked.compared += 1
+        if isinstance(answer, str):
+            asked.findings.append(Finding(head.did, Kind.PDS, answer))
+            return
+        waited = 0.0
+        while (here := await asyncio.to_thread(self._stands, head.did)) is not None:
+            rev, commit = answer
+            if here == answer:
+                return
+            if waited >= (CATCH_UP_SECONDS if rev > here[0] else 2 * LOOK_SECONDS):
+                told = f"its PDS stands at rev {rev}, commit {commit}; the row at rev {here[0]}, commit {here[1]}"
+                asked.findings.append(Finding(head.did, Kind.PDS, told))
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+            waited += LOOK_SECONDS
+            if rev <= here[0] and isinstance(again := await self.latest(head.did), tuple):
+                answer = again  # the row may have moved on since the PDS was asked
 
 
 def stands_now(database: str) -> Stands:

@@ -3,7 +3,7 @@
 A directory that is only partly there, a mirror of it that lags, a did:web that is silent for a moment: each refuses what is
 true, and if that was an account's last commit nothing would bring it back before the next listing. So such a letter is retried
 at the ages of `AFTER_SECONDS`, each time with the code and the keys of that moment, and what is true then takes its usual way.
-What stays without a key stays open. Runs in a thread of its own, as a directory that is away is waited for; a flood of
+What stays without a key stays open. Commits too big for their frame have a look of their own (`control/big_commits.py`). Runs in a thread of its own, as a directory that is away is waited for; a flood of
 forged commits has a bounded share of each round, in random order.
 """
 
@@ -16,6 +16,7 @@ import psycopg
 from connectors import metrics, watchdog
 from connectors.log import LogUnavailable
 from connectors.process import STOP, Stopping
+from control.big_commits import BigCommits
 from control.dead_letters import DeadLetters
 from control.errors import OperatorError, one_line
 from schemas.settings import Settings
@@ -33,6 +34,7 @@ class SecondLooks:
 
     def __init__(self, settings: Settings) -> None:
         self._letters = DeadLetters(settings)
+        self._big_commits = BigCommits(settings)
         self._ended = threading.Event()
         self._died: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="second looks", daemon=True)
@@ -66,10 +68,7 @@ class SecondLooks:
                 counts[self._letters.retry(place).state] += 1
             except OperatorError:  # settled by somebody meanwhile
                 continue
-        for state, count in counts.items():
-            metrics.LETTERS_LOOKED_AT.labels(state).inc(count)
-        if any(counts.values()):
-            logger.info("letters without a key looked at again", extra=counts)
+        _report(counts, "letters without a key looked at again")
         return counts
 
     def _run(self) -> None:
@@ -82,6 +81,7 @@ class SecondLooks:
             self._died = err
         finally:
             self._letters.close()
+            self._big_commits.close()
 
     def _rounds(self) -> None:
         looked = time.monotonic()
@@ -90,7 +90,16 @@ class SecondLooks:
             if self.leads:
                 try:
                     self.look(now - looked)
+                    watchdog.mark()
+                    _report(self._big_commits.look(), "commits too big for their frame: asked their PDSes")
                 except (psycopg.OperationalError, LogUnavailable) as err:
                     logger.warning("letters are looked at again later", extra={"why": one_line(err)})
                     continue  # what came to its age meanwhile is due still
             looked = now
+
+
+def _report(counts: dict[str, int], what: str) -> None:
+    for state, count in counts.items():
+        metrics.LETTERS_LOOKED_AT.labels(state).inc(count)
+    if any(counts.values()):
+        logger.info(what, extra=counts)

@@ -31,6 +31,7 @@ class DeadReason(StrEnum):
     BAD_TREE = "bad_tree"
     SYNC_TOO_LARGE = "sync_too_large"
     TOO_BIG = "too_big"
+    TOO_BIG_NO_BLOCK = "too_big_no_block"
     BLOCKS_TOO_LARGE = "blocks_too_large"
     TOO_MANY_OPS = "too_many_ops"
     DUPLICATE_PATH = "duplicate_path"
@@ -80,6 +81,7 @@ HELP: dict[DeadReason, str] = {
     DeadReason.BAD_TREE: "the tree's nodes in the event are malformed; the repo is fetched again",
     DeadReason.SYNC_TOO_LARGE: "a #sync with more blocks than the protocol allows; its signed commit is used all the same",
     DeadReason.TOO_BIG: "the event says that it is too big to carry its operations; the repo is fetched again",
+    DeadReason.TOO_BIG_NO_BLOCK: "the same, and the commit's own block is missing too: control asks its PDS once whether there is news",
     DeadReason.BLOCKS_TOO_LARGE: "more bytes of blocks than the protocol allows; the repo is fetched again",
     DeadReason.TOO_MANY_OPS: "more operations than the protocol allows; the repo is fetched again",
     DeadReason.DUPLICATE_PATH: "two operations on one path; the repo is fetched again",

@@ -42,6 +42,7 @@ class VerifyReason(StrEnum):
     """Why an event of a repo was refused, or why its operations are unknown."""
 
     NO_COMMIT_BLOCK = "no_commit_block"
+    TOO_BIG_NO_BLOCK = "too_big_no_block"  # the detail is the rev that the event names
     BAD_COMMIT = "bad_commit"
     WRONG_DID = "wrong_did"
     FUTURE_REV = "future_rev"
@@ -161,6 +162,8 @@ def _stands(
     cid = root if named not in blocks and root is not None else named
     block = blocks.get(cid or b"")
     if cid is None or block is None:
+        if type(event) is Commit and event.no_blocks and event.rev:
+            return Refused(VerifyReason.TOO_BIG_NO_BLOCK, event.rev)
         return problem or Refused(VerifyReason.NO_COMMIT_BLOCK, (cid or b"").hex())
     commit = parse_commit(block)
     if isinstance(commit, CommitRejected):

@@ -53,3 +53,24 @@ where state = 'open' and reason = 'no_key' and split_part(topic, ' ', 1) in ('fi
                 and noticed_at > now() - make_interval(secs => a.age + %(span)s)
       )
 order by error not like '%%: unreachable', random() limit %(limit)s
+
+-- name: too_big_due
+-- Repos in sync that open letters of commits without their block name, the highest rev named, and whether it is above what
+-- has been seen. The error of such a letter is its rev until its PDS has been asked.
+select d.did, max(d.error collate "C") as rev, max(d.error collate "C") > greatest(r.rev, r.heard_rev) as news
+from sluice.dead_letter d
+join sluice.repo r on r.did = d.did
+where d.state = 'open' and d.reason = 'too_big_no_block' and length(d.error) = 13 and r.phase = 'sync'
+      and d.noticed_at < now() - make_interval(secs => %(youngest)s)
+      and d.noticed_at > now() - make_interval(secs => %(oldest)s)
+group by d.did, r.rev, r.heard_rev
+order by random() limit %(limit)s
+
+-- name: too_big_done
+-- Those letters, up to the rev that was asked for: settled where the PDS answered, else they stay open and are not asked for again.
+update sluice.dead_letter d
+set state = case when a.answered then 'retried' else d.state end, settled_at = case when a.answered then now() end,
+    error = case when a.answered then d.error else d.error || ': its PDS did not confirm it' end
+from unnest(%(dids)s::text[], %(revs)s::text[], %(answered)s::boolean[]) as a (did, rev, answered)
+where d.did = a.did and d.state = 'open' and d.reason = 'too_big_no_block' and length(d.error) = 13
+      and d.error <= a.rev collate "C"

@@ -207,6 +207,8 @@ def forgeries(author: Author) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "bad_car", "#commit", {**body, "blocks": b""}
     rest = {cid: block for cid, block in author.blocks.items() if cid != author.after.commit}
     yield "no_commit_block", "#commit", {**body, "blocks": car(author.after.commit, rest)}
+    body = author.next()
+    yield "too_big_no_block", "#commit", {**body, "tooBig": True, "ops": [], "blocks": b""}
     yield "bad_commit", "#commit", author.next(version=2)
     yield "bad_signature", "#commit", author.next(high_s=True)  # anybody can make it of an honest one
     yield "wrong_did", "#commit", author.next(of=did(20))

@@ -236,6 +236,16 @@ def test_refusals() -> None:
     assert refusal(event(repo, odd="ops", blocks=b"")) is VerifyReason.BAD_FIELD
 
 
+@pytest.mark.parametrize("blocks", [b"", car(sample(3).commit, {})], ids=["empty", "header"])
+def test_too_big_without_its_block_names_its_rev(blocks: bytes) -> None:
+    """Issue 11.A3: control asks the PDS whether there is news. The rev of a frame that is odd may be none."""
+    result = verify(event(sample(3), blocks=blocks, ops=[], no_blocks=True), NOW)
+    assert result == Refused(VerifyReason.TOO_BIG_NO_BLOCK, REV, DID)
+    odd = verify(event(sample(3), blocks=blocks, ops=[], no_blocks=True, rev="", odd="rev"), NOW)
+    assert isinstance(odd, Refused)
+    assert odd.reason is VerifyReason.BAD_FIELD
+
+
 def test_a_commit_is_not_lost_for_its_unsigned_frame() -> None:
     """Issue 11.A3; H6: the signed rev and root hold, the operations do not, and the reason is named."""
     repo, other = sample(3), sample(4)
