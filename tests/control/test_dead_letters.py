@@ -241,6 +241,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
 
 def test_hosts_that_nobody_uses_go(desk: Desk) -> None:
     """Any account can name a host in its document; each had a row for ever."""
+    await_leaders(desk)
     desk.db.execute(
         """
         insert into sluice.host (host, last_seen_at, tokens_at, listed_at, paused_until)
@@ -256,8 +257,22 @@ def test_hosts_that_nobody_uses_go(desk: Desk) -> None:
     assert left == [("asked",), ("listed",), ("named",), ("paused",)]
 
 
+def await_leaders(desk: Desk) -> None:
+    """Wait until every partition of the topic, which was just made, has a leader."""
+    positions = Positions(desk.settings)
+
+    def led() -> bool:
+        try:
+            return bool(positions.starts(positions.parts(["dead_letter"])))
+        except LogUnavailable:
+            return False
+
+    wait_until(led)
+
+
 def test_history_that_is_over_goes_and_what_is_open_stays(desk: Desk) -> None:
     """Issue 11.19: resolved losses, recovered ranges, ended audits and cached identities stayed for ever."""
+    await_leaders(desk)
     desk.db.execute(
         """
         insert into sluice.stream_gap (upstream, reason, noticed_at, answered_at)
