@@ -279,7 +279,8 @@ class AsyncPool:
         began, failures = time.monotonic(), 0
         while True:
             try:
-                async with (await self._opened()).connection() as db:
+                pool = await self._opened()
+                async with pool.connection() as db:
                     return await work(db)
             except psycopg.OperationalError as err:
                 if isinstance(err, errors.ProgramLimitExceeded) or time.monotonic() - began >= self._patience:

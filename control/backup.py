@@ -28,6 +28,7 @@ from simulator.embedded_database import DATABASE, NO_SPACE, DatabaseUnavailable,
 
 SQL = {name: text.encode() for name, text in queries("restore").items()}
 LOCK_SECONDS = 60  # pg_dump waits so long for a lock on a table
+KILLED_SECONDS = 30.0
 STALL_SECONDS = 1800.0  # a tool that has neither written nor used the processor for so long is ended
 LOOK_SECONDS = 0.2
 VERSION_SECONDS = 10.0
@@ -197,7 +198,7 @@ def _run(tool: Path, arguments: list[str], database: str, file: Path) -> None:
     finally:
         if child.poll() is None:
             child.kill()
-            child.wait()
+            child.wait(KILLED_SECONDS)
     if child.returncode:
         if NO_SPACE in words:
             raise OperatorError(f"{file}: the disk of the file or of the database is full; make room there")
@@ -221,7 +222,7 @@ def _wait(child: "subprocess.Popen[bytes]", file: Path) -> str:
             mark, moved_at = now, time.monotonic()
         if time.monotonic() - moved_at > STALL_SECONDS:
             child.kill()
-            child.wait()
+            child.wait(KILLED_SECONDS)
             raise OperatorError(
                 f"the database has not moved for {STALL_SECONDS / 60:.0f} minutes; look at it, then try again"
             )

@@ -82,4 +82,4 @@ class Restored:
                 elif time.monotonic() > deadline:
                     raise LogUnavailable(f"{name}: no answer within {LETTERS_SECONDS:.0f} s; is the broker up?")
         finally:
-            consumer.close()
+            broker.close(consumer)

@@ -91,7 +91,9 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
             pass
 
     class Store:
-        def retry(self, did: str, attempt: int, error: str, seconds: float, *, counted: bool, last: bool) -> str:
+        def retry(
+            self, did: str, attempt: int, error: str, seconds: float, *, counted: bool, last: bool, **more: Any
+        ) -> str:
             assert counted or 30.0 <= seconds <= 3600.0
             ended.append((did, error.partition(":")[0], counted))
             return "pending"

@@ -165,7 +165,7 @@ def test_a_host_that_only_says_429_is_asked_ever_more_rarely(monkeypatch: pytest
     async def main() -> list[int]:
         clock = SimpleNamespace(now=1000.0)
         monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-        shared = HostBudget(Settings(database="unused"))
+        shared = HostBudget(Settings(database="postgresql://unused@localhost/unused"))
 
         async def execute(name: str, **values: Any) -> tuple[Any, ...] | None:
             paused = max(0.0, state.paused_until - clock.now)

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from connectors import indexing
 from connectors.indexing import Batch, Gate, IndexWriter, decode
@@ -47,6 +48,9 @@ class Message:
 
     def value(self) -> bytes:
         return self.data
+
+    def timestamp(self) -> tuple[int, int]:
+        return TIMESTAMP_NOT_AVAILABLE, 0
 
 
 class Letters:

@@ -71,4 +71,4 @@ def test_what_is_stopped_for_a_restore_stays_stopped(tmp_path: Path) -> None:
     assert objects < everything < gone
     assert DOCUMENTED.count("--replicas=0") == 1, "another place that stops everything has no such step"
     stopped = DOCUMENTED.partition("--for=delete")[2].partition("kubectl apply -k")[0]
-    assert re.findall(r"exec deploy/(\S+)", stopped) == ["sluice-index"]
+    assert re.findall(r"exec deploy/(\S+)", stopped) == []

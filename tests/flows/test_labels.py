@@ -78,7 +78,7 @@ def test_kill_9_and_faults_lose_no_label(simulator: Start, flow_bed: FlowBed) ->
         assert set(range(1, durable + 1)) <= {value["seq"] for _, value in flow_bed.messages("label_live")}
     network.set_faults(**faults)
     flow = flow_bed.start("labels", plc=network.plc, labelers=[labeler])
-    wait_until(lambda: cursor_of(flow_bed, labeler) >= 3000)
+    wait_until(lambda: cursor_of(flow_bed, labeler) >= 3000, 180)  # some twenty cuts, each with its back-off
     assert all(network.fired(name) for name in faults)
     assert same(flow_bed, network)
     assert {value["reason"] for _, value in flow_bed.messages("dead_letter")} <= {"undecodable"}
