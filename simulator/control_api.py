@@ -240,7 +240,7 @@ class ControlApi:
         return web.json_response(await self.perform(name, wanted))
 
     async def perform(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """create, update, delete (did, collection/rkey or path, record), commit (did, ops: [{action, path, record?}], by default none), handle (handle, announce, domain), deactivate, takedown,
+        """create, update, delete (did, collection/rkey or path, record), commit (did, ops: [{action, path or paths, record?}], by default none), handle (handle, announce, domain), deactivate, takedown,
         suspend, delete_account, activate, relay_takedown and relay_restore (relay: index), new_account, migrate (pds, noisy), rotate_key, sync, label (uri, val, neg, cid, exp, labeler)."""
         network = self.network
         if name == "new_account":
@@ -253,7 +253,11 @@ class ControlApi:
         if name in ("create", "update", "delete"):
             return await self._write(account, name, arguments)
         if name == "commit":
-            ops = [Op(op["action"], op["path"], _from_json(op.get("record"))) for op in arguments.get("ops", [])]
+            ops = [
+                Op(op["action"], path, _from_json(op.get("record")))
+                for op in arguments.get("ops", [])
+                for path in op.get("paths") or [op["path"]]
+            ]
             await network.commit(account, ops)
         elif name == "odd_leaf":
             ops = odd_ops(arguments["kind"], network.clock.tick, network.rng, arguments)

@@ -49,14 +49,15 @@ class Stillness:
 
 
 class Prober:
-    """Writes records to repos in sync; `spans`: when each was sent, and when it was in its table."""
+    """Writes records to repos in sync, of `among` if given; `spans`: when each was sent, and when it was in its table."""
 
-    def __init__(self, simulation: Simulation, database: str, seed: int) -> None:
+    def __init__(self, simulation: Simulation, database: str, seed: int, among: list[str] | None = None) -> None:
         self.spans: list[tuple[float, float]] = []
         self.error: BaseException | None = None
         self._simulation = simulation
         self._database = database
         self._rng = random.Random(seed)
+        self._among = among
         self.ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -77,7 +78,8 @@ class Prober:
             self.error = err
 
     def _probe(self, db: psycopg.Connection[Any]) -> None:
-        found = db.execute("select did from sluice.repo where phase = 'sync'").fetchall()
+        among = "phase = 'sync' and (%(among)s::text[] is null or did = any(%(among)s))"
+        found = db.execute(f"select did from sluice.repo where {among}", {"among": self._among}).fetchall()
         if not found:
             time.sleep(0.1)
             return
