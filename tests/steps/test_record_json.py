@@ -233,7 +233,7 @@ def test_a_large_bomb_is_refused_without_decoding_it(opening: bytes) -> None:
     started = time.process_time()
     body = record_body(b"\xa1\x61a" + opening * (2_000_000 // len(opening)) + b"\x01")
     assert (body.json, body.reason) == (None, BodyReason.TOO_DEEP)
-    assert time.process_time() - started < 0.2
+    assert time.process_time() - started < 1.0
 
 
 def test_the_depth_of_a_large_record_is_exact() -> None:
