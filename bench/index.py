@@ -186,7 +186,7 @@ def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
     running.sql("delete from sluice.record where did like 'did:plc:bench%%'")
     running.sql("vacuum sluice.record")
     rows = [
-        (did, "app.bsky.feed.post", f"3k{n:011d}", CID, REV, 1, body(n), None, None, "2026-01-01T00:00:00.000Z")
+        (did, "app.bsky.feed.post", f"3k{n:011d}", CID, REV, 1, body(n), None, None, "2026-01-01T00:00:00.000Z", -1)
         for did in dids(records, per_repo)
         for n in range(per_repo)
     ]
