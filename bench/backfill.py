@@ -17,7 +17,7 @@ from schemas import wire
 from steps.car import index_bytes
 from steps.cid import cid_str
 from steps.commit import Commit, parse_commit
-from steps.snapshot import Head, Snapshot
+from steps.snapshot import Head, Limits, Snapshot
 from steps.snapshot_messages import Attempt, creates
 
 
@@ -54,6 +54,9 @@ def main() -> None:
     )
 
 
+LIMITS = Limits(1 << 40, 1 << 40)
+
+
 def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
     """How many records there are, and what cannot be avoided."""
     attempt = Attempt("did:plc:floor", 1, "2026-01-01T00:00:00.000Z")
@@ -67,6 +70,8 @@ def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
             assert isinstance(commit, Commit), commit
             head = Head(commit.did, commit.rev, cid_str(root), block, cid_str(commit.data))
             snapshot = Snapshot(index, head, commit.data)
+            for _ in snapshot.survey(LIMITS):
+                pass
             size += sum(len(value) for value in creates(snapshot, attempt, MESSAGE_BYTES))
             records += snapshot.count
         measured.count = records
