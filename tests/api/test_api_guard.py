@@ -44,7 +44,7 @@ def test_tokens_have_scopes(api_with: Callable[..., Api]) -> None:
 
 
 def test_off_loopback_nothing_is_open(api_with: Callable[..., Api]) -> None:
-    """Without a token the API is closed, and health and metrics are not."""
+    """G9: without a token the API is closed, and health and metrics are not."""
     api = api_with(http_host="0.0.0.0")
     status, answer = api.get("/api/hosts")
     assert (status, answer["error"]["code"]) == (401, "unauthorized")

@@ -137,7 +137,7 @@ ANSWERS: dict[str, Answer] = {
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("relay", [True, False])
 def test_a_listing_of_a_server_that_fails_is_ever_rarer(name: str, relay: bool) -> None:
-    """Issue 10.18; H5, B2: listRepos of a relay and of a PDS, with the fills of what they skip."""
+    """Issue 10.18; H5, G11, B2: listRepos of a relay and of a PDS, with the fills of what they skip."""
     crawl = Crawl(ANSWERS[name], relay=relay).run()
     assert crawl.hours.counts[0] <= 500
     assert max(crawl.hours.counts[3:]) <= (100 if relay else 45)

@@ -157,7 +157,7 @@ def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch:
 
 @pytest.mark.parametrize("served", [0, 10])
 def test_a_host_that_only_says_429_is_asked_ever_more_rarely(monkeypatch: pytest.MonkeyPatch, served: int) -> None:
-    """H5, issue 10.18: with `Retry-After: 0`; requests in a simulated day, and never more than one an hour at last.
+    """H5, G11, issue 10.18: with `Retry-After: 0`; requests in a simulated day, and never more than one an hour at last.
 
     `served`: one request in so many is answered.
     """
