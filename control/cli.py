@@ -1,4 +1,4 @@
-"""The command `sluice`: DESIGN §7. What an operator can put right is one line on standard error and exit code 2."""
+"""The command `sluice`: design §7. What an operator can put right is one line on standard error and exit code 2."""
 
 import faulthandler
 import json

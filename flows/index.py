@@ -1,4 +1,4 @@
-"""firehose_backfill, firehose_live, label_live → PostgreSQL: decode, gate, write (DESIGN §5.4).
+"""firehose_backfill, firehose_live, label_live → PostgreSQL: decode, gate, write (design §5.4).
 
 One poll is one batch is one transaction: the repos' rows are locked, every event is decided by the gate in log order, the
 rows, held events, repos, labels and the stream's offsets are written, and all of it is committed at once.

@@ -1,4 +1,4 @@
-"""The gate: what an event does to a repo, decided from the repo's row and the event alone (DESIGN §5).
+"""The gate: what an event does to a repo, decided from the repo's row and the event alone (design §5).
 
 Pure: `Repo` in, `Step(repo, effects)` out; no I/O, no clock. The index flow locks the rows, runs these functions event by
 event in log order and writes the effects in the same transaction; the random model in the tests runs the very same ones.

@@ -1,4 +1,4 @@
-"""One batch of the log through the gate: events in, bulk writes out (DESIGN §5.4).
+"""One batch of the log through the gate: events in, bulk writes out (design §5.4).
 
 `settle(repos, queues)` is a generator that never touches the database. It yields a `Round` of writes and the DIDs whose
 outcome comes next; the caller performs the writes, then sends back `Facts` (rows of the attempt, held events) for these

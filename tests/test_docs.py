@@ -2,10 +2,27 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
+
+from steps.gate_types import Phase
 
 ROOT = Path(__file__).resolve().parent.parent
 CORRECTNESS = ROOT / "docs" / "correctness.md"
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+OUTSIDE = re.compile(r"\.\./shared|\bDESIGN\b|(?<![\w/-])notes/")  # what once stood beside the repository
+
+
+def texts() -> dict[str, str]:
+    """Every tracked text file but this one: its path → its text."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    found = {}
+    for name in listed.split("\0"):
+        path = ROOT / name
+        if path.is_file() and path != Path(__file__):
+            raw = path.read_bytes()
+            found[name] = "" if b"\0" in raw else raw.decode("utf-8", "replace")
+    return found
 
 
 def functions(path: Path) -> set[str]:
@@ -33,3 +50,36 @@ def test_every_line_of_the_page_is_handled_by_a_test_or_refused_in_a_sentence() 
     lines = [row for row in rows if not row.startswith(("| what ", "| ---"))]
     assert len(lines) > 60
     assert [line for line in lines if "::test_" not in line and "**Refused:**" not in line] == []
+
+
+def test_every_section_of_the_design_that_code_cites_exists() -> None:
+    sections = set(re.findall(r"^#{2,3} (\d(?:\.\d)?)", (ROOT / "docs" / "design.md").read_text("utf-8"), re.MULTILINE))
+    cited = [
+        (name, one) for name, text in texts().items() for one in re.findall(r"\bdesign(?:\.md\))? §([\d.]*\d)", text)
+    ]
+    assert len(cited) > 10
+    assert [f"{name}: §{one}" for name, one in cited if one not in sections] == []
+
+
+def test_the_state_diagram_of_the_design_has_the_gates_phases() -> None:
+    """Each phase is in it, can be entered, and can be left again: none is the end of a repo."""
+    edges = re.findall(r"^    (\S+) --> (\w+): ", (ROOT / "docs" / "design.md").read_text("utf-8"), re.MULTILINE)
+    phases = {phase.value for phase in Phase}
+    assert {to for _, to in edges} == phases
+    assert {start for start, _ in edges} == phases | {"[*]"}
+
+
+def test_no_file_refers_to_a_document_outside_of_the_repository() -> None:
+    assert [f"{name}: {found}" for name, text in texts().items() for found in OUTSIDE.findall(text)] == []
+
+
+def test_every_page_is_linked_and_every_link_of_a_page_leads_to_a_file() -> None:
+    broken, linked = [], set()
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            if "://" not in target:
+                path = (page.parent / target).resolve()
+                linked.add(path)
+                broken += [] if path.exists() else [f"{page.name}: {target}"]
+    assert broken == []
+    assert [page.name for page in PAGES if page.parent.name == "docs" and page not in linked] == []

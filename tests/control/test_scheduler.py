@@ -172,7 +172,7 @@ def test_an_expired_lease_is_reaped_and_queued_again(
 def test_an_attempt_that_the_index_passed_without_closing_is_reaped(
     settings: Settings, store: RepoStore, scheduler: Scheduler
 ) -> None:
-    """DESIGN §5.3: the lease no longer runs once the outcome is produced; the index's offset decides."""
+    """Design §5.3: the lease no longer runs once the outcome is produced; the index's offset decides."""
     store.discover([Listed(DIDS[0])])
     (claim,) = store.claim([wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")], "w")
     part = partition_of(DIDS[0], 2)

@@ -172,7 +172,7 @@ def test_one_bad_message_costs_only_itself(world: World) -> None:
 
 
 def test_a_position_behind_the_logs_end_is_refused(world: World) -> None:
-    """B9, DESIGN §4: a stored position that the log does not have is an error, never a silent reset."""
+    """B9, design §6: a stored position that the log does not have is an error, never a silent reset."""
     world.producer.send(snapshot(1, 3))
     part = partition_of(did(1), PARTITIONS)
     world.sql(
@@ -187,7 +187,7 @@ def test_a_position_behind_the_logs_end_is_refused(world: World) -> None:
 
 
 def test_a_log_that_begins_after_the_position_is_a_recorded_loss(world: World) -> None:
-    """DESIGN §4: retention that passed the index is written down, and the rest is read."""
+    """Design §6: retention that passed the index is written down, and the rest is read."""
     world.producer.send(snapshot(1, 3))
     topic, part = world.settings.topic("firehose_backfill"), partition_of(did(1), PARTITIONS)
     index = world.index()

@@ -1,4 +1,4 @@
-"""The gate's protocol as a random model (DESIGN §5): seeded schedules of everything that can go wrong, and what must hold.
+"""The gate's protocol as a random model (design §5): seeded schedules of everything that can go wrong, and what must hold.
 
 `run(seed)` plays one schedule on a true network (model_network), a log of lists, and the model's database (model_tables),
 which puts every batch through the very functions of `steps.gate` and `steps.settle`. What can happen stands in

@@ -1,4 +1,4 @@
-"""The gate's rules, one example each (DESIGN §5): a repo and an event in, the repo and its effects out."""
+"""The gate's rules, one example each (design §5): a repo and an event in, the repo and its effects out."""
 
 from dataclasses import replace
 

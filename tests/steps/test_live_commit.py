@@ -195,7 +195,7 @@ def test_too_big_and_rebase_become_a_sync() -> None:
 
 
 def test_a_message_that_is_too_large_becomes_a_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DESIGN §5.5"""
+    """Design §5.5."""
     repo = Repo({"app.bsky.feed.post/3kabc": {"$type": "x", "text": "\0" * 100_000}})
     assert wire.decode_live(commit_message(verified(event(repo)), "", TIME).value).ops
     monkeypatch.setattr(live_messages, "MAX_VALUE_BYTES", 500_000)  # NUL takes six bytes in JSON

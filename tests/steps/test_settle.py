@@ -1,4 +1,4 @@
-"""A batch through the gate: rounds of writes, facts for outcomes, per-repo order (DESIGN §5.4)."""
+"""A batch through the gate: rounds of writes, facts for outcomes, per-repo order (design §5.4)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
