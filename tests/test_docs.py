@@ -10,7 +10,7 @@ from steps.gate_types import Phase
 ROOT = Path(__file__).resolve().parent.parent
 CORRECTNESS = ROOT / "docs" / "correctness.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-OUTSIDE = re.compile(r"\.\./shared|\bDESIGN\b|(?<![\w/-])notes/")  # what once stood beside the repository
+OUTSIDE = re.compile(r"\.\./shared|\bDESIGN\b|(?<![\w/-])notes/|\b[Ii]ssues? #?\d+")  # files and threads kept elsewhere
 
 
 def texts() -> dict[str, str]:

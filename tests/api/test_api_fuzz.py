@@ -49,7 +49,6 @@ def filled(api: Api) -> Api:
 
 
 def test_no_request_makes_the_api_fail(filled: Api) -> None:
-    """Issue 4, item 3"""
     schema = schemathesis.openapi.from_url(f"{filled.url}/api/openapi.json")
     seen: Counter[int] = Counter()
     operations = [result.ok() for result in schema.get_all_operations()]

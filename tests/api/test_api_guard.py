@@ -20,7 +20,6 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def test_loopback_is_open_without_a_token_and_says_what_is_wrong(api: Api) -> None:
-    """Issue 4, item 3"""
     assert api.get("/api/hosts") == (200, {"items": [], "cursor": None})
     status, answer = api.post(DISMISS)
     assert (status, answer["version"], answer["error"]["code"]) == (404, 1, "not_found")
@@ -103,7 +102,7 @@ def test_loopback_is_told_from_the_rest(host: str, loopback: bool) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
 def test_metrics_and_health_are_read_under_own_names_only(api_with: Callable[..., Api], path: str) -> None:
-    """Issue 10.25: a rebound name read /metrics; probes and Prometheus ask by an address."""
+    """G9: a rebound name read /metrics; probes and Prometheus ask by an address."""
     for api in (api_with(), api_with(http_host="0.0.0.0", http_names="sluice.example.org")):
         status, answer = api.get(path, Host="rebound.test:8080")
         assert (status, answer["error"]["code"]) == (403, "foreign_host")

@@ -26,7 +26,6 @@ def put(api: Api, *payloads: bytes) -> None:
 
 
 def test_status_says_what_the_mirror_does(api: Api) -> None:
-    """Issue 4, item 3"""
     RepoStore(api.settings).discover([Listed(did) for did in DIDS])
     status, page = api.get("/api/status")
     assert (status, page["repos"]["pending"]) == (200, len(DIDS))

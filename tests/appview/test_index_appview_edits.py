@@ -1,4 +1,4 @@
-"""Edits that the AppView refuses, records of one key, and accounts that come back (issue 11.8b)."""
+"""Edits that the AppView refuses, records of one key, and accounts that come back (N10)."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_the_handle_of_an_account_that_comes_back_is_checked_again(world: World)
 
 
 def test_a_held_event_keeps_the_time_when_the_log_took_it(world: World) -> None:
-    """Issue 11.8a: a reply that waited for its repo's fetch came when the log took it, not when it was applied."""
+    """N10: a reply that waited for its repo's fetch came when the log took it, not when it was applied."""
     world.index(*world.snapshot("cat", []))
     world.sql("update sluice.repo set phase = 'backfill', attempt = 2 where did = %s", did("cat"))
     answer = reply("cat", "3kccccccccc22", 2, HELLO, HELLO)

@@ -1,4 +1,4 @@
-"""Thread and post gates decide in the order in which the log took things, and what was decided stays (issue 11.8a)."""
+"""Thread and post gates decide in the order in which the log took things, and what was decided stays (N10)."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ dates = st.one_of(
 def test_no_choice_of_dates_makes_a_hidden_reply_visible(
     world: World, reply_date: str, gate_date: str, edit_date: str | None, fetched: str, seed: int, after: bool
 ) -> None:
-    """Issue 11.8a: whatever a stranger and the thread's author write as createdAt, live and fetched, in any order of transactions
+    """N10: whatever a stranger and the thread's author write as createdAt, live and fetched, in any order of transactions
     and folds: a reply after the gate is hidden; before it, only where its order is unknown."""
     Numbers.made += 1
     owner, stranger = (f"{kind}{Numbers.made:04d}".translate(str.maketrans("0189", "wxyz")) for kind in ("own", "str"))

@@ -1,4 +1,4 @@
-"""What is valid for us is what is valid for the official validators (issue 6, part 2: lexicon validation).
+"""What is valid for us is what is valid for the official validators (N10: lexicon validation).
 
 Recorded, of each of some 46,000 records: whether @atproto/bsky 0.0.221 would index it (lenient), and 0.0.280 (strict: it
 looks at sizes and types of blobs, and refuses blobs without type, URIs with a slash at the end, times without zone).

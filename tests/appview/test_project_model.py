@@ -1,4 +1,4 @@
-"""The tables that the index and the fold write are those that the pure rules say (issue 6, parts 2 to 4)."""
+"""The tables that the index and the fold write are those that the pure rules say (N10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our rows are those that the official indexers store of the same record (issue 6, part 2; both known versions)."""
+"""Our rows are those that the official indexers store of the same record (N10; both known versions)."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Records of every collection become the rows that the official indexer makes of them (issue 6, part 2)."""
+"""Records of every collection become the rows that the official indexer makes of them (N10)."""
 
 import json
 from typing import Any

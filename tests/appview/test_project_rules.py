@@ -1,4 +1,4 @@
-"""Rules between records, and what no record may do to the projection (issue 6, part 2)."""
+"""Rules between records, and what no record may do to the projection (N10)."""
 
 import json
 from itertools import permutations
@@ -144,7 +144,7 @@ def test_what_no_decoder_takes_is_invalid(deep: bytes | str) -> None:
     ],
 )
 def test_a_subject_that_no_index_holds_is_found_by_its_size(collection: str, record: dict[str, Any]) -> None:
-    """Issue 10.14, 10.15; H3: or PostgreSQL would refuse the batch, for each of a thousand such records."""
+    """H3: or PostgreSQL would refuse the batch, for each of a thousand such records."""
     whole = {"$type": collection, "createdAt": NOW, **record}
     found = project(Source(DID, collection, "a", CID, json.dumps(whole), NOW))
     assert found is not None

@@ -68,7 +68,7 @@ def test_a_cancelled_transaction_ends_before_the_next_begins() -> None:
 
 
 def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.16; G5: `host_slow` is uncounted and names a wait; from then on the host is slow, and its next one counts."""
+    """G5: `host_slow` is uncounted and names a wait; from then on the host is slow, and its next one counts."""
     monkeypatch.setattr("steps.pace.SLOW_SECONDS", 0.1)
     monkeypatch.setattr("connectors.places.CONFINED_SECONDS", 0.3)
     ended: list[tuple[str, str, bool]] = []

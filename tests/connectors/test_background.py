@@ -65,7 +65,7 @@ def test_what_is_said_to_a_loop_that_has_hardly_begun_is_heard(monkeypatch: pyte
 
 
 def test_a_take_is_bounded_in_size_and_takes_one_item_at_least() -> None:
-    """Issue 10.6; H2."""
+    """H2."""
     queue: Handover[int] = Handover(1000, size=lambda item: item)
     for item in (3, 4, 5, 50, 1):
         asyncio.run(queue.put(item))

@@ -16,7 +16,7 @@ SETTINGS = Settings(bootstrap="127.0.0.1:1")
 
 
 def test_a_client_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.5: flow, use and host, so that a broker's operator finds the process."""
+    """G6: flow, use and host, so that a broker's operator finds the process."""
     monkeypatch.setattr(broker, "_flow", ["cli"])
     broker.identify("index")
     name = broker.options(SETTINGS, "group-index")["client.id"]
@@ -39,7 +39,7 @@ def test_every_request_has_a_deadline() -> None:
 
 
 def test_the_librarys_own_lines_are_limited() -> None:
-    """Issue 10.5; G6: 3,000 lines in minutes."""
+    """G6: 3,000 lines in minutes."""
     now = [0.0]
     limit = broker._Limit(3, 60.0, lambda: now[0])
     passed = []

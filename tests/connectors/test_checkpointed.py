@@ -85,7 +85,7 @@ def test_a_stop_before_anything_was_read_ends(stop: Event) -> None:
 
 
 def test_a_commit_that_meets_a_lost_connection_is_made_again(stop: Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.4; H1: the flow waits where it is and says why; nothing was polled meanwhile."""
+    """H1: the flow waits where it is and says why; nothing was polled meanwhile."""
     monkeypatch.setattr("connectors.patience.FIRST_SECONDS", 0.0001)
     failures = [psycopg.OperationalError("the connection is lost")] * 3
 
@@ -106,7 +106,7 @@ def test_a_commit_that_meets_a_lost_connection_is_made_again(stop: Event, monkey
 
 
 def test_gaps_of_a_stream_survive_a_commit_that_fails() -> None:
-    """Issue 10.4; C2: a gap that was taken for a commit which was undone is written by the next one."""
+    """C2: a gap that was taken for a commit which was undone is written by the next one."""
     gap = Gap("https://relay.test", 1, 5, "lost")
     written: list[list[Gap]] = []
 

@@ -109,7 +109,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def test_an_event_without_a_key_waits_by_itself_and_in_order(bench: Bench) -> None:
-    """Issue 10.17; G4: every later event of its DID goes behind it, the events of others pass."""
+    """G4: every later event of its DID goes behind it, the events of others pass."""
     bench.ring.keys[OTHER] = "key"
     batch = [bench.commit(PLC), bench.commit(OTHER), bench.account(PLC), bench.commit(PLC), bench.account(OTHER)]
     assert bench.pass_on(*batch) == [(2, "Verified"), (5, "Account")]
@@ -123,7 +123,7 @@ def test_an_event_without_a_key_waits_by_itself_and_in_order(bench: Bench) -> No
 
 
 def test_what_follows_an_identity_event_waits_for_the_next_key(bench: Bench) -> None:
-    """Issue 10.17; G4."""
+    """G4."""
     batch = [bench.commit(PLC, "old"), bench.identity(PLC), bench.commit(PLC, "new"), bench.commit(PLC, "new")]
     assert bench.pass_on(*batch) == []
     bench.ring.answer(PLC, "old")
@@ -135,7 +135,7 @@ def test_what_follows_an_identity_event_waits_for_the_next_key(bench: Bench) -> 
 
 
 def test_a_flood_of_identity_events_costs_one_more_question_and_not_one_each(bench: Bench) -> None:
-    """Issue 10.17; H2: an account that changes its identity all the time would hold the cursor for hours."""
+    """H2: an account that changes its identity all the time would hold the cursor for hours."""
     pairs = [one for _ in range(50) for one in (bench.commit(WEB), bench.identity(WEB))]
     assert bench.pass_on(*pairs) == []
     bench.ring.answer(WEB, Lack.UNREACHABLE)
@@ -168,7 +168,7 @@ def test_silence_about_a_did_is_not_a_bad_signature_and_its_last_key_serves(benc
 
 
 def test_another_copy_of_an_event_that_found_no_key_is_judged_again(bench: Bench) -> None:
-    """Issue 10.17: the mark of the first copy would have dropped the second."""
+    """H3: the mark of the first copy would have dropped the second."""
     first, second, third = (bench.commit(WEB, relay=relay, rev="r") for relay in (A, B, B))
     assert bench.pass_on(first) == bench.pass_on(second) == []  # a copy of what waits
     bench.ring.answer(WEB, Lack.UNREACHABLE)
@@ -178,7 +178,7 @@ def test_another_copy_of_an_event_that_found_no_key_is_judged_again(bench: Bench
 
 
 def test_no_cursor_passes_what_waits_and_a_dropped_copy_holds_its_own(bench: Bench) -> None:
-    """Issue 10.17; G8."""
+    """G8."""
     bench.ring.keys[OTHER] = "key"
     bench.pass_on(bench.commit(OTHER), bench.commit(PLC, rev="r"), bench.commit(OTHER))
     bench.pass_on(bench.commit(OTHER, relay=B), bench.commit(PLC, relay=B, rev="r"), bench.commit(OTHER, relay=B))
@@ -189,7 +189,7 @@ def test_no_cursor_passes_what_waits_and_a_dropped_copy_holds_its_own(bench: Ben
 
 
 def test_what_waited_is_given_out_in_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.6; H2, G4: a directory that comes back releases thousands of events at once."""
+    """H2, G4: a directory that comes back releases thousands of events at once."""
     monkeypatch.setattr("connectors.commit_signatures.RELEASE_BYTES", 2)  # a frame here has one byte or two
     assert bench.pass_on(*(bench.commit(did) for did in (PLC, OTHER, PLC, PLC, OTHER, PLC))) == []
     bench.ring.answer(PLC, "key")
@@ -207,7 +207,7 @@ def test_what_waited_is_given_out_in_batches(bench: Bench, monkeypatch: pytest.M
 
 
 def test_untrusted_hosts_that_used_up_their_bytes_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.17; H2, H3: refused as without a key, in order; the directory's room is another."""
+    """H2, H3: refused as without a key, in order; the directory's room is another."""
     bench = Bench(monkeypatch, untrusted=3 * SIZE_EACH)
     out = bench.pass_on(*(bench.commit(WEB) for _ in range(3)), bench.account(WEB), bench.commit(PLC))
     assert out == [(1, "Refused"), (2, "Refused"), (3, "Refused"), (4, "Account")]
@@ -218,7 +218,7 @@ def test_untrusted_hosts_that_used_up_their_bytes_are_not_waited_for(monkeypatch
 
 
 def test_a_position_covers_nothing_that_was_deferred_after_it_was_taken(bench: Bench) -> None:
-    """Issue 10.17; G8: the `cursor` step may have run when the epoch ends, and the `signatures` step not yet."""
+    """G8: the `cursor` step may have run when the epoch ends, and the `signatures` step not yet."""
     cursors, saved = Cursors(), []
 
     class Partition(StreamPartition):

@@ -47,7 +47,7 @@ def committed(log: str, settings: Settings) -> dict[int, int]:
 def test_a_commit_whose_answer_is_swallowed_hangs_nobody(
     member: GroupConsumer, settings: Settings, coordinator: Coordinator, log: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.1; H1: the index hung for ever in a synchronous commit; now it goes on, and the positions follow."""
+    """H1: the index hung for ever in a synchronous commit; now it goes on, and the positions follow."""
     monkeypatch.setattr(log_consumer, "COMMIT_SECONDS", 1.0)
     coordinator.swallowing = True
     part = (settings.topic(TOPIC), 0)
@@ -70,7 +70,7 @@ def test_a_commit_whose_answer_is_swallowed_hangs_nobody(
 def test_a_close_waits_for_no_answer_that_does_not_come(
     settings: Settings, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.1; H1: librdkafka's own close waits for the answers to its last commits."""
+    """H1: librdkafka's own close waits for the answers to its last commits."""
     monkeypatch.setattr(log_consumer, "SETTLE_SECONDS", 0.5)
     monkeypatch.setattr(broker, "CLOSE_SECONDS", 0.5)
     made = GroupConsumer(settings, "backfill", [TOPIC])
@@ -142,7 +142,7 @@ def reader(code: int) -> tuple[GroupConsumer, _Client]:
 
 @pytest.mark.parametrize("code", PASSES)
 def test_errors_that_pass_by_themselves_end_no_flow(code: int) -> None:
-    """Issue 10.4; H1: the index ended on COORDINATOR_LOAD_IN_PROGRESS."""
+    """H1: the index ended on COORDINATOR_LOAD_IN_PROGRESS."""
     made, client = reader(code)
     assert made.poll(10) == []
     made.commit({(TOPIC, 0): 3})
@@ -201,7 +201,7 @@ def test_one_commit_at_a_time_carries_the_newest_positions(monkeypatch: pytest.M
 
 
 def test_a_producer_that_failed_is_made_anew(log: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.3: after a fatal error a producer takes nothing any more."""
+    """H1: after a fatal error a producer takes nothing any more."""
     producer = LogProducer(settings.model_copy(update={"bootstrap": log}))
     producer.send([Out(TOPIC, "did:plc:one", b"x")])
     broken = producer._producers["zstd"]

@@ -49,7 +49,7 @@ def test_a_server_that_is_not_there_is_an_error_of_the_call(database: str) -> No
 
 
 def test_what_commits_by_itself_refuses_to_run_inside_a_transaction(database: str) -> None:
-    """Issue 11.12: its locks would last until the end of a transaction that it knows nothing of."""
+    """Its locks would last until the end of a transaction that it knows nothing of."""
     connection = tuples(Settings(database=database), "sluice outer")
     db = connection()
     with own_transaction(db):
@@ -63,7 +63,7 @@ def test_what_commits_by_itself_refuses_to_run_inside_a_transaction(database: st
 
 @pytest.mark.parametrize("folder", ["connectors", "control", "flows"])
 def test_no_store_lends_its_connection(folder: str) -> None:
-    """Issue 11.12: only the object that opened a connection may open transactions on it."""
+    """Only the object that opened a connection may open transactions on it."""
     lent = [
         f"{path.name}:{node.lineno}"
         for path in (ROOT / folder).rglob("*.py")

@@ -90,7 +90,7 @@ def _source(name: str) -> str:
 
 
 def test_no_call_waits_without_an_end() -> None:
-    """Issue 10.1; H1, G10: no call into a library or the network without a deadline of ours."""
+    """H1, G10: no call into a library or the network without a deadline of ours."""
     assert list(dict.fromkeys(_unbounded())) == []
 
 
@@ -118,7 +118,7 @@ def _stop(server: EmbeddedDatabase, number: int) -> None:
 def test_a_database_that_stands_still_is_no_wait_without_an_end(
     private_postgres: EmbeddedDatabase, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.1; H1: its kernel still answers for the network, so nothing but a deadline of ours ends the wait."""
+    """H1: its kernel still answers for the network, so nothing but a deadline of ours ends the wait."""
     monkeypatch.setattr(database, "PROBE_SECONDS", 0.5)
     monkeypatch.setattr(database, "PROBE_CONNECT_SECONDS", 2)
     connection = tuples(settings, "sluice frozen")
@@ -145,7 +145,7 @@ def test_a_long_statement_of_a_server_that_lives_is_waited_for(
 
 
 def test_a_statement_and_a_lock_have_their_limits(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.1, 10.2; H1: a lock that another session holds is a reason to try again, not to hang."""
+    """H1: a lock that another session holds is a reason to try again, not to hang."""
     monkeypatch.setattr(database, "LOCK_SECONDS", 1)
     flow = tuples(settings, "sluice flow", statement_seconds=2.0)
     with connect(settings.database, "holder") as holder, holder.transaction():
@@ -161,7 +161,7 @@ def test_a_statement_and_a_lock_have_their_limits(settings: Settings, monkeypatc
 
 
 def test_dead_pooled_connections_are_not_handed_out(private_postgres: EmbeddedDatabase) -> None:
-    """Issue 10.4: backfill ended on one, three minutes after a kill -9 of PostgreSQL."""
+    """H1: backfill ended on one, three minutes after a kill -9 of PostgreSQL."""
 
     async def main() -> None:
         pool = AsyncPool(private_postgres.url, "sluice pool", 2)

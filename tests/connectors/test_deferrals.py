@@ -55,7 +55,7 @@ def bed(database: str) -> Any:
 
 
 def test_what_is_not_counted_for_a_day_is_counted_and_ends(bed: Bed) -> None:
-    """Issue 10.19; H5: `directory_unreachable` had no limit."""
+    """H5: `directory_unreachable` had no limit."""
     assert [bed.ends(), bed.ends(0.5), bed.row()[0]] == ["pending", "pending", 0]
     assert bed.ends(0.6) == "pending"
     assert bed.row()[:2] == (1, False)
@@ -76,7 +76,7 @@ def test_what_is_counted_or_fetched_begins_anew(bed: Bed) -> None:
 
 
 def test_a_directory_that_is_away_is_asked_ever_more_rarely(bed: Bed) -> None:
-    """Issue 10.18; H5"""
+    """H5"""
     waits = []
     for days in (0.0, 0.01, 0.1, 0.5):
         bed.ends(days, slower=True)
@@ -88,7 +88,7 @@ def test_a_directory_that_is_away_is_asked_ever_more_rarely(bed: Bed) -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_has_an_end(reason: Reason) -> None:
-    """Issue 10.19; H5: counted, or with a patience."""
+    """H5: counted, or with a patience."""
     decision = decide(Failure(reason, ""), 0, POLICY, key=DID)
     uncounted = isinstance(decision, PauseHost) or (isinstance(decision, RetryIn) and not decision.counted)
     if uncounted:
@@ -101,7 +101,7 @@ def test_every_reason_has_an_end(reason: Reason) -> None:
 
 
 def test_a_did_web_host_and_another_s_document_are_the_account_s_own_failure() -> None:
-    """Issue 10.19; H5"""
+    """H5"""
     silent = IdentityUnreachable("silent", 7.0)
     assert _unreachable("did:web:a.example", silent).reason is Reason.WEB_UNREACHABLE
     assert _unreachable(DID, silent).reason is Reason.DIRECTORY_UNREACHABLE
@@ -111,7 +111,7 @@ def test_a_did_web_host_and_another_s_document_are_the_account_s_own_failure() -
 
 
 def test_requests_of_a_repo_whose_host_always_fails() -> None:
-    """Issue 10.18; H5: five in all, within a day."""
+    """H5: five in all, within a day."""
     now, requests = 0.0, 0
     while True:
         requests += 1

@@ -54,7 +54,7 @@ def test_a_page_and_the_index_lock_the_same_repos(database: str) -> None:
 def test_a_batch_of_a_job_and_the_index_lock_the_same_repos(
     settings_of: Callable[..., Settings], database: str
 ) -> None:
-    """Issue 11.12: the batch inserts one repo and reopens another; the index locked the second and then wants the first."""
+    """The batch inserts one repo and reopens another; the index locked the second and then wants the first."""
     first, last = "did:plc:" + "a" * 24, "did:plc:" + "z" * 24
     settings = settings_of(database=database)
     store = RepoStore(settings)

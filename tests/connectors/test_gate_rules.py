@@ -24,7 +24,7 @@ NOT_SET = {"desync_quiet_seconds", "filter", "replayed"}  # constants, and what 
 
 
 def test_each_limit_of_the_gate_follows_its_setting() -> None:
-    """Issue 11.13"""
+    """G6."""
     assert {field.name for field in fields(Rules)} == {*OF_SETTING.values(), *NOT_SET}
     settings = Settings()
     for name, limit in OF_SETTING.items():
@@ -36,7 +36,7 @@ def test_each_limit_of_the_gate_follows_its_setting() -> None:
 
 @pytest.mark.parametrize("folder", ["connectors", "control", "flows"])
 def test_the_limits_are_made_in_one_place(folder: str) -> None:
-    """Issue 11.13: an index, a retried dead letter, a replay and a rebuild decide alike."""
+    """G2: an index, a retried dead letter, a replay and a rebuild decide alike."""
     made = [
         path.name
         for path in (ROOT / folder).rglob("*.py")

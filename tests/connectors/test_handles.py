@@ -275,7 +275,7 @@ class Checks:
 
 
 def test_switched_contended_and_false_handles(simulator: Any, database: str) -> None:
-    """Issue 3.2: a handle is verified only if both ways agree; whoever the domain names now has it, and nobody else."""
+    """A handle is verified only if both ways agree; whoever the domain names now has it, and nobody else."""
     simulation = simulator(seed=5, repos=30, records_per_repo=0, labelers=0, inactive_share=0.0)
     with Checks(database, simulation) as checks:
         checks.until(lambda: checks.rows() == checks.truth())

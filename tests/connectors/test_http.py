@@ -208,7 +208,7 @@ def _hops(locations: dict[str, str], settings: Settings = PUBLIC) -> tuple[Any, 
     ],
 )
 def test_every_hop_of_a_redirect_is_checked(monkeypatch: pytest.MonkeyPatch, location: str) -> None:
-    """Issue 10.22; G9: only the last URL was checked, so https → http → https passed, and a userinfo became a header."""
+    """G9: only the last URL was checked, so https → http → https passed, and a userinfo became a header."""
     from connectors import http
 
     monkeypatch.setattr(http, "address_allowed", lambda _: True)
@@ -223,14 +223,14 @@ def test_every_hop_of_a_redirect_is_checked(monkeypatch: pytest.MonkeyPatch, loc
 
 
 def test_redirects_end() -> None:
-    """Issue 10.22; H2"""
+    """H2"""
     outcome, seen = _hops({"/": "/"}, OPEN)
     assert isinstance(outcome, Unreachable)
     assert len(seen) == 5
 
 
 def test_a_hop_of_a_websocket_is_checked_too() -> None:
-    """Issue 10.22; G9: aiohttp follows redirects of websockets by itself."""
+    """G9: aiohttp follows redirects of websockets by itself."""
 
     async def main() -> list[str]:
         seen: list[str] = []
@@ -253,7 +253,7 @@ def test_a_hop_of_a_websocket_is_checked_too() -> None:
 
 @pytest.mark.parametrize("body", [b"\xff", b"[" * 100_000, b'{"error":"\xff"}', b"<html>", b"x" * 100_000])
 def test_the_status_of_an_error_is_the_answer_whatever_its_body(body: bytes) -> None:
-    """Issue 10.13 and 10.19; H3: invalid UTF-8 was an exception that nobody caught."""
+    """H3: invalid UTF-8 was an exception that nobody caught."""
 
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.Response(status=404, body=body)
@@ -277,7 +277,7 @@ def test_a_compressed_body_is_not_unpacked() -> None:
 
 
 def test_error_names_and_failures_are_printable() -> None:
-    """Issue 10.24; H8"""
+    """H8"""
 
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.json_response({"error": "Bad\x1b]0;owned\x07", "message": "x"}, status=400)

@@ -46,7 +46,7 @@ def ask(port: int, path: str = "/healthz", host: str = "127.0.0.1", method: str 
 
 
 def test_half_requests_take_no_threads_and_keep_nobody_out(serve: Callable[..., int]) -> None:
-    """Issue 10.11; H1, G6: 3,000 half requests were 3,016 threads."""
+    """H1, G6: 3,000 half requests were 3,016 threads."""
     port, before = serve(), threading.active_count()
     slow = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(HALF_OPEN)]
     try:
@@ -68,7 +68,7 @@ def test_half_requests_take_no_threads_and_keep_nobody_out(serve: Callable[..., 
 def test_a_request_that_does_not_come_to_its_end_is_cut(
     serve: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.11; H1: also where it drips, byte by byte."""
+    """H1: also where it drips, byte by byte."""
     monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.3)
     monkeypatch.setattr(http_server, "SWEEP_SECONDS", 0.05)
     port = serve()
@@ -125,7 +125,7 @@ def test_the_pages_say_how_the_process_is(serve: Callable[..., int], health: Hea
 @pytest.mark.parametrize("host", ["rebound.test", "rebound.test:80", "sluice.example.org", "127.0.0.1.nip.io"])
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
 def test_a_page_whose_name_was_rebound_reads_nothing(serve: Callable[..., int], host: str, path: str) -> None:
-    """Issue 10.25: a DNS name that somebody points to this address is refused."""
+    """G9: a DNS name that somebody points to this address is refused."""
     assert ask(serve(), path, host) == 403
 
 

@@ -221,7 +221,7 @@ def silent_hosts() -> Iterator[set[str]]:
 def test_silent_hosts_delay_no_answer_of_the_directory_and_end_in_their_time(
     directory: Directory, ring: KeyRing[str | None], silent_hosts: set[str]
 ) -> None:
-    """Issue 10.17; G9, H3: anybody can make hundreds of did:web."""
+    """G9, H3: anybody can make hundreds of did:web."""
     started = time.monotonic()
     ring.ask(silent_hosts)
     found = find(ring, {NEW})
@@ -237,7 +237,7 @@ def test_silent_hosts_delay_no_answer_of_the_directory_and_end_in_their_time(
 
 
 def test_one_host_has_few_requests_at_once_whatever_ports_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.17; H3"""
+    """H3"""
 
     async def main() -> None:
         permits, held, most, ended = WebPermits(), 0, 0, 0
@@ -261,7 +261,7 @@ def test_one_host_has_few_requests_at_once_whatever_ports_it_names(monkeypatch: 
 def test_a_did_that_the_directory_refuses_for_ever_ends_while_others_are_answered(
     directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.17: one DID that is answered with 429 for ever held the firehose for ever."""
+    """H3: one DID that is answered with 429 for ever held the firehose for ever."""
     monkeypatch.setattr("connectors.directory_pace.SHORTEST_REST_SECONDS", 0.05)
     monkeypatch.setattr("connectors.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
     monkeypatch.setattr("connectors.key_lookups.PLC_SECONDS", 0.5)
@@ -283,7 +283,7 @@ def test_a_did_that_the_directory_refuses_for_ever_ends_while_others_are_answere
 def test_negative_answers_hold_longer_with_each_failure_and_news_asks_at_once(
     directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.17; H5"""
+    """H5"""
     now = 1000.0
     monkeypatch.setattr("connectors.keyring.time.monotonic", lambda: now)
     directory.retry_after = None
@@ -321,7 +321,7 @@ def test_a_key_of_yesterday_serves_while_its_host_is_silent(
 
 
 def test_names_whose_servers_are_silent_hold_up_no_trusted_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.17; H3: the loop's own pool looks up two names at once."""
+    """H3: the loop's own pool looks up two names at once."""
     release, real = threading.Event(), socket.getaddrinfo
 
     def getaddrinfo(host: str, *rest: Any, **more: Any) -> Any:

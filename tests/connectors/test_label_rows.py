@@ -18,7 +18,7 @@ def label(seq: int, day: int, *, neg: bool = False, cid: str | None = None) -> w
 
 
 def test_the_newest_label_wins_in_any_order_of_arrival(database: str) -> None:
-    """Issue 3.5: the negation may come before what it negates, and is kept as a row; a cid is a label of its own."""
+    """The negation may come before what it negates, and is kept as a row; a cid is a label of its own."""
     history = [label(1, 1), label(2, 2, neg=True), label(3, 3), label(4, 4, neg=True), label(5, 1, cid="c")]
     tables = Tables(Settings(database=database), "cluster")
     tables.starts({})
@@ -36,7 +36,7 @@ def test_the_newest_label_wins_in_any_order_of_arrival(database: str) -> None:
 
 
 def test_labels_on_web_pages_handles_and_the_longest_subjects_have_rows(database: str) -> None:
-    """Issue 11.A6; H2: what the edge lets through fits the index of the table's key, and is found by its subject."""
+    """H2: what the edge lets through fits the index of the table's key, and is found by its subject."""
     room = MAX_KEY_BYTES - len(SRC) - len("spam") - len("https://")
     noise = "".join(random.Random(6).choices(string.ascii_letters + string.digits, k=room))  # does not compress
     subjects = ["https://example.com/page", "at://bob.example/app.bsky.feed.post/3k", f"https://{noise}"]

@@ -33,7 +33,7 @@ class Delivering:
 
 
 def test_messages_of_a_key_with_a_large_one_all_take_its_way_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.6; G4: large messages are compressed otherwise, and no message of their key passes them."""
+    """G4: large messages are compressed otherwise, and no message of their key passes them."""
     monkeypatch.setattr(log_producer, "Producer", Delivering)
     large, small = b"l" * (LARGE_BYTES + 1), b"s"
     producer = LogProducer(Settings())

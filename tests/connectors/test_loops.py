@@ -137,14 +137,14 @@ ANSWERS: dict[str, Answer] = {
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("relay", [True, False])
 def test_a_listing_of_a_server_that_fails_is_ever_rarer(name: str, relay: bool) -> None:
-    """Issue 10.18; H5, G11, B2: listRepos of a relay and of a PDS, with the fills of what they skip."""
+    """H5, G11, B2: listRepos of a relay and of a PDS, with the fills of what they skip."""
     crawl = Crawl(ANSWERS[name], relay=relay).run()
     assert crawl.hours.counts[0] <= 500
     assert max(crawl.hours.counts[3:]) <= (100 if relay else 45)
 
 
 def test_a_stretch_that_fails_for_good_costs_a_few_requests_an_hour() -> None:
-    """Issue 10.18; N6, H5: repos 41 to 60 of 150 fail, pages hold 20: it was eight requests a second, without end."""
+    """N6, H5: repos 41 to 60 of 150 fail, pages hold 20: it was eight requests a second, without end."""
     crawl = Crawl(numbered(range(41, 61)), relay=True).run()
     assert crawl.seen == {f"did:plc:{n}" for n in range(1, 151) if not 41 <= n <= 60}
     assert [(one.from_cursor, one.to_cursor) for one, _ in crawl.ranges.values()] == [("40", "60")]
@@ -162,7 +162,7 @@ def test_a_stretch_that_fails_for_good_costs_a_few_requests_an_hour() -> None:
     ],
 )
 def test_a_relay_s_list_of_hosts(name: str, answer: Callable[[int], Hosts]) -> None:
-    """Issue 10.18; H5: listHosts."""
+    """H5: listHosts."""
     hours = Hours()
 
     async def main(loop: VirtualLoop) -> None:
@@ -180,7 +180,7 @@ def test_a_relay_s_list_of_hosts(name: str, answer: Callable[[int], Hosts]) -> N
 
 @pytest.mark.parametrize("new", [True, False])
 def test_one_list_of_hosts_has_an_end(monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
-    """Issue 10.18; H5: cursors that go round, and pages without a new host."""
+    """H5: cursors that go round, and pages without a new host."""
     pager, asked = Pager(Settings(), None), 0  # type: ignore[arg-type]  # asks nobody
 
     async def ask(_relay: str, _method: str, cursor: str, _limit: int) -> Any:
@@ -197,7 +197,7 @@ def test_one_list_of_hosts_has_an_end(monkeypatch: pytest.MonkeyPatch, new: bool
 
 @pytest.mark.parametrize("every", [0, 50])
 def test_a_directory_that_fails_is_asked_once_a_second_at_most(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
-    """Issue 10.18, 10.19; H5: the PLC directory, whatever the callers do; `every`: one request in so many is answered."""
+    """H5: the PLC directory, whatever the callers do; `every`: one request in so many is answered."""
     hours = Hours()
 
     async def main(loop: VirtualLoop) -> None:
@@ -214,7 +214,7 @@ def test_a_directory_that_fails_is_asked_once_a_second_at_most(monkeypatch: pyte
 
 @pytest.mark.parametrize("named", [None, 0.0, 1.0])
 def test_a_directory_that_only_says_429_gets_longer_rests(monkeypatch: pytest.MonkeyPatch, named: float | None) -> None:
-    """Issue 10.18; H5: also one that names no time, or none to speak of."""
+    """H5: also one that names no time, or none to speak of."""
     hours = Hours()
 
     async def main(loop: VirtualLoop) -> None:
@@ -234,7 +234,7 @@ def test_a_directory_that_only_says_429_gets_longer_rests(monkeypatch: pytest.Mo
     "standing", [Standing.SILENT, Standing.HOST_SILENT, Standing.DIRECTORY_SILENT, Standing.NOT_RESOLVED]
 )
 def test_a_handle_that_never_resolves(standing: Standing) -> None:
-    """Issue 10.18; H5: handle checks of one DID."""
+    """H5: handle checks of one DID."""
     settings, now, checks = Settings(), 0.0, 0
     while now < 24 * 3600:
         now += next_check(
@@ -246,7 +246,7 @@ def test_a_handle_that_never_resolves(standing: Standing) -> None:
 
 @pytest.mark.parametrize("events", [True, False])
 def test_a_stream_that_is_closed_again_and_again(events: bool) -> None:
-    """Issue 10.18; H5: websockets of relays and labelers; also where each connection brings an event."""
+    """H5: websockets of relays and labelers; also where each connection brings an event."""
     now, failures, short, connections = 0.0, 0, 0, 0
     while now < 3600:
         connections += 1

@@ -36,7 +36,7 @@ def failing(times: int, error: type[Exception]) -> tuple[Callable[[], str], list
 
 @pytest.mark.parametrize("error", [psycopg.OperationalError, errors.DeadlockDetected, errors.LockNotAvailable])
 def test_a_lost_connection_is_no_end(stop: threading.Event, error: type[Exception]) -> None:
-    """Issue 10.4; H1: tried until it works, with the reason in the health page."""
+    """H1: tried until it works, with the reason in the health page."""
     health = Health("index")
     work, calls = failing(3, error)
     assert patiently(work, health) == "done"

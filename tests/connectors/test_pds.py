@@ -250,7 +250,7 @@ def test_origins() -> None:
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>maintenance</html>", b"<html>", b'{"error":"x"}', b"\n<html>"])
 def test_a_page_with_status_200_is_no_car(database: str, page: bytes) -> None:
-    """Issue 11.A8: named for what it is, from its first bytes, however they come; not read to its end."""
+    """B3: named for what it is, from its first bytes, however they come; not read to its end."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

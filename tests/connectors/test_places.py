@@ -77,7 +77,7 @@ def ordinary(hosts: int, repos: int) -> list[tuple[str, str, int, float]]:
 def test_ten_hosts_that_drip_hold_the_others_up_for_a_minute_at_most(
     timeless: asyncio.Runner, repos_per_host: int
 ) -> None:
-    """Issue 10.16; H3, B3: before, ten transfers of an hour each had every permit, and the others waited as long."""
+    """H3, B3: before, ten transfers of an hour each had every permit, and the others waited as long."""
     worker = Worker(Places(10, 2, 5, 30.0))
     good = ordinary(5, 4)
     timeless.run(played(worker, 200, *dripping(10, repos_per_host), *good))
@@ -88,7 +88,7 @@ def test_ten_hosts_that_drip_hold_the_others_up_for_a_minute_at_most(
 
 
 def test_hosts_that_have_served_keep_a_fifth_of_the_permits_from_those_that_have_not(timeless: asyncio.Runner) -> None:
-    """Issue 10.16: however many unknown hosts drip at once, those that work go on within a moment."""
+    """H3: however many unknown hosts drip at once, those that work go on within a moment."""
     worker = Worker(Places(10, 2, 5, 30.0))
 
     async def run() -> None:
@@ -100,7 +100,7 @@ def test_hosts_that_have_served_keep_a_fifth_of_the_permits_from_those_that_have
 
 
 def test_slow_hosts_share_few_permits_and_their_transfers_end_counted(timeless: asyncio.Runner) -> None:
-    """Issue 10.16; G5: no transfer is deferred without end: on a permit of slow hosts it has its time, and then it counts."""
+    """G5: no transfer is deferred without end: on a permit of slow hosts it has its time, and then it counts."""
     worker = Worker(Places(10, 2, 5, 30.0))
 
     async def run() -> None:

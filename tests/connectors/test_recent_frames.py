@@ -21,7 +21,7 @@ def frame(seq: int, padding: int = 0) -> bytes:
 
 
 def test_sixteen_large_frames_are_not_kept_and_their_seqs_are() -> None:
-    """Issue 10.9; H2: before, 16 frames of up to 16 MB each."""
+    """H2: before, 16 frames of up to 16 MB each."""
     kept = Recent()
     tracemalloc.start()
     for seq in range(1, 40):
@@ -66,7 +66,7 @@ class Fetched:
 
 
 def test_a_poll_ends_with_the_chunk_that_passes_its_bytes() -> None:
-    """Issue 10.6; H2: 5,000 messages of 100 KB are 500 MB."""
+    """H2: 5,000 messages of 100 KB are 500 MB."""
     consumer = GroupConsumer(Settings(), "group", ())
     fetched = Fetched(100_000)
     consumer._consumer = fetched  # type: ignore[assignment]  # no broker

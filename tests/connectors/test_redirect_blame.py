@@ -77,7 +77,7 @@ def row(database: str, host: str) -> tuple[Any, ...]:
 def test_what_a_redirect_s_target_answers_changes_nothing_of_its_budget(
     database: str, status: int, reason: Reason | None
 ) -> None:
-    """Issue 10.21; H4: any PDS could have another one paused for an hour, or its budget lowered to one request."""
+    """H4: any PDS could have another one paused for an hour, or its budget lowered to one request."""
     headers = {
         "Retry-After": "3600",
         "RateLimit-Limit": "1",
@@ -98,7 +98,7 @@ def test_what_a_redirect_s_target_answers_changes_nothing_of_its_budget(
 
 
 def test_a_redirect_to_a_host_that_is_paused_is_the_redirecting_host_s_pause(database: str) -> None:
-    """Issue 10.21; H4, H5: uncounted, without blame, it could go on for ever."""
+    """H4, H5: uncounted, without blame, it could go on for ever."""
 
     async def victim(_: web.Request) -> web.StreamResponse:
         raise AssertionError("nobody may ask it")
@@ -112,7 +112,7 @@ def test_a_redirect_to_a_host_that_is_paused_is_the_redirecting_host_s_pause(dat
 
 
 def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.21: an hour's pause stayed in each worker's memory, whatever the database said."""
+    """H4: an hour's pause stayed in each worker's memory, whatever the database said."""
     settings, host = Settings(database=database), "https://pds.example"
     with psycopg.connect(database, autocommit=True) as db:
         for did, error in (
@@ -157,7 +157,7 @@ def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch:
 
 @pytest.mark.parametrize("served", [0, 10])
 def test_a_host_that_only_says_429_is_asked_ever_more_rarely(monkeypatch: pytest.MonkeyPatch, served: int) -> None:
-    """H5, G11, issue 10.18: with `Retry-After: 0`; requests in a simulated day, and never more than one an hour at last.
+    """H5, G11: with `Retry-After: 0`; requests in a simulated day, and never more than one an hour at last.
 
     `served`: one request in so many is answered.
     """

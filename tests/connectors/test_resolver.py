@@ -144,7 +144,7 @@ def test_only_the_directory_s_own_word_says_that_there_is_no_such_did(
 def test_a_mirror_s_404_in_plain_text_is_an_answer_where_the_mirror_is_up(
     database: str, status: int, gone: bool, body: str
 ) -> None:
-    """Issue 10.19; H5: unknown and deleted DIDs had no end, since only JSON was believed."""
+    """H5: unknown and deleted DIDs had no end, since only JSON was believed."""
     unknown = MANY[0]
 
     async def ask(directory: Directory, resolver: Callable[..., Resolver]) -> None:
@@ -167,7 +167,7 @@ def test_a_mirror_s_404_in_plain_text_is_an_answer_where_the_mirror_is_up(
     "body", ['{"id": "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"}', "\x80", "[]", "[" * 50_000, '{"id": [[1]]}']
 )
 def test_another_document_than_the_did_s_is_unusable_where_the_directory_is_up(database: str, body: str) -> None:
-    """Issue 10.19; H5: such a failure is counted, and has an end."""
+    """H5: such a failure is counted, and has an end."""
 
     async def ask(directory: Directory, resolver: Callable[..., Resolver]) -> None:
         one = resolver()
@@ -185,7 +185,7 @@ def test_another_document_than_the_did_s_is_unusable_where_the_directory_is_up(d
 
 
 def test_many_plain_answers_share_one_probe(database: str) -> None:
-    """Issue 10.19; H5"""
+    """H5"""
 
     async def ask(directory: Directory, resolver: Callable[..., Resolver]) -> None:
         one = resolver()

@@ -124,7 +124,7 @@ def noise(size: int, seed: int) -> str:
 
 
 def test_labels_too_large_for_their_key_cost_no_transaction_and_delay_no_live_event(world: World) -> None:
-    """Issue 10.15; H2, H3: 1,000 of them in the log, as an older release let them in. Before: 9 a second."""
+    """H2, H3: 1,000 of them in the log, as an older release let them in. Before: 9 a second."""
     world.log[LABELS] = [label(at, uri=f"https://{noise(MAX_KEY_BYTES, at)}") for at in range(1000)]
     world.log[LABELS].append(label(1000))
     world.log[LIVE] = [account(1)]
@@ -140,7 +140,7 @@ def test_labels_too_large_for_their_key_cost_no_transaction_and_delay_no_live_ev
 
 
 def test_the_largest_key_that_passes_is_one_that_the_index_holds(world: World) -> None:
-    """Issue 10.14, 10.15."""
+    """H3."""
     room = MAX_KEY_BYTES - len(DID) - len("spam") - len("https://")
     world.log[LABELS] = [label(1, uri=f"https://{noise(room, 1)}"), label(2, uri=f"https://{noise(room + 1, 1)}")]
     assert world.poll()
@@ -152,7 +152,7 @@ POISON = "alter table sluice.label add constraint no_poison check (val <> 'poiso
 
 
 def test_messages_that_the_database_refuses_keep_no_live_event_waiting(world: World) -> None:
-    """Issue 10.15; H3: what nobody can find by its size. Live events pass first, then halving has a second a batch."""
+    """H3: what nobody can find by its size. Live events pass first, then halving has a second a batch."""
     world.sql(POISON)
     world.log[LABELS] = [label(at, "poison" if at % 2 else "good") for at in range(800)]
     waits = []
@@ -176,7 +176,7 @@ def test_messages_that_the_database_refuses_keep_no_live_event_waiting(world: Wo
 def test_a_batch_that_takes_too_long_is_given_back_from_where_it_is_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.15: the positions in the tables stand exactly there, and every message is done with once."""
+    """H3: the positions in the tables stand exactly there, and every message is done with once."""
     monkeypatch.setattr(indexing, "SIFT_SECONDS", 0.0)
     world.sql(POISON)
     world.log[LABELS] = [label(at, "poison" if at % 3 == 0 else "good") for at in range(20)]
@@ -206,7 +206,7 @@ def test_a_poisonous_live_event_costs_only_itself_among_events_of_its_repo(world
 
 
 def test_sifting_goes_on_until_something_is_done() -> None:
-    """Issue 10.15: also where the time is over before it begins, or nothing would ever end."""
+    """H3: also where the time is over before it begins, or nothing would ever end."""
     messages: list[Any] = [Message(LABELS, at, b"") for at in range(8)]
 
     def write(some: list[Any]) -> None:

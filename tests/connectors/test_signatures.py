@@ -156,7 +156,7 @@ def test_a_look_comes_back_with_time_and_a_foreign_source_holds_meanwhile(desk: 
 
 
 def test_a_source_at_a_silent_host_delays_its_own_labeler_only(desk: Desk) -> None:
-    """Issue 10.17; H3, G4: all labelers waited for it. The labeler's later frames keep their order behind it."""
+    """H3, G4: all labelers waited for it. The labeler's later frames keep their order behind it."""
     with socket.create_server(("127.0.0.1", 0)) as host:
         silent = f"did:web:localhost%3A{host.getsockname()[1]}"
         assert desk.check(URL, MINE) == [None]

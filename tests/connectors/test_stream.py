@@ -50,7 +50,7 @@ async def attempts(upstream: Refusing, count: int) -> list[float]:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_refused_websocket_is_tried_again_when_the_upstream_said(status: int) -> None:
-    """Issue 10.20: it was tried again after 0.25 s, 0.5 s, 1 s …"""
+    """R3: it was tried again after 0.25 s, 0.5 s, 1 s …"""
     waits = asyncio.run(attempts(Refusing(status, {"Retry-After": "2"}), 2))
     assert min(waits) >= 2.0
 
@@ -60,7 +60,7 @@ def test_without_a_time_the_back_off_holds() -> None:
 
 
 def test_the_time_that_an_upstream_names_is_bounded_and_jittered() -> None:
-    """Issue 10.20; H5."""
+    """H5."""
     upstream = Upstream("http://relay.test", None)
     sockets = Sockets(Settings(), "firehose", "stream", {})
     sockets._settle(upstream, _RateLimited("answered 429", 86_400.0))

@@ -88,7 +88,7 @@ def probe(tmp_path: Path) -> Iterator[Callable[..., Probe]]:
 
 
 def test_a_thread_that_hangs_in_c_is_named_and_ends_the_process(probe: Callable[..., Probe]) -> None:
-    """Issue 10.2; H1: /healthz 503, the stacks of all threads, exit 71."""
+    """H1: /healthz 503, the stacks of all threads, exit 71."""
     hanging = probe(f"with watchdog.watched('the flow'):\n    {IN_C}")
     _status, page = wait_until(lambda: (found := hanging.healthz())[0] == 503 and found)
     assert page["state"] == "hung"
@@ -101,7 +101,7 @@ def test_a_thread_that_hangs_in_c_is_named_and_ends_the_process(probe: Callable[
 
 
 def test_an_event_loop_that_stands_still_ends_the_process(probe: Callable[..., Probe]) -> None:
-    """Issue 10.2; H1: a loop in a thread beside a flow that goes on."""
+    """H1: a loop in a thread beside a flow that goes on."""
     code = """
     import asyncio
     from connectors.background import Background
@@ -121,7 +121,7 @@ def test_an_event_loop_that_stands_still_ends_the_process(probe: Callable[..., P
 
 
 def test_code_that_keeps_the_interpreter_ends_the_process_too(probe: Callable[..., Probe]) -> None:
-    """Issue 10.2; H1: no Python thread runs any more, so the timer of faulthandler ends it."""
+    """H1: no Python thread runs any more, so the timer of faulthandler ends it."""
     code = f"watchdog.INTERPRETER_SECONDS = 0.5\ntime.sleep(6)\n{WITH_THE_INTERPRETER}"
     hanging = probe(code)
     assert hanging.process.wait(60) == 1
@@ -129,7 +129,7 @@ def test_code_that_keeps_the_interpreter_ends_the_process_too(probe: Callable[..
 
 
 def test_sigterm_ends_a_process_whose_main_thread_hangs_in_c(probe: Callable[..., Probe]) -> None:
-    """Issue 10.2; H1: Python's own handler never runs there; the exit code says that it had to be forced."""
+    """H1: Python's own handler never runs there; the exit code says that it had to be forced."""
     hanging = probe(IN_C, seconds=600.0)
     wait_until(lambda: hanging.healthz()[0] == 200)
     hanging.process.send_signal(signal.SIGTERM)
@@ -175,7 +175,7 @@ def test_a_process_that_was_suspended_goes_on(probe: Callable[..., Probe]) -> No
 
 
 def test_an_interpreter_that_does_not_end_is_ended(probe: Callable[..., Probe]) -> None:
-    """Issue 10.2: a library's destructor that waits, after everything was drained."""
+    """H1: a library's destructor that waits, after everything was drained."""
     code = f"import atexit\natexit.register(lambda: {IN_C})\ndog.ending()"
     hanging = probe(code, seconds=600.0)
     assert hanging.process.wait(20) == 1

@@ -97,7 +97,7 @@ def repeated(leaves: int, size: int, name: str = "a") -> Repo:
 
 
 def test_a_batch_is_bounded_in_bytes_and_every_work_has_its_turn() -> None:
-    """Issue 10.6; H2: forty small CARs that become 8 MB each: one batch is no longer than any other, and none starves."""
+    """H2: forty small CARs that become 8 MB each: one batch is no longer than any other, and none starves."""
     verdicts: list[Verdict] = []
     works = [work_of(repeated(80, 100_000), verdicts) for _ in range(40)]
     assert sum(work.size for work in works) < 6_000_000
@@ -116,7 +116,7 @@ def test_a_batch_is_bounded_in_bytes_and_every_work_has_its_turn() -> None:
 
 
 def test_a_turn_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.6; H2: records that take long to decode end the turn, whatever they weigh."""
+    """H2: records that take long to decode end the turn, whatever they weigh."""
     work = work_of(large_repo(100), [])
     assert work.verified()
     clock = count(0.0, 0.03)
@@ -126,7 +126,7 @@ def test_a_turn_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_small_car_that_becomes_much_waits_as_bytes_until_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.6; H2: one such work is in memory at a time; the others take part in every batch meanwhile."""
+    """H2: one such work is in memory at a time; the others take part in every batch meanwhile."""
     monkeypatch.setattr("connectors.work.HEAVY_BYTES", 1_000_000)
     verdicts: list[Verdict] = []
     heavy = [work_of(repeated(30, 100_000, name), verdicts) for name in "abc"]

@@ -114,7 +114,7 @@ FINE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", TROUBLES)
 def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 11.15"""
+    """B11."""
     monkeypatch.setattr("time.time", lambda: NOW)
     changed, what, bad = TROUBLES[name]
     status = replace(QUIET, **changed)
@@ -142,7 +142,7 @@ def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", FINE)
 def test_what_is_fine_needs_no_attention(name: str) -> None:
-    """Issue 11.15"""
+    """B11."""
     assert attention(replace(QUIET, **FINE[name]), now=NOW) == []
 
 
@@ -160,7 +160,7 @@ def test_the_worst_comes_first() -> None:
 
 
 def test_held_events_are_counted_and_not_estimated(settings_of: Callable[..., Settings], database: str) -> None:
-    """Issue 11.15: PostgreSQL's statistics went on saying nine when there were none."""
+    """B11: PostgreSQL's statistics went on saying nine when there were none."""
     with psycopg.connect(database, autocommit=True) as db:
         db.execute("insert into sluice.held_event select 'did:plc:x', n, '', '' from generate_series(1, 9) n")
         db.execute("analyze sluice.held_event")

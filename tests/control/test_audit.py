@@ -76,7 +76,7 @@ def test_what_was_signed_is_proven(settings: Settings) -> None:
 
 
 def test_odd_leaves_are_proven_and_never_repaired(settings: Settings) -> None:
-    """Issue 11.A4, 11.A5, 10.10; G3: raw blocks and odd CBOR are hashed again, what cannot be checked has a reason."""
+    """G3: raw blocks and odd CBOR are hashed again, what cannot be checked has a reason."""
     unordered = b"\xa2\x61b\x01\x61a\x02"
     large = cbrrr.encode_dag_cbor({"text": "x" * (3 << 20)})
     raw = b"\x01\x55\x12\x20" + sha256(b"bytes").digest()
@@ -247,7 +247,7 @@ MEANWHILE = {
 def test_each_repo_that_differs_is_repaired_queued_or_named_whatever_was_written_meanwhile(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, *, whole: bool
 ) -> None:
-    """Issue 11.10: what the index writes between check and repair takes no repo out of it; it even holds a row's lock."""
+    """N5: what the index writes between check and repair takes no repo out of it; it even holds a row's lock."""
     settle_repos(settings, [sample(5, did=did(number)) for number in range(8)])
     sql(settings, "delete from sluice.record where rkey like '%%4' and did <> %s", did(7))
     locked = psycopg.connect(settings.database)

@@ -15,7 +15,7 @@ REPOS = 3 * AT_ONCE
 
 
 def test_a_pds_that_limits_an_audit_is_left_alone_for_as_long_as_it_said(database: str) -> None:
-    """Issue 10.20; R3: the audit went on asking."""
+    """R3: the audit went on asking."""
     asked = 0
 
     async def main() -> tuple[int, int]:

@@ -40,7 +40,7 @@ def dumped(database: str, folder: Path) -> Path:
 
 
 def test_a_backup_is_restored_whole_and_once(database: str, empty: str, tmp_path: Path) -> None:
-    """Issue 11.17: rows and positions in one snapshot; the file is the owner's alone; an empty database only."""
+    """G1: rows and positions in one snapshot; the file is the owner's alone; an empty database only."""
     store = RepoStore(Settings(database=database))
     store.discover([Listed(did) for did in DIDS])
     store.close()
@@ -66,7 +66,7 @@ def test_a_backup_is_restored_whole_and_once(database: str, empty: str, tmp_path
 def test_each_mistake_is_one_line_and_changes_nothing(
     database: str, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 11.17"""
+    """G1."""
     settings, target = load(database=database), load(database=empty)
     file = dumped(database, tmp_path)
     with pytest.raises(OperatorError, match="exists already; choose another name, or give --replace"):
@@ -105,7 +105,7 @@ def test_a_tool_that_stands_still_is_ended(database: str, tmp_path: Path, monkey
 
 
 def test_the_tool_is_of_the_servers_release_or_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 11.17: the system's pg_dump refuses a newer server."""
+    """G1: the system's pg_dump refuses a newer server."""
     for release in (14, 16, 17):
         (tmp_path / str(release)).mkdir()
         tool = tmp_path / str(release) / "pg_dump"
@@ -119,7 +119,7 @@ def test_the_tool_is_of_the_servers_release_or_newer(tmp_path: Path, monkeypatch
 
 
 def test_the_data_folders_own_database_is_replaced_when_the_new_one_is_complete(database: str, tmp_path: Path) -> None:
-    """Issue 11.17: `sluice up` with its embedded server."""
+    """G1: `sluice up` with its embedded server."""
     store = RepoStore(Settings(database=database))
     store.discover([Listed(DIDS[0])])
     store.close()
@@ -139,7 +139,7 @@ def test_the_data_folders_own_database_is_replaced_when_the_new_one_is_complete(
 def test_nothing_is_claimed_until_the_index_has_read_the_log(
     settings_of: Callable[..., Settings], database: str, empty: str, tmp_path: Path
 ) -> None:
-    """Issue 11.17: attempts in the log were numbered after the backup. Dead letters since then are indexed again."""
+    """G1: attempts in the log were numbered after the backup. Dead letters since then are indexed again."""
     store = RepoStore(Settings(database=database))
     store.discover([Listed(did) for did in DIDS])
     store.close()

@@ -67,7 +67,7 @@ def bed(simulator: Callable[..., Simulation], database: str) -> Iterator[Bed]:
 
 
 def test_the_pds_is_asked_once_and_its_rev_takes_the_path_of_a_listed_one(bed: Bed) -> None:
-    """Issue 11.A3, H7: what the PDS confirms becomes a lost event after the grace, and a storm of those is held."""
+    """H7: what the PDS confirms becomes a lost event after the grace, and a storm of those is held."""
     behind, level, gone, silent = bed.dids[:4]
     bed.repo(behind, OLD_REV)
     bed.repo(level, bed.truth[level].rev)
@@ -96,7 +96,7 @@ def test_the_pds_is_asked_once_and_its_rev_takes_the_path_of_a_listed_one(bed: B
 
 
 def test_nobody_is_asked_about_what_was_seen_or_is_fetched_or_is_no_such_letter(bed: Bed) -> None:
-    """Issue 11.A3"""
+    """H6."""
     seen, fetched, young, old, other = bed.dids[:5]
     for did in (seen, young, old, other):
         bed.repo(did, bed.truth[did].rev)
@@ -115,7 +115,7 @@ def test_nobody_is_asked_about_what_was_seen_or_is_fetched_or_is_no_such_letter(
 
 
 def test_a_flood_of_letters_and_a_silent_pds_are_bounded(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 11.A3, H6: so many accounts a round, whatever anyone sends, and no longer than the deadline of a round."""
+    """H6: so many accounts a round, whatever anyone sends, and no longer than the deadline of a round."""
     for did in bed.dids[: ROUND_DIDS + 5]:
         bed.repo(did, OLD_REV)
         bed.letter(did)
@@ -133,7 +133,7 @@ def test_a_flood_of_letters_and_a_silent_pds_are_bounded(bed: Bed, monkeypatch: 
 
 
 def test_control_asks_by_itself_while_it_leads(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 11.A3"""
+    """H6."""
     monkeypatch.setattr(second_looks, "ROUND_SECONDS", 0.05)
     did = bed.repo(bed.dids[0], OLD_REV)
     bed.letter(did)

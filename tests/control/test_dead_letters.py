@@ -271,7 +271,7 @@ def await_leaders(desk: Desk) -> None:
 
 
 def test_history_that_is_over_goes_and_what_is_open_stays(desk: Desk) -> None:
-    """Issue 11.19: resolved losses, recovered ranges, ended audits and cached identities stayed for ever."""
+    """G6: resolved losses, recovered ranges, ended audits and cached identities stayed for ever."""
     await_leaders(desk)
     desk.db.execute(
         """

@@ -59,7 +59,6 @@ def wrong(settings: Settings, **changed: Any) -> dict[str, Check]:
 
 
 def test_a_healthy_mirror_has_nothing_to_mend(whole: Settings) -> None:
-    """Issue 4, item 4"""
     checks = {one.name: one.state for one in examine(whole) if one.name != "disk"}
     names = (
         "database",

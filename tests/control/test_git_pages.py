@@ -141,7 +141,7 @@ def test_the_command_prints_a_page_or_says_what_there_is() -> None:
 def test_half_requests_take_a_bounded_number_of_threads(
     serving: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.11; H1, G6: the kind of the health port: what is beyond the limit is closed, and silence ends."""
+    """H1, G6: the kind of the health port: what is beyond the limit is closed, and silence ends."""
     monkeypatch.setattr(git_pages._Pages, "timeout", 0.5)
     url, _ = serving
     port, before = int(url.split(":")[2].split("/")[0]), threading.active_count()

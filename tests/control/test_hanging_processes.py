@@ -31,7 +31,7 @@ from simulator.guarded_process import free_port
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2026-01-01T00:00:00.000Z"
 START_SECONDS = 120.0
-WORK_SECONDS = 60.0  # issue 10: "within 60 s all work on"
+WORK_SECONDS = 60.0  # H1: within a minute every process works on
 RUN = "from control.cli import main; main()"
 HANG = """
 import ctypes, pathlib
@@ -113,7 +113,7 @@ def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
 
 
 def test_a_flow_that_hangs_in_c_is_started_again_and_says_where(run: Run, settings: Settings, tmp_path: Path) -> None:
-    """Issue 10.2; H1: unnoticed for 15 minutes, with /healthz 200; now 503, exit 71, restart, and the cause in `up`."""
+    """H1: unnoticed for 15 minutes, with /healthz 200; now 503, exit 71, restart, and the cause in `up`."""
     flag = tmp_path / "hang"
     watched = settings.model_copy(update={"watchdog_seconds": 3.0})
     child = run.start("index", watched, HANG.format(flag=str(flag)))
@@ -134,7 +134,7 @@ def test_a_flow_that_hangs_in_c_is_started_again_and_says_where(run: Run, settin
 
 
 def test_a_flow_that_hangs_in_c_obeys_sigterm_within_its_grace(run: Run, settings: Settings, tmp_path: Path) -> None:
-    """Issue 10.2; H1: it was killed after 60 s; now it ends itself, with its stacks in the log."""
+    """H1: it was killed after 60 s; now it ends itself, with its stacks in the log."""
     flag = tmp_path / "hang"
     brief = settings.model_copy(update={"drain_seconds": 0.0})
     child = run.start(
@@ -153,14 +153,14 @@ def test_a_flow_that_hangs_in_c_obeys_sigterm_within_its_grace(run: Run, setting
 
 
 def test_the_last_words_of_a_flow_are_its_cause(run: Run, settings: Settings) -> None:
-    """Issue 10.4: the engine's own lines come last, and `up` printed `run with RUST_BACKTRACE=full`."""
+    """H1: the engine's own lines come last, and `up` printed `run with RUST_BACKTRACE=full`."""
     run.start("index", settings, FAIL)
     what = run.until(lambda: next((what for _, what in run.said if "starting again" in what), None), START_SECONDS)
     assert what.endswith("last words: ValueError: the shape of this is impossible")
 
 
 def test_a_step_of_control_that_fails_for_ever_holds_up_no_other(run: Run, settings: Settings, database: str) -> None:
-    """Issue 10.3; H1: pruning failed each time, and dead letters, lag and the queue behind it never came."""
+    """H1: pruning failed each time, and dead letters, lag and the queue behind it never came."""
     child = run.start("control", settings, BLIND)
     run.until(lambda: run.health("control")[0] == 200, START_SECONDS)
     with psycopg.connect(database, autocommit=True) as db:
@@ -179,7 +179,7 @@ def test_a_step_of_control_that_fails_for_ever_holds_up_no_other(run: Run, setti
 def test_a_coordinator_that_stumbles_stops_no_flow(
     run: Run, settings: Settings, coordinator: Coordinator, database: str, log: str
 ) -> None:
-    """Issue 10, what it must show; H1: answers to OffsetCommit are swallowed, and index, backfill and control work on."""
+    """H1: answers to OffsetCommit are swallowed, and index, backfill and control work on."""
     behind = settings.model_copy(
         update={"bootstrap": coordinator.address, "plc": "http://127.0.0.1:1", "allow_private_hosts": True}
     )

@@ -55,7 +55,7 @@ def log_line(level: str, event: str, **fields: object) -> str:
     ],
 )  # fmt: skip
 def test_the_cause_is_found(output: str, cause: str) -> None:
-    """Issue 10.4: `up` said `run with RUST_BACKTRACE=full`."""
+    """H1: `up` said `run with RUST_BACKTRACE=full`."""
     words = LastWords()
     for line in output.splitlines(keepends=True):
         words.heed(line)

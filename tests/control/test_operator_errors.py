@@ -170,7 +170,7 @@ def test_a_command_without_a_mirror(tmp_path: Path) -> None:
 
 
 def test_a_database_behind_this_release(blank_database: str, tmp_path: Path) -> None:
-    """Review of issues 4 to 6, 11: as `sluice doctor` says it, from every command."""
+    """As `sluice doctor` reports it, from every command."""
     places = {"SLUICE_DATABASE": blank_database, "SLUICE_DATA_DIR": str(tmp_path)}
     for command in (
         ["appview", "check"],

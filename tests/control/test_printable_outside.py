@@ -22,7 +22,7 @@ def clean(text: str) -> bool:
 
 
 def test_a_health_page_and_a_log_line_are_printable() -> None:
-    """Issue 10.24; H8: `sluice up` and `sluice status` show what the health page says."""
+    """H8: `sluice up` and `sluice status` show what the health page says."""
     health = Health("list_repos")
     health.report("failing", f"https://relay.example: {ESCAPES}")
     assert clean(health.why)
@@ -35,7 +35,7 @@ def test_a_health_page_and_a_log_line_are_printable() -> None:
 
 
 def test_a_table_is_printable() -> None:
-    """Issue 10.24; H8: `sluice dead-letters list`, `sluice skipped list`, `sluice hosts list`, also of rows from before."""
+    """H8: `sluice dead-letters list`, `sluice skipped list`, `sluice hosts list`, also of rows from before."""
     shown = table([{"host": "https://pds.example", "last_error": ESCAPES}])
     assert clean(shown)
     assert len(shown.split("\n")) == 2
@@ -71,7 +71,7 @@ def status() -> Status:
 
 
 def test_the_view_of_up_is_printable() -> None:
-    """Issue 10.24; H8: on a terminal and as plain lines, a crashed process's last words too."""
+    """H8: on a terminal and as plain lines, a crashed process's last words too."""
     for terminal in (True, False):
         out = io.StringIO()
         console = Console(file=out, force_terminal=terminal, markup=False, highlight=False, color_system=None)

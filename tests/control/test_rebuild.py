@@ -69,7 +69,7 @@ WAITING = "select pid from pg_locks where locktype = 'advisory' and not granted 
 
 
 def test_a_rebuild_that_was_killed_goes_on_where_it_stood(settings: Settings, blank_database: str) -> None:
-    """G2, issue 3.8: SIGKILL in the middle of a transaction; the next one begins at the durable position, and the result is whole."""
+    """G2: SIGKILL in the middle of a transaction; the next one begins at the durable position, and the result is whole."""
     given = os.environ | environment(settings.model_copy(update={"database": ""}), 0)
     command = [sys.executable, "-P", "-m", "control", "replay", "--all", "--into", blank_database]
     migrate(blank_database)

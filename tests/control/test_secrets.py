@@ -1,4 +1,4 @@
-"""Passwords and tokens never reach a log line or an error line (issue 4, item 10)."""
+"""Passwords and tokens never reach a log line or an error line."""
 
 from __future__ import annotations
 

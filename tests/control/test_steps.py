@@ -40,7 +40,7 @@ def run(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run
 
 
 def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
-    """Issue 10.3; H1: pruning failed for 19 minutes, and dead letters and lag behind it in the pass never came."""
+    """H1: pruning failed for 19 minutes, and dead letters and lag behind it in the pass never came."""
     release, calls = threading.Event(), {"fails": 0, "works": 0}
 
     def fails() -> Step:
@@ -66,7 +66,7 @@ def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
 
 
 def test_clients_that_failed_are_built_anew(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.3: an old client failed each time although the broker answered."""
+    """H1: an old client failed each time although the broker answered."""
     monkeypatch.setattr(steps, "WAIT_FIRST_SECONDS", 0.001)
     built: list[int] = []
     closed: list[int] = []

@@ -1,4 +1,4 @@
-"""Lost events are found against what the log holds, and a storm of refetches stops by itself (issue 11.B9; H7)."""
+"""Lost events are found against what the log holds, and a storm of refetches stops by itself (H7)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def scheduler(settings: Settings) -> Iterator[Scheduler]:
 def test_a_listing_is_not_compared_with_rows_that_wait_for_the_log(
     settings: Settings, db: psycopg.Connection[Any], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 11.B9: the index lags by more than the grace; nothing was lost, and nothing is queued again."""
+    """The index lags by more than the grace; nothing was lost, and nothing is queued again."""
     monkeypatch.setattr("control.settled.FRESH_SECONDS", 0.0)
     now = time.time()
     listed_ahead(db, 267, GRACE + 60)
@@ -102,7 +102,7 @@ def test_a_listing_is_not_compared_with_rows_that_wait_for_the_log(
 def test_a_listing_is_not_compared_with_a_stream_that_has_not_come_so_far(
     settings: Settings, db: psycopg.Connection[Any], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 11.B9: the firehose catches up with hours that it was away; the events are at the relay, not lost."""
+    """The firehose catches up with hours that it was away; the events are at the relay, not lost."""
     monkeypatch.setattr("control.settled.FRESH_SECONDS", 0.0)
     now = time.time()
     listed_ahead(db, 5, GRACE + 60)
@@ -124,7 +124,7 @@ def test_without_a_firehose_only_the_log_counts(settings: Settings, db: psycopg.
 def test_a_storm_of_lost_events_stops_before_it_begins_and_asks(
     settings: Settings, db: psycopg.Connection[Any], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 11.B9; H7: no repo loses its place in the stream; an operator lets them through."""
+    """H7: no repo loses its place in the stream; an operator lets them through."""
     monkeypatch.setattr(storms, "STORM_LEAST", 10)
     reads_to(db, time.time())
     listed_ahead(db, 11, GRACE + 60)

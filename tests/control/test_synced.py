@@ -61,7 +61,7 @@ def test_done_at_once_when_everything_is() -> None:
 
 
 def test_a_relay_s_listing_that_was_cut_is_not_its_end_but_a_pds_s_holds_up_nothing() -> None:
-    """Issue 10.18; H3."""
+    """H3."""
     synced, _ = looker()
     cut = {"done": True, "cut": "its cursors go round"}
     relay = {"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": cut}

@@ -128,7 +128,6 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_each_command_refuses_each_wrong_setting(wrong: str, tmp_path: Path) -> None:
-    """Issue 11.16"""
     variables, remedy = WRONG[wrong]
     (name,) = variables
     for command in READERS:
@@ -140,7 +139,7 @@ def test_each_command_refuses_each_wrong_setting(wrong: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", LOCATED)
 def test_each_command_says_that_there_is_no_mirror(command: str, tmp_path: Path) -> None:
-    """Issue 11.16: no mirror in the folder, a folder that is a file, a register that is none of ours."""
+    """No mirror in the folder, a folder that is a file, a register that is none of ours."""
     (tmp_path / "file").touch()
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / FILE).write_text('{"up": ')
@@ -152,7 +151,6 @@ def test_each_command_says_that_there_is_no_mirror(command: str, tmp_path: Path)
 
 @pytest.mark.parametrize("command", [name for name in LOCATED if not name.startswith(("topics", "doctor"))])
 def test_each_command_says_that_the_database_does_not_answer(command: str) -> None:
-    """Issue 11.16"""
     line = refused(command, SLUICE_DATABASE=NOWHERE, SLUICE_BOOTSTRAP="127.0.0.1:1")
     assert "SLUICE_DATABASE: " in line
     assert "correct the URL" in line
@@ -170,7 +168,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_mistake_in_an_option_names_the_option(option: str) -> None:
-    """Issue 11.16: and not the variable that was never set."""
+    """And not the variable that was never set."""
     value, variable = OPTIONS[option]
     line = refused("up", option, value, *([] if option == "--relay" else ["--relay", "https://relay.test"]))
     assert option in line
@@ -178,14 +176,13 @@ def test_a_mistake_in_an_option_names_the_option(option: str) -> None:
 
 
 def test_a_database_option_that_does_not_answer_names_the_option() -> None:
-    """Issue 11.16"""
     line = refused("up", "--relay", "https://relay.test", "--database", NOWHERE)
     assert "--database: " in line
     assert "SLUICE_DATABASE" not in line
 
 
 def test_missing_java_is_found_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Issue 11.16: it was found after 21 seconds, when the simulated network had been made."""
+    """It was found after 21 seconds, when the simulated network had been made."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("JAVA_HOME", "")
     line = refused("up", "--simulate", seconds=5.0)
@@ -194,7 +191,6 @@ def test_missing_java_is_found_before_anything_starts(monkeypatch: pytest.Monkey
 
 
 def test_a_full_disk_is_found_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Issue 11.16"""
     monkeypatch.setattr(preflight, "check_present", lambda: None)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3_000_000}))
     with pytest.raises(OperatorError, match=r"SLUICE_DATA_DIR: the disk of .* is full \(3 MB left") as refusal:
@@ -222,7 +218,7 @@ FULL = (
     ],
 )
 def test_what_initdb_says_is_named(words: str, said: str, tmp_path: Path) -> None:
-    """Issue 11.16: as what it is, with its own remedy, and from its beginning."""
+    """As what it is, with its own remedy, and from its beginning."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
     (tmp_path / "words").write_text(words)
@@ -236,7 +232,6 @@ def test_what_initdb_says_is_named(words: str, said: str, tmp_path: Path) -> Non
 
 
 def test_a_folder_that_cannot_be_made_for_want_of_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Issue 11.16"""
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -252,14 +247,14 @@ def test_an_error_is_shown_from_its_beginning() -> None:
 
 
 def test_a_check_of_tables_that_are_not_kept_says_so(database: str) -> None:
-    """Issue 11.16: it said "actors 123"."""
+    """It said "actors 123"."""
     line = refused("appview check", SLUICE_DATABASE=database)
     assert "SLUICE_APPVIEW is off" in line
     assert "sluice appview rebuild" in line
 
 
 def test_the_rate_of_a_run_is_never_negative() -> None:
-    """Issue 11.16: exact counts at the end were compared with an estimate at the beginning."""
+    """Exact counts at the end were compared with an estimate at the beginning."""
     status: Any = type("Seen", (), {"repos": {}, "events": 5, "dead_letters": {}})
     assert isinstance(Status, type)
     assert totals(status, (90, 0), status, 100, 10.0)["records_per_second"] == 0

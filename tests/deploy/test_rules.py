@@ -103,14 +103,14 @@ COUNTED = {
 
 
 def test_rules_count_what_a_new_series_begins_with() -> None:
-    """Issue 11.14: a counter that is born at 150 has no increase."""
+    """U3: a counter that is born at 150 has no increase."""
     assert len(COUNTED) > 10
     wrong = {alert for alert, expr in COUNTED.items() if re.search(r"(increase|rate)\(", BORN.sub("", expr))}
     assert wrong == set()
 
 
 def test_counters_are_absent_at_the_beginning_of_each_case() -> None:
-    """Issue 11.14: as they are in a process that was just started."""
+    """U3: as they are in a process that was just started."""
     counters = [one for case in CASES for one in case["input_series"] if "_total" in one["series"]]
     assert len(counters) > 30
     assert [one["series"] for one in counters if not str(one["values"]).startswith("_")] == []
@@ -118,7 +118,7 @@ def test_counters_are_absent_at_the_beginning_of_each_case() -> None:
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES if rule["alert"] in COUNTED and "for" not in rule])
 def test_the_first_burst_fires(tmp_path: Path, alert: str) -> None:
-    """Issue 11.14: the series appears at a thousand and stays there."""
+    """U3: the series appears at a thousand and stays there."""
     found = BORN.search(COUNTED[alert])
     assert found is not None
     name, _, matchers = found[1].partition("{")

@@ -229,7 +229,7 @@ PAIRS = [list(pair) for pair in itertools.product(CHANGES, CHANGES)]
 
 @pytest.mark.parametrize("steps", PAIRS, ids="-".join)
 def test_every_state_follows_every_change(world: World, steps: list[str]) -> None:
-    """Issue 11.11"""
+    """N9."""
     play(world, steps)
 
 
@@ -239,5 +239,5 @@ def test_every_state_follows_every_change(world: World, steps: list[str]) -> Non
 @example(["signal", "desync"])
 @example(["named", "all", "PDS lists"])
 def test_every_state_follows_changes_among_events(world: World, steps: list[str]) -> None:
-    """Issue 11.11: whatever happens between the change and the walk."""
+    """N9: whatever happens between the change and the walk."""
     play(world, steps)

@@ -129,7 +129,7 @@ def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_r
 def test_one_block_that_many_leaves_name_is_too_large_before_a_message_is_made(
     simulator: Simulator, world: Make
 ) -> None:
-    """Issue 10.6; H2, H3: a CAR of 100 KB with 20 MB of rows: fetched once, `failed` at once, nothing in the log; others pass."""
+    """H2, H3: a CAR of 100 KB with 20 MB of rows: fetched once, `failed` at once, nothing in the log; others pass."""
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), snapshot_max_bytes=10_000_000)
     did = next(iter(run.simulation.state()))
     run.simulation.op("odd_leaf", did=did, kind="leaf_repeated", bytes=100_000, count=200)

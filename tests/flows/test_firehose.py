@@ -117,7 +117,7 @@ def test_every_message_is_what_the_relay_said_and_keyed_by_its_did(simulator: St
 
 
 def test_two_relays_bring_every_event_once(simulator: Start, flow_bed: FlowBed) -> None:
-    """B4; issue 11.A2: several relays at once with their duplicates removed, a cursor each. An #account of each is kept."""
+    """B4: several relays at once with their duplicates removed, a cursor each. An #account of each is kept."""
     network = simulator(**SIZE, relays=2, writer_rate=200)
     flow = flow_bed.start("firehose", plc=network.plc, relays=network.relays, firehose_start="oldest")
     wait_until(lambda: all(cursor_of(flow_bed, relay) > 0 for relay in network.relays))

@@ -38,7 +38,7 @@ def relays(received: list[Received]) -> list[str]:
 
 
 def test_a_broken_copy_never_masks_a_whole_one() -> None:
-    """Issue 11.A3: whichever comes first, and in one batch the whole copy goes alone."""
+    """H6: whichever comes first, and in one batch the whole copy goes alone."""
     step = deduplicator(Remembered(100), deferred_events())
     assert relays(step([broken("a")])) == ["a"]
     assert relays(step([broken("b"), copy("c")])) == ["c"]
@@ -46,7 +46,7 @@ def test_a_broken_copy_never_masks_a_whole_one() -> None:
 
 
 def test_a_broken_copy_behind_a_whole_one_is_a_duplicate() -> None:
-    """Issue 11.A3: it would only cost a look."""
+    """H6: it would only cost a look."""
     step = deduplicator(Remembered(100), deferred_events())
     assert relays(step([copy("a")])) == ["a"]
     lost = next(iter(REPO.leaves.values()))

@@ -227,7 +227,7 @@ def forgeries(author: Author) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay, flow_bed: FlowBed) -> None:
-    """N1, G7; issue 11.A3, H6: nor does it cost a fetch, whatever is wrong with its frame."""
+    """N1, G7, H6: nor does it cost a fetch, whatever is wrong with its frame."""
     author = Author(1, flow_bed, relay)
     first = author.says()
     wanted = []
@@ -265,7 +265,7 @@ def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay
 
 
 def test_what_cannot_be_known_is_fetched_again_and_named(relay: HostileRelay, flow_bed: FlowBed) -> None:
-    """N1; issue 11.A1, 11.A3, H6: a signed commit whose frame is wrong costs a fetch, and no row is written from it."""
+    """N1, H6: a signed commit whose frame is wrong costs a fetch, and no row is written from it."""
     cases: dict[str, Author] = {}
     reasons = [reason for reason, _, _ in oddities(Author(23, flow_bed, relay))]
     assert set(reasons) == set(DESYNCS)

@@ -67,7 +67,7 @@ DEEP = {
 
 @pytest.mark.parametrize("name", DEEP)
 def test_a_frame_nested_996_deep_is_one_dead_letter_and_the_next_event_passes(name: str) -> None:
-    """Issue 10.12; H3, G7."""
+    """H3, G7."""
     out = through_firehose(DEEP[name], GOOD)
     assert [event.seq for event in live(out)] == [8]
     (letter,) = letters(out)
@@ -78,7 +78,7 @@ def test_a_frame_nested_996_deep_is_one_dead_letter_and_the_next_event_passes(na
 
 @pytest.mark.parametrize("field", LABEL)
 def test_a_label_with_a_field_nested_100_deep_is_refused_and_not_rendered(field: str) -> None:
-    """Issue 10.12; G7: 100 levels pass the limit of nesting, and no text of ours shows them."""
+    """G7: 100 levels pass the limit of nesting, and no text of ours shows them."""
     deep: Any = "leaf"
     for _ in range(100):
         deep = [deep]
@@ -102,7 +102,7 @@ def test_a_label_with_a_field_nested_100_deep_is_refused_and_not_rendered(field:
 def test_any_exception_of_a_frame_is_its_dead_letter_with_the_exceptions_name(
     module: Any, name: str, frame: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 10.12; H3: decoding, verification and encoding alike."""
+    """H3: decoding, verification and encoding alike."""
     healthy = getattr(module, name)
     failed = []
 
@@ -123,7 +123,7 @@ def test_any_exception_of_a_frame_is_its_dead_letter_with_the_exceptions_name(
 
 
 def test_an_exception_of_one_label_costs_this_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.12; H3."""
+    """H3."""
     healthy = labels_step.canonical
 
     def fails(text: object) -> Any:
@@ -139,7 +139,7 @@ def test_an_exception_of_one_label_costs_this_label(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_exception_outside_of_a_frame_still_ends_the_process() -> None:
-    """Issue 10.12."""
+    """H3."""
 
     class Broken(Cursors):
         def see(self, upstream: str, seq: int) -> None:
@@ -161,7 +161,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_millions_of_items_in_a_frame_cost_neither_time_nor_memory(name: str) -> None:
-    """Issue 10.7; H2: before, 36 s and 1 GB. Also in what the socket's loop calls."""
+    """H2: before, 36 s and 1 GB. Also in what the socket's loop calls."""
     bomb = BOMBS[name]
     tracemalloc.start()
     before = time.process_time()
@@ -178,7 +178,7 @@ def test_millions_of_items_in_a_frame_cost_neither_time_nor_memory(name: str) ->
 
 
 def test_a_frame_within_the_limits_is_decoded_though_it_is_scanned() -> None:
-    """Issue 10.7: 1,000 labels are more than any labeler sends at once."""
+    """H2: 1,000 labels are more than any labeler sends at once."""
     frame = framed("#labels", {"seq": 7, "labels": [LABEL | {"val": f"v{at}"} for at in range(1000)]})
     assert len(frame) > frames_step.SCAN_BYTES
     assert len(through_labels(frame)) == 1000
@@ -194,14 +194,14 @@ def test_a_frame_above_the_limit_still_has_its_seq() -> None:
 
 
 def test_more_labels_than_a_frame_may_have_are_refused() -> None:
-    """Issue 10.7."""
+    """H2."""
     message = decode(framed("#labels", {"seq": 7, "labels": [0] * (frames_step.MAX_LABELS + 1)}))
     assert isinstance(message, Rejected)
     assert (message.reason, message.seq) == ("too_large", 7)
 
 
 def test_a_dids_size_fits_the_index_of_the_tables() -> None:
-    """Issue 10.14, 10.15: DID and path together are a key."""
+    """H3: DID and path together are a key."""
     longest = "did:web:" + "a" * (frames_step.MAX_DID_BYTES - 8)
     for did, kept in ((longest, 1), (longest + "a", 0)):
         out = through_firehose(framed("#identity", {"seq": 8, "did": did, "time": TIME}))
@@ -219,7 +219,7 @@ def verified(frame: bytes) -> Verified:
 
 @pytest.mark.parametrize("text", ["plain text " * 7000, "\x01" * 70_000], ids=["plain", "control characters"])
 def test_one_record_named_by_200_operations_becomes_a_sync_without_encoding(text: str) -> None:
-    """Issue 10.6; H2: its multiplied size is known before a body is made."""
+    """H2: its multiplied size is known before a body is made."""
     _, frame = many_names(200, text, KEY)
     result = verified(frame)
     tracemalloc.start()
@@ -233,7 +233,7 @@ def test_one_record_named_by_200_operations_becomes_a_sync_without_encoding(text
 
 
 def test_a_record_whose_json_is_what_grows_is_encoded_once_at_most() -> None:
-    """Issue 10.6: control characters grow sixfold, which the size of the block does not show."""
+    """H2: control characters grow sixfold, which the size of the block does not show."""
     _, frame = many_names(20, "\x01" * 20_000, KEY)
     result = verified(frame)
     tracemalloc.start()
@@ -245,7 +245,7 @@ def test_a_record_whose_json_is_what_grows_is_encoded_once_at_most() -> None:
 
 
 def test_equal_records_of_ordinary_size_pass() -> None:
-    """Issue 10.6: 200 likes of one post at one moment."""
+    """H2: 200 likes of one post at one moment."""
     _, frame = many_names(200, "hello", KEY)
     encoded = commit_message(verified(frame), "relay", TIME)
     assert encoded.problem is None
@@ -255,7 +255,7 @@ def test_equal_records_of_ordinary_size_pass() -> None:
 
 
 def test_what_a_commits_message_may_hold_is_in_proportion_to_its_blocks() -> None:
-    """Issue 10.6; H2: so a batch of frames bounds the batch of its messages."""
+    """H2: so a batch of frames bounds the batch of its messages."""
     for times, size in ((2, 40_000), (5, 3000), (50, 2000), (200, 10_000)):
         _, frame = many_names(times, "x" * size, KEY)
         assert len(commit_message(verified(frame), "relay", TIME).value) < max(
@@ -280,7 +280,7 @@ print(len(frame), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
 
 
 def test_60_commits_of_98_kb_and_item_bombs_take_little_memory() -> None:
-    """Issue 10.6, 10.7; H2: a process of its own, its resident memory. Before: 962 MB of messages."""
+    """H2: a process of its own, its resident memory. Before: 962 MB of messages."""
     root = str(Path(__file__).resolve().parents[2])
     script = MEMORY.format(root=root)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

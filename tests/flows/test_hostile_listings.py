@@ -25,7 +25,7 @@ def checkpoint(bed: FlowBed, upstream: str) -> dict[str, Any]:
 
 
 def test_a_stretch_that_fails_for_good_is_left_alone_and_the_rest_is_found(simulator: Start, flow_bed: FlowBed) -> None:
-    """Issue 10.18; N6, H5, B2: 620 errors in 85 seconds, a retry_count of 0, and repos 61 to 150 unknown."""
+    """N6, H5, B2: 620 errors in 85 seconds, a retry_count of 0, and repos 61 to 150 unknown."""
     network = simulator(repos=150, records_per_repo=1, pdses=1)
     (relay,) = network.relays
     network.set_faults(list_short={"most": 20}, relay_list_500={"from": 41, "to": 60})
@@ -59,7 +59,7 @@ def test_a_stretch_that_fails_for_good_is_left_alone_and_the_rest_is_found(simul
 
 
 def test_lists_of_every_malformed_kind_stop_nothing(simulator: Start, flow_bed: FlowBed) -> None:
-    """Issue 10.8, 10.13, 10.14, 10.18; H2, H3, H8: a 2 KB cursor and invalid UTF-8 ended the flow, again and again."""
+    """H2, H3, H8: a 2 KB cursor and invalid UTF-8 ended the flow, again and again."""
     network = simulator(repos=60, records_per_repo=1, pdses=2)
     (relay,), hosts = network.relays, network.pdses
     network.set_faults(list_malformed={"kind": "long_cursor"}, hosts_malformed={"times": 7})
@@ -83,7 +83,7 @@ def test_lists_of_every_malformed_kind_stop_nothing(simulator: Start, flow_bed: 
 
 
 def test_cursors_that_go_round_end_their_pass_with_a_reason(simulator: Start, flow_bed: FlowBed) -> None:
-    """Issue 10.18; H5: of a relay's repos, of a PDS's, and of a relay's hosts."""
+    """H5: of a relay's repos, of a PDS's, and of a relay's hosts."""
     network = simulator(repos=30, records_per_repo=1, pdses=1)
     (relay,), (pds,) = network.relays, network.pdses
     network.set_faults(list_cycle={}, hosts_cycle={})

@@ -38,7 +38,7 @@ def relay() -> Iterator[HostileRelay]:
 def test_a_hostile_relay_costs_the_firehose_neither_memory_nor_its_other_events(
     relay: HostileRelay, flow_bed: FlowBed
 ) -> None:
-    """Issue 10.6, 10.7, 10.12; H2, H3: 60 validly signed commits of 98 KB that name one record 200 times, nested headers and
+    """H2, H3: 60 validly signed commits of 98 KB that name one record 200 times, nested headers and
     bombs of items, and events of a neighbour among them."""
     key = Key()
     for did in (ATTACKER, NEIGHBOUR):
@@ -92,7 +92,7 @@ def sync_of(repo: Any) -> dict[str, Any]:
 
 
 def test_a_hostile_labeler_ends_as_dead_letters_and_others_labels_arrive(simulator: Start, flow_bed: FlowBed) -> None:
-    """Issue 10.7, 10.12, 10.15; H3: nested frames, bombs of items, labels too large for their key."""
+    """H3: nested frames, bombs of items, labels too large for their key."""
     network = simulator(**SIZE, labelers=2, labels=60)
     network.set_faults(label_hostile={"every": 4, "host": 0}, label_giant={"every": 2, "host": 0})
     hostile, other = network.labelers

@@ -32,7 +32,7 @@ def event(number: int, at: int, size: int) -> Out:
 
 
 def test_large_messages_of_one_repeated_character_take_no_more_memory_than_others(world: World) -> None:
-    """Issue 10.6; H2: 40 messages of 12 MB, which a commit of 2 MB of control characters makes. With zstd for all: 670 MB."""
+    """H2: 40 messages of 12 MB, which a commit of 2 MB of control characters makes. With zstd for all: 670 MB."""
     for at in range(MESSAGES):
         world.producer.send([event(at % 7, at, 12_000_000)])
     index = world.index()

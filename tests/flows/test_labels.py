@@ -55,7 +55,7 @@ def test_the_whole_history_of_every_labeler_is_read_and_kept_up_with(simulator: 
         (key, value["uri"].removeprefix("at://").split("/")[0]) for key, value in flow_bed.messages("label_live")
     }
     assert {key == of for key, of in subjects if of.startswith("did:")} == {True}
-    # Issue 11.A6: web pages and AT-URIs with a handle are kept too, under a hash
+    # web pages and AT-URIs with a handle are kept too, under a hash
     assert {key.startswith("uri:") for key, of in subjects if not of.startswith("did:")} == {True}
     assert {of.partition(":")[0] == "https" for _, of in subjects if not of.startswith("did:")} == {True, False}
     assert flow.terminate() == 0

@@ -1,4 +1,4 @@
-"""When an event came is a time of ours: the log keeps it, and the gates of the AppView decide by it (issue 11.8a)."""
+"""When an event came is a time of ours: the log keeps it, and the gates of the AppView decide by it (N10)."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
 def test_ten_hosts_that_drip_hold_ordinary_repos_up_for_a_minute_at_most(
     tmp_path: Path, log: str, database: str, simulator: Callable[..., Simulation]
 ) -> None:
-    """Issue 10.16; H3, B3: one byte in five seconds from each of ten PDSes; before, five ordinary repos waited eleven minutes."""
+    """H3, B3: one byte in five seconds from each of ten PDSes; before, five ordinary repos waited eleven minutes."""
     simulation = simulator(repos=75, records_per_repo=5, inactive_share=0.0, pdses=15)
     world = World(tmp_path, log, database, simulation, fetch_idle_seconds=300.0)
     try:

@@ -37,7 +37,7 @@ def heard(bed: FlowBed) -> dict[tuple[str, str], float]:
 
 
 def test_hosts_that_hang_delay_no_event_of_another_account(simulator: Start, flow_bed: FlowBed) -> None:
-    """Issue 10.17; H3, G8: 25 of them held every live event for 4 to 6 seconds."""
+    """H3, G8: 25 of them held every live event for 4 to 6 seconds."""
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())
@@ -69,7 +69,7 @@ def test_hosts_that_hang_delay_no_event_of_another_account(simulator: Start, flo
 
 
 def test_kill_9_while_events_wait_loses_none(simulator: Start, flow_bed: FlowBed) -> None:
-    """Issue 10.17; G1, G8: the cursor stands before the first event that waits, the others are in the log already."""
+    """G1, G8: the cursor stands before the first event that waits, the others are in the log already."""
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())
@@ -88,7 +88,7 @@ def test_kill_9_while_events_wait_loses_none(simulator: Start, flow_bed: FlowBed
 
 
 def test_sigterm_while_events_wait_ends_soon_and_the_restart_brings_them(simulator: Start, flow_bed: FlowBed) -> None:
-    """Issue 10.17; G8, H1"""
+    """G8, H1"""
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())

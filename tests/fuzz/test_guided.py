@@ -23,7 +23,7 @@ INPUT_MEMORY_MB = 1024
 
 
 def test_every_target_has_seeds() -> None:
-    """Issue 10, fuzzing: or its parser would hardly be reached."""
+    """Or its parser would hardly be reached."""
     assert set(SEEDS) == {target.__name__ for target in targets.TARGETS}
 
 

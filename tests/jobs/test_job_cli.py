@@ -56,7 +56,7 @@ def cli(database: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_job_is_started_once_and_steered(cli: Cli) -> None:
-    """R2, R5, T3, T6, issue 4: every command, and the state that the database has after it."""
+    """R2, R5, T3, T6: every command, and the state that the database has after it."""
     begun = cli("start", "--host", HOST)
     assert begun.splitlines()[:2] == [f"job         1  hosts {HOST}", "status      pending"]
     assert cli.json("start", "--host", HOST, "--priority", "7")["id"] == 1, "the same source is the same job"
@@ -136,7 +136,7 @@ def test_failed_repos_are_retried_by_did_and_jobs_by_number(cli: Cli, database: 
 
 
 def test_what_cannot_be_is_one_line_and_exit_code_2(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 4: each names what is wrong and what to do; nothing is changed."""
+    """Each names what is wrong and what to do; nothing is changed."""
     empty = tmp_path / "empty"
     empty.write_text("# nothing\n")
     said = {

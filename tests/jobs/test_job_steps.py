@@ -187,7 +187,7 @@ def test_a_pause_that_comes_while_a_batch_is_written_waits_for_it(settings: Sett
 def test_a_list_that_is_in_sync_says_so_and_again_fetches_it_once(
     settings: Settings, store: RepoStore, steps: JobSteps
 ) -> None:
-    """Issue 11.18: a job over repos in sync said "completed" and nothing else."""
+    """R5: a job over repos in sync said "completed" and nothing else."""
     db = store._database()
     store.discover([Listed(did) for did in DIDS])
     end(store, "sync", DIDS[:57])

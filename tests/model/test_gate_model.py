@@ -1,4 +1,4 @@
-"""The gate's protocol under tens of thousands of random schedules (issue 2, design §5). `--schedules N` runs more."""
+"""The gate's protocol under tens of thousands of random schedules (design §5). `--schedules N` runs more."""
 
 import os
 from collections import Counter

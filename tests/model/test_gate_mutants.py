@@ -1,4 +1,4 @@
-"""Breaking any one rule of the gate makes the model fail (issue 2): each mutant must be caught by some schedule.
+"""Breaking any one rule of the gate makes the model fail: each mutant must be caught by some schedule.
 
 Two conditions are not alone in what they prevent, so breaking one of them changes nothing that a user could see:
 - a claim's `phase = 'pending'`: whatever leaves `pending` either counts the attempt up or makes the repo inactive;

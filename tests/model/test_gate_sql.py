@@ -180,7 +180,7 @@ def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str
 
 
 def test_the_database_refuses_a_status_that_hides_beside_an_active_account(database: str) -> None:
-    """Issue 11.A7: whoever writes it. What a listing says of both is taken by its `active`."""
+    """Whoever writes it. What a listing says of both is taken by its `active`."""
     store = RepoStore(settings_for(database))
     listed = {"did:plc:a": "takendown", "did:plc:b": "throttled", "did:plc:c": None}
     store.discover([Listed(did, active=True, status=status) for did, status in listed.items()])

@@ -83,7 +83,7 @@ def test_listings_fail_only_where_they_touch_the_poison(simulator: Any) -> None:
 
 @pytest.mark.parametrize("kind", ODD_LEAVES)
 def test_odd_leaves_are_in_the_truth_and_in_the_repo(simulator: Any, kind: str) -> None:
-    """Issue 10.6, 10.10, 11.A4, 11.A5: the writer makes them at chance, an operation at will; events say so, or #sync."""
+    """The writer makes them at chance, an operation at will; events say so, or #sync."""
     simulation = simulator(**CONFIG)
     reader = SimulatedReader(simulation)
     before = simulation.state()
@@ -196,7 +196,7 @@ def raw(url: str) -> bytes:
 
 
 def test_hostile_lists(simulator: Any) -> None:
-    """Issue 10.8, 10.13, 10.14, 10.18: every kind of answer that is no page, and cursors that go round."""
+    """Every kind of answer that is no page, and cursors that go round."""
     simulation = simulator(**CONFIG, pdses=1)
     relay, pds = simulation.relays[0], simulation.pdses[0]
     hosts = f"{relay}/xrpc/com.atproto.sync.listHosts"
@@ -219,7 +219,6 @@ def test_hostile_lists(simulator: Any) -> None:
 
 
 def test_a_repo_may_be_redirected(simulator: Any) -> None:
-    """Issue 10.21"""
     simulation = simulator(**CONFIG, pdses=2)
     did, account = next(iter(simulation.state().items()))
     other = 1 - account.pds
@@ -412,7 +411,7 @@ def account_events(simulation: Simulation, relay: int, count: int) -> list[tuple
 
 
 def test_relay_repeats_an_old_account_event(simulator: Any) -> None:
-    """Issue 11.C19: the event before the last, with its old time and a new seq, of one relay alone."""
+    """The event before the last, with its old time and a new seq, of one relay alone."""
     simulation = simulator(**CONFIG, relays=2)
     only(simulation, "relay_old_account", host=1)
     did = next(iter(simulation.state()))
@@ -429,7 +428,7 @@ def test_relay_repeats_an_old_account_event(simulator: Any) -> None:
 
 
 def test_a_pds_with_its_clock_ahead(simulator: Any) -> None:
-    """Issue 11.A2, 11.C19: the accounts of one PDS say another time, to every relay alike."""
+    """The accounts of one PDS say another time, to every relay alike."""
     simulation = simulator(**CONFIG, relays=2, pdses=2)
     only(simulation, "pds_clock_ahead", host=1, seconds=240)
     for did in simulation.state():
@@ -445,7 +444,7 @@ def test_a_pds_with_its_clock_ahead(simulator: Any) -> None:
 
 
 def test_a_relay_takes_an_account_down_by_itself(simulator: Any) -> None:
-    """Issue 11.A2, 11.C19: by its own clock and in its own list; the PDS and the other relay know nothing of it."""
+    """By its own clock and in its own list; the PDS and the other relay know nothing of it."""
     simulation = simulator(**CONFIG, relays=2)
     did = next(iter(simulation.state()))
     only(simulation, "pds_clock_ahead")

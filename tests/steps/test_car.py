@@ -211,7 +211,7 @@ def test_limits() -> None:
 @pytest.mark.parametrize("piece", [1, 7, 1000, 1 << 20])
 @pytest.mark.parametrize("in_file", [False, True])
 def test_a_block_above_the_limit_is_hashed_and_not_kept(piece: int, in_file: bool) -> None:
-    """Issue 10.10: one large block costs the others nothing, wherever the chunks end; its place in the CAR does not matter."""
+    """G7: one large block costs the others nothing, wherever the chunks end; its place in the CAR does not matter."""
     large = b"\xa1\x61x\x59" + (6000).to_bytes(2) + b"y" * 6000
     foreign = b"\x01\x71\x13\x40" + bytes(64)
     small = [section(cid, block) for cid, block in list(REPO.blocks.items())[:20]]

@@ -59,7 +59,7 @@ def test_only_value_errors_for_bytes(raw: bytes) -> None:
     ).map(b"".join)
 )
 def test_cids_of_any_kind_have_one_spelling(raw: bytes) -> None:
-    """Issue 11.A4: what the tree may name has a text that leads back to its bytes; a node's decoder takes it as well."""
+    """G3: what the tree may name has a text that leads back to its bytes; a node's decoder takes it as well."""
     if not cid.is_any_cid(raw):
         return
     text = cid.cid_str(raw)

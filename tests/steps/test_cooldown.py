@@ -4,7 +4,7 @@ from steps.cooldown import ENTRIES, LONGEST_SECONDS, Cooldowns
 
 
 def test_a_cooldown_grows_with_each_failure_up_to_an_hour() -> None:
-    """Issue 10.17; H5."""
+    """H5."""
     cooldowns, now, held = Cooldowns[str](60.0), 1000.0, []
     for _ in range(9):
         until = cooldowns.failed("peer", "why", now)
@@ -26,7 +26,7 @@ def test_a_success_begins_anew_and_news_of_a_peer_does_not() -> None:
 
 
 def test_a_time_that_the_peer_names_is_kept_and_bounded() -> None:
-    """Issue 10.20"""
+    """R3."""
     cooldowns = Cooldowns[str](60.0)
     assert cooldowns.failed("one", "why", 0.0, 300.0) == 300.0
     assert cooldowns.failed("two", "why", 0.0, 86_400.0) == LONGEST_SECONDS

@@ -18,7 +18,7 @@ def items(one: Deferred[str], key: str) -> list[str]:
 
 
 def test_the_events_of_a_key_keep_their_order_also_when_the_rest_is_put_back() -> None:
-    """Issue 10.17; G4."""
+    """G4."""
     one = filled()
     entries = one.take("x")
     assert "x" not in one
@@ -29,7 +29,7 @@ def test_the_events_of_a_key_keep_their_order_also_when_the_rest_is_put_back() -
 
 
 def test_no_position_passes_what_waits() -> None:
-    """Issue 10.17; G8."""
+    """G8."""
     one = filled()
     assert (one.passable(A, 20), one.passable(A, 5), one.passable(B, 20)) == (6, 5, 20)
     one.take("x")
@@ -39,7 +39,7 @@ def test_no_position_passes_what_waits() -> None:
 
 
 def test_a_copy_of_a_deferred_event_holds_its_own_upstream_too() -> None:
-    """Issue 10.17; G8: the copy was dropped, and the event is not durable."""
+    """G8: the copy was dropped, and the event is not durable."""
     one = filled()
     one.repeat("m2", B, 500)
     one.repeat("m2", B, 400)
@@ -51,7 +51,7 @@ def test_a_copy_of_a_deferred_event_holds_its_own_upstream_too() -> None:
 
 
 def test_each_kind_has_its_own_limit_in_bytes() -> None:
-    """Issue 10.17; H2, H3: untrusted hosts take no room from the directory."""
+    """H2, H3: untrusted hosts take no room from the directory."""
     one = Deferred[int](10_000, 5000)
     while not one.full(trusted=False):
         one.add("web", 0, 500, upstream=A, seq=1, trusted=False)

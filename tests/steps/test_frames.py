@@ -88,7 +88,7 @@ def test_a_commit_with_a_wrong_field_is_refused_by_its_name(field: str, value: A
     ],
 )
 def test_a_commit_with_a_wrong_unsigned_field_keeps_its_blocks(field: str, value: Any) -> None:
-    """Issue 11.A3; H6: what is signed among the blocks is still to be checked. It does not move the cursor's position."""
+    """H6: what is signed among the blocks is still to be checked. It does not move the cursor's position."""
     body = frame("#commit", COMMIT | {field: value})
     message = decode(body)
     assert isinstance(message, frames.Commit)

@@ -359,7 +359,7 @@ def test_identity_news_takes_the_handle_as_a_hint() -> None:
 
 @pytest.mark.parametrize("status", ["takendown", "deleted", "something new"])
 def test_beside_an_active_account_stands_no_status_that_hides_it(status: str) -> None:
-    """Issue 11.A7: what a relay says of both is taken by its `active`."""
+    """What a relay says of both is taken by its `active`."""
     repo = gate.on_account(SYNC, account("t1", active=True, status=status)).repo
     assert (repo.phase, repo.active, repo.status) == (Phase.SYNC, True, None)
     nameless = gate.on_account(SYNC, account("t1", active=False)).repo
@@ -368,7 +368,7 @@ def test_beside_an_active_account_stands_no_status_that_hides_it(status: str) ->
 
 @pytest.mark.parametrize("ahead", ["t1", "t9"])
 def test_a_relays_takedown_holds_whatever_the_clock_of_the_pds_says(ahead: str) -> None:
-    """Issue 11.A2: an #account of a PDS four minutes ahead comes first, and the relay's own later takedown hides."""
+    """H6: an #account of a PDS four minutes ahead comes first, and the relay's own later takedown hides."""
     for first in (
         {"active": True},
         {"active": True, "status": "throttled"},

@@ -39,7 +39,7 @@ def changes(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> list[Chang
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(keys, values, max_size=60), st.dictionaries(keys, values, max_size=60), st.randoms())
 def test_any_two_trees_invert_into_each_other(before: dict, after: dict, order: random.Random) -> None:
-    """N1; issue 11.A4: whatever was created, updated and deleted, in any order of the ops, and whatever kind of CID it names."""
+    """N1: whatever was created, updated and deleted, in any order of the ops, and whatever kind of CID it names."""
     root, _ = tree(before)
     new_root, blocks = tree(after)
     # a commit has the nodes of both trees at hand where it touched them; the rest stays stubs
@@ -153,7 +153,7 @@ def misplaced(root: bytes, blocks: dict[bytes, bytes], key: bytes, value: bytes,
 def test_a_created_key_in_a_wrong_place_never_inverts_to_the_true_tree(
     before: dict, key: bytes, value: bytes, data: st.DataObject
 ) -> None:
-    """Issue 10.26; G3: where the inversion gives the root before, the tree after is the one that its leaves allow."""
+    """G3: where the inversion gives the root before, the tree after is the one that its leaves allow."""
     before.pop(key, None)
     root, blocks = tree(before)
     wrong = misplaced(root, blocks, key, value, data)
@@ -174,7 +174,7 @@ VALUE = DAG_CBOR + bytes(32)
 
 
 def test_each_way_to_misplace_a_created_key_is_found() -> None:
-    """Issue 10.26; G3: on the wrong side of a neighbour, above its layer, beside an empty node, beside a lower key."""
+    """G3: on the wrong side of a neighbour, above its layer, beside an empty node, beside a lower key."""
     low = key_of(0)
     high = key_of(1, low)
     far = key_of(0, high)

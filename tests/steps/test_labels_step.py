@@ -48,7 +48,7 @@ def test_an_account_label_and_a_negation() -> None:
     ],
 )
 def test_a_subject_without_a_did_is_kept_under_a_hash_of_its_uri(uri: str) -> None:
-    """Issue 11.A6: the lexicon's subject is any URI."""
+    """B5: the lexicon's subject is any URI."""
     made, again, other = label(GOOD | {"uri": uri}, 5, ""), label(GOOD | {"uri": uri}, 6, ""), label(GOOD, 7, "")
     assert isinstance(made, Label)
     assert isinstance(again, Label)
@@ -60,7 +60,7 @@ def test_a_subject_without_a_did_is_kept_under_a_hash_of_its_uri(uri: str) -> No
 
 
 def test_an_at_uri_of_a_did_is_keyed_by_the_did_whatever_its_path_is() -> None:
-    """Issue 11.A6; G4: all labels of an account meet in one partition."""
+    """G4: all labels of an account meet in one partition."""
     assert subject_key(f"at://{DID}/not-a-collection/#fragment") == DID
 
 

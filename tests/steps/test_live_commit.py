@@ -114,7 +114,7 @@ def test_an_odd_record_keeps_its_block() -> None:
 
 
 def test_an_op_on_a_leaf_that_cannot_be_checked_is_a_row_without_a_body_as_in_a_snapshot() -> None:
-    """Issue 11.A4: one rule live and in a snapshot; the other ops of the commit are applied, and nothing counts as missing."""
+    """G3: one rule live and in a snapshot; the other ops of the commit are applied, and nothing counts as missing."""
     repo = sample(3)
     raw, sha512 = b"\x01\x55\x12\x20" + sha256(b"bytes").digest(), b"\x01\x71\x13\x40" + bytes(64)
     leaves = repo.leaves | {"a.b.c/raw": raw, "a.b.c/sha512": sha512}
@@ -136,7 +136,7 @@ def test_an_op_on_a_leaf_that_cannot_be_checked_is_a_row_without_a_body_as_in_a_
 
 
 def test_a_record_above_the_limit_of_a_block_makes_us_fetch_the_repo() -> None:
-    """Issue 10.10, live: nothing of it is false, so it is no dead letter that leaves the repo behind."""
+    """G7: nothing of it is false, so it is no dead letter that leaves the repo behind."""
     assert problem_of(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}}))) is VerifyReason.BLOCKS_TOO_LARGE
     lax = verify(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}})), NOW, Checks(limits=Check.OFF))
     assert isinstance(lax, Verified)
@@ -221,7 +221,7 @@ def refusal(it: Commit | Sync) -> VerifyReason:
 
 
 def test_refusals() -> None:
-    """G7, G9; issue 11.A3: no commit of the account is found, or one that could freeze it. Each names its DID."""
+    """G7, G9: no commit of the account is found, or one that could freeze it. Each names its DID."""
     repo = sample(3)
     late = tid_from_micros(NOW + FUTURE_MICROS + 1_000_000)
     assert refusal(event(repo, blocks=b"")) is VerifyReason.BAD_CAR
@@ -238,7 +238,7 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("blocks", [b"", car(sample(3).commit, {})], ids=["empty", "header"])
 def test_too_big_without_its_block_names_its_rev(blocks: bytes) -> None:
-    """Issue 11.A3: control asks the PDS whether there is news. The rev of a frame that is odd may be none."""
+    """H6: control asks the PDS whether there is news. The rev of a frame that is odd may be none."""
     result = verify(event(sample(3), blocks=blocks, ops=[], no_blocks=True), NOW)
     assert result == Refused(VerifyReason.TOO_BIG_NO_BLOCK, REV, DID)
     odd = verify(event(sample(3), blocks=blocks, ops=[], no_blocks=True, rev="", odd="rev"), NOW)
@@ -247,7 +247,7 @@ def test_too_big_without_its_block_names_its_rev(blocks: bytes) -> None:
 
 
 def test_a_commit_is_not_lost_for_its_unsigned_frame() -> None:
-    """Issue 11.A3; H6: the signed rev and root hold, the operations do not, and the reason is named."""
+    """H6: the signed rev and root hold, the operations do not, and the reason is named."""
     repo, other = sample(3), sample(4)
     late = tid_from_micros(NOW + FUTURE_MICROS + 1_000_000)
     old = tid_from_micros(NOW - 5)
@@ -263,7 +263,7 @@ def test_a_commit_is_not_lost_for_its_unsigned_frame() -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_commit_block_is_found_in_a_damaged_car_wherever_it_stands(last: bool) -> None:
-    """Issue 11.A3; H6"""
+    """H6"""
     repo = sample(3)
     rest = {cid: block for cid, block in repo.blocks.items() if cid != repo.commit}
     own = {repo.commit: repo.blocks[repo.commit]}
@@ -310,7 +310,7 @@ def test_without_prev_data_the_message_says_what_the_inversion_gave() -> None:
 
 
 def test_operations_that_the_trees_deny_are_not_taken() -> None:
-    """N1; issue 11.A3, H6: each is named, none passes, and the commit stands without them."""
+    """N1, H6: each is named, none passes, and the commit stands without them."""
     before = sample(20)
     after, commit = following(before)
     create, update, delete = commit.ops
@@ -341,7 +341,7 @@ def test_what_cannot_be_proven_is_not_called_false() -> None:
 
 
 def test_an_update_or_delete_without_prev_makes_us_fetch() -> None:
-    """Issue 11.A1: no root that never existed is named, beside a prevData and in a legacy event alike."""
+    """H6: no root that never existed is named, beside a prevData and in a legacy event alike."""
     before = sample(20)
     create, update, delete = following(before)[1].ops
     bare, lone = ({key: value for key, value in op.items() if key != "prev"} for op in (delete, update))
@@ -354,7 +354,7 @@ def test_an_update_or_delete_without_prev_makes_us_fetch() -> None:
 
 
 def test_the_protocol_s_limits() -> None:
-    """N1; issue 11.A3: a commit above them stands, and its operations are not taken; a #sync above them is news too."""
+    """N1: a commit above them stands, and its operations are not taken; a #sync above them is news too."""
     repo = sample(3)
     many = [{"action": "delete", "path": f"a.b.c/{at}", "cid": None, "prev": repo.data} for at in range(MAX_OPS + 1)]
     assert problem_of(event(repo, ops=many)) is VerifyReason.TOO_MANY_OPS

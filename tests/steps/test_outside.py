@@ -38,7 +38,7 @@ LIMITS = JsonLimits(1024 * 1024, 40_000)
     ids=lambda body: f"{body[:12]!r}x{len(body)}",
 )
 def test_json_that_is_none_or_too_much_is_one_kind_of_error_at_once(body: bytes) -> None:
-    """Issue 10.8 and 10.13; H2, H3: invalid UTF-8 ended list_repos, eight megabytes of lists held its loop for 19 s."""
+    """H2, H3: invalid UTF-8 ended list_repos, eight megabytes of lists held its loop for 19 s."""
     started = time.perf_counter()
     with pytest.raises(BadJson) as raised:
         decode(body, LIMITS)
@@ -47,7 +47,7 @@ def test_json_that_is_none_or_too_much_is_one_kind_of_error_at_once(body: bytes)
 
 
 def test_the_greatest_json_within_the_limits_takes_milliseconds() -> None:
-    """Issue 10.8; H2: what the limits allow may be decoded in the event loop."""
+    """H2: what the limits allow may be decoded in the event loop."""
     entries = b",".join(b"[]" for _ in range(19_990))
     took = []
     for _ in range(5):  # a pass of the garbage collector is not the decoder's time
@@ -59,7 +59,7 @@ def test_the_greatest_json_within_the_limits_takes_milliseconds() -> None:
 
 @given(st.binary(max_size=200) | st.from_regex(rb'[\[\]{}",:0-9\\u\x80]{0,80}', fullmatch=True))
 def test_no_bytes_raise_anything_else(body: bytes) -> None:
-    """Issue 10.13; G7."""
+    """G7."""
     with contextlib.suppress(BadJson):
         decode(body, LIMITS)
 
@@ -83,14 +83,14 @@ def test_the_last_of_duplicate_keys_counts() -> None:
     ],
 )
 def test_control_direction_and_invisible_characters_are_replaced(text: str, shown: str) -> None:
-    """Issue 10.24; H8."""
+    """H8."""
     assert printable(text) == shown
     assert is_printable(shown)
 
 
 @given(st.text(), st.integers(1, 50))
 def test_printable_text_has_a_bounded_length_and_no_control_character(text: str, limit: int) -> None:
-    """Issue 10.24; H8."""
+    """H8."""
     shown = printable(text, limit)
     assert len(shown) <= limit
     assert not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in shown)
@@ -194,11 +194,11 @@ ALLOWED = [
 
 @pytest.mark.parametrize("address", REFUSED)
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
-    """Issue 10.23; G9."""
+    """G9."""
     assert not address_allowed(address)
 
 
 @pytest.mark.parametrize("address", ALLOWED)
 def test_public_addresses_and_the_neighbours_of_the_blocks_are_allowed(address: str) -> None:
-    """Issue 10.23; G9."""
+    """G9."""
     assert address_allowed(address)

@@ -292,7 +292,7 @@ def test_words_that_no_text_column_takes() -> None:
 @pytest.mark.parametrize("cycle", [2, 3, 7, 40])
 @pytest.mark.parametrize("lead", [0, 1, 5])
 def test_opaque_cursors_that_go_round_end_the_pass(lead: int, cycle: int) -> None:
-    """Issue 10.18; H5: a → b → a asked 1,200 times in the first minute, and its job was running for ever."""
+    """H5: a → b → a asked 1,200 times in the first minute, and its job was running for ever."""
     state, requests = Listing(100), 0
     while not state.done:
         at = requests if requests < lead + cycle else lead + (requests - lead) % cycle
@@ -304,7 +304,7 @@ def test_opaque_cursors_that_go_round_end_the_pass(lead: int, cycle: int) -> Non
 
 
 def test_passes_that_are_cut_are_ever_further_apart_and_an_end_forgives_them() -> None:
-    """Issue 10.18; H5"""
+    """H5"""
     state, waits, requests = Listing(100), [], 0
     for _ in range(60):
         decision = decide(state, page(3, {"": "a", "a": "b", "b": "a"}[state.cursor]), 1000.0, PDS)
@@ -319,7 +319,7 @@ def test_passes_that_are_cut_are_ever_further_apart_and_an_end_forgives_them() -
 
 @pytest.mark.parametrize("content", [0, 5])
 def test_pages_with_ever_new_cursors_that_bring_nothing_new_end_the_pass(content: int) -> None:
-    """Issue 10.18; H5: they wait like failures, and are not read without end."""
+    """H5: they wait like failures, and are not read without end."""
     same = [Entry(f"did:plc:{i}", "", True, None) for i in range(content)]
     state, now, requests = Listing(100), 0.0, 0
     while not state.done:
@@ -349,7 +349,7 @@ def test_pages_with_ever_new_cursors_that_bring_nothing_new_end_the_pass(content
 )
 @pytest.mark.parametrize("policy", [RELAY, PDS])
 def test_malformed_pages_end_the_pass_with_a_reason_and_skip_nothing(body: Any, policy: Policy) -> None:
-    """Issue 10.14, 10.18: a 2 KB cursor ended the flow; `repos: null` skipped range after range for ever."""
+    """H3, H5: a 2 KB cursor ended the flow; `repos: null` skipped range after range for ever."""
     failure = read_page(body, 0)
     assert isinstance(failure, Failure)
     state, now, requests = Listing(100, cursor="200", safe="200"), 0.0, 0
@@ -362,7 +362,7 @@ def test_malformed_pages_end_the_pass_with_a_reason_and_skip_nothing(body: Any, 
 
 
 def test_an_empty_page_of_a_relay_written_in_go_is_the_end() -> None:
-    """Issue 10.18: `{"repos": null}` without a cursor."""
+    """H5: `{"repos": null}` without a cursor."""
     assert read_page({"repos": None}, 0) == Page([], 0, None)
 
 
@@ -383,7 +383,7 @@ OUTCOMES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OUTCOMES)
 @pytest.mark.parametrize("policy", [RELAY, replace(PDS, recheck_seconds=3600.0, longest_wait=3600.0)])
 def test_an_upstream_that_fails_for_ever_is_asked_ever_more_rarely(policy: Policy, name: str) -> None:
-    """H5, issue 10.18: requests in a simulated day; from its second hour on never more than 90 in one."""
+    """H5: requests in a simulated day; from its second hour on never more than 90 in one."""
     state, now, n, hours = Listing(100), 0.0, 0, [0] * 24
     while now < 24 * 3600:
         hours[int(now // 3600)] += 1

@@ -55,7 +55,7 @@ def run(server: Server, start: str, end: str, retry_count: int = 0) -> tuple[lis
 
 
 def test_a_stretch_that_fails_for_good_is_left_alone_within_fifty_requests() -> None:
-    """Issue 10.18; N6, H5: repos 41 to 60 fail, pages hold 20; everything else of 40 → 1040 is found, once."""
+    """N6, H5: repos 41 to 60 fail, pages hold 20; everything else of 40 → 1040 is found, once."""
     left, seen, requests, furthest = run(numbered(set(range(41, 61))), "40", "1040")
     assert left == [("40", "60")]
     assert seen == set(range(61, 151))
@@ -70,7 +70,7 @@ def test_what_answers_again_is_read_to_its_end() -> None:
 
 
 def test_a_range_of_time_is_halved_as_well() -> None:
-    """Issue 10.18; B2: cursors of the reference PDS."""
+    """B2: cursors of the reference PDS."""
     left, seen, requests, _ = run(timed({70}), "40000::did:plc:40", "1064000::did:plc:40")
     assert seen == set(range(41, 151)) - {70}
     assert requests < 70
@@ -86,7 +86,7 @@ def test_an_opaque_cursor_is_asked_for_in_smaller_pages_and_then_waited_for() ->
 
 
 def test_later_rounds_ask_less() -> None:
-    """Issue 10.18; H5"""
+    """H5"""
     requests = [run(lambda *_: BAD, "0", "1000000", retry)[2] for retry in range(6)]
     assert requests == [FIRST_FAILURES, 18, *[LEAST_FAILURES] * 4]
 
@@ -99,7 +99,7 @@ def test_an_outage_ends_the_round_and_keeps_the_range(trouble: Trouble) -> None:
 
 @pytest.mark.parametrize("cursor", ["40", "39", "0", "x"])
 def test_a_cursor_that_does_not_move_ends_a_round(cursor: str) -> None:
-    """Issue 10.18; H5"""
+    """H5"""
     _, _, requests, _ = run(lambda *_: Page([], 0, cursor), "40", "1040")
     assert requests <= MAX_REQUESTS
 

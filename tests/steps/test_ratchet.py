@@ -31,13 +31,13 @@ def applied(events: Sequence[wire.AccountEvent | wire.IdentityEvent]) -> list[bo
 
 
 def test_within_a_relay_seq_decides_whatever_the_clocks_say() -> None:
-    """Issue 11.A2; H6: a PDS whose clock is ahead cannot make the relay's later takedown an older event."""
+    """H6: a PDS whose clock is ahead cannot make the relay's later takedown an older event."""
     assert applied([event("a", 1, 400), event("a", 2, 100), event("a", 3, 50)]) == [True, True, True]
     assert applied([event("a", 5, 100), event("a", 4, 200), event("a", 5, 300)]) == [True, False, False]
 
 
 def test_between_relays_time_decides() -> None:
-    """Issue 11.A2: their sequences have nothing to do with each other."""
+    """H6: their sequences have nothing to do with each other."""
     assert applied([event("a", 9000, 10), event("b", 1, 9), event("b", 2, 10), event("b", 3, 11)]) == [
         True,
         False,
@@ -47,12 +47,12 @@ def test_between_relays_time_decides() -> None:
 
 
 def test_the_time_to_beat_is_the_highest_of_all_that_were_applied() -> None:
-    """Issue 11.A2: an event of another relay from before the one whose time was lower is older all the same."""
+    """H6: an event of another relay from before the one whose time was lower is older all the same."""
     assert applied([event("a", 1, 30), event("a", 2, 5), event("b", 1, 20)]) == [True, True, False]
 
 
 def test_a_sequence_that_begins_anew_is_compared_like_another_relay() -> None:
-    """Issue 11.A2: a relay that counts from 1 again would else say nothing new until it is past its old number."""
+    """H6: a relay that counts from 1 again would else say nothing new until it is past its old number."""
     assert applied([event("a", 9000, 10), event("a", 3, 11, epoch=7), event("a", 9001, 12)]) == [True, True, True]
     assert source_of(event("a", 1, 1)) == "a"
     assert source_of(event("a", 1, 1, epoch=7)) != source_of(event("a", 1, 1, epoch=8))
@@ -66,7 +66,7 @@ def test_events_of_an_earlier_release_go_by_time_and_then_by_seq() -> None:
 
 
 def test_an_identity_does_not_make_an_account_event_of_a_relay_that_lags_older() -> None:
-    """Issue 11.C19: the relay that lags by an hour says its own takedown by its own clock."""
+    """The relay that lags by an hour says its own takedown by its own clock."""
     events = [event("a", 1, 10), identity("a", 2, 60), event("b", 5, 30), event("b", 6, 20), identity("b", 7, 40)]
     assert applied(events) == [True, True, True, True, False]
     assert applied([event("a", 1, 30), identity("a", 2, 60), event("b", 5, 30)]) == [True, True, False]
@@ -104,7 +104,7 @@ events = st.builds(lambda k, s, n, t: k(s[0], n, t, s[1]), kinds, sources, st.in
 def test_no_event_is_applied_twice_in_any_replay(
     log: list[wire.AccountEvent | wire.IdentityEvent], rng: object
 ) -> None:
-    """G2; issue 11.A2: a log read again from anywhere, or in another order, changes nothing."""
+    """G2: a log read again from anywhere, or in another order, changes nothing."""
     repo = Repo(DID)
     for one in log:
         before = repo

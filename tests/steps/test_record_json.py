@@ -138,7 +138,7 @@ def test_what_json_cannot_carry_keeps_its_block_beside_it(value: dict, reason: B
         (b"\xa2\x61b\x01\x61a\xd8\x2a\x41\x00", BodyReason.NOT_CANONICAL),  # no CID in the link
         (b"\xa2\x61b\x01\x61a" + b"\x81" * 128 + b"\x01", BodyReason.TOO_DEEP),
         (b"\xa2\x61b\x01\x61a\x9a\x00\x01\x86\xa0" + b"\xf6" * 100_000, BodyReason.TOO_MANY_ITEMS),  # key order as well
-        (b"\xa1\x61a\x9a\x00\x01\x86\xa0" + b"\x80" * 100_000, BodyReason.TOO_MANY_ITEMS),  # issue 10.7
+        (b"\xa1\x61a\x9a\x00\x01\x86\xa0" + b"\x80" * 100_000, BodyReason.TOO_MANY_ITEMS),
         (b"\x82\xa2\x61b\x01\x61a\x02\x01", BodyReason.NOT_A_MAP),
         (b"\xbf\x61a\x01\xff", BodyReason.NOT_CANONICAL),  # indefinite length
         (b"\xa1\x61a\xc2\x41\x01", BodyReason.NOT_CANONICAL),  # bignum
@@ -178,7 +178,7 @@ def test_what_has_no_json_is_kept_as_it_is(block: bytes, reason: BodyReason) -> 
     ],
 )  # fmt: skip
 def test_what_the_official_appview_reads_has_json_beside_its_block(block: bytes, json: bytes) -> None:
-    """Issue 11.A5: key order and short floats cost a record its canonical form, and not its JSON."""
+    """G3: key order and short floats cost a record its canonical form, and not its JSON."""
     body = record_body(block)
     assert (body.json, body.raw, body.reason) == (json, block, BodyReason.NOT_CANONICAL)
     assert body_cid(body.json, body.raw) == dag_cbor_cid(block)
@@ -187,7 +187,7 @@ def test_what_the_official_appview_reads_has_json_beside_its_block(block: bytes,
 @settings(max_examples=100)
 @given(st.dictionaries(KEYS, PLAIN, max_size=6), st.randoms(use_true_random=False))
 def test_any_order_of_keys_gives_the_json_of_the_canonical_order(value: dict, order: Random) -> None:
-    """Issue 11.A5: two decoders, one in C and one of ours, agree on everything else."""
+    """G3: two decoders, one in C and one of ours, agree on everything else."""
     shuffled = written(value, order)
     assert loose_cbor.decode(shuffled, MAX_DEPTH) == value
     body, canonical = record_body(shuffled), record_body(cbrrr.encode_dag_cbor(value))
@@ -222,7 +222,7 @@ def written(value: object, order: Random) -> bytes:
     ],
 )
 def test_text_that_is_not_utf8_is_read_as_the_official_appview_reads_it(block: bytes, json: str) -> None:
-    """Issue 11.A5, its kind: its decoder puts U+FFFD there and shows the post."""
+    """G3: its decoder puts U+FFFD there and shows the post."""
     body = record_body(block)
     assert (body.json, body.raw, body.reason) == (json.encode(), block, BodyReason.INVALID_UTF8)
 
@@ -247,7 +247,7 @@ def test_the_depth_of_a_large_record_is_exact() -> None:
 
 
 def test_a_leaf_is_read_as_its_cid_says() -> None:
-    """Issue 11.A4: a raw block is bytes, whatever they look like; what no hash of ours proves has no body."""
+    """G3: a raw block is bytes, whatever they look like; what no hash of ours proves has no body."""
     block = cbrrr.encode_dag_cbor({"a": 1})
     raw = b"\x01\x55\x12\x20" + sha256(block).digest()
     foreign = b"\x01\x71\x13\x40" + bytes(64)

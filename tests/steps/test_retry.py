@@ -59,7 +59,7 @@ def test_only_what_is_gone_confirms_a_deletion() -> None:
 
 
 def test_what_a_failure_says_fits_a_text_column() -> None:
-    """G7, issue 10.24: a host's own words, which PostgreSQL would refuse, ended the worker."""
+    """G7: a host's own words, which PostgreSQL would refuse, ended the worker."""
     assert str(Failure(Reason.HTTP_STATUS, "a\0b\udcff")) == "http_status: a\ufffdb\ufffd"
 
 

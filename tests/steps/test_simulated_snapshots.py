@@ -99,7 +99,7 @@ def test_a_stale_snapshot_is_refused_and_transient(simulator: Any) -> None:
 
 
 def test_repos_with_odd_leaves_among_others_are_the_truth(simulator: Any) -> None:
-    """Issue 11.A4, 10.10; G3: created, replaced and deleted at random beside ordinary records."""
+    """G3: created, replaced and deleted at random beside ordinary records."""
     faults = {kind: {"p": 0.05, "bytes": 2000} for kind in ODD_LEAVES}
     simulation = simulator(repos=12, records_per_repo=10, inactive_share=0.0, churn=0.0, faults=faults)
     simulation.writer(steps=400)

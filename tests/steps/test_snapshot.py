@@ -189,7 +189,7 @@ def with_leaves(extra: dict[str, tuple[bytes, bytes | None]], repo: Repo) -> tup
 
 
 def test_leaves_that_cannot_be_checked_are_rows_without_a_body() -> None:
-    """Issue 11.A4, 10.10; G7: whatever a leaf names, its neighbours are given out, and the rows rebuild the tree."""
+    """G7: whatever a leaf names, its neighbours are given out, and the rows rebuild the tree."""
     large = cbrrr.encode_dag_cbor({"text": "x" * (3 << 20)})
     sha512 = b"\x01\x71\x13\x40" + hashlib.sha512(b"x").digest()
     extra = {
@@ -237,7 +237,7 @@ def test_a_raw_block_that_is_missing_is_missed() -> None:
 
 
 def test_a_node_or_commit_above_the_limit_of_a_block_fails_the_repo() -> None:
-    """Issue 10.10: without them nothing is proven; the next download would end in the same way."""
+    """G7: without them nothing is proven; the next download would end in the same way."""
     repo = sample(60)
     for cid, reason in ((repo.commit, SnapshotReason.BAD_COMMIT), (repo.data, SnapshotReason.BAD_MST)):
         index = CarIndex(limits=CarLimits(block=len(repo.blocks[cid]) - 129))
@@ -250,7 +250,7 @@ def test_a_node_or_commit_above_the_limit_of_a_block_fails_the_repo() -> None:
 
 @pytest.mark.parametrize("in_file", [False, True])
 def test_one_block_that_many_leaves_name_is_too_large_before_anything_is_made_of_it(in_file: bool) -> None:
-    """Issue 10.6; H2: each leaf counts, not each block; from the index alone, no block is read for it."""
+    """H2: each leaf counts, not each block; from the index alone, no block is read for it."""
     block = cbrrr.encode_dag_cbor({"text": "x" * 50_000})
     repo = sample(3)
     data, _ = with_leaves({f"a.b.c/{n:04}": (cid_of(block), block) for n in range(200)}, repo)
@@ -267,7 +267,7 @@ def test_one_block_that_many_leaves_name_is_too_large_before_anything_is_made_of
 
 
 def test_control_characters_of_a_block_that_is_named_often_count_as_json_writes_them() -> None:
-    """Issue 10.6: each takes six bytes. A repo that names its blocks once is bounded by its CAR, and not weighed."""
+    """H2: each takes six bytes. A repo that names its blocks once is bounded by its CAR, and not weighed."""
     block = cbrrr.encode_dag_cbor({"text": "\x01" * 10_000})
     repo = sample(3)
     for leaves, limit, good in ((20, 1_300_000, True), (20, 600_000, False), (1, 20_000, True)):
@@ -292,7 +292,7 @@ def test_a_walk_goes_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bomb_that_many_leaves_name_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 10.6; H2: nesting costs seconds a block; two of them in turn cost what two blocks cost."""
+    """H2: nesting costs seconds a block; two of them in turn cost what two blocks cost."""
     bombs = [b"\xa1\x61" + name + b"\x81" * 5000 + b"\x01" for name in (b"a", b"b")]
     repo = sample(1)
     extra = {f"a.b.c/{n:04}": (cid_of(bombs[n % 2]), bombs[n % 2]) for n in range(50)}

@@ -6,7 +6,7 @@ from steps.standing import Filled, Standing
 
 
 def test_what_could_not_be_made_durable_is_taken_again() -> None:
-    """Issue 10.4: the database was away at a commit; the next try writes the same counts and facts, and what came since."""
+    """H1: the database was away at a commit; the next try writes the same counts and facts, and what came since."""
     standing = Standing()
     standing.tally("relay").listed += 5
     standing.tally("relay").queued += 2

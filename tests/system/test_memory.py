@@ -75,7 +75,7 @@ def repeated(network: Simulation, did: str, size: int, marker: int) -> None:
 def test_no_process_grows_while_everything_hostile_is_sent(
     simulator: Any, log: str, database: str, mirror: Any
 ) -> None:
-    """Issue 10.B, G6, H2, H3: no process above 400 MB, none ends, and live events of others go on arriving."""
+    """G6, H2, H3: no process above 400 MB, none ends, and live events of others go on arriving."""
     network: Simulation = simulator(
         seed=43,
         repos=2000,

@@ -69,7 +69,7 @@ REASONS = {
 def test_odd_leaves_are_mirrored_live_and_from_snapshots_and_the_audit_proves_them(
     simulator: Any, log: str, database: str, mirror: Any
 ) -> None:
-    """Issue 10.10, 11.A4, 11.A5; G3, G7: raw bytes, another hash, CBOR out of order, 3 MiB, one block under many paths.
+    """G3, G7: raw bytes, another hash, CBOR out of order, 3 MiB, one block under many paths.
 
     From the PDS and from the stream the rows are the same, the neighbours are there, an audit is clean and repairs nothing,
     and the AppView shows what the official one reads.

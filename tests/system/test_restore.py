@@ -44,7 +44,7 @@ def other_log(database: str, old: str, new: str) -> None:
 def test_a_dump_and_the_log_are_the_mirror(
     simulator: Any, log: str, postgres: str, database: str, mirror: Any, tmp_path: Path, fate: str
 ) -> None:
-    """Issue 11.17, G2: dumped under load, carried on, restored elsewhere, all processes at once: the network's state.
+    """G2: dumped under load, carried on, restored elsewhere, all processes at once: the network's state.
 
     The log as it is, the log whose retention has passed what the dump had not read, and another log.
     """

@@ -45,7 +45,7 @@ FAULTS = {
 
 @pytest.mark.timeout(DAYS * DAY_SECONDS * 3 + 600)
 def test_weeks_of_operation(simulator: Any, log: str, database: str, mirror: Any) -> None:
-    """Issue 11.19, G6, G1: after weeks of rotated keys, re-lists, retention and kills no table, file, process or metric
+    """G6, G1: after weeks of rotated keys, re-lists, retention and kills no table, file, process or metric
     grows without bound, and the last day's audit is clean."""
     network: Simulation = simulator(
         seed=61, repos=150, records_per_repo=10, relays=2, labels=60, churn=0.05, faults=FAULTS, writer_rate=15

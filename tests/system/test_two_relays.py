@@ -17,7 +17,7 @@ CLOCK_AHEAD_SECONDS = 240
 
 
 def test_two_relays_that_disagree(simulator: Any, log: str, database: str, mirror: Any) -> None:
-    """Issue 11.C19, 11.A2; G1: one relay drops 5 % of its commits and takes accounts down by itself; the other lags, has
+    """G1: one relay drops 5 % of its commits and takes accounts down by itself; the other lags, has
     another order and repeats old account events; PDSes have their clocks four minutes ahead."""
     network: Simulation = simulator(
         seed=19, repos=60, records_per_repo=5, relays=2, labelers=0, churn=0.05, inactive_share=0.0
