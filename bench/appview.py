@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import psycopg
 
+from appview.rebuild import check
 from bench.index import CID, REV, TEXT
-from bench.stack import Stack, report, stack, until
-from connectors.log_producer import LogProducer, Out
-from control.appview import check
+from bench.support.stack import Stack, report, stack, until
+from connectors.kafka.producer import LogProducer, Out
 from schemas import wire
 
 PER_REPO = 60

@@ -25,9 +25,9 @@ from typing import Any
 
 import psycopg
 
-from connectors.migrations import migrate
+from connectors.postgres.migrate import migrate
+from local.embedded.database import EmbeddedDatabase
 from schemas.sql import queries
-from simulator.embedded_database import EmbeddedDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "acceptance" / "official_appview.mjs"

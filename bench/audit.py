@@ -17,11 +17,11 @@ from typing import Any
 import psycopg
 from psycopg.types.string import ByteaBinaryLoader
 
-from bench.simulated import Simulated, simulated
-from bench.stack import Floor, Stack, floor, report, stack, until
-from control.audit import Options, Scope, audit
+from bench.support.simulated import Simulated, simulated
+from bench.support.stack import Floor, Stack, floor, report, stack, until
+from ops.audit import Options, Scope, audit
+from ops.audit_repo import Head, check_rows
 from schemas.sql import queries
-from steps.audit import Head, check_rows
 
 KINDS = ("control", "index", "backfill", "list-repos")
 SQL = queries("audit")

@@ -8,17 +8,17 @@ The simulator has made all repositories before; it shares the machine, and `cpu_
 
 import argparse
 
-from bench.simulated import Simulated, simulated
-from bench.stack import Ends, Floor, Stack, floor, report, stack, watch
-from connectors.log_producer import LogProducer, Out
-from connectors.repos import Listed, RepoStore
-from connectors.work import MESSAGE_BYTES
+from bench.support.simulated import Simulated, simulated
+from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.repo_queue import Listed, RepoStore
+from flows.backfill.encode import Attempt, creates
+from flows.backfill.task import MESSAGE_BYTES
+from protocol.car import index_bytes
+from protocol.cid import cid_str
+from protocol.commit import Commit, parse_commit
+from protocol.snapshot import Head, Limits, Snapshot
 from schemas import wire
-from steps.car import index_bytes
-from steps.cid import cid_str
-from steps.commit import Commit, parse_commit
-from steps.snapshot import Head, Limits, Snapshot
-from steps.snapshot_messages import Attempt, creates
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 
-from bench.simulated import Simulated, simulated
-from bench.stack import Stack, report, stack, until
+from bench.support.simulated import Simulated, simulated
+from bench.support.stack import Stack, report, stack, until
+from protocol.encoding.timestamps import from_unix
 from schemas import wire
-from steps.timestamps import from_unix
 
 KINDS = ("control", "index", "backfill", "firehose", "list-repos")
 BIG_RECORD_BYTES = 4000

@@ -12,12 +12,12 @@ import time
 
 import aiohttp
 
-from bench.simulated import Simulated, simulated
-from bench.stack import Ends, Floor, Stack, floor, report, stack, watch
+from bench.support.simulated import Simulated, simulated
+from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
+from flows.firehose.encode import account_value, commit_message, identity_value
+from protocol.event_stream import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
+from protocol.verify_commit import Checks, Verified, verify
 from schemas.settings import Check
-from steps.frames import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
-from steps.live_messages import account_value, commit_message, identity_value
-from steps.verify_commit import Checks, Verified, verify
 
 TIME = "2026-01-01T00:00:00.000Z"
 

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import psycopg
 
-from bench.stack import Floor, Stack, floor, report, stack, watch
-from connectors.log_producer import LogProducer, Out
-from connectors.tables import COPY_TYPES, SQL
+from bench.support.stack import Floor, Stack, floor, report, stack, watch
+from connectors.kafka.producer import LogProducer, Out
+from flows.index.store import COPY_TYPES, SQL
 from schemas import wire
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the relay tells everybody about it at once. "

@@ -23,9 +23,9 @@ from typing import Any
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import NewTopic
 
-from bench.stack import Stack, report, stack, until
-from connectors import broker
-from connectors.log import admin
+from bench.support.stack import Stack, report, stack, until
+from connectors.kafka import client as broker
+from connectors.kafka.log import admin
 from schemas.settings import load
 
 PARTITIONS = 8
@@ -69,7 +69,7 @@ def topics(group: str) -> list[str]:
 
 
 def member(bootstrap: str, group: str, assignor: str, instance: str, *, session: float) -> None:
-    """One member: a JSON line `[topic, partition, monotonic seconds]` for what it reads. Waiting times are those of `connectors.log_consumer`."""
+    """One member: a JSON line `[topic, partition, monotonic seconds]` for what it reads. Waiting times are those of `connectors.kafka.consumer`."""
     going = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: going.set())
     own: dict[str, Any] = {

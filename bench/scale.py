@@ -26,10 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.fleet import Fleet, Stopped
-from bench.pace import Pace, rate, recovery, stall
-from bench.simulated import Simulated, simulated
-from bench.stack import Stack, report, stack, until
+from bench.support.fleet import Fleet, Stopped
+from bench.support.group_progress import Pace, rate, recovery, stall
+from bench.support.simulated import Simulated, simulated
+from bench.support.stack import Stack, report, stack, until
 
 SCALED = ("index", "backfill")
 LIVE, BACKFILL = "firehose_live", "firehose_backfill"
@@ -154,7 +154,7 @@ def prove(running: Stack, sim: Simulated, pace: Pace) -> dict[str, Any]:
     moving = "select count(*) from sluice.repo where phase in ('pending', 'backfill')"
     until(lambda: running.sql(moving)[0][0] == 0 and not any(pace.last.lag(topic) for topic in (LIVE, BACKFILL)))
     audited = subprocess.run(
-        [sys.executable, "-m", "control", "audit", "--all", "--json"],
+        [sys.executable, "-m", "cli", "audit", "--all", "--json"],
         env=running.environment,
         capture_output=True,
         text=True,

@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.simulated import Simulated, simulated
-from bench.stack import Ends, Stack, report, stack, until
-from connectors.log_producer import LogProducer, Out
-from steps.frames import Commit, Sync, decode
-from steps.live_messages import commit_message
-from steps.verify_commit import Verified, verify
+from bench.support.simulated import Simulated, simulated
+from bench.support.stack import Ends, Stack, report, stack, until
+from connectors.kafka.producer import LogProducer, Out
+from flows.firehose.encode import commit_message
+from protocol.event_stream import Commit, Sync, decode
+from protocol.verify_commit import Verified, verify
 
 RECORDED = Path(__file__).resolve().parent.parent / "tests" / "steps" / "recorded" / "official_pds.json.xz"
 KINDS = ("control", "index", "backfill", "firehose", "list-repos")

@@ -14,7 +14,7 @@ the share of requests that are spent on retries.
 import argparse
 from dataclasses import dataclass
 
-from bench.stack import report
+from bench.support.stack import report
 
 DAY = 86_400.0
 

@@ -9,8 +9,8 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from control.process_status import Sighting
 from control.status import Row, Status
-from control.watch import Sighting
 
 SILENT_SECONDS = 300.0
 STARTING_SECONDS = 60.0  # a process that has just been started does not answer yet

@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
-from connectors.database import connect, own_transaction
-from connectors.log import LogUnavailable, Part, admin, answers
+from connectors.kafka.log import LogUnavailable, Part, admin, answers
+from connectors.kafka.offsets import ANSWER_SECONDS, GROUP_TOPICS, Positions, Standing
+from connectors.postgres.connection import connect, own_transaction
 from control.errors import OperatorError
-from control.positions import ANSWER_SECONDS, GROUP_TOPICS, Positions, Standing
 from schemas.settings import Settings
 from schemas.sql import queries
 

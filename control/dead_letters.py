@@ -19,22 +19,23 @@ import msgspec
 import psycopg
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Message, TopicPartition
 
-from connectors import broker
-from connectors.database import REFUSALS, alone, dicts
-from connectors.indexing import TOPICS, Batch, Decoded, Gate, decode, rules_of
-from connectors.log import LogUnavailable, cluster_id, watermarks
-from connectors.log_consumer import GroupConsumer
-from connectors.log_producer import LogProducer, Out
-from connectors.stream import Frame
-from connectors.tables import Tables
+from connectors.atproto.stream import Frame
+from connectors.kafka import client as broker
+from connectors.kafka.consumer import GroupConsumer
+from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.connection import REFUSALS, alone, dicts
 from control.errors import OperatorError
-from control.scheduler import TASK_TOPICS
-from flows import firehose, labels
+from control.tasks.scheduler import TASK_TOPICS
+from flows.firehose import flow as firehose
+from flows.index.source import TOPICS, Batch, Decoded, Gate, decode, rules_of
+from flows.index.store import Tables
+from flows.labels import flow as labels
+from protocol.syntax import is_did
 from schemas import wire
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.syntax import is_did
 
 SQL = queries("dead_letter")
 GROUP = "dead-letters"

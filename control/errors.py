@@ -5,13 +5,13 @@ import re
 import psycopg
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 
-from connectors.appview_state import AppviewUnavailable
-from connectors.log import LogUnavailable
-from connectors.migrations import MigrationError
-from connectors.process import without_secrets
+from appview.state import AppviewUnavailable
+from connectors.kafka.log import LogUnavailable
+from connectors.postgres.migrate import MigrationError
+from connectors.runtime.process import without_secrets
+from local.embedded.database import DatabaseUnavailable
+from local.embedded.log import LogUnavailable as EmbeddedLogUnavailable
 from schemas.settings import SettingsError
-from simulator.embedded_database import DatabaseUnavailable
-from simulator.embedded_log import LogUnavailable as EmbeddedLogUnavailable
 
 EXIT_OPERATOR = 2
 

@@ -13,11 +13,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from connectors.database import own_transaction
+from connectors.postgres.connection import own_transaction
 from control.errors import OperatorError
-from schemas.filters import FilterSpec, FilterState
+from schemas.filter_spec import FilterSpec, FilterState
 from schemas.sql import queries
-from steps.filters import Filter, covers
+from steps.gate.filters import Filter, covers
 
 SQL = {name: text.encode() for name, text in queries("filter").items()}
 STEP_REPOS = 1000

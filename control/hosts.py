@@ -1,12 +1,12 @@
 """`sluice hosts`: PDSes that are paused, limited or failing, and an operator's way to end a pause.
 
-Workers notice within `connectors.budget.PAUSE_CHECK_SECONDS`; repos that waited for the end of the pause are due at once.
+Workers notice within `connectors.atproto.rate_budget.PAUSE_CHECK_SECONDS`; repos that waited for the end of the pause are due at once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from connectors.database import connect
+from connectors.postgres.connection import connect
 from control.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries

@@ -1,8 +1,8 @@
 """Backfill jobs for the command line and the HTTP API: start, look, pause, resume, cancel, retry.
 
 Every function takes an autocommit connection. What an operator asks is one guarded update: a job that is in no state for it
-stays as it is (`IllegalTransition`), and asking twice is asking once. Jobs are carried out by `flows.list_repos` (listings)
-and by `control.job_steps` (lists of DIDs); both look at the rows every second or two.
+stays as it is (`IllegalTransition`), and asking twice is asking once. Jobs are carried out by `flows.list_repos.flow` (listings)
+and by `control.tasks.job_steps` (lists of DIDs); both look at the rows every second or two.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from connectors.database import own_transaction
-from connectors.http import HostRefused, check_url
+from connectors.http.client import HostRefused, check_url
+from connectors.postgres.connection import own_transaction
 from control.errors import OperatorError
-from schemas.jobs import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
+from schemas.job_spec import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.jobs import FINAL, Identity, SpecRefused, eta, identify, sources_of, spec_of
+from steps.job_states import FINAL, Identity, SpecRefused, eta, identify, sources_of, spec_of
 
 Connection = psycopg.Connection[Any]
 SQL = {name: text.encode() for name, text in queries("jobs").items()}

@@ -1,7 +1,7 @@
 """The control process: scheduler, reaper, dead letters and lag figures, each a step of its own, until it is told to stop.
 
 `run(settings, health)` returns soon after `STOP` is set, also while a call waits for a broker that is gone: a step may be
-cut at any point. Steps run beside each other (control/steps.py): one that meets a database or broker that does not answer is
+cut at any point. Steps run beside each other (control/tasks/runner.py): one that meets a database or broker that does not answer is
 tried again, with the reason in the health page; any other error ends the process (B8).
 """
 
@@ -13,22 +13,22 @@ from typing import Any
 
 import psycopg
 
-from connectors import metrics, watchdog
-from connectors.database import tuples
-from connectors.handles import HandleChecks
-from connectors.log_producer import LogProducer
-from connectors.process import STOP, Health
-from connectors.repos import RepoStore
+from connectors.identity.handle_checks import HandleChecks
+from connectors.kafka.offsets import Positions, Standing
+from connectors.kafka.producer import LogProducer
+from connectors.postgres.connection import tuples
+from connectors.postgres.repo_queue import RepoStore
+from connectors.runtime import metrics, watchdog
+from connectors.runtime.process import STOP, Health
 from control.dead_letters import LetterIndex
 from control.errors import one_line
 from control.filters import FilterWalk
-from control.gauges import Gauges
-from control.positions import Positions, Standing
-from control.pruning import Pruning
-from control.restored import WHY, Restored
-from control.scheduler import Leader, Scheduler
-from control.second_looks import SecondLooks
-from control.steps import Close, Kind, Step, StepThread, Work
+from control.tasks.dead_letter_retry import SecondLooks
+from control.tasks.gauges import Gauges
+from control.tasks.pruning import Pruning
+from control.tasks.restored import WHY, Restored
+from control.tasks.runner import Close, Kind, Step, StepThread, Work
+from control.tasks.scheduler import Leader, Scheduler
 from schemas.settings import Settings
 
 LAG_SECONDS = 5.0

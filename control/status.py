@@ -12,9 +12,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from connectors.database import dicts
-from control.positions import Positions, Standing
-from control.watch import Sighting
+from connectors.kafka.offsets import Positions, Standing
+from connectors.postgres.connection import dicts
+from control.process_status import Sighting
 from schemas.settings import Settings
 from schemas.sql import queries
 

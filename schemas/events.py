@@ -1,7 +1,7 @@
 """The messages of every topic: the one definition of their shapes.
 
 Each class is the JSON value of a Kafka message whose key is the DID. `schemas.wire` compiles the same classes into fast
-codecs, `schemas.registry` writes them as JSON Schemas. Times are `YYYY-MM-DDTHH:MM:SS.mmmZ`; CIDs are base32 strings;
+codecs, `tools.json_schemas` writes them as JSON Schemas. Times are `YYYY-MM-DDTHH:MM:SS.mmmZ`; CIDs are base32 strings;
 blocks are unpadded base64; a record is the JSON of its DAG-CBOR block (`{"$link"}` and `{"$bytes"}` for links and bytes).
 Source: the AT Protocol's event stream and sync lexicons, reduced to what a consumer needs.
 """
@@ -138,7 +138,7 @@ class RepoOutcome(Message):
     account_time: str = Field("", description="ratchet of the repo, read at the claim")
     account_seq: int = 0
     account_relay: str = Field("", description="relay and epoch that `account_seq` belongs to")
-    account_seen: str = Field("", description="the rest of that ratchet, as JSON: see steps/ratchet.py")
+    account_seen: str = Field("", description="the rest of that ratchet, as JSON: see steps/gate/ratchet.py")
     host: str | None = None
     handle: str | None = None
     signing_key: str | None = None

@@ -1,6 +1,6 @@
 """Patterns of what people type, and what to write where something does not fit: `mistake(error) -> (where, what)`.
 
-They stand in the HTTP API's description, so they are looser than `steps/syntax.py`, which judges what the network sends.
+They stand in the HTTP API's description, so they are looser than `protocol/syntax.py`, which judges what the network sends.
 """
 
 from pydantic import ValidationError

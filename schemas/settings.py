@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from schemas.places import BROKER, is_address, is_postgresql, service_url
+from schemas.endpoints import BROKER, is_address, is_postgresql, service_url
 
 PREFIX = "SLUICE_"
 SECRETS = ("api_token", "api_read_token", "broker_password")

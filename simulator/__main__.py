@@ -12,7 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from simulator.config import ImpossibleConfigError
-from simulator.faults import UnknownFaultError
+from simulator.faults.faults import UnknownFaultError
 from simulator.server import SimulatorConfig, serve
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from cbrrr import CID, encode_dag_cbor
 
-from simulator.car import write_car
-from simulator.records import timestamp
-from simulator.repo import Commit
+from simulator.repo.car import write_car
+from simulator.repo.records import timestamp
+from simulator.repo.repository import Commit
 
 
 @dataclass(frozen=True, slots=True)

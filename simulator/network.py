@@ -17,16 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from simulator import mst
-from simulator.car import cid_text
 from simulator.config import SimulatorConfig
 from simulator.events import Event, account_event, ahead, commit_event, identity_event, sync_event
-from simulator.faults import Faults
-from simulator.keys import SigningKey, derive_key
-from simulator.records import PROFILE, make_subjects
-from simulator.repo import Head, Op, Recipe, Repo, generate, sign_commit
-from simulator.spool import Car, Spool
-from simulator.tid import SimulatedClock, tid
+from simulator.faults.faults import Faults
+from simulator.repo import mst
+from simulator.repo.car import cid_text
+from simulator.repo.car_spool import Car, Spool
+from simulator.repo.keys import SigningKey, derive_key
+from simulator.repo.records import PROFILE, make_subjects
+from simulator.repo.repository import Head, Op, Recipe, Repo, generate, sign_commit
+from simulator.repo.tid import SimulatedClock, tid
 
 Status = Literal["takendown", "suspended", "deactivated", "deleted"]
 

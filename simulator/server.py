@@ -18,15 +18,15 @@ import uvloop
 from aiohttp import web
 
 from simulator.config import SimulatorConfig
-from simulator.control_api import ControlApi
-from simulator.faults import Faults
-from simulator.labeler import Labeler
-from simulator.names import NameServer
+from simulator.faults.faults import Faults
 from simulator.network import Network
-from simulator.pds import Pds
-from simulator.plc import PlcDirectory
-from simulator.relay import Relay
-from simulator.web_hosts import WebHosts
+from simulator.servers.control_api import ControlApi
+from simulator.servers.dns import NameServer
+from simulator.servers.labeler import Labeler
+from simulator.servers.pds import Pds
+from simulator.servers.plc import PlcDirectory
+from simulator.servers.relay import Relay
+from simulator.servers.web_hosts import WebHosts
 from simulator.writer import Writer
 
 __all__ = ["SimulatedNetwork", "SimulatorConfig", "serve"]

@@ -9,13 +9,13 @@ import asyncio
 import random
 import time
 
-from simulator.faults import Faults
-from simulator.labeler import Labeler
+from simulator.faults.faults import Faults
 from simulator.network import Account, Network
-from simulator.odd_leaves import KINDS as ODD_LEAVES
-from simulator.odd_leaves import odd_ops
-from simulator.records import changed, fresh, hostile_records
-from simulator.repo import Op, Repo
+from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
+from simulator.repo.odd_leaves import odd_ops
+from simulator.repo.records import changed, fresh, hostile_records
+from simulator.repo.repository import Op, Repo
+from simulator.servers.labeler import Labeler
 
 _TICK = 0.01  # seconds between bursts
 _LABEL_SHARE = 0.05

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
-from steps.printable import printable
-from steps.snapshot import SnapshotReason
+from protocol.encoding.printable import printable
+from protocol.snapshot import SnapshotReason
 
 SHORTEST_PAUSE = 1.0
 LONGEST_PAUSE = 3600.0
@@ -18,7 +18,7 @@ _GROWTH = 8.0  # 5 s, 40 s, 5 min, 43 min: five attempts outlast a host that is 
 
 
 class Reason(StrEnum):
-    """Why an attempt ended without a snapshot. The verdicts on a CAR are steps.snapshot.SnapshotReason; both are counted alike."""
+    """Why an attempt ended without a snapshot. The verdicts on a CAR are protocol.snapshot.SnapshotReason; both are counted alike."""
 
     # the account's state, as its own PDS or the directory tells it
     NOT_FOUND = "not_found"

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from flow_process import create_topics
 
-from connectors.process import Health
+from connectors.runtime.process import Health
 from control.api.serve import Server
 from schemas.settings import Settings
 

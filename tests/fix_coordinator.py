@@ -11,7 +11,7 @@ import pytest
 from fix_proxy import Proxy, _reset
 from typing_extensions import override
 
-from simulator.embedded_log import EmbeddedLog
+from local.embedded.log import EmbeddedLog
 
 OFFSET_COMMIT = 8
 LENGTH_BYTES = 4

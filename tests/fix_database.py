@@ -24,8 +24,8 @@ import psycopg
 import pytest
 from fix_log import containers_wanted
 
-from connectors.migrations import migrate
-from simulator.embedded_database import EmbeddedDatabase
+from connectors.postgres.migrate import migrate
+from local.embedded.database import EmbeddedDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".sluice" / "postgres"

@@ -24,9 +24,9 @@ import pytest
 from fix_simulator import Simulation
 from mirror_truth import difference
 
-from control.watch import Process as Listed
-from control.watch import Registry, Sighting, look, look_at_all, registered
-from simulator.guarded_process import free_port
+from control.process_status import Process as Listed
+from control.process_status import Registry, Sighting, look, look_at_all, registered
+from local.embedded.guarded_process import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "MIRROR_OF_TEST"  # in the environment of every process of a mirror, so that what is left can be found
@@ -94,7 +94,7 @@ class Mirror:
         assert self.leader is None or self.leader.poll() is not None
         out, err = (self.folder / "up.out").open("ab"), (self.folder / "up.err").open("ab")
         with out, err:
-            command = [sys.executable, "-m", "control", "up", *arguments]
+            command = [sys.executable, "-m", "cli", "up", *arguments]
             self.leader = subprocess.Popen(
                 command, stdout=out, stderr=err, cwd=ROOT, env=self.environment(**settings), start_new_session=True
             )
@@ -196,7 +196,7 @@ class Mirror:
 
     def cli(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command of `sluice` over this mirror's folder."""
-        command = [sys.executable, "-m", "control", *arguments]
+        command = [sys.executable, "-m", "cli", *arguments]
         return subprocess.run(
             command, check=False, capture_output=True, text=True, cwd=ROOT, env=self.environment(), timeout=seconds
         )
@@ -257,7 +257,7 @@ class SingleProcess:
         self.log_file = mirror.folder / f"{number}-{kind}.log"
         with self.log_file.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "control", "run", kind],
+                [sys.executable, "-m", "cli", "run", kind],
                 stdout=out,
                 stderr=out,
                 cwd=code,

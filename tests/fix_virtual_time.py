@@ -34,5 +34,5 @@ class VirtualTime(asyncio.SelectorEventLoop):
 def timeless(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
     """Runs a coroutine in virtual time, which is that of the places, too."""
     with asyncio.Runner(loop_factory=VirtualTime) as runner:
-        monkeypatch.setattr("connectors.places.time", SimpleNamespace(monotonic=runner.get_loop().time))
+        monkeypatch.setattr("connectors.atproto.fetch_slots.time", SimpleNamespace(monotonic=runner.get_loop().time))
         yield runner

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 
 from tiny_repo import Repo, car
 
-from connectors.indexing import Gate
-from connectors.tables import Tables
+from flows.backfill.encode import Attempt, creates, synced
+from flows.index.source import Gate
+from flows.index.store import Tables
+from protocol.car import index_bytes
+from protocol.snapshot import open_snapshot
 from schemas import wire
 from schemas.settings import Settings
-from steps.car import index_bytes
-from steps.gate_types import Rules
-from steps.settle import Placed
-from steps.snapshot import open_snapshot
-from steps.snapshot_messages import Attempt, creates, synced
+from steps.gate.batch import Placed
+from steps.gate.model import Rules
 
 TIME = "2026-01-01T00:00:00.000Z"
 LIMIT = 16 * 1024 * 1024

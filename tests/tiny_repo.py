@@ -1,6 +1,6 @@
 """A small, slow, independent writer of repos for the tests of steps/: trees, commits, CARs.
 
-It shares no code with steps/: the tree is built top-down by recursion (steps.mst builds bottom-up), encoding is cbrrr's.
+It shares no code with steps/: the tree is built top-down by recursion (protocol.mst.tree builds bottom-up), encoding is cbrrr's.
 """
 
 from dataclasses import dataclass, field

@@ -9,7 +9,7 @@ paged: `limit` bounds a page, `cursor` of the answer asks for the next one, null
 
 from aiohttp import web
 
-from connectors.http_server import add_health
+from connectors.http.server import add_health
 from control.api import errors, openapi
 from control.api.context import CONTEXT, Context
 from control.api.guard import guarded

@@ -16,8 +16,8 @@ from aiohttp import web
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
-from connectors.database import Brief, reaching
-from connectors.process import Health
+from connectors.postgres.connection import Brief, reaching
+from connectors.runtime.process import Health
 from control.api.errors import Busy
 from control.status import Collector, Status
 from schemas.settings import Settings

@@ -11,7 +11,7 @@ import psycopg
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from connectors.log import LogUnavailable
+from connectors.kafka.log import LogUnavailable
 from control.errors import BEHIND, OperatorError, one_line
 
 VERSION = 1

@@ -3,7 +3,7 @@
 from control import filters
 from control.api.context import Context
 from control.api.route import Nothing
-from schemas.filters import FilterSpec, FilterState
+from schemas.filter_spec import FilterSpec, FilterState
 
 
 def show(context: Context, _asked: Nothing, _body: None) -> FilterState:

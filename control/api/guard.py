@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from connectors.http_server import host_name, is_own_name
+from connectors.http.server import host_name, is_own_name
 from control.api.context import CONTEXT
 from control.api.errors import ApiError, Handler
 from schemas.settings import Settings

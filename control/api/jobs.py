@@ -12,7 +12,7 @@ from control.api.context import Context
 from control.api.errors import Conflict, Invalid, NotFound
 from control.api.pages import read_cursor, write_cursor
 from control.api.route import Nothing
-from schemas.jobs import Job, JobSpec, JobStatus, Plan
+from schemas.job_spec import Job, JobSpec, JobStatus, Plan
 
 
 class JobOrPlan(RootModel[Job | Plan]):

@@ -1,13 +1,13 @@
 """Handlers that look at the mirror: status, repos, hosts, skipped ranges."""
 
-from connectors.repos import RepoStore
+from connectors.postgres.repo_queue import RepoStore
 from control.api import models
 from control.api.context import Context
 from control.api.errors import Conflict, NotFound
 from control.api.pages import cut, read_cursor
 from control.api.route import Nothing
 from control.attention import as_json
-from control.skipped import fill_now
+from control.skipped_ranges import fill_now
 from schemas.sql import queries
 
 SQL = queries("api")

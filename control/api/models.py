@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from control.api.route import Page
-from schemas.jobs import Job, JobStatus
+from schemas.job_spec import Job, JobStatus
 from schemas.patterns import DID, PLACE
 
 MAX_ID = 2**63 - 1

@@ -2,8 +2,8 @@
 
 from control.api import filters, jobs, letters, mirror, models
 from control.api.route import Nothing, Route
-from schemas.filters import FilterSpec, FilterState
-from schemas.jobs import Job, JobSpec
+from schemas.filter_spec import FilterSpec, FilterState
+from schemas.job_spec import Job, JobSpec
 
 ROUTES = (
     Route("GET", "/api/status", "What the mirror is doing.", mirror.status, models.Status),

@@ -3,8 +3,9 @@
 `start()` listens, and raises OSError when the port is taken; it ends with the process, or by `close()`.
 """
 
-from connectors import http_server, metrics
-from connectors.process import Health
+from connectors.http import server as http_server
+from connectors.runtime import metrics
+from connectors.runtime.process import Health
 from control.api import make_app
 from control.api.context import Context
 from schemas.settings import Settings

@@ -7,10 +7,10 @@ from typing import Any
 from control import jobs
 from control.api import letters, mirror, models
 from control.api.context import Context
-from control.gauges import hosts_with_work
+from control.process_status import Sighting, look_at_all, registered
 from control.status import Row, Status
-from control.watch import Sighting, look_at_all, registered
-from schemas.jobs import Job, JobStatus
+from control.tasks.gauges import hosts_with_work
+from schemas.job_spec import Job, JobStatus
 
 ROWS = 20
 ORDER = (  # of jobs: what moves or could, then what is over

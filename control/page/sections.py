@@ -11,7 +11,7 @@ from control.page.markup import Markup, Part, tag
 from control.page.tables import button, meter, section, table
 from control.page.watcher import Course
 from control.status import PHASES, held
-from schemas.jobs import Job, JobStatus
+from schemas.job_spec import Job, JobStatus
 
 MEANING = {
     "pending": "to be fetched",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from connectors.log import LogUnavailable
+from connectors.kafka.log import LogUnavailable
 from control.api.context import Context
 from control.api.errors import Busy
 from control.errors import OperatorError, one_line

@@ -1,4 +1,4 @@
--- Statements of the AppView's projection: in the index transaction (connectors/appview.py), and its state.
+-- Statements of the AppView's projection: in the index transaction (appview/writer.py), and its state.
 
 -- name: changed
 -- Staged rows that differ from the table by path and CID, whether the path was there, and since when.
@@ -8,7 +8,7 @@ left join sluice.record r on r.did = s.did and r.collection = s.collection and r
 where r.cid is distinct from s.cid
 
 -- name: records
--- Bodies of records by path as the AppView shows them, in the columns of `steps.settle.Row`.
+-- Bodies of records by path as the AppView shows them, in the columns of `steps.gate.batch.Row`.
 select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
        r.reason, coalesce(x.kept_at, r.indexed_at), r.came
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)

@@ -1,4 +1,4 @@
--- Statements of the fold (connectors/appview_fold.py): what of the AppView depends on records of several repos. One process at
+-- Statements of the fold (appview/reconcile.py): what of the AppView depends on records of several repos. One process at
 -- a time runs them; each looks at what stands in the tables now, so that repeating any of them changes nothing.
 
 -- name: lock

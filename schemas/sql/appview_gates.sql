@@ -1,4 +1,4 @@
--- Terms of gates over time (connectors/appview_gates.py). All rows of a gate are written under its repo's lock.
+-- Terms of gates over time (appview/gate_versions.py). All rows of a gate are written under its repo's lock.
 
 -- name: versions
 -- Oldest first.
@@ -40,7 +40,7 @@ where g.came = (select max(n.came) from sluice.appview_gate n where n.uri = g.ur
       and not exists (select from bsky.post_gate t where t.uri = g.uri)
 
 -- name: now
--- In the form of `steps.settle.came_at`.
+-- In the form of `steps.gate.batch.came_at`.
 select (extract(epoch from clock_timestamp()) * 1000)::bigint * 1000000
 
 -- name: copy_lapsed

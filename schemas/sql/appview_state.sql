@@ -1,4 +1,4 @@
--- Statements on the state of the AppView's projection (connectors/appview_state.py, control/appview.py).
+-- Statements on the state of the AppView's projection (appview/state.py, appview/rebuild.py).
 
 -- name: state
 select active, complete, version, rebuild_after, rebuild_version from sluice.appview
@@ -77,7 +77,7 @@ where rebuild_after is not null
 select count(*), count(*) filter (where did <= %(after)s) from sluice.repo
 
 -- name: bodies
--- Of these repos, in the columns of `steps.settle.Row`.
+-- Of these repos, in the columns of `steps.gate.batch.Row`.
 select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
        r.reason, coalesce(x.kept_at, r.indexed_at), r.came
 from sluice.record r

@@ -1,4 +1,4 @@
--- Statements of `sluice audit`, run by control/audit.py and its worker processes. Times are now().
+-- Statements of `sluice audit`, run by ops/audit.py and its worker processes. Times are now().
 
 -- name: heads
 -- What is to be proven, of those that are in sync in this snapshot.
@@ -11,7 +11,7 @@ select not ('*' = any(collections)) or walk_after is not null from sluice.filter
 
 -- name: leaves
 -- Rows of these repos, repo by repo in the order given, each in the order of its tree's keys (bytes of collection/rkey).
--- A part with a backslash is the base64 of a key that is no path (steps/paths.py).
+-- A part with a backslash is the base64 of a key that is no path (protocol/mst/record_path.py).
 select d.number::integer, r.key, r.cid, r.json, r.raw, r.reason
 from unnest(%(dids)s::text[]) with ordinality as d (did, number)
 cross join lateral (

@@ -1,4 +1,4 @@
--- Statements on sluice.cursor and sluice.stream_gap, run by connectors/cursors.py. All times are now().
+-- Statements on sluice.cursor and sluice.stream_gap, run by connectors/postgres/stream_cursors.py. All times are now().
 
 -- name: load
 select upstream, position, detail, extract(epoch from now() - updated_at)::float8

@@ -1,4 +1,4 @@
--- Statements on sluice.filter, run by connectors/filters.py (the index) and control/filters.py. Repo rows are locked in DID order.
+-- Statements on sluice.filter, run by flows/index/current_filter.py (the index) and control/filters.py. Repo rows are locked in DID order.
 
 -- name: fence
 -- Index transactions share it, a change takes it alone: when a change commits, no transaction under the old filter is left.

@@ -1,4 +1,4 @@
--- What control exports of the tables every few seconds (control/gauges.py): each bounded, whatever the size of the tables.
+-- What control exports of the tables every few seconds (control/tasks/gauges.py): each bounded, whatever the size of the tables.
 
 -- name: near_last
 -- Those in back-off, whom the index of unqueued work has by their time, and those being fetched. A queued one is claimed soon.

@@ -1,4 +1,4 @@
--- Statements on sluice.handle, each run by connectors/handles.py. Rows are locked in DID order.
+-- Statements on sluice.handle, each run by connectors/identity/handle_checks.py. Rows are locked in DID order.
 
 -- name: due
 -- What events ask for, then what was never checked, then what is to be checked again: a handle of which nothing is known is

@@ -1,4 +1,4 @@
--- Statements on sluice.backfill_job and sluice.job_did, run by control/jobs.py, control/job_steps.py and connectors/jobs.py.
+-- Statements on sluice.backfill_job and sluice.job_did, run by control/jobs.py, control/tasks/job_steps.py and connectors/jobs.py.
 -- A change of status always names the states that it may come from; times are set by the table's trigger.
 
 -- name: create

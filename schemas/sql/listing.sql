@@ -1,4 +1,4 @@
--- Statements of listings, run by connectors/listings.py and its parts: jobs, skipped ranges, hosts, answered gaps.
+-- Statements of listings, run by flows/list_repos/source.py and its parts: jobs, skipped ranges, hosts, answered gaps.
 
 -- name: open_job
 -- Starting the same listing again finds its job: the cutoff and the counters are those of its first start.

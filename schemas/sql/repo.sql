@@ -1,4 +1,4 @@
--- Statements on sluice.repo, each run by connectors/repos.py. All times are now(); all row locks are taken in DID order.
+-- Statements on sluice.repo, each run by connectors/postgres/repo_queue.py. All times are now(); all row locks are taken in DID order.
 
 -- name: discover
 -- New repos become rows; known ones are left as they are. The message follows the row.
@@ -260,7 +260,7 @@ returning did
 -- name: due
 -- Pending repos that control has to queue, the longest due first. Whatever events ask for, a repo is fetched so many times
 -- in an hour and no more: one whose attempts are used up waits until the oldest of them is an hour old. What is held
--- (control/storms.py) waits.
+-- (control/tasks/storms.py) waits.
 with due as (
     select did, reason = any(%(held)s::text[]) as is_held,
            fetched_at[cardinality(fetched_at) - %(hourly)s + 1] + interval '1 hour' as again

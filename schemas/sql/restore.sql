@@ -1,4 +1,4 @@
--- Statements of `sluice restore` (control/backup.py) and of what follows it (control/restored.py).
+-- Statements of `sluice restore` (ops/backup.py) and of what follows it (control/tasks/restored.py).
 
 -- name: is_empty
 -- A database without our schema.

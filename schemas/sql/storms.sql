@@ -1,4 +1,4 @@
--- Statements of the breaker of refetches, run by control/storms.py.
+-- Statements of the breaker of refetches, run by control/tasks/storms.py.
 
 -- name: repos
 select greatest(c.reltuples, s.n_live_tup, 0)::bigint

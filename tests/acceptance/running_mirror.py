@@ -18,8 +18,8 @@ import psutil
 import psycopg
 from fix_official import ROOT, OfficialNetwork
 
-from simulator.embedded_database import EmbeddedDatabase
-from steps.record_json import body_cid
+from local.embedded.database import EmbeddedDatabase
+from protocol.encoding.record_json import body_cid
 
 SLUICE = Path(sys.executable).with_name("sluice")
 SYNC_SECONDS = 180

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from connectors.repos import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control.api.routes import ROUTES
 
 EXAMPLES = 8

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fix_api import Api
 from flow_process import wait_until
 
-from connectors.log_producer import LogProducer, dead_letter
-from connectors.repos import Listed, RepoStore
+from connectors.kafka.producer import LogProducer, dead_letter
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control.dead_letters import LetterIndex
 from schemas import wire
 from schemas.reasons import DeadReason

@@ -15,8 +15,8 @@ from typing import Any
 from appview_world import GATE, POST_GATE, Write, at, cid_of, did
 from gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
 
-from steps.appview.project import Projected, Source, project
-from steps.appview.rows import COLUMNS, UNIQUE
+from appview.projection.project import Projected, Source, project
+from appview.projection.rows import COLUMNS, UNIQUE
 
 REPLY_LEVELS = 4
 
@@ -102,7 +102,7 @@ class Model:
 
     def replies(self, uri: str) -> list[Any]:
         """Authors above a reply, nearest first; nobody above one that the thread's owner has hidden."""
-        from steps.appview.project import Notice
+        from appview.projection.project import Notice
 
         row, found = self.post(uri), []
         if row is None or row["replyParent"] is None or self.flags(uri)[1]:

@@ -13,15 +13,15 @@ from typing import Any
 import msgspec
 import psycopg
 
-from connectors.appview_fold import SQL as FOLD_SQL
-from connectors.appview_fold import fold
-from connectors.appview_state import begin
-from connectors.indexing import Gate
-from connectors.tables import Tables
+from appview.reconcile import SQL as FOLD_SQL
+from appview.reconcile import fold
+from appview.state import begin
+from flows.index.source import Gate
+from flows.index.store import Tables
 from schemas import wire
 from schemas.settings import Settings, load
-from steps.gate_types import Rules
-from steps.settle import Placed
+from steps.gate.batch import Placed
+from steps.gate.model import Rules
 
 POST = "app.bsky.feed.post"
 LIKE = "app.bsky.feed.like"

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from steps.appview.gate_terms import DISABLED, THREAD
-from steps.appview.values import Record
+from appview.projection.gate_terms import DISABLED, THREAD
+from appview.projection.values import Record
 
 
 class Relations(msgspec.Struct, frozen=True):

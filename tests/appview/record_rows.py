@@ -19,8 +19,8 @@ import psycopg  # noqa: E402 (the paths come first)
 from fix_appview import VERSIONS, release  # noqa: E402
 from row_cases import CASES, CID, DID, INDEXED  # noqa: E402
 
-from simulator.embedded_database import EmbeddedDatabase  # noqa: E402
-from steps.appview.rows import COLUMNS  # noqa: E402
+from appview.projection.rows import COLUMNS  # noqa: E402
+from local.embedded.database import EmbeddedDatabase  # noqa: E402
 
 NOTICE = ("did", "reason", "reasonSubject", "sortAt")
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from appview_world import LIKE, REPOST, World, Write, at, cid_of, did, follow, gone, like, post
 
-from steps.appview.project import KNOWN
+from appview.projection.project import KNOWN
 
 
 @pytest.fixture

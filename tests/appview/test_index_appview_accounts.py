@@ -11,11 +11,11 @@ from appview_tables_seen import differences, everything
 from appview_world import World, Write, at, did, follow, gone, like, post
 from psycopg import errors
 
-from connectors.tables import Tables
+from appview.rebuild import check
 from control import filters
-from control.appview import check
+from flows.index.store import Tables
 from schemas import wire
-from schemas.filters import FilterSpec
+from schemas.filter_spec import FilterSpec
 
 
 @pytest.fixture

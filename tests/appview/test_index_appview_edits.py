@@ -11,7 +11,7 @@ import pytest
 from appview_tables_seen import differences, everything
 from appview_world import BLOCK, LIKE, World, Write, at, cid_of, did, gone, like, post, quote, reply, thread_gate
 
-from control.appview import rebuild
+from appview.rebuild import rebuild
 from schemas import wire
 
 

@@ -26,8 +26,8 @@ from appview_world import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connectors import appview_gates
-from control.appview import rebuild
+from appview import gate_versions as appview_gates
+from appview.rebuild import rebuild
 
 FOLLOWERS = {"$type": f"{GATE}#followerRule"}
 FOLLOWED = {"$type": f"{GATE}#followingRule"}

@@ -14,11 +14,11 @@ from appview_world import World, at, follow, like, ms, post
 from fix_database import fresh_database
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
-from connectors.appview_state import read
-from connectors.log_producer import LogProducer, Out
-from control.appview import check, rebuild
-from control.rebuild import as_text
-from control.rebuild import rebuild as rebuild_from_log
+from appview.rebuild import check, rebuild
+from appview.state import read
+from connectors.kafka.producer import LogProducer, Out
+from ops.rebuild import as_text
+from ops.rebuild import rebuild as rebuild_from_log
 from schemas import wire
 from schemas.settings import Settings, load
 

@@ -14,9 +14,9 @@ import pytest
 from appview_tables_seen import differences, everything, network
 from appview_world import World, gone, like, post
 
-from connectors.appview_state import AppviewUnavailable, begin
-from control import appview
-from control.appview import Progress, rebuild
+from appview import rebuild as appview
+from appview.rebuild import Progress, rebuild
+from appview.state import AppviewUnavailable, begin
 from schemas.settings import load
 
 SLUICE = Path(sys.executable).with_name("sluice")

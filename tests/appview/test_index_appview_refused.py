@@ -13,8 +13,8 @@ from fix_database import fresh_database
 from flow_process import FlowProcess, wait_until
 from test_index_appview_process import appview_settings, out, settled
 
-from connectors.log_producer import LogProducer
-from control.appview import check, rebuild
+from appview.rebuild import check, rebuild
+from connectors.kafka.producer import LogProducer
 
 
 def put_aside(world: World) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from fix_flow import FlowBed
 
-from connectors.log_producer import LogProducer, Out
+from connectors.kafka.producer import LogProducer, Out
 from schemas import wire
 from schemas.settings import load
 

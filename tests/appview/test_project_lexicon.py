@@ -11,10 +11,10 @@ from pathlib import Path
 import lexicon_cases
 import pytest
 
-from schemas.lexicons import definitions
-from steps.appview.lexicon import Lexicon
-from steps.appview.project import Source, project
-from steps.appview.times import EPOCH, created_at, is_datetime
+from appview.lexicons import definitions
+from appview.projection.project import Source, project
+from protocol.lexicon.datetimes import EPOCH, created_at, is_datetime
+from protocol.lexicon.validator import Lexicon
 
 RECORDED = Path(__file__).parent / "recorded"
 ODD_SEPARATORS = {

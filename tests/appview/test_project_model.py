@@ -9,7 +9,7 @@ import pytest
 from appview_model import expected
 from appview_world import GATE, LIKE, POST, POST_GATE, REPOST, World, Write, at, cid_of, did, follow, gone, post, ref
 
-from steps.appview.rows import UNIQUE
+from appview.projection.rows import UNIQUE
 
 NAMES = ("ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal")
 RULES = ("mentionRule", "followerRule", "followingRule", "listRule", "newRule")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from row_cases import CASES, CID, DID, INDEXED
 
-from steps.appview.project import Projected, Source, project
-from steps.appview.rows import COLUMNS, JSONB
+from appview.projection.project import Projected, Source, project
+from appview.projection.rows import COLUMNS, JSONB
 
 RECORDED = [
     json.loads(line) for line in (Path(__file__).parent / "recorded" / "rows.jsonl").read_text().split("\n")[:-1]
@@ -40,7 +40,7 @@ def test_rows_are_the_official_indexers(case: tuple[str, str, dict[str, Any]], o
     assert found is not None
     ours = stored(found)
     if record.get("embed") == NO_IMAGES:
-        # the official indexers fail in SQL and lose the post (see `steps.appview.embeds`)
+        # the official indexers fail in SQL and lose the post (see `appview.projection.embeds`)
         assert (official, sorted(ours)) == ({}, ["feed_item", "post", "record"])
         return
     if "older" in official:  # what the newest refuses, the mirror takes as the older does

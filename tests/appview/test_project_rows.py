@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from steps.appview.project import KNOWN, Projected, Source, project
-from steps.appview.rows import COLUMNS, JSONB, OWNER, UNIQUE
+from appview.projection.project import KNOWN, Projected, Source, project
+from appview.projection.rows import COLUMNS, JSONB, OWNER, UNIQUE
 
 ME = "did:plc:" + "a" * 24
 YOU = "did:plc:" + "b" * 24

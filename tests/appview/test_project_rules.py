@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lexicon_cases import CID, DID, LIST, NOW, WHOLE, places, replaced
 
-from steps.appview.project import KNOWN, Source, project
-from steps.appview.rows import COLUMNS
+from appview.projection.project import KNOWN, Source, project
+from appview.projection.rows import COLUMNS
 
 YOU = "did:plc:" + "b" * 24
 ROOT, OTHER = f"at://{YOU}/app.bsky.feed.post/a", f"at://{YOU}/app.bsky.feed.post/b"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connectors.arrays import array
+from connectors.postgres.pg_array import array
 
 TEXTS = st.text(st.characters(exclude_characters="\x00", exclude_categories=("Cs",)) | st.sampled_from('\\"{},NULL\n '))
 AS_IT_IS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

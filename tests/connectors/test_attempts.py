@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from connectors.attempts import Attempts
-from connectors.background import Handover
-from connectors.pds import FetchFailed
-from connectors.repos import Claim
-from connectors.work import Work
+from flows.backfill.worker import Attempts
+from connectors.runtime.background_loop import Handover
+from connectors.atproto.pds import FetchFailed
+from connectors.postgres.repo_queue import Claim
+from flows.backfill.task import Work
 from schemas.settings import Settings
-from steps.identity import Identity
-from steps.pace import Transfer
+from protocol.did_document import Identity
+from steps.host_speed import Transfer
 from steps.retry import Failure, Reason
 
 
@@ -69,8 +69,8 @@ def test_a_cancelled_transaction_ends_before_the_next_begins() -> None:
 
 def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """G5: `host_slow` is uncounted and names a wait; from then on the host is slow, and its next one counts."""
-    monkeypatch.setattr("steps.pace.SLOW_SECONDS", 0.1)
-    monkeypatch.setattr("connectors.places.CONFINED_SECONDS", 0.3)
+    monkeypatch.setattr("steps.host_speed.SLOW_SECONDS", 0.1)
+    monkeypatch.setattr("connectors.atproto.fetch_slots.CONFINED_SECONDS", 0.3)
     ended: list[tuple[str, str, bool]] = []
     closed: list[str] = []
 

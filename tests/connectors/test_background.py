@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from connectors.background import Background, Handover
+from connectors.runtime.background_loop import Background, Handover
 
 
 def ended(background: Background) -> None:
@@ -53,7 +53,7 @@ def test_what_is_said_to_a_loop_that_has_hardly_begun_is_heard(monkeypatch: pyte
             await asyncio.sleep(0.01)
 
     told: list[int] = []
-    monkeypatch.setattr("connectors.background.uvloop.run", late)
+    monkeypatch.setattr("connectors.runtime.background_loop.uvloop.run", late)
     background = Background("begun", main)
     background.start()
     background.call(lambda: told.append(1))

@@ -9,8 +9,8 @@ import psycopg
 from fix_flow import FlowBed
 from flow_process import wait_until
 
-from connectors.batch_size import BatchSize
-from connectors.log_producer import LogProducer, Out
+from connectors.kafka.producer import LogProducer, Out
+from flows.index.batch_timer import BatchSize
 from schemas import wire
 from schemas.settings import Settings
 

@@ -20,18 +20,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from connectors import broker
-from connectors.back_pressure import HighWater
-from connectors.log import LogUnavailable, cluster_id, watermarks
-from connectors.log_consumer import GroupConsumer
-from connectors.log_producer import LogProducer, Out
-from connectors.migrations import migrate
-from control import replay, topics
-from control.positions import Positions
-from control.settings_page import page
+from cli.settings_text import page
+from connectors.kafka import client as broker
+from connectors.kafka.back_pressure import HighWater
+from connectors.kafka.consumer import GroupConsumer
+from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
+from connectors.kafka.offsets import Positions
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.migrate import migrate
+from local.embedded.log import EmbeddedLog
+from local.embedded.secured_listener import SecuredListener
+from ops import replay, topics
 from schemas.settings import Settings, SettingsError, load
-from simulator.embedded_log import EmbeddedLog
-from simulator.secured_listener import SecuredListener
 
 ROOT = Path(__file__).resolve().parents[2]
 USER, PASSWORD = "mirror", "correct-horse-7f"
@@ -148,7 +148,7 @@ def test_a_process_ends_with_one_line_and_without_the_password(secured: Any, dat
         "SLUICE_BROKER_CA": str(pem),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "control", "run", "index"],
+        [sys.executable, "-m", "cli", "run", "index"],
         env=environment,
         cwd=ROOT,
         capture_output=True,

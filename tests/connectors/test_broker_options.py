@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from connectors import broker
-from connectors.log import admin
+from connectors.kafka import client as broker
+from connectors.kafka.log import admin
 from schemas.settings import Settings
 
 SETTINGS = Settings(bootstrap="127.0.0.1:1")

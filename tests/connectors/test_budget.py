@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.budget import BURST_SHARE, HostBudget, HostPaused, requests_allowed
+from connectors.atproto.rate_budget import BURST_SHARE, HostBudget, HostPaused, requests_allowed
 from schemas.settings import Settings
 from steps.retry import Reason
 

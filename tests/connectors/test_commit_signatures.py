@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from connectors.commit_signatures import seq_of
-from connectors.keyring import Key, Lack
-from connectors.process import Health
-from connectors.stream import WAKE, Frame, StreamPartition
-from connectors.waiting import ForKeys
-from flows.firehose import Received, deduplicator, signature_checker
+from connectors.identity.commit_signatures import seq_of
+from connectors.identity.key_ring import Key, Lack
+from connectors.runtime.process import Health
+from connectors.atproto.stream import WAKE, Frame, StreamPartition
+from connectors.atproto.deferred_events import ForKeys
+from flows.firehose.flow import Received, deduplicator, signature_checker
 from schemas.settings import Settings
 from steps.cursor import Cursors
 from steps.dedup import Remembered
 from steps.deferred import SIZE_EACH, Deferred
-from steps.frames import Account, Commit, Identity
-from steps.verify_commit import Refused, Verified, VerifyReason
+from protocol.event_stream import Account, Commit, Identity
+from protocol.verify_commit import Refused, Verified, VerifyReason
 
 A, B = "https://a.example", "https://b.example"
 PLC, OTHER, WEB = "did:plc:" + "p" * 24, "did:plc:" + "o" * 24, "did:web:slow.example"
@@ -73,7 +73,7 @@ class Bench:
         self.deferred = Deferred[Received](1 << 20, untrusted)
         self.remembered = Remembered(1000)
         self.seq = 0
-        monkeypatch.setattr("connectors.commit_signatures.signed", lambda one, key: one.commit_block == key.encode())
+        monkeypatch.setattr("connectors.identity.commit_signatures.signed", lambda one, key: one.commit_block == key.encode())
         self._dedup = deduplicator(self.remembered, self.deferred)
         ring: Any = self.ring  # what the step uses of one
         self._signatures = signature_checker(Settings(), ring, self.remembered, self.deferred)
@@ -190,7 +190,7 @@ def test_no_cursor_passes_what_waits_and_a_dropped_copy_holds_its_own(bench: Ben
 
 def test_what_waited_is_given_out_in_batches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """H2, G4: a directory that comes back releases thousands of events at once."""
-    monkeypatch.setattr("connectors.commit_signatures.RELEASE_BYTES", 2)  # a frame here has one byte or two
+    monkeypatch.setattr("connectors.identity.commit_signatures.RELEASE_BYTES", 2)  # a frame here has one byte or two
     assert bench.pass_on(*(bench.commit(did) for did in (PLC, OTHER, PLC, PLC, OTHER, PLC))) == []
     bench.ring.answer(PLC, "key")
     bench.ring.answer(OTHER, "key")

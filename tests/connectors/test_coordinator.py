@@ -12,10 +12,11 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from fix_coordinator import Coordinator
 from flow_process import create_topics, group_positions, wait_until
 
-from connectors import broker, log_consumer
-from connectors.log import LogUnavailable
-from connectors.log_consumer import GroupConsumer
-from connectors.log_producer import LogProducer, Out
+from connectors.kafka import client as broker
+from connectors.kafka import consumer as log_consumer
+from connectors.kafka.consumer import GroupConsumer
+from connectors.kafka.log import LogUnavailable
+from connectors.kafka.producer import LogProducer, Out
 from schemas.settings import Settings
 
 TOPIC = "repo_backfill"

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from connectors.database import NestedTransaction, alone, dicts, own_transaction, tuples
+from connectors.postgres.connection import NestedTransaction, alone, dicts, own_transaction, tuples
 from schemas.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,10 @@ import pytest
 from flow_process import ROOT
 from psycopg import errors
 
-from connectors import database
-from connectors.database import AsyncPool, connect, tuples
+from connectors.postgres import connection as database
+from connectors.postgres.connection import AsyncPool, connect, tuples
+from local.embedded.database import EmbeddedDatabase
 from schemas.settings import Settings
-from simulator.embedded_database import EmbeddedDatabase
 
 FOLDERS = ("connectors", "flows", "control")
 UNBOUNDED = {"result", "join", "wait", "acquire", "flush", "list_topics", "getconn", "communicate"}
@@ -27,15 +27,15 @@ BOUNDED_BY_ARGUMENT = {"committed", "get_watermark_offsets", "position", "offset
 CLIENTS = ("consumer", "reader", "producer", "client")
 """Words in the names of what librdkafka's methods are called on."""
 ALLOWED = {  # (module, function): why no argument is needed
-    ("connectors/background.py", "put"): "a coroutine",
-    ("connectors/key_lookups.py", "_patient"): "done",
-    ("connectors/waiting.py", "finished"): "KeyRing.wait has a time of its own",
-    ("connectors/stream.py", "_watch"): "a task that is done",
-    ("connectors/resolver.py", "_ask_all"): "tasks that are done",
-    ("control/supervisor.py", "settle_end"): "Child.join is bounded",
-    ("control/supervisor.py", "drain"): "Child.join is bounded",
+    ("connectors/runtime/background_loop.py", "put"): "a coroutine",
+    ("connectors/identity/key_lookups.py", "_patient"): "done",
+    ("connectors/atproto/deferred_events.py", "finished"): "KeyRing.wait has a time of its own",
+    ("connectors/atproto/stream.py", "_watch"): "a task that is done",
+    ("connectors/identity/resolver.py", "_ask_all"): "tasks that are done",
+    ("local/supervisor.py", "settle_end"): "Child.join is bounded",
+    ("local/supervisor.py", "drain"): "Child.join is bounded",
     ("control/page/watcher.py", "_run"): "within wait_for",
-    ("control/commands/topics.py", "_serve"): "a command that serves until Ctrl-C",
+    ("cli/topics.py", "_serve"): "a command that serves until Ctrl-C",
 }
 
 
@@ -76,11 +76,11 @@ def _in_function(name: str, function: ast.FunctionDef | ast.AsyncFunctionDef) ->
             method == "connect"
             and isinstance(owner, ast.Name)
             and owner.id == "psycopg"
-            and name != "connectors/database.py"
+            and name != "connectors/postgres/connection.py"
         ):
-            why = "psycopg.connect: use connectors.database.connect"
+            why = "psycopg.connect: use connectors.postgres.connection.connect"
         elif method == "close" and isinstance(owner, ast.Name | ast.Attribute) and "consumer" in ast.unparse(owner):
-            why = "consumer.close(): use connectors.broker.close" if "GroupConsumer" not in _source(name) else ""
+            why = "consumer.close(): use connectors.kafka.client.close" if "GroupConsumer" not in _source(name) else ""
         if why:
             yield f"{name}:{node.lineno} {function.name}: {why}"
 

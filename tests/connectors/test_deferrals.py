@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from connectors.attempts import _unreachable
-from connectors.repos import Listed, RepoStore
-from connectors.resolver import IdentityUnreachable
+from connectors.identity.resolver import IdentityUnreachable
+from connectors.postgres.repo_queue import Listed, RepoStore
+from flows.backfill.worker import _unreachable
 from schemas import wire
 from schemas.settings import Settings
 from steps.retry import NOT_ASKED, Failure, GiveUp, PauseHost, Reason, RetryIn, RetryPolicy, decide, patience

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import psycopg
 from flow_process import wait_until
 
-from connectors.log_producer import LogProducer
-from connectors.repos import Listed, RepoStore
+from connectors.kafka.producer import LogProducer
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control import jobs
-from control.job_steps import JobSteps
-from schemas.jobs import JobSpec
+from control.tasks.job_steps import JobSteps
+from schemas.job_spec import JobSpec
 from schemas.settings import Settings, load
 
 FIRST, LAST = "did:plc:a", "did:plc:z"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from connectors.indexing import rules_of
+from flows.index.source import rules_of
 from schemas.settings import Settings
-from steps.gate_types import Rules
+from steps.gate.model import Rules
 
 ROOT = Path(__file__).parents[2]
 OF_SETTING = {

@@ -26,15 +26,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fix_simulator import Simulation
 
-from connectors import metrics
-from connectors.handles import HandleChecks, HandleResolver, open_handle_session
+from connectors.identity.handle_checks import HandleChecks, HandleResolver, open_handle_session
+from connectors.runtime import metrics
+from protocol.handle import Answer, Said
 from schemas.settings import Settings, SettingsError, load
 from schemas.sql import queries
 from simulator.config import SimulatorConfig
-from simulator.faults import Faults
-from simulator.names import NameServer
+from simulator.faults.faults import Faults
 from simulator.network import Network
-from steps.handles import Answer, Said
+from simulator.servers.dns import NameServer
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 WAIT_SECONDS = 90.0
@@ -82,8 +82,8 @@ async def ask(settings: Settings, handle: str) -> Said:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here a slow answer is an answer: the machine may be slower than a host may be."""
-    monkeypatch.setattr("connectors.handles.DNS_SECONDS", 60.0)
-    monkeypatch.setattr("connectors.handles.WEB_SECONDS", 60.0)
+    monkeypatch.setattr("connectors.identity.handle_checks.DNS_SECONDS", 60.0)
+    monkeypatch.setattr("connectors.identity.handle_checks.WEB_SECONDS", 60.0)
 
 
 @pytest.mark.usefixtures("patient")

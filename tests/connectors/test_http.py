@@ -12,7 +12,7 @@ from aiohttp import web
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from connectors.http import (
+from connectors.http.client import (
     LONGEST_WAIT_SECONDS,
     SMALL_JSON,
     Answer,
@@ -25,7 +25,7 @@ from connectors.http import (
     translated,
 )
 from schemas.settings import Settings
-from steps.outside_json import BadJson
+from protocol.encoding.bounded_json import BadJson
 
 PUBLIC = Settings(fetch_connect_seconds=2)
 OPEN = Settings(allow_private_hosts=True, fetch_connect_seconds=2)
@@ -129,7 +129,7 @@ def test_the_socket_guard_refuses_loopback_by_literal_and_by_name(host: str) -> 
 
 def test_a_redirect_is_guarded_like_a_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """G9: a public host that redirects to a private one."""
-    from connectors import http
+    from connectors.http import client as http
 
     real = http.address_allowed
     allowed = {"127.0.0.1": True}  # play the public host; 127.0.0.2 stays private
@@ -209,7 +209,7 @@ def _hops(locations: dict[str, str], settings: Settings = PUBLIC) -> tuple[Any, 
 )
 def test_every_hop_of_a_redirect_is_checked(monkeypatch: pytest.MonkeyPatch, location: str) -> None:
     """G9: only the last URL was checked, so https → http → https passed, and a userinfo became a header."""
-    from connectors import http
+    from connectors.http import client as http
 
     monkeypatch.setattr(http, "address_allowed", lambda _: True)
     real = http.check_url

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from flow_process import wait_until
 
-from connectors import http_server
-from connectors.process import Health
+from connectors.http import server as http_server
+from connectors.runtime.process import Health
 
 HALF = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 HALF_OPEN = 1000

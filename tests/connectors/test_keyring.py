@@ -18,12 +18,12 @@ import psycopg
 import pytest
 from flow_process import wait_until
 
-from connectors.host_names import NAMES_AT_ONCE, HostNames
-from connectors.key_lookups import PLC_TRIES, THROTTLED, WEB_PER_HOST, WEB_SECONDS, WebPermits, web_host
-from connectors.keyring import KeyRing, Lack
-from connectors.process import Health, Stopping
+from connectors.http.host_names import NAMES_AT_ONCE, HostNames
+from connectors.identity.key_lookups import PLC_TRIES, THROTTLED, WEB_PER_HOST, WEB_SECONDS, WebPermits, web_host
+from connectors.identity.key_ring import KeyRing, Lack
+from connectors.runtime.process import Health, Stopping
 from schemas.settings import Settings
-from simulator.keys import derive_key, multikey
+from simulator.repo.keys import derive_key, multikey
 
 KNOWN, NEW = "did:plc:" + "k" * 24, "did:plc:" + "n" * 24
 KEY = multikey(derive_key("secp256k1", "account"))
@@ -173,8 +173,8 @@ def test_being_put_off_counts_towards_nothing(
     directory: Directory, ring: KeyRing[str | None], database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it happens to one DID, and whatever the directory says about others meanwhile."""
-    monkeypatch.setattr("connectors.directory_pace.SHORTEST_REST_SECONDS", 0.05)
-    monkeypatch.setattr("connectors.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("connectors.identity.directory_pace.SHORTEST_REST_SECONDS", 0.05)
+    monkeypatch.setattr("connectors.identity.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
     know(database)
     directory.retry_after, directory.puts_off = "0", {NEW: 3 * PLC_TRIES}
     assert find(ring, {NEW, "did:plc:" + "m" * 24})[NEW] == f"did:key:{KEY}"
@@ -185,7 +185,7 @@ def test_a_directory_that_limits_us_for_long_does_not_hold_up_a_stop(
     directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = threading.Event()
-    monkeypatch.setattr("connectors.key_lookups.STOP", stop)
+    monkeypatch.setattr("connectors.identity.key_lookups.STOP", stop)
     directory.rate, directory.retry_after = 0.0, "300"
 
     def stop_when_refused() -> None:
@@ -262,9 +262,9 @@ def test_a_did_that_the_directory_refuses_for_ever_ends_while_others_are_answere
     directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """H3: one DID that is answered with 429 for ever held the firehose for ever."""
-    monkeypatch.setattr("connectors.directory_pace.SHORTEST_REST_SECONDS", 0.05)
-    monkeypatch.setattr("connectors.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr("connectors.key_lookups.PLC_SECONDS", 0.5)
+    monkeypatch.setattr("connectors.identity.directory_pace.SHORTEST_REST_SECONDS", 0.05)
+    monkeypatch.setattr("connectors.identity.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("connectors.identity.key_lookups.PLC_SECONDS", 0.5)
     directory.retry_after, directory.puts_off = "0", {NEW: 1_000_000}
     ring.ask({NEW})
     others = ("did:plc:" + "".join(letters) * 6 for letters in product("abcdefghijkl", repeat=4))
@@ -285,7 +285,7 @@ def test_negative_answers_hold_longer_with_each_failure_and_news_asks_at_once(
 ) -> None:
     """H5"""
     now = 1000.0
-    monkeypatch.setattr("connectors.keyring.time.monotonic", lambda: now)
+    monkeypatch.setattr("connectors.identity.key_ring.time.monotonic", lambda: now)
     directory.retry_after = None
     web = f"did:web:localhost%3A{directory.port}"  # answers 429
     holds = []
@@ -330,7 +330,7 @@ def test_names_whose_servers_are_silent_hold_up_no_trusted_name(monkeypatch: pyt
             raise socket.gaierror(socket.EAI_AGAIN, "silent")
         return real("127.0.0.1", *rest, **more)
 
-    monkeypatch.setattr("connectors.host_names.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("connectors.http.host_names.socket.getaddrinfo", getaddrinfo)
 
     async def main() -> None:
         names = HostNames(["plc.test"])

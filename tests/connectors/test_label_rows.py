@@ -4,11 +4,11 @@ import random
 import string
 from itertools import permutations
 
-from connectors.tables import Tables
+from flows.index.store import Tables
+from protocol.labels import MAX_KEY_BYTES, Label
+from protocol.labels import label as label_message
 from schemas import wire
 from schemas.settings import Settings
-from steps.labels import MAX_KEY_BYTES, Label
-from steps.labels import label as label_message
 
 SRC, URI = "did:plc:labeler", "at://did:plc:a/app.bsky.feed.post/3k"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from connectors.tables import Tables
+from flows.index.store import Tables
 from schemas.settings import Settings
 
 NAME = "firehose_backfill"

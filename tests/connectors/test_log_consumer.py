@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from flow_process import create_topics, wait_until
 
-from connectors.log_consumer import GroupConsumer
-from connectors.log_producer import LogProducer, Out
+from connectors.kafka.consumer import GroupConsumer
+from connectors.kafka.producer import LogProducer, Out
 from schemas.settings import load
 
 TOPIC = "repo_backfill"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from connectors import log_producer
-from connectors.log_producer import LARGE_BYTES, LogProducer, Out
+from connectors.kafka import producer as log_producer
+from connectors.kafka.producer import LARGE_BYTES, LogProducer, Out
 from schemas.settings import Settings
 
 

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 from virtual_loop import VirtualLoop, run_hours
 
-from connectors import directory_pace
-from connectors.directory_pace import Pace
-from connectors.host_lists import follow_hosts
-from connectors.losses import SKIP_SECONDS, fill_delay
-from connectors.paging import Listed, Listings, Range
-from connectors.relay import MAX_BARREN, Hosts, Pager
-from control.second_looks import AFTER_SECONDS
+from connectors.atproto.host_lists import follow_hosts
+from connectors.atproto.relay import MAX_BARREN, Hosts, Pager
+from connectors.identity import directory_pace
+from connectors.identity.directory_pace import Pace
+from control.tasks.dead_letter_retry import AFTER_SECONDS
+from flows.list_repos.crawler import Listed, Listings, Range
+from flows.list_repos.gap_recovery import SKIP_SECONDS, fill_delay
+from protocol.handle import Standing, next_check
 from schemas.settings import Settings
-from steps.handles import Standing, next_check
-from steps.jobs import Target
-from steps.paginator import Entry, Failure, Page, Skip, Trouble, failure_of
+from steps.job_states import Target
+from steps.listing.paginator import Entry, Failure, Page, Skip, Trouble, failure_of
+from steps.listing.progress import Filled, Narrowed
 from steps.reconnect import STEADY_SECONDS, reconnect_seconds
-from steps.standing import Filled, Narrowed
 
 DAY = 8  # hours
 RELAY, PDS = "https://relay.example", "https://pds.example"

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from connectors import patience
-from connectors.patience import patiently
-from connectors.process import Health, Stopping
+from connectors.runtime import patience
+from connectors.runtime.patience import patiently
+from connectors.runtime.process import Health, Stopping
 
 
 @pytest.fixture

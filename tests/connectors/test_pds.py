@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from connectors.budget import HostBudget
-from connectors.http import open_session
-from connectors.pds import Download, FetchFailed, PdsClient, origin
-from connectors.spool import Spool, SpoolBudget, SpoolFull
+from connectors.atproto.pds import Download, FetchFailed, PdsClient, origin
+from connectors.atproto.rate_budget import HostBudget
+from connectors.atproto.spool import Spool, SpoolBudget, SpoolFull
+from connectors.http.client import open_session
+from protocol.car import CarError, CarLimits
 from schemas.settings import Settings
-from steps.car import CarError, CarLimits
 from steps.retry import Failure, Reason
 
 START = b"\x3a\xa2"  # a header's length, and a map: the body may be a CAR

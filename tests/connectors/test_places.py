@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from connectors.places import CONFINED_SECONDS, LineTooLong, Places, TooSlow
-from steps.pace import LEAST_BYTES_PER_SECOND, SLOW_SECONDS, HostPace, Transfer
+from connectors.atproto.fetch_slots import CONFINED_SECONDS, LineTooLong, Places, TooSlow
+from steps.host_speed import LEAST_BYTES_PER_SECOND, SLOW_SECONDS, HostPace, Transfer
 
 DRIP = (0.2, 5.0)  # bytes a second, and after how many seconds each part comes
 
 
 @dataclass(slots=True)
 class Worker:
-    """Repos as `connectors/attempts.py` treats them: (host, size, bytes a second) each, again and again until fetched."""
+    """Repos as `flows/backfill/worker.py` treats them: (host, size, bytes a second) each, again and again until fetched."""
 
     places: Places
     done: dict[str, float] = field(default_factory=dict)

@@ -7,9 +7,10 @@ from typing import Any
 
 import cbrrr
 
-from connectors import log_consumer, recent
-from connectors.log_consumer import GroupConsumer
-from connectors.recent import Recent
+from connectors.atproto import recent_frames as recent
+from connectors.atproto.recent_frames import Recent
+from connectors.kafka import consumer as log_consumer
+from connectors.kafka.consumer import GroupConsumer
 from schemas.settings import Settings
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"

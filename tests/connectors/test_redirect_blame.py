@@ -11,11 +11,11 @@ import psycopg
 import pytest
 from aiohttp import web
 
-from connectors import budget as budget_module
-from connectors.budget import HostBudget, HostPaused
-from connectors.http import open_session
-from connectors.pds import FetchFailed, PdsClient
-from connectors.spool import SpoolBudget
+from connectors.atproto import rate_budget as budget_module
+from connectors.atproto.pds import FetchFailed, PdsClient
+from connectors.atproto.rate_budget import HostBudget, HostPaused
+from connectors.atproto.spool import SpoolBudget
+from connectors.http.client import open_session
 from control import hosts
 from control.errors import OperatorError
 from schemas.settings import Settings

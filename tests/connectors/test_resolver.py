@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from connectors.http import open_session
-from connectors.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.http.client import open_session
+from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from protocol.did_document import Identity, document_url
 from schemas.settings import Settings, load
-from steps.identity import Identity, document_url
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 MANY = ["did:plc:" + "abcdefghijklmnop"[n // 16] * 12 + "bcdefghijklmnopq"[n % 16] * 12 for n in range(200)]
@@ -209,7 +209,7 @@ def test_one_did_whose_answer_nobody_thought_of_leaves_the_others_alone(
                 raise OverflowError(did)
             return document_url(did, plc)
 
-        monkeypatch.setattr("connectors.resolver.document_url", odd)
+        monkeypatch.setattr("connectors.identity.resolver.document_url", odd)
         found = await resolver().resolve_many([DID, "did:web:odd.example"], max_age=60.0)
         assert isinstance(found[DID], Identity)
         assert isinstance(found["did:web:odd.example"], IdentityUnreachable)

@@ -13,16 +13,16 @@ import psycopg
 import pytest
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
-from connectors import indexing
-from connectors.indexing import Batch, Gate, IndexWriter, decode
-from connectors.log import Part
-from connectors.log_producer import Out
-from connectors.sifting import sift
-from connectors.tables import Tables
+from connectors.kafka.log import Part
+from connectors.kafka.producer import Out
+from flows.index import source as indexing
+from flows.index.sifting import sift
+from flows.index.source import Batch, Gate, IndexWriter, decode
+from flows.index.store import Tables
+from protocol.labels import MAX_KEY_BYTES
 from schemas import wire
 from schemas.settings import Settings
-from steps.gate_types import Rules
-from steps.labels import MAX_KEY_BYTES
+from steps.gate.model import Rules
 
 LIVE, LABELS = ("firehose_live", 0), ("label_live", 0)
 TIME = "2026-01-01T00:00:00.000Z"

@@ -15,17 +15,23 @@ from typing import Any
 import pytest
 from cbrrr import encode_dag_cbor
 
-from connectors.commit_signatures import deferred_events
-from connectors.keyring import KeyRing
-from connectors.process import Health
-from connectors.signatures import FOREIGN_SECONDS, STRANGER_LOOKS, STRANGER_SECONDS, Judged, LabelSignatures
-from connectors.stream import Frame
-from flows.labels import Checked, Received, encode_all, label_signer
+from connectors.atproto.stream import Frame
+from connectors.identity.commit_signatures import deferred_events
+from connectors.identity.key_ring import KeyRing
+from connectors.identity.label_signatures import (
+    FOREIGN_SECONDS,
+    STRANGER_LOOKS,
+    STRANGER_SECONDS,
+    Judged,
+    LabelSignatures,
+)
+from connectors.runtime.process import Health
+from flows.labels.flow import Checked, Received, encode_all, label_signer
+from protocol.event_stream import Labels
+from protocol.labels import LabelReason, LabelRejected
 from schemas import wire
 from schemas.settings import Check, Settings
-from simulator.keys import derive_key, multikey
-from steps.frames import Labels
-from steps.labels import LabelReason, LabelRejected
+from simulator.repo.keys import derive_key, multikey
 
 URL, OTHER = "https://labels.example", "https://other.example"
 KEY = derive_key("secp256k1", "labels")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 from aiohttp import web
 
-from connectors.stream import LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
+from connectors.atproto.stream import LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
 from schemas.settings import Settings
 from steps.reconnect import FAILED_MAX_SECONDS, reconnect_seconds
 

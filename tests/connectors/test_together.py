@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import pytest
 
-from connectors.together import Together
+from connectors.identity.batch_loader import Together
 
 
 def test_calls_during_a_call_share_the_next_one() -> None:

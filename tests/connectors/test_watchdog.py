@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from flow_process import ROOT, wait_until
 
-from connectors import watchdog
+from connectors.runtime import watchdog
 
 PRELUDE = """
 import ctypes, sys, threading, time
-from connectors import watchdog
-from connectors.process import STOP, Health, log_to_stderr, serve_health, stop_on_signals
+from connectors.runtime import watchdog
+from connectors.runtime.process import STOP, Health, log_to_stderr, serve_health, stop_on_signals
 log_to_stderr("json")
 stop_on_signals()
 health = Health("probe")
@@ -104,7 +104,7 @@ def test_an_event_loop_that_stands_still_ends_the_process(probe: Callable[..., P
     """H1: a loop in a thread beside a flow that goes on."""
     code = """
     import asyncio
-    from connectors.background import Background
+    from connectors.runtime.background_loop import Background
     async def main():
         await asyncio.sleep(0.2)
         time.sleep(60)

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from tiny_repo import Repo
 
-from connectors.background import Handover
-from connectors.claims import ClaimsPartition
-from connectors.pds import Download
-from connectors.places import Places
-from connectors.repos import Claim
-from connectors.spool import Spool, SpoolBudget
-from connectors.work import TURN_RECORDS, Chunk, Verdict, Work
-from flows.backfill import BATCH_BYTES, records, verify
+from connectors.runtime.background_loop import Handover
+from flows.backfill.source import ClaimsPartition
+from connectors.atproto.pds import Download
+from connectors.atproto.fetch_slots import Places
+from connectors.postgres.repo_queue import Claim
+from connectors.atproto.spool import Spool, SpoolBudget
+from flows.backfill.task import TURN_RECORDS, Chunk, Verdict, Work
+from flows.backfill.flow import BATCH_BYTES, records, verify
 from schemas import wire
-from steps.car import CarLimits
-from steps.identity import Identity
+from protocol.car import CarLimits
+from protocol.did_document import Identity
 from steps.retry import Unavailable
-from steps.snapshot import SnapshotReason
+from protocol.snapshot import SnapshotReason
 
 BUDGET = SpoolBudget(1 << 30, 1 << 30)
 
@@ -120,14 +120,14 @@ def test_a_turn_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     work = work_of(large_repo(100), [])
     assert work.verified()
     clock = count(0.0, 0.03)
-    monkeypatch.setattr("connectors.work.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    monkeypatch.setattr("flows.backfill.task.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
     assert [len(work.messages().values) for _ in range(3)] == [4, 4, 4]
     work.finish(None)
 
 
 def test_a_small_car_that_becomes_much_waits_as_bytes_until_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """H2: one such work is in memory at a time; the others take part in every batch meanwhile."""
-    monkeypatch.setattr("connectors.work.HEAVY_BYTES", 1_000_000)
+    monkeypatch.setattr("flows.backfill.task.HEAVY_BYTES", 1_000_000)
     verdicts: list[Verdict] = []
     heavy = [work_of(repeated(30, 100_000, name), verdicts) for name in "abc"]
     light = work_of(large_repo(5), verdicts)
@@ -151,7 +151,7 @@ def test_a_small_car_that_becomes_much_waits_as_bytes_until_it_is_chosen(monkeyp
 
 
 def test_a_parked_work_whose_claim_was_lost_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connectors.work.HEAVY_BYTES", 1_000_000)
+    monkeypatch.setattr("flows.backfill.task.HEAVY_BYTES", 1_000_000)
     verdicts: list[Verdict] = []
     heavy = [work_of(repeated(30, 100_000, name), verdicts) for name in "ab"]
     partition = _partition(heavy)

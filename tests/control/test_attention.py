@@ -10,15 +10,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from control import doctor
+from cli.status_text import page
+from connectors.kafka.offsets import Standing
 from control.attention import SILENT_SECONDS, as_json, attention
 from control.page.look import Look
 from control.page.sections import attention as section
-from control.positions import Standing
-from control.progress import plain
+from control.process_status import Sighting
 from control.status import Collector, Status
-from control.status_page import page
-from control.watch import Sighting
+from local.progress import plain
+from ops import doctor
 from schemas.settings import Settings
 
 NOW = 1_000_000.0

@@ -20,10 +20,10 @@ from flow_process import wait_until
 from settled import settle_repos
 from tiny_repo import Key, Repo, cid_of, sample
 
-from control.audit import Options, Report, Scope, audit
-from control.audit_network import Asked, AuditNetwork
+from connectors.atproto.repo_lookup import Asked, AuditNetwork
+from ops.audit import Options, Report, Scope, audit
+from ops.audit_repo import Head
 from schemas.settings import Settings, load
-from steps.audit import Head
 
 PATHS = [
     "app.bsky.feed.post/3kaaaaaaaaaa2", "app.bsky.feed.post/..", "app.bsky.feed/self", "app.bsky.feed.post-x/1",
@@ -199,7 +199,7 @@ def test_an_audit_that_was_stopped_goes_on(settings: Settings, monkeypatch: pyte
     """N5: resumable; what the first part found is in the report of the second."""
     settle_repos(settings, [sample(3, did=did(number)) for number in range(1, 9)])
     sql(settings, "delete from sluice.record where did = %s", did(2))
-    monkeypatch.setattr("control.audit.TOLD_SECONDS", 0.0)
+    monkeypatch.setattr("ops.audit.TOLD_SECONDS", 0.0)
     told: list[str] = []
 
     def stop(line: str) -> None:
@@ -321,7 +321,7 @@ def test_the_command(settings: Settings) -> None:
 
     def sluice(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "SLUICE_DATABASE": settings.database}
-        command = [sys.executable, "-m", "control", "audit", *arguments]
+        command = [sys.executable, "-m", "cli", "audit", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     settle_repos(settings, [odd(1), odd(2)])

@@ -7,9 +7,9 @@ import asyncio
 import psycopg
 from aiohttp import web
 
-from control.audit_network import AT_ONCE, AuditNetwork
+from connectors.atproto.repo_lookup import AT_ONCE, AuditNetwork
+from ops.audit_repo import Head
 from schemas.settings import Settings
-from steps.audit import Head
 
 REPOS = 3 * AT_ONCE
 

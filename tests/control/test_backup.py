@@ -14,14 +14,14 @@ from fix_database import data_folder, fresh_database
 from flow_process import wait_until
 from typer.testing import CliRunner
 
-from connectors.log_producer import LogProducer, Out
-from connectors.repos import Listed, RepoStore
-from control import backup as module
-from control.backup import backup, find_tool, restore
-from control.cli import app
+from cli.main import app
+from connectors.kafka.offsets import Positions
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control.errors import OperatorError
-from control.positions import Positions
-from control.restored import Restored
+from control.tasks.restored import Restored
+from ops import backup as module
+from ops.backup import backup, find_tool, restore
 from schemas import wire
 from schemas.settings import Settings, load
 

@@ -11,11 +11,12 @@ import pytest
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from connectors.repos import RepoStore
-from control import big_commits, second_looks
-from control.audit_network import AuditNetwork
-from control.big_commits import OLDEST_SECONDS, ROUND_DIDS, YOUNGEST_SECONDS, BigCommits
-from control.storms import Storms
+from connectors.atproto.repo_lookup import AuditNetwork
+from connectors.postgres.repo_queue import RepoStore
+from control.tasks import big_commits
+from control.tasks import dead_letter_retry as second_looks
+from control.tasks.big_commits import OLDEST_SECONDS, ROUND_DIDS, YOUNGEST_SECONDS, BigCommits
+from control.tasks.storms import Storms
 from schemas.settings import Settings
 
 OLD_REV = "2222222222222"

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 from flow_process import create_topics, wait_until
 
-from connectors.cursors import CursorStore
-from connectors.log_consumer import GroupConsumer
-from connectors.log_producer import LogProducer, Out
+from connectors.kafka.consumer import GroupConsumer
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.stream_cursors import CursorStore
 from schemas.settings import Settings, load
 
 RELAY = "https://relay.test"
@@ -33,7 +33,7 @@ class Desk:
             **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_BOOTSTRAP": settings.bootstrap,
             "SLUICE_TOPIC_PREFIX": settings.topic_prefix,
         }  # fmt: skip
-        command = [sys.executable, "-m", "control", "cursors", *arguments]
+        command = [sys.executable, "-m", "cli", "cursors", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def group(self, group: str, topic: str) -> dict[int, dict]:

@@ -18,19 +18,19 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from flow_process import create_topics, read_topic, wait_until
 
-from connectors.log import LogUnavailable, watermarks
-from connectors.log_producer import LogProducer, Out, dead_letter
+from connectors.kafka.log import LogUnavailable, watermarks
+from connectors.kafka.offsets import Positions
+from connectors.kafka.producer import LogProducer, Out, dead_letter
 from control.dead_letters import DeadLetters, LetterIndex, index_letters
 from control.errors import OperatorError
-from control.positions import Positions
-from control.pruning import LOOK_SECONDS, Pruned, Pruning
-from control.second_looks import AFTER_SECONDS, SecondLooks
+from control.tasks.dead_letter_retry import AFTER_SECONDS, SecondLooks
+from control.tasks.pruning import LOOK_SECONDS, Pruned, Pruning
+from protocol.event_stream import FrameReason
+from protocol.labels import LabelReason
+from protocol.verify_commit import VerifyReason
 from schemas import wire
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings, load
-from steps.frames import FrameReason
-from steps.labels import LabelReason
-from steps.verify_commit import VerifyReason
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2026-01-01T00:00:00.000Z"
@@ -306,7 +306,7 @@ def test_the_commands(desk: Desk) -> None:
             **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_BOOTSTRAP": settings.bootstrap,
             "SLUICE_TOPIC_PREFIX": settings.topic_prefix,
         }  # fmt: skip
-        command = [sys.executable, "-m", "control", "dead-letters", *arguments]
+        command = [sys.executable, "-m", "cli", "dead-letters", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     event = wire.encode(wire.AccountEvent(seq=1, time=TIME, did=DID, active=True))

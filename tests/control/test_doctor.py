@@ -18,10 +18,10 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from fix_simulator import Simulation, start_simulation
 
-from connectors.log import cluster_id
-from connectors.log_producer import LogProducer, Out
-from control import topics
-from control.doctor import Check, State, clock_check, disk_check, examine, near_start
+from connectors.kafka.log import cluster_id
+from connectors.kafka.producer import LogProducer, Out
+from ops import topics
+from ops.doctor import Check, State, clock_check, disk_check, examine, near_start
 from schemas.settings import Settings
 
 PARTITIONS = 2
@@ -180,7 +180,7 @@ def test_the_command_says_it_with_its_exit_code(whole: Settings) -> None:
     }
 
     def doctor(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "control", "doctor", *options]
+        command = [sys.executable, "-m", "cli", "doctor", *options]
         return subprocess.run(command, capture_output=True, text=True, env=environment | more, timeout=100, check=False)
 
     told = json.loads(doctor("--json").stdout)

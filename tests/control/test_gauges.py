@@ -10,12 +10,12 @@ import pytest
 from confluent_kafka import Producer
 from prometheus_client import REGISTRY
 
-from connectors import metrics
-from connectors.process import watch_disk
-from connectors.repos import Listed, RepoStore
-from control.gauges import TOP_HOSTS, Gauges, hosts_with_work
-from control.positions import Positions
+from connectors.kafka.offsets import Positions
+from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.runtime import metrics
+from connectors.runtime.process import watch_disk
 from control.process import export_lag
+from control.tasks.gauges import TOP_HOSTS, Gauges, hosts_with_work
 from schemas.settings import Settings
 
 RELAY = "https://relay.test"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from control import git_pages
-from control.git_pages import Repository, server
-from schemas import topic_docs
-from schemas.registry import schemas
-from simulator.guarded_process import free_port
+from local.embedded.guarded_process import free_port
+from ops import git_pages
+from ops.git_pages import Repository, server
+from tools import topic_docs
+from tools.json_schemas import schemas
 
 ALONE = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_TERMINAL_PROMPT": "0", "no_proxy": "*"}
 
@@ -55,7 +55,7 @@ def serving() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def test_pages_are_what_the_models_say() -> None:
-    """U2: whoever changes schemas/events.py or topics.yml runs `python -m schemas.topic_docs`."""
+    """U2: whoever changes schemas/events.py or topics.yml runs `python -m tools.topic_docs`."""
     assert {path.name: path.read_text("utf-8") for path in topic_docs.FOLDER.glob("*.md")} == topic_docs.pages()
 
 
@@ -107,7 +107,7 @@ def test_what_is_not_git_is_refused(serving: tuple[str, dict[str, str]]) -> None
 def test_the_command_serves_the_pages_of_the_settings(tmp_path: Path) -> None:
     """U2: what the service `topic-docs` of redpanda.yml runs; SIGTERM ends it with 0."""
     port = free_port()
-    command = [sys.executable, "-m", "control", "topics", "docs", "--serve", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "cli", "topics", "docs", "--serve", f"127.0.0.1:{port}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
     with subprocess.Popen(
         command, env=environment | {"SLUICE_TOPIC_PREFIX": "mine-"}, stdout=subprocess.PIPE, text=True
@@ -124,7 +124,7 @@ def test_the_command_serves_the_pages_of_the_settings(tmp_path: Path) -> None:
 
 def test_the_command_prints_a_page_or_says_what_there_is() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "control", "topics", "docs", *arguments]
+        command = [sys.executable, "-m", "cli", "topics", "docs", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert run("label_live").stdout == topic_docs.pages()["label_live.md"]

@@ -19,27 +19,27 @@ import pytest
 from fix_coordinator import Coordinator
 from flow_process import group_positions, wait_until
 
-from connectors.log_producer import LogProducer, Out, dead_letter
-from connectors.watchdog import EXIT_HUNG, EXIT_STUCK
-from control.supervisor import DRAIN_SECONDS, Child, Command, Supervisor
-from control.up import environment
+from connectors.kafka.producer import LogProducer, Out, dead_letter
+from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
+from local.supervisor import DRAIN_SECONDS, Child, Command, Supervisor
+from local.up import environment
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
-from simulator.guarded_process import free_port
+from local.embedded.guarded_process import free_port
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2026-01-01T00:00:00.000Z"
 START_SECONDS = 120.0
 WORK_SECONDS = 60.0  # H1: within a minute every process works on
-RUN = "from control.cli import main; main()"
+RUN = "from cli.main import main; main()"
 HANG = """
 import ctypes, pathlib
 def hang():
     mutex = ctypes.create_string_buffer(64)
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
-from connectors.indexing import IndexPartition
+from flows.index.source import IndexPartition
 poll = IndexPartition.poll
 def hanging(self):
     if pathlib.Path({flag!r}).exists():
@@ -49,7 +49,7 @@ def hanging(self):
 IndexPartition.poll = hanging
 """
 FAIL = """
-from connectors.indexing import IndexPartition
+from flows.index.source import IndexPartition
 def failing(self):
     raise ValueError("the shape of this is impossible")
 IndexPartition.poll = failing
@@ -57,8 +57,8 @@ IndexPartition.poll = failing
 
 
 BLIND = """
-from connectors.log import LogUnavailable
-from control.positions import Positions
+from connectors.kafka.log import LogUnavailable
+from connectors.kafka.offsets import Positions
 def parts(self, topics):
     raise LogUnavailable("list_topics: timed out")
 Positions.parts = parts
@@ -138,7 +138,7 @@ def test_a_flow_that_hangs_in_c_obeys_sigterm_within_its_grace(run: Run, setting
     flag = tmp_path / "hang"
     brief = settings.model_copy(update={"drain_seconds": 0.0})
     child = run.start(
-        "index", brief, HANG.format(flag=str(flag)) + "import control.run\ncontrol.run.STOP_SECONDS = 2.0\n"
+        "index", brief, HANG.format(flag=str(flag)) + "import local.run\ncontrol.run.STOP_SECONDS = 2.0\n"
     )
     run.until(lambda: run.health("index")[0] == 200, START_SECONDS)
     flag.touch()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from control.last_words import LastWords
+from local.last_words import LastWords
 
 PANIC = """
 thread '<unnamed>' panicked at src/run.rs:226:17:
@@ -20,14 +20,14 @@ note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
 """
 STACKS = """
 Thread 0x00007f5a3d7fa6c0 (most recent call first):
-  File "connectors/log_consumer.py", line 108 in commit
+  File "connectors/kafka/consumer.py", line 108 in commit
   ...
 Current thread 0x00007f5a412b3e80 (most recent call first):
   <no Python frame>
 """
 TRACEBACK = """
 Traceback (most recent call last):
-  File "control/run.py", line 80, in run
+  File "local/run.py", line 80, in run
     raise ValueError("what it was")
 ValueError: what it was
 """

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from control.commands.base import located
-from control.watch import Registry
+from cli.base import located
+from control.process_status import Registry
 
 
 @pytest.fixture

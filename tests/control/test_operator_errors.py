@@ -12,11 +12,11 @@ import pytest
 from fix_log import LogScope
 from typer.testing import CliRunner
 
-from connectors.migrations import migrate
-from control import topics
-from control.cli import app
+from cli.main import app
+from connectors.postgres.migrate import migrate
 from control.errors import OperatorError
-from control.replay import Replayed, as_text, asked
+from ops import topics
+from ops.replay import Replayed, as_text, asked
 from schemas.settings import Settings, load
 
 SLUICE = Path(sys.executable).with_name("sluice")

@@ -7,14 +7,14 @@ import logging
 
 from rich.console import Console
 
-from connectors import process
-from connectors.process import Health
-from control.positions import Standing
-from control.progress import Progress, troubles
+from cli.status_text import table
+from connectors.kafka.offsets import Standing
+from connectors.runtime import process
+from connectors.runtime.process import Health
+from control.process_status import Sighting
 from control.status import PHASES, Status
-from control.status_page import table
-from control.watch import Sighting
-from simulator.hostile import ESCAPES
+from local.progress import Progress, troubles
+from simulator.faults.hostile_lists import ESCAPES
 
 
 def clean(text: str) -> bool:

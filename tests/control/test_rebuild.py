@@ -12,11 +12,11 @@ from confluent_kafka import TopicPartition
 from fix_log import LogScope
 from flow_process import wait_until
 
-from connectors.log_producer import LogProducer, Out
-from connectors.migrations import migrate
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.migrate import migrate
 from control.errors import OperatorError
-from control.rebuild import rebuild
-from control.up import environment
+from local.up import environment
+from ops.rebuild import rebuild
 from schemas import wire
 from schemas.settings import Settings
 
@@ -71,7 +71,7 @@ WAITING = "select pid from pg_locks where locktype = 'advisory' and not granted 
 def test_a_rebuild_that_was_killed_goes_on_where_it_stood(settings: Settings, blank_database: str) -> None:
     """G2: SIGKILL in the middle of a transaction; the next one begins at the durable position, and the result is whole."""
     given = os.environ | environment(settings.model_copy(update={"database": ""}), 0)
-    command = [sys.executable, "-P", "-m", "control", "replay", "--all", "--into", blank_database]
+    command = [sys.executable, "-P", "-m", "cli", "replay", "--all", "--into", blank_database]
     migrate(blank_database)
     with psycopg.connect(blank_database, autocommit=True) as db:
         db.execute(STANDS_STILL)

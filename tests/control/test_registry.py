@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from fix_log import LogScope
 
-from schemas import registry, wire
+from schemas import wire
 from schemas.settings import load
+from tools import json_schemas as registry
 
 Posted = list[tuple[str, dict[str, str]]]
 
@@ -43,7 +44,7 @@ def schema_registry() -> Iterator[tuple[str, Posted]]:
 
 
 def test_the_files_are_what_the_models_say() -> None:
-    """U2: whoever changes schemas/events.py runs `python -m schemas.registry`."""
+    """U2: whoever changes schemas/events.py runs `python -m tools.json_schemas`."""
     written = {path.stem: path.read_text("utf-8") for path in registry.FOLDER.glob("*.json")}
     assert written == {topic: registry.text(schema) for topic, schema in registry.schemas().items()}
 
@@ -89,7 +90,7 @@ def test_topics_apply_registers_them(schema_registry: tuple[str, Posted], log_sc
 
     def applied(registry_url: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "control", "topics", "apply"],
+            [sys.executable, "-m", "cli", "topics", "apply"],
             env=environment | {"SLUICE_SCHEMA_REGISTRY": registry_url},
             capture_output=True,
             text=True,

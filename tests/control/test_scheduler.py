@@ -16,16 +16,16 @@ from confluent_kafka import Producer, TopicPartition
 from fix_log import LogScope
 from flow_process import WAIT_SECONDS, read_topic, wait_until
 
-from connectors.log_consumer import GroupConsumer
-from connectors.log_producer import LogProducer, partition_of
-from connectors.repos import Listed, RepoStore
-from control.positions import Positions
-from control.scheduler import Leader, Scheduler, lost_tasks, task_topic
-from control.up import environment
+from connectors.kafka.consumer import GroupConsumer
+from connectors.kafka.offsets import Positions
+from connectors.kafka.producer import LogProducer, partition_of
+from connectors.postgres.repo_queue import Listed, RepoStore
+from control.tasks.scheduler import Leader, Scheduler, lost_tasks, task_topic
+from local.embedded.guarded_process import free_port
+from local.embedded.log import EmbeddedLog
+from local.up import environment
 from schemas import wire
 from schemas.settings import Settings
-from simulator.embedded_log import EmbeddedLog
-from simulator.guarded_process import free_port
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0  # within what a pod is given
@@ -210,7 +210,7 @@ def test_one_of_two_leads_and_the_other_takes_over(settings: Settings) -> None:
 def running_control(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A real control process, and its HTTP port."""
     port = free_port()
-    command = [sys.executable, "-P", "-m", "control", "run", "control"]
+    command = [sys.executable, "-P", "-m", "cli", "run", "control"]
     process = subprocess.Popen(command, env=os.environ | environment(settings, port), stderr=subprocess.DEVNULL)
     try:
         yield process, port

@@ -12,9 +12,9 @@ import sys
 import psycopg
 import pytest
 
-from connectors import process
+from cli.settings_text import page
+from connectors.runtime import process
 from control.errors import one_line
-from control.settings_page import page
 from schemas.settings import Settings
 
 PASSWORD, TOKEN = 'pa:s/s"@word', 'a "quoted" token'
@@ -67,7 +67,7 @@ def test_no_command_shows_a_secret() -> None:
     }
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")} | variables
     for command in (["settings"], ["migrate"], ["run", "control"]):
-        run = [sys.executable, "-m", "control", *command]
+        run = [sys.executable, "-m", "cli", *command]
         done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=120, check=False)
         assert "hunter" not in done.stdout + done.stderr, command
         assert done.stdout + done.stderr

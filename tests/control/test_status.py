@@ -14,12 +14,12 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from rich.console import Console
 
-from connectors.repos import Listed, RepoStore
-from control.positions import Positions, Standing
-from control.progress import Progress, plain, rated, troubles
-from control.settings_page import page as settings_page
+from cli.settings_text import page as settings_page
+from cli.status_text import page, rows, table
+from connectors.kafka.offsets import Positions, Standing
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control.status import JOBS_SHOWN, Collector, Status
-from control.status_page import page, rows, table
+from local.progress import Progress, plain, rated, troubles
 from schemas.settings import Settings, load
 
 DIDS = [f"did:plc:{number:024}" for number in range(5)]

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from flow_process import wait_until
 
-from connectors.log import LogUnavailable
-from control import steps
-from control.steps import Close, Kind, Step, StepThread, Work
+from connectors.kafka.log import LogUnavailable
+from control.tasks import runner as steps
+from control.tasks.runner import Close, Kind, Step, StepThread, Work
 
 Run = Callable[..., StepThread]
 

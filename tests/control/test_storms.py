@@ -10,14 +10,14 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from connectors import metrics
-from connectors.log_producer import LogProducer
-from connectors.repos import FOREVER, Listed, RepoStore
-from control import storms
-from control.positions import Positions
-from control.scheduler import Scheduler
-from control.settled import Settled
-from control.storms import Storms, listed, release
+from connectors.runtime import metrics
+from connectors.kafka.producer import LogProducer
+from connectors.postgres.repo_queue import FOREVER, Listed, RepoStore
+from control.tasks import storms
+from connectors.kafka.offsets import Positions
+from control.tasks.scheduler import Scheduler
+from control.tasks.settled import Settled
+from control.tasks.storms import Storms, listed, release
 from schemas.settings import Settings
 
 RELAY = "https://relay.example"
@@ -83,7 +83,7 @@ def test_a_listing_is_not_compared_with_rows_that_wait_for_the_log(
     settings: Settings, db: psycopg.Connection[Any], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The index lags by more than the grace; nothing was lost, and nothing is queued again."""
-    monkeypatch.setattr("control.settled.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("control.tasks.settled.FRESH_SECONDS", 0.0)
     now = time.time()
     listed_ahead(db, 267, GRACE + 60)
     reads_to(db, now)
@@ -103,7 +103,7 @@ def test_a_listing_is_not_compared_with_a_stream_that_has_not_come_so_far(
     settings: Settings, db: psycopg.Connection[Any], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The firehose catches up with hours that it was away; the events are at the relay, not lost."""
-    monkeypatch.setattr("control.settled.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("control.tasks.settled.FRESH_SECONDS", 0.0)
     now = time.time()
     listed_ahead(db, 5, GRACE + 60)
     reads_to(db, now - 3600)

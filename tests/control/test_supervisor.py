@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from control.supervisor import Command, LogFile, Supervisor, back_off, ending
+from local.supervisor import Command, LogFile, Supervisor, back_off, ending
 
 WAIT_SECONDS = 60.0
 OBEDIENT = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('up', flush=True)\ntime.sleep(600)"
@@ -149,11 +149,11 @@ def test_children_keep_no_setting_of_the_supervisors_own_environment(
 
 def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     """kill -9 of `up` leaves nothing behind."""
-    child = "import os, sys, time; from control.run import die_with; die_with(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(600)"
+    child = "import os, sys, time; from local.run import die_with; die_with(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(600)"
     parent = f"""
     import os, sys, time
     from pathlib import Path
-    from control.supervisor import Command, Supervisor
+    from local.supervisor import Command, Supervisor
     supervisor = Supervisor(Path({str(tmp_path)!r}), lambda *_: None)
     supervisor.add(Command("c", "c", (sys.executable, "-c", {child!r}, str(os.getpid())), {{}}))
     time.sleep(600)

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from control.positions import Standing
+from connectors.kafka.offsets import Standing
+from control.process_status import Sighting
 from control.status import PHASES, Status
-from control.synced import QUIET_SECONDS, Synced
-from control.watch import Sighting
+from local.until_synced import QUIET_SECONDS, Synced
 from schemas.settings import load
 
 RELAY = "https://relay.test"

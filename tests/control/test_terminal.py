@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import signal, sys, time
 from contextlib import nullcontext
-from control.terminal import foreground
+from local.terminal import foreground
 def end(*_):
     print("drained", flush=True)
     time.sleep(0.3)
@@ -58,7 +58,7 @@ def test_without_the_terminal_make_would_fail(tmp_path: Path) -> None:
 
 
 def test_nothing_happens_without_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    from control.terminal import foreground
+    from local.terminal import foreground
 
     monkeypatch.delenv("MAKELEVEL", raising=False)
     group = os.getpgrp()

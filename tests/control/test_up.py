@@ -17,7 +17,7 @@ import pytest
 from fix_simulator import Simulation
 from flow_process import is_running
 
-from control.watch import Registry, look, registered
+from control.process_status import Registry, look, registered
 
 pytestmark = pytest.mark.timeout(600)
 SLUICE = Path(sys.executable).with_name("sluice")

@@ -13,15 +13,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from control import preflight
-from control.cli import app
+from cli.main import app
 from control.errors import OperatorError
-from control.preflight import check_embeddable
+from control.process_status import FILE
 from control.status import Status
-from control.up import totals
-from control.watch import FILE
+from local import preflight
+from local.embedded.database import DatabaseUnavailable, EmbeddedDatabase, find_binaries, first_error
+from local.preflight import check_embeddable
+from local.up import totals
 from schemas.settings import Settings
-from simulator.embedded_database import DatabaseUnavailable, EmbeddedDatabase, find_binaries, first_error
 
 DID = "did:plc:" + "a" * 24
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"

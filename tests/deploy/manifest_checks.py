@@ -1,7 +1,7 @@
 """What no schema knows of our manifests: `faults(documents) -> sentences`, empty where all is well.
 
 Pods are checked against the code: their settings are loaded by the real settings class, their commands parsed by the real
-command line, and what a process needs is asked of `control.run`.
+command line, and what a process needs is asked of `local.run`.
 """
 
 import os
@@ -14,10 +14,10 @@ from unittest.mock import patch
 from rendering import Document
 from typer.main import get_command
 
-from connectors.log_producer import DELIVERY_SECONDS
-from control.cli import app
+from cli.main import app
+from connectors.kafka.producer import DELIVERY_SECONDS
 from control.errors import OperatorError
-from control.run import PROCESSES, require
+from local.run import PROCESSES, require
 from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
 
 SINGLE = {"list-repos", "firehose", "labels"}

@@ -26,10 +26,10 @@ from typing import Any
 import psutil
 import yaml
 
-from bench.simulated import simulated
-from bench.stack import stack, until
-from control.run import PROCESSES
-from simulator.guarded_process import free_port
+from bench.support.simulated import simulated
+from bench.support.stack import stack, until
+from local.embedded.guarded_process import free_port
+from local.run import PROCESSES
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "deploy" / "k8s" / "base" / "processes"
 CGROUP = Path("/sys/fs/cgroup/memory")

@@ -10,8 +10,8 @@ from manifest_checks import TAGGED, misread, settings_of
 from rendering import ROOT, read
 
 from control.api.guard import Scope, held_scope, needs_token
-from control.git_pages import BRANCH
-from control.run import PROCESSES, require
+from local.run import PROCESSES, require
+from ops.git_pages import BRANCH
 
 TEXT = (ROOT / "redpanda.yml").read_text("utf-8")
 ENV = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text("utf-8"), re.MULTILINE))

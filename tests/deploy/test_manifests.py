@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from manifest_checks import faults, misread, pods
 from rendering import COMPONENTS, K8S, OVERLAYS, ROOT, Document, copy, read, render, with_components
 
-from control.positions import GROUP_TOPICS
+from connectors.kafka.offsets import GROUP_TOPICS
 from schemas.settings import Settings
 
 OLDEST, NEWEST = "1.29", "1.37"  # matchLabelKeys of topology spread came with 1.27, and 1.29 is what we promise

@@ -4,7 +4,7 @@ import re
 
 from rendering import ROOT
 
-from control.metrics_page import PAGE, declared, page, row
+from tools.metrics_page import PAGE, declared, page, row
 
 NAMES = """
 ingester_firehose_events_total ingester_firehose_live_length ingester_firehose_backfill_length
@@ -26,7 +26,7 @@ PREDECESSOR = set(re.findall(r"\w+", NAMES))
 
 def test_the_page_has_todays_metrics() -> None:
     text = PAGE.read_text("utf-8")
-    assert page(text) == text, "run .venv/bin/python -m control.metrics_page"
+    assert page(text) == text, "run .venv/bin/python -m tools.metrics_page"
     assert page(text.replace("| gauge |", "| counter |", 1)) == text, "a line that is wrong is seen"
 
 

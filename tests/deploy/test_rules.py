@@ -13,8 +13,8 @@ import yaml
 from prometheus_client import REGISTRY
 from rendering import K8S, ROOT
 
-import connectors.metrics  # noqa: F401 - registers every metric
-from connectors.stream import PATIENCE_WITHOUT_CURSOR
+import connectors.runtime.metrics  # noqa: F401 - registers every metric
+from connectors.atproto.stream import PATIENCE_WITHOUT_CURSOR
 from schemas.settings import Settings
 
 MONITORING = K8S / "base" / "monitoring"

@@ -25,7 +25,7 @@ from confluent_kafka.admin import (
 from fix_log import LogScope, admin_client, create_topic
 from fix_proxy import Proxy
 
-from simulator.embedded_log import EmbeddedLog, LogUnavailable
+from local.embedded.log import EmbeddedLog, LogUnavailable
 
 MIB = 1024 * 1024
 WAIT_SECONDS = 60
@@ -255,7 +255,7 @@ def test_a_failed_fetch_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypat
 def test_a_data_folder_in_use_is_one_line(
     private_log: EmbeddedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulator.embedded_log.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("local.embedded.log.BUSY_SECONDS", 0.2)
     with pytest.raises(LogUnavailable, match="is in use by another process"):
         EmbeddedLog(tmp_path / "log").start()
     assert private_log.running

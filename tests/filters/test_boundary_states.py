@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_filtered_index import LIKE, POST, Bed, commit, created, op, outcome
 
-from connectors.repos import Listed
+from connectors.postgres.repo_queue import Listed
 from control.filters import FilterWalk
 from schemas import wire
 

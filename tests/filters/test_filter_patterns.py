@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.filters import FilterSpec, is_pattern
-from steps.filters import EVERYTHING, Filter, covers
+from schemas.filter_spec import FilterSpec, is_pattern
+from steps.gate.filters import EVERYTHING, Filter, covers
 
 label = st.sampled_from(["a", "b", "ab", "abc", "feed-x"])
 nsid = st.lists(label, min_size=3, max_size=5).map(".".join)

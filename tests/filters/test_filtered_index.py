@@ -10,17 +10,17 @@ import psycopg
 import pytest
 from flow_process import wait_until
 
-from connectors.indexing import Gate
-from connectors.repos import Listed, RepoStore
-from connectors.tables import Tables
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control import filters
 from control.errors import OperatorError
 from control.filters import FilterWalk
+from flows.index.source import Gate
+from flows.index.store import Tables
 from schemas import wire
-from schemas.filters import FilterSpec
+from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
-from steps.gate_types import Rules
-from steps.settle import Placed
+from steps.gate.batch import Placed
+from steps.gate.model import Rules
 
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 TIME = "2026-01-01T00:00:00.000Z"

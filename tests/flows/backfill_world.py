@@ -12,9 +12,9 @@ import psycopg
 from fix_simulator import RepoTruth, Simulation
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
-from connectors.log import cluster_id
-from connectors.log_producer import LogProducer, Out
-from connectors.repos import Listed, RepoStore
+from connectors.kafka.log import cluster_id
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.repo_queue import Listed, RepoStore
 from schemas import wire
 from schemas.settings import Settings
 

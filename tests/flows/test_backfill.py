@@ -11,12 +11,12 @@ from backfill_world import World
 from fix_simulator import Simulation
 from flow_process import group_positions, read_topic, wait_until
 
-from connectors.log import cluster_id, watermarks
-from connectors.log_consumer import GroupConsumer
-from connectors.log_producer import Out
-from connectors.repos import Listed
+from connectors.kafka.consumer import GroupConsumer
+from connectors.kafka.log import cluster_id, watermarks
+from connectors.kafka.producer import Out
+from connectors.postgres.repo_queue import Listed
+from protocol.encoding.record_json import body_cid
 from schemas import wire
-from steps.record_json import body_cid
 
 Make = Callable[..., World]
 Simulator = Callable[..., Simulation]

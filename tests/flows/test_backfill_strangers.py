@@ -15,7 +15,7 @@ from backfill_world import World
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from connectors.attempts import DOUBTED_AFTER
+from flows.backfill.worker import DOUBTED_AFTER
 
 Make = Callable[..., World]
 Simulator = Callable[..., Simulation]

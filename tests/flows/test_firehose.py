@@ -14,9 +14,9 @@ from fix_proxy import Proxy
 from fix_simulator import Simulation
 from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
+from local.embedded.log import EmbeddedLog
 from schemas import wire
 from schemas.settings import Settings
-from simulator.embedded_log import EmbeddedLog
 
 FIRST_SEQ = 1000
 # one PDS: nobody migrates, so no key changes between a commit and its late reader

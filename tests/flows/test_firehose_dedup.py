@@ -6,13 +6,13 @@ from typing import Any
 
 from tiny_repo import DID, REV, car, sample
 
-from connectors.commit_signatures import deferred_events
-from connectors.stream import Frame
-from flows.firehose import Received, deduplicator
+from connectors.atproto.stream import Frame
+from connectors.identity.commit_signatures import deferred_events
+from flows.firehose.flow import Received, deduplicator
+from protocol.event_stream import Commit
+from protocol.syntax import tid_micros
+from protocol.verify_commit import Verified, verify
 from steps.dedup import Remembered
-from steps.frames import Commit
-from steps.syntax import tid_micros
-from steps.verify_commit import Verified, verify
 
 REPO = sample(3)
 TIME = "2026-01-01T00:00:00.000Z"

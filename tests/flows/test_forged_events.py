@@ -13,10 +13,10 @@ from flow_process import wait_until
 from hostile_relay import HostileRelay
 from tiny_repo import Key, Repo, car, cid_of
 
-from steps.cid import cid_str
-from steps.frames import FrameReason
-from steps.syntax import tid_from_micros
-from steps.verify_commit import VerifyReason
+from protocol.cid import cid_str
+from protocol.event_stream import FrameReason
+from protocol.syntax import tid_from_micros
+from protocol.verify_commit import VerifyReason
 
 NOW = time.time_ns() // 1000
 START = NOW - 3_600_000_000

@@ -13,20 +13,21 @@ import pytest
 from hostile_frames import framed, item_bomb, many_names, nested_field, nested_header
 from tiny_repo import DID, Key
 
-from connectors.commit_signatures import deferred_events
-from connectors.log_producer import Out
-from connectors.stream import POLL_BYTES, Frame
-from flows import firehose, labels
+from connectors.atproto.stream import POLL_BYTES, Frame
+from connectors.identity.commit_signatures import deferred_events
+from connectors.kafka.producer import Out
+from flows.firehose import flow as firehose
+from flows.firehose.encode import BODY_LEAST, BODY_TIMES, commit_message
+from flows.labels import flow as labels
+from protocol import event_stream as frames_step
+from protocol import labels as labels_step
+from protocol import verify_commit
+from protocol.event_stream import MAX_FRAME_BYTES, Rejected, decode, position, sequence
+from protocol.verify_commit import Verified, VerifyReason
 from schemas import wire
 from schemas.settings import Check, Settings
-from steps import frames as frames_step
-from steps import labels as labels_step
-from steps import verify_commit
 from steps.cursor import Cursors
 from steps.dedup import Remembered
-from steps.frames import MAX_FRAME_BYTES, Rejected, decode, position, sequence
-from steps.live_messages import BODY_LEAST, BODY_TIMES, commit_message
-from steps.verify_commit import Verified, VerifyReason
 
 SETTINGS = Settings(verify_signature=Check.OFF)
 TIME = "2026-01-01T00:00:00.000Z"

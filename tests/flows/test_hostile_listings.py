@@ -9,7 +9,7 @@ from fix_flow import FlowBed
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from simulator.hostile import KINDS
+from simulator.faults.hostile_lists import KINDS
 
 Start = Callable[..., Simulation]
 QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 0.5, "list_hosts_recheck_seconds": 0.5}

@@ -8,9 +8,9 @@ from backfill_world import World
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from control.status_page import rows, table
-from simulator.hostile import ESCAPES
-from steps.printable import is_printable
+from cli.status_text import rows, table
+from protocol.encoding.printable import is_printable
+from simulator.faults.hostile_lists import ESCAPES
 
 Simulator = Callable[..., Simulation]
 Make = Callable[..., World]

@@ -16,7 +16,7 @@ from hostile_frames import item_bomb, many_names, nested_field, nested_header
 from hostile_relay import HostileRelay
 from tiny_repo import Key, car, sample
 
-from steps.syntax import tid_from_micros
+from protocol.syntax import tid_from_micros
 
 Start = Callable[..., Simulation]
 SIZE: dict[str, Any] = {"repos": 30, "records_per_repo": 2, "pdses": 1}

@@ -14,9 +14,9 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
 
-from connectors.log import cluster_id
-from connectors.log_producer import LogProducer, Out, partition_of
-from connectors.tables import PartitionLost, Tables
+from connectors.kafka.log import cluster_id
+from connectors.kafka.producer import LogProducer, Out, partition_of
+from flows.index.store import PartitionLost, Tables
 from schemas import wire
 from schemas.settings import Settings, load
 

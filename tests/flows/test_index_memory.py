@@ -7,7 +7,7 @@ import psutil
 from flow_process import wait_until
 from test_index import CID, TIME, World, did, world
 
-from connectors.log_producer import LARGE_BYTES, Out
+from connectors.kafka.producer import LARGE_BYTES, Out
 from schemas import wire
 
 __all__ = ["world"]

@@ -11,7 +11,7 @@ from fix_flow import FlowBed
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from control.skipped import fill_now
+from control.skipped_ranges import fill_now
 from schemas.settings import Settings
 
 Start = Callable[..., Simulation]

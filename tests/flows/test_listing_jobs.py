@@ -11,7 +11,7 @@ from fix_simulator import Simulation
 from flow_process import wait_until
 
 from control import jobs
-from schemas.jobs import Job, JobSpec, JobStatus
+from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings
 
 Start = Callable[..., Simulation]

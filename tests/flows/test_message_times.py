@@ -5,9 +5,9 @@ from __future__ import annotations
 from hostile_frames import many_names
 from tiny_repo import Key
 
-from connectors.indexing import Batch, decode
-from connectors.stream import Frame
-from flows import firehose
+from connectors.atproto.stream import Frame
+from flows.firehose import flow as firehose
+from flows.index.source import Batch, decode
 from schemas.settings import Check, Settings
 
 CAME = 1_700_000_000_123

@@ -11,7 +11,7 @@ from backfill_world import World
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from connectors.places import LineTooLong, Places
+from connectors.atproto.fetch_slots import LineTooLong, Places
 
 CONCURRENCY, SHARE = 6, 2
 

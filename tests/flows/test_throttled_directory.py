@@ -8,7 +8,7 @@ from fix_flow import FlowBed
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from connectors.key_lookups import THROTTLED
+from connectors.identity.key_lookups import THROTTLED
 
 
 def test_a_directory_that_limits_our_requests_delays_the_firehose_and_refuses_nothing(

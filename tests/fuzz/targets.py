@@ -10,32 +10,42 @@ from typing import Any
 
 import libipld
 
-from connectors.commit_signatures import deferred_events
-from connectors.directory_proof import read_document, says_no
-from connectors.http import LIST_JSON, SMALL_JSON, Answer, HostRefused, check_url, redirected, retry_after, xrpc_error
-from connectors.log_producer import Out
-from connectors.relay import Pager
-from connectors.stream import Frame
-from flows import firehose, labels
+from connectors.atproto.relay import Pager
+from connectors.atproto.stream import Frame
+from connectors.http.client import (
+    LIST_JSON,
+    SMALL_JSON,
+    Answer,
+    HostRefused,
+    check_url,
+    redirected,
+    retry_after,
+    xrpc_error,
+)
+from connectors.identity.commit_signatures import deferred_events
+from connectors.identity.directory_probe import read_document, says_no
+from connectors.kafka.producer import Out
+from flows.firehose import flow as firehose
+from flows.labels import flow as labels
+from protocol.car import CarError, CarLimits, index_bytes, salvaged
+from protocol.commit import CommitRejected, parse_commit
+from protocol.did_document import IdentityRejected
+from protocol.encoding.bounded_json import BadJson, decode
+from protocol.encoding.cbor_scan import ScanError, nested_deeper, scan_all
+from protocol.encoding.record_json import body_cid, record_body
+from protocol.event_stream import MAX_ITEMS, Labels, position, sequence
+from protocol.handle import from_txt, from_well_known, joined, judge
+from protocol.labels import label_signed
+from protocol.mst.invert import Change, Unproven, invert
+from protocol.mst.node import MstError, parse_node
+from protocol.snapshot import Limits, SnapshotRejected, from_car_error, opening
+from protocol.verify_commit import Verified, signed
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Check, Settings
-from steps.car import CarError, CarLimits, index_bytes, salvaged
-from steps.cbor_scan import ScanError, nested_deeper, scan_all
-from steps.commit import CommitRejected, parse_commit
 from steps.cursor import Cursors
 from steps.dedup import Remembered
-from steps.frames import MAX_ITEMS, Labels, position, sequence
-from steps.handles import from_txt, from_well_known, joined, judge
-from steps.identity import IdentityRejected
-from steps.invert import Change, Unproven, invert
-from steps.labels import label_signed
-from steps.mst_node import MstError, parse_node
-from steps.outside_json import BadJson, decode
-from steps.paginator import Failure, failure_of, read_page
-from steps.record_json import body_cid, record_body
-from steps.snapshot import Limits, SnapshotRejected, from_car_error, opening
-from steps.verify_commit import Verified, signed
+from steps.listing.paginator import Failure, failure_of, read_page
 
 DATA = b"\x01\x71\x12\x20" + bytes(32)
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_repo import DID, Key, Repo, sample
 
-from steps.car import CarError, index_bytes
-from steps.commit import Commit as CommitObject
-from steps.commit import CommitRejected, parse_commit
-from steps.frames import Commit, Message, Rejected, Sync, decode
-from steps.invert import Change, Unproven, invert
-from steps.labels import Label, LabelRejected, label, label_signed
-from steps.live_messages import commit_message
-from steps.mst_node import MstError, parse_node
-from steps.record_json import record_body
-from steps.syntax import tid_micros
-from steps.verify_commit import Refused, Verified, signed, verify
+from flows.firehose.encode import commit_message
+from protocol.car import CarError, index_bytes
+from protocol.commit import Commit as CommitObject
+from protocol.commit import CommitRejected, parse_commit
+from protocol.encoding.record_json import record_body
+from protocol.event_stream import Commit, Message, Rejected, Sync, decode
+from protocol.labels import Label, LabelRejected, label, label_signed
+from protocol.mst.invert import Change, Unproven, invert
+from protocol.mst.node import MstError, parse_node
+from protocol.syntax import tid_micros
+from protocol.verify_commit import Refused, Verified, signed, verify
 
 KEY = Key()
 REPO = sample(12, key=KEY)

@@ -15,18 +15,18 @@ import psycopg
 import pytest
 from flow_process import wait_until
 
-from connectors.indexing import Batch, Decoded, Gate, IndexWriter
-from connectors.migrations import migrate
-from connectors.repos import Claim, Listed, RepoStore
-from connectors.tables import Tables
+from connectors.postgres.migrate import migrate
+from connectors.postgres.repo_queue import Claim, Listed, RepoStore
 from control import jobs
+from flows.index.source import Batch, Decoded, Gate, IndexWriter
+from flows.index.store import Tables
+from local.embedded.database import EmbeddedDatabase
 from schemas import wire
-from schemas.jobs import Job, JobSpec, JobStatus
+from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
-from simulator.embedded_database import EmbeddedDatabase
-from steps.gate_types import Rules
-from steps.settle import Placed
+from steps.gate.batch import Placed
+from steps.gate.model import Rules
 
 SQL = queries("jobs")
 WORKERS, REPOS = 8, 5000

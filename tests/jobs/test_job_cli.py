@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from connectors.repos import Listed, RepoStore
-from control.cli import app
+from cli.main import app
+from connectors.postgres.repo_queue import Listed, RepoStore
 from schemas.settings import Settings
 from schemas.sql import queries
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from control import jobs
 from control.jobs import IllegalTransition, JobNotFound, SpecInvalid
-from schemas.jobs import Job, JobSpec, JobStatus, Plan
+from schemas.job_spec import Job, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
 
 RELAY = "https://relay.test"

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from control import jobs
 from control.jobs import IllegalTransition
-from schemas.jobs import Job, JobSpec, JobStatus
+from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.jobs import FINAL, TRANSITIONS, WAITING
+from steps.job_states import FINAL, TRANSITIONS, WAITING
 
 SQL = queries("jobs")
 NUMBERS = count()

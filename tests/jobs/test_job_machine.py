@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from schemas.jobs import JobSpec, JobStatus
-from steps.jobs import FINAL, TRANSITIONS, SpecRefused, eta, identify, scaled, spec_of, split, targets
+from schemas.job_spec import JobSpec, JobStatus
+from steps.job_states import FINAL, TRANSITIONS, SpecRefused, eta, identify, scaled, spec_of, split, targets
 
 RELAY = "https://relay.test"
 

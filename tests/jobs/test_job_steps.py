@@ -10,15 +10,15 @@ import psycopg
 import pytest
 from flow_process import read_topic, wait_until
 
-from connectors.log import LogUnavailable
-from connectors.log_producer import LogProducer, Out
-from connectors.repos import Listed, RepoStore
+from connectors.kafka.log import LogUnavailable
+from connectors.kafka.offsets import Positions
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control import jobs
-from control.job_steps import JobSteps
-from control.positions import Positions
-from control.scheduler import Scheduler
+from control.tasks.job_steps import JobSteps
+from control.tasks.scheduler import Scheduler
 from schemas import wire
-from schemas.jobs import Job, JobSpec
+from schemas.job_spec import Job, JobSpec
 from schemas.settings import Settings
 
 LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9

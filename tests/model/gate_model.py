@@ -1,7 +1,7 @@
 """The gate's protocol as a random model (design §5): seeded schedules of everything that can go wrong, and what must hold.
 
 `run(seed)` plays one schedule on a true network (model_network), a log of lists, and the model's database (model_tables),
-which puts every batch through the very functions of `steps.gate` and `steps.settle`. What can happen stands in
+which puts every batch through the very functions of `steps.gate.transitions` and `steps.gate.batch`. What can happen stands in
 model_upstream, model_workers and model_index, how often in model_profile, what must hold in model_checks. Raises `Violation` with what was
 broken and, with `trace=True`, the schedule step by step. Single-threaded, without clock: a seed always plays the same.
 
@@ -24,7 +24,7 @@ from model_relays import Relay
 from model_state import TASK_TOPICS, IndexWorker, Violation
 from model_tables import Kernel, ModelTables
 
-from steps.gate_types import Phase
+from steps.gate.model import Phase
 
 QUIET_ROUNDS = 120
 QUIET_FETCHES = 12  # of one repo, after the last fault

@@ -11,7 +11,7 @@ from model_state import State
 from model_tables import HOUR, HOURLY, ModelTables
 
 from schemas import wire
-from steps.gate_types import Phase
+from steps.gate.model import Phase
 
 
 class Checks(State):

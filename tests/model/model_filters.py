@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steps.filters import EVERYTHING, Filter, covers
+from steps.gate.filters import EVERYTHING, Filter, covers
 
 COLLECTIONS = {"a": "c.o.l", "b": "c.o.m", "c": "c.x.y", "d": "c.o.l"}
 """rkey → its collection: a record's rkey is its whole path."""

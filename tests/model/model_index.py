@@ -11,7 +11,7 @@ from schemas import wire
 
 
 class Index(Workers):
-    """connectors.indexing, reduced to its transaction."""
+    """flows.index.source, reduced to its transaction."""
 
     __slots__ = ()
 

@@ -6,7 +6,7 @@ from typing import Any
 from model_filters import COLLECTIONS
 from model_network import Commit
 
-from connectors.repos import Claim
+from connectors.postgres.repo_queue import Claim
 from schemas import wire
 
 

@@ -12,13 +12,13 @@ import psycopg
 from model_filters import FilterRow
 from model_tables import GRACE, HOURLY, LEASE, PDS, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
 
-from connectors.indexing import Gate
-from connectors.repos import Claim, Discovery, Listed, RepoStore
-from connectors.tables import PartitionLost as RealPartitionLost
-from connectors.tables import Tables
+from connectors.postgres.repo_queue import Claim, Discovery, Listed, RepoStore
 from control import filters
+from flows.index.source import Gate
+from flows.index.store import PartitionLost as RealPartitionLost
+from flows.index.store import Tables
 from schemas import wire
-from schemas.filters import FilterSpec
+from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
 
 CLUSTER = "c"

@@ -1,4 +1,4 @@
-"""The database of the gate's model: `connectors/repos.py` and `connectors/tables.py` as a few dictionaries.
+"""The database of the gate's model: `connectors/postgres/repo_queue.py` and `flows/index/store.py` as a few dictionaries.
 
 Each method mirrors the statement of its name in `schemas/sql/repo.sql` or `index.sql`, condition by condition
 (`test_gate_sql.py` runs both side by side); a method is a transaction. Time is a number that the schedule moves.
@@ -11,11 +11,11 @@ from typing import Any
 
 from model_filters import TICK, FilterRow
 
-from connectors.repos import Claim, Discovery, Listed
+from connectors.postgres.repo_queue import Claim, Discovery, Listed
+from protocol.account_status import TAKEN_DOWN, status_beside
 from schemas import wire
-from steps import gate as real_gate
-from steps import settle as real_settle
-from steps.account_status import TAKEN_DOWN, status_beside
+from steps.gate import batch as real_settle
+from steps.gate import transitions as real_gate
 
 LEASE = 60.0
 GRACE = 600.0
@@ -37,7 +37,7 @@ class PartitionLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The code under test: modules like steps.gate and steps.settle (mutants bring their own), and the gate's limits."""
+    """The code under test: modules like steps.gate.transitions and steps.gate.batch (mutants bring their own), and the gate's limits."""
 
     gate: Any = real_gate
     settle: Any = real_settle
@@ -86,7 +86,7 @@ class ModelTables:
         self.copy_fallbacks = 0
         self.filter = FilterRow()
 
-    # --- connectors/repos.py
+    # --- connectors/postgres/repo_queue.py
 
     def discover(self, listed: Sequence[Listed]) -> Discovery:
         tasks = []
@@ -284,7 +284,7 @@ class ModelTables:
             self._due_now(row)
         return [row.repo.did for row in failed]
 
-    # --- connectors/tables.py
+    # --- flows/index/store.py
 
     def index(
         self,

@@ -10,10 +10,10 @@ from model_network import Account, stamped
 from model_relays import Relay
 from model_tables import PDS
 
-from connectors.repos import Listed
+from connectors.postgres.repo_queue import Listed
 from schemas import wire
-from steps.filters import covers
-from steps.gate_types import Phase
+from steps.gate.filters import covers
+from steps.gate.model import Phase
 
 
 class Upstream(Checks):

@@ -10,7 +10,7 @@ REQUEUE_AFTER = 60.0
 
 
 class Workers(Upstream):
-    """control.scheduler and connectors.claims, reduced to their transactions."""
+    """control.tasks.scheduler and flows.backfill.source, reduced to their transactions."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ class Workers(Upstream):
             self.queue("repo_resync" if task.attempt else "repo_backfill", [task])
 
     def requeue(self) -> None:
-        """control.scheduler.requeue: rows whose message must have been passed by the workers."""
+        """control.tasks.scheduler.requeue: rows whose message must have been passed by the workers."""
         queued = self.tables.queued_long(self.tables.now - REQUEUE_AFTER)
         if not queued:
             return

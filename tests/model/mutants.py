@@ -12,11 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 MODULES = (
-    "steps.gate_types",
-    "steps.account_status",
-    "steps.ratchet",
-    "steps.gate",
-    "steps.settle",
+    "steps.gate.model",
+    "protocol.account_status",
+    "steps.gate.ratchet",
+    "steps.gate.transitions",
+    "steps.gate.batch",
     "model_filters",
     "model_tables",
     "model_messages",
@@ -47,11 +47,11 @@ class Mutant:
 
 
 def gate(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, (Edit("steps.gate", old, new),))
+    return Mutant(name, (Edit("steps.gate.transitions", old, new),))
 
 
 def ratchet(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, (Edit("steps.ratchet", old, new),))
+    return Mutant(name, (Edit("steps.gate.ratchet", old, new),))
 
 
 def upstream_state(name: str, old: str, new: str) -> Mutant:
@@ -59,7 +59,7 @@ def upstream_state(name: str, old: str, new: str) -> Mutant:
 
 
 def settle(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, (Edit("steps.settle", old, new),))
+    return Mutant(name, (Edit("steps.gate.batch", old, new),))
 
 
 def tables(name: str, old: str, new: str) -> Mutant:
@@ -73,21 +73,18 @@ def filters(name: str, old: str, new: str) -> Mutant:
 def load(edits: Sequence[Edit]) -> ModuleType:
     """The model's module (`gate_model`), running on edited copies. Raises ValueError when an edit does not fit."""
     originals = {name: importlib.import_module(name) for name in MODULES}
-    steps = importlib.import_module("steps")
     try:
         for name in MODULES:
             module = ModuleType(name)
             sys.modules[name] = module
-            if name.startswith("steps."):
-                setattr(steps, name.removeprefix("steps."), module)
+            _bind(name, module)
             path = Path(str(originals[name].__file__))
             exec(compile(_edited(path.read_text(), name, edits), path, "exec"), module.__dict__)  # our own source
         return sys.modules["gate_model"]
     finally:
         for name, module in originals.items():
             sys.modules[name] = module
-            if name.startswith("steps."):
-                setattr(steps, name.removeprefix("steps."), module)
+            _bind(name, module)
 
 
 def _edited(source: str, name: str, edits: Sequence[Edit]) -> str:
@@ -109,3 +106,10 @@ def killed_by(mutant: Mutant, schedules: int, focus: Mapping[str, float] | None 
         except model.Violation as violation:
             return str(violation)
     return None
+
+
+def _bind(name: str, module: ModuleType) -> None:
+    """Set a module in its package, as an import does."""
+    package, _, leaf = name.rpartition(".")
+    if package:
+        setattr(sys.modules[package], leaf, module)

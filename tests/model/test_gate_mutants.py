@@ -13,9 +13,11 @@ from mutants import Edit, Mutant, filters, gate, killed_by, ratchet, settle, tab
 SCHEDULES = 4000
 
 NO_WORKER_CHECK = Edit("model_workers", "if commit.rev < job.min_rev:", "if False:")
-CREATE_CHECK = Edit("steps.gate", "if rev < opened.min_rev:", "if False:")
+CREATE_CHECK = Edit("steps.gate.transitions", "if rev < opened.min_rev:", "if False:")
 OUTCOME_CHECK = Edit(
-    "steps.gate", "if rows + repo.left != outcome.count or rev < repo.min_rev:", "if rows + repo.left != outcome.count:"
+    "steps.gate.transitions",
+    "if rows + repo.left != outcome.count or rev < repo.min_rev:",
+    "if rows + repo.left != outcome.count:",
 )
 
 MUTANTS = [
@@ -131,7 +133,7 @@ MUTANTS = [
         (
             CREATE_CHECK,
             Edit(
-                "steps.gate",
+                "steps.gate.transitions",
                 "if attempt != opened.attempt or opened.phase != Phase.BACKFILL:",
                 "if attempt != opened.attempt:",
             ),
@@ -263,7 +265,7 @@ MUTANTS = [
     ),
     Mutant(
         "a status that hides stands beside an active account",
-        (Edit("steps.account_status", "return status if status in NOT_FOLLOWED else None", "return status"),),
+        (Edit("protocol.account_status", "return status if status in NOT_FOLLOWED else None", "return status"),),
     ),
     gate(
         "an inactive account's backfill goes on",
@@ -313,7 +315,7 @@ MUTANTS = [
         "left out by another attempt counts",
         (
             Edit(
-                "steps.gate_types",
+                "steps.gate.model",
                 "return self.left_out if self.left_attempt == self.attempt else 0",
                 "return self.left_out",
             ),

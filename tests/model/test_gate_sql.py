@@ -13,15 +13,15 @@ import pytest
 from model_profile import FILTERED
 from model_sql import SqlTables, Twin
 
-from connectors import metrics
-from connectors.indexing import Gate
-from connectors.repos import Listed, RepoStore
-from connectors.tables import Tables
+from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.runtime import metrics
+from flows.index.source import Gate
+from flows.index.store import Tables
 from schemas import wire
 from schemas.settings import Settings
-from steps.gate_types import Rules
-from steps.settle import Placed
-from steps.settle import settle as settle_rounds
+from steps.gate.batch import Placed
+from steps.gate.batch import settle as settle_rounds
+from steps.gate.model import Rules
 
 DID = "did:plc:one"
 UNDER_TWO = "attempt under two filters"

@@ -12,13 +12,13 @@ from fix_api import Api
 from flow_process import wait_until
 from playwright.sync_api import Error, Page, Route, expect
 
-from connectors.log_producer import LogProducer, dead_letter
-from connectors.repos import Listed, RepoStore
+from connectors.kafka.producer import LogProducer, dead_letter
+from connectors.postgres.repo_queue import Listed, RepoStore
 from control import jobs
 from control.dead_letters import LetterIndex
 from control.page.watcher import EVERY_SECONDS, pause
 from schemas import wire
-from schemas.jobs import JobSpec
+from schemas.job_spec import JobSpec
 from schemas.reasons import DeadReason
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'

@@ -13,7 +13,7 @@ from atproto_crypto.verify import verify_signature
 from cbrrr import encode_dag_cbor
 from read_simulated import SimulatedReader, commit_signed_by, read_car, text
 
-from simulator import mst
+from simulator.repo import mst
 
 Frame = tuple[dict[str, Any], dict[str, Any]]
 

@@ -8,8 +8,8 @@ import libipld
 import pytest
 from cbrrr import CID, decode_dag_cbor, encode_dag_cbor
 
-from simulator import mst
-from simulator.car import cid_of, cid_text
+from simulator.repo import mst
+from simulator.repo.car import cid_of, cid_text
 
 LEAF = bytes(CID.decode("bafyreie5cvv4h45feadgeuwhbcutmh6t2ceseocckahdoe6uat64zmz454"))
 

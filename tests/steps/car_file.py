@@ -2,7 +2,7 @@
 
 import os
 
-from steps.car import CarIndex, file_reader
+from protocol.car import CarIndex, file_reader
 
 
 def index_file(fd: int) -> CarIndex:

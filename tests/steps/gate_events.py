@@ -1,7 +1,7 @@
 """Events and repos for examples of the gate, with defaults that do not matter to the example."""
 
 from schemas import wire
-from steps.gate_types import Phase, Repo
+from steps.gate.model import Phase, Repo
 
 DID = "did:plc:one"
 TIME = "2026-01-01T00:00:00.000Z"

@@ -27,7 +27,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "acceptance"), str(HERE.pare
 from fix_official import OfficialNetwork, install, start_official_network  # noqa: E402 - after the path
 from test_official_pds import write_in_every_way  # noqa: E402 - after the path
 
-from steps.frames import Account, Commit, Identity, Sync, decode  # noqa: E402 - after the path
+from protocol.event_stream import Account, Commit, Identity, Sync, decode  # noqa: E402 - after the path
 
 FILE = HERE / "recorded" / "official_pds.json.xz"
 QUIET_SECONDS = 3.0

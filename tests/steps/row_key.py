@@ -1,8 +1,8 @@
-"""The inverse of `steps.paths.row_path`: a row's (collection, rkey) → the bytes of its key in the tree."""
+"""The inverse of `protocol.mst.record_path.row_path`: a row's (collection, rkey) → the bytes of its key in the tree."""
 
 from base64 import b64decode
 
-from steps.paths import NO_SLASH
+from protocol.mst.record_path import NO_SLASH
 
 MARK = "\\"
 

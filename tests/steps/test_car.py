@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_repo import car, cid_of, sample, varint
 
-from steps.car import CarError, CarIndex, CarLimits, CarReason, file_reader, index_bytes
-from steps.car_places import CarPlaces
+from protocol.car import CarError, CarIndex, CarLimits, CarReason, file_reader, index_bytes
+from protocol.encoding.block_offsets import CarPlaces
 
 REPO = sample(40)
 CAR = REPO.car()

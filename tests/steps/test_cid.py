@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_repo import base58, cid_of
 
-from steps import cid
+from protocol import cid
 
 KNOWN = "bafyreie5737gdxlw5i64vzichcalba3z2v5n6icifvx5xytvske7mr3hpm"  # the empty tree of every repo without records
 

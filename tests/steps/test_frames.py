@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps import frames
-from steps.frames import FrameReason, Rejected, decode, sequence
+from protocol import event_stream as frames
+from protocol.event_stream import FrameReason, Rejected, decode, sequence
 
 CID = cbrrr.CID(b"\x01\x71\x12\x20" + b"c" * 32)
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
-from steps import gate
-from steps.gate_types import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Phase, Reason, Repo, Rules, Step
+from steps.gate import transitions as gate
+from steps.gate.model import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Phase, Reason, Repo, Rules, Step
 
 SYNC = repo_in(Phase.SYNC)
 BACKFILL = repo_in(Phase.BACKFILL, rev="", data=None, first_attempt=None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steps.handles import Answer, Said, Standing, from_txt, from_well_known, is_resolvable, joined, judge, next_check
+from protocol.handle import Answer, Said, Standing, from_txt, from_well_known, is_resolvable, joined, judge, next_check
 
 ONE, TWO = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"
 FOUND, OTHER = Said(Answer.FOUND, ONE), Said(Answer.FOUND, TWO)

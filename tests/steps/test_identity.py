@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_repo import DID, Key, base58
 
-from steps.identity import Identity, IdentityReason, IdentityRejected, document_url, parse_document
+from protocol.did_document import Identity, IdentityReason, IdentityRejected, document_url, parse_document
 
 KEY, LABEL_KEY, OTHER = Key(), Key("p256"), Key()
 

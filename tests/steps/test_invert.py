@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.cid import DAG_CBOR
-from steps.invert import Change, Unproven, UnprovenReason, invert
-from steps.mst import build
-from steps.mst_node import Entry, Node, encode_node, key_layer, parse_node
+from protocol.cid import DAG_CBOR
+from protocol.mst.invert import Change, Unproven, UnprovenReason, invert
+from protocol.mst.node import Entry, Node, encode_node, key_layer, parse_node
+from protocol.mst.tree import build
 
 keys = st.integers(0, 400).map(lambda n: f"app.bsky.feed.post/3k{n:011d}".encode())
 FOREIGN = (

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.labels import Label, LabelReason, LabelRejected, label, subject_key
 from schemas import wire
-from steps.labels import Label, LabelReason, LabelRejected, label, subject_key
 
 SRC = "did:plc:labeler"
 DID = "did:plc:subject"

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tiny_repo import DID, REV, Key, Repo, car, cid_of, sample, tree
 
+from flows.firehose import encode as live_messages
+from flows.firehose.encode import commit_message, moment
+from protocol.cid import cid_str
+from protocol.encoding.record_json import body_cid
+from protocol.event_stream import Commit, Sync
+from protocol.mst.invert import Change, invert
+from protocol.syntax import tid_from_micros, tid_micros
+from protocol.verify_commit import ALL, FUTURE_MICROS, MAX_OPS, Checks, Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
 from schemas.settings import Check
-from steps import live_messages
-from steps.cid import cid_str
-from steps.frames import Commit, Sync
-from steps.invert import Change, invert
-from steps.live_messages import commit_message, moment
-from steps.record_json import body_cid
-from steps.syntax import tid_from_micros, tid_micros
-from steps.verify_commit import ALL, FUTURE_MICROS, MAX_OPS, Checks, Refused, Verified, VerifyReason, signed, verify
 
 NOW = tid_micros(REV) + 1_000_000
 TIME = "2026-01-01T00:00:00.000Z"

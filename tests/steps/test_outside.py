@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.addresses import address_allowed
-from steps.outside_json import BadJson, JsonLimits, decode
-from steps.printable import is_printable, printable
+from connectors.http.addresses import address_allowed
+from protocol.encoding.bounded_json import BadJson, JsonLimits, decode
+from protocol.encoding.printable import is_printable, printable
 
 LIMITS = JsonLimits(1024 * 1024, 40_000)
 

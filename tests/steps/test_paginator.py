@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.paginator import (
+from steps.listing.paginator import (
     MAX_SKIPS,
     Decision,
     Entry,
@@ -22,7 +22,7 @@ from steps.paginator import (
     read_page,
     restart,
 )
-from steps.skip_ahead import beyond, reached
+from steps.listing.skip_ahead import beyond, reached
 
 RELAY = Policy(page_size=100, skip_after=5, skip_step=1000, relay=True, recheck_seconds=300)
 PDS = replace(RELAY, relay=False)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_key import key_of
 
-from steps.paths import row_path
+from protocol.mst.record_path import row_path
 
 ODD = [
     b"nonsense",

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.paginator import Entry, Failure, Page, Trouble
-from steps.range_fill import FIRST_FAILURES, LEAST_FAILURES, MAX_PIECES, MAX_REQUESTS, begin
+from steps.listing.paginator import Entry, Failure, Page, Trouble
+from steps.listing.range_fill import FIRST_FAILURES, LEAST_FAILURES, MAX_PIECES, MAX_REQUESTS, begin
 
 BAD = Failure(Trouble.BAD_ANSWER, "HTTP 500")
 Server = Callable[[str, int], Page | Failure]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import wire
-from steps.gate_types import Repo
-from steps.ratchet import MAX_RELAYS, adopted, advanced, source_of, stand
+from steps.gate.model import Repo
+from steps.gate.ratchet import MAX_RELAYS, adopted, advanced, source_of, stand
 
 DID = "did:plc:one"
 

@@ -3,8 +3,8 @@
 import cbrrr
 import psycopg
 
-from steps.cid import dag_cbor_cid
-from steps.record_json import MAX_DEPTH, body_cid, record_body
+from protocol.cid import dag_cbor_cid
+from protocol.encoding.record_json import MAX_DEPTH, body_cid, record_body
 
 
 def test_hostile_json_survives_the_column_type(blank_database: str) -> None:

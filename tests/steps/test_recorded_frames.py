@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from flows.firehose.encode import commit_message
+from protocol.encoding.record_json import body_cid
+from protocol.event_stream import Account, Commit, Identity, Sync, decode
+from protocol.mst.tree import build
+from protocol.verify_commit import Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
-from steps.frames import Account, Commit, Identity, Sync, decode
-from steps.live_messages import commit_message
-from steps.mst import build
-from steps.record_json import body_cid
-from steps.verify_commit import Refused, Verified, VerifyReason, signed, verify
 
 FILE = Path(__file__).parent / "recorded" / "official_pds.json.xz"
 

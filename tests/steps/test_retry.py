@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from protocol.snapshot import SnapshotReason
 from steps.retry import (
     ACCOUNT_ERRORS,
     Failure,
@@ -16,7 +17,6 @@ from steps.retry import (
     backoff,
     decide,
 )
-from steps.snapshot import SnapshotReason
 
 POLICY = RetryPolicy(max_attempts=5, first_seconds=5.0, longest_seconds=3600.0, pause_seconds=60.0)
 DID = "did:plc:abcdefghijklmnopqrstuvwx"

@@ -6,8 +6,8 @@ from typing import Any
 from gate_events import DID, account, commit, create, ended, op, repo_in, synced
 
 from schemas import wire
-from steps.gate_types import Phase, Reason, Repo, Rules
-from steps.settle import Facts, Placed, Round, settle
+from steps.gate.batch import Facts, Placed, Round, settle
+from steps.gate.model import Phase, Reason, Repo, Rules
 
 OTHER = "did:plc:two"
 

@@ -10,15 +10,15 @@ import aiohttp
 import pytest
 from fix_simulator import RepoTruth, Simulation
 
-from simulator.odd_leaves import KINDS as ODD_LEAVES
-from steps.car import CarError, CarIndex
-from steps.cid import cid_bytes, cid_str
-from steps.frames import Commit, decode
-from steps.identity import Identity, document_url, parse_document
-from steps.mst import build
-from steps.record_json import body_cid, leaf_body, record_body
-from steps.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
-from steps.verify_commit import Verified, verify
+from protocol.car import CarError, CarIndex
+from protocol.cid import cid_bytes, cid_str
+from protocol.did_document import Identity, document_url, parse_document
+from protocol.encoding.record_json import body_cid, leaf_body, record_body
+from protocol.event_stream import Commit, decode
+from protocol.mst.tree import build
+from protocol.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
+from protocol.verify_commit import Verified, verify
+from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
 
 
 def identity_of(simulation: Simulation, did: str) -> Identity:

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from row_key import key_of
 from tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample, tree
 
-from schemas import wire
-from steps import snapshot as module
-from steps import snapshot_messages as messages
-from steps.car import CarError, CarIndex, CarLimits, index_bytes
-from steps.cid import cid_str
-from steps.commit import Commit, CommitReason, CommitRejected, parse_commit, verify_commit
-from steps.mst import build
-from steps.record_json import leaf_body
-from steps.snapshot import (
+from flows.backfill import encode as messages
+from flows.backfill.encode import Attempt, creates
+from protocol import snapshot as module
+from protocol.car import CarError, CarIndex, CarLimits, index_bytes
+from protocol.cid import cid_str
+from protocol.commit import Commit, CommitReason, CommitRejected, parse_commit, verify_commit
+from protocol.encoding.record_json import leaf_body
+from protocol.mst.tree import build
+from protocol.snapshot import (
     Limits,
     Snapshot,
     SnapshotReason,
@@ -29,7 +29,7 @@ from steps.snapshot import (
     open_snapshot,
     opening,
 )
-from steps.snapshot_messages import Attempt, creates
+from schemas import wire
 
 REPO = sample(120)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steps.standing import Filled, Standing
+from steps.listing.progress import Filled, Standing
 
 
 def test_what_could_not_be_made_durable_is_taken_again() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps import syntax
+from protocol import syntax
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 

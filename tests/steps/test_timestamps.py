@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.timestamps import canonical, from_unix
+from protocol.encoding.timestamps import canonical, from_unix
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import yaml
 from fix_mirror import ROOT, Mirror, prefix, wait_for
 from fix_simulator import Simulation
 
-from simulator.guarded_process import free_port
+from local.embedded.guarded_process import free_port
 
 RULES = ROOT / "deploy" / "k8s" / "base" / "monitoring" / "rules.yml"
 LAG = {"SluiceLiveLag", "SluiceIndexStuck"}

@@ -25,10 +25,10 @@ from fix_mirror import ROOT, Mirror, prefix, wait_for
 from fix_simulator import Simulation
 from test_proofs import EQUAL, tables
 
-from simulator.embedded_database import EmbeddedDatabase
-from simulator.embedded_log import EmbeddedLog
-from simulator.faults import NAMES
-from simulator.guarded_process import free_port
+from local.embedded.database import EmbeddedDatabase
+from local.embedded.guarded_process import free_port
+from local.embedded.log import EmbeddedLog
+from simulator.faults.faults import NAMES
 
 pytestmark = pytest.mark.acceptance
 
@@ -260,7 +260,7 @@ def lose_the_last_commits(chaos: Chaos) -> list[str]:
 def sluice(chaos: Chaos, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command over the mirror's folder that may take its time."""
     environment = chaos.mirror.environment(bootstrap=chaos.log.bootstrap, database=chaos.direct)
-    command = [sys.executable, "-m", "control", *arguments]
+    command = [sys.executable, "-m", "cli", *arguments]
     return subprocess.run(
         command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=SECONDS + 600
     )

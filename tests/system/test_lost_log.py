@@ -9,7 +9,7 @@ import pytest
 from fix_mirror import Mirror, prefix, wait_for
 from test_two_workers import stop
 
-from simulator.embedded_log import EmbeddedLog
+from local.embedded.log import EmbeddedLog
 
 pytestmark = pytest.mark.acceptance
 

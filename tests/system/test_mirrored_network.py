@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from fix_mirror import Mirror, prefix, wait_for
 
-from steps.record_json import body_cid
+from protocol.encoding.record_json import body_cid
 
 pytestmark = pytest.mark.acceptance
 

@@ -15,7 +15,7 @@ from fix_mirror import Mirror, prefix, wait_for
 from test_replays import log_ends, stored
 from test_two_workers import stop
 
-from simulator.embedded_database import find_binaries
+from local.embedded.database import find_binaries
 
 pytestmark = pytest.mark.acceptance
 KINDS = ("control", "index", "backfill", "firehose", "labels", "list-repos")

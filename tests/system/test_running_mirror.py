@@ -17,7 +17,7 @@ from fix_mirror import Mirror, prefix, wait_for
 from fix_simulator import Simulation
 from flow_process import is_running
 
-from control.watch import registered
+from control.process_status import registered
 
 pytestmark = pytest.mark.acceptance
 

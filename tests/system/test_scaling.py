@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from fix_mirror import Mirror, prefix, wait_for
 
-from bench.fleet import Fleet, Stopped
-from bench.pace import Pace, Sample, rate, recovery, stall
+from bench.support.fleet import Fleet, Stopped
+from bench.support.group_progress import Pace, Sample, rate, recovery, stall
 from schemas.settings import load
 
 pytestmark = pytest.mark.acceptance

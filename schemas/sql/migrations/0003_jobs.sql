@@ -21,7 +21,7 @@ create table sluice.job_did (
 -- A job's repos by phase. Both columns stand still while a repo follows the stream: a live commit stays a HOT update.
 create index repo_job on sluice.repo (job, phase) where job is not null;
 
--- The table of steps/jobs.py.
+-- The table of steps/job_states.py.
 create function sluice.job_may_become(old_status text, new_status text) returns boolean
 language sql immutable parallel safe as $$
     select (old_status, new_status) in (values

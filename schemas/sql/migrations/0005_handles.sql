@@ -1,4 +1,4 @@
--- Handles as DID documents claim them, and whether their domains agree (connectors/handles.py).
+-- Handles as DID documents claim them, and whether their domains agree (connectors/identity/handle_checks.py).
 create table sluice.handle (
     did           text collate "C" primary key,
     handle        text collate "C",                      -- what the DID document claims, in lower case
@@ -25,5 +25,5 @@ from sluice.handle;
 insert into sluice.handle (did, handle, next_check_at)
 select did, handle, now() + random() * interval '1 day' from sluice.repo where handle is not null;
 
--- When the newest attempts of a repo began, oldest first: at most so many in an hour (connectors/repos.py).
+-- When the newest attempts of a repo began, oldest first: at most so many in an hour (connectors/postgres/repo_queue.py).
 alter table sluice.repo add column fetched_at timestamptz[] not null default '{}';

@@ -474,7 +474,7 @@ create table bsky.tagged_suggestion (
     primary key (tag, subject)
 );
 
--- Our own lookups: whose replies, quotes and reposts a post has when it comes late or goes (connectors/appview_fold.py).
+-- Our own lookups: whose replies, quotes and reposts a post has when it comes late or goes (appview/reconcile.py).
 create index post_reply_root_idx on bsky.post ("replyRoot") where "replyRoot" is not null;
 create index post_embed_record_embed_idx on bsky.post_embed_record ("embedUri");
 

@@ -1,4 +1,4 @@
--- Notes of sluice.appview_dirty that the AppView's tables refuse to fold (connectors/appview_fold.py): put aside, so that they
+-- Notes of sluice.appview_dirty that the AppView's tables refuse to fold (appview/reconcile.py): put aside, so that they
 -- hold nothing up, until they are noted again or `sluice appview rebuild` tries them.
 create table sluice.appview_refused (
     kind       text not null,

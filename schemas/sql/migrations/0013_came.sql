@@ -1,4 +1,4 @@
--- When our log took a record (millionths of ms of the epoch; steps/settle.py, came_at): by it, and by no time that an author writes,
+-- When our log took a record (millionths of ms of the epoch; steps/gate/batch.py, came_at): by it, and by no time that an author writes,
 -- the gates of the AppView decide. Null: unknown, as of everything from before this release. Negative: the first fetch of the repo
 -- brought the record, so it was there by then, nobody knows since when. Of a held event the ms.
 alter table sluice.record add column came bigint;

@@ -1,4 +1,4 @@
-// node lexicons.mjs NODE_MODULES > schemas/lexicons.json
+// node lexicons.mjs NODE_MODULES > appview/lexicons.json
 // The definitions that the AppView's records need, out of the published @atproto/api, without their prose.
 import { createRequire } from 'node:module'
 

@@ -1,0 +1,165 @@
+"""What every benchmark runs on: an embedded log and database in a temporary folder, and our own processes.
+
+Figures are ratios measured in one run on one machine: every benchmark prints its rate and the floor it was measured with.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+from confluent_kafka import Consumer, TopicPartition
+
+from bench.support.usage import Usage
+from connectors.postgres.migrate import migrate
+from local.embedded.database import EmbeddedDatabase
+from local.embedded.log import EmbeddedLog
+from ops import topics
+from schemas.settings import Settings, load
+
+STOP_SECONDS = 60.0
+REMEMBER_COMMITS = {"track_commit_timestamp": "on"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running log and database, and the settings that name them."""
+
+    settings: Settings
+    environment: dict[str, str]
+    servers: dict[str, int]  # kind → pid
+    folder: Path  # where log and database have their files
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of a statement (none for a command)."""
+        with psycopg.connect(self.settings.database, autocommit=True) as db:
+            cursor = db.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def process(self, name: str, **environment: str) -> Iterator[psutil.Process]:
+        """One of our processes, as `sluice run NAME`; stopped with SIGTERM at the end."""
+        command = [sys.executable, "-m", "cli", "run", name, "--parent", str(os.getpid())]
+        values = {"SLUICE_LOG_FORMAT": "json", **self.environment, **environment}
+        with subprocess.Popen(command, env=values, stderr=sys.stderr) as child:
+            try:
+                yield psutil.Process(child.pid)
+            finally:
+                child.terminate()
+                try:
+                    child.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+
+    def usage(self, **processes: int) -> Usage:
+        """CPU and memory of these processes and of the servers, counted from now on."""
+        return Usage({**processes, **self.servers, "bench": os.getpid()})
+
+
+@contextmanager
+def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
+    """Start log and database, migrate, apply the topics. The database remembers when each transaction was committed."""
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
+        root = Path(folder)
+        root.chmod(0o755)  # PostgreSQL runs as a user of its own
+        with (
+            EmbeddedLog(root / "log") as log,
+            EmbeddedDatabase(root / "database", settings=REMEMBER_COMMITS) as database,
+        ):
+            settings = load(
+                bootstrap=log.bootstrap,
+                database=database.url,
+                partitions=partitions,
+                replication=1,
+                allow_private_hosts=True,
+                identity_requests_per_second=100_000,  # manners towards a directory of ours would be all that is measured
+                **overrides,
+            )
+            migrate(settings.database)
+            topics.apply(settings)
+            dumped = settings.model_dump(mode="json", exclude_defaults=True)
+            environment = {f"SLUICE_{name.upper()}": _text(value) for name, value in dumped.items()}
+            servers = {"kafka": log.pid or 0, "postgres": database.pid or 0}
+            yield Stack(settings, {**os.environ, **environment}, servers, root)
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def until(condition: Callable[[], bool], seconds: float = 600.0, every: float = 0.05) -> float:
+    """Wait for a condition; the seconds it took. Raises TimeoutError."""
+    begin = time.monotonic()
+    while not condition():
+        if time.monotonic() - begin > seconds:
+            raise TimeoutError(f"not reached within {seconds:.0f} s")
+        time.sleep(every)
+    return time.monotonic() - begin
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What was watched of a running pipeline: what was done before, the seconds for the rest, and what that cost."""
+
+    first: int
+    seconds: float
+    figures: dict[str, Any]
+
+
+def watch(running: Stack, done: Callable[[], int], wanted: int, **processes: int) -> Stretch:
+    """From the first that is done, so that no start-up counts, until all that is wanted is."""
+    until(lambda: done() > 0, every=0.01)
+    first, begin = done(), time.monotonic()
+    usage = running.usage(**processes)
+    until(lambda: done() >= wanted)
+    return Stretch(first, time.monotonic() - begin, usage.stop())
+
+
+class Ends:
+    """Where a topic ends, asked often: messages in it since the topic was made."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._consumer = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": "bench", "log_level": 0})
+        self._parts = [TopicPartition(settings.topic(topic), part) for part in range(settings.partitions)]
+
+    def messages(self) -> int:
+        """All partitions together."""
+        return sum(self._consumer.get_watermark_offsets(part, timeout=10)[1] for part in self._parts)
+
+
+@dataclass(slots=True)
+class Floor:
+    """What a loop without the pipeline around it took for the same work: seconds by the clock and of our CPU."""
+
+    count: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def figures(self, rate: float) -> dict[str, Any]:
+        """For the report of a pipeline that reached `rate`. On a shared machine the CPU time is the steadier figure."""
+        own = self.count / self.seconds
+        micros = round(self.cpu_seconds / self.count * 1e6, 1)
+        return {"floor_per_second": round(own), "ratio": round(rate / own, 3), "floor_cpu_micros": micros}
+
+
+@contextmanager
+def floor(count: int = 0) -> Iterator[Floor]:
+    """Measure the block."""
+    measured = Floor(count)
+    begin, cpu = time.monotonic(), time.process_time()
+    yield measured
+    measured.seconds, measured.cpu_seconds = time.monotonic() - begin, time.process_time() - cpu
+
+
+def report(name: str, **figures: Any) -> None:
+    """One JSON line of results."""
+    print(json.dumps({"bench": name, **figures}), flush=True)

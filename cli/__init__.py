@@ -1,0 +1,1 @@
+"""What each command of `sluice` reads and prints; `cli/main.py` puts them together."""

@@ -1,0 +1,62 @@
+"""`sluice appview`: the tables of the official AppView, filled and checked."""
+
+import json
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from cli.base import AsJson, DataDir, answerable, located
+from connectors.postgres.connection import connect
+
+appview_app = typer.Typer(help="The official AppView's tables (schema bsky).", no_args_is_help=True)
+TELL_SECONDS = 2.0
+
+
+@appview_app.command("rebuild")
+@answerable
+def rebuild(
+    *,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Empty the tables first, which mends whatever is wrong in them.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Fill the tables from the mirrored records, beside a running index; goes on where it was stopped."""
+    from appview import rebuild as appview  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from local.run import check_database  # noqa: PLC0415 - as above
+
+    settings = located(data_dir, "database")
+    check_database(settings)
+    told_at = time.monotonic()
+
+    def told(progress: appview.Progress) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at > TELL_SECONDS:
+            sys.stderr.write(f"{progress}\n")
+            told_at = time.monotonic()
+
+    done = appview.rebuild(settings, told, anew=anew)
+    typer.echo(f"{done}{'; continued' if done.resumed else ''}")
+
+
+@appview_app.command("check")
+@answerable
+def check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Count anew what is kept as differences; exit 1 if anything differs."""
+
+    from appview import rebuild as appview  # noqa: PLC0415 - as above
+    from local.run import check_database  # noqa: PLC0415 - as above
+
+    settings = located(data_dir, "database")
+    check_database(settings)
+    with connect(settings.database, "sluice appview check") as db:
+        drift = appview.check(db)
+    if as_json:
+        typer.echo(json.dumps({"drift": drift.total, **{name: count for name, (count, _) in drift.found.items()}}))
+    else:
+        for name, (count, one) in drift.found.items():
+            typer.echo(f"{name:<24}{count}{f'  {one}' if one else ''}")
+        typer.echo(f"drift = {drift.total}")
+    raise typer.Exit(1 if drift.total else 0)

@@ -1,0 +1,150 @@
+"""What the commands of `sluice` share: their options, the one-line errors, and where log and database are found."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from control.errors import EXIT_OPERATOR, OPERATOR_ERRORS, OperatorError, one_line
+from schemas.settings import PREFIX, Settings, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DataDir = Annotated[Path | None, typer.Option(help="Where `sluice up` keeps its data. [SLUICE_DATA_DIR]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option(min=1, help="Rows at most.")]
+Parent = Annotated[int, typer.Option(hidden=True, help="End with this process.")]
+
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""What Typer raises where options and arguments do not fit; it does not export the name."""
+
+
+class OneLine(TyperGroup):
+    """The command whose mistakes of usage are one line too, in place of Typer's four."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and exit as Typer does."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except UsageError as err:
+            said = err.format_message()
+            if "\n" not in said:  # else it is the help, of a group without a command
+                place = err.ctx.command_path if err.ctx else "sluice"
+                said = f"sluice: {said}{'' if said.endswith(('.', '?')) else '.'} See `{place} --help`"
+            sys.stderr.write(f"{said}\n")
+            code = EXIT_OPERATOR
+        except typer.Abort:
+            sys.stderr.write("sluice: stopped, nothing was changed\n")
+            code = 1
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def answerable(function: F) -> F:
+    """Turn what the operator can put right into its one line."""
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except OPERATOR_ERRORS as err:
+            sys.stderr.write(f"sluice: {as_given(one_line(err), kwargs)}\n")
+            raise typer.Exit(EXIT_OPERATOR) from err
+
+    return command  # type: ignore[return-value]  # wraps keeps the signature that typer reads
+
+
+OPTION_OF = {
+    "SLUICE_RELAYS": ("relay", "--relay"),
+    "SLUICE_LABELERS": ("labeler", "--labeler"),
+    "SLUICE_PLC": ("plc", "--plc"),
+    "SLUICE_BOOTSTRAP": ("bootstrap", "--bootstrap"),
+    "SLUICE_DATABASE": ("database", "--database"),
+    "SLUICE_DATA_DIR": ("data_dir", "--data-dir"),
+}
+"""Settings that are options too: the variable, the parameter of the command, the option."""
+
+
+def as_given(line: str, given: Mapping[str, object]) -> str:
+    """The line with the option in place of the variable, where the operator gave the option."""
+    for variable, (parameter, option) in OPTION_OF.items():
+        if given.get(parameter):
+            line = re.sub(rf"\b{variable}\b", option, line)
+    return line
+
+
+def one_of(nothing: str, **chosen: object) -> None:
+    """Raise OperatorError unless exactly one of these ways to choose is used; `nothing` says what to do where none is."""
+    used = [name if name[0].isupper() else f"--{name}" for name, value in chosen.items() if value]
+    if not used:
+        raise OperatorError(nothing)
+    if len(used) > 1:
+        raise OperatorError(f"give only one of {' and '.join(used)}")
+
+
+def all_dids(texts: Sequence[str], *, also: str = "") -> None:
+    """Raise OperatorError for the first text that is no DID; `also`: what else it could have been."""
+    from protocol.syntax import is_did  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    wrong = next((text for text in texts if not is_did(text)), None)
+    if wrong is not None:
+        raise OperatorError(f"{wrong[:100]!r} is no DID{also}; write it as did:plc:… or did:web:HOST")
+
+
+def unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, without its name."""
+    return "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+
+
+def unless_set(**defaults: object) -> dict[str, object]:
+    """Those of the defaults whose variable is not set."""
+    given = {name.upper() for name in os.environ}
+    return {name: value for name, value in defaults.items() if PREFIX + name.upper() not in given}
+
+
+def located(data_dir: Path | None, *needed: str) -> Settings:
+    """Settings; what they do not say of log and database comes from the `sluice up` that runs in the data folder."""
+    from control.process_status import registered  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    settings = load(data_dir=data_dir)
+    if all(getattr(settings, name) for name in needed):
+        return settings
+    for folder in (settings.data_dir, settings.data_dir / "simulated"):
+        running = registered(folder)
+        if running is not None:
+            places = {"bootstrap": running.bootstrap, "database": running.database}
+            rest = {
+                "topic_prefix": running.topic_prefix,
+                "partitions": running.partitions,
+                "replication": running.replication,
+                "relays": running.relays,
+                "labelers": running.labelers,
+                "plc": running.plc or settings.plc,
+                "dns": running.dns,
+                "allow_private_hosts": running.allow_private_hosts,
+            }
+            return settings.model_copy(
+                update=unless_set(**rest)
+                | {"data_dir": folder}
+                | {name: place for name, place in places.items() if not getattr(settings, name)}
+            )
+    missing = next(name for name in needed if not getattr(settings, name))
+    raise OperatorError(
+        f"SLUICE_{missing.upper()} is not set, and no `sluice up` runs in {settings.data_dir}; set it, or give --data-dir"
+    )

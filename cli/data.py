@@ -1,0 +1,114 @@
+"""`sluice audit` and `sluice replay`, and the commands beside them about what the mirror holds."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from cli.base import AsJson, DataDir, all_dids, answerable, located, one_of
+from cli.cursors import cursors_app
+from cli.dead_letters import dead_letters_app, skipped_app
+from cli.hosts import hosts_app
+from control.errors import OperatorError
+
+Workers = Annotated[int, typer.Option(min=1, max=256, help="Processes that read and check.")]
+
+
+def commands(app: typer.Typer) -> None:
+    """Add these commands to the application."""
+    app.command("audit")(audit)
+    app.command("replay")(replay)
+    app.add_typer(cursors_app, name="cursors")
+    app.add_typer(dead_letters_app, name="dead-letters")
+    app.add_typer(skipped_app, name="skipped")
+    app.add_typer(hosts_app, name="hosts")
+
+
+@answerable
+def audit(
+    *,
+    dids: Annotated[list[str] | None, typer.Argument(help="DIDs to audit.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every repo in sync; goes on where it was stopped.")] = False,
+    sample: Annotated[int, typer.Option(min=0, help="So many repos, chosen at random.")] = 0,
+    against_pds: Annotated[bool, typer.Option("--against-pds", help="Compare with the PDSes' heads too.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch what differs again.")] = False,
+    roots_only: Annotated[bool, typer.Option("--roots-only", help="Do not hash the records again.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")] = False,
+    workers: Workers = 1,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove the rows: rebuild every repo's tree, hash every record, check every signature. Exit code 1 if one differs."""
+    from local.run import check_database  # noqa: PLC0415 - as above
+    from ops.audit import Options, Scope, audit  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    one_of("name the DIDs to audit, or give --all, or --sample N", DIDs=dids, all=every, sample=sample)
+    all_dids(dids or [])
+    settings = located(data_dir, "database")
+    check_database(settings)
+    scope = Scope(tuple(dids) if dids else None, sample or None)
+    options = Options(bodies=not roots_only, against_pds=against_pds, repair=repair, restart=restart, workers=workers)
+    report = audit(settings, scope, options, _progress)
+    typer.echo(json.dumps(report.as_json()) if as_json else report.as_text())
+    raise typer.Exit(0 if report.good else 1)
+
+
+@answerable
+def replay(
+    *,
+    topic: Annotated[str, typer.Argument(help="Topic to replay; none with --all.")] = "",
+    from_offset: Annotated[
+        list[str] | None, typer.Option(help="PARTITION:OFFSET; only partitions that are named. Repeatable.")
+    ] = None,
+    from_time: Annotated[str, typer.Option(help="Begin at the first message of this time (ISO 8601).")] = "",
+    to: Annotated[list[str] | None, typer.Option(help="End before PARTITION:OFFSET, or before a time.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="The whole log into another database.")] = False,
+    into: Annotated[str, typer.Option(help="PostgreSQL URL of an empty database, with --all.")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put messages through the same guards again, beside the running index; or make a database from the log alone."""
+    from local.run import check_database  # noqa: PLC0415 - as above
+    from ops import rebuild, replay  # noqa: PLC0415 - as above
+
+    if every:
+        if topic or from_offset or from_time or to or not into:
+            raise OperatorError("--all replays the whole log into another database: give --into URL, and nothing else")
+        settings = located(data_dir, "bootstrap")
+        check_database(settings.model_copy(update={"database": into}), "--into")
+        done = rebuild.rebuild(settings, into, _every_second("messages replayed"))
+        typer.echo(json.dumps(asdict(done)) if as_json else rebuild.as_text(done))
+        raise typer.Exit(1 if done.unfinished or done.refused else 0)
+    if into:
+        raise OperatorError(
+            "--into goes with --all: the whole log into another database; leave it out, or give --all alone"
+        )
+    if not topic:
+        raise OperatorError("name the topic to replay, or give --all --into URL")
+    settings = located(data_dir, "bootstrap", "database")
+    check_database(settings)
+    starts, ends = replay.asked(settings, topic, from_offset or [], from_time, to or [])
+    replayed = replay.replay(settings, topic, starts, ends, _every_second("messages replayed"))
+    typer.echo(json.dumps(asdict(replayed)) if as_json else replay.as_text(replayed))
+
+
+def _every_second(what: str) -> Callable[[int], None]:
+    """Progress on standard error, at most once a second."""
+    told = time.monotonic()
+
+    def tell(count: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 1.0:
+            told = time.monotonic()
+            _progress(f"{count} {what}")
+
+    return tell
+
+
+def _progress(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

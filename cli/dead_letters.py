@@ -1,0 +1,140 @@
+"""`sluice dead-letters` and `sluice skipped`: what was left aside, and what is done about it."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.base import AsJson, DataDir, Limit, answerable, located
+from control.errors import OperatorError
+
+dead_letters_app = typer.Typer(help="What could not be processed.", no_args_is_help=True)
+skipped_app = typer.Typer(help="Listing ranges that were stepped over.", no_args_is_help=True)
+
+Place = Annotated[str, typer.Argument(help="PARTITION:OFFSET of a dead letter.")]
+Places = Annotated[list[str] | None, typer.Argument(help="PARTITION:OFFSET of dead letters.")]
+Every = Annotated[bool, typer.Option("--all", help="All open ones.")]
+Reason = Annotated[str | None, typer.Option(help="Open ones with this reason.")]
+Origin = Annotated[str | None, typer.Option(help="Open ones from this topic or flow.")]
+
+
+@dead_letters_app.command("list")
+@answerable
+def dead_letters_list(
+    state: Annotated[str, typer.Option(help="open, retried, dismissed or all")] = "open",
+    limit: Limit = 100,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """List dead letters, the newest first."""
+    if state not in ("open", "retried", "dismissed", "all"):
+        raise OperatorError(f"--state {state}: choose open, retried, dismissed or all")
+    _table("dead_letters", data_dir, as_json, {"state": state, "limit": limit})
+
+
+@dead_letters_app.command("show")
+@answerable
+def dead_letters_show(place: Place, data_dir: DataDir = None) -> None:
+    """Show a dead letter with what its reason means and its payload, as JSON."""
+    with _letters(data_dir) as (letters, places):
+        typer.echo(json.dumps(letters.show(places([place])[0]), default=str, indent=2))
+
+
+@dead_letters_app.command("retry")
+@answerable
+def dead_letters_retry(
+    *,
+    chosen: Places = None,
+    every: Every = False,
+    reason: Reason = None,
+    topic: Origin = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run the code of today over what could not be processed. Exit code 1 if something stays open."""
+    with _letters(data_dir) as (letters, places):
+        left = 0
+        for place in _chosen(letters, places, chosen, every, reason, topic):
+            retried = letters.retry(place)
+            left += retried.state == "open"
+            typer.echo(f"{place[0]}:{place[1]} {retried.state}{': ' + retried.why if retried.why else ''}")
+    raise typer.Exit(1 if left else 0)
+
+
+@dead_letters_app.command("dismiss")
+@answerable
+def dead_letters_dismiss(
+    *,
+    chosen: Places = None,
+    every: Every = False,
+    reason: Reason = None,
+    topic: Origin = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Put dead letters aside: looked at, and nothing to be done. They stay in the topic."""
+    with _letters(data_dir) as (letters, places):
+        for place in places(chosen or []):
+            letters.open_one(place)  # all or none of those that are named
+        done = sum(letters.dismiss(place) for place in _chosen(letters, places, chosen, every, reason, topic))
+    typer.echo(f"dismissed {done}")
+
+
+@skipped_app.command("list")
+@answerable
+def skipped_list(limit: Limit = 100, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List skipped listing ranges, the open ones first."""
+    _table("skipped", data_dir, as_json, {"limit": limit})
+
+
+@skipped_app.command("fill")
+@answerable
+def skipped_fill(
+    ids: Annotated[list[int] | None, typer.Argument(help="Ids of ranges; all open ones without.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make skipped ranges due now: list-repos reads them again, and lists the PDSes where the relay stays mute."""
+    from control.skipped_ranges import fill_now  # noqa: PLC0415 - as above
+    from local.run import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    settings = located(data_dir, "database")
+    check_database(settings)
+    due = fill_now(settings, ids)
+    missing = sorted(set(ids or []) - set(due))
+    if missing and not due:
+        raise OperatorError(
+            f"not open, or not known: {', '.join(map(str, missing))}; `sluice skipped list` shows the open ones first"
+        )
+    typer.echo(f"{len(due)} ranges are due now")
+    for number in missing:
+        typer.echo(f"{number} is not open, or not known", err=True)
+
+
+@contextmanager
+def _letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
+    from control.dead_letters import DeadLetters, places  # noqa: PLC0415 - as above
+    from local.run import check_database  # noqa: PLC0415 - as above
+
+    settings = located(data_dir, "bootstrap", "database")
+    check_database(settings)
+    letters = DeadLetters(settings)
+    try:
+        yield letters, places
+    finally:
+        letters.close()
+
+
+def _chosen(letters: Any, places: Any, chosen: list[str] | None, every: bool, *filters: str | None) -> Iterable[Any]:
+    """Places that the command line names, or those of all open letters that fit."""
+    if bool(chosen) == (every or any(filters)):
+        raise OperatorError("name dead letters as PARTITION:OFFSET, or give --all, --reason or --topic")
+    found: Iterable[Any] = places(chosen) if chosen else letters.open_places(*filters)
+    return found
+
+
+def _table(query: str, data_dir: Path | None, as_json: bool, values: dict[str, object]) -> None:
+    from cli.status_text import rows, table  # noqa: PLC0415 - as above
+
+    found = rows(located(data_dir, "database"), query, values)
+    typer.echo(json.dumps(found) if as_json else table(found))

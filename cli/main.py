@@ -1,0 +1,152 @@
+"""The command `sluice`: design §7. What an operator can put right is one line on standard error and exit code 2."""
+
+import faulthandler
+import json
+from typing import Annotated
+
+import typer
+
+from cli import backup, data
+from cli.appview import appview_app
+from cli.base import AsJson, DataDir, OneLine, Parent, answerable, located, unless_set
+from cli.doctor import doctor
+from cli.filters import filters_app
+from cli.jobs import backfill_app
+from cli.storms import storms_app
+from cli.topics import topics_app
+from control.errors import OperatorError
+from schemas.settings import load
+
+app = typer.Typer(
+    cls=OneLine,
+    help="Mirrors the AT Protocol network into a Kafka-compatible log and PostgreSQL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for name, group in (
+    ("topics", topics_app),
+    ("backfill", backfill_app),
+    ("filters", filters_app),
+    ("storms", storms_app),
+    ("appview", appview_app),
+):
+    app.add_typer(group, name=name)
+data.commands(app)
+backup.commands(app)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    faulthandler.enable()  # a crash in a library's native code names the Python lines it came from
+    app()
+
+
+@app.command()
+@answerable
+def up(
+    *,
+    relay: Annotated[list[str] | None, typer.Option(help="Relay (or PDS) to mirror; may be repeated.")] = None,
+    plc: Annotated[str | None, typer.Option(help="PLC directory.")] = None,
+    labeler: Annotated[list[str] | None, typer.Option(help="Labeler to mirror; may be repeated.")] = None,
+    bootstrap: Annotated[str | None, typer.Option(help="Brokers, HOST:PORT; without it one is embedded.")] = None,
+    database: Annotated[str | None, typer.Option(help="PostgreSQL URL; without it one is embedded.")] = None,
+    data_dir: DataDir = None,
+    workers: Annotated[int, typer.Option(min=1, help="Backfill and index processes, this many of each.")] = 1,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Mirror the bundled simulated network.")] = False,
+    until_synced: Annotated[
+        bool, typer.Option("--until-synced", help="Exit 0 once everything is there; prints one JSON line of totals.")
+    ] = False,
+) -> None:
+    """Run everything on this machine: log, PostgreSQL and all processes. Ctrl-C drains and ends it."""
+    from local.up import Options, up  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    if simulate and (relay or plc or labeler):
+        given = "--relay" if relay else "--plc" if plc else "--labeler"
+        raise OperatorError(
+            f"--simulate mirrors the simulated network and nothing else; leave out {given}, or --simulate"
+        )
+    settings = load(
+        relays=relay or None,
+        plc=plc,
+        labelers=labeler or None,
+        bootstrap=bootstrap,
+        database=database,
+        data_dir=data_dir,
+        # on one machine a member that is gone for ten seconds was killed
+        **unless_set(partitions=8, replication=1, transport_session_seconds=10.0),
+    )
+    raise typer.Exit(up(settings, Options(simulate, until_synced, workers)))
+
+
+@app.command()
+@answerable
+def run(
+    process: Annotated[str, typer.Argument(help="list-repos, firehose, labels, backfill, index or control")],
+    parent: Parent = 0,
+) -> None:
+    """Run one process, as in a pod; its settings come from the environment."""
+    from local.run import PROCESSES, die_with, run  # noqa: PLC0415 - loads the engine
+
+    die_with(parent)
+    if process not in PROCESSES:
+        raise OperatorError(f"there is no process {process!r}; choose one of {', '.join(PROCESSES)}")
+    run(process, load())
+
+
+@app.command()
+@answerable
+def migrate(data_dir: DataDir = None) -> None:
+    """Bring the database to this release."""
+    from connectors.postgres.migrate import migrate  # noqa: PLC0415 - as above
+    from local.run import check_database  # noqa: PLC0415 - as above
+
+    settings = located(data_dir, "database")
+    check_database(settings)
+    applied = migrate(settings.database)
+    typer.echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
+
+
+@app.command()
+@answerable
+def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show what the mirror is doing: repos, rates, lag, failing hosts, cursors, dead letters, jobs."""
+    from cli.status_text import look, page  # noqa: PLC0415 - as above
+    from control.attention import as_json as as_json_of  # noqa: PLC0415 - as above
+
+    settings = located(data_dir, "bootstrap", "database")
+    seen = look(settings)
+    typer.echo(json.dumps(as_json_of(seen)) if as_json else page(seen))
+
+
+@app.command()
+@answerable
+def settings() -> None:
+    """List every setting with its variable, value, default and meaning."""
+    from cli.settings_text import page  # noqa: PLC0415 - as above
+
+    typer.echo(page(load()))
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    help="Run the simulated network on its own; prints one JSON line of URLs. See `sluice simulate --help`.",
+)
+@answerable
+def simulate(context: typer.Context, parent: Parent = 0) -> None:
+    """Hand the options to the simulator."""
+    from local.run import die_with  # noqa: PLC0415 - as above
+    from simulator.__main__ import parser  # noqa: PLC0415 - as above
+    from simulator.config import ImpossibleConfigError  # noqa: PLC0415 - as above
+    from simulator.faults.faults import UnknownFaultError  # noqa: PLC0415 - as above
+    from simulator.server import SimulatorConfig, serve  # noqa: PLC0415 - as above
+
+    die_with(parent)
+    options = parser()
+    options.prog = "sluice simulate"
+    try:
+        raise typer.Exit(serve(SimulatorConfig(**vars(options.parse_args(context.args)))))
+    except (OSError, UnknownFaultError, ImpossibleConfigError) as err:
+        raise OperatorError(f"simulated network: {err}") from err

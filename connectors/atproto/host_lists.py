@@ -1,0 +1,40 @@
+"""The PDSes that relays name: asked for again and again, ever more rarely where a relay has no list."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from connectors.atproto.relay import Pager
+from connectors.runtime import metrics
+
+RETRY_FIRST_SECONDS = 10.0
+RETRY_LONGEST_SECONDS = 3600.0
+
+logger = logging.getLogger("list_repos")
+
+
+async def follow_hosts(
+    pager: Pager, relays: Sequence[str], recheck_seconds: float, found: Callable[[str, list[str]], None]
+) -> None:
+    """Call `found(relay, urls)` for each list, for ever. A list that broke off counts as far as it was read."""
+    failures = 0
+    while True:
+        failed = False
+        for relay in relays:
+            hosts = await pager.hosts(relay)
+            if hosts.failure is not None:
+                failed = True
+                metrics.INGEST_ERRORS.labels("list_repos", f"hosts_{hosts.failure.trouble}").inc()
+                fields = {"upstream": relay, "why": hosts.failure.detail, "hosts": len(hosts.urls)}
+                logger.warning("a relay's list of hosts broke off", extra=fields)
+            if hosts.urls:
+                found(relay, hosts.urls)
+        failures = failures + 1 if failed else 0
+        await asyncio.sleep(_wait(failures, recheck_seconds))
+
+
+def _wait(failures: int, recheck_seconds: float) -> float:
+    """A few failures are asked about sooner than a recheck, many of them later."""
+    if failures == 0:
+        return recheck_seconds
+    return min(RETRY_FIRST_SECONDS * 2.0 ** min(failures - 1, 20), RETRY_LONGEST_SECONDS)

@@ -1,0 +1,28 @@
+"""Labelers: the stream of their labels, from the first one on."""
+
+from connectors.atproto.deferred_events import ForKeys
+from connectors.atproto.stream import Frame, StreamPartition
+from connectors.kafka.back_pressure import HighWater
+from connectors.runtime.checkpointed import CheckpointedSource
+from connectors.runtime.process import Health
+from schemas.settings import Settings
+from steps.cursor import Cursors
+
+SUBSCRIBE = "com.atproto.label.subscribeLabels"
+
+
+def label_source(settings: Settings, health: Health, cursors: Cursors, deferral: ForKeys) -> CheckpointedSource[Frame]:
+    """Frames of all labelers of the settings. A labeler without a cursor is read from 0, its whole history."""
+    return CheckpointedSource(
+        lambda: StreamPartition(
+            settings,
+            health,
+            cursors,
+            method=SUBSCRIBE,
+            upstreams=settings.labelers,
+            start=0,
+            pressure=HighWater(settings, "label_live", "index"),
+            fillable=False,
+            deferral=deferral,
+        )
+    )

@@ -1,0 +1,199 @@
+"""com.atproto.sync.getRepo at a PDS: (DID, host) → a Download, or FetchFailed with a typed reason.
+
+Redirects are followed by hand: every hop passes the host guard, the budget and the concurrency limit of its own host.
+The body is streamed into a Spool: no size that a host chooses is ever in memory at once.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import aiohttp
+
+from connectors.atproto.rate_budget import HostBudget, HostPaused
+from connectors.atproto.spool import Spool, SpoolBudget, SpoolFull
+from connectors.http.client import (
+    REDIRECTS,
+    HostRefused,
+    check_url,
+    origin,
+    redirected,
+    retry_after,
+    translated,
+    xrpc_error,
+)
+from connectors.kafka.producer import now_text
+from connectors.runtime import metrics
+from protocol.car import CarLimits, may_be_car
+from schemas.settings import Settings
+from steps.host_speed import Transfer
+from steps.retry import ACCOUNT_ERRORS, Failure, Reason
+
+MAX_REDIRECTS = 4
+CAR_START_BYTES = 24  # by which something else than a CAR is known
+MAX_ERROR_BYTES = 16 * 1024
+
+
+class FetchFailed(Exception):
+    """No CAR. `host`: the origin that failed, where there was one to blame."""
+
+    def __init__(self, failure: Failure, host: str | None = None) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+        self.host = host
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A CAR that came to its end. `time`: when; close the spool after use."""
+
+    did: str
+    host: str
+    time: str
+    spool: Spool
+
+
+class PdsClient:
+    """getRepo for one process, in one event loop."""
+
+    def __init__(
+        self, settings: Settings, session: aiohttp.ClientSession, budget: HostBudget, spools: SpoolBudget
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._budget = budget
+        self._spools = spools
+        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    async def get_repo(self, did: str, pds: str, transfer: Transfer | None = None) -> Download:
+        """Fetch the whole repo; `transfer` is notified of the request and of every byte. Raises FetchFailed."""
+        transfer = transfer or Transfer(pds)
+        settings = self._settings
+        car = CarLimits(blocks=settings.car_max_blocks, total=settings.car_max_bytes)
+        spool = Spool(self._spools, settings.car_memory_bytes, car)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._settings.fetch_total_seconds):
+                await self._follow(f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}", spool, transfer)
+        except BaseException as err:
+            spool.close()
+            if isinstance(err, TimeoutError):
+                seconds = self._settings.fetch_total_seconds
+                raise FetchFailed(Failure(Reason.TIMEOUT, f"{pds}: not done after {seconds:g} s"), pds) from err
+            raise
+        metrics.FETCH_SECONDS.observe(time.monotonic() - started)
+        metrics.FETCHED_BYTES.inc(spool.size)
+        return Download(did, pds, now_text(), spool)
+
+    async def _follow(self, url: str, spool: Spool, transfer: Transfer) -> None:
+        """The host that we asked answers for what its redirects lead to. Only its own answers change its budget."""
+        asked: str | None = None
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                check_url(url, allow_private=self._settings.allow_private_hosts)
+            except HostRefused as err:
+                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
+            host = origin(url)
+            asked = asked or host
+            try:
+                async with self._turn(host):
+                    await self._budget.acquire(host)
+                    location = await self._request(url, host, asked, spool, transfer=transfer)
+            except HostRefused as err:
+                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
+            except HostPaused as err:
+                if host != asked:
+                    why = f"{asked} redirects to {err}"
+                    raise FetchFailed(Failure(Reason.RATE_LIMITED, why, err.seconds), asked) from err
+                raise FetchFailed(Failure(err.reason, str(err), err.seconds)) from err
+            if location is None:
+                return
+            url = _joined(url, location, asked)
+        raise FetchFailed(Failure(Reason.TOO_MANY_REDIRECTS, url[:200]), asked)
+
+    async def _request(self, url: str, host: str, asked: str, spool: Spool, *, transfer: Transfer) -> str | None:
+        """One request: the body goes into the spool, or the Location of a redirect is returned.
+
+        `asked`: the host that sent us to `host`, to blame for its failures.
+        """
+        transfer.asked(time.monotonic())
+        try:
+            async with self._session.get(
+                url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
+            ) as response:
+                if host == asked:
+                    await self._budget.heed(host, response.headers)
+                if response.status in REDIRECTS and "Location" in response.headers:
+                    return response.headers["Location"]
+                if response.status != 200:
+                    body = await response.content.read(MAX_ERROR_BYTES)
+                    raise FetchFailed(_refusal(response, body, host), asked)
+                await self._stream(response, asked, spool, transfer)
+                return None
+        except aiohttp.ClientPayloadError as err:
+            raise FetchFailed(Failure(Reason.CUT_OFF, f"{host}: after {spool.size} bytes"), asked) from err
+        except aiohttp.ConnectionTimeoutError as err:
+            raise FetchFailed(Failure(Reason.UNREACHABLE, f"{host}: no connection in time"), asked) from err
+        except aiohttp.ServerTimeoutError as err:
+            seconds = self._settings.fetch_idle_seconds
+            raise FetchFailed(Failure(Reason.SILENT, f"{host}: no byte for {seconds:g} s"), asked) from err
+        except (aiohttp.ClientError, OSError, ValueError) as err:
+            if isinstance(err, TimeoutError):
+                raise  # the total deadline's
+            known = translated(err, url)
+            reason = Reason.FORBIDDEN_HOST if isinstance(known, HostRefused) else Reason.UNREACHABLE
+            raise FetchFailed(Failure(reason, str(known)), asked) from err
+
+    async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool, transfer: Transfer) -> None:
+        limit = self._settings.car_max_bytes
+        start = b""
+        try:
+            async for chunk in response.content.iter_any():
+                if spool.size + len(chunk) > limit:
+                    raise FetchFailed(
+                        Failure(Reason.TOO_LARGE, f"{host}: more than {limit} bytes (SLUICE_CAR_MAX_BYTES)"), host
+                    )
+                if spool.size < CAR_START_BYTES:
+                    start = (start + chunk)[:CAR_START_BYTES]
+                    if not may_be_car(start):
+                        raise FetchFailed(Failure(Reason.NOT_A_CAR, f"{host}: status 200, and {start!r}"), host)
+                spool.write(chunk)
+                transfer.received = spool.size
+        except SpoolFull as err:
+            raise FetchFailed(Failure(Reason.SPOOL_FULL, str(err))) from err
+
+    @asynccontextmanager
+    async def _turn(self, host: str) -> AsyncIterator[None]:
+        """One of the `host_concurrency` places at a host; hosts that nobody asks are forgotten."""
+        turns, users = self._turns.get(host) or (asyncio.Semaphore(self._settings.host_concurrency), 0)
+        self._turns[host] = turns, users + 1
+        try:
+            async with turns:
+                yield
+        finally:
+            turns, users = self._turns[host]
+            if users == 1:
+                del self._turns[host]
+            else:
+                self._turns[host] = turns, users - 1
+
+
+def _joined(url: str, location: str, host: str) -> str:
+    try:
+        return redirected(url, location)
+    except HostRefused as err:
+        raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), host) from err
+
+
+def _refusal(response: aiohttp.ClientResponse, body: bytes, host: str) -> Failure:
+    """What an answer that is no CAR means."""
+    name, message = xrpc_error(body)
+    wait = retry_after(response.headers, time.time())
+    if response.status == 429:
+        return Failure(Reason.RATE_LIMITED, f"{host} answered 429", wait)
+    if name in ACCOUNT_ERRORS and 400 <= response.status < 500:
+        return Failure(ACCOUNT_ERRORS[name], f"{name}: {message}")
+    return Failure(Reason.HTTP_STATUS, f"{host} answered {response.status} {name} {message}".rstrip(), wait)

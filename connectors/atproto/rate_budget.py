@@ -1,0 +1,194 @@
+"""The request budget of every PDS, shared by all workers through `sluice.host`.
+
+`await HostBudget.acquire(host)` returns when one request may be sent now, or raises HostPaused. Tokens are leased in
+small chunks, so that the database is not asked for each request, and expire unused. Burst, refill, the life of a lease
+and the way to the host are reckoned so that no sliding window of `host_window_seconds`, as the host counts it, ever holds
+more than `host_requests` from all workers together. What a host's own headers allow can only lower that.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from connectors.postgres.connection import AsyncPool
+from connectors.runtime import metrics
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.retry import Reason
+
+BURST_SHARE = 0.1
+LEASE_SHARE = 1 / 30  # of the window: life of a lease, and as much again for the way to the host
+SHORTEST_LEASE = 0.5
+LARGEST_LEASE = 32
+PATIENCE_SECONDS = 60.0
+KEPT_HOSTS = 20_000
+CONNECTIONS = 2
+HEED_EVERY_SECONDS = 1.0
+PAUSE_CHECK_SECONDS = 5.0  # so soon a worker notices that an operator ended a pause
+LONGEST_PAUSE_SECONDS = 3600.0
+
+
+class HostPaused(Exception):
+    """The host may not be asked for `seconds`; `reason`: HOST_PAUSED (it said so) or HOST_BUSY (its budget is spent)."""
+
+    def __init__(self, host: str, seconds: float, reason: Reason, why: str) -> None:
+        super().__init__(f"{host}: {why}")
+        self.seconds = seconds
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Host:
+    """What this worker knows of a host. Times are time.monotonic."""
+
+    left: int = 0
+    expires: float = 0.0
+    want: int = 1
+    waiting: int = 0
+    paused_until: float = 0.0
+    pause_reason: str = ""
+    request_limit: int | None = None
+    checked: float = 0.0  # when the database last said whether it is paused
+    pauses: int = 0  # one after another, with nothing served between them
+    heeded: float = 0.0
+    failing: bool = False
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class HostBudget:
+    """One per process, used in one event loop. Close it in that loop. Hosts are origins: `https://host[:port]`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sql = queries("budget")
+        self._hosts: dict[str, _Host] = {}
+        self._pool = AsyncPool(settings.database, "sluice budget", CONNECTIONS)
+        for figure, gauge in metrics.POOL.items():  # read when they are scraped
+            gauge.set_function(lambda figure=figure: float(self._pool.stats().get(figure, 0)))  # type: ignore[misc]  # bound now
+        window = settings.host_window_seconds
+        self._lease_seconds = max(SHORTEST_LEASE, window * LEASE_SHARE)
+        self._span = window + 2 * self._lease_seconds
+
+    async def acquire(self, host: str) -> None:
+        """Wait for a request's turn. Raises HostPaused when it is not worth waiting for."""
+        state = self._state(host)
+        state.waiting += 1
+        try:
+            async with state.turn:  # in order of arrival
+                while True:
+                    now = time.monotonic()
+                    if state.paused_until > now and now < state.checked + PAUSE_CHECK_SECONDS:
+                        raise HostPaused(host, state.paused_until - now, Reason.HOST_PAUSED, state.pause_reason)
+                    if state.left > 0 and state.expires > now:
+                        state.left -= 1
+                        return
+                    await self._lease(host, state, now)
+        finally:
+            state.waiting -= 1
+
+    async def pause(self, host: str, seconds: float, reason: str) -> None:
+        """No worker asks this host for `seconds`; longer, where pause follows pause and nothing is served between them."""
+        state, now = self._state(host), time.monotonic()
+        if state.paused_until <= now:  # else it is one more answer of the same burst
+            state.pauses += 1
+        seconds = max(seconds, min(2.0 ** min(state.pauses - 1, 20), LONGEST_PAUSE_SECONDS))
+        state.paused_until, state.checked = max(state.paused_until, now + seconds), now
+        state.pause_reason, state.left = reason, 0
+        await self._execute("pause", host=host, seconds=seconds, reason=reason)
+
+    async def heed(self, host: str, headers: Mapping[str, str]) -> None:
+        """Lower the budget to what RateLimit-Limit, -Policy and -Remaining of an answer allow."""
+        allowed = requests_allowed(headers, self._settings.host_window_seconds)
+        if allowed is None:
+            return
+        state, now = self._state(host), time.monotonic()
+        limit = min(allowed, self._settings.host_requests)
+        remaining = _number(headers.get("RateLimit-Remaining"))
+        scarce = remaining is not None and remaining < limit * BURST_SHARE and now > state.heeded + HEED_EVERY_SECONDS
+        if limit == (state.request_limit or self._settings.host_requests) and not scarce:
+            return
+        state.request_limit = limit
+        if scarce and remaining is not None:
+            state.heeded = now
+            state.left = min(state.left, remaining)
+        await self._execute("lower", host=host, request_limit=limit, remaining=remaining if scarce else limit)
+
+    async def failed(self, host: str, error: str) -> None:
+        """A request to this host failed; operators see it."""
+        self._state(host).failing = True
+        await self._execute("failed", host=host, error=error[:500])
+
+    async def answered(self, host: str) -> None:
+        """The host works (again)."""
+        state = self._state(host)
+        state.pauses = 0
+        if state.failing:
+            state.failing = False
+            await self._execute("answered", host=host)
+
+    async def close(self) -> None:
+        """Close the database connections."""
+        await self._pool.close()
+
+    async def _lease(self, host: str, state: _Host, now: float) -> None:
+        """Lease tokens into `state`, or sleep until there should be some, or raise HostPaused."""
+        # a host that used up its last lease in time is asked often: fewer, larger leases
+        state.want = min(LARGEST_LEASE, state.want * 2) if state.expires > now else 1
+        checked = state.checked
+        row = await self._execute("lease", host=host, want=max(state.want, state.waiting))
+        if state.checked != checked:  # paused meanwhile
+            return
+        leased, tokens, paused, why, limit = row or (0, 0.0, 0.0, None, 1)
+        state.checked = now
+        state.paused_until = now + paused if paused > 0 else 0.0
+        if state.request_limit is not None:
+            state.request_limit = limit  # an operator may have reset it
+        if paused > 0:
+            state.pause_reason = why or "paused"
+            return
+        if leased:
+            state.left, state.expires = leased, now + self._lease_seconds
+            return
+        rate = max(limit - max(1, limit * BURST_SHARE), 0.99) / self._span
+        ahead = (state.waiting - tokens) / rate
+        if ahead > PATIENCE_SECONDS and state.waiting > 1:
+            raise HostPaused(host, ahead, Reason.HOST_BUSY, f"its budget of {limit} requests is spent")
+        await asyncio.sleep(min(PATIENCE_SECONDS, max(0.05, (1 - tokens) / rate)))
+
+    def _state(self, host: str) -> _Host:
+        state = self._hosts.get(host)
+        if state is None:
+            if len(self._hosts) >= KEPT_HOSTS:
+                now = time.monotonic()
+                idle = [name for name, one in self._hosts.items() if not one.waiting and one.paused_until < now]
+                for name in idle:
+                    del self._hosts[name]
+            state = self._hosts[host] = _Host()
+        return state
+
+    async def _execute(self, name: str, **values: Any) -> tuple[Any, ...] | None:
+        values |= {"requests": self._settings.host_requests, "span": self._span, "burst_share": BURST_SHARE}
+        rows = await self._pool.fetch(self._sql[name], values)
+        return rows[0] if rows else None
+
+
+def requests_allowed(headers: Mapping[str, str], window_seconds: float) -> int | None:
+    """Requests that the host's headers allow in a window of ours; None where they say nothing readable.
+
+    `RateLimit-Policy: 3000;w=300` names the host's window, `RateLimit-Limit` alone is taken for ours.
+    """
+    limit = _number(headers.get("RateLimit-Limit"))
+    if limit is None:
+        return None
+    for part in headers.get("RateLimit-Policy", "").split(";")[1:]:
+        name, _, value = part.strip().partition("=")
+        seconds = _number(value) if name == "w" else None
+        if seconds and seconds > window_seconds:  # a shorter window of theirs is met by pauses
+            return max(1, int(limit * window_seconds / seconds))
+    return max(1, limit)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 12 else None

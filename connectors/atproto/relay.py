@@ -1,0 +1,128 @@
+"""Relays: the firehose stream, and pages of listHosts and listRepos."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from connectors.atproto.deferred_events import ForKeys
+from connectors.atproto.stream import Frame, StreamPartition
+from connectors.http.client import LIST_JSON, HostRefused, TooLarge, Unreachable, check_url, fetch, retry_after
+from connectors.kafka.back_pressure import HighWater
+from connectors.runtime.checkpointed import CheckpointedSource
+from connectors.runtime.process import Health
+from protocol.did_document import is_host
+from protocol.encoding.bounded_json import BadJson, TooMuchJson
+from schemas.settings import Settings
+from steps.cursor import Cursors
+from steps.listing.paginator import MAX_BARREN, Failure, Page, Trouble, failure_of, page_cursor, read_page
+
+SUBSCRIBE = "com.atproto.sync.subscribeRepos"
+LIST_REPOS = "com.atproto.sync.listRepos"
+LIST_BY_COLLECTION = "com.atproto.sync.listReposByCollection"
+LIST_HOSTS = "com.atproto.sync.listHosts"
+HOSTS_PAGE = 200
+MAX_HOSTS = 20_000
+
+
+def firehose_source(
+    settings: Settings, health: Health, cursors: Cursors, deferral: ForKeys
+) -> CheckpointedSource[Frame]:
+    """Frames of all relays of the settings. Waits while the index is half of the live topic's retention behind."""
+    return CheckpointedSource(
+        lambda: StreamPartition(
+            settings,
+            health,
+            cursors,
+            method=SUBSCRIBE,
+            upstreams=settings.relays,
+            start=0 if settings.firehose_start == "oldest" else None,
+            pressure=HighWater(settings, "firehose_live", "index"),
+            fillable=True,
+            deferral=deferral,
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """What a relay named; `failure`: why its list was not read to the end."""
+
+    urls: list[str]
+    failure: Failure | None = None
+
+
+class Pager:
+    """Requests for pages of lists, to relays and PDSes alike."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._session = session
+
+    async def repos(self, upstream: str, cursor: str, limit: int, collection: str | None = None) -> Page | Failure:
+        """One page of listRepos or, with a collection, of listReposByCollection, which names DIDs only."""
+        if collection is None:
+            answer = await self._ask(upstream, LIST_REPOS, cursor, limit)
+        else:
+            answer = await self._ask(upstream, LIST_BY_COLLECTION, cursor, limit, collection=collection)
+        return answer if isinstance(answer, Failure) else read_page(answer, time.time_ns() // 1000)
+
+    async def hosts(self, relay: str) -> Hosts:
+        """URLs of all PDSes that a relay names and that it reads, as far as its pages lead to new ones."""
+        found: dict[str, None] = {}
+        cursor, cursors, barren = "", {""}, 0
+        while len(found) < MAX_HOSTS:
+            body = await self._ask(relay, LIST_HOSTS, cursor, HOSTS_PAGE)
+            if isinstance(body, Failure):
+                return Hosts(list(found), body)
+            rows = body.get("hosts", ()) if isinstance(body, dict) else ()
+            following = page_cursor(body) if isinstance(rows, list | None) else None
+            if not isinstance(rows, list | None) or isinstance(following, Failure):
+                wrong = following if isinstance(following, Failure) else Failure(Trouble.MALFORMED, "no list of hosts")
+                return Hosts(list(found), wrong)
+            before = len(found)
+            found.update((url, None) for url in map(self._host_url, rows or ()) if url is not None)
+            if following is None or following == cursor:
+                return Hosts(list(found))
+            barren = barren + 1 if len(found) == before else 0
+            if following in cursors or barren > MAX_BARREN:
+                return Hosts(list(found), Failure(Trouble.MALFORMED, "its pages bring nothing new"))
+            cursors.add(following)
+            cursor = following
+        return Hosts(list(found), Failure(Trouble.MALFORMED, f"more than {MAX_HOSTS} hosts"))
+
+    async def _ask(self, upstream: str, method: str, cursor: str, limit: int, **more: str) -> Any:
+        """The decoded JSON of an answer, or a Failure."""
+        params = more | {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        private = self._settings.allow_private_hosts
+        try:
+            url = f"{upstream}/xrpc/{method}"
+            answer = await fetch(self._session, url, params, allow_private=private, limit=LIST_JSON.size)
+        except TooLarge as err:
+            return Failure(Trouble.BAD_ANSWER, str(err))
+        except (HostRefused, Unreachable) as err:
+            return Failure(Trouble.UNREACHABLE, str(err))
+        if answer.status != 200:
+            return failure_of(answer.status, answer.error, retry_after(answer.headers, time.time()))
+        try:
+            return answer.json(LIST_JSON)
+        except TooMuchJson as err:
+            return Failure(Trouble.BAD_ANSWER, str(err))
+        except BadJson as err:
+            return Failure(Trouble.MALFORMED, str(err))
+
+    def _host_url(self, row: object) -> str | None:
+        """https://HOST of a row of listHosts; loopback hosts of an own network have no TLS."""
+        name = row.get("hostname") if isinstance(row, dict) else None
+        if not isinstance(name, str) or row.get("status") in ("banned", "offline"):  # type: ignore[attr-defined]  # a dict
+            return None
+        if not is_host(name):
+            return None
+        scheme = "http" if name.partition(":")[0] in ("localhost", "127.0.0.1") else "https"
+        url = f"{scheme}://{name.lower()}"
+        try:
+            check_url(url, allow_private=self._settings.allow_private_hosts)
+        except HostRefused:
+            return None
+        return url

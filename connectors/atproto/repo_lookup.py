@@ -1,0 +1,140 @@
+"""What an audit asks the network: the signing key of today, and where a repo stands at its PDS. Used in one event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from connectors.atproto.rate_budget import HostBudget, HostPaused
+from connectors.http.client import SMALL_JSON, HostRefused, Unreachable, fetch, open_session, retry_after
+from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.postgres.connection import connect
+from ops.audit_repo import Finding, Head, Kind, check_commit
+from protocol.encoding.bounded_json import BadJson
+from protocol.encoding.printable import printable
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.retry import LONGEST_PAUSE, SHORTEST_PAUSE
+
+LATEST = "com.atproto.sync.getLatestCommit"
+AT_ONCE = 20
+CATCH_UP_SECONDS = 15.0
+LOOK_SECONDS = 0.5
+
+Stands = Callable[[str], tuple[str, str | None] | None]
+"""DID → (rev, commit) of its row while in `sync`, read now."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """Answers: findings, and how many repos nobody would tell of (which is no difference)."""
+
+    findings: list[Finding] = field(default_factory=list)
+    compared: int = 0
+    untold: int = 0
+
+
+class AuditNetwork:
+    """One per audit. Connects on first use; `close` it in its loop."""
+
+    def __init__(self, settings: Settings, stands: Stands) -> None:
+        self._settings = settings
+        self._stands = stands
+        self._session = open_session(settings)
+        self._resolver = Resolver(settings, self._session)
+        self._budget = HostBudget(settings)
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._budget.close()
+        await self._resolver.close()
+        await self._session.close()
+
+    async def signatures(self, heads: list[Head]) -> Asked:
+        """Commits that the stored key did not sign, under the keys of today. A directory that is away is no finding."""
+        asked = Asked()
+        await asyncio.gather(*(self._signature(head, asked) for head in heads))
+        return asked
+
+    async def commits(self, heads: list[Head]) -> Asked:
+        """Rows against the PDSes' own word."""
+        asked = Asked()
+        await asyncio.gather(*(self._commit(head, asked) for head in heads))
+        return asked
+
+    async def latest(self, did: str) -> tuple[str, str] | str | None:
+        """(rev, commit), or why the PDS has none, or None where nobody answered."""
+        try:
+            pds = (await self._resolver.resolve(did)).pds
+            if pds is None:
+                return "the DID document names no PDS"
+            await self._budget.acquire(pds)
+            private = self._settings.allow_private_hosts
+            answer = await fetch(self._session, f"{pds}/xrpc/{LATEST}", {"did": did}, allow_private=private)
+        except IdentityNotFound as err:
+            return str(err)
+        except (IdentityUnreachable, HostPaused, HostRefused, Unreachable):
+            return None
+        if answer.status == 429:  # the same rest as after a download's: no process asks this PDS before it is over
+            wait = retry_after(answer.headers, time.time())
+            pause = self._settings.rate_limit_pause_seconds if wait is None else wait
+            await self._budget.pause(pds, min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE), f"{LATEST} answered 429")
+            return None
+        if answer.status != 200:
+            return f"its PDS says {answer.error}" if answer.error and answer.status in (400, 403, 404) else None
+        try:
+            body = answer.json(SMALL_JSON)
+        except BadJson:
+            return None
+        rev, commit = (body.get("rev"), body.get("cid")) if isinstance(body, dict) else (None, None)
+        if not isinstance(rev, str) or not isinstance(commit, str):
+            return None
+        return printable(rev, 100), printable(commit, 100)
+
+    async def _signature(self, head: Head, asked: Asked) -> None:
+        try:
+            async with self._turns:
+                key = (await self._resolver.resolve(head.did, fresh=True)).signing_key
+        except IdentityNotFound:
+            key = None
+        except IdentityUnreachable:
+            asked.untold += 1
+            return
+        asked.findings += check_commit(head, key)
+
+    async def _commit(self, head: Head, asked: Asked) -> None:
+        async with self._turns:
+            answer = await self.latest(head.did)
+        if answer is None:
+            asked.untold += 1
+            return
+        asked.compared += 1
+        if isinstance(answer, str):
+            asked.findings.append(Finding(head.did, Kind.PDS, answer))
+            return
+        waited = 0.0
+        while (here := await asyncio.to_thread(self._stands, head.did)) is not None:
+            rev, commit = answer
+            if here == answer:
+                return
+            if waited >= (CATCH_UP_SECONDS if rev > here[0] else 2 * LOOK_SECONDS):
+                told = f"its PDS stands at rev {rev}, commit {commit}; the row at rev {here[0]}, commit {here[1]}"
+                asked.findings.append(Finding(head.did, Kind.PDS, told))
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+            waited += LOOK_SECONDS
+            if rev <= here[0] and isinstance(again := await self.latest(head.did), tuple):
+                answer = again  # the row may have moved on since the PDS was asked
+
+
+def stands_now(database: str) -> Stands:
+    """Reads rows on a connection of each call's own; few repos ever need it."""
+
+    def stands(did: str) -> tuple[str, str | None] | None:
+        with connect(database, "sluice audit") as db:
+            row: Any = db.execute(queries("audit")["stands"], {"did": did}).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    return stands

@@ -1,0 +1,142 @@
+"""Bytes of downloads: in memory while they are few, in an unlinked file when they are many, bounded over all together.
+
+`Spool(budget, limit, car)` takes chunks in the loop's thread and gives them back in the flow's. Memory that is used up is not
+waited for (downloads that each hold a part would wait for one another): the download goes on to disk. Where the disk's
+share is used up as well, `write` raises SpoolFull, and the repo waits.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+
+from protocol.car import CarIndex, CarLimits, file_reader
+
+READ_BYTES = 4 * 1024 * 1024
+
+
+class SpoolFull(Exception):
+    """Memory and disk for downloads are both used up."""
+
+
+class SpoolBudget:
+    """Bytes that all downloads of a process hold; thread-safe."""
+
+    def __init__(self, memory_bytes: int, disk_bytes: int) -> None:
+        self._limits = {"memory": memory_bytes, "disk": disk_bytes}
+        self._held = {"memory": 0, "disk": 0}
+        self._lock = threading.Lock()
+
+    def take(self, kind: str, size: int) -> bool:
+        """Reserve bytes; False where they do not fit."""
+        with self._lock:
+            if self._held[kind] + size > self._limits[kind]:
+                return False
+            self._held[kind] += size
+            return True
+
+    def release(self, kind: str, size: int) -> None:
+        """Give bytes back."""
+        with self._lock:
+            self._held[kind] -= size
+
+    def held(self, kind: str) -> int:
+        """Bytes in use."""
+        return self._held[kind]
+
+
+class Spool:
+    """The bytes of one download. `limit`: above it they go to disk. `car`: what is indexed at most."""
+
+    def __init__(self, budget: SpoolBudget, limit: int, car: CarLimits) -> None:
+        self._budget = budget
+        self._limit = limit
+        self._car = car
+        self._data = bytearray()  # not a list of chunks: a byte that comes by itself would take forty
+        self._fd: int | None = None
+        self._reserved = {"memory": 0, "disk": 0}
+        self.size = 0
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the bytes are in a file."""
+        return self._fd is not None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds in memory."""
+        return self._reserved["memory"]
+
+    def write(self, chunk: bytes) -> None:
+        """Append. Raises SpoolFull, also where the file system is full."""
+        if self._fd is None and self.size + len(chunk) <= self._limit and self._take("memory", len(chunk)):
+            self._data += chunk
+        else:
+            try:
+                self._to_disk(chunk)
+            except OSError as err:
+                raise SpoolFull(str(err)) from err
+        self.size += len(chunk)
+
+    def spill(self) -> None:
+        """Move what is in memory to disk. Raises SpoolFull; it stays in memory then."""
+        if self._fd is None:
+            try:
+                self._move()
+            except OSError as err:
+                raise SpoolFull(str(err)) from err
+
+    def index(self) -> Iterator[CarIndex | None]:
+        """Index the CAR, some megabytes a step: None until it is done, then the index. Raises CarError in between.
+
+        The index of a spooled CAR reads from the file: close the spool only after its last use.
+        """
+        if self._fd is None:
+            index = CarIndex(limits=self._car)
+            index.feed(bytes(self._data))
+        else:
+            index = CarIndex(file_reader(self._fd), limits=self._car)
+            while chunk := os.pread(self._fd, READ_BYTES, index.size):
+                index.feed(chunk)
+                yield None
+        index.finish()
+        yield index
+
+    def close(self) -> None:
+        """Free the bytes; may be called again."""
+        if self._fd is not None:
+            os.close(self._fd)
+        for kind, size in self._reserved.items():
+            self._budget.release(kind, size)
+        self._fd, self._data, self._reserved = None, bytearray(), {"memory": 0, "disk": 0}
+
+    def _to_disk(self, chunk: bytes) -> None:
+        if self._fd is None:
+            self._move()
+        if not self._take("disk", len(chunk)):
+            raise SpoolFull(f"{self._budget.held('disk')} bytes of downloads are on disk")
+        assert self._fd is not None  # noqa: S101  # just moved
+        _write_all(self._fd, chunk)
+
+    def _move(self) -> None:
+        """From memory into a file that has no name: nothing is left behind, however the process ends."""
+        if not self._take("disk", self.size):
+            raise SpoolFull(f"{self._budget.held('disk')} bytes of downloads are on disk")
+        self._fd, path = tempfile.mkstemp(prefix="sluice-car-")
+        os.unlink(path)
+        _write_all(self._fd, self._data)
+        self._data = bytearray()
+        self._budget.release("memory", self._reserved["memory"])
+        self._reserved["memory"] = 0
+
+    def _take(self, kind: str, size: int) -> bool:
+        if not self._budget.take(kind, size):
+            return False
+        self._reserved[kind] += size
+        return True
+
+
+def _write_all(fd: int, data: bytes | bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,257 @@
+"""HTTP towards hosts that strangers chose: one guarded session, bounded answers, typed failures.
+
+`open_session(settings)` makes the session that every request of a process uses. Its sockets are made by the guard, so no
+private, loopback or link-local address is reached: not by a name that resolves to one, not by a literal, not by a
+redirect, not by a name that changes between check and use. `fetch` reads an answer up to a size; it raises
+`HostRefused` (never worth a retry) or `Unreachable` (transient, but for its two kinds), and returns every HTTP status as it is.
+"""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from math import isnan
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+
+from connectors.http.addresses import address_allowed
+from protocol.encoding.bounded_json import BadJson, JsonLimits, decode
+from protocol.encoding.printable import printable
+from schemas.settings import Settings
+
+LIST_JSON = JsonLimits(1024 * 1024, 40_000)
+"""Pages of listRepos and listHosts. A page of 1,000 repos has 200 KB and 6,000 items; servers that ignore `limit` exist."""
+
+DOCUMENT_JSON = JsonLimits(64 * 1024, 4_096)
+"""A DID document: 1 KB of most accounts."""
+
+SMALL_JSON = JsonLimits(16 * 1024, 512)
+"""XRPC errors and answers of a few fields: getLatestCommit, getRepoStatus, health pages."""
+
+MAX_REDIRECTS = 4
+REDIRECTS = (301, 302, 303, 307, 308)
+TOTAL_SECONDS = 30.0
+IDLE_SECONDS = 15.0
+LONGEST_WAIT_SECONDS = 86_400.0
+_WELL_KNOWN_PORTS = (80, 443)
+_FIRST_FREE_PORT = 1024  # below it live mail, shells and databases, never a PDS
+
+
+class HostRefused(Exception):
+    """The URL or its address is one that we do not talk to; the message says why."""
+
+
+class Unreachable(Exception):
+    """No complete answer: DNS, connection, TLS, time, size or a cut. Transient."""
+
+
+class TooLarge(Unreachable):
+    """The answer goes on beyond the limit."""
+
+
+class NoSuchHost(Unreachable):
+    """DNS says that the name has no address: an answer, not a failure of DNS."""
+
+
+class _RefusedAddress(OSError):
+    """The socket factory's refusal, as the connection code wants it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer that was read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self, limits: JsonLimits) -> Any:
+        """The decoded body. Raises BadJson."""
+        return decode(self.body, limits)
+
+    @property
+    def error(self) -> str | None:
+        """Name of the XRPC error, such as RepoNotFound."""
+        return xrpc_error(self.body)[0] or None
+
+
+def xrpc_error(body: bytes) -> tuple[str, str]:
+    """Name and message of an XRPC error body, printable; '' for what it does not have."""
+    try:
+        value = decode(body, SMALL_JSON)
+    except BadJson:
+        return "", ""
+    if not isinstance(value, dict):
+        return "", ""
+    name, message = value.get("error"), value.get("message")
+    return (
+        printable(name, 100) if isinstance(name, str) else "",
+        printable(message) if isinstance(message, str) else "",
+    )
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def redirected(url: str, location: str) -> str:
+    """The URL that a redirect of `url` names. Raises HostRefused."""
+    try:
+        return urljoin(url, location)
+    except ValueError as err:
+        raise HostRefused(f"{location[:200]!r} is no URL") from err
+
+
+def check_url(url: str, *, allow_private: bool) -> None:
+    """Raise HostRefused for a scheme, a userinfo or a port that no server of the network has."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as err:
+        raise HostRefused(f"{url[:200]!r} is not a URL") from err
+    if any(not "!" <= char <= "~" for char in url):
+        raise HostRefused(f"{url[:200]!r} has characters that no URL has")
+    if parts.scheme not in (("https", "wss", "http", "ws") if allow_private else ("https", "wss")):
+        raise HostRefused(f"scheme {parts.scheme[:20]!r} of {url[:200]!r}")
+    if not parts.hostname:
+        raise HostRefused(f"no host in {url[:200]!r}")
+    if parts.username is not None or parts.password is not None:
+        raise HostRefused(f"user information in the URL of {parts.hostname}")
+    if port is not None and not allow_private and not _port_allowed(port):
+        raise HostRefused(f"port {port} of {parts.hostname}")
+
+
+def open_session(
+    settings: Settings, *, connections: int = 0, resolver: AbstractResolver | None = None
+) -> aiohttp.ClientSession:
+    """The process's session; call it in the loop that uses it. `connections`: limit of sockets, 0 for none.
+
+    `resolver`: of host names, instead of the machine's own.
+    """
+    connector = aiohttp.TCPConnector(
+        limit=connections,
+        resolver=resolver,
+        ttl_dns_cache=60,
+        socket_factory=None if settings.allow_private_hosts else _guarded_socket,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
+        auto_decompress=False,  # a few bytes of a compressed body may stand for gigabytes
+        trace_configs=[_redirect_guard(allow_private=settings.allow_private_hosts)],
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=settings.fetch_connect_seconds, sock_read=settings.fetch_idle_seconds
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
+
+
+def translated(err: Exception, url: str) -> Exception:
+    """The error of this module for one that a request through the session raised."""
+    causes: list[BaseException | None] = [err, getattr(err, "os_error", None), err.__cause__]
+    for cause in causes:
+        nested = getattr(cause, "exceptions", ())
+        if any(isinstance(one, _RefusedAddress) for one in (cause, *nested)):
+            return HostRefused(f"{urlsplit(url).hostname} is at a private address")
+        if isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+            return NoSuchHost(f"{urlsplit(url).hostname} has no address")
+    if isinstance(err, aiohttp.NonHttpUrlClientError | aiohttp.InvalidURL):
+        return HostRefused(printable(f"{url[:200]}: {err}"))
+    what = "no answer in time" if isinstance(err, TimeoutError) else (str(err) or type(err).__name__)
+    return Unreachable(printable(f"{urlsplit(url).hostname}: {what}"))
+
+
+async def fetch(
+    session: aiohttp.ClientSession,
+    url: str,
+    params: Mapping[str, str] | None = None,
+    *,
+    allow_private: bool,
+    limit: int = SMALL_JSON.size,
+    total_seconds: float = TOTAL_SECONDS,
+) -> Answer:
+    """GET a URL and read at most `limit` bytes. Any status is an Answer. Raises HostRefused, Unreachable.
+
+    Every hop of a redirect is checked like the first URL. An error status is an answer however long its body is.
+    """
+    timeout = aiohttp.ClientTimeout(total=total_seconds, sock_connect=10.0, sock_read=min(IDLE_SECONDS, total_seconds))
+    here = url
+    try:
+        async with asyncio.timeout(total_seconds):
+            for _ in range(MAX_REDIRECTS + 1):
+                check_url(here, allow_private=allow_private)
+                async with session.get(here, params=params, timeout=timeout, allow_redirects=False) as response:
+                    if response.status not in REDIRECTS or "Location" not in response.headers:
+                        return Answer(response.status, response.headers, await _body(response, limit))
+                    here, params = redirected(str(response.url), response.headers["Location"]), None
+            raise Unreachable(f"{urlsplit(url).hostname}: more than {MAX_REDIRECTS} redirects")
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as err:
+        raise translated(err, url) from err
+
+
+async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    failed = response.status >= 400
+    most = min(limit, SMALL_JSON.size) if failed else limit
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > most:
+            if failed:  # the status is the answer
+                return bytes(body[:most])
+            raise TooLarge(f"{response.url.host}: answer of more than {limit} bytes")
+    return bytes(body)
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that the server asks us to wait, at most a day: Retry-After (seconds or date), else RateLimit-Reset; None if it
+    says nothing readable.
+
+    `now`: seconds since 1970. RateLimit-Reset is seconds or, as this network writes it, a moment since 1970.
+    """
+    value = headers.get("Retry-After", "")
+    seconds = _seconds(value)
+    if seconds is None:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, TypeError, OverflowError, OSError):  # a stranger's date: of any year, or none
+            seconds = _seconds(headers.get("RateLimit-Reset", ""))
+            seconds = None if seconds is None else seconds - now if seconds > 1e9 else seconds
+    return None if seconds is None else min(max(0.0, seconds), LONGEST_WAIT_SECONDS)
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return None if isnan(seconds) else seconds
+
+
+def _port_allowed(port: int) -> bool:
+    return port in _WELL_KNOWN_PORTS or port >= _FIRST_FREE_PORT
+
+
+def _redirect_guard(*, allow_private: bool) -> aiohttp.TraceConfig:
+    """Checks every hop that aiohttp follows by itself, as it does for websockets."""
+
+    async def check(_session: object, _context: object, hop: aiohttp.TraceRequestRedirectParams) -> None:
+        location = hop.response.headers.get("Location", "")
+        check_url(redirected(str(hop.url), location), allow_private=allow_private)
+
+    guard = aiohttp.TraceConfig()
+    guard.on_request_redirect.append(check)
+    return guard
+
+
+def _guarded_socket(info: tuple[Any, ...]) -> socket.socket:
+    family, kind, protocol, _, place = info
+    if not address_allowed(str(place[0])) or not _port_allowed(int(place[1])):
+        raise _RefusedAddress(f"{place[0]}:{place[1]} is not a public address")
+    return socket.socket(family=family, type=kind, proto=protocol)

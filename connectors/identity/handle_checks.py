@@ -1,0 +1,265 @@
+"""Handles verified both ways: `HandleResolver` asks a domain, `HandleChecks` works through `sluice.handle` in a thread.
+
+A check resolves the DID, takes the handle that its document claims, and asks the handle's domain by DNS and HTTPS (guarded
+like every host that data names). What the domain names now owns the handle: in one transaction it gets it, and whoever held it
+loses it; an index keeps it from having two owners. Directories, DNS and hosts that do not answer delay a check and change
+nothing. Events put a DID before the others (flows/index/store.py); the rest is checked on a schedule, at a bounded rate.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.rdatatype
+import dns.resolver
+import psycopg
+from aiohttp.abc import AbstractResolver, ResolveResult
+from psycopg import errors
+from typing_extensions import override
+
+from connectors.http.client import HostRefused, NoSuchHost, TooLarge, Unreachable, fetch, open_session
+from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.postgres.connection import connect_async
+from connectors.runtime import metrics
+from connectors.runtime.background_loop import Background
+from protocol.did_document import Identity
+from protocol.handle import Answer, Said, Standing, Verdict, from_txt, from_well_known, is_resolvable, joined, judge
+from protocol.handle import next_check as wait_of
+from schemas.settings import Settings
+from schemas.sql import queries
+
+DNS_PORT = 53
+DNS_SECONDS = 5.0
+WEB_SECONDS = 8.0
+MAX_BODY_BYTES = 64 * 1024
+BATCH_SECONDS = 3.0
+IDLE_SECONDS = 0.5
+WAIT_MAX_SECONDS = 15.0
+PATIENCE = 2.0  # recheck intervals that a web host may be silent before its handle is no longer verified
+MAX_DETAIL = 300
+
+log = logging.getLogger("handles")
+
+
+def dns_client(settings: Settings) -> dns.asyncresolver.Resolver:
+    """A client of the DNS server that the settings name, else of this machine's. Raises NoResolverConfiguration."""
+    server, _, port = settings.dns.partition(":")
+    made = dns.asyncresolver.Resolver(configure=not server)
+    if server:
+        made.nameservers, made.port = [server], int(port or DNS_PORT)
+    return made
+
+
+class HostAddresses(AbstractResolver):
+    """Addresses of the handles' web hosts, from the same DNS server as the handles. What it finds is the guard's to judge."""
+
+    def __init__(self, client: dns.asyncresolver.Resolver) -> None:
+        self._client = client
+
+    @override
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            found = await self._client.resolve_name(f"{host}.", family=family, lifetime=DNS_SECONDS)
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer) as err:
+            raise socket.gaierror(socket.EAI_NONAME, str(err)) from err
+        except dns.exception.DNSException as err:
+            raise socket.gaierror(socket.EAI_AGAIN, str(err)) from err
+        return [
+            ResolveResult(hostname=host, host=text, port=port, family=of, proto=0, flags=socket.AI_NUMERICHOST)
+            for text, of in found.addresses_and_families()
+        ]
+
+    @override
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def open_handle_session(settings: Settings) -> aiohttp.ClientSession:
+    """The session for `HandleResolver`; call it in the loop that uses it."""
+    return open_session(settings, resolver=HostAddresses(dns_client(settings)) if settings.dns else None)
+
+
+class HandleResolver:
+    """Handle → what its domain says. Used in one event loop; constructors never connect."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._session = session
+        self._dns: dns.asyncresolver.Resolver | None = None
+
+    async def ask(self, handle: str) -> Said:
+        """DNS first, then HTTPS where DNS has not decided. Never raises for what a domain does."""
+        if not is_resolvable(handle, own_network=self._settings.allow_private_hosts):
+            return Said(Answer.NOTHING, detail="nobody can own a name of this kind")
+        told = await self._ask_dns(handle)
+        if told.answer in (Answer.FOUND, Answer.AMBIGUOUS):
+            return told
+        return joined(told, await self._ask_web(handle))
+
+    async def _ask_dns(self, handle: str) -> Said:
+        try:
+            name = dns.name.from_text(f"_atproto.{handle}.")
+            self._dns = self._dns or dns_client(self._settings)
+            found = await self._dns.resolve(name, dns.rdatatype.TXT, lifetime=DNS_SECONDS)
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return from_txt([])
+        except dns.resolver.NoResolverConfiguration:
+            return Said(Answer.SILENT, detail="this machine names no DNS server; set SLUICE_DNS")
+        except (dns.name.NameTooLong, dns.name.LabelTooLong):
+            return Said(Answer.NOTHING, detail="too long for a DNS name")
+        except (dns.exception.DNSException, OSError) as err:
+            return Said(Answer.SILENT, detail=f"DNS: {type(err).__name__}")
+        return from_txt([b"".join(record.strings).decode("utf-8", "replace") for record in found])
+
+    async def _ask_web(self, handle: str) -> Said:
+        try:
+            answer = await fetch(
+                self._session,
+                f"https://{handle}/.well-known/atproto-did",
+                allow_private=self._settings.allow_private_hosts,
+                limit=MAX_BODY_BYTES,
+                total_seconds=WEB_SECONDS,
+            )
+        except (HostRefused, TooLarge, NoSuchHost) as err:
+            return Said(Answer.NOTHING, detail=str(err))
+        except Unreachable as err:
+            return Said(Answer.HOST_SILENT, detail=str(err))
+        return from_well_known(answer.status, answer.body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A DID to check; `asked` fences events that come while it is checked."""
+
+    did: str
+    asked: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    due: _Due
+    handle: str | None
+    verdict: Verdict
+
+
+class HandleChecks:
+    """The leader's background work. `step(leads)` never blocks; it raises what ended the work (B8)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sql = {name: text.encode() for name, text in queries("handle").items()}
+        self._background: Background | None = None
+
+    def step(self, *, leads: bool) -> None:
+        """Work while this process leads. Raises BackgroundDied."""
+        if self._background is not None:
+            self._background.check()
+        if leads and self._background is None:
+            self._background = Background("handles", self._run)
+            self._background.start()
+        elif not leads:
+            self.close()
+
+    def close(self) -> None:
+        """Stop; what was being checked stays due."""
+        if self._background is not None:
+            self._background.cancel()
+            self._background = None
+
+    async def _run(self) -> None:
+        """Batches for ever; a database that does not answer is waited for."""
+        wait = IDLE_SECONDS
+        async with open_session(self._settings) as session, open_handle_session(self._settings) as web:
+            resolver, domains = Resolver(self._settings, session), HandleResolver(self._settings, web)
+            try:
+                while True:
+                    try:
+                        async with await connect_async(self._settings.database, "sluice handles") as db:
+                            while True:
+                                wait = IDLE_SECONDS
+                                await self._batch(db, resolver, domains)
+                    except psycopg.OperationalError as err:
+                        log.warning("the database does not answer", extra={"error": str(err).strip()})
+                        await asyncio.sleep(wait)
+                        wait = min(wait * 2, WAIT_MAX_SECONDS)
+            finally:
+                await resolver.close()
+
+    async def _batch(
+        self, db: psycopg.AsyncConnection[tuple[Any, ...]], resolver: Resolver, domains: HandleResolver
+    ) -> None:
+        """What is due, at most so much as the rate allows, then a rest."""
+        rate, started = self._settings.handle_checks_per_second, time.monotonic()
+        limit = max(1, int(rate * BATCH_SECONDS))
+        due = [_Due(*row) for row in await (await db.execute(self._sql["due"], {"limit": limit})).fetchall()]
+        if due:
+            await self._settle(db, await self._check(due, resolver, domains))
+        rest = len(due) / rate - (time.monotonic() - started)
+        await asyncio.sleep(max(IDLE_SECONDS if len(due) < limit else 0.0, rest))
+
+    async def _check(self, due: list[_Due], resolver: Resolver, domains: HandleResolver) -> list[_Checked]:
+        for one in due:
+            resolver.forget(one.did)  # what was missing a moment ago may be what the event tells of
+        age = self._settings.identity_cache_seconds
+        identities = await resolver.resolve_many([one.did for one in due], max_age=age)
+        claimed = {one.handle for one in identities.values() if isinstance(one, Identity) and one.handle}
+        # a handle that two DIDs of this batch claim is asked for once, so that it has one owner
+        names = sorted(claimed)
+        said = dict(zip(names, await asyncio.gather(*(domains.ask(name) for name in names)), strict=True))
+        return [_checked(one, identities[one.did], said) for one in due]
+
+    async def _settle(self, db: psycopg.AsyncConnection[tuple[Any, ...]], checked: Collection[_Checked]) -> None:
+        """Owners first, in one transaction: nobody ever sees two."""
+        settings = self._settings
+        won = sorted((one.due.did, one.handle) for one in checked if one.verdict.standing is Standing.VERIFIED)
+        elsewhere = [(one.verdict.owner, one.handle) for one in checked if one.verdict.owner is not None]
+        values = {
+            "dids": [one.due.did for one in checked],
+            "asked": [one.due.asked for one in checked],
+            "handles": [one.handle for one in checked],
+            "standings": [str(one.verdict.standing) for one in checked],
+            "details": [one.verdict.detail[:MAX_DETAIL].replace("\0", "") or None for one in checked],
+            "delays": [
+                wait_of(
+                    one.verdict.standing,
+                    one.due.failures,
+                    one.due.did,
+                    recheck=settings.handle_recheck_seconds,
+                    retry=settings.handle_retry_seconds,
+                )
+                for one in checked
+            ],
+            "patience": PATIENCE * settings.handle_recheck_seconds,
+        }
+        try:
+            async with db.transaction():
+                winners = {"dids": [did for did, _ in won], "handles": [handle for _, handle in won]}
+                await db.execute(self._sql["release"], {**winners, "retry": settings.handle_retry_seconds})
+                await db.execute(self._sql["settle"], values)
+                asked = {"owners": [owner for owner, _ in elsewhere], "handles": [handle for _, handle in elsewhere]}
+                await db.execute(self._sql["ask_owners"], asked)
+        except (errors.UniqueViolation, errors.DeadlockDetected):  # another leader, or the index: all of it stays due
+            metrics.HANDLE_CHECKS.labels("undone").inc(len(checked))
+            return
+        for one in checked:
+            metrics.HANDLE_CHECKS.labels(str(one.verdict.standing)).inc()
+
+
+def _checked(due: _Due, identity: Identity | IdentityNotFound | IdentityUnreachable, said: dict[str, Said]) -> _Checked:
+    if isinstance(identity, IdentityUnreachable):
+        return _Checked(due, None, Verdict(Standing.DIRECTORY_SILENT, detail=str(identity)))
+    if isinstance(identity, IdentityNotFound):
+        return _Checked(due, None, Verdict(Standing.NO_IDENTITY, detail=str(identity)))
+    answer = said.get(identity.handle) if identity.handle else None
+    return _Checked(due, identity.handle, judge(due.did, identity.handle, answer))

@@ -1,0 +1,305 @@
+"""Look-ups of identities at the network, in a loop of their own: `ask` for DIDs, `take` their answers when they come.
+
+Every DID that was asked for gets one answer. The PLC directory is waited for: while it is down, or limits our requests, it
+has said nothing about a DID. A DID that alone gets no answer is unreachable: after `PLC_TRIES` failures, or `PLC_SECONDS` of
+refusals for the rate limit, while the directory answers for others. A did:web host is untrusted: it gets `WEB_SECONDS` and
+one request, `WEB_PER_HOST` at once for a host and `WEB_AT_ONCE` for all of them, apart from the directory's requests.
+`ask`, `take`, `stored` and `forget` are called from one thread.
+"""
+
+import asyncio
+import atexit
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+import psycopg
+import psycopg_pool
+import uvloop
+
+from connectors.http.client import open_session
+from connectors.http.host_names import HostNames
+from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.runtime import watchdog
+from connectors.runtime.process import STOP, Health, Stopping
+from protocol.did_document import Identity
+from schemas.settings import Settings
+
+Answer = Identity | IdentityNotFound | IdentityUnreachable
+
+WEB_SECONDS = 3.0
+WEB_AT_ONCE = 200
+WEB_PER_HOST = 4
+PLC_TRIES = 4  # for one DID, while the directory answers about others
+PLC_SECONDS = 600.0  # the same for refusals for the rate limit
+WAIT_FIRST_SECONDS = 0.25
+WAIT_MAX_SECONDS = 15.0
+REFUSED_WAIT_SECONDS = (
+    0.25  # beside the rest that the directory asks of all requests, growing with each refusal of a DID
+)
+PROBE_SECONDS = 5.0  # how long it is known whether the directory answers
+POLL_SECONDS = 0.1
+CLOSE_SECONDS = 2.0
+THROTTLED = "waiting for the directory: rate limit"
+
+log = logging.getLogger("identities")
+_DATABASE_AWAY = (psycopg.OperationalError, psycopg_pool.PoolTimeout)
+
+
+class HostBusy(IdentityUnreachable):
+    """The host was not asked: no permit became free in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The network's answer for a DID."""
+
+    did: str
+    answer: Answer
+
+
+def web_host(did: str, *, ports: bool) -> str:
+    """The host of a did:web. `ports`: with its port, where one machine is a whole network."""
+    host = unquote(did.removeprefix("did:web:"))
+    return host if ports else host.partition(":")[0]
+
+
+class WebPermits:
+    """Requests to untrusted hosts: so many at once, and so many of one host. For one event loop."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(WEB_AT_ONCE)
+        self._hosts: dict[str, asyncio.Semaphore] = {}
+        self._users: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def permit(self, host: str) -> AsyncIterator[None]:
+        """Hold one of the host's permits."""
+        own = self._hosts.setdefault(host, asyncio.Semaphore(WEB_PER_HOST))
+        self._users[host] += 1
+        try:
+            async with own, self._all:
+                yield
+        finally:
+            self._users[host] -= 1
+            if not self._users[host]:
+                del self._users[host], self._hosts[host]
+
+
+class KeyLookups:
+    """See the module. The loop begins with the first call."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._resolver: Resolver | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._permits = WebPermits()
+        self._names = HostNames([urlsplit(settings.plc).hostname or ""])
+        self._probe = asyncio.Lock()
+        self._pending: set[str] = set()
+        self._found: deque[Found] = deque()
+        self._arrived = threading.Event()
+        self._died: BaseException | None = None
+        self._beat: Future[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._plc_pending = 0
+        self._plc_trouble = ""
+        self._answered_at = self._probed_at = float("-inf")  # time.monotonic
+        self._well = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether answers wait to be taken."""
+        return bool(self._found) or self._died is not None
+
+    @property
+    def problem(self) -> str:
+        """Why the PLC directory's answers do not come, or ''."""
+        return self._plc_trouble if self._plc_pending else ""
+
+    def ask(self, dids: Collection[str]) -> None:
+        """Have these DIDs looked up, past all caches, unless they are being looked up already."""
+        new = [did for did in dids if did not in self._pending]
+        self._pending.update(new)
+        if new:
+            self._submit(self._begin(new))
+
+    def take(self) -> list[Found]:
+        """The answers that came. Raises what ended a look-up that must not end."""
+        if self._died is not None:
+            raise RuntimeError("a look-up of an identity failed") from self._died
+        self._arrived.clear()
+        taken = [self._found.popleft() for _ in range(len(self._found))]
+        self._pending.difference_update(found.did for found in taken)
+        return taken
+
+    def wait(self, seconds: float = POLL_SECONDS) -> None:
+        """Wait until answers have come, at most so long. Raises Stopping if the process is to stop."""
+        if not self._arrived.wait(seconds) and STOP.is_set():
+            raise Stopping("identities")
+
+    def stored(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
+        """What the table holds, with its age in seconds. A database that is away is waited for. Raises Stopping."""
+        found: dict[str, tuple[Identity, float]] = self._patient(lambda resolver: resolver.stored(dids))
+        return found
+
+    def forget(self, dids: Collection[str]) -> None:
+        """What the table and the resolver's memory hold of these DIDs is out of date. Waits likewise."""
+        self._patient(lambda resolver: resolver.forget_many(dids))
+
+    def close(self) -> None:
+        """End the loop and its connections. Happens at the process's end by itself."""
+        atexit.unregister(self.close)
+        if self._loop is not None and self._resolver is not None and self._session is not None:
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_SECONDS)
+            if self._beat is not None:
+                self._beat.cancel()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop = None
+
+    def _patient(self, work: Callable[[Resolver], Awaitable[Any]]) -> Any:
+        tries = 0
+        while True:
+            running = self._submit(self._with_resolver(work))
+            while not running.done():
+                try:
+                    running.exception(POLL_SECONDS)
+                except TimeoutError:
+                    watchdog.mark()  # its loop has a turn of its own
+                    if STOP.is_set() and tries > 0:
+                        running.cancel()
+                        raise Stopping("identities") from None
+            try:
+                return running.result()
+            except _DATABASE_AWAY as err:
+                self._health.report("failing", f"identities: {err}"[:300])
+                watchdog.rest(STOP, min(WAIT_FIRST_SECONDS * 2**tries, WAIT_MAX_SECONDS))
+                tries = min(tries + 1, 10)
+                if STOP.is_set():
+                    raise Stopping(str(err)) from err
+
+    # --- in the loop
+
+    def _submit(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
+        if self._loop is None:
+            self._loop = uvloop.new_event_loop()
+            atexit.register(self.close)
+            threading.Thread(target=self._loop.run_forever, name="identities", daemon=True).start()
+            self._beat = asyncio.run_coroutine_threadsafe(watchdog.beat("identities"), self._loop)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _with_resolver(self, work: Callable[[Resolver], Awaitable[Any]]) -> Any:
+        return await work(self._opened())
+
+    def _opened(self) -> Resolver:
+        if self._resolver is None:
+            self._session = open_session(self._settings, resolver=self._names)
+            self._resolver = Resolver(self._settings, self._session, patience=0.0)
+        return self._resolver
+
+    async def _begin(self, dids: Collection[str]) -> None:
+        for did in dids:
+            task = asyncio.create_task(self._look_up(did))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _end(self) -> None:
+        for task in tuple(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        if self._resolver is not None and self._session is not None:
+            await self._resolver.close()
+            await self._session.close()
+
+    async def _look_up(self, did: str) -> None:
+        """Ask until there is an answer to give."""
+        resolver = self._opened()
+        try:
+            if did.startswith("did:plc:"):
+                answer = await self._at_directory(resolver, did)
+            else:
+                answer = await self._at_host(resolver, did)
+            if isinstance(answer, Identity):
+                await self._store(resolver, answer)
+        except Exception as err:  # raised by `take`, in the flow's thread
+            self._died = err
+            return
+        finally:
+            self._arrived.set()
+        self._found.append(Found(did, answer))
+        self._arrived.set()
+
+    @staticmethod
+    async def _store(resolver: Resolver, identity: Identity) -> None:
+        try:
+            await resolver.store(identity)
+        except _DATABASE_AWAY as err:  # the answer is good without it
+            log.warning("an identity is not stored", extra={"did": identity.did, "why": str(err)[:300]})
+
+    async def _at_host(self, resolver: Resolver, did: str) -> Answer:
+        """One request to an untrusted host, within its time."""
+        asked = False
+        answer: Answer = IdentityUnreachable(f"{did}: no answer in time")
+        host = web_host(did, ports=self._settings.allow_private_hosts)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WEB_SECONDS), self._permits.permit(host):
+                asked = True
+                answer = await resolver.ask(did, WEB_SECONDS)
+        if isinstance(answer, IdentityUnreachable) and (not asked or self._names.full):
+            return HostBusy(f"{did}: too many hosts are being asked")
+        return answer
+
+    async def _at_directory(self, resolver: Resolver, did: str) -> Answer:
+        """Requests to the PLC directory until it answers, or answers others and not this one."""
+        began, tries, refusals = time.monotonic(), 0, 0
+        self._plc_pending += 1
+        try:
+            while True:
+                answer = await resolver.ask(did, self._settings.fetch_connect_seconds)
+                if not isinstance(answer, IdentityUnreachable):
+                    self._answered_at = time.monotonic()
+                    if self._plc_trouble != THROTTLED:  # else the others still wait for their turn
+                        self._plc_trouble = ""
+                    return answer
+                if answer.throttled:
+                    refusals += 1
+                    self._plc_trouble = THROTTLED
+                    spent = time.monotonic() - began > PLC_SECONDS
+                    wait = REFUSED_WAIT_SECONDS * refusals
+                else:
+                    tries += 1
+                    self._plc_trouble = f"identities: {answer}"[:300]
+                    spent = tries >= PLC_TRIES
+                    others = self._answered_at > began
+                    wait = (WAIT_FIRST_SECONDS / 5 if others else WAIT_FIRST_SECONDS) * 2 ** min(tries, 10)
+                if spent and await self._answers_others(resolver, began):
+                    return answer
+                await asyncio.sleep(min(wait, WAIT_MAX_SECONDS))
+        finally:
+            self._plc_pending -= 1
+            if not self._plc_pending:
+                self._plc_trouble = ""
+
+    async def _answers_others(self, resolver: Resolver, since: float) -> bool:
+        """Whether the directory has answered for a DID since then; it is asked, once for all look-ups, if that is not known."""
+        async with self._probe:
+            if self._answered_at > since:
+                return True
+            if time.monotonic() > self._probed_at + PROBE_SECONDS:
+                try:
+                    self._well = await resolver.directory_answers()
+                except _DATABASE_AWAY:
+                    self._well = False
+                self._probed_at = time.monotonic()
+            return self._well

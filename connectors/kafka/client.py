@@ -1,0 +1,179 @@
+"""How every client of ours reaches the broker: one place for addresses, TLS, SASL, names and time-outs.
+
+`options(settings, use) -> dict` is what each librdkafka client is made with. `Refusals` listens to a client's errors for
+those that no waiting cures: a wrong password, a certificate that nobody trusts. `LOG` takes librdkafka's own log lines, at
+most LOG_LINES a minute.
+"""
+
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError
+from typing_extensions import override
+
+from connectors.runtime import metrics
+from schemas.settings import PREFIX, Settings, SettingsError
+
+INCURABLE = {
+    KafkaError._AUTHENTICATION: "correct SLUICE_BROKER_USERNAME, SLUICE_BROKER_PASSWORD and SLUICE_BROKER_MECHANISM",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "correct SLUICE_BROKER_USERNAME and SLUICE_BROKER_PASSWORD",
+    KafkaError.UNSUPPORTED_SASL_MECHANISM: "set SLUICE_BROKER_MECHANISM to one that the broker has",
+    KafkaError._SSL: "correct SLUICE_BROKER_PROTOCOL, or SLUICE_BROKER_CA to the authority of the broker's certificate",
+}
+FILES = {
+    "ssl.ca.location": "broker_ca",
+    "ssl.certificate.location": "broker_certificate",
+    "ssl.key.location": "broker_key",
+}
+TRANSIENT = {  # errors that pass by themselves: the protocol's retriable ones, and librdkafka's own of the same kind
+    KafkaError._PARTITION_EOF,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._WAIT_COORD,
+    KafkaError._WAIT_CACHE,
+    KafkaError._MAX_POLL_EXCEEDED,  # the next poll joins the group again
+    KafkaError.INVALID_MSG,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.PREFERRED_LEADER_NOT_AVAILABLE,
+    KafkaError.ELIGIBLE_LEADERS_NOT_AVAILABLE,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError.THROTTLING_QUOTA_EXCEEDED,
+    KafkaError.FETCH_SESSION_ID_NOT_FOUND,
+    KafkaError.INVALID_FETCH_SESSION_EPOCH,
+    KafkaError.LISTENER_NOT_FOUND,
+}
+REQUEST_SECONDS = 20.0
+"""A broker that does not answer a request for so long loses the connection; librdkafka asks again on a new one."""
+CLOSE_SECONDS = 5.0
+LOG_LINES = 20
+
+_flow = ["cli"]
+
+
+def identify(flow: str) -> None:
+    """Clients made from now on carry this flow's name."""
+    _flow[0] = flow
+
+
+def client_id(use: str) -> str:
+    """Name of a client at the broker: `sluice-FLOW-USE-HOST`, of the characters that Kafka's own tools accept."""
+    name = "-".join(part for part in ("sluice", _flow[0], use, socket.gethostname()) if part)
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:200]
+
+
+def transient(error: KafkaError) -> bool:
+    """Whether this error passes by itself."""
+    return not error.fatal() and (error.retriable() or error.code() in TRANSIENT)
+
+
+def options(settings: Settings, use: str) -> dict[str, Any]:
+    """librdkafka's settings of the connection. Raises SettingsError for a file that cannot be read."""
+    found: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap,
+        "client.id": client_id(use),
+        "socket.timeout.ms": int(REQUEST_SECONDS * 1000),
+        "socket.keepalive.enable": True,
+    }
+    if settings.broker_protocol != "plaintext":
+        found["security.protocol"] = settings.broker_protocol
+    if settings.broker_protocol.startswith("sasl_"):
+        found |= {
+            "sasl.mechanism": settings.broker_mechanism,
+            "sasl.username": settings.broker_username,
+            "sasl.password": settings.broker_password,
+        }
+    if settings.broker_protocol.endswith("ssl"):
+        for name, setting in FILES.items():
+            if path := getattr(settings, setting):
+                if not os.access(path, os.R_OK):
+                    raise SettingsError(f"{PREFIX}{setting.upper()}: {path} cannot be read; name a PEM file")
+                found[name] = path
+    return found
+
+
+class Refusals:
+    """An `error_cb`: remembers the first error that no waiting cures."""
+
+    def __init__(self) -> None:
+        self.first: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        if self.first is None and error.code() in INCURABLE:
+            self.first = error
+
+    @property
+    def remedy(self) -> str | None:
+        """What was heard and what to correct; None while nothing was."""
+        if self.first is None:
+            return None
+        said = self.first.str().partition(": ")[2] or self.first.str()
+        return f"{said.strip()}; {INCURABLE[self.first.code()]}"
+
+
+class _Limit(logging.Filter):
+    """At most `lines` records in `seconds`; the next one that passes says how many did not."""
+
+    def __init__(self, lines: int, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._lines = lines
+        self._seconds = seconds
+        self._clock = clock
+        self._begun = float("-inf")
+        self._passed = self._suppressed = 0
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = self._clock()
+        if now - self._begun >= self._seconds:
+            self._begun, self._passed = now, 0
+        if self._passed >= self._lines:
+            self._suppressed += 1
+            metrics.KAFKA_LINES_SUPPRESSED.inc()
+            return False
+        self._passed += 1
+        if self._suppressed:
+            record.suppressed = self._suppressed
+            self._suppressed = 0
+        return True
+
+
+LOG = logging.getLogger("rdkafka")
+"""Given to each client that writes a log: librdkafka would write to standard error by itself, without a limit."""
+LOG.addFilter(_Limit(LOG_LINES))
+
+
+def close(consumer: Consumer, seconds: float = CLOSE_SECONDS) -> bool:
+    """Close a consumer; False where that takes longer than `seconds`: it goes on in a thread that nothing waits for.
+
+    librdkafka waits in there for the answers to its last requests, and has no limit of its own.
+    """
+    thread = threading.Thread(target=consumer.close, name="close consumer", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        LOG.warning("a consumer does not close and is left behind", extra={"seconds": seconds})
+    return not thread.is_alive()

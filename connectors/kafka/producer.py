@@ -1,0 +1,246 @@
+"""Messages of the log, and their writer.
+
+Keys are DIDs and the partitioner is Java's murmur2, so that partition k of every per-repo topic belongs to the same repos.
+A produced message counts when its delivery report says so: `LogProducer.send` returns when all are, or raises.
+"""
+
+import hashlib
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from typing_extensions import override
+
+from connectors.kafka import client as broker
+from connectors.kafka.log import MAX_MESSAGE_BYTES, LogUnavailable
+from connectors.runtime import metrics, watchdog
+from connectors.runtime.process import STOP, Stopping
+from schemas import wire
+from schemas.reasons import DeadReason
+from schemas.settings import Settings
+
+DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
+DELIVERY_SECONDS = 120.0
+FLUSH_SECONDS = 1.0
+LARGE_BYTES = 64 * 1024
+"""Larger messages are compressed with snappy, which shrinks nothing to less than a twentieth. A consumer's fetch is bounded in
+compressed bytes, and zstd would make 60 messages of 12 MB of one repeated character a single fetch of 700 MB."""
+STOPPING_SECONDS = 8.0  # for the last messages of a process that stops
+
+
+class Out(msgspec.Struct, frozen=True, gc=False):  # thousands a batch: a frozen dataclass costs five times as much
+    """A message to write: topic without prefix, DID key, JSON value, and its time in ms of the epoch (0: when it is written)."""
+
+    topic: str
+    key: str
+    value: bytes
+    time: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Where a message stands in the log."""
+
+    partition: int
+    offset: int
+
+
+def partition_of(did: str, partitions: int) -> int:
+    """Partition of a key under Java's default partitioner (murmur2, seed 0x9747b28c, sign bit cleared)."""
+    return (_murmur2(did.encode()) & 0x7FFFFFFF) % partitions
+
+
+def _murmur2(data: bytes) -> int:
+    mask, m = 0xFFFFFFFF, 0x5BD1E995
+    h = (0x9747B28C ^ len(data)) & mask
+    whole = len(data) & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(data[i : i + 4], "little") * m & mask
+        k = (k ^ k >> 24) * m & mask
+        h = (h * m & mask) ^ k
+    if tail := data[whole:]:
+        h = (h ^ int.from_bytes(tail, "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return h ^ h >> 15
+
+
+def now_text() -> str:
+    """The present as the messages write it: `YYYY-MM-DDTHH:MM:SS.mmmZ`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def dead_letter(
+    topic: str,
+    reason: DeadReason,
+    error: str,
+    payload: bytes,
+    *,
+    did: str | None = None,
+    at: tuple[int, int] | None = None,
+) -> Out:
+    """A dead letter: the payload up to 256 KiB, and its hash and size. `at` is (partition, offset) of its origin."""
+    letter = wire.DeadLetter(
+        topic=topic,
+        reason=reason.value,
+        error=error[:2000],
+        time=now_text(),
+        did=did,
+        partition=at[0] if at else None,
+        offset=at[1] if at else None,
+        payload=b64encode(payload[:DEAD_LETTER_PAYLOAD_BYTES]).decode().rstrip("="),
+        payload_sha256=hashlib.sha256(payload).hexdigest(),
+        payload_size=len(payload),
+    )
+    return Out("dead_letter", did or topic, wire.encode(letter))
+
+
+class LogProducer:
+    """An idempotent producer whose every delivery is checked. Connects on first use, and anew after a failure."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producers: dict[str, Producer] = {}
+
+    def _client(self, compression: str = "zstd") -> Producer:
+        if compression not in self._producers:
+            self._producers[compression] = Producer(
+                broker.options(self._settings, "producer")
+                | {
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "partitioner": "murmur2_random",
+                    "compression.type": compression,
+                    "linger.ms": 5,
+                    "batch.size": 1024 * 1024,
+                    "message.max.bytes": MAX_MESSAGE_BYTES,
+                    "queue.buffering.max.messages": 200_000,
+                    "queue.buffering.max.kbytes": 64 * 1024,
+                    "message.timeout.ms": int(DELIVERY_SECONDS * 1000),
+                    "log_level": 3,
+                },
+                logger=broker.LOG,
+            )
+        return self._producers[compression]
+
+    def send(self, messages: Sequence[Out], places_of: Collection[int] = ()) -> dict[int, Delivered]:
+        """Write all messages, in order; where those of the indexes `places_of` stand.
+
+        Raises LogUnavailable unless every one was acknowledged within DELIVERY_SECONDS, and Stopping where the process stops
+        and the log does not take them. A report of its own costs a message more than writing it, so only those whose place
+        is asked for have one. Messages of one key stay in order: those of a key with a large one all take the same way.
+        """
+        reports, patience = _Reports(), _Patience()
+        try:
+            self._produce(messages, reports, places_of, patience)
+            left = self._flush(patience)
+        except (LogUnavailable, Stopping):
+            self._discard()
+            raise
+        if left or reports.failed is not None or reports.delivered != len(messages):
+            self._discard()
+            why = reports.failed.str() if reports.failed else "no acknowledgement in time"
+            raise LogUnavailable(f"{self._settings.bootstrap}: {why}; is the broker up and are the topics applied?")
+        for topic, count in Counter(message.topic for message in messages).items():
+            metrics.PRODUCED.labels(topic).inc(count)
+        return reports.places
+
+    def _produce(
+        self, messages: Sequence[Out], reports: "_Reports", places_of: Collection[int], patience: "_Patience"
+    ) -> None:
+        large_keys = {message.key for message in messages if len(message.value) > LARGE_BYTES}
+        small, topics = self._client(), {one: self._settings.topic(one) for one in {m.topic for m in messages}}
+        for index, message in enumerate(messages):
+            report = partial(reports.place, index) if index in places_of else reports.one
+            client = small if message.key not in large_keys else self._client("snappy")
+            while True:
+                try:
+                    client.produce(
+                        topics[message.topic], message.value, message.key, on_delivery=report, timestamp=message.time
+                    )
+                    break
+                except BufferError as err:
+                    if patience.spent():
+                        raise LogUnavailable(f"{topics[message.topic]}: the queue to the broker stays full") from err
+                    client.poll(0.05)
+                except KafkaException as err:
+                    raise LogUnavailable(f"{topics[message.topic]}: {err}") from err
+
+    def _flush(self, patience: "_Patience") -> int:
+        """Wait for all reports, in short calls that mark the turn; how many did not come."""
+        for client in self._producers.values():
+            while left := client.flush(FLUSH_SECONDS):
+                if patience.spent():
+                    return left
+        return 0
+
+    def _discard(self) -> None:
+        """Forget a client that failed: its messages count as not sent, and a fatal error of it would never end."""
+        for client in self._producers.values():
+            client.purge()
+            client.poll(0)
+        self._producers.clear()
+
+
+class _Patience:
+    """The time that one `send` may take."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + DELIVERY_SECONDS + FLUSH_SECONDS
+        self._stopping: float | None = None
+
+    def spent(self) -> bool:
+        """Whether it is over; marks the turn. Raises Stopping some seconds after the process was told to stop."""
+        watchdog.mark()
+        now = time.monotonic()
+        if STOP.is_set():
+            self._stopping = self._stopping or now
+            if now - self._stopping > STOPPING_SECONDS:
+                raise Stopping("the log did not take the last messages")
+        return now > self._until
+
+
+class _Reports:
+    """Delivery reports of one `send`."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        self.failed: KafkaError | None = None
+        self.places: dict[int, Delivered] = {}
+
+    def one(self, error: KafkaError | None, _message: Message) -> None:
+        if error is None:
+            self.delivered += 1
+        else:
+            self.failed = error
+
+    def place(self, index: int, error: KafkaError | None, message: Message) -> None:
+        self.one(error, message)
+        if error is None:
+            self.places[index] = Delivered(message.partition() or 0, message.offset() or 0)
+
+
+class LogSink(DynamicSink[Out]):
+    """Output of a flow to the log: a batch is durable when the engine goes on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @override
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_LogSinkPartition":
+        return _LogSinkPartition(LogProducer(self._settings))
+
+
+class _LogSinkPartition(StatelessSinkPartition[Out]):
+    def __init__(self, producer: LogProducer) -> None:
+        self._producer = producer
+
+    @override
+    def write_batch(self, items: list[Out]) -> None:
+        self._producer.send(items)

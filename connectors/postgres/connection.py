@@ -1,0 +1,311 @@
+"""Connections to PostgreSQL: one place for their deadlines. Autocommit; transactions are explicit.
+
+No wait is without an end. Connecting and a dead network are bounded by libpq's options; a statement's wait by
+`statement_seconds`, and every PROBE_SECONDS of it by a probe: a server that does not take a new connection does not work on
+the statement either. The waiting thread marks its turn (connectors/runtime/watchdog.py). A wait that ends so raises
+psycopg.OperationalError and closes the connection.
+
+`connect` is for one piece of work, `Database` (`tuples`, `dicts`) for a flow: opened on first use, and again when it is gone;
+sessions of flows also bound the wait for a lock and the life of a transaction that does nothing. `AsyncPool` is for
+concurrent workers in a loop: its statements are tried again while the database is away.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar, cast
+
+import psycopg
+from psycopg import errors
+from psycopg.pq import TransactionStatus
+from psycopg.rows import DictRow, RowFactory, TupleRow, dict_row, tuple_row
+from psycopg_pool import AsyncConnectionPool
+from typing_extensions import override
+
+from connectors.runtime import watchdog
+from schemas.settings import Settings
+
+R = TypeVar("R")
+X = TypeVar("X")
+
+CONNECT_SECONDS = 10
+NETWORK = {  # libpq's: a peer that is gone is known within half a minute, whether we wait or send
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+PROBE_SECONDS = 20.0
+PROBE_CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 600.0  # of a flow: the removal of the largest repo takes minutes
+LOCK_SECONDS = 20
+IDLE_SECONDS = (
+    120  # of a transaction between two statements: its process hangs or was suspended, and others wait for its locks
+)
+POOL_SECONDS = 10.0
+POOL_STATEMENT_SECONDS = 30.0
+PATIENCE_SECONDS = 300.0
+
+REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
+"""What a row of its own makes the database say; a row too large for an index is one, though psycopg calls it operational."""
+
+
+class NestedTransaction(Exception):
+    """A function that commits by itself was called inside a transaction: an error of ours."""
+
+
+def alone(db: psycopg.Connection[R]) -> psycopg.Connection[R]:
+    """The connection, outside any transaction: each statement commits by itself. Raises NestedTransaction."""
+    if db.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+        raise NestedTransaction("this function commits by itself; call it before or after the transaction")
+    return db
+
+
+@contextmanager
+def own_transaction(db: psycopg.Connection[R]) -> Iterator[None]:
+    """A transaction that commits where the block ends, so its locks end there. Raises NestedTransaction inside another."""
+    with alone(db).transaction():
+        yield
+
+
+class Bounded(psycopg.Connection[R]):
+    """A connection whose waits end. `limit`: of each, in seconds, None: as long as the server answers probes."""
+
+    limit: float | None = None
+    url: str = ""
+
+    @override
+    def wait(self, gen: Generator[Any, Any, X], interval: float = 0.1, timeout: float | None = None) -> X:
+        return super().wait(self._bounded(gen), interval, timeout)
+
+    def _bounded(self, gen: Generator[Any, Any, X]) -> Generator[Any, Any, X]:
+        began = time.monotonic()
+        probe_at = began + PROBE_SECONDS
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                watchdog.mark()
+                now = time.monotonic()
+                if self.limit is not None and now - began > self.limit:
+                    raise self._silent(f"no answer within {self.limit:.0f} s")
+                if now > probe_at:
+                    self._probe()
+                    probe_at = time.monotonic() + PROBE_SECONDS
+                state = gen.send(ready)
+        except StopIteration as end:
+            return cast(X, end.value)
+
+    def _probe(self) -> None:
+        """Raise OperationalError where the server takes no connection; one that refuses it with a word of its own lives."""
+        if not self.url:
+            return
+        try:
+            psycopg.connect(self.url, application_name="sluice probe", **reaching(PROBE_CONNECT_SECONDS)).close()
+        except psycopg.OperationalError as err:
+            if "FATAL" not in str(err):
+                raise self._silent(f"neither a statement nor a new connection is answered ({err})") from err
+
+    def _silent(self, why: str) -> psycopg.OperationalError:
+        self.pgconn.finish()
+        return psycopg.OperationalError(why)
+
+
+class Brief(Bounded[Any]):
+    """For a pool whose statements are short."""
+
+    limit = POOL_STATEMENT_SECONDS
+
+
+def connect(
+    url: str,
+    name: str,
+    rows: RowFactory[Any] = tuple_row,
+    *,
+    statement_seconds: float | None = None,
+    **options: Any,
+) -> psycopg.Connection[Any]:
+    """A connection in autocommit for one piece of work. Raises psycopg.OperationalError."""
+    given = {"application_name": name, **reaching(CONNECT_SECONDS), **options}
+    made = Bounded[Any].connect(url, autocommit=True, row_factory=rows, **given)
+    assert isinstance(made, Bounded)  # noqa: S101 - for the type checker
+    made.url, made.limit = url, statement_seconds
+    return made
+
+
+def reaching(connect_timeout: int = CONNECT_SECONDS) -> dict[str, Any]:
+    """libpq's options of every connection."""
+    return {"connect_timeout": connect_timeout, **NETWORK}
+
+
+def _session(statement_seconds: float) -> str:
+    """libpq's `options` of a flow's session: the server ends what we would give up."""
+    limits = {
+        "statement_timeout": int(statement_seconds * 1000),
+        "lock_timeout": LOCK_SECONDS * 1000,
+        "idle_in_transaction_session_timeout": IDLE_SECONDS * 1000,
+    }
+    return " ".join(f"-c {key}={value}" for key, value in limits.items())
+
+
+class Database(Generic[R]):
+    """`database()` is the connection. Used by one thread at a time; `options` are psycopg's and libpq's.
+
+    `opened` is called with every new connection before it is used: what a session keeps has to be made again. What was being
+    done when a connection broke is its user's to do again (connectors/runtime/patience.py).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        rows: RowFactory[R],
+        *,
+        opened: Callable[[psycopg.Connection[R]], None] | None = None,
+        statement_seconds: float = STATEMENT_SECONDS,
+        **options: Any,
+    ) -> None:
+        self._url = url
+        self._name = name
+        self._rows = rows
+        self._opened = opened
+        self._seconds = statement_seconds
+        self._options = options
+        self._db: psycopg.Connection[R] | None = None
+
+    def __call__(self) -> psycopg.Connection[R]:
+        """The connection. Raises psycopg.OperationalError."""
+        if self._db is None or self._db.closed or self._db.broken:
+            given: dict[str, Any] = {"options": _session(self._seconds), **self._options}
+            db = connect(self._url, self._name, self._rows, statement_seconds=self._seconds + LOCK_SECONDS, **given)
+            try:
+                if self._opened is not None:
+                    self._opened(db)
+            except BaseException:
+                db.close()
+                raise
+            self._db = db
+        return self._db
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._db is not None:
+            self._db.close()
+
+
+def tuples(settings: Settings, name: str, **options: Any) -> Database[TupleRow]:
+    """A connection whose rows are tuples."""
+    return Database(settings.database, name, tuple_row, **options)
+
+
+def dicts(settings: Settings, name: str, **options: Any) -> Database[DictRow]:
+    """A connection whose rows are dicts of their columns."""
+    return Database(settings.database, name, dict_row, **options)
+
+
+class AsyncBounded(psycopg.AsyncConnection[TupleRow]):
+    """The same for a loop: every wait ends after POOL_STATEMENT_SECONDS."""
+
+    @override
+    async def wait(self, gen: Generator[Any, Any, X], interval: float = 0.1, timeout: float | None = None) -> X:
+        limit = POOL_STATEMENT_SECONDS if timeout is None else timeout
+        try:
+            return await super().wait(gen, interval, limit)
+        except errors._WaitTimeout as err:
+            if timeout is not None:
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer within {limit:.0f} s") from err
+
+
+async def connect_async(url: str, name: str) -> psycopg.AsyncConnection[TupleRow]:
+    """A connection in autocommit for a loop. Raises psycopg.OperationalError."""
+    return await AsyncBounded.connect(
+        url,
+        autocommit=True,
+        row_factory=tuple_row,
+        application_name=name,
+        options=_session(POOL_STATEMENT_SECONDS),
+        **reaching(CONNECT_SECONDS),
+    )
+
+
+class AsyncPool:
+    """A few connections for the concurrent work of one loop. Opens on first use; close it in that loop.
+
+    Each statement is its own transaction and is sent again when its connection was lost, for `patience` seconds: what it
+    does must be safe to repeat. Raises psycopg.OperationalError after that.
+    """
+
+    def __init__(self, url: str, name: str, size: int, patience: float = PATIENCE_SECONDS) -> None:
+        self._url = url
+        self._name = name
+        self._size = size
+        self._patience = patience
+        self._pool: AsyncConnectionPool[AsyncBounded] | None = None
+
+    async def fetch(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a statement; none where it has none."""
+
+        async def work(db: AsyncBounded) -> list[tuple[Any, ...]]:
+            cursor = await db.execute(statement.encode(), values or None)
+            return await cursor.fetchall() if cursor.description else []
+
+        return await self._patiently(work)
+
+    async def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """The same statement for each of these rows."""
+        listed = list(rows)
+
+        async def work(db: AsyncBounded) -> None:
+            async with db.cursor() as cursor:
+                await cursor.executemany(statement.encode(), listed)
+
+        await self._patiently(work)
+
+    def stats(self) -> dict[str, int]:
+        """Figures of the pool; empty before the first use."""
+        return self._pool.get_stats() if self._pool is not None else {}
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._pool is not None:
+            await self._pool.close(timeout=POOL_SECONDS)
+            self._pool = None
+
+    async def _patiently(self, work: Callable[[AsyncBounded], Awaitable[X]]) -> X:
+        began, failures = time.monotonic(), 0
+        while True:
+            try:
+                pool = await self._opened()
+                async with pool.connection() as db:
+                    return await work(db)
+            except psycopg.OperationalError as err:
+                if isinstance(err, errors.ProgramLimitExceeded) or time.monotonic() - began >= self._patience:
+                    raise
+                failures += 1
+                await asyncio.sleep(min(5.0, 0.05 * 4 ** min(failures, 6)))
+
+    async def _opened(self) -> AsyncConnectionPool[AsyncBounded]:
+        if self._pool is None:
+            pool = AsyncConnectionPool(
+                self._url,
+                connection_class=AsyncBounded,
+                min_size=1,
+                max_size=self._size,
+                open=False,
+                timeout=POOL_SECONDS,
+                # one that died while it was not used is not handed out (kill -9 of PostgreSQL)
+                check=AsyncConnectionPool.check_connection,
+                kwargs={
+                    "autocommit": True,
+                    "application_name": self._name,
+                    "options": _session(POOL_STATEMENT_SECONDS),
+                    **reaching(CONNECT_SECONDS),
+                },
+            )
+            self._pool = pool
+            await pool.open()
+        return self._pool

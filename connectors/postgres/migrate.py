@@ -1,0 +1,107 @@
+"""Migrations: plain SQL files applied once, in order, by whoever comes first.
+
+`migrate(url) -> list[str]` applies what is missing and returns the names it applied. Each file runs in its own
+transaction (unless its first line is `-- no-transaction`, for concurrent index builds), recorded with a checksum. Many
+processes may start together: one holds a polled advisory lock, the others wait. A file that was changed after it had been
+applied is an error, never a silent difference.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from importlib.resources import files
+
+import psycopg
+
+from connectors.postgres.connection import connect
+
+LOCK_KEY = 0x51_01_CE  # any constant; polled, so that CREATE INDEX CONCURRENTLY cannot deadlock with the waiters
+LOCK_WAIT_SECONDS = 300.0
+
+
+class MigrationError(Exception):
+    """A migration cannot be applied; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file: its name, its SQL, and whether it runs inside a transaction."""
+
+    name: str
+    sql: str
+    transactional: bool
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def available() -> list[Migration]:
+    """Migrations of this release, in order of their names."""
+    folder = files("schemas.sql") / "migrations"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    texts = [(name, (folder / name).read_text("utf-8")) for name in names]
+    return [Migration(name, text, not text.startswith("-- no-transaction")) for name, text in texts]
+
+
+def migrate(url: str) -> list[str]:
+    """Bring the database at `url` to this release; names of what was applied. Raises MigrationError, psycopg.Error."""
+    with connect(url, "sluice migrate") as db:
+        _take_lock(db)
+        try:
+            db.execute("create schema if not exists sluice")
+            db.execute(
+                "create table if not exists sluice.migration"
+                " (name text primary key, checksum text not null, applied_at timestamptz not null default now())"
+            )
+            return [migration.name for migration in _missing(db) if _apply(db, migration)]
+        finally:
+            db.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
+
+
+def missing(url: str) -> list[str]:
+    """Names of migrations that the database lacks."""
+    with connect(url, "sluice migrate") as db:
+        if db.execute("select to_regclass('sluice.migration')").fetchone() == (None,):
+            return [migration.name for migration in available()]
+        return [migration.name for migration in _missing(db)]
+
+
+def _missing(db: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
+    applied = {str(name): str(checksum) for name, checksum in db.execute("select name, checksum from sluice.migration")}
+    todo = []
+    for migration in available():
+        known = applied.get(migration.name)
+        if known is None:
+            todo.append(migration)
+        elif known != migration.checksum:
+            raise MigrationError(
+                f"migration {migration.name} was changed after it had been applied; restore the file of the release that"
+                " applied it and put the change into a new migration"
+            )
+    return todo
+
+
+def _apply(db: psycopg.Connection[tuple[object, ...]], migration: Migration) -> bool:
+    record = "insert into sluice.migration (name, checksum) values (%s, %s)"
+    try:
+        if migration.transactional:
+            with db.transaction():
+                db.execute(migration.sql.encode())
+                db.execute(record, (migration.name, migration.checksum))
+        else:
+            for statement in (part.strip() for part in migration.sql.split(";\n")):
+                if statement:
+                    db.execute(statement.encode())
+            db.execute(record, (migration.name, migration.checksum))
+    except psycopg.Error as err:
+        raise MigrationError(f"migration {migration.name} failed: {err}") from err
+    return True
+
+
+def _take_lock(db: psycopg.Connection[tuple[object, ...]]) -> None:
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while db.execute("select pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone() != (True,):
+        if time.monotonic() > deadline:
+            raise MigrationError("another process holds the migration lock for five minutes; look for it in pg_locks")
+        time.sleep(0.2)

@@ -1,0 +1,303 @@
+"""The rows of `sluice.repo` as work: discovered, queued, claimed, given back, reaped.
+
+Each method is one short transaction on a connection of its own `RepoStore` (`discover` is several); all times are the
+database's. Rows are locked in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and
+the rest after, because a held event that the index committed while we waited for the lock must not outlive the phase.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Connection
+
+from connectors.postgres.connection import STATEMENT_SECONDS, alone, own_transaction, tuples
+from protocol.account_status import TAKEN_DOWN, status_beside
+from schemas import wire
+from schemas.settings import Settings
+from schemas.sql import queries
+
+SQL = queries("repo")
+REOPEN_SECONDS = 3600.0
+FOREVER = 32_503_680_000.0  # a Unix time of the year 3000
+STALE_GRACE_SECONDS = 600.0
+PATIENCE_SECONDS = 86_400.0
+ON_THE_WAY = ("pending", "backfill")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One repo of a listRepos page. `rev` is '' where the page had none; `host`: the PDS whose own list this is."""
+
+    did: str
+    rev: str = ""
+    active: bool = True
+    status: str | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What a page brought: tasks to queue, and how many of its repos were new or known."""
+
+    tasks: list[wire.RepoTask]
+    new: int
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A repo that this worker, and nobody else, fetches now under this attempt."""
+
+    did: str
+    attempt: int
+    min_rev: str
+    host: str | None
+    reason: str | None
+    account_time: str
+    account_seq: int
+    retry_count: int
+    account_relay: str = ""
+    account_seen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What becomes of repos that an audit found wrong. `left`: DID → why neither this repair nor a queued fetch mends it."""
+
+    repaired: list[str]
+    queued: list[str]
+    left: dict[str, str]
+
+
+def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
+    """Fetch these repos again, in the caller's transaction, which holds their locks until its end. Each DID is in the result."""
+    rows = db.execute(SQL["audit_repair"], {"dids": sorted(set(dids))}).fetchall()
+    found = {did: (phase, reason) for did, phase, reason in rows}
+    left = {did: f"{phase} ({reason})" for did, (phase, reason) in found.items() if phase not in ("sync", *ON_THE_WAY)}
+    left |= dict.fromkeys(sorted(set(dids) - found.keys()), "its row is gone")
+    return Repair(
+        [did for did, (phase, _) in found.items() if phase == "sync"],
+        [did for did, (phase, _) in found.items() if phase in ON_THE_WAY],
+        left,
+    )
+
+
+class RepoStore:
+    """Transactions on `sluice.repo`. Connects on first use, and again after a lost connection."""
+
+    def __init__(self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS) -> None:
+        self._settings = settings
+        self._database = tuples(settings, "sluice repos", statement_seconds=statement_seconds)
+        self.close = self._database.close
+
+    def _db(self) -> Connection[tuple[Any, ...]]:
+        """The connection, which no caller can have a transaction on: each method ends its own."""
+        return alone(self._database())
+
+    def discover(self, listed: Sequence[Listed], job: int | None = None) -> Discovery:
+        """Rows for repos that are new, and what the listing says about known ones. Commits before it returns.
+
+        Each statement by itself: it locks in DID order, but what two of them lock together is in none, and the index, which
+        has other repos of the page, would wait for us as we for it.
+        """
+        unique = list({entry.did: entry for entry in listed}.values())
+        values: dict[str, Any] = {
+            "dids": [entry.did for entry in unique],
+            "hosts": [entry.host for entry in unique],
+            "revs": [entry.rev for entry in unique],
+            "actives": [entry.active for entry in unique],
+            "statuses": [status_beside(entry.active, entry.status) for entry in unique],
+            "job": job,
+            "reopen": REOPEN_SECONDS,
+            "final": sorted(TAKEN_DOWN),
+        }
+        rows = self._db().execute(SQL["discover"], values).fetchall()
+        if len(rows) < len(unique):
+            if any(entry.status in TAKEN_DOWN for entry in unique):
+                self._take_down(values)
+            for name in ("listed_closes", "listed_ahead", "listed_raises", "listed_reopens"):
+                self._db().execute(SQL[name], values)
+        tasks = [
+            wire.RepoTask(did=did, attempt=attempt, reason="listed", host=host, rev=rev or None, job=job)
+            for did, attempt, host, rev, phase in rows
+            if phase == "pending"
+        ]
+        return Discovery(tasks, len(rows), len(listed) - len(rows))
+
+    def ahead(self, revs: Mapping[str, str]) -> None:
+        """DID → rev at its PDS: where it is above ours it becomes a lost event, as if a listing had named it."""
+        dids = sorted(revs)
+        self._db().execute(SQL["listed_ahead"], {"dids": dids, "revs": [revs[did] for did in dids]})
+
+    def _take_down(self, values: dict[str, Any]) -> None:
+        db = self._db()
+        with own_transaction(db):
+            dids = [row[0] for row in db.execute(SQL["lock_taken_down"], values)]
+            if dids:
+                db.execute(SQL["drop_held"], {"dids": dids})
+                db.execute(SQL["take_down"], values | {"taken_down": dids})
+
+    def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
+        """Claim what the tasks name and nothing else; those missing from the result belong to somebody else or are done."""
+        values = {
+            "dids": [task.did for task in tasks],
+            "attempts": [task.attempt for task in tasks],
+            "lease": self._settings.lease_seconds,
+            "worker": worker,
+            "hourly": self._settings.resyncs_per_repo_hour,
+        }
+        return [Claim(*row) for row in self._db().execute(SQL["claim"], values)]
+
+    def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
+        """Renew leases; the (did, attempt) that are still ours."""
+        values = {"dids": list(dids), "worker": worker, "lease": self._settings.lease_seconds}
+        return {(did, attempt) for did, attempt in self._db().execute(SQL["renew"], values)}
+
+    def produced(self, outcomes: Sequence[tuple[str, int, int, int]]) -> None:
+        """(did, attempt, partition, offset) of outcomes that the log has acknowledged."""
+        dids, attempts, parts, offsets = (list(column) for column in zip(*outcomes, strict=True))
+        values = {"dids": dids, "attempts": attempts, "parts": parts, "offsets": offsets}
+        self._db().execute(SQL["produced"], values)
+
+    def retry(
+        self,
+        did: str,
+        attempt: int,
+        error: str,
+        delay_seconds: float,
+        *,
+        counted: bool = True,
+        last: bool = False,
+        patience: float = PATIENCE_SECONDS,
+        slower: bool = False,
+    ) -> str | None:
+        """Give a claim back with its error: 'pending' or, after the last counted attempt, 'failed'. None: not ours.
+
+        `last`: no further attempt would end otherwise, however many are left. `patience`: seconds after which an attempt
+        that is not counted is counted after all; `slower`: wait half as long as none has been counted.
+        """
+        ours = {"dids": [did], "attempts": [attempt], "patience": patience, "slower": slower}
+        return self._leave("lock_claims", ours, error, delay_seconds, counted=counted, last=last).get(did)
+
+    def give_back(self, worker: str) -> int:
+        """Return all claims of a worker that stops, uncounted and due at once."""
+        return len(self._leave("lock_worker", {"worker": worker}, None, 0.0, counted=False))
+
+    def reap(self, cluster: str, delay_seconds: float, limit: int = 1000) -> dict[str, str]:
+        """Take back expired claims and attempts whose outcome the index passed without closing them; DID → new phase."""
+        values = {
+            "cluster": cluster,
+            "group": self._settings.group("index"),
+            "topic": self._settings.topic("firehose_backfill"),
+            "limit": limit,
+        }
+        return self._leave(
+            "lock_expired", values, "lease expired, or the outcome did not close", delay_seconds, counted=True
+        )
+
+    def stale(self, did: str, attempt: int, grace_seconds: float = STALE_GRACE_SECONDS) -> str | None:
+        """A snapshot was below min_rev: the min_rev that holds now (lowered when they stayed below it). None: not ours."""
+        values = {"did": did, "attempt": attempt, "grace": grace_seconds}
+        row = self._db().execute(SQL["stale"], values).fetchone()
+        return None if row is None else str(row[0])
+
+    def refetch(self, did: str, attempt: int) -> bool:
+        """May this claim, whose snapshot was stale, ask once more within this hour? Counts it, if so."""
+        values = {"did": did, "attempt": attempt, "hourly": self._settings.resyncs_per_repo_hour}
+        return self._db().execute(SQL["refetch"], values).fetchone() is not None
+
+    def now(self) -> float:
+        """Unix seconds by the database's clock."""
+        row = self._db().execute(queries("control")["now"]).fetchone()
+        return float(row[0]) if row else 0.0
+
+    def due(self, limit: int, held: Collection[str] = ()) -> list[wire.RepoTask]:
+        """Pending repos whose time has come, marked as queued: produce them now. First fetches have attempt 0.
+
+        Those that have had their attempts of this hour (`resyncs_per_repo_hour`), or wait for a reason that is held, are
+        deferred instead.
+        """
+        values = {"limit": limit, "hourly": self._settings.resyncs_per_repo_hour, "held": list(held)}
+        rows = self._db().execute(SQL["due"], values)
+        return [
+            wire.RepoTask(
+                did=did,
+                attempt=attempt,
+                reason=reason or "due",
+                rev=rev or None,
+                host=host,
+                active=active,
+                status=status,
+                job=job,
+            )
+            for did, attempt, reason, rev, host, active, status, job in rows
+        ]
+
+    def queued_long(self, before: float, limit: int) -> list[tuple[str, int, float]]:
+        """(did, attempt, queued at, Unix seconds) of pending repos that were queued before a time and not claimed."""
+        rows = self._db().execute(SQL["queued_long"], {"before": before, "limit": limit})
+        return [(did, attempt, float(at)) for did, attempt, at in rows]
+
+    def unqueue(self, dids: Sequence[str]) -> None:
+        """Their messages no longer exist: let control queue them anew."""
+        self._db().execute(SQL["unqueue"], {"dids": list(dids)})
+
+    def lost_candidates(self, grace_seconds: float, limit: int, settled: float = FOREVER) -> int:
+        """How many `lost_events` would find, up to a limit. Forgets those that have caught up."""
+        values = {"grace": grace_seconds, "settled": settled, "limit": limit}
+        self._db().execute(SQL["caught_up"], values)
+        row = self._db().execute(SQL["lost_candidates"], values).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def lost_events(self, grace_seconds: float, settled: float = FOREVER, limit: int = 1000) -> list[str]:
+        """Repos whose listed rev stayed above ours: now pending. Forgets those that have caught up.
+
+        `settled`: Unix time up to which everything that the streams have brought is indexed.
+        """
+        db = self._db()
+        values = {"grace": grace_seconds, "settled": settled, "limit": limit}
+        with own_transaction(db):
+            db.execute(SQL["caught_up"], values)
+            rows = db.execute(SQL["lost_events"], values).fetchall()
+        return [row[0] for row in rows]
+
+    def retry_failed(self, dids: Sequence[str] | None) -> list[str]:
+        """Put failed repos (all, or these) back to pending, all fields reset together; the DIDs it found."""
+        values = {"dids": None if dids is None else list(dids)}
+        return [row[0] for row in self._db().execute(SQL["retry_failed"], values)]
+
+    def fetch_again(self, dids: Sequence[str], job: int) -> None:
+        """Make those in sync or failed pending, as work of this job; once for each repo and job."""
+        self._db().execute(SQL["fetch_again"], {"dids": list(dids), "job": job})
+
+    def phases(self) -> dict[str, int]:
+        """Number of repos in each phase."""
+        return dict(self._db().execute(SQL["phases"]).fetchall())
+
+    def _leave(
+        self,
+        lock: str,
+        values: dict[str, Any],
+        error: str | None,
+        delay_seconds: float,
+        *,
+        counted: bool,
+        last: bool = False,
+    ) -> dict[str, str]:
+        db = self._db()
+        with own_transaction(db):
+            dids = [row[0] for row in db.execute(SQL[lock], values)]
+            if not dids:
+                return {}
+            db.execute(SQL["drop_held"], {"dids": dids})
+            reopen = {
+                "patience": values.get("patience", PATIENCE_SECONDS),
+                "slower": values.get("slower", False),
+                "dids": dids,
+                "delays": [delay_seconds] * len(dids),
+                "error": error,
+                "counted": counted,
+                "max_attempts": 1 if last else self._settings.max_attempts,
+            }
+            return dict(db.execute(SQL["reopen"], reopen).fetchall())

@@ -1,0 +1,132 @@
+"""One asyncio loop in a thread of its own, for a source's sockets and requests, with no silent death (B8).
+
+`Background(main)` runs the coroutine function `main` until it returns. `check()` raises, in the caller's thread, whatever
+ended it. The bounded queue between it and the flow makes the loop wait: that is the back-pressure to the socket.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import accumulate, islice, takewhile
+from typing import Generic, TypeVar
+
+import uvloop
+
+from connectors.runtime import watchdog
+
+X = TypeVar("X")
+
+BEGIN_SECONDS = 30.0
+
+
+class BackgroundDied(Exception):
+    """The background work of a source ended with an error, which is its cause."""
+
+
+class Background:
+    """A thread with an asyncio loop that runs `main` until it returns or `cancel` is called."""
+
+    def __init__(self, name: str, main: Callable[[], Awaitable[None]]) -> None:
+        self._main = main
+        self._error: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._begun = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; returns when its loop can be told something: a stop may be the first word."""
+        self._thread.start()
+        self._begun.wait(BEGIN_SECONDS)
+
+    def check(self) -> None:
+        """Raise BackgroundDied if the work ended with an error."""
+        if self._error is not None:
+            raise BackgroundDied(self._thread.name) from self._error
+
+    @property
+    def finished(self) -> bool:
+        """The work has returned."""
+        return self._done.is_set()
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Run a function in the loop's thread; nothing where the loop has ended."""
+        if self._loop is not None:
+            _tell(self._loop, function)
+
+    def cancel(self, wait_seconds: float = 5.0) -> None:
+        """Cancel the work and wait for its end."""
+        self.call(lambda: self._task.cancel() if self._task else None)
+        self._done.wait(wait_seconds)
+
+    def _run(self) -> None:
+        async def main() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._task = asyncio.current_task()
+            self._begun.set()
+            beat = asyncio.create_task(watchdog.beat(self._thread.name))
+            try:
+                await self._main()
+            finally:
+                beat.cancel()
+
+        try:
+            uvloop.run(main())
+        except asyncio.CancelledError:
+            pass
+        except BaseException as err:  # handed to the flow's thread, which dies of it
+            self._error = err
+        finally:
+            self._begun.set()
+            self._done.set()
+
+
+class Handover(Generic[X]):
+    """A bounded queue from the loop to the flow: `put` waits in the loop while full, `take` never blocks."""
+
+    def __init__(self, limit: int, size: Callable[[X], int] = lambda _: 1) -> None:
+        self._limit = limit
+        self._size = size
+        self._items: deque[tuple[X, int]] = deque()
+        self._held = 0
+        self._room: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._held
+
+    async def put(self, item: X) -> None:
+        """Wait until there is room (one item always fits into an empty queue), then append."""
+        if self._room is None:
+            self._room, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        size = self._size(item)
+        while True:
+            with self._lock:
+                if not self._items or self._held + size <= self._limit:
+                    self._items.append((item, size))
+                    self._held += size
+                    return
+                self._room.clear()
+            await self._room.wait()
+
+    def take(self, limit: int, most_size: int | None = None) -> list[X]:
+        """Up to `limit` items that are there, and of a size in sum up to `most_size`, but one at least."""
+        with self._lock:
+            count = min(limit, len(self._items))
+            if most_size is not None:
+                totals = accumulate(size for _, size in islice(self._items, count))
+                count = max(min(count, 1), sum(1 for _ in takewhile(lambda total: total <= most_size, totals)))
+            taken = [self._items.popleft() for _ in range(count)]
+            self._held -= sum(size for _, size in taken)
+        if taken and self._room is not None and self._loop is not None:
+            _tell(self._loop, self._room.set)
+        return [item for item, _ in taken]
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # it is closed, and nobody is there any more; asked before, it could close in between
+        loop.call_soon_threadsafe(function)

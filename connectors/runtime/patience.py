@@ -1,0 +1,66 @@
+"""Work that is tried again while the database is away: `patiently(work, health)`.
+
+A lost connection, a server that restarts, a lock that is not given in time and a transaction that the database undid pass by
+themselves; a process that ends for one of them only starts again and meets the same. So the flow waits where it is, says why
+in its health page, and marks its turn. After OUTAGE_SECONDS the error is raised: the process ends and is started again.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg
+from psycopg import errors
+
+from connectors.runtime import watchdog
+from connectors.runtime.process import STOP, Health, Stopping
+
+X = TypeVar("X")
+
+OUTAGE_SECONDS = 300.0
+FIRST_SECONDS = 0.05
+LONGEST_SECONDS = 5.0
+STOPPING_SECONDS = 5.0  # for a last try while the process stops
+
+log = logging.getLogger("patience")
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same statement may succeed later without anybody changing it."""
+    return isinstance(error, psycopg.OperationalError) and not isinstance(error, errors.ProgramLimitExceeded)
+
+
+def back_off(failures: int) -> float:
+    """Seconds to wait after the n-th failure in a row."""
+    return float(min(LONGEST_SECONDS, FIRST_SECONDS * 4 ** min(failures - 1, 10)))
+
+
+def patiently(
+    work: Callable[[], X],
+    health: Health | None = None,
+    *,
+    seconds: float = OUTAGE_SECONDS,
+    what: str = "the database is asked again",
+) -> X:
+    """The result of `work`, which must be safe to repeat. Raises Stopping when the process stops meanwhile."""
+    began, failures = time.monotonic(), 0
+    while True:
+        watchdog.mark()
+        try:
+            return work()
+        except psycopg.OperationalError as err:
+            waited = time.monotonic() - began
+            if not passes(err) or waited > seconds:
+                raise
+            failures += 1
+            if STOP.is_set() and waited > STOPPING_SECONDS:
+                raise Stopping(str(err)) from err
+            why = " ".join(str(err).split())[:300]
+            log.warning(what, extra={"error": why, "failures": failures})
+            if health is not None and failures > 1:
+                health.report("failing", f"SLUICE_DATABASE: {why}")
+            if STOP.is_set():
+                time.sleep(min(0.5, back_off(failures)))
+            else:
+                watchdog.rest(STOP, back_off(failures))

@@ -1,5 +1,0 @@
-"""`python -m control` is `sluice`."""
-
-from control.cli import main
-
-main()

@@ -1,0 +1,85 @@
+"""Commits that say they are too big for their frame and lack their signed block: the PDS is asked once whether there is news.
+
+Such a frame proves nothing, and if it was the account's last one the repo would be old until the next listing. So its dead
+letter is looked at once: where the rev that it names is above what was seen, the account's own PDS says its latest commit.
+A rev above ours is noted as if a listing had named it, and takes that path: after a grace it is a lost event, and the storm
+breaker counts it. Anyone can send such frames: a round asks about `ROUND_DIDS` accounts at most, for `ASK_SECONDS` at most,
+each with the HTTP session and the host budgets of an audit. A letter whose PDS gave no answer stays open.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from connectors.atproto.repo_lookup import AuditNetwork
+from connectors.postgres.connection import dicts
+from connectors.postgres.repo_queue import RepoStore
+from protocol.syntax import is_tid, tid_micros
+from protocol.verify_commit import FUTURE_MICROS
+from schemas.settings import Settings
+from schemas.sql import queries
+
+ROUND_DIDS = 30
+ASK_SECONDS = 15.0
+YOUNGEST_SECONDS = 15.0
+"""Other relays may bring the commit itself."""
+OLDEST_SECONDS = 3600.0
+
+SQL = queries("dead_letter")
+
+
+class BigCommits:
+    """Asks about the letters that are due. Connects on first use; used in one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._repos = RepoStore(settings)
+        self._connection = dicts(settings, "sluice big commits")
+
+    def look(self) -> dict[str, int]:
+        """One round: accounts whose letters are settled now, and still open. Raises psycopg.OperationalError."""
+        bounds = {"youngest": YOUNGEST_SECONDS, "oldest": OLDEST_SECONDS, "limit": ROUND_DIDS}
+        due = self._connection().execute(SQL["too_big_due"], bounds).fetchall()
+        if not due:
+            return {"retried": 0, "open": 0}
+        revs = self._latest([row["did"] for row in due if row["news"]])
+        if revs:
+            self._repos.ahead(revs)
+        answered = [not row["news"] or row["did"] in revs for row in due]
+        values = {"dids": [row["did"] for row in due], "revs": [row["rev"] for row in due], "answered": answered}
+        self._connection().execute(SQL["too_big_done"], values)
+        return {"retried": sum(answered), "open": len(due) - sum(answered)}
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._connection.close()
+        self._repos.close()
+
+    def _latest(self, dids: Sequence[str]) -> dict[str, str]:
+        """DID → rev of its PDS, of those that answered in time."""
+        return asyncio.run(_latest(self._settings, dids)) if dids else {}
+
+
+async def _latest(settings: Settings, dids: Sequence[str]) -> dict[str, str]:
+    network = AuditNetwork(settings, lambda _did: None)
+    found: dict[str, str] = {}
+
+    async def ask(did: str) -> None:
+        answer = await network.latest(did)
+        if isinstance(answer, tuple) and _possible(answer[0]):
+            found[did] = answer[0]
+
+    try:
+        async with asyncio.timeout(ASK_SECONDS), asyncio.TaskGroup() as asked:
+            for did in dids:
+                asked.create_task(ask(did))
+    except TimeoutError:
+        pass  # what has not answered has not confirmed it
+    finally:
+        await network.close()
+    return found
+
+
+def _possible(rev: str) -> bool:
+    """Whether it is a rev, and none from the future."""
+    return is_tid(rev) and tid_micros(rev) <= time.time_ns() // 1000 + FUTURE_MICROS

@@ -1,0 +1,110 @@
+"""What control does for jobs: queues lists of DIDs batch by batch, counts what their repos have come to, and completes them.
+
+A batch is rows first, each statement by itself, then counters and checkpoint in one statement, then its messages. A crash
+between them repeats the batch: its rows carry the job's number, so they are counted once and never queued twice; a message
+that was never sent is found by the scheduler's `requeue`. A list has at most `AHEAD_BATCHES` batches on the way,
+so a pause works soon, and a million DIDs of one host do not stand before everybody else.
+"""
+
+import json
+import logging
+import time
+from typing import Any
+
+import psycopg
+
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.connection import alone, tuples
+from connectors.postgres.repo_queue import Listed, RepoStore
+from schemas import wire
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.job_states import AHEAD_BATCHES, RATE_MEMORY, scaled
+
+SQL = {name: text.encode() for name, text in queries("jobs").items()}
+TOPIC = "repo_backfill"
+COUNT_SECONDS = 1.0
+COUNT_AT_ONCE = 20  # jobs counted in one step, those first that were not for the longest time
+EXACT_REPOS = 200_000
+SAMPLED_REPOS = 20_000
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+logger = logging.getLogger("control")
+
+
+class JobSteps:
+    """Used by the scheduler, and so by whoever leads; a second leader for a moment changes nothing."""
+
+    def __init__(self, settings: Settings, store: RepoStore, producer: LogProducer) -> None:
+        self._settings = settings
+        self._store = store
+        self._producer = producer
+        self._database = tuples(settings, "sluice control jobs")
+        self.close = self._database.close
+        self._count_at = 0.0
+
+    def step(self) -> int:
+        """Number of repos queued. Raises psycopg.Error and LogUnavailable."""
+        queued = self.queue()
+        if time.monotonic() >= self._count_at:
+            self.count()
+            self._count_at = time.monotonic() + COUNT_SECONDS
+        return queued
+
+    def queue(self) -> int:
+        """Batches of lists that run, and of those whose turn has come, by priority, up to `queue_batch` repos."""
+        db, sent, room = alone(self._database()), 0, self._settings.queue_batch
+        for number, status, batch_size, total, again in db.execute(SQL["live_lists"], {"limit": room}).fetchall():
+            if room <= 0:
+                break
+            if status != "running" and db.execute(SQL["run"], {"id": number}).fetchone() is None:
+                continue  # an operator was faster
+            tasks, read = self._batch(db, number, batch_size, total, again=again)
+            room -= read
+            if tasks:
+                self._producer.send([Out(TOPIC, task.did, wire.encode(task)) for task in tasks])
+                sent += len(tasks)
+        return sent
+
+    def _batch(
+        self, db: Connection, number: int, batch_size: int, total: int, *, again: bool
+    ) -> tuple[list[wire.RepoTask], int]:
+        """The tasks of the next batch, and how many DIDs were read; nothing while enough are on the way."""
+        most = batch_size * AHEAD_BATCHES
+        row = db.execute(SQL["place"], {"id": number}).fetchone()
+        waiting = db.execute(SQL["outstanding"], {"id": number, "most": most}).fetchone()
+        if row is None or waiting is None or waiting[0] + batch_size > most:
+            return [], 0
+        (after,) = row
+        rows = db.execute(SQL["next_dids"], {"id": number, "after": after, "limit": batch_size}).fetchall()
+        dids = [did for _, did in rows]
+        if again:
+            self._store.fetch_again(dids, number)  # control queues them as it queues what is due
+        found = self._store.discover([Listed(did) for did in dids], number)
+        at = rows[-1][0] if rows else after
+        values = {"id": number, "after": after, "dids": dids}
+        checkpoint = json.dumps({"n": at, "done": at >= total})
+        if db.execute(SQL["advance_list"], {**values, "checkpoint": checkpoint}).fetchone() is None:
+            logger.info("another process queued this batch of a job", extra={"job": number})
+        return found.tasks, len(rows)
+
+    def count(self) -> None:
+        """Phases of the repos of jobs, the rate they end at, and the end of jobs that are done."""
+        db = alone(self._database())
+        for number, queued in db.execute(SQL["countable"], {"limit": COUNT_AT_ONCE}).fetchall():
+            counts = self._phases(db, number, queued)
+            pending = counts.get("pending", 0) + counts.get("backfill", 0)
+            ended = {"synced": counts.get("sync", 0)} | {
+                name: counts.get(name, 0) for name in ("failed", "unavailable")
+            }
+            db.execute(SQL["count"], {"id": number, "pending": pending, "memory": RATE_MEMORY, **ended})
+            if db.execute(SQL["complete"], {"id": number}).fetchone() is not None:
+                logger.info("job completed", extra={"job": number, **ended})
+
+    def _phases(self, db: Connection, number: int, queued: int) -> dict[str, int]:
+        if queued <= EXACT_REPOS:
+            return dict(db.execute(SQL["counted_exactly"], {"id": number}).fetchall())
+        (rows,) = db.execute(SQL["repo_estimate"]).fetchone() or (1.0,)
+        percent = min(100.0, 100.0 * SAMPLED_REPOS / rows)
+        sample = db.execute(SQL["counted_by_sample"], {"id": number, "percent": percent}).fetchall()
+        return scaled(dict(sample), queued)

@@ -1,0 +1,199 @@
+"""One claimed repo on its way through the flow: fetched in the loop's thread, verified and encoded in the flow's.
+
+The flow works in turns, because one repo may be a thousand times larger than the next: `verified()` and `messages()` do a
+bounded piece each, in bytes and in time, and are called again until `finished`. What comes of it goes back to the loop as a
+verdict: None (produced, or not ours any more) or the SnapshotRejected. A fenced work (its claim was lost) stops at the next
+turn. A `heavy` work (a large CAR, or a small one that becomes much) makes no messages before it is `chosen`: only one at a
+time is in memory as more than its bytes.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+
+from connectors.atproto.pds import Download
+from connectors.atproto.spool import SpoolFull
+from connectors.kafka.log import KEEP_ROOM_BYTES, MAX_MESSAGE_BYTES
+from connectors.postgres.repo_queue import Claim
+from connectors.runtime import metrics
+from flows.backfill.encode import Attempt, creates, gone, synced
+from protocol.car import CarError
+from protocol.did_document import Identity
+from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
+from protocol.syntax import tid_from_micros
+from steps.retry import Unavailable
+
+TURN_RECORDS = 1000
+TURN_BYTES = 4 * 1024 * 1024  # of JSON: a turn of large records ends earlier
+TURN_SECONDS = 0.1  # and one of records that take long to decode
+HEAVY_BYTES = 32 * 1024 * 1024  # of records
+HEAVY_BLOCKS = 80_000  # some 16 MB of index
+FUTURE_MICROS = 5 * 60 * 1_000_000
+MESSAGE_BYTES = MAX_MESSAGE_BYTES - KEEP_ROOM_BYTES
+
+Verdict = SnapshotRejected | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Messages of one work, in order. `closes`: the last of them is the attempt's outcome."""
+
+    work: "Work"
+    values: list[bytes]
+    closes: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the messages."""
+        return sum(map(len, self.values))
+
+
+_turns = count()
+
+
+class Work:
+    """A claim with what was fetched for it: a download, or the account's state (`gone`)."""
+
+    __slots__ = (
+        "_blocks",
+        "_limits",
+        "_opening",
+        "_snapshot",
+        "_tell",
+        "_values",
+        "attempt",
+        "chosen",
+        "claim",
+        "download",
+        "fenced",
+        "finished",
+        "gone",
+        "min_rev",
+        "served",
+    )
+
+    def __init__(
+        self,
+        claim: Claim,
+        min_rev: str,
+        *,
+        identity: Identity | None,
+        fetched: Download | Unavailable,
+        at: str,
+        tell: Callable[["Work", Verdict], None],
+        limits: Limits | None = None,
+    ) -> None:
+        self.claim = claim
+        self.min_rev = min_rev
+        self.download = fetched if isinstance(fetched, Download) else None
+        self.gone = fetched if isinstance(fetched, Unavailable) else None
+        self.attempt = Attempt(
+            did=claim.did,
+            number=claim.attempt,
+            time=at,
+            account_time=claim.account_time,
+            account_seq=claim.account_seq,
+            account_relay=claim.account_relay,
+            account_seen=claim.account_seen,
+            host=identity.pds if identity else claim.host,
+            handle=identity.handle if identity else None,
+            signing_key=identity.signing_key if identity else None,
+        )
+        self.fenced = False
+        self.finished = False
+        self.chosen = False
+        self.served = next(_turns)  # of the last turn
+        self._blocks = 0
+        self._tell = tell
+        self._limits = limits
+        self._opening: Iterator[Snapshot | None] | None = None
+        self._snapshot: Snapshot | None = None
+        self._values: Iterator[bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that were fetched."""
+        return self.download.spool.size if self.download else 0
+
+    @property
+    def large(self) -> bool:
+        """Whether the CAR is on disk."""
+        return self.download is not None and self.download.spool.on_disk
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it takes much memory or many turns; not known before the verification, where the CAR is small."""
+        much = self._snapshot is not None and self._snapshot.size > HEAVY_BYTES
+        return self.large or self.chosen or much or self._blocks > HEAVY_BLOCKS
+
+    def park(self) -> None:
+        """Keep only the CAR's bytes, on disk if there is room, until the work is chosen and verified again."""
+        self._snapshot = self._values = self._opening = None
+        if self.download is not None:
+            with suppress(SpoolFull):
+                self.download.spool.spill()
+
+    def verified(self) -> bool:
+        """A piece of the verification; True once messages may be made. A refusal finishes the work."""
+        if self.finished:
+            return False
+        if self.fenced:
+            self.finish(None)
+            return False
+        if self.download is None or self._snapshot is not None:
+            return self.chosen or not self.heavy
+        try:
+            self._snapshot = self._open(self.download)
+        except SnapshotRejected as err:
+            self.finish(err)
+        except CarError as err:
+            self.finish(from_car_error(err))
+        return self._snapshot is not None and (self.chosen or not self.heavy)
+
+    def messages(self, room: int = TURN_BYTES) -> Chunk:
+        """The next messages of a verified work, the outcome last. The last one passes `room` (bytes), or stays below it."""
+        self.served = next(_turns)
+        if self._snapshot is None:
+            assert self.gone is not None  # noqa: S101  # a work has one of the two
+            self.finished = True
+            return Chunk(self, [gone(self.attempt, self.gone.status, deleted=self.gone.deleted)], closes=True)
+        if self._values is None:
+            self._values = creates(self._snapshot, self.attempt, MESSAGE_BYTES)
+        values: list[bytes] = []
+        size, deadline = 0, time.monotonic() + TURN_SECONDS
+        for value in self._values:
+            values.append(value)
+            size += len(value)
+            if size > room or len(values) == TURN_RECORDS or time.monotonic() > deadline:
+                return Chunk(self, values, closes=False)
+        values.append(synced(self._snapshot.head, self.attempt, self._snapshot.count))
+        metrics.RECORDS_EXTRACTED.inc(self._snapshot.count)
+        if self._snapshot.bad_paths:
+            metrics.REJECTED.labels("backfill", "bad_path").inc(self._snapshot.bad_paths)
+        self.finished = True
+        return Chunk(self, values, closes=True)
+
+    def finish(self, verdict: Verdict) -> None:
+        """Nothing more is to be done here: free the bytes, tell the loop."""
+        self.finished = True
+        self._snapshot = self._values = self._opening = None
+        if self.download is not None:
+            self.download.spool.close()
+        self._tell(self, verdict)
+
+    def _open(self, download: Download) -> Snapshot | None:
+        if self._opening is None:
+            self._opening = self._steps(download)
+        return next(self._opening)
+
+    def _steps(self, download: Download) -> Iterator[Snapshot | None]:
+        for index in download.spool.index():
+            if index is None:
+                yield None
+                continue
+            self._blocks = len(index)
+            newest = tid_from_micros(int(time.time() * 1_000_000) + FUTURE_MICROS)
+            did, key = self.claim.did, self.attempt.signing_key
+            yield from opening(index, did, key, self.min_rev or None, newest, limits=self._limits)

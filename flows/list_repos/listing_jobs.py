@@ -1,0 +1,161 @@
+"""The jobs of listings, as the flow that lists sees them: which targets to follow, which stand still, and how far each is.
+
+Every look reads the rows: an operator's word works within `LOOK_SECONDS`, and a job whose wait is over goes on. A job whose
+lists are all throttled waits for its quota (`paused_quota_limit`, no failure); one whose lists all fail backs off (`retry`)
+and ends as `failed`. A standing listing never ends so: its relay is asked for ever, and the health page says that it fails.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import psycopg
+
+from connectors.postgres.connection import alone, tuples
+from connectors.postgres.stream_cursors import CursorStore, Stored
+from flows.list_repos.crawler import FLOW, Listings, Upstream
+from schemas.job_spec import JobStatus
+from schemas.settings import Settings
+from schemas.sql import queries
+from steps.job_states import WAITING, Target, targets
+from steps.listing.paginator import Listing
+from steps.listing.progress import Tally
+from steps.retry import backoff
+
+JOBS = queries("jobs")
+SQL = queries("listing")
+AT_ONCE = 20  # jobs that an operator started whose lists are read at the same time; the others wait for their turn
+SHORT_WAIT_SECONDS = 3.0  # a throttled page that may be asked again so soon is no pause of its job
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+logger = logging.getLogger(FLOW)
+
+
+class ListingJobs:
+    """Used by the flow's thread. Standing listings open their job when their first page arrives."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database = tuples(settings, "sluice list_repos jobs")
+        self._ids: dict[str, int] = {}  # key → job
+        self._targets: dict[int, list[Target]] = {}  # jobs that an operator started
+        self._done: dict[int, set[str]] = defaultdict(set)  # their keys that are durably at their end
+        self._waited: set[int] = set()  # jobs that waited at the last look
+
+    def close(self) -> None:
+        """Close the connection that `job_of` opened."""
+        self._database.close()
+
+    def job_of(self, key: str) -> int:
+        """`of`, committed before it returns."""
+        return self._ids.get(key) or self.of(alone(self._database()), key)
+
+    def of(self, db: Connection, key: str) -> int:
+        """Id of the job that a listing belongs to."""
+        if key not in self._ids:
+            source = json.dumps({"relay" if key in self._settings.relays else "pds": key})
+            row = db.execute(SQL["open_job"], {"name": f"list {key}", "source": source}).fetchone()
+            self._ids[key] = row[0] if row else 0
+        return self._ids[key]
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Jobs of these listings may have been opened in a transaction that was undone: `of` finds them again."""
+        for key in keys:
+            self._ids.pop(key, None)
+
+    def advance(self, db: Connection, key: str, state: Listing, tally: Tally | None) -> None:
+        """Counters and checkpoint, in the transaction that moves the listing's cursor."""
+        number = self.of(db, key)
+        checkpoint: dict[str, Any] = {"cursor": state.cursor, "pass": state.passes, "done": state.done}
+        if state.cut:
+            checkpoint["cut"] = state.cut
+        if len(group := self._targets.get(number, [])) > 1:
+            (self._done[number].add if state.done else self._done[number].discard)(key)
+            ended = len(self._done[number])
+            checkpoint = {"lists_done": ended, "lists": len(group), "done": ended == len(group)}
+        counts = tally or Tally()
+        values = {"listed": counts.listed, "queued": counts.queued, "duplicates": counts.duplicates}
+        db.execute(JOBS["advance"], {"id": number, "checkpoint": json.dumps(checkpoint), **values})
+
+    def look(self, db: Connection, store: CursorStore, listings: Listings, now: float) -> None:
+        """Follow what is to be listed, halt what stands still, and move jobs on."""
+        alone(db)
+        halted = {key for row in db.execute(JOBS["halted"]) for key in self._keys(*row)}
+        rows = db.execute(JOBS["live_listings"]).fetchall()
+        free = AT_ONCE - sum(self._lists(row) for row in rows if row[2] == JobStatus.RUNNING)
+        waiting = {row[0] for row in rows if row[2] in WAITING}
+        for row in rows:
+            number, source, status, batch_size, due, retry_count, listed_all = row
+            group = self._group(number, source, batch_size)
+            if status == JobStatus.PENDING or due:
+                if group[0].job is not None and not listed_all and free <= 0:
+                    halted.update(target.key for target in group)
+                    continue
+                if db.execute(JOBS["run"], {"id": number}).fetchone() is None:
+                    continue  # an operator was faster; the next look sees it
+                logger.info("job runs", extra={"job": number, "was": status})
+                free -= self._lists(row)
+                status = JobStatus.RUNNING
+                halted.difference_update(target.key for target in group)
+            if status in (JobStatus.RUNNING, JobStatus.COMPLETED):
+                self._follow(store, listings, number, group)
+            if status == JobStatus.RUNNING:
+                if number in self._waited:
+                    for target in group:
+                        listings.ask_now(target.key)
+                else:
+                    self._judge(db, number, [listings.upstreams.get(one.key) for one in group], retry_count, now)
+        self._waited = waiting
+        listings.halted = frozenset(halted)
+
+    def _keys(self, number: int, name: str) -> list[str]:
+        if number in self._targets:
+            return [target.key for target in self._targets[number]]
+        return [name.removeprefix("list ")]
+
+    def _lists(self, row: tuple[Any, ...]) -> bool:
+        """Does this job take one of the places? Not a standing listing, nor one that only waits for its repos."""
+        return not row[6] and row[1].get("relay") not in self._settings.relays and "pds" not in row[1]
+
+    def _group(self, number: int, source: dict[str, Any], batch_size: int) -> list[Target]:
+        if source.get("relay") in self._settings.relays:
+            return [Target(source["relay"], source["relay"], relay=True)]
+        if "pds" in source:
+            return [Target(source["pds"], source["pds"])]
+        return self._targets.setdefault(number, targets(source, number, batch_size))
+
+    def _follow(self, store: CursorStore, listings: Listings, number: int, group: list[Target]) -> None:
+        missing = [target for target in group if target.job is not None and target.key not in listings.upstreams]
+        if not missing:
+            return
+        stored: Mapping[str, Stored] = store.load()
+        for target in missing:
+            self._ids[target.key] = number
+            standing = stored.get(target.key)
+            if standing is not None and standing.detail.get("done") is True:
+                self._done[number].add(target.key)
+            listings.follow(target, standing)
+
+    def _judge(self, db: Connection, number: int, group: list[Upstream | None], retry_count: int, now: float) -> None:
+        """All open lists throttled: wait for the quota. All of them failing: back off."""
+        open_lists = [one for one in group if one is not None and not one.state.done]
+        if not open_lists or None in group:
+            return
+        until = min(one.throttled_until for one in open_lists)
+        if until - now > SHORT_WAIT_SECONDS:
+            values: dict[str, Any] = {"id": number, "seconds": until - now, "error": "the host asks us to wait"}
+            db.execute(JOBS["wait_for_quota"], values)
+            logger.info("job waits for its quota", extra={"job": number, "seconds": round(until - now)})
+        elif open_lists[0].target.job is not None and all(one.problem for one in open_lists):
+            first, longest = self._settings.retry_first_seconds, self._settings.retry_max_seconds
+            why = "; ".join(f"{one.target.url}: {one.problem}" for one in open_lists[:3])
+            values = {
+                "id": number,
+                "seconds": backoff(retry_count + 1, str(number), first, longest),
+                "error": why[:1000],
+                "max_attempts": self._settings.max_attempts,
+            }
+            row = db.execute(JOBS["back_off"], values).fetchone()
+            logger.warning("job cannot list", extra={"job": number, "status": row and row[0], "why": why})

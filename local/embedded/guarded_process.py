@@ -1,0 +1,212 @@
+"""A server process of ours: argv → a process that dies with us, has its data folder to itself and a stable port.
+
+`GuardedProcess.spawn` starts a server under `process_guard.py`. The server stops when it is told to, when this Python
+ends (in whatever way, SIGKILL included), and at the latest `stop_seconds` after that. It is in a session of its own: a
+Ctrl-C in the terminal reaches only us, so that whoever uses the server can drain first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+GUARD = Path(__file__).with_name("process_guard.py")
+LOOPBACK = "127.0.0.1"
+# Below every system's ephemeral range (32768 upwards on Linux): otherwise an outgoing connection can take the port
+# while the server is down, and a client that keeps trying to connect can even end up connected to itself.
+PORT_RANGE = (20_000, 32_000)
+LOG_KEEP_BYTES = 4 * 1024 * 1024
+OBEY_SECONDS = 30.0  # for a guard on a machine that stands still for a moment; one that does not obey is killed
+
+
+class DataFolderBusy(Exception):
+    """Another process (or a server that is still stopping) uses this data folder."""
+
+
+def port_is_free(port: int) -> bool:
+    """True if nothing listens on 127.0.0.1:port. Sockets in TIME_WAIT do not count; servers bind past them."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def reserve_port(port: int) -> bool:
+    """True if nobody has the port; then `reserve_port` says False of it for a minute, in every process of this machine.
+
+    A connection through it is left in TIME_WAIT, which servers bind past. It takes seconds until the server for which a port
+    was chosen listens there, and meanwhile another process of ours could have chosen the same.
+    """
+    with socket.socket() as listener, socket.socket() as client:
+        listener.settimeout(1.0)  # somebody who asks for an old server of this port may come between
+        client.settimeout(1.0)
+        try:
+            listener.bind((LOOPBACK, port))  # without SO_REUSEADDR: what is in TIME_WAIT counts
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.listen(1)
+            client.connect((LOOPBACK, port))
+            listener.accept()[0].close()  # who closes first is left in TIME_WAIT
+            client.recv(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_port(exclude: Sequence[int] = ()) -> int:
+    """A port of 127.0.0.1 that nothing listens on now, outside the ephemeral range, and that is given to nobody else soon."""
+    chooser = random.SystemRandom()
+    for _ in range(1000):
+        port = chooser.randrange(*PORT_RANGE)
+        if port not in exclude and reserve_port(port):
+            return port
+    raise OSError(f"no free port on {LOOPBACK} between {PORT_RANGE[0]} and {PORT_RANGE[1]}")
+
+
+def remembered_ports(folder: Path, names: Sequence[str], wanted: Mapping[str, int | None]) -> dict[str, int]:
+    """The ports by name, kept in `folder`/ports.json so that a restart has the same address.
+
+    A wanted port is taken as it is. A remembered port that somebody else took meanwhile is replaced.
+    """
+    path = folder / "ports.json"
+    saved: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    ports: dict[str, int] = {}
+    for name in names:
+        port = wanted.get(name) or saved.get(name)
+        if port is None or (not wanted.get(name) and not port_is_free(port)):
+            port = free_port([*ports.values(), *saved.values()])
+        ports[name] = port
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(ports))
+    draft.replace(path)
+    return ports
+
+
+def lock_folder(folder: Path, wait_seconds: float) -> int:
+    """File descriptor of an exclusive lock on `folder`; raises DataFolderBusy after `wait_seconds`.
+
+    The server inherits it, so that the lock is held until the last of its processes is gone: a start right after a kill
+    waits for the remains instead of finding two servers on one folder.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            if time.monotonic() >= deadline:
+                os.close(lock)
+                raise DataFolderBusy(f"{folder} is in use by another process") from err
+            time.sleep(0.05)
+        else:
+            return lock
+
+
+class GuardedProcess:
+    """One server and its guard. Made by `spawn`; not restartable."""
+
+    def __init__(self, guard: subprocess.Popen[bytes], pid: int, log_path: Path, stop_seconds: float) -> None:
+        self._guard = guard
+        self._stop_seconds = stop_seconds
+        self.pid = pid
+        self.log_path = log_path
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        log_path: Path,
+        lock: int,
+        cwd: Path,
+        env: Mapping[str, str],
+        user: pwd.struct_passwd | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        stop_seconds: float = 10.0,
+    ) -> GuardedProcess:
+        """Starts `argv` (an absolute path first); its output goes to `log_path`. Does not wait until it serves.
+
+        `lock` (from `lock_folder`) passes to the server and is closed here. With `user`, the server runs as that user.
+        """
+        spec = {
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": str(cwd),
+            "uid": user.pw_uid if user else None,
+            "gid": user.pw_gid if user else None,
+            "parent": os.getpid(),
+            "stop_signal": int(stop_signal),
+            "stop_seconds": stop_seconds,
+        }
+        if log_path.exists() and log_path.stat().st_size > LOG_KEEP_BYTES:
+            log_path.replace(log_path.with_suffix(".1.log"))
+        try:
+            with log_path.open("ab") as log:
+                guard = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(GUARD), json.dumps(spec)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                )
+        finally:
+            os.close(lock)
+        assert guard.stdout is not None  # noqa: S101 - for the type checker; PIPE was asked for
+        with guard.stdout:
+            line = guard.stdout.readline()
+        return cls(guard, int(line or -1), log_path, stop_seconds)
+
+    @property
+    def running(self) -> bool:
+        return self._guard.poll() is None
+
+    def stop(self) -> None:
+        """Asks the server to close; after `stop_seconds` the guard kills it. Returns when it is gone."""
+        self._tell(b"s", self._stop_seconds + OBEY_SECONDS)
+
+    def kill(self) -> None:
+        """SIGKILL to the server (for fault tests). Returns when it is gone."""
+        self._tell(b"k", OBEY_SECONDS)
+
+    def wait(self, seconds: float) -> bool:
+        """True if the server ended within `seconds`."""
+        try:
+            self._guard.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def last_words(self) -> str:
+        """The last non-empty line of the server's output, for error messages."""
+        with self.log_path.open("rb") as log:
+            log.seek(max(0, self.log_path.stat().st_size - 8192))
+            lines = log.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+    def _tell(self, order: bytes, seconds: float) -> None:
+        pipe = self._guard.stdin
+        assert pipe is not None  # noqa: S101 - for the type checker; PIPE was asked for
+        if self.running and not pipe.closed:
+            try:
+                pipe.write(order)
+                pipe.flush()
+            except BrokenPipeError:
+                pass  # it ended between the look and the order
+        if not self.wait(seconds):
+            self._guard.kill()  # takes the server along (PR_SET_PDEATHSIG)
+            self._guard.wait()
+        if not pipe.closed:
+            pipe.close()

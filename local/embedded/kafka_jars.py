@@ -1,0 +1,126 @@
+"""The class path of the embedded log: Java and Maven of this machine → a folder of jars, fetched once.
+
+The jars are what `embedded_log.pom.xml` names. They go to `<cache>/kafka-<version>/libs`, where `<cache>` is
+$SLUICE_CACHE_DIR or the project's `.sluice`. A fetch is atomic and guarded by a file lock, so that any number of starts
+at once do it once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+POM = Path(__file__).with_name("embedded_log.pom.xml")
+NAMESPACE = {"m": "http://maven.apache.org/POM/4.0.0"}
+MINIMUM_JAVA = 17
+FETCH_SECONDS = 600
+REMEDY = (
+    "install a Java 17+ runtime and Maven, or give a broker with --bootstrap HOST:PORT, "
+    "or run `docker compose -f redpanda.yml up`"
+)
+
+
+class LogUnavailable(Exception):
+    """There is no log, and this is the one line that says why and what to do about it."""
+
+    def __init__(self, reason: str, remedy: str = REMEDY) -> None:
+        super().__init__(f"no embedded log: {reason}; {remedy}")
+
+
+def kafka_version() -> str:
+    """The version of Kafka that the pom pins."""
+    pom = ElementTree.parse(POM)  # noqa: S314 - our own file
+    for dependency in pom.iterfind(".//m:dependency", NAMESPACE):
+        if dependency.findtext("m:groupId", "", NAMESPACE) == "org.apache.kafka":
+            return dependency.findtext("m:version", "", NAMESPACE)
+    raise AssertionError(f"{POM} pins no Kafka")
+
+
+def find_java() -> str:
+    """Path of a Java 17+ launcher: $JAVA_HOME's, else the PATH's. Raises LogUnavailable."""
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=f"{home}/bin") if home else None
+    java = java or shutil.which("java")
+    if java is None:
+        raise LogUnavailable("there is no `java` on the PATH")
+    try:
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise LogUnavailable(f"{java} does not run ({err})") from err
+    found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
+    if found is None:
+        raise LogUnavailable(f"{java} does not tell its version")
+    if int(found[1]) < MINIMUM_JAVA:
+        raise LogUnavailable(f"{java} is Java {found[1]}, and the log needs {MINIMUM_JAVA} or newer")
+    return java
+
+
+def cache_folder() -> Path:
+    """$SLUICE_CACHE_DIR, else `.sluice` of the checkout this file is in, else of the working directory."""
+    configured = os.environ.get("SLUICE_CACHE_DIR")
+    if configured:
+        return Path(configured).expanduser().absolute()
+    checkout = Path(__file__).resolve().parent.parent.parent
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / ".sluice"
+
+
+def check_present(folder: Path | None = None) -> None:
+    """Raise LogUnavailable at once where Java is missing, or Maven while the jars are not fetched yet."""
+    find_java()
+    home = folder or cache_folder() / f"kafka-{kafka_version()}"
+    if not home.is_dir() and shutil.which("mvn") is None:
+        raise LogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
+
+
+def fetch_jars(folder: Path | None = None) -> list[Path]:
+    """The jars in a stable order, fetched with Maven if `folder` (default: in the cache) does not hold them yet.
+
+    The first fetch moves some 45 MB over the network; raises LogUnavailable where that fails.
+    """
+    home = folder or cache_folder() / f"kafka-{kafka_version()}"
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with (home.parent / f".{home.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not home.is_dir():
+                _fetch(home)
+    except OSError as err:
+        raise LogUnavailable(f"the folder for its jars cannot be used ({err})") from err
+    jars = sorted((home / "libs").glob("*.jar"))
+    if not jars:
+        raise LogUnavailable(f"{home / 'libs'} holds no jars; remove {home} to fetch them again")
+    return jars
+
+
+def _fetch(home: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise LogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
+    draft = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
+    try:
+        # a copy of its own: Maven writes beside the pom, and an installed package may be read-only
+        shutil.copy(POM, draft / "pom.xml")
+        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={draft / 'libs'}", "-DincludeScope=runtime"]
+        fetched = subprocess.run(
+            [maven, "-q", "-B", "-f", str(draft / "pom.xml"), *goal],
+            capture_output=True,
+            text=True,
+            timeout=FETCH_SECONDS,
+            check=False,
+        )
+        if fetched.returncode != 0:
+            errors = [line for line in fetched.stdout.splitlines() if line.startswith("[ERROR]")]
+            reason = errors[0].removeprefix("[ERROR]").strip() if errors else fetched.stderr.strip()[-300:]
+            raise LogUnavailable(f"Maven could not fetch Apache Kafka ({reason})")
+        draft.chmod(0o755)
+        draft.replace(home)
+    except subprocess.TimeoutExpired as err:
+        raise LogUnavailable(f"Maven did not fetch Apache Kafka within {FETCH_SECONDS} s") from err
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

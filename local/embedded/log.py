@@ -1,0 +1,250 @@
+"""A log of one's own: a folder → a real Apache Kafka (KRaft, one node) on 127.0.0.1, with its data in that folder.
+
+Starts in seconds, survives kill -9, keeps its address over a restart, and ends with the Python that started it. Needs a
+Java 17+ runtime, and Maven for the first start (`kafka_jars`). Where it cannot start, `LogUnavailable` is one line that
+names the reason and the ways to get a log.
+
+Loopback only and without authentication: whoever can log in on this machine can read and write it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from base64 import urlsafe_b64encode
+from contextlib import suppress
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from local.embedded.embedded_server import EmbeddedServer
+from local.embedded.guarded_process import (
+    LOOPBACK,
+    DataFolderBusy,
+    GuardedProcess,
+    lock_folder,
+    port_is_free,
+    remembered_ports,
+)
+from local.embedded.kafka_jars import LogUnavailable, fetch_jars, find_java
+from local.embedded.secured_listener import NAME, SecuredListener
+
+__all__ = ["EmbeddedLog", "LogUnavailable"]
+
+LOGGING = Path(__file__).with_name("embedded_log.log4j2.properties")
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+START_SECONDS = 300.0  # a machine that is busy with something else takes minutes; recovery after a kill too
+BUSY_SECONDS = 30.0
+STOP_SECONDS = 15.0
+
+
+class EmbeddedLog(EmbeddedServer):
+    """One broker over `data_dir`. `stop` closes its files, and kills it after 15 s.
+
+    `port`: the broker's port (default: a free one, remembered in `data_dir`). `jars`: folder with `libs/*.jar`
+    (default: the cache). `heap_mb`: Java heap. `advertised_port`: opens a second listener, whose clients are told that
+    the broker is at this port; a proxy that listens there and forwards to `proxied_address` sees all their traffic.
+    `secured`: opens one more listener, at `secured_bootstrap`, for users with a password.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        jars: Path | None = None,
+        heap_mb: int = 512,
+        advertised_port: int | None = None,
+        secured: SecuredListener | None = None,
+    ) -> None:
+        super().__init__(data_dir)
+        self._wanted_port = port
+        self._jars = jars
+        self._heap_mb = heap_mb
+        self.advertised_port = advertised_port
+        self._secured = secured
+        self._ports: dict[str, int] = {}
+
+    @property
+    def bootstrap(self) -> str:
+        """ "127.0.0.1:PORT". Known once it was started."""
+        return f"{LOOPBACK}:{self._ports['broker']}"
+
+    @property
+    def secured_bootstrap(self) -> str:
+        """ "127.0.0.1:PORT" of the listener that asks for a user. Known once it was started."""
+        return f"{LOOPBACK}:{self._ports['secured']}"
+
+    @property
+    def proxied_address(self) -> tuple[str, int]:
+        """Where a proxy at `advertised_port` must forward to. Known once it was started."""
+        return LOOPBACK, self._ports["proxied"]
+
+    def start(self) -> str:
+        """Starts the broker and returns its bootstrap address once it answers. Raises LogUnavailable."""
+        if self.running:
+            return self.bootstrap
+        java = find_java()
+        command = [java, *self._java_options(), "-cp", os.pathsep.join(str(jar) for jar in fetch_jars(self._jars))]
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            lock = lock_folder(self.data_dir, BUSY_SECONDS)
+        except (OSError, DataFolderBusy) as err:
+            raise LogUnavailable(str(err), remedy="choose another --data-dir or stop what uses it") from err
+        try:
+            self._choose_ports()
+            settings = self._write_settings()
+            if not (self.data_dir / "data" / "meta.properties").exists():
+                users = self._secured.storage_options() if self._secured else []
+                fresh = ["-t", _new_cluster(), "-c", str(settings)]
+                self._run_to_end([*command, "kafka.tools.StorageTool", "format", *fresh, *users])
+        except BaseException:
+            os.close(lock)
+            raise
+        self._process = self._spawn([*command, "kafka.Kafka", str(settings)], lock)
+        self._await_answer()
+        return self.bootstrap
+
+    def _java_options(self) -> list[str]:
+        return [
+            f"-Xmx{self._heap_mb}m",
+            "-Xms64m",
+            "-XX:+UseSerialGC",  # one core's worth of broker: smaller and no slower than G1 here
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+ExitOnOutOfMemoryError",
+            "-XX:-UsePerfData",  # no file under the temporary directory that a kill leaves behind
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={LOGGING.as_uri()}",
+            f"-Dsluice.log={self.data_dir / 'kafka.log'}",
+        ]
+
+    def _choose_ports(self) -> None:
+        wanted = {"broker": True, "controller": True, "proxied": self.advertised_port, "secured": self._secured}
+        names = [name for name, there in wanted.items() if there]
+        if self._wanted_port is not None and not port_is_free(self._wanted_port):
+            raise LogUnavailable(
+                f"port {self._wanted_port} on {LOOPBACK} is occupied", remedy="free it or choose another port"
+            )
+        self._ports = remembered_ports(self.data_dir, names, {"broker": self._wanted_port})
+
+    def _write_settings(self) -> Path:
+        listeners = {"PLAINTEXT": self._ports["broker"]}
+        advertised = dict(listeners)
+        if self.advertised_port:
+            listeners["PROXIED"] = self._ports["proxied"]
+            advertised["PROXIED"] = self.advertised_port
+        protocols = dict.fromkeys([*listeners, "CONTROLLER"], "PLAINTEXT")
+        if self._secured:
+            listeners[NAME] = advertised[NAME] = self._ports["secured"]
+            protocols[NAME] = self._secured.protocol
+        listeners["CONTROLLER"] = self._ports["controller"]
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@{LOOPBACK}:{self._ports['controller']}",
+            "listeners": _spell(listeners),
+            "advertised.listeners": _spell(advertised),
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+            "inter.broker.listener.name": "PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(self.data_dir / "data"),
+            **BROKER_SETTINGS,
+            **(self._secured.settings() if self._secured else {}),
+        }
+        path = self.data_dir / "server.properties"
+        path.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        return path
+
+    def _spawn(self, argv: list[str], lock: int) -> GuardedProcess:
+        return GuardedProcess.spawn(
+            argv,
+            log_path=self.data_dir / "java.log",
+            lock=lock,
+            cwd=self.data_dir,
+            env={key: value for key, value in os.environ.items() if key not in JAVA_VARIABLES},
+            stop_seconds=STOP_SECONDS,
+        )
+
+    def _run_to_end(self, argv: list[str]) -> None:
+        process = self._spawn(argv, os.open(os.devnull, os.O_RDONLY))
+        if not process.wait(START_SECONDS) or not (self.data_dir / "data" / "meta.properties").exists():
+            process.kill()
+            raise LogUnavailable(f"its storage cannot be prepared ({process.last_words()})")
+
+    def _await_answer(self) -> None:
+        assert self._process is not None  # noqa: S101 - for the type checker
+        deadline = time.monotonic() + START_SECONDS
+        while port_is_free(self._ports["broker"]) and time.monotonic() < deadline and self._process.running:
+            time.sleep(0.02)
+        client = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        while self._process.running and time.monotonic() < deadline:
+            try:
+                if client.list_topics(timeout=1).brokers:
+                    _wake_coordinator(client)
+                    return
+            except KafkaException:
+                continue  # not up yet; list_topics itself waited
+        ended = not self._process.running
+        self._process.kill()
+        what = "it ended while starting" if ended else f"it did not answer within {START_SECONDS:.0f} s"
+        raise LogUnavailable(f"{what} ({self._reason()}; see {self.data_dir / 'kafka.log'})")
+
+    def _reason(self) -> str:
+        log = self.data_dir / "kafka.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        said = [line for line in lines if " ERROR " in line or " FATAL " in line]
+        return said[-1] if said else (self._process.last_words() if self._process else "no output")
+
+
+def _new_cluster() -> str:
+    """Another id for every log, as with any broker: offsets of one mean nothing in the next. Kafka's spelling of a UUID."""
+    return urlsafe_b64encode(b"s" + os.urandom(15)).decode().rstrip("=")
+
+
+def _wake_coordinator(client: AdminClient) -> None:
+    """Has the broker make its offsets topic now: the first consumer group of its life would wait 3 s for it."""
+    for described in client.describe_consumer_groups(["nobody"], request_timeout=5).values():
+        with suppress(KafkaException):  # that the topic is still being made is its answer
+            described.result()
+
+
+def _spell(listeners: dict[str, int]) -> str:
+    return ",".join(f"{name}://{LOOPBACK}:{port}" for name, port in listeners.items())
+
+
+# they would add options of their own to ours, and print that they did
+JAVA_VARIABLES = frozenset({"JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH"})
+
+BROKER_SETTINGS = {
+    "auto.create.topics.enable": "false",
+    "default.replication.factor": "1",
+    "message.max.bytes": str(MAX_MESSAGE_BYTES),
+    "replica.fetch.max.bytes": str(MAX_MESSAGE_BYTES),
+    # one node: no copies, and few partitions for the bookkeeping topics, each of which costs files and start time
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "2",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    # a group of few members that start together gains nothing from waiting for more
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    # retention works on whole, closed segments; small ones and a frequent look keep the disk bounded
+    "log.segment.bytes": str(256 * 1024 * 1024),
+    "log.index.size.max.bytes": str(4 * 1024 * 1024),
+    "log.retention.check.interval.ms": "2000",
+    "log.initial.task.delay.ms": "1000",
+    "log.segment.delete.delay.ms": "10000",
+    # Kafka reserves 128 MiB of heap for compacting, of which only the small offsets topic has need
+    "log.cleaner.dedupe.buffer.size": str(4 * 1024 * 1024),
+    "num.network.threads": "2",
+    "num.io.threads": "4",
+    "background.threads": "2",
+    "num.recovery.threads.per.data.dir": "2",
+    # a broker that was killed is let in again only once its former session has ended; nobody else can take its place
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "300",
+}

@@ -1,0 +1,55 @@
+"""What `sluice up` can find wrong before anything starts: addresses, a database or broker that was given, what it would embed."""
+
+import ipaddress
+import shutil
+from urllib.parse import urlsplit
+
+from connectors.kafka.log import cluster_id
+from control.errors import OperatorError
+from local.embedded.database import find_binaries
+from local.embedded.kafka_jars import check_present
+from local.run import BROKER_SECONDS, check_database
+from schemas.settings import Settings
+
+ROOM_BYTES = 256 * 1024 * 1024  # free on the data folder's disk before a log or a database is embedded there
+
+
+def check_hosts(settings: Settings) -> None:
+    """Raise OperatorError for a URL of this machine where private hosts are not allowed: nothing could be fetched."""
+    if settings.allow_private_hosts:
+        return
+    for url in (*settings.relays, *settings.labelers, settings.plc):
+        host = urlsplit(url).hostname or ""
+        try:
+            private = not ipaddress.ip_address(host).is_global
+        except ValueError:
+            private = host == "localhost"
+        if private:
+            raise OperatorError(
+                f"{url} is a private address; set SLUICE_ALLOW_PRIVATE_HOSTS=true to mirror your own network"
+            )
+
+
+def check_given(settings: Settings) -> None:
+    """Raise OperatorError or LogUnavailable when a database or broker that was given does not answer."""
+    if settings.database:
+        check_database(settings)
+    if settings.bootstrap:
+        cluster_id(settings, BROKER_SECONDS)
+
+
+def check_embeddable(settings: Settings) -> None:
+    """Raise what would stop an embedded server, before anything starts: no Java, no Maven, no PostgreSQL, a full disk."""
+    if not settings.bootstrap:
+        check_present()
+    if not settings.database:
+        find_binaries()
+    folder = settings.data_dir.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < ROOM_BYTES and not (settings.bootstrap and settings.database):
+        raise OperatorError(
+            f"SLUICE_DATA_DIR: the disk of {settings.data_dir} is full ({free / 1e6:.0f} MB left, log and database need"
+            f" {ROOM_BYTES / 1e6:.0f} MB to begin with); make room there, or choose another folder"
+        )

@@ -1,0 +1,112 @@
+"""What `sluice up` shows while it runs: `Status` → a rich view on a terminal, plain lines elsewhere. Standard error only."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from control.attention import attention
+from control.status import PHASES, Status, held
+from protocol.encoding.printable import printable
+
+LINE_CHARACTERS = 1000
+PLAIN_SECONDS = 2.0
+NOTES_SHOWN = 8
+
+
+def rated(before: Status | None, status: Status, seconds: float) -> Status:
+    """The status with the rates since an earlier one."""
+    if before is None or seconds <= 0:
+        return status
+    return replace(
+        status,
+        records_per_second=max(0.0, (status.records - before.records) / seconds),
+        events_per_second=max(0.0, (status.events - before.events) / seconds),
+    )
+
+
+def plain(status: Status, restarts: int) -> str:
+    """One line: repos by phase, records, rates, lag by topic, restarts, and what is wrong."""
+    phases = " ".join(f"{phase} {status.repos[phase]}" for phase in PHASES if status.repos[phase]) or "none yet"
+    lag = " ".join(f"{topic} {lag}" for (_, topic), lag in status.lag.items() if lag) or "none"
+    parts = [
+        f"repos: {phases}",
+        f"records: about {status.records}{_rate(status.records_per_second)}",
+        f"events: {status.events}{_rate(status.events_per_second)}",
+        f"labels: about {status.labels}",
+        f"lag: {lag}",
+        f"restarts: {restarts}",
+    ]
+    return " | ".join(parts + troubles(status))
+
+
+def troubles(status: Status) -> list[str]:
+    """What needs attention, one short phrase each."""
+    return [printable(trouble.what, LINE_CHARACTERS) for trouble in attention(status, now=time.time())]
+
+
+def _rate(rate: float | None) -> str:
+    return "" if rate is None else f" ({rate:.0f}/s)"
+
+
+def view(status: Status, restarts: int, notes: list[str]) -> RenderableType:
+    """The same as tables."""
+    repos = Table(title="repos", title_justify="left")
+    for phase in PHASES:
+        repos.add_column(phase, justify="right")
+    repos.add_row(*(f"{status.repos[phase]:,}" for phase in PHASES))
+    lag = Table(title="lag", title_justify="left")
+    for _, topic in status.lag:
+        lag.add_column(topic, justify="right")
+    lag.add_row(*(f"{lag_:,}" for lag_ in status.lag.values()))
+    counts = Text(
+        f"records about {status.records:,}{_rate(status.records_per_second)}   events {status.events:,}"
+        f"{_rate(status.events_per_second)}   labels about {status.labels:,}   held {held(status)}   restarts {restarts}"
+    )
+    processes = Text("   ".join(f"{seen.name}: {seen.state}" for seen in status.processes), style="dim")
+    below = [Text(line, style="yellow") for line in troubles(status)] + [Text(line, style="dim") for line in notes]
+    return Group(repos, counts, lag, processes, *below)
+
+
+class Progress:
+    """Shows looks and notes. A context manager, because a terminal has to be put back as it was."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._notes: list[str] = []
+        self._last: tuple[Status, int] | None = None
+        self._clock = clock
+        self._shown_at = float("-inf")
+
+    def __enter__(self) -> "Progress":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, who: str, what: str) -> None:
+        """Something happened: a line of its own, and the last few stay in view."""
+        line = printable(f"{time.strftime('%H:%M:%S')} {who}: {what}", LINE_CHARACTERS)
+        if self._live is None:
+            self._console.print(line)
+        else:
+            self._notes = [*self._notes, line][-NOTES_SHOWN:]
+            self._live.update(view(*self._last, self._notes) if self._last else Text(line), refresh=True)
+
+    def show(self, status: Status, restarts: int) -> None:
+        """A look; plain lines come every two seconds at most."""
+        self._last = (status, restarts)
+        if self._live is not None:
+            self._live.update(view(status, restarts, self._notes), refresh=True)
+        elif self._clock() - self._shown_at >= PLAIN_SECONDS:
+            self._console.print(f"{time.strftime('%H:%M:%S')} {plain(status, restarts)}")
+            self._shown_at = self._clock()

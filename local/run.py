@@ -1,0 +1,149 @@
+"""One process, as in a pod: `run("firehose", settings)` prepares database and topics, serves its health, runs its flow.
+
+Raises OperatorError and its kin (one line, exit 2) for what an operator can put right; everything else ends the process
+with its traceback, and whoever supervises it starts it again.
+"""
+
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from bytewax.errors import BytewaxRuntimeError
+from bytewax.run import cli_main
+
+from connectors.kafka import client as broker
+from connectors.kafka.log import cluster_id
+from connectors.postgres.connection import connect
+from connectors.postgres.migrate import migrate
+from connectors.runtime import process
+from connectors.runtime.watchdog import Signals, Watchdog
+from control import process as control_process
+from control.api.serve import Server
+from control.errors import NO_URL, OperatorError
+from ops import topics
+from schemas.settings import SECRETS, Settings
+
+FLOWS = {
+    "list-repos": "list_repos",
+    "firehose": "firehose",
+    "labels": "labels",
+    "backfill": "backfill",
+    "index": "index",
+}
+PROCESSES = (*FLOWS, "control")
+BROKER_SECONDS = 10.0
+STOP_SECONDS = (
+    17.0  # beyond `drain_seconds`: then a process that hangs ends itself, before `up` or the kubelet kills it
+)
+PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger("sluice")
+
+
+def run(name: str, settings: Settings) -> None:
+    """Run one process until it is told to stop. Returns when it has drained."""
+    require(name, settings)
+    process.hide(*(getattr(settings, name) for name in SECRETS))
+    process.log_to_stderr(settings.log_format)
+    process.stop_on_signals()
+    broker.identify(name)
+    health = process.Health(name, settings.stalled_seconds)
+    stop_seconds = settings.drain_seconds + STOP_SECONDS
+    dog = Watchdog(health, process.STOP, settings.watchdog_seconds, stop_seconds, signals=Signals())
+    dog.start()
+    try:
+        _serve_and_run(name, settings, health)
+    finally:
+        dog.ending()
+
+
+def _serve_and_run(name: str, settings: Settings, health: process.Health) -> None:
+    try:
+        if name == "control":
+            port = Server(health, settings).start()
+        else:
+            port = process.serve_health(health, settings.http_host, settings.http_port, settings.http_names)
+    except OSError as err:
+        raise OperatorError(
+            f"SLUICE_HTTP_PORT: {settings.http_host}:{settings.http_port} cannot be listened on ({err.strerror});"
+            " choose another port, or 0 for a free one"
+        ) from err
+    if name in ("control", "backfill"):
+        spool = Path(tempfile.gettempdir())
+        process.watch_disk(name, *(("data", settings.data_dir) if name == "control" else ("spool", spool)))
+    prepare(settings)
+    logger.info("started", extra={"flow": name, "http_port": port})
+    if name == "control":
+        control_process.run(settings, health)
+    else:
+        _run_flow(name, settings, health)
+    logger.info("stopped", extra={"flow": name})
+
+
+def _run_flow(name: str, settings: Settings, health: process.Health) -> None:
+    build: Callable[..., Any] = importlib.import_module(f"flows.{FLOWS[name]}.flow").flow
+    process.collect_rarely()
+    try:
+        cli_main(build(settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
+    except BytewaxRuntimeError as err:
+        cause = first_cause(err)
+        if isinstance(cause, process.Stopping):
+            return
+        logger.exception("the flow failed", extra={"reason": f"{type(cause).__name__}: {cause}"})
+        raise SystemExit(1) from err
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What began it: the engine wraps a flow's exception, and connectors chain theirs."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def require(name: str, settings: Settings) -> None:
+    """Raise OperatorError for a setting that this process cannot do without."""
+    needed = {"bootstrap": "HOST:PORT of the brokers", "database": "postgresql://…"}
+    if name in ("list-repos", "firehose"):
+        needed["relays"] = "https://RELAY"
+    if name == "labels":
+        needed["labelers"] = "https://LABELER"
+    for setting, example in needed.items():
+        if not getattr(settings, setting):
+            raise OperatorError(f"SLUICE_{setting.upper()} is not set; set it to {example} for `sluice run {name}`")
+
+
+def prepare(settings: Settings) -> list[str]:
+    """Migrations and topics; every process does this, the first one does the work. Names of applied migrations."""
+    check_database(settings)
+    applied = migrate(settings.database)
+    cluster_id(settings, BROKER_SECONDS)
+    topics.apply(settings)
+    return applied
+
+
+def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None:
+    """Raise OperatorError, which names the setting or option that says where it is, when the database does not answer."""
+    try:
+        connect(settings.database, "sluice check").close()
+    except psycopg.Error as err:
+        reason = " ".join(str(err).split())
+        if isinstance(err, psycopg.ProgrammingError):  # it was taken for "key=value …", which it is not either
+            reason = NO_URL
+        raise OperatorError(f"{setting}: {reason}; start PostgreSQL there or correct the URL") from err
+
+
+def die_with(parent: int) -> None:
+    """End with the process that started us, however it ends. `parent` is its pid (0: no such tie)."""
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            sys.exit(0)  # it ended before the tie was made

@@ -1,0 +1,267 @@
+"""Child processes: started, watched, started again when they end by themselves, and drained in order when told to.
+
+`Supervisor.tick()` is called a few times a second from the main thread (a child dies with the *thread* that started it,
+so only that thread starts any). Output goes to bounded files under `logs/`; warnings and ends are told to `say`. A child
+that keeps ending is started with growing delays, from half a second to half a minute.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
+from control.process_status import Process
+from local.last_words import LastWords, spoken
+
+LOG_BYTES = 8 * 1024 * 1024
+BACK_OFF_FIRST_SECONDS = 0.5
+BACK_OFF_MAX_SECONDS = 30.0
+STEADY_SECONDS = 60.0  # after this long a child's earlier ends are forgotten
+DRAIN_SECONDS = 30.0
+KILL_SECONDS = 30.0
+LAST_WORDS_SECONDS = 10.0  # its output ends with it, unless it left a process behind that holds it
+LOUD = ("WARNING", "ERROR", "CRITICAL")
+
+Say = Callable[[str, str], None]  # (who, what)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run: `env` is added to ours, without our own SLUICE_ variables."""
+
+    name: str
+    kind: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    port: int = 0
+    on_line: Callable[[str], None] | None = None  # told every line of output, from a thread
+
+
+class LogFile:
+    """A file that is moved to `<name>.1.log` when it is full, so that two of them bound the disk."""
+
+    def __init__(self, path: Path, limit: int = LOG_BYTES) -> None:
+        self._path = path
+        self._limit = limit
+        self._file = path.open("ab")
+
+    def write(self, line: bytes) -> None:
+        """Append a line."""
+        self._file.write(line)
+        self._file.flush()
+        if self._file.tell() > self._limit:
+            self._file.close()
+            self._path.replace(self._path.with_suffix(".1.log"))
+            self._file = self._path.open("ab")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(slots=True)
+class Child:
+    """One command and its present process."""
+
+    command: Command
+    logs: Path
+    say: Say
+    parent: int = field(default_factory=os.getpid)
+    restarts: int = 0
+    words: LastWords = field(default_factory=LastWords)
+    start_at: float = 0.0  # monotonic time of the next start, while it does not run
+    exit_code: int | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _reader: threading.Thread | None = None
+    _started: float = 0.0
+    _ends: int = 0
+
+    @property
+    def pid(self) -> int:
+        """Of the present or the last process; 0 before the first."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        """Why it ended, as its output says it; '' where it says nothing."""
+        return self.words.text
+
+    def start(self) -> None:
+        """Start the process in a session of its own, so that a Ctrl-C reaches only the supervisor."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_") or key in _PASSED_ON}
+        log = LogFile(self.logs / f"{self.command.name}.log")
+        self._process = subprocess.Popen(
+            [*self.command.argv],
+            env=env | dict(self.command.env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None  # noqa: S101 - for the type checker; PIPE was asked for
+        self._started = time.monotonic()
+        self.exit_code = None
+        self._reader = threading.Thread(
+            target=self._read, args=(self._process.stdout, log), name=f"log-{self.command.name}", daemon=True
+        )
+        self._reader.start()
+
+    @property
+    def back_off(self) -> float:
+        """Seconds from the last end to the next start."""
+        return back_off(self._ends)
+
+    def settle_end(self) -> bool:
+        """True once, when the process has ended; decides when the next one starts."""
+        if self._process is None or self.running or self.exit_code is not None:
+            return False
+        self.join()
+        self.exit_code = self._process.returncode
+        now = time.monotonic()
+        self._ends = 1 if now - self._started > STEADY_SECONDS else self._ends + 1
+        self.start_at = now + self.back_off
+        return True
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it runs."""
+        if self._process is not None and self.running:
+            self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> bool:
+        """True if it ended in time."""
+        if self._process is None:
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, seconds))
+        return not self.running
+
+    def join(self) -> None:
+        """Wait for the last of its output."""
+        if self._reader is not None:
+            self._reader.join(LAST_WORDS_SECONDS)
+
+    def _read(self, pipe: IO[bytes], log: LogFile) -> None:
+        with pipe:
+            for line in pipe:
+                log.write(line)
+                self._heed(line)
+                if self.command.on_line is not None:
+                    self.command.on_line(line.decode(errors="replace"))
+        log.close()
+
+    def _heed(self, line: bytes) -> None:
+        page = self.words.heed(line.decode(errors="replace"))
+        if page is not None and page["level"] in LOUD:
+            self.say(self.command.name, spoken(page))
+
+
+_PASSED_ON = ("SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS")
+
+
+def back_off(ends: int) -> float:
+    """Seconds until the start after the n-th end in a row."""
+    return float(min(BACK_OFF_MAX_SECONDS, BACK_OFF_FIRST_SECONDS * 2 ** min(max(0, ends - 1), 16)))
+
+
+def peak_bytes(pid: int) -> int:
+    """Highest resident memory of a process; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+class Supervisor:
+    """All children. Use from the main thread."""
+
+    def __init__(self, logs: Path, say: Say) -> None:
+        self._logs = logs
+        self._say = say
+        self.children: list[Child] = []
+        self.peaks: dict[str, int] = {}  # kind → highest resident memory of any of its processes
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def add(self, command: Command) -> Child:
+        """Start a command and look after it from now on."""
+        child = Child(command, self._logs, self._say)
+        self.children.append(child)
+        child.start()
+        return child
+
+    @property
+    def restarts(self) -> int:
+        """Starts after the first, of all children."""
+        return sum(child.restarts for child in self.children)
+
+    @property
+    def processes(self) -> list[Process]:
+        """Who runs now, in the order of their starts."""
+        return [
+            Process(child.command.name, child.command.kind, child.pid, child.command.port)
+            for child in self.children
+            if child.running
+        ]
+
+    def tick(self) -> bool:
+        """Notice ends, start what is due again, measure memory. True if a process came or went."""
+        changed = False
+        for child in self.children:
+            if child.settle_end():
+                changed = True
+                ended = f"{ending(child.exit_code)}; starting again in {child.back_off:.1f} s"
+                self._say(child.command.name, f"{ended}; last words: {child.last_words}" if child.last_words else ended)
+            elif child.exit_code is not None and time.monotonic() >= child.start_at:  # an end that was told
+                child.restarts += 1
+                child.words = LastWords()
+                child.start()
+                changed = True
+            self._measure(child)
+        return changed
+
+    def _measure(self, child: Child) -> None:
+        kind = child.command.kind
+        self.peaks[kind] = max(self.peaks.get(kind, 0), peak_bytes(child.pid) if child.running else 0)
+
+    def drain(self, kinds: Sequence[str], seconds: float = DRAIN_SECONDS) -> bool:
+        """SIGTERM to all of these kinds at once, SIGKILL to what still runs after that time. True if none was killed."""
+        chosen = [child for child in self.children if child.command.kind in kinds]
+        for child in chosen:
+            self._measure(child)
+            child.signal(signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        late = [child for child in chosen if not child.wait(deadline - time.monotonic())]
+        for child in late:
+            self._say(child.command.name, f"did not stop within {seconds:.0f} s and was killed")
+            child.signal(signal.SIGKILL)
+            child.wait(KILL_SECONDS)
+        for child in chosen:
+            child.join()
+            self.children.remove(child)
+        return not late
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for child in self.children:
+            child.signal(signal.SIGKILL)
+        for child in self.children:
+            child.wait(KILL_SECONDS)
+
+
+def ending(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is not None and code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    meaning = {EXIT_HUNG: " (it hung)", EXIT_STUCK: " (it did not stop in time)"}.get(code or 0, "")
+    return f"ended with exit code {code}{meaning}"

@@ -1,0 +1,109 @@
+"""The part of an audit that runs in processes of its own: some DIDs → what their rows and commits prove.
+
+One repeatable-read, read-only transaction per chunk: rows and repo row agree, however busy the index is. Rows are streamed,
+so a repo of any size needs little memory. Repos that are not in `sync` in that snapshot are left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow, tuple_row
+from psycopg.types.string import ByteaBinaryLoader
+
+from connectors.postgres.connection import Database, own_transaction
+from ops.audit_repo import Checked, Head, Kind, check_commit, check_rows
+from schemas.sql import queries
+
+FETCH_ROWS = 5000
+FETCH_BODIES = 500
+SQL = queries("audit")
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+_opened: dict[str, Database[TupleRow]] = {}
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Result of one chunk. `unsigned`: heads whose stored key did not sign; they need the key of today."""
+
+    checked: list[Checked] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    unsigned: list[Head] = field(default_factory=list)
+
+
+def check_chunk(database: str, dids: Sequence[str], *, bodies: bool) -> Chunk:
+    """Audit these repos. Raises psycopg.Error; rows that cannot be read at all are a finding of their repo."""
+    try:
+        return _check(_connection(database), dids, bodies=bodies)
+    except psycopg.DataError as err:
+        if len(dids) > 1:
+            parts = [check_chunk(database, [did], bodies=bodies) for did in dids]
+            return Chunk(
+                [one for part in parts for one in part.checked],
+                [head for part in parts for head in part.heads],
+                [head for part in parts for head in part.unsigned],
+            )
+        checked = Checked(dids[0])
+        checked.find(Kind.BAD_ROWS, " ".join(str(err).split()))
+        return Chunk([checked], _heads(_connection(database), dids))
+
+
+def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
+    chunk = Chunk()
+    with own_transaction(db):
+        chunk.heads = _heads(db, dids)
+        if not chunk.heads:
+            return chunk
+        filtered = db.execute(SQL["filtered"]).fetchone() == (True,)
+        repos = _by_repo(db, [head.did for head in chunk.heads], bodies=bodies)
+        number, rows = next(repos, (0, iter(())))
+        for at, head in enumerate(chunk.heads, 1):
+            own = (row[1:] for row in rows) if number == at else iter(())
+            checked = check_rows(head, own, bodies=bodies, filtered=filtered)
+            if number == at:
+                for _ in rows:  # what a tree of bad rows left unread
+                    pass
+                number, rows = next(repos, (0, iter(())))
+            for finding in check_commit(head, head.signing_key):
+                if finding.kind in (Kind.SIGNATURE, Kind.NO_KEY):
+                    chunk.unsigned.append(head)
+                else:
+                    checked.find(finding.kind, finding.detail)
+            chunk.checked.append(checked)
+    return chunk
+
+
+def _heads(db: Connection, dids: Sequence[str]) -> list[Head]:
+    return [Head(*row) for row in db.execute(SQL["heads"], {"dids": list(dids)}, binary=True)]
+
+
+def _by_repo(db: Connection, dids: list[str], *, bodies: bool) -> Iterator[tuple[int, Iterator[Any]]]:
+    """(number of the repo in `dids`, from 1, its rows): repos without rows are missing."""
+    with db.cursor("audit", binary=True) as cursor:
+        cursor.itersize = FETCH_BODIES if bodies else FETCH_ROWS
+        cursor.execute(SQL["leaves" if bodies else "roots"], {"dids": dids}, binary=True)
+        yield from groupby(cursor, key=itemgetter(0))
+
+
+def _connection(database: str) -> Connection:
+    if database not in _opened:
+        _opened[database] = Database(database, "sluice audit", tuple_row, opened=_snapshots)
+    return _opened[database]()
+
+
+def _snapshots(db: Connection) -> None:
+    """Every transaction reads one moment; a record's JSON comes as its bytes."""
+    db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    db.read_only = True
+    db.adapters.register_loader("json", ByteaBinaryLoader)
+
+
+def close_connection(database: str) -> None:
+    """Close this process's connection, if it has one."""
+    db = _opened.pop(database, None)
+    if db is not None:
+        db.close()

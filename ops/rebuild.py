@@ -1,0 +1,115 @@
+"""`sluice replay --all --into URL`: a database made from the log alone.
+
+Reads `firehose_backfill` to its end, then `firehose_live`, then `label_live`, through the gate with its ordinary rules: a newer
+attempt opens by itself, and live events before its snapshot are dropped by their rev. Repos that reach `sync` stand as they
+stand in the live tables. The target keeps the index's own offsets, so a rebuild that was stopped goes on, and an index that
+is started on the finished database follows the log from there.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from appview import state as appview_state
+from appview.rebuild import fold_all
+from connectors.kafka.offsets import Positions
+from connectors.postgres.connection import connect
+from connectors.postgres.migrate import migrate
+from control.errors import OperatorError
+from flows.index.source import Gate, IndexWriter, rules_of
+from flows.index.store import Tables
+from ops.replay import SQL, Refusals, Told, settled
+from schemas.settings import Settings
+
+ORDER = ("firehose_backfill", "firehose_live", "label_live")
+
+Ends = dict[str, dict[int, int]]
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """What came of it. `unfinished`: DID → phase and reason, of repos that the log leaves without an end state."""
+
+    messages: int = 0
+    refused: int = 0
+    resumed: bool = False
+    phases: dict[str, int] = field(default_factory=dict)
+    unfinished: dict[str, str] = field(default_factory=dict)
+    appview: bool = False  # the AppView's tables are filled as well
+
+
+def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
+    """With SLUICE_APPVIEW the AppView's tables are made too.
+
+    Raises OperatorError where the log no longer begins at 0 or the target holds something else; LogUnavailable,
+    AppviewUnavailable.
+    """
+    into = settings.model_copy(update={"database": target})
+    positions = Positions(settings)
+    ends = _whole_log(positions)
+    migrate(target)
+    done = Rebuilt()
+    with connect(target, "sluice rebuild") as db:
+        ends, done.resumed = _begin(db, positions.cluster, ends)
+        state = appview_state.begin(into)
+        tables, refusals = Tables(into, positions.cluster), Refusals()
+        writer = IndexWriter(into, tables, Gate(tables, rules_of(settings)), refusals)
+        for topic in ORDER:
+            name = settings.topic(topic)
+            starts = tables.starts({(name, part): (0, end) for part, end in ends[topic].items()})
+            spans = {part: (starts[name, part], end) for part, end in ends[topic].items()}
+            for count in settled(into, writer, topic, spans):
+                done.messages += count
+                told(done.messages)
+        tables.close()
+        if state.active:
+            fold_all(db, lambda _: None)
+            done.appview = state.current
+        db.execute(SQL["end_rebuild"])
+        done.refused = refusals.count
+        done.phases = {str(phase): int(count) for phase, count in db.execute(SQL["phases"])}
+        done.unfinished = {str(did): f"{phase} ({reason})" for did, phase, reason in db.execute(SQL["not_in_sync"])}
+    return done
+
+
+def as_text(done: Rebuilt) -> str:
+    """For people."""
+    phases = ", ".join(f"{phase} {count}" for phase, count in sorted(done.phases.items()))
+    lines = [f"{did}  {why}" for did, why in done.unfinished.items()]
+    lines.append(f"{done.messages} messages replayed, {done.refused} of them of no use; repos: {phases or 'none'}")
+    if done.appview:
+        lines.append("the AppView's tables are filled as well")
+    if done.unfinished:
+        lines.append(f"{len(done.unfinished)} repos did not reach an end state; what is in sync is right")
+    return "\n".join(lines)
+
+
+def _whole_log(positions: Positions) -> Ends:
+    """End of every partition, if none has lost its beginning. The backfill topic's first: what it lacks is unfinished."""
+    ends: Ends = {}
+    for topic in ORDER:
+        parts = positions.parts([topic])
+        ends[topic] = {part: end for (_, part), end in positions.ends(parts).items()}
+        for (_, part), start in positions.starts(parts).items():
+            if start > 0:
+                raise OperatorError(
+                    f"{topic}/{part} begins at {start}: retention has removed what a rebuild needs;"
+                    " fill the new database from the network instead"
+                )
+    return ends
+
+
+def _begin(db: psycopg.Connection[tuple[Any, ...]], cluster: str, ends: Ends) -> tuple[Ends, bool]:
+    """The ends to read to: those of a rebuild that was begun in this database, or these."""
+    row = db.execute(SQL["rebuilding"]).fetchone()
+    if row is not None:
+        detail = row[0]
+        if detail["cluster"] != cluster:
+            raise OperatorError("--into: a rebuild from another log was begun in this database; give an empty one")
+        return {topic: {int(part): end for part, end in of.items()} for topic, of in detail["ends"].items()}, True
+    if db.execute(SQL["is_empty"]).fetchone() != (True,):
+        raise OperatorError("--into: this database is not empty; give an empty one")
+    db.execute(SQL["begin_rebuild"], {"detail": json.dumps({"cluster": cluster, "ends": ends})})
+    return ends, False

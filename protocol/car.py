@@ -1,0 +1,373 @@
+"""CARv1 reading: bytes → an index of verified blocks; raises CarError, and nothing else, on wire input.
+
+A CarIndex is fed chunks of any size, while the download runs or from a file, and checks as it goes: varints, header,
+sizes, and every block's SHA-256 against its CID. Blocks may come in any order and more than once. `finish` finds a cut
+within a block; a cut between blocks is well-formed, and only the walk of the tree can find it.
+
+A block above `CarLimits.block` is hashed as it passes and not kept: `oversized` has its size, `get` returns None. So a record
+that is too large costs its own body only. A block of another codec or hash function is skipped.
+
+    CarIndex()             keeps the blocks in memory
+    CarIndex(read_at)      keeps the place of each block, some 25 bytes of memory; `read_at(offset, size)` gives the
+                           bytes back later, from the file into which the caller spools the same chunks
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import cbrrr
+
+from protocol.cid import CID_SIZE, DAG_CBOR, RAW
+from protocol.encoding.block_offsets import CarPlaces
+
+_MAX_HEADER = 64 * 1024
+_LONGEST_CID = 128
+_MAX_VARINT = 9
+_MAP_OF_FEW = range(0xA1, 0xB8)  # how the header of a CAR of any version begins: a small CBOR map
+_OURS = (DAG_CBOR, RAW)
+_SHA2_256_SIZE = b"\x12\x20"
+_ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header of one root, which is the usual one
+_VERSION_1 = b"gversion\x01"
+
+
+class CarReason(StrEnum):
+    """Why a CAR was refused."""
+
+    TRUNCATED = "truncated"
+    NOT_A_CAR = "not_a_car"
+    BAD_HEADER = "bad_header"
+    BAD_VARINT = "bad_varint"
+    BAD_CID = "bad_cid"
+    HASH_MISMATCH = "hash_mismatch"
+    TOO_MANY_BLOCKS = "too_many_blocks"
+    TOO_LARGE = "too_large"
+
+
+class CarError(Exception):
+    """The one error of this module; `reason` is for code, the sentence for people."""
+
+    def __init__(self, reason: CarReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+MAX_BLOCK_BYTES = 2 << 20
+"""A larger block is hashed and not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarLimits:
+    """Bytes of a block that is kept, number of blocks (4,000,000 are some 100 MB of index), bytes of the whole CAR."""
+
+    block: int = MAX_BLOCK_BYTES
+    blocks: int = 4_000_000
+    total: int = 2 << 30
+
+
+class CarIndex:
+    """See the module. `root` is root[0] of the header (None until it was read); `skipped` counts blocks of foreign hashes.
+
+    `oversized`: CID → size of the blocks that are too large to keep.
+    """
+
+    __slots__ = (
+        "_have",
+        "_large",
+        "_limits",
+        "_need",
+        "_offset",
+        "_pending",
+        "_places",
+        "_read_at",
+        "blocks",
+        "oversized",
+        "root",
+        "skipped",
+    )
+
+    def __init__(self, read_at: Callable[[int, int], bytes] | None = None, *, limits: CarLimits | None = None) -> None:
+        self.root: bytes | None = None
+        self.skipped = 0
+        self.blocks: dict[bytes, bytes] = {}
+        self.oversized: dict[bytes, int] = {}
+        self._large: _Large | None = None
+        self._places = CarPlaces() if read_at is not None else None
+        self._read_at = read_at
+        self._limits = limits or CarLimits()
+        self._offset = 0  # of the first pending byte
+        self._pending: list[bytes] = []
+        self._have = 0
+        self._need = 1  # pending bytes without which parsing cannot go on
+
+    def __len__(self) -> int:
+        """Blocks that are kept."""
+        return len(self.blocks) if self._places is None else len(self._places)
+
+    def __contains__(self, cid: bytes) -> bool:
+        """Whether the CAR had this block; one that is oversized counts."""
+        return self.size_of(cid) is not None or cid in self.oversized
+
+    @property
+    def size(self) -> int:
+        """Bytes fed so far."""
+        return self._offset + self._have
+
+    def get(self, cid: bytes) -> bytes | None:
+        """The verified block of a CID, or None where there is none, or none that is kept."""
+        if self._places is None or self._read_at is None:
+            return self.blocks.get(cid)
+        place = self._places.find(cid)
+        return None if place is None else self._read_at(*place)
+
+    def size_of(self, cid: bytes) -> int | None:
+        """Bytes of a block that is kept, without reading it."""
+        if self._places is None:
+            block = self.blocks.get(cid)
+            return None if block is None else len(block)
+        place = self._places.find(cid)
+        return None if place is None else place[1]
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the CAR. After a CarError the index is of no use."""
+        if self.size + len(chunk) > self._limits.total:
+            raise CarError(CarReason.TOO_LARGE, f"more than {self._limits.total} bytes")
+        if self._large is not None:
+            chunk = self._pass(self._large, chunk)
+        while chunk:
+            chunk = self._take(chunk)
+
+    def _take(self, chunk: bytes) -> bytes:
+        """Parse what is pending and a chunk; returns what follows an oversized block."""
+        self._pending.append(chunk)
+        self._have += len(chunk)
+        if self._have < self._need:  # joining for every chunk of a large block would be quadratic
+            return b""
+        buffer = b"".join(self._pending) if len(self._pending) > 1 else chunk
+        at = 0 if self.root is not None else self._header(buffer)
+        at = self._sections(buffer, at) if self.root is not None else at
+        if len(self) + len(self.oversized) + self.skipped > self._limits.blocks:
+            raise CarError(CarReason.TOO_MANY_BLOCKS, f"more than {self._limits.blocks}")
+        rest = buffer[at:]
+        self._offset += at
+        if self._large is not None:
+            self._have, self._pending = 0, []
+            return self._pass(self._large, rest)
+        self._have = len(rest)
+        self._pending = [rest] if rest else []
+        return b""
+
+    def _pass(self, large: "_Large", chunk: bytes) -> bytes:
+        """Hash the next bytes of an oversized block; returns what follows it."""
+        part = chunk[: large.left]
+        large.left -= len(part)
+        self._offset += len(part)
+        if large.hash is not None:
+            large.hash.update(part)
+        if large.left:
+            return b""
+        self._large = None
+        if large.hash is None:
+            self.skipped += 1
+        elif large.hash.digest() != large.cid[4:]:
+            raise CarError(CarReason.HASH_MISMATCH, f"block of {large.size} bytes before {self._offset}")
+        else:
+            self.oversized[large.cid] = large.size
+        return chunk[len(part) :]
+
+    def finish(self) -> None:
+        """The CAR's end was reached."""
+        if self.root is None or self._have or self._large is not None:
+            raise CarError(CarReason.TRUNCATED, f"ends within a block, after {self.size} bytes")
+
+    def _header(self, buffer: bytes) -> int:
+        """Read the header if it is all there; returns the bytes consumed."""
+        if not may_be_car(buffer):
+            raise CarError(CarReason.NOT_A_CAR, f"begins with {buffer[:24]!r}")
+        size, at = _varint(buffer, 0, len(buffer))
+        if at == 0:
+            self._need = self._have + 1
+            return 0
+        if not 0 < size <= _MAX_HEADER:
+            raise CarError(CarReason.BAD_HEADER, f"{size} bytes long")
+        if len(buffer) < at + size:
+            self._need = at + size
+            return 0
+        self.root = _root(buffer[at : at + size])
+        return at + size
+
+    def _sections(self, buffer: bytes, at: int) -> int:
+        """Index the whole blocks in the buffer from `at`; returns where the first incomplete one starts."""
+        end_of_buffer = len(buffer)
+        limit = self._limits.block + _LONGEST_CID  # the CID is part of a section
+        blocks, places, base = self.blocks, self._places, self._offset
+        while at < end_of_buffer:
+            size = buffer[at]
+            start = at + 1
+            if size >= 0x80 and start < end_of_buffer and 0 < buffer[start] < 0x80:  # two bytes: most blocks
+                size, start = size & 0x7F | buffer[start] << 7, start + 1
+            elif size >= 0x80:
+                size, start = _varint(buffer, at, end_of_buffer)
+                if start == at:
+                    self._need = end_of_buffer - at + 1
+                    return at
+            if size > limit:
+                if end_of_buffer - start < _LONGEST_CID:
+                    self._need = start - at + _LONGEST_CID
+                    return at
+                at = self._begin_large(buffer, start, size)
+                break
+            end = start + size
+            if end > end_of_buffer:
+                self._need = end - at
+                return at
+            prefix = buffer[start : start + 4]
+            if size >= CID_SIZE and prefix in _OURS:
+                body = start + CID_SIZE
+                cid = buffer[start:body]
+                block = buffer[body:end]
+                if sha256(block).digest() != cid[4:]:
+                    raise CarError(CarReason.HASH_MISMATCH, f"block at {base + at}")
+                if places is None:
+                    blocks[cid] = block
+                else:
+                    places.add(cid, base + body, end - body)
+            else:
+                _check_foreign_cid(buffer, start, end)
+                self.skipped += 1
+            at = end
+        self._need = 1
+        return at
+
+    def _begin_large(self, buffer: bytes, start: int, size: int) -> int:
+        """From here on `_large` passes; returns where its body starts."""
+        if buffer[start : start + 4] in _OURS:
+            body = start + CID_SIZE
+            self._large = _Large(buffer[start:body], size - CID_SIZE, size - CID_SIZE, sha256())
+            return body
+        _check_foreign_cid(buffer, start, start + size)
+        self._large = _Large(b"", size, size, None)
+        return start
+
+
+@dataclass(slots=True)
+class _Large:
+    """An oversized block on its way through: `left` bytes of `size` are still to come. No hash: its CID is foreign."""
+
+    cid: bytes
+    size: int
+    left: int
+    hash: Any
+
+
+def may_be_car(start: bytes) -> bool:
+    """Whether what begins with these bytes may be a CAR: its header is a map. True also where they are too few to tell."""
+    at = 0
+    while at < len(start) and start[at] >= 0x80 and at < _MAX_VARINT:
+        at += 1
+    return at + 1 >= len(start) or start[at + 1] in _MAP_OF_FEW
+
+
+def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:
+    """Index a whole CAR that is in memory."""
+    index = CarIndex(limits=limits)
+    index.feed(car)
+    index.finish()
+    return index
+
+
+def salvaged(car: bytes, limits: CarLimits) -> tuple[bytes | None, dict[bytes, bytes]]:
+    """Root and blocks of a damaged CAR in memory: those that hash to their CID, as far as sections can be told apart."""
+    blocks: dict[bytes, bytes] = {}
+    root = None
+    at, end = 0, len(car)
+    try:
+        size, start = _varint(car, 0, end)
+        at = start + size
+        if start == 0 or at > end:
+            return None, blocks
+        root = _root(car[start:at])
+    except CarError:
+        pass  # the sections may still be in order
+    try:
+        for _ in range(limits.blocks):
+            size, start = _varint(car, at, end)
+            if start == at or start + size > end or size > limits.block + 128:
+                break
+            at = start + size
+            cid, block = car[start : start + CID_SIZE], car[start + CID_SIZE : at]
+            if cid[:4] in _OURS and sha256(block).digest() == cid[4:]:
+                blocks[cid] = block
+    except CarError:
+        pass
+    return root, blocks
+
+
+def file_reader(fd: int) -> Callable[[int, int], bytes]:
+    """`read_at` for a spool file, which must stay open as long as the index is used; its position is not used.
+
+    Reads rather than maps: mapped pages count as the process's memory, and a file cut meanwhile would kill it (SIGBUS).
+    """
+    return partial(_read_at, fd)
+
+
+def _read_at(fd: int, offset: int, size: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    if len(data) != size:
+        raise CarError(CarReason.TRUNCATED, f"the spool file lost bytes at {offset}")
+    return data
+
+
+def _varint(buffer: bytes, at: int, end: int) -> tuple[int, int]:
+    """(value, position behind it); the position is `at` where the buffer ends within it."""
+    value = shift = 0
+    for position in range(at, min(end, at + _MAX_VARINT)):
+        byte = buffer[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if byte == 0 and position > at:
+                raise CarError(CarReason.BAD_VARINT, "not minimal")
+            return value, position + 1
+        shift += 7
+    if end - at >= _MAX_VARINT:
+        raise CarError(CarReason.BAD_VARINT, "longer than 9 bytes")
+    return 0, at
+
+
+def _root(header: bytes) -> bytes:
+    if header[:17] == _ONE_ROOT and header[49:] == _VERSION_1:
+        return header[13:49]
+    try:
+        value = cbrrr.decode_dag_cbor(header)
+    except (ValueError, RecursionError) as err:
+        raise CarError(CarReason.BAD_HEADER, str(err)) from err
+    if not isinstance(value, dict) or value.get("version") != 1 or value.get("version") is True:
+        raise CarError(CarReason.BAD_HEADER, "not CAR version 1")
+    roots = value.get("roots")
+    if not isinstance(roots, list) or not roots or not isinstance(roots[0], cbrrr.CID):
+        raise CarError(CarReason.BAD_HEADER, "no root")
+    root: bytes = roots[0].cid_bytes
+    if len(root) != CID_SIZE or root[:4] != DAG_CBOR:
+        raise CarError(CarReason.BAD_HEADER, "the root is no CID of a DAG-CBOR block")
+    return root
+
+
+def _check_foreign_cid(buffer: bytes, start: int, end: int) -> None:
+    """A CID of another codec or hash is legal, and nothing of ours refers to it: it must only have the form of one."""
+    if buffer[start : start + 2] == _SHA2_256_SIZE and end - start >= 34:
+        return  # CIDv0
+    at = start
+    fields: list[int] = []
+    for _ in range(4):  # version, codec, hash function, digest size
+        value, after = _varint(buffer, at, end)
+        if after == at:
+            raise CarError(CarReason.BAD_CID, "ends within the CID")
+        fields.append(value)
+        at = after
+    if fields[0] != 1 or at + fields[3] > end:
+        raise CarError(CarReason.BAD_CID, f"version {fields[0]}, digest of {fields[3]} bytes")

@@ -1,0 +1,82 @@
+"""Commit objects of a repo: block → Commit | CommitRejected, and the check of their signature. Never raises on wire input.
+
+The signature covers the same object without `sig`, encoded again exactly: `prev: null` stays where it was, and so do
+fields that we do not know.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import cbrrr
+import msgspec
+
+from protocol.cid import CID_SIZE, DAG_CBOR
+from protocol.keys import SIGNATURE_SIZE, verify
+from protocol.syntax import is_did, is_tid
+
+VERSION = 3
+_MAX_COMMIT = 16 * 1024
+
+
+class CommitReason(StrEnum):
+    UNDECODABLE = "undecodable"
+    BAD_FIELD = "bad_field"
+    BAD_VERSION = "bad_version"
+
+
+class Commit(msgspec.Struct, frozen=True, gc=False):
+    """`data`: CID bytes of the MST's root; `prev`: CID bytes or None; `unsigned_bytes`: what `sig` (64 bytes) signs."""
+
+    did: str
+    rev: str
+    data: bytes
+    prev: bytes | None
+    version: int
+    sig: bytes
+    unsigned_bytes: bytes
+
+
+class CommitRejected(msgspec.Struct, frozen=True, gc=False):
+    reason: CommitReason
+    detail: str
+
+
+def parse_commit(block: bytes) -> Commit | CommitRejected:
+    if len(block) > _MAX_COMMIT:
+        return CommitRejected(CommitReason.UNDECODABLE, f"{len(block)} bytes")
+    try:
+        value: Any = cbrrr.decode_dag_cbor(block)
+    except (ValueError, RecursionError) as err:
+        return CommitRejected(CommitReason.UNDECODABLE, str(err)[:200])
+    if not isinstance(value, dict):
+        return CommitRejected(CommitReason.UNDECODABLE, "not a map")
+    version = value.get("version")
+    if type(version) is not int or version != VERSION:
+        return CommitRejected(CommitReason.BAD_VERSION, str(type(version) is int and version))
+    bad = next((name for name, good in _FIELDS.items() if not good(value.get(name))), None)
+    if bad is not None:
+        return CommitRejected(CommitReason.BAD_FIELD, bad)
+    sig = value.pop("sig")
+    unsigned = cbrrr.encode_dag_cbor(value)  # what was decoded strictly is encoded to the same bytes
+    prev = value.get("prev")
+    prev_bytes = None if prev is None else prev.cid_bytes
+    return Commit(value["did"], value["rev"], value["data"].cid_bytes, prev_bytes, version, sig, unsigned)
+
+
+def verify_commit(commit: Commit, signing_key: str) -> bool:
+    """Whether the key (did:key) signed this commit."""
+    return verify(signing_key, commit.unsigned_bytes, commit.sig)
+
+
+def _is_tree(value: object) -> bool:
+    return isinstance(value, cbrrr.CID) and len(value.cid_bytes) == CID_SIZE and value.cid_bytes[:4] == DAG_CBOR
+
+
+_FIELDS: dict[str, Callable[[object], bool]] = {
+    "did": lambda did: isinstance(did, str) and is_did(did),
+    "rev": lambda rev: isinstance(rev, str) and is_tid(rev),
+    "data": _is_tree,
+    "prev": lambda prev: prev is None or _is_tree(prev),
+    "sig": lambda sig: isinstance(sig, bytes) and len(sig) == SIGNATURE_SIZE,
+}

@@ -1,0 +1,261 @@
+"""Live commits: a #commit or #sync → what its blocks prove, or a typed refusal. Never raises on wire input.
+
+`verify` checks the event against itself: the CAR's hashes, its root is the commit, the commit's own DID, rev and version
+agree with the event, the rev is no later than five minutes from now, the protocol's limits, and by inversion that the
+operations lead from the tree before to the tree that the commit signs, each with the CID that this tree holds. `signed`
+then asks whether the account's key signed the commit; the key is the caller's to find.
+
+Only the commit block is signed; the rest of the frame is what a PDS or relay says about it. So a commit block of the account
+is never refused for its frame: the result is `Verified` without operations, `problem` says what is wrong, and where the
+signature holds the repo has to be fetched. Its rev is the signed one, whatever the frame says.
+
+Three outcomes: `Refused` (no commit of this account that could be news: no row may change); `Verified` with operations; and
+`Verified` without. Neither of the latter may change anything before its signature is checked.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+from msgspec.structs import replace
+
+from protocol.car import CarError, CarLimits, index_bytes, salvaged
+from protocol.cid import is_any_cid
+from protocol.commit import Commit as CommitObject
+from protocol.commit import CommitRejected, parse_commit, verify_commit
+from protocol.encoding.shown import failure, shown
+from protocol.event_stream import MAX_FRAME_BYTES, Commit, Sync
+from protocol.mst.invert import UNTOLD, Change, Unproven, UnprovenReason, invert
+from protocol.mst.node import MAX_KEY
+from protocol.mst.record_path import row_path
+from protocol.syntax import tid_micros
+from schemas.settings import Check
+
+FUTURE_MICROS = 300 * 1_000_000
+MAX_OPS = 200
+MAX_BLOCKS_BYTES = 2_000_000
+MAX_SYNC_BYTES = 10_000
+_LIMITS = CarLimits(blocks=100_000, total=MAX_FRAME_BYTES)
+
+
+class VerifyReason(StrEnum):
+    """Why an event of a repo was refused, or why its operations are unknown."""
+
+    NO_COMMIT_BLOCK = "no_commit_block"
+    TOO_BIG_NO_BLOCK = "too_big_no_block"  # the detail is the rev that the event names
+    BAD_COMMIT = "bad_commit"
+    WRONG_DID = "wrong_did"
+    FUTURE_REV = "future_rev"
+    BAD_SIGNATURE = "bad_signature"
+    NO_KEY = "no_key"
+    # refused where no commit block is found, else the operations are unknown
+    BAD_CAR = "bad_car"
+    BAD_FIELD = "bad_field"
+    # the operations are unknown
+    ROOT_IS_NOT_COMMIT = "root_is_not_commit"
+    WRONG_REV = "wrong_rev"
+    WRONG_PREV_DATA = "wrong_prev_data"
+    OP_NOT_IN_TREE = "op_not_in_tree"
+    BAD_TREE = "bad_tree"
+    SYNC_TOO_LARGE = "sync_too_large"
+    TOO_BIG = "too_big"
+    BLOCKS_TOO_LARGE = "blocks_too_large"
+    TOO_MANY_OPS = "too_many_ops"
+    BAD_OPS = "bad_ops"
+    DUPLICATE_PATH = "duplicate_path"
+    MISSING_PROOF = "missing_proof"
+    NO_PREV = "no_prev"
+    MESSAGE_TOO_LARGE = "message_too_large"
+    FAILED = "failed"
+
+
+_BY_UNPROVEN = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What is done about the checks that an operator may loosen. All the others always hold."""
+
+    signature: Check = Check.ENFORCE
+    inversion: Check = Check.ENFORCE
+    limits: Check = Check.ENFORCE
+
+
+ALL = Checks()
+
+
+class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
+    """An op. CIDs are of any kind, `cid` None for a delete. Not `valid`: the path is none of a record (see `protocol.mst.record_path`)."""
+
+    action: str
+    collection: str
+    rkey: str
+    cid: bytes | None
+    prev: bytes | None
+    valid: bool = True
+
+
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """Why an event proves nothing, or why its operations are unknown."""
+
+    reason: VerifyReason
+    detail: str
+    did: str | None = None  # whose it claims to be
+
+
+class Verified(msgspec.Struct, frozen=True, gc=False):
+    """What the blocks say. `ops` is None where the operations are unknown; `problem` then says why (a #sync has none).
+
+    `data_before` is the root that the operations lead from: where the event does not name it, what the inversion gave.
+    `counted` are reasons that only the policy let pass.
+    """
+
+    event: Commit | Sync
+    commit: bytes
+    commit_block: bytes
+    signed: CommitObject
+    data: bytes
+    ops: list[VerifiedOp] | None
+    blocks: dict[bytes, bytes]
+    bad_paths: int = 0
+    problem: Refused | None = None
+    data_before: bytes | None = None
+    counted: tuple[VerifyReason, ...] = ()
+
+
+def verify(event: Commit | Sync, now_micros: int, checks: Checks = ALL) -> Verified | Refused:
+    """Check an event, all but its signature, at this moment (microseconds since 1970)."""
+    try:
+        return _verify(event, now_micros, checks)
+    except Exception as err:  # a fault of ours costs this event, not the stream
+        return Refused(VerifyReason.FAILED, failure(err), event.did)
+
+
+def _verify(event: Commit | Sync, now_micros: int, checks: Checks) -> Verified | Refused:
+    kind = "#commit" if type(event) is Commit else "#sync"
+    problem = Refused(VerifyReason.BAD_FIELD, f"{kind}: {event.odd}") if event.odd else None
+    try:
+        car = index_bytes(event.blocks, limits=_LIMITS)
+        root, blocks = car.root, car.blocks
+    except CarError as err:
+        problem = problem or Refused(VerifyReason.BAD_CAR, str(err)[:200])
+        root, blocks = salvaged(event.blocks, _LIMITS)
+    found = _stands(event, root, blocks, problem)
+    if isinstance(found, Refused):
+        return replace(found, did=event.did)
+    if tid_micros(found.signed.rev) > now_micros + FUTURE_MICROS:
+        return Refused(VerifyReason.FUTURE_REV, found.signed.rev, event.did)
+    if found.problem is not None:
+        return found
+    large = _too_large(event) if checks.limits is not Check.OFF else None
+    counted = () if large is None else (large.reason,)
+    if large is None or checks.limits is Check.COUNT:
+        return _with_ops(found, blocks, checks.inversion, counted)
+    return replace(found, problem=large)
+
+
+def _stands(
+    event: Commit | Sync, root: bytes | None, blocks: dict[bytes, bytes], problem: Refused | None
+) -> Verified | Refused:
+    """The account's commit among the blocks, without operations; `problem`: what the frame says wrongly about it."""
+    named = event.commit if type(event) is Commit else root
+    cid = root if named not in blocks and root is not None else named
+    block = blocks.get(cid or b"")
+    if cid is None or block is None:
+        if type(event) is Commit and event.no_blocks and event.rev:
+            return Refused(VerifyReason.TOO_BIG_NO_BLOCK, event.rev)
+        return problem or Refused(VerifyReason.NO_COMMIT_BLOCK, (cid or b"").hex())
+    commit = parse_commit(block)
+    if isinstance(commit, CommitRejected):
+        return problem or Refused(VerifyReason.BAD_COMMIT, f"{commit.reason}: {commit.detail}")
+    if commit.did != event.did:
+        return Refused(VerifyReason.WRONG_DID, commit.did[:200])
+    if problem is None and (cid != named or cid != root):
+        problem = Refused(VerifyReason.ROOT_IS_NOT_COMMIT, "" if root is None else root.hex())
+    if commit.rev != event.rev:
+        problem = problem or Refused(VerifyReason.WRONG_REV, f"{event.rev} instead of {commit.rev}")
+        event = replace(event, rev=commit.rev)  # what was signed holds
+    return Verified(event, cid, block, commit, commit.data, None, {}, problem=problem)
+
+
+def _with_ops(
+    found: Verified, blocks: dict[bytes, bytes], inversion: Check, counted: tuple[VerifyReason, ...]
+) -> Verified:
+    """The same with what its operations prove."""
+    event = found.event
+    if type(event) is not Commit:
+        return replace(found, counted=counted) if counted else found
+    if event.no_blocks:
+        return replace(found, problem=Refused(VerifyReason.TOO_BIG, "the event says so"))
+    parsed = _ops(event.ops)
+    if isinstance(parsed, Refused):
+        return replace(found, problem=parsed)
+    ops, changes, bad_paths = parsed
+    before = event.data_before
+    proof = before if inversion is Check.OFF else _proof(event, found.data, blocks, changes)
+    if not isinstance(proof, Refused):
+        before = proof
+    elif inversion is Check.COUNT:
+        counted = (*counted, proof.reason)
+    else:
+        return replace(found, problem=proof)
+    return Verified(
+        event, found.commit, found.commit_block, found.signed, found.data, ops, blocks, bad_paths, None, before, counted
+    )
+
+
+def signed(verified: Verified, signing_key: str) -> bool:
+    """Whether the key (did:key) signed the event's commit."""
+    return verify_commit(verified.signed, signing_key)
+
+
+def _too_large(event: Commit | Sync) -> Refused | None:
+    size = len(event.blocks)
+    if type(event) is Sync:
+        return Refused(VerifyReason.SYNC_TOO_LARGE, f"{size} bytes of blocks") if size > MAX_SYNC_BYTES else None
+    if size > MAX_BLOCKS_BYTES:
+        return Refused(VerifyReason.BLOCKS_TOO_LARGE, f"{size} bytes of blocks")
+    return Refused(VerifyReason.TOO_MANY_OPS, f"{len(event.ops)} ops") if len(event.ops) > MAX_OPS else None  # type: ignore[union-attr]  # a Commit
+
+
+def _proof(event: Commit, data: bytes, blocks: dict[bytes, bytes], changes: list[Change]) -> bytes | Refused:
+    """The root before the operations, or why it is not the event's."""
+    try:
+        before = invert(data, blocks.get, changes)
+    except Unproven as err:
+        return Refused(_BY_UNPROVEN[err.reason], err.detail[:200])
+    if event.data_before is not None and before != event.data_before:
+        return Refused(VerifyReason.WRONG_PREV_DATA, f"{before.hex()} instead of {event.data_before.hex()}")
+    return before
+
+
+def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refused:
+    """Ops in order, what they did to the tree, and how many have a path that no record can have."""
+    good: list[VerifiedOp] = []
+    changes: list[Change] = []
+    paths: set[str] = set()
+    bad_paths = 0
+    for op in ops:
+        if type(op) is not dict:
+            return Refused(VerifyReason.BAD_OPS, "an op is not a map")
+        action, path, cid, prev = op.get("action"), op.get("path"), op.get("cid"), op.get("prev")
+        if type(path) is not str:
+            return Refused(VerifyReason.BAD_OPS, f"path {shown(path)}")
+        if path in paths:
+            return Refused(VerifyReason.DUPLICATE_PATH, path[:200])
+        key = path.encode()
+        if len(key) > MAX_KEY:
+            return Refused(VerifyReason.BAD_OPS, f"a path of {len(key)} bytes")
+        if action in ("create", "update"):
+            if type(cid) is not bytes or not is_any_cid(cid):
+                return Refused(VerifyReason.BAD_OPS, f"no CID at {path[:200]}")
+        elif action != "delete" or cid is not None:
+            return Refused(VerifyReason.BAD_OPS, f"action {shown(action, 20)} at {path[:200]}")
+        if prev is not None and (type(prev) is not bytes or not is_any_cid(prev)):
+            return Refused(VerifyReason.BAD_OPS, f"prev of {path[:200]}")
+        paths.add(path)
+        collection, rkey, valid = row_path(key.decode("latin-1"))
+        bad_paths += not valid  # as a record it cannot be addressed, but the tree holds it
+        good.append(VerifiedOp(action, collection, rkey, cid, prev, valid))
+        changes.append(Change(key, cid, UNTOLD if prev is None and action != "create" else prev))
+    return good, changes, bad_paths

@@ -1,0 +1,124 @@
+"""Backfill jobs as operators see them: what is asked for (`JobSpec`), what became of it (`Job`), what would be done (`Plan`).
+
+The command line and the HTTP API take and give these models; the rows behind them are `sluice.backfill_job`.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MAX_DIDS = 1_000_000
+MAX_HOSTS = 10_000
+MAX_PRIORITY = 1000
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2048)]
+Source = Literal["relay", "hosts", "dids", "collection"]
+
+
+class JobStatus(StrEnum):
+    """States of a job; `steps.job_states` has the transitions, and the database refuses all others."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    PAUSED_QUOTA_LIMIT = "paused_quota_limit"
+    RETRY = "retry"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobSpec(BaseModel):
+    """What a job covers. The same source is the same job, whatever its batch size and priority."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Source = Field(description="where the repos come from")
+    relay: Name | None = Field(
+        None, description="URL of the relay (relay, collection); none: the first of the settings"
+    )
+    hosts: list[Name] = Field(default_factory=list, max_length=MAX_HOSTS, description="PDSes, by URL or name (hosts)")
+    dids: list[Name] = Field(default_factory=list, max_length=MAX_DIDS, description="repos, by DID (dids)")
+    collection: Name | None = Field(None, description="NSID of the signal collection (collection)")
+    batch_size: int = Field(1000, ge=1, le=1000, description="repos listed or queued in one step")
+    priority: int = Field(
+        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="of jobs that wait, those with more come first"
+    )
+    again: bool = Field(False, description="dids: fetch those that are in sync or failed again, too")
+    dry_run: bool = Field(False, description="say what would be done, and change nothing")
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        needed = {"hosts": self.hosts, "dids": self.dids, "collection": self.collection}
+        if self.source in needed and not needed[self.source]:
+            raise ValueError(f"a job from {self.source} needs `{self.source}`")
+        allowed = {"relay": {"relay"}, "collection": {"relay", "collection"}}.get(self.source, {self.source})
+        for name, value in {**needed, "relay": self.relay}.items():
+            if value and name not in allowed:
+                raise ValueError(f"`{name}` has no meaning in a job from {self.source}")
+        if self.again and self.source != "dids":
+            raise ValueError(f"`again` has no meaning in a job from {self.source}; it goes with a list of DIDs")
+        return self
+
+
+class JobCounts(BaseModel):
+    """Repos of a job. The last four are counted every few seconds, from a sample where there are very many; they are `new`."""
+
+    listed: int = Field(description="entries that its source has named so far, those of repeated passes too")
+    new: int = Field(
+        description="of these, repos that nobody knew, or that are fetched again; inactive ones become unavailable, the others"
+        " are queued"
+    )
+    known: int = Field(description="of these, known already")
+    in_sync: int = Field(description="of the known of a list of DIDs, those already in sync: only `again` fetches them")
+    synced: int = Field(description="repos of this job that are complete")
+    failed: int = Field(description="repos given up after the last attempt")
+    unavailable: int = Field(description="repos that are deactivated, taken down, deleted or not found")
+    pending: int = Field(description="repos that wait or are being fetched")
+
+
+class JobCutoff(BaseModel):
+    """What the job covers: the repos known then. Later ones come by the stream; records are never filtered by time."""
+
+    time: datetime
+    relay_seqs: dict[str, int] = Field(description="relay → sequence number its stream had reached here")
+
+
+class Job(BaseModel):
+    """A job and how far it is. Times are the database's."""
+
+    id: int
+    name: str
+    source: Source
+    spec: JobSpec | None = Field(description="what was asked for; of a DID list only the first few")
+    status: JobStatus
+    cutoff: JobCutoff
+    checkpoint: dict[str, Any] = Field(description="where it goes on: the listing's cursor, or the place in the list")
+    total: int | None = Field(description="hosts or DIDs in its list")
+    counts: JobCounts
+    rate_per_second: float | None = Field(description="repos that came to an end lately, per second")
+    eta_seconds: float | None = Field(description="estimate of the time left, once everything is listed")
+    retry_count: int
+    resume_at: datetime | None = Field(description="when it goes on by itself (paused_quota_limit, retry)")
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    updated_at: datetime
+
+
+class Plan(BaseModel):
+    """What a start would do; nothing was changed."""
+
+    name: str
+    source: Source
+    would: Literal["create", "resume", "nothing"]
+    job: int | None = Field(description="the job that exists already")
+    status: JobStatus | None = Field(description="its state")
+    total: int | None = Field(description="hosts or DIDs in the list; not known of a relay or a collection")
+    new: int | None = Field(description="DIDs in the list that nobody knows yet")
+    known: int | None = Field(description="DIDs in the list that are known already")
+    in_sync: int | None = Field(description="of these, already in sync: only `again` fetches them")
+    items: list[str] = Field(description="the first of what it would list or queue")

@@ -1,0 +1,75 @@
+"""Spoiled CARs for the faults of getRepo and of the relay: bytes → bytes, or None where there is nothing to spoil."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cbrrr import decode_dag_cbor, encode_dag_cbor
+
+from simulator.repo.car import CID_PREFIX, Block, cid_of, write_car
+
+_MST_NODE = b"\xa2\x61e"  # a map of two that begins with the key "e"
+
+
+def sections(car: bytes) -> list[tuple[int, int]]:
+    """(start, end) of each block section, length included; the header is skipped."""
+    size, at = _read_varint(car, 0)
+    at += size
+    found = []
+    while at < len(car):
+        start = at
+        size, at = _read_varint(car, at)
+        at += size
+        found.append((start, at))
+    return found
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return number, at
+
+
+def read_blocks(car: bytes) -> tuple[bytes, list[Block]]:
+    """(root CID, blocks in file order) of a CAR that this package wrote."""
+    size, at = _read_varint(car, 0)
+    header: Any = decode_dag_cbor(car[at : at + size])
+    blocks = []
+    for start, end in sections(car):
+        _, body = _read_varint(car, start)
+        blocks.append((car[body : body + 36], car[body + 36 : end]))
+    return bytes(header["roots"][0]), blocks
+
+
+def truncated(car: bytes, mode: str) -> bytes:
+    """Cut about two thirds in: inside a block (mid), or between two (boundary)."""
+    found = sections(car)
+    start, end = found[len(found) * 2 // 3]
+    return car[: (start + end) // 2] if mode == "mid" else car[:start]
+
+
+def tampered(car: bytes) -> bytes | None:
+    """One byte of a record block flipped."""
+    root, blocks = read_blocks(car)
+    offsets = sections(car)
+    for (cid, block), (_, end) in zip(blocks, offsets, strict=True):
+        if cid != root and cid.startswith(CID_PREFIX) and not block.startswith(_MST_NODE):
+            return car[: end - 1] + bytes([car[end - 1] ^ 1]) + car[end:]
+    return None
+
+
+def bad_signature(car: bytes) -> bytes:
+    """The same tree under a commit whose signature is not the account's."""
+    root, blocks = read_blocks(car)
+    commit: Any = decode_dag_cbor(dict(blocks)[root])
+    sig: bytes = commit["sig"]
+    # small changes of r and s stay in range, so that the signature is well-formed and wrong
+    commit["sig"] = sig[:31] + bytes([sig[31] ^ 1]) + sig[32:63] + bytes([sig[63] ^ 1])
+    block = encode_dag_cbor(commit)
+    cid = cid_of(block)
+    return write_car(cid, [(cid, block) if at == root else (at, body) for at, body in blocks])

@@ -1,0 +1,66 @@
+"""Leaves that are no ordinary records, as an account may sign them: kind → the operations that create them.
+
+The truth knows them like any other leaf: path → CID. A record of 3 MiB and many leaves on one block are within the protocol
+as well, though no PDS of today would take the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+from cbrrr import encode_dag_cbor
+
+from simulator.repo.car import Block, cid_of
+from simulator.repo.records import POST, timestamp
+from simulator.repo.repository import Op
+from simulator.repo.tid import tid
+
+KINDS: dict[str, str] = {
+    "leaf_raw": "the writer creates a leaf that names raw bytes (codec 0x55)",
+    "leaf_foreign": "the writer creates a leaf whose CID is by another hash function (SHA-512)",
+    "leaf_unordered": "the writer creates a post whose CBOR is not canonical: keys out of order, a half float",
+    "leaf_large": "the writer creates a record of bytes (3 MiB); its PDS says #sync, since no event may carry it",
+    "leaf_repeated": "the writer creates one record of bytes (20,000) control characters under count (20) paths",
+}
+
+_COLLECTION = "com.example.odd"
+_HALF_FLOAT = b"\xf9\x3e\x00"  # 1.5
+
+
+def odd_ops(kind: str, micros: Callable[[], int], rng: random.Random, given: dict[str, Any]) -> list[Op]:
+    """The creates of one kind. `micros`: a new moment each time, which names the leaf."""
+    size, count = int(given.get("bytes", 3 << 20 if kind == "leaf_large" else 20_000)), int(given.get("count", 20))
+    if kind == "leaf_raw":
+        raw = rng.randbytes(40)
+        return [Op("create", _path(micros), block=(b"\x01\x55\x12\x20" + hashlib.sha256(raw).digest(), raw))]
+    if kind == "leaf_foreign":
+        block = encode_dag_cbor({"$type": _COLLECTION, "noise": rng.randbytes(20)})
+        return [Op("create", _path(micros), block=(b"\x01\x71\x13\x40" + hashlib.sha512(block).digest(), block))]
+    if kind == "leaf_unordered":
+        now = micros()
+        return [Op("create", f"{POST}/{tid(now)}", block=_unordered(now))]
+    if kind == "leaf_large":
+        return [Op("create", _path(micros), {"$type": _COLLECTION, "noise": rng.randbytes(size)})]
+    record = {"$type": _COLLECTION, "text": "\x01" * size, "noise": rng.randbytes(20)}
+    return [Op("create", _path(micros), record) for _ in range(count)]
+
+
+def _path(micros: Callable[[], int]) -> str:
+    return f"{_COLLECTION}/{tid(micros())}"
+
+
+def _unordered(micros: int) -> Block:
+    """A valid post, written as no canonical encoder writes it."""
+    fields: dict[str, Any] = {
+        "text": "keys out of order",
+        "createdAt": timestamp(micros),
+        "$type": POST,
+        "langs": ["en"],
+    }
+    block = bytes([0xA0 + len(fields) + 1])
+    block += b"".join(encode_dag_cbor(key) + encode_dag_cbor(value) for key, value in fields.items())
+    block += encode_dag_cbor("ratio") + _HALF_FLOAT
+    return cid_of(block), block

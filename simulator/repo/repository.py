@@ -1,0 +1,206 @@
+"""A repository: commits over a Merkle search tree.
+
+`generate` makes the initial repository of an account from (seed, index), always the same bytes. `Repo` is a repository in
+memory that takes live commits; each costs O(log n) and yields what a firehose event needs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+from cbrrr import CID, encode_dag_cbor
+
+from simulator.repo import mst
+from simulator.repo.car import CID_PREFIX, Block, cid_of, write_car
+from simulator.repo.keys import SigningKey
+from simulator.repo.records import Subjects, bulk, hostile_records
+from simulator.repo.tid import tid
+
+Action = Literal["create", "update", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One change of a commit: value is the record for create and update, None for delete. `block`: what is named instead."""
+
+    action: Action
+    path: str
+    value: dict[str, Any] | None = None
+    block: Block | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedOp:
+    """An op as a firehose event carries it."""
+
+    action: Action
+    path: str
+    cid: bytes | None
+    prev: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """One signed state of a repository: the commit, its block and its tree."""
+
+    rev: str
+    commit: bytes
+    commit_block: bytes
+    root: mst.Node
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one live commit made: the new head, what it stood on, and the blocks of its slice (commit first)."""
+
+    head: Head
+    since: str | None
+    prev_data: bytes | None
+    ops: tuple[AppliedOp, ...]
+    blocks: tuple[Block, ...]
+
+
+def sign_commit(did: str, rev: str, data: bytes, key: SigningKey) -> Block:
+    """The commit object (version 3, prev null), signed."""
+    commit: dict[str, Any] = {"did": did, "rev": rev, "data": CID(data), "prev": None, "version": 3}
+    commit["sig"] = key.sign(encode_dag_cbor(commit))
+    block = encode_dag_cbor(commit)
+    return cid_of(block), block
+
+
+def record_block(value: dict[str, Any] | None) -> Block:
+    """The block of an ordinary record."""
+    block = encode_dag_cbor(value)
+    return cid_of(block), block
+
+
+class Repo:
+    """A repository in memory: records by path, their blocks, the current head and up to three earlier ones."""
+
+    __slots__ = ("blocks", "commit_last", "did", "earlier", "head", "paths", "records")
+
+    def __init__(self, did: str) -> None:
+        self.did = did
+        self.records: dict[str, bytes] = {}
+        self.blocks: dict[bytes, bytes] = {}
+        self.paths: list[str] = []  # for drawing one at random; may hold paths that are gone
+        self.earlier: deque[Head] = deque(maxlen=3)
+        self.head: Head
+        self.commit_last = False
+
+    def commit(self, ops: list[Op], rev: str, key: SigningKey) -> Commit:
+        """Apply the ops, in order, as one commit. KeyError where an update or delete names a path that is not there."""
+        before = self.head
+        root = before.root
+        applied: list[AppliedOp] = []
+        fresh: dict[bytes, bytes] = {}
+        for op in ops:
+            old = self.records.get(op.path)
+            if (op.action == "create") == (old is not None):
+                raise KeyError(f"{op.action} {op.path}")
+            if op.action == "delete":
+                root = mst.remove(root, op.path.encode())
+                del self.records[op.path]
+                applied.append(AppliedOp("delete", op.path, None, old))
+                continue
+            cid, block = op.block or record_block(op.value)
+            self.blocks[cid] = fresh[cid] = block
+            root = mst.put(root, op.path.encode(), cid)
+            self.records[op.path] = cid
+            if old is None:
+                self.paths.append(op.path)
+            applied.append(AppliedOp(op.action, op.path, cid, old))
+        tree: dict[bytes, bytes] = dict(mst.seal(root))
+        tree[root.cid] = root.block
+        for op in ops:
+            mst.covering_proof(root, op.path.encode(), tree)
+        commit_cid, commit_block = sign_commit(self.did, rev, root.cid, key)
+        self.earlier.append(before)
+        self.head = Head(rev, commit_cid, commit_block, root)
+        blocks = ((commit_cid, commit_block), *tree.items(), *fresh.items())
+        return Commit(self.head, before.rev, before.root.cid, tuple(applied), blocks)
+
+    def random_path(self, rng: random.Random) -> str | None:
+        """A path that exists, or None when there is none."""
+        while self.paths:
+            at = int(rng.random() * len(self.paths))
+            if self.paths[at] in self.records:
+                return self.paths[at]
+            self.paths[at] = self.paths[-1]
+            self.paths.pop()
+        return None
+
+    def car(self, head: Head | None = None) -> bytes:
+        """The CAR of a head (by default the current one)."""
+        head = head or self.head
+        return write_car(head.commit, self.walk(head))
+
+    def walk(self, head: Head) -> Iterator[Block]:
+        """Every block of a head, each once: the commit, then nodes and records; the commit last in some repositories."""
+        seen: set[bytes] = set()
+        if not self.commit_last:
+            yield head.commit, head.commit_block
+        blocks = self.blocks
+        for node in mst.nodes(head.root):
+            yield node.cid, node.block
+            for value in node.values:
+                if value not in seen:
+                    seen.add(value)
+                    yield value, blocks[value]
+        if self.commit_last:
+            yield head.commit, head.commit_block
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that the initial content of a repository depends on."""
+
+    seed: int
+    index: int
+    did: str
+    records: int
+    newest_micros: int
+    hostile: bool
+    big_record_bytes: int = 0
+
+
+def generate(recipe: Recipe, key: SigningKey, subjects: Subjects) -> Repo:
+    """The initial repository: the same bytes for the same recipe, key and subjects."""
+    rng = random.Random(f"{recipe.seed}/repo/{recipe.index}")
+    repo = Repo(recipe.did)
+    repo.commit_last = rng.random() < 0.1  # readers must not count on the commit coming first
+    records, blocks = repo.records, repo.blocks
+    encode = encode_dag_cbor
+    for path, value in bulk(rng, recipe.records, recipe.newest_micros, subjects):
+        if recipe.big_record_bytes:
+            value["padding"] = rng.randbytes(recipe.big_record_bytes // 2).hex()
+        block = encode(value)
+        cid = CID_PREFIX + sha256(block).digest()
+        blocks[cid] = block
+        records[path] = cid
+    if recipe.hostile:
+        _add_hostile(repo, recipe.index)
+    paths = sorted(records)
+    repo.paths = paths
+    root = mst.build([path.encode() for path in paths], [records[path] for path in paths])
+    mst.seal(root)
+    rev = tid(recipe.newest_micros, recipe.index & 1023)
+    commit_cid, commit_block = sign_commit(recipe.did, rev, root.cid, key)
+    repo.head = Head(rev, commit_cid, commit_block, root)
+    return repo
+
+
+def _add_hostile(repo: Repo, index: int) -> None:
+    """All hostile records for the first repository, two each for the others."""
+    everything = hostile_records()
+    chosen = everything if index == 0 else [everything[(index * 2 + n) % len(everything)] for n in range(2)]
+    for path, value in chosen:
+        block = encode_dag_cbor(value)
+        cid = cid_of(block)
+        repo.blocks[cid] = block
+        repo.records[path] = cid

@@ -1,0 +1,118 @@
+"""The PLC directory: DID documents of accounts and labelers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from aiohttp import web
+
+from simulator.faults.faults import Faults
+from simulator.network import Network
+from simulator.repo.keys import SigningKey, derive_key, multikey
+
+_CONTEXT = [
+    "https://www.w3.org/ns/did/v1",
+    "https://w3id.org/security/multikey/v1",
+    "https://w3id.org/security/suites/secp256k1-2019/v1",
+]
+
+
+def did_document(
+    did: str, handle: str, key: SigningKey, fragment: str, services: list[dict[str, str]]
+) -> dict[str, Any]:
+    """A DID document; in one of eight a method that is not the signing key stands first, as it may in the wild."""
+    decoy = {
+        "id": f"{did}#atproto_label" if fragment == "atproto" else f"{did}#atproto",
+        "type": "Multikey",
+        "controller": did,
+        "publicKeyMultibase": multikey(derive_key("secp256k1", "decoy", did)),
+    }
+    return {
+        "@context": _CONTEXT,
+        "id": did,
+        "alsoKnownAs": [f"at://{handle}"],
+        "verificationMethod": [
+            *([decoy] if did[-1] in "a2e6" else []),
+            {
+                "id": f"{did}#{fragment}",
+                "type": "Multikey",
+                "controller": did,
+                "publicKeyMultibase": multikey(key),
+            },
+        ],
+        "service": services,
+    }
+
+
+class PlcDirectory:
+    """`GET /{did}`."""
+
+    def __init__(self, network: Network, faults: Faults) -> None:
+        self.network = network
+        self.faults = faults
+        self.pds_urls: list[str] = []
+        self.labelers: dict[str, dict[str, Any]] = {}  # DID → document
+        self.requests = 0
+        self._allowance, self._allowed_at = 0.0, time.monotonic()
+
+    def application(self) -> web.Application:
+        """The routes."""
+        app = web.Application()
+        app.router.add_get("/_health", self._health)
+        app.router.add_get("/{did}", self._document)
+        return app
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.json_response({"version": "simulator"})
+
+    async def _document(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        did = request.match_info["did"]
+        if self.faults.fire("plc_500", did=did):
+            return web.json_response({"message": "injected"}, status=500)
+        if (refused := self._throttled(did)) is not None:
+            return refused
+        plain = self.faults.fire("plc_plain_404", did=did)
+        if plain is not None:
+            return web.Response(status=int(plain.get("status", 404)), text=f"DID not registered: {did}")
+        if self.faults.fire("plc_other_did", did=did):
+            other = self.network.accounts[-1].did
+            return web.json_response(self.account_document(other))
+        slow = self.faults.fire("plc_slow", did=did)
+        if slow:
+            await asyncio.sleep(slow.get("seconds", 2))
+        document = self.labelers.get(did) or (self.account_document(did) if did.startswith("did:plc:") else None)
+        if document is None:
+            return web.json_response({"message": f"DID not registered: {did}"}, status=404)
+        return web.json_response(document, content_type="application/did+ld+json")
+
+    def _throttled(self, did: str) -> web.Response | None:
+        """The refusal of a request that is one too many; a second's worth may come at once."""
+        limit = self.faults.parameters("plc_429")
+        if limit is None:
+            return None
+        rate, now = float(limit.get("rate", 0)), time.monotonic()
+        self._allowance = min(rate, self._allowance + (now - self._allowed_at) * rate)
+        self._allowed_at = now
+        if self._allowance >= 1:
+            self._allowance -= 1
+            return None
+        if self.faults.fire("plc_429", did=did) is None:
+            return None
+        wait = limit.get("retry_after")
+        headers = {} if wait is None else {"Retry-After": str(wait)}
+        return web.json_response({"message": "too many requests"}, status=429, headers=headers)
+
+    def account_document(self, did: str) -> dict[str, Any] | None:
+        """The document of an account, or None."""
+        account = self.network.by_did.get(did)
+        if account is None:
+            return None
+        service = {
+            "id": "#atproto_pds",
+            "type": "AtprotoPersonalDataServer",
+            "serviceEndpoint": self.pds_urls[account.pds],
+        }
+        return did_document(did, account.handle, self.network.key(account), "atproto", [service])

@@ -1,0 +1,257 @@
+"""A relay: listHosts, listRepos with a numeric cursor, and a firehose of all hosts under its own sequence.
+
+Two relays carry the same events. The second and later ones let events of different repositories overtake each other a little;
+events of one repository keep their order everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from cbrrr import CID
+
+from simulator.events import Event, account_event
+from simulator.faults import spoiled_cars as spoil
+from simulator.faults.faults import Faults
+from simulator.faults.hostile_lists import list_fault, rows
+from simulator.network import Account, Network
+from simulator.repo.car import cid_text
+from simulator.servers.http import page_limit, xrpc_error
+from simulator.servers.stream import EventStream
+
+_UID_STEP = 10_000  # relay k numbers its accounts from k * 10,000 + 1
+
+
+@dataclass(slots=True)
+class _Delayed:
+    event: Event
+    passes: int  # events of other repositories that may still overtake it
+
+
+class Relay:
+    """One relay of the network, by its index."""
+
+    def __init__(self, network: Network, faults: Faults, index: int) -> None:
+        self.network = network
+        self.faults = faults
+        self.index = index
+        self.pds_urls: list[str] = []
+        self.requests = 0
+        self.lost: set[str] = set()  # repositories whose newest commit never went out
+        self.taken_down: set[str] = set()  # by this relay; their PDSes go on serving them
+        self._accounts: dict[str, Event] = {}  # DID -> the last #account that went out
+        self.stream = EventStream(1000 + index * 5_000_000, network.config.window, faults, index)
+        self._rng = random.Random(f"{network.config.seed}/relay/{index}")
+        self._delayed: list[_Delayed] = []
+        self._flush_timer: asyncio.TimerHandle | None = None
+        network.publish.append(self._offer)
+
+    def application(self) -> web.Application:
+        """The routes."""
+        app = web.Application(middlewares=[self._count])
+        xrpc = {
+            "com.atproto.sync.listHosts": self._list_hosts,
+            "com.atproto.sync.listRepos": self._list_repos,
+            "com.atproto.sync.listReposByCollection": self._list_repos_by_collection,
+            "com.atproto.sync.getRepo": self._get_repo,
+            "com.atproto.sync.getRepoStatus": self._get_repo_status,
+            "com.atproto.sync.getLatestCommit": self._get_latest_commit,
+            "com.atproto.sync.subscribeRepos": self.stream.serve,
+        }
+        for name, handler in xrpc.items():
+            app.router.add_get(f"/xrpc/{name}", handler)
+        return app
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.requests += 1
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    # --- the firehose
+
+    def _offer(self, _account: Account, _pds: int, event: Event) -> None:
+        """Take an event of a PDS: send it on, hold it back, or lose it."""
+        faults, host = self.faults, self.index
+        if event.kind == "#commit":
+            if faults.fire("lost_commit", host=host, did=event.did):
+                self.lost.add(event.did)
+                return
+            if faults.fire("relay_bad_sig", host=host, did=event.did):
+                self._send(_forged(event))
+        if event.kind in ("#commit", "#sync"):
+            self.lost.discard(event.did)
+        passes = self._passes(event)
+        if passes:
+            self._delayed.append(_Delayed(event, passes))
+            if self._flush_timer is None:
+                self._flush_timer = asyncio.get_running_loop().call_later(1.0, self.flush)
+            return
+        self._send(event)
+        self._pass(event.did)
+
+    def _passes(self, event: Event) -> int:
+        waiting = [one.passes for one in self._delayed if one.event.did == event.did]
+        if waiting:
+            return max(waiting)  # never past an older event of its own repository
+        delay = self.faults.fire("delay", host=self.index, did=event.did)
+        if delay is not None:
+            return int(delay.get("hold", 20))
+        return self._rng.randint(1, 4) if self.index and self._rng.random() < 0.2 else 0
+
+    def _pass(self, did: str) -> None:
+        due = []
+        for one in self._delayed:
+            if one.event.did != did:
+                one.passes -= 1
+            if one.passes <= 0:
+                due.append(one)
+        if due:
+            self._delayed = [one for one in self._delayed if one.passes > 0]
+            for one in due:
+                self._send(one.event)
+
+    def _send(self, event: Event) -> None:
+        gap = self.faults.fire("seq_gap", host=self.index)
+        self.stream.publish(event, gap=int(gap.get("gap", 100)) if gap else 0)
+        if self.faults.fire("duplicate", host=self.index, did=event.did):
+            self.stream.publish(event, repeat=True)
+        if event.kind == "#account":
+            before = self._accounts.get(event.did)
+            self._accounts[event.did] = event
+            if before is not None and self.faults.fire("relay_old_account", host=self.index, did=event.did):
+                self.stream.publish(before)
+
+    def take_down(self, account: Account, *, down: bool = True) -> None:
+        """Take an account down at this relay alone, or end that: an #account by the relay's own clock, after all before it."""
+        (self.taken_down.add if down else self.taken_down.discard)(account.did)
+        self.flush()
+        active = account.active and not down
+        self._send(account_event(account.did, active, "takendown" if down else account.status))
+
+    def flush(self) -> None:
+        """Send everything that is held back."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        delayed, self._delayed = self._delayed, []
+        for one in delayed:
+            self._send(one.event)
+
+    # --- listing and status
+
+    async def _list_hosts(self, request: web.Request) -> web.Response:
+        limit, cursor = page_limit(request, 200), request.query.get("cursor", "0")
+        if (odd := list_fault(self.faults, self.index, cursor, "hosts", self._host_rows)) is not None:
+            return odd
+        if not cursor.isdigit():
+            return xrpc_error("InvalidRequest", "Malformed cursor")
+        start = int(cursor)
+        hosts = []
+        for number, url in list(enumerate(self.pds_urls))[start : start + limit]:
+            count = len(self.network.hosted(number))
+            hostname = url.removeprefix("http://")
+            hosts.append({"hostname": hostname, "seq": 1, "accountCount": count, "status": "active"})
+        answer: dict[str, Any] = {"hosts": hosts}
+        if start + limit < len(self.pds_urls):
+            answer["cursor"] = str(start + limit)
+        return web.json_response(answer)
+
+    def _host_rows(self) -> list[dict[str, Any]]:
+        return [{"hostname": url.removeprefix("http://"), "status": "active"} for url in self.pds_urls]
+
+    async def _list_repos(self, request: web.Request) -> web.Response:
+        limit, cursor = page_limit(request), request.query.get("cursor", "0") or "0"
+        accounts = self.network.accounts
+        if (odd := list_fault(self.faults, self.index, cursor, "repos", lambda: rows(accounts[:limit]))) is not None:
+            return odd
+        if (short := self.faults.fire("list_short", host=self.index)) is not None:
+            limit = min(limit, int(short.get("most", 20)))
+        if not cursor.isdigit():
+            return xrpc_error("InvalidRequest", "Malformed cursor")
+        first_uid = self.index * _UID_STEP + 1
+        start = max(0, int(cursor) + 1 - first_uid)
+        page = self.network.accounts[start : start + limit]
+        poison = self.faults.parameters("relay_list_500")
+        touched = poison and start < poison.get("to", 10**9) and start + len(page) >= poison.get("from", 1)
+        if touched and self.faults.fire("relay_list_500", host=self.index):
+            return xrpc_error("InternalServerError", "failed to query repos", 500)
+        if (throttled := self._throttled(start)) is not None:
+            return throttled
+        if (slow := self.faults.fire("list_slow", host=self.index)) is not None:
+            await asyncio.sleep(slow.get("seconds", 0.1))
+        answer: dict[str, Any] = {"repos": [await self._row(account) for account in page]}
+        if start + limit < len(self.network.accounts):
+            answer["cursor"] = str(first_uid + page[-1].index)
+        return web.json_response(answer)
+
+    async def _list_repos_by_collection(self, request: web.Request) -> web.Response:
+        limit, collection = page_limit(request), request.query.get("collection", "")
+        if not collection:
+            return xrpc_error("InvalidRequest", "collection is missing")
+        after, accounts = request.query.get("cursor", ""), sorted(self.network.by_did)
+        start = next((n for n, did in enumerate(accounts) if did > after), len(accounts))
+        if (throttled := self._throttled(start)) is not None:
+            return throttled
+        found: list[str] = []
+        for did in accounts[start:]:
+            if len(found) == limit:
+                return web.json_response({"repos": [{"did": one} for one in found], "cursor": found[-1]})
+            account = self.network.by_did[did]
+            if account.active and any(path.startswith(f"{collection}/") for path in await self._paths(account)):
+                found.append(did)
+        return web.json_response({"repos": [{"did": one} for one in found]})
+
+    async def _paths(self, account: Account) -> list[str]:
+        return list((await self.network.repo(account)).records)
+
+    def _throttled(self, start: int) -> web.Response | None:
+        wanted = self.faults.parameters("relay_list_429")
+        if wanted is None or start < wanted.get("from", 0) or not self.faults.fire("relay_list_429", host=self.index):
+            return None
+        seconds = str(wanted.get("retry_after", 1))
+        return xrpc_error("RateLimitExceeded", "Rate Limit Exceeded", 429, {"Retry-After": seconds})
+
+    async def _row(self, account: Account) -> dict[str, Any]:
+        head, rev = await self.network.head(account)
+        row: dict[str, Any] = {"did": account.did, "head": cid_text(head), "rev": rev, "active": account.active}
+        if account.status:
+            row["status"] = account.status
+        if account.did in self.taken_down:
+            row["active"], row["status"] = False, "takendown"
+        if self.faults.fire("relay_empty_head", host=self.index, did=account.did):
+            row["head"] = row["rev"] = ""
+        return row
+
+    async def _get_repo(self, request: web.Request) -> web.Response:
+        account = self.network.by_did.get(request.query.get("did", ""))
+        if account is None:
+            return xrpc_error("RepoNotFound", "repo not found", 404)
+        raise web.HTTPFound(f"{self.pds_urls[account.pds]}/xrpc/com.atproto.sync.getRepo?did={account.did}")
+
+    async def _get_repo_status(self, request: web.Request) -> web.Response:
+        account = self.network.by_did.get(request.query.get("did", ""))
+        if account is None:
+            return xrpc_error("RepoNotFound", "repo not found", 404)
+        row = await self._row(account)
+        return web.json_response({key: row[key] for key in ("did", "active", "status", "rev") if key in row})
+
+    async def _get_latest_commit(self, request: web.Request) -> web.Response:
+        account = self.network.by_did.get(request.query.get("did", ""))
+        if account is None or account.status == "deleted":
+            return xrpc_error("RepoNotFound", "repo not found", 404)
+        if account.status is not None:
+            return xrpc_error(f"Repo{account.status.title()}", f"repo is {account.status}", 403)
+        head, rev = await self.network.head(account)
+        return web.json_response({"cid": cid_text(head), "rev": rev})
+
+
+def _forged(event: Event) -> Event:
+    """The same commit under a signature that does not verify."""
+    blocks = spoil.bad_signature(event.body["blocks"])
+    root, _ = spoil.read_blocks(blocks)
+    return Event(event.kind, event.did, {**event.body, "blocks": blocks, "commit": CID(root)}, final=False)

@@ -1,0 +1,231 @@
+"""An event stream: a bounded window of sequenced events, and the websocket that serves it.
+
+Cursor: absent = the tip, 0 = the oldest event kept, n = after seq n. Older than the window: an #info OutdatedCursor, then the
+oldest kept. Past the tip: an error frame FutureCursor. A reader that falls out of the window: ConsumerTooSlow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from aiohttp import WSMsgType, web
+from cbrrr import encode_dag_cbor
+
+from simulator.events import Event, error_frame, header, info_frame, wire
+from simulator.faults import hostile_frames
+from simulator.faults.faults import STREAM_FAULTS, Faults
+
+_BUFFER_HIGH = 1 << 20  # bytes that may wait in a socket before the stream waits for it
+_CHUNK_EVENTS = 256
+
+
+@dataclass(slots=True)
+class _Entry:
+    seq: int
+    event: Event
+    wire: bytes | None = None
+
+
+class EventStream:
+    """The log of one server. Entries are addressed by position: 0 is the first event ever, whatever its seq."""
+
+    def __init__(self, first_seq: int, window: int, faults: Faults, host: int, fault_prefix: str = "") -> None:
+        self.window = window
+        self.last_seq = first_seq - 1
+        self.faults = faults
+        self.host = host
+        self.held = False  # while True, readers do not see what is new
+        self.announce_outdated = True
+        self.refuse_future = True
+        self.readers: set[_Reader] = set()
+        self.fault_prefix = fault_prefix
+        self._entries: list[_Entry] = []
+        self._base = 0
+        self._visible_end = 0
+        self._dropped_seq = 0  # the highest seq that the window no longer holds; 0 = nothing was lost
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def end(self) -> int:
+        """The position after the newest event that readers may see."""
+        return self._visible_end
+
+    @property
+    def first(self) -> int:
+        """The position of the oldest event kept."""
+        return max(self._base, self._visible_end - self.window)
+
+    def publish(self, event: Event, *, gap: int = 0, repeat: bool = False) -> int:
+        """Append an event under the next seq (after a gap; or, repeat, under the last one). Returns its seq."""
+        if not repeat:
+            self.last_seq += 1 + gap
+        self._entries.append(_Entry(self.last_seq, event))
+        if not self.held:
+            self._reveal()
+            self._trim()
+        return self.last_seq
+
+    def release(self) -> None:
+        """End a hold: readers see everything."""
+        self.held = False
+        self._reveal()
+
+    def _trim(self) -> None:
+        """Let go of what the window no longer holds, many at a time."""
+        excess = len(self._entries) - self.window
+        if excess > self.window // 8 + 64:
+            self._dropped_seq = self._entries[excess - 1].seq
+            del self._entries[:excess]
+            self._base += excess
+
+    def encode_all(self) -> int:
+        """Encode every event kept, ahead of its readers. Returns the bytes."""
+        return sum(len(self._wire(entry)) for entry in self._entries)
+
+    def _reveal(self) -> None:
+        self._visible_end = self._base + len(self._entries)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def changed(self) -> None:
+        """Wait for the next event."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def position_after(self, seq: int) -> int:
+        """The position of the first event kept after this seq."""
+        first = self.first
+        at = bisect_right(self._entries, seq, lo=first - self._base, key=lambda entry: entry.seq)
+        return self._base + at
+
+    def oldest_lost_seq(self) -> int:
+        """The highest seq that is no longer kept; 0 where nothing was lost."""
+        offset = self.first - self._base
+        return self._entries[offset - 1].seq if offset else self._dropped_seq
+
+    def seq_before(self, position: int) -> int:
+        """The seq of the event before this position: a frame of no known type must not claim a seq still to come."""
+        offset = position - self._base
+        return self._entries[offset - 1].seq if offset else self._dropped_seq
+
+    def wires(self, position: int, limit: int) -> list[bytes]:
+        """The framed events from a position on."""
+        start = position - self._base
+        stop = min(start + limit, self._visible_end - self._base)
+        return [self._wire(entry) for entry in self._entries[start:stop]]
+
+    @staticmethod
+    def _wire(entry: _Entry) -> bytes:
+        if entry.wire is None:
+            entry.wire = wire(entry.event.frame(entry.seq))
+        return entry.wire
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """The websocket handler."""
+        text = request.query.get("cursor")
+        if text is not None and not text.isdigit():
+            return web.json_response({"error": "InvalidRequest", "message": "cursor must be an integer"}, status=400)
+        if (refused := self.faults.fire("stream_429", host=self.host)) is not None:
+            headers = {"Retry-After": str(refused.get("retry_after", 1))}
+            return web.json_response({"error": "RateLimitExceeded"}, status=refused.get("status", 429), headers=headers)
+        socket = web.WebSocketResponse(compress=False, autoping=True)
+        await socket.prepare(request)
+        reader = _Reader(self, socket, request)
+        self.readers.add(reader)
+        pump = asyncio.create_task(reader.pump(None if text is None else int(text)))
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.ERROR:
+                    break
+        finally:
+            pump.cancel()
+            self.readers.discard(reader)
+            await asyncio.gather(pump, return_exceptions=True)
+        return socket
+
+
+class _Reader:
+    """One connected reader: its position and its socket."""
+
+    def __init__(self, stream: EventStream, socket: web.WebSocketResponse, request: web.Request) -> None:
+        self.position = 0
+        self._stream = stream
+        self._socket = socket
+        self._request = request
+
+    async def pump(self, cursor: int | None) -> None:
+        """Send everything from the cursor on, until the socket closes."""
+        stream = self._stream
+        if cursor is None:
+            self.position = stream.end
+        elif cursor > stream.last_seq:
+            if stream.refuse_future:
+                await self._fail("FutureCursor", "Cursor in the future.")
+                return
+            self.position = stream.end
+        else:
+            self.position = stream.position_after(cursor)
+            if 0 < cursor < stream.oldest_lost_seq() and stream.announce_outdated:
+                await self._write(
+                    wire(info_frame("OutdatedCursor", "Requested cursor exceeded limit. Possibly missing events"))
+                )
+        while not self._socket.closed:
+            if self.position < stream.first:
+                await self._fail("ConsumerTooSlow", "Stream consumer too slow")
+                return
+            if self.position >= stream.end:
+                await stream.changed()
+                continue
+            faulty = stream.faults.any_on(STREAM_FAULTS)
+            if faulty and not await self._suffer():
+                return
+            wires = stream.wires(self.position, 1 if faulty else _CHUNK_EVENTS)
+            self.position += len(wires)
+            await self._write(b"".join(wires))
+
+    async def _write(self, data: bytes) -> None:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(data)
+        # aiohttp has no public way to wait for a transport that one writes to directly
+        while transport.get_write_buffer_size() > _BUFFER_HIGH and not transport.is_closing():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0)
+
+    async def _fail(self, error: str, message: str) -> None:
+        await self._write(wire(error_frame(error, message)))
+        await self._socket.close()
+
+    async def _suffer(self) -> bool:
+        """Let the stream's faults fire before the next frame. False: the connection is over."""
+        faults, host, prefix = self._stream.faults, self._stream.host, self._stream.fault_prefix
+        if faults.fire(prefix + "garbage", host=host):
+            await self._write(wire(b"\xff" + os.urandom(40)))
+        if faults.fire(prefix + "hostile", host=host):
+            frames = hostile_frames.frames("#labels" if prefix else "#commit", self._stream.seq_before(self.position))
+            await self._write(wire(frames[faults.counts[prefix + "hostile"] % len(frames)]))
+        if faults.fire(prefix + "unknown_type", host=host):
+            await self._write(
+                wire(header("#novelty") + encode_dag_cbor({"seq": self._stream.seq_before(self.position)}))
+            )
+        if faults.fire(prefix + "error_frame", host=host):
+            await self._fail("InternalServerError", "injected")
+            return False
+        if faults.fire(prefix + "drop", host=host):
+            self._cut()
+            return False
+        silence = faults.fire(prefix + "silence", host=host)
+        if silence:
+            await asyncio.sleep(silence.get("seconds", 3600))
+        return True
+
+    def _cut(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()

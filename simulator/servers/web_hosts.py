@@ -1,0 +1,53 @@
+"""Hosts of did:web accounts: each has a port of its own, and serves the account's document at /.well-known/did.json."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from simulator.faults.faults import Faults
+
+
+class WebHosts:
+    """`dids` are known before the network is: `did:web:localhost%3APORT`. `first_port`: of consecutive ones, 0 for free ones."""
+
+    def __init__(self, count: int, faults: Faults, address: str, first_port: int) -> None:
+        self.faults = faults
+        self.requests = 0
+        self._listeners = [_listener(address, first_port + index if first_port else 0) for index in range(count)]
+        self.dids = [f"did:web:localhost%3A{one.getsockname()[1]}" for one in self._listeners]
+        self._document: Callable[[str], dict[str, Any] | None] = lambda _: None
+
+    async def start(self, document: Callable[[str], dict[str, Any] | None]) -> web.AppRunner:
+        """Serve the documents."""
+        self._document = document
+        app = web.Application()
+        app.router.add_get("/.well-known/did.json", self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await runner.setup()
+        for listener in self._listeners:
+            await web.SockSite(runner, listener, backlog=64).start()
+        return runner
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
+        did = f"did:web:localhost%3A{port}"
+        if (hang := self.faults.fire("did_web_hang", did=did)) is not None:
+            await asyncio.sleep(hang.get("seconds", 3600))
+        if (limit := self.faults.fire("did_web_429", did=did)) is not None:
+            headers = {"Retry-After": str(limit.get("retry_after", 1))}
+            return web.json_response({"error": "RateLimitExceeded"}, status=429, headers=headers)
+        document = self._document(did)
+        return web.json_response(document, status=404 if document is None else 200)
+
+
+def _listener(address: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
+    return listener

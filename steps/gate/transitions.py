@@ -1,0 +1,278 @@
+"""The gate: what an event does to a repo, decided from the repo's row and the event alone (design §5).
+
+Pure: `Repo` in, `Step(repo, effects)` out; no I/O, no clock. The index flow locks the rows, runs these functions event by
+event in log order and writes the effects in the same transaction; the random model in the tests runs the very same ones.
+
+`rev` is what the rows stand at, `heard_rev` the highest rev seen and neither applied nor held. Held events exist only in
+phase `backfill`; leaving it in any way but an accepted outcome folds them into `heard_rev`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from protocol.account_status import LEFT_BEHIND, is_served, status_beside
+from schemas import wire
+from steps.gate import ratchet
+from steps.gate.model import (
+    Apply,
+    Drop,
+    DropHeld,
+    DropRows,
+    Effect,
+    ForgetIdentity,
+    Hold,
+    Phase,
+    Reason,
+    Repo,
+    Rules,
+    Step,
+    Streamed,
+)
+from steps.retry import backoff
+
+MISSING_BLOCK = "missing_block"
+"""Reason of an operation whose record block the relay did not send."""
+
+RULES = Rules()
+_NOT_THERE = frozenset({"not_found", "did_not_found", "no_pds"})
+"""Reasons of an unavailable repo that a commit of the account refutes: nobody has said that it is gone."""
+
+
+def unknown(did: str) -> Repo:
+    """The row that a repo gets when an event is the first that is heard of it."""
+    return Repo(did, reason=Reason.DISCOVERED, known=False)
+
+
+def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) -> Step:
+    """A commit or #sync from the firehose, in any phase. `size`: its bytes in the log."""
+    if rules.replayed and repo.phase != Phase.SYNC:
+        return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
+    match repo.phase:
+        case Phase.SYNC:
+            return _in_sync(repo, event, rules)
+        case Phase.BACKFILL:
+            return _while_backfill(repo, event, rules, size)
+        case Phase.UNAVAILABLE if repo.reason in _NOT_THERE and event.rev > repo.rev:
+            # Its key was found, so the directory knows it by now. Hidden until it is fetched, so many times an hour at most;
+            # whatever was heard before, or a forged rev would keep it away for ever.
+            return _pending(replace(_heard(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
+        case _:
+            # The fetch has not started, so its snapshot will contain this event, or be refused as stale.
+            return Step(_heard(repo, event.rev), (Drop(Reason.NOT_STARTED),))
+
+
+def on_create(repo: Repo, attempt: int, rev: str) -> Step:
+    """Records of an attempt's snapshot, all of one attempt and rev alike: write them unless the step says Drop."""
+    opened = _opened(repo, attempt)
+    effects: tuple[Effect, ...] = (DropHeld(),) if opened is not repo and repo.held else ()
+    if attempt != opened.attempt or opened.phase != Phase.BACKFILL:
+        return Step(opened, (*effects, Drop(Reason.CLOSED_ATTEMPT)))
+    if rev < opened.min_rev:
+        return Step(opened, (*effects, Drop(Reason.BELOW_MIN_REV)))
+    if opened.first_attempt is None:
+        opened = replace(opened, first_attempt=attempt)
+    return Step(opened, effects)
+
+
+def leave_out(repo: Repo, count: int, rules: Rules) -> Repo:
+    """The filter keeps no rows of so many records of the open attempt's snapshot: they count for the outcome."""
+    if not count or rules.replayed:
+        return repo
+    version = rules.filter.version
+    if repo.left and repo.left_filter != version:
+        version = 0  # of several versions: no filter of today says what is missing
+    return replace(repo, left_out=repo.left + count, left_attempt=repo.attempt, left_filter=version)
+
+
+def awaits_facts(repo: Repo, outcome: wire.RepoOutcome) -> bool:
+    """Does deciding this outcome need the number of rows and the held events?"""
+    opened = _opened(repo, outcome.attempt)
+    return outcome.status == "synced" and opened.phase == Phase.BACKFILL and outcome.attempt == opened.attempt
+
+
+def on_outcome(
+    repo: Repo, outcome: wire.RepoOutcome, rows: int = 0, held: Sequence[Streamed] = (), rules: Rules = RULES
+) -> Step:
+    """The end of an attempt. `rows`: rows of the repo with this attempt; `held`: its held events in log order."""
+    opened = _opened(repo, outcome.attempt)
+    if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:
+        return Step(opened, (Drop(Reason.CLOSED_ATTEMPT),))
+    if opened is not repo or outcome.status == "synced":
+        # In the live database the row's ratchet is never older. In a replay it is adopted, so that account events
+        # which this attempt already reflects do not undo it.
+        opened = ratchet.adopted(opened, outcome)
+    if outcome.status == "synced":
+        return _synced(opened, outcome, rows, held, rules)
+    if ratchet.of_claim(outcome) != ratchet.stand(opened):
+        return _pending(opened, Reason.ACCOUNT_CHANGED, retry_in=0.0)
+    status = status_beside(outcome.active, outcome.reason)
+    told = replace(opened, active=outcome.active, status=status, retry_count=0)
+    if outcome.status != "deleted" and outcome.reason in _NOT_THERE and opened.held_rev > opened.rev:
+        return _pending(told, Reason.REACTIVATED, retry_in=_delay(1, opened, rules))  # it has committed meanwhile
+    ended = _left(told, Phase.UNAVAILABLE, outcome.reason or outcome.status)
+    if outcome.status == "deleted":
+        gone = replace(ended, active=False, status="deleted", reason=Reason.DELETED, first_attempt=None)
+        return Step(gone, (DropHeld(), DropRows(None)))
+    return Step(ended, (DropHeld(),))
+
+
+def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
+    """#account in any phase, by the ratchet.
+
+    A deletion or deactivation hides the repo and waits to be confirmed at the PDS of today (a claim of its own): the PDS
+    that an account has left says both of it, after the new one has said that it is active.
+    """
+    ratcheted, newer = ratchet.advanced(repo, event)
+    if not newer:
+        return Step(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+    if is_served(event.active, event.status):
+        reopened = not repo.active or repo.phase == Phase.UNAVAILABLE or not repo.known
+        current = replace(ratcheted, active=True, status=status_beside(True, event.status))
+        if not reopened:
+            return Step(current)
+        reason = Reason.REACTIVATED if repo.known else Reason.DISCOVERED
+        return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
+    hidden = replace(ratcheted, active=False, status=status_beside(False, event.status))
+    # what only a listing has called deleted (attempt 0) is confirmed too: a rebuild from the log has no listings
+    if event.status in LEFT_BEHIND:
+        if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED and repo.attempt:
+            return Step(hidden)
+        return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)
+    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")
+    return Step(ended, (DropHeld(),) if repo.phase == Phase.BACKFILL else ())
+
+
+def on_identity(repo: Repo, event: wire.IdentityEvent) -> Step:
+    """#identity in any phase, by the ratchet. The handle is a hint until it is verified both ways."""
+    ratcheted, newer = ratchet.advanced(repo, event)
+    if not newer:
+        return Step(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+    if event.handle and event.handle != "handle.invalid":
+        ratcheted = replace(ratcheted, handle=event.handle.lower())
+    return Step(ratcheted, (ForgetIdentity(),))
+
+
+def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Step:
+    if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):
+        return Step(repo, (Drop(Reason.STALE_REV),))
+    if event.rev == repo.rev:
+        # Two commits with one rev: fetch once to learn which holds; a snapshot's word is final.
+        if repo.from_snapshot:
+            return Step(repo, (Drop(Reason.SAME_REV_OF_SNAPSHOT),))
+        return _desync(repo, event, rules)
+    if isinstance(event, wire.SyncEvent):
+        return Step(_advanced(repo, event)) if event.data == repo.data else _desync(repo, event, rules)
+    fits = event.prev_data == repo.data if event.prev_data is not None else event.since == repo.rev
+    if not fits:
+        return _desync(repo, event, rules)
+    if any(op.action != "delete" and op.reason == MISSING_BLOCK for op in event.ops):
+        return _desync(repo, event, rules)
+    return Step(_advanced(repo, event), (Apply(event),))
+
+
+def _while_backfill(repo: Repo, event: Streamed, rules: Rules, size: int) -> Step:
+    total = size + (repo.held_bytes if repo.held else 0)
+    if repo.held >= rules.max_held or total > rules.max_held_bytes:
+        return _pending(_heard(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)
+    held = replace(repo, held=repo.held + 1, held_rev=max(repo.held_rev, event.rev), held_bytes=total)
+    return Step(held, (Hold(event),))
+
+
+def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Streamed], rules: Rules) -> Step:
+    rev = outcome.rev or ""
+    if repo.left and repo.left_filter != rules.filter.version:
+        # It was changed meanwhile, perhaps to keep what is missing, some of which a replay may have brought: no count holds.
+        return _pending(repo, Reason.FILTER, retry_in=0.0)
+    if rows + repo.left != outcome.count or rev < repo.min_rev:
+        return _retried(repo, Reason.INCOMPLETE, rules)
+    synced = replace(
+        repo,
+        phase=Phase.SYNC,
+        reason=Reason.SYNCED,
+        active=True,
+        status=repo.status if repo.active else None,  # the claim cleared it: what stands there was told since
+        rev=rev,
+        data=outcome.data,
+        commit=outcome.commit,
+        commit_block=outcome.commit_block,
+        from_snapshot=True,
+        # Also where the snapshot was empty: rows of live events may follow, so no later attempt is the first.
+        first_attempt=outcome.attempt if repo.first_attempt is None else repo.first_attempt,
+        held=0,
+        held_rev="",
+        retry_count=0,
+        host=outcome.host or repo.host,
+        handle=outcome.handle or repo.handle,
+        signing_key=outcome.signing_key or repo.signing_key,
+    )
+    effects: list[Effect] = [] if repo.first_attempt == outcome.attempt else [DropRows(outcome.attempt)]
+    current, released = synced, 0
+    for event in held:
+        # After a desync in the middle the phase is pending, and on_live folds the rest into heard_rev.
+        step = on_live(current, event, rules)
+        current = step.repo
+        released += current.phase == Phase.SYNC
+        effects.extend(effect for effect in step.effects if not isinstance(effect, DropHeld))
+    effects.append(DropHeld(released))
+    return Step(current, tuple(effects))
+
+
+def _opened(repo: Repo, attempt: int) -> Repo:
+    """A newer attempt than the stored one (a log replayed into another database) opens it: the newer always wins."""
+    if attempt <= repo.attempt:
+        return repo
+    return replace(
+        repo, phase=Phase.BACKFILL, attempt=attempt, active=True, status=None, rev="", heard_rev="", held=0, held_rev=""
+    )
+
+
+def _desync(repo: Repo, event: Streamed, rules: Rules) -> Step:
+    """The chain does not fit: fetch again. The back-off survives success, or one PDS could buy a getRepo per event."""
+    if rules.replayed:
+        return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
+    quiet = repo.desync_age is None or repo.desync_age > rules.desync_quiet_seconds
+    desyncs = 1 if quiet else repo.desyncs + 1
+    delay = 0.0 if desyncs == 1 else _delay(desyncs - 1, repo, rules)
+    heard = replace(_heard(repo, event.rev), desyncs=desyncs, desync_age=0.0)
+    return _pending(heard, Reason.DESYNC, retry_in=delay)
+
+
+def _delay(count: int, repo: Repo, rules: Rules) -> float:
+    return backoff(count, repo.did, rules.retry_first_seconds, rules.retry_max_seconds)
+
+
+def _retried(repo: Repo, reason: Reason, rules: Rules) -> Step:
+    count = repo.retry_count + 1
+    if count >= rules.max_attempts:
+        return Step(replace(_left(repo, Phase.FAILED, reason), retry_count=count), (DropHeld(),))
+    return _pending(replace(repo, retry_count=count), reason, retry_in=_delay(count, repo, rules))
+
+
+def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Step:
+    if not repo.active:
+        # Only what waits to be confirmed is claimed while inactive: another reason would strand it.
+        reason = Reason.DELETION
+    effects = (DropHeld(),) if repo.phase == Phase.BACKFILL else ()
+    return Step(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
+
+
+def _left(repo: Repo, phase: Phase, reason: str) -> Repo:
+    """Out of a phase, and out of `backfill` without an accepted outcome: what was held has only been heard."""
+    heard = max(repo.heard_rev, repo.held_rev)
+    return replace(repo, phase=phase, reason=str(reason), heard_rev=heard, held=0, held_rev="", retry_in=None)
+
+
+def _advanced(repo: Repo, event: Streamed) -> Repo:
+    return replace(
+        repo,
+        rev=event.rev,
+        data=event.data,
+        commit=event.commit or repo.commit,
+        commit_block=event.commit_block or repo.commit_block,
+        from_snapshot=False,
+    )
+
+
+def _heard(repo: Repo, rev: str) -> Repo:
+    """What is not above `min_rev` says nothing new; raising heard_rev up to rev would make a replay change the row."""
+    return replace(repo, heard_rev=rev) if rev > repo.min_rev else repo

@@ -1,0 +1,186 @@
+"""Jobs as a machine: states, their transitions as a table, and what makes two jobs the same. Values in, values out.
+
+    pending ──▶ running ──▶ completed            paused               an operator's word; `resume` ends it
+                   │  ▲                          paused_quota_limit   until the time that the host named, then by itself
+                   ▼  │                          retry                until a back-off is over, then by itself
+        paused, paused_quota_limit, retry        failed, cancelled    ended; `retry` opens them again at their checkpoint
+
+The same table stands in the database (`sluice.job_may_become`), and a test holds them together.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit
+
+from protocol.syntax import is_did, is_nsid
+from schemas.job_spec import JobSpec, JobStatus
+
+S = JobStatus
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    S.PENDING: frozenset({S.RUNNING, S.PAUSED, S.FAILED, S.CANCELLED}),
+    S.RUNNING: frozenset({S.PAUSED, S.PAUSED_QUOTA_LIMIT, S.RETRY, S.COMPLETED, S.FAILED, S.CANCELLED}),
+    S.PAUSED: frozenset({S.PENDING, S.RUNNING, S.CANCELLED}),
+    S.PAUSED_QUOTA_LIMIT: frozenset({S.RUNNING, S.PAUSED, S.CANCELLED}),
+    S.RETRY: frozenset({S.RUNNING, S.PAUSED, S.FAILED, S.CANCELLED}),
+    S.COMPLETED: frozenset(),
+    S.FAILED: frozenset({S.RETRY}),
+    S.CANCELLED: frozenset({S.RETRY}),
+}
+FINAL = frozenset({S.COMPLETED, S.FAILED, S.CANCELLED})
+WAITING = frozenset({S.PAUSED_QUOTA_LIMIT, S.RETRY})  # these go on by themselves, at `next_retry_at`
+
+AHEAD_BATCHES = 10  # batches that a DID list may have queued and not brought to an end
+RATE_MEMORY = 0.7  # share of the old rate in a new one
+
+
+class SpecRefused(Exception):
+    """A specification that no job can be made of; the message is one line that names the part and the remedy."""
+
+
+def sources_of(new: JobStatus) -> list[str]:
+    """States from which one may come to `new`."""
+    return sorted(old.value for old, following in TRANSITIONS.items() if new in following)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a job is: its unique name, its source as it is stored, and its list (DIDs only: hosts are in the source)."""
+
+    name: str
+    source: dict[str, Any]
+    total: int | None = None
+    dids: Sequence[str] = ()
+
+
+def identify(spec: JobSpec, default_relay: str | None) -> Identity:
+    """The job that a specification means. Order and repetition in lists change nothing. Raises SpecRefused."""
+    if spec.source == "dids":
+        dids = list(dict.fromkeys(spec.dids))
+        wrong = next((did for did in dids if not (is_did(did) and _can_be(did))), None)
+        if wrong is not None:
+            raise SpecRefused(
+                f"dids: {wrong[:100]!r} is not a DID; write did:plc: and 24 of a-z and 2-7, or did:web:HOST"
+            )
+        mark = _mark(dids)
+        again = {"again": True} if spec.again else {}
+        name = f"dids {len(dids)} {mark}{' again' if again else ''}"
+        return Identity(name, {"dids": mark, "first": dids[:5], **again}, len(dids), dids)
+    if spec.source == "hosts":
+        hosts = sorted({service_url(host, "hosts") for host in spec.hosts})
+        more = f" and {len(hosts) - 1} more {_mark(hosts)}" if len(hosts) > 1 else ""
+        return Identity(f"hosts {hosts[0]}{more}", {"hosts": hosts}, len(hosts))
+    if spec.collection is not None and not is_nsid(spec.collection):
+        raise SpecRefused(f"collection: {spec.collection[:100]!r} is not an NSID; write it as app.bsky.actor.profile")
+    relay = spec.relay or default_relay
+    if relay is None:
+        raise SpecRefused("relay: none is given and SLUICE_RELAYS is not set; give the URL of a relay")
+    relay = service_url(relay, "relay")
+    if spec.source == "relay":
+        return Identity(f"list {relay}", {"relay": relay})
+    return Identity(f"collection {spec.collection} {relay}", {"collection": spec.collection, "at": relay})
+
+
+def spec_of(source: dict[str, Any], batch_size: int, priority: int) -> JobSpec | None:
+    """A stored source as a specification; None where it is none of ours."""
+    match source:
+        case {"relay": str(relay)}:
+            asked: dict[str, Any] = {"source": "relay", "relay": relay}
+        case {"pds": str(host)}:
+            asked = {"source": "hosts", "hosts": [host]}
+        case {"hosts": [_, *_] as hosts}:
+            asked = {"source": "hosts", "hosts": hosts}
+        case {"dids": str(), "first": [_, *_] as first}:
+            asked = {"source": "dids", "dids": first, "again": source.get("again") is True}
+        case {"collection": str(collection), "at": str(relay)}:
+            asked = {"source": "collection", "collection": collection, "relay": relay}
+        case _:
+            return None
+    return JobSpec(**asked, batch_size=batch_size, priority=priority)
+
+
+def split(spec: JobSpec, size: int) -> list[JobSpec]:
+    """A range of hosts or DIDs cut into jobs of so many each (T4); other sources are one job."""
+    field = spec.source
+    if field not in ("hosts", "dids"):
+        return [spec]
+    items: list[str] = list(dict.fromkeys(getattr(spec, field)))
+    return [spec.model_copy(update={field: items[at : at + size]}) for at in range(0, len(items), size)]
+
+
+def service_url(text: str, part: str) -> str:
+    """https://HOST of a URL or a bare name. Raises SpecRefused."""
+    url = (text if "://" in text else f"https://{text}").rstrip("/")
+    try:
+        pieces = urlsplit(url)
+        fine = pieces.scheme in ("http", "https") and pieces.hostname and pieces.port != 0
+    except ValueError:
+        fine = False
+    if not fine or pieces.path or pieces.query or pieces.fragment or pieces.username or " " in url or not url.isascii():
+        raise SpecRefused(f"{part}: {text[:100]!r} is not a server; write https://HOST")
+    return url.lower()
+
+
+def eta(*, rate: float | None, pending: int, listed: int, total: int | None, done: bool) -> float | None:
+    """Seconds left. None where nothing can be said: no rate yet, or nobody knows how much is still to be listed."""
+    if not rate or rate <= 0 or not (done or total is not None):
+        return None
+    left = pending + (0 if done or total is None else max(0, total - listed))
+    return left / rate
+
+
+def scaled(sample: dict[str, int], total: int) -> dict[str, int]:
+    """Shares found in a sample, as numbers of a whole. Nothing found: nothing is known, and all of it may wait."""
+    found = sum(sample.values())
+    if not found:
+        return {"pending": total}
+    return {phase: round(total * count / found) for phase, count in sample.items()}
+
+
+def _can_be(did: str) -> bool:
+    """A DID of the PLC directory is a hash of one length; any other would be asked for for ever."""
+    return not did.startswith("did:plc:") or _PLC.fullmatch(did) is not None
+
+
+_PLC = re.compile(r"did:plc:[a-z2-7]{24}")
+
+
+def _mark(items: Sequence[str]) -> str:
+    return sha256("\n".join(sorted(items)).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One list that a flow pages through. `key`: its full upstream URL, with the job where it is a job's alone."""
+
+    key: str
+    url: str
+    relay: bool = False  # it names repos of other hosts, with numeric cursors
+    collection: str | None = None
+    job: int | None = None  # it ends with this job; None: a standing listing, continued for ever
+    page_size: int = 1000
+
+    @property
+    def host(self) -> str | None:
+        """The PDS whose own list this is."""
+        return None if self.relay or self.collection else self.url
+
+    @property
+    def label(self) -> str:
+        """A metric's label; jobs share one."""
+        return "job" if self.job else self.url if self.relay else "pds"
+
+
+def targets(source: dict[str, Any], job: int, batch_size: int) -> list[Target]:
+    """The lists of a listing job; none of a job that is a list of DIDs itself."""
+    match source:
+        case {"relay": str(relay)}:
+            return [Target(relay, relay, relay=True, job=job, page_size=batch_size)]
+        case {"hosts": [*hosts]}:
+            return [Target(f"{host}#job={job}", host, job=job, page_size=batch_size) for host in hosts]
+        case {"collection": str(collection), "at": str(relay)}:
+            return [Target(f"{relay}#job={job}", relay, collection=collection, job=job, page_size=batch_size)]
+    return []
