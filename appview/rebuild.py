@@ -24,7 +24,7 @@ from appview.state import SQL, begin, prepare, read
 from appview.writer import Projection
 from connectors.postgres.connection import REFUSALS, connect, own_transaction
 from connectors.postgres.pg_array import array
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 REPOS = 200

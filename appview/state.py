@@ -16,6 +16,7 @@ from appview.projection.project import VERSION
 from connectors.postgres.connection import connect
 from connectors.postgres.migrate import LOCK_KEY
 from connectors.runtime import metrics
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 
@@ -28,7 +29,7 @@ log = logging.getLogger("appview")
 Db = psycopg.Connection[Any]
 
 
-class AppviewUnavailable(Exception):
+class AppviewUnavailable(OperatorError):
     """The database cannot hold the projection; the message names the remedy."""
 
 

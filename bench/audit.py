@@ -20,8 +20,8 @@ from psycopg.types.string import ByteaBinaryLoader
 from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Floor, Stack, floor, report, stack, until
 from ops.audit import Options, Scope, audit
-from ops.audit_repo import Head, check_rows
 from schemas.sql import queries
+from steps.repo_audit import Head, check_rows
 
 KINDS = ("control", "index", "backfill", "list-repos")
 SQL = queries("audit")

@@ -15,9 +15,9 @@ import aiohttp
 from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
 from flows.firehose.encode import account_value, commit_message, identity_value
+from protocol.enforcement import Enforcement
 from protocol.event_stream import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
 from protocol.verify_commit import Checks, Verified, verify
-from schemas.settings import Check
 
 TIME = "2026-01-01T00:00:00.000Z"
 
@@ -28,7 +28,10 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--repos", type=int, default=1000)
     parser.add_argument(
-        "--verification", choices=list(Check), default=Check.ENFORCE, help="of signatures and operations, in the flow"
+        "--verification",
+        choices=list(Enforcement),
+        default=Enforcement.ENFORCE,
+        help="of signatures and operations, in the flow",
     )
     options = parser.parse_args()
     network = {"repos": options.repos, "records_per_repo": 50, "window": options.events * 2, "labelers": 0}
@@ -69,7 +72,7 @@ def floor_of(frames: list[bytes], relay: str) -> Floor:
         for frame in frames:
             event = decode(frame)
             if isinstance(event, Commit | Sync):
-                verified = verify(event, now_micros, Checks(inversion=Check.OFF))
+                verified = verify(event, now_micros, Checks(inversion=Enforcement.OFF))
                 assert isinstance(verified, Verified), verified
                 size += len(commit_message(verified, relay, TIME).value)
             elif isinstance(event, Account):

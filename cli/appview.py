@@ -25,7 +25,7 @@ def rebuild(
 ) -> None:
     """Fill the tables from the mirrored records, beside a running index; goes on where it was stopped."""
     from appview import rebuild as appview  # noqa: PLC0415 - loads what `sluice settings` has no need of
-    from local.run import check_database  # noqa: PLC0415 - as above
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)
@@ -47,7 +47,7 @@ def check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Count anew what is kept as differences; exit 1 if anything differs."""
 
     from appview import rebuild as appview  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)

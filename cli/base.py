@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from control.errors import EXIT_OPERATOR, OPERATOR_ERRORS, OperatorError, one_line
+from connectors.runtime.errors import EXIT_OPERATOR, OPERATOR_ERRORS, one_line
+from schemas.errors import OperatorError
 from schemas.settings import PREFIX, Settings, load
 
 F = TypeVar("F", bound=Callable[..., Any])

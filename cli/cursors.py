@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.base import AsJson, DataDir, answerable, located
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 
 cursors_app = typer.Typer(help="Where each upstream and each consumer group is read up to.", no_args_is_help=True)
 
@@ -22,8 +22,8 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def cursors_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List where each upstream and each consumer group is read up to. Exit code 1 if a group stands past the end."""
     from cli.status_text import rows, table  # noqa: PLC0415 - as above
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.cursors import as_row, standings  # noqa: PLC0415 - loads what `sluice settings` has no need of
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database", "bootstrap")
     check_database(settings)
@@ -93,8 +93,8 @@ def _is_group(who: str) -> bool:
 
 def _move(data_dir: Path | None, who: str, where: str, wanted: Any, what: str, *, yes: bool) -> None:
     """Ask, move, and say from where to where."""
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.cursors import set_group, set_upstream  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "bootstrap", "database")
     check_database(settings)

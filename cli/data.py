@@ -13,7 +13,7 @@ from cli.base import AsJson, DataDir, all_dids, answerable, located, one_of
 from cli.cursors import cursors_app
 from cli.dead_letters import dead_letters_app, skipped_app
 from cli.hosts import hosts_app
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 
 Workers = Annotated[int, typer.Option(min=1, max=256, help="Processes that read and check.")]
 
@@ -43,7 +43,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Prove the rows: rebuild every repo's tree, hash every record, check every signature. Exit code 1 if one differs."""
-    from local.run import check_database  # noqa: PLC0415 - as above
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from ops.audit import Options, Scope, audit  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     one_of("name the DIDs to audit, or give --all, or --sample N", DIDs=dids, all=every, sample=sample)
@@ -72,7 +72,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Put messages through the same guards again, beside the running index; or make a database from the log alone."""
-    from local.run import check_database  # noqa: PLC0415 - as above
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from ops import rebuild, replay  # noqa: PLC0415 - as above
 
     if every:

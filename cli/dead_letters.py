@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.base import AsJson, DataDir, Limit, answerable, located
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 
 dead_letters_app = typer.Typer(help="What could not be processed.", no_args_is_help=True)
 skipped_app = typer.Typer(help="Listing ranges that were stepped over.", no_args_is_help=True)
@@ -95,8 +95,8 @@ def skipped_fill(
     data_dir: DataDir = None,
 ) -> None:
     """Make skipped ranges due now: list-repos reads them again, and lists the PDSes where the relay stays mute."""
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from control.skipped_ranges import fill_now  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     settings = located(data_dir, "database")
     check_database(settings)
@@ -113,8 +113,8 @@ def skipped_fill(
 
 @contextmanager
 def _letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.dead_letters import DeadLetters, places  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "bootstrap", "database")
     check_database(settings)

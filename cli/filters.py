@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cli.base import AsJson, DataDir, answerable, located, unreadable
 from connectors.postgres.connection import connect
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
 from schemas.patterns import mistake
 
@@ -71,8 +71,8 @@ def change(
 def prune(data_dir: DataDir = None) -> None:
     """Remove the rows that are outside the filter; control does it in small steps."""
 
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control import filters  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)
@@ -83,8 +83,8 @@ def prune(data_dir: DataDir = None) -> None:
 
 def _with_database(data_dir: Path | None, spec: FilterSpec | None) -> FilterState:
 
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control import filters  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)

@@ -27,8 +27,8 @@ def hosts_clear(
     data_dir: DataDir = None,
 ) -> None:
     """End pauses and forget limits: workers ask these hosts again within seconds."""
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.hosts import clear  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cli.base import AsJson, DataDir, Limit, all_dids, answerable, located, one_of, unreadable
 from connectors.postgres.connection import connect
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.job_spec import Job, JobSpec, JobStatus, Plan
 from schemas.patterns import mistake
 from schemas.settings import Settings
@@ -165,8 +165,8 @@ def retry(
 def _database(data_dir: Path | None) -> Iterator[tuple[Any, Settings]]:
     """A connection, and the settings; a job that cannot do what is asked is the operator's one line."""
 
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.jobs import IllegalTransition, JobNotFound  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)

@@ -14,7 +14,7 @@ from cli.filters import filters_app
 from cli.jobs import backfill_app
 from cli.storms import storms_app
 from cli.topics import topics_app
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.settings import load
 
 app = typer.Typer(
@@ -100,8 +100,8 @@ def run(
 @answerable
 def migrate(data_dir: DataDir = None) -> None:
     """Bring the database to this release."""
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from connectors.postgres.migrate import migrate  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)

@@ -1,11 +1,10 @@
 """`sluice settings`: every setting with its variable, value, default and meaning."""
 
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic_core import PydanticUndefined
 
-from schemas.settings import PREFIX, SECRETS, Settings
+from schemas.settings import PREFIX, SECRETS, Settings, spell
 
 
 def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
@@ -36,15 +35,6 @@ def page(settings: Settings) -> str:
         shown = f"{value}   (default: {default or 'empty'})" if value != default else value or "(empty)"
         lines += [f"{mark} {variable} = {shown}", f"      {meaning}"]
     return "\n".join(lines)
-
-
-def spell(value: Any) -> str:
-    """A setting's value as its environment variable would be written."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return ",".join(str(part) for part in value)
-    return str(value)
 
 
 def without_password(url: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.base import AsJson, DataDir, answerable, located
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 
 storms_app = typer.Typer(help="Refetches of many repos for one reason, held until you decide.", no_args_is_help=True)
 
@@ -16,8 +16,8 @@ storms_app = typer.Typer(help="Refetches of many repos for one reason, held unti
 def show(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show which reasons are held, how many repos wait for each, and which were let through."""
     from cli.status_text import table  # noqa: PLC0415 - as above
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from control.tasks.storms import listed  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     settings = located(data_dir, "database")
     check_database(settings)
@@ -32,8 +32,8 @@ def let_through(
     data_dir: DataDir = None,
 ) -> None:
     """Let a held reason through for a day: its repos are fetched again, as fast as everything else allows."""
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from control.tasks.storms import RELEASE_HOURS, release  # noqa: PLC0415 - as above
-    from local.run import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     settings = located(data_dir, "database")
     check_database(settings)

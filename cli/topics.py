@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.base import DataDir, answerable, located
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.settings import load
 
 topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
@@ -16,7 +16,7 @@ topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
 @answerable
 def topics_apply(data_dir: DataDir = None) -> None:
     """Create missing topics and update settings; partition counts are never changed, nothing is deleted."""
-    from ops import topics  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from connectors.kafka import topics  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     settings = located(data_dir, "bootstrap")
     changed = topics.apply(settings)
@@ -35,7 +35,7 @@ def topics_apply(data_dir: DataDir = None) -> None:
 @answerable
 def topics_diff(data_dir: DataDir = None) -> None:
     """Show how the broker's topics differ from the declared ones; exit code 1 if they do."""
-    from ops import topics  # noqa: PLC0415 - as above
+    from connectors.kafka import topics  # noqa: PLC0415 - as above
 
     differences = topics.diff(located(data_dir, "bootstrap"))
     typer.echo("\n".join(map(str, differences)) or "no difference")

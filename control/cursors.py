@@ -14,7 +14,7 @@ from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, Ka
 from connectors.kafka.log import LogUnavailable, Part, admin, answers
 from connectors.kafka.offsets import ANSWER_SECONDS, GROUP_TOPICS, Positions, Standing
 from connectors.postgres.connection import connect, own_transaction
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 

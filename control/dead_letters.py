@@ -25,7 +25,6 @@ from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import REFUSALS, alone, dicts
-from control.errors import OperatorError
 from control.tasks.scheduler import TASK_TOPICS
 from flows.firehose import flow as firehose
 from flows.index.source import TOPICS, Batch, Decoded, Gate, decode, rules_of
@@ -33,6 +32,7 @@ from flows.index.store import Tables
 from flows.labels import flow as labels
 from protocol.syntax import is_did
 from schemas import wire
+from schemas.errors import OperatorError
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings
 from schemas.sql import queries

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from connectors.postgres.connection import own_transaction
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
 from schemas.sql import queries
 from steps.gate.filters import Filter, covers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from connectors.postgres.connection import connect
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 

@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 
 from connectors.http.client import HostRefused, check_url
 from connectors.postgres.connection import own_transaction
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.job_spec import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
 from schemas.sql import queries

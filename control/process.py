@@ -19,9 +19,9 @@ from connectors.kafka.producer import LogProducer
 from connectors.postgres.connection import tuples
 from connectors.postgres.repo_queue import RepoStore
 from connectors.runtime import metrics, watchdog
+from connectors.runtime.errors import one_line
 from connectors.runtime.process import STOP, Health
 from control.dead_letters import LetterIndex
-from control.errors import one_line
 from control.filters import FilterWalk
 from control.tasks.dead_letter_retry import SecondLooks
 from control.tasks.gauges import Gauges

@@ -5,10 +5,11 @@ import shutil
 from urllib.parse import urlsplit
 
 from connectors.kafka.log import cluster_id
-from control.errors import OperatorError
+from connectors.postgres.connection import check_database
 from local.embedded.database import find_binaries
 from local.embedded.kafka_jars import check_present
-from local.run import BROKER_SECONDS, check_database
+from local.run import BROKER_SECONDS
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 ROOM_BYTES = 256 * 1024 * 1024  # free on the data folder's disk before a log or a database is embedded there

@@ -16,20 +16,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.run import cli_main
 
 from connectors.kafka import client as broker
+from connectors.kafka import topics
 from connectors.kafka.log import cluster_id
-from connectors.postgres.connection import connect
+from connectors.postgres.connection import check_database
 from connectors.postgres.migrate import migrate
 from connectors.runtime import process
 from connectors.runtime.watchdog import Signals, Watchdog
 from control import process as control_process
 from control.api.serve import Server
-from control.errors import NO_URL, OperatorError
-from ops import topics
+from schemas.errors import OperatorError
 from schemas.settings import SECRETS, Settings
 
 FLOWS = {
@@ -128,17 +127,6 @@ def prepare(settings: Settings) -> list[str]:
     cluster_id(settings, BROKER_SECONDS)
     topics.apply(settings)
     return applied
-
-
-def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None:
-    """Raise OperatorError, which names the setting or option that says where it is, when the database does not answer."""
-    try:
-        connect(settings.database, "sluice check").close()
-    except psycopg.Error as err:
-        reason = " ".join(str(err).split())
-        if isinstance(err, psycopg.ProgrammingError):  # it was taken for "key=value …", which it is not either
-            reason = NO_URL
-        raise OperatorError(f"{setting}: {reason}; start PostgreSQL there or correct the URL") from err
 
 
 def die_with(parent: int) -> None:

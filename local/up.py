@@ -19,10 +19,9 @@ from pathlib import Path
 
 import psycopg
 
-from cli.settings_text import spell
 from connectors.kafka.log import LogUnavailable
+from connectors.runtime.errors import one_line
 from connectors.runtime.process import STOP, stop_on_signals
-from control.errors import OperatorError, one_line
 from control.process_status import FILE, Registry, look_at_all
 from control.status import Collector, Status
 from local.embedded.guarded_process import free_port, port_is_free
@@ -33,7 +32,8 @@ from local.run import prepare
 from local.supervisor import Command, Supervisor
 from local.terminal import foreground
 from local.until_synced import Synced
-from schemas.settings import PREFIX, Settings
+from schemas.errors import OperatorError
+from schemas.settings import PREFIX, Settings, spell
 
 TICK_SECONDS = 0.1
 LOOK_SECONDS = 0.5

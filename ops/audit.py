@@ -20,11 +20,11 @@ import psycopg
 from connectors.atproto.repo_lookup import AuditNetwork, stands_now
 from connectors.postgres.connection import connect, own_transaction
 from connectors.postgres.repo_queue import repair
-from control.errors import OperatorError
-from ops.audit_repo import MEANING, Finding, Kind
 from ops.audit_worker import Chunk, check_chunk, close_connection
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
+from steps.repo_audit import MEANING, Finding, Kind
 
 SQL = queries("audit")
 CHUNK_REPOS = 200

@@ -15,8 +15,8 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import ByteaBinaryLoader
 
 from connectors.postgres.connection import Database, own_transaction
-from ops.audit_repo import Checked, Head, Kind, check_commit, check_rows
 from schemas.sql import queries
+from steps.repo_audit import Checked, Head, Kind, check_commit, check_rows
 
 FETCH_ROWS = 5000
 FETCH_BODIES = 500

@@ -17,12 +17,11 @@ from pathlib import Path
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from connectors.postgres.connection import connect
+from connectors.postgres.connection import check_database, connect
 from connectors.runtime.process import without_secrets
-from control.errors import OperatorError
 from local.embedded.database import DATABASE, NO_SPACE, DatabaseUnavailable, EmbeddedDatabase, find_binaries
-from local.run import check_database
 from local.up import only_one
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 

@@ -20,15 +20,16 @@ from confluent_kafka.admin import OffsetSpec
 from connectors.atproto.labeler import SUBSCRIBE as SUBSCRIBE_LABELS
 from connectors.atproto.relay import LIST_REPOS, SUBSCRIBE
 from connectors.http.client import LIST_JSON, HostRefused, Unreachable, check_url, fetch, open_session, translated
+from connectors.kafka import topics
 from connectors.kafka.log import LogUnavailable, admin, cluster_id
 from connectors.kafka.offsets import GROUP_TOPICS, Positions
 from connectors.postgres.connection import connect
 from connectors.postgres.migrate import MigrationError, missing
+from connectors.runtime.errors import one_line
 from control.attention import attention
-from control.errors import OperatorError, one_line
 from control.process_status import look_at_all, registered
 from control.status import Collector
-from ops import topics
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 

@@ -17,10 +17,10 @@ from appview.rebuild import fold_all
 from connectors.kafka.offsets import Positions
 from connectors.postgres.connection import connect
 from connectors.postgres.migrate import migrate
-from control.errors import OperatorError
 from flows.index.source import Gate, IndexWriter, rules_of
 from flows.index.store import Tables
 from ops.replay import SQL, Refusals, Told, settled
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 ORDER = ("firehose_backfill", "firehose_live", "label_live")

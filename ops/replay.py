@@ -25,11 +25,11 @@ from connectors.kafka.offsets import NO_OFFSET, Positions
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import connect
 from control.dead_letters import index_letters
-from control.errors import OperatorError
 from control.tasks.scheduler import TASK_TOPICS
 from flows.index.source import TOPICS, Batch, Gate, IndexWriter, decode, rules_of
 from flows.index.store import Tables
 from schemas import wire
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 

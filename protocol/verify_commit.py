@@ -24,12 +24,12 @@ from protocol.cid import is_any_cid
 from protocol.commit import Commit as CommitObject
 from protocol.commit import CommitRejected, parse_commit, verify_commit
 from protocol.encoding.shown import failure, shown
+from protocol.enforcement import Enforcement
 from protocol.event_stream import MAX_FRAME_BYTES, Commit, Sync
 from protocol.mst.invert import UNTOLD, Change, Unproven, UnprovenReason, invert
 from protocol.mst.node import MAX_KEY
 from protocol.mst.record_path import row_path
 from protocol.syntax import tid_micros
-from schemas.settings import Check
 
 FUTURE_MICROS = 300 * 1_000_000
 MAX_OPS = 200
@@ -76,9 +76,9 @@ _BY_UNPROVEN = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
 class Checks:
     """What is done about the checks that an operator may loosen. All the others always hold."""
 
-    signature: Check = Check.ENFORCE
-    inversion: Check = Check.ENFORCE
-    limits: Check = Check.ENFORCE
+    signature: Enforcement = Enforcement.ENFORCE
+    inversion: Enforcement = Enforcement.ENFORCE
+    limits: Enforcement = Enforcement.ENFORCE
 
 
 ALL = Checks()
@@ -147,9 +147,9 @@ def _verify(event: Commit | Sync, now_micros: int, checks: Checks) -> Verified |
         return Refused(VerifyReason.FUTURE_REV, found.signed.rev, event.did)
     if found.problem is not None:
         return found
-    large = _too_large(event) if checks.limits is not Check.OFF else None
+    large = _too_large(event) if checks.limits is not Enforcement.OFF else None
     counted = () if large is None else (large.reason,)
-    if large is None or checks.limits is Check.COUNT:
+    if large is None or checks.limits is Enforcement.COUNT:
         return _with_ops(found, blocks, checks.inversion, counted)
     return replace(found, problem=large)
 
@@ -179,7 +179,7 @@ def _stands(
 
 
 def _with_ops(
-    found: Verified, blocks: dict[bytes, bytes], inversion: Check, counted: tuple[VerifyReason, ...]
+    found: Verified, blocks: dict[bytes, bytes], inversion: Enforcement, counted: tuple[VerifyReason, ...]
 ) -> Verified:
     """The same with what its operations prove."""
     event = found.event
@@ -192,10 +192,10 @@ def _with_ops(
         return replace(found, problem=parsed)
     ops, changes, bad_paths = parsed
     before = event.data_before
-    proof = before if inversion is Check.OFF else _proof(event, found.data, blocks, changes)
+    proof = before if inversion is Enforcement.OFF else _proof(event, found.data, blocks, changes)
     if not isinstance(proof, Refused):
         before = proof
-    elif inversion is Check.COUNT:
+    elif inversion is Enforcement.COUNT:
         counted = (*counted, proof.reason)
     else:
         return replace(found, problem=proof)

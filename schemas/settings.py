@@ -6,14 +6,15 @@ unknown `SLUICE_…` variables are refused as well, because a misspelt setting t
 
 import difflib
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from protocol.enforcement import Enforcement
 from schemas.endpoints import BROKER, is_address, is_postgresql, service_url
+from schemas.errors import OperatorError
 
 PREFIX = "SLUICE_"
 SECRETS = ("api_token", "api_read_token", "broker_password")
@@ -21,15 +22,7 @@ SECRETS = ("api_token", "api_read_token", "broker_password")
 URLs = Annotated[list[str], NoDecode]
 
 
-class Check(StrEnum):
-    """What a failed check does: refuse the event, only be counted, or not be made."""
-
-    ENFORCE = "enforce"
-    COUNT = "count"
-    OFF = "off"
-
-
-class SettingsError(Exception):
+class SettingsError(OperatorError):
     """A setting is unknown or invalid; the message is one line."""
 
 
@@ -115,14 +108,16 @@ class Settings(BaseSettings):
     )
 
     # verification of live events
-    verify_signature: Check = Field(
-        Check.ENFORCE, description="signatures of commits and labels by the account's key: enforce, count or off"
+    verify_signature: Enforcement = Field(
+        Enforcement.ENFORCE, description="signatures of commits and labels by the account's key: enforce, count or off"
     )
-    verify_inversion: Check = Field(
-        Check.ENFORCE, description="a commit's operations prove its tree before (MST inversion): enforce, count or off"
+    verify_inversion: Enforcement = Field(
+        Enforcement.ENFORCE,
+        description="a commit's operations prove its tree before (MST inversion): enforce, count or off",
     )
-    verify_limits: Check = Field(
-        Check.ENFORCE, description="the protocol's limits of operations and bytes in an event: enforce, count or off"
+    verify_limits: Enforcement = Field(
+        Enforcement.ENFORCE,
+        description="the protocol's limits of operations and bytes in an event: enforce, count or off",
     )
     key_cache_entries: int = Field(200_000, ge=100, description="signing keys that the firehose keeps in memory")
     key_cache_seconds: float = Field(
@@ -355,3 +350,12 @@ def _check_broker(settings: Settings) -> None:
             )
     if bool(settings.broker_certificate) != bool(settings.broker_key):
         raise SettingsError(f"{PREFIX}BROKER_CERTIFICATE and {PREFIX}BROKER_KEY go together; set both or none")
+
+
+def spell(value: Any) -> str:
+    """A setting's value as its environment variable would be written."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(str(part) for part in value)
+    return str(value)

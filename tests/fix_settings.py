@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fix_log import LogScope
 
+from connectors.kafka import topics
 from connectors.postgres.repo_queue import RepoStore
-from ops import topics
 from schemas.settings import Settings, load
 
 

@@ -41,7 +41,7 @@ def test_every_test_that_the_page_of_correctness_names_exists() -> None:
 def test_every_module_that_the_page_of_correctness_names_exists() -> None:
     text = CORRECTNESS.read_text("utf-8")
     named = set(
-        re.findall(r"`((?:flows|steps|protocol|connectors|schemas|appview|control|ops|cli|local)/[\w./]+)`", text)
+        re.findall(r"`((?:protocol|schemas|steps|connectors|appview|flows|control|local|ops|cli|tools)/[\w./]+)`", text)
     )
     assert len(named) > 15
     assert sorted(name for name in named if not (ROOT / name).exists()) == []

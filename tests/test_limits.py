@@ -12,8 +12,10 @@ from schemas.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "limits.md").read_text("utf-8")
-PACKAGES = ("flows", "steps", "connectors", "control")
-CONSTANT = re.compile(r"`((?:flows|steps|connectors|control|schemas)/[\w/]+\.py):(\w+) = ([^`]+)`")
+PACKAGES = ("protocol", "steps", "connectors", "appview", "flows", "control", "local", "ops", "cli")
+CONSTANT = re.compile(
+    r"`((?:protocol|schemas|steps|connectors|appview|flows|control|local|ops|cli)/[\w/]+\.py):(\w+) = ([^`]+)`"
+)
 SETTING = re.compile(r"`SLUICE_(\w+) = ([^`]+)`")
 TEST = re.compile(r"`(test_\w+)::(test_\w+)`")
 COLLECTIONS = {"deque", "Queue", "SimpleQueue", "LifoQueue", "OrderedDict", "TTLCache", "LRUCache", "Handover"}

@@ -20,10 +20,10 @@ import psycopg
 from confluent_kafka import Consumer, TopicPartition
 
 from bench.support.usage import Usage
+from connectors.kafka import topics
 from connectors.postgres.migrate import migrate
 from local.embedded.database import EmbeddedDatabase
 from local.embedded.log import EmbeddedLog
-from ops import topics
 from schemas.settings import Settings, load
 
 STOP_SECONDS = 60.0

@@ -10,11 +10,11 @@ from connectors.atproto.rate_budget import HostBudget, HostPaused
 from connectors.http.client import SMALL_JSON, HostRefused, Unreachable, fetch, open_session, retry_after
 from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from connectors.postgres.connection import connect
-from ops.audit_repo import Finding, Head, Kind, check_commit
 from protocol.encoding.bounded_json import BadJson
 from protocol.encoding.printable import printable
 from schemas.settings import Settings
 from schemas.sql import queries
+from steps.repo_audit import Finding, Head, Kind, check_commit
 from steps.retry import LONGEST_PAUSE, SHORTEST_PAUSE
 
 LATEST = "com.atproto.sync.getLatestCommit"

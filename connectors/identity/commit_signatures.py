@@ -14,9 +14,9 @@ import msgspec
 from connectors.atproto.stream import Frame
 from connectors.identity.key_ring import Key, KeyRing, Lack
 from connectors.runtime import metrics
+from protocol.enforcement import Enforcement
 from protocol.event_stream import Account, Identity
 from protocol.verify_commit import Refused, Verified, VerifyReason, signed
-from schemas.settings import Check
 from steps.deferred import Deferred, Entry
 
 TRUSTED_BYTES = 64 * 1024 * 1024
@@ -58,7 +58,7 @@ class CommitSignatures(Generic[A]):
         self,
         flow: str,
         ring: KeyRing[str | None],
-        check: Check,
+        check: Enforcement,
         deferred: Deferred[A],
         *,
         identity: Callable[[object], Hashable],
@@ -83,7 +83,7 @@ class CommitSignatures(Generic[A]):
             if message is None:
                 continue
             did = _did(message)
-            if did is None or self._check is Check.OFF:
+            if did is None or self._check is Enforcement.OFF:
                 out.append(one)
             elif did in self._deferred:
                 self._defer(did, one, out)
@@ -99,7 +99,7 @@ class CommitSignatures(Generic[A]):
     def _known(self, batch: Sequence[A]) -> dict[str, Key[str | None]]:
         """Keys that need no network. The #identities of the batch make what they are about unknown from then on."""
         known: dict[str, Key[str | None]] = {}
-        if self._check is not Check.OFF:
+        if self._check is not Enforcement.OFF:
             dids = {one.message.event.did for one in batch if isinstance(one.message, Verified)}
             found = self._ring.known([did for did in dids if did not in self._deferred])
             known = {did: Key(key, None) for did, key in found.items()}
@@ -190,7 +190,7 @@ class CommitSignatures(Generic[A]):
         refused = _refusal(key.value)
         metrics.REJECTED.labels(self._flow, refused.reason.value).inc()
         message: Verified = one.message
-        if self._check is Check.COUNT:
+        if self._check is Enforcement.COUNT:
             counted = msgspec.structs.replace(message, counted=(*message.counted, refused.reason))
             return _with(one, counted)
         if isinstance(key.value, Lack):

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from connectors.identity.commit_signatures import RELEASE_BYTES, TRUSTED_BYTES, Arrived
 from connectors.identity.key_ring import Key, KeyRing, Lack
 from connectors.runtime import metrics
+from protocol.enforcement import Enforcement
 from protocol.event_stream import Labels
 from protocol.labels import LabelReason, LabelRejected, label_signed
 from protocol.syntax import is_did
-from schemas.settings import Check
 from steps.deferred import Deferred
 
 STRANGER_LOOKS = 4  # at sources that a URL has not proven to be its own
@@ -105,7 +105,7 @@ class LabelSignatures(Generic[A]):
         self,
         flow: str,
         ring: KeyRing[Signer],
-        check: Check,
+        check: Enforcement,
         deferred: Deferred[A],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,7 +128,7 @@ class LabelSignatures(Generic[A]):
                 continue
             if url in self._deferred:
                 self._defer(url, one, out)
-            elif self._check is Check.OFF or not isinstance(one.message, Labels):
+            elif self._check is Enforcement.OFF or not isinstance(one.message, Labels):
                 out.append(Judged(one, {}))
             elif (open_ := self._judge(one, None, out)) is not None:
                 self._wait(url, open_)
@@ -221,9 +221,9 @@ class LabelSignatures(Generic[A]):
     def _counted(self, wrong: dict[int, LabelRejected]) -> dict[int, LabelRejected]:
         for why in wrong.values():
             metrics.REJECTED.labels(self._flow, why.reason.value).inc()
-            if self._check is Check.COUNT:
+            if self._check is Enforcement.COUNT:
                 metrics.LOOSENED.labels(self._flow, why.reason.value).inc()
-        return {} if self._check is Check.COUNT else wrong
+        return {} if self._check is Enforcement.COUNT else wrong
 
     def _wrong(self, url: str, value: Any, open_: _Open) -> LabelRejected | None:
         src = _source(value)

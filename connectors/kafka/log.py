@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from connectors.kafka import client as broker
 from connectors.runtime import watchdog
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -27,7 +28,7 @@ K = TypeVar("K")
 X = TypeVar("X")
 
 
-class LogUnavailable(Exception):
+class LogUnavailable(OperatorError):
     """The broker did not answer or did not take a message; the message names the topic and the remedy."""
 
 

@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 from typing_extensions import override
 
 from connectors.runtime import watchdog
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 R = TypeVar("R")
@@ -309,3 +310,17 @@ class AsyncPool:
             self._pool = pool
             await pool.open()
         return self._pool
+
+
+NO_URL = "this is no URL of a PostgreSQL (postgresql://USER@HOST/NAME)"
+
+
+def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None:
+    """Raise OperatorError when the database does not answer. `setting` is the setting or option that holds its URL."""
+    try:
+        connect(settings.database, "sluice check").close()
+    except psycopg.Error as err:
+        reason = " ".join(str(err).split())
+        if isinstance(err, psycopg.ProgrammingError):  # libpq read the text as "key=value ..." and failed
+            reason = NO_URL
+        raise OperatorError(f"{setting}: {reason}; start PostgreSQL there or correct the URL") from err

@@ -14,12 +14,13 @@ from importlib.resources import files
 import psycopg
 
 from connectors.postgres.connection import connect
+from schemas.errors import OperatorError
 
 LOCK_KEY = 0x51_01_CE  # any constant; polled, so that CREATE INDEX CONCURRENTLY cannot deadlock with the waiters
 LOCK_WAIT_SECONDS = 300.0
 
 
-class MigrationError(Exception):
+class MigrationError(OperatorError):
     """A migration cannot be applied; the message names the file and the remedy."""
 
 

@@ -12,7 +12,8 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from connectors.kafka.log import LogUnavailable
-from control.errors import BEHIND, OperatorError, one_line
+from connectors.runtime.errors import BEHIND, one_line
+from schemas.errors import OperatorError
 
 VERSION = 1
 

@@ -16,10 +16,11 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from connectors.kafka.log import LogUnavailable
+from connectors.runtime.errors import one_line
 from control.api.context import Context
 from control.api.errors import Busy
-from control.errors import OperatorError, one_line
 from control.page.look import Look, Looker
+from schemas.errors import OperatorError
 
 EVERY_SECONDS = 2.0
 SHARE = 10.0

@@ -15,10 +15,11 @@ import psycopg
 
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
+from connectors.runtime.errors import one_line
 from connectors.runtime.process import STOP, Stopping
 from control.dead_letters import DeadLetters
-from control.errors import OperatorError, one_line
 from control.tasks.big_commits import BigCommits
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 AFTER_SECONDS = (60.0, 300.0, 1500.0, 7200.0, 28_800.0, 86_400.0)

@@ -14,8 +14,8 @@ import psycopg
 
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
+from connectors.runtime.errors import one_line
 from connectors.runtime.process import STOP, Stopping
-from control.errors import one_line
 
 WAIT_FIRST_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import psycopg
 
+from connectors.postgres.connection import connect
 from local.embedded.embedded_server import EmbeddedServer
 from local.embedded.guarded_process import (
     LOOPBACK,
@@ -36,6 +37,7 @@ from local.embedded.guarded_process import (
     port_is_free,
     remembered_ports,
 )
+from schemas.errors import OperatorError
 
 SUPERUSER = "sluice"
 DATABASE = "sluice"
@@ -50,7 +52,7 @@ _SEVERITY = re.compile(r"(?:PANIC|FATAL|ERROR|error):")
 REMEDY = "give a database with --database URL"
 
 
-class DatabaseUnavailable(Exception):
+class DatabaseUnavailable(OperatorError):
     """There is no database, and this is the one line that says why and what to do about it."""
 
     def __init__(self, reason: str, remedy: str = REMEDY) -> None:
@@ -189,7 +191,7 @@ class EmbeddedDatabase(EmbeddedServer):
         deadline = time.monotonic() + START_SECONDS
         while self._process.running and time.monotonic() < deadline:
             try:
-                with psycopg.connect(self.url_of("postgres"), connect_timeout=5, autocommit=True) as connection:
+                with connect(self.url_of("postgres"), "sluice up") as connection:
                     _ensure_database(connection)
                     return
             except psycopg.OperationalError:

@@ -26,6 +26,7 @@ LOOPBACK = "127.0.0.1"
 # while the server is down, and a client that keeps trying to connect can even end up connected to itself.
 PORT_RANGE = (20_000, 32_000)
 LOG_KEEP_BYTES = 4 * 1024 * 1024
+KILLED_SECONDS = 10.0
 OBEY_SECONDS = 30.0  # for a guard on a machine that stands still for a moment; one that does not obey is killed
 
 
@@ -207,6 +208,6 @@ class GuardedProcess:
                 pass  # it ended between the look and the order
         if not self.wait(seconds):
             self._guard.kill()  # takes the server along (PR_SET_PDEATHSIG)
-            self._guard.wait()
+            self._guard.wait(KILLED_SECONDS)
         if not pipe.closed:
             pipe.close()

@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+from schemas.errors import OperatorError
+
 POM = Path(__file__).with_name("embedded_log.pom.xml")
 NAMESPACE = {"m": "http://maven.apache.org/POM/4.0.0"}
 MINIMUM_JAVA = 17
@@ -26,7 +28,7 @@ REMEDY = (
 )
 
 
-class LogUnavailable(Exception):
+class LogUnavailable(OperatorError):
     """There is no log, and this is the one line that says why and what to do about it."""
 
     def __init__(self, reason: str, remedy: str = REMEDY) -> None:

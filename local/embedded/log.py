@@ -34,6 +34,7 @@ __all__ = ["EmbeddedLog", "LogUnavailable"]
 
 LOGGING = Path(__file__).with_name("embedded_log.log4j2.properties")
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+WAKE_SECONDS = 5.0
 START_SECONDS = 300.0  # a machine that is busy with something else takes minutes; recovery after a kill too
 BUSY_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -204,9 +205,9 @@ def _new_cluster() -> str:
 
 def _wake_coordinator(client: AdminClient) -> None:
     """Has the broker make its offsets topic now: the first consumer group of its life would wait 3 s for it."""
-    for described in client.describe_consumer_groups(["nobody"], request_timeout=5).values():
-        with suppress(KafkaException):  # that the topic is still being made is its answer
-            described.result()
+    for described in client.describe_consumer_groups(["nobody"], request_timeout=WAKE_SECONDS).values():
+        with suppress(KafkaException, TimeoutError):  # that the topic is still being made is its answer
+            described.result(WAKE_SECONDS)
 
 
 def _spell(listeners: dict[str, int]) -> str:

@@ -61,7 +61,7 @@ def test_what_commits_by_itself_refuses_to_run_inside_a_transaction(database: st
     connection.close()
 
 
-@pytest.mark.parametrize("folder", ["connectors", "control", "flows"])
+@pytest.mark.parametrize("folder", ["connectors", "appview", "flows", "control", "local", "ops", "cli"])
 def test_no_store_lends_its_connection(folder: str) -> None:
     """Only the object that opened a connection may open transactions on it."""
     lent = [

@@ -20,7 +20,7 @@ from connectors.postgres.connection import AsyncPool, connect, tuples
 from local.embedded.database import EmbeddedDatabase
 from schemas.settings import Settings
 
-FOLDERS = ("connectors", "flows", "control")
+FOLDERS = ("connectors", "appview", "flows", "control", "local", "ops", "cli")
 UNBOUNDED = {"result", "join", "wait", "acquire", "flush", "list_topics", "getconn", "communicate"}
 """Methods that block without a limit when they are called without an argument."""
 BOUNDED_BY_ARGUMENT = {"committed", "get_watermark_offsets", "position", "offsets_for_times"}

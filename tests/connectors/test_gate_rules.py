@@ -34,7 +34,7 @@ def test_each_limit_of_the_gate_follows_its_setting() -> None:
         assert {one.name for one in fields(Rules) if getattr(before, one.name) != getattr(after, one.name)} == {limit}
 
 
-@pytest.mark.parametrize("folder", ["connectors", "control", "flows"])
+@pytest.mark.parametrize("folder", ["connectors", "appview", "flows", "control", "local", "ops", "cli"])
 def test_the_limits_are_made_in_one_place(folder: str) -> None:
     """G2: an index, a retried dead letter, a replay and a rebuild decide alike."""
     made = [
@@ -43,4 +43,4 @@ def test_the_limits_are_made_in_one_place(folder: str) -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Rules"
     ]
-    assert made == (["indexing.py"] if folder == "connectors" else [])
+    assert made == (["source.py"] if folder == "flows" else [])

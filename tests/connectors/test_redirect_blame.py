@@ -17,7 +17,7 @@ from connectors.atproto.rate_budget import HostBudget, HostPaused
 from connectors.atproto.spool import SpoolBudget
 from connectors.http.client import open_session
 from control import hosts
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 from steps.retry import Reason
 

@@ -27,10 +27,11 @@ from connectors.identity.label_signatures import (
 )
 from connectors.runtime.process import Health
 from flows.labels.flow import Checked, Received, encode_all, label_signer
+from protocol.enforcement import Enforcement
 from protocol.event_stream import Labels
 from protocol.labels import LabelReason, LabelRejected
 from schemas import wire
-from schemas.settings import Check, Settings
+from schemas.settings import Settings
 from simulator.repo.keys import derive_key, multikey
 
 URL, OTHER = "https://labels.example", "https://other.example"
@@ -89,7 +90,9 @@ class Desk:
         settings = Settings(database=database, plc=self.directory.url, allow_private_hosts=True)
         self.ring = KeyRing(settings, Health("labels"), label_signer)
         self.deferred = deferred_events()
-        self.signatures = LabelSignatures[Received]("labels", self.ring, Check.ENFORCE, self.deferred, lambda: self.now)
+        self.signatures = LabelSignatures[Received](
+            "labels", self.ring, Enforcement.ENFORCE, self.deferred, lambda: self.now
+        )
 
     def check(self, url: str, *sources: str) -> list[LabelReason | None]:
         (judged,) = self.judged(frame(url, sources))

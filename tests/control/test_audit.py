@@ -22,8 +22,8 @@ from tiny_repo import Key, Repo, cid_of, sample
 
 from connectors.atproto.repo_lookup import Asked, AuditNetwork
 from ops.audit import Options, Report, Scope, audit
-from ops.audit_repo import Head
 from schemas.settings import Settings, load
+from steps.repo_audit import Head
 
 PATHS = [
     "app.bsky.feed.post/3kaaaaaaaaaa2", "app.bsky.feed.post/..", "app.bsky.feed/self", "app.bsky.feed.post-x/1",

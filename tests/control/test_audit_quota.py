@@ -8,8 +8,8 @@ import psycopg
 from aiohttp import web
 
 from connectors.atproto.repo_lookup import AT_ONCE, AuditNetwork
-from ops.audit_repo import Head
 from schemas.settings import Settings
+from steps.repo_audit import Head
 
 REPOS = 3 * AT_ONCE
 

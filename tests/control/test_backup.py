@@ -18,11 +18,11 @@ from cli.main import app
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import Listed, RepoStore
-from control.errors import OperatorError
 from control.tasks.restored import Restored
 from ops import backup as module
 from ops.backup import backup, find_tool, restore
 from schemas import wire
+from schemas.errors import OperatorError
 from schemas.settings import Settings, load
 
 DIDS = [f"did:plc:{letter * 24}" for letter in "abc"]

@@ -22,13 +22,13 @@ from connectors.kafka.log import LogUnavailable, watermarks
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, Out, dead_letter
 from control.dead_letters import DeadLetters, LetterIndex, index_letters
-from control.errors import OperatorError
 from control.tasks.dead_letter_retry import AFTER_SECONDS, SecondLooks
 from control.tasks.pruning import LOOK_SECONDS, Pruned, Pruning
 from protocol.event_stream import FrameReason
 from protocol.labels import LabelReason
 from protocol.verify_commit import VerifyReason
 from schemas import wire
+from schemas.errors import OperatorError
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings, load
 

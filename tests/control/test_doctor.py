@@ -18,9 +18,9 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from fix_simulator import Simulation, start_simulation
 
+from connectors.kafka import topics
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out
-from ops import topics
 from ops.doctor import Check, State, clock_check, disk_check, examine, near_start
 from schemas.settings import Settings
 

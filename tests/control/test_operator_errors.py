@@ -13,10 +13,10 @@ from fix_log import LogScope
 from typer.testing import CliRunner
 
 from cli.main import app
+from connectors.kafka import topics
 from connectors.postgres.migrate import migrate
-from control.errors import OperatorError
-from ops import topics
 from ops.replay import Replayed, as_text, asked
+from schemas.errors import OperatorError
 from schemas.settings import Settings, load
 
 SLUICE = Path(sys.executable).with_name("sluice")

@@ -14,10 +14,10 @@ from flow_process import wait_until
 
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.migrate import migrate
-from control.errors import OperatorError
 from local.up import environment
 from ops.rebuild import rebuild
 from schemas import wire
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent

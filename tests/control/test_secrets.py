@@ -14,7 +14,7 @@ import pytest
 
 from cli.settings_text import page
 from connectors.runtime import process
-from control.errors import one_line
+from connectors.runtime.errors import one_line
 from schemas.settings import Settings
 
 PASSWORD, TOKEN = 'pa:s/s"@word', 'a "quoted" token'

@@ -7,8 +7,8 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from fix_log import LogScope
 from flow_process import wait_until
 
-from control.errors import OperatorError
-from ops import topics
+from connectors.kafka import topics
+from schemas.errors import OperatorError
 from schemas.settings import Settings, load
 
 

@@ -14,13 +14,13 @@ import typer
 from typer.testing import CliRunner
 
 from cli.main import app
-from control.errors import OperatorError
 from control.process_status import FILE
 from control.status import Status
 from local import preflight
 from local.embedded.database import DatabaseUnavailable, EmbeddedDatabase, find_binaries, first_error
 from local.preflight import check_embeddable
 from local.up import totals
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 DID = "did:plc:" + "a" * 24

@@ -16,8 +16,8 @@ from typer.main import get_command
 
 from cli.main import app
 from connectors.kafka.producer import DELIVERY_SECONDS
-from control.errors import OperatorError
 from local.run import PROCESSES, require
+from schemas.errors import OperatorError
 from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
 
 SINGLE = {"list-repos", "firehose", "labels"}

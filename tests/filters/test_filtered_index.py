@@ -12,11 +12,11 @@ from flow_process import wait_until
 
 from connectors.postgres.repo_queue import Listed, RepoStore
 from control import filters
-from control.errors import OperatorError
 from control.filters import FilterWalk
 from flows.index.source import Gate
 from flows.index.store import Tables
 from schemas import wire
+from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
 from steps.gate.batch import Placed

@@ -8,7 +8,8 @@ from tiny_repo import Key
 from connectors.atproto.stream import Frame
 from flows.firehose import flow as firehose
 from flows.index.source import Batch, decode
-from schemas.settings import Check, Settings
+from protocol.enforcement import Enforcement
+from schemas.settings import Settings
 
 CAME = 1_700_000_000_123
 
@@ -17,7 +18,7 @@ def test_a_commit_is_written_with_the_time_when_its_frame_came() -> None:
     """However long it waits for its account's key. What its author and its PDS say of the time is no part of it."""
     _, frame = many_names(3, "hello", Key())
     received = firehose.decoded([Frame("wss://relay", frame, received=CAME)])
-    (out,) = firehose.encode_all(firehose.verifier(Settings(verify_signature=Check.OFF))(received))
+    (out,) = firehose.encode_all(firehose.verifier(Settings(verify_signature=Enforcement.OFF))(received))
     assert (out.topic, out.time) == ("firehose_live", CAME)
 
     class Logged:

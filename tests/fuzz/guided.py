@@ -11,7 +11,7 @@ import atheris
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fuzz")]
 
-with atheris.instrument_imports(include=["steps"], enable_loader_override=False):
+with atheris.instrument_imports(include=["protocol", "steps"], enable_loader_override=False):
     import targets
 
 if __name__ == "__main__":

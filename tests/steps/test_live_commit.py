@@ -15,12 +15,12 @@ from flows.firehose import encode as live_messages
 from flows.firehose.encode import commit_message, moment
 from protocol.cid import cid_str
 from protocol.encoding.record_json import body_cid
+from protocol.enforcement import Enforcement
 from protocol.event_stream import Commit, Sync
 from protocol.mst.invert import Change, invert
 from protocol.syntax import tid_from_micros, tid_micros
 from protocol.verify_commit import ALL, FUTURE_MICROS, MAX_OPS, Checks, Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
-from schemas.settings import Check
 
 NOW = tid_micros(REV) + 1_000_000
 TIME = "2026-01-01T00:00:00.000Z"
@@ -138,7 +138,7 @@ def test_an_op_on_a_leaf_that_cannot_be_checked_is_a_row_without_a_body_as_in_a_
 def test_a_record_above_the_limit_of_a_block_makes_us_fetch_the_repo() -> None:
     """G7: nothing of it is false, so it is no dead letter that leaves the repo behind."""
     assert problem_of(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}}))) is VerifyReason.BLOCKS_TOO_LARGE
-    lax = verify(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}})), NOW, Checks(limits=Check.OFF))
+    lax = verify(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}})), NOW, Checks(limits=Enforcement.OFF))
     assert isinstance(lax, Verified)
     assert message(lax).ops[0].reason == "missing_block", "the gate fetches the repo"
 
@@ -365,21 +365,21 @@ def test_the_protocol_s_limits() -> None:
     small = {cid_of(block): block for block in (b"\1" * 10_000,)}
     sync = Sync(7, DID, REV, TIME, car(repo.commit, {repo.commit: repo.blocks[repo.commit]} | small))
     assert problem_of(sync) is VerifyReason.SYNC_TOO_LARGE
-    counting = Checks(limits=Check.COUNT)
+    counting = Checks(limits=Enforcement.COUNT)
     result = verify(large, NOW, counting)
     assert isinstance(result, Verified)
     assert (len(result.ops or []), result.counted) == (3, (VerifyReason.BLOCKS_TOO_LARGE,))
 
 
-@pytest.mark.parametrize("check", [Check.COUNT, Check.OFF])
-def test_a_loosened_check_lets_pass_and_says_so(check: Check) -> None:
+@pytest.mark.parametrize("check", [Enforcement.COUNT, Enforcement.OFF])
+def test_a_loosened_check_lets_pass_and_says_so(check: Enforcement) -> None:
     before = sample(20)
     after, _ = following(before)
     _, commit = following(before, data_before=after.data)
     result = verify(commit, NOW, Checks(inversion=check))
     assert isinstance(result, Verified)
     assert (len(result.ops or []), result.data_before) == (3, after.data)
-    assert result.counted == ((VerifyReason.WRONG_PREV_DATA,) if check is Check.COUNT else ())
+    assert result.counted == ((VerifyReason.WRONG_PREV_DATA,) if check is Enforcement.COUNT else ())
 
 
 @given(st.integers(0, 2000), st.binary(min_size=1, max_size=4))

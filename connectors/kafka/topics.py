@@ -23,7 +23,7 @@ from confluent_kafka.admin import (
 )
 
 from connectors.kafka.log import LATE_SECONDS, LogUnavailable, admin, answers
-from control.errors import OperatorError
+from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 ANSWER_SECONDS = 30.0

@@ -1,0 +1,27 @@
+"""Errors that an operator can mend: each is one line that names the setting and the remedy, with exit code 2."""
+
+import re
+
+import psycopg
+from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
+
+from connectors.runtime.process import without_secrets
+from schemas.errors import OperatorError
+
+EXIT_OPERATOR = 2
+BEHIND = (UndefinedTable, UndefinedColumn, UndefinedFunction)
+"""What PostgreSQL raises when the database lacks a migration."""
+
+OPERATOR_ERRORS = (OperatorError, psycopg.OperationalError, *BEHIND)
+_KAFKA = re.compile(r'KafkaError\{[^"}]*str="([^"]*)"\}')
+
+
+def one_line(error: BaseException) -> str:
+    """The error as one line. A database that does not answer, or lacks a migration, names its setting and the remedy."""
+    if isinstance(error, BEHIND):
+        lacks = error.diag.message_primary or " ".join(str(error).split())
+        return f"SLUICE_DATABASE: {lacks}: the database is behind this release; run `sluice migrate`"
+    text = without_secrets(_KAFKA.sub(r"\1", " ".join(str(error).split())))
+    if isinstance(error, psycopg.OperationalError):
+        return f"SLUICE_DATABASE: {text or 'no answer'}; start PostgreSQL or correct the URL"
+    return text
