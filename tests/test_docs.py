@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from steps.gate_types import Phase
+from steps.gate.model import Phase
 
 ROOT = Path(__file__).resolve().parent.parent
 CORRECTNESS = ROOT / "docs" / "correctness.md"
