@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from flows.backfill.worker import Attempts
-from connectors.runtime.background_loop import Handover
 from connectors.atproto.pds import FetchFailed
 from connectors.postgres.repo_queue import Claim
+from connectors.runtime.background_loop import Handover
 from flows.backfill.task import Work
-from schemas.settings import Settings
+from flows.backfill.worker import Attempts
 from protocol.did_document import Identity
+from schemas.settings import Settings
 from steps.host_speed import Transfer
 from steps.retry import Failure, Reason
 

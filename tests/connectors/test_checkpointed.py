@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from typing_extensions import override
 
+from connectors.atproto.stream import StreamPartition
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.process import Health
-from connectors.atproto.stream import StreamPartition
 from steps.cursor import Cursors, Gap
 
 

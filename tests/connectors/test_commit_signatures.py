@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
+from connectors.atproto.deferred_events import ForKeys
+from connectors.atproto.stream import WAKE, Frame, StreamPartition
 from connectors.identity.commit_signatures import seq_of
 from connectors.identity.key_ring import Key, Lack
 from connectors.runtime.process import Health
-from connectors.atproto.stream import WAKE, Frame, StreamPartition
-from connectors.atproto.deferred_events import ForKeys
 from flows.firehose.flow import Received, deduplicator, signature_checker
+from protocol.event_stream import Account, Commit, Identity
+from protocol.verify_commit import Refused, Verified, VerifyReason
 from schemas.settings import Settings
 from steps.cursor import Cursors
 from steps.dedup import Remembered
 from steps.deferred import SIZE_EACH, Deferred
-from protocol.event_stream import Account, Commit, Identity
-from protocol.verify_commit import Refused, Verified, VerifyReason
 
 A, B = "https://a.example", "https://b.example"
 PLC, OTHER, WEB = "did:plc:" + "p" * 24, "did:plc:" + "o" * 24, "did:web:slow.example"
@@ -73,7 +73,9 @@ class Bench:
         self.deferred = Deferred[Received](1 << 20, untrusted)
         self.remembered = Remembered(1000)
         self.seq = 0
-        monkeypatch.setattr("connectors.identity.commit_signatures.signed", lambda one, key: one.commit_block == key.encode())
+        monkeypatch.setattr(
+            "connectors.identity.commit_signatures.signed", lambda one, key: one.commit_block == key.encode()
+        )
         self._dedup = deduplicator(self.remembered, self.deferred)
         ring: Any = self.ring  # what the step uses of one
         self._signatures = signature_checker(Settings(), ring, self.remembered, self.deferred)

@@ -24,8 +24,8 @@ from connectors.http.client import (
     retry_after,
     translated,
 )
-from schemas.settings import Settings
 from protocol.encoding.bounded_json import BadJson
+from schemas.settings import Settings
 
 PUBLIC = Settings(fetch_connect_seconds=2)
 OPEN = Settings(allow_private_hosts=True, fetch_connect_seconds=2)

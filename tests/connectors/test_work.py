@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from tiny_repo import Repo
 
-from connectors.runtime.background_loop import Handover
-from flows.backfill.source import ClaimsPartition
-from connectors.atproto.pds import Download
 from connectors.atproto.fetch_slots import Places
-from connectors.postgres.repo_queue import Claim
+from connectors.atproto.pds import Download
 from connectors.atproto.spool import Spool, SpoolBudget
-from flows.backfill.task import TURN_RECORDS, Chunk, Verdict, Work
+from connectors.postgres.repo_queue import Claim
+from connectors.runtime.background_loop import Handover
 from flows.backfill.flow import BATCH_BYTES, records, verify
-from schemas import wire
+from flows.backfill.source import ClaimsPartition
+from flows.backfill.task import TURN_RECORDS, Chunk, Verdict, Work
 from protocol.car import CarLimits
 from protocol.did_document import Identity
-from steps.retry import Unavailable
 from protocol.snapshot import SnapshotReason
+from schemas import wire
+from steps.retry import Unavailable
 
 BUDGET = SpoolBudget(1 << 30, 1 << 30)
 

@@ -21,12 +21,12 @@ from flow_process import group_positions, wait_until
 
 from connectors.kafka.producer import LogProducer, Out, dead_letter
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
+from local.embedded.guarded_process import free_port
 from local.supervisor import DRAIN_SECONDS, Child, Command, Supervisor
 from local.up import environment
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
-from local.embedded.guarded_process import free_port
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2026-01-01T00:00:00.000Z"

@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from connectors.runtime import metrics
+from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer
 from connectors.postgres.repo_queue import FOREVER, Listed, RepoStore
+from connectors.runtime import metrics
 from control.tasks import storms
-from connectors.kafka.offsets import Positions
 from control.tasks.scheduler import Scheduler
 from control.tasks.settled import Settled
 from control.tasks.storms import Storms, listed, release
