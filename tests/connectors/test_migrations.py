@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from connectors.migrations import available, migrate, missing
+from connectors.postgres.migrate import available, migrate, missing
 
 
 def test_many_processes_that_start_together_apply_each_migration_once(blank_database: str) -> None:
