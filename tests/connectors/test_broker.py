@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from cli.settings_text import page
 from connectors.kafka import client as broker
+from connectors.kafka import topics
 from connectors.kafka.back_pressure import HighWater
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
@@ -30,7 +31,7 @@ from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.migrate import migrate
 from local.embedded.log import EmbeddedLog
 from local.embedded.secured_listener import SecuredListener
-from ops import replay, topics
+from ops import replay
 from schemas.settings import Settings, SettingsError, load
 
 ROOT = Path(__file__).resolve().parents[2]
