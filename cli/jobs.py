@@ -143,7 +143,7 @@ def retry(
     data_dir: DataDir = None,
 ) -> None:
     """Put failed repos back to pending, or failed and cancelled jobs back to work, with the failure's fields reset."""
-    from connectors.postgres.repo_queue import RepoStore  # noqa: PLC0415 - as above
+    from connectors.postgres.repo_queue import RepoQueue  # noqa: PLC0415 - as above
 
     one_of("name the DIDs or the jobs to retry, or give --all", DIDs=chosen, all=every)
     numbers = [int(one) for one in chosen or [] if one.isascii() and one.isdigit()]
@@ -154,7 +154,7 @@ def retry(
     if not (dids or every):
         return
     with _database(data_dir) as (_, settings):
-        retried = RepoStore(settings).retry_failed(None if every else dids)
+        retried = RepoQueue(settings).retry_failed(None if every else dids)
     typer.echo(f"retried {len(retried)}")
     for did in sorted(set(dids) - set(retried)):
         typer.echo(f"{did} is not failed, or not known", err=True)

@@ -17,7 +17,7 @@ from connectors.identity.handle_checks import HandleChecks
 from connectors.kafka.offsets import Positions, Standing
 from connectors.kafka.producer import LogProducer
 from connectors.postgres.connection import tuples
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
 from connectors.runtime.process import STOP, Health
@@ -163,7 +163,7 @@ def kinds(settings: Settings) -> list[Kind]:
 
     def scheduling(name: str) -> Callable[[], tuple[Work, Close]]:
         def build() -> tuple[Work, Close]:
-            store = RepoStore(settings, STATEMENT_SECONDS)
+            store = RepoQueue(settings, STATEMENT_SECONDS)
             scheduler = Scheduler(settings, store, LogProducer(settings), Positions(settings))
             work: Work = getattr(scheduler, name)
 

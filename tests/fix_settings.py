@@ -9,7 +9,7 @@ import pytest
 from fix_log import LogScope
 
 from connectors.kafka import topics
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from schemas.settings import Settings, load
 
 
@@ -28,8 +28,8 @@ def settings_of(log_scope: LogScope) -> Callable[..., Settings]:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[RepoStore]:
+def store(settings: Settings) -> Iterator[RepoQueue]:
     """The repos of the module's own `settings`."""
-    made = RepoStore(settings)
+    made = RepoQueue(settings)
     yield made
     made.close()

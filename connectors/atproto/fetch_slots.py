@@ -1,12 +1,12 @@
-"""Permits to fetch at once: a number for everybody, some more that only urgent work may take, and a share for every host.
+"""Permits to fetch repos at the same time: a total for ordinary work, extra permits for urgent work, a limit per host.
 
-Urgent work goes first; within its kind, hosts that hold no permit, and then who comes first. Work that waits for a host which
-has its share is passed by the others, and a line that a slow host would not get through soon is shortened (`LineTooLong`).
+Order: urgent work first; within a priority, hosts that hold no permit; then FIFO. A host at its limit does not block
+others. When a host's queue is longer than the host can serve soon, the end of it is evicted (`QueueFull`).
 
-No host keeps the others waiting by being slow. While work waits for a permit, a transfer below the least speed
-(`steps.host_speed`) is ended after 30 s: `TooSlow`, uncounted. Its host is slow from then on: slow hosts share a fifth of the permits,
-where a transfer has five minutes if others wait, and then is `TooSlow`, counted. Hosts that have served nothing yet cannot
-take that fifth from hosts that have.
+While work waits for a permit, a transfer below the minimum speed (`steps.host_speed`) is ended after 30 s: `TooSlow`,
+uncounted. Its host then counts as slow. Slow hosts share a fifth of the permits; there a transfer has five minutes while
+others wait, and is then ended as `TooSlow`, counted. Hosts that have not served a repo yet cannot take the last fifth of
+the permits from hosts that have.
 """
 
 import asyncio
@@ -20,24 +20,24 @@ from math import inf
 from steps.host_speed import HostPace, Transfer
 
 KEPT_HOSTS = 20_000
-AWAY_SECONDS = 0.02  # one after the other: each is a transaction, and comes back
-SLOW_SHARE = 5  # slow hosts share one permit of so many
-CONFINED_SECONDS = 300.0  # what one of their transfers has while another waits
+EVICT_EVERY_SECONDS = 0.02  # paced: each eviction costs a transaction, and the repo returns later
+SLOW_SHARE = 5  # slow hosts share one in five permits
+CONFINED_SECONDS = 300.0  # time limit of a slow host's transfer while another host waits
 
 
-class LineTooLong(Exception):
-    """Too many wait for this host; worth another try after `seconds`."""
+class QueueFull(Exception):
+    """More repos wait for this host than it can serve soon; retry after `seconds`."""
 
     def __init__(self, host: str, seconds: float) -> None:
-        super().__init__(f"{host}: more repos wait for it than it answers soon")
+        super().__init__(f"{host}: more repos wait than the host can serve soon")
         self.seconds = seconds
 
 
 class TooSlow(Exception):
-    """The transfer was ended for others that wait. `counted`: it had its time on a permit of slow hosts."""
+    """The transfer was ended because other repos wait. `counted`: it used up its time on a permit for slow hosts."""
 
     def __init__(self, host: str, speed: float, seconds: float, *, counted: bool) -> None:
-        super().__init__(f"{host}: {speed:.0f} bytes a second, and others wait")
+        super().__init__(f"{host}: {speed:.0f} bytes per second while other repos wait")
         self.seconds = seconds
         self.counted = counted
 
@@ -48,34 +48,34 @@ class _Waiter:
     future: asyncio.Future[None]
 
 
-class Places:
-    """Used in one event loop. `taken`: permits that are held."""
+class FetchSlots:
+    """For one event loop. `taken`: permits in use."""
 
-    def __init__(self, everybody: int, urgent: int, per_host: int, line_seconds: float) -> None:
-        self._limits = {True: everybody + urgent, False: everybody}
+    def __init__(self, ordinary: int, urgent: int, per_host: int, line_seconds: float) -> None:
+        self._limits = {True: ordinary + urgent, False: ordinary}
         self._queues: dict[bool, list[_Waiter]] = {True: [], False: []}
         self._per_host = per_host
         self._line_seconds = line_seconds
-        self._next_away = 0.0  # time.monotonic
+        self._next_eviction = 0.0  # time.monotonic
         self._hosts: Counter[str] = Counter()
         self._paces: dict[str, HostPace] = {}
-        self._for_slow = max(1, everybody // SLOW_SHARE)
-        self._for_proven = everybody // SLOW_SHARE
+        self._for_slow = max(1, ordinary // SLOW_SHARE)
+        self._for_proven = ordinary // SLOW_SHARE
         self._transfers: dict[Transfer, asyncio.Timeout] = {}
         self._ended: dict[Transfer, TooSlow] = {}
         self.taken = 0
 
     def limit(self, *, urgent: bool) -> int:
-        """Permits that such work can have."""
+        """Permits available to work of this priority."""
         return self._limits[urgent]
 
-    def in_lines(self, *, urgent: bool) -> int:
-        """How many of such work wait for their host, whatever permits are free."""
+    def queued(self, *, urgent: bool) -> int:
+        """How much work of this priority waits because its host is at its limit."""
         return sum(self._blocked(waiter.host) for waiter in self._queues[urgent])
 
     @asynccontextmanager
-    async def place(self, host: str, *, urgent: bool) -> AsyncIterator[None]:
-        """Hold one of the host's permits. Raises LineTooLong."""
+    async def slot(self, host: str, *, urgent: bool) -> AsyncIterator[None]:
+        """Hold one of the host's permits. Raises QueueFull."""
         if self._free(host, urgent=urgent):
             self._take(host)
         else:
@@ -83,11 +83,11 @@ class Places:
         try:
             yield
         finally:
-            self._leave(host)
+            self._release(host)
 
     @asynccontextmanager
     async def fetching(self, host: str) -> AsyncIterator[Transfer]:
-        """A request to the host: how long it takes decides how many may wait for the next one. Raises TooSlow."""
+        """Time one request to the host; its duration decides how many repos may queue for the host. Raises TooSlow."""
         pace, began = self._pace(host), time.monotonic()
         pace.began(began)
         transfer = Transfer(host, confined=pace.slow)
@@ -106,29 +106,29 @@ class Places:
             del self._transfers[transfer]
             pace.ended(began, time.monotonic())
 
-    def shorten(self) -> None:
-        """Defer whatever waits for a host that would not come to it soon, the last of the line first; end what is too slow."""
+    def evict_overdue(self) -> None:
+        """End transfers that are too slow; evict from the end of each queue what its host would not reach soon."""
         now = time.monotonic()
-        self._relieve(now)
-        self._next_away = max(self._next_away, now - 1.0)
-        lines = {host: self._pace(host).line(now) for host in self._hosts if self._full(host)}
-        slow_line = 2 * self._for_slow
+        self._end_slow_transfers(now)
+        self._next_eviction = max(self._next_eviction, now - 1.0)
+        limits = {host: self._pace(host).line(now) for host in self._hosts if self._full(host)}
+        slow_left = 2 * self._for_slow
         seen: Counter[str] = Counter()
         for urgent in (True, False):
             for waiter in self._queues[urgent]:
                 pace = self._paces.get(waiter.host)
                 seen[waiter.host] += 1
-                over = seen[waiter.host] > lines.get(waiter.host, inf)
+                over = seen[waiter.host] > limits.get(waiter.host, inf)
                 if pace is not None and pace.slow:
-                    slow_line -= 1
-                    over = over or slow_line < 0
-                if over and self._next_away <= now:
-                    waiter.future.set_exception(LineTooLong(waiter.host, self._pace(waiter.host).away(now)))
-                    self._next_away += AWAY_SECONDS
+                    slow_left -= 1
+                    over = over or slow_left < 0
+                if over and self._next_eviction <= now:
+                    waiter.future.set_exception(QueueFull(waiter.host, self._pace(waiter.host).away(now)))
+                    self._next_eviction += EVICT_EVERY_SECONDS
             self._queues[urgent] = [waiter for waiter in self._queues[urgent] if not waiter.future.done()]
 
-    def _relieve(self, now: float) -> None:
-        """End the slowest transfers that are more than the slow ones' share, while work waits that lacks nothing but a permit."""
+    def _end_slow_transfers(self, now: float) -> None:
+        """While work waits only for a permit, end the slowest transfers beyond the share of slow hosts."""
         slow = sorted((one for one in self._transfers if one.slow(now)), key=lambda one: one.speed(now))
         waiting = [waiter.host for queue in self._queues.values() for waiter in queue if not waiter.future.done()]
         if not slow or not waiting:
@@ -162,7 +162,7 @@ class Places:
         return unproven < limit - self._for_proven
 
     def _blocked(self, host: str) -> bool:
-        """Whether the host has its share, or is slow and slow hosts have theirs."""
+        """Whether the host is at its limit, or is slow and slow hosts are at theirs."""
         if self._full(host):
             return True
         pace = self._paces.get(host)
@@ -182,22 +182,22 @@ class Places:
         waiter = _Waiter(host, asyncio.get_running_loop().create_future())
         self._queues[urgent].append(waiter)
         try:
-            await waiter.future  # who hands a permit over counts it as taken
+            await waiter.future  # the releasing task has already counted the permit as taken
         except asyncio.CancelledError:
             if waiter in self._queues[urgent]:
                 self._queues[urgent].remove(waiter)
             elif waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                self._leave(host)  # it was handed over in the same moment
+                self._release(host)  # the permit was granted at the moment of the cancellation
             raise
 
-    def _leave(self, host: str) -> None:
+    def _release(self, host: str) -> None:
         self.taken -= 1
         self._hosts[host] -= 1
         if not self._hosts[host]:
             del self._hosts[host]
         for urgent in (True, False):
             queue = self._queues[urgent] = [waiter for waiter in self._queues[urgent] if not waiter.future.done()]
-            # hosts that hold nothing go first, so that some with many repos do not fill all permits
+            # hosts that hold no permit go first, so that hosts with many repos do not take all permits
             for waiter in sorted(queue, key=lambda one: self._hosts[one.host] > 0):
                 if self.taken >= self._limits[urgent]:
                     break
@@ -215,7 +215,7 @@ class Places:
         return pace
 
     def _forget(self) -> None:
-        """Hosts that nothing is known of but their pace, and then the oldest of the slow ones."""
+        """Drop idle hosts that are not slow, then the oldest idle slow ones."""
         self._paces = {host: one for host, one in self._paces.items() if one.slow or not one.idle}
         for host in [host for host, one in self._paces.items() if one.idle][: len(self._paces) - KEPT_HOSTS // 2]:
             del self._paces[host]

@@ -1,6 +1,6 @@
 """The rows of `sluice.repo` as work: discovered, queued, claimed, given back, reaped.
 
-Each method is one short transaction on a connection of its own `RepoStore` (`discover` is several); all times are the
+Each method is one short transaction on a connection of its own `RepoQueue` (`discover` is several); all times are the
 database's. Rows are locked in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and
 the rest after, because a held event that the index committed while we waited for the lock must not outlive the phase.
 """
@@ -83,7 +83,7 @@ def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
     )
 
 
-class RepoStore:
+class RepoQueue:
     """Transactions on `sluice.repo`. Connects on first use, and again after a lost connection."""
 
     def __init__(self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS) -> None:

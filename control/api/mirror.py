@@ -1,6 +1,6 @@
 """Handlers that look at the mirror: status, repos, hosts, skipped ranges."""
 
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from control.api import models
 from control.api.context import Context
 from control.api.errors import Conflict, NotFound
@@ -37,7 +37,7 @@ def repos(context: Context, asked: models.RepoPage, _body: None) -> models.Repos
 def retry_repo(context: Context, asked: models.Did, _body: None) -> models.Repo:
     """Put a failed repo back to pending, all fields of the failure reset together."""
     before = repo(context, asked, None)
-    store = RepoStore(context.settings)
+    store = RepoQueue(context.settings)
     try:
         retried = store.retry_failed([asked.did])
     finally:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from connectors.atproto.repo_lookup import AuditNetwork
 from connectors.postgres.connection import dicts
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from protocol.syntax import is_tid, tid_micros
 from protocol.verify_commit import FUTURE_MICROS
 from schemas.settings import Settings
@@ -33,7 +33,7 @@ class BigCommits:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._repos = RepoStore(settings)
+        self._repos = RepoQueue(settings)
         self._connection = dicts(settings, "sluice big commits")
 
     def look(self) -> dict[str, int]:

@@ -15,7 +15,7 @@ import psycopg
 
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import alone, tuples
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -35,7 +35,7 @@ logger = logging.getLogger("control")
 class JobSteps:
     """Used by the scheduler, and so by whoever leads; a second leader for a moment changes nothing."""
 
-    def __init__(self, settings: Settings, store: RepoStore, producer: LogProducer) -> None:
+    def __init__(self, settings: Settings, store: RepoQueue, producer: LogProducer) -> None:
         self._settings = settings
         self._store = store
         self._producer = producer

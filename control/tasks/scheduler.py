@@ -17,7 +17,7 @@ from connectors.kafka.log import Part
 from connectors.kafka.offsets import NO_OFFSET, Positions
 from connectors.kafka.producer import LogProducer, Out, partition_of
 from connectors.postgres.connection import tuples
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from control.tasks.job_steps import JobSteps
 from control.tasks.runner import Step
 from control.tasks.settled import Settled
@@ -66,7 +66,7 @@ class Leader:
 class Scheduler:
     """Steps of control's work; each method is safe to repeat. Constructors never connect."""
 
-    def __init__(self, settings: Settings, store: RepoStore, producer: LogProducer, positions: Positions) -> None:
+    def __init__(self, settings: Settings, store: RepoQueue, producer: LogProducer, positions: Positions) -> None:
         self._settings = settings
         self._store = store
         self._producer = producer

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from connectors.kafka.back_pressure import HighWater
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.patience import patiently
@@ -95,7 +95,7 @@ class AttemptSink(DynamicSink[Chunk | Out]):
 class _AttemptSinkPartition(StatelessSinkPartition[Chunk | Out]):
     def __init__(self, settings: Settings, health: Health) -> None:
         self._producer = LogProducer(settings)
-        self._store = RepoStore(settings)
+        self._store = RepoQueue(settings)
         self._health = health
 
     @override

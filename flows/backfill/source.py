@@ -26,7 +26,7 @@ from connectors.identity.resolver import Resolver
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import Part
 from connectors.kafka.producer import Out, dead_letter
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.background_loop import Background, Handover
 from connectors.runtime.checkpointed import CheckpointedPartition
@@ -197,7 +197,7 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
         resolver, budget, store = (
             Resolver(settings, session),
             HostBudget(settings),
-            RepoStore(settings, STATEMENT_SECONDS),
+            RepoQueue(settings, STATEMENT_SECONDS),
         )
         spools = SpoolBudget(settings.inflight_bytes, settings.spool_max_bytes)
         client = PdsClient(settings, session, budget, spools)
@@ -241,7 +241,7 @@ class ClaimsPartition(CheckpointedPartition[Work | Out, Positions]):
         assert self._stopping is not None  # noqa: S101  # _run
         while not self._stopping.is_set():
             why = self._paused()
-            attempts.shorten_lines()
+            attempts.evict_overdue()
             resync, backlog = (0, 0) if why else (attempts.room(resync=True), attempts.room(resync=False))
             attempts.changed.clear()
             with watchdog.chore("reading of tasks"):  # in a thread: its hang would not stop this loop

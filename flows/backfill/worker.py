@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from connectors.atproto.fetch_slots import LineTooLong, Places, TooSlow
+from connectors.atproto.fetch_slots import FetchSlots, QueueFull, TooSlow
 from connectors.atproto.pds import Download, FetchFailed, PdsClient
 from connectors.atproto.rate_budget import HostBudget
 from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from connectors.kafka.producer import now_text
-from connectors.postgres.repo_queue import Claim, RepoStore
+from connectors.postgres.repo_queue import Claim, RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.background_loop import Handover
 from connectors.runtime.patience import OUTAGE_SECONDS, passes
@@ -47,7 +47,7 @@ X = TypeVar("X")
 Key = tuple[str, int]  # (DID, attempt)
 
 READY_WORKS = 500
-LINES_PER_PLACE = 10  # claims that may wait for hosts which have their share of the places
+QUEUED_PER_SLOT = 10  # claims that may wait for hosts which have their share of the places
 DOUBTED_AFTER = 2  # failures, before the DID document is asked for again
 STALE_FIRST_SECONDS = 2.0
 STALE_LONGEST_SECONDS = 120.0
@@ -78,7 +78,7 @@ class Attempts:
         self,
         settings: Settings,
         *,
-        store: RepoStore,
+        store: RepoQueue,
         resolver: Resolver,
         budget: HostBudget,
         client: PdsClient,
@@ -102,7 +102,7 @@ class Attempts:
             settings.retry_max_seconds,
             settings.rate_limit_pause_seconds,
         )
-        self._places = Places(
+        self._slots = FetchSlots(
             settings.backfill_concurrency,
             max(1, settings.backfill_concurrency // 4),
             settings.host_concurrency,
@@ -124,18 +124,18 @@ class Attempts:
         """
         if len(self._works) >= READY_WORKS:
             return 0
-        places = self._places.limit(urgent=resync)
-        in_lines = self._places.in_lines(urgent=resync)
-        waiting = max(0, sum(kind is resync for kind in self._waiting.values()) - in_lines)
+        places = self._slots.limit(urgent=resync)
+        queued = self._slots.queued(urgent=resync)
+        waiting = max(0, sum(kind is resync for kind in self._waiting.values()) - queued)
         parked = (
-            len(self._tasks) - self._places.taken - len(self._waiting) - len(self._works)
+            len(self._tasks) - self._slots.taken - len(self._waiting) - len(self._works)
         )  # between fetches, if stale
-        free = (places - self._places.taken) + places + 2 - waiting - max(0, parked - places)
-        return min(free, places * LINES_PER_PLACE - in_lines)
+        free = (places - self._slots.taken) + places + 2 - waiting - max(0, parked - places)
+        return min(free, places * QUEUED_PER_SLOT - queued)
 
-    def shorten_lines(self) -> None:
+    def evict_overdue(self) -> None:
         """Give back, uncounted, what a slow host would not come to soon."""
-        self._places.shorten()
+        self._slots.evict_overdue()
 
     def start(self, group: asyncio.TaskGroup, claim: Claim, *, resync: bool) -> None:
         """Work on a claim."""
@@ -149,8 +149,8 @@ class Attempts:
         if known is work and future is not None and not future.done():
             future.set_result(verdict)
 
-    async def stored(self, call: Callable[[RepoStore], X]) -> X:
-        """A transaction of the RepoStore, in a thread; waits a while for a database that is away."""
+    async def stored(self, call: Callable[[RepoQueue], X]) -> X:
+        """A transaction of the RepoQueue, in a thread; waits a while for a database that is away."""
         deadline = time.monotonic() + OUTAGE_SECONDS
         async with self._store_turn:
             while True:
@@ -238,9 +238,9 @@ class Attempts:
     async def _place(self, host: str, *, resync: bool) -> AsyncIterator[None]:
         """A place at the host. Raises FetchFailed where too many wait for it."""
         try:
-            async with self._places.place(host, urgent=resync):
+            async with self._slots.slot(host, urgent=resync):
                 yield
-        except LineTooLong as err:
+        except QueueFull as err:
             raise FetchFailed(Failure(Reason.HOST_BUSY, str(err), err.seconds)) from err
 
     async def _outwait(self, claim: Claim, wanted: str, stale: _Staleness, failed: FetchFailed) -> str | None:
@@ -282,7 +282,7 @@ class Attempts:
     async def _timed(self, identity: Identity, host: str, *, fresh: bool) -> tuple[Identity, Download]:
         """The repo. Raises FetchFailed, also where the host is too slow for others that wait."""
         try:
-            async with self._places.fetching(host) as transfer:
+            async with self._slots.fetching(host) as transfer:
                 return await self._fetch(identity, host, transfer, fresh=fresh)
         except TooSlow as err:
             reason = Reason.TOO_SLOW if err.counted else Reason.HOST_SLOW

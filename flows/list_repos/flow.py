@@ -12,7 +12,7 @@ from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
 from connectors.kafka.producer import LogSink, Out
-from connectors.postgres.repo_queue import Discovery, RepoStore
+from connectors.postgres.repo_queue import Discovery, RepoQueue
 from connectors.postgres.repo_queue import Listed as ListedRepo
 from connectors.runtime import metrics
 from connectors.runtime.patience import patiently
@@ -47,7 +47,7 @@ def flow(settings: Settings, health: Health) -> Dataflow:
     """The dataflow with the relays, the database and the log of the settings."""
     standing, jobs = Standing(), ListingJobs(settings)
     source = listing_source(settings, health, standing, jobs)
-    discover = discoverer(RepoStore(settings), standing, jobs)
+    discover = discoverer(RepoQueue(settings), standing, jobs)
     return build(source, follower(standing), skip_recorder(standing), discover, LogSink(settings))
 
 
@@ -78,7 +78,7 @@ def skip_recorder(standing: Standing) -> Page:
     return record
 
 
-def discoverer(store: RepoStore, standing: Standing, jobs: ListingJobs) -> Callable[[Listed], list[Out]]:
+def discoverer(store: RepoQueue, standing: Standing, jobs: ListingJobs) -> Callable[[Listed], list[Out]]:
     """The `discover` step: rows first (committed here), then the messages of those that are new."""
 
     def discovered(page: Listed, listed: list[ListedRepo]) -> Discovery:

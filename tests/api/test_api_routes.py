@@ -6,7 +6,7 @@ from fix_api import Api
 from flow_process import wait_until
 
 from connectors.kafka.producer import LogProducer, dead_letter
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from control.dead_letters import LetterIndex
 from schemas import wire
 from schemas.reasons import DeadReason
@@ -26,7 +26,7 @@ def put(api: Api, *payloads: bytes) -> None:
 
 
 def test_status_says_what_the_mirror_does(api: Api) -> None:
-    RepoStore(api.settings).discover([Listed(did) for did in DIDS])
+    RepoQueue(api.settings).discover([Listed(did) for did in DIDS])
     status, page = api.get("/api/status")
     assert (status, page["repos"]["pending"]) == (200, len(DIDS))
     assert page["lag"]["index/firehose_live"] == 0
@@ -35,7 +35,7 @@ def test_status_says_what_the_mirror_does(api: Api) -> None:
 
 def test_repos_are_paged_and_failed_ones_retried(api: Api) -> None:
     """T6, C5"""
-    RepoStore(api.settings).discover([Listed(did) for did in DIDS])
+    RepoQueue(api.settings).discover([Listed(did) for did in DIDS])
     api.db.execute(
         "update sluice.repo set phase = 'failed', last_error = 'no', retry_count = 5 where did <> %s", (DIDS[0],)
     )
@@ -49,7 +49,7 @@ def test_repos_are_paged_and_failed_ones_retried(api: Api) -> None:
 
 
 def test_a_repo_that_was_never_in_sync_has_the_pds_of_its_document(api: Api) -> None:
-    RepoStore(api.settings).discover([Listed(DIDS[0]), Listed(DIDS[1], host="https://listed.test")])
+    RepoQueue(api.settings).discover([Listed(DIDS[0]), Listed(DIDS[1], host="https://listed.test")])
     api.db.execute("update sluice.repo set phase = 'failed'")
     api.db.execute("insert into sluice.identity (did, pds) select did, 'https://document.test' from sluice.repo")
     hosts = ["https://document.test", "https://listed.test"]

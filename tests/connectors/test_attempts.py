@@ -119,7 +119,7 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
                 await asyncio.sleep(0.05)
                 attempts.start(group, Claim("did:plc:good", attempt, "", None, "listed", "t", 0, 0), resync=False)
                 while len(ended) < 2 * attempt:
-                    attempts.shorten_lines()
+                    attempts.evict_overdue()
                     await asyncio.sleep(0.02)
 
     asyncio.run(run())

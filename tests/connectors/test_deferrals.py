@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from connectors.identity.resolver import IdentityUnreachable
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from flows.backfill.worker import _unreachable
 from schemas import wire
 from schemas.settings import Settings
@@ -23,7 +23,7 @@ class Bed:
 
     def __init__(self, database: str) -> None:
         self.db = psycopg.connect(database, autocommit=True)
-        self.store = RepoStore(Settings(database=database))
+        self.store = RepoQueue(Settings(database=database))
         self.store.discover([Listed(DID)])
         self.attempt = 0
 

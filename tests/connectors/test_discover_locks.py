@@ -9,7 +9,7 @@ import psycopg
 from flow_process import wait_until
 
 from connectors.kafka.producer import LogProducer
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from control import jobs
 from control.tasks.job_steps import JobSteps
 from schemas.job_spec import JobSpec
@@ -24,7 +24,7 @@ where application_name = 'sluice repos' and wait_event_type = 'Lock' and datname
 
 def test_a_page_and_the_index_lock_the_same_repos(database: str) -> None:
     """G5: a page's later DID is written by one of its statements, its earlier one by another, and an index wants both."""
-    store = RepoStore(load(database=database))
+    store = RepoQueue(load(database=database))
     store.discover([Listed(FIRST), Listed(LAST)])
     failed: list[BaseException] = []
 
@@ -57,7 +57,7 @@ def test_a_batch_of_a_job_and_the_index_lock_the_same_repos(
     """The batch inserts one repo and reopens another; the index locked the second and then wants the first."""
     first, last = "did:plc:" + "a" * 24, "did:plc:" + "z" * 24
     settings = settings_of(database=database)
-    store = RepoStore(settings)
+    store = RepoQueue(settings)
     steps = JobSteps(settings, store, LogProducer(settings))
     failed: list[BaseException] = []
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from connectors.atproto.fetch_slots import CONFINED_SECONDS, LineTooLong, Places, TooSlow
+from connectors.atproto.fetch_slots import CONFINED_SECONDS, FetchSlots, QueueFull, TooSlow
 from steps.host_speed import LEAST_BYTES_PER_SECOND, SLOW_SECONDS, HostPace, Transfer
 
 DRIP = (0.2, 5.0)  # bytes a second, and after how many seconds each part comes
@@ -18,7 +18,7 @@ DRIP = (0.2, 5.0)  # bytes a second, and after how many seconds each part comes
 class Worker:
     """Repos as `flows/backfill/worker.py` treats them: (host, size, bytes a second) each, again and again until fetched."""
 
-    places: Places
+    slots: FetchSlots
     done: dict[str, float] = field(default_factory=dict)
     ended: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     most_at_once: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -28,7 +28,7 @@ class Worker:
         now = asyncio.get_running_loop().time
         while name not in self.done and self.ended[name].count(True) < 5:
             try:
-                async with self.places.place(host, urgent=False), self.places.fetching(host) as transfer:
+                async with self.slots.slot(host, urgent=False), self.slots.fetching(host) as transfer:
                     self.at_once[host] += 1
                     self.most_at_once[host] = max(self.most_at_once[host], self.at_once[host])
                     try:
@@ -39,7 +39,7 @@ class Worker:
             except TooSlow as err:
                 self.ended[name].append(err.counted)
                 await asyncio.sleep(err.seconds)
-            except LineTooLong as err:
+            except QueueFull as err:
                 await asyncio.sleep(err.seconds)
 
     async def _fetch(self, transfer: Transfer, size: int, speed: float) -> None:
@@ -51,7 +51,7 @@ class Worker:
 
     async def shortening(self) -> None:
         while True:
-            self.places.shorten()
+            self.slots.evict_overdue()
             await asyncio.sleep(0.2)
 
 
@@ -62,7 +62,7 @@ async def played(worker: Worker, seconds: float, *repos: tuple[str, str, int, fl
     for task in (*tasks, ticking):
         task.cancel()
     await asyncio.gather(*tasks, ticking, return_exceptions=True)
-    assert worker.places.taken == 0
+    assert worker.slots.taken == 0
 
 
 def dripping(hosts: int, repos: int) -> list[tuple[str, str, int, float]]:
@@ -78,7 +78,7 @@ def test_ten_hosts_that_drip_hold_the_others_up_for_a_minute_at_most(
     timeless: asyncio.Runner, repos_per_host: int
 ) -> None:
     """H3, B3: before, ten transfers of an hour each had every permit, and the others waited as long."""
-    worker = Worker(Places(10, 2, 5, 30.0))
+    worker = Worker(FetchSlots(10, 2, 5, 30.0))
     good = ordinary(5, 4)
     timeless.run(played(worker, 200, *dripping(10, repos_per_host), *good))
     waited = [worker.done.get(name, 999.0) for name, *_ in good]
@@ -89,7 +89,7 @@ def test_ten_hosts_that_drip_hold_the_others_up_for_a_minute_at_most(
 
 def test_hosts_that_have_served_keep_a_fifth_of_the_permits_from_those_that_have_not(timeless: asyncio.Runner) -> None:
     """H3: however many unknown hosts drip at once, those that work go on within a moment."""
-    worker = Worker(Places(10, 2, 5, 30.0))
+    worker = Worker(FetchSlots(10, 2, 5, 30.0))
 
     async def run() -> None:
         await played(worker, 20, *[(f"first{n}", f"good{n}", 100, 1e6) for n in range(5)])
@@ -101,7 +101,7 @@ def test_hosts_that_have_served_keep_a_fifth_of_the_permits_from_those_that_have
 
 def test_slow_hosts_share_few_permits_and_their_transfers_end_counted(timeless: asyncio.Runner) -> None:
     """G5: no transfer is deferred without end: on a permit of slow hosts it has its time, and then it counts."""
-    worker = Worker(Places(10, 2, 5, 30.0))
+    worker = Worker(FetchSlots(10, 2, 5, 30.0))
 
     async def run() -> None:
         good = [(f"g{n}", "good", 2_000_000, 100_000.0) for n in range(400)]
@@ -117,7 +117,7 @@ def test_slow_hosts_share_few_permits_and_their_transfers_end_counted(timeless: 
 
 def test_a_slow_transfer_goes_on_while_nobody_waits(timeless: asyncio.Runner) -> None:
     """A slow host is no fault: where permits are free, its repos are fetched."""
-    worker = Worker(Places(4, 1, 2, 30.0))
+    worker = Worker(FetchSlots(4, 1, 2, 30.0))
     timeless.run(played(worker, 2000, *[(f"slow/{n}", "slow", 1_000_000, 1000.0) for n in range(2)], *ordinary(2, 5)))
     assert {"slow/0", "slow/1"} <= worker.done.keys()
     assert not any(worker.ended.values())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_repo import Repo
 
-from connectors.atproto.fetch_slots import Places
+from connectors.atproto.fetch_slots import FetchSlots
 from connectors.atproto.pds import Download
 from connectors.atproto.spool import Spool, SpoolBudget
 from connectors.postgres.repo_queue import Claim
@@ -233,17 +233,17 @@ def test_an_account_state_is_one_message() -> None:
 
 def test_urgent_work_has_places_of_its_own_and_goes_first() -> None:
     async def main() -> list[str]:
-        places, order = Places(2, 1, per_host=3, line_seconds=30.0), []
+        slots, order = FetchSlots(2, 1, per_host=3, line_seconds=30.0), []
 
         async def take(name: str, gate: asyncio.Event, *, urgent: bool = False) -> None:
-            async with places.place("pds", urgent=urgent):
+            async with slots.slot("pds", urgent=urgent):
                 order.append(name)
                 await gate.wait()
 
         gates = [asyncio.Event() for _ in range(7)]
         tasks = [asyncio.create_task(take(f"backlog {n}", gates[n])) for n in range(4)]
         await asyncio.sleep(0)
-        assert (places.taken, order) == (2, ["backlog 0", "backlog 1"])
+        assert (slots.taken, order) == (2, ["backlog 0", "backlog 1"])
         tasks += [asyncio.create_task(take(f"urgent {n}", gates[4 + n], urgent=True)) for n in range(2)]
         await asyncio.sleep(0)
         assert order == ["backlog 0", "backlog 1", "urgent 0"]
@@ -254,11 +254,11 @@ def test_urgent_work_has_places_of_its_own_and_goes_first() -> None:
         assert order[-1] == "urgent 2"
         gates[0].set()
         await asyncio.sleep(0.01)
-        assert places.taken == 2, "one of three places is not the backlog's"
+        assert slots.taken == 2, "one of three places is not the backlog's"
         for gate in gates:
             gate.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert places.taken == 0
+        assert slots.taken == 0
         return order
 
     assert asyncio.run(main())[-2:] == ["backlog 2", "backlog 3"]

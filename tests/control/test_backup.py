@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from control.tasks.restored import Restored
 from ops import backup as module
 from ops.backup import backup, find_tool, restore
@@ -41,7 +41,7 @@ def dumped(database: str, folder: Path) -> Path:
 
 def test_a_backup_is_restored_whole_and_once(database: str, empty: str, tmp_path: Path) -> None:
     """G1: rows and positions in one snapshot; the file is the owner's alone; an empty database only."""
-    store = RepoStore(Settings(database=database))
+    store = RepoQueue(Settings(database=database))
     store.discover([Listed(did) for did in DIDS])
     store.close()
     with psycopg.connect(database, autocommit=True) as db:
@@ -120,7 +120,7 @@ def test_the_tool_is_of_the_servers_release_or_newer(tmp_path: Path, monkeypatch
 
 def test_the_data_folders_own_database_is_replaced_when_the_new_one_is_complete(database: str, tmp_path: Path) -> None:
     """G1: `sluice up` with its embedded server."""
-    store = RepoStore(Settings(database=database))
+    store = RepoQueue(Settings(database=database))
     store.discover([Listed(DIDS[0])])
     store.close()
     file = dumped(database, tmp_path)
@@ -140,12 +140,12 @@ def test_nothing_is_claimed_until_the_index_has_read_the_log(
     settings_of: Callable[..., Settings], database: str, empty: str, tmp_path: Path
 ) -> None:
     """G1: attempts in the log were numbered after the backup. Dead letters since then are indexed again."""
-    store = RepoStore(Settings(database=database))
+    store = RepoQueue(Settings(database=database))
     store.discover([Listed(did) for did in DIDS])
     store.close()
     restore(load(database=empty), dumped(database, tmp_path))
     settings = settings_of(database=empty)
-    store, positions = RepoStore(settings), Positions(settings)
+    store, positions = RepoQueue(settings), Positions(settings)
     task = wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")
     letter = wire.DeadLetter(topic="firehose_live", reason="bad_field", error="x", time="2026-01-01T00:00:00Z")
     LogProducer(settings).send([Out("dead_letter", DIDS[0], wire.encode(letter))])

@@ -12,7 +12,7 @@ from fix_simulator import Simulation
 from flow_process import wait_until
 
 from connectors.atproto.repo_lookup import AuditNetwork
-from connectors.postgres.repo_queue import RepoStore
+from connectors.postgres.repo_queue import RepoQueue
 from control.tasks import big_commits
 from control.tasks import dead_letter_retry as second_looks
 from control.tasks.big_commits import OLDEST_SECONDS, ROUND_DIDS, YOUNGEST_SECONDS, BigCommits
@@ -88,7 +88,7 @@ def test_the_pds_is_asked_once_and_its_rev_takes_the_path_of_a_listed_one(bed: B
     assert bed.listed() == {behind: bed.truth[behind].rev}
     assert bed.looks.look() == {"retried": 0, "open": 0}
     assert requests(bed) == before + 3
-    store, storms = RepoStore(bed.settings), Storms(bed.settings)
+    store, storms = RepoQueue(bed.settings), Storms(bed.settings)
     assert "lost_event" in storms.held(storms.most() + 1, now=True)
     bed.db.execute("update sluice.repo set listed_since = now() - interval '1 hour' where listed_since is not null")
     assert store.lost_events(60.0) == [behind]

@@ -19,7 +19,7 @@ from flow_process import WAIT_SECONDS, read_topic, wait_until
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, partition_of
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from control.tasks.scheduler import Leader, Scheduler, lost_tasks, task_topic
 from local.embedded.guarded_process import free_port
 from local.embedded.log import EmbeddedLog
@@ -50,11 +50,11 @@ def patient(settings: Settings, **more: Any) -> Settings:
 
 
 @pytest.fixture
-def scheduler(settings: Settings, store: RepoStore) -> Scheduler:
+def scheduler(settings: Settings, store: RepoQueue) -> Scheduler:
     return Scheduler(settings, store, LogProducer(settings), Positions(settings))
 
 
-def rows(store: RepoStore, what: str) -> dict[str, object]:
+def rows(store: RepoQueue, what: str) -> dict[str, object]:
     return dict(store._database().execute(f"select did, {what} from sluice.repo").fetchall())
 
 
@@ -80,7 +80,7 @@ def read_as_backfill(settings: Settings, count: int) -> None:
 
 
 def test_first_fetches_and_later_ones_go_to_their_own_topics(
-    settings: Settings, store: RepoStore, scheduler: Scheduler
+    settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """A desynced repo does not queue behind the whole network's backfill."""
     store.discover([Listed(did) for did in DIDS])
@@ -95,14 +95,14 @@ def test_first_fetches_and_later_ones_go_to_their_own_topics(
     assert scheduler.queue() == 0
 
 
-def test_what_is_not_due_waits(store: RepoStore, scheduler: Scheduler) -> None:
+def test_what_is_not_due_waits(store: RepoQueue, scheduler: Scheduler) -> None:
     store.discover([Listed(did) for did in DIDS])
     store._database().execute("update sluice.repo set queued_at = null, next_retry_at = now() + interval '1 hour'")
     assert scheduler.queue() == 0
 
 
 def test_a_row_whose_message_was_never_sent_is_queued_again(
-    settings: Settings, store: RepoStore, scheduler: Scheduler
+    settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """G1, C4: list_repos died between the row and its message."""
     store.discover([Listed(did) for did in DIDS])
@@ -111,7 +111,7 @@ def test_a_row_whose_message_was_never_sent_is_queued_again(
     assert {task.did for task in messages(settings, "repo_backfill")} == set(DIDS)
 
 
-def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: RepoStore, scheduler: Scheduler) -> None:
+def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: RepoQueue, scheduler: Scheduler) -> None:
     """P4: a long queue is not a lost message; only a message that the group has passed is."""
     store.discover([Listed(did) for did in DIDS])
     (now,) = store._database().execute(
@@ -132,7 +132,7 @@ def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: Repo
 
 
 def test_a_message_that_retention_removed_counts_as_passed(
-    settings: Settings, store: RepoStore, scheduler: Scheduler, log_scope: LogScope
+    settings: Settings, store: RepoQueue, scheduler: Scheduler, log_scope: LogScope
 ) -> None:
     store.discover([Listed(did) for did in DIDS])
     store._database().execute("update sluice.repo set queued_at = null")
@@ -156,7 +156,7 @@ def test_only_the_passed_partition_of_the_right_topic_counts() -> None:
 
 
 def test_an_expired_lease_is_reaped_and_queued_again(
-    settings: Settings, store: RepoStore, scheduler: Scheduler
+    settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """C4: a worker that died leaves nothing stuck."""
     store.discover([Listed(DIDS[0])])
@@ -170,7 +170,7 @@ def test_an_expired_lease_is_reaped_and_queued_again(
 
 
 def test_an_attempt_that_the_index_passed_without_closing_is_reaped(
-    settings: Settings, store: RepoStore, scheduler: Scheduler
+    settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """Design §5.3: the lease no longer runs once the outcome is produced; the index's offset decides."""
     store.discover([Listed(DIDS[0])])
@@ -227,7 +227,7 @@ def page(port: int, path: str) -> str:
         return ""
 
 
-def test_the_process_queues_serves_its_health_and_stops_at_once(settings: Settings, store: RepoStore) -> None:
+def test_the_process_queues_serves_its_health_and_stops_at_once(settings: Settings, store: RepoQueue) -> None:
     """B11: lag is exported; C4: due work is queued without anybody asking."""
     with running_control(patient(settings)) as (process, port):
         wait_until(lambda: '"ready": true' in page(port, "/readyz"), START_SECONDS)
@@ -239,7 +239,7 @@ def test_the_process_queues_serves_its_health_and_stops_at_once(settings: Settin
         assert process.wait(STOP_SECONDS) == 0
 
 
-def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings, store: RepoStore) -> None:
+def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings, store: RepoQueue) -> None:
     """C4, G1: kill -9 of the leader; its lock ends with its session, and the other process queues what is due."""
     mine = patient(settings)
     with running_control(mine) as one, running_control(mine) as other:
@@ -264,7 +264,7 @@ def _lag(text: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def test_a_broker_that_died_is_waited_for(settings: Settings, store: RepoStore, private_log: EmbeddedLog) -> None:
+def test_a_broker_that_died_is_waited_for(settings: Settings, store: RepoQueue, private_log: EmbeddedLog) -> None:
     """G1: control outlives its broker, says why it waits, stops at once meanwhile, and queues later what was due."""
     mine = patient(settings, bootstrap=private_log.bootstrap)
     store.discover([Listed(did) for did in DIDS])

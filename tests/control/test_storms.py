@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer
-from connectors.postgres.repo_queue import FOREVER, Listed, RepoStore
+from connectors.postgres.repo_queue import FOREVER, Listed, RepoQueue
 from connectors.runtime import metrics
 from control.tasks import storms
 from control.tasks.scheduler import Scheduler
@@ -72,7 +72,7 @@ def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
 
 @pytest.fixture
 def scheduler(settings: Settings) -> Iterator[Scheduler]:
-    store = RepoStore(settings)
+    store = RepoQueue(settings)
     one = Scheduler(settings, store, LogProducer(settings), Positions(settings))
     yield one
     one.close()
@@ -147,7 +147,7 @@ def test_every_reason_of_a_refetch_is_held_above_its_share_of_an_hour(
 ) -> None:
     """H7: what was queued in the last hour counts; other reasons go on; the hold ends with its cause."""
     monkeypatch.setattr(storms, "STORM_LEAST", 10)
-    breaker, store = Storms(settings), RepoStore(settings)
+    breaker, store = Storms(settings), RepoQueue(settings)
     in_sync(db, 12)
     move = "update sluice.repo set phase = 'pending', reason = %s, next_retry_at = now(), queued_at = null where did = any(%s)"
     db.execute(move, (reason, [f"did:plc:{n}" for n in range(1, 9)]))
@@ -174,7 +174,7 @@ def test_the_limit_grows_with_the_mirror_and_first_fetches_are_no_storm(
 ) -> None:
     """H7: a few per cent, and some absolute number."""
     monkeypatch.setattr(storms, "STORM_LEAST", 2)
-    breaker, store = Storms(settings), RepoStore(settings)
+    breaker, store = Storms(settings), RepoQueue(settings)
     store.discover([Listed(f"did:plc:{n}") for n in range(400)])
     db.execute("update sluice.repo set queued_at = null")
     db.execute("analyze sluice.repo")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from flow_process import wait_until
 
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from control import filters
 from control.filters import FilterWalk
 from flows.index.source import Gate
@@ -33,7 +33,7 @@ class Bed:
 
     def __init__(self, database: str) -> None:
         self.settings = Settings(database=database, retry_first_seconds=0)
-        self.store = RepoStore(self.settings)
+        self.store = RepoQueue(self.settings)
         self.tables = Tables(self.settings, "cluster")
         self.gate = Gate(self.tables, Rules(retry_first_seconds=0.0))
         self.db: psycopg.Connection[Any] = psycopg.connect(database, autocommit=True)

@@ -14,7 +14,7 @@ from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from schemas import wire
 from schemas.settings import Settings
 
@@ -52,7 +52,7 @@ class World:
             "replication": 1,
         } | settings
         self.settings = Settings(**given)
-        self.store = RepoStore(self.settings)
+        self.store = RepoQueue(self.settings)
         self.producer = LogProducer(self.settings)
         self.processes: list[FlowProcess] = []
         create_topics(bootstrap, self.settings.topic_prefix)

@@ -11,7 +11,7 @@ from backfill_world import World
 from fix_simulator import Simulation
 from flow_process import wait_until
 
-from connectors.atproto.fetch_slots import LineTooLong, Places
+from connectors.atproto.fetch_slots import FetchSlots, QueueFull
 
 CONCURRENCY, SHARE = 6, 2
 
@@ -46,7 +46,7 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
     world.list_all(others)
     # on a machine that is slow enough the other hosts are slow too, and some of theirs are put off for a while
     wait_until(lambda: world.schedule() >= 0 and world.produced() == len(others), 120, world.summary)
-    assert simulation.fired("pds_hang") == SHARE, "no more of its places than its share were taken"
+    assert simulation.fired("pds_hang") == SHARE, "no more of its slots than its share were taken"
     away = "sluice_claims_total"
     wait_until(lambda: process.metric(away, result="put_off"), 60, "what is too much for it comes back later")
     assert process.metric("backfiller_car_fetch_errors_total") == 0, "which is nobody's failure"
@@ -90,30 +90,30 @@ def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread(timeless: asy
     """What waits for a host is bounded by the pace at which it answers; waiting for a place is not waiting for a host."""
 
     async def run() -> list[float]:
-        places = Places(3, 1, per_host=1, line_seconds=0.05)
+        slots = FetchSlots(3, 1, per_host=1, line_seconds=0.05)
         away: list[float] = []
         done: list[str] = []
         hang = asyncio.Event()
 
         async def fetch(host: str) -> None:
             try:
-                async with places.place(host, urgent=False):
-                    async with places.fetching(host):
+                async with slots.slot(host, urgent=False):
+                    async with slots.fetching(host):
                         await (hang.wait() if host == "slow" else asyncio.sleep(0))
                     done.append(host)
-            except LineTooLong as err:
+            except QueueFull as err:
                 away.append(err.seconds)
 
         tasks = [asyncio.create_task(fetch("slow")) for _ in range(6)]
         await asyncio.sleep(0.2)
-        assert (places.taken, places.in_lines(urgent=False)) == (1, 5)
+        assert (slots.taken, slots.queued(urgent=False)) == (1, 5)
         tasks += [asyncio.create_task(fetch(host)) for host in "abcdef"]
         await asyncio.sleep(0)
-        places.shorten()
+        slots.evict_overdue()
         hang.set()
         await asyncio.gather(*tasks)
         assert sorted(done) == [*"abcdef", "slow", "slow"]
-        assert (places.taken, places.in_lines(urgent=False)) == (0, 0)
+        assert (slots.taken, slots.queued(urgent=False)) == (0, 0)
         return away
 
     away = timeless.run(run())
@@ -126,18 +126,18 @@ def test_hosts_that_hang_do_not_take_all_places_again_and_again(timeless: asynci
     """B3: who has shown to be slow gets one place, until it answers quickly again; a fast host keeps its share."""
     held: dict[str, list[int]] = {}
 
-    async def fetch(places: Places, host: str, seconds: float) -> None:
-        async with places.place(host, urgent=False), places.fetching(host):
+    async def fetch(slots: FetchSlots, host: str, seconds: float) -> None:
+        async with slots.slot(host, urgent=False), slots.fetching(host):
             at_once[host] = at_once.get(host, 0) + 1
             held.setdefault(host, []).append(at_once[host])
             await asyncio.sleep(seconds)
             at_once[host] -= 1
 
     async def scenario() -> None:
-        places = Places(4, 0, 2, line_seconds=0.2)
+        slots = FetchSlots(4, 0, 2, line_seconds=0.2)
         for seconds in (0.5, 0.1, 0.001):
-            hanging = [fetch(places, host, seconds) for host in ("a", "b") for _ in range(4 if seconds > 0.01 else 20)]
-            quick = [fetch(places, "quick", 0.01) for _ in range(8)]
+            hanging = [fetch(slots, host, seconds) for host in ("a", "b") for _ in range(4 if seconds > 0.01 else 20)]
+            quick = [fetch(slots, "quick", 0.01) for _ in range(8)]
             await asyncio.wait_for(asyncio.gather(*hanging, *quick), 20)
             most.append({host: max(counts) for host, counts in held.items()})
             held.clear()

@@ -16,7 +16,7 @@ import pytest
 from flow_process import wait_until
 
 from connectors.postgres.migrate import migrate
-from connectors.postgres.repo_queue import Claim, Listed, RepoStore
+from connectors.postgres.repo_queue import Claim, Listed, RepoQueue
 from control import jobs
 from flows.index.source import Batch, Decoded, Gate, IndexWriter
 from flows.index.store import Tables
@@ -38,7 +38,7 @@ LIVE, BACKFILL = ("firehose_live", 0), ("firehose_backfill", 0)
 def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database: str) -> None:
     """C1, C2, C4: 8 workers on 8 connections, 5,000 messages each delivered to two; a killed worker's repos come back."""
     settings = Settings(database=database)
-    store = RepoStore(settings)
+    store = RepoQueue(settings)
     dids = [f"did:plc:{number:024}" for number in range(REPOS)]
     tasks = store.discover([Listed(did) for did in dids]).tasks
     assert len(tasks) == REPOS
@@ -52,7 +52,7 @@ def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database
     together = threading.Barrier(WORKERS)
 
     def work(number: int) -> list[Claim]:
-        mine = RepoStore(settings)
+        mine = RepoQueue(settings)
         rng = random.Random(number)
         rng.shuffle(delivered[number])
         mine._database()
@@ -176,7 +176,7 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
     """P1, P2, P3, P5: 150 events, none bounced; the index's session is killed in the middle, which leaves neither half."""
     caplog.set_level(logging.INFO)
     settings, did = Settings(database=database), f"did:plc:{0:024}"
-    store = RepoStore(settings)
+    store = RepoQueue(settings)
     assert store.claim(store.discover([Listed(did)]).tasks, "w")
     tables = Tables(settings, "a cluster")
     writer = IndexWriter(settings, tables, Gate(tables, Rules()), _NoLetters())

@@ -13,7 +13,7 @@ from flow_process import read_topic, wait_until
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from control import jobs
 from control.tasks.job_steps import JobSteps
 from control.tasks.scheduler import Scheduler
@@ -31,11 +31,11 @@ def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
 
 
 @pytest.fixture
-def steps(settings: Settings, store: RepoStore) -> JobSteps:
+def steps(settings: Settings, store: RepoQueue) -> JobSteps:
     return JobSteps(settings, store, LogProducer(settings))
 
 
-def begin(store: RepoStore, settings: Settings, dids: list[str], **more: Any) -> Job:
+def begin(store: RepoQueue, settings: Settings, dids: list[str], **more: Any) -> Job:
     job = jobs.start(store._database(), JobSpec(source="dids", dids=dids, **more), settings)
     assert isinstance(job, Job)
     return job
@@ -46,17 +46,17 @@ def queued(settings: Settings) -> Counter[str]:
     return Counter(task.did for task in found)
 
 
-def end(store: RepoStore, phase: str, dids: list[str]) -> None:
+def end(store: RepoQueue, phase: str, dids: list[str]) -> None:
     store._database().execute("update sluice.repo set phase = %s, rev = '3' where did = any(%s)", (phase, dids))
 
 
-def counted(store: RepoStore, steps: JobSteps, job: Job) -> Job:
+def counted(store: RepoQueue, steps: JobSteps, job: Job) -> Job:
     store._database().execute("update sluice.backfill_job set counted_at = counted_at - interval '1000 seconds'")
     steps.count()
     return jobs.get(store._database(), job.id)
 
 
-def test_a_list_is_queued_once_counted_and_completed(settings: Settings, store: RepoStore, steps: JobSteps) -> None:
+def test_a_list_is_queued_once_counted_and_completed(settings: Settings, store: RepoQueue, steps: JobSteps) -> None:
     """P4, R5: what is known is not queued again; the job ends when each of its repos has come to an end."""
     store.discover([Listed(DIDS[0])])
     job = begin(store, settings, DIDS, batch_size=25)
@@ -85,7 +85,7 @@ def test_a_list_is_queued_once_counted_and_completed(settings: Settings, store: 
 
 
 def test_a_job_is_not_completed_while_a_repo_has_never_been_fetched_but_a_desync_does_not_hold_it(
-    settings: Settings, store: RepoStore, steps: JobSteps
+    settings: Settings, store: RepoQueue, steps: JobSteps
 ) -> None:
     """R4: the job is about the repos' first fetch; what happens to them later is the stream's."""
     job = begin(store, settings, DIDS[:2])
@@ -98,7 +98,7 @@ def test_a_job_is_not_completed_while_a_repo_has_never_been_fetched_but_a_desync
 
 
 def test_a_paused_or_cancelled_list_stands_still_and_goes_on_at_its_place(
-    settings: Settings, store: RepoStore, steps: JobSteps
+    settings: Settings, store: RepoQueue, steps: JobSteps
 ) -> None:
     """R2"""
     db = store._database()
@@ -116,7 +116,7 @@ def test_a_paused_or_cancelled_list_stands_still_and_goes_on_at_its_place(
     assert queued(settings) == Counter(DIDS)
 
 
-def test_a_list_has_ten_batches_on_the_way_at_most(settings: Settings, store: RepoStore, steps: JobSteps) -> None:
+def test_a_list_has_ten_batches_on_the_way_at_most(settings: Settings, store: RepoQueue, steps: JobSteps) -> None:
     """G6: nobody's list, however long, stands before everybody else's."""
     job = begin(store, settings, DIDS, batch_size=4)
     assert [steps.queue() for _ in range(12)] == [4] * 10 + [0, 0]
@@ -125,7 +125,7 @@ def test_a_list_has_ten_batches_on_the_way_at_most(settings: Settings, store: Re
     assert jobs.get(store._database(), job.id).counts.listed == 48
 
 
-def test_more_priority_comes_first(settings: Settings, store: RepoStore) -> None:
+def test_more_priority_comes_first(settings: Settings, store: RepoQueue) -> None:
     steps = JobSteps(settings.model_copy(update={"queue_batch": 20}), store, LogProducer(settings))
     begin(store, settings, DIDS[:20], batch_size=20)
     begin(store, settings, DIDS[20:40], batch_size=20, priority=5)
@@ -147,7 +147,7 @@ class BrokenProducer(LogProducer):
 
 
 def test_a_crash_between_rows_and_messages_loses_nothing_and_doubles_nothing(
-    settings: Settings, store: RepoStore
+    settings: Settings, store: RepoQueue
 ) -> None:
     """G1, R2: the batch is committed, its messages never left; `requeue` finds its rows."""
     broken = BrokenProducer(settings)
@@ -161,10 +161,10 @@ def test_a_crash_between_rows_and_messages_loses_nothing_and_doubles_nothing(
     assert jobs.get(store._database(), job.id).counts.new == 60
 
 
-def test_two_leaders_for_a_moment_queue_each_repo_once(settings: Settings, store: RepoStore) -> None:
+def test_two_leaders_for_a_moment_queue_each_repo_once(settings: Settings, store: RepoQueue) -> None:
     """C2: the second waits for the job's row, and goes on where the first came to."""
     begin(store, settings, DIDS, batch_size=20)
-    others = [RepoStore(settings) for _ in range(2)]
+    others = [RepoQueue(settings) for _ in range(2)]
     runners = [JobSteps(settings, one, LogProducer(settings)) for one in others]
     assert sum(runner.queue() for runner in runners for _ in range(3)) == 60
     assert queued(settings) == Counter(DIDS)
@@ -172,7 +172,7 @@ def test_two_leaders_for_a_moment_queue_each_repo_once(settings: Settings, store
         one.close()
 
 
-def test_a_pause_that_comes_while_a_batch_is_written_waits_for_it(settings: Settings, store: RepoStore) -> None:
+def test_a_pause_that_comes_while_a_batch_is_written_waits_for_it(settings: Settings, store: RepoQueue) -> None:
     """T3: it sees the batch's checkpoint, and nothing is written behind it."""
     job = begin(store, settings, DIDS, batch_size=20)
     steps = JobSteps(settings, store, LogProducer(settings))
@@ -185,7 +185,7 @@ def test_a_pause_that_comes_while_a_batch_is_written_waits_for_it(settings: Sett
 
 
 def test_a_list_that_is_in_sync_says_so_and_again_fetches_it_once(
-    settings: Settings, store: RepoStore, steps: JobSteps
+    settings: Settings, store: RepoQueue, steps: JobSteps
 ) -> None:
     """R5: a job over repos in sync said "completed" and nothing else."""
     db = store._database()

@@ -1,6 +1,6 @@
 """The model's database and the real one side by side: `Twin` runs every transaction on both and compares all rows.
 
-The real side is `RepoStore`, `Tables` and the index's `Gate` on PostgreSQL, with the model's time: statements call `now()`,
+The real side is `RepoQueue`, `Tables` and the index's `Gate` on PostgreSQL, with the model's time: statements call `now()`,
 and the search path of the test's database puts one before PostgreSQL's that reads the model's clock.
 """
 
@@ -12,7 +12,7 @@ import psycopg
 from model_filters import FilterRow
 from model_tables import GRACE, HOURLY, LEASE, PDS, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
 
-from connectors.postgres.repo_queue import Claim, Discovery, Listed, RepoStore
+from connectors.postgres.repo_queue import Claim, Discovery, Listed, RepoQueue
 from control import filters
 from flows.index.source import Gate
 from flows.index.store import PartitionLost as RealPartitionLost
@@ -91,7 +91,7 @@ class SqlTables:
             resyncs_per_repo_hour=HOURLY,
         )
         self.settings = settings
-        self.store = RepoStore(settings)
+        self.store = RepoQueue(settings)
         self.tables = Tables(settings, CLUSTER)
         self.gate = Gate(self.tables, Kernel().rules)
         self.replaying = Gate(self.tables, replace(Kernel().rules, replayed=True))

@@ -13,7 +13,7 @@ import pytest
 from model_profile import FILTERED
 from model_sql import SqlTables, Twin
 
-from connectors.postgres.repo_queue import Listed, RepoStore
+from connectors.postgres.repo_queue import Listed, RepoQueue
 from connectors.runtime import metrics
 from flows.index.source import Gate
 from flows.index.store import Tables
@@ -86,9 +86,9 @@ def synced(attempt: int, rev: str, data: str, count: int) -> wire.RepoOutcome:
     )
 
 
-def claimed(database: str, did: str = DID) -> RepoStore:
+def claimed(database: str, did: str = DID) -> RepoQueue:
     """A store whose worker has claimed the repo under attempt 1."""
-    store = RepoStore(settings_for(database))
+    store = RepoQueue(settings_for(database))
     store.discover([Listed(did)])
     assert store.claim([wire.RepoTask(did=did, attempt=0, reason="listed")], "w")
     return store
@@ -151,13 +151,13 @@ def test_rows_that_are_there_after_all_are_upserted_and_counted(database: str) -
 def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str) -> None:
     """C2: real connections, at the same moment, in orders of their own."""
     dids = [f"did:plc:{number:04d}" for number in range(500)]
-    first = RepoStore(settings_for(database))
+    first = RepoQueue(settings_for(database))
     first.discover([Listed(did) for did in dids])
     first.close()
     start, claims, failures = threading.Barrier(8), [], []
 
     def work(number: int) -> None:
-        store = RepoStore(settings_for(database))
+        store = RepoQueue(settings_for(database))
         tasks = [wire.RepoTask(did=did, attempt=0, reason="listed") for did in Random(number).sample(dids, len(dids))]
         try:
             store._database()
@@ -181,7 +181,7 @@ def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str
 
 def test_the_database_refuses_a_status_that_hides_beside_an_active_account(database: str) -> None:
     """Whoever writes it. What a listing says of both is taken by its `active`."""
-    store = RepoStore(settings_for(database))
+    store = RepoQueue(settings_for(database))
     listed = {"did:plc:a": "takendown", "did:plc:b": "throttled", "did:plc:c": None}
     store.discover([Listed(did, active=True, status=status) for did, status in listed.items()])
     store.discover([Listed("did:plc:d", active=False)])
@@ -202,7 +202,7 @@ def test_the_database_refuses_a_status_that_hides_beside_an_active_account(datab
 
 def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database: str) -> None:
     """T1: the index's transaction began before the claim that it waited for; completed_at follows started_at all the same."""
-    store = RepoStore(settings_for(database))
+    store = RepoQueue(settings_for(database))
     store.discover([Listed(DID)])
     tables = Tables(settings_for(database), "c")
     takendown = wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown")
@@ -218,7 +218,7 @@ def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database
 
 def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> None:
     """An #account that went out before we listened is lost; what the network itself has said holds for an hour."""
-    store = RepoStore(settings_for(database))
+    store = RepoQueue(settings_for(database))
     store.discover([Listed(DID, active=False, status="deactivated")])
     assert store.phases() == {"unavailable": 1}
     store.discover([Listed(DID, active=True)])
