@@ -9,10 +9,10 @@ from typing import Any
 
 import psycopg
 
+from appview.sql import queries
 from connectors.postgres.pg_array import array
-from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("appview").items()}
+SQL = queries("writer")
 LIKES, REPLIES, REPOSTS, QUOTES = range(4)
 FOLLOWERS, FOLLOWS, POSTS = range(3)
 

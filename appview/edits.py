@@ -7,12 +7,12 @@ import psycopg
 
 from appview.changes import Changes, Key
 from appview.projection.project import KNOWN, Source, project
+from appview.sql import queries
 from connectors.postgres.pg_array import array
 from protocol.encoding.timestamps import canonical
-from schemas.sql import queries
 from steps.gate.batch import ORDERED, Round, Row
 
-SQL = {name: text.encode() for name, text in queries("appview").items()}
+SQL = queries("writer")
 POST = "app.bsky.feed.post"
 
 Db = psycopg.Connection[Any]

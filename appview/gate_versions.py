@@ -13,10 +13,10 @@ import msgspec
 import psycopg
 
 from appview.projection.gate_terms import Terms, stricter
+from appview.sql import queries
 from connectors.postgres.pg_array import array
-from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("appview_gates").items()}
+SQL = queries("gate_versions")
 MAX_VERSIONS = 64
 LAPSED_SECONDS = 3600.0
 MAX_LAPSED = 100_000

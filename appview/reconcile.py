@@ -18,12 +18,12 @@ import psycopg
 from appview.changes import Changes, Key
 from appview.counts import QUOTES, REPLIES, Counts
 from appview.record_pages import feed_items
+from appview.sql import queries
 from appview.writer import Projection
 from connectors.postgres.connection import REFUSALS
 from connectors.postgres.pg_array import array
-from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("appview_fold").items()}
+SQL = queries("reconcile")
 BATCH = 5000
 KINDS = ("post", "repost", "gate", "judge")
 NOBODYS = {(kind, "at://did:example:nobody/none/none") for kind in KINDS}

@@ -10,12 +10,12 @@ from appview import statements as tables
 from appview.changes import Key
 from appview.projection.project import project
 from appview.projection.values import Projected, Row, Source
+from appview.sql import queries
 from connectors.postgres.pg_array import array
 from protocol.encoding.timestamps import canonical
-from schemas.sql import queries
 from steps.gate.batch import Row as RecordRow
 
-SQL = {name: text.encode() for name, text in queries("appview").items()}
+SQL = queries("writer")
 MAY_BE_LONG = 1000  # bytes of a body that can hold a reference too long for an index
 EPOCH = "1970-01-01T00:00:00.000Z"
 POST = "app.bsky.feed.post"

@@ -13,14 +13,14 @@ import psycopg
 from psycopg import errors
 
 from appview.projection.project import VERSION
+from appview.sql import queries
 from connectors.postgres.connection import connect
 from connectors.postgres.migrate import LOCK_KEY
 from connectors.runtime import metrics
 from schemas.errors import OperatorError
 from schemas.settings import Settings
-from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("appview_state").items()}
+SQL = queries("state")
 SMALL = 200_000
 """Records up to which the index on URIs is made at the start; above, `sluice appview rebuild` makes it without locking."""
 

@@ -13,10 +13,10 @@ import psycopg
 from appview import statements as tables
 from appview.projection.rows import COLUMNS, UNIQUE
 from appview.projection.values import Row
+from appview.sql import queries
 from connectors.postgres.pg_array import array
-from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("appview").items()}
+SQL = queries("writer")
 
 Claim = tuple[str, str, str]  # indexedAt, uri, cid
 

@@ -21,13 +21,13 @@ from appview.projection.gate_terms import post_terms, thread_terms
 from appview.projection.rows import UNIQUE
 from appview.projection.values import Projected, Source
 from appview.record_pages import GATES, POST, Page, key_of, paths_of, project_row, records_at
+from appview.sql import queries
 from appview.unique_conflicts import Contest
 from connectors.postgres.connection import REFUSALS
 from connectors.postgres.pg_array import array
-from schemas.sql import queries
 from steps.gate.batch import Row as RecordRow
 
-SQL = {name: text.encode() for name, text in queries("appview").items()}
+SQL = queries("writer")
 REPOST = "app.bsky.feed.repost"
 GATE_RECORDS = ("app.bsky.feed.threadgate", "app.bsky.feed.postgate")
 

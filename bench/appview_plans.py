@@ -25,9 +25,9 @@ from typing import Any
 
 import psycopg
 
+from appview.sql import queries
 from connectors.postgres.migrate import migrate
 from local.embedded.database import EmbeddedDatabase
-from schemas.sql import queries
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "acceptance" / "official_appview.mjs"
@@ -58,7 +58,7 @@ def fill(database: str, records: int) -> None:
         connection.execute("SELECT sluice.appview_prepare()")
         for statement in SQL.read_text().split(";\n"):
             connection.execute(statement.replace(":people", str(people)).replace(":records", str(records)).encode())
-        connection.execute(queries("appview_state")["index_uris"].encode())
+        connection.execute(queries("state")["index_uris"])
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
 

@@ -19,7 +19,7 @@ from schemas.filter_spec import FilterSpec, FilterState
 from schemas.sql import queries
 from steps.gate.filters import Filter, covers
 
-SQL = {name: text.encode() for name, text in queries("filter").items()}
+SQL = queries("filter")
 STEP_REPOS = 1000
 PRUNE_REPOS = 100
 STEP_SECONDS = 0.5

@@ -22,7 +22,7 @@ from schemas.sql import queries
 from steps.job_states import FINAL, Identity, SpecRefused, eta, identify, sources_of, spec_of
 
 Connection = psycopg.Connection[Any]
-SQL = {name: text.encode() for name, text in queries("jobs").items()}
+SQL = queries("jobs")
 SHOWN = 20
 LARGEST_ID = 2**63 - 1
 

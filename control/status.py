@@ -18,7 +18,7 @@ from control.process_status import Sighting
 from schemas.settings import Settings
 from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("control").items()}
+SQL = queries("control")
 EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
 JOBS_SHOWN = 100

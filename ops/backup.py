@@ -25,7 +25,7 @@ from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("restore").items()}
+SQL = queries("restore")
 LOCK_SECONDS = 60  # pg_dump waits so long for a lock on a table
 KILLED_SECONDS = 30.0
 STALL_SECONDS = 1800.0  # a tool that has neither written nor used the processor for so long is ended

@@ -108,7 +108,7 @@ def _migrations(settings: Settings) -> Check:
 def _clock(settings: Settings) -> Check:
     with connect(settings.database, "sluice doctor") as db:
         before = time.time()
-        row = db.execute(queries("control")["now"].encode()).fetchone()
+        row = db.execute(queries("control")["now"]).fetchone()
         after = time.time()
     return clock_check("clock", float(row[0]) if row else 0.0, before, after)
 

@@ -1,6 +1,6 @@
 """What a gate record says, in the columns of `sluice.appview_gate`: terms that SQL can apply to many replies at once.
 
-`schemas/sql/appview_fold.sql` applies them. Takes valid records; total for any other value.
+`appview/sql/reconcile.sql` applies them. Takes valid records; total for any other value.
 """
 
 from typing import Any

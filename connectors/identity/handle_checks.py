@@ -158,7 +158,7 @@ class HandleChecks:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._sql = {name: text.encode() for name, text in queries("handle").items()}
+        self._sql = queries("handle")
         self._background: Background | None = None
 
     def step(self, *, leads: bool) -> None:

@@ -137,7 +137,7 @@ class Positions:
     def stored(self, db: psycopg.Connection[Any], group: str) -> dict[Part, int]:
         """Offsets that this group keeps in the tables, for this broker."""
         prefix = self._settings.topic_prefix
-        statement = queries("control")["stored_offsets"].encode()
+        statement = queries("control")["stored_offsets"]
         cursor = db.cursor(row_factory=tuple_row).execute(statement, (self.cluster, self._settings.group(group)))
         return {(str(topic).removeprefix(prefix), int(part)): int(next_) for topic, part, next_ in cursor}
 

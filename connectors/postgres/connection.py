@@ -26,6 +26,7 @@ from typing_extensions import override
 from connectors.runtime import watchdog
 from schemas.errors import OperatorError
 from schemas.settings import Settings
+from schemas.sql import Statement
 
 R = TypeVar("R")
 X = TypeVar("X")
@@ -247,22 +248,24 @@ class AsyncPool:
         self._patience = patience
         self._pool: AsyncConnectionPool[AsyncBounded] | None = None
 
-    async def fetch(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+    async def fetch(
+        self, statement: Statement, values: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[tuple[Any, ...]]:
         """The rows of a statement; none where it has none."""
 
         async def work(db: AsyncBounded) -> list[tuple[Any, ...]]:
-            cursor = await db.execute(statement.encode(), values or None)
+            cursor = await db.execute(statement, values or None)
             return await cursor.fetchall() if cursor.description else []
 
         return await self._patiently(work)
 
-    async def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+    async def many(self, statement: Statement, rows: Iterable[Sequence[Any]]) -> None:
         """The same statement for each of these rows."""
         listed = list(rows)
 
         async def work(db: AsyncBounded) -> None:
             async with db.cursor() as cursor:
-                await cursor.executemany(statement.encode(), listed)
+                await cursor.executemany(statement, listed)
 
         await self._patiently(work)
 

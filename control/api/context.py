@@ -21,6 +21,7 @@ from connectors.runtime.process import Health
 from control.api.errors import Busy
 from control.status import Collector, Status
 from schemas.settings import Settings
+from schemas.sql import Statement
 
 THREADS = 8
 WAITING = 64
@@ -65,10 +66,10 @@ class Context:
         with self._pool.connection() as connection:
             yield connection
 
-    def rows(self, statement: str, values: dict[str, Any] | None = None) -> list[DictRow]:
+    def rows(self, statement: Statement, values: dict[str, Any] | None = None) -> list[DictRow]:
         """Rows of a statement as dicts."""
         with self.db() as db, db.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(statement.encode(), values).fetchall()
+            return cursor.execute(statement, values).fetchall()
 
     def status(self) -> Status:
         """One look at database and broker; one at a time. Raises psycopg.Error and LogUnavailable."""

@@ -28,7 +28,7 @@ from control.tasks.lag_age import oldest_unsettled
 from schemas.settings import Settings
 from schemas.sql import queries
 
-SQL = {name: text.encode() for name, text in queries("gauges").items()}
+SQL = queries("gauges")
 STATUSES = ("pending", "running", "paused", "paused_quota_limit", "retry", "completed", "failed", "cancelled")
 LOOK_SECONDS = 10.0
 HEAVY_SECONDS = 60.0
@@ -150,7 +150,7 @@ class Gauges:
             metrics.AUDIT_TIME.set(row["time"])
 
     def _handles(self) -> None:
-        (found,) = self._connection().execute(queries("control")["handles"].encode()).fetchall()
+        (found,) = self._connection().execute(queries("control")["handles"]).fetchall()
         for state, count in found.items():
             metrics.HANDLES.labels(state).set(count)
         (late,) = self._rows("handles_late")
@@ -165,7 +165,7 @@ class Gauges:
     def _sizes(self) -> None:
         (row,) = self._rows("size")
         metrics.DATABASE_BYTES.set(row["bytes"])
-        for table in self._connection().execute(queries("control")["rows_estimated"].encode()):
+        for table in self._connection().execute(queries("control")["rows_estimated"]):
             metrics.ESTIMATED_ROWS.labels(table["relname"]).set(table["rows"])
 
     def _ages(self) -> None:
@@ -179,7 +179,7 @@ class Gauges:
 def hosts_with_work(db: psycopg.Connection[Any], limit: int) -> list[DictRow]:
     """Rows (host, phase, repos) of the PDSes with most repos that are not done; from a sample above `SAMPLED_ROWS` repos."""
     cursor = db.cursor(row_factory=dict_row)
-    row = cursor.execute(queries("control")["repos_estimated"].encode()).fetchone()
+    row = cursor.execute(queries("control")["repos_estimated"]).fetchone()
     total = max(1, int(row["count"]) if row else 1)
     values = {"percent": min(100.0, 100.0 * SAMPLED_ROWS / total), "limit": limit}
     return cursor.execute(SQL["hosts_with_work"], values).fetchall()

@@ -21,7 +21,7 @@ from schemas.settings import Settings
 from schemas.sql import queries
 from steps.job_states import AHEAD_BATCHES, RATE_MEMORY, scaled
 
-SQL = {name: text.encode() for name, text in queries("jobs").items()}
+SQL = queries("jobs")
 TOPIC = "repo_backfill"
 COUNT_SECONDS = 1.0
 COUNT_AT_ONCE = 20  # jobs counted in one step, those first that were not for the longest time

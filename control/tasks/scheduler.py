@@ -55,7 +55,7 @@ class Leader:
         if self._leads:
             db.execute("select 1")  # the lock is as alive as this session
         else:
-            self._leads = db.execute(queries("control")["lead"].encode(), (LEADER_KEY,)).fetchone() == (True,)
+            self._leads = db.execute(queries("control")["lead"], (LEADER_KEY,)).fetchone() == (True,)
         return self._leads
 
     def close(self) -> None:

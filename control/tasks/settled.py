@@ -54,5 +54,5 @@ class Settled:
 
     def _read(self, db: psycopg.Connection[Any]) -> float:
         """The time up to which the farthest relay has been read; no firehose has ever run here: no limit."""
-        row = db.execute(SQL["stream_time"].encode(), {"relays": self._settings.relays}).fetchone()
+        row = db.execute(SQL["stream_time"], {"relays": self._settings.relays}).fetchone()
         return FOREVER if row is None or row[0] is None else float(row[0])

@@ -32,7 +32,7 @@ REASONS = (
 )
 """Why repos are fetched again without an operator's word."""
 
-SQL = {name: text.encode() for name, text in queries("storms").items()}
+SQL = queries("storms")
 
 logger = logging.getLogger("control")
 

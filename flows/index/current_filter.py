@@ -32,7 +32,7 @@ class CurrentFilter:
     def read(self, db: psycopg.Connection[Any]) -> Filter:
         """The filter of this transaction, fenced until it ends."""
         with db.cursor() as cursor:
-            cursor.execute(f"{SQL['fence']}; {SQL['current']}".encode())  # one round trip, a snapshot for each
+            cursor.execute(b"%b; %b" % (SQL["fence"], SQL["current"]))  # one round trip, a snapshot for each
             cursor.nextset()
             version, collections, boundary, signal, clean = cursor.fetchone() or (1, ["*"], "all", None, True)
         read = Filter(version, tuple(collections), boundary, signal, clean)
@@ -47,11 +47,11 @@ def admitted(db: psycopg.Connection[Any], kept: Filter, queues: Queues) -> dict[
     """The queues of repos within the boundary. Those that enter it by what they write just now are let in."""
     if kept.boundary == "all" or not queues:
         return dict(queues)
-    rows = db.execute(SQL["outsiders"].encode(), {"dids": list(queues)})
+    rows = db.execute(SQL["outsiders"], {"dids": list(queues)})
     outsiders = {row[0] for row in rows}
     entering = {did for did in outsiders if kept.lets_in(placed.event for placed in queues[did])}
     if entering:
-        db.execute(SQL["let_in"].encode(), {"dids": sorted(entering)})
+        db.execute(SQL["let_in"], {"dids": sorted(entering)})
     out = outsiders - entering
     if out:
         metrics.DROPPED.labels("index", OUTSIDE).inc(sum(len(queues[did]) for did in out))

@@ -35,7 +35,7 @@ SQL = queries("index")
 COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text", "int8"]
 """Binary COPY of a `Row`: json travels as its bytes (in binary form they are the same), raw as bytes."""
 
-RETURNING = " returning r.did, r.collection, r.rkey, r.came"
+RETURNING = b" returning r.did, r.collection, r.rkey, r.came"
 
 REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "throttled", "inactive", "not_found"}
 

@@ -1,19 +1,21 @@
-"""SQL lives in files: migrations in `migrations/`, named queries in `*.sql` beside this module.
+"""SQL lives in files: migrations in `migrations/`, named statements in `*.sql` beside this module.
 
-`queries("repo")` reads `repo.sql` into `{name: statement}`; a block starts with `-- name: NAME` and may go on with
-comments. Source of the idea: procrastinate's queries file.
+A statement starts with `-- name: NAME`; comments may follow. Source of the idea: procrastinate's queries file.
 """
 
 from functools import cache
 from importlib.resources import files
 
+Statement = bytes
+"""SQL text as psycopg takes it."""
+
 
 @cache
-def queries(file: str) -> dict[str, str]:
-    """Named statements of `schemas/sql/<file>.sql`. Raises FileNotFoundError for an unknown file."""
-    text = (files(__package__) / f"{file}.sql").read_text("utf-8")
-    found: dict[str, str] = {}
+def queries(file: str, package: str = __name__) -> dict[str, Statement]:
+    """Named statements of `<file>.sql` in a package. Raises FileNotFoundError for an unknown file."""
+    text = (files(package) / f"{file}.sql").read_text("utf-8")
+    found: dict[str, Statement] = {}
     for block in text.split("-- name:")[1:]:
         name, _, body = block.partition("\n")
-        found[name.strip()] = body.strip()
+        found[name.strip()] = body.strip().encode()
     return found

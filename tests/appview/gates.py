@@ -1,6 +1,6 @@
 """The rules between records, as values: who holds a unique key, who may reply, who may be quoted, which thread is broken.
 
-The index decides them in SQL, set by set (schemas/sql/appview_fold.sql); these are the same rules one by one, which its tests hold it to.
+The index decides them in SQL, set by set (appview/sql/reconcile.sql); these are the same rules one by one, which its tests hold it to.
 Records are valid ones, decoded from JSON. "Known" is whatever the caller knows: the official indexer takes what it has
 indexed so far, the mirror what exists and is not younger than the record that is judged.
 """

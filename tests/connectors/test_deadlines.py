@@ -165,14 +165,14 @@ def test_dead_pooled_connections_are_not_handed_out(private_postgres: EmbeddedDa
 
     async def main() -> None:
         pool = AsyncPool(private_postgres.url, "sluice pool", 2)
-        assert await pool.fetch("select %s::int", (1,)) == [(1,)]
+        assert await pool.fetch(b"select %s::int", (1,)) == [(1,)]
         private_postgres.kill()
         assert not private_postgres.running  # the fault fired
-        waiting = asyncio.create_task(pool.fetch("select %s::int", (2,)))
+        waiting = asyncio.create_task(pool.fetch(b"select %s::int", (2,)))
         await asyncio.to_thread(private_postgres.start)
         assert await waiting == [(2,)]  # asked while it was away
-        await pool.fetch("create temporary table t (n int)")
-        await pool.many("select %s::int", [(1,), (2,)])
+        await pool.fetch(b"create temporary table t (n int)")
+        await pool.many(b"select %s::int", [(1,), (2,)])
         await pool.close()
 
     asyncio.run(main())
@@ -184,7 +184,7 @@ def test_a_pool_gives_up_after_its_patience(monkeypatch: pytest.MonkeyPatch) -> 
     async def main() -> None:
         impatient = AsyncPool("postgresql://nobody@127.0.0.1:1/none", "sluice pool", 1, patience=0.0)
         with pytest.raises(psycopg.OperationalError):
-            await impatient.fetch("select 1")
+            await impatient.fetch(b"select 1")
         await impatient.close()
 
     asyncio.run(main())

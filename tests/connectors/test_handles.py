@@ -389,7 +389,7 @@ def test_who_was_never_checked_goes_before_who_was(database: str) -> None:
         " select %s || n, now() + %s::interval - n * interval '1 s', case when %s then now() - interval '2 d' end"
         " from generate_series(1, %s) n"
     )
-    due = queries("handle")["due"].encode()
+    due = queries("handle")["due"]
     with psycopg.connect(database, autocommit=True) as db:
         for kind, when, checked, count in (
             ("again ", "-1 d", True, 20_000),

@@ -67,7 +67,7 @@ def test_a_job_is_started_once_and_steered(cli: Cli) -> None:
     assert "cannot be resumed; `sluice backfill retry 1`" in cli("resume", "1", exit_code=2)
     assert cli.status(1) == "cancelled"
     assert "status      retry" in cli("retry", "1")
-    cli.db.execute(queries("jobs")["run"].encode(), {"id": 1})
+    cli.db.execute(queries("jobs")["run"], {"id": 1})
     assert cli.json("cancel", "1")["completed_at"]
     page = cli("show", "1")
     assert "of the new  synced 0  pending 0  failed 0  unavailable 0" in page
