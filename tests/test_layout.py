@@ -60,6 +60,11 @@ def test_imports_point_one_way(package: str) -> None:
     assert wrong == {}
 
 
+def test_the_page_for_newcomers_has_every_folder_in_the_order_of_imports() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) == ROOMS
+
+
 def test_steps_and_protocol_do_no_io_and_read_no_clock() -> None:
     wrong = {
         path.name: sorted(bad)
