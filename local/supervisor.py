@@ -19,6 +19,7 @@ from typing import IO
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
 from control.process_status import Process
 from local.last_words import LastWords, spoken
+from steps.backoff import backoff_seconds
 
 LOG_BYTES = 8 * 1024 * 1024
 BACK_OFF_FIRST_SECONDS = 0.5
@@ -171,7 +172,7 @@ _PASSED_ON = ("SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS")
 
 def back_off(ends: int) -> float:
     """Seconds until the start after the n-th end in a row."""
-    return float(min(BACK_OFF_MAX_SECONDS, BACK_OFF_FIRST_SECONDS * 2 ** min(max(0, ends - 1), 16)))
+    return backoff_seconds(max(1, ends), BACK_OFF_FIRST_SECONDS, BACK_OFF_MAX_SECONDS)
 
 
 def peak_bytes(pid: int) -> int:

@@ -6,6 +6,8 @@
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
+from steps.backoff import backoff_seconds
+
 W = TypeVar("W")
 
 LONGEST_SECONDS = 3600.0
@@ -30,8 +32,8 @@ class Cooldowns(Generic[W]):
     def failed(self, peer: str, why: W, now: float, at_least: float = 0.0) -> float:
         """One more failure; when its cooldown ends: the first one's, doubled with each in a row, `at_least` what the peer named."""
         failures = self._failed[peer][2] + 1 if peer in self._failed else 1
-        seconds = max(self._first * 2.0 ** min(failures - 1, 16), at_least)
-        return self._put(peer, why, now + min(seconds, LONGEST_SECONDS), failures)
+        seconds = max(backoff_seconds(failures, self._first, LONGEST_SECONDS), min(at_least, LONGEST_SECONDS))
+        return self._put(peer, why, now + seconds, failures)
 
     def busy(self, peer: str, why: W, now: float, seconds: float) -> float:
         """The peer was not asked for lack of a permit, which is no failure of its own; when to ask it."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
-from protocol.encoding.printable import printable
+from protocol.encoding.safe_text import printable
 from protocol.snapshot import SnapshotReason
+from steps.backoff import backoff_seconds
 
 SHORTEST_PAUSE = 1.0
 LONGEST_PAUSE = 3600.0
@@ -162,7 +163,7 @@ def backoff(n: int, key: str, first: float, longest: float) -> float:
 
     The jitter comes from a hash of key and n: the same every time, and different for repos that failed together.
     """
-    full = longest if n > 64 else min(longest, first * _GROWTH ** (n - 1))
+    full = backoff_seconds(n, first, longest, _GROWTH)
     return full * (1.0 - 0.5 * _fraction(f"{key}/{n}"))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from connectors.atproto.relay import Pager
 from connectors.runtime import metrics
+from steps.backoff import backoff_seconds
 
 RETRY_FIRST_SECONDS = 10.0
 RETRY_LONGEST_SECONDS = 3600.0
@@ -37,4 +38,4 @@ def _wait(failures: int, recheck_seconds: float) -> float:
     """A few failures are asked about sooner than a recheck, many of them later."""
     if failures == 0:
         return recheck_seconds
-    return min(RETRY_FIRST_SECONDS * 2.0 ** min(failures - 1, 20), RETRY_LONGEST_SECONDS)
+    return backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)

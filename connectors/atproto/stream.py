@@ -31,8 +31,8 @@ from connectors.runtime.process import Health
 from protocol.encoding.timestamps import from_unix
 from protocol.event_stream import MAX_SOCKET_BYTES, StreamError, decode, position
 from schemas.settings import Settings
+from steps.backoff import STEADY_SECONDS, reconnect_seconds
 from steps.cursor import Cursors, Gap
-from steps.reconnect import STEADY_SECONDS, reconnect_seconds
 
 POLL_FRAMES = 3000
 QUEUE_UNIT_BYTES = 2048  # a frame of this size or less counts as one in the queue, a larger one as several

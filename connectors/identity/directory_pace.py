@@ -10,6 +10,7 @@ import logging
 import time
 
 from connectors.runtime import metrics
+from steps.backoff import backoff_seconds
 
 SHORTEST_REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 300.0
@@ -54,7 +55,7 @@ class Pace:
         now = time.monotonic()
         if not self.resting:  # else it is one more of the same burst
             self._rests += 1
-        least = min(SHORTEST_REST_SECONDS * 2 ** min(max(self._rests - 1, 0), 10), LONGEST_UNNAMED_SECONDS)
+        least = backoff_seconds(max(self._rests, 1), SHORTEST_REST_SECONDS, LONGEST_UNNAMED_SECONDS)
         rest = min(max(wait or 0.0, least), LONGEST_REST_SECONDS)
         self._rest_until = max(self._rest_until, now + rest)
         if self._said_at is None or now > self._said_at + SAY_AGAIN_SECONDS:

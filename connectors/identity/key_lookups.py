@@ -32,6 +32,7 @@ from connectors.runtime import watchdog
 from connectors.runtime.process import STOP, Health, Stopping
 from protocol.did_document import Identity
 from schemas.settings import Settings
+from steps.backoff import backoff_seconds
 
 Answer = Identity | IdentityNotFound | IdentityUnreachable
 
@@ -184,7 +185,7 @@ class KeyLookups:
                 return running.result()
             except _DATABASE_AWAY as err:
                 self._health.report("failing", f"identities: {err}"[:300])
-                watchdog.rest(STOP, min(WAIT_FIRST_SECONDS * 2**tries, WAIT_MAX_SECONDS))
+                watchdog.rest(STOP, backoff_seconds(tries + 1, WAIT_FIRST_SECONDS, WAIT_MAX_SECONDS))
                 tries = min(tries + 1, 10)
                 if STOP.is_set():
                     raise Stopping(str(err)) from err

@@ -27,6 +27,7 @@ from connectors.runtime import watchdog
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import Statement
+from steps.backoff import backoff_seconds
 
 R = TypeVar("R")
 X = TypeVar("X")
@@ -290,7 +291,7 @@ class AsyncPool:
                 if isinstance(err, errors.ProgramLimitExceeded) or time.monotonic() - began >= self._patience:
                     raise
                 failures += 1
-                await asyncio.sleep(min(5.0, 0.05 * 4 ** min(failures, 6)))
+                await asyncio.sleep(backoff_seconds(failures, 0.2, 5.0, growth=4.0))
 
     async def _opened(self) -> AsyncConnectionPool[AsyncBounded]:
         if self._pool is None:

@@ -15,6 +15,7 @@ from psycopg import errors
 
 from connectors.runtime import watchdog
 from connectors.runtime.process import STOP, Health, Stopping
+from steps.backoff import backoff_seconds
 
 X = TypeVar("X")
 
@@ -33,7 +34,7 @@ def passes(error: BaseException) -> bool:
 
 def back_off(failures: int) -> float:
     """Seconds to wait after the n-th failure in a row."""
-    return float(min(LONGEST_SECONDS, FIRST_SECONDS * 4 ** min(failures - 1, 10)))
+    return backoff_seconds(failures, FIRST_SECONDS, LONGEST_SECONDS, growth=4.0)
 
 
 def patiently(

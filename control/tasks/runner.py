@@ -16,6 +16,7 @@ from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
 from connectors.runtime.process import STOP, Stopping
+from steps.backoff import backoff_seconds
 
 WAIT_FIRST_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
@@ -134,7 +135,7 @@ class StepThread:
         if isinstance(err, LogUnavailable):
             self._close()
         self._failures += 1
-        return float(min(WAIT_FIRST_SECONDS * 2 ** min(self._failures - 1, 10), WAIT_MAX_SECONDS))
+        return backoff_seconds(self._failures, WAIT_FIRST_SECONDS, WAIT_MAX_SECONDS)
 
     def _close(self) -> None:
         built, self._built = self._built, None

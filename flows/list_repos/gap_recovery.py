@@ -14,6 +14,7 @@ from connectors.postgres.connection import Database, alone
 from flows.list_repos.crawler import FLOW, Listings, Range
 from schemas.settings import Settings
 from schemas.sql import queries
+from steps.backoff import backoff_seconds
 from steps.listing.paginator import Listing, Skip
 from steps.listing.progress import Filled, Narrowed
 
@@ -109,7 +110,7 @@ def write_fact(db: psycopg.Connection[tuple[Any, ...]], upstream: str, fact: Ski
 
 def fill_delay(retry_count: int) -> float:
     """Seconds from one round of a range to the next, whatever its requests came to; `retry_count`: rounds before."""
-    return min(FILL_FIRST_SECONDS * 2.0 ** min(retry_count, 20), FILL_LONGEST_SECONDS)
+    return backoff_seconds(retry_count + 1, FILL_FIRST_SECONDS, FILL_LONGEST_SECONDS)
 
 
 def _narrow(db: psycopg.Connection[tuple[Any, ...]], fact: Narrowed) -> None:

@@ -26,8 +26,9 @@ from typing import Any
 import msgspec
 
 from protocol.account_status import is_served
-from protocol.encoding.printable import is_printable, printable
+from protocol.encoding.safe_text import is_printable, printable
 from protocol.syntax import is_did, is_tid, tid_micros
+from steps.backoff import backoff_seconds
 from steps.listing.skip_ahead import beyond, is_number
 
 MAX_SKIPS = 20  # in a row without one page: then the listing itself is broken, not a range of it
@@ -219,8 +220,7 @@ def _cut(state: Listing, why: str, now: float, policy: Policy) -> Decision:
 
 
 def _between_rounds(rounds: int, policy: Policy) -> float:
-    wait = policy.recheck_seconds * 2.0 ** min(max(rounds - 1, 0), 20)
-    return max(policy.recheck_seconds, min(wait, LONGEST_ROUND_SECONDS))
+    return max(policy.recheck_seconds, backoff_seconds(max(rounds, 1), policy.recheck_seconds, LONGEST_ROUND_SECONDS))
 
 
 def _hash(*texts: str) -> int:
@@ -257,7 +257,7 @@ def _goes_round(cursor: str, following: str) -> bool:
 
 
 def _backoff(count: int, policy: Policy) -> float:
-    return float(min(policy.first_wait * 2 ** min(count - 1, 20), policy.longest_wait))
+    return backoff_seconds(count, policy.first_wait, policy.longest_wait)
 
 
 def read_page(body: Any, now_micros: int) -> Page | Failure:

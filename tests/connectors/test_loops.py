@@ -24,10 +24,10 @@ from flows.list_repos.crawler import Listed, Listings, Range
 from flows.list_repos.gap_recovery import SKIP_SECONDS, fill_delay
 from protocol.handle import Standing, next_check
 from schemas.settings import Settings
+from steps.backoff import STEADY_SECONDS, reconnect_seconds
 from steps.job_states import Target
 from steps.listing.paginator import Entry, Failure, Page, Skip, Trouble, failure_of
 from steps.listing.progress import Filled, Narrowed
-from steps.reconnect import STEADY_SECONDS, reconnect_seconds
 
 DAY = 8  # hours
 RELAY, PDS = "https://relay.example", "https://pds.example"

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from connectors.atproto.stream import LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
 from schemas.settings import Settings
-from steps.reconnect import FAILED_MAX_SECONDS, reconnect_seconds
+from steps.backoff import FAILED_MAX_SECONDS, reconnect_seconds
 
 
 class Refusing:
