@@ -13,7 +13,7 @@ from control.attention import attention
 from control.process_status import look_at_all, registered
 from control.status import PHASES, SQL, Collector, Row, Status, held
 from local.progress import rated
-from protocol.encoding.printable import printable
+from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 
 RATE_SECONDS = 1.0

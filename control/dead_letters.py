@@ -9,7 +9,6 @@ again leaves the letter open, with today's error.
     repo_backfill, repo_resync                     the task is sent again: the claim is the guard
 """
 
-from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +29,7 @@ from flows.firehose import flow as firehose
 from flows.index.source import TOPICS, Batch, Decoded, Gate, decode, rules_of
 from flows.index.store import Tables
 from flows.labels import flow as labels
+from protocol.encoding.unpadded_base64 import from_base64
 from protocol.syntax import is_did
 from schemas import wire
 from schemas.errors import OperatorError
@@ -146,7 +146,7 @@ class DeadLetters:
         letter = self._letter(place)
         if letter is None:
             return Retried(place, "open", "retention has removed its payload; dismiss it")
-        payload = b64decode((letter.payload or "") + "=" * (-len(letter.payload or "") % 4))
+        payload = from_base64(letter.payload or "")
         if letter.payload_size > len(payload):
             return Retried(
                 place, "open", f"cannot be retried: only {len(payload)} of {letter.payload_size} bytes are kept"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from control.attention import attention
 from control.status import PHASES, Status, held
-from protocol.encoding.printable import printable
+from protocol.encoding.safe_text import printable
 
 LINE_CHARACTERS = 1000
 PLAIN_SECONDS = 2.0

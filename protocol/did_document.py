@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from protocol.encoding.shown import shown
+from protocol.encoding.safe_text import shown
 from protocol.keys import method_did_key
 from protocol.syntax import MAX_HANDLE, is_did, is_handle
 

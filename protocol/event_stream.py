@@ -14,8 +14,7 @@ import msgspec
 
 from protocol.cid import CID_SIZE, DAG_CBOR
 from protocol.encoding.cbor_scan import MAX_DEPTH, ScanError, integer_field, nested_deeper, scan, scan_all
-from protocol.encoding.printable import printable
-from protocol.encoding.shown import failure, shown
+from protocol.encoding.safe_text import failure, printable, shown
 from protocol.syntax import is_did, is_handle, is_tid
 
 MAX_FRAME_BYTES = 5_000_000

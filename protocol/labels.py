@@ -1,14 +1,12 @@
-"""Labels of a #labels frame → the messages of `label_live`, or a typed rejection. Never raises on wire input.
+"""Labels of a #labels frame: parsing, the key of a subject, and the check of a signature. Never raises on wire input.
 
-Times are normalised, so that the newest `cts` can be found by text order; `sig` stays as it came, in base64, and is checked
-by `label_signed` from the label as it stood in the frame.
+`parse_label` normalises times, so that text order is time order. It keeps `sig` as bytes and does not check it: the signature
+covers the label as it was in the frame, so `label_signed` takes that map.
 
-The subject of a label is any URI: an account's DID, a record, a web page, an AT-URI with a handle. The key of a message is the
-subject's DID, or a hash of the URI where it has none.
+The subject of a label is any URI: an account's DID, a record, a web page, an AT-URI with a handle.
 """
 
 import re
-from base64 import b64encode
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
@@ -17,11 +15,10 @@ import libipld
 import msgspec
 
 from protocol.cid import cid_bytes
-from protocol.encoding.shown import failure, shown
+from protocol.encoding.safe_text import failure, shown
 from protocol.encoding.timestamps import canonical
 from protocol.keys import verify
 from protocol.syntax import is_did
-from schemas import wire
 
 MAX_VALUE_CHARACTERS = 128
 MAX_URI_CHARACTERS = 8192
@@ -52,28 +49,34 @@ class LabelReason(StrEnum):
 
 
 class Label(msgspec.Struct, frozen=True, gc=False):
-    """A message and its key: the DID of the label's subject, or a hash of the subject's URI where it has no DID."""
+    """A label whose fields have the types and limits of the lexicon. `cts` and `exp` are canonical, `neg` has its default."""
 
-    key: str
-    value: bytes
+    src: str
+    uri: str
+    val: str
+    cts: str
+    cid: str | None
+    neg: bool
+    exp: str | None
+    sig: bytes | None
 
 
 class LabelRejected(msgspec.Struct, frozen=True, gc=False):
-    """A label that is none."""
+    """Why a value is not a valid label. `detail` is safe to print."""
 
     reason: LabelReason
     detail: str
 
 
-def label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
-    """One label of a frame with this seq, from the labeler at this URL."""
+def parse_label(value: object) -> Label | LabelRejected:
+    """Check one value of a frame's `labels`."""
     try:
-        return _label(value, seq, labeler)
-    except Exception as err:  # a fault of ours costs this label, not the stream
+        return _parse(value)
+    except Exception as err:  # a defect in our code loses this label, not the stream
         return LabelRejected(LabelReason.FAILED, failure(err))
 
 
-def _label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
+def _parse(value: object) -> Label | LabelRejected:
     if type(value) is not dict:
         return LabelRejected(LabelReason.NOT_A_MAP, type(value).__name__)
     get = value.get
@@ -103,25 +106,14 @@ def _label(value: object, seq: int, labeler: str) -> Label | LabelRejected:
         return LabelRejected(LabelReason.BAD_URI, f"src, uri, val and cid have {size} bytes, more than {MAX_KEY_BYTES}")
     if sig is not None and (type(sig) is not bytes or len(sig) > _MAX_SIG):
         return LabelRejected(LabelReason.BAD_SIG, type(sig).__name__)
-    message = wire.LabelEvent(
-        seq=seq,
-        src=src,
-        uri=uri,
-        val=val,
-        cts=cts,
-        cid=cid,
-        neg=bool(neg),
-        exp=exp,
-        sig=None if sig is None else b64encode(sig).rstrip(b"=").decode(),
-        relay=labeler,
-    )
-    return Label(subject_key(uri), wire.encode(message))
+    return Label(src, uri, val, cts, cid, bool(neg), exp, sig)
 
 
 def label_signed(value: dict[str, Any], key: str) -> bool:
-    """Whether the key (did:key) signed this label of a frame: as it came, or as the official labeler writes it.
+    """Whether the key (did:key) signed a label. `value` is the map from the frame.
 
-    The latter leaves out a `neg` that is false and what is null, and knows eight fields.
+    Two encodings are tried: the map without `sig`, and the map as the official labeler signs it, which has only the eight
+    fields of the lexicon and leaves out null values and a false `neg`.
     """
     sig = value.get("sig")
     if type(sig) is not bytes:
@@ -136,18 +128,18 @@ def label_signed(value: dict[str, Any], key: str) -> bool:
 def _signs(key: str, value: dict[str, Any], sig: bytes) -> bool:
     try:
         return verify(key, libipld.encode_dag_cbor(value), sig)
-    except Exception:  # what cannot be encoded again was not signed
+    except Exception:  # a value that cannot be encoded cannot have been signed
         return False
 
 
 def subject_key(uri: str) -> str:
-    """The key of a subject's messages: the DID that the URI is or belongs to, otherwise `uri:` and a hash of the URI."""
+    """The key of a subject's messages: the DID that the URI is or contains as its authority, else `uri:` and a hash of the URI."""
     did = uri[5:].partition("/")[0] if uri.startswith("at://") else uri
     return did if is_did(did) else f"uri:{sha256(uri.encode()).hexdigest()[:_SUBJECT_HASH_CHARACTERS]}"
 
 
 def _is_subject(uri: str) -> bool:
-    """Whether a label may be about it: a URI of any scheme (the lexicon's format `uri`), without white space and controls."""
+    """Whether the text is a URI of any scheme (the lexicon's format `uri`) without white space and control characters."""
     return len(uri) <= MAX_URI_CHARACTERS and _uri(uri) is not None
 
 

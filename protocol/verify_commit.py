@@ -23,7 +23,7 @@ from protocol.car import CarError, CarLimits, index_bytes, salvaged
 from protocol.cid import is_any_cid
 from protocol.commit import Commit as CommitObject
 from protocol.commit import CommitRejected, parse_commit, verify_commit
-from protocol.encoding.shown import failure, shown
+from protocol.encoding.safe_text import failure, shown
 from protocol.enforcement import Enforcement
 from protocol.event_stream import MAX_FRAME_BYTES, Commit, Sync
 from protocol.mst.invert import UNTOLD, Change, Unproven, UnprovenReason, invert

@@ -16,7 +16,6 @@ ROOMS = ("protocol", "schemas", "steps", "connectors", "appview", "flows", "cont
 PACKAGES = (*ROOMS, "simulator")
 MAY_IMPORT = {room: set(ROOMS[: at + 1]) for at, room in enumerate(ROOMS)} | {"simulator": {"simulator", "schemas"}}
 MAY_IMPORT["cli"] |= {"simulator"}
-OLD_HABITS = {"protocol/labels.py": {"schemas"}}
 IMPURE = {
     "asyncio", "aiohttp", "bytewax", "confluent_kafka", "logging", "os", "prometheus_client", "psycopg", "socket",
     "subprocess", "threading", "time", "urllib3", "uvloop",
@@ -51,11 +50,7 @@ def test_imports_point_one_way(package: str) -> None:
     wrong = {
         str(path.relative_to(ROOT)): sorted(other)
         for path in (ROOT / package).rglob("*.py")
-        if (
-            other := (imported(path) & set(PACKAGES))
-            - MAY_IMPORT[package]
-            - OLD_HABITS.get(str(path.relative_to(ROOT)), set())
-        )
+        if (other := (imported(path) & set(PACKAGES)) - MAY_IMPORT[package])
     }
     assert wrong == {}
 

@@ -11,7 +11,7 @@ from connectors.http.client import SMALL_JSON, HostRefused, Unreachable, fetch, 
 from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from connectors.postgres.connection import connect
 from protocol.encoding.bounded_json import BadJson
-from protocol.encoding.printable import printable
+from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.repo_audit import Finding, Head, Kind, check_commit

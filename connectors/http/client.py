@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver
 
 from connectors.http.addresses import address_allowed
 from protocol.encoding.bounded_json import BadJson, JsonLimits, decode
-from protocol.encoding.printable import printable
+from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 
 LIST_JSON = JsonLimits(1024 * 1024, 40_000)

@@ -6,7 +6,6 @@ A produced message counts when its delivery report says so: `LogProducer.send` r
 
 import hashlib
 import time
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from connectors.kafka import client as broker
 from connectors.kafka.log import MAX_MESSAGE_BYTES, LogUnavailable
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.process import STOP, Stopping
+from protocol.encoding.unpadded_base64 import to_base64
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
@@ -94,7 +94,7 @@ def dead_letter(
         did=did,
         partition=at[0] if at else None,
         offset=at[1] if at else None,
-        payload=b64encode(payload[:DEAD_LETTER_PAYLOAD_BYTES]).decode().rstrip("="),
+        payload=to_base64(payload[:DEAD_LETTER_PAYLOAD_BYTES]),
         payload_sha256=hashlib.sha256(payload).hexdigest(),
         payload_size=len(payload),
     )

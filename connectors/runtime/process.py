@@ -19,7 +19,7 @@ from pathlib import Path
 
 from connectors.http.server import Server, health_app
 from connectors.runtime import metrics
-from protocol.encoding.printable import printable
+from protocol.encoding.safe_text import printable
 
 STOP = threading.Event()
 WHY_CHARACTERS = 1000

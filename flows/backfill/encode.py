@@ -5,7 +5,6 @@ message, whose block is not kept or whose path is none of a record goes without 
 that rows and `count` agree, and the rows rebuild the tree.
 """
 
-from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import msgspec
 
 from protocol.cid import cid_str
 from protocol.encoding.record_json import BodyReason, RecordBody, leaf_body
+from protocol.encoding.unpadded_base64 import to_base64
 from protocol.snapshot import Head, Snapshot
 from schemas import wire
 
@@ -55,7 +55,7 @@ def creates(snapshot: Snapshot, attempt: Attempt, limit_bytes: int) -> Iterator[
             time=time,
             commit=commit,
             record=wire.ABSENT if body.json is None else raw_json(body.json),
-            raw=None if body.raw is None else text_of(body.raw),
+            raw=None if body.raw is None else to_base64(body.raw),
             reason=body.reason,
         )
         value = encode(message)
@@ -96,7 +96,7 @@ def synced(head: Head, attempt: Attempt, count: int) -> bytes:
         active=True,
         rev=head.rev,
         commit=head.commit,
-        commit_block=text_of(head.commit_block),
+        commit_block=to_base64(head.commit_block),
         data=head.data,
         count=count,
     )
@@ -105,11 +105,6 @@ def synced(head: Head, attempt: Attempt, count: int) -> bytes:
 def gone(attempt: Attempt, status: str, *, deleted: bool) -> bytes:
     """The outcome of an account that cannot be fetched: `status` is why (takendown, deactivated, not_found, …)."""
     return _outcome(attempt, "deleted" if deleted else "unavailable", active=False, reason=status)
-
-
-def text_of(block: bytes) -> str:
-    """A block in a message: unpadded base64."""
-    return b64encode(block).rstrip(b"=").decode()
 
 
 def _outcome(attempt: Attempt, status: Literal["synced", "unavailable", "deleted"], **fields: Any) -> bytes:

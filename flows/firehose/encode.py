@@ -1,6 +1,5 @@
 """Verified events → the JSON messages of `firehose_live`. Pure; a message is never larger than the log takes."""
 
-from base64 import b64encode
 from collections import Counter
 
 import msgspec
@@ -8,6 +7,7 @@ import msgspec
 from protocol.cid import cid_str, is_cid
 from protocol.encoding.record_json import BodyReason, RecordBody, leaf_body
 from protocol.encoding.timestamps import canonical
+from protocol.encoding.unpadded_base64 import to_base64
 from protocol.event_stream import Account, Commit, Identity
 from protocol.verify_commit import Refused, Verified, VerifyReason
 from schemas import wire
@@ -68,7 +68,7 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
                 cid=cid_str(op.cid),
                 prev=prev,
                 record=wire.ABSENT if body.json is None else msgspec.Raw(body.json),
-                raw=None if body.raw is None else _base64(body.raw),
+                raw=None if body.raw is None else to_base64(body.raw),
                 reason=body.reason,
             )
         )
@@ -80,7 +80,7 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
             rev=event.rev,
             since=event.since,
             commit=cid_str(verified.commit),
-            commit_block=_base64(verified.commit_block),
+            commit_block=to_base64(verified.commit_block),
             data=cid_str(verified.data),
             prev_data=None if verified.data_before is None else cid_str(verified.data_before),
             ops=ops,
@@ -127,7 +127,7 @@ def sync_value(verified: Verified, relay: str, time: str) -> bytes:
             rev=event.rev,
             data=cid_str(verified.data),
             commit=cid_str(verified.commit),
-            commit_block=_base64(verified.commit_block),
+            commit_block=to_base64(verified.commit_block),
             relay=relay,
         )
     )
@@ -148,7 +148,3 @@ def identity_value(event: Identity, relay: str, epoch: int, time: str) -> bytes:
     return wire.encode(
         wire.IdentityEvent(seq=event.seq, time=time, did=event.did, handle=handle, relay=relay, epoch=epoch)
     )
-
-
-def _base64(block: bytes) -> str:
-    return b64encode(block).rstrip(b"=").decode()

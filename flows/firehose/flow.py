@@ -23,7 +23,7 @@ from connectors.runtime import metrics
 from connectors.runtime.process import Health
 from flows.firehose.encode import account_value, commit_message, identity_value, moment
 from protocol.did_document import Identity as Document
-from protocol.encoding.shown import failure, shown
+from protocol.encoding.safe_text import failure, shown
 from protocol.encoding.timestamps import canonical, from_unix, to_unix
 from protocol.event_stream import Account, Commit, Identity, Info, Message, Rejected, StreamError, Sync, Unknown, decode
 from protocol.verify_commit import FUTURE_MICROS, Checks, Refused, Verified, verify

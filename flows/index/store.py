@@ -4,7 +4,6 @@
 on where they stood: whoever lost a partition meanwhile gets `PartitionLost` and nothing of his is committed.
 """
 
-from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from connectors.postgres.connection import own_transaction, tuples
 from connectors.postgres.pg_array import array
 from connectors.runtime import metrics
 from flows.index.current_filter import CurrentFilter, Queues, admitted
+from protocol.encoding.unpadded_base64 import from_base64
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -347,4 +347,4 @@ def _bounded(reason: str | None) -> str:
 
 
 def _unbase64(text: str | None) -> bytes | None:
-    return None if text is None else b64decode(text + "=" * (-len(text) % 4))
+    return None if text is None else from_base64(text)

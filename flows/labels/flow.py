@@ -22,10 +22,11 @@ from connectors.identity.label_signatures import LabelSignatures, Signer
 from connectors.kafka.producer import LogSink, Out, dead_letter, now_text
 from connectors.runtime import metrics
 from connectors.runtime.process import Health
+from flows.labels.encode import label_value
 from protocol.did_document import Identity as Document
 from protocol.encoding.timestamps import canonical, to_unix
 from protocol.event_stream import Info, Labels, Message, Rejected, StreamError, Unknown, decode
-from protocol.labels import LabelReason, LabelRejected, label
+from protocol.labels import LabelReason, LabelRejected, parse_label, subject_key
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
@@ -162,11 +163,11 @@ def encode_all(batch: list[Checked]) -> list[Out]:
         if isinstance(message, Labels):
             refused: dict[LabelReason, list[str]] = {}
             for at, value in enumerate(message.labels):
-                made = one.wrong.get(at) or label(value, message.seq, labeler)
-                if isinstance(made, LabelRejected):
-                    refused.setdefault(made.reason, []).append(made.detail)
+                label = one.wrong.get(at) or parse_label(value)
+                if isinstance(label, LabelRejected):
+                    refused.setdefault(label.reason, []).append(label.detail)
                 else:
-                    out.append(Out(TOPIC, made.key, made.value))
+                    out.append(Out(TOPIC, subject_key(label.uri), label_value(label, message.seq, labeler)))
             # a letter holds the frame: one for each of its labels would be gigabytes
             out += [_dead(one, reason.value, _detail(details)) for reason, details in refused.items()]
         elif isinstance(message, Rejected):

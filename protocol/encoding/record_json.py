@@ -13,7 +13,6 @@ Where the official AppView reads CBOR that is not canonical, or text that is not
 `not_canonical` or `invalid_utf8`.
 """
 
-from base64 import b64encode
 from enum import StrEnum
 from typing import Any
 
@@ -21,10 +20,10 @@ import cbrrr
 import msgspec
 
 from protocol.cid import DAG_CBOR, dag_cbor_cid, is_cid, sha256_cid
-from protocol.encoding.cbor_scan import ScanError, scan
+from protocol.encoding.cbor_scan import MAX_DEPTH, ScanError, scan
 from protocol.encoding.loose_cbor import decode as decode_loosely
+from protocol.encoding.unpadded_base64 import to_base64
 
-MAX_DEPTH = 128
 MAX_ITEMS = 100_000
 """CBOR items of a record that has JSON. As many empty lists are 12 MB of objects; a block of 2 MB could have two million."""
 SCAN_BYTES = 64 * 1024
@@ -176,7 +175,7 @@ def _lossy(value: object, reasons: set[BodyReason]) -> object:
     if isinstance(value, cbrrr.CID):
         return {"$link": value.encode()}
     if isinstance(value, bytes):
-        return {"$bytes": b64encode(value).rstrip(b"=").decode()}
+        return {"$bytes": to_base64(value)}
     if isinstance(value, float):
         reasons.add(BodyReason.FLOAT)
         if value.is_integer() and abs(value) < _SAFE_INTEGER:  # where numbers have one type, 1.0 is an integer

@@ -5,8 +5,8 @@ import string
 from itertools import permutations
 
 from flows.index.store import Tables
-from protocol.labels import MAX_KEY_BYTES, Label
-from protocol.labels import label as label_message
+from flows.labels.encode import label_value
+from protocol.labels import MAX_KEY_BYTES, Label, parse_label
 from schemas import wire
 from schemas.settings import Settings
 
@@ -40,14 +40,12 @@ def test_labels_on_web_pages_handles_and_the_longest_subjects_have_rows(database
     room = MAX_KEY_BYTES - len(SRC) - len("spam") - len("https://")
     noise = "".join(random.Random(6).choices(string.ascii_letters + string.digits, k=room))  # does not compress
     subjects = ["https://example.com/page", "at://bob.example/app.bsky.feed.post/3k", f"https://{noise}"]
-    made = [
-        label_message({"src": SRC, "uri": uri, "val": "spam", "cts": "2026-01-01T00:00:00Z"}, seq, "")
-        for seq, uri in enumerate(subjects)
-    ]
+    parsed = [parse_label({"src": SRC, "uri": uri, "val": "spam", "cts": "2026-01-01T00:00:00Z"}) for uri in subjects]
+    made = [label_value(one, seq, "") for seq, one in enumerate(parsed) if isinstance(one, Label)]
     tables = Tables(Settings(database=database), "cluster")
     tables.starts({})
     with tables.transaction() as unit:
-        unit.labels([wire.decode_label(one.value) for one in made if isinstance(one, Label)])
+        unit.labels([wire.decode_label(value) for value in made])
         for uri in subjects:
             assert unit.db.execute("select val from bsky.label where uri = %s", (uri,)).fetchall() == [("spam",)]
     tables.close()

@@ -9,7 +9,7 @@ from fix_simulator import Simulation
 from flow_process import wait_until
 
 from cli.status_text import rows, table
-from protocol.encoding.printable import is_printable
+from protocol.encoding.safe_text import is_printable
 from simulator.faults.hostile_lists import ESCAPES
 
 Simulator = Callable[..., Simulation]

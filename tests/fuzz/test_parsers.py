@@ -17,7 +17,7 @@ from protocol.commit import Commit as CommitObject
 from protocol.commit import CommitRejected, parse_commit
 from protocol.encoding.record_json import record_body
 from protocol.event_stream import Commit, Message, Rejected, Sync, decode
-from protocol.labels import Label, LabelRejected, label, label_signed
+from protocol.labels import Label, LabelRejected, label_signed, parse_label
 from protocol.mst.invert import Change, Unproven, invert
 from protocol.mst.node import MstError, parse_node
 from protocol.syntax import tid_micros
@@ -104,7 +104,7 @@ def through(data: bytes) -> None:
             assert commit_message(result, "relay", "2026-01-01T00:00:00.000Z").value
     elif not isinstance(message, Rejected) and hasattr(message, "labels"):
         for value in message.labels:
-            made = label(value, message.seq, "labeler")
+            made = parse_label(value)
             assert isinstance(made, Label | LabelRejected)
             if isinstance(made, Label):
                 label_signed(value, KEY.did_key)

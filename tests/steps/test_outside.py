@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from connectors.http.addresses import address_allowed
 from protocol.encoding.bounded_json import BadJson, JsonLimits, decode
-from protocol.encoding.printable import is_printable, printable
+from protocol.encoding.safe_text import is_printable, printable
 
 LIMITS = JsonLimits(1024 * 1024, 40_000)
 

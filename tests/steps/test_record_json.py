@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from protocol.cid import cid_bytes, cid_str, dag_cbor_cid
 from protocol.encoding import loose_cbor
-from protocol.encoding.record_json import MAX_DEPTH, BodyReason, RecordBody, body_cid, leaf_body, record_body
+from protocol.encoding.cbor_scan import MAX_DEPTH
+from protocol.encoding.record_json import BodyReason, RecordBody, body_cid, leaf_body, record_body
 
 CID = cbrrr.CID(b"\x01\x71\x12\x20" + sha256(b"x").digest())
 SCALARS = (

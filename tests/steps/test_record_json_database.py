@@ -4,7 +4,8 @@ import cbrrr
 import psycopg
 
 from protocol.cid import dag_cbor_cid
-from protocol.encoding.record_json import MAX_DEPTH, body_cid, record_body
+from protocol.encoding.cbor_scan import MAX_DEPTH
+from protocol.encoding.record_json import body_cid, record_body
 
 
 def test_hostile_json_survives_the_column_type(blank_database: str) -> None:
