@@ -61,6 +61,17 @@ def test_every_section_of_the_design_that_code_cites_exists() -> None:
     assert [f"{name}: §{one}" for name, one in cited if one not in sections] == []
 
 
+def test_every_name_in_the_design_is_in_the_code() -> None:
+    """Columns, topics, settings and reasons, so that a renamed one is renamed here as well."""
+    code = "\n".join(
+        text for name, text in texts().items() if name.endswith((".py", ".sql", ".yml")) and "tests/" not in name
+    )
+    known = set(re.findall(r"\w+", code))
+    used = re.findall(r"`(?:sluice\.)?([A-Za-z_]+)(?:=\w+)?`", (ROOT / "docs" / "design.md").read_text("utf-8"))
+    assert len(used) > 60
+    assert [name for name in used if name not in known] == []
+
+
 def test_no_file_refers_to_a_document_outside_of_the_repository() -> None:
     assert [f"{name}: {found}" for name, text in texts().items() for found in OUTSIDE.findall(text)] == []
 
