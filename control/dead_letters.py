@@ -18,7 +18,7 @@ import msgspec
 import psycopg
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Message, TopicPartition
 
-from connectors.atproto.stream import Frame
+from connectors.atproto.stream_sockets import Frame
 from connectors.kafka import client as broker
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks

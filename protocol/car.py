@@ -15,47 +15,23 @@ that is too large costs its own body only. A block of another codec or hash func
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
-import cbrrr
-
-from protocol.cid import CID_SIZE, DAG_CBOR, RAW
+from protocol.car_format import (
+    LONGEST_CID,
+    MAX_HEADER,
+    OUR_PREFIXES,
+    CarError,
+    CarReason,
+    check_foreign_cid,
+    may_be_car,
+    parse_header,
+    varint,
+)
+from protocol.cid import CID_SIZE
 from protocol.encoding.block_offsets import CarPlaces
-
-_MAX_HEADER = 64 * 1024
-_LONGEST_CID = 128
-_MAX_VARINT = 9
-_MAP_OF_FEW = range(0xA1, 0xB8)  # how the header of a CAR of any version begins: a small CBOR map
-_OURS = (DAG_CBOR, RAW)
-_SHA2_256_SIZE = b"\x12\x20"
-_ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header of one root, which is the usual one
-_VERSION_1 = b"gversion\x01"
-
-
-class CarReason(StrEnum):
-    """Why a CAR was refused."""
-
-    TRUNCATED = "truncated"
-    NOT_A_CAR = "not_a_car"
-    BAD_HEADER = "bad_header"
-    BAD_VARINT = "bad_varint"
-    BAD_CID = "bad_cid"
-    HASH_MISMATCH = "hash_mismatch"
-    TOO_MANY_BLOCKS = "too_many_blocks"
-    TOO_LARGE = "too_large"
-
-
-class CarError(Exception):
-    """The one error of this module; `reason` is for code, the sentence for people."""
-
-    def __init__(self, reason: CarReason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
 
 MAX_BLOCK_BYTES = 2 << 20
 """A larger block is hashed and not kept."""
@@ -189,22 +165,22 @@ class CarIndex:
         """Read the header if it is all there; returns the bytes consumed."""
         if not may_be_car(buffer):
             raise CarError(CarReason.NOT_A_CAR, f"begins with {buffer[:24]!r}")
-        size, at = _varint(buffer, 0, len(buffer))
+        size, at = varint(buffer, 0, len(buffer))
         if at == 0:
             self._need = self._have + 1
             return 0
-        if not 0 < size <= _MAX_HEADER:
+        if not 0 < size <= MAX_HEADER:
             raise CarError(CarReason.BAD_HEADER, f"{size} bytes long")
         if len(buffer) < at + size:
             self._need = at + size
             return 0
-        self.root = _root(buffer[at : at + size])
+        self.root = parse_header(buffer[at : at + size])
         return at + size
 
     def _sections(self, buffer: bytes, at: int) -> int:
         """Index the whole blocks in the buffer from `at`; returns where the first incomplete one starts."""
         end_of_buffer = len(buffer)
-        limit = self._limits.block + _LONGEST_CID  # the CID is part of a section
+        limit = self._limits.block + LONGEST_CID  # the CID is part of a section
         blocks, places, base = self.blocks, self._places, self._offset
         while at < end_of_buffer:
             size = buffer[at]
@@ -212,13 +188,13 @@ class CarIndex:
             if size >= 0x80 and start < end_of_buffer and 0 < buffer[start] < 0x80:  # two bytes: most blocks
                 size, start = size & 0x7F | buffer[start] << 7, start + 1
             elif size >= 0x80:
-                size, start = _varint(buffer, at, end_of_buffer)
+                size, start = varint(buffer, at, end_of_buffer)
                 if start == at:
                     self._need = end_of_buffer - at + 1
                     return at
             if size > limit:
-                if end_of_buffer - start < _LONGEST_CID:
-                    self._need = start - at + _LONGEST_CID
+                if end_of_buffer - start < LONGEST_CID:
+                    self._need = start - at + LONGEST_CID
                     return at
                 at = self._begin_large(buffer, start, size)
                 break
@@ -227,7 +203,7 @@ class CarIndex:
                 self._need = end - at
                 return at
             prefix = buffer[start : start + 4]
-            if size >= CID_SIZE and prefix in _OURS:
+            if size >= CID_SIZE and prefix in OUR_PREFIXES:
                 body = start + CID_SIZE
                 cid = buffer[start:body]
                 block = buffer[body:end]
@@ -238,7 +214,7 @@ class CarIndex:
                 else:
                     places.add(cid, base + body, end - body)
             else:
-                _check_foreign_cid(buffer, start, end)
+                check_foreign_cid(buffer, start, end)
                 self.skipped += 1
             at = end
         self._need = 1
@@ -246,11 +222,11 @@ class CarIndex:
 
     def _begin_large(self, buffer: bytes, start: int, size: int) -> int:
         """From here on `_large` passes; returns where its body starts."""
-        if buffer[start : start + 4] in _OURS:
+        if buffer[start : start + 4] in OUR_PREFIXES:
             body = start + CID_SIZE
             self._large = _Large(buffer[start:body], size - CID_SIZE, size - CID_SIZE, sha256())
             return body
-        _check_foreign_cid(buffer, start, start + size)
+        check_foreign_cid(buffer, start, start + size)
         self._large = _Large(b"", size, size, None)
         return start
 
@@ -263,14 +239,6 @@ class _Large:
     size: int
     left: int
     hash: Any
-
-
-def may_be_car(start: bytes) -> bool:
-    """Whether what begins with these bytes may be a CAR: its header is a map. True also where they are too few to tell."""
-    at = 0
-    while at < len(start) and start[at] >= 0x80 and at < _MAX_VARINT:
-        at += 1
-    return at + 1 >= len(start) or start[at + 1] in _MAP_OF_FEW
 
 
 def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:
@@ -287,21 +255,21 @@ def salvaged(car: bytes, limits: CarLimits) -> tuple[bytes | None, dict[bytes, b
     root = None
     at, end = 0, len(car)
     try:
-        size, start = _varint(car, 0, end)
+        size, start = varint(car, 0, end)
         at = start + size
         if start == 0 or at > end:
             return None, blocks
-        root = _root(car[start:at])
+        root = parse_header(car[start:at])
     except CarError:
         pass  # the sections may still be in order
     try:
         for _ in range(limits.blocks):
-            size, start = _varint(car, at, end)
+            size, start = varint(car, at, end)
             if start == at or start + size > end or size > limits.block + 128:
                 break
             at = start + size
             cid, block = car[start : start + CID_SIZE], car[start + CID_SIZE : at]
-            if cid[:4] in _OURS and sha256(block).digest() == cid[4:]:
+            if cid[:4] in OUR_PREFIXES and sha256(block).digest() == cid[4:]:
                 blocks[cid] = block
     except CarError:
         pass
@@ -321,53 +289,3 @@ def _read_at(fd: int, offset: int, size: int) -> bytes:
     if len(data) != size:
         raise CarError(CarReason.TRUNCATED, f"the spool file lost bytes at {offset}")
     return data
-
-
-def _varint(buffer: bytes, at: int, end: int) -> tuple[int, int]:
-    """(value, position behind it); the position is `at` where the buffer ends within it."""
-    value = shift = 0
-    for position in range(at, min(end, at + _MAX_VARINT)):
-        byte = buffer[position]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if byte == 0 and position > at:
-                raise CarError(CarReason.BAD_VARINT, "not minimal")
-            return value, position + 1
-        shift += 7
-    if end - at >= _MAX_VARINT:
-        raise CarError(CarReason.BAD_VARINT, "longer than 9 bytes")
-    return 0, at
-
-
-def _root(header: bytes) -> bytes:
-    if header[:17] == _ONE_ROOT and header[49:] == _VERSION_1:
-        return header[13:49]
-    try:
-        value = cbrrr.decode_dag_cbor(header)
-    except (ValueError, RecursionError) as err:
-        raise CarError(CarReason.BAD_HEADER, str(err)) from err
-    if not isinstance(value, dict) or value.get("version") != 1 or value.get("version") is True:
-        raise CarError(CarReason.BAD_HEADER, "not CAR version 1")
-    roots = value.get("roots")
-    if not isinstance(roots, list) or not roots or not isinstance(roots[0], cbrrr.CID):
-        raise CarError(CarReason.BAD_HEADER, "no root")
-    root: bytes = roots[0].cid_bytes
-    if len(root) != CID_SIZE or root[:4] != DAG_CBOR:
-        raise CarError(CarReason.BAD_HEADER, "the root is no CID of a DAG-CBOR block")
-    return root
-
-
-def _check_foreign_cid(buffer: bytes, start: int, end: int) -> None:
-    """A CID of another codec or hash is legal, and nothing of ours refers to it: it must only have the form of one."""
-    if buffer[start : start + 2] == _SHA2_256_SIZE and end - start >= 34:
-        return  # CIDv0
-    at = start
-    fields: list[int] = []
-    for _ in range(4):  # version, codec, hash function, digest size
-        value, after = _varint(buffer, at, end)
-        if after == at:
-            raise CarError(CarReason.BAD_CID, "ends within the CID")
-        fields.append(value)
-        at = after
-    if fields[0] != 1 or at + fields[3] > end:
-        raise CarError(CarReason.BAD_CID, f"version {fields[0]}, digest of {fields[3]} bytes")

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from protocol.car import CarError, CarIndex, CarReason
+from protocol.car import CarIndex
+from protocol.car_format import CarError, CarReason
 from protocol.cid import cid_str, is_cid
 from protocol.commit import Commit, CommitRejected, parse_commit, verify_commit
 from protocol.encoding.record_json import BodyReason, leaf_body

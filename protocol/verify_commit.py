@@ -19,7 +19,8 @@ from enum import StrEnum
 import msgspec
 from msgspec.structs import replace
 
-from protocol.car import CarError, CarLimits, index_bytes, salvaged
+from protocol.car import CarLimits, index_bytes, salvaged
+from protocol.car_format import CarError
 from protocol.cid import is_any_cid
 from protocol.commit import Commit as CommitObject
 from protocol.commit import CommitRejected, parse_commit, verify_commit

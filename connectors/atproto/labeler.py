@@ -1,7 +1,8 @@
 """Labelers: the stream of their labels, from the first one on."""
 
 from connectors.atproto.deferred_events import ForKeys
-from connectors.atproto.stream import Frame, StreamPartition
+from connectors.atproto.stream import StreamPartition
+from connectors.atproto.stream_sockets import Frame
 from connectors.kafka.back_pressure import HighWater
 from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.process import Health

@@ -27,7 +27,8 @@ from connectors.http.client import (
 )
 from connectors.kafka.producer import now_text
 from connectors.runtime import metrics
-from protocol.car import CarLimits, may_be_car
+from protocol.car import CarLimits
+from protocol.car_format import may_be_car
 from schemas.settings import Settings
 from steps.host_speed import Transfer
 from steps.retry import ACCOUNT_ERRORS, Failure, Reason

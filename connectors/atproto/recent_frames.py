@@ -1,4 +1,4 @@
-"""The newest frames of one upstream: what a reconnect needs of them, in bounded memory."""
+"""The newest frames of one upstream, in bounded memory: a reconnect needs their highest seq and the last error frame."""
 
 from collections import deque
 
@@ -6,11 +6,14 @@ from protocol.event_stream import position
 
 FRAMES = 16
 FRAME_BYTES = 16 * 1024
-"""A larger frame is not kept: only its seq is, read at once."""
+"""Of a larger frame only the seq is kept."""
 
 
-class Recent:
-    """At most FRAMES frames of FRAME_BYTES. Filled by the loop, read by the flow's thread as well."""
+class RecentFrames:
+    """At most FRAMES frames of FRAME_BYTES. The loop adds; the flow's thread may read `last_seq` at the same time.
+
+    Frames are decoded on demand: decoding every frame twice would cost the loop about 4 µs each.
+    """
 
     def __init__(self) -> None:
         self._kept: deque[bytes | int | None] = deque(maxlen=FRAMES)
@@ -20,20 +23,20 @@ class Recent:
         self._kept.append(frame if len(frame) <= FRAME_BYTES else position(frame))
 
     def newest(self) -> bytes | None:
-        """The last frame, where it is small, as error frames are."""
+        """The last frame, or None if it was too large to keep. Error frames are small."""
         last = self._kept[-1] if self._kept else None
         return last if isinstance(last, bytes) else None
 
     def drop_newest(self) -> None:
-        """The last frame was none that counts."""
+        """Remove the last frame."""
         self._kept.pop()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all frames."""
         self._kept.clear()
 
     def last_seq(self) -> int | None:
-        """The highest seq of the frames that we understand."""
-        # a copy: a deque that grows meanwhile is an error
+        """The highest seq of the frames that have one (`event_stream.position`)."""
+        # iterate over a copy: appending to a deque during iteration raises RuntimeError
         found = [position(one) if isinstance(one, bytes) else one for one in tuple(self._kept)]
         return max((seq for seq in found if seq is not None), default=None)

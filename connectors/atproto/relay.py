@@ -7,7 +7,8 @@ from typing import Any
 import aiohttp
 
 from connectors.atproto.deferred_events import ForKeys
-from connectors.atproto.stream import Frame, StreamPartition
+from connectors.atproto.stream import StreamPartition
+from connectors.atproto.stream_sockets import Frame
 from connectors.http.client import LIST_JSON, HostRefused, TooLarge, Unreachable, check_url, fetch, retry_after
 from connectors.kafka.back_pressure import HighWater
 from connectors.runtime.checkpointed import CheckpointedSource

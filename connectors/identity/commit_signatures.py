@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from connectors.atproto.stream import Frame
+from connectors.atproto.stream_sockets import Frame
 from connectors.identity.key_ring import Key, KeyRing, Lack
 from connectors.runtime import metrics
 from protocol.enforcement import Enforcement

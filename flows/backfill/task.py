@@ -19,7 +19,7 @@ from connectors.kafka.log import KEEP_ROOM_BYTES, MAX_MESSAGE_BYTES
 from connectors.postgres.repo_queue import Claim
 from connectors.runtime import metrics
 from flows.backfill.encode import Attempt, creates, gone, synced
-from protocol.car import CarError
+from protocol.car_format import CarError
 from protocol.did_document import Identity
 from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
 from protocol.syntax import tid_from_micros

@@ -15,7 +15,7 @@ from bytewax.outputs import Sink
 
 from connectors.atproto.deferred_events import ForKeys, finished
 from connectors.atproto.relay import firehose_source
-from connectors.atproto.stream import WAKE, Frame
+from connectors.atproto.stream_sockets import WAKE, Frame
 from connectors.identity.commit_signatures import CommitSignatures, deferred_events, seq_of
 from connectors.identity.key_ring import KeyRing
 from connectors.kafka.producer import LogSink, Out, dead_letter, now_text

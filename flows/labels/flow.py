@@ -15,7 +15,7 @@ from bytewax.outputs import Sink
 
 from connectors.atproto.deferred_events import ForKeys, finished
 from connectors.atproto.labeler import label_source
-from connectors.atproto.stream import WAKE, Frame
+from connectors.atproto.stream_sockets import WAKE, Frame
 from connectors.identity.commit_signatures import deferred_events
 from connectors.identity.key_ring import KeyRing
 from connectors.identity.label_signatures import LabelSignatures, Signer

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from connectors.atproto.deferred_events import ForKeys
-from connectors.atproto.stream import WAKE, Frame, StreamPartition
+from connectors.atproto.stream import StreamPartition
+from connectors.atproto.stream_sockets import WAKE, Frame
 from connectors.identity.commit_signatures import seq_of
 from connectors.identity.key_ring import Key, Lack
 from connectors.runtime.process import Health

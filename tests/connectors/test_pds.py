@@ -16,7 +16,8 @@ from connectors.atproto.pds import Download, FetchFailed, PdsClient, origin
 from connectors.atproto.rate_budget import HostBudget
 from connectors.atproto.spool import Spool, SpoolBudget, SpoolFull
 from connectors.http.client import open_session
-from protocol.car import CarError, CarLimits
+from protocol.car import CarLimits
+from protocol.car_format import CarError
 from schemas.settings import Settings
 from steps.retry import Failure, Reason
 

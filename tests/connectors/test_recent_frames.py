@@ -8,7 +8,7 @@ from typing import Any
 import cbrrr
 
 from connectors.atproto import recent_frames as recent
-from connectors.atproto.recent_frames import Recent
+from connectors.atproto.recent_frames import RecentFrames
 from connectors.kafka import consumer as log_consumer
 from connectors.kafka.consumer import GroupConsumer
 from schemas.settings import Settings
@@ -23,7 +23,7 @@ def frame(seq: int, padding: int = 0) -> bytes:
 
 def test_sixteen_large_frames_are_not_kept_and_their_seqs_are() -> None:
     """H2: before, 16 frames of up to 16 MB each."""
-    kept = Recent()
+    kept = RecentFrames()
     tracemalloc.start()
     for seq in range(1, 40):
         kept.add(frame(seq, 1_000_000))
@@ -36,7 +36,7 @@ def test_sixteen_large_frames_are_not_kept_and_their_seqs_are() -> None:
 
 def test_the_last_seq_is_of_what_we_understand_and_an_error_frame_can_be_dropped() -> None:
     """B8: an unknown type may not say where the stream goes on."""
-    kept = Recent()
+    kept = RecentFrames()
     kept.add(frame(7))
     kept.add(cbrrr.encode_dag_cbor({"op": 1, "t": "#novelty"}) + cbrrr.encode_dag_cbor({"seq": 900}))
     error = cbrrr.encode_dag_cbor({"op": -1}) + cbrrr.encode_dag_cbor({"error": "FutureCursor"})

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cbrrr import encode_dag_cbor
 
-from connectors.atproto.stream import Frame
+from connectors.atproto.stream_sockets import Frame
 from connectors.identity.commit_signatures import deferred_events
 from connectors.identity.key_ring import KeyRing
 from connectors.identity.label_signatures import (

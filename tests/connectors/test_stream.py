@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 from aiohttp import web
 
-from connectors.atproto.stream import LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
+from connectors.atproto.stream_sockets import LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
 from schemas.settings import Settings
 from steps.backoff import FAILED_MAX_SECONDS, reconnect_seconds
 
@@ -44,7 +44,7 @@ async def attempts(upstream: Refusing, count: int) -> list[float]:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await runner.cleanup()
-    assert "to wait" in sockets.problems() or not upstream.headers
+    assert "Retry-After" in sockets.problems() or not upstream.headers
     return [later - earlier for earlier, later in zip(upstream.at, upstream.at[1:], strict=False)]
 
 
@@ -63,9 +63,9 @@ def test_the_time_that_an_upstream_names_is_bounded_and_jittered() -> None:
     """H5."""
     upstream = Upstream("http://relay.test", None)
     sockets = Sockets(Settings(), "firehose", "stream", {})
-    sockets._settle(upstream, _RateLimited("answered 429", 86_400.0))
+    sockets._after(upstream, _RateLimited("answered 429", 86_400.0))
     waits = {reconnect_seconds(upstream.failures, upstream.short, n / 100, upstream.rest) for n in range(100)}
     assert min(waits) >= LONGEST_REST_SECONDS
     assert LONGEST_REST_SECONDS < max(waits) <= 1.25 * LONGEST_REST_SECONDS
-    sockets._settle(upstream, ConnectionError("gone"))  # the rest was of that answer only
+    sockets._after(upstream, ConnectionError("gone"))  # the rest was of that answer only
     assert reconnect_seconds(upstream.failures, upstream.short, 1.0, upstream.rest) <= FAILED_MAX_SECONDS

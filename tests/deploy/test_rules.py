@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from rendering import K8S, ROOT
 
 import connectors.runtime.metrics  # noqa: F401 - registers every metric
-from connectors.atproto.stream import PATIENCE_WITHOUT_CURSOR
+from connectors.atproto.stream_sockets import PATIENCE_WITHOUT_CURSOR
 from schemas.settings import Settings
 
 MONITORING = K8S / "base" / "monitoring"

@@ -6,7 +6,7 @@ from typing import Any
 
 from tiny_repo import DID, REV, car, sample
 
-from connectors.atproto.stream import Frame
+from connectors.atproto.stream_sockets import Frame
 from connectors.identity.commit_signatures import deferred_events
 from flows.firehose.flow import Received, deduplicator
 from protocol.event_stream import Commit

@@ -13,7 +13,8 @@ import pytest
 from hostile_frames import framed, item_bomb, many_names, nested_field, nested_header
 from tiny_repo import DID, Key
 
-from connectors.atproto.stream import POLL_BYTES, Frame
+from connectors.atproto.stream import POLL_BYTES
+from connectors.atproto.stream_sockets import Frame
 from connectors.identity.commit_signatures import deferred_events
 from connectors.kafka.producer import Out
 from flows.firehose import flow as firehose

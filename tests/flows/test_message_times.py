@@ -5,7 +5,7 @@ from __future__ import annotations
 from hostile_frames import many_names
 from tiny_repo import Key
 
-from connectors.atproto.stream import Frame
+from connectors.atproto.stream_sockets import Frame
 from flows.firehose import flow as firehose
 from flows.index.source import Batch, decode
 from protocol.enforcement import Enforcement

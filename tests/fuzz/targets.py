@@ -11,7 +11,7 @@ from typing import Any
 import libipld
 
 from connectors.atproto.relay import Pager
-from connectors.atproto.stream import Frame
+from connectors.atproto.stream_sockets import Frame
 from connectors.http.client import (
     LIST_JSON,
     SMALL_JSON,
@@ -27,7 +27,8 @@ from connectors.identity.directory_probe import read_document, says_no
 from connectors.kafka.producer import Out
 from flows.firehose import flow as firehose
 from flows.labels import flow as labels
-from protocol.car import CarError, CarLimits, index_bytes, salvaged
+from protocol.car import CarLimits, index_bytes, salvaged
+from protocol.car_format import CarError
 from protocol.commit import CommitRejected, parse_commit
 from protocol.did_document import IdentityRejected
 from protocol.encoding.bounded_json import BadJson, decode

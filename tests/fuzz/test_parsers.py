@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_repo import DID, Key, Repo, sample
 
 from flows.firehose.encode import commit_message
-from protocol.car import CarError, index_bytes
+from protocol.car import index_bytes
+from protocol.car_format import CarError
 from protocol.commit import Commit as CommitObject
 from protocol.commit import CommitRejected, parse_commit
 from protocol.encoding.record_json import record_body

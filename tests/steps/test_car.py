@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_repo import car, cid_of, sample, varint
 
-from protocol.car import CarError, CarIndex, CarLimits, CarReason, file_reader, index_bytes
+from protocol.car import CarIndex, CarLimits, file_reader, index_bytes
+from protocol.car_format import CarError, CarReason
 from protocol.encoding.block_offsets import CarPlaces
 
 REPO = sample(40)

@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 from fix_simulator import RepoTruth, Simulation
 
-from protocol.car import CarError, CarIndex
+from protocol.car import CarIndex
+from protocol.car_format import CarError
 from protocol.cid import cid_bytes, cid_str
 from protocol.did_document import Identity, document_url, parse_document
 from protocol.encoding.record_json import body_cid, leaf_body, record_body

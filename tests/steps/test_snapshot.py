@@ -15,7 +15,8 @@ from tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample, tree
 from flows.backfill import encode as messages
 from flows.backfill.encode import Attempt, creates
 from protocol import snapshot as module
-from protocol.car import CarError, CarIndex, CarLimits, index_bytes
+from protocol.car import CarIndex, CarLimits, index_bytes
+from protocol.car_format import CarError
 from protocol.cid import cid_str
 from protocol.commit import Commit, CommitReason, CommitRejected, parse_commit, verify_commit
 from protocol.encoding.record_json import leaf_body
