@@ -10,7 +10,7 @@ from appview.projection.project import KNOWN, Source, project
 from appview.sql import queries
 from connectors.postgres.pg_array import array
 from protocol.encoding.timestamps import canonical
-from steps.gate.batch import ORDERED, Round, Row
+from steps.gate.batch import ORDERED, Row, WriteBatch
 
 SQL = queries("writer")
 POST = "app.bsky.feed.post"
@@ -18,23 +18,23 @@ POST = "app.bsky.feed.post"
 Db = psycopg.Connection[Any]
 
 
-def passed(work: Round) -> list[tuple[Row, int | None]]:
+def passed(writes: WriteBatch) -> list[tuple[Row, int | None]]:
     """Follows, list items and gates that a later operation of the same round replaced or deleted, and when it did."""
     return [
         (row, gone)
-        for (_, collection, _), rows in work.replaced.items()
+        for (_, collection, _), rows in writes.replaced.items()
         if collection in ORDERED and collection != POST
         for row, gone in rows
     ]
 
 
-def note_changed(db: Db, changes: Changes, rows: Mapping[Key, Row], work: Round) -> None:
+def note_changed(db: Db, changes: Changes, rows: Mapping[Key, Row], writes: WriteBatch) -> None:
     """Note staged rows that differ from the table by path and CID; of an edit that is not valid, what was there before is kept."""
     kept: dict[Key, tuple[str, int | None]] = {}
     for did, collection, rkey, existed, came in db.execute(SQL["changed"]).fetchall():
         key = did, collection, rkey
-        row, was_valid = rows[key], existed and key not in work.deleted
-        earlier = _valid_before(row, work) if key in work.replaced else None
+        row, was_valid = rows[key], existed and key not in writes.deleted
+        earlier = _valid_before(row, writes) if key in writes.replaced else None
         why = refused(row) if collection in KNOWN and (was_valid or earlier) else None
         if why is None:
             changes.put(row, existed=existed, came=came)
@@ -61,12 +61,12 @@ def _keep(db: Db, changes: Changes, kept: Mapping[Key, tuple[str, int | None]], 
             changes.put(rows[key], existed=True, came=came)
 
 
-def _valid_before(row: Row, work: Round) -> Row | None:
+def _valid_before(row: Row, writes: WriteBatch) -> Row | None:
     """The last valid row that an edit of this round replaced, unless the record was deleted in between."""
     key = row[:3]
-    if key in work.deleted:
+    if key in writes.deleted:
         return None
-    return next((former for former, _ in reversed(work.replaced[key]) if refused(former) is None), None)
+    return next((former for former, _ in reversed(writes.replaced[key]) if refused(former) is None), None)
 
 
 def refused(row: Row) -> str | None:

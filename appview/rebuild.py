@@ -21,7 +21,7 @@ from appview.projection.project import KNOWN, VERSION
 from appview.reconcile import SQL as FOLD_SQL
 from appview.reconcile import fold
 from appview.state import SQL, begin, prepare, read
-from appview.writer import Projection
+from appview.writer import AppViewWriter
 from connectors.postgres.connection import REFUSALS, connect, own_transaction
 from connectors.postgres.pg_array import array
 from schemas.errors import OperatorError
@@ -142,7 +142,7 @@ def _chunk(db: Db, after: str, progress: Progress, *, singly: bool = False) -> s
         dids = [row[0] for row in db.execute(SQL["next_repos"], {"after": after, "limit": REPOS})]
         if not dids:
             return None
-        refill = Projection(db)
+        refill = AppViewWriter(db)
         refill.leave_repos(dids)
         db.execute(SQL["forget_invalid"], {"dids": dids})
         _judge_kept(db, dids)

@@ -19,7 +19,7 @@ from appview.changes import Changes, Key
 from appview.counts import QUOTES, REPLIES, Counts
 from appview.record_pages import feed_items
 from appview.sql import queries
-from appview.writer import Projection
+from appview.writer import AppViewWriter
 from connectors.postgres.connection import REFUSALS
 from connectors.postgres.pg_array import array
 
@@ -126,7 +126,7 @@ def _removed(db: Db, notes: set[Note], alone: bool) -> list[str]:
     changes.gone([(*key, None) for key in keys - set(db.execute(SQL["standing"], paths).fetchall())], {})
     try:
         with db.transaction():
-            Projection(db).write(changes, singly=alone)
+            AppViewWriter(db).write(changes, singly=alone)
     except REFUSALS as err:
         if not alone:
             raise

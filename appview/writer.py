@@ -1,6 +1,6 @@
 """The AppView's tables, kept by the index in its own transaction (SLUICE_APPVIEW=true).
 
-`Projection.write` turns what a transaction changed in `sluice.record` into rows once, at its end. The tables are
+`AppViewWriter.write` turns what a transaction changed in `sluice.record` into rows once, at its end. The tables are
 a function of the records that stand in `sluice.record`, whatever the order they came in. What lies within a repo is exact
 here; what depends on other repos is left to the fold (`sluice.appview_dirty`).
 """
@@ -37,7 +37,7 @@ Db = psycopg.Connection[Any]
 
 
 @dataclass(slots=True)
-class Projection:
+class AppViewWriter:
     """One transaction's projection: `write` for the index; `leave_repos`, `add` and `finish` for a rebuild."""
 
     db: Db
@@ -91,7 +91,7 @@ class Projection:
         """Like `add`, record by record; one that the database refuses is flagged with what it said."""
         invalid = 0
         for record in records:
-            one = Projection(self.db, duplicates=self.duplicates)
+            one = AppViewWriter(self.db, duplicates=self.duplicates)
             try:
                 with self.db.transaction():
                     invalid += one.add([record])

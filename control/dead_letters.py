@@ -18,6 +18,7 @@ import msgspec
 import psycopg
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Message, TopicPartition
 
+from appview.plugin import AppView
 from connectors.atproto.stream_sockets import Frame
 from connectors.kafka import client as broker
 from connectors.kafka.consumer import GroupConsumer
@@ -26,8 +27,9 @@ from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import REFUSALS, alone, dicts
 from control.tasks.scheduler import TASK_TOPICS
 from flows.firehose import flow as firehose
-from flows.index.source import TOPICS, Batch, Decoded, Gate, decode, rules_of
-from flows.index.store import Tables
+from flows.index.apply import apply_events, rules_of
+from flows.index.decode import TOPICS, Batch, Decoded, decode
+from flows.index.store import IndexStore
 from flows.labels import flow as labels
 from protocol.encoding.unpadded_base64 import from_base64
 from protocol.syntax import is_did
@@ -106,7 +108,7 @@ class DeadLetters:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer = LogProducer(settings)
-        self._tables: Tables | None = None
+        self._tables: IndexStore | None = None
         self._connection = dicts(settings, "sluice dead letters")
 
     def show(self, place: Place) -> dict[str, Any]:
@@ -198,12 +200,14 @@ class DeadLetters:
         decoded: Decoded = decode(Batch([message], {}))  # type: ignore[list-item]  # what decode reads of a Message
         if decoded.letters:
             return wire.decode_dead_letter(decoded.letters[0].value).error
-        tables = self._tables = self._tables or Tables(self._settings, cluster_id(self._settings))
+        tables = self._tables = self._tables or IndexStore(
+            self._settings, cluster_id(self._settings), AppView(self._settings)
+        )
         try:
-            with tables.transaction() as unit:
+            with tables.transaction() as transaction:
                 if decoded.queues:
-                    Gate(tables, rules_of(self._settings)).settle(unit, decoded.queues)
-                unit.labels(decoded.labels)
+                    apply_events(transaction, decoded.queues, rules_of(self._settings))
+                transaction.labels(decoded.labels)
         except REFUSALS as err:
             return " ".join(str(err).split())
         return None

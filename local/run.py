@@ -5,16 +5,13 @@ with its traceback, and whoever supervises it starts it again.
 """
 
 import ctypes
-import importlib
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.run import cli_main
@@ -28,16 +25,10 @@ from connectors.runtime import process
 from connectors.runtime.watchdog import Signals, Watchdog
 from control import process as control_process
 from control.api.serve import Server
+from local.dataflows import FLOWS, dataflow
 from schemas.errors import OperatorError
 from schemas.settings import SECRETS, Settings
 
-FLOWS = {
-    "list-repos": "list_repos",
-    "firehose": "firehose",
-    "labels": "labels",
-    "backfill": "backfill",
-    "index": "index",
-}
 PROCESSES = (*FLOWS, "control")
 BROKER_SECONDS = 10.0
 STOP_SECONDS = (
@@ -89,10 +80,9 @@ def _serve_and_run(name: str, settings: Settings, health: process.Health) -> Non
 
 
 def _run_flow(name: str, settings: Settings, health: process.Health) -> None:
-    build: Callable[..., Any] = importlib.import_module(f"flows.{FLOWS[name]}.flow").flow
     process.collect_rarely()
     try:
-        cli_main(build(settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
+        cli_main(dataflow(name, settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
     except BytewaxRuntimeError as err:
         cause = first_cause(err)
         if isinstance(cause, process.Stopping):

@@ -13,12 +13,14 @@ from typing import Any
 import psycopg
 
 from appview import state as appview_state
+from appview.plugin import AppView
 from appview.rebuild import fold_all
 from connectors.kafka.offsets import Positions
 from connectors.postgres.connection import connect
 from connectors.postgres.migrate import migrate
-from flows.index.source import Gate, IndexWriter, rules_of
-from flows.index.store import Tables
+from flows.index.apply import rules_of
+from flows.index.sink import IndexWriter
+from flows.index.store import IndexStore
 from ops.replay import SQL, Refusals, Told, settled
 from schemas.errors import OperatorError
 from schemas.settings import Settings
@@ -54,8 +56,8 @@ def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
     with connect(target, "sluice rebuild") as db:
         ends, done.resumed = _begin(db, positions.cluster, ends)
         state = appview_state.begin(into)
-        tables, refusals = Tables(into, positions.cluster), Refusals()
-        writer = IndexWriter(into, tables, Gate(tables, rules_of(settings)), refusals)
+        tables, refusals = IndexStore(into, positions.cluster, AppView(into)), Refusals()
+        writer = IndexWriter(into, tables, rules_of(settings), refusals)
         for topic in ORDER:
             name = settings.topic(topic)
             starts = tables.starts({(name, part): (0, end) for part, end in ends[topic].items()})

@@ -19,6 +19,7 @@ import psycopg
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from appview.plugin import AppView
 from connectors.kafka import client as broker
 from connectors.kafka.log import MAX_MESSAGE_BYTES, LogUnavailable, Part, cluster_id
 from connectors.kafka.offsets import NO_OFFSET, Positions
@@ -26,8 +27,10 @@ from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import connect
 from control.dead_letters import index_letters
 from control.tasks.scheduler import TASK_TOPICS
-from flows.index.source import TOPICS, Batch, Gate, IndexWriter, decode, rules_of
-from flows.index.store import Tables
+from flows.index.apply import rules_of
+from flows.index.decode import TOPICS, Batch, decode
+from flows.index.sink import IndexWriter
+from flows.index.store import IndexStore
 from schemas import wire
 from schemas.errors import OperatorError
 from schemas.settings import Settings
@@ -179,13 +182,13 @@ def _through_the_gate(
 ) -> Replayed:
     group, refusals, done = "replay", Refusals(), Replayed()
     cluster = cluster_id(settings)
-    tables = Tables(settings, cluster, group)
+    tables = IndexStore(settings, cluster, AppView(settings), group)
     db.execute(SQL["forget_offsets"], {"group": settings.group(group)})
     name = settings.topic(topic)
     values = {"topics": [name] * len(spans), "parts": list(spans), "nexts": [begin for begin, _ in spans.values()]}
     db.execute(SQL["set_offsets"], {"cluster": cluster, "group": settings.group(group), **values})
     try:
-        writer = IndexWriter(settings, tables, Gate(tables, rules_of(settings, replayed=True)), refusals)
+        writer = IndexWriter(settings, tables, rules_of(settings, replayed=True), refusals)
         for count in settled(settings, writer, topic, spans):
             done.messages += count
             told(done.messages)

@@ -27,16 +27,16 @@ WAIT_SECONDS = 60.0
 _RUN = """
 import sys
 from datetime import timedelta
-from importlib import import_module
 from bytewax.run import cli_main
 from connectors.runtime.process import Health, log_to_stderr, serve_health, stop_on_signals
+from local.dataflows import dataflow
 from schemas.settings import load
 settings, name = load(), sys.argv[1]
 log_to_stderr("json")
 stop_on_signals()
 health = Health(name)
 print(serve_health(health, "127.0.0.1", 0), flush=True)
-flow = import_module(f"flows.{name}.flow").flow(settings, health)
+flow = dataflow(name.replace("_", "-"), settings, health)
 cli_main(flow, epoch_interval=timedelta(seconds=settings.epoch_seconds))
 """
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from tiny_repo import Repo, car
 
 from flows.backfill.encode import Attempt, creates, synced
-from flows.index.source import Gate
-from flows.index.store import Tables
+from flows.index.apply import apply_events
+from flows.index.store import IndexStore
 from protocol.car import index_bytes
 from protocol.snapshot import open_snapshot
 from schemas import wire
 from schemas.settings import Settings
-from steps.gate.batch import Placed
+from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
 
 TIME = "2026-01-01T00:00:00.000Z"
@@ -30,10 +30,10 @@ def messages_of(repo: Repo, number: int = 1) -> list[bytes]:
 
 def settle_events(settings: Settings, queues: dict[str, list[object]]) -> None:
     """Events by DID, in one transaction of the index, without offsets."""
-    tables = Tables(settings, "test")
-    placed = {did: [Placed(at, event) for at, event in enumerate(events)] for did, events in queues.items()}
-    with tables.transaction() as unit:
-        Gate(tables, Rules()).settle(unit, placed)
+    tables = IndexStore(settings, "test", None)
+    placed = {did: [OffsetEvent(at, event) for at, event in enumerate(events)] for did, events in queues.items()}
+    with tables.transaction() as transaction:
+        apply_events(transaction, placed, Rules())
     tables.close()
 
 

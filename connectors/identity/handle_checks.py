@@ -3,7 +3,7 @@
 A check resolves the DID, takes the handle that its document claims, and asks the handle's domain by DNS and HTTPS (guarded
 like every host that data names). What the domain names now owns the handle: in one transaction it gets it, and whoever held it
 loses it; an index keeps it from having two owners. Directories, DNS and hosts that do not answer delay a check and change
-nothing. Events put a DID before the others (flows/index/store.py); the rest is checked on a schedule, at a bounded rate.
+nothing. Events put a DID before the others (flows/index/transaction.py); the rest is checked on a schedule, at a bounded rate.
 """
 
 import asyncio

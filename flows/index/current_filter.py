@@ -12,7 +12,7 @@ import psycopg
 
 from connectors.runtime import metrics
 from schemas.sql import queries
-from steps.gate.batch import Placed
+from steps.gate.batch import OffsetEvent
 from steps.gate.filters import EVERYTHING, Filter
 
 SQL = queries("filter")
@@ -20,7 +20,7 @@ OUTSIDE = "outside"
 
 logger = logging.getLogger("index")
 
-Queues = Mapping[str, Sequence[Placed]]
+Queues = Mapping[str, Sequence[OffsetEvent]]
 
 
 class CurrentFilter:
@@ -43,7 +43,7 @@ class CurrentFilter:
         return self.filter
 
 
-def admitted(db: psycopg.Connection[Any], kept: Filter, queues: Queues) -> dict[str, Sequence[Placed]]:
+def admitted(db: psycopg.Connection[Any], kept: Filter, queues: Queues) -> dict[str, Sequence[OffsetEvent]]:
     """The queues of repos within the boundary. Those that enter it by what they write just now are let in."""
     if kept.boundary == "all" or not queues:
         return dict(queues)

@@ -1,4 +1,4 @@
--- Statements of the index transaction, each run by flows/index/store.py. Repo rows are locked in DID order.
+-- Statements of the index transaction, run by flows/index/. Repo rows are locked in DID order.
 
 -- name: lock
 select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,

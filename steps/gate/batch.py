@@ -1,7 +1,7 @@
 """One batch of the log through the gate: events in, bulk writes out (design §5.4).
 
-`settle(repos, queues)` is a generator that never touches the database. It yields a `Round` of writes and the DIDs whose
-outcome comes next; the caller performs the writes, then sends back `Facts` (rows of the attempt, held events) for these
+`settle(repos, queues)` is a generator that never touches the database. It yields a `WriteBatch` of writes and the DIDs whose
+outcome comes next; the caller performs the writes, then sends back `DatabaseFacts` (rows of the attempt, held events) for these
 DIDs, or for some of them: the others ask again. Repos are independent, so all of them wait for their facts together: a batch takes as many rounds as its busiest repo
 has outcomes. Per repo the order of the log holds, and the phase is re-read after every event.
 """
@@ -19,7 +19,7 @@ Path = tuple[str, str]  # (collection, rkey)
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class OffsetEvent:
     """An event, its offset in its partition, its bytes there, and when the log took it (ms of the epoch; None: unknown)."""
 
     offset: int
@@ -55,7 +55,7 @@ def came_at(received: int | None, seq: int = 0) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class DatabaseFacts:
     """What the database knows when an outcome is decided: rows of the attempt, and the held events in log order."""
 
     rows: int = 0
@@ -64,7 +64,7 @@ class Facts:
 
 
 @dataclass(slots=True)
-class Round:
+class WriteBatch:
     """Writes to perform in this order: drop_held, held, drop_rows, rows. Then facts for `awaiting` (DID → attempt)."""
 
     awaiting: dict[str, int] = field(default_factory=dict)
@@ -87,42 +87,46 @@ class Round:
     released: dict[str, tuple[int, int]] = field(default_factory=dict)  # DID → (released, of so many held)
 
 
-Settling = Generator[Round, Mapping[str, Facts], dict[str, Repo]]
+Settling = Generator[WriteBatch, Mapping[str, DatabaseFacts], dict[str, Repo]]
 
 
-def settle(repos: Mapping[str, Repo], queues: Mapping[str, Sequence[Placed]], rules: Rules = gate.RULES) -> Settling:
+def settle(
+    repos: Mapping[str, Repo], queues: Mapping[str, Sequence[OffsetEvent]], rules: Rules = gate.RULES
+) -> Settling:
     """Rounds of writes; returns the repos as they stand afterwards. Every DID of `queues` has its row in `repos`."""
     current = dict(repos)
     waiting = {did: deque(events) for did, events in queues.items()}
-    facts: Mapping[str, Facts] = {}
+    facts: Mapping[str, DatabaseFacts] = {}
     while waiting:
-        work = Round()
+        writes = WriteBatch()
         for did in list(waiting):
             queue = waiting[did]
-            current[did] = _advance(current[did], queue, facts.get(did), work, rules)
+            current[did] = _advance(current[did], queue, facts.get(did), writes, rules)
             if not queue:
                 del waiting[did]
-        facts = yield work
+        facts = yield writes
     return current
 
 
-def _advance(repo: Repo, queue: deque[Placed], facts: Facts | None, work: Round, rules: Rules) -> Repo:
+def _advance(
+    repo: Repo, queue: deque[OffsetEvent], facts: DatabaseFacts | None, writes: WriteBatch, rules: Rules
+) -> Repo:
     """Run one repo's events until the queue is empty or an outcome needs facts that are not there yet."""
     while queue:
         placed = queue[0]
         event = placed.event
         if isinstance(event, wire.CreateEvent):
-            repo = _creates(repo, queue, event, work, rules)
+            repo = _creates(repo, queue, event, writes, rules)
             continue
         if isinstance(event, wire.RepoOutcome):
             if facts is None and gate.awaits_facts(repo, event):
-                work.awaiting[repo.did] = event.attempt
+                writes.awaiting[repo.did] = event.attempt
                 return repo
-            repo = _outcome(repo, event, facts or Facts(), work, rules)
+            repo = _outcome(repo, event, facts or DatabaseFacts(), writes, rules)
             facts = None
         else:
             step = _decide(repo, placed, rules)
-            _take(repo, step, placed.offset, work, rules, received={_rev(event): placed.received})
+            _take(repo, step, placed.offset, writes, rules, received={_rev(event): placed.received})
             repo = step.repo
         queue.popleft()
     return repo
@@ -132,7 +136,7 @@ def _rev(event: Event) -> str:
     return event.rev or "" if isinstance(event, wire.CommitEvent | wire.SyncEvent) else ""
 
 
-def _decide(repo: Repo, placed: Placed, rules: Rules) -> Step:
+def _decide(repo: Repo, placed: OffsetEvent, rules: Rules) -> Step:
     event = placed.event
     if isinstance(event, wire.AccountEvent):
         return gate.on_account(repo, event)
@@ -142,15 +146,15 @@ def _decide(repo: Repo, placed: Placed, rules: Rules) -> Step:
     return gate.on_live(repo, event, rules, placed.size)
 
 
-def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Round, rules: Rules) -> Repo:
+def _creates(repo: Repo, queue: deque[OffsetEvent], first: wire.CreateEvent, writes: WriteBatch, rules: Rules) -> Repo:
     """A run of records of one attempt and rev: one decision for all of them."""
     attempt, rev = first.attempt, first.rev
     step = gate.on_create(repo, attempt, rev)
-    _take(repo, step, queue[0].offset, work, rules, count=0)
+    _take(repo, step, queue[0].offset, writes, rules, count=0)
     refused = next((effect.reason for effect in step.effects if isinstance(effect, Drop)), None)
-    rows = work.rows.setdefault(repo.did, {}) if refused is None else {}
+    rows = writes.rows.setdefault(repo.did, {}) if refused is None else {}
     if refused is None and step.repo.first_attempt == attempt:
-        work.fresh.add(repo.did)
+        writes.fresh.add(repo.did)
     did, run, left_out = repo.did, 0, 0
     # a first fetch, or one that may bring collections which a former filter left out
     known = repo.rev and step.repo.rev and step.repo.first_attempt != attempt and rules.filter.version == 1
@@ -179,19 +183,19 @@ def _creates(repo: Repo, queue: deque[Placed], first: wire.CreateEvent, work: Ro
                 None if received is None or event.collection not in ORDERED else sign * received * TICKS,
             )
     if refused is not None:
-        work.dropped[refused] += run
+        writes.dropped[refused] += run
         return step.repo
     if left_out:
-        work.dropped[Reason.FILTERED] += left_out
+        writes.dropped[Reason.FILTERED] += left_out
     return gate.leave_out(step.repo, left_out, rules)
 
 
-def _outcome(repo: Repo, event: wire.RepoOutcome, facts: Facts, work: Round, rules: Rules) -> Repo:
+def _outcome(repo: Repo, event: wire.RepoOutcome, facts: DatabaseFacts, writes: WriteBatch, rules: Rules) -> Repo:
     step = gate.on_outcome(repo, event, facts.rows, facts.held, rules)
-    _take(repo, step, -1, work, rules, received=facts.received)
+    _take(repo, step, -1, writes, rules, received=facts.received)
     if facts.held and step.repo.phase != repo.phase:
         released = sum(effect.released for effect in step.effects if isinstance(effect, DropHeld))
-        work.released[repo.did] = (released, len(facts.held))
+        writes.released[repo.did] = (released, len(facts.held))
     return step.repo
 
 
@@ -199,7 +203,7 @@ def _take(
     repo: Repo,
     step: Step,
     offset: int,
-    work: Round,
+    writes: WriteBatch,
     rules: Rules,
     *,
     count: int = 1,
@@ -209,44 +213,44 @@ def _take(
     for effect in step.effects:
         match effect:
             case Apply(event):
-                _apply(step.repo, event, work, rules, times.get(event.rev))
+                _apply(step.repo, event, writes, rules, times.get(event.rev))
             case Hold(event):
-                work.held.append((repo.did, offset, event))
-                work.held_at[repo.did, offset] = times.get(event.rev)
+                writes.held.append((repo.did, offset, event))
+                writes.held_at[repo.did, offset] = times.get(event.rev)
             case DropHeld():
                 # What was held earlier in this round goes too; what a reopened backfill holds after this stays.
-                work.held = [held for held in work.held if held[0] != repo.did]
-                work.drop_held.add(repo.did)
+                writes.held = [held for held in writes.held if held[0] != repo.did]
+                writes.drop_held.add(repo.did)
             case DropRows(before):
-                buffered = work.rows.get(repo.did, {})
-                work.rows[repo.did] = {
+                buffered = writes.rows.get(repo.did, {})
+                writes.rows[repo.did] = {
                     path: row for path, row in buffered.items() if before is not None and row and row[5] >= before
                 }
-                work.drop_rows.append((repo.did, before))
+                writes.drop_rows.append((repo.did, before))
             case ForgetIdentity():
-                work.forget.add(repo.did)
+                writes.forget.add(repo.did)
             case Drop(reason):
-                work.dropped[reason] += count
+                writes.dropped[reason] += count
 
 
-def _apply(repo: Repo, event: wire.CommitEvent, work: Round, rules: Rules, received: int | None) -> None:
-    rows = work.rows.setdefault(repo.did, {})
+def _apply(repo: Repo, event: wire.CommitEvent, writes: WriteBatch, rules: Rules, received: int | None) -> None:
+    rows = writes.rows.setdefault(repo.did, {})
     at = came_at(received, event.seq)
-    work.fresh.discard(repo.did)  # a live operation may meet rows that are there
+    writes.fresh.discard(repo.did)  # a live operation may meet rows that are there
     keeps = None if rules.filter.everything else rules.filter.keeps
     for op in event.ops:
         path = (op.collection, op.rkey)
         if keeps is not None and not keeps(op.collection):
-            work.dropped[Reason.FILTERED] += 1
+            writes.dropped[Reason.FILTERED] += 1
             if not rules.filter.clean:
                 rows[path] = None  # a row from before the filter is not true any more
             continue
         came = at if op.collection in ORDERED else None
         if (was := rows.get(path)) is not None:
-            work.replaced.setdefault((repo.did, *path), []).append((was, at))
+            writes.replaced.setdefault((repo.did, *path), []).append((was, at))
         if op.action == "delete" or op.cid is None:
             rows[path] = None
-            work.deleted[repo.did, *path] = at
+            writes.deleted[repo.did, *path] = at
             continue
         rows[path] = (
             repo.did,

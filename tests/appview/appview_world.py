@@ -13,14 +13,15 @@ from typing import Any
 import msgspec
 import psycopg
 
+from appview.plugin import AppView
 from appview.reconcile import SQL as FOLD_SQL
 from appview.reconcile import fold
 from appview.state import begin
-from flows.index.source import Gate
-from flows.index.store import Tables
+from flows.index.apply import apply_events
+from flows.index.store import IndexStore
 from schemas import wire
 from schemas.settings import Settings, load
-from steps.gate.batch import Placed
+from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
 
 POST = "app.bsky.feed.post"
@@ -82,12 +83,12 @@ class World:
     database: str
     appview: bool = True
     settings: Settings = field(init=False)
-    tables: Tables = field(init=False)
+    tables: IndexStore = field(init=False)
     revs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __post_init__(self) -> None:
         self.settings = load(database=self.database, appview=self.appview, bootstrap="none:1")
-        self.tables = Tables(self.settings, "test")
+        self.tables = IndexStore(self.settings, "test", AppView(self.settings))
         begin(self.settings)
 
     def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
@@ -101,12 +102,12 @@ class World:
         received: float | None = None,
     ) -> None:
         """One transaction of the index. `received`: the minute when the log took the events; else the one that each names."""
-        queues: dict[str, list[Placed]] = defaultdict(list)
+        queues: dict[str, list[OffsetEvent]] = defaultdict(list)
         for offset, event in enumerate(events):
             minute = ms(event.time if received is None else at(received))
-            queues[event.did].append(Placed(offset, event, received=minute))
-        with self.tables.transaction() as unit:
-            Gate(self.tables, Rules()).settle(unit, queues)
+            queues[event.did].append(OffsetEvent(offset, event, received=minute))
+        with self.tables.transaction() as transaction:
+            apply_events(transaction, queues, Rules())
 
     def fold(self) -> None:
         """Whatever is noted, until nothing is."""

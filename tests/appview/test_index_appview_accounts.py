@@ -11,9 +11,10 @@ from appview_tables_seen import differences, everything
 from appview_world import World, Write, at, did, follow, gone, like, post
 from psycopg import errors
 
+from appview.plugin import AppView
 from appview.rebuild import check
 from control import filters
-from flows.index.store import Tables
+from flows.index.store import IndexStore
 from schemas import wire
 from schemas.filter_spec import FilterSpec
 
@@ -148,8 +149,8 @@ def test_labels_are_shown_as_they_stand(world: World) -> None:
         sig=None,
         relay="https://l.example",
     )
-    with world.tables.transaction() as unit:
-        unit.labels([label])
+    with world.tables.transaction() as transaction:
+        transaction.labels([label])
     assert world.sql("select src, uri, cid, val, neg, cts, exp from bsky.label") == [
         (did("lab"), did("ann"), "", "spam", False, at(1), None)
     ]
@@ -164,7 +165,7 @@ def test_workers_that_like_the_same_posts_lose_no_count(world: World) -> None:
     done = threading.Event()
 
     def work(own: range) -> None:
-        tables = Tables(world.settings, "test")
+        tables = IndexStore(world.settings, "test", AppView(world.settings))
         mine = World.__new__(World)
         mine.__dict__ |= {
             "database": world.database,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.index.source import rules_of
+from flows.index.apply import rules_of
 from schemas.settings import Settings
 from steps.gate.model import Rules
 
@@ -43,4 +43,4 @@ def test_the_limits_are_made_in_one_place(folder: str) -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Rules"
     ]
-    assert made == (["source.py"] if folder == "flows" else [])
+    assert made == (["apply.py"] if folder == "flows" else [])

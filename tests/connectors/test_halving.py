@@ -15,10 +15,11 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from connectors.kafka.log import Part
 from connectors.kafka.producer import Out
-from flows.index import source as indexing
-from flows.index.sifting import sift
-from flows.index.source import Batch, Gate, IndexWriter, decode
-from flows.index.store import Tables
+from flows.index import sink
+from flows.index.decode import Batch, decode
+from flows.index.halving import sift
+from flows.index.sink import IndexWriter
+from flows.index.store import IndexStore
 from protocol.labels import MAX_KEY_BYTES
 from schemas import wire
 from schemas.settings import Settings
@@ -66,12 +67,10 @@ class World:
 
     def __init__(self, database: str) -> None:
         self.settings = Settings(database=database)
-        self.tables = Tables(self.settings, "cluster")
+        self.tables = IndexStore(self.settings, "cluster", None)
         self.letters = Letters()
         self.unread: dict[Part, int] = {}
-        self.writer = IndexWriter(
-            self.settings, self.tables, Gate(self.tables, Rules()), self.letters, unread=self.unread
-        )
+        self.writer = IndexWriter(self.settings, self.tables, Rules(), self.letters, unread=self.unread)
         self.log: dict[Part, list[bytes]] = {LIVE: [], LABELS: []}
         self.tables.starts(dict.fromkeys(self.log, (0, 0)))
         self.next: dict[Part, int] = dict.fromkeys(self.log, 0)
@@ -177,7 +176,7 @@ def test_a_batch_that_takes_too_long_is_given_back_from_where_it_is_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """H3: the positions in the tables stand exactly there, and every message is done with once."""
-    monkeypatch.setattr(indexing, "SIFT_SECONDS", 0.0)
+    monkeypatch.setattr(sink, "SIFT_SECONDS", 0.0)
     world.sql(POISON)
     world.log[LABELS] = [label(at, "poison" if at % 3 == 0 else "good") for at in range(20)]
     given_back = 0

@@ -4,7 +4,7 @@ import random
 import string
 from itertools import permutations
 
-from flows.index.store import Tables
+from flows.index.store import IndexStore
 from flows.labels.encode import label_value
 from protocol.labels import MAX_KEY_BYTES, Label, parse_label
 from schemas import wire
@@ -20,17 +20,17 @@ def label(seq: int, day: int, *, neg: bool = False, cid: str | None = None) -> w
 def test_the_newest_label_wins_in_any_order_of_arrival(database: str) -> None:
     """The negation may come before what it negates, and is kept as a row; a cid is a label of its own."""
     history = [label(1, 1), label(2, 2, neg=True), label(3, 3), label(4, 4, neg=True), label(5, 1, cid="c")]
-    tables = Tables(Settings(database=database), "cluster")
+    tables = IndexStore(Settings(database=database), "cluster", None)
     tables.starts({})
     said = []
     for order in permutations(history):
-        with tables.transaction() as unit:
-            unit.db.execute("truncate sluice.label")
-            unit.labels(order[:2])
+        with tables.transaction() as transaction:
+            transaction.db.execute("truncate sluice.label")
+            transaction.labels(order[:2])
             for one in order[2:]:
-                unit.labels([one])
-            unit.labels(order[:1])  # a replay
-            said.append(unit.db.execute("select cid, neg, seq from sluice.label order by cid").fetchall())
+                transaction.labels([one])
+            transaction.labels(order[:1])  # a replay
+            said.append(transaction.db.execute("select cid, neg, seq from sluice.label order by cid").fetchall())
     tables.close()
     assert said == [[("", True, 4), ("c", False, 5)]] * 120
 
@@ -42,10 +42,10 @@ def test_labels_on_web_pages_handles_and_the_longest_subjects_have_rows(database
     subjects = ["https://example.com/page", "at://bob.example/app.bsky.feed.post/3k", f"https://{noise}"]
     parsed = [parse_label({"src": SRC, "uri": uri, "val": "spam", "cts": "2026-01-01T00:00:00Z"}) for uri in subjects]
     made = [label_value(one, seq, "") for seq, one in enumerate(parsed) if isinstance(one, Label)]
-    tables = Tables(Settings(database=database), "cluster")
+    tables = IndexStore(Settings(database=database), "cluster", None)
     tables.starts({})
-    with tables.transaction() as unit:
-        unit.labels([wire.decode_label(value) for value in made])
+    with tables.transaction() as transaction:
+        transaction.labels([wire.decode_label(value) for value in made])
         for uri in subjects:
-            assert unit.db.execute("select val from bsky.label where uri = %s", (uri,)).fetchall() == [("spam",)]
+            assert transaction.db.execute("select val from bsky.label where uri = %s", (uri,)).fetchall() == [("spam",)]
     tables.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from flows.index.store import Tables
+from flows.index.store import IndexStore
 from schemas.settings import Settings
 
 NAME = "firehose_backfill"
@@ -20,7 +20,7 @@ def repo(db: psycopg.Connection[tuple[object, ...]], did: str, part: int | None,
 def test_attempts_whose_outcome_stood_in_a_lost_log_are_expired_claims(database: str) -> None:
     """G1, C4: of the partitions that are begun anew, once, and only where another log was read before."""
     settings = Settings(database=database)
-    old, new = Tables(settings, "old"), Tables(settings, "new")
+    old, new = IndexStore(settings, "old", None), IndexStore(settings, "new", None)
     with psycopg.connect(database, autocommit=True) as db:
 
         def gaps() -> list[tuple[object, ...]]:

@@ -13,13 +13,13 @@ from flow_process import wait_until
 from connectors.postgres.repo_queue import Listed, RepoQueue
 from control import filters
 from control.filters import FilterWalk
-from flows.index.source import Gate
-from flows.index.store import Tables
+from flows.index.apply import apply_events
+from flows.index.store import IndexStore
 from schemas import wire
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
-from steps.gate.batch import Placed
+from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
 
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
@@ -34,19 +34,19 @@ class Bed:
     def __init__(self, database: str) -> None:
         self.settings = Settings(database=database, retry_first_seconds=0)
         self.store = RepoQueue(self.settings)
-        self.tables = Tables(self.settings, "cluster")
-        self.gate = Gate(self.tables, Rules(retry_first_seconds=0.0))
+        self.tables = IndexStore(self.settings, "cluster", None)
+        self.rules = Rules(retry_first_seconds=0.0)
         self.db: psycopg.Connection[Any] = psycopg.connect(database, autocommit=True)
         self.offset = 0
 
     def feed(self, *events: Any) -> None:
         """One transaction."""
-        queues: dict[str, list[Placed]] = {}
+        queues: dict[str, list[OffsetEvent]] = {}
         for event in events:
             self.offset += 1
-            queues.setdefault(event.did, []).append(Placed(self.offset, event))
-        with self.tables.transaction() as unit:
-            self.gate.settle(unit, queues)
+            queues.setdefault(event.did, []).append(OffsetEvent(self.offset, event))
+        with self.tables.transaction() as transaction:
+            apply_events(transaction, queues, self.rules)
 
     def claim(self, did: str = ONE) -> int:
         """Claim what is pending; the attempt."""
@@ -219,8 +219,10 @@ def test_a_replay_under_a_wider_filter_does_not_spend_an_attempt(bed: Bed) -> No
     events = [created(ONE, attempt, "3a", path) for path in (LIKE, POST)]
     bed.feed(*events)
     bed.set("*")
-    with bed.tables.transaction() as unit:
-        Gate(bed.tables, Rules(replayed=True)).settle(unit, {ONE: [Placed(n, event) for n, event in enumerate(events)]})
+    with bed.tables.transaction() as transaction:
+        apply_events(
+            transaction, {ONE: [OffsetEvent(n, event) for n, event in enumerate(events)]}, Rules(replayed=True)
+        )
     assert bed.rows() == [LIKE, POST]
     bed.feed(outcome(ONE, attempt, "3a", 2))
     assert bed.repo() == ("pending", "filter")
@@ -239,9 +241,9 @@ def test_a_change_waits_for_transactions_under_the_old_filter(bed: Bed) -> None:
         changed.set()
 
     thread = threading.Thread(target=widen)
-    with bed.tables.transaction() as unit:
+    with bed.tables.transaction() as transaction:
         events = [created(ONE, attempt, "3a", LIKE), outcome(ONE, attempt, "3a", 1)]
-        bed.gate.settle(unit, {ONE: [Placed(1, events[0]), Placed(2, events[1])]})
+        apply_events(transaction, {ONE: [OffsetEvent(1, events[0]), OffsetEvent(2, events[1])]}, bed.rules)
         thread.start()
         waiting = (
             "select count(*) from pg_locks where locktype = 'advisory' and not granted"

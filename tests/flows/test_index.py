@@ -16,7 +16,8 @@ from flow_process import FlowProcess, create_topics, group_positions, read_topic
 
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out, partition_of
-from flows.index.store import PartitionLost, Tables
+from flows.index.store import IndexStore
+from flows.index.stream_offsets import PartitionLost
 from schemas import wire
 from schemas.settings import Settings, load
 
@@ -207,17 +208,17 @@ def test_a_log_that_begins_after_the_position_is_a_recorded_loss(world: World) -
 
 def test_a_worker_that_lost_its_partition_writes_nothing(world: World) -> None:
     """G2: offsets move only from where they stood, in the transaction of the rows."""
-    tables = Tables(world.settings, "cluster")
+    tables = IndexStore(world.settings, "cluster", None)
     part = ("firehose_backfill", 0)
     assert tables.starts({part: (0, 100)}) == {part: 0}
-    with tables.transaction() as unit:
-        unit.move({part: (0, 10)})
-    zombie = Tables(world.settings, "cluster")
+    with tables.transaction() as transaction:
+        transaction.move({part: (0, 10)})
+    zombie = IndexStore(world.settings, "cluster", None)
 
     def late() -> None:
-        with zombie.transaction() as unit:
-            unit.lock([did(1)])
-            unit.move({part: (0, 10)})
+        with zombie.transaction() as transaction:
+            transaction.lock([did(1)])
+            transaction.move({part: (0, 10)})
 
     with pytest.raises(PartitionLost):
         late()

@@ -7,7 +7,7 @@ from tiny_repo import Key
 
 from connectors.atproto.stream_sockets import Frame
 from flows.firehose import flow as firehose
-from flows.index.source import Batch, decode
+from flows.index.decode import Batch, decode
 from protocol.enforcement import Enforcement
 from schemas.settings import Settings
 

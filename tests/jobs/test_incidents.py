@@ -18,14 +18,15 @@ from flow_process import wait_until
 from connectors.postgres.migrate import migrate
 from connectors.postgres.repo_queue import Claim, Listed, RepoQueue
 from control import jobs
-from flows.index.source import Batch, Decoded, Gate, IndexWriter
-from flows.index.store import Tables
+from flows.index.decode import Batch, Decoded
+from flows.index.sink import IndexWriter
+from flows.index.store import IndexStore
 from local.embedded.database import EmbeddedDatabase
 from schemas import wire
 from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.gate.batch import Placed
+from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
 
 SQL = queries("jobs")
@@ -178,11 +179,11 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
     settings, did = Settings(database=database), f"did:plc:{0:024}"
     store = RepoQueue(settings)
     assert store.claim(store.discover([Listed(did)]).tasks, "w")
-    tables = Tables(settings, "a cluster")
-    writer = IndexWriter(settings, tables, Gate(tables, Rules()), _NoLetters())
+    tables = IndexStore(settings, "a cluster", None)
+    writer = IndexWriter(settings, tables, Rules(), _NoLetters())
     tables.starts({LIVE: (0, HELD), BACKFILL: (0, 2)})
     for at in range(0, HELD, 30):
-        events = [Placed(number, _commit(did, number)) for number in range(at, at + 30)]
+        events = [OffsetEvent(number, _commit(did, number)) for number in range(at, at + 30)]
         writer.write(Decoded(Batch([], {LIVE: (at, at + 30)}), {did: events}))
     db = store._database()
     before = _halves(db)
@@ -194,7 +195,7 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
     outcome = wire.RepoOutcome(
         did=did, attempt=1, status="synced", active=True, time="t", rev="0000", commit="c", data="0000", count=1
     )
-    end = Decoded(Batch([], {BACKFILL: (0, 2)}), {did: [Placed(0, first), Placed(1, outcome)]})
+    end = Decoded(Batch([], {BACKFILL: (0, 2)}), {did: [OffsetEvent(0, first), OffsetEvent(1, outcome)]})
     with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as other:
         # it has written everything, and waits for the last statement before the commit
         other.execute("select from sluice.stream_offset for update")

@@ -209,7 +209,7 @@ class Checks(State):
         before = {did: (row.repo, dict(row.records), dict(row.held)) for did, row in self.tables.rows.items()}
         queues: dict[str, list[Any]] = defaultdict(list)
         for offset in range(begin, self.tables.offsets[topic]):
-            queues[log[offset].did].append(self.kernel.settle.Placed(offset, log[offset]))
+            queues[log[offset].did].append(self.kernel.settle.OffsetEvent(offset, log[offset]))
         # What a PDS took back may fit again on what it kept: such a replay is the operator's to want.
         queues = {did: messages for did, messages in queues.items() if not self.network.accounts[did].went_back}
         if not queues:

@@ -11,7 +11,7 @@ from schemas import wire
 
 
 class Index(Workers):
-    """flows.index.source, reduced to its transaction."""
+    """flows.index, reduced to its transaction."""
 
     __slots__ = ()
 

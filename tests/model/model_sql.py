@@ -1,6 +1,6 @@
 """The model's database and the real one side by side: `Twin` runs every transaction on both and compares all rows.
 
-The real side is `RepoQueue`, `Tables` and the index's `Gate` on PostgreSQL, with the model's time: statements call `now()`,
+The real side is `RepoQueue`, `IndexStore` and `apply_events` on PostgreSQL, with the model's time: statements call `now()`,
 and the search path of the test's database puts one before PostgreSQL's that reads the model's clock.
 """
 
@@ -14,9 +14,9 @@ from model_tables import GRACE, HOURLY, LEASE, PDS, REAP_DELAY, TOPICS, Crash, K
 
 from connectors.postgres.repo_queue import Claim, Discovery, Listed, RepoQueue
 from control import filters
-from flows.index.source import Gate
-from flows.index.store import PartitionLost as RealPartitionLost
-from flows.index.store import Tables
+from flows.index.apply import apply_events
+from flows.index.store import IndexStore
+from flows.index.stream_offsets import PartitionLost as RealPartitionLost
 from schemas import wire
 from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
@@ -92,9 +92,8 @@ class SqlTables:
         )
         self.settings = settings
         self.store = RepoQueue(settings)
-        self.tables = Tables(settings, CLUSTER)
-        self.gate = Gate(self.tables, Kernel().rules)
-        self.replaying = Gate(self.tables, replace(Kernel().rules, replayed=True))
+        self.tables = IndexStore(settings, CLUSTER, None)
+        self.rules = Kernel().rules
         self.db = psycopg.connect(database, autocommit=True)
 
     def reset(self) -> None:
@@ -121,10 +120,10 @@ class SqlTables:
         replayed: bool,
     ) -> None:
         try:
-            with self.tables.transaction() as unit:
-                (self.replaying if replayed else self.gate).settle(unit, queues)
+            with self.tables.transaction() as transaction:
+                apply_events(transaction, queues, replace(self.rules, replayed=replayed))
                 if spans:
-                    unit.move({(topic, 0): span for topic, span in spans.items()})
+                    transaction.move({(topic, 0): span for topic, span in spans.items()})
                 if crash:
                     raise Crash
         except RealPartitionLost:

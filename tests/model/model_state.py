@@ -109,7 +109,7 @@ class State:
 
     def batch(self, positions: dict[str, int], counts: dict[str, int]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
         topics = {"firehose_backfill": self.backfill, "firehose_live": self.live}
-        placed = self.kernel.settle.Placed
+        placed = self.kernel.settle.OffsetEvent
         parts = [
             [
                 placed(n, topics[topic][n], size_of(topics[topic][n]))

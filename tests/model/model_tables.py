@@ -1,4 +1,4 @@
-"""The database of the gate's model: `connectors/postgres/repo_queue.py` and `flows/index/store.py` as a few dictionaries.
+"""The database of the gate's model: `connectors/postgres/repo_queue.py` and `flows/index/transaction.py` as a few dictionaries.
 
 Each method mirrors the statement of its name in `schemas/sql/repo.sql` or `index.sql`, condition by condition
 (`test_gate_sql.py` runs both side by side); a method is a transaction. Time is a number that the schedule moves.
@@ -284,7 +284,7 @@ class ModelTables:
             self._due_now(row)
         return [row.repo.did for row in failed]
 
-    # --- flows/index/store.py
+    # --- flows/index/transaction.py
 
     def index(
         self,
@@ -360,7 +360,7 @@ class ModelTables:
 
     def _facts(self, row: Row, attempt: int) -> Any:
         count = sum(1 for record in row.records.values() if record[2] == attempt)
-        return self.kernel.settle.Facts(count, [row.held[offset] for offset in sorted(row.held)])
+        return self.kernel.settle.DatabaseFacts(count, [row.held[offset] for offset in sorted(row.held)])
 
     def _save(self, row: Row, old: Any, new: Any) -> None:
         if old == new:

@@ -287,7 +287,7 @@ MUTANTS = [
     ),
     settle(
         "what this batch held survives its drop",
-        "work.held = [held for held in work.held if held[0] != repo.did]",
+        "writes.held = [held for held in writes.held if held[0] != repo.did]",
         "pass",
     ),
     settle(

@@ -15,11 +15,11 @@ from model_sql import SqlTables, Twin
 
 from connectors.postgres.repo_queue import Listed, RepoQueue
 from connectors.runtime import metrics
-from flows.index.source import Gate
-from flows.index.store import Tables
+from flows.index.apply import apply_events
+from flows.index.store import IndexStore
 from schemas import wire
 from schemas.settings import Settings
-from steps.gate.batch import Placed
+from steps.gate.batch import OffsetEvent
 from steps.gate.batch import settle as settle_rounds
 from steps.gate.model import Rules
 
@@ -94,10 +94,10 @@ def claimed(database: str, did: str = DID) -> RepoQueue:
     return store
 
 
-def settle(tables: Tables, *events: Any) -> None:
-    with tables.transaction() as unit:
-        placed = [Placed(offset, event) for offset, event in enumerate(events)]
-        Gate(tables, Rules()).settle(unit, {DID: placed})
+def settle(tables: IndexStore, *events: Any) -> None:
+    with tables.transaction() as transaction:
+        placed = [OffsetEvent(offset, event) for offset, event in enumerate(events)]
+        apply_events(transaction, {DID: placed}, Rules())
 
 
 def held_and_phase(db: psycopg.Connection[tuple[object, ...]]) -> tuple[object, object, object]:
@@ -108,20 +108,20 @@ def held_and_phase(db: psycopg.Connection[tuple[object, ...]]) -> tuple[object, 
     return row[0], row[1], row[2]
 
 
-def settle_and_cut(tables: Tables, admin: psycopg.Connection[tuple[object, ...]], events: tuple[Any, ...]) -> None:
+def settle_and_cut(tables: IndexStore, admin: psycopg.Connection[tuple[object, ...]], events: tuple[Any, ...]) -> None:
     """Everything is written; then, before the commit, the server ends the connection."""
-    with tables.transaction() as unit:
-        Gate(tables, Rules()).settle(unit, {DID: [Placed(offset, event) for offset, event in enumerate(events)]})
-        assert unit.db.execute("select phase, held from sluice.repo").fetchone() == ("sync", 0)
-        assert unit.db.execute("select count(*) from sluice.held_event").fetchone() == (0,)
-        admin.execute("select pg_terminate_backend(%s)", (unit.db.info.backend_pid,))
-        unit.db.execute("select 1")
+    with tables.transaction() as transaction:
+        apply_events(transaction, {DID: [OffsetEvent(offset, event) for offset, event in enumerate(events)]}, Rules())
+        assert transaction.db.execute("select phase, held from sluice.repo").fetchone() == ("sync", 0)
+        assert transaction.db.execute("select count(*) from sluice.held_event").fetchone() == (0,)
+        admin.execute("select pg_terminate_backend(%s)", (transaction.db.info.backend_pid,))
+        transaction.db.execute("select 1")
 
 
 def test_a_cut_between_transition_and_release_leaves_neither_half(database: str) -> None:
     """P5, P2: the connection is killed after the held events were applied and before the commit; then it is done again."""
     claimed(database).close()
-    tables = Tables(settings_for(database), "c")
+    tables = IndexStore(settings_for(database), "c", None)
     settle(tables, commit("2", "one", "two", b="2"))
     end = (create(1, "1", "a"), synced(1, "1", "one", 1))
     with psycopg.connect(database, autocommit=True) as db:
@@ -137,7 +137,7 @@ def test_a_cut_between_transition_and_release_leaves_neither_half(database: str)
 def test_rows_that_are_there_after_all_are_upserted_and_counted(database: str) -> None:
     """A COPY of first rows that meets one of them falls back to the upsert, and nothing else is undone."""
     claimed(database).close()
-    tables = Tables(settings_for(database), "c")
+    tables = IndexStore(settings_for(database), "c", None)
     before = metrics.COPY_FALLBACKS._value.get()
     settle(tables, create(1, "1", "a", "old"))
     assert metrics.COPY_FALLBACKS._value.get() == before
@@ -204,12 +204,12 @@ def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database
     """T1: the index's transaction began before the claim that it waited for; completed_at follows started_at all the same."""
     store = RepoQueue(settings_for(database))
     store.discover([Listed(DID)])
-    tables = Tables(settings_for(database), "c")
+    tables = IndexStore(settings_for(database), "c", None)
     takendown = wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown")
-    with tables.transaction() as unit:
-        unit.db.execute("select now()")  # the transaction's time stands from here on
+    with tables.transaction() as transaction:
+        transaction.db.execute("select now()")  # the transaction's time stands from here on
         assert store.claim([wire.RepoTask(did=DID, attempt=0, reason="listed")], "w")
-        Gate(tables, Rules()).settle(unit, {DID: [Placed(0, takendown)]})
+        apply_events(transaction, {DID: [OffsetEvent(0, takendown)]}, Rules())
     with psycopg.connect(database) as db:
         row = db.execute("select phase, completed_at >= started_at from sluice.repo").fetchone()
     assert row == ("unavailable", True)
@@ -223,7 +223,7 @@ def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> 
     assert store.phases() == {"unavailable": 1}
     store.discover([Listed(DID, active=True)])
     assert store.phases() == {"pending": 1}
-    tables = Tables(settings_for(database), "c")
+    tables = IndexStore(settings_for(database), "c", None)
     settle(tables, wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown"))
     store.discover([Listed(DID, active=True)])
     assert store.phases() == {"unavailable": 1}
@@ -234,7 +234,7 @@ def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> 
 def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status: str) -> None:
     """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS's word as after an #account."""
     store = claimed(database)
-    settle(Tables(settings_for(database), "c"), synced(1, "3k2", "root", 0))
+    settle(IndexStore(settings_for(database), "c", None), synced(1, "3k2", "root", 0))
     store.discover([Listed(DID, active=True)])
     assert store.phases() == {"sync": 1}
     store.discover([Listed(DID, active=False, status=status)])
@@ -249,13 +249,13 @@ def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status
 def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_pds(database: str, status: str) -> None:
     """G5: the PDS serves what its relay has taken down, and would bring it back; a running backfill is fenced as well."""
     store = claimed(database)
-    tables = Tables(settings_for(database), "c")
+    tables = IndexStore(settings_for(database), "c", None)
     settle(tables, synced(1, "3k2", "root", 0))
     other = "did:plc:other"
     assert store.claim(store.discover([Listed(other)]).tasks, "w")
-    with tables.transaction() as unit:
+    with tables.transaction() as transaction:
         held = wire.SyncEvent(seq=1, time="t", did=other, rev="3k5", data="later")
-        Gate(tables, Rules()).settle(unit, {other: [Placed(7, held)]})
+        apply_events(transaction, {other: [OffsetEvent(7, held)]}, Rules())
     store.discover([Listed(DID, "3k4", False, status), Listed(other, "3k4", False, status)])
     with psycopg.connect(database) as db:
         rows = db.execute(
@@ -277,7 +277,7 @@ def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_
 def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> None:
     """G5: only the PDS that the DID document names is heard, and what it lists is hidden until it has been served."""
     store = claimed(database)
-    tables = Tables(settings_for(database), "c")
+    tables = IndexStore(settings_for(database), "c", None)
     here, elsewhere = Listed(DID, host="https://pds.test"), Listed(DID, host="https://evil.test")
     row = "select phase, reason, active, status from sluice.repo"
     with psycopg.connect(database, autocommit=True) as db:
@@ -323,7 +323,7 @@ def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> 
 def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(database: str) -> None:
     """G1: the snapshot may be older than the list; and a repo that leaves `sync` meanwhile has heard of it."""
     store = claimed(database)
-    tables = Tables(settings_for(database), "c")
+    tables = IndexStore(settings_for(database), "c", None)
     store.discover([Listed(DID, "3k9")])
     assert store.lost_events(0.0) == []
     settle(tables, synced(1, "3k2", "root", 0))
@@ -350,16 +350,16 @@ def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(datab
 def test_held_events_are_loaded_for_as_many_repos_as_memory_allows(database: str) -> None:
     """G6: each repo's are bounded, but many repos may end in one batch; all of them are settled, round by round."""
     dids = [f"did:plc:{number}" for number in range(4)]
-    store, tables = claimed(database, dids[0]), Tables(settings_for(database), "c")
+    store, tables = claimed(database, dids[0]), IndexStore(settings_for(database), "c", None)
     assert len(store.claim(store.discover([Listed(did) for did in dids[1:]]).tasks, "w")) == 3
     later = [wire.SyncEvent(seq=1, time="t", did=did, rev="3k5", data="root") for did in dids]
-    with tables.transaction() as unit:
+    with tables.transaction() as transaction:
         size = len(wire.encode(later[0]))
-        Gate(tables, Rules()).settle(unit, {event.did: [Placed(7, event, size)] for event in later})
-        held = unit.db.execute("select held, held_bytes from sluice.repo").fetchall()
+        apply_events(transaction, {event.did: [OffsetEvent(7, event, size)] for event in later}, Rules())
+        held = transaction.db.execute("select held, held_bytes from sluice.repo").fetchall()
         assert held == [(1, size)] * 4
         awaiting = dict.fromkeys(dids, 1)
-        assert [list(unit.facts(awaiting, most)) for most in (1, size, 3 * size, 99 * size)] == [
+        assert [list(transaction.facts(awaiting, most)) for most in (1, size, 3 * size, 99 * size)] == [
             dids[:1],
             dids[:1],
             dids[:3],
@@ -368,14 +368,14 @@ def test_held_events_are_loaded_for_as_many_repos_as_memory_allows(database: str
     few = wire.RepoOutcome(
         did="", attempt=1, status="synced", active=True, time="t", rev="3k2", commit="c", data="root", count=0
     )
-    with tables.transaction() as unit:
-        queues = {did: [Placed(0, msgspec.structs.replace(few, did=did))] for did in dids}
-        settling, rounds = settle_rounds(unit.lock(dids), queues), 0
+    with tables.transaction() as transaction:
+        queues = {did: [OffsetEvent(0, msgspec.structs.replace(few, did=did))] for did in dids}
+        settling, rounds = settle_rounds(transaction.lock(dids), queues), 0
         work = next(settling)
         try:
             while True:
-                unit.write(work)
-                work, rounds = settling.send(unit.facts(work.awaiting, size)), rounds + 1
+                transaction.write(work)
+                work, rounds = settling.send(transaction.facts(work.awaiting, size)), rounds + 1
         except StopIteration as end:
             after = end.value
     assert {repo.rev for repo in after.values()} == {"3k5"}

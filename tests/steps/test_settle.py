@@ -6,7 +6,7 @@ from typing import Any
 from gate_events import DID, account, commit, create, ended, op, repo_in, synced
 
 from schemas import wire
-from steps.gate.batch import Facts, Placed, Round, settle
+from steps.gate.batch import DatabaseFacts, OffsetEvent, WriteBatch, settle
 from steps.gate.model import Phase, Reason, Repo, Rules
 
 OTHER = "did:plc:two"
@@ -15,11 +15,13 @@ OTHER = "did:plc:two"
 def play(
     repos: Mapping[str, Repo],
     queues: Mapping[str, Sequence[Any]],
-    facts: Mapping[str, Facts] | None = None,
+    facts: Mapping[str, DatabaseFacts] | None = None,
     rules: Rules | None = None,
-) -> tuple[list[Round], dict[str, Repo]]:
+) -> tuple[list[WriteBatch], dict[str, Repo]]:
     """All rounds, and the repos afterwards. `facts`: what the database answers, whenever it is asked."""
-    placed = {did: [Placed(offset, event) for offset, event in enumerate(events)] for did, events in queues.items()}
+    placed = {
+        did: [OffsetEvent(offset, event) for offset, event in enumerate(events)] for did, events in queues.items()
+    }
     settling = settle(repos, placed, rules or Rules())
     rounds = []
     try:
@@ -30,7 +32,7 @@ def play(
         return rounds, end.value
 
 
-def rows(work: Round, did: str = DID) -> dict[str, str | None]:
+def rows(work: WriteBatch, did: str = DID) -> dict[str, str | None]:
     """rkey → cid, or None for a row that goes."""
     return {rkey: row and row[3] for (_, rkey), row in work.rows.get(did, {}).items()}
 
@@ -39,7 +41,7 @@ def test_the_release_is_one_round_with_its_transition() -> None:
     """P2, P5: 150 events held, "released 150/150", in the same step as the phase."""
     held = [commit(f"{n:03}", f"{n - 1:03}", f"{n:03}", op("create", f"r{n}")) for n in range(101, 251)]
     repo = repo_in(Phase.BACKFILL, held=150, held_rev="250", rev="", data=None)
-    rounds, after = play({DID: repo}, {DID: [synced(1, "100", "100", 7)]}, {DID: Facts(7, held)})
+    rounds, after = play({DID: repo}, {DID: [synced(1, "100", "100", 7)]}, {DID: DatabaseFacts(7, held)})
     assert rounds[0].awaiting == {DID: 1}
     assert rounds[1].released == {DID: (150, 150)}
     assert (rounds[1].drop_held, len(rounds[1].rows[DID])) == ({DID}, 150)
@@ -50,7 +52,7 @@ def test_creates_are_written_before_their_outcome_is_decided() -> None:
     """G3: the count of rows is asked after they are there."""
     repo = repo_in(Phase.BACKFILL, rev="", data=None, first_attempt=None)
     events = [create(1, "5", "a"), create(1, "5", "b"), synced(1, "5", "five", 2)]
-    rounds, after = play({DID: repo}, {DID: events}, {DID: Facts(2)})
+    rounds, after = play({DID: repo}, {DID: events}, {DID: DatabaseFacts(2)})
     assert rows(rounds[0]) == {"a": "cid", "b": "cid"}
     assert (rounds[0].fresh, rounds[0].awaiting) == ({DID}, {DID: 1})
     assert after[DID].phase == Phase.SYNC
@@ -61,7 +63,7 @@ def test_only_first_rows_are_copied() -> None:
     assert play({DID: again}, {DID: [create(2, "6", "a")]})[0][0].fresh == set()
     first = repo_in(Phase.BACKFILL, rev="", data="five", first_attempt=1)
     events = [create(1, "5", "a"), synced(1, "5", "five", 1), commit("6", "five", "six", op("update", "a", "new"))]
-    rounds, _ = play({DID: first}, {DID: events}, {DID: Facts(1)})
+    rounds, _ = play({DID: first}, {DID: events}, {DID: DatabaseFacts(1)})
     assert (rounds[0].fresh, rounds[1].fresh) == ({DID}, set())
     assert rows(rounds[1]) == {"a": "new"}
 
@@ -142,6 +144,6 @@ def test_repos_wait_for_their_facts_together() -> None:
     repos = {did: Repo(did, phase=Phase.BACKFILL, attempt=1) for did in (DID, OTHER)}
     outcome = synced(1, "5", "five", 0)
     other = wire.RepoOutcome(did=OTHER, attempt=1, status="synced", active=True, time="t", rev="5", data="x", count=0)
-    rounds, after = play(repos, {DID: [outcome], OTHER: [other]}, {DID: Facts(), OTHER: Facts()})
+    rounds, after = play(repos, {DID: [outcome], OTHER: [other]}, {DID: DatabaseFacts(), OTHER: DatabaseFacts()})
     assert [set(work.awaiting) for work in rounds] == [{DID, OTHER}, set()]
     assert {repo.phase for repo in after.values()} == {Phase.SYNC}

@@ -1,0 +1,65 @@
+"""Messages of the log → events by repo, labels and dead letters."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+
+from connectors.kafka.log import Part
+from connectors.kafka.producer import Out, dead_letter
+from schemas import wire
+from schemas.reasons import DeadReason
+from steps.gate.batch import OffsetEvent
+from steps.gate.key_size import KeyTooLarge, check_size
+
+TOPICS = ("firehose_backfill", "firehose_live", "label_live")
+"""The topics that the index reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Messages of one poll, in the order of each partition, and the offsets they span: part → (first, next)."""
+
+    messages: list[Message]
+    spans: dict[Part, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Decoded:
+    """The same batch as events: queues per repo, labels, and what could not be decoded."""
+
+    batch: Batch
+    queues: dict[str, list[OffsetEvent]] = field(default_factory=lambda: defaultdict(list))
+    labels: list[wire.LabelEvent] = field(default_factory=list)
+    letters: list[Out] = field(default_factory=list)
+    too_large: int = 0  # of the letters: those whose key no index holds
+    newest_time: str = ""
+
+
+def decode(batch: Batch, prefix: str = "") -> Decoded:
+    """Messages → events by repo. What does not decode becomes a dead letter and is settled."""
+    decoded = Decoded(batch)
+    for message in batch.messages:
+        topic, value = (message.topic() or "").removeprefix(prefix), message.value() or b""
+        try:
+            if topic == "label_live":
+                label = wire.decode_label(value)
+                check_size(topic, label)
+                decoded.labels.append(label)
+                continue
+            event: Any = wire.decode_live(value) if topic == "firehose_live" else wire.decode_backfill(value)
+            check_size(topic, event)
+            kind, received = message.timestamp()
+            came = received if kind != TIMESTAMP_NOT_AVAILABLE else None
+            decoded.queues[event.did].append(OffsetEvent(message.offset() or 0, event, len(value), came))
+            if topic == "firehose_live":
+                decoded.newest_time = max(decoded.newest_time, event.time)
+        except (msgspec.MsgspecError, KeyTooLarge) as err:
+            large = isinstance(err, KeyTooLarge)
+            decoded.too_large += large
+            reason = DeadReason.REFUSED_BY_DATABASE if large else DeadReason.UNDECODABLE
+            at = (message.partition() or 0, message.offset() or 0)
+            decoded.letters.append(dead_letter(topic, reason, str(err), value, at=at))
+    return decoded

@@ -1,0 +1,61 @@
+"""The index's connection to PostgreSQL, and its transactions."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from connectors.kafka.log import Part
+from connectors.postgres.connection import own_transaction, tuples
+from flows.index.current_filter import CurrentFilter
+from flows.index.projection import Connection, Projection
+from flows.index.record_rows import RecordRows
+from flows.index.stream_offsets import start_positions
+from flows.index.transaction import IndexTransaction
+from schemas.settings import Settings
+from schemas.sql import queries
+
+SQL = queries("index")
+
+
+class IndexStore:
+    """Connects on first use, and again after a lost connection.
+
+    `projection` has no default: a writer without it would let the derived tables drift from the records.
+    `group`: the consumer group whose offsets are moved; a replay has its own.
+    """
+
+    def __init__(self, settings: Settings, cluster: str, projection: Projection | None, group: str = "index") -> None:
+        self._scope = {"cluster": cluster, "group": settings.group(group)}
+        self._backfill = settings.topic("firehose_backfill")
+        self._database = tuples(settings, "sluice index", opened=self._opened)
+        self.close = self._database.close
+        self._filter = CurrentFilter()
+        self._projection = projection
+        self._active: Projection | None = None
+
+    def _opened(self, db: Connection) -> None:
+        db.execute(SQL["make_stage"])
+        self._active = self._projection if self._projection is not None and self._projection.is_active(db) else None
+
+    @contextmanager
+    def transaction(self, *, singly: bool = False, within: bool = False) -> Iterator[IndexTransaction]:
+        """One transaction, READ COMMITTED; the projection is applied last. Raises psycopg.Error.
+
+        `within` another transaction it is a savepoint: an error undoes only its own writes.
+        `singly`: see `ProjectedChanges.apply`.
+        """
+        db = self._database()
+        with db.transaction() if within else own_transaction(db):
+            changes = None if self._active is None else self._active.changes(db)
+            rows = RecordRows(db, changes, staged=within)
+            transaction = IndexTransaction(db, self._scope, self._filter.read(db), rows)
+            yield transaction
+            if changes is not None:
+                changes.apply(singly=singly)
+        for report in transaction.committed:
+            report()
+
+    def starts(self, marks: Mapping[Part, tuple[int, int]]) -> dict[Part, int]:
+        """Where to read each partition, given its (log start, log end). Raises PositionAheadOfLog, psycopg.Error."""
+        db = self._database()
+        with own_transaction(db):
+            return start_positions(db, self._scope, marks, self._backfill)
