@@ -39,7 +39,7 @@ tools:
 # two at a time, since most of them wait; whole systems one after the other, at the end. The official servers' packages are
 # installed meanwhile: a test that takes them waits for that, or does it and says what is missing
 test: setup tools
-	@nice .venv/bin/python tests/fix_appview.py >/dev/null 2>&1 & \
+	@nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1 & \
 	  .venv/bin/pytest -n 2 --dist worksteal -m "not acceptance"; parts=$$?; \
 	  .venv/bin/pytest -m acceptance && exit $$parts
 
@@ -49,11 +49,11 @@ MINUTES ?= 10
 # make soak [DAYS=60]     weeks of operation with clocks that run faster; nothing may grow without bound
 DAYS ?= 60
 soak: setup
-	@SOAK_DAYS=$(DAYS) .venv/bin/pytest -rP tests/system/test_soak.py
+	@SOAK_DAYS=$(DAYS) .venv/bin/pytest -rP tests/system/endurance/test_soak.py
 
 chaos: setup
 	@seed=$(or $(SEED),$$(date +%s)); echo "chaos: SEED=$$seed MINUTES=$(MINUTES)"; \
-	  CHAOS_SEED=$$seed CHAOS_MINUTES=$(MINUTES) .venv/bin/pytest -rP tests/system/test_chaos.py
+	  CHAOS_SEED=$$seed CHAOS_MINUTES=$(MINUTES) .venv/bin/pytest -rP tests/system/endurance/test_chaos.py
 
 # make fuzz [MINUTES=10]     the coverage-guided fuzzer over every parser of bytes from outside; a find fails with its bytes
 fuzz: setup

@@ -1,6 +1,6 @@
 """Lexicon definitions of the records that the AppView indexes, and of all that they refer to.
 
-`lexicons.json` is made by `tests/appview/recorded/lexicons.mjs` out of the published lexicons: `{"nsid" or "nsid#name":
+`lexicons.json` is made by `tests/appview/projection/recorded/lexicons.mjs` out of the published lexicons: `{"nsid" or "nsid#name":
 definition}`, a record's definition being its object; refs are full; descriptions and known values are left out.
 """
 

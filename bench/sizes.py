@@ -4,7 +4,7 @@
 
 The simulated network's records have the real one's mix (44 % likes, 22 % posts, 18 % follows, …). Its repos go through the whole
 pipeline; then its accounts write `--live` times at 400 a second; then the frames that the official PDS once sent
-(tests/steps/recorded, one record or a few each) are written to `firehose_live` of a log of its own. Segments are what the producer
+(tests/protocol/recorded, one record or a few each) are written to `firehose_live` of a log of its own. Segments are what the producer
 compressed (zstd); PostgreSQL's figures are of tables filled in the order of the backfill, before and after `vacuum full`.
 """
 

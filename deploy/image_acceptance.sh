@@ -59,7 +59,7 @@ root=$(build mount "$container")
 echo "size: $(du -sm "$root" | cut -f1) MB, of which Sluice and its packages $(du -sm "$root/opt/sluice" | cut -f1) MB"
 build inspect --type image localhost/sluice > "$work/image.json"
 code=0
-PYTHONPATH="$PWD" .venv/bin/python tests/deploy/run_image.py "$root" "$work/image.json" || code=$?
+PYTHONPATH="$PWD" .venv/bin/python -m tests.deploy.run_image "$root" "$work/image.json" || code=$?
 build umount "$container" > /dev/null
 build rm "$container" > /dev/null
 exit "$code"

@@ -15,19 +15,19 @@ hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("same")
 
 pytest_plugins = [
-    "fix_log",
-    "fix_database",
-    "fix_settings",
-    "fix_simulator",
-    "fix_proxy",
-    "fix_coordinator",
-    "fix_official",
-    "fix_appview",
-    "fix_mirror",
-    "fix_flow",
-    "fix_virtual_time",
-    "fix_browser",
-    "fix_api",
+    "tests.support.broker",
+    "tests.support.postgres",
+    "tests.support.settings_fixture",
+    "tests.support.simulation",
+    "tests.support.tcp_proxy",
+    "tests.support.coordinator",
+    "tests.support.official.servers",
+    "tests.support.official.appview_servers",
+    "tests.support.whole_mirror",
+    "tests.support.flow_fixtures",
+    "tests.support.virtual_time",
+    "tests.support.browser",
+    "tests.support.served_api",
 ]
 
 

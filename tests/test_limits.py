@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from test_docs import functions
 
 from schemas.settings import Settings
+from tests.test_docs import functions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "limits.md").read_text("utf-8")

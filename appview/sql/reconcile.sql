@@ -82,7 +82,7 @@ union select p.uri from sluice.appview_gate g join bsky.post p on p."replyRoot" 
 select uri from bsky.post where "replyParent" = any(%(posts)s::text[])
 
 -- name: judge
--- The rules of tests/appview/gates.py. A reply or quote is judged by the terms that its gate had when the log took it (`at`), and by
+-- The rules of tests/appview/projection/gates.py. A reply or quote is judged by the terms that its gate had when the log took it (`at`), and by
 -- what of mentions, follows and lists was there then; a record that a repo's first fetch brought (came < 0) counts as old. What let a reply in
 -- once (`let_in`) does so for ever. A parent was there before its reply, which names its CID.
 with judged as materialized (

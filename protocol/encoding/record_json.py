@@ -184,7 +184,9 @@ def _lossy(value: object, reasons: set[BodyReason]) -> object:
 
 
 def _decode_reason(error: str) -> BodyReason:
-    """cbrrr has one error class; the sentence tells what ends too early, what is no number, and what is spelt wrongly."""
+    """Read the reason from the message of cbrrr's one error class. A message about key order quotes keys of the record."""
+    if error.startswith("non-canonical map key ordering"):
+        return BodyReason.NOT_CANONICAL
     if "not enough bytes" in error or "end of buffer" in error:
         return BodyReason.UNDECODABLE
     if "NaN" in error or "Inf" in error:

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 import psycopg
-from appview_content import Doubled, Written
+
+from tests.acceptance.appview_content import Doubled, Written
 
 # %(gone)s: DIDs of accounts that were deleted; %(doubled)s: edits that made duplicates; %(early)s, %(undone)s: of the fetched history
 ACCEPTED = {

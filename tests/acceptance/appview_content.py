@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fix_official import OfficialNetwork, operation
+from tests.support.official.servers import OfficialNetwork, operation
 
 POST = "app.bsky.feed.post"
 LIKE = "app.bsky.feed.like"

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from fix_appview import SERVICE, OfficialAppView
-from fix_official import OfficialNetwork
+from tests.support.official.appview_servers import SERVICE, OfficialAppView
+from tests.support.official.servers import OfficialNetwork
 
 AT_ONCE = 4
 ASKED_AGAIN = 3

@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 import psycopg
-from fix_official import ROOT, OfficialNetwork
 
 from local.embedded.database import EmbeddedDatabase
 from protocol.encoding.record_json import body_cid
+from tests.support.official.servers import ROOT, OfficialNetwork
 
 SLUICE = Path(sys.executable).with_name("sluice")
 SYNC_SECONDS = 180

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from appview_accepted import reconcile
-from appview_content import Author, Written, authors_of, stamp, write_everything
-from appview_questions import answer, different, questions, tokens_of, unlike
-from appview_tables import Expected, unlike_rows
-from fix_appview import VERSIONS, HandleServer, OfficialAppView, bsky
-from fix_official import OfficialNetwork
-from running_mirror import Mirror
+
+from tests.acceptance.appview_accepted import reconcile
+from tests.acceptance.appview_content import Author, Written, authors_of, stamp, write_everything
+from tests.acceptance.appview_questions import answer, different, questions, tokens_of, unlike
+from tests.acceptance.appview_tables import Expected, unlike_rows
+from tests.acceptance.running_mirror import Mirror
+from tests.support.official.appview_servers import VERSIONS, HandleServer, OfficialAppView, bsky
+from tests.support.official.servers import OfficialNetwork
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_official import OfficialNetwork
-from running_mirror import CATCH_UP_SECONDS, Mirror, until
+
+from tests.acceptance.running_mirror import CATCH_UP_SECONDS, Mirror, until
+from tests.support.official.servers import OfficialNetwork
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 

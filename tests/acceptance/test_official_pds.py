@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_official import OfficialNetwork, operation
-from running_mirror import Mirror, record_rows, repo_rows
+
+from tests.acceptance.running_mirror import Mirror, record_rows, repo_rows
+from tests.support.official.servers import OfficialNetwork, operation
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from catalog import catalog, differences
-from fix_appview import VERSIONS, bsky
 from psycopg import Rollback
+
+from tests.appview.catalog import catalog, differences
+from tests.support.official.appview_servers import VERSIONS, bsky
 
 pytestmark = pytest.mark.timeout(900)  # the first to come installs the packages
 

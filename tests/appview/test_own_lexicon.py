@@ -14,13 +14,14 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from fix_flow import FlowBed
 
 from connectors.kafka.producer import LogProducer, Out
 from schemas import wire
 from schemas.settings import load
+from tests.support import ROOT
+from tests.support.flow_fixtures import FlowBed
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-lexicon.md"
+PAGE = ROOT / "docs" / "own-lexicon.md"
 RECIPE = "com.example.recipe"
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 OTHER = "bafyreic2xjmzqxqqqslhwxuuaoy6dmqwlsqaxhvqvhjkqgcfrkbsd7qmxu"

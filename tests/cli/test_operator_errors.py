@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from fix_log import LogScope
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -18,6 +17,7 @@ from connectors.postgres.migrate import migrate
 from ops.replay import Replayed, as_text, asked
 from schemas.errors import OperatorError
 from schemas.settings import Settings, load
+from tests.support.broker import LogScope
 
 SLUICE = Path(sys.executable).with_name("sluice")
 NOWHERE = "127.0.0.1:1"

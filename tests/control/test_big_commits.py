@@ -8,8 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_simulator import Simulation
-from flow_process import wait_until
 
 from connectors.atproto.repo_lookup import AuditNetwork
 from connectors.postgres.repo_queue import RepoQueue
@@ -18,6 +16,8 @@ from control.tasks import dead_letter_retry as second_looks
 from control.tasks.big_commits import OLDEST_SECONDS, ROUND_DIDS, YOUNGEST_SECONDS, BigCommits
 from control.tasks.storms import Storms
 from schemas.settings import Settings
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 OLD_REV = "2222222222222"
 NEW_REV = "7zzzzzzzzzzzz"

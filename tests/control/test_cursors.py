@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import psycopg
 import pytest
-from flow_process import create_topics, wait_until
 
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.stream_cursors import CursorStore
 from schemas.settings import Settings, load
+from tests.support.flow_process import create_topics, wait_until
 
 RELAY = "https://relay.test"
 

@@ -16,7 +16,6 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from flow_process import create_topics, read_topic, wait_until
 
 from connectors.kafka.log import LogUnavailable, watermarks
 from connectors.kafka.offsets import Positions
@@ -31,6 +30,7 @@ from schemas import wire
 from schemas.errors import OperatorError
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings, load
+from tests.support.flow_process import create_topics, read_topic, wait_until
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2026-01-01T00:00:00.000Z"

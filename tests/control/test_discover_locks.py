@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 
 import psycopg
-from flow_process import wait_until
 
 from connectors.kafka.producer import LogProducer
 from connectors.postgres.repo_queue import Listed, RepoQueue
@@ -14,6 +13,7 @@ from control import jobs
 from control.tasks.job_steps import JobSteps
 from schemas.job_spec import JobSpec
 from schemas.settings import Settings, load
+from tests.support.flow_process import wait_until
 
 FIRST, LAST = "did:plc:a", "did:plc:z"
 WAITS = """

@@ -13,8 +13,6 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from fix_log import LogScope
-from flow_process import WAIT_SECONDS, read_topic, wait_until
 
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.offsets import Positions
@@ -26,6 +24,8 @@ from local.embedded.log import EmbeddedLog
 from local.up import environment
 from schemas import wire
 from schemas.settings import Settings
+from tests.support.broker import LogScope
+from tests.support.flow_process import WAIT_SECONDS, read_topic, wait_until
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0  # within what a pod is given

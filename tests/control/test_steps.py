@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
-from flow_process import wait_until
 
 from connectors.kafka.log import LogUnavailable
 from control.tasks import runner as steps
 from control.tasks.runner import Close, Kind, Step, StepThread, Work
+from tests.support.flow_process import wait_until
 
 Run = Callable[..., StepThread]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from rendering import Document
 from typer.main import get_command
 
 from cli.main import app
@@ -19,6 +18,7 @@ from connectors.kafka.producer import DELIVERY_SECONDS
 from local.run import PROCESSES, require
 from schemas.errors import OperatorError
 from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
+from tests.deploy.rendering import Document
 
 SINGLE = {"list-repos", "firehose", "labels"}
 MANY = {"backfill", "index"}

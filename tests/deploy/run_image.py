@@ -1,6 +1,6 @@
 """Runs every process of a mounted image as a pod would, against an embedded log, database and simulated network.
 
-    python tests/deploy/run_image.py ROOT IMAGE.json        (by deploy/image_acceptance.sh, as root)
+    python -m tests.deploy.run_image ROOT IMAGE.json        (by deploy/image_acceptance.sh, as root)
 
 Each runs as PID 1 of its own namespace, as the image's user, without capabilities, on a read-only root with an empty /tmp, and
 with the memory limit of the manifests where a cgroup can be made for it. A line per check; exit code 1 when one fails.

@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from manifest_checks import TAGGED, misread, settings_of
-from rendering import ROOT, read
 
 from control.api.guard import Scope, held_scope, needs_token
 from local.run import PROCESSES, require
 from ops.git_pages import BRANCH
+from tests.deploy.manifest_checks import TAGGED, misread, settings_of
+from tests.deploy.rendering import ROOT, read
 
 TEXT = (ROOT / "redpanda.yml").read_text("utf-8")
 ENV = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text("utf-8"), re.MULTILINE))

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from manifest_checks import faults
-from rendering import KUBECTL, ROOT, RenderError, copy, render, with_components
-from test_manifests import DOCUMENTED, NEWEST, refused, spec
+
+from tests.deploy.manifest_checks import faults
+from tests.deploy.rendering import KUBECTL, ROOT, RenderError, copy, render, with_components
+from tests.deploy.test_manifests import DOCUMENTED, NEWEST, refused, spec
 
 BLOCKS = [
     re.sub(r"^ {3}", "", block, flags=re.M) for block in re.findall(r"^ *```\n(.*?)^ *```", DOCUMENTED, re.M | re.S)

@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from rendering import ROOT
+from tests.deploy.rendering import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

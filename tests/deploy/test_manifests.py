@@ -10,11 +10,11 @@ import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from manifest_checks import faults, misread, pods
-from rendering import COMPONENTS, K8S, OVERLAYS, ROOT, Document, copy, read, render, with_components
 
 from connectors.kafka.offsets import GROUP_TOPICS
 from schemas.settings import Settings
+from tests.deploy.manifest_checks import faults, misread, pods
+from tests.deploy.rendering import COMPONENTS, K8S, OVERLAYS, ROOT, Document, copy, read, render, with_components
 
 OLDEST, NEWEST = "1.29", "1.37"  # matchLabelKeys of topology spread came with 1.27, and 1.29 is what we promise
 CRDS = {path.stem: path for path in (ROOT / "tests" / "deploy" / "crds").glob("*.json")}

@@ -2,8 +2,7 @@
 
 import re
 
-from rendering import ROOT
-
+from tests.deploy.rendering import ROOT
 from tools.metrics_page import PAGE, declared, page, row
 
 NAMES = """

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import REGISTRY
-from rendering import K8S, ROOT
 
 import connectors.runtime.metrics  # noqa: F401 - registers every metric
 from connectors.atproto.stream_sockets import PATIENCE_WITHOUT_CURSOR
 from schemas.settings import Settings
+from tests.deploy.rendering import K8S, ROOT
 
 MONITORING = K8S / "base" / "monitoring"
 RULES: list[dict[str, Any]] = [

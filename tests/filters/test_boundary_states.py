@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from fix_database import fresh_database
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_filtered_index import LIKE, POST, Bed, commit, created, op, outcome
 
 from connectors.postgres.repo_queue import Listed
 from control.filters import FilterWalk
 from schemas import wire
+from tests.filters.test_filtered_index import LIKE, POST, Bed, commit, created, op, outcome
+from tests.support.postgres import fresh_database
 
 TAKEN_DOWN = ("takendown", "suspended")
 

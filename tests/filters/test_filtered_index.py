@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from flow_process import wait_until
 
 from connectors.postgres.repo_queue import Listed, RepoQueue
 from control import filters
@@ -21,6 +20,7 @@ from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
 from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
+from tests.support.flow_process import wait_until
 
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 TIME = "2026-01-01T00:00:00.000Z"

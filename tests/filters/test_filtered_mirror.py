@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
+
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

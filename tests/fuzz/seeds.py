@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import cbrrr
-from test_parsers import BLOCKS, FRAMES, NODES, REPO
-from tiny_repo import DID, Key
+
+from tests.fuzz.test_parsers import BLOCKS, FRAMES, NODES, REPO
+from tests.support.tiny_repo import DID, Key
 
 NEST = b"\x81" * 996 + b"\0"
 BOMB = b"\x9a\x00\x0f\x42\x40" + b"\x80" * 1_000_000

@@ -13,8 +13,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-import targets
-from seeds import SEEDS
+
+from tests.fuzz import targets
+from tests.fuzz.seeds import SEEDS
+from tests.support import ROOT
 
 HERE = Path(__file__).parent
 SECONDS = float(os.environ.get("FUZZ_MINUTES") or 0.2) * 60
@@ -53,8 +55,8 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
     options = [f"-max_total_time={SECONDS:.0f}", "-max_len=16384", "-print_final_stats=1"]
     options += [f"-timeout={INPUT_SECONDS}", f"-rss_limit_mb={INPUT_MEMORY_MB}", f"-artifact_prefix={tmp_path}/"]
     options += ["-seed=1"] if SECONDS < 60 else []
-    command = [sys.executable, str(HERE / "guided.py"), str(corpus), *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS * 2 + 230, check=False)
+    command = [sys.executable, "-m", "tests.fuzz.guided", str(corpus), *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS * 2 + 230, check=False, cwd=ROOT)
     finds = {path.name: path.read_bytes().hex() for path in tmp_path.iterdir() if path.is_file()}
     assert run.returncode == 0, f"{finds}\n{run.stderr[-3000:]}"
     executed = next(line for line in run.stderr.splitlines() if "number_of_executed_units" in line)

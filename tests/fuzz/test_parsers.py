@@ -9,7 +9,6 @@ import cbrrr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_repo import DID, Key, Repo, sample
 
 from flows.firehose.encode import commit_message
 from protocol.car import index_bytes
@@ -23,6 +22,7 @@ from protocol.mst.invert import Change, Unproven, invert
 from protocol.mst.node import MstError, parse_node
 from protocol.syntax import tid_micros
 from protocol.verify_commit import Refused, Verified, signed, verify
+from tests.support.tiny_repo import DID, Key, Repo, sample
 
 KEY = Key()
 REPO = sample(12, key=KEY)

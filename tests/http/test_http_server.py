@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from flow_process import wait_until
 
 from connectors.http import server as http_server
 from connectors.runtime.process import Health
+from tests.support.flow_process import wait_until
 
 HALF = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 HALF_OPEN = 1000

@@ -24,7 +24,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from fix_simulator import Simulation
 
 from connectors.identity.handle_checks import HandleChecks, HandleResolver, open_handle_session
 from connectors.runtime import metrics
@@ -35,6 +34,7 @@ from simulator.config import SimulatorConfig
 from simulator.faults.faults import Faults
 from simulator.network import Network
 from simulator.servers.dns import NameServer
+from tests.support.simulation import Simulation
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 WAIT_SECONDS = 90.0

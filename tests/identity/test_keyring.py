@@ -16,7 +16,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from flow_process import wait_until
 
 from connectors.http.host_names import NAMES_AT_ONCE, HostNames
 from connectors.identity.key_lookups import PLC_TRIES, THROTTLED, WEB_PER_HOST, WEB_SECONDS, WebPermits, web_host
@@ -24,6 +23,7 @@ from connectors.identity.key_ring import KeyRing, Lack
 from connectors.runtime.process import Health, Stopping
 from schemas.settings import Settings
 from simulator.repo.keys import derive_key, multikey
+from tests.support.flow_process import wait_until
 
 KNOWN, NEW = "did:plc:" + "k" * 24, "did:plc:" + "n" * 24
 KEY = multikey(derive_key("secp256k1", "account"))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fix_flow import FlowBed
-from fix_simulator import Simulation
-from flow_process import wait_until
-
 from connectors.identity.key_lookups import THROTTLED
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 
 def test_a_directory_that_limits_our_requests_delays_the_firehose_and_refuses_nothing(

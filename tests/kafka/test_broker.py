@@ -33,8 +33,8 @@ from local.embedded.log import EmbeddedLog
 from local.embedded.secured_listener import SecuredListener
 from ops import replay
 from schemas.settings import Settings, SettingsError, load
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 USER, PASSWORD = "mirror", "correct-horse-7f"
 
 

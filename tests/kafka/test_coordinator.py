@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
-from fix_coordinator import Coordinator
-from flow_process import create_topics, group_positions, wait_until
 
 from connectors.kafka import client as broker
 from connectors.kafka import consumer as log_consumer
@@ -18,6 +16,8 @@ from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.producer import LogProducer, Out
 from schemas.settings import Settings
+from tests.support.coordinator import Coordinator
+from tests.support.flow_process import create_topics, group_positions, wait_until
 
 TOPIC = "repo_backfill"
 SOON_SECONDS = 3.0

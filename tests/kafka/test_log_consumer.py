@@ -5,11 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from flow_process import create_topics, wait_until
-
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.producer import LogProducer, Out
 from schemas.settings import load
+from tests.support.flow_process import create_topics, wait_until
 
 TOPIC = "repo_backfill"
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from fix_log import LogScope
 
 from schemas import wire
 from schemas.settings import load
+from tests.support.broker import LogScope
 from tools import json_schemas as registry
 
 Posted = list[tuple[str, dict[str, str]]]

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-from fix_log import LogScope
-from flow_process import wait_until
 
 from connectors.kafka import topics
 from schemas.errors import OperatorError
 from schemas.settings import Settings, load
+from tests.support.broker import LogScope
+from tests.support.flow_process import wait_until
 
 
 @pytest.fixture

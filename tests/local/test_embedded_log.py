@@ -22,10 +22,10 @@ from confluent_kafka.admin import (
     OffsetSpec,
     ResourceType,
 )
-from fix_log import LogScope, admin_client, create_topic
-from fix_proxy import Proxy
 
 from local.embedded.log import EmbeddedLog, LogUnavailable
+from tests.support.broker import LogScope, admin_client, create_topic
+from tests.support.tcp_proxy import Proxy
 
 MIB = 1024 * 1024
 WAIT_SECONDS = 60

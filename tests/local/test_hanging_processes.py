@@ -16,8 +16,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_coordinator import Coordinator
-from flow_process import group_positions, wait_until
 
 from connectors.kafka.producer import LogProducer, Out, dead_letter
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
@@ -27,6 +25,9 @@ from local.up import environment
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
+from tests.support import ROOT
+from tests.support.coordinator import Coordinator
+from tests.support.flow_process import group_positions, wait_until
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2026-01-01T00:00:00.000Z"
@@ -95,9 +96,6 @@ class Run:
             return condition()
 
         return wait_until(ticking, seconds, lambda: f"{self.said}")
-
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

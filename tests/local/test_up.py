@@ -14,10 +14,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_simulator import Simulation
-from flow_process import is_running
 
 from control.process_status import Registry, look, registered
+from tests.support.flow_process import is_running
+from tests.support.simulation import Simulation
 
 pytestmark = pytest.mark.timeout(600)
 SLUICE = Path(sys.executable).with_name("sluice")

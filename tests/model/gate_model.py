@@ -17,14 +17,13 @@ from itertools import accumulate
 from random import Random
 from typing import Any
 
-from model_index import Index
-from model_network import Account, Network
-from model_profile import FAULTS, WORK, draw_profile
-from model_relays import Relay
-from model_state import TASK_TOPICS, IndexWorker, Violation
-from model_tables import Kernel, ModelTables
-
 from steps.gate.model import Phase
+from tests.model.model_index import Index
+from tests.model.model_network import Account, Network
+from tests.model.model_profile import FAULTS, WORK, draw_profile
+from tests.model.model_relays import Relay
+from tests.model.model_state import TASK_TOPICS, IndexWorker, Violation
+from tests.model.model_tables import Kernel, ModelTables
 
 QUIET_ROUNDS = 120
 QUIET_FETCHES = 12  # of one repo, after the last fault

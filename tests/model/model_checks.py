@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from model_filters import FilterRow
-from model_network import Account, data_of, records_of
-from model_state import State
-from model_tables import HOUR, HOURLY, ModelTables
-
 from schemas import wire
 from steps.gate.model import Phase
+from tests.model.model_filters import FilterRow
+from tests.model.model_network import Account, data_of, records_of
+from tests.model.model_state import State
+from tests.model.model_tables import HOUR, HOURLY, ModelTables
 
 
 class Checks(State):

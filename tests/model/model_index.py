@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from model_state import IndexWorker
-from model_tables import Crash, PartitionLost
-from model_workers import Workers
-
 from schemas import wire
+from tests.model.model_state import IndexWorker
+from tests.model.model_tables import Crash, PartitionLost
+from tests.model.model_workers import Workers
 
 
 class Index(Workers):

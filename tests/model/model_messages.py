@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from model_filters import COLLECTIONS
-from model_network import Commit
-
 from connectors.postgres.repo_queue import Claim
 from schemas import wire
+from tests.model.model_filters import COLLECTIONS
+from tests.model.model_network import Commit
 
 
 @dataclass(slots=True)

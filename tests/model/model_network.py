@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from model_filters import COLLECTIONS
-
 from schemas import wire
+from tests.model.model_filters import COLLECTIONS
 
 RKEYS = "".join(COLLECTIONS)
 FORGED = "~"  # above every true rev

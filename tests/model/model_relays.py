@@ -8,9 +8,8 @@ connection may be read again from an earlier number.
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_network import stamped
-
 from schemas import wire
+from tests.model.model_network import stamped
 
 
 @dataclass(slots=True)

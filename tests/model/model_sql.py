@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import psycopg
-from model_filters import FilterRow
-from model_tables import GRACE, HOURLY, LEASE, PDS, REAP_DELAY, TOPICS, Crash, Kernel, ModelTables, PartitionLost, Row
 
 from connectors.postgres.repo_queue import Claim, Discovery, Listed, RepoQueue
 from control import filters
@@ -20,6 +18,20 @@ from flows.index.stream_offsets import PartitionLost as RealPartitionLost
 from schemas import wire
 from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
+from tests.model.model_filters import FilterRow
+from tests.model.model_tables import (
+    GRACE,
+    HOURLY,
+    LEASE,
+    PDS,
+    REAP_DELAY,
+    TOPICS,
+    Crash,
+    Kernel,
+    ModelTables,
+    PartitionLost,
+    Row,
+)
 
 CLUSTER = "c"
 EPOCH = 1_800_000_000

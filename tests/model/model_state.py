@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from model_messages import Job, short
-from model_network import Account, Network, stamped
-from model_profile import Profile
-from model_relays import Relay, content
-from model_tables import Kernel
-
 from schemas import wire
+from tests.model.model_messages import Job, short
+from tests.model.model_network import Account, Network, stamped
+from tests.model.model_profile import Profile
+from tests.model.model_relays import Relay, content
+from tests.model.model_tables import Kernel
 
 TASK_TOPICS = ("repo_backfill", "repo_resync")
 

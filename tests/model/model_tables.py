@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from model_filters import TICK, FilterRow
-
 from connectors.postgres.repo_queue import Claim, Discovery, Listed
 from protocol.account_status import TAKEN_DOWN, status_beside
 from schemas import wire
 from steps.gate import batch as real_settle
 from steps.gate import transitions as real_gate
+from tests.model.model_filters import TICK, FilterRow
 
 LEASE = 60.0
 GRACE = 600.0

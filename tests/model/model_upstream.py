@@ -3,17 +3,16 @@
 from collections.abc import Iterable
 from typing import Any
 
-from model_checks import Checks
-from model_filters import CHOICES
-from model_messages import short
-from model_network import Account, stamped
-from model_relays import Relay
-from model_tables import PDS
-
 from connectors.postgres.repo_queue import Listed
 from schemas import wire
 from steps.gate.filters import covers
 from steps.gate.model import Phase
+from tests.model.model_checks import Checks
+from tests.model.model_filters import CHOICES
+from tests.model.model_messages import short
+from tests.model.model_network import Account, stamped
+from tests.model.model_relays import Relay
+from tests.model.model_tables import PDS
 
 
 class Upstream(Checks):

@@ -1,10 +1,10 @@
 """Control and the backfill workers: what queues, claims, fetches, produces, gives back, and dies in between."""
 
-from model_messages import Job, outcome, short, snapshot
-from model_network import Commit
-from model_state import TASK_TOPICS
-from model_tables import GRACE
-from model_upstream import Upstream
+from tests.model.model_messages import Job, outcome, short, snapshot
+from tests.model.model_network import Commit
+from tests.model.model_state import TASK_TOPICS
+from tests.model.model_tables import GRACE
+from tests.model.model_upstream import Upstream
 
 REQUEUE_AFTER = 60.0
 

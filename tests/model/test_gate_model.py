@@ -5,9 +5,10 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-import gate_model
 import pytest
-from model_profile import FILTERED
+
+from tests.model import gate_model
+from tests.model.model_profile import FILTERED
 
 CHUNK = 500
 

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-import gate_model
 import msgspec
 import psycopg
 import pytest
-from model_profile import FILTERED
-from model_sql import SqlTables, Twin
 
 from connectors.postgres.repo_queue import Listed, RepoQueue
 from connectors.runtime import metrics
@@ -22,6 +19,9 @@ from schemas.settings import Settings
 from steps.gate.batch import OffsetEvent
 from steps.gate.batch import settle as settle_rounds
 from steps.gate.model import Rules
+from tests.model import gate_model
+from tests.model.model_profile import FILTERED
+from tests.model.model_sql import SqlTables, Twin
 
 DID = "did:plc:one"
 UNDER_TWO = "attempt under two filters"

@@ -17,16 +17,16 @@ MODULES = (
     "steps.gate.ratchet",
     "steps.gate.transitions",
     "steps.gate.batch",
-    "model_filters",
-    "model_tables",
-    "model_messages",
-    "model_relays",
-    "model_state",
-    "model_checks",
-    "model_upstream",
-    "model_workers",
-    "model_index",
-    "gate_model",
+    "tests.model.model_filters",
+    "tests.model.model_tables",
+    "tests.model.model_messages",
+    "tests.model.model_relays",
+    "tests.model.model_state",
+    "tests.model.model_checks",
+    "tests.model.model_upstream",
+    "tests.model.model_workers",
+    "tests.model.model_index",
+    "tests.model.gate_model",
 )
 """In the order in which they import one another."""
 
@@ -55,7 +55,7 @@ def ratchet(name: str, old: str, new: str) -> Mutant:
 
 
 def upstream_state(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, (Edit("model_state", old, new),))
+    return Mutant(name, (Edit("tests.model.model_state", old, new),))
 
 
 def settle(name: str, old: str, new: str) -> Mutant:
@@ -63,11 +63,11 @@ def settle(name: str, old: str, new: str) -> Mutant:
 
 
 def tables(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, (Edit("model_tables", old, new),))
+    return Mutant(name, (Edit("tests.model.model_tables", old, new),))
 
 
 def filters(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, (Edit("model_filters", old, new),))
+    return Mutant(name, (Edit("tests.model.model_filters", old, new),))
 
 
 def load(edits: Sequence[Edit]) -> ModuleType:
@@ -80,7 +80,7 @@ def load(edits: Sequence[Edit]) -> ModuleType:
             _bind(name, module)
             path = Path(str(originals[name].__file__))
             exec(compile(_edited(path.read_text(), name, edits), path, "exec"), module.__dict__)  # our own source
-        return sys.modules["gate_model"]
+        return sys.modules["tests.model.gate_model"]
     finally:
         for name, module in originals.items():
             sys.modules[name] = module

@@ -7,12 +7,13 @@ Two conditions are not alone in what they prevent, so breaking one of them chang
 """
 
 import pytest
-from model_profile import FILTERED, PRUNED, UNDISTURBED
-from mutants import Edit, Mutant, filters, gate, killed_by, ratchet, settle, tables, upstream_state
+
+from tests.model.model_profile import FILTERED, PRUNED, UNDISTURBED
+from tests.mutants.patches import Edit, Mutant, filters, gate, killed_by, ratchet, settle, tables, upstream_state
 
 SCHEDULES = 4000
 
-NO_WORKER_CHECK = Edit("model_workers", "if commit.rev < job.min_rev:", "if False:")
+NO_WORKER_CHECK = Edit("tests.model.model_workers", "if commit.rev < job.min_rev:", "if False:")
 CREATE_CHECK = Edit("steps.gate.transitions", "if rev < opened.min_rev:", "if False:")
 OUTCOME_CHECK = Edit(
     "steps.gate.transitions",
@@ -73,16 +74,16 @@ MUTANTS = [
         "ten minutes of stale snapshots are not counted anew",
         (
             Edit(
-                "model_tables",
+                "tests.model.model_tables",
                 'if new.phase in ("sync", "unavailable") or new.heard_rev > old.heard_rev:',
                 'if new.phase == "sync":',
             ),
             Edit(
-                "model_tables",
+                "tests.model.model_tables",
                 'if changes.get("heard_rev", "") > row.repo.heard_rev and row.repo.phase != "backfill":',
                 "if False:",
             ),
-            Edit("model_tables", "if heard > repo.heard_rev:", "if False:"),
+            Edit("tests.model.model_tables", "if heard > repo.heard_rev:", "if False:"),
         ),
     ),
     # live, in sync
@@ -257,7 +258,7 @@ MUTANTS = [
         "an account event that another relay has brought is a duplicate",
         (
             Edit(
-                "model_relays",
+                "tests.model.model_relays",
                 "    return None\n",
                 "    return (event.did, event.time, event.active) if isinstance(event, wire.AccountEvent) else None\n",
             ),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tiny_repo import Repo, car
-
 from flows.backfill.encode import Attempt, creates, synced
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
@@ -15,6 +13,7 @@ from schemas import wire
 from schemas.settings import Settings
 from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
+from tests.support.tiny_repo import Repo, car
 
 TIME = "2026-01-01T00:00:00.000Z"
 LIMIT = 16 * 1024 * 1024

@@ -16,14 +16,14 @@ from typing import Any
 import cbrrr
 import psycopg
 import pytest
-from flow_process import wait_until
-from settled import settle_repos
-from tiny_repo import Key, Repo, cid_of, sample
 
 from connectors.atproto.repo_lookup import Asked, AuditNetwork
 from ops.audit import Options, Report, Scope, audit
 from schemas.settings import Settings, load
 from steps.repo_audit import Head
+from tests.ops.settled_repos import settle_repos
+from tests.support.flow_process import wait_until
+from tests.support.tiny_repo import Key, Repo, cid_of, sample
 
 PATHS = [
     "app.bsky.feed.post/3kaaaaaaaaaa2", "app.bsky.feed.post/..", "app.bsky.feed/self", "app.bsky.feed.post-x/1",

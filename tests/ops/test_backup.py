@@ -10,8 +10,6 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka import Producer
-from fix_database import data_folder, fresh_database
-from flow_process import wait_until
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -24,6 +22,8 @@ from ops.backup import backup, find_tool, restore
 from schemas import wire
 from schemas.errors import OperatorError
 from schemas.settings import Settings, load
+from tests.support.flow_process import wait_until
+from tests.support.postgres import data_folder, fresh_database
 
 DIDS = [f"did:plc:{letter * 24}" for letter in "abc"]
 

@@ -16,13 +16,13 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
-from fix_simulator import Simulation, start_simulation
 
 from connectors.kafka import topics
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out
 from ops.doctor import Check, State, clock_check, disk_check, examine, near_start
 from schemas.settings import Settings
+from tests.support.simulation import Simulation, start_simulation
 
 PARTITIONS = 2
 

@@ -4,13 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import psycopg
 import pytest
 from confluent_kafka import TopicPartition
-from fix_log import LogScope
-from flow_process import wait_until
 
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.migrate import migrate
@@ -19,8 +16,10 @@ from ops.rebuild import rebuild
 from schemas import wire
 from schemas.errors import OperatorError
 from schemas.settings import Settings
+from tests.support import ROOT
+from tests.support.broker import LogScope
+from tests.support.flow_process import wait_until
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 REV = "3l33333330001"
 TIME = "2026-01-01T00:00:00.000Z"
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from connectors.postgres.connection import NestedTransaction, alone, dicts, own_transaction, tuples
 from schemas.settings import Settings
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 def test_a_connection_that_was_ended_is_opened_anew(database: str) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import psutil
 import psycopg
 import pytest
-from flow_process import ROOT
 from psycopg import errors
 
 from connectors.postgres import connection as database
 from connectors.postgres.connection import AsyncPool, connect, tuples
 from local.embedded.database import EmbeddedDatabase
 from schemas.settings import Settings
+from tests.support.flow_process import ROOT
 
 FOLDERS = ("connectors", "appview", "flows", "control", "local", "ops", "cli")
 UNBOUNDED = {"result", "join", "wait", "acquire", "flush", "list_topics", "getconn", "communicate"}

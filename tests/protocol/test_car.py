@@ -12,14 +12,15 @@ from pathlib import Path
 
 import cbrrr
 import pytest
-from car_file import index_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_repo import car, cid_of, sample, varint
 
 from protocol.car import CarIndex, CarLimits, file_reader, index_bytes
 from protocol.car_format import CarError, CarReason
 from protocol.encoding.block_offsets import CarPlaces
+from tests.protocol.car_file import index_file
+from tests.support import ROOT
+from tests.support.tiny_repo import car, cid_of, sample, varint
 
 REPO = sample(40)
 CAR = REPO.car()
@@ -258,9 +259,9 @@ def test_a_large_car_costs_little_memory(tmp_path: Path) -> None:
     program = """
 import os, re, sys
 from pathlib import Path
-from car_file import index_file
+from tests.protocol.car_file import index_file
 import random
-from tiny_repo import cid_of
+from tests.support.tiny_repo import cid_of
 # not ru_maxrss: that one is inherited from the test process
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 before = peak()
@@ -271,9 +272,7 @@ cids = [cid_of(noise.randbytes(460)) for _ in range(1000)]
 assert sum(len(index.get(cid)) for cid in cids) == 1000 * 460
 print(len(index), (peak() - before) // 1024)
 """
-    root = Path(__file__).parents[2]
-    path_of = os.pathsep.join((str(root), str(root / "tests"), str(Path(__file__).parent)))
-    found = os.environ | {"PYTHONPATH": path_of}
+    found = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program, path], env=found, capture_output=True, text=True, check=True)
     blocks, megabytes = map(int, done.stdout.split())
     assert blocks == 300_000

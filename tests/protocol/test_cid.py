@@ -6,9 +6,9 @@ import libipld
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_repo import base58, cid_of
 
 from protocol import cid
+from tests.support.tiny_repo import base58, cid_of
 
 KNOWN = "bafyreie5737gdxlw5i64vzichcalba3z2v5n6icifvx5xytvske7mr3hpm"  # the empty tree of every repo without records
 

@@ -1,9 +1,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_repo import DID, Key, base58
 
 from protocol.did_document import Identity, IdentityReason, IdentityRejected, document_url, parse_document
+from tests.support.tiny_repo import DID, Key, base58
 
 KEY, LABEL_KEY, OTHER = Key(), Key("p256"), Key()
 

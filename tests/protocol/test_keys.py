@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_repo import Key, N, base58
 
 from protocol.keys import method_did_key, parse_did_key, verify
+from tests.support.tiny_repo import Key, N, base58
 
 CURVES = ["secp256k1", "p256"]
 LEGACY = {"secp256k1": "EcdsaSecp256k1VerificationKey2019", "p256": "EcdsaSecp256r1VerificationKey2019"}

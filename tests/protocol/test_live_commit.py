@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tiny_repo import DID, REV, Key, Repo, car, cid_of, sample, tree
 
 from flows.firehose import encode as live_messages
 from flows.firehose.encode import commit_message, moment
@@ -21,6 +20,7 @@ from protocol.mst.invert import Change, invert
 from protocol.syntax import tid_from_micros, tid_micros
 from protocol.verify_commit import ALL, FUTURE_MICROS, MAX_OPS, Checks, Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
+from tests.support.tiny_repo import DID, REV, Key, Repo, car, cid_of, sample, tree
 
 NOW = tid_micros(REV) + 1_000_000
 TIME = "2026-01-01T00:00:00.000Z"

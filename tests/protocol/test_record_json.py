@@ -170,6 +170,7 @@ def test_what_has_no_json_is_kept_as_it_is(block: bytes, reason: BodyReason) -> 
         (b"\xa1\x61a\xf9\x3e\x00", b'{"a":1.5}'),  # half float
         (b"\xa1\x61a\xfa\x3f\xc0\x00\x00", b'{"a":1.5}'),  # single float
         (b"\xa1\x61a\xf9\x3c\x00", b'{"a":1}'),
+        (b"\xa2\x64user\xf6\x63NaN\xf6", b'{"user":null,"NaN":null}'),  # the decoder's message quotes the keys
         (b"\xa2\x61b\xf7\x61a\x82\xf5\xf4", b'{"b":null,"a":[true,false]}'),  # undefined
         (
             b"\xa2\x61b\xd8\x2a\x58\x25\x00" + CID.cid_bytes + b"\x61a\x1b" + b"\xff" * 8,

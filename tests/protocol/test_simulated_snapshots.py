@@ -8,7 +8,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from fix_simulator import RepoTruth, Simulation
 
 from protocol.car import CarIndex
 from protocol.car_format import CarError
@@ -20,6 +19,7 @@ from protocol.mst.tree import build
 from protocol.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
 from protocol.verify_commit import Verified, verify
 from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
+from tests.support.simulation import RepoTruth, Simulation
 
 
 def identity_of(simulation: Simulation, did: str) -> Identity:

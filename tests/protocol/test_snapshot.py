@@ -6,11 +6,8 @@ import random
 
 import cbrrr
 import pytest
-from car_file import index_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from row_key import key_of
-from tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample, tree
 
 from flows.backfill import encode as messages
 from flows.backfill.encode import Attempt, creates
@@ -31,6 +28,9 @@ from protocol.snapshot import (
     opening,
 )
 from schemas import wire
+from tests.protocol.car_file import index_file
+from tests.protocol.mst.row_key import key_of
+from tests.support.tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample, tree
 
 REPO = sample(120)
 

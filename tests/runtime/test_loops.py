@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from virtual_loop import VirtualLoop, run_hours
+from tests.support.virtual_loop import VirtualLoop, run_hours
 
 from connectors.atproto.host_lists import follow_hosts
 from connectors.atproto.relay import MAX_BARREN, Hosts, Pager

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flow_process import ROOT, wait_until
 
 from connectors.runtime import watchdog
+from tests.support.flow_process import ROOT, wait_until
 
 PRELUDE = """
 import ctypes, sys, threading, time

@@ -14,7 +14,8 @@ from typing import Any
 import libipld
 from atproto_crypto.verify import verify_signature
 from cbrrr import CID, decode_dag_cbor, encode_dag_cbor
-from fix_simulator import Simulation
+
+from tests.support.simulation import Simulation
 
 
 def get(url: str) -> Any:

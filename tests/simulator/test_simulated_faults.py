@@ -16,12 +16,12 @@ import aiohttp
 import libipld
 import pytest
 from cbrrr import CID, decode_dag_cbor
-from fix_simulator import Simulation
-from read_simulated import SimulatedReader, check_car, get, read_car, refused
 
 from simulator.faults.faults import NAMES, Faults, UnknownFaultError
 from simulator.faults.hostile_lists import KINDS
 from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
+from tests.simulator.read_simulated import SimulatedReader, check_car, get, read_car, refused
+from tests.support.simulation import Simulation
 
 CONFIG = {"repos": 12, "records_per_repo": 12, "inactive_share": 0.0, "churn": 0.0}
 

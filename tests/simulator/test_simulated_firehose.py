@@ -11,9 +11,9 @@ import libipld
 import pytest
 from atproto_crypto.verify import verify_signature
 from cbrrr import encode_dag_cbor
-from read_simulated import SimulatedReader, commit_signed_by, read_car, text
 
 from simulator.repo import mst
+from tests.simulator.read_simulated import SimulatedReader, commit_signed_by, read_car, text
 
 Frame = tuple[dict[str, Any], dict[str, Any]]
 

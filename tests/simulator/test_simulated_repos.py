@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from fix_simulator import ROOT
-from flow_process import is_running
-from read_simulated import SimulatedReader, check_car, get, get_bytes, read_car, refused
+
+from tests.simulator.read_simulated import SimulatedReader, check_car, get, get_bytes, read_car, refused
+from tests.support.flow_process import is_running
+from tests.support.simulation import ROOT
 
 
 def every_page(url: str, limit: int) -> list[dict[str, Any]]:

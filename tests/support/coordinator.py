@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from fix_proxy import Proxy, _reset
 from typing_extensions import override
 
 from local.embedded.log import EmbeddedLog
+from tests.support.tcp_proxy import Proxy, _reset
 
 OFFSET_COMMIT = 8
 LENGTH_BYTES = 4

@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from fix_log import LogScope
-from flow_process import WAIT_SECONDS, FlowProcess, create_topics, read_topic
 
 from schemas.settings import Settings
+from tests.support.broker import LogScope
+from tests.support.flow_process import WAIT_SECONDS, FlowProcess, create_topics, read_topic
 
 PARTITIONS = 4
 

@@ -19,8 +19,8 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.settings import Settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PER_REPO = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
 WAIT_SECONDS = 60.0
 

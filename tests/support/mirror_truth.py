@@ -11,7 +11,8 @@ from collections import defaultdict
 from typing import Any
 
 import psycopg
-from fix_simulator import RepoTruth, Simulation
+
+from tests.support.simulation import RepoTruth, Simulation
 
 SHOWN = 6
 LABEL = ("neg", "cts", "exp")

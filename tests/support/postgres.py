@@ -22,12 +22,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from fix_log import containers_wanted
 
 from connectors.postgres.migrate import migrate
 from local.embedded.database import EmbeddedDatabase
+from tests.support import ROOT
+from tests.support.broker import containers_wanted
 
-ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".sluice" / "postgres"
 NEWEST = "18"  # of the wheel that the environment has
 OLDER = {"15": "15.19.0", "16": "16.15.0", "17": "17.11.0"}

@@ -11,11 +11,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from flow_process import create_topics
 
 from connectors.runtime.process import Health
 from control.api.serve import Server
 from schemas.settings import Settings
+from tests.support.flow_process import create_topics
 
 PARTITIONS = 2
 

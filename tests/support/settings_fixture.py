@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fix_log import LogScope
 
 from connectors.kafka import topics
 from connectors.postgres.repo_queue import RepoQueue
 from schemas.settings import Settings, load
+from tests.support.broker import LogScope
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from fix_proxy import Proxy
-from flow_process import wait_until
+
+from tests.support.flow_process import wait_until
+from tests.support.tcp_proxy import Proxy
 
 MakeProxy = Callable[..., Proxy]
 WAIT_SECONDS = 60.0

@@ -21,14 +21,14 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from fix_simulator import Simulation
-from mirror_truth import difference
 
 from control.process_status import Process as Listed
 from control.process_status import Registry, Sighting, look, look_at_all, registered
 from local.embedded.guarded_process import free_port
+from tests.support import ROOT
+from tests.support.mirror_truth import difference
+from tests.support.simulation import Simulation
 
-ROOT = Path(__file__).resolve().parent.parent
 MARK = "MIRROR_OF_TEST"  # in the environment of every process of a mirror, so that what is left can be found
 
 # Times of a test, not of production: everything that production does within minutes happens within seconds.

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from fix_mirror import ROOT, Mirror, prefix, wait_for
-from fix_simulator import Simulation
 
 from local.embedded.guarded_process import free_port
+from tests.support.simulation import Simulation
+from tests.support.whole_mirror import ROOT, Mirror, prefix, wait_for
 
 RULES = ROOT / "deploy" / "k8s" / "base" / "monitoring" / "rules.yml"
 LAG = {"SluiceLiveLag", "SluiceIndexStuck"}

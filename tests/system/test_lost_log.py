@@ -6,10 +6,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
-from test_two_workers import stop
 
 from local.embedded.log import EmbeddedLog
+from tests.support.whole_mirror import Mirror, prefix, wait_for
+from tests.system.test_two_workers import stop
 
 pytestmark = pytest.mark.acceptance
 

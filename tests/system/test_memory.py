@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
-from fix_simulator import Simulation
-from test_running_mirror import Prober, Stillness
+
+from tests.support.simulation import Simulation
+from tests.support.whole_mirror import Mirror, prefix, wait_for
+from tests.system.test_running_mirror import Prober, Stillness
 
 pytestmark = pytest.mark.acceptance
 

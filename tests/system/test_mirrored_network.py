@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
 
 from protocol.encoding.record_json import body_cid
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_database import NEWEST, OLDER, ROOT, database_server, fresh_database
-from fix_mirror import Mirror, prefix, wait_for
+
+from tests.support.postgres import NEWEST, OLDER, ROOT, database_server, fresh_database
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
-from mirror_truth import changes, contents
+
+from tests.support.mirror_truth import changes, contents
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
+
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

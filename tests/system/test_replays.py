@@ -9,8 +9,9 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from fix_mirror import Mirror, prefix, wait_for
-from mirror_truth import changes, contents
+
+from tests.support.mirror_truth import changes, contents
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from fix_database import fresh_database
-from fix_mirror import Mirror, prefix, wait_for
-from test_replays import log_ends, stored
-from test_two_workers import stop
 
 from local.embedded.database import find_binaries
+from tests.support.postgres import fresh_database
+from tests.support.whole_mirror import Mirror, prefix, wait_for
+from tests.system.test_replays import log_ends, stored
+from tests.system.test_two_workers import stop
 
 pytestmark = pytest.mark.acceptance
 KINDS = ("control", "index", "backfill", "firehose", "labels", "list-repos")

@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
-from fix_simulator import Simulation
-from flow_process import is_running
 
 from control.process_status import registered
+from tests.support.flow_process import is_running
+from tests.support.simulation import Simulation
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

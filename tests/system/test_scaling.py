@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
 
 from bench.support.fleet import Fleet, Stopped
 from bench.support.group_progress import Pace, Sample, rate, recovery, stall
 from schemas.settings import load
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
-from fix_simulator import Simulation
+
+from tests.support.simulation import Simulation
+from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

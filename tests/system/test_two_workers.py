@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fix_mirror import Mirror, SingleProcess, prefix, wait_for
+
+from tests.support.whole_mirror import Mirror, SingleProcess, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 

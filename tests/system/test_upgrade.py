@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_mirror import ROOT, Mirror, SingleProcess, prefix, wait_for
-from test_two_workers import stop
+
+from tests.support.whole_mirror import ROOT, Mirror, SingleProcess, prefix, wait_for
+from tests.system.test_two_workers import stop
 
 pytestmark = pytest.mark.acceptance
 

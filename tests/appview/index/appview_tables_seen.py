@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from appview_world import GATE, REPOST, World, Write, did, follow, like, post, post_gate, quote, reply, thread_gate
+from tests.appview.index.appview_world import (
+    GATE,
+    REPOST,
+    World,
+    Write,
+    did,
+    follow,
+    like,
+    post,
+    post_gate,
+    quote,
+    reply,
+    thread_gate,
+)
 
 TABLES = (
     *(

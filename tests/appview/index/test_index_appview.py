@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from appview_world import LIKE, REPOST, World, Write, at, cid_of, did, follow, gone, like, post
 
 from appview.projection.project import KNOWN
+from tests.appview.index.appview_world import LIKE, REPOST, World, Write, at, cid_of, did, follow, gone, like, post
 
 
 @pytest.fixture

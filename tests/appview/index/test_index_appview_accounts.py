@@ -7,8 +7,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from appview_tables_seen import differences, everything
-from appview_world import World, Write, at, did, follow, gone, like, post
 from psycopg import errors
 
 from appview.plugin import AppView
@@ -17,6 +15,8 @@ from control import filters
 from flows.index.store import IndexStore
 from schemas import wire
 from schemas.filter_spec import FilterSpec
+from tests.appview.index.appview_tables_seen import differences, everything
+from tests.appview.index.appview_world import World, Write, at, did, follow, gone, like, post
 
 
 @pytest.fixture

@@ -8,11 +8,25 @@ from typing import Any
 
 import msgspec
 import pytest
-from appview_tables_seen import differences, everything
-from appview_world import BLOCK, LIKE, World, Write, at, cid_of, did, gone, like, post, quote, reply, thread_gate
 
 from appview.rebuild import rebuild
 from schemas import wire
+from tests.appview.index.appview_tables_seen import differences, everything
+from tests.appview.index.appview_world import (
+    BLOCK,
+    LIKE,
+    World,
+    Write,
+    at,
+    cid_of,
+    did,
+    gone,
+    like,
+    post,
+    quote,
+    reply,
+    thread_gate,
+)
 
 
 @pytest.fixture

@@ -8,8 +8,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from appview_tables_seen import differences, everything
-from appview_world import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from appview import gate_versions as appview_gates
+from appview.rebuild import rebuild
+from tests.appview.index.appview_tables_seen import differences, everything
+from tests.appview.index.appview_world import (
     GATE,
     World,
     Write,
@@ -23,11 +28,6 @@ from appview_world import (
     reply,
     thread_gate,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from appview import gate_versions as appview_gates
-from appview.rebuild import rebuild
 
 FOLLOWERS = {"$type": f"{GATE}#followerRule"}
 FOLLOWED = {"$type": f"{GATE}#followingRule"}

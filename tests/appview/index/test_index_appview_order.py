@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from appview_tables_seen import differences, everything, network
-from appview_world import World, Write, gone
-from fix_database import fresh_database
+
+from tests.appview.index.appview_tables_seen import differences, everything, network
+from tests.appview.index.appview_world import World, Write, gone
+from tests.support.postgres import fresh_database
 
 
 def test_any_order_of_repos_gives_the_same_tables(world: World, postgres: str, migrated_template: str) -> None:

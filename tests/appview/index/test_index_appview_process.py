@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from appview_tables_seen import differences, everything, network
-from appview_world import World, at, follow, like, ms, post
-from fix_database import fresh_database
-from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
 from appview.rebuild import check, rebuild
 from appview.state import read
@@ -21,6 +17,10 @@ from ops.rebuild import as_text
 from ops.rebuild import rebuild as rebuild_from_log
 from schemas import wire
 from schemas.settings import Settings, load
+from tests.appview.index.appview_tables_seen import differences, everything, network
+from tests.appview.index.appview_world import World, at, follow, like, ms, post
+from tests.support.flow_process import FlowProcess, create_topics, read_topic, wait_until
+from tests.support.postgres import fresh_database
 
 PARTITIONS = 4
 FANS = 300

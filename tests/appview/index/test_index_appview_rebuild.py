@@ -11,13 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from appview_tables_seen import differences, everything, network
-from appview_world import World, gone, like, post
 
 from appview import rebuild as appview
 from appview.rebuild import Progress, rebuild
 from appview.state import AppviewUnavailable, begin
 from schemas.settings import load
+from tests.appview.index.appview_tables_seen import differences, everything, network
+from tests.appview.index.appview_world import World, gone, like, post
 
 SLUICE = Path(sys.executable).with_name("sluice")
 

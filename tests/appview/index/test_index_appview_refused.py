@@ -7,14 +7,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from appview_tables_seen import differences, everything, network
-from appview_world import REPOST, World, did, follow, gone, like, post, quote, reply, thread_gate
-from fix_database import fresh_database
-from flow_process import FlowProcess, wait_until
-from test_index_appview_process import appview_settings, out, settled
 
 from appview.rebuild import check, rebuild
 from connectors.kafka.producer import LogProducer
+from tests.appview.index.appview_tables_seen import differences, everything, network
+from tests.appview.index.appview_world import REPOST, World, did, follow, gone, like, post, quote, reply, thread_gate
+from tests.appview.index.test_index_appview_process import appview_settings, out, settled
+from tests.support.flow_process import FlowProcess, wait_until
+from tests.support.postgres import fresh_database
 
 
 def put_aside(world: World) -> list[tuple[str, str]]:

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from appview_world import GATE, POST_GATE, Write, at, cid_of, did
-from gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
-
 from appview.projection.project import Projected, Source, project
 from appview.projection.rows import COLUMNS, UNIQUE
+from tests.appview.index.appview_world import GATE, POST_GATE, Write, at, cid_of, did
+from tests.appview.projection.gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
 
 REPLY_LEVELS = 4
 

@@ -1,26 +1,24 @@
 """Asks the official indexers what they store of `row_cases`, and writes it beside the tests.
 
-    python tests/appview/record_rows.py
+    python -m tests.appview.projection.record_rows
 
-Takes both versions' packages from where `fix_appview` installs them. Needed again when the cases change.
+Takes both versions' packages from where `appview` installs them. Needed again when the cases change.
 """
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
+from appview.projection.rows import COLUMNS
+from local.embedded.database import EmbeddedDatabase
+from tests.appview.projection.row_cases import CASES, CID, DID, INDEXED
+from tests.support.official.appview_servers import VERSIONS, release
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
-
-import psycopg  # noqa: E402 (the paths come first)
-from fix_appview import VERSIONS, release  # noqa: E402
-from row_cases import CASES, CID, DID, INDEXED  # noqa: E402
-
-from appview.projection.rows import COLUMNS  # noqa: E402
-from local.embedded.database import EmbeddedDatabase  # noqa: E402
 
 NOTICE = ("did", "reason", "reasonSubject", "sortAt")
 

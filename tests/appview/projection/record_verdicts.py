@@ -1,6 +1,6 @@
 """Asks the official validators about `lexicon_cases`, and writes what they say beside the tests.
 
-    python tests/appview/record_verdicts.py OLD_MODULES NEW_NODE NEW_MODULES
+    python -m tests.appview.projection.record_verdicts OLD_MODULES NEW_NODE NEW_MODULES
 
 OLD_MODULES is `.sluice/official/node_modules`; NEW_NODE a Node 22, NEW_MODULES a folder with @atproto/bsky 0.0.280,
 @atproto/api, @atproto/lex and @atproto/syntax (`npm install`). Needed again when the lexicons or the cases change.
@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lexicon_cases
-from time_cases import TIMES
+from tests.appview.projection import lexicon_cases
+from tests.appview.projection.time_cases import TIMES
 
 HERE = Path(__file__).resolve().parent / "recorded"
 

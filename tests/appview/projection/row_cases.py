@@ -2,7 +2,20 @@
 
 from typing import Any
 
-from lexicon_cases import BLOB, CID, DID, EMBEDS, FACETS, IMAGES, LIST, NOW, POST, RAW, REF, WHOLE
+from tests.appview.projection.lexicon_cases import (
+    BLOB,
+    CID,
+    DID,
+    EMBEDS,
+    FACETS,
+    IMAGES,
+    LIST,
+    NOW,
+    POST,
+    RAW,
+    REF,
+    WHOLE,
+)
 
 INDEXED = "2024-01-02T03:04:06.000Z"
 KEY = "3k2aaaaaaaaaa"

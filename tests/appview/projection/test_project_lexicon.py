@@ -8,13 +8,13 @@ We take what either takes: what the newest refuses has been in every AppView for
 import json
 from pathlib import Path
 
-import lexicon_cases
 import pytest
 
 from appview.lexicons import definitions
 from appview.projection.project import Source, project
 from protocol.lexicon.datetimes import EPOCH, created_at, is_datetime
 from protocol.lexicon.validator import Lexicon
+from tests.appview.projection import lexicon_cases
 
 RECORDED = Path(__file__).parent / "recorded"
 ODD_SEPARATORS = {

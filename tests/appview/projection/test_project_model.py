@@ -6,10 +6,25 @@ import random
 from typing import Any
 
 import pytest
-from appview_model import expected
-from appview_world import GATE, LIKE, POST, POST_GATE, REPOST, World, Write, at, cid_of, did, follow, gone, post, ref
 
 from appview.projection.rows import UNIQUE
+from tests.appview.index.appview_world import (
+    GATE,
+    LIKE,
+    POST,
+    POST_GATE,
+    REPOST,
+    World,
+    Write,
+    at,
+    cid_of,
+    did,
+    follow,
+    gone,
+    post,
+    ref,
+)
+from tests.appview.projection.appview_model import expected
 
 NAMES = ("ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal")
 RULES = ("mentionRule", "followerRule", "followingRule", "listRule", "newRule")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_cases import CASES, CID, DID, INDEXED
 
 from appview.projection.project import Projected, Source, project
 from appview.projection.rows import COLUMNS, JSONB
+from tests.appview.projection.row_cases import CASES, CID, DID, INDEXED
 
 RECORDED = [
     json.loads(line) for line in (Path(__file__).parent / "recorded" / "rows.jsonl").read_text().split("\n")[:-1]

@@ -5,13 +5,13 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
 from hypothesis import given
 from hypothesis import strategies as st
-from lexicon_cases import CID, DID, LIST, NOW, WHOLE, places, replaced
 
 from appview.projection.project import KNOWN, Source, project
 from appview.projection.rows import COLUMNS
+from tests.appview.projection.gates import Parent, Relations, holder, is_invalid_reply, may_quote, may_reply
+from tests.appview.projection.lexicon_cases import CID, DID, LIST, NOW, WHOLE, places, replaced
 
 YOU = "did:plc:" + "b" * 24
 ROOT, OTHER = f"at://{YOU}/app.bsky.feed.post/a", f"at://{YOU}/app.bsky.feed.post/b"

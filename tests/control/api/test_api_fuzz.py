@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import pytest
 import schemathesis
-from fix_api import Api
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import SearchStrategy
@@ -22,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 
 from connectors.postgres.repo_queue import Listed, RepoQueue
 from control.api.routes import ROUTES
+from tests.support.served_api import Api
 
 EXAMPLES = 8
 SECONDS = 60

@@ -6,10 +6,10 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
-from fix_api import Api
 
 from control.api.guard import Scope, held_scope, is_loopback
 from schemas.settings import Settings
+from tests.support.served_api import Api
 
 DISMISS = "/api/dead-letters/0:1/dismiss"
 ADMIN, READ = "an-admin-token", "a-reading-token"

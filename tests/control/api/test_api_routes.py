@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from fix_api import Api
-from flow_process import wait_until
-
 from connectors.kafka.producer import LogProducer, dead_letter
 from connectors.postgres.repo_queue import Listed, RepoQueue
 from control.dead_letters import LetterIndex
 from schemas import wire
 from schemas.reasons import DeadReason
+from tests.support.flow_process import wait_until
+from tests.support.served_api import Api
 
 LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9
 DIDS = [f"did:plc:{number:024}".translate(LETTERS) for number in range(7)]

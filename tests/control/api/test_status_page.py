@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from fix_api import Api
-from flow_process import wait_until
 from playwright.sync_api import Error, Page, Route, expect
 
 from connectors.kafka.producer import LogProducer, dead_letter
@@ -20,6 +18,8 @@ from control.page.watcher import EVERY_SECONDS, pause
 from schemas import wire
 from schemas.job_spec import JobSpec
 from schemas.reasons import DeadReason
+from tests.support.flow_process import wait_until
+from tests.support.served_api import Api
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9

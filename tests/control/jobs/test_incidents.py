@@ -13,7 +13,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from flow_process import wait_until
 
 from connectors.postgres.migrate import migrate
 from connectors.postgres.repo_queue import Claim, Listed, RepoQueue
@@ -28,6 +27,7 @@ from schemas.settings import Settings
 from schemas.sql import queries
 from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
+from tests.support.flow_process import wait_until
 
 SQL = queries("jobs")
 WORKERS, REPOS = 8, 5000

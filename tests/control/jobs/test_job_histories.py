@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_database import fresh_database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.job_states import FINAL, TRANSITIONS, WAITING
+from tests.support.postgres import fresh_database
 
 SQL = queries("jobs")
 NUMBERS = count()

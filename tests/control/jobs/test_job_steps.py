@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from flow_process import read_topic, wait_until
 
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.offsets import Positions
@@ -20,6 +19,7 @@ from control.tasks.scheduler import Scheduler
 from schemas import wire
 from schemas.job_spec import Job, JobSpec
 from schemas.settings import Settings
+from tests.support.flow_process import read_topic, wait_until
 
 LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9
 DIDS = [f"did:plc:{number:024}".translate(LETTERS) for number in range(60)]

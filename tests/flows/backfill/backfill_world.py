@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from fix_simulator import RepoTruth, Simulation
-from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import Listed, RepoQueue
 from schemas import wire
 from schemas.settings import Settings
+from tests.support.flow_process import FlowProcess, create_topics, read_topic, wait_until
+from tests.support.simulation import RepoTruth, Simulation
 
 
 @dataclass(slots=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backfill_world import World
-from fix_simulator import Simulation
+
+from tests.flows.backfill.backfill_world import World
+from tests.support.simulation import Simulation
 
 
 @pytest.fixture

@@ -7,9 +7,6 @@ from typing import Any
 
 import psutil
 import pytest
-from backfill_world import World
-from fix_simulator import Simulation
-from flow_process import group_positions, read_topic, wait_until
 
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import cluster_id, watermarks
@@ -17,6 +14,9 @@ from connectors.kafka.producer import Out
 from connectors.postgres.repo_queue import Listed
 from protocol.encoding.record_json import body_cid
 from schemas import wire
+from tests.flows.backfill.backfill_world import World
+from tests.support.flow_process import group_positions, read_topic, wait_until
+from tests.support.simulation import Simulation
 
 Make = Callable[..., World]
 Simulator = Callable[..., Simulation]

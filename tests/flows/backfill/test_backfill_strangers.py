@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from backfill_world import World
-from fix_simulator import Simulation
-from flow_process import wait_until
 
 from flows.backfill.worker import DOUBTED_AFTER
+from tests.flows.backfill.backfill_world import World
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 Make = Callable[..., World]
 Simulator = Callable[..., Simulation]

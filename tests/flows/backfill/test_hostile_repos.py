@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backfill_world import World
-from fix_simulator import Simulation
-from flow_process import wait_until
-
 from cli.status_text import rows, table
 from protocol.encoding.safe_text import is_printable
 from simulator.faults.hostile_lists import ESCAPES
+from tests.flows.backfill.backfill_world import World
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 Simulator = Callable[..., Simulation]
 Make = Callable[..., World]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from backfill_world import World
-from fix_simulator import Simulation
-from flow_process import wait_until
+from tests.flows.backfill.backfill_world import World
+from tests.support.simulation import Simulation
+from tests.support.flow_process import wait_until
 
 from connectors.atproto.fetch_slots import FetchSlots, QueueFull
 

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_repo import Repo
 
 from connectors.atproto.fetch_slots import FetchSlots
 from connectors.atproto.pds import Download
@@ -26,6 +25,7 @@ from protocol.did_document import Identity
 from protocol.snapshot import SnapshotReason
 from schemas import wire
 from steps.retry import Unavailable
+from tests.support.tiny_repo import Repo
 
 BUDGET = SpoolBudget(1 << 30, 1 << 30)
 

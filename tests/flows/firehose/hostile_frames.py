@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import cbrrr
-from tiny_repo import DID, Key, Repo
+
+from tests.support.tiny_repo import DID, Key, Repo
 
 NEST = b"\x81" * 996 + b"\0"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import cbrrr
 from aiohttp import web
-from tiny_repo import Key
+
+from tests.support.tiny_repo import Key
 
 
 class HostileRelay:

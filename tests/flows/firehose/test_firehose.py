@@ -9,14 +9,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_flow import FlowBed
-from fix_proxy import Proxy
-from fix_simulator import Simulation
-from flow_process import FlowProcess, create_topics, read_topic, wait_until
 
 from local.embedded.log import EmbeddedLog
 from schemas import wire
 from schemas.settings import Settings
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import FlowProcess, create_topics, read_topic, wait_until
+from tests.support.simulation import Simulation
+from tests.support.tcp_proxy import Proxy
 
 FIRST_SEQ = 1000
 # one PDS: nobody migrates, so no key changes between a commit and its late reader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiny_repo import DID, REV, car, sample
+from tests.support.tiny_repo import DID, REV, car, sample
 
 from connectors.atproto.stream_sockets import Frame
 from connectors.identity.commit_signatures import deferred_events

@@ -8,15 +8,15 @@ from typing import Any
 
 import cbrrr
 import pytest
-from fix_flow import FlowBed
-from flow_process import wait_until
-from hostile_relay import HostileRelay
-from tiny_repo import Key, Repo, car, cid_of
 
 from protocol.cid import cid_str
 from protocol.event_stream import FrameReason
 from protocol.syntax import tid_from_micros
 from protocol.verify_commit import VerifyReason
+from tests.flows.firehose.hostile_relay import HostileRelay
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import wait_until
+from tests.support.tiny_repo import Key, Repo, car, cid_of
 
 NOW = time.time_ns() // 1000
 START = NOW - 3_600_000_000

@@ -6,12 +6,9 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_frames import framed, item_bomb, many_names, nested_field, nested_header
-from tiny_repo import DID, Key
 
 from connectors.atproto.stream import POLL_BYTES
 from connectors.atproto.stream_sockets import Frame
@@ -30,6 +27,9 @@ from schemas import wire
 from schemas.settings import Settings
 from steps.cursor import Cursors
 from steps.dedup import Remembered
+from tests.flows.firehose.hostile_frames import framed, item_bomb, many_names, nested_field, nested_header
+from tests.support import ROOT
+from tests.support.tiny_repo import DID, Key
 
 SETTINGS = Settings(verify_signature=Enforcement.OFF)
 TIME = "2026-01-01T00:00:00.000Z"
@@ -268,9 +268,9 @@ def test_what_a_commits_message_may_hold_is_in_proportion_to_its_blocks() -> Non
 
 MEMORY = """
 import resource, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/flows"]
-from hostile_frames import many_names
-from test_hostile_frames import KEY, Frame, firehose, SETTINGS, item_bomb, through_labels, letters
+sys.path[:0] = [{root!r}]
+from tests.flows.firehose.hostile_frames import many_names
+from tests.flows.firehose.test_hostile_frames import KEY, Frame, firehose, SETTINGS, item_bomb, through_labels, letters
 frame = many_names(200, "\\x01" * 62_000, KEY)[1]
 frames = [Frame("wss://relay", bytes(bytearray(frame))) for _ in range(60)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -284,8 +284,7 @@ print(len(frame), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
 
 def test_60_commits_of_98_kb_and_item_bombs_take_little_memory() -> None:
     """H2: a process of its own, its resident memory. Before: 962 MB of messages."""
-    root = str(Path(__file__).resolve().parents[2])
-    script = MEMORY.format(root=root)
+    script = MEMORY.format(root=str(ROOT))
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     frame_bytes, grown_mb = map(int, run.stdout.split())

@@ -9,14 +9,14 @@ from typing import Any
 
 import psutil
 import pytest
-from fix_flow import FlowBed
-from fix_simulator import Simulation
-from flow_process import FlowProcess, wait_until
-from hostile_frames import item_bomb, many_names, nested_field, nested_header
-from hostile_relay import HostileRelay
-from tiny_repo import Key, car, sample
 
 from protocol.syntax import tid_from_micros
+from tests.flows.firehose.hostile_frames import item_bomb, many_names, nested_field, nested_header
+from tests.flows.firehose.hostile_relay import HostileRelay
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import FlowProcess, wait_until
+from tests.support.simulation import Simulation
+from tests.support.tiny_repo import Key, car, sample
 
 Start = Callable[..., Simulation]
 SIZE: dict[str, Any] = {"repos": 30, "records_per_repo": 2, "pdses": 1}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hostile_frames import many_names
-from tiny_repo import Key
+from tests.flows.firehose.hostile_frames import many_names
+from tests.support.tiny_repo import Key
 
 from connectors.atproto.stream_sockets import Frame
 from flows.firehose import flow as firehose

@@ -6,9 +6,9 @@ import json
 import time
 from collections.abc import Callable
 
-from fix_flow import FlowBed
-from fix_simulator import Simulation
-from flow_process import read_topic, wait_until
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import read_topic, wait_until
+from tests.support.simulation import Simulation
 
 Start = Callable[..., Simulation]
 

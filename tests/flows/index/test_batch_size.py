@@ -6,13 +6,13 @@ import json
 import time
 
 import psycopg
-from fix_flow import FlowBed
-from flow_process import wait_until
 
 from connectors.kafka.producer import LogProducer, Out
 from flows.index.batch_timer import BatchSize
 from schemas import wire
 from schemas.settings import Settings
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import wait_until
 
 TIME = "2026-01-01T00:00:00.000Z"
 

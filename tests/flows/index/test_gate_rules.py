@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ast
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
 from flows.index.apply import rules_of
 from schemas.settings import Settings
 from steps.gate.model import Rules
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 OF_SETTING = {
     "held_events_per_repo": "max_held",
     "held_bytes_per_repo": "max_held_bytes",

@@ -12,7 +12,6 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
 
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out, partition_of
@@ -20,6 +19,7 @@ from flows.index.store import IndexStore
 from flows.index.stream_offsets import PartitionLost
 from schemas import wire
 from schemas.settings import Settings, load
+from tests.support.flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
 
 PARTITIONS = 4
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"

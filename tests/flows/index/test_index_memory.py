@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import psutil
-from flow_process import wait_until
-from test_index import CID, TIME, World, did, world
 
 from connectors.kafka.producer import LARGE_BYTES, Out
 from schemas import wire
+from tests.flows.index.test_index import CID, TIME, World, did, world
+from tests.support.flow_process import wait_until
 
 __all__ = ["world"]
 MESSAGES = 40

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from fix_flow import FlowBed
-from fix_simulator import Simulation
-from flow_process import wait_until
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 Start = Callable[..., Simulation]
 SIZE: dict[str, Any] = {"repos": 30, "records_per_repo": 2}

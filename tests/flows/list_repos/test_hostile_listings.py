@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fix_flow import FlowBed
-from fix_simulator import Simulation
-from flow_process import wait_until
-
 from simulator.faults.hostile_lists import KINDS
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 Start = Callable[..., Simulation]
 QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 0.5, "list_hosts_recheck_seconds": 0.5}

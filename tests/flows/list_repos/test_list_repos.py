@@ -7,12 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from fix_flow import FlowBed
-from fix_simulator import Simulation
-from flow_process import wait_until
-
 from control.skipped_ranges import fill_now
 from schemas.settings import Settings
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 Start = Callable[..., Simulation]
 QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 1.0, "list_hosts_recheck_seconds": 1.0}

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from fix_flow import FlowBed
-from fix_simulator import Simulation
-from flow_process import wait_until
-
 from control import jobs
 from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings
+from tests.support.flow_fixtures import FlowBed
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 Start = Callable[..., Simulation]
 QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 3600.0, "retry_first_seconds": 0.5}

@@ -7,11 +7,11 @@ import cbrrr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_repo import cid_of, layer, put, tree
 
 from protocol.cid import cid_bytes, cid_str
 from protocol.mst.node import encode_node, parse_node
 from protocol.mst.tree import MstError, MstReason, build, key_layer, walk
+from tests.support.tiny_repo import cid_of, layer, put, tree
 
 VALUE = cid_bytes("bafyreie5cvv4h45feadgeuwhbcutmh6t2ceseocckahdoe6uat64zmz454")
 PATHS = st.builds(

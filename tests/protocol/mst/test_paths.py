@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from row_key import key_of
 
 from protocol.mst.record_path import row_path
+from tests.protocol.mst.row_key import key_of
 
 ODD = [
     b"nonsense",

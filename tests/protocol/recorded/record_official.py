@@ -1,6 +1,6 @@
-"""Records the firehose of the official PDS into `recorded/official_pds.json.xz`: run it from the repository's root,
+"""Records the firehose of the official PDS into `official_pds.json.xz`: run it from the repository's root,
 
-    .venv/bin/python tests/steps/record_official.py
+    .venv/bin/python -m tests.protocol.recorded.record_official
 
 It starts the servers of the acceptance tests, writes in every way that they know, and reads `subscribeRepos` from its first
 event. The file is {versions, recorded_micros, keys: {did: did:key}, frames: [base64]}.
@@ -12,7 +12,6 @@ import asyncio
 import base64
 import json
 import lzma
-import sys
 import tempfile
 import time
 import urllib.request
@@ -21,15 +20,13 @@ from typing import Any
 
 import aiohttp
 
+from protocol.event_stream import Account, Commit, Identity, Sync, decode
+from tests.acceptance.test_official_pds import write_in_every_way
+from tests.support.official.servers import OfficialNetwork, install, start_official_network
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "acceptance"), str(HERE.parent.parent)]
 
-from fix_official import OfficialNetwork, install, start_official_network  # noqa: E402 - after the path
-from test_official_pds import write_in_every_way  # noqa: E402 - after the path
-
-from protocol.event_stream import Account, Commit, Identity, Sync, decode  # noqa: E402 - after the path
-
-FILE = HERE / "recorded" / "official_pds.json.xz"
+FILE = HERE / "official_pds.json.xz"
 QUIET_SECONDS = 3.0
 MOST_BYTES = 12_000  # of a frame: a few large ones would fill the file
 

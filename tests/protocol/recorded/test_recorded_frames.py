@@ -18,7 +18,7 @@ from protocol.mst.tree import build
 from protocol.verify_commit import Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
 
-FILE = Path(__file__).parent / "recorded" / "official_pds.json.xz"
+FILE = Path(__file__).parent / "official_pds.json.xz"
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
 from steps.gate import transitions as gate
 from steps.gate.model import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Phase, Reason, Repo, Rules, Step
+from tests.steps.gate.gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
 SYNC = repo_in(Phase.SYNC)
 BACKFILL = repo_in(Phase.BACKFILL, rev="", data=None, first_attempt=None)

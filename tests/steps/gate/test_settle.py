@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gate_events import DID, account, commit, create, ended, op, repo_in, synced
-
 from schemas import wire
 from steps.gate.batch import DatabaseFacts, OffsetEvent, WriteBatch, settle
 from steps.gate.model import Phase, Reason, Repo, Rules
+from tests.steps.gate.gate_events import DID, account, commit, create, ended, op, repo_in, synced
 
 OTHER = "did:plc:two"
 

@@ -1,6 +1,6 @@
 """pytest plugin: the official AppView over a database that anybody filled, and its own indexer, in two versions.
 
-`official_appview(version, database, network, index=…)` starts one beside an official network (`fix_official.py`). The
+`official_appview(version, database, network, index=…)` starts one beside an official network (`servers.py`). The
 newer version needs a newer Node.js than the other servers; npm installs both into `.sluice/official-newest`.
 """
 
@@ -29,8 +29,8 @@ import dns.rdatatype
 import dns.rrset
 import psycopg
 import pytest
-from fix_database import fresh_database
-from fix_official import (
+
+from tests.support.official.servers import (
     HERE,
     ROOT,
     START_SECONDS,
@@ -40,7 +40,8 @@ from fix_official import (
     install,
     install_once,
 )
-from fix_official import npm_install as npm
+from tests.support.official.servers import npm_install as npm
+from tests.support.postgres import fresh_database
 
 SERVICE = "did:web:appview.test"
 VERSIONS = ("0.0.221", "0.0.280")

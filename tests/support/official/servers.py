@@ -1,6 +1,6 @@
 """pytest plugin: servers that nobody here wrote. `official_network(ozone=…)` starts the official PLC, PDS and Ozone.
 
-Their npm packages are installed once into `.sluice/official` (git-ignored), under a lock; `python tests/fix_official.py`
+Their npm packages are installed once into `.sluice/official` (git-ignored), under a lock; `python -m tests.support.official.servers`
 does only that, for whoever wants it done in the background beforehand. What is missing is an error that names it, never
 a skip: without these servers nothing here is accepted.
 """
@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 HERE = ROOT / "tests" / "acceptance"
 FOLDER = ROOT / ".sluice" / "official"
 OLDEST_NODE = 20

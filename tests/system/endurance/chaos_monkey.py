@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import psutil
-from fix_mirror import Mirror
-from fix_proxy import Proxy
+
+from tests.support.tcp_proxy import Proxy
+from tests.support.whole_mirror import Mirror
 
 PROCESSES = ("control", "list-repos", "firehose", "labels", "backfill-1", "backfill-2", "index-1", "index-2")
 FROZEN = ("firehose", "backfill-1", "index-1", "index-2")

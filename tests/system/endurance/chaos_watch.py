@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass, field
 
 import psycopg
-from chaos_monkey import Monkey
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from fix_mirror import SHORT, Mirror
+
+from tests.support.whole_mirror import SHORT, Mirror
+from tests.system.endurance.chaos_monkey import Monkey
 
 LOOK_SECONDS = 0.5
 TOPICS = ("firehose_backfill", "firehose_live", "label_live")

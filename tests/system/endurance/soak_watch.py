@@ -8,9 +8,9 @@ from typing import Any
 import psutil
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from fix_mirror import Mirror
 
 from control.process_status import Sighting
+from tests.support.whole_mirror import Mirror
 
 TOPICS = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
 OF_THE_NETWORK = {"repo", "record", "handle", "identity", "label", "appview_record", "held_event"}

@@ -19,16 +19,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from chaos_monkey import PROCESSES, Monkey
-from chaos_watch import Watch
-from fix_mirror import ROOT, Mirror, prefix, wait_for
-from fix_simulator import Simulation
-from test_proofs import EQUAL, tables
 
 from local.embedded.database import EmbeddedDatabase
 from local.embedded.guarded_process import free_port
 from local.embedded.log import EmbeddedLog
 from simulator.faults.faults import NAMES
+from tests.support.simulation import Simulation
+from tests.support.whole_mirror import ROOT, Mirror, prefix, wait_for
+from tests.system.endurance.chaos_monkey import PROCESSES, Monkey
+from tests.system.endurance.chaos_watch import Watch
+from tests.system.test_proofs import EQUAL, tables
 
 pytestmark = pytest.mark.acceptance
 

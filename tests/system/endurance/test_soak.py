@@ -15,9 +15,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fix_mirror import Mirror, prefix, wait_for
-from fix_simulator import Simulation
-from soak_watch import OF_THE_NETWORK, Measures, Retention, growing, measure
+
+from tests.support.simulation import Simulation
+from tests.support.whole_mirror import Mirror, prefix, wait_for
+from tests.system.endurance.soak_watch import OF_THE_NETWORK, Measures, Retention, growing, measure
 
 pytestmark = pytest.mark.acceptance
 
