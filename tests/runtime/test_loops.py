@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.virtual_loop import VirtualLoop, run_hours
 
 from connectors.atproto.host_lists import follow_hosts
 from connectors.atproto.relay import MAX_BARREN, Hosts, Pager
@@ -28,6 +27,7 @@ from steps.backoff import STEADY_SECONDS, reconnect_seconds
 from steps.job_states import Target
 from steps.listing.paginator import Entry, Failure, Page, Skip, Trouble, failure_of
 from steps.listing.progress import Filled, Narrowed
+from tests.support.virtual_loop import VirtualLoop, run_hours
 
 DAY = 8  # hours
 RELAY, PDS = "https://relay.example", "https://pds.example"

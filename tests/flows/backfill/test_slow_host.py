@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.flows.backfill.backfill_world import World
-from tests.support.simulation import Simulation
-from tests.support.flow_process import wait_until
 
 from connectors.atproto.fetch_slots import FetchSlots, QueueFull
+from tests.flows.backfill.backfill_world import World
+from tests.support.flow_process import wait_until
+from tests.support.simulation import Simulation
 
 CONCURRENCY, SHARE = 6, 2
 

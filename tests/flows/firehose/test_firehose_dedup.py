@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.tiny_repo import DID, REV, car, sample
-
 from connectors.atproto.stream_sockets import Frame
 from connectors.identity.commit_signatures import deferred_events
 from flows.firehose.flow import Received, deduplicator
@@ -13,6 +11,7 @@ from protocol.event_stream import Commit
 from protocol.syntax import tid_micros
 from protocol.verify_commit import Verified, verify
 from steps.dedup import Remembered
+from tests.support.tiny_repo import DID, REV, car, sample
 
 REPO = sample(3)
 TIME = "2026-01-01T00:00:00.000Z"

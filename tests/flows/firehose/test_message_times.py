@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from tests.flows.firehose.hostile_frames import many_names
-from tests.support.tiny_repo import Key
-
 from connectors.atproto.stream_sockets import Frame
 from flows.firehose import flow as firehose
 from flows.index.decode import Batch, decode
 from protocol.enforcement import Enforcement
 from schemas.settings import Settings
+from tests.flows.firehose.hostile_frames import many_names
+from tests.support.tiny_repo import Key
 
 CAME = 1_700_000_000_123
 

@@ -4,11 +4,10 @@ import re
 from itertools import product
 from pathlib import Path
 
-from gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
-
 from schemas import wire
 from steps.gate import transitions as gate
 from steps.gate.model import Phase, Reason, Repo
+from tests.steps.gate.gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.RepoOutcome
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "design.md"
