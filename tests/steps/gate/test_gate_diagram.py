@@ -2,15 +2,15 @@
 
 import re
 from itertools import product
-from pathlib import Path
 
 from schemas import wire
 from steps.gate import transitions as gate
 from steps.gate.model import Phase, Reason, Repo
 from tests.steps.gate.gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
+from tests.support import ROOT
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.RepoOutcome
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "design.md"
+PAGE = ROOT / "docs" / "design.md"
 BY_STATEMENTS = {("pending", "backfill")}
 """Made by SQL alone: a claim."""
 
