@@ -24,7 +24,6 @@ from connectors.postgres.migrate import migrate
 from connectors.runtime import process
 from connectors.runtime.watchdog import Signals, Watchdog
 from control import process as control_process
-from control.api.serve import Server
 from local.dataflows import FLOWS, dataflow
 from schemas.errors import OperatorError
 from schemas.settings import SECRETS, Settings
@@ -59,7 +58,9 @@ def run(name: str, settings: Settings) -> None:
 def _serve_and_run(name: str, settings: Settings, health: process.Health) -> None:
     try:
         if name == "control":
-            port = Server(health, settings).start()
+            from control.api.serve import ApiServer  # noqa: PLC0415 - FastAPI: no other process loads it
+
+            port = ApiServer(health, settings).start()
         else:
             port = process.serve_health(health, settings.http_host, settings.http_port, settings.http_names)
     except OSError as err:

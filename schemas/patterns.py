@@ -3,6 +3,9 @@
 They stand in the HTTP API's description, so they are looser than `protocol/syntax.py`, which judges what the network sends.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from pydantic import ValidationError
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,62})"
@@ -20,9 +23,16 @@ WRITE = {
 
 
 def mistake(error: ValidationError) -> tuple[tuple[str, ...], str]:
-    """Where the first mistake is (field, index, …; empty: in the whole), and what is wrong with it, without a regex."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    """The first mistake of a model: `first_mistake`."""
+    return first_mistake(error.errors(include_url=False, include_input=False))
+
+
+def first_mistake(errors: Sequence[Any]) -> tuple[tuple[str, ...], str]:
+    """pydantic's errors → where the first one is (field, index, …; empty: the whole) and what is wrong, without a regex."""
+    first = errors[0]
     where = tuple(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return (), "the body is not JSON"
     if first["type"] == "string_pattern_mismatch":
         return where, WRITE.get(first["ctx"]["pattern"], "has characters that it cannot have")
     return where, first["msg"].removeprefix("Value error, ")

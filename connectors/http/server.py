@@ -1,22 +1,25 @@
 """The HTTP port of a process: /healthz, /readyz and /metrics for probes and Prometheus; in control the API as well.
 
-`Server(app, host, port)` serves an aiohttp application in one thread with a loop of its own, so that a busy flow still
-answers. Connections are bounded in number and in time: one that sends no whole request, or does not read its answer, is
-closed, and at the limit the oldest that is not being answered makes room for the next. Requests are bounded by aiohttp
-(a line and a header by LINE_BYTES, the body by the application's `client_max_size`).
+`HttpServer(app, host, port)` serves an application in one thread with its own event loop, so that a busy flow still answers.
+It bounds connections in number and time, whichever library parses HTTP: a connection is closed if it sends no complete
+request or does not read its answer in time, and at the limit the oldest idle connection is closed for a new one.
 
-`health_app` is the application of a flow. Who asks under a name that is not ours is refused: a web page whose own host name
-was rebound to this address would read the figures otherwise.
+`health_app` is the application of a flow, on aiohttp, which bounds a line and a header by LINE_BYTES and the body by
+BODY_BYTES. It refuses requests under a foreign host name: a web page could rebind its own name to this address and read the
+metrics.
 """
 
 import asyncio
 import ipaddress
+import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
+import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from typing_extensions import override
@@ -25,24 +28,25 @@ from connectors.runtime import watchdog
 
 CONNECTIONS = 100
 REQUEST_SECONDS = 10.0
-"""For the first request of a connection to arrive."""
+"""For a connection to send its first request."""
 IDLE_SECONDS = 60.0
-"""For the next request of a connection: Prometheus keeps its connections between two scrapes."""
+"""Between two requests of a connection: Prometheus keeps its connections between scrapes."""
 ANSWER_SECONDS = 120.0
-"""For a request to be answered and its answer to be read."""
+"""For an answer to be made and read."""
 SWEEP_SECONDS = 1.0
 LINE_BYTES = 8190
 BODY_BYTES = 64 * 1024
 SHUTDOWN_SECONDS = 2.0
 CLOSE_SECONDS = 10.0
 START_SECONDS = 30.0
-OWN_SUFFIXES = (".localhost", ".svc", ".cluster.local")  # of no public name
+OWN_SUFFIXES = (".localhost", ".svc", ".cluster.local")  # no public name ends so
+HEALTH_PATHS = ("/healthz", "/readyz", "/metrics")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Health(Protocol):
-    """What the pages show."""
+    """What the health pages show."""
 
     hung: str
 
@@ -62,9 +66,9 @@ def host_name(host: str) -> str:
 
 
 def is_own_name(name: str, names: Collection[str] = ()) -> bool:
-    """Whether a Host can be meant for this process: an IP address, a name without a dot or of the cluster, one of `names`.
+    """Whether a Host can mean this process: an IP address, a name without a dot or of the cluster, one of `names`.
 
-    No public DNS name is among them but those that an operator gave: a web page's own name is always foreign.
+    `names` are the only public DNS names among them, so a web page's own name is always foreign.
     """
     name = name.lower().rstrip(".")
     if not name:
@@ -76,24 +80,15 @@ def is_own_name(name: str, names: Collection[str] = ()) -> bool:
     return True
 
 
-def add_health(app: web.Application, health: Health) -> None:
-    """The routes that every process has."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.json_response(health.page(), status=503 if health.hung else 200)
-
-    async def readyz(_: web.Request) -> web.Response:
-        return web.json_response(health.page(), status=200 if health.ready else 503)
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+def health_answer(health: Health, path: str) -> tuple[int, str, bytes]:
+    """One of HEALTH_PATHS → status, content type, body."""
+    if path == "/metrics":
+        return 200, CONTENT_TYPE_LATEST, generate_latest()
+    failed = health.hung if path == "/healthz" else not health.ready
+    return 503 if failed else 200, "application/json", json.dumps(health.page()).encode()
 
 
-def health_app(health: Health, names: Collection[str] = ()) -> web.Application:
+def health_app(health: Health, names: Collection[str] = ()) -> "AiohttpApp":
     """The application of a flow: health and metrics, and nothing else."""
 
     @web.middleware
@@ -102,22 +97,71 @@ def health_app(health: Health, names: Collection[str] = ()) -> web.Application:
             return web.Response(status=403, text="not addressed to this process; see SLUICE_HTTP_NAMES\n")
         return await handler(request)
 
-    app = web.Application(middlewares=[guarded], client_max_size=BODY_BYTES)
-    add_health(app, health)
-    return app
+    async def answer(request: web.Request) -> web.Response:
+        status, content_type, body = health_answer(health, request.path)
+        return web.Response(status=status, body=body, headers={"Content-Type": content_type})
+
+    app = web.Application(middlewares=[counted, guarded], client_max_size=BODY_BYTES)
+    for path in HEALTH_PATHS:
+        app.router.add_get(path, answer)
+    return AiohttpApp(app)
 
 
-class Server:
+class HttpApp(Protocol):
+    """What an `HttpServer` serves."""
+
+    async def start(self) -> Callable[["BoundedConnection"], asyncio.Protocol]:
+        """A factory of protocols, one per connection."""
+
+    async def stop(self) -> None:
+        """Close the connections; running requests have SHUTDOWN_SECONDS."""
+
+
+class AiohttpApp:
+    """An aiohttp application as an `HttpApp`."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            keepalive_timeout=IDLE_SECONDS,
+            max_line_size=LINE_BYTES,
+            max_field_size=LINE_BYTES,
+        )
+
+    async def start(self) -> Callable[["BoundedConnection"], asyncio.Protocol]:
+        """A factory of protocols, one per connection."""
+        await self._runner.setup()
+        server = self._runner.server
+        assert server is not None  # noqa: S101 - for the type checker: it is set up
+        return lambda _: server()
+
+    async def stop(self) -> None:
+        """Close the connections; running requests have SHUTDOWN_SECONDS."""
+        await self._runner.cleanup()
+
+
+@web.middleware
+async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """aiohttp's outermost middleware: tell the connection that a request is being answered."""
+    connection = request.transport and request.transport.get_protocol()
+    if not isinstance(connection, BoundedConnection):
+        return await handler(request)
+    with connection.answering():
+        return await handler(request)
+
+
+class HttpServer:
     """One per process. `start` listens; `close` is for tests, a process just ends."""
 
-    def __init__(self, app: web.Application, host: str, port: int, name: str = "http") -> None:
+    def __init__(self, app: HttpApp, host: str, port: int, name: str = "http") -> None:
         self._app = app
         self._host = host
         self._port = port
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._runner: web.AppRunner | None = None
-        self._listening: asyncio.Server | None = None
+        self._listening: asyncio.AbstractServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> int:
@@ -137,22 +181,13 @@ class Server:
         self._loop.close()
 
     async def _listen(self) -> int:
-        door = _Door()
-        self._app.middlewares.insert(0, door.counted)
-        self._runner = web.AppRunner(
-            self._app,
-            access_log=None,
-            shutdown_timeout=SHUTDOWN_SECONDS,
-            keepalive_timeout=IDLE_SECONDS,
-            max_line_size=LINE_BYTES,
-            max_field_size=LINE_BYTES,
+        limit = ConnectionLimit()
+        protocol = await self._app.start()
+        self._listening = await self._loop.create_server(
+            lambda: BoundedConnection(limit, protocol), self._host, self._port
         )
-        await self._runner.setup()
-        server = self._runner.server
-        assert server is not None  # noqa: S101 - for the type checker: it is set up
-        self._listening = await self._loop.create_server(lambda: _Guest(door, server()), self._host, self._port)
-        self._tasks = [self._loop.create_task(one) for one in (door.sweep(), watchdog.beat(self._thread.name))]
-        return int(self._listening.sockets[0].getsockname()[1])
+        self._tasks = [self._loop.create_task(one) for one in (limit.sweep(), watchdog.beat(self._thread.name))]
+        return int(cast(asyncio.Server, self._listening).sockets[0].getsockname()[1])
 
     async def _end(self) -> None:
         if self._listening is not None:
@@ -160,97 +195,87 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._app.stop()
 
 
-class _Guest(asyncio.Protocol):
-    """A connection: everything goes to aiohttp's handler, and the door knows of it."""
+class BoundedConnection(asyncio.Protocol):
+    """A connection with a deadline. It passes everything on to the protocol of the application's library."""
 
-    def __init__(self, door: "_Door", inner: Any) -> None:
-        self._door = door
-        self.inner = inner
-        self.transport: asyncio.Transport | None = None
+    def __init__(self, limit: "ConnectionLimit", protocol: Callable[["BoundedConnection"], asyncio.Protocol]) -> None:
+        self._limit = limit
+        self._inner = protocol(self)
+        self._transport: asyncio.Transport | None = None
         self.until = 0.0
-        self.answering = False
+        self.busy = False
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a TCP server
-        self.transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self.until = time.monotonic() + REQUEST_SECONDS
-        self.inner.connection_made(transport)
-        self._door.enter(self)
+        self._inner.connection_made(transport)
+        self._limit.add(self)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.leave(self)
-        self.inner.connection_lost(exc)
+        self._limit.remove(self)
+        self._inner.connection_lost(exc)
 
     @override
     def data_received(self, data: bytes) -> None:
-        self.inner.data_received(data)
+        self._inner.data_received(data)
 
     @override
-    def eof_received(self) -> Any:
-        return self.inner.eof_received()
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
 
     @override
     def pause_writing(self) -> None:
-        self.inner.pause_writing()
+        self._inner.pause_writing()
 
     @override
     def resume_writing(self) -> None:
-        self.inner.resume_writing()
+        self._inner.resume_writing()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """While a request is answered: a longer deadline, and no other connection takes this one's place."""
+        self.busy, self.until = True, time.monotonic() + ANSWER_SECONDS
+        try:
+            yield
+        finally:
+            self.busy, self.until = False, time.monotonic() + IDLE_SECONDS
 
     def cut(self) -> None:
         """Close at once."""
-        if self.transport is not None:
-            self.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
 
-class _Door:
-    """All connections, the oldest first."""
+class ConnectionLimit:
+    """All connections, the oldest first: at most CONNECTIONS."""
 
     def __init__(self) -> None:
-        self._guests: dict[Any, _Guest] = {}  # by aiohttp's handler
+        self._open: dict[BoundedConnection, None] = {}
 
-    def enter(self, guest: _Guest) -> None:
-        """One more; at the limit the oldest that is not being answered leaves, or else this one."""
-        if len(self._guests) >= CONNECTIONS:
-            oldest = next((one for one in self._guests.values() if not one.answering), guest)
-            self._guests.pop(oldest.inner, None)
+    def add(self, connection: BoundedConnection) -> None:
+        """Admit a connection. At the limit the oldest idle one is closed, or else the new one."""
+        if len(self._open) >= CONNECTIONS:
+            oldest = next((one for one in self._open if not one.busy), connection)
+            self._open.pop(oldest, None)
             oldest.cut()
-            if oldest is guest:
+            if oldest is connection:
                 return
-        self._guests[guest.inner] = guest
+        self._open[connection] = None
 
-    def leave(self, guest: _Guest) -> None:
-        """It has ended."""
-        self._guests.pop(guest.inner, None)
+    def remove(self, connection: BoundedConnection) -> None:
+        """Forget a connection that has ended."""
+        self._open.pop(connection, None)
 
     async def sweep(self) -> None:
-        """Cut what takes too long."""
+        """Close connections that are past their deadline."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
-            for guest in list(self._guests.values()):
-                if now > guest.until:
-                    guest.cut()
-
-    @property
-    def counted(self) -> Any:
-        """The outermost middleware: a request has arrived, and is answered."""
-
-        @web.middleware
-        async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
-            guest = self._guests.get(request.protocol)
-            if guest is None:
-                return await handler(request)
-            guest.answering, guest.until = True, time.monotonic() + ANSWER_SECONDS
-            try:
-                return await handler(request)
-            finally:
-                guest.answering, guest.until = False, time.monotonic() + IDLE_SECONDS
-
-        return counted
+            for connection in list(self._open):
+                if now > connection.until:
+                    connection.cut()

@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from connectors.http.server import Server, health_app
+from connectors.http.server import HttpServer, health_app
 from connectors.runtime import metrics
 from protocol.encoding.safe_text import printable
 
@@ -97,7 +97,7 @@ def serve_health(health: Health, host: str, port: int, names: Collection[str] = 
 
     `names`: host names of this process besides IP addresses and names of this machine or cluster.
     """
-    port = Server(health_app(health, names), host, port, "health").start()
+    port = HttpServer(health_app(health, names), host, port, "health").start()
     metrics.UP_SINCE.labels(health.flow).set_to_current_time()
     return port
 

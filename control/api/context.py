@@ -1,7 +1,6 @@
-"""What the handlers share: settings, health, pooled connections, and threads for what blocks.
+"""What the handlers share: settings, health, pooled connections, and threads for blocking work.
 
-Handlers are plain functions that run in one of a few threads; `Context.run` refuses more than wait already, so that slow
-clients cannot pile up work. Constructors never connect.
+`Context.run` uses THREADS threads and refuses work while WAITING calls are running or queued. The constructor does not connect.
 """
 
 import asyncio
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
-from aiohttp import web
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
@@ -44,11 +42,11 @@ class Context:
         self._waiting = 0
         self._opening = threading.Lock()
         self._pool: ConnectionPool[psycopg.Connection[Any]] | None = None
-        self._looking = threading.Lock()
+        self._collecting = threading.Lock()
         self._collector = Collector(settings)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what blocks in a thread. Raises Busy when too much waits already."""
+        """Call a blocking function in a thread. Raises Busy."""
         if self._waiting >= WAITING:
             raise Busy
         self._waiting += 1
@@ -72,12 +70,12 @@ class Context:
             return cursor.execute(statement, values).fetchall()
 
     def status(self) -> Status:
-        """One look at database and broker; one at a time. Raises psycopg.Error and LogUnavailable."""
-        with self._looking:
+        """The state of database and broker; collected by one caller at a time. Raises psycopg.Error and LogUnavailable."""
+        with self._collecting:
             return self._collector.collect()
 
     def close(self) -> None:
-        """End threads and connections; what runs is not waited for."""
+        """End threads and connections without waiting for running calls."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._pool is not None:
             self._pool.close(timeout=CLOSE_SECONDS)
@@ -100,6 +98,3 @@ class Context:
             name="api",
             open=True,
         )
-
-
-CONTEXT = web.AppKey("context", Context)

@@ -1,25 +1,31 @@
-"""What can go wrong with a request → a status and `{"version": 1, "error": {"code", "message", "remedy"}}`.
+"""Errors of a request → a status and `{"version": 1, "error": {"code", "message", "remedy"}}`.
 
-`answered` is the outermost middleware: nothing leaves the application in another shape. Codes are stable; messages are for
-people. A failure of ours (500) says no more than that, and is in the log.
+`answer` is FastAPI's exception handler for everything in HANDLED. Codes are stable, messages are for people. An unexpected
+error (500) carries no detail; its traceback is in the log.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
 
 import psycopg
-from aiohttp import web
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime.errors import BEHIND, one_line
 from schemas.errors import OperatorError
+from schemas.patterns import first_mistake
 
 VERSION = 1
+HTTP_ERRORS = {
+    404: ("no_such_route", "there is nothing here"),
+    405: ("method_not_allowed", "this route does not take this method"),
+    413: ("too_large", "the body is too large"),
+}
 
 logger = logging.getLogger("api")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ErrorBody(BaseModel):
@@ -38,62 +44,67 @@ class ErrorAnswer(BaseModel):
 
 
 class ApiError(Exception):
-    """An answer that is no success."""
+    """An error with its answer."""
 
     def __init__(self, status: int, code: str, message: str, remedy: str) -> None:
         super().__init__(message)
         self.status = status
         self.body = ErrorBody(code=code, message=message, remedy=remedy)
 
+    def response(self, headers: dict[str, str] | None = None) -> JSONResponse:
+        """The answer."""
+        more = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        return JSONResponse(ErrorAnswer(error=self.body).model_dump(), self.status, {**(headers or {}), **more})
+
 
 class Invalid(ApiError):
-    """The request does not say what the route takes."""
+    """The request is not what the route takes."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(status, "invalid", message, "see /api/openapi.json for what this route takes")
 
 
 class NotFound(ApiError):
-    """What the path names is not there."""
+    """What the path names does not exist."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(404, "not_found", message, remedy)
 
 
 class Conflict(ApiError):
-    """It is there, and in a state in which this cannot be done."""
+    """It exists, and its state does not allow this."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(409, "conflict", message, remedy)
 
 
 class Busy(ApiError):
-    """Too many requests wait already."""
+    """Too many requests are queued."""
 
     def __init__(self) -> None:
         super().__init__(503, "busy", "too many requests wait already", "ask again in a moment")
 
 
-@web.middleware
-async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into an answer."""
-    try:
-        return await handler(request)
-    except ApiError as err:
-        return as_answer(err)
-    except web.HTTPException as err:
-        if err.status < 400:
-            raise
-        return as_answer(_http(err), dict(err.headers))
-    except Exception as err:
-        known = of(err)
-        if known.status == 500:
-            logger.exception("a request failed", extra={"method": request.method, "path": request.path})
-        return as_answer(known)
+HANDLED = (ApiError, HTTPException, RequestValidationError, psycopg.Error, LogUnavailable, OperatorError, Exception)
 
 
-def of(error: Exception) -> ApiError:
-    """The answer to an exception of the parts below."""
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """The answer to an exception of a handler, of routing or of validation."""
+    if isinstance(error, HTTPException):
+        code, message = HTTP_ERRORS.get(error.status_code, ("invalid", error.detail))
+        found = ApiError(error.status_code, code, message, "see /api/openapi.json for the routes")
+        return found.response(dict(error.headers or {}))
+    found = error if isinstance(error, ApiError) else _known(error)
+    if found.status == 500:
+        logger.error("a request failed", exc_info=error, extra={"method": request.method, "path": request.url.path})
+    return found.response()
+
+
+def _known(error: Exception) -> ApiError:
+    if isinstance(error, RequestValidationError):
+        where, what = first_mistake(error.errors())
+        path = ".".join(where[1:])[:200]  # without "query", "path" or "body"
+        return Invalid(f"{path}: {what}" if path else what)
     if isinstance(error, psycopg.errors.QueryCanceled):
         return ApiError(503, "too_slow", "the database took too long", "ask for less at once, or again later")
     if isinstance(error, psycopg.OperationalError):
@@ -109,23 +120,3 @@ def of(error: Exception) -> ApiError:
     if isinstance(error, OperatorError):
         return Conflict(one_line(error), "see the message")
     return ApiError(500, "internal", "something failed here", "the log of the control process says what")
-
-
-def as_answer(error: ApiError, headers: dict[str, str] | None = None) -> web.Response:
-    """The error as it is sent."""
-    kept = {name: value for name, value in (headers or {}).items() if name.lower() in ("allow", "www-authenticate")}
-    if error.status == 401:
-        kept["WWW-Authenticate"] = "Bearer"
-    text = ErrorAnswer(error=error.body).model_dump_json()
-    return web.Response(status=error.status, text=text, content_type="application/json", headers=kept)
-
-
-def _http(error: web.HTTPException) -> ApiError:
-    codes = {404: "no_such_route", 405: "method_not_allowed", 413: "too_large"}
-    message = {404: "there is nothing here", 405: "this route does not take this method", 413: "the body is too large"}
-    return ApiError(
-        error.status,
-        codes.get(error.status, "invalid"),
-        message.get(error.status, error.reason),
-        "see /api/openapi.json for the routes",
-    )

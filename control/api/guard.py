@@ -1,11 +1,12 @@
-"""Who may call what. Two scopes: `read` (GET) and `admin` (everything that changes something).
+"""Who may call what, and how large a request may be: `Guard`, the outermost middleware.
 
 - `SLUICE_API_TOKEN` allows everything, `SLUICE_API_READ_TOKEN` reading, as `Authorization: Bearer …`.
-- Without any token the API is open where it listens on loopback, and closed elsewhere.
-- A web page that the operator has open must not reach an open loopback API: a request whose Host is not a name of
-  loopback (a rebound DNS name), or that a browser sends on behalf of another site, is refused.
+- Without any token the API is open on a loopback address and closed on others.
+- A page of another site in the operator's browser must not reach an open loopback API: a request is refused if its Host is
+  not a name of loopback (DNS rebinding), or if the browser sends it on behalf of another site.
 
-Health and metrics need no token, and answer under an IP address, a name of this machine or cluster, and SLUICE_HTTP_NAMES. Tokens are compared in constant time and never logged.
+Health and metrics need no token. They answer under an IP address, a name of this machine or cluster, and SLUICE_HTTP_NAMES.
+Tokens are compared in constant time and never logged.
 """
 
 import hmac
@@ -13,97 +14,124 @@ import ipaddress
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from connectors.http.server import host_name, is_own_name
-from control.api.context import CONTEXT
-from control.api.errors import ApiError, Handler
+from connectors.http.server import HEALTH_PATHS, LINE_BYTES, host_name, is_own_name
+from control.api.errors import ApiError, Invalid
 from schemas.settings import Settings
 
-OPEN = ("/healthz", "/readyz", "/metrics")
+BODY_BYTES = 16 * 1024 * 1024
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-class Scope(StrEnum):
-    """What a caller may do."""
+class TokenScope(StrEnum):
+    """What a token allows."""
 
     READ = "read"
     ADMIN = "admin"
 
 
-@web.middleware
-async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse browsers that act for other sites everywhere, and callers without the scope below /api/."""
-    if request.path in OPEN:
-        refuse_foreign_names(request)
+class Guard:
+    """ASGI middleware: checks every request, and bounds its body by BODY_BYTES."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the error of a refused request, or pass the request on."""
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > BODY_BYTES:
+                raise HTTPException(413)
+            return message
+
+        try:
+            check(Request(scope), self._settings)
+        except ApiError as err:
+            return await err.response()(scope, receive, send)
+        return await self._app(scope, bounded, send)
+
+
+def check(request: Request, settings: Settings) -> None:
+    """Raise ApiError for long lines, foreign names, pages of other sites, and below /api/ for missing scopes."""
+    scope, path = request.scope, request.scope["path"]
+    lines = [scope["raw_path"] + scope["query_string"], *(name + value for name, value in scope["headers"])]
+    if max(map(len, lines)) > LINE_BYTES:
+        raise Invalid(f"the URL or a header has more than {LINE_BYTES} bytes")
+    if path in HEALTH_PATHS:
+        refuse_foreign_names(request, settings)
     else:
-        refuse_foreign_pages(request)
-    if request.path.startswith("/api/"):
-        require(request, Scope.READ if request.method in SAFE else Scope.ADMIN)
-    return await handler(request)
+        refuse_foreign_pages(request, settings)
+    if path.startswith("/api/"):
+        require(request, settings, TokenScope.READ if request.method in SAFE else TokenScope.ADMIN)
 
 
-def refuse_foreign_names(request: web.Request) -> None:
-    """Raises ApiError 403 where the Host is a public name that nobody gave this process: a page's own, rebound to it."""
-    if not is_own_name(host_name(request.host), request.app[CONTEXT].settings.http_names):
+def refuse_foreign_names(request: Request, settings: Settings) -> None:
+    """Raise ApiError 403 where the Host is a public name that the settings do not have: a page's name, rebound to us."""
+    host = request.headers.get("Host", "")
+    if not is_own_name(host_name(host), settings.http_names):
         raise ApiError(
             403,
             "foreign_host",
-            f"not addressed to this process: Host {request.host[:100]}",
+            f"not addressed to this process: Host {host[:100]}",
             "use its IP address, or add the name to SLUICE_HTTP_NAMES",
         )
 
 
-def refuse_foreign_pages(request: web.Request) -> None:
-    """Raises ApiError 403 for what a page of another site makes a browser send."""
-    settings = request.app[CONTEXT].settings
-    if not needs_token(settings) and not is_loopback(host_name(request.host)):
+def refuse_foreign_pages(request: Request, settings: Settings) -> None:
+    """Raise ApiError 403 for requests that a page of another site makes a browser send."""
+    host = request.headers.get("Host", "")
+    if not needs_token(settings) and not is_loopback(host_name(host)):
         raise ApiError(
-            403,
-            "foreign_host",
-            f"not addressed to this machine: Host {request.host[:100]}",
-            "use localhost, or set a token",
+            403, "foreign_host", f"not addressed to this machine: Host {host[:100]}", "use localhost, or set a token"
         )
     if request.method in SAFE:
         return
     origin = request.headers.get("Origin")
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
-    if (origin is not None and urlsplit(origin).netloc != request.host) or site not in ("same-origin", "none"):
+    if (origin is not None and urlsplit(origin).netloc != host) or site not in ("same-origin", "none"):
         raise ApiError(
             403, "foreign_origin", "sent by a page of another site", "use the page or the API of this address"
         )
 
 
-def require(request: web.Request, scope: Scope) -> None:
-    """Raises ApiError 401 without a token where one is needed, 403 where it does not allow this."""
-    settings = request.app[CONTEXT].settings
+def require(request: Request, settings: Settings, needed: TokenScope) -> None:
+    """Raise ApiError 401 without a valid token where one is needed, 403 where its scope is too small."""
     if not needs_token(settings):
         return
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
-    held = held_scope(settings, token.strip()) if kind.lower() == "bearer" else None
-    if held is None:
+    sent = token.strip().encode("latin-1").decode("utf-8", "surrogateescape")  # Starlette reads headers as latin-1
+    given = token_scope(settings, sent) if kind.lower() == "bearer" else None
+    if given is None:
         unset = not (settings.api_token or settings.api_read_token)
         remedy = "set SLUICE_API_TOKEN, and send it" if unset else "send it"
         raise ApiError(401, "unauthorized", "a valid token is needed", f"{remedy} as Authorization: Bearer TOKEN")
-    if scope == Scope.ADMIN and held != Scope.ADMIN:
+    if needed == TokenScope.ADMIN and given != TokenScope.ADMIN:
         raise ApiError(403, "read_only", "this token allows reading only", "use the token of SLUICE_API_TOKEN")
 
 
 def needs_token(settings: Settings) -> bool:
-    """Tokens are needed off loopback, and wherever one is set."""
+    """Whether a token is needed: off loopback, and wherever one is set."""
     return bool(settings.api_token or settings.api_read_token) or not is_loopback(settings.http_host)
 
 
-def held_scope(settings: Settings, token: str) -> Scope | None:
-    """The scope of a token; both comparisons are always made, so that time tells nothing."""
+def token_scope(settings: Settings, token: str) -> TokenScope | None:
+    """The scope of a token. Always compares with both tokens, so that the time taken reveals nothing."""
     given = token.encode("utf-8", "surrogatepass")
     admin = hmac.compare_digest(given, settings.api_token.encode()) and bool(settings.api_token)
     read = hmac.compare_digest(given, settings.api_read_token.encode()) and bool(settings.api_read_token)
-    return Scope.ADMIN if admin else Scope.READ if read else None
+    return TokenScope.ADMIN if admin else TokenScope.READ if read else None
 
 
 def is_loopback(host: str) -> bool:
-    """A name or an address of this machine alone."""
+    """Whether a host name or address is loopback."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

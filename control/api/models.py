@@ -1,76 +1,26 @@
-"""Answers and parameters of the routes. Times are RFC 3339; revs and CIDs are text as upstream writes them."""
+"""Answers of the routes. Times are RFC 3339; revs and CIDs are text as upstream writes them."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from control.api.route import Page
-from schemas.job_spec import Job, JobStatus
-from schemas.patterns import DID, PLACE
-
-MAX_ID = 2**63 - 1
+from schemas.job_spec import Job
 
 Phase = Literal["pending", "backfill", "sync", "unavailable", "failed"]
+DeadLetterState = Literal["open", "retried", "dismissed"]
+
+T = TypeVar("T", bound=BaseModel)
 
 
-class Taken(BaseModel):
-    """Parameters: what is not known is refused."""
+class ItemPage(BaseModel, Generic[T]):
+    """A page of a list."""
 
-    model_config = ConfigDict(extra="forbid")
-
-
-class Id(Taken):
-    """A job or a range."""
-
-    id: int = Field(ge=1, le=MAX_ID)
+    items: list[T]
+    cursor: str | None = Field(description="asks for the next page; null: this was the last")
 
 
-class Did(Taken):
-    """A repo."""
-
-    did: str = Field(pattern=DID, max_length=2048)
-
-
-class LetterPlace(Taken):
-    """A dead letter by its place in the topic."""
-
-    id: str = Field(pattern=PLACE, description="PARTITION:OFFSET")
-
-
-class RepoPage(Page):
-    """Which repos."""
-
-    phase: Phase = Field("failed", description="failed ones unless another phase is named")
-    host: str | None = Field(None, max_length=1000, pattern=r"^[\x20-\x7e]*$", description="URL of the PDS")
-
-
-class HostPage(Page):
-    """Which hosts."""
-
-    failing: bool = Field(False, description="only those that fail or are paused")
-
-
-class LetterPage(Page):
-    """Which dead letters."""
-
-    state: Literal["open", "retried", "dismissed", "all"] = "open"
-    reason: str | None = Field(None, max_length=100, pattern=r"^[\x20-\x7e]*$")
-
-
-class SkippedPage(Page):
-    """Which skipped ranges."""
-
-    open: bool = Field(False, description="only those that are not filled")
-
-
-class JobPage(Page):
-    """Which jobs."""
-
-    status: JobStatus | None = None
-
-
-class Repo(BaseModel):
+class RepoRow(BaseModel):
     """A repo as the mirror knows it."""
 
     did: str
@@ -81,7 +31,7 @@ class Repo(BaseModel):
     active: bool
     status: str | None = Field(description="the account's status upstream, while it is not active")
     attempt: int
-    rev: str = Field(description="what the rows stand at; empty before the first backfill")
+    rev: str = Field(description="rev of the rows; empty before the first backfill")
     heard_rev: str
     data: str | None = Field(description="root of the tree at rev")
     commit: str | None
@@ -100,20 +50,13 @@ class Repo(BaseModel):
     completed_at: datetime | None
 
 
-class Repos(BaseModel):
-    """A page of repos."""
-
-    items: list[Repo]
-    cursor: str | None = Field(description="of the next page; null: this was the last")
-
-
-class Host(BaseModel):
+class HostRow(BaseModel):
     """A PDS."""
 
     host: str
     relay: str | None
     status: str
-    cursor: str | None = Field(description="where its own listing stands")
+    cursor: str | None = Field(description="position of its own listing")
     passes: int = Field(description="listings from start to end")
     listed_at: datetime | None
     request_limit: int | None
@@ -126,57 +69,36 @@ class Host(BaseModel):
     last_seen_at: datetime
 
 
-class Hosts(BaseModel):
-    """A page of hosts."""
-
-    items: list[Host]
-    cursor: str | None
-
-
-class Letter(BaseModel):
-    """A dead letter's row."""
+class DeadLetterRow(BaseModel):
+    """A dead letter without its payload."""
 
     id: str = Field(description="PARTITION:OFFSET")
     topic: str
     did: str | None
     reason: str
     error: str
-    state: Literal["open", "retried", "dismissed"]
+    state: DeadLetterState
     noticed_at: datetime
     settled_at: datetime | None
 
 
-class Letters(BaseModel):
-    """A page of dead letters, the newest first."""
-
-    items: list[Letter]
-    cursor: str | None
-
-
-class WholeLetter(Letter):
-    """A dead letter with what its reason means and what the topic has."""
+class DeadLetterDetail(DeadLetterRow):
+    """A dead letter with the meaning of its reason and the message in the topic."""
 
     help: str
-    letter: dict[str, Any] | None = Field(description="as the topic has it; null: retention has removed it")
+    letter: dict[str, Any] | None = Field(description="the message; null: retention has removed it")
 
 
-class LetterSettled(BaseModel):
-    """What became of a retry or a dismissal."""
+class DeadLetterResult(BaseModel):
+    """The outcome of a retry or a dismissal."""
 
     id: str
-    state: Literal["open", "retried", "dismissed"]
+    state: DeadLetterState
     why: str = Field(description="why it is still open")
 
 
-class Jobs(BaseModel):
-    """A page of jobs."""
-
-    items: list[Job]
-    cursor: str | None
-
-
-class SkippedRange(BaseModel):
-    """A listing range that was stepped over."""
+class SkippedRangeRow(BaseModel):
+    """A listing range that was skipped."""
 
     id: int
     upstream: str
@@ -190,27 +112,22 @@ class SkippedRange(BaseModel):
     filled_by: str | None
 
 
-class SkippedRanges(BaseModel):
-    """A page of skipped ranges."""
-
-    items: list[SkippedRange]
-    cursor: str | None
-
-
-class Fill(Taken):
+class RangeIds(BaseModel):
     """Which ranges to make due; all open ones without ids."""
 
-    ids: list[int] | None = Field(None, max_length=1000, description="each of them open")
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[int] | None = Field(default=None, max_length=1000, description="each of them open")
 
 
-class Filled(BaseModel):
+class RangesDue(BaseModel):
     """Ranges that are due now."""
 
     due: list[int]
 
 
-class Standing(BaseModel):
-    """One group in one partition."""
+class PartitionOffsets(BaseModel):
+    """Offsets of one group in one partition."""
 
     group: str
     topic: str
@@ -223,8 +140,8 @@ class Standing(BaseModel):
     lost: int
 
 
-class Status(BaseModel):
-    """One look at everything. Rows of tables are objects of their columns; ages are in seconds."""
+class StatusAnswer(BaseModel):
+    """The state of database, broker and processes. Table rows are objects of their columns; ages are in seconds."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -234,14 +151,21 @@ class Status(BaseModel):
     labels: int = Field(description="estimated")
     held_events: int = Field(description="counted to 100,000")
     lag: dict[str, int] = Field(description="group/topic → messages not settled")
-    standings: list[Standing]
+    standings: list[PartitionOffsets]
     failing_hosts: list[dict[str, Any]]
     failures: list[dict[str, Any]]
     cursors: list[dict[str, Any]]
     dead_letters: dict[str, int] = Field(description="by state")
-    jobs: list[dict[str, Any]] = Field(description="what is not over first; 100 at most")
-    jobs_found: int = Field(description="jobs in all; GET /api/backfill pages through them")
+    jobs: list[dict[str, Any]] = Field(description="unfinished ones first; 100 at most")
+    jobs_found: int = Field(description="jobs in all; GET /api/v1/jobs pages through them")
     skipped_ranges: int
     stream_gaps: int
     attention: list[dict[str, Any]] = Field(description="what needs an operator: what, remedy, bad (or it only waits)")
-    paused: list[str] = Field(description="what waits on purpose, and why")
+    paused: list[str] = Field(description="what is paused on purpose, and why")
+
+
+RepoPage = ItemPage[RepoRow]
+HostPage = ItemPage[HostRow]
+DeadLetterPage = ItemPage[DeadLetterRow]
+SkippedRangePage = ItemPage[SkippedRangeRow]
+JobPage = ItemPage[Job]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from control import jobs
-from control.api import letters, mirror, models
+from control.api import dead_letter_routes, mirror_routes, models
 from control.api.context import Context
 from control.process_status import Sighting, look_at_all, registered
 from control.status import Row, Status
@@ -29,9 +29,9 @@ class Look:
     processes: list[Sighting] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     hosts: list[Row] = field(default_factory=list)
-    failed: list[models.Repo] = field(default_factory=list)
-    letters: list[models.Letter] = field(default_factory=list)
-    skipped: list[models.SkippedRange] = field(default_factory=list)
+    failed: list[models.RepoRow] = field(default_factory=list)
+    letters: list[models.DeadLetterRow] = field(default_factory=list)
+    skipped: list[models.SkippedRangeRow] = field(default_factory=list)
     relays: list[str] = field(default_factory=list)
 
 
@@ -60,9 +60,9 @@ class Looker:
             processes=seen,
             jobs=found,
             hosts=self._hosts,
-            failed=mirror.repos(context, models.RepoPage(phase="failed", limit=ROWS, cursor="", host=None), None).items,
-            letters=letters.letters(context, models.LetterPage(limit=ROWS, cursor="", reason=None), None).items,
-            skipped=mirror.skipped(context, models.SkippedPage(open=True, limit=ROWS, cursor=""), None).items,
+            failed=mirror_routes.list_repos(context, limit=ROWS).items,
+            letters=dead_letter_routes.list_dead_letters(context, limit=ROWS).items,
+            skipped=mirror_routes.list_skipped_ranges(context, open=True, limit=ROWS).items,
             relays=context.settings.relays,
         )
 

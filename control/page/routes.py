@@ -6,19 +6,20 @@ sends it as a header with everything it reads. Style and script are files, so th
 
 import asyncio
 import json
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from importlib.resources import files
 
-from aiohttp import web
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from control.api.context import CONTEXT
 from control.api.errors import ApiError
-from control.api.guard import Scope, require
+from control.api.guard import TokenScope, require
 from control.page.markup import Markup, document, tag
 from control.page.sections import sections
 from control.page.watcher import Watcher
 
-WATCHER = web.AppKey("watcher", Watcher)
 STREAMS = 50
 BEAT_SECONDS = 15.0
 SAFE_HEADERS = {
@@ -32,68 +33,58 @@ FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "imag
 CONTENTS = {name: (files("control.page") / "files" / name).read_bytes() for name in FILES}
 
 
-def add_routes(app: web.Application) -> None:
-    """Add the page to the API's application."""
-    app[WATCHER] = Watcher(app[CONTEXT])
-    app.router.add_get("/", page)
-    app.router.add_get("/events", events)
-    app.router.add_get("/page/{name}", static)
-
-    async def close(_: web.Application) -> None:
-        await app[WATCHER].close()
-
-    app.on_shutdown.append(close)
+def add_page(app: FastAPI) -> None:
+    """Add the page to the API's application. `app.state.page` ends it."""
+    app.state.page = Watcher(app.state.context)
+    app.add_route("/", page)
+    app.add_route("/events", events)
+    app.add_route("/page/{name}", static)
 
 
-async def page(request: web.Request) -> web.Response:
+async def page(request: Request) -> Response:
     """The whole page, with everything in it if the caller may read it."""
-    watcher = request.app[WATCHER]
+    watcher: Watcher = request.app.state.page
     allowed = _allowed(request)
     if allowed:
         await watcher.now()
     body = frame(_parts(watcher) if allowed else {}, watcher.trouble if allowed else "", locked=not allowed)
-    return web.Response(text=body, content_type="text/html", headers=SAFE_HEADERS)
+    return HTMLResponse(body, headers=SAFE_HEADERS)
 
 
-async def events(request: web.Request) -> web.StreamResponse:
+async def events(request: Request) -> Response:
     """Sections as they change: `event: page`, data `{"trouble": text, "sections": {name: HTML}}`, at first all of them."""
-    require(request, Scope.READ)
-    watcher = request.app[WATCHER]
+    require(request, request.app.state.context.settings, TokenScope.READ)
+    watcher: Watcher = request.app.state.page
     if watcher.watched >= STREAMS:
         raise ApiError(503, "busy", f"{STREAMS} pages are open already", "close one")
     headers = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **SAFE_HEADERS}
-    answer = web.StreamResponse(headers=headers)
-    await answer.prepare(request)
-    with watcher.watching(), suppress(ConnectionResetError):  # the reader went away
-        await _tell(watcher, answer)
-    return answer
+    return StreamingResponse(_changes(watcher), headers=headers)
 
 
-async def _tell(watcher: Watcher, answer: web.StreamResponse) -> None:
+async def _changes(watcher: Watcher) -> AsyncIterator[str]:
     sent: dict[str, Markup] = {}
     number = -1 if watcher.look is not None else watcher.number
-    while not watcher.closing:
-        try:
-            async with asyncio.timeout(BEAT_SECONDS):
-                await watcher.next(number)
-        except TimeoutError:
-            await answer.write(b": still here\n\n")
-            continue
-        number = watcher.number
-        found = _parts(watcher)
-        changed = {name: part for name, part in found.items() if sent.get(name) != part}
-        sent = found
-        told = json.dumps({"trouble": watcher.trouble, "sections": changed})
-        await answer.write(f"event: page\ndata: {told}\n\n".encode())
+    with watcher.watching():
+        while not watcher.closing:
+            try:
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await watcher.next(number)
+            except TimeoutError:
+                yield ": still here\n\n"
+                continue
+            number = watcher.number
+            found = _parts(watcher)
+            changed = {name: part for name, part in found.items() if sent.get(name) != part}
+            sent = found
+            yield f"event: page\ndata: {json.dumps({'trouble': watcher.trouble, 'sections': changed})}\n\n"
 
 
-async def static(request: web.Request) -> web.Response:
+async def static(request: Request) -> Response:
     """Style, script and icon."""
-    name = request.match_info["name"]
+    name = request.path_params["name"]
     if name not in FILES:
-        raise web.HTTPNotFound
-    headers = SAFE_HEADERS | {"Cache-Control": "no-cache"}
-    return web.Response(body=CONTENTS[name], content_type=FILES[name], headers=headers)
+        raise HTTPException(404)
+    return Response(CONTENTS[name], media_type=FILES[name], headers=SAFE_HEADERS | {"Cache-Control": "no-cache"})
 
 
 def frame(parts: dict[str, Markup], trouble: str, *, locked: bool) -> Markup:
@@ -153,9 +144,9 @@ def _parts(watcher: Watcher) -> dict[str, Markup]:
     return sections(watcher.look, watcher.course) if watcher.look is not None else {}
 
 
-def _allowed(request: web.Request) -> bool:
+def _allowed(request: Request) -> bool:
     try:
-        require(request, Scope.READ)
+        require(request, request.app.state.context.settings, TokenScope.READ)
     except ApiError:
         return False
     return True

@@ -116,7 +116,7 @@ def _progress(job: Job) -> Part:
 
 
 def _actions(job: Job) -> list[Markup]:
-    path, what = f"/api/backfill/{job.id}", f"job {job.id}"
+    path, what = f"/api/v1/jobs/{job.id}", f"job {job.id}"
     found = []
     if job.status in PAUSABLE:
         found.append(button("Pause", what, f"{path}/pause"))
@@ -188,13 +188,13 @@ def failed(look: Look) -> Markup:
 
 
 def _again(did: str) -> Markup:
-    return button("Retry", did, f"/api/repos/{quote(did, safe=':')}/retry")
+    return button("Retry", did, f"/api/v1/repos/{quote(did, safe=':')}/retry")
 
 
 def letters(look: Look) -> Markup:
     rows = []
     for letter in look.letters:
-        path = f"/api/dead-letters/{letter.id}"
+        path = f"/api/v1/dead-letters/{letter.id}"
         retry = button("Retry", f"dead letter {letter.id}", f"{path}/retry")
         dismiss = button("Dismiss", f"dead letter {letter.id}", f"{path}/dismiss", sure=True)
         actions = tag("div", retry, dismiss, class_="actions")
@@ -216,7 +216,7 @@ def skipped(look: Look) -> Markup:
             one.reason,
             count(one.retry_count),
             moment(one.skipped_at),
-            button("Fill", f"range {one.id}", "/api/skipped/fill", body=f'{{"ids":[{one.id}]}}'),
+            button("Fill", f"range {one.id}", "/api/v1/skipped/fill", body=f'{{"ids":[{one.id}]}}'),
         ]
         for one in look.skipped
     ]

@@ -120,6 +120,7 @@ class Watcher:
         self.closing = True
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait([self._task])
         async with self._fresh:
             self._fresh.notify_all()
 

@@ -17,7 +17,7 @@ where phase = %(phase)s and r.did > %(after)s and (%(host)s::text is null or coa
 order by r.did limit %(limit)s
 
 -- name: hosts
-select host, relay, status, cursor, pass, listed_at, request_limit, paused_until, pause_reason, requests, failures,
+select host, relay, status, cursor, pass as passes, listed_at, request_limit, paused_until, pause_reason, requests, failures,
        consecutive_failures, last_error, last_seen_at
 from sluice.host
 where host > %(after)s and (not %(failing)s or consecutive_failures > 0 or paused_until > now())

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from control.api.guard import Scope, held_scope, needs_token
+from control.api.guard import TokenScope, needs_token, token_scope
 from local.run import PROCESSES, require
 from ops.git_pages import BRANCH
 from tests.deploy.manifest_checks import TAGGED, misread, settings_of
@@ -62,7 +62,7 @@ def test_the_token_of_the_page_and_the_api_reaches_control_alone() -> None:
     services = filled(TEXT, SLUICE_API_TOKEN="a-long-word")["services"]
     settings = {name: settings_of(as_container(services[name]), []) for name in OURS}
     assert needs_token(settings["control"])
-    assert held_scope(settings["control"], "a-long-word") == Scope.ADMIN
+    assert token_scope(settings["control"], "a-long-word") == TokenScope.ADMIN
     assert {name for name in OURS if settings[name].api_token} == {"control"}
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from connectors.http import server as http_server
 from connectors.runtime.process import Health
+from control.api.serve import ApiServer
+from schemas.settings import Settings
 from tests.support.flow_process import wait_until
 
 HALF = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
@@ -23,12 +25,17 @@ def health() -> Health:
     return Health("probe", connected=True)
 
 
-@pytest.fixture
-def serve(health: Health) -> Iterator[Callable[..., int]]:
-    made: list[http_server.Server] = []
+@pytest.fixture(params=["a flow", "control"])
+def serve(request: pytest.FixtureRequest, health: Health) -> Iterator[Callable[..., int]]:
+    """The port of a flow (aiohttp) and that of control (uvicorn) have the same bounds."""
+    made: list[http_server.HttpServer | ApiServer] = []
 
     def start(*names: str) -> int:
-        made.append(http_server.Server(http_server.health_app(health, names), "127.0.0.1", 0, "health"))
+        if request.param == "control":
+            settings = Settings(http_host="127.0.0.1", http_port=0, http_names=list(names))
+            made.append(ApiServer(health, settings))
+        else:
+            made.append(http_server.HttpServer(http_server.health_app(health, names), "127.0.0.1", 0, "health"))
         return made[-1].start()
 
     yield start

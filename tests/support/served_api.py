@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from connectors.runtime.process import Health
-from control.api.serve import Server
+from control.api.serve import ApiServer
 from schemas.settings import Settings
 from tests.support.flow_process import create_topics
 
@@ -27,7 +27,7 @@ class Api:
         self.settings = settings
         self.db = db
         self.health = Health("control")
-        self._server = Server(self.health, settings)
+        self._server = ApiServer(self.health, settings)
         self.port = self._server.start()
         self.close = self._server.close
         self.url = f"http://127.0.0.1:{self.port}"

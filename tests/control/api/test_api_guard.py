@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from control.api.guard import Scope, held_scope, is_loopback
+from control.api.guard import TokenScope, is_loopback, token_scope
 from schemas.settings import Settings
 from tests.support.served_api import Api
 
@@ -87,9 +87,9 @@ def test_a_form_cannot_pass_for_json(api: Api) -> None:
 
 
 def test_an_empty_token_is_no_token() -> None:
-    assert held_scope(Settings(), "") is None
-    assert held_scope(Settings(api_read_token=READ), READ) == Scope.READ
-    assert held_scope(Settings(api_token=READ, api_read_token=READ), READ) == Scope.ADMIN
+    assert token_scope(Settings(), "") is None
+    assert token_scope(Settings(api_read_token=READ), READ) == TokenScope.READ
+    assert token_scope(Settings(api_token=READ, api_read_token=READ), READ) == TokenScope.ADMIN
 
 
 @pytest.mark.parametrize(

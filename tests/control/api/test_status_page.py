@@ -210,7 +210,7 @@ def test_a_refusal_is_said(filled: Api, open_page: Callable[..., Page]) -> None:
     page = open_page(filled.url, expected="409")
     alive(page)
     filled.db.execute("update sluice.repo set phase = 'sync' where did = %s", (DIDS[8],))
-    page.evaluate("did => post(document.querySelector(`[data-post='/api/repos/${did}/retry']`))", DIDS[8])
+    page.evaluate("did => post(document.querySelector(`[data-post='/api/v1/repos/${did}/retry']`))", DIDS[8])
     expect(page.locator("#said")).to_contain_text("is in phase sync", timeout=WAIT_MS)
 
 

@@ -1,4 +1,4 @@
-"""Cursors of paged answers: the keys of a page's last row as opaque text, and back. Never raises but Invalid."""
+"""Cursors of paged answers: the key of a page's last row as opaque text, and back. `read_cursor` raises Invalid."""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -15,7 +15,7 @@ def write_cursor(key: Key) -> str:
 
 
 def read_cursor(cursor: str, *kinds: type) -> Key | None:
-    """Cursor → key of these types; None for the first page. Raises Invalid for what is no cursor of this list."""
+    """Cursor → key of these types; None for the first page. Raises Invalid for a cursor of another list."""
     if not cursor:
         return None
     try:
@@ -30,7 +30,7 @@ def read_cursor(cursor: str, *kinds: type) -> Key | None:
 
 
 def cut(rows: list[dict[str, Any]], limit: int, *keys: str) -> tuple[list[dict[str, Any]], str | None]:
-    """Rows of `limit + 1` that were asked for → the page, and the cursor of the next one if there is one."""
+    """`limit + 1` rows were asked for → the rows of the page, and the cursor of the next page or None."""
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], write_cursor([rows[limit - 1][key] for key in keys])

@@ -1,0 +1,103 @@
+"""Routes of the mirror: status, repos, hosts, skipped listing ranges."""
+
+from typing import Annotated
+
+from fastapi import Path, Query
+
+from connectors.postgres.repo_queue import RepoQueue
+from control.api import models
+from control.api.errors import Conflict, NotFound
+from control.api.paging import cut, read_cursor
+from control.api.router import Ctx, Cursor, Limit, Router, documented
+from control.attention import as_json
+from control.skipped_ranges import fill_now
+from schemas.patterns import DID
+from schemas.sql import queries
+
+SQL = queries("api")
+ROUTER = Router()
+ALL = models.RangeIds()
+
+RepoDid = Annotated[str, Path(pattern=DID, max_length=2048)]
+RepoHost = Annotated[str | None, Query(max_length=1000, pattern=r"^[\x20-\x7e]*$", description="URL of the PDS")]
+
+
+@ROUTER.get("/status")
+def get_status(context: Ctx) -> models.StatusAnswer:
+    """What the mirror is doing."""
+    return models.StatusAnswer.model_validate(as_json(context.status()))
+
+
+@ROUTER.get("/repos")
+def list_repos(
+    context: Ctx, phase: models.Phase = "failed", host: RepoHost = None, limit: Limit = 100, cursor: Cursor = ""
+) -> models.RepoPage:
+    """Repos in a phase, in DID order; failed ones unless another phase is named."""
+    after = read_cursor(cursor, str) or [""]
+    values = {"phase": phase, "host": host, "after": after[0], "limit": limit + 1}
+    page, following = cut(context.rows(SQL["repos"], values), limit, "did")
+    return models.RepoPage.model_validate({"items": page, "cursor": following})
+
+
+@ROUTER.get("/repos/{did}", responses=documented(404))
+def get_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
+    """One repo."""
+    rows = context.rows(SQL["repo"], {"did": did})
+    if not rows:
+        raise NotFound(f"{did} is not known", "it is known when a relay or a PDS that is mirrored lists it")
+    return models.RepoRow.model_validate(rows[0])
+
+
+@ROUTER.post("/repos/{did}/retry", responses=documented(404, 409))
+def retry_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
+    """Move a failed repo back to pending, and reset all fields of its failure."""
+    before = get_repo(context, did)
+    queue = RepoQueue(context.settings)
+    try:
+        retried = queue.retry_failed([did])
+    finally:
+        queue.close()
+    if not retried:
+        raise Conflict(f"{did} is in phase {before.phase}", "only repos in phase failed are retried")
+    return get_repo(context, did)
+
+
+@ROUTER.get("/hosts")
+def list_hosts(
+    context: Ctx,
+    failing: Annotated[bool, Query(description="only those that fail or are paused")] = False,
+    limit: Limit = 100,
+    cursor: Cursor = "",
+) -> models.HostPage:
+    """PDSes, in the order of their URLs."""
+    after = read_cursor(cursor, str) or [""]
+    page, following = cut(
+        context.rows(SQL["hosts"], {"failing": failing, "after": after[0], "limit": limit + 1}), limit, "host"
+    )
+    return models.HostPage.model_validate({"items": page, "cursor": following})
+
+
+@ROUTER.get("/skipped")
+def list_skipped_ranges(
+    context: Ctx,
+    open: Annotated[bool, Query(description="only those that are not filled")] = False,
+    limit: Limit = 100,
+    cursor: Cursor = "",
+) -> models.SkippedRangePage:
+    """Skipped listing ranges, the oldest first."""
+    after = read_cursor(cursor, int) or [0]
+    page, following = cut(
+        context.rows(SQL["skipped"], {"open": open, "after": after[0], "limit": limit + 1}), limit, "id"
+    )
+    return models.SkippedRangePage.model_validate({"items": page, "cursor": following})
+
+
+@ROUTER.post("/skipped/fill", responses=documented(409, 413, 415))
+def fill_skipped_ranges(context: Ctx, body: models.RangeIds = ALL) -> models.RangesDue:
+    """Make ranges due now: list-repos reads them again, and asks the PDSes where the relay does not answer."""
+    due = fill_now(context.settings, body.ids)
+    missing = sorted(set(body.ids or []) - set(due))
+    if missing and not due:
+        listed = ", ".join(map(str, missing[:20]))
+        raise Conflict(f"not open, or not known: {listed}", "GET /api/v1/skipped?open=true")
+    return models.RangesDue(due=due)
