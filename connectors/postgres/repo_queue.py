@@ -135,7 +135,7 @@ class RepoQueue:
         with own_transaction(db):
             dids = [row[0] for row in db.execute(SQL["lock_taken_down"], values)]
             if dids:
-                db.execute(SQL["drop_held"], {"dids": dids})
+                db.execute(SQL["drop_buffered"], {"dids": dids})
                 db.execute(SQL["take_down"], values | {"taken_down": dids})
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
@@ -290,7 +290,7 @@ class RepoQueue:
             dids = [row[0] for row in db.execute(SQL[lock], values)]
             if not dids:
                 return {}
-            db.execute(SQL["drop_held"], {"dids": dids})
+            db.execute(SQL["drop_buffered"], {"dids": dids})
             reopen = {
                 "patience": values.get("patience", PATIENCE_SECONDS),
                 "slower": values.get("slower", False),

@@ -19,8 +19,8 @@ log = logging.getLogger("index")
 def rules_of(settings: Settings, *, replayed: bool = False) -> Rules:
     """The gate's limits as the settings have them: the only place that makes them."""
     return Rules(
-        max_held=settings.held_events_per_repo,
-        max_held_bytes=settings.held_bytes_per_repo,
+        max_buffered=settings.held_events_per_repo,
+        max_buffered_bytes=settings.held_bytes_per_repo,
         max_attempts=settings.max_attempts,
         retry_first_seconds=settings.retry_first_seconds,
         retry_max_seconds=settings.retry_max_seconds,
@@ -41,7 +41,7 @@ def apply_events(transaction: IndexTransaction, queues: Mapping[str, Sequence[Of
         while True:
             transaction.write(writes)
             transaction.committed.append(partial(_report, writes))
-            writes = settling.send(transaction.facts(writes.awaiting, rules.max_held_bytes))
+            writes = settling.send(transaction.facts(writes.awaiting, rules.max_buffered_bytes))
     except StopIteration as end:
         after: dict[str, Repo] = end.value
         transaction.save(repos, after)

@@ -27,12 +27,12 @@ REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "
 """Reasons that may be metric labels: others are account statuses that an upstream is free to invent."""
 
 SAVED = [
-    *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
-    *("account_time", "account_seq", "first_attempt", "held", "held_rev", "desyncs", "retry_count"),
-    *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter", "held_bytes"),
+    *("did", "phase", "reason", "active", "status", "attempt", "rev", "seen_rev", "from_snapshot", "data", "commit"),
+    *("account_time", "account_seq", "first_attempt", "buffered", "buffered_rev", "desyncs", "retry_count"),
+    *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter", "buffered_bytes"),
     *("account_relay", "account_seen"),
 ]
-"""Fields of the gate's `Repo` that are columns as they are."""
+"""Fields of the gate's `Repo` that are columns. `seen_rev` and `buffered…` are the columns heard_rev and held… (docs/glossary.md)."""
 
 
 @dataclass(slots=True)
@@ -64,26 +64,26 @@ class IndexTransaction:
 
     def write(self, writes: WriteBatch) -> None:
         """Perform a batch of writes, in its order."""
-        if writes.drop_held:
-            self.db.execute(SQL["drop_held"], {"dids": sorted(writes.drop_held)})
-        if writes.held:
-            dids, offsets, held = zip(*writes.held, strict=True)
-            values = {"dids": array(dids), "offsets": array(offsets), "revs": array([event.rev for event in held])}
+        if writes.drop_buffered:
+            self.db.execute(SQL["drop_buffered"], {"dids": sorted(writes.drop_buffered)})
+        if writes.buffered:
+            dids, offsets, buffered = zip(*writes.buffered, strict=True)
+            values = {"dids": array(dids), "offsets": array(offsets), "revs": array([event.rev for event in buffered])}
             values |= {
-                "events": array([wire.encode(event) for event in held]),
-                "received": array([writes.held_at.get(key) for key in zip(dids, offsets, strict=True)]),
+                "events": array([wire.encode(event) for event in buffered]),
+                "received": array([writes.buffered_at.get(key) for key in zip(dids, offsets, strict=True)]),
             }
-            self.db.execute(SQL["hold"], values)
+            self.db.execute(SQL["buffer"], values)
         self.rows.write(writes)
         if writes.forget:
             self.db.execute(SQL["forget_identity"], {"dids": sorted(writes.forget)})
             self.db.execute(SQL["check_handles"], {"dids": sorted(writes.forget)})
 
     def facts(self, awaiting: Mapping[str, int], most_bytes: int) -> dict[str, DatabaseFacts]:
-        """Rows of the attempt and held events of repos whose outcome comes next: as many as `most_bytes` allow, at least one."""
+        """Rows of the attempt and buffered events of repos whose outcome comes next: as many as `most_bytes` allow, at least one."""
         if not awaiting:
             return {}
-        sizes: dict[str, int] = dict(self.db.execute(SQL["held_sizes"], {"dids": list(awaiting)}).fetchall())
+        sizes: dict[str, int] = dict(self.db.execute(SQL["buffered_sizes"], {"dids": list(awaiting)}).fetchall())
         totals = accumulate(sizes.get(did, 0) for did in awaiting)
         now = {
             did
@@ -93,12 +93,12 @@ class IndexTransaction:
         awaiting = {did: attempt for did, attempt in awaiting.items() if did in now}
         values = {"dids": list(awaiting), "attempts": list(awaiting.values())}
         counts: dict[str, int] = dict(self.db.execute(SQL["count_rows"], values).fetchall())
-        held: dict[str, list[Any]] = {}
+        buffered: dict[str, list[Any]] = {}
         times: dict[str, dict[str, int | None]] = {}
-        for did, event, rev, received in self.db.execute(SQL["held_events"], {"dids": list(awaiting)}):
-            held.setdefault(did, []).append(wire.decode_live(event))
+        for did, event, rev, received in self.db.execute(SQL["buffered_events"], {"dids": list(awaiting)}):
+            buffered.setdefault(did, []).append(wire.decode_live(event))
             times.setdefault(did, {})[rev] = received
-        return {did: DatabaseFacts(counts.get(did, 0), held.get(did, ()), times.get(did, {})) for did in awaiting}
+        return {did: DatabaseFacts(counts.get(did, 0), buffered.get(did, ()), times.get(did, {})) for did in awaiting}
 
     def save(self, before: Mapping[str, Repo], after: Mapping[str, Repo]) -> None:
         """Write the repos that changed."""
@@ -143,9 +143,9 @@ class IndexTransaction:
 
 
 def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
-    (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, *more) = row
-    (account_time, account_seq, first_attempt, held, held_rev, desyncs, desync_age, retry_count, *hints) = more
-    handle, host, signing_key, left_out, left_attempt, left_filter, held_bytes, account_relay, account_seen = hints
+    (did, phase, reason, active, status, attempt, rev, seen_rev, from_snapshot, data, commit, *more) = row
+    (account_time, account_seq, first_attempt, buffered, buffered_rev, desyncs, desync_age, retry_count, *hints) = more
+    handle, host, signing_key, left_out, left_attempt, left_filter, buffered_bytes, account_relay, account_seen = hints
     return Repo(
         did,
         phase=phase,
@@ -154,7 +154,7 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         status=status,
         attempt=attempt,
         rev=rev,
-        heard_rev=heard_rev,
+        seen_rev=seen_rev,
         from_snapshot=from_snapshot,
         data=data,
         commit=commit,
@@ -163,8 +163,8 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         account_relay=account_relay,
         account_seen=account_seen,
         first_attempt=first_attempt,
-        held=held,
-        held_rev=held_rev,
+        buffered=buffered,
+        buffered_rev=buffered_rev,
         desyncs=desyncs,
         desync_age=desync_age,
         retry_count=retry_count,
@@ -174,7 +174,7 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         left_out=left_out,
         left_attempt=left_attempt,
         left_filter=left_filter,
-        held_bytes=held_bytes,
+        buffered_bytes=buffered_bytes,
         known=known,
     )
 

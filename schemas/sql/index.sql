@@ -13,17 +13,17 @@ select did, 'pending', 'discovered' from unnest(%(dids)s::text[]) as u (did) ord
 on conflict (did) do nothing
 
 -- name: save
--- All columns of the gate. `moved` rows changed their phase (or were sent back to pending).
+-- All columns of the gate (`seen_rev` is the column heard_rev, `buffered…` are held…). `moved` rows changed their phase (or were sent back to pending).
 update sluice.repo r
 set phase = u.phase, reason = u.reason, active = u.active, status = u.status, attempt = u.attempt, rev = u.rev,
-    heard_rev = u.heard_rev, from_snapshot = u.from_snapshot, data = u.data, commit = u.commit,
+    heard_rev = u.seen_rev, from_snapshot = u.from_snapshot, data = u.data, commit = u.commit,
     commit_block = coalesce(u.commit_block, r.commit_block),
     account_time = u.account_time, account_seq = u.account_seq, account_relay = u.account_relay,
     account_seen = u.account_seen, first_attempt = u.first_attempt,
-    held = u.held, held_rev = u.held_rev, desyncs = u.desyncs,
+    held = u.buffered, held_rev = u.buffered_rev, desyncs = u.desyncs,
     desynced_at = case when u.desynced then now() else r.desynced_at end,
     retry_count = u.retry_count, handle = u.handle, host = u.host, signing_key = u.signing_key,
-    left_out = u.left_out, left_attempt = u.left_attempt, left_filter = u.left_filter, held_bytes = u.held_bytes,
+    left_out = u.left_out, left_attempt = u.left_attempt, left_filter = u.left_filter, held_bytes = u.buffered_bytes,
     next_retry_at = case when u.retry_in is not null then now() + make_interval(secs => u.retry_in) else r.next_retry_at end,
     queued_at = case when u.moved then null else r.queued_at end,
     lease_until = case when u.moved then null else r.lease_until end,
@@ -31,7 +31,7 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
     produced_partition = case when u.moved then null else r.produced_partition end,
     produced_offset = case when u.moved then null else r.produced_offset end,
     -- ten minutes of stale snapshots count from the last time that something newer was heard
-    stale_since = case when u.phase in ('sync', 'unavailable') or u.heard_rev > r.heard_rev then null else r.stale_since end,
+    stale_since = case when u.phase in ('sync', 'unavailable') or u.seen_rev > r.heard_rev then null else r.stale_since end,
     last_error = case when u.phase = 'sync' then null else r.last_error end,
     phase_since = case when u.moved then now() else r.phase_since end,
     -- now() is when this transaction began: a claim that we waited for may have started later
@@ -39,30 +39,30 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
                         when u.phase in ('sync', 'unavailable', 'failed') then greatest(now(), r.started_at) end
 from unnest(
     %(did)s::text[], %(phase)s::text[], %(reason)s::text[], %(active)s::boolean[], %(status)s::text[], %(attempt)s::integer[],
-    %(rev)s::text[], %(heard_rev)s::text[], %(from_snapshot)s::boolean[], %(data)s::text[], %(commit)s::text[],
+    %(rev)s::text[], %(seen_rev)s::text[], %(from_snapshot)s::boolean[], %(data)s::text[], %(commit)s::text[],
     %(commit_block)s::bytea[], %(account_time)s::text[], %(account_seq)s::bigint[], %(first_attempt)s::integer[],
-    %(held)s::integer[], %(held_rev)s::text[], %(desyncs)s::integer[], %(desynced)s::boolean[], %(retry_count)s::integer[],
+    %(buffered)s::integer[], %(buffered_rev)s::text[], %(desyncs)s::integer[], %(desynced)s::boolean[], %(retry_count)s::integer[],
     %(handle)s::text[], %(host)s::text[], %(signing_key)s::text[], %(retry_in)s::float8[], %(moved)s::boolean[],
-    %(left_out)s::integer[], %(left_attempt)s::integer[], %(left_filter)s::bigint[], %(held_bytes)s::bigint[],
+    %(left_out)s::integer[], %(left_attempt)s::integer[], %(left_filter)s::bigint[], %(buffered_bytes)s::bigint[],
     %(account_relay)s::text[], %(account_seen)s::text[]
-) as u (did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, commit_block, account_time,
-        account_seq, first_attempt, held, held_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved, left_out, left_attempt, left_filter,
-        held_bytes, account_relay, account_seen)
+) as u (did, phase, reason, active, status, attempt, rev, seen_rev, from_snapshot, data, commit, commit_block, account_time,
+        account_seq, first_attempt, buffered, buffered_rev, desyncs, desynced, retry_count, handle, host, signing_key, retry_in, moved, left_out, left_attempt, left_filter,
+        buffered_bytes, account_relay, account_seen)
 where r.did = u.did
 
--- name: hold
+-- name: buffer
 insert into sluice.held_event (did, log_offset, rev, event, received)
 select * from unnest(%(dids)s::text[], %(offsets)s::bigint[], %(revs)s::text[], %(events)s::bytea[], %(received)s::bigint[])
 on conflict (did, log_offset) do nothing
 
--- name: drop_held
+-- name: drop_buffered
 delete from sluice.held_event where did = any(%(dids)s::text[])
 
--- name: held_sizes
+-- name: buffered_sizes
 -- The length alone: what is large is not read for it.
 select did, sum(octet_length(event))::bigint from sluice.held_event where did = any(%(dids)s::text[]) group by did
 
--- name: held_events
+-- name: buffered_events
 select did, event, rev, received from sluice.held_event where did = any(%(dids)s::text[]) order by did, log_offset
 
 -- name: drop_rows

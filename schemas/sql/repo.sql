@@ -209,7 +209,7 @@ where r.phase = 'backfill' and (
 )
 order by r.did limit %(limit)s for update
 
--- name: drop_held
+-- name: drop_buffered
 -- A statement of its own: what the index committed while we waited for the repo's lock must be seen.
 delete from sluice.held_event where did = any(%(dids)s::text[])
 

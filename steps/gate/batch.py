@@ -1,7 +1,7 @@
 """One batch of the log through the gate: events in, bulk writes out (design §5.4).
 
 `settle(repos, queues)` is a generator that never touches the database. It yields a `WriteBatch` of writes and the DIDs whose
-outcome comes next; the caller performs the writes, then sends back `DatabaseFacts` (rows of the attempt, held events) for these
+outcome comes next; the caller performs the writes, then sends back `DatabaseFacts` (rows of the attempt, buffered events) for these
 DIDs, or for some of them: the others ask again. Repos are independent, so all of them wait for their facts together: a batch takes as many rounds as its busiest repo
 has outcomes. Per repo the order of the log holds, and the phase is re-read after every event.
 """
@@ -12,7 +12,19 @@ from dataclasses import dataclass, field
 
 from schemas import wire
 from steps.gate import transitions as gate
-from steps.gate.model import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Reason, Repo, Rules, Step, Streamed
+from steps.gate.model import (
+    Apply,
+    Buffer,
+    Drop,
+    DropBuffered,
+    DropRows,
+    ForgetIdentity,
+    Reason,
+    Repo,
+    Rules,
+    Step,
+    Streamed,
+)
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.CreateEvent | wire.RepoOutcome
 Path = tuple[str, str]  # (collection, rkey)
@@ -56,23 +68,23 @@ def came_at(received: int | None, seq: int = 0) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFacts:
-    """What the database knows when an outcome is decided: rows of the attempt, and the held events in log order."""
+    """What the database knows when an outcome is decided: rows of the attempt, and the buffered events in log order."""
 
     rows: int = 0
-    held: Sequence[Streamed] = ()
-    received: Mapping[str, int | None] = field(default_factory=dict)  # rev of a held event → when the log took it
+    buffered: Sequence[Streamed] = ()
+    received: Mapping[str, int | None] = field(default_factory=dict)  # rev of a buffered event → when the log took it
 
 
 @dataclass(slots=True)
 class WriteBatch:
-    """Writes to perform in this order: drop_held, held, drop_rows, rows. Then facts for `awaiting` (DID → attempt)."""
+    """Writes to perform in this order: drop_buffered, buffered, drop_rows, rows. Then facts for `awaiting` (DID → attempt)."""
 
     awaiting: dict[str, int] = field(default_factory=dict)
-    held: list[tuple[str, int, Streamed]] = field(default_factory=list)
-    held_at: dict[tuple[str, int], int | None] = field(
+    buffered: list[tuple[str, int, Streamed]] = field(default_factory=list)
+    buffered_at: dict[tuple[str, int], int | None] = field(
         default_factory=dict
-    )  # DID and offset of a held event → received
-    drop_held: set[str] = field(default_factory=set)
+    )  # DID and offset of a buffered event → received
+    drop_buffered: set[str] = field(default_factory=set)
     drop_rows: list[tuple[str, int | None]] = field(default_factory=list)
     rows: dict[str, dict[Path, Row | None]] = field(default_factory=dict)  # None: the row goes
     deleted: dict[tuple[str, str, str], int | None] = field(
@@ -84,7 +96,7 @@ class WriteBatch:
     fresh: set[str] = field(default_factory=set)  # DIDs whose rows of this round are their first ever: COPY
     forget: set[str] = field(default_factory=set)  # DIDs whose cached document may be out of date
     dropped: Counter[str] = field(default_factory=Counter)
-    released: dict[str, tuple[int, int]] = field(default_factory=dict)  # DID → (released, of so many held)
+    released: dict[str, tuple[int, int]] = field(default_factory=dict)  # DID → (released, of so many buffered)
 
 
 Settling = Generator[WriteBatch, Mapping[str, DatabaseFacts], dict[str, Repo]]
@@ -191,11 +203,11 @@ def _creates(repo: Repo, queue: deque[OffsetEvent], first: wire.CreateEvent, wri
 
 
 def _outcome(repo: Repo, event: wire.RepoOutcome, facts: DatabaseFacts, writes: WriteBatch, rules: Rules) -> Repo:
-    step = gate.on_outcome(repo, event, facts.rows, facts.held, rules)
+    step = gate.on_outcome(repo, event, facts.rows, facts.buffered, rules)
     _take(repo, step, -1, writes, rules, received=facts.received)
-    if facts.held and step.repo.phase != repo.phase:
-        released = sum(effect.released for effect in step.effects if isinstance(effect, DropHeld))
-        writes.released[repo.did] = (released, len(facts.held))
+    if facts.buffered and step.repo.phase != repo.phase:
+        released = sum(effect.released for effect in step.effects if isinstance(effect, DropBuffered))
+        writes.released[repo.did] = (released, len(facts.buffered))
     return step.repo
 
 
@@ -214,17 +226,17 @@ def _take(
         match effect:
             case Apply(event):
                 _apply(step.repo, event, writes, rules, times.get(event.rev))
-            case Hold(event):
-                writes.held.append((repo.did, offset, event))
-                writes.held_at[repo.did, offset] = times.get(event.rev)
-            case DropHeld():
-                # What was held earlier in this round goes too; what a reopened backfill holds after this stays.
-                writes.held = [held for held in writes.held if held[0] != repo.did]
-                writes.drop_held.add(repo.did)
+            case Buffer(event):
+                writes.buffered.append((repo.did, offset, event))
+                writes.buffered_at[repo.did, offset] = times.get(event.rev)
+            case DropBuffered():
+                # What was buffered earlier in this round goes too; what a reopened backfill holds after this stays.
+                writes.buffered = [buffered for buffered in writes.buffered if buffered[0] != repo.did]
+                writes.drop_buffered.add(repo.did)
             case DropRows(before):
-                buffered = writes.rows.get(repo.did, {})
+                rows = writes.rows.get(repo.did, {})
                 writes.rows[repo.did] = {
-                    path: row for path, row in buffered.items() if before is not None and row and row[5] >= before
+                    path: row for path, row in rows.items() if before is not None and row and row[5] >= before
                 }
                 writes.drop_rows.append((repo.did, before))
             case ForgetIdentity():

@@ -17,14 +17,16 @@ Streamed = wire.CommitEvent | wire.SyncEvent
 class Rules:
     """Limits of the gate. Seconds are back-offs of a repo that has to be fetched again."""
 
-    max_held: int = 10_000
+    max_buffered: int = 10_000
     max_attempts: int = 5
     desync_quiet_seconds: float = 3600.0  # without a desync for this long, the next one is answered at once again
     retry_first_seconds: float = 5.0
     retry_max_seconds: float = 3600.0
-    replayed: bool = False  # the events were settled before, so none of them is news: nothing is held, heard or fetched
+    replayed: bool = (
+        False  # the events were settled before, so none of them is news: nothing is buffered, seen or fetched
+    )
     filter: Filter = EVERYTHING  # which collections have rows, in this transaction
-    max_held_bytes: int = 64 * 1024 * 1024
+    max_buffered_bytes: int = 64 * 1024 * 1024
 
 
 class Phase(StrEnum):
@@ -71,7 +73,7 @@ class Repo:
     status: str | None = None
     attempt: int = 0
     rev: str = ""
-    heard_rev: str = ""
+    seen_rev: str = ""
     from_snapshot: bool = False
     data: str | None = None
     commit: str | None = None
@@ -83,9 +85,9 @@ class Repo:
     account_time: str = ""
     account_seen: str = ""  # JSON, where there is more to know
     first_attempt: int | None = None
-    held: int = 0
-    held_rev: str = ""  # highest rev among the held events
-    held_bytes: int = 0  # of the held events as they stand in the log, while there are any
+    buffered: int = 0
+    buffered_rev: str = ""  # highest rev among the buffered events
+    buffered_bytes: int = 0  # of the buffered events as they stand in the log, while there are any
     desyncs: int = 0
     desync_age: float | None = None  # seconds since the last desync, at the start of the transaction
     retry_count: int = 0
@@ -106,7 +108,7 @@ class Repo:
     @property
     def min_rev(self) -> str:
         """A snapshot below this is stale."""
-        return max(self.rev, self.heard_rev)
+        return max(self.rev, self.seen_rev)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +119,15 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Buffer:
     """Keep this event until the repo's backfill ends."""
 
     event: Streamed
 
 
 @dataclass(frozen=True, slots=True)
-class DropHeld:
-    """Delete all held events of the repo (they are folded into `heard_rev`, or were drained)."""
+class DropBuffered:
+    """Delete all buffered events of the repo (they are folded into `seen_rev`, or were drained)."""
 
     released: int = 0
 
@@ -149,7 +151,7 @@ class Drop:
     reason: Reason
 
 
-Effect = Apply | Hold | DropHeld | DropRows | ForgetIdentity | Drop
+Effect = Apply | Buffer | DropBuffered | DropRows | ForgetIdentity | Drop
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 Pure: `Repo` in, `Step(repo, effects)` out; no I/O, no clock. The index flow locks the rows, runs these functions event by
 event in log order and writes the effects in the same transaction; the random model in the tests runs the very same ones.
 
-`rev` is what the rows stand at, `heard_rev` the highest rev seen and neither applied nor held. Held events exist only in
-phase `backfill`; leaving it in any way but an accepted outcome folds them into `heard_rev`.
+`rev` is what the rows stand at, `seen_rev` the highest rev seen and neither applied nor buffered. Buffered events exist only in
+phase `backfill`; leaving it in any way but an accepted outcome folds them into `seen_rev`.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from schemas import wire
 from steps.gate import ratchet
 from steps.gate.model import (
     Apply,
+    Buffer,
     Drop,
-    DropHeld,
+    DropBuffered,
     DropRows,
     Effect,
     ForgetIdentity,
-    Hold,
     Phase,
     Reason,
     Repo,
@@ -39,7 +39,7 @@ _NOT_THERE = frozenset({"not_found", "did_not_found", "no_pds"})
 
 
 def unknown(did: str) -> Repo:
-    """The row that a repo gets when an event is the first that is heard of it."""
+    """The row that a repo gets when an event is the first that is seen of it."""
     return Repo(did, reason=Reason.DISCOVERED, known=False)
 
 
@@ -54,17 +54,17 @@ def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) ->
             return _while_backfill(repo, event, rules, size)
         case Phase.UNAVAILABLE if repo.reason in _NOT_THERE and event.rev > repo.rev:
             # Its key was found, so the directory knows it by now. Hidden until it is fetched, so many times an hour at most;
-            # whatever was heard before, or a forged rev would keep it away for ever.
-            return _pending(replace(_heard(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
+            # whatever was seen before, or a forged rev would keep it away for ever.
+            return _pending(replace(_seen(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
         case _:
             # The fetch has not started, so its snapshot will contain this event, or be refused as stale.
-            return Step(_heard(repo, event.rev), (Drop(Reason.NOT_STARTED),))
+            return Step(_seen(repo, event.rev), (Drop(Reason.NOT_STARTED),))
 
 
 def on_create(repo: Repo, attempt: int, rev: str) -> Step:
     """Records of an attempt's snapshot, all of one attempt and rev alike: write them unless the step says Drop."""
     opened = _opened(repo, attempt)
-    effects: tuple[Effect, ...] = (DropHeld(),) if opened is not repo and repo.held else ()
+    effects: tuple[Effect, ...] = (DropBuffered(),) if opened is not repo and repo.buffered else ()
     if attempt != opened.attempt or opened.phase != Phase.BACKFILL:
         return Step(opened, (*effects, Drop(Reason.CLOSED_ATTEMPT)))
     if rev < opened.min_rev:
@@ -85,15 +85,15 @@ def leave_out(repo: Repo, count: int, rules: Rules) -> Repo:
 
 
 def awaits_facts(repo: Repo, outcome: wire.RepoOutcome) -> bool:
-    """Does deciding this outcome need the number of rows and the held events?"""
+    """Does deciding this outcome need the number of rows and the buffered events?"""
     opened = _opened(repo, outcome.attempt)
     return outcome.status == "synced" and opened.phase == Phase.BACKFILL and outcome.attempt == opened.attempt
 
 
 def on_outcome(
-    repo: Repo, outcome: wire.RepoOutcome, rows: int = 0, held: Sequence[Streamed] = (), rules: Rules = RULES
+    repo: Repo, outcome: wire.RepoOutcome, rows: int = 0, buffered: Sequence[Streamed] = (), rules: Rules = RULES
 ) -> Step:
-    """The end of an attempt. `rows`: rows of the repo with this attempt; `held`: its held events in log order."""
+    """The end of an attempt. `rows`: rows of the repo with this attempt; `buffered`: its buffered events in log order."""
     opened = _opened(repo, outcome.attempt)
     if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:
         return Step(opened, (Drop(Reason.CLOSED_ATTEMPT),))
@@ -102,18 +102,18 @@ def on_outcome(
         # which this attempt already reflects do not undo it.
         opened = ratchet.adopted(opened, outcome)
     if outcome.status == "synced":
-        return _synced(opened, outcome, rows, held, rules)
+        return _synced(opened, outcome, rows, buffered, rules)
     if ratchet.of_claim(outcome) != ratchet.stand(opened):
         return _pending(opened, Reason.ACCOUNT_CHANGED, retry_in=0.0)
     status = status_beside(outcome.active, outcome.reason)
     told = replace(opened, active=outcome.active, status=status, retry_count=0)
-    if outcome.status != "deleted" and outcome.reason in _NOT_THERE and opened.held_rev > opened.rev:
+    if outcome.status != "deleted" and outcome.reason in _NOT_THERE and opened.buffered_rev > opened.rev:
         return _pending(told, Reason.REACTIVATED, retry_in=_delay(1, opened, rules))  # it has committed meanwhile
     ended = _left(told, Phase.UNAVAILABLE, outcome.reason or outcome.status)
     if outcome.status == "deleted":
         gone = replace(ended, active=False, status="deleted", reason=Reason.DELETED, first_attempt=None)
-        return Step(gone, (DropHeld(), DropRows(None)))
-    return Step(ended, (DropHeld(),))
+        return Step(gone, (DropBuffered(), DropRows(None)))
+    return Step(ended, (DropBuffered(),))
 
 
 def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
@@ -139,7 +139,7 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
             return Step(hidden)
         return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)
     ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")
-    return Step(ended, (DropHeld(),) if repo.phase == Phase.BACKFILL else ())
+    return Step(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())
 
 
 def on_identity(repo: Repo, event: wire.IdentityEvent) -> Step:
@@ -171,14 +171,16 @@ def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Step:
 
 
 def _while_backfill(repo: Repo, event: Streamed, rules: Rules, size: int) -> Step:
-    total = size + (repo.held_bytes if repo.held else 0)
-    if repo.held >= rules.max_held or total > rules.max_held_bytes:
-        return _pending(_heard(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)
-    held = replace(repo, held=repo.held + 1, held_rev=max(repo.held_rev, event.rev), held_bytes=total)
-    return Step(held, (Hold(event),))
+    total = size + (repo.buffered_bytes if repo.buffered else 0)
+    if repo.buffered >= rules.max_buffered or total > rules.max_buffered_bytes:
+        return _pending(_seen(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)
+    buffered = replace(
+        repo, buffered=repo.buffered + 1, buffered_rev=max(repo.buffered_rev, event.rev), buffered_bytes=total
+    )
+    return Step(buffered, (Buffer(event),))
 
 
-def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Streamed], rules: Rules) -> Step:
+def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence[Streamed], rules: Rules) -> Step:
     rev = outcome.rev or ""
     if repo.left and repo.left_filter != rules.filter.version:
         # It was changed meanwhile, perhaps to keep what is missing, some of which a replay may have brought: no count holds.
@@ -198,8 +200,8 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Str
         from_snapshot=True,
         # Also where the snapshot was empty: rows of live events may follow, so no later attempt is the first.
         first_attempt=outcome.attempt if repo.first_attempt is None else repo.first_attempt,
-        held=0,
-        held_rev="",
+        buffered=0,
+        buffered_rev="",
         retry_count=0,
         host=outcome.host or repo.host,
         handle=outcome.handle or repo.handle,
@@ -207,13 +209,13 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, held: Sequence[Str
     )
     effects: list[Effect] = [] if repo.first_attempt == outcome.attempt else [DropRows(outcome.attempt)]
     current, released = synced, 0
-    for event in held:
-        # After a desync in the middle the phase is pending, and on_live folds the rest into heard_rev.
+    for event in buffered:
+        # After a desync in the middle the phase is pending, and on_live folds the rest into seen_rev.
         step = on_live(current, event, rules)
         current = step.repo
         released += current.phase == Phase.SYNC
-        effects.extend(effect for effect in step.effects if not isinstance(effect, DropHeld))
-    effects.append(DropHeld(released))
+        effects.extend(effect for effect in step.effects if not isinstance(effect, DropBuffered))
+    effects.append(DropBuffered(released))
     return Step(current, tuple(effects))
 
 
@@ -222,7 +224,15 @@ def _opened(repo: Repo, attempt: int) -> Repo:
     if attempt <= repo.attempt:
         return repo
     return replace(
-        repo, phase=Phase.BACKFILL, attempt=attempt, active=True, status=None, rev="", heard_rev="", held=0, held_rev=""
+        repo,
+        phase=Phase.BACKFILL,
+        attempt=attempt,
+        active=True,
+        status=None,
+        rev="",
+        seen_rev="",
+        buffered=0,
+        buffered_rev="",
     )
 
 
@@ -233,8 +243,8 @@ def _desync(repo: Repo, event: Streamed, rules: Rules) -> Step:
     quiet = repo.desync_age is None or repo.desync_age > rules.desync_quiet_seconds
     desyncs = 1 if quiet else repo.desyncs + 1
     delay = 0.0 if desyncs == 1 else _delay(desyncs - 1, repo, rules)
-    heard = replace(_heard(repo, event.rev), desyncs=desyncs, desync_age=0.0)
-    return _pending(heard, Reason.DESYNC, retry_in=delay)
+    seen = replace(_seen(repo, event.rev), desyncs=desyncs, desync_age=0.0)
+    return _pending(seen, Reason.DESYNC, retry_in=delay)
 
 
 def _delay(count: int, repo: Repo, rules: Rules) -> float:
@@ -244,7 +254,7 @@ def _delay(count: int, repo: Repo, rules: Rules) -> float:
 def _retried(repo: Repo, reason: Reason, rules: Rules) -> Step:
     count = repo.retry_count + 1
     if count >= rules.max_attempts:
-        return Step(replace(_left(repo, Phase.FAILED, reason), retry_count=count), (DropHeld(),))
+        return Step(replace(_left(repo, Phase.FAILED, reason), retry_count=count), (DropBuffered(),))
     return _pending(replace(repo, retry_count=count), reason, retry_in=_delay(count, repo, rules))
 
 
@@ -252,14 +262,14 @@ def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Step:
     if not repo.active:
         # Only what waits to be confirmed is claimed while inactive: another reason would strand it.
         reason = Reason.DELETION
-    effects = (DropHeld(),) if repo.phase == Phase.BACKFILL else ()
+    effects = (DropBuffered(),) if repo.phase == Phase.BACKFILL else ()
     return Step(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
 
 
 def _left(repo: Repo, phase: Phase, reason: str) -> Repo:
-    """Out of a phase, and out of `backfill` without an accepted outcome: what was held has only been heard."""
-    heard = max(repo.heard_rev, repo.held_rev)
-    return replace(repo, phase=phase, reason=str(reason), heard_rev=heard, held=0, held_rev="", retry_in=None)
+    """Out of a phase, and out of `backfill` without an accepted outcome: what was buffered has only been seen."""
+    seen = max(repo.seen_rev, repo.buffered_rev)
+    return replace(repo, phase=phase, reason=str(reason), seen_rev=seen, buffered=0, buffered_rev="", retry_in=None)
 
 
 def _advanced(repo: Repo, event: Streamed) -> Repo:
@@ -273,6 +283,6 @@ def _advanced(repo: Repo, event: Streamed) -> Repo:
     )
 
 
-def _heard(repo: Repo, rev: str) -> Repo:
-    """What is not above `min_rev` says nothing new; raising heard_rev up to rev would make a replay change the row."""
-    return replace(repo, heard_rev=rev) if rev > repo.min_rev else repo
+def _seen(repo: Repo, rev: str) -> Repo:
+    """What is not above `min_rev` says nothing new; raising seen_rev up to rev would make a replay change the row."""
+    return replace(repo, seen_rev=rev) if rev > repo.min_rev else repo

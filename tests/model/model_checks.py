@@ -28,17 +28,17 @@ class Checks(State):
             if repo.attempt < self.attempts[did]:
                 self.fail(f"{did}: the attempt fell from {self.attempts[did]} to {repo.attempt}")
             self.attempts[did] = repo.attempt
-            if repo.heard_rev > self.raised[did] or repo.phase == Phase.SYNC:
+            if repo.seen_rev > self.raised[did] or repo.phase == Phase.SYNC:
                 self.stale_since.pop(did, None)
-            self.raised[did] = repo.heard_rev
+            self.raised[did] = repo.seen_rev
             match repo.phase:
                 case Phase.SYNC:
                     self.check_sync(did, row, self.tables.filter)
                 case Phase.BACKFILL:
                     if row.lease_until is None and row.produced is None:
                         self.fail(f"{did}: in backfill, and nobody will take it back")
-                    if repo.held < len(row.held):
-                        self.fail(f"{did}: {len(row.held)} held events, counted {repo.held}")
+                    if repo.buffered < len(row.buffered):
+                        self.fail(f"{did}: {len(row.buffered)} buffered events, counted {repo.buffered}")
                 case Phase.PENDING:
                     if not repo.active and repo.reason != "deletion":
                         self.fail(f"{did}: pending for {repo.reason!r}, but no claim takes it")
@@ -52,12 +52,12 @@ class Checks(State):
                 self.fired["put off by the hour's limit"] += 1
             if repo.active and repo.status not in (None, "throttled", "desynchronized"):
                 self.fail(f"{did}: active, and {repo.status}")
-            if row.held and repo.phase != Phase.BACKFILL:
-                self.fail(f"{did}: held events in phase {repo.phase}")
+            if row.buffered and repo.phase != Phase.BACKFILL:
+                self.fail(f"{did}: buffered events in phase {repo.phase}")
             self.check_deleted(did, row)
-            if max(repo.rev, repo.heard_rev, repo.held_rev) < self.heard[did]:
-                self.fail(f"{did}: heard of {self.heard[did]}, and forgot it: {self.show(did)}")
-            if max(repo.rev, repo.heard_rev, repo.held_rev, row.listed_rev or "") < self.listed[did]:
+            if max(repo.rev, repo.seen_rev, repo.buffered_rev) < self.seen[did]:
+                self.fail(f"{did}: seen of {self.seen[did]}, and forgot it: {self.show(did)}")
+            if max(repo.rev, repo.seen_rev, repo.buffered_rev, row.listed_rev or "") < self.listed[did]:
                 self.fail(f"{did}: listed at {self.listed[did]}, and forgotten: {self.show(did)}")
 
     def check_deleted(self, did: str, row: Any) -> None:
@@ -179,8 +179,8 @@ class Checks(State):
             for did, row in mirror.rows.items():
                 if row.repo.phase == Phase.SYNC:
                     self.check_sync(did, row, mirror.filter)
-                if row.repo.held != len(row.held):
-                    self.fail(f"{did}: {len(row.held)} held events, counted {row.repo.held}")
+                if row.repo.buffered != len(row.buffered):
+                    self.fail(f"{did}: {len(row.buffered)} buffered events, counted {row.repo.buffered}")
 
     def empty(self) -> ModelTables:
         """Another database, with the filter of this one or with none."""
@@ -205,7 +205,7 @@ class Checks(State):
 
     def replay(self, topic: str, begin: int) -> None:
         log = self.backfill if topic == "firehose_backfill" else self.live
-        before = {did: (row.repo, dict(row.records), dict(row.held)) for did, row in self.tables.rows.items()}
+        before = {did: (row.repo, dict(row.records), dict(row.buffered)) for did, row in self.tables.rows.items()}
         queues: dict[str, list[Any]] = defaultdict(list)
         for offset in range(begin, self.tables.offsets[topic]):
             queues[log[offset].did].append(self.kernel.settle.OffsetEvent(offset, log[offset]))
@@ -216,11 +216,11 @@ class Checks(State):
         self.fired["replay"] += 1
         self.say("replay", topic, "from", begin)
         self.tables.index(queues, {}, replayed=True)
-        for did, (repo, records, held) in before.items():
+        for did, (repo, records, buffered) in before.items():
             row = self.tables.rows[did]
             brought = row.records.keys() - records.keys() if self.lacks(repo) else set()
             rows = {rkey: record for rkey, record in row.records.items() if rkey not in brought}
-            if (rows, row.held) != (records, held) or self.facts(row.repo) != self.facts(repo):
+            if (rows, row.buffered) != (records, buffered) or self.facts(row.repo) != self.facts(repo):
                 self.fail(f"a replay of {topic} from {begin} changed {did}: {repo} {records} -> {self.show(did)}")
 
     def lacks(self, repo: Any) -> bool:
@@ -231,7 +231,16 @@ class Checks(State):
 
     def facts(self, repo: Any) -> Any:
         """What a replay must leave as it is, in any phase; first_attempt may learn that an attempt had rows."""
-        ours = (repo.phase, repo.reason, repo.attempt, repo.rev, repo.heard_rev, repo.data, repo.held, repo.held_rev)
+        ours = (
+            repo.phase,
+            repo.reason,
+            repo.attempt,
+            repo.rev,
+            repo.seen_rev,
+            repo.data,
+            repo.buffered,
+            repo.buffered_rev,
+        )
         return ours, (
             repo.active,
             repo.status,

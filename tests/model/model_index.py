@@ -65,8 +65,8 @@ class Index(Workers):
 
     def note_heard(self, did: str, messages: Iterable[Any]) -> None:
         for message in messages:
-            if isinstance(message.event, wire.CommitEvent | wire.SyncEvent) and message.event.rev > self.heard[did]:
-                self.heard[did] = message.event.rev
+            if isinstance(message.event, wire.CommitEvent | wire.SyncEvent) and message.event.rev > self.seen[did]:
+                self.seen[did] = message.event.rev
 
     def do_replay(self) -> None:
         """`sluice replay TOPIC` from some offset up to the index's own position: no row changes (G2)."""

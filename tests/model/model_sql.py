@@ -66,14 +66,14 @@ TIMES = (
     "desynced_at",
 )
 REPO = (
-    *("did", "phase", "reason", "active", "status", "attempt", "rev", "heard_rev", "from_snapshot", "data", "commit"),
+    *("did", "phase", "reason", "active", "status", "attempt", "rev", "seen_rev", "from_snapshot", "data", "commit"),
     *(
         "account_time",
         "account_seq",
         "first_attempt",
-        "held",
-        "held_rev",
-        "held_bytes",
+        "buffered",
+        "buffered_rev",
+        "buffered_bytes",
         "account_relay",
         "account_seen",
         "desyncs",
@@ -164,7 +164,7 @@ def plain(row: Row) -> Any:
     strings = [str(value) if isinstance(value, str) else value for value in values]
     fetched = [round(at, 3) for at in row.fetched]
     left = (row.repo.left_out, row.repo.left_attempt, row.repo.left_filter)
-    return (*strings, row.worker, row.produced, row.listed_rev, *left, *times, fetched), row.records, row.held
+    return (*strings, row.worker, row.produced, row.listed_rev, *left, *times, fetched), row.records, row.buffered
 
 
 def plain_filter(row: FilterRow) -> Any:

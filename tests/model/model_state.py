@@ -20,7 +20,7 @@ class Violation(AssertionError):
 
 
 def size_of(event: Any) -> int:
-    """Bytes of an event, as the limit of what is held counts them."""
+    """Bytes of an event, as the limit of what is buffered counts them."""
     return 1 + 2 * len(event.ops) if isinstance(event, wire.CommitEvent) else 1
 
 
@@ -52,11 +52,11 @@ class State:
     )  # content of an identity event → the relay that brought it first
     jobs: list[Job] = field(default_factory=list)
     index_workers: list[IndexWorker] = field(default_factory=list)
-    heard: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev that the index has consumed
+    seen: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev that the index has consumed
     listed: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # highest rev remembered from a listing
     attempts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    raised: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # heard_rev at the last check
-    stale_since: dict[str, float] = field(default_factory=dict)  # since then: only stale snapshots, nothing newer heard
+    raised: dict[str, str] = field(default_factory=lambda: defaultdict(str))  # seen_rev at the last check
+    stale_since: dict[str, float] = field(default_factory=dict)  # since then: only stale snapshots, nothing newer seen
     fetches: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     log_start: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("firehose_backfill", "firehose_live"), 0))
     calm: bool = False
@@ -133,7 +133,7 @@ class State:
             return f"{did} unknown"
         repo = row.repo
         return (
-            f"{did} {repo.phase}({repo.reason}) attempt={repo.attempt} rev={repo.rev!r} heard={repo.heard_rev!r}"
-            f" held={sorted(row.held)} active={repo.active}/{repo.status} data={repo.data!r}"
+            f"{did} {repo.phase}({repo.reason}) attempt={repo.attempt} rev={repo.rev!r} seen={repo.seen_rev!r}"
+            f" buffered={sorted(row.buffered)} active={repo.active}/{repo.status} data={repo.data!r}"
             f" rows={dict(sorted(row.records.items()))}"
         )

@@ -42,14 +42,14 @@ class Kernel:
     settle: Any = real_settle
     rules: real_gate.Rules = field(
         default=real_gate.Rules(
-            max_held=4, max_held_bytes=10, max_attempts=5, retry_first_seconds=5.0, retry_max_seconds=60.0
+            max_buffered=4, max_buffered_bytes=10, max_attempts=5, retry_first_seconds=5.0, retry_max_seconds=60.0
         )
     )
 
 
 @dataclass(slots=True)
 class Row:
-    """A row of `sluice.repo` with its records (rkey → cid, rev, attempt, reason) and held events (offset → event)."""
+    """A row of `sluice.repo` with its records (rkey → cid, rev, attempt, reason) and buffered events (offset → event)."""
 
     repo: Any
     host: str | None = None
@@ -67,7 +67,7 @@ class Row:
     fetched: tuple[float, ...] = ()  # the newest attempts, as the table remembers them
     counted: tuple[float, ...] = ()  # all of them
     records: dict[str, tuple[str, str, int, str | None]] = field(default_factory=dict)
-    held: dict[int, Any] = field(default_factory=dict)
+    buffered: dict[int, Any] = field(default_factory=dict)
 
     @property
     def min_rev(self) -> str:
@@ -102,7 +102,7 @@ class ModelTables:
                 reason=reason,
                 active=entry.active,
                 status=status_beside(entry.active, entry.status),
-                heard_rev=entry.rev,
+                seen_rev=entry.rev,
                 host=entry.host,
             )
             queued = self.now if entry.active else None
@@ -116,18 +116,18 @@ class ModelTables:
 
     def _listed(self, row: Row, entry: Listed) -> None:
         if row.repo.phase in ("sync", "backfill") and not entry.active and entry.status in TAKEN_DOWN:
-            heard = max(row.repo.heard_rev, row.repo.held_rev)
+            seen = max(row.repo.seen_rev, row.repo.buffered_rev)
             self._set(
                 row,
                 phase="unavailable",
                 reason=entry.status,
                 active=False,
                 status=entry.status,
-                heard_rev=heard,
-                held=0,
-                held_rev="",
+                seen_rev=seen,
+                buffered=0,
+                buffered_rev="",
             )
-            row.held.clear()
+            row.buffered.clear()
             row.queued_at = row.lease_until = row.worker = row.produced = row.stale_since = None
             row.phase_since = row.completed_at = self.now
         if row.repo.phase == "sync" and row.repo.active and not entry.active:
@@ -135,10 +135,10 @@ class ModelTables:
             self._set(row, phase="pending", reason="deletion", active=False, status=status, retry_count=0)
             self._due_now(row)
         phase, ahead = row.repo.phase, entry.rev > row.min_rev
-        if phase in ("sync", "backfill") and row.listed_since is None and ahead and entry.rev > row.repo.held_rev:
+        if phase in ("sync", "backfill") and row.listed_since is None and ahead and entry.rev > row.repo.buffered_rev:
             row.listed_rev, row.listed_since = entry.rev, self.now
         if phase in ("pending", "failed", "unavailable") and ahead:
-            self._set(row, heard_rev=entry.rev)
+            self._set(row, seen_rev=entry.rev)
         only_listed = row.repo.attempt == 0 and row.repo.account_time == ""
         due = only_listed or row.phase_since < self.now - REOPEN
         known = row.repo.status not in TAKEN_DOWN and entry.host == PDS
@@ -157,7 +157,7 @@ class ModelTables:
             if not (row.repo.active or row.repo.reason == "deletion") or row.next_retry_at > self.now:
                 continue
             status = None if row.repo.active else row.repo.status
-            self._set(row, phase="backfill", attempt=attempt + 1, held=0, held_rev="", status=status)
+            self._set(row, phase="backfill", attempt=attempt + 1, buffered=0, buffered_rev="", status=status)
             row.lease_until, row.worker, row.produced = self.now + LEASE, worker, None
             row.phase_since, row.completed_at = self.now, None
             self._fetched(row)
@@ -221,7 +221,7 @@ class ModelTables:
         if row.stale_since is None:
             row.stale_since = self.now
         elif row.stale_since < self.now - GRACE:
-            self._set(row, rev="", heard_rev="")
+            self._set(row, rev="", seen_rev="")
         return row.min_rev
 
     def refetch(self, did: str, attempt: int) -> bool:
@@ -264,12 +264,12 @@ class ModelTables:
             assert row.listed_rev is not None
             if row.repo.phase not in ("sync", "backfill"):
                 if row.listed_rev > row.min_rev:
-                    self._set(row, heard_rev=row.listed_rev)
+                    self._set(row, seen_rev=row.listed_rev)
                 row.listed_rev = row.listed_since = None
-            elif row.listed_rev <= max(row.min_rev, row.repo.held_rev):
+            elif row.listed_rev <= max(row.min_rev, row.repo.buffered_rev):
                 row.listed_rev = row.listed_since = None
             elif row.repo.phase == "sync" and row.listed_since < self.now - GRACE:
-                self._set(row, phase="pending", reason="lost_event", heard_rev=row.listed_rev)
+                self._set(row, phase="pending", reason="lost_event", seen_rev=row.listed_rev)
                 row.listed_rev = row.listed_since = None
                 self._due_now(row)
                 lost.append(row.repo.did)
@@ -304,7 +304,12 @@ class ModelTables:
         try:
             work = next(settling)
             while True:
-                for did in {*work.rows, *work.drop_held, *(h[0] for h in work.held), *(d[0] for d in work.drop_rows)}:
+                for did in {
+                    *work.rows,
+                    *work.drop_buffered,
+                    *(h[0] for h in work.buffered),
+                    *(d[0] for d in work.drop_rows),
+                }:
                     self._write(rows[did], work)
                 work = settling.send({did: self._facts(rows[did], n) for did, n in work.awaiting.items()})
         except StopIteration as end:
@@ -331,7 +336,7 @@ class ModelTables:
             repo = self.kernel.gate.Repo(did, reason="discovered", known=False)
             return Row(repo, next_retry_at=self.now, phase_since=self.now)
         row = copy.copy(row)
-        row.records, row.held = dict(row.records), dict(row.held)
+        row.records, row.buffered = dict(row.records), dict(row.buffered)
         age = None if row.desynced_at is None else self.now - row.desynced_at
         repo = row.repo
         if repo.desync_age != age or repo.retry_in is not None or not repo.known or repo.commit_block is not None:
@@ -340,11 +345,11 @@ class ModelTables:
 
     def _write(self, row: Row, work: Any) -> None:
         did = row.repo.did
-        if did in work.drop_held:
-            row.held.clear()
-        for held_did, offset, event in work.held:
-            if held_did == did:
-                row.held.setdefault(offset, event)
+        if did in work.drop_buffered:
+            row.buffered.clear()
+        for buffered_did, offset, event in work.buffered:
+            if buffered_did == did:
+                row.buffered.setdefault(offset, event)
         for dropped, before in work.drop_rows:
             if dropped == did:
                 row.records = {k: r for k, r in row.records.items() if before is not None and r[2] >= before}
@@ -359,7 +364,7 @@ class ModelTables:
 
     def _facts(self, row: Row, attempt: int) -> Any:
         count = sum(1 for record in row.records.values() if record[2] == attempt)
-        return self.kernel.settle.DatabaseFacts(count, [row.held[offset] for offset in sorted(row.held)])
+        return self.kernel.settle.DatabaseFacts(count, [row.buffered[offset] for offset in sorted(row.buffered)])
 
     def _save(self, row: Row, old: Any, new: Any) -> None:
         if old == new:
@@ -369,7 +374,7 @@ class ModelTables:
             row.desynced_at = self.now
         if new.retry_in is not None:
             row.next_retry_at = self.now + new.retry_in
-        if new.phase in ("sync", "unavailable") or new.heard_rev > old.heard_rev:
+        if new.phase in ("sync", "unavailable") or new.seen_rev > old.seen_rev:
             row.stale_since = None
         if old.phase != new.phase or new.retry_in is not None:
             row.queued_at = row.lease_until = row.worker = row.produced = None
@@ -428,13 +433,13 @@ class ModelTables:
         repo = row.repo
         count = repo.retry_count + counted
         phase = "failed" if counted and count >= self.kernel.rules.max_attempts else "pending"
-        heard = max(repo.heard_rev, repo.held_rev)
-        if heard > repo.heard_rev:
+        seen = max(repo.seen_rev, repo.buffered_rev)
+        if seen > repo.seen_rev:
             row.stale_since = None
         if not counted:
             row.fetched, row.counted = row.fetched[:-1], row.counted[:-1]
-        self._set(row, phase=phase, retry_count=count, heard_rev=heard, held=0, held_rev="")
-        row.held.clear()
+        self._set(row, phase=phase, retry_count=count, seen_rev=seen, buffered=0, buffered_rev="")
+        row.buffered.clear()
         row.queued_at = row.lease_until = row.worker = row.produced = None
         row.next_retry_at, row.phase_since = self.now + delay, self.now
         row.completed_at = self.now if phase == "failed" else None
@@ -448,6 +453,6 @@ class ModelTables:
         row.queued_at = row.completed_at = None
 
     def _set(self, row: Row, **changes: Any) -> None:
-        if changes.get("heard_rev", "") > row.repo.heard_rev and row.repo.phase != "backfill":
+        if changes.get("seen_rev", "") > row.repo.seen_rev and row.repo.phase != "backfill":
             row.stale_since = None
         row.repo = replace(row.repo, **changes)

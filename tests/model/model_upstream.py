@@ -243,7 +243,7 @@ class Upstream(Checks):
         tasks = self.tables.discover(listed).tasks
         for entry in listed:
             if self.tables.rows[entry.did].repo.phase in (Phase.PENDING, Phase.UNAVAILABLE, Phase.FAILED):
-                self.heard[entry.did] = max(self.heard[entry.did], entry.rev)
+                self.seen[entry.did] = max(self.seen[entry.did], entry.rev)
             elif self.tables.rows[entry.did].listed_rev == entry.rev:
                 self.fired["listed ahead of a backfill"] += self.tables.rows[entry.did].repo.phase == Phase.BACKFILL
                 self.listed[entry.did] = entry.rev

@@ -19,7 +19,7 @@ class Workers(Upstream):
         told = {did: row.listed_rev for did, row in self.tables.rows.items()}
         lost = self.tables.lost_events()
         for did in lost:
-            self.heard[did] = max(self.heard[did], told[did])
+            self.seen[did] = max(self.seen[did], told[did])
         self.requeue()
         if not self.tables.filter.resting:
             self.tables.carry_out()
@@ -119,9 +119,9 @@ class Workers(Upstream):
         since = self.stale_since.setdefault(claim.did, self.tables.now)
         if min_rev < before:
             if self.tables.now - since <= GRACE:
-                self.fail(f"{claim.did}: {before} was given up {self.tables.now - since:.0f} s after it was heard of")
+                self.fail(f"{claim.did}: {before} was given up {self.tables.now - since:.0f} s after it was seen of")
             self.fired["forged rev cleared"] += 1
-            self.heard[claim.did] = self.listed[claim.did] = ""
+            self.seen[claim.did] = self.listed[claim.did] = ""
         job.min_rev = min_rev
         if not self.calm and self.rng.random() < 0.1:
             self.tables.retry(claim.did, claim.attempt, 31.0, counted=False)

@@ -37,7 +37,7 @@ def sql(database: str) -> Iterator[SqlTables]:
 
 @pytest.mark.timeout(1200)
 def test_schedules_leave_the_same_rows_in_postgresql(sql: SqlTables, schedules: int) -> None:
-    """G1, P2, C1, C2, N9: claims, reaping, held events, outcomes, filters and offsets, transaction by transaction."""
+    """G1, P2, C1, C2, N9: claims, reaping, buffered events, outcomes, filters and offsets, transaction by transaction."""
     fired: Counter[str] = Counter()
     compared = 0
     plain = [(seed, None) for seed in range(max(20, schedules // SHARE))]
@@ -100,7 +100,7 @@ def settle(tables: IndexStore, *events: Any) -> None:
         apply_events(transaction, {DID: placed}, Rules())
 
 
-def held_and_phase(db: psycopg.Connection[tuple[object, ...]]) -> tuple[object, object, object]:
+def buffered_and_phase(db: psycopg.Connection[tuple[object, ...]]) -> tuple[object, object, object]:
     row = db.execute(
         "select (select count(*) from sluice.held_event), (select count(*) from sluice.record), phase from sluice.repo"
     ).fetchone()
@@ -119,18 +119,18 @@ def settle_and_cut(tables: IndexStore, admin: psycopg.Connection[tuple[object, .
 
 
 def test_a_cut_between_transition_and_release_leaves_neither_half(database: str) -> None:
-    """P5, P2: the connection is killed after the held events were applied and before the commit; then it is done again."""
+    """P5, P2: the connection is killed after the buffered events were applied and before the commit; then it is done again."""
     claimed(database).close()
     tables = IndexStore(settings_for(database), "c", None)
     settle(tables, commit("2", "one", "two", b="2"))
     end = (create(1, "1", "a"), synced(1, "1", "one", 1))
     with psycopg.connect(database, autocommit=True) as db:
-        assert held_and_phase(db) == (1, 0, "backfill")
+        assert buffered_and_phase(db) == (1, 0, "backfill")
         with pytest.raises(psycopg.OperationalError):
             settle_and_cut(tables, db, end)
-        assert held_and_phase(db) == (1, 0, "backfill")
+        assert buffered_and_phase(db) == (1, 0, "backfill")
         settle(tables, *end)
-        assert held_and_phase(db) == (0, 2, "sync")
+        assert buffered_and_phase(db) == (0, 2, "sync")
         assert db.execute("select rev, data from sluice.repo").fetchone() == ("2", "two")
 
 
@@ -145,7 +145,7 @@ def test_rows_that_are_there_after_all_are_upserted_and_counted(database: str) -
     assert metrics.COPY_FALLBACKS._value.get() == before + 1
     with psycopg.connect(database) as db:
         assert db.execute("select rkey, cid from sluice.record order by rkey").fetchall() == [("a", "new"), ("b", "1")]
-        assert held_and_phase(db) == (0, 2, "sync")
+        assert buffered_and_phase(db) == (0, 2, "sync")
 
 
 def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str) -> None:
@@ -254,14 +254,14 @@ def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_
     other = "did:plc:other"
     assert store.claim(store.discover([Listed(other)]).tasks, "w")
     with tables.transaction() as transaction:
-        held = wire.SyncEvent(seq=1, time="t", did=other, rev="3k5", data="later")
-        apply_events(transaction, {other: [OffsetEvent(7, held)]}, Rules())
+        buffered = wire.SyncEvent(seq=1, time="t", did=other, rev="3k5", data="later")
+        apply_events(transaction, {other: [OffsetEvent(7, buffered)]}, Rules())
     store.discover([Listed(DID, "3k4", False, status), Listed(other, "3k4", False, status)])
     with psycopg.connect(database) as db:
         rows = db.execute(
             "select phase, reason, active, status, heard_rev, held, completed_at >= started_at from sluice.repo order by did"
         ).fetchall()
-        assert held_and_phase(db)[0] == 0
+        assert buffered_and_phase(db)[0] == 0
     assert rows == [("unavailable", status, False, status, rev, 0, True) for rev in ("3k4", "3k5")]
     assert store.due(10) == []
     assert store.retry(other, 1, "too late", 0.0) is None
@@ -275,7 +275,7 @@ def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_
 
 
 def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> None:
-    """G5: only the PDS that the DID document names is heard, and what it lists is hidden until it has been served."""
+    """G5: only the PDS that the DID document names is listened to, and what it lists is hidden until it has been served."""
     store = claimed(database)
     tables = IndexStore(settings_for(database), "c", None)
     here, elsewhere = Listed(DID, host="https://pds.test"), Listed(DID, host="https://evil.test")
@@ -321,7 +321,7 @@ def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> 
 
 
 def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(database: str) -> None:
-    """G1: the snapshot may be older than the list; and a repo that leaves `sync` meanwhile has heard of it."""
+    """G1: the snapshot may be older than the list; and a repo that leaves `sync` meanwhile has seen it."""
     store = claimed(database)
     tables = IndexStore(settings_for(database), "c", None)
     store.discover([Listed(DID, "3k9")])
@@ -347,7 +347,7 @@ def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(datab
     store.close()
 
 
-def test_held_events_are_loaded_for_as_many_repos_as_memory_allows(database: str) -> None:
+def test_buffered_events_are_loaded_for_as_many_repos_as_memory_allows(database: str) -> None:
     """G6: each repo's are bounded, but many repos may end in one batch; all of them are settled, round by round."""
     dids = [f"did:plc:{number}" for number in range(4)]
     store, tables = claimed(database, dids[0]), IndexStore(settings_for(database), "c", None)
@@ -356,8 +356,8 @@ def test_held_events_are_loaded_for_as_many_repos_as_memory_allows(database: str
     with tables.transaction() as transaction:
         size = len(wire.encode(later[0]))
         apply_events(transaction, {event.did: [OffsetEvent(7, event, size)] for event in later}, Rules())
-        held = transaction.db.execute("select held, held_bytes from sluice.repo").fetchall()
-        assert held == [(1, size)] * 4
+        buffered = transaction.db.execute("select held, held_bytes from sluice.repo").fetchall()
+        assert buffered == [(1, size)] * 4
         awaiting = dict.fromkeys(dids, 1)
         assert [list(transaction.facts(awaiting, most)) for most in (1, size, 3 * size, 99 * size)] == [
             dids[:1],

@@ -22,49 +22,51 @@ OUTCOME_CHECK = Edit(
 )
 
 MUTANTS = [
-    # heard_rev
+    # seen_rev
     gate(
-        "pending does not raise heard_rev",
-        "return Step(_heard(repo, event.rev), (Drop(Reason.NOT_STARTED),))",
+        "pending does not raise seen_rev",
+        "return Step(_seen(repo, event.rev), (Drop(Reason.NOT_STARTED),))",
         "return Step(repo, (Drop(Reason.NOT_STARTED),))",
     ),
     gate(
-        "the event that desyncs is not heard",
-        "heard = replace(_heard(repo, event.rev), desyncs=desyncs",
-        "heard = replace(repo, desyncs=desyncs",
+        "the event that desyncs is not seen",
+        "seen = replace(_seen(repo, event.rev), desyncs=desyncs",
+        "seen = replace(repo, desyncs=desyncs",
     ),
-    gate("a commit of what was not found is only heard", "case Phase.UNAVAILABLE if repo", "case _ if False and repo"),
+    gate("a commit of what was not found is only seen", "case Phase.UNAVAILABLE if repo", "case _ if False and repo"),
     gate(
-        "leaving backfill does not fold what was held",
-        "heard = max(repo.heard_rev, repo.held_rev)",
-        "heard = repo.heard_rev",
+        "leaving backfill does not fold what was buffered",
+        "seen = max(repo.seen_rev, repo.buffered_rev)",
+        "seen = repo.seen_rev",
     ),
     gate(
         "overflow does not hear its event",
-        "return _pending(_heard(repo, event.rev), Reason.OVERFLOW",
+        "return _pending(_seen(repo, event.rev), Reason.OVERFLOW",
         "return _pending(repo, Reason.OVERFLOW",
     ),
     gate(
         "overflow drops the event and goes on",
-        "return _pending(_heard(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)",
+        "return _pending(_seen(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)",
         "return Step(repo, (Drop(Reason.OVERFLOW),))",
     ),
     gate(
-        "leaving backfill keeps held events",
-        "effects = (DropHeld(),) if repo.phase == Phase.BACKFILL else ()\n    return Step(replace(_left",
+        "leaving backfill keeps buffered events",
+        "effects = (DropBuffered(),) if repo.phase == Phase.BACKFILL else ()\n    return Step(replace(_left",
         "effects = ()\n    return Step(replace(_left",
     ),
     tables(
-        "a returned claim does not fold what was held",
-        "heard = max(repo.heard_rev, repo.held_rev)",
-        "heard = repo.heard_rev",
+        "a returned claim does not fold what was buffered",
+        "seen = max(repo.seen_rev, repo.buffered_rev)",
+        "seen = repo.seen_rev",
     ),
     tables(
-        "a returned claim keeps held events", "        row.held.clear()\n        row.queued_at", "        row.queued_at"
+        "a returned claim keeps buffered events",
+        "        row.buffered.clear()\n        row.queued_at",
+        "        row.queued_at",
     ),
-    tables("a listing does not raise heard_rev", "self._set(row, heard_rev=entry.rev)", "pass"),
-    tables("a listing is forgotten by a repo fetched anew", "self._set(row, heard_rev=row.listed_rev)", "pass"),
-    tables("a lost event is not heard", 'reason="lost_event", heard_rev=row.listed_rev)', 'reason="lost_event")'),
+    tables("a listing does not raise seen_rev", "self._set(row, seen_rev=entry.rev)", "pass"),
+    tables("a listing is forgotten by a repo fetched anew", "self._set(row, seen_rev=row.listed_rev)", "pass"),
+    tables("a lost event is not seen", 'reason="lost_event", seen_rev=row.listed_rev)', 'reason="lost_event")'),
     tables(
         "a lost event is not looked for", 'elif row.repo.phase == "sync" and row.listed_since <', "elif False and 0 <"
     ),
@@ -75,15 +77,15 @@ MUTANTS = [
         (
             Edit(
                 "tests.model.model_tables",
-                'if new.phase in ("sync", "unavailable") or new.heard_rev > old.heard_rev:',
+                'if new.phase in ("sync", "unavailable") or new.seen_rev > old.seen_rev:',
                 'if new.phase == "sync":',
             ),
             Edit(
                 "tests.model.model_tables",
-                'if changes.get("heard_rev", "") > row.repo.heard_rev and row.repo.phase != "backfill":',
+                'if changes.get("seen_rev", "") > row.repo.seen_rev and row.repo.phase != "backfill":',
                 "if False:",
             ),
-            Edit("tests.model.model_tables", "if heard > repo.heard_rev:", "if False:"),
+            Edit("tests.model.model_tables", "if seen > repo.seen_rev:", "if False:"),
         ),
     ),
     # live, in sync
@@ -120,7 +122,7 @@ MUTANTS = [
     ),
     gate(
         "events of a backfill are forgotten",
-        "return Step(held, (Hold(event),))",
+        "return Step(buffered, (Buffer(event),))",
         "return Step(repo)",
     ),
     # creates
@@ -164,16 +166,16 @@ MUTANTS = [
         "first_attempt=outcome.attempt if repo.first_attempt is None else repo.first_attempt",
         "first_attempt=repo.first_attempt",
     ),
-    gate("held events are not drained", "    for event in held:\n", "    for event in ():\n"),
+    gate("buffered events are not drained", "    for event in buffered:\n", "    for event in ():\n"),
     gate(
-        "held events are drained without re-reading the phase",
+        "buffered events are drained without re-reading the phase",
         "        step = on_live(current, event, rules)\n",
         "        step = _in_sync(current, event, rules)\n",
     ),
     tables(
-        "held events are drained backwards",
-        "[row.held[offset] for offset in sorted(row.held)]",
-        "[row.held[offset] for offset in sorted(row.held, reverse=True)]",
+        "buffered events are drained backwards",
+        "[row.buffered[offset] for offset in sorted(row.buffered)]",
+        "[row.buffered[offset] for offset in sorted(row.buffered, reverse=True)]",
     ),
     gate(
         "a relay that no longer follows an account hides it",
@@ -192,11 +194,13 @@ MUTANTS = [
         "    if False:\n",
     ),
     gate(
-        "a deletion leaves rows", "return Step(gone, (DropHeld(), DropRows(None)))", "return Step(gone, (DropHeld(),))"
+        "a deletion leaves rows",
+        "return Step(gone, (DropBuffered(), DropRows(None)))",
+        "return Step(gone, (DropBuffered(),))",
     ),
     gate(
-        "an unavailable outcome keeps held events",
-        "    return Step(ended, (DropHeld(),))\n\n\ndef on_account",
+        "an unavailable outcome keeps buffered events",
+        "    return Step(ended, (DropBuffered(),))\n\n\ndef on_account",
         "    return Step(ended)\n\n\ndef on_account",
     ),
     # replays
@@ -206,7 +210,9 @@ MUTANTS = [
         "    if True:\n        return repo",
     ),
     gate(
-        "an opened attempt keeps rev", 'status=None, rev="", heard_rev="", held=0', 'status=None, heard_rev="", held=0'
+        "an opened attempt keeps rev",
+        '        status=None,\n        rev="",\n        seen_rev="",',
+        '        status=None,\n        seen_rev="",',
     ),
     ratchet("a ratchet is not adopted where it is newer", "newer = time > repo.account_time or", "newer = False and"),
     gate("the ratchet is not adopted", '    if opened is not repo or outcome.status == "synced":\n', "    if False:\n"),
@@ -270,7 +276,7 @@ MUTANTS = [
     ),
     gate(
         "an inactive account's backfill goes on",
-        '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Step(ended, (DropHeld(),) if repo.phase == Phase.BACKFILL else ())',
+        '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Step(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())',
         "    return Step(hidden)",
     ),
     gate("a deletion is not confirmed", "    if event.status in LEFT_BEHIND:\n        if", "    if False:\n        if"),
@@ -287,19 +293,19 @@ MUTANTS = [
         "return False and opened.phase",
     ),
     settle(
-        "what this batch held survives its drop",
-        "writes.held = [held for held in writes.held if held[0] != repo.did]",
+        "what this batch buffered survives its drop",
+        "writes.buffered = [buffered for buffered in writes.buffered if buffered[0] != repo.did]",
         "pass",
     ),
     settle(
         "rows buffered before a deletion survive it",
-        "path: row for path, row in buffered.items() if before is not None and row and row[5] >= before",
-        "path: row for path, row in buffered.items()",
+        "path: row for path, row in rows.items() if before is not None and row and row[5] >= before",
+        "path: row for path, row in rows.items()",
     ),
     tables(
-        "held events are written before they are dropped",
-        "        if did in work.drop_held:\n            row.held.clear()\n        for held_did, offset, event in work.held:\n            if held_did == did:\n                row.held.setdefault(offset, event)\n",
-        "        for held_did, offset, event in work.held:\n            if held_did == did:\n                row.held.setdefault(offset, event)\n        if did in work.drop_held:\n            row.held.clear()\n",
+        "buffered events are written before they are dropped",
+        "        if did in work.drop_buffered:\n            row.buffered.clear()\n        for buffered_did, offset, event in work.buffered:\n            if buffered_did == did:\n                row.buffered.setdefault(offset, event)\n",
+        "        for buffered_did, offset, event in work.buffered:\n            if buffered_did == did:\n                row.buffered.setdefault(offset, event)\n        if did in work.drop_buffered:\n            row.buffered.clear()\n",
     ),
     tables(
         "offsets move although the rows do not",
@@ -368,7 +374,7 @@ MUTANTS = [
         "if row is None or row.repo.attempt != attempt or row.repo.phase",
         "if row is None or row.repo.phase",
     ),
-    tables("a claim does not count up", "attempt=attempt + 1, held=0", "attempt=attempt, held=0"),
+    tables("a claim does not count up", "attempt=attempt + 1, buffered=0", "attempt=attempt, buffered=0"),
     tables(
         "a deletion cannot be claimed",
         'if not (row.repo.active or row.repo.reason == "deletion") or row.next',
@@ -419,7 +425,7 @@ FOCUS: dict[str, dict[str, float]] = {
     "a walk that a change cut short goes on": FILTERED,
     "a prune of an open attempt is not counted": PRUNED,
     "a prune of several filters is of the last": PRUNED,
-    "a lost event is not heard": {"loss": 0.4, "leap": 3, "listing": 5, "stale": 0.5},
+    "a lost event is not seen": {"loss": 0.4, "leap": 3, "listing": 5, "stale": 0.5},
     "ten minutes of stale snapshots are not counted anew": {"forge": 3, "leap": 3, "unwell": 0.3},
     "equal rev with other data is a duplicate": {"rewrite": 6, "loss": 0.5, "filter": 0},
     "legacy events fit always": {"loss": 0.3},
@@ -431,7 +437,7 @@ FOCUS: dict[str, dict[str, float]] = {
     "rows are not counted": {"truncate": 3},
     "an empty snapshot is no first attempt": {"empty": 1.0, "loss": 0.3},
     "an attempt whose outcome was passed stays open": {"truncate": 4},
-    "held events are drained backwards": UNDISTURBED,
+    "buffered events are drained backwards": UNDISTURBED,
     "an unavailable outcome ignores the ratchet": {
         "account": 6,
         "loss": 0.5,
@@ -446,7 +452,7 @@ FOCUS: dict[str, dict[str, float]] = {
     "the ratchet is lowered by an outcome": {"account": 5, "again": 5},
     "retry takes another attempt's claim": {"leap": 3, "unwell": 0.4},
     "an old outcome's offset is stored": {"leap": 3, "stop_worker": 2},
-    "held events are drained without re-reading the phase": {"loss": 0.3, "write": 12},
+    "buffered events are drained without re-reading the phase": {"loss": 0.3, "write": 12},
     "an opened attempt keeps rev": {"go_back": 3, "leap": 2},
     "within a relay time decides": {"skewed": True, "clock": 6, "account": 6, "relays": 1, "restart": 0},
     "between relays seq decides": {"relays": 2, "account": 6},

@@ -5,7 +5,19 @@ from dataclasses import replace
 import pytest
 
 from steps.gate import transitions as gate
-from steps.gate.model import Apply, Drop, DropHeld, DropRows, ForgetIdentity, Hold, Phase, Reason, Repo, Rules, Step
+from steps.gate.model import (
+    Apply,
+    Buffer,
+    Drop,
+    DropBuffered,
+    DropRows,
+    ForgetIdentity,
+    Phase,
+    Reason,
+    Repo,
+    Rules,
+    Step,
+)
 from tests.steps.gate.gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
 SYNC = repo_in(Phase.SYNC)
@@ -51,10 +63,10 @@ def test_the_word_of_a_snapshot_on_its_rev_is_final() -> None:
     assert (step.repo, dropped(step)) == (from_snapshot, Reason.SAME_REV_OF_SNAPSHOT)
 
 
-def test_a_gap_desyncs_and_the_event_itself_is_heard() -> None:
+def test_a_gap_desyncs_and_the_event_itself_is_seen() -> None:
     """G1: the snapshot to come must contain the event that revealed the gap."""
     step = gate.on_live(SYNC, commit("7", "six", "seven"))
-    assert (step.repo.phase, step.repo.heard_rev, step.repo.rev) == (Phase.PENDING, "7", "5")
+    assert (step.repo.phase, step.repo.seen_rev, step.repo.rev) == (Phase.PENDING, "7", "5")
     assert step.repo.min_rev == "7"
     assert step.repo.retry_in == 0.0
 
@@ -96,28 +108,28 @@ def test_the_back_off_of_desyncs_survives_success() -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.PENDING, Phase.FAILED, Phase.UNAVAILABLE])
-def test_before_the_fetch_events_are_only_heard(phase: Phase) -> None:
+def test_before_the_fetch_events_are_only_seen(phase: Phase) -> None:
     """P3: settled the first time; the snapshot will contain it, or be refused as stale."""
     step = gate.on_live(repo_in(phase), commit("7", "six", "seven"))
-    assert (step.repo.phase, step.repo.heard_rev, dropped(step)) == (phase, "7", Reason.NOT_STARTED)
-    assert gate.on_live(step.repo, commit("6", "five", "six")).repo.heard_rev == "7"
+    assert (step.repo.phase, step.repo.seen_rev, dropped(step)) == (phase, "7", Reason.NOT_STARTED)
+    assert gate.on_live(step.repo, commit("6", "five", "six")).repo.seen_rev == "7"
 
 
 @pytest.mark.parametrize("rev", ["4", "5"])
 @pytest.mark.parametrize("phase", [Phase.PENDING, Phase.FAILED, Phase.UNAVAILABLE])
-def test_what_was_applied_is_not_heard_again(phase: Phase, rev: str) -> None:
+def test_what_was_applied_is_not_seen_again(phase: Phase, rev: str) -> None:
     """G2: a commit that the rows contain, replayed after the repo has left sync, leaves its row as it is."""
-    left = repo_in(phase, heard_rev="3")
+    left = repo_in(phase, seen_rev="3")
     assert gate.on_live(left, commit(rev, "four", "five")).repo == left
 
 
 @pytest.mark.parametrize("reason", ["not_found", "did_not_found", "no_pds"])
 def test_a_commit_of_a_repo_that_was_not_found_asks_for_it_again(reason: str) -> None:
-    """G5: a directory that lags is no end. Hidden until it is fetched, with all that was heard, and nothing for old news."""
-    away = repo_in(Phase.UNAVAILABLE, reason=reason, active=False, status=reason, heard_rev="6")
+    """G5: a directory that lags is no end. Hidden until it is fetched, with all that was seen, and nothing for old news."""
+    away = repo_in(Phase.UNAVAILABLE, reason=reason, active=False, status=reason, seen_rev="6")
     step = gate.on_live(away, commit("7", "six", "seven"))
     assert (step.repo.phase, step.repo.reason, step.repo.active) == (Phase.PENDING, Reason.DELETION, False)
-    assert (step.repo.heard_rev, step.repo.status, step.repo.retry_in) == ("7", reason, 0.0)
+    assert (step.repo.seen_rev, step.repo.status, step.repo.retry_in) == ("7", reason, 0.0)
     assert gate.on_live(away, commit("6", "five", "six")).repo.phase == Phase.PENDING
     assert gate.on_live(away, commit("5", "four", "five")).repo == away
     assert gate.on_live(away, commit("7", "six", "seven"), Rules(replayed=True)).repo == away
@@ -127,49 +139,49 @@ def test_a_commit_of_a_repo_that_was_not_found_asks_for_it_again(reason: str) ->
 def test_what_is_away_for_another_reason_stays_away(reason: str) -> None:
     away = repo_in(Phase.UNAVAILABLE, reason=reason, active=False, status=reason)
     step = gate.on_live(away, commit("7", "six", "seven"))
-    assert (step.repo.phase, step.repo.heard_rev) == (Phase.UNAVAILABLE, "7")
+    assert (step.repo.phase, step.repo.seen_rev) == (Phase.UNAVAILABLE, "7")
 
 
 def test_a_repo_that_was_not_found_while_it_committed_is_asked_for_again() -> None:
-    """G5: the commits that were held while the directory was asked say that there is something to be found."""
-    held = repo_in(Phase.BACKFILL, held=1, held_rev="7")
-    step = gate.on_outcome(held, ended(1, "did_not_found"))
-    assert (step.repo.phase, step.repo.active, step.repo.heard_rev) == (Phase.PENDING, False, "7")
-    assert step.effects == (DropHeld(),)
+    """G5: the commits that were buffered while the directory was asked say that there is something to be found."""
+    buffered = repo_in(Phase.BACKFILL, buffered=1, buffered_rev="7")
+    step = gate.on_outcome(buffered, ended(1, "did_not_found"))
+    assert (step.repo.phase, step.repo.active, step.repo.seen_rev) == (Phase.PENDING, False, "7")
+    assert step.effects == (DropBuffered(),)
     assert step.repo.retry_in
     for outcome, old in (("did_not_found", "5"), ("takendown", "7")):
-        step = gate.on_outcome(replace(held, held_rev=old), ended(1, outcome))
+        step = gate.on_outcome(replace(buffered, buffered_rev=old), ended(1, outcome))
         assert step.repo.phase == Phase.UNAVAILABLE
 
 
-def test_while_a_backfill_runs_events_are_held() -> None:
+def test_while_a_backfill_runs_events_are_buffered() -> None:
     """P1: recorded, not put before a consumer that would refuse them; and min_rev stands still."""
     event = commit("7", "six", "seven")
     step = gate.on_live(BACKFILL, event)
-    assert step.effects == (Hold(event),)
-    assert (step.repo.held, step.repo.held_rev, step.repo.min_rev) == (1, "7", "")
+    assert step.effects == (Buffer(event),)
+    assert (step.repo.buffered, step.repo.buffered_rev, step.repo.min_rev) == (1, "7", "")
 
 
-def test_too_many_held_events_start_the_fetch_anew() -> None:
+def test_too_many_buffered_events_restart_the_fetch() -> None:
     """G6: what waits is bounded, and nothing is forgotten for it."""
-    full = repo_in(Phase.BACKFILL, held=3, held_rev="8")
-    step = gate.on_live(full, commit("9", "eight", "nine"), Rules(max_held=3))
-    assert (step.repo.phase, step.repo.reason, step.repo.heard_rev) == (Phase.PENDING, Reason.OVERFLOW, "9")
-    assert step.effects == (DropHeld(),)
-    assert (step.repo.held, step.repo.held_rev) == (0, "")
+    full = repo_in(Phase.BACKFILL, buffered=3, buffered_rev="8")
+    step = gate.on_live(full, commit("9", "eight", "nine"), Rules(max_buffered=3))
+    assert (step.repo.phase, step.repo.reason, step.repo.seen_rev) == (Phase.PENDING, Reason.OVERFLOW, "9")
+    assert step.effects == (DropBuffered(),)
+    assert (step.repo.buffered, step.repo.buffered_rev) == (0, "")
 
 
-def test_too_many_bytes_of_held_events_start_the_fetch_anew() -> None:
+def test_too_many_bytes_of_buffered_events_restart_the_fetch() -> None:
     """G6: events of two megabytes fill the index's memory long before there are ten thousand of them."""
-    rules = Rules(max_held_bytes=10)
-    left = repo_in(Phase.BACKFILL, held_bytes=9)  # of an earlier attempt: none is held any more
+    rules = Rules(max_buffered_bytes=10)
+    left = repo_in(Phase.BACKFILL, buffered_bytes=9)  # of an earlier attempt: none is buffered any more
     one = gate.on_live(left, commit("7", "six", "seven"), rules, 6)
-    assert (one.repo.held, one.repo.held_bytes) == (1, 6)
+    assert (one.repo.buffered, one.repo.buffered_bytes) == (1, 6)
     two = gate.on_live(one.repo, commit("8", "seven", "eight"), rules, 4)
-    assert (two.repo.held, two.repo.held_bytes) == (2, 10)
+    assert (two.repo.buffered, two.repo.buffered_bytes) == (2, 10)
     full = gate.on_live(two.repo, commit("9", "eight", "nine"), rules, 1)
-    assert (full.repo.phase, full.repo.reason, full.repo.heard_rev) == (Phase.PENDING, Reason.OVERFLOW, "9")
-    assert full.effects == (DropHeld(),)
+    assert (full.repo.phase, full.repo.reason, full.repo.seen_rev) == (Phase.PENDING, Reason.OVERFLOW, "9")
+    assert full.effects == (DropBuffered(),)
     assert gate.on_live(left, commit("7", "six", "seven"), rules, 11).repo.phase == Phase.PENDING
 
 
@@ -188,7 +200,7 @@ def test_creates_of_the_current_attempt_are_written() -> None:
         (repo_in(Phase.BACKFILL, attempt=2), 1, "9", Reason.CLOSED_ATTEMPT),
         (SYNC, 1, "5", Reason.CLOSED_ATTEMPT),
         (repo_in(Phase.PENDING), 1, "9", Reason.CLOSED_ATTEMPT),
-        (repo_in(Phase.BACKFILL, heard_rev="8"), 1, "7", Reason.BELOW_MIN_REV),
+        (repo_in(Phase.BACKFILL, seen_rev="8"), 1, "7", Reason.BELOW_MIN_REV),
     ],
 )
 def test_other_creates_are_dropped_with_a_reason(repo: Repo, attempt: int, rev: str, reason: Reason) -> None:
@@ -199,31 +211,35 @@ def test_other_creates_are_dropped_with_a_reason(repo: Repo, attempt: int, rev: 
 
 def test_a_newer_attempt_opens_when_a_log_is_replayed() -> None:
     """G2: the newer attempt always wins, whatever the older one had left."""
-    before = repo_in(Phase.SYNC, rev="9", heard_rev="8", held=0)
+    before = repo_in(Phase.SYNC, rev="9", seen_rev="8", buffered=0)
     step = gate.on_create(before, 2, "7")
-    assert (step.repo.phase, step.repo.attempt, step.repo.rev, step.repo.heard_rev) == (Phase.BACKFILL, 2, "", "")
-    held = repo_in(Phase.BACKFILL, held=2, held_rev="9")
-    assert gate.on_create(held, 2, "7").effects == (DropHeld(),)
+    assert (step.repo.phase, step.repo.attempt, step.repo.rev, step.repo.seen_rev) == (Phase.BACKFILL, 2, "", "")
+    buffered = repo_in(Phase.BACKFILL, buffered=2, buffered_rev="9")
+    assert gate.on_create(buffered, 2, "7").effects == (DropBuffered(),)
 
 
 # --- outcomes
 
 
-def test_an_accepted_outcome_drains_what_was_held_in_one_step() -> None:
+def test_an_accepted_outcome_releases_what_was_buffered_in_one_step() -> None:
     """P2: the transition and the release are one; what the snapshot contains is dropped, the rest applied in log order."""
-    held = [commit("5", "four", "five"), commit("6", "five", "six"), commit("7", "six", "seven")]
-    step = gate.on_outcome(repo_in(Phase.BACKFILL, held=3, held_rev="7"), synced(1, "5", "five", 2), 2, held)
-    assert (step.repo.phase, step.repo.rev, step.repo.data, step.repo.held) == (Phase.SYNC, "7", "seven", 0)
-    assert step.effects == (Drop(Reason.STALE_REV), Apply(held[1]), Apply(held[2]), DropHeld(3))
+    buffered = [commit("5", "four", "five"), commit("6", "five", "six"), commit("7", "six", "seven")]
+    step = gate.on_outcome(
+        repo_in(Phase.BACKFILL, buffered=3, buffered_rev="7"), synced(1, "5", "five", 2), 2, buffered
+    )
+    assert (step.repo.phase, step.repo.rev, step.repo.data, step.repo.buffered) == (Phase.SYNC, "7", "seven", 0)
+    assert step.effects == (Drop(Reason.STALE_REV), Apply(buffered[1]), Apply(buffered[2]), DropBuffered(3))
 
 
-def test_a_desync_among_the_held_folds_the_rest() -> None:
-    """G1: after the gap nothing is applied; all that was held has been heard."""
-    held = [commit("6", "five", "six"), commit("8", "seven", "eight"), commit("9", "eight", "nine")]
-    step = gate.on_outcome(repo_in(Phase.BACKFILL, held=3, held_rev="9"), synced(1, "5", "five", 0), 0, held)
-    assert (step.repo.phase, step.repo.rev, step.repo.heard_rev) == (Phase.PENDING, "6", "9")
-    assert [effect for effect in step.effects if isinstance(effect, Apply)] == [Apply(held[0])]
-    assert (step.repo.desyncs, step.effects[-1]) == (1, DropHeld(1))
+def test_a_desync_among_buffered_events_folds_the_rest_into_seen_rev() -> None:
+    """G1: after the gap nothing is applied; all that was buffered has been seen."""
+    buffered = [commit("6", "five", "six"), commit("8", "seven", "eight"), commit("9", "eight", "nine")]
+    step = gate.on_outcome(
+        repo_in(Phase.BACKFILL, buffered=3, buffered_rev="9"), synced(1, "5", "five", 0), 0, buffered
+    )
+    assert (step.repo.phase, step.repo.rev, step.repo.seen_rev) == (Phase.PENDING, "6", "9")
+    assert [effect for effect in step.effects if isinstance(effect, Apply)] == [Apply(buffered[0])]
+    assert (step.repo.desyncs, step.effects[-1]) == (1, DropBuffered(1))
 
 
 def test_missing_rows_fail_the_attempt() -> None:
@@ -257,13 +273,13 @@ def test_outcomes_of_other_attempts_are_dropped() -> None:
 
 
 def test_an_unavailable_account_is_an_end_state() -> None:
-    step = gate.on_outcome(repo_in(Phase.BACKFILL, held=1, held_rev="7"), ended(1, "takendown"))
+    step = gate.on_outcome(repo_in(Phase.BACKFILL, buffered=1, buffered_rev="7"), ended(1, "takendown"))
     assert (step.repo.phase, step.repo.active, step.repo.status) == (Phase.UNAVAILABLE, False, "takendown")
-    assert (step.repo.heard_rev, step.effects) == ("7", (DropHeld(),))
+    assert (step.repo.seen_rev, step.effects) == ("7", (DropBuffered(),))
 
 
 def test_news_of_the_account_outdates_a_fetch_that_found_it_gone() -> None:
-    """G1: the fetch said deactivated, but the account has been heard of since it was claimed."""
+    """G1: the fetch said deactivated, but the account has been seen of since it was claimed."""
     step = gate.on_outcome(repo_in(Phase.BACKFILL, account_time="t2"), ended(1, "deactivated", ("t1", 1)))
     assert (step.repo.phase, step.repo.reason, step.repo.retry_in) == (Phase.PENDING, Reason.ACCOUNT_CHANGED, 0.0)
 
@@ -271,7 +287,7 @@ def test_news_of_the_account_outdates_a_fetch_that_found_it_gone() -> None:
 def test_a_confirmed_deletion_drops_rows_and_keeps_the_fence() -> None:
     waiting = repo_in(Phase.BACKFILL, active=False, status="deleted", attempt=4)
     step = gate.on_outcome(waiting, ended(4, "not_found", deleted=True))
-    assert step.effects == (DropHeld(), DropRows(None))
+    assert step.effects == (DropBuffered(), DropRows(None))
     assert (step.repo.phase, step.repo.active, step.repo.attempt) == (Phase.UNAVAILABLE, False, 4)
 
 
@@ -321,10 +337,10 @@ def test_a_deletion_is_confirmed_by_an_attempt_not_by_a_listing() -> None:
 
 def test_a_takedown_hides_and_fences_a_running_backfill() -> None:
     step = gate.on_account(
-        repo_in(Phase.BACKFILL, held=1, held_rev="8"), account("t1", active=False, status="takendown")
+        repo_in(Phase.BACKFILL, buffered=1, buffered_rev="8"), account("t1", active=False, status="takendown")
     )
-    assert (step.repo.phase, step.repo.active, step.repo.heard_rev) == (Phase.UNAVAILABLE, False, "8")
-    assert step.effects == (DropHeld(),)
+    assert (step.repo.phase, step.repo.active, step.repo.seen_rev) == (Phase.UNAVAILABLE, False, "8")
+    assert step.effects == (DropBuffered(),)
 
 
 def test_reactivation_fetches_anew() -> None:
@@ -336,18 +352,18 @@ def test_reactivation_fetches_anew() -> None:
 
 def test_a_repo_that_waits_for_a_confirmation_stays_claimable() -> None:
     """G5: no claim takes an inactive repo for another reason, so it would be pending for ever."""
-    waiting = repo_in(Phase.BACKFILL, active=False, status="deleted", held=1, held_rev="6", account_time="t2")
-    overflow = gate.on_live(waiting, commit("7", "six", "seven"), Rules(max_held=1)).repo
+    waiting = repo_in(Phase.BACKFILL, active=False, status="deleted", buffered=1, buffered_rev="6", account_time="t2")
+    overflow = gate.on_live(waiting, commit("7", "six", "seven"), Rules(max_buffered=1)).repo
     incomplete = gate.on_outcome(waiting, synced(1, "5", "five", 9)).repo
     changed = gate.on_outcome(waiting, ended(1, "not_found", ("t1", 1), deleted=True)).repo
     for repo in (overflow, incomplete, changed):
         assert (repo.phase, repo.active, repo.reason) == (Phase.PENDING, False, Reason.DELETION)
 
 
-def test_the_first_that_is_heard_of_a_repo_makes_it_pending() -> None:
+def test_the_first_event_of_a_repo_makes_it_pending() -> None:
     unknown = gate.unknown("did:plc:new")
     assert gate.on_account(unknown, account("t1")).repo.phase == Phase.PENDING
-    assert gate.on_live(unknown, commit("3", None, "three")).repo.heard_rev == "3"
+    assert gate.on_live(unknown, commit("3", None, "three")).repo.seen_rev == "3"
 
 
 def test_identity_news_takes_the_handle_as_a_hint() -> None:

@@ -16,9 +16,16 @@ BY_STATEMENTS = {("pending", "backfill")}
 
 REASONS = [None, Reason.DESYNC, Reason.DELETION, Reason.DELETED, "not_found", "takendown"]
 REPOS = [
-    repo_in(phase, active=active, reason=reason, retry_count=failures, held=held, held_rev="6" if held else "")
-    for phase, active, reason, failures, held in product(
-        Phase, (True, False), REASONS, (0, 4), (0, gate.RULES.max_held)
+    repo_in(
+        phase,
+        active=active,
+        reason=reason,
+        retry_count=failures,
+        buffered=buffered,
+        buffered_rev="6" if buffered else "",
+    )
+    for phase, active, reason, failures, buffered in product(
+        Phase, (True, False), REASONS, (0, 4), (0, gate.RULES.max_buffered)
     )
 ]
 EVENTS: list[Event] = [

@@ -37,14 +37,14 @@ def rows(work: WriteBatch, did: str = DID) -> dict[str, str | None]:
 
 
 def test_the_release_is_one_round_with_its_transition() -> None:
-    """P2, P5: 150 events held, "released 150/150", in the same step as the phase."""
-    held = [commit(f"{n:03}", f"{n - 1:03}", f"{n:03}", op("create", f"r{n}")) for n in range(101, 251)]
-    repo = repo_in(Phase.BACKFILL, held=150, held_rev="250", rev="", data=None)
-    rounds, after = play({DID: repo}, {DID: [synced(1, "100", "100", 7)]}, {DID: DatabaseFacts(7, held)})
+    """P2, P5: 150 events buffered, "released 150/150", in the same step as the phase."""
+    buffered = [commit(f"{n:03}", f"{n - 1:03}", f"{n:03}", op("create", f"r{n}")) for n in range(101, 251)]
+    repo = repo_in(Phase.BACKFILL, buffered=150, buffered_rev="250", rev="", data=None)
+    rounds, after = play({DID: repo}, {DID: [synced(1, "100", "100", 7)]}, {DID: DatabaseFacts(7, buffered)})
     assert rounds[0].awaiting == {DID: 1}
     assert rounds[1].released == {DID: (150, 150)}
-    assert (rounds[1].drop_held, len(rounds[1].rows[DID])) == ({DID}, 150)
-    assert (after[DID].phase, after[DID].rev, after[DID].held) == (Phase.SYNC, "250", 0)
+    assert (rounds[1].drop_buffered, len(rounds[1].rows[DID])) == ({DID}, 150)
+    assert (after[DID].phase, after[DID].rev, after[DID].buffered) == (Phase.SYNC, "250", 0)
 
 
 def test_creates_are_written_before_their_outcome_is_decided() -> None:
@@ -68,7 +68,7 @@ def test_only_first_rows_are_copied() -> None:
 
 
 def test_the_phase_is_read_again_after_every_event() -> None:
-    """G4: a gap in the middle of a batch: what follows is heard, not applied."""
+    """G4: a gap in the middle of a batch: what follows is seen, not applied."""
     events = [
         commit("6", "five", "six", op("create", "a")),
         commit("8", "seven", "eight", op("create", "b")),
@@ -76,7 +76,7 @@ def test_the_phase_is_read_again_after_every_event() -> None:
     ]
     (work,), after = play({DID: repo_in(Phase.SYNC)}, {DID: events})
     assert rows(work) == {"a": "cid"}
-    assert (after[DID].phase, after[DID].rev, after[DID].heard_rev) == (Phase.PENDING, "6", "9")
+    assert (after[DID].phase, after[DID].rev, after[DID].seen_rev) == (Phase.PENDING, "6", "9")
     assert work.dropped == {Reason.NOT_STARTED: 1}
 
 
@@ -98,28 +98,28 @@ def test_rows_carry_their_rev_attempt_and_body() -> None:
     assert work.rows[DID]["c.o.l", "a"] == (DID, "c.o.l", "a", "cid", "6", 3, b'{"x":1}', None, None, event.time, None)
 
 
-def test_what_was_held_in_this_batch_goes_with_the_phase() -> None:
-    """P1, P3: held events exist only in backfill."""
+def test_what_was_buffered_in_this_batch_goes_with_the_phase() -> None:
+    """P1, P3: buffered events exist only in backfill."""
     events = [commit("6", "five", "six"), account("t1", active=False, status="takendown")]
     (work,), after = play({DID: repo_in(Phase.BACKFILL)}, {DID: events})
-    assert (work.held, work.drop_held) == ([], {DID})
-    assert (after[DID].phase, after[DID].heard_rev) == (Phase.UNAVAILABLE, "6")
+    assert (work.buffered, work.drop_buffered) == ([], {DID})
+    assert (after[DID].phase, after[DID].seen_rev) == (Phase.UNAVAILABLE, "6")
 
 
 def test_what_a_reopened_backfill_holds_stays() -> None:
     """G2: a replay opens attempt 2 in the middle of a batch: the event after it waits, those before it are gone."""
     events = [commit("6", "five", "six"), create(2, "7", "a"), commit("8", "seven", "eight")]
     (work,), after = play({DID: repo_in(Phase.BACKFILL)}, {DID: events})
-    assert [event.rev for _, _, event in work.held] == ["8"]
-    assert (work.drop_held, after[DID].held) == ({DID}, 1)
+    assert [event.rev for _, _, event in work.buffered] == ["8"]
+    assert (work.drop_buffered, after[DID].buffered) == ({DID}, 1)
 
 
 def test_overflow_in_a_batch_keeps_nothing_and_forgets_nothing() -> None:
     """G6."""
     events = [commit(str(n), None, "x") for n in range(6, 10)]
-    (work,), after = play({DID: repo_in(Phase.BACKFILL)}, {DID: events}, rules=Rules(max_held=2))
-    assert (work.held, work.drop_held) == ([], {DID})
-    assert (after[DID].phase, after[DID].heard_rev) == (Phase.PENDING, "9")
+    (work,), after = play({DID: repo_in(Phase.BACKFILL)}, {DID: events}, rules=Rules(max_buffered=2))
+    assert (work.buffered, work.drop_buffered) == ([], {DID})
+    assert (after[DID].phase, after[DID].seen_rev) == (Phase.PENDING, "9")
 
 
 def test_a_deletion_takes_the_rows_that_wait_in_the_batch() -> None:
