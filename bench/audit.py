@@ -21,7 +21,7 @@ from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Floor, Stack, floor, report, stack, until
 from ops.audit import Options, Scope, audit
 from schemas.sql import queries
-from steps.repo_audit import Head, check_rows
+from steps.repo_audit import StoredHead, check_rows
 
 KINDS = ("control", "index", "backfill", "list-repos")
 SQL = queries("audit")
@@ -72,7 +72,7 @@ def check_floor(running: Stack, *, bodies: bool) -> Floor:
     """The checks of all rows, which are in memory, and nothing else."""
     with psycopg.connect(running.settings.database) as db:
         db.adapters.register_loader("json", ByteaBinaryLoader)
-        heads = [Head(*row) for row in db.execute(SQL["heads"], {"dids": dids(running)}, binary=True)]
+        heads = [StoredHead(*row) for row in db.execute(SQL["heads"], {"dids": dids(running)}, binary=True)]
         rows = db.execute(SQL["leaves" if bodies else "roots"], {"dids": [head.did for head in heads]}, binary=True)
         repos = {number: [row[1:] for row in own] for number, own in groupby(rows, itemgetter(0))}
     with floor(sum(map(len, repos.values()))) as measured:

@@ -24,7 +24,7 @@ from ops.audit_worker import Chunk, check_chunk, close_connection
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.repo_audit import MEANING, Finding, Kind
+from steps.repo_audit import MEANING, Finding, FindingKind
 
 SQL = queries("audit")
 CHUNK_REPOS = 200
@@ -170,7 +170,7 @@ class _Audit:
             values = {"id": self._run, "tally": json.dumps(asdict(self._tally))}
             self._db.execute(SQL["finish_run"], values)
             rows = self._db.execute(SQL["findings"], {"run": self._run})
-            self._findings = [Finding(did, Kind(kind), detail) for did, kind, detail in rows]
+            self._findings = [Finding(did, FindingKind(kind), detail) for did, kind, detail in rows]
         return Report(self._tally, self._findings, self._not_checked, time.monotonic() - self._started, resumed)
 
     async def _check(self, network: AuditNetwork) -> None:

@@ -16,7 +16,7 @@ from psycopg.types.string import ByteaBinaryLoader
 
 from connectors.postgres.connection import Database, own_transaction
 from schemas.sql import queries
-from steps.repo_audit import Checked, Head, Kind, check_commit, check_rows
+from steps.repo_audit import FindingKind, RowAudit, StoredHead, check_commit, check_rows
 
 FETCH_ROWS = 5000
 FETCH_BODIES = 500
@@ -30,9 +30,9 @@ _opened: dict[str, Database[TupleRow]] = {}
 class Chunk:
     """Result of one chunk. `unsigned`: heads whose stored key did not sign; they need the key of today."""
 
-    checked: list[Checked] = field(default_factory=list)
-    heads: list[Head] = field(default_factory=list)
-    unsigned: list[Head] = field(default_factory=list)
+    checked: list[RowAudit] = field(default_factory=list)
+    heads: list[StoredHead] = field(default_factory=list)
+    unsigned: list[StoredHead] = field(default_factory=list)
 
 
 def check_chunk(database: str, dids: Sequence[str], *, bodies: bool) -> Chunk:
@@ -47,8 +47,8 @@ def check_chunk(database: str, dids: Sequence[str], *, bodies: bool) -> Chunk:
                 [head for part in parts for head in part.heads],
                 [head for part in parts for head in part.unsigned],
             )
-        checked = Checked(dids[0])
-        checked.find(Kind.BAD_ROWS, " ".join(str(err).split()))
+        checked = RowAudit(dids[0])
+        checked.find(FindingKind.BAD_ROWS, " ".join(str(err).split()))
         return Chunk([checked], _heads(_connection(database), dids))
 
 
@@ -69,7 +69,7 @@ def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
                     pass
                 number, rows = next(repos, (0, iter(())))
             for finding in check_commit(head, head.signing_key):
-                if finding.kind in (Kind.SIGNATURE, Kind.NO_KEY):
+                if finding.kind in (FindingKind.SIGNATURE, FindingKind.NO_KEY):
                     chunk.unsigned.append(head)
                 else:
                     checked.find(finding.kind, finding.detail)
@@ -77,8 +77,8 @@ def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
     return chunk
 
 
-def _heads(db: Connection, dids: Sequence[str]) -> list[Head]:
-    return [Head(*row) for row in db.execute(SQL["heads"], {"dids": list(dids)}, binary=True)]
+def _heads(db: Connection, dids: Sequence[str]) -> list[StoredHead]:
+    return [StoredHead(*row) for row in db.execute(SQL["heads"], {"dids": list(dids)}, binary=True)]
 
 
 def _by_repo(db: Connection, dids: list[str], *, bodies: bool) -> Iterator[tuple[int, Iterator[Any]]]:

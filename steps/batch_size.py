@@ -1,15 +1,15 @@
-"""How many messages the next transaction takes, from how long the last one took.
+"""The message limit of the next transaction, from the duration of the last one.
 
-A member of a consumer group hears of a rebalance between two batches only, so a batch that takes long holds the whole group.
+A member of a consumer group learns of a rebalance only between batches, so a long batch delays the whole group.
 """
 
-LEAST = 10  # below this the cost of a transaction itself is all that is left to save
+LEAST = 10  # messages; with fewer, the fixed cost of a transaction dominates
 
 
 def next_limit(limit: int, messages: int, seconds: float, *, bound: float, most: int) -> int:
-    """The limit after a batch of `messages` under `limit` took `seconds`: half of what was too much, double what has room.
+    """The limit after a batch of `messages` took `seconds`: half of the messages if over `bound`, else perhaps double the limit.
 
-    Only a batch that was full proves that there is room for more, and only if twice as many had still fitted in `bound`.
+    It doubles only after a full batch that took at most half of `bound`.
     """
     if seconds > bound:
         return min(most, max(LEAST, messages // 2))

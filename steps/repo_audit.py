@@ -1,7 +1,7 @@
-"""Audit of one repo: its rows in key order and its stored commit → what they prove, as counts and typed findings.
+"""Audit of one repo: its rows in key order and its stored commit → counts and typed findings.
 
-Never raises on what a table holds. The root is rebuilt from (key, CID) of every row; a body is encoded again and hashed. A
-row may lack its body only with a reason. The signature is checked by `check_commit` under the key that it is given.
+Never raises, whatever the rows contain. The root is rebuilt from (key, CID) of every row; each body is encoded again and hashed.
+A row without a body needs a reason. `check_commit` verifies the signature.
 """
 
 from base64 import b64encode
@@ -19,7 +19,7 @@ from protocol.keys import parse_did_key
 from protocol.mst.tree import MstError, build
 
 KEPT_FINDINGS = 20
-"""Findings of one repo that are told one by one; the others are counted."""
+"""Findings reported for one repo; further ones are only counted."""
 
 _WITHOUT_JSON_ONCE = (BodyReason.NOT_CANONICAL, BodyReason.INVALID_UTF8)
 
@@ -27,7 +27,7 @@ Row = tuple[bytes, str, bytes | None, bytes | None, str | None]
 """key, cid, json, raw, reason: a row of `sluice.record`."""
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What differs."""
 
     ROOT = "root"
@@ -44,32 +44,32 @@ class Kind(StrEnum):
 
 
 MEANING = {
-    Kind.ROOT: "the rows do not rebuild the tree whose root the account signed",
-    Kind.BAD_CID: "a row's cid is none",
-    Kind.RECORD: "a record's body does not hash to its cid",
-    Kind.JSON: "a record's json is not what its raw block says",
-    Kind.NO_BODY: "a record has no body, and no reason why",
-    Kind.BAD_ROWS: "the rows cannot be read as the leaves of a tree",
-    Kind.NO_COMMIT: "there is no stored commit block",
-    Kind.COMMIT: "the stored commit block is not the commit that the row names",
-    Kind.SIGNATURE: "the account's key did not sign the stored commit",
-    Kind.NO_KEY: "no usable signing key is known, also not from the DID document",
-    Kind.PDS: "the account's PDS stands at another commit",
+    FindingKind.ROOT: "the rows do not rebuild the tree whose root the account signed",
+    FindingKind.BAD_CID: "a row's cid is not a CID",
+    FindingKind.RECORD: "a record's body does not hash to its cid",
+    FindingKind.JSON: "a record's json differs from its raw block",
+    FindingKind.NO_BODY: "a record has no body and no reason",
+    FindingKind.BAD_ROWS: "the rows cannot be read as the leaves of a tree",
+    FindingKind.NO_COMMIT: "there is no stored commit block",
+    FindingKind.COMMIT: "the stored commit block is not the commit that the row names",
+    FindingKind.SIGNATURE: "the account's key did not sign the stored commit",
+    FindingKind.NO_KEY: "no usable signing key is known, not even from the DID document",
+    FindingKind.PDS: "the account's PDS has another commit",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference; `detail` says what was expected and what was found."""
+    """One difference; `detail` names what was expected and what was found."""
 
     did: str
-    kind: Kind
+    kind: FindingKind
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What the row of a repo in `sync` says of its commit. `block`: the bytes that were signed."""
+class StoredHead:
+    """The commit of a repo in `sync`, from its row. `block`: the signed bytes."""
 
     did: str
     rev: str
@@ -80,10 +80,10 @@ class Head:
 
 
 @dataclass(slots=True)
-class Checked:
-    """What a repo's rows proved. `differing`: findings, also those that were not kept. `without_body`: with a reason.
+class RowAudit:
+    """The result for one repo. `differing`: all findings, also those not kept. `without_body`: rows whose reason explains it.
 
-    `unrooted`: rows that a collection filter thinned out do not rebuild the root, so they prove nothing of the tree.
+    `unrooted`: a collection filter left out rows, so the root cannot be rebuilt.
     """
 
     did: str
@@ -94,51 +94,53 @@ class Checked:
     unrooted: bool = False
     findings: list[Finding] = field(default_factory=list)
 
-    def find(self, kind: Kind, detail: str) -> None:
+    def find(self, kind: FindingKind, detail: str) -> None:
         self.differing += 1
         if len(self.findings) < KEPT_FINDINGS:
             self.findings.append(Finding(self.did, kind, detail))
 
 
-def check_rows(head: Head, rows: Iterable[Row], *, bodies: bool = True, filtered: bool = False) -> Checked:
-    """Rebuild the root from all rows of the repo, in key order, and (with `bodies`) hash every record again.
+def check_rows(head: StoredHead, rows: Iterable[Row], *, bodies: bool = True, filtered: bool = False) -> RowAudit:
+    """Rebuild the root from all rows of the repo, in key order; with `bodies`, hash every record again.
 
-    `filtered`: rows may be missing on purpose.
+    `filtered`: a collection filter may have left out rows.
     """
-    checked = Checked(head.did)
+    checked = RowAudit(head.did)
     try:
         root = cid_str(build(_leaves(rows, checked, bodies)))
     except MstError as err:
-        checked.find(Kind.BAD_ROWS, str(err))
+        checked.find(FindingKind.BAD_ROWS, str(err))
         return checked
     if root != head.data and filtered:
         checked.unrooted = True
     elif root != head.data:
-        checked.find(Kind.ROOT, f"signed {head.data}, the {checked.records} rows give {root}")
+        checked.find(FindingKind.ROOT, f"signed {head.data}, the {checked.records} rows give {root}")
     return checked
 
 
-def check_commit(head: Head, signing_key: str | None) -> list[Finding]:
-    """The stored commit block: it is `commit`, says what the row says, and `signing_key` (did:key) signed it."""
+def check_commit(head: StoredHead, signing_key: str | None) -> list[Finding]:
+    """Whether the stored block is the row's commit, with the row's DID, rev and data, signed by `signing_key` (did:key)."""
     if head.block is None or head.commit is None:
-        return [Finding(head.did, Kind.NO_COMMIT, f"at rev {head.rev}")]
+        return [Finding(head.did, FindingKind.NO_COMMIT, f"at rev {head.rev}")]
     found = dag_cbor_cid(head.block)
     if found != head.commit:
-        return [Finding(head.did, Kind.COMMIT, f"the row names {head.commit}, the block is {found}")]
+        return [Finding(head.did, FindingKind.COMMIT, f"the row names {head.commit}, the block is {found}")]
     commit = parse_commit(head.block)
     if isinstance(commit, CommitRejected):
-        return [Finding(head.did, Kind.COMMIT, f"{commit.reason}: {commit.detail}")]
-    said = (commit.did, commit.rev, cid_str(commit.data))
-    if said != (head.did, head.rev, head.data):
-        return [Finding(head.did, Kind.COMMIT, f"the row says rev {head.rev} data {head.data}, the commit {said}")]
+        return [Finding(head.did, FindingKind.COMMIT, f"{commit.reason}: {commit.detail}")]
+    stored = (commit.did, commit.rev, cid_str(commit.data))
+    if stored != (head.did, head.rev, head.data):
+        return [
+            Finding(head.did, FindingKind.COMMIT, f"the row has rev {head.rev} data {head.data}, the commit {stored}")
+        ]
     if signing_key is None or parse_did_key(signing_key) is None:
-        return [Finding(head.did, Kind.NO_KEY, f"key {signing_key}")]
+        return [Finding(head.did, FindingKind.NO_KEY, f"key {signing_key}")]
     if not verify_commit(commit, signing_key):
-        return [Finding(head.did, Kind.SIGNATURE, f"commit {head.commit}, key {signing_key}")]
+        return [Finding(head.did, FindingKind.SIGNATURE, f"commit {head.commit}, key {signing_key}")]
     return []
 
 
-def _leaves(rows: Iterable[Row], checked: Checked, bodies: bool) -> Iterator[tuple[bytes, bytes]]:
+def _leaves(rows: Iterable[Row], checked: RowAudit, bodies: bool) -> Iterator[tuple[bytes, bytes]]:
     for row in rows:
         key, cid = row[0], row[1]
         checked.records += 1
@@ -147,16 +149,16 @@ def _leaves(rows: Iterable[Row], checked: Checked, bodies: bool) -> Iterator[tup
         try:
             value = any_cid_bytes(cid)
         except ValueError:
-            checked.find(Kind.BAD_CID, f"{_path(key)}: {cid[:100]}")
+            checked.find(FindingKind.BAD_CID, f"{_path(key)}: {cid[:100]}")
             continue
         yield key, value
 
 
-def _check_body(row: Row, checked: Checked) -> None:
+def _check_body(row: Row, checked: RowAudit) -> None:
     key, cid, json, raw, reason = row
     if json is None and raw is None:
         if reason is None:
-            checked.find(Kind.NO_BODY, _path(key))
+            checked.find(FindingKind.NO_BODY, _path(key))
         else:
             checked.without_body += 1
         return
@@ -164,16 +166,16 @@ def _check_body(row: Row, checked: Checked) -> None:
     try:
         found = body_cid(json, raw, cid)
     except ValueError as err:
-        checked.find(Kind.RECORD, f"{_path(key)}: {err}")
+        checked.find(FindingKind.RECORD, f"{_path(key)}: {err}")
         return
     if found != cid:
-        checked.find(Kind.RECORD, f"{_path(key)}: named {cid}, the body is {found}")
+        checked.find(FindingKind.RECORD, f"{_path(key)}: the row names {cid}, the body is {found}")
     elif raw is not None and not _as_derived(json, leaf_body(cid_bytes(cid), raw, BodyReason.MISSING_BLOCK)):
-        checked.find(Kind.JSON, _path(key))
+        checked.find(FindingKind.JSON, _path(key))
 
 
 def _as_derived(stored: bytes | None, body: RecordBody) -> bool:
-    """Whether the JSON is what the raw block gives. A row of 0.1 has none where the block is no canonical DAG-CBOR."""
+    """Whether the JSON follows from the raw block. Rows of release 0.1 have none if the block is not canonical DAG-CBOR."""
     return _same(stored, body.json) or (stored is None and body.reason in _WITHOUT_JSON_ONCE)
 
 

@@ -14,7 +14,7 @@ from protocol.encoding.bounded_json import BadJson
 from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.repo_audit import Finding, Head, Kind, check_commit
+from steps.repo_audit import Finding, FindingKind, StoredHead, check_commit
 from steps.retry import LONGEST_PAUSE, SHORTEST_PAUSE
 
 LATEST = "com.atproto.sync.getLatestCommit"
@@ -52,13 +52,13 @@ class AuditNetwork:
         await self._resolver.close()
         await self._session.close()
 
-    async def signatures(self, heads: list[Head]) -> Asked:
+    async def signatures(self, heads: list[StoredHead]) -> Asked:
         """Commits that the stored key did not sign, under the keys of today. A directory that is away is no finding."""
         asked = Asked()
         await asyncio.gather(*(self._signature(head, asked) for head in heads))
         return asked
 
-    async def commits(self, heads: list[Head]) -> Asked:
+    async def commits(self, heads: list[StoredHead]) -> Asked:
         """Rows against the PDSes' own word."""
         asked = Asked()
         await asyncio.gather(*(self._commit(head, asked) for head in heads))
@@ -93,7 +93,7 @@ class AuditNetwork:
             return None
         return printable(rev, 100), printable(commit, 100)
 
-    async def _signature(self, head: Head, asked: Asked) -> None:
+    async def _signature(self, head: StoredHead, asked: Asked) -> None:
         try:
             async with self._turns:
                 key = (await self._resolver.resolve(head.did, fresh=True)).signing_key
@@ -104,7 +104,7 @@ class AuditNetwork:
             return
         asked.findings += check_commit(head, key)
 
-    async def _commit(self, head: Head, asked: Asked) -> None:
+    async def _commit(self, head: StoredHead, asked: Asked) -> None:
         async with self._turns:
             answer = await self.latest(head.did)
         if answer is None:
@@ -112,7 +112,7 @@ class AuditNetwork:
             return
         asked.compared += 1
         if isinstance(answer, str):
-            asked.findings.append(Finding(head.did, Kind.PDS, answer))
+            asked.findings.append(Finding(head.did, FindingKind.PDS, answer))
             return
         waited = 0.0
         while (here := await asyncio.to_thread(self._stands, head.did)) is not None:
@@ -121,7 +121,7 @@ class AuditNetwork:
                 return
             if waited >= (CATCH_UP_SECONDS if rev > here[0] else 2 * LOOK_SECONDS):
                 told = f"its PDS stands at rev {rev}, commit {commit}; the row at rev {here[0]}, commit {here[1]}"
-                asked.findings.append(Finding(head.did, Kind.PDS, told))
+                asked.findings.append(Finding(head.did, FindingKind.PDS, told))
                 return
             await asyncio.sleep(LOOK_SECONDS)
             waited += LOOK_SECONDS

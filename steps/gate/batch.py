@@ -1,9 +1,9 @@
 """One batch of the log through the gate: events in, bulk writes out (design §5.4).
 
-`settle(repos, queues)` is a generator that never touches the database. It yields a `WriteBatch` of writes and the DIDs whose
-outcome comes next; the caller performs the writes, then sends back `DatabaseFacts` (rows of the attempt, buffered events) for these
-DIDs, or for some of them: the others ask again. Repos are independent, so all of them wait for their facts together: a batch takes as many rounds as its busiest repo
-has outcomes. Per repo the order of the log holds, and the phase is re-read after every event.
+`settle(repos, queues)` is a generator without I/O. It yields a `WriteBatch`; the caller performs the writes and sends back
+`DatabaseFacts` for the repos in `awaiting`, or for some of them: the others are in the next `awaiting` again. Repos are
+independent and advance together, so a batch takes as many rounds as its busiest repo has outcomes. The events of one repo are
+decided in log order, each on the repo that the previous one left.
 """
 
 from collections import Counter, deque
@@ -27,12 +27,13 @@ from steps.gate.model import (
 )
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.CreateEvent | wire.RepoOutcome
-Path = tuple[str, str]  # (collection, rkey)
+Path = tuple[str, str]  # collection, rkey
+Key = tuple[str, str, str]  # DID, collection, rkey
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetEvent:
-    """An event, its offset in its partition, its bytes there, and when the log took it (ms of the epoch; None: unknown)."""
+    """An event with its offset and size (bytes) in the log, and the log's time (ms of the epoch; None: unknown)."""
 
     offset: int
     event: Event
@@ -52,51 +53,46 @@ ORDERED = frozenset(
         "app.bsky.graph.listitem",
     }
 )
-"""Collections whose rows have `came`, by which the AppView's gates decide: when our log took the record, see `came_at`.
+"""Collections whose rows have `came`: when our log received the record (see `came_at`). The AppView's gates compare it.
 
-Negative: the first fetch of the repo brought it (or any fetch, once the filter has changed), so it was there by then, and since
-when is not known. None: unknown. No author writes this time."""
+Negative: a fetch brought the record, so it existed by then, since an unknown time. That is the first fetch of the repo, or any
+fetch after the filter has changed. None: unknown. No author can write this time."""
 
 TICKS = 1_000_000
-"""Of `came`, in a millisecond."""
+"""Units of `came` in a millisecond."""
 
 
 def came_at(received: int | None, seq: int = 0) -> int | None:
-    """The log's time (ms of the epoch) and, within one millisecond, the order of the relay's sequence."""
+    """`came` of a record: the log's time (ms of the epoch), and the relay's sequence within one millisecond."""
     return None if received is None else received * TICKS + max(seq, 0) % TICKS
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFacts:
-    """What the database knows when an outcome is decided: rows of the attempt, and the buffered events in log order."""
+    """What an outcome depends on: the number of rows of its attempt, and the repo's buffered events in log order."""
 
     rows: int = 0
     buffered: Sequence[Streamed] = ()
-    received: Mapping[str, int | None] = field(default_factory=dict)  # rev of a buffered event → when the log took it
+    received: Mapping[str, int | None] = field(default_factory=dict)  # rev of a buffered event → the log's time
 
 
 @dataclass(slots=True)
 class WriteBatch:
-    """Writes to perform in this order: drop_buffered, buffered, drop_rows, rows. Then facts for `awaiting` (DID → attempt)."""
+    """Writes, in this order: drop_buffered, buffered, drop_rows, rows. Then read facts for `awaiting` (DID → attempt)."""
 
     awaiting: dict[str, int] = field(default_factory=dict)
     buffered: list[tuple[str, int, Streamed]] = field(default_factory=list)
-    buffered_at: dict[tuple[str, int], int | None] = field(
-        default_factory=dict
-    )  # DID and offset of a buffered event → received
+    buffered_at: dict[tuple[str, int], int | None] = field(default_factory=dict)  # (DID, offset) → received
     drop_buffered: set[str] = field(default_factory=set)
     drop_rows: list[tuple[str, int | None]] = field(default_factory=list)
-    rows: dict[str, dict[Path, Row | None]] = field(default_factory=dict)  # None: the row goes
-    deleted: dict[tuple[str, str, str], int | None] = field(
-        default_factory=dict
-    )  # by operations → when the log took it
-    replaced: dict[tuple[str, str, str], list[tuple[Row, int | None]]] = field(
-        default_factory=dict
-    )  # rows of this round that a later operation replaced, or deleted at that time
-    fresh: set[str] = field(default_factory=set)  # DIDs whose rows of this round are their first ever: COPY
-    forget: set[str] = field(default_factory=set)  # DIDs whose cached document may be out of date
+    rows: dict[str, dict[Path, Row | None]] = field(default_factory=dict)  # None: delete the row
+    deleted: dict[Key, int | None] = field(default_factory=dict)  # by an operation → `came_at` of it
+    replaced: dict[Key, list[tuple[Row, int | None]]] = field(default_factory=dict)
+    """Rows of this batch that a later operation of it replaced or deleted, each with `came_at` of that operation."""
+    fresh: set[str] = field(default_factory=set)  # DIDs that have no rows yet: COPY
+    forget: set[str] = field(default_factory=set)  # DIDs whose cached DID document may be out of date
     dropped: Counter[str] = field(default_factory=Counter)
-    released: dict[str, tuple[int, int]] = field(default_factory=dict)  # DID → (released, of so many buffered)
+    released: dict[str, tuple[int, int]] = field(default_factory=dict)  # DID → (released, buffered) events
 
 
 Settling = Generator[WriteBatch, Mapping[str, DatabaseFacts], dict[str, Repo]]
@@ -105,7 +101,7 @@ Settling = Generator[WriteBatch, Mapping[str, DatabaseFacts], dict[str, Repo]]
 def settle(
     repos: Mapping[str, Repo], queues: Mapping[str, Sequence[OffsetEvent]], rules: Rules = gate.RULES
 ) -> Settling:
-    """Rounds of writes; returns the repos as they stand afterwards. Every DID of `queues` has its row in `repos`."""
+    """Yields write batches; returns the repos after all events. `repos` must have every DID of `queues`."""
     current = dict(repos)
     waiting = {did: deque(events) for did, events in queues.items()}
     facts: Mapping[str, DatabaseFacts] = {}
@@ -123,10 +119,10 @@ def settle(
 def _advance(
     repo: Repo, queue: deque[OffsetEvent], facts: DatabaseFacts | None, writes: WriteBatch, rules: Rules
 ) -> Repo:
-    """Run one repo's events until the queue is empty or an outcome needs facts that are not there yet."""
+    """Decide one repo's events until the queue is empty, or an outcome needs facts."""
     while queue:
-        placed = queue[0]
-        event = placed.event
+        first = queue[0]
+        event = first.event
         if isinstance(event, wire.CreateEvent):
             repo = _creates(repo, queue, event, writes, rules)
             continue
@@ -137,8 +133,8 @@ def _advance(
             repo = _outcome(repo, event, facts or DatabaseFacts(), writes, rules)
             facts = None
         else:
-            step = _decide(repo, placed, rules)
-            _take(repo, step, placed.offset, writes, rules, received={_rev(event): placed.received})
+            step = _decide(repo, first, rules)
+            _take(repo, step, first.offset, writes, rules, received={_rev(event): first.received})
             repo = step.repo
         queue.popleft()
     return repo
@@ -148,18 +144,18 @@ def _rev(event: Event) -> str:
     return event.rev or "" if isinstance(event, wire.CommitEvent | wire.SyncEvent) else ""
 
 
-def _decide(repo: Repo, placed: OffsetEvent, rules: Rules) -> Step:
-    event = placed.event
+def _decide(repo: Repo, queued: OffsetEvent, rules: Rules) -> Step:
+    event = queued.event
     if isinstance(event, wire.AccountEvent):
         return gate.on_account(repo, event)
     if isinstance(event, wire.IdentityEvent):
         return gate.on_identity(repo, event)
-    assert isinstance(event, wire.CommitEvent | wire.SyncEvent)  # noqa: S101  # creates and outcomes went before
-    return gate.on_live(repo, event, rules, placed.size)
+    assert isinstance(event, wire.CommitEvent | wire.SyncEvent)  # noqa: S101  # _advance handles creates and outcomes
+    return gate.on_live(repo, event, rules, queued.size)
 
 
 def _creates(repo: Repo, queue: deque[OffsetEvent], first: wire.CreateEvent, writes: WriteBatch, rules: Rules) -> Repo:
-    """A run of records of one attempt and rev: one decision for all of them."""
+    """Consecutive records of one attempt and rev: one decision for all of them."""
     attempt, rev = first.attempt, first.rev
     step = gate.on_create(repo, attempt, rev)
     _take(repo, step, queue[0].offset, writes, rules, count=0)
@@ -168,7 +164,7 @@ def _creates(repo: Repo, queue: deque[OffsetEvent], first: wire.CreateEvent, wri
     if refused is None and step.repo.first_attempt == attempt:
         writes.fresh.add(repo.did)
     did, run, left_out = repo.did, 0, 0
-    # a first fetch, or one that may bring collections which a former filter left out
+    # False for a first fetch, and once the filter has changed: a fetch may then bring collections left out before
     known = repo.rev and step.repo.rev and step.repo.first_attempt != attempt and rules.filter.version == 1
     sign = 1 if known else -1
     keeps = None if rules.filter.everything else rules.filter.keeps
@@ -230,7 +226,7 @@ def _take(
                 writes.buffered.append((repo.did, offset, event))
                 writes.buffered_at[repo.did, offset] = times.get(event.rev)
             case DropBuffered():
-                # What was buffered earlier in this round goes too; what a reopened backfill holds after this stays.
+                # Also what this batch buffered before; a reopened backfill may buffer more after this.
                 writes.buffered = [buffered for buffered in writes.buffered if buffered[0] != repo.did]
                 writes.drop_buffered.add(repo.did)
             case DropRows(before):
@@ -248,14 +244,14 @@ def _take(
 def _apply(repo: Repo, event: wire.CommitEvent, writes: WriteBatch, rules: Rules, received: int | None) -> None:
     rows = writes.rows.setdefault(repo.did, {})
     at = came_at(received, event.seq)
-    writes.fresh.discard(repo.did)  # a live operation may meet rows that are there
+    writes.fresh.discard(repo.did)  # a live operation may replace an existing row
     keeps = None if rules.filter.everything else rules.filter.keeps
     for op in event.ops:
         path = (op.collection, op.rkey)
         if keeps is not None and not keeps(op.collection):
             writes.dropped[Reason.FILTERED] += 1
             if not rules.filter.clean:
-                rows[path] = None  # a row from before the filter is not true any more
+                rows[path] = None  # a row written before the filter is out of date now
             continue
         came = at if op.collection in ORDERED else None
         if (was := rows.get(path)) is not None:

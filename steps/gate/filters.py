@@ -1,7 +1,7 @@
-"""What of the network is mirrored: patterns of collections, and which events a network boundary lets in. Pure.
+"""Which part of the network is mirrored: patterns of collections, and the network boundary. Pure.
 
-A pattern is `*` (everything), an NSID (that collection), or `NSID.*` (every collection below it: `app.bsky.*` matches
-`app.bsky.feed.post`, not `app.bsky` and not `app.bskyx.post`). Matching never raises, whatever a collection's name holds.
+A pattern is `*` (all), an NSID (that collection), or `NSID.*` (every collection below it: `app.bsky.*` matches
+`app.bsky.feed.post`, not `app.bsky` and not `app.bskyx.post`). Matching never raises, for any string.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from schemas import wire
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter of some version. `clean`: no rows outside of it are left, so an operation outside needs no look at them."""
+    """A version of the filter. `clean`: no rows outside it are left, so operations outside it need no delete."""
 
     version: int = 1
     collections: tuple[str, ...] = ("*",)
@@ -50,9 +50,9 @@ EVERYTHING = Filter()
 
 
 def covers(one: Iterable[str], other: Iterable[str]) -> bool:
-    """Whether every collection that `other` keeps is kept by `one`."""
+    """Whether `one` keeps every collection that `other` keeps."""
     kept = Filter(collections=tuple(one))
-    # `a.b.*` is covered by what matches the shortest name below it and is itself a wildcard at or above
+    # only a wildcard at or above `a.b` covers `a.b.*`
     wild = Filter(collections=tuple(pattern for pattern in kept.collections if pattern.endswith("*")))
     return all(
         kept.everything or (wild.keeps(pattern) if pattern.endswith("*") else kept.keeps(pattern)) for pattern in other

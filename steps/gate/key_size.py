@@ -1,7 +1,7 @@
-"""Keys of the tables: whether an entry of their index holds them, told before the database is asked.
+"""Limits of table keys, checked before the database sees them.
 
-An entry of a PostgreSQL index holds 2,704 bytes. What is larger is refused, once for every message: found by its size here, it
-costs no transaction.
+An entry of a PostgreSQL index has at most 2,704 bytes. The database refuses a larger one, and the whole transaction with it;
+a check of the size costs none.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ from protocol.labels import MAX_KEY_BYTES
 
 
 class KeyTooLarge(Exception):
-    """A message whose row has a key that no index holds."""
+    """A message whose row has a key too large for an index."""
 
 
 def check_size(topic: str, event: Any) -> None:
-    """Raise KeyTooLarge for a label, a record or an event with operations that has such a key."""
+    """Raises KeyTooLarge if a row of this label, record or event would have such a key."""
     if topic == "label_live":
         _check((event.src, event.uri, event.val, event.cid or ""))
     elif (kind := type(event).__name__) == "CreateEvent":
@@ -28,7 +28,7 @@ def check_size(topic: str, event: Any) -> None:
 
 def _check(parts: tuple[str, ...]) -> None:
     characters = sum(map(len, parts))
-    if 4 * characters > MAX_KEY_BYTES:  # nearly no key has so many
+    if 4 * characters > MAX_KEY_BYTES:  # UTF-8 has at most four bytes a character: almost every key stops here
         size = sum(len(part.encode(errors="replace")) for part in parts)
         if size > MAX_KEY_BYTES:
-            raise KeyTooLarge(f"a key of {size} bytes fits no index row: it holds {MAX_KEY_BYTES}")
+            raise KeyTooLarge(f"a key of {size} bytes is too large for an index: at most {MAX_KEY_BYTES}")

@@ -1,6 +1,6 @@
-"""The gate's words: what it knows of a repo, what it may have done to the rows, and its limits.
+"""Types of the gate: a repo, the effects of an event, and the limits.
 
-`Repo` in, `Step(repo, effects)` out; the rules between them are `steps/gate/transitions.py`.
+`Repo` in, `Step(repo, effects)` out; the rules are in `steps/gate/transitions.py`.
 """
 
 from dataclasses import dataclass
@@ -10,22 +10,20 @@ from schemas import wire
 from steps.gate.filters import EVERYTHING, Filter
 
 Streamed = wire.CommitEvent | wire.SyncEvent
-"""Events that carry a rev and go through the rules of `sync`."""
+"""Live events with a rev."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits of the gate. Seconds are back-offs of a repo that has to be fetched again."""
+    """Limits of the gate. The seconds are back-offs before a repo is fetched again."""
 
     max_buffered: int = 10_000
     max_attempts: int = 5
-    desync_quiet_seconds: float = 3600.0  # without a desync for this long, the next one is answered at once again
+    desync_quiet_seconds: float = 3600.0  # after so long without a desync, the next one is fetched at once
     retry_first_seconds: float = 5.0
     retry_max_seconds: float = 3600.0
-    replayed: bool = (
-        False  # the events were settled before, so none of them is news: nothing is buffered, seen or fetched
-    )
-    filter: Filter = EVERYTHING  # which collections have rows, in this transaction
+    replayed: bool = False  # a replay: all events were decided before, so none is buffered, seen or fetched for
+    filter: Filter = EVERYTHING  # collections that have rows, in this transaction
     max_buffered_bytes: int = 64 * 1024 * 1024
 
 
@@ -40,7 +38,7 @@ class Phase(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why an event was dropped, or why a repo changed its phase."""
+    """Why an event was dropped, or a repo changed its phase."""
 
     STALE_REV = "stale_rev"
     SAME_REV_OF_SNAPSHOT = "same_rev_of_snapshot"
@@ -64,7 +62,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """What the gate knows of a repo; the columns of `sluice.repo` with the same names."""
+    """What the gate knows of a repo; columns of `sluice.repo` (`docs/glossary.md` has the two whose names differ)."""
 
     did: str
     phase: str = Phase.PENDING
@@ -78,16 +76,14 @@ class Repo:
     data: str | None = None
     commit: str | None = None
     commit_block: str | None = None  # base64; None: unchanged in the row
-    account_relay: str = (
-        ""  # the ratchet, see steps/gate/ratchet.py: the last event applied, and the highest time of any
-    )
+    account_relay: str = ""  # relay and seq of the last account event applied: see steps/gate/ratchet.py
     account_seq: int = 0
-    account_time: str = ""
-    account_seen: str = ""  # JSON, where there is more to know
+    account_time: str = ""  # highest time of any account event
+    account_seen: str = ""  # JSON: other relays and kinds
     first_attempt: int | None = None
     buffered: int = 0
     buffered_rev: str = ""  # highest rev among the buffered events
-    buffered_bytes: int = 0  # of the buffered events as they stand in the log, while there are any
+    buffered_bytes: int = 0  # size of the buffered events in the log; meaningless if there are none
     desyncs: int = 0
     desync_age: float | None = None  # seconds since the last desync, at the start of the transaction
     retry_count: int = 0
@@ -95,46 +91,46 @@ class Repo:
     handle: str | None = None
     host: str | None = None
     signing_key: str | None = None
-    left_out: int = 0  # records of `left_attempt` that the filter left out, under its version `left_filter`
+    left_out: int = 0  # records of `left_attempt` that version `left_filter` of the filter left out
     left_attempt: int | None = None
     left_filter: int | None = None
     known: bool = True  # False: there is no row yet
 
     @property
     def left(self) -> int:
-        """Records of this attempt that have no row because of the filter."""
+        """Records of the current attempt that the filter left out."""
         return self.left_out if self.left_attempt == self.attempt else 0
 
     @property
     def min_rev(self) -> str:
-        """A snapshot below this is stale."""
+        """A snapshot below this rev is stale."""
         return max(self.rev, self.seen_rev)
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Write this commit's operations to the rows, in order."""
+    """Write the operations of this commit, in order."""
 
     event: wire.CommitEvent
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Keep this event until the repo's backfill ends."""
+    """Keep this event until the backfill of the repo ends."""
 
     event: Streamed
 
 
 @dataclass(frozen=True, slots=True)
 class DropBuffered:
-    """Delete all buffered events of the repo (they are folded into `seen_rev`, or were drained)."""
+    """Delete the buffered events of the repo. `released`: how many of them were applied; `seen_rev` has the others."""
 
     released: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class DropRows:
-    """Delete rows of the repo written by attempts before this one; None: all of them."""
+    """Delete the rows that attempts before this one wrote; None: all rows."""
 
     before_attempt: int | None
 
@@ -146,7 +142,7 @@ class ForgetIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The event is settled without an effect on rows; counted under its reason."""
+    """The event changes no row; counted by reason."""
 
     reason: Reason
 
@@ -156,7 +152,7 @@ Effect = Apply | Buffer | DropBuffered | DropRows | ForgetIdentity | Drop
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The repo after an event, and what has to be written for it."""
+    """The repo after an event, and the writes that follow from it."""
 
     repo: Repo
     effects: tuple[Effect, ...] = ()

@@ -1,14 +1,14 @@
-"""The ratchet of a repo's #account and #identity events: which of them is newer than what was applied. Pure.
+"""The ratchet of a repo: whether an #account or #identity event is newer than the last one applied. Pure.
 
-Such events have no rev. Within one relay the sequence number decides: relays pass a PDS's `time` through, whatever its clock
-says, and stamp their own takedowns with their own clock. Between relays, whose sequences cannot be compared, time decides,
-among events of one kind: an #identity does not make an #account of a relay that lags an older one. The firehose writes a time
-ahead of its receipt as its receipt, so that a clock ahead gains nothing.
+These events have no rev. Within one relay the sequence number decides. Their `time` cannot: relays pass on the time of a PDS, even
+if its clock is wrong, and stamp takedowns with their own clock. Between relays, whose sequences cannot be compared, time
+decides, among events of one kind: an #identity must not make the #account of a slower relay look old. The firehose limits a time
+to the time of receipt, so a clock that is ahead gains nothing.
 
-A repo remembers relay, seq and time of the last event applied (its `Stand`), and as JSON what differs from that: the highest
-seq seen of other relays, and relay and time of the last event of each kind. An event at or below a seq that was seen was
-settled before, so a replay changes nothing. Times never fall. A relay that counts anew begins a new `epoch`, which is compared
-with the old one like another relay.
+A repo stores relay, seq and time of the last event applied (`Position`), and as JSON only what differs from it: the highest
+seq seen of other relays, and relay and time of the last event of each kind. An event at or below a seq seen was decided before,
+so a replay changes nothing. Times never decrease. When a relay restarts its sequence, a new `epoch` begins, which counts as
+another relay.
 """
 
 import json
@@ -18,30 +18,30 @@ from schemas import wire
 from steps.gate.model import Repo
 
 MAX_RELAYS = 8
-"""Sequences remembered of other relays (and earlier epochs); the one that was noted first goes."""
+"""Sequences stored of other relays and earlier epochs; the oldest entry is dropped."""
 
-Stand = tuple[str, int, str]
-"""Relay (with its epoch), seq and time of the last event applied. The time is the highest of any."""
+Position = tuple[str, int, str]
+"""Relay (with its epoch) and seq of the last event applied, and the highest time of any."""
 
 
 @dataclass(slots=True)
-class _More:
-    """What a `Stand` does not tell: highest seqs seen, and kind → (relay, time) of its last event where it is another."""
+class _Others:
+    """What differs from the `Position`: highest seqs of other relays, and kind → (relay, time) of its last event."""
 
     seqs: dict[str, int] = field(default_factory=dict)
     last: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def stand(repo: Repo) -> Stand:
-    """Where the repo's ratchet stands."""
+def position(repo: Repo) -> Position:
+    """The position of the repo's ratchet."""
     return (repo.account_relay, repo.account_seq, repo.account_time)
 
 
 def advanced(repo: Repo, event: wire.AccountEvent | wire.IdentityEvent) -> tuple[Repo, bool]:
-    """The repo after this event has been seen, and whether the event is newer than what was applied."""
+    """The repo after this event, and whether the event is newer than the last one applied."""
     source, seq, time = source_of(event), event.seq, event.time
-    here, _, highest = stand(repo)
-    if not source and not here:  # of a release that named no relay: by time, then by seq
+    here, _, highest = position(repo)
+    if not source and not here:  # from a release that named no relay: by time, then by seq
         if (time, seq) <= (highest, repo.account_seq):
             return repo, False
         return replace(repo, account_seq=seq, account_time=time), True
@@ -64,7 +64,7 @@ def advanced(repo: Repo, event: wire.AccountEvent | wire.IdentityEvent) -> tuple
 
 
 def adopted(repo: Repo, outcome: wire.RepoOutcome) -> Repo:
-    """The repo with the ratchet that an outcome carries, where that is newer: in a log replayed into another database."""
+    """The repo with the ratchet of an outcome, if that is newer: a log replayed into another database."""
     relay, seq, time = of_claim(outcome)
     same_time = time == repo.account_time and relay == repo.account_relay
     newer = time > repo.account_time or (same_time and seq > repo.account_seq)
@@ -74,25 +74,25 @@ def adopted(repo: Repo, outcome: wire.RepoOutcome) -> Repo:
     return replace(repo, account_relay=relay, account_seq=seq, account_time=time, account_seen=seen)
 
 
-def of_claim(outcome: wire.RepoOutcome) -> Stand:
-    """Where the ratchet stood when the outcome's attempt was claimed."""
+def of_claim(outcome: wire.RepoOutcome) -> Position:
+    """The position of the ratchet when the attempt of this outcome was claimed."""
     return (outcome.account_relay, outcome.account_seq, outcome.account_time)
 
 
 def source_of(event: wire.AccountEvent | wire.IdentityEvent) -> str:
-    """The sequence that the event's seq belongs to."""
+    """The sequence that the seq of the event belongs to: a relay, with its epoch."""
     return f"{event.relay}#{event.epoch}" if event.epoch else event.relay
 
 
-def _read(text: str) -> _More:
+def _read(text: str) -> _Others:
     if not text:
-        return _More()
+        return _Others()
     value = json.loads(text)
-    return _More(value.get("s", {}), {kind: (value[kind][0], value[kind][1]) for kind in ("a", "i") if kind in value})
+    return _Others(value.get("s", {}), {kind: (value[kind][0], value[kind][1]) for kind in ("a", "i") if kind in value})
 
 
-def _text(more: _More) -> str:
-    """Insertion order says which relay goes."""
+def _text(more: _Others) -> str:
+    """JSON; the relays inserted last are kept."""
     kept = dict(list(more.seqs.items())[-MAX_RELAYS:])
     value: dict[str, object] = {"s": kept} if kept else {}
     value |= {kind: list(one) for kind, one in sorted(more.last.items())}

@@ -1,10 +1,10 @@
 """The gate: what an event does to a repo, decided from the repo's row and the event alone (design §5).
 
-Pure: `Repo` in, `Step(repo, effects)` out; no I/O, no clock. The index flow locks the rows, runs these functions event by
-event in log order and writes the effects in the same transaction; the random model in the tests runs the very same ones.
+Pure: `Repo` in, `Step(repo, effects)` out; no I/O, no clock. The index locks the rows, calls these functions event by event in
+log order, and writes the effects in the same transaction. The random model in the tests calls the same functions.
 
-`rev` is what the rows stand at, `seen_rev` the highest rev seen and neither applied nor buffered. Buffered events exist only in
-phase `backfill`; leaving it in any way but an accepted outcome folds them into `seen_rev`.
+`rev` is the state of the rows; `seen_rev` is the highest rev seen and neither applied nor buffered. Events are buffered only in
+phase `backfill`. Leaving it without an accepted outcome raises `seen_rev` to the highest buffered rev.
 """
 
 from collections.abc import Sequence
@@ -31,20 +31,20 @@ from steps.gate.model import (
 from steps.retry import backoff
 
 MISSING_BLOCK = "missing_block"
-"""Reason of an operation whose record block the relay did not send."""
+"""Reason of an operation whose record block the relay left out."""
 
 RULES = Rules()
 _NOT_THERE = frozenset({"not_found", "did_not_found", "no_pds"})
-"""Reasons of an unavailable repo that a commit of the account refutes: nobody has said that it is gone."""
+"""Reasons of an unavailable repo that a newer commit refutes."""
 
 
 def unknown(did: str) -> Repo:
-    """The row that a repo gets when an event is the first that is seen of it."""
+    """The row of a repo at its first event."""
     return Repo(did, reason=Reason.DISCOVERED, known=False)
 
 
 def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) -> Step:
-    """A commit or #sync from the firehose, in any phase. `size`: its bytes in the log."""
+    """A commit or #sync, in any phase. `size`: its bytes in the log."""
     if rules.replayed and repo.phase != Phase.SYNC:
         return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
     match repo.phase:
@@ -53,16 +53,16 @@ def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) ->
         case Phase.BACKFILL:
             return _while_backfill(repo, event, rules, size)
         case Phase.UNAVAILABLE if repo.reason in _NOT_THERE and event.rev > repo.rev:
-            # Its key was found, so the directory knows it by now. Hidden until it is fetched, so many times an hour at most;
-            # whatever was seen before, or a forged rev would keep it away for ever.
+            # A verified commit: the account exists after all. It stays hidden until it is fetched. Comparing the event with
+            # seen_rev instead would let one forged rev block it for ever.
             return _pending(replace(_seen(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
         case _:
-            # The fetch has not started, so its snapshot will contain this event, or be refused as stale.
+            # The fetch has not started: its snapshot contains this event, or is refused as stale.
             return Step(_seen(repo, event.rev), (Drop(Reason.NOT_STARTED),))
 
 
 def on_create(repo: Repo, attempt: int, rev: str) -> Step:
-    """Records of an attempt's snapshot, all of one attempt and rev alike: write them unless the step says Drop."""
+    """Records of a snapshot (one attempt, one rev): write them unless the step has a Drop."""
     opened = _opened(repo, attempt)
     effects: tuple[Effect, ...] = (DropBuffered(),) if opened is not repo and repo.buffered else ()
     if attempt != opened.attempt or opened.phase != Phase.BACKFILL:
@@ -75,17 +75,17 @@ def on_create(repo: Repo, attempt: int, rev: str) -> Step:
 
 
 def leave_out(repo: Repo, count: int, rules: Rules) -> Repo:
-    """The filter keeps no rows of so many records of the open attempt's snapshot: they count for the outcome."""
+    """Note that the filter left out `count` records of the open attempt: they count towards its outcome."""
     if not count or rules.replayed:
         return repo
     version = rules.filter.version
     if repo.left and repo.left_filter != version:
-        version = 0  # of several versions: no filter of today says what is missing
+        version = 0  # left out under several versions: no current filter tells what is missing
     return replace(repo, left_out=repo.left + count, left_attempt=repo.attempt, left_filter=version)
 
 
 def awaits_facts(repo: Repo, outcome: wire.RepoOutcome) -> bool:
-    """Does deciding this outcome need the number of rows and the buffered events?"""
+    """Whether the decision on this outcome needs `DatabaseFacts`."""
     opened = _opened(repo, outcome.attempt)
     return outcome.status == "synced" and opened.phase == Phase.BACKFILL and outcome.attempt == opened.attempt
 
@@ -98,18 +98,18 @@ def on_outcome(
     if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:
         return Step(opened, (Drop(Reason.CLOSED_ATTEMPT),))
     if opened is not repo or outcome.status == "synced":
-        # In the live database the row's ratchet is never older. In a replay it is adopted, so that account events
-        # which this attempt already reflects do not undo it.
+        # In the live database the row's ratchet is never older. A replay adopts it: account events that this attempt
+        # already reflects must not undo it.
         opened = ratchet.adopted(opened, outcome)
     if outcome.status == "synced":
         return _synced(opened, outcome, rows, buffered, rules)
-    if ratchet.of_claim(outcome) != ratchet.stand(opened):
+    if ratchet.of_claim(outcome) != ratchet.position(opened):
         return _pending(opened, Reason.ACCOUNT_CHANGED, retry_in=0.0)
     status = status_beside(outcome.active, outcome.reason)
-    told = replace(opened, active=outcome.active, status=status, retry_count=0)
+    reported = replace(opened, active=outcome.active, status=status, retry_count=0)
     if outcome.status != "deleted" and outcome.reason in _NOT_THERE and opened.buffered_rev > opened.rev:
-        return _pending(told, Reason.REACTIVATED, retry_in=_delay(1, opened, rules))  # it has committed meanwhile
-    ended = _left(told, Phase.UNAVAILABLE, outcome.reason or outcome.status)
+        return _pending(reported, Reason.REACTIVATED, retry_in=_delay(1, opened, rules))  # it has committed since
+    ended = _left(reported, Phase.UNAVAILABLE, outcome.reason or outcome.status)
     if outcome.status == "deleted":
         gone = replace(ended, active=False, status="deleted", reason=Reason.DELETED, first_attempt=None)
         return Step(gone, (DropBuffered(), DropRows(None)))
@@ -119,8 +119,8 @@ def on_outcome(
 def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
     """#account in any phase, by the ratchet.
 
-    A deletion or deactivation hides the repo and waits to be confirmed at the PDS of today (a claim of its own): the PDS
-    that an account has left says both of it, after the new one has said that it is active.
+    A deletion or deactivation hides the repo at once and is then confirmed at the current PDS, by a claim of its own: the PDS
+    that an account has left sends both, and later than the new PDS sends that it is active.
     """
     ratcheted, newer = ratchet.advanced(repo, event)
     if not newer:
@@ -133,7 +133,7 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
         reason = Reason.REACTIVATED if repo.known else Reason.DISCOVERED
         return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
     hidden = replace(ratcheted, active=False, status=status_beside(False, event.status))
-    # what only a listing has called deleted (attempt 0) is confirmed too: a rebuild from the log has no listings
+    # attempt 0: only a listing reported the deletion. It is confirmed too, since a rebuild from the log has no listings.
     if event.status in LEFT_BEHIND:
         if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED and repo.attempt:
             return Step(hidden)
@@ -156,7 +156,7 @@ def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Step:
     if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):
         return Step(repo, (Drop(Reason.STALE_REV),))
     if event.rev == repo.rev:
-        # Two commits with one rev: fetch once to learn which holds; a snapshot's word is final.
+        # Two commits with one rev: fetch once to learn which one is valid; a snapshot decides for good.
         if repo.from_snapshot:
             return Step(repo, (Drop(Reason.SAME_REV_OF_SNAPSHOT),))
         return _desync(repo, event, rules)
@@ -183,7 +183,7 @@ def _while_backfill(repo: Repo, event: Streamed, rules: Rules, size: int) -> Ste
 def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence[Streamed], rules: Rules) -> Step:
     rev = outcome.rev or ""
     if repo.left and repo.left_filter != rules.filter.version:
-        # It was changed meanwhile, perhaps to keep what is missing, some of which a replay may have brought: no count holds.
+        # The filter has changed since, and may keep now what was left out: the count proves nothing.
         return _pending(repo, Reason.FILTER, retry_in=0.0)
     if rows + repo.left != outcome.count or rev < repo.min_rev:
         return _retried(repo, Reason.INCOMPLETE, rules)
@@ -192,13 +192,13 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
         phase=Phase.SYNC,
         reason=Reason.SYNCED,
         active=True,
-        status=repo.status if repo.active else None,  # the claim cleared it: what stands there was told since
+        status=repo.status if repo.active else None,  # the claim cleared it: this one was reported later
         rev=rev,
         data=outcome.data,
         commit=outcome.commit,
         commit_block=outcome.commit_block,
         from_snapshot=True,
-        # Also where the snapshot was empty: rows of live events may follow, so no later attempt is the first.
+        # Even if the snapshot was empty: live events may add rows, so no later attempt is the first.
         first_attempt=outcome.attempt if repo.first_attempt is None else repo.first_attempt,
         buffered=0,
         buffered_rev="",
@@ -210,7 +210,7 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
     effects: list[Effect] = [] if repo.first_attempt == outcome.attempt else [DropRows(outcome.attempt)]
     current, released = synced, 0
     for event in buffered:
-        # After a desync in the middle the phase is pending, and on_live folds the rest into seen_rev.
+        # After a desync the phase is pending, and on_live only raises seen_rev for the rest.
         step = on_live(current, event, rules)
         current = step.repo
         released += current.phase == Phase.SYNC
@@ -220,7 +220,7 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
 
 
 def _opened(repo: Repo, attempt: int) -> Repo:
-    """A newer attempt than the stored one (a log replayed into another database) opens it: the newer always wins."""
+    """A newer attempt than the row's opens by itself, as when a log is replayed into another database."""
     if attempt <= repo.attempt:
         return repo
     return replace(
@@ -237,7 +237,7 @@ def _opened(repo: Repo, attempt: int) -> Repo:
 
 
 def _desync(repo: Repo, event: Streamed, rules: Rules) -> Step:
-    """The chain does not fit: fetch again. The back-off survives success, or one PDS could buy a getRepo per event."""
+    """The event does not extend the chain: fetch again. Success does not reset the back-off, or a PDS could cause a getRepo per event."""
     if rules.replayed:
         return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
     quiet = repo.desync_age is None or repo.desync_age > rules.desync_quiet_seconds
@@ -260,14 +260,14 @@ def _retried(repo: Repo, reason: Reason, rules: Rules) -> Step:
 
 def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Step:
     if not repo.active:
-        # Only what waits to be confirmed is claimed while inactive: another reason would strand it.
+        # An inactive repo is claimed only to confirm its deletion: with another reason it would never be claimed.
         reason = Reason.DELETION
     effects = (DropBuffered(),) if repo.phase == Phase.BACKFILL else ()
     return Step(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
 
 
 def _left(repo: Repo, phase: Phase, reason: str) -> Repo:
-    """Out of a phase, and out of `backfill` without an accepted outcome: what was buffered has only been seen."""
+    """Leave a phase. Buffered events, which exist only in `backfill`, count as seen."""
     seen = max(repo.seen_rev, repo.buffered_rev)
     return replace(repo, phase=phase, reason=str(reason), seen_rev=seen, buffered=0, buffered_rev="", retry_in=None)
 
@@ -284,5 +284,5 @@ def _advanced(repo: Repo, event: Streamed) -> Repo:
 
 
 def _seen(repo: Repo, rev: str) -> Repo:
-    """What is not above `min_rev` says nothing new; raising seen_rev up to rev would make a replay change the row."""
+    """Raise seen_rev to a rev above `min_rev`. A lower one is no news, and recording it would make a replay change the row."""
     return replace(repo, seen_rev=rev) if rev > repo.min_rev else repo

@@ -190,7 +190,7 @@ MUTANTS = [
     ),
     gate(
         "an unavailable outcome ignores the ratchet",
-        "    if ratchet.of_claim(outcome) != ratchet.stand(opened):\n",
+        "    if ratchet.of_claim(outcome) != ratchet.position(opened):\n",
         "    if False:\n",
     ),
     gate(
@@ -283,8 +283,8 @@ MUTANTS = [
     gate("reactivation is forgotten", "    if not reopened:\n", "    if True:\n"),
     gate(
         "an inactive repo waits for another reason",
-        "    if not repo.active:\n        # Only",
-        "    if False:\n        # Only",
+        "    if not repo.active:\n        # An",
+        "    if False:\n        # An",
     ),
     # a batch
     gate(
@@ -335,8 +335,8 @@ MUTANTS = [
     ),
     gate(
         "left out under several filters is of the last",
-        "        version = 0  # of several",
-        "        pass  # of several",
+        "        version = 0  # left",
+        "        pass  # left",
     ),
     gate(
         "records are counted before filters are compared",

@@ -20,7 +20,7 @@ import pytest
 from connectors.atproto.repo_lookup import Asked, AuditNetwork
 from ops.audit import Options, Report, Scope, audit
 from schemas.settings import Settings, load
-from steps.repo_audit import Head
+from steps.repo_audit import StoredHead
 from tests.ops.settled_repos import settle_repos
 from tests.support.flow_process import wait_until
 from tests.support.tiny_repo import Key, Repo, cid_of, sample
@@ -254,7 +254,7 @@ def test_each_repo_that_differs_is_repaired_queued_or_named_whatever_was_written
     fired: list[int] = []
     first = AuditNetwork.signatures
 
-    async def meanwhile(self: AuditNetwork, heads: list[Head]) -> Asked:
+    async def meanwhile(self: AuditNetwork, heads: list[StoredHead]) -> Asked:
         for number, statement in MEANWHILE.items():
             sql(settings, statement, did(number))
             fired.append(number)

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from connectors.atproto.repo_lookup import AT_ONCE, AuditNetwork
 from schemas.settings import Settings
-from steps.repo_audit import Head
+from steps.repo_audit import StoredHead
 
 REPOS = 3 * AT_ONCE
 
@@ -39,7 +39,7 @@ def test_a_pds_that_limits_an_audit_is_left_alone_for_as_long_as_it_said(databas
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         network = AuditNetwork(Settings(database=database, plc=url, allow_private_hosts=True), lambda _: None)
         names = ("".join("abcdefghij"[int(digit)] for digit in f"{number:024}") for number in range(REPOS))
-        found = await network.commits([Head(f"did:plc:{name}", "", "", "", b"", None) for name in names])
+        found = await network.commits([StoredHead(f"did:plc:{name}", "", "", "", b"", None) for name in names])
         await network.close()
         await runner.cleanup()
         return found.untold, found.compared

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemas import wire
 from steps.gate.model import Repo
-from steps.gate.ratchet import MAX_RELAYS, adopted, advanced, source_of, stand
+from steps.gate.ratchet import MAX_RELAYS, adopted, advanced, position, source_of
 
 DID = "did:plc:one"
 
@@ -76,7 +76,7 @@ def test_an_outcome_raises_the_ratchet_and_never_lowers_it() -> None:
     """G2"""
     repo, _ = advanced(Repo(DID), event("a", 5, 20))
     for relay, seq, time in (("b", 1, "t030"), ("a", 7, "t020")):
-        assert stand(adopted(repo, outcome(relay, seq, time))) == (relay, seq, time)
+        assert position(adopted(repo, outcome(relay, seq, time))) == (relay, seq, time)
     for relay, seq, time in (("b", 9, "t020"), ("a", 3, "t020"), ("", 0, "")):
         assert adopted(repo, outcome(relay, seq, time)) == repo
 
@@ -110,13 +110,13 @@ def test_no_event_is_applied_twice_in_any_replay(
         before = repo
         repo, newer = advanced(repo, one)
         assert repo.account_time >= before.account_time
-        assert newer or stand(repo) == stand(before)
+        assert newer or position(repo) == position(before)
     again = list(log)
     rng.shuffle(again)  # type: ignore[attr-defined]  # a Random
     for one in again:
         seen, newer = advanced(repo, one)
         assert not newer
-        assert stand(seen) == stand(repo)
+        assert position(seen) == position(repo)
 
 
 def test_what_is_remembered_of_other_relays_is_bounded() -> None:
