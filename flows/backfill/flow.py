@@ -1,47 +1,47 @@
-"""PDS → firehose_backfill: claimed repos are fetched, verified, and written record by record, with an outcome at the end.
+"""PDS → firehose_backfill. The way of one repo, and the module of each step:
 
-    claims ──┬──▶ verify ──▶ records ──┬──▶ firehose_backfill
-             └──▶ dead_letters ────────┘
+    1  read      feed.py      a message of `repo_resync` or `repo_backfill` names the repo
+    2  claim     source.py    one transaction claims its row; worker.py starts a pipeline for the claim
+    3  resolve   pipeline.py  DID document → PDS and signing key
+    4  fetch     pipeline.py  with a fetch slot of the PDS: download the CAR
+    5  verify    task.py      in time slices (slices.py)
+    6  emit      task.py      a `create` for every record, then the outcome (encode.py), as chunks of messages
+    7  write     sink.py      chunks → log; then the outcome's offset → the claim's row
+    8  end       pipeline.py  or, on failure, failures.py: retry, pause of the host, state of the account, last attempt
 
-The items between `claims` and `records` are works, not records: every turn takes a bounded piece of one repo further, so
-that neither a large repo nor a batch of small ones is ever in memory as messages.
+    repos ──▶ firehose_backfill
+
+The dataflow carries chunks of messages and dead letters. Steps 1 to 4 and 8 are coroutines of one event loop, since they
+wait for sockets. Steps 5 to 7 run in the flow's thread, since they take CPU and the position must follow the log.
+Threads hand over in four places: loop → flow, a bounded queue of downloads (slices.py); flow → loop, the result of a
+task (`_deliver` in pipeline.py); and two helper threads of the loop for calls that block: the consumer's poll
+(source.py), and one database transaction at a time (async_queue.py).
 """
 
 import sys
-from collections.abc import Iterable
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource
-from bytewax.outputs import DynamicSink, StatelessSinkPartition
-from typing_extensions import override
+from bytewax.outputs import DynamicSink
 
 from connectors.kafka.back_pressure import HighWater
-from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import RepoQueue
-from connectors.runtime import metrics
+from connectors.kafka.producer import Out
 from connectors.runtime.checkpointed import CheckpointedSource
-from connectors.runtime.patience import patiently
 from connectors.runtime.process import Health, collect_rarely
-from flows.backfill.source import ClaimsPartition
-from flows.backfill.task import Chunk, Work
+from flows.backfill.sink import TOPIC, AttemptSink
+from flows.backfill.source import BackfillSource
+from flows.backfill.task import Chunk
 from schemas.settings import Settings
 
-TOPIC = "firehose_backfill"
-BATCH_BYTES = 8 * 1024 * 1024  # of messages in one batch, and one message more
-LEAST_SHARE_BYTES = 256 * 1024
-SWITCH_SECONDS = 0.0005  # after every socket call the loop's thread waits this long for a flow that computes
+SWITCH_SECONDS = 0.0005  # how long the loop's thread waits for the GIL after every socket call, while the flow computes
 
 
-def build(source: FixedPartitionedSource[Work | Out, None], sink: DynamicSink[Chunk | Out]) -> Dataflow:
-    """The flow over any source of works and any sink of messages."""
+def build(source: FixedPartitionedSource[Chunk | Out, None], sink: DynamicSink[Chunk | Out]) -> Dataflow:
+    """The flow over any source and any sink of messages."""
     flow = Dataflow("backfill")
-    claims = op.input("claims", flow, source)
-    verified = op.flat_map_batch("verify", claims, verify)
-    messages = op.flat_map_batch("records", verified, records)
-    letters = op.flat_map_batch("dead_letters", claims, dead_letters)
-    everything = op.merge("messages", messages, letters)
-    op.output(TOPIC, everything, sink)
+    repos = op.input("repos", flow, source)
+    op.output(TOPIC, repos, sink)
     return flow
 
 
@@ -51,78 +51,9 @@ def flow(settings: Settings, health: Health) -> Dataflow:
     collect_rarely()
     sys.setswitchinterval(SWITCH_SECONDS)
 
-    def claims() -> ClaimsPartition:
+    def repos() -> BackfillSource:
         pressure = HighWater(settings, TOPIC, "index")
         pressure.start()
-        return ClaimsPartition(settings, health, lambda: pressure.paused)
+        return BackfillSource(settings, health, lambda: pressure.paused)
 
-    return build(CheckpointedSource(claims), AttemptSink(settings, health))
-
-
-def verify(items: list[Work | Out]) -> Iterable[Work]:
-    """Works whose snapshot is proven; the others go on, or end, by themselves."""
-    return [item for item in items if isinstance(item, Work) and item.verified()]
-
-
-def dead_letters(items: list[Work | Out]) -> Iterable[Out]:
-    """What the source could not read."""
-    return [item for item in items if isinstance(item, Out)]
-
-
-def records(works: list[Work]) -> Iterable[Chunk]:
-    """The next messages of each, while the batch has room; the others come first in the next one."""
-    left, share = BATCH_BYTES, max(LEAST_SHARE_BYTES, BATCH_BYTES // max(1, len(works)))
-    for work in works:
-        if left <= 0:
-            return
-        chunk = work.messages(min(left, share))
-        left -= chunk.size
-        yield chunk
-
-
-class AttemptSink(DynamicSink[Chunk | Out]):
-    """Writes chunks to `firehose_backfill`; where an attempt's outcome stands is stored as soon as the log has it."""
-
-    def __init__(self, settings: Settings, health: Health) -> None:
-        self._settings = settings
-        self._health = health
-
-    @override
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_AttemptSinkPartition":
-        return _AttemptSinkPartition(self._settings, self._health)
-
-
-class _AttemptSinkPartition(StatelessSinkPartition[Chunk | Out]):
-    def __init__(self, settings: Settings, health: Health) -> None:
-        self._producer = LogProducer(settings)
-        self._store = RepoQueue(settings)
-        self._health = health
-
-    @override
-    def write_batch(self, items: list[Chunk | Out]) -> None:
-        messages: list[Out] = []
-        closing: list[tuple[Work, int]] = []
-        for item in items:
-            if isinstance(item, Out):
-                messages.append(item)
-            elif item.work.fenced:
-                metrics.DROPPED.labels("backfill", "claim_lost").inc(len(item.values))
-                item.work.finish(None)
-            else:
-                did = item.work.claim.did
-                messages += [Out(TOPIC, did, value) for value in item.values]
-                if item.closes:
-                    closing.append((item.work, len(messages) - 1))
-        places = self._producer.send(messages, {at for _, at in closing})
-        self._health.progressed()
-        if not closing:
-            return
-        outcomes = [(w.claim.did, w.claim.attempt, places[at].partition, places[at].offset) for w, at in closing]
-        patiently(lambda: self._store.produced(outcomes), self._health)
-        for work, _ in closing:
-            metrics.REPOS_PROCESSED.labels(work.gone.status if work.gone else "synced").inc()
-            work.finish(None)
-
-    @override
-    def close(self) -> None:
-        self._store.close()
+    return build(CheckpointedSource(repos), AttemptSink(settings, health))

@@ -1,10 +1,11 @@
-"""One claimed repo on its way through the flow: fetched in the loop's thread, verified and encoded in the flow's.
+"""The snapshot of one claimed repo: verification and encoding, in bounded steps on the flow's thread.
 
-The flow works in turns, because one repo may be a thousand times larger than the next: `verified()` and `messages()` do a
-bounded piece each, in bytes and in time, and are called again until `finished`. What comes of it goes back to the loop as a
-verdict: None (produced, or not ours any more) or the SnapshotRejected. A fenced work (its claim was lost) stops at the next
-turn. A `heavy` work (a large CAR, or a small one that becomes much) makes no messages before it is `chosen`: only one at a
-time is in memory as more than its bytes.
+One repo may be a thousand times larger than the next, so `advance_verification()` and `next_chunk()` each do a piece that
+is bounded in bytes and time; `slices.py` calls them until `finished`. The result goes back to the repo's pipeline: None
+(written, or the claim was lost) or the SnapshotRejected.
+
+A fenced task, whose claim was lost, ends at its next step. A `heavy` task (a large CAR, or a small one that expands)
+makes no messages before it is `chosen`: only one of them at a time is in memory as more than its CAR.
 """
 
 import time
@@ -25,22 +26,22 @@ from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error
 from protocol.syntax import tid_from_micros
 from steps.retry import Unavailable
 
-TURN_RECORDS = 1000
-TURN_BYTES = 4 * 1024 * 1024  # of JSON: a turn of large records ends earlier
-TURN_SECONDS = 0.1  # and one of records that take long to decode
+SLICE_RECORDS = 1000
+SLICE_BYTES = 4 * 1024 * 1024  # of JSON
+SLICE_SECONDS = 0.1  # for records that are slow to decode
 HEAVY_BYTES = 32 * 1024 * 1024  # of records
-HEAVY_BLOCKS = 80_000  # some 16 MB of index
+HEAVY_BLOCKS = 80_000  # about 16 MB of index
 FUTURE_MICROS = 5 * 60 * 1_000_000
 MESSAGE_BYTES = MAX_MESSAGE_BYTES - KEEP_ROOM_BYTES
 
-Verdict = SnapshotRejected | None
+Result = SnapshotRejected | None
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Messages of one work, in order. `closes`: the last of them is the attempt's outcome."""
+    """Messages of one task, in order. `closes`: the last of them is the attempt's outcome."""
 
-    work: "Work"
+    task: "SnapshotTask"
     values: list[bytes]
     closes: bool
 
@@ -50,18 +51,18 @@ class Chunk:
         return sum(map(len, self.values))
 
 
-_turns = count()
+_slices = count()
 
 
-class Work:
+class SnapshotTask:
     """A claim with what was fetched for it: a download, or the account's state (`gone`)."""
 
     __slots__ = (
         "_blocks",
         "_limits",
+        "_on_result",
         "_opening",
         "_snapshot",
-        "_tell",
         "_values",
         "attempt",
         "chosen",
@@ -71,7 +72,7 @@ class Work:
         "finished",
         "gone",
         "min_rev",
-        "served",
+        "newest_slice",
     )
 
     def __init__(
@@ -82,7 +83,7 @@ class Work:
         identity: Identity | None,
         fetched: Download | Unavailable,
         at: str,
-        tell: Callable[["Work", Verdict], None],
+        on_result: Callable[[Result], None],
         limits: Limits | None = None,
     ) -> None:
         self.claim = claim
@@ -104,9 +105,9 @@ class Work:
         self.fenced = False
         self.finished = False
         self.chosen = False
-        self.served = next(_turns)  # of the last turn
+        self.newest_slice = next(_slices)  # ordinal; the scheduler serves the lowest first
         self._blocks = 0
-        self._tell = tell
+        self._on_result = on_result
         self._limits = limits
         self._opening: Iterator[Snapshot | None] | None = None
         self._snapshot: Snapshot | None = None
@@ -124,19 +125,19 @@ class Work:
 
     @property
     def heavy(self) -> bool:
-        """Whether it takes much memory or many turns; not known before the verification, where the CAR is small."""
+        """Whether it takes much memory or many slices; for a small CAR only known once it is indexed or verified."""
         much = self._snapshot is not None and self._snapshot.size > HEAVY_BYTES
         return self.large or self.chosen or much or self._blocks > HEAVY_BLOCKS
 
     def park(self) -> None:
-        """Keep only the CAR's bytes, on disk if there is room, until the work is chosen and verified again."""
+        """Keep only the CAR's bytes, on disk if there is room, until the task is chosen and verified again."""
         self._snapshot = self._values = self._opening = None
         if self.download is not None:
             with suppress(SpoolFull):
                 self.download.spool.spill()
 
-    def verified(self) -> bool:
-        """A piece of the verification; True once messages may be made. A refusal finishes the work."""
+    def advance_verification(self) -> bool:
+        """One step of the verification; True once `next_chunk` may be called. A rejection finishes the task."""
         if self.finished:
             return False
         if self.fenced:
@@ -152,21 +153,21 @@ class Work:
             self.finish(from_car_error(err))
         return self._snapshot is not None and (self.chosen or not self.heavy)
 
-    def messages(self, room: int = TURN_BYTES) -> Chunk:
-        """The next messages of a verified work, the outcome last. The last one passes `room` (bytes), or stays below it."""
-        self.served = next(_turns)
+    def next_chunk(self, room: int = SLICE_BYTES) -> Chunk:
+        """The next messages of a verified task, the outcome last. At most one message goes beyond `room`, in bytes."""
+        self.newest_slice = next(_slices)
         if self._snapshot is None:
-            assert self.gone is not None  # noqa: S101  # a work has one of the two
+            assert self.gone is not None  # noqa: S101  # a task has one of the two
             self.finished = True
             return Chunk(self, [gone(self.attempt, self.gone.status, deleted=self.gone.deleted)], closes=True)
         if self._values is None:
             self._values = creates(self._snapshot, self.attempt, MESSAGE_BYTES)
         values: list[bytes] = []
-        size, deadline = 0, time.monotonic() + TURN_SECONDS
+        size, deadline = 0, time.monotonic() + SLICE_SECONDS
         for value in self._values:
             values.append(value)
             size += len(value)
-            if size > room or len(values) == TURN_RECORDS or time.monotonic() > deadline:
+            if size > room or len(values) == SLICE_RECORDS or time.monotonic() > deadline:
                 return Chunk(self, values, closes=False)
         values.append(synced(self._snapshot.head, self.attempt, self._snapshot.count))
         metrics.RECORDS_EXTRACTED.inc(self._snapshot.count)
@@ -175,13 +176,13 @@ class Work:
         self.finished = True
         return Chunk(self, values, closes=True)
 
-    def finish(self, verdict: Verdict) -> None:
-        """Nothing more is to be done here: free the bytes, tell the loop."""
+    def finish(self, result: Result) -> None:
+        """End the task: free its memory and disk space, and report the result to its pipeline."""
         self.finished = True
         self._snapshot = self._values = self._opening = None
         if self.download is not None:
             self.download.spool.close()
-        self._tell(self, verdict)
+        self._on_result(result)
 
     def _open(self, download: Download) -> Snapshot | None:
         if self._opening is None:

@@ -9,7 +9,7 @@ import pytest
 
 from connectors.identity.resolver import IdentityUnreachable
 from connectors.postgres.repo_queue import Listed, RepoQueue
-from flows.backfill.worker import _unreachable
+from flows.backfill.failures import identity_failure
 from schemas import wire
 from schemas.settings import Settings
 from steps.retry import NOT_ASKED, Failure, GiveUp, PauseHost, Reason, RetryIn, RetryPolicy, decide, patience
@@ -103,9 +103,9 @@ def test_every_reason_has_an_end(reason: Reason) -> None:
 def test_a_did_web_host_and_another_s_document_are_the_account_s_own_failure() -> None:
     """H5"""
     silent = IdentityUnreachable("silent", 7.0)
-    assert _unreachable("did:web:a.example", silent).reason is Reason.WEB_UNREACHABLE
-    assert _unreachable(DID, silent).reason is Reason.DIRECTORY_UNREACHABLE
-    assert _unreachable(DID, IdentityUnreachable("odd", unusable=True)).reason is Reason.BAD_DOCUMENT
+    assert identity_failure("did:web:a.example", silent).reason is Reason.WEB_UNREACHABLE
+    assert identity_failure(DID, silent).reason is Reason.DIRECTORY_UNREACHABLE
+    assert identity_failure(DID, IdentityUnreachable("odd", unusable=True)).reason is Reason.BAD_DOCUMENT
     for reason in (Reason.WEB_UNREACHABLE, Reason.BAD_DOCUMENT):
         assert decide(Failure(reason, ""), 0, POLICY, key=DID).counted is True  # type: ignore[union-attr]
 

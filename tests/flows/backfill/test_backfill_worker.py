@@ -1,4 +1,4 @@
-"""What a worker's attempts share: the store's one connection, and the places of resyncs and backlog."""
+"""What the pipelines of a worker share: the one database connection, and the fetch slots."""
 
 from __future__ import annotations
 
@@ -11,32 +11,16 @@ import pytest
 
 from connectors.atproto.pds import FetchFailed
 from connectors.postgres.repo_queue import Claim
-from connectors.runtime.background_loop import Handover
-from flows.backfill.task import Work
-from flows.backfill.worker import Attempts
+from flows.backfill.async_queue import AsyncRepoQueue
+from flows.backfill.worker import BackfillWorker
 from protocol.did_document import Identity
 from schemas.settings import Settings
 from steps.host_speed import Transfer
 from steps.retry import Failure, Reason
 
 
-def make(**settings: Any) -> Attempts:
-    unused: Any = None
-    works: Handover[Work] = Handover(1)
-    return Attempts(
-        Settings(**settings),
-        store=unused,
-        resolver=unused,
-        budget=unused,
-        client=unused,
-        tell=unused,
-        small=works,
-        large=works,
-    )
-
-
 def test_a_cancelled_transaction_ends_before_the_next_begins() -> None:
-    """A claim that is lost is cancelled while its thread is in a transaction: nobody else may enter that one."""
+    """A lost claim is cancelled while its thread is in a transaction: no other may run on that connection yet."""
     inside, most, running = threading.Event(), 0, 0
     go_on = threading.Event()
 
@@ -49,13 +33,14 @@ def test_a_cancelled_transaction_ends_before_the_next_begins() -> None:
         running -= 1
 
     async def run() -> None:
-        attempts = make()
-        first = asyncio.create_task(attempts.stored(transaction))
+        unused: Any = None
+        queue = AsyncRepoQueue(unused)
+        first = asyncio.create_task(queue.run(transaction))
         await asyncio.to_thread(inside.wait, 60)
         first.cancel()
         await asyncio.sleep(0.05)
         first.cancel()  # once by a lost lease, once by the end of the process
-        second = asyncio.create_task(attempts.stored(transaction))
+        second = asyncio.create_task(queue.run(transaction))
         await asyncio.sleep(0.1)
         assert not first.done(), "it waits for its thread"
         go_on.set()
@@ -101,13 +86,12 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
     network: Any = Network()
     store: Any = Store()
     unused: Any = None
-    attempts = Attempts(
+    worker = BackfillWorker(
         Settings(backfill_concurrency=1, host_concurrency=1),
-        store=store,
+        queue=store,
         resolver=network,
         budget=network,
         client=network,
-        tell=unused,
         small=unused,
         large=unused,
     )
@@ -115,11 +99,11 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
     async def run() -> None:
         async with asyncio.TaskGroup() as group:
             for attempt in (1, 2):
-                attempts.start(group, Claim("did:plc:drip", attempt, "", None, "listed", "t", 0, 0), resync=False)
+                worker.start(group, Claim("did:plc:drip", attempt, "", None, "listed", "t", 0, 0), resync=False)
                 await asyncio.sleep(0.05)
-                attempts.start(group, Claim("did:plc:good", attempt, "", None, "listed", "t", 0, 0), resync=False)
+                worker.start(group, Claim("did:plc:good", attempt, "", None, "listed", "t", 0, 0), resync=False)
                 while len(ended) < 2 * attempt:
-                    attempts.evict_overdue()
+                    worker.evict_overdue()
                     await asyncio.sleep(0.02)
 
     asyncio.run(run())

@@ -1,14 +1,12 @@
-"""A claimed repo in turns: bounded pieces, the outcome last, nothing after the claim was lost."""
+"""A claimed repo in time slices: bounded pieces, the outcome last, nothing after the claim was lost."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,10 +14,8 @@ from connectors.atproto.fetch_slots import FetchSlots
 from connectors.atproto.pds import Download
 from connectors.atproto.spool import Spool, SpoolBudget
 from connectors.postgres.repo_queue import Claim
-from connectors.runtime.background_loop import Handover
-from flows.backfill.flow import BATCH_BYTES, records, verify
-from flows.backfill.source import ClaimsPartition
-from flows.backfill.task import TURN_RECORDS, Chunk, Verdict, Work
+from flows.backfill.slices import BATCH_BYTES, TimeSlices, chunks_of
+from flows.backfill.task import SLICE_RECORDS, Chunk, Result, SnapshotTask
 from protocol.car import CarLimits
 from protocol.did_document import Identity
 from protocol.snapshot import SnapshotReason
@@ -36,48 +32,46 @@ def _nothing_held() -> Iterator[None]:
     assert (BUDGET.held("memory"), BUDGET.held("disk")) == (0, 0)
 
 
-def work_of(
+def task_of(
     repo: Repo,
-    verdicts: list[Verdict],
+    results: list[Result],
     *,
     min_rev: str = "",
     memory: int = 1 << 30,
     cut: int | None = None,
     blocks: int = 1 << 20,
-) -> Work:
+) -> SnapshotTask:
     claim = Claim(repo.did, 7, min_rev, None, "listed", "2026-01-01T00:00:00.000Z", 3, 0)
     spool = Spool(BUDGET, memory, CarLimits(blocks=blocks))
     spool.write(repo.car()[:cut])
     identity = Identity(repo.did, "https://pds.test", "a.test", repo.key.did_key, None, None)
     download = Download(repo.did, "https://pds.test", "2026-01-02T00:00:00.000Z", spool)
-    return Work(
-        claim, min_rev, identity=identity, fetched=download, at=download.time, tell=lambda _, v: verdicts.append(v)
-    )
+    return SnapshotTask(claim, min_rev, identity=identity, fetched=download, at=download.time, on_result=results.append)
 
 
 def large_repo(records: int) -> Repo:
     return Repo({f"app.bsky.feed.post/{n:06}": {"$type": "app.bsky.feed.post", "text": f"{n}"} for n in range(records)})
 
 
-def turns(work: Work) -> list[Chunk]:
+def run_slices(task: SnapshotTask) -> list[Chunk]:
     chunks = []
-    work.chosen = work.large
-    while not work.finished:
-        if work.verified():
-            chunks.append(work.messages())
+    task.chosen = task.large
+    while not task.finished:
+        if task.advance_verification():
+            chunks.append(task.next_chunk())
     return chunks
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 0])
-@pytest.mark.parametrize("records", [0, 1, TURN_RECORDS, 2 * TURN_RECORDS + 1])
+@pytest.mark.parametrize("records", [0, 1, SLICE_RECORDS, 2 * SLICE_RECORDS + 1])
 def test_a_repo_comes_in_bounded_pieces_and_its_outcome_last(records: int, memory: int) -> None:
     """G4, G6: from memory or from disk, the same messages."""
-    verdicts: list[Verdict] = []
+    results: list[Result] = []
     repo = large_repo(records)
-    work = work_of(repo, verdicts, memory=memory)
-    assert work.large is (memory == 0)
-    chunks = turns(work)
-    assert all(len(chunk.values) <= TURN_RECORDS + 1 for chunk in chunks)
+    task = task_of(repo, results, memory=memory)
+    assert task.large is (memory == 0)
+    chunks = run_slices(task)
+    assert all(len(chunk.values) <= SLICE_RECORDS + 1 for chunk in chunks)
     assert [chunk.closes for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     events = [wire.decode_backfill(value) for chunk in chunks for value in chunk.values]
     assert [f"{event.collection}/{event.rkey}" for event in events[:-1]] == sorted(repo.records)
@@ -86,9 +80,9 @@ def test_a_repo_comes_in_bounded_pieces_and_its_outcome_last(records: int, memor
     assert (outcome.status, outcome.count, outcome.active) == ("synced", records, True)
     assert (outcome.account_time, outcome.account_seq) == ("2026-01-01T00:00:00.000Z", 3)
     assert (outcome.handle, outcome.host) == ("a.test", "https://pds.test")
-    assert verdicts == []
-    work.finish(None)
-    assert verdicts == [None]
+    assert results == []
+    task.finish(None)
+    assert results == [None]
 
 
 def repeated(leaves: int, size: int, name: str = "a") -> Repo:
@@ -96,127 +90,122 @@ def repeated(leaves: int, size: int, name: str = "a") -> Repo:
     return Repo({f"a.b.{name}/{n:05}": {"text": "x" * size} for n in range(leaves)})
 
 
-def test_a_batch_is_bounded_in_bytes_and_every_work_has_its_turn() -> None:
+def test_a_round_is_bounded_in_bytes_and_serves_every_task() -> None:
     """H2: forty small CARs that become 8 MB each: one batch is no longer than any other, and none starves."""
-    verdicts: list[Verdict] = []
-    works = [work_of(repeated(80, 100_000), verdicts) for _ in range(40)]
-    assert sum(work.size for work in works) < 6_000_000
-    assert all(work.verified() for work in works)
-    first_turn: dict[Work, int] = {}
+    results: list[Result] = []
+    tasks = [task_of(repeated(80, 100_000), results) for _ in range(40)]
+    assert sum(task.size for task in tasks) < 6_000_000
+    assert all(task.advance_verification() for task in tasks)
+    first_turn: dict[SnapshotTask, int] = {}
     for batch in range(5):
-        chunks = list(records(sorted(works, key=lambda work: work.served)))
+        chunks = list(chunks_of(sorted(tasks, key=lambda task: task.newest_slice)))
         assert sum(chunk.size for chunk in chunks) < BATCH_BYTES + 200_000
         for chunk in chunks:
-            first_turn.setdefault(chunk.work, batch)
-    assert first_turn.keys() == set(works)
+            first_turn.setdefault(chunk.task, batch)
+    assert first_turn.keys() == set(tasks)
     # each message is larger than the share of one among so many
     assert {len(chunk.values) for chunk in chunks} == {3}
-    for work in works:
-        work.finish(None)
+    for task in tasks:
+        task.finish(None)
 
 
-def test_a_turn_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """H2: records that take long to decode end the turn, whatever they weigh."""
-    work = work_of(large_repo(100), [])
-    assert work.verified()
+    task = task_of(large_repo(100), [])
+    assert task.advance_verification()
     clock = count(0.0, 0.03)
     monkeypatch.setattr("flows.backfill.task.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
-    assert [len(work.messages().values) for _ in range(3)] == [4, 4, 4]
-    work.finish(None)
+    assert [len(task.next_chunk().values) for _ in range(3)] == [4, 4, 4]
+    task.finish(None)
 
 
-def test_a_small_car_that_becomes_much_waits_as_bytes_until_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """H2: one such work is in memory at a time; the others take part in every batch meanwhile."""
+def test_a_small_car_that_expands_is_parked_as_bytes_until_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H2: one such task is in memory at a time; the others get slices in every round meanwhile."""
     monkeypatch.setattr("flows.backfill.task.HEAVY_BYTES", 1_000_000)
-    verdicts: list[Verdict] = []
-    heavy = [work_of(repeated(30, 100_000, name), verdicts) for name in "abc"]
-    light = work_of(large_repo(5), verdicts)
-    partition = _partition([*heavy, light])
-    seen: list[list[Work]] = []
-    while not all(work.finished for work in heavy):
-        turn = partition.poll()
-        ready = list(verify(turn))
-        for chunk in records(ready):
+    results: list[Result] = []
+    heavy = [task_of(repeated(30, 100_000, name), results) for name in "abc"]
+    light = task_of(large_repo(5), results)
+    slices = filled([*heavy, light])
+    rounds: list[list[Chunk]] = []
+    while not all(task.finished for task in heavy):
+        rounds.append(slices.next_chunks())
+        for chunk in rounds[-1]:
             if chunk.closes:
-                chunk.work.finish(None)
-        assert all(work._snapshot is None and work.large for work in partition._parked)
-        opened = [work for work in heavy if work._snapshot is not None and work.chosen]
+                chunk.task.finish(None)
+        assert all(task._snapshot is None and task.large for task in slices._parked)
+        opened = [task for task in heavy if task._snapshot is not None and task.chosen]
         assert len(opened) <= 1
-        seen.append(turn)
-    assert light.finished
-    assert light in seen[0]
-    assert [turn for turn in seen if not turn] == []
-    assert verdicts == [None] * 4
-    assert partition.drained()
+        assert slices.busy or all(task.finished for task in heavy)
+    assert light in [chunk.task for chunk in rounds[0]], "the light one does not wait for the heavy ones"
+    assert len(rounds) < 40
+    assert results == [None] * 4
+    slices.next_chunks()
+    assert slices.empty
 
 
-def test_a_parked_work_whose_claim_was_lost_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parked_task_whose_claim_was_lost_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.backfill.task.HEAVY_BYTES", 1_000_000)
-    verdicts: list[Verdict] = []
-    heavy = [work_of(repeated(30, 100_000, name), verdicts) for name in "ab"]
-    partition = _partition(heavy)
-    list(verify(partition.poll()))
-    partition.poll()
-    (parked,) = partition._parked
+    results: list[Result] = []
+    heavy = [task_of(repeated(30, 100_000, name), results) for name in "ab"]
+    slices = filled(heavy)
+    slices.next_chunks()
+    slices.next_chunks()
+    (parked,) = slices._parked
     parked.fenced = True
-    partition.poll()
-    assert (verdicts, partition._parked) == ([None], [])
-    for work in heavy:
-        work.finish(None)
+    slices.next_chunks()
+    assert (results, slices._parked) == ([None], [])
+    for task in heavy:
+        task.finish(None)
 
 
-def _partition(works: list[Work]) -> ClaimsPartition:
-    """The source with these works before it, without its loop."""
-    partition: Any = object.__new__(ClaimsPartition)
-    partition._background = SimpleNamespace(check=lambda: None, finished=True)
-    partition._settled, partition._open, partition._parked, partition._heavy = deque(), [], [], None
-    partition._parked_last = False
-    partition._small, partition._large = Handover(1 << 30, lambda work: work.size), Handover(2)
+def filled(tasks: list[SnapshotTask]) -> TimeSlices:
+    """A scheduler with these tasks before it."""
+    slices = TimeSlices(1 << 30)
 
     async def fill() -> None:
-        for work in works:
-            await (partition._large if work.large else partition._small).put(work)
+        for task in tasks:
+            await (slices.large if task.large else slices.small).put(task)
 
     asyncio.run(fill())
-    return partition
+    return slices
 
 
 def test_a_lost_claim_ends_in_the_middle() -> None:
     """What was fenced makes no more messages, least of all an outcome."""
-    verdicts: list[Verdict] = []
-    work = work_of(large_repo(2 * TURN_RECORDS), verdicts)
-    assert work.verified()
-    assert not work.messages().closes
-    work.fenced = True
-    assert not work.verified()
-    assert work.finished
-    assert verdicts == [None]
+    results: list[Result] = []
+    task = task_of(large_repo(2 * SLICE_RECORDS), results)
+    assert task.advance_verification()
+    assert not task.next_chunk().closes
+    task.fenced = True
+    assert not task.advance_verification()
+    assert task.finished
+    assert results == [None]
 
 
 def test_a_refused_snapshot_is_a_verdict_and_makes_no_message() -> None:
     """G7."""
     found = []
     for given in ({"cut": -1}, {"cut": 10}, {"min_rev": "7zzzzzzzzzzzz"}):
-        verdicts: list[Verdict] = []
-        assert turns(work_of(large_repo(5), verdicts, **given)) == []  # type: ignore[arg-type]
-        found += [verdict.reason for verdict in verdicts if verdict is not None]
+        results: list[Result] = []
+        assert run_slices(task_of(large_repo(5), results, **given)) == []  # type: ignore[arg-type]
+        found += [result.reason for result in results if result is not None]
     assert found == [SnapshotReason.TRUNCATED, SnapshotReason.TRUNCATED, SnapshotReason.STALE]
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 def test_more_blocks_than_the_setting_allows_are_named_with_it(memory: int) -> None:
     """G6: the index of a CAR is memory; what limits it is no fault of the CAR, and an operator can raise it."""
-    verdicts: list[Verdict] = []
+    results: list[Result] = []
     repo = large_repo(50)
     blocks = len(repo.blocks)
-    assert turns(work_of(repo, verdicts, memory=memory, blocks=blocks - 1)) == []
-    (verdict,) = verdicts
-    assert verdict is not None
-    assert verdict.reason is SnapshotReason.TOO_MANY_BLOCKS
-    assert "SLUICE_CAR_MAX_BLOCKS" in verdict.detail
-    work = work_of(repo, verdicts, memory=memory, blocks=blocks)
-    assert turns(work), "as many as the setting allows are taken"
-    work.finish(None)
+    assert run_slices(task_of(repo, results, memory=memory, blocks=blocks - 1)) == []
+    (result,) = results
+    assert result is not None
+    assert result.reason is SnapshotReason.TOO_MANY_BLOCKS
+    assert "SLUICE_CAR_MAX_BLOCKS" in result.detail
+    task = task_of(repo, results, memory=memory, blocks=blocks)
+    assert run_slices(task), "as many as the setting allows are taken"
+    task.finish(None)
 
 
 def test_an_account_state_is_one_message() -> None:
@@ -225,8 +214,8 @@ def test_an_account_state_is_one_message() -> None:
         (Unavailable("takendown", deleted=False), "unavailable"),
         (Unavailable("not_found", deleted=True), "deleted"),
     ):
-        work = Work(claim, "", identity=None, fetched=fetched, at="now", tell=lambda *_: None)
-        (chunk,) = turns(work)
+        task = SnapshotTask(claim, "", identity=None, fetched=fetched, at="now", on_result=lambda _: None)
+        (chunk,) = run_slices(task)
         outcome = wire.decode_backfill(chunk.values[0])
         assert (outcome.status, outcome.active, outcome.reason, outcome.attempt) == (status, False, fetched.status, 2)
 

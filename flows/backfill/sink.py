@@ -1,0 +1,62 @@
+"""Chunks and dead letters → `firehose_backfill`; the offset of an outcome → the claim's row, as soon as it is durable."""
+
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from typing_extensions import override
+
+from connectors.kafka.producer import LogProducer, Out
+from connectors.postgres.repo_queue import RepoQueue
+from connectors.runtime import metrics
+from connectors.runtime.patience import patiently
+from connectors.runtime.process import Health
+from flows.backfill.task import Chunk, SnapshotTask
+from schemas.settings import Settings
+
+TOPIC = "firehose_backfill"
+
+
+class AttemptSink(DynamicSink[Chunk | Out]):
+    """Writes chunks, and closes the attempts whose outcome is in the log."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+
+    @override
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_AttemptSinkPartition":
+        return _AttemptSinkPartition(self._settings, self._health)
+
+
+class _AttemptSinkPartition(StatelessSinkPartition[Chunk | Out]):
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._producer = LogProducer(settings)
+        self._queue = RepoQueue(settings)
+        self._health = health
+
+    @override
+    def write_batch(self, items: list[Chunk | Out]) -> None:
+        messages: list[Out] = []
+        closing: list[tuple[SnapshotTask, int]] = []  # (task, index of its outcome in `messages`)
+        for item in items:
+            if isinstance(item, Out):
+                messages.append(item)
+            elif item.task.fenced:
+                metrics.DROPPED.labels("backfill", "claim_lost").inc(len(item.values))
+                item.task.finish(None)
+            else:
+                did = item.task.claim.did
+                messages += [Out(TOPIC, did, value) for value in item.values]
+                if item.closes:
+                    closing.append((item.task, len(messages) - 1))
+        written = self._producer.send(messages, {at for _, at in closing})
+        self._health.progressed()
+        if not closing:
+            return
+        outcomes = [(t.claim.did, t.claim.attempt, written[at].partition, written[at].offset) for t, at in closing]
+        patiently(lambda: self._queue.produced(outcomes), self._health)
+        for task, _ in closing:
+            metrics.REPOS_PROCESSED.labels(task.gone.status if task.gone else "synced").inc()
+            task.finish(None)
+
+    @override
+    def close(self) -> None:
+        self._queue.close()
