@@ -11,7 +11,7 @@ import argparse
 from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from flows.backfill.encode import Attempt, creates
 from flows.backfill.task import MESSAGE_BYTES
 from protocol.car import index_bytes
@@ -84,7 +84,7 @@ def backfill(
 ) -> tuple[float, dict[str, object]]:
     """Seconds for all records (start-up not counted), and what it cost."""
     store = RepoQueue(running.settings)
-    tasks = store.discover([Listed(did, host=pds) for did, pds in accounts]).tasks
+    tasks = store.discover([ListedRepo(did, host=pds) for did, pds in accounts]).tasks
     store.close()
     LogProducer(running.settings).send([Out("repo_backfill", task.did, wire.encode(task)) for task in tasks])
     ends, wanted = Ends(running.settings, "firehose_backfill"), records + len(accounts)

@@ -17,7 +17,8 @@ from protocol.did_document import is_host
 from protocol.encoding.bounded_json import BadJson, TooMuchJson
 from schemas.settings import Settings
 from steps.cursor import Cursors
-from steps.listing.paginator import MAX_BARREN, Failure, Page, Trouble, failure_of, page_cursor, read_page
+from steps.listing.list_page import PageFailure, PageTrouble, RepoPage, failure_of, page_cursor, read_page
+from steps.listing.paginator import MAX_BARREN
 
 SUBSCRIBE = "com.atproto.sync.subscribeRepos"
 LIST_REPOS = "com.atproto.sync.listRepos"
@@ -47,11 +48,11 @@ def firehose_source(
 
 
 @dataclass(frozen=True, slots=True)
-class Hosts:
+class HostList:
     """What a relay named; `failure`: why its list was not read to the end."""
 
     urls: list[str]
-    failure: Failure | None = None
+    failure: PageFailure | None = None
 
 
 class Pager:
@@ -61,57 +62,63 @@ class Pager:
         self._settings = settings
         self._session = session
 
-    async def repos(self, upstream: str, cursor: str, limit: int, collection: str | None = None) -> Page | Failure:
+    async def repos(
+        self, upstream: str, cursor: str, limit: int, collection: str | None = None
+    ) -> RepoPage | PageFailure:
         """One page of listRepos or, with a collection, of listReposByCollection, which names DIDs only."""
         if collection is None:
             answer = await self._ask(upstream, LIST_REPOS, cursor, limit)
         else:
             answer = await self._ask(upstream, LIST_BY_COLLECTION, cursor, limit, collection=collection)
-        return answer if isinstance(answer, Failure) else read_page(answer, time.time_ns() // 1000)
+        return answer if isinstance(answer, PageFailure) else read_page(answer, time.time_ns() // 1000)
 
-    async def hosts(self, relay: str) -> Hosts:
+    async def hosts(self, relay: str) -> HostList:
         """URLs of all PDSes that a relay names and that it reads, as far as its pages lead to new ones."""
         found: dict[str, None] = {}
         cursor, cursors, barren = "", {""}, 0
         while len(found) < MAX_HOSTS:
             body = await self._ask(relay, LIST_HOSTS, cursor, HOSTS_PAGE)
-            if isinstance(body, Failure):
-                return Hosts(list(found), body)
+            if isinstance(body, PageFailure):
+                return HostList(list(found), body)
             rows = body.get("hosts", ()) if isinstance(body, dict) else ()
             following = page_cursor(body) if isinstance(rows, list | None) else None
-            if not isinstance(rows, list | None) or isinstance(following, Failure):
-                wrong = following if isinstance(following, Failure) else Failure(Trouble.MALFORMED, "no list of hosts")
-                return Hosts(list(found), wrong)
+            if not isinstance(rows, list | None) or isinstance(following, PageFailure):
+                wrong = (
+                    following
+                    if isinstance(following, PageFailure)
+                    else PageFailure(PageTrouble.MALFORMED, "no list of hosts")
+                )
+                return HostList(list(found), wrong)
             before = len(found)
             found.update((url, None) for url in map(self._host_url, rows or ()) if url is not None)
             if following is None or following == cursor:
-                return Hosts(list(found))
+                return HostList(list(found))
             barren = barren + 1 if len(found) == before else 0
             if following in cursors or barren > MAX_BARREN:
-                return Hosts(list(found), Failure(Trouble.MALFORMED, "its pages bring nothing new"))
+                return HostList(list(found), PageFailure(PageTrouble.MALFORMED, "its pages bring nothing new"))
             cursors.add(following)
             cursor = following
-        return Hosts(list(found), Failure(Trouble.MALFORMED, f"more than {MAX_HOSTS} hosts"))
+        return HostList(list(found), PageFailure(PageTrouble.MALFORMED, f"more than {MAX_HOSTS} hosts"))
 
     async def _ask(self, upstream: str, method: str, cursor: str, limit: int, **more: str) -> Any:
-        """The decoded JSON of an answer, or a Failure."""
+        """The decoded JSON of an answer, or a PageFailure."""
         params = more | {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
         private = self._settings.allow_private_hosts
         try:
             url = f"{upstream}/xrpc/{method}"
             answer = await fetch(self._session, url, params, allow_private=private, limit=LIST_JSON.size)
         except TooLarge as err:
-            return Failure(Trouble.BAD_ANSWER, str(err))
+            return PageFailure(PageTrouble.BAD_ANSWER, str(err))
         except (HostRefused, Unreachable) as err:
-            return Failure(Trouble.UNREACHABLE, str(err))
+            return PageFailure(PageTrouble.UNREACHABLE, str(err))
         if answer.status != 200:
             return failure_of(answer.status, answer.error, retry_after(answer.headers, time.time()))
         try:
             return answer.json(LIST_JSON)
         except TooMuchJson as err:
-            return Failure(Trouble.BAD_ANSWER, str(err))
+            return PageFailure(PageTrouble.BAD_ANSWER, str(err))
         except BadJson as err:
-            return Failure(Trouble.MALFORMED, str(err))
+            return PageFailure(PageTrouble.MALFORMED, str(err))
 
     def _host_url(self, row: object) -> str | None:
         """https://HOST of a row of listHosts; loopback hosts of an own network have no TLS."""

@@ -26,7 +26,7 @@ ON_THE_WAY = ("pending", "backfill")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedRepo:
     """One repo of a listRepos page. `rev` is '' where the page had none; `host`: the PDS whose own list this is."""
 
     did: str
@@ -95,7 +95,7 @@ class RepoQueue:
         """The connection, which no caller can have a transaction on: each method ends its own."""
         return alone(self._database())
 
-    def discover(self, listed: Sequence[Listed], job: int | None = None) -> Discovery:
+    def discover(self, listed: Sequence[ListedRepo], job: int | None = None) -> Discovery:
         """Rows for repos that are new, and what the listing says about known ones. Commits before it returns.
 
         Each statement by itself: it locks in DID order, but what two of them lock together is in none, and the index, which

@@ -15,7 +15,7 @@ import psycopg
 
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import alone, tuples
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -80,7 +80,7 @@ class JobSteps:
         dids = [did for _, did in rows]
         if again:
             self._store.fetch_again(dids, number)  # control queues them as it queues what is due
-        found = self._store.discover([Listed(did) for did in dids], number)
+        found = self._store.discover([ListedRepo(did) for did in dids], number)
         at = rows[-1][0] if rows else after
         values = {"id": number, "after": after, "dids": dids}
         checkpoint = json.dumps({"n": at, "done": at >= total})

@@ -1,6 +1,6 @@
 """PDS → firehose_backfill. The way of one repo, and the module of each step:
 
-    1  read      feed.py      a message of `repo_resync` or `repo_backfill` names the repo
+    1  read      task_feed.py a message of `repo_resync` or `repo_backfill` names the repo
     2  claim     source.py    one transaction claims its row; worker.py starts a pipeline for the claim
     3  resolve   pipeline.py  DID document → PDS and signing key
     4  fetch     pipeline.py  with a fetch slot of the PDS: download the CAR

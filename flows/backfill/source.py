@@ -28,9 +28,9 @@ from connectors.runtime import metrics, watchdog
 from connectors.runtime.background_loop import Background
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.process import Health
-from flows.backfill.feed import Positions, TaskFeed, read_task
 from flows.backfill.slices import TimeSlices
 from flows.backfill.task import Chunk
+from flows.backfill.task_feed import Positions, TaskFeed, read_task
 from flows.backfill.worker import BackfillWorker
 from schemas import wire
 from schemas.settings import Settings

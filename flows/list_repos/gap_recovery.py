@@ -1,6 +1,7 @@
-"""What listings go back to: gaps of the streams, answered by listing anew, and skipped ranges, filled where they are or by PDSes.
+"""What listings go back to: gaps of the streams, and skipped ranges.
 
-Used by the flow's thread, on its connection.
+A gap is resolved by a complete new listing. A skipped range is filled by the listing that skipped it; if that fails again and
+again, by the lists of all PDSes. Used by the flow's thread, on its connection.
 """
 
 import logging
@@ -11,63 +12,63 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from connectors.postgres.connection import Database, alone
-from flows.list_repos.crawler import FLOW, Listings, Range
+from flows.list_repos.crawler import Crawler
+from flows.list_repos.listing_loop import FLOW, DueRange
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.backoff import backoff_seconds
-from steps.listing.paginator import Listing, Skip
-from steps.listing.progress import Filled, Narrowed
+from steps.listing.listing_progress import Fact, RangeFilled, RangeNarrowed
+from steps.listing.paginator import Listing, RangeSkipped
 
 SQL = queries("listing")
-SKIP_SECONDS = 30.0  # from a skip to the first round of its range
+SKIP_SECONDS = 30.0  # between a skip and the first round of its range
 FILL_FIRST_SECONDS = 60.0
 FILL_LONGEST_SECONDS = 3600.0
-ASK_PDSES_AFTER = 3  # tries of a relay's range before all its PDSes are listed in its place
+ASK_PDSES_AFTER = 3  # rounds of a relay's range, after which all its PDSes are listed instead
 
 logger = logging.getLogger(FLOW)
 
 
-class Losses:
-    """Gaps and skipped ranges of the relays of the settings, and the database's clock that they are reckoned by."""
+class GapRecovery:
+    """Gaps and skipped ranges of the relays in the settings, and the database's clock, by which they are timed."""
 
     def __init__(self, settings: Settings, database: Database[TupleRow]) -> None:
         self._relays = settings.relays
         self._database = database
-        self._offset = 0.0  # the database's clock less ours
-        self._seen_hosts_of: set[str] = set()  # relays whose PDSes this process has asked for and written down
+        self._offset = 0.0  # seconds that the database's clock is ahead of ours
+        self._seen_hosts_of: set[str] = set()  # relays whose list of PDSes this process has read and stored
 
     def clock(self) -> float:
-        """Seconds since 1970, as the database had it at the last look."""
+        """Seconds since 1970 by the database's clock, as of the last `read`."""
         return time.time() + self._offset
 
-    def gaps(self) -> dict[str, float]:
-        """Upstream → when its newest unanswered loss was noticed, by the database's clock, which is ours from here on."""
+    def read(self) -> dict[str, float]:
+        """Upstream → when its newest open gap was noticed, by the database's clock. Sets `clock`."""
         rows = alone(self._database()).execute(SQL["gaps"]).fetchall()
         self._offset = rows[-1][2] - time.time()
         return {upstream: noticed for upstream, noticed, _ in rows if noticed is not None}
 
-    def look(self, listings: Listings) -> None:
-        """Losses to answer, skipped ranges to go back to, hosts to write down."""
-        gaps = self.gaps()
-        upstreams = listings.upstreams
+    def check(self, crawler: Crawler) -> None:
+        """Request what open gaps and due ranges need; store the hosts that were found."""
+        gaps = self.read()
         for url in self._relays:
-            noticed = max((at for gap, at in gaps.items() if self._answers(url, gap)), default=0.0)
-            relay = upstreams.get(url)
+            noticed = max((at for gap, at in gaps.items() if self._resolves(url, gap)), default=0.0)
+            relay = crawler.loops.get(url)
             if relay is not None and noticed > relay.state.began and not relay.relist:
-                listings.ask_relist(url)
-        values = {"upstreams": list(upstreams)}
+                crawler.request_relist(url)
+        values = {"upstreams": list(crawler.loops)}
         for row in alone(self._database()).execute(SQL["due_ranges"], values).fetchall():
-            listings.ask_fill(Range(*row))
-        while listings.hosts:
-            relay_url, hosts = next(iter(listings.hosts.items()))
+            crawler.request_fill(DueRange(*row))
+        while crawler.hosts:
+            relay_url, hosts = next(iter(crawler.hosts.items()))
             alone(self._database()).execute(SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))})
             self._seen_hosts_of.add(relay_url)
-            if listings.hosts.get(relay_url) is hosts:
-                del listings.hosts[relay_url]
-        self._ask_pdses(listings)
+            if crawler.hosts.get(relay_url) is hosts:
+                del crawler.hosts[relay_url]
+        self._list_pdses(crawler)
 
-    def answer(self, db: psycopg.Connection[TupleRow], upstream: str, state: Listing) -> None:
-        """A relay was listed to its end: its losses from before the listing began are answered. In the caller's transaction."""
+    def resolve(self, db: psycopg.Connection[TupleRow], upstream: str, state: Listing) -> None:
+        """A relay was listed to its end: resolve its gaps from before the listing began. In the caller's transaction."""
         values = {
             "upstream": upstream,
             "began": state.began,
@@ -76,24 +77,24 @@ class Losses:
         }
         db.execute(SQL["answer_gaps"], values)
 
-    def _ask_pdses(self, listings: Listings) -> None:
-        """Ranges of relays that stay closed: what all PDSes have listed since they were stepped over is what they held."""
+    def _list_pdses(self, crawler: Crawler) -> None:
+        """Ranges of relays that keep failing count as filled once all PDSes were listed after the skip."""
         db = alone(self._database())
         values: dict[str, Any] = {"relays": self._relays, "tries": ASK_PDSES_AFTER}
         if db.execute(SQL["stubborn_ranges"], values).fetchone() == (0,):
             return
-        listings.ask_all_pdses()
+        crawler.request_all_pdses()
         for url, from_cursor in db.execute(SQL["fill_by_pdses"], {**values, "relays": list(self._seen_hosts_of)}):
             logger.info("skipped range filled by the PDSes", extra={"upstream": url, "from_cursor": from_cursor})
 
-    def _answers(self, relay: str, gap: str) -> bool:
-        """A relay's listing answers its own losses; the first relay's also those of nobody that we list."""
+    def _resolves(self, relay: str, gap: str) -> bool:
+        """A relay's listing resolves its own gaps; the first relay's also those of upstreams that are not listed."""
         return gap == relay or (relay == self._relays[0] and gap not in self._relays)
 
 
-def write_fact(db: psycopg.Connection[tuple[Any, ...]], upstream: str, fact: Skip | Filled | Narrowed) -> None:
-    """What became of a range, in the caller's transaction."""
-    if isinstance(fact, Skip):
+def write_fact(db: psycopg.Connection[tuple[Any, ...]], upstream: str, fact: Fact) -> None:
+    """Store what happened to a range, in the caller's transaction."""
+    if isinstance(fact, RangeSkipped):
         values: dict[str, Any] = {
             "upstream": upstream,
             "from_cursor": fact.from_cursor,
@@ -102,19 +103,19 @@ def write_fact(db: psycopg.Connection[tuple[Any, ...]], upstream: str, fact: Ski
             "delay": SKIP_SECONDS,
         }
         db.execute(SQL["skip"], values)
-    elif isinstance(fact, Filled):
+    elif isinstance(fact, RangeFilled):
         db.execute(SQL["fill"], {"id": fact.id})
     else:
         _narrow(db, fact)
 
 
 def fill_delay(retry_count: int) -> float:
-    """Seconds from one round of a range to the next, whatever its requests came to; `retry_count`: rounds before."""
+    """Seconds until the next round of a range, whatever its requests returned; `retry_count`: rounds before this one."""
     return backoff_seconds(retry_count + 1, FILL_FIRST_SECONDS, FILL_LONGEST_SECONDS)
 
 
-def _narrow(db: psycopg.Connection[tuple[Any, ...]], fact: Narrowed) -> None:
-    """The first range that is left keeps the row, the others get rows of their own."""
+def _narrow(db: psycopg.Connection[tuple[Any, ...]], fact: RangeNarrowed) -> None:
+    """The first remaining range keeps the row; the others get rows of their own."""
     values: dict[str, Any] = {"id": fact.id, "delay": fill_delay(fact.retry_count), "reason": fact.reason}
     for from_cursor, to_cursor in fact.left[1:]:
         db.execute(SQL["split"], {**values, "from_cursor": from_cursor, "to_cursor": to_cursor})

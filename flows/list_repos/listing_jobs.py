@@ -1,8 +1,9 @@
-"""The jobs of listings, as the flow that lists sees them: which targets to follow, which stand still, and how far each is.
+"""Jobs that list: which targets to follow, which are paused, and how far each job is.
 
-Every look reads the rows: an operator's word works within `LOOK_SECONDS`, and a job whose wait is over goes on. A job whose
-lists are all throttled waits for its quota (`paused_quota_limit`, no failure); one whose lists all fail backs off (`retry`)
-and ends as `failed`. A standing listing never ends so: its relay is asked for ever, and the health page says that it fails.
+Every check reads the job rows: what an operator changes takes effect within `CHECK_SECONDS`, and a job whose wait is over goes
+on. A job whose lists are all throttled waits for its quota (`paused_quota_limit`, not a failure). A job whose lists all fail
+backs off (`retry`) and ends as `failed`. Listings of the settings (relays, and their PDSes) never fail: they are requested
+again without end, and the health page reports the problem.
 """
 
 import json
@@ -15,37 +16,38 @@ import psycopg
 
 from connectors.postgres.connection import alone, tuples
 from connectors.postgres.stream_cursors import CursorStore, Stored
-from flows.list_repos.crawler import FLOW, Listings, Upstream
+from flows.list_repos.crawler import Crawler
+from flows.list_repos.listing_loop import FLOW, ListingLoop
 from schemas.job_spec import JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.job_states import WAITING, Target, targets
+from steps.listing.listing_progress import ListingTally
 from steps.listing.paginator import Listing
-from steps.listing.progress import Tally
 from steps.retry import backoff
 
 JOBS = queries("jobs")
 SQL = queries("listing")
-AT_ONCE = 20  # jobs that an operator started whose lists are read at the same time; the others wait for their turn
-SHORT_WAIT_SECONDS = 3.0  # a throttled page that may be asked again so soon is no pause of its job
+AT_ONCE = 20  # jobs of operators that list at the same time; the others stay pending
+SHORT_WAIT_SECONDS = 3.0  # a shorter throttling does not pause the job
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 logger = logging.getLogger(FLOW)
 
 
 class ListingJobs:
-    """Used by the flow's thread. Standing listings open their job when their first page arrives."""
+    """For the flow's thread. A listing of the settings opens its job when its first page arrives."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._database = tuples(settings, "sluice list_repos jobs")
         self._ids: dict[str, int] = {}  # key → job
-        self._targets: dict[int, list[Target]] = {}  # jobs that an operator started
-        self._done: dict[int, set[str]] = defaultdict(set)  # their keys that are durably at their end
-        self._waited: set[int] = set()  # jobs that waited at the last look
+        self._targets: dict[int, list[Target]] = {}  # of jobs that an operator started
+        self._done: dict[int, set[str]] = defaultdict(set)  # their keys whose end is durable
+        self._waited: set[int] = set()  # jobs that waited at the last check
 
     def close(self) -> None:
-        """Close the connection that `job_of` opened."""
+        """Close the connection of `job_of`."""
         self._database.close()
 
     def job_of(self, key: str) -> int:
@@ -61,12 +63,12 @@ class ListingJobs:
         return self._ids[key]
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Jobs of these listings may have been opened in a transaction that was undone: `of` finds them again."""
+        """Drop cached ids: the transaction that opened these jobs may have been rolled back."""
         for key in keys:
             self._ids.pop(key, None)
 
-    def advance(self, db: Connection, key: str, state: Listing, tally: Tally | None) -> None:
-        """Counters and checkpoint, in the transaction that moves the listing's cursor."""
+    def advance(self, db: Connection, key: str, state: Listing, tally: ListingTally | None) -> None:
+        """Store counters and checkpoint, in the transaction that moves the listing's cursor."""
         number = self.of(db, key)
         checkpoint: dict[str, Any] = {"cursor": state.cursor, "pass": state.passes, "done": state.done}
         if state.cut:
@@ -75,14 +77,14 @@ class ListingJobs:
             (self._done[number].add if state.done else self._done[number].discard)(key)
             ended = len(self._done[number])
             checkpoint = {"lists_done": ended, "lists": len(group), "done": ended == len(group)}
-        counts = tally or Tally()
+        counts = tally or ListingTally()
         values = {"listed": counts.listed, "queued": counts.queued, "duplicates": counts.duplicates}
         db.execute(JOBS["advance"], {"id": number, "checkpoint": json.dumps(checkpoint), **values})
 
-    def look(self, db: Connection, store: CursorStore, listings: Listings, now: float) -> None:
-        """Follow what is to be listed, halt what stands still, and move jobs on."""
+    def check(self, db: Connection, store: CursorStore, crawler: Crawler, now: float) -> None:
+        """Follow new targets, pause listings of paused jobs, and change the status of jobs."""
         alone(db)
-        halted = {key for row in db.execute(JOBS["halted"]) for key in self._keys(*row)}
+        paused = {key for row in db.execute(JOBS["halted"]) for key in self._keys(*row)}
         rows = db.execute(JOBS["live_listings"]).fetchall()
         free = AT_ONCE - sum(self._lists(row) for row in rows if row[2] == JobStatus.RUNNING)
         waiting = {row[0] for row in rows if row[2] in WAITING}
@@ -91,24 +93,24 @@ class ListingJobs:
             group = self._group(number, source, batch_size)
             if status == JobStatus.PENDING or due:
                 if group[0].job is not None and not listed_all and free <= 0:
-                    halted.update(target.key for target in group)
+                    paused.update(target.key for target in group)
                     continue
                 if db.execute(JOBS["run"], {"id": number}).fetchone() is None:
-                    continue  # an operator was faster; the next look sees it
+                    continue  # an operator has changed it meanwhile; the next check reads that
                 logger.info("job runs", extra={"job": number, "was": status})
                 free -= self._lists(row)
                 status = JobStatus.RUNNING
-                halted.difference_update(target.key for target in group)
+                paused.difference_update(target.key for target in group)
             if status in (JobStatus.RUNNING, JobStatus.COMPLETED):
-                self._follow(store, listings, number, group)
+                self._follow(store, crawler, number, group)
             if status == JobStatus.RUNNING:
                 if number in self._waited:
                     for target in group:
-                        listings.ask_now(target.key)
+                        crawler.request_now(target.key)
                 else:
-                    self._judge(db, number, [listings.upstreams.get(one.key) for one in group], retry_count, now)
+                    self._judge(db, number, [crawler.loops.get(one.key) for one in group], retry_count, now)
         self._waited = waiting
-        listings.halted = frozenset(halted)
+        crawler.paused = frozenset(paused)
 
     def _keys(self, number: int, name: str) -> list[str]:
         if number in self._targets:
@@ -116,7 +118,7 @@ class ListingJobs:
         return [name.removeprefix("list ")]
 
     def _lists(self, row: tuple[Any, ...]) -> bool:
-        """Does this job take one of the places? Not a standing listing, nor one that only waits for its repos."""
+        """Whether the job counts towards AT_ONCE: not listings of the settings, nor jobs that are listed and wait for their repos."""
         return not row[6] and row[1].get("relay") not in self._settings.relays and "pds" not in row[1]
 
     def _group(self, number: int, source: dict[str, Any], batch_size: int) -> list[Target]:
@@ -126,26 +128,28 @@ class ListingJobs:
             return [Target(source["pds"], source["pds"])]
         return self._targets.setdefault(number, targets(source, number, batch_size))
 
-    def _follow(self, store: CursorStore, listings: Listings, number: int, group: list[Target]) -> None:
-        missing = [target for target in group if target.job is not None and target.key not in listings.upstreams]
+    def _follow(self, store: CursorStore, crawler: Crawler, number: int, group: list[Target]) -> None:
+        missing = [target for target in group if target.job is not None and target.key not in crawler.loops]
         if not missing:
             return
         stored: Mapping[str, Stored] = store.load()
         for target in missing:
             self._ids[target.key] = number
-            standing = stored.get(target.key)
-            if standing is not None and standing.detail.get("done") is True:
+            position = stored.get(target.key)
+            if position is not None and position.detail.get("done") is True:
                 self._done[number].add(target.key)
-            listings.follow(target, standing)
+            crawler.follow(target, position)
 
-    def _judge(self, db: Connection, number: int, group: list[Upstream | None], retry_count: int, now: float) -> None:
-        """All open lists throttled: wait for the quota. All of them failing: back off."""
+    def _judge(
+        self, db: Connection, number: int, group: list[ListingLoop | None], retry_count: int, now: float
+    ) -> None:
+        """Wait for the quota if all open lists are throttled; back off if all of them fail."""
         open_lists = [one for one in group if one is not None and not one.state.done]
         if not open_lists or None in group:
             return
         until = min(one.throttled_until for one in open_lists)
         if until - now > SHORT_WAIT_SECONDS:
-            values: dict[str, Any] = {"id": number, "seconds": until - now, "error": "the host asks us to wait"}
+            values: dict[str, Any] = {"id": number, "seconds": until - now, "error": "the host asks to wait"}
             db.execute(JOBS["wait_for_quota"], values)
             logger.info("job waits for its quota", extra={"job": number, "seconds": round(until - now)})
         elif open_lists[0].target.job is not None and all(one.problem for one in open_lists):

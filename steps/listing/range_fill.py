@@ -1,24 +1,24 @@
-"""Going back to a skipped range: which page to ask for next, and what is left of the range. Pure; never raises on wire input.
+"""Going back to a skipped range: which page to request next, and what is left of the range. Pure; never raises on wire input.
 
-The range is cut into pieces. A piece whose page fails is halved, where its cursors can be (numbers, and `<millis>::<did>`),
-so that what answers is taken and what fails shrinks to the stretch that fails by itself. The widest piece is next. A round
-ends after a number of failures, smaller with every round that was needed before; what is left then waits for the next one.
+The range is cut into pieces, and the widest piece is next. A piece whose page fails is halved if its cursors allow it
+(numbers, and `<millis>::<did>`). So everything readable is read, and the range shrinks to the part that fails. A round ends
+after a number of failures, fewer with every earlier round; what is left waits for the next round.
 """
 
 from dataclasses import dataclass, field
 
-from steps.listing.paginator import Failure, Page, Trouble
+from steps.listing.list_page import PageFailure, PageTrouble, RepoPage
 from steps.listing.skip_ahead import middle, order, reached
 
 FIRST_FAILURES = 36  # of a range's first round
 LEAST_FAILURES = 12  # of any round: a range of 4,000 is halved to one cursor
 MAX_REQUESTS = 256  # of one round
-MAX_PIECES = 4  # that are left of one range; the nearest are joined
+MAX_PIECES = 4  # left of one range; those nearest to each other are joined
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Cursors from..to, asked for in pages of `size`."""
+    """Cursors from..to, requested in pages of `size`."""
 
     from_cursor: str
     to_cursor: str
@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(slots=True)
 class RangeFill:
-    """One round. `furthest`: the last cursor that the upstream itself gave, or ''; `detail`: the newest failure."""
+    """One round. `furthest`: the last cursor that the upstream returned, or ''; `detail`: the newest failure."""
 
     to_cursor: str
     page_size: int
@@ -42,13 +42,13 @@ class RangeFill:
     stopped: bool = False
 
     def next(self) -> Piece | None:
-        """The piece to ask for, at its `from_cursor`; None: the round is over."""
+        """The piece to request, at its `from_cursor`; None: the round is over."""
         if self.stopped or not self.pending or self.failures_left <= 0 or self.requests_left <= 0:
             return None
         return max(self.pending, key=_width)
 
-    def answered(self, piece: Piece, page: Page) -> None:
-        """A page came for `piece`: go on behind it."""
+    def answered(self, piece: Piece, page: RepoPage) -> None:
+        """Record the page of `piece`."""
         self.requests_left -= 1
         self.entries += len(page.entries) + page.rejected
         following = page.cursor
@@ -57,19 +57,19 @@ class RangeFill:
             self.pending = [one for one in self.pending if not reached(one.from_cursor, piece.from_cursor)]
         elif following == piece.from_cursor or reached(piece.from_cursor, following):
             self.pending.append(piece)
-            self.failed(piece, Failure(Trouble.MALFORMED, "a cursor that does not move"))
+            self.failed(piece, PageFailure(PageTrouble.MALFORMED, "a cursor that does not move"))
         else:
             if not self.furthest or reached(following, self.furthest):
                 self.furthest = following
             if not reached(following, piece.to_cursor):
                 self.pending.append(Piece(following, piece.to_cursor, min(piece.size * 2, self.page_size)))
 
-    def failed(self, piece: Piece, failure: Failure) -> None:
-        """No page came for `piece`."""
+    def failed(self, piece: Piece, failure: PageFailure) -> None:
+        """Record that `piece` returned no page."""
         self.requests_left -= 1
         self.failures += 1
         self.detail = failure.detail
-        if failure.trouble in (Trouble.THROTTLED, Trouble.UNREACHABLE):  # says nothing about the range
+        if failure.trouble in (PageTrouble.THROTTLED, PageTrouble.UNREACHABLE):  # not caused by the range
             self.stopped = True
             return
         self.failures_left -= 1
@@ -80,7 +80,7 @@ class RangeFill:
             self.closed.append(piece)
 
     def left(self) -> list[tuple[str, str]]:
-        """What has not been read, in order and joined where it is adjacent: (from, to)."""
+        """What is unread, as (from, to), in order; adjacent pieces are joined."""
         pieces = sorted((*self.pending, *self.closed), key=lambda one: order(one.from_cursor))
         left = [(piece.from_cursor, piece.to_cursor) for piece in pieces]
         joined: list[tuple[str, str]] = []
@@ -96,13 +96,13 @@ class RangeFill:
 
 
 def begin(from_cursor: str, to_cursor: str, page_size: int, retry_count: int) -> RangeFill:
-    """The round after `retry_count` others."""
+    """A new round; `retry_count`: rounds before it."""
     failures = max(LEAST_FAILURES, FIRST_FAILURES >> min(retry_count, 10))
     return RangeFill(to_cursor, page_size, failures, [Piece(from_cursor, to_cursor, page_size)])
 
 
 def _halves(piece: Piece) -> list[Piece]:
-    """Both halves; where it cannot be cut the same piece in smaller pages; [] where neither is possible."""
+    """Both halves; the same piece in smaller pages if it cannot be cut; [] if neither is possible."""
     half = max(1, piece.size // 2)
     cut = middle(piece.from_cursor, piece.to_cursor)
     if cut is not None:

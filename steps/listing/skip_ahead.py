@@ -1,8 +1,8 @@
-"""Stepping over a listing cursor that keeps failing: cursor → a cursor behind it, or None where none can be made.
+"""Skipping a listing cursor that keeps failing: cursor → a later cursor, or None if none can be computed.
 
-A relay's cursors are numbers of its accounts, so a step of `step` numbers passes the poisoned page. A PDS's cursors are its
-own business; the one form that is common, `<millis>::<did>`, can be moved in time, a second at first and twice as far each
-time it did not help. Anything else cannot be stepped over, only waited for.
+A relay's cursors number its accounts, so a step of `step` passes the failing page. A PDS's cursors are opaque; one common
+form, `<millis>::<did>`, can be moved in time: by a second at first, and twice as far after each attempt that failed. Other
+cursors cannot be skipped; their listing waits.
 """
 
 import re
@@ -14,17 +14,17 @@ _MAX_DIGITS = 18
 
 
 def is_number(cursor: str) -> bool:
-    """A plain decimal number."""
+    """Whether the cursor is a plain decimal number."""
     return cursor.isascii() and cursor.isdigit() and len(cursor) <= _MAX_DIGITS
 
 
 def beyond(cursor: str, *, skips: int, step: int, relay: bool) -> str | None:
-    """A cursor behind the page that starts at `cursor` ('': the first page), the `skips`-th time in a row."""
+    """A cursor after the page at `cursor` ('': the first page). `skips`: skips in a row so far."""
     doubled = 1 << min(skips, _MAX_DOUBLINGS)
     if relay and (not cursor or is_number(cursor)):
         return str(int(cursor or "0") + step)
     if is_number(cursor):
-        return str(int(cursor) + doubled)  # what it counts is not known: as little as possible
+        return str(int(cursor) + doubled)  # its unit is unknown: move as little as possible
     timed = _TIMED(cursor)
     if timed is not None:
         return f"{int(timed[1]) + _FIRST_MILLIS * doubled}::{timed[2]}"
@@ -32,7 +32,7 @@ def beyond(cursor: str, *, skips: int, step: int, relay: bool) -> str | None:
 
 
 def reached(cursor: str, to: str) -> bool:
-    """Whether a listing at `cursor` has passed the end of a skipped range; False where the two cannot be compared."""
+    """Whether `cursor` is at or after `to`, the end of a range; False if the two cannot be compared."""
     if is_number(to) and (not cursor or is_number(cursor)):
         return int(cursor or "0") >= int(to)
     here, there = _TIMED(cursor), _TIMED(to)
@@ -42,7 +42,7 @@ def reached(cursor: str, to: str) -> bool:
 
 
 def order(cursor: str) -> tuple[int, str]:
-    """A key that sorts cursors of one form; '' is before all."""
+    """A key that sorts cursors of one form; '' comes first."""
     if is_number(cursor):
         return int(cursor), ""
     timed = _TIMED(cursor)
@@ -50,7 +50,7 @@ def order(cursor: str) -> tuple[int, str]:
 
 
 def middle(cursor: str, to: str) -> str | None:
-    """A cursor halfway between two of the same form; None where there is none, or where they cannot be compared."""
+    """A cursor halfway between two of the same form; None if there is none, or if they cannot be compared."""
     low, high = order(cursor)[0], order(to)[0]
     half = (low + high) // 2
     if half <= low or half >= high:

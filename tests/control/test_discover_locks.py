@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psycopg
 
 from connectors.kafka.producer import LogProducer
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control import jobs
 from control.tasks.job_steps import JobSteps
 from schemas.job_spec import JobSpec
@@ -25,12 +25,12 @@ where application_name = 'sluice repos' and wait_event_type = 'Lock' and datname
 def test_a_page_and_the_index_lock_the_same_repos(database: str) -> None:
     """G5: a page's later DID is written by one of its statements, its earlier one by another, and an index wants both."""
     store = RepoQueue(load(database=database))
-    store.discover([Listed(FIRST), Listed(LAST)])
+    store.discover([ListedRepo(FIRST), ListedRepo(LAST)])
     failed: list[BaseException] = []
 
     def page() -> None:
         try:
-            store.discover([Listed(FIRST, "3l22222222222"), Listed(LAST, "3l22222222222")])
+            store.discover([ListedRepo(FIRST, "3l22222222222"), ListedRepo(LAST, "3l22222222222")])
         except BaseException as err:
             failed.append(err)
 
@@ -69,7 +69,7 @@ def test_a_batch_of_a_job_and_the_index_lock_the_same_repos(
 
     with psycopg.connect(database, autocommit=True) as db, psycopg.connect(database) as index:
         jobs.start(db, JobSpec(source="dids", dids=[first, last]), settings)
-        store.discover([Listed(last, active=False)])
+        store.discover([ListedRepo(last, active=False)])
         index.execute("select from sluice.repo where did = %s for update", (last,))
         thread = threading.Thread(target=batch)
         thread.start()

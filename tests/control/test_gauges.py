@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from prometheus_client import REGISTRY
 
 from connectors.kafka.offsets import Positions
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.process import watch_disk
 from control.process import export_lag
@@ -39,7 +39,7 @@ def value(name: str, **labels: str) -> float | None:
 
 def repos(settings: Settings, db: psycopg.Connection, count: int) -> list[str]:
     dids = [f"did:plc:{number:024}" for number in range(count)]
-    RepoQueue(settings).discover([Listed(did) for did in dids])
+    RepoQueue(settings).discover([ListedRepo(did) for did in dids])
     return dids
 
 

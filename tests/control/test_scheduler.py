@@ -17,7 +17,7 @@ from confluent_kafka import Producer, TopicPartition
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, partition_of
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.tasks.scheduler import Leader, Scheduler, lost_tasks, task_topic
 from local.embedded.guarded_process import free_port
 from local.embedded.log import EmbeddedLog
@@ -83,7 +83,7 @@ def test_first_fetches_and_later_ones_go_to_their_own_topics(
     settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """A desynced repo does not queue behind the whole network's backfill."""
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     store._database().execute("update sluice.repo set queued_at = null")
     store._database().execute("update sluice.repo set attempt = 3, reason = 'desync' where did = any(%s)", (DIDS[:5],))
     assert scheduler.queue() == len(DIDS)
@@ -96,7 +96,7 @@ def test_first_fetches_and_later_ones_go_to_their_own_topics(
 
 
 def test_what_is_not_due_waits(store: RepoQueue, scheduler: Scheduler) -> None:
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     store._database().execute("update sluice.repo set queued_at = null, next_retry_at = now() + interval '1 hour'")
     assert scheduler.queue() == 0
 
@@ -105,7 +105,7 @@ def test_a_row_whose_message_was_never_sent_is_queued_again(
     settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """G1, C4: list_repos died between the row and its message."""
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     wait_until(lambda: scheduler.requeue() == len(DIDS))
     assert scheduler.queue() == len(DIDS)
     assert {task.did for task in messages(settings, "repo_backfill")} == set(DIDS)
@@ -113,7 +113,7 @@ def test_a_row_whose_message_was_never_sent_is_queued_again(
 
 def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: RepoQueue, scheduler: Scheduler) -> None:
     """P4: a long queue is not a lost message; only a message that the group has passed is."""
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     (now,) = store._database().execute(
         "update sluice.repo set queued_at = now() - interval '1 hour' returning extract(epoch from queued_at)::float8"
     ).fetchone() or (0.0,)
@@ -134,7 +134,7 @@ def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: Repo
 def test_a_message_that_retention_removed_counts_as_passed(
     settings: Settings, store: RepoQueue, scheduler: Scheduler, log_scope: LogScope
 ) -> None:
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     store._database().execute("update sluice.repo set queued_at = null")
     scheduler.queue()
     ends = [TopicPartition(settings.topic("repo_backfill"), part, -1) for part in range(settings.partitions)]
@@ -159,7 +159,7 @@ def test_an_expired_lease_is_reaped_and_queued_again(
     settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """C4: a worker that died leaves nothing stuck."""
-    store.discover([Listed(DIDS[0])])
+    store.discover([ListedRepo(DIDS[0])])
     task = wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")
     assert len(store.claim([task], "a worker that dies")) == 1
     wait_until(lambda: scheduler.step().reaped == 1)
@@ -173,7 +173,7 @@ def test_an_attempt_that_the_index_passed_without_closing_is_reaped(
     settings: Settings, store: RepoQueue, scheduler: Scheduler
 ) -> None:
     """Design §5.3: the lease no longer runs once the outcome is produced; the index's offset decides."""
-    store.discover([Listed(DIDS[0])])
+    store.discover([ListedRepo(DIDS[0])])
     (claim,) = store.claim([wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")], "w")
     part = partition_of(DIDS[0], 2)
     store.produced([(claim.did, claim.attempt, part, 7)])
@@ -231,7 +231,7 @@ def test_the_process_queues_serves_its_health_and_stops_at_once(settings: Settin
     """B11: lag is exported; C4: due work is queued without anybody asking."""
     with running_control(patient(settings)) as (process, port):
         wait_until(lambda: '"ready": true' in page(port, "/readyz"), START_SECONDS)
-        store.discover([Listed(did) for did in DIDS])
+        store.discover([ListedRepo(did) for did in DIDS])
         store._database().execute("update sluice.repo set queued_at = null")
         wait_until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
         wait_until(lambda: _lag(page(port, "/metrics")) == len(DIDS))
@@ -252,7 +252,7 @@ def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings
         ((leader, port),) = wait_until(leading, START_SECONDS)
         leader.kill()
         assert leader.wait(WAIT_SECONDS) == -signal.SIGKILL  # the fault fired
-        store.discover([Listed(did) for did in DIDS])
+        store.discover([ListedRepo(did) for did in DIDS])
         store._database().execute("update sluice.repo set queued_at = null")
         wait_until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
         (stood_by,) = {one[1], other[1]} - {port}
@@ -267,7 +267,7 @@ def _lag(text: str) -> float:
 def test_a_broker_that_died_is_waited_for(settings: Settings, store: RepoQueue, private_log: EmbeddedLog) -> None:
     """G1: control outlives its broker, says why it waits, stops at once meanwhile, and queues later what was due."""
     mine = patient(settings, bootstrap=private_log.bootstrap)
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
 
     def waits(port: int) -> bool:
         told = page(port, "/readyz")

@@ -17,7 +17,7 @@ from rich.console import Console
 from cli.settings_text import page as settings_page
 from cli.status_text import page, rows, table
 from connectors.kafka.offsets import Positions, Standing
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.status import JOBS_SHOWN, Collector, Status
 from local.progress import Progress, plain, rated, troubles
 from schemas.settings import Settings, load
@@ -33,7 +33,7 @@ def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
 @pytest.fixture
 def status(settings: Settings) -> Status:
     """A mirror with one repo in each phase, a failing host, a paused host, a past-end group, and dead letters."""
-    RepoQueue(settings).discover([Listed(did) for did in DIDS])
+    RepoQueue(settings).discover([ListedRepo(did) for did in DIDS])
     with psycopg.connect(settings.database, autocommit=True) as db:
         for did, phase in zip(DIDS, ("pending", "backfill", "sync", "unavailable", "failed"), strict=True):
             db.execute("update sluice.repo set phase = %s, last_error = 'boom' where did = %s", (phase, did))

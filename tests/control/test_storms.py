@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer
-from connectors.postgres.repo_queue import FOREVER, Listed, RepoQueue
+from connectors.postgres.repo_queue import FOREVER, ListedRepo, RepoQueue
 from connectors.runtime import metrics
 from control.tasks import storms
 from control.tasks.scheduler import Scheduler
@@ -175,7 +175,7 @@ def test_the_limit_grows_with_the_mirror_and_first_fetches_are_no_storm(
     """H7: a few per cent, and some absolute number."""
     monkeypatch.setattr(storms, "STORM_LEAST", 2)
     breaker, store = Storms(settings), RepoQueue(settings)
-    store.discover([Listed(f"did:plc:{n}") for n in range(400)])
+    store.discover([ListedRepo(f"did:plc:{n}") for n in range(400)])
     db.execute("update sluice.repo set queued_at = null")
     db.execute("analyze sluice.repo")
     assert breaker.most() == 12

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from connectors.postgres.repo_queue import Listed
+from connectors.postgres.repo_queue import ListedRepo
 from control.filters import FilterWalk
 from schemas import wire
 from tests.filters.test_filtered_index import LIKE, POST, Bed, commit, created, op, outcome
@@ -157,9 +157,9 @@ class World(Bed):
             rev, since = self.next_rev(), "3a" if event == "commit" else "never"
             self.feed(*(commit(did, rev, since, op("create", LIKE)) for did in dids))
         elif event == "relay lists":
-            self.store.discover([Listed(did) for did in dids if did not in self.gone | self.taken_down])
+            self.store.discover([ListedRepo(did) for did in dids if did not in self.gone | self.taken_down])
         elif event == "PDS lists":
-            self.store.discover([Listed(did, host="https://pds.test") for did in dids if did not in self.gone])
+            self.store.discover([ListedRepo(did, host="https://pds.test") for did in dids if did not in self.gone])
         else:
             self.store.retry_failed(None)
 

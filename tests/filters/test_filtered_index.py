@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control import filters
 from control.filters import FilterWalk
 from flows.index.apply import apply_events
@@ -88,7 +88,7 @@ class Bed:
 @pytest.fixture
 def bed(database: str) -> Iterator[Bed]:
     one = Bed(database)
-    one.store.discover([Listed(ONE), Listed(TWO)])
+    one.store.discover([ListedRepo(ONE), ListedRepo(TWO)])
     yield one
     one.close()
 
@@ -271,7 +271,7 @@ def test_a_boundary_of_dids_stops_the_others_and_takes_them_in_again(bed: Bed) -
         commit(three, "3b", "3a", op("create", POST)),
         wire.AccountEvent(seq=9, time=TIME, did=TWO, active=True),
     )
-    assert bed.store.discover([Listed(three), Listed(TWO, rev="3c")]).tasks == []
+    assert bed.store.discover([ListedRepo(three), ListedRepo(TWO, rev="3c")]).tasks == []
     assert bed.db.execute("select count(*) from sluice.repo").fetchone() == (2,)
     assert (bed.rows(TWO), bed.repo(TWO)) == ([LIKE, POST, OTHER], ("unavailable", "outside"))
     filters.prune(bed.db)
@@ -309,10 +309,10 @@ def test_a_signal_collection_decides_who_is_in(bed: Bed) -> None:
     assert (bed.repo(four), bed.repo(TWO)) == (("pending", "discovered"), ("unavailable", "outside"))
     bed.feed(commit(TWO, "3c", "3b", op("create", OTHER)))
     assert bed.repo(TWO)[0] == "pending"
-    assert bed.store.discover([Listed(three)]).tasks == []
+    assert bed.store.discover([ListedRepo(three)]).tasks == []
     make = "insert into sluice.backfill_job (name, source) values ('by signal', %s) returning id"
     (job,) = bed.db.execute(make, (f'{{"collection": "{OTHER}", "at": "https://r"}}',)).fetchone() or (0,)
-    assert [task.did for task in bed.store.discover([Listed(three)], job).tasks] == [three]
+    assert [task.did for task in bed.store.discover([ListedRepo(three)], job).tasks] == [three]
     bed.set(boundary="collection", signal=OTHER)
     bed.walk()
     assert bed.repo(TWO)[0] == "pending", "not known to be outside while it was never fetched under it"

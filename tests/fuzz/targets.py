@@ -47,7 +47,7 @@ from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors
 from steps.dedup import Remembered
-from steps.listing.paginator import Failure, failure_of, read_page
+from steps.listing.list_page import PageFailure, failure_of, read_page
 
 DATA = b"\x01\x71\x12\x20" + bytes(32)
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
@@ -150,7 +150,7 @@ def listing(data: bytes) -> None:
         _shown(str(err))
         return
     page = read_page(body, NOW)
-    if isinstance(page, Failure):
+    if isinstance(page, PageFailure):
         _shown(page.detail)
     pager = Pager(SETTINGS, None)  # type: ignore[arg-type]  # no request is made
     rows = body.get("hosts") if isinstance(body, dict) else None

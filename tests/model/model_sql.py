@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.postgres.repo_queue import Claim, Discovery, Listed, RepoQueue
+from connectors.postgres.repo_queue import Claim, Discovery, ListedRepo, RepoQueue
 from control import filters
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
@@ -221,7 +221,7 @@ class Twin:
                 raise Difference(f"after {what}: {did}\n  model    {expected.get(did)}\n  database {found.get(did)}")
         return modelled
 
-    def discover(self, listed: Sequence[Listed]) -> Discovery:
+    def discover(self, listed: Sequence[ListedRepo]) -> Discovery:
         dids = [entry.did for entry in listed]
         self.sql.db.execute(
             "insert into sluice.identity (did, pds) select unnest(%s::text[]), %s on conflict do nothing", (dids, PDS)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from connectors.postgres.repo_queue import Claim, Discovery, Listed
+from connectors.postgres.repo_queue import Claim, Discovery, ListedRepo
 from protocol.account_status import TAKEN_DOWN, status_beside
 from schemas import wire
 from steps.gate import batch as real_settle
@@ -87,7 +87,7 @@ class ModelTables:
 
     # --- connectors/postgres/repo_queue.py
 
-    def discover(self, listed: Sequence[Listed]) -> Discovery:
+    def discover(self, listed: Sequence[ListedRepo]) -> Discovery:
         tasks = []
         known = []
         for entry in listed:
@@ -114,7 +114,7 @@ class ModelTables:
             self._listed(self.rows[entry.did], entry)
         return Discovery(tasks, len(listed) - len(known), len(known))
 
-    def _listed(self, row: Row, entry: Listed) -> None:
+    def _listed(self, row: Row, entry: ListedRepo) -> None:
         if row.repo.phase in ("sync", "backfill") and not entry.active and entry.status in TAKEN_DOWN:
             seen = max(row.repo.seen_rev, row.repo.buffered_rev)
             self._set(

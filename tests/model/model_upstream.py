@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from connectors.postgres.repo_queue import Listed
+from connectors.postgres.repo_queue import ListedRepo
 from schemas import wire
 from steps.gate.filters import covers
 from steps.gate.model import Phase
@@ -239,7 +239,7 @@ class Upstream(Checks):
                 if self.calm or self.rng.random() < 0.8
                 else self.rng.choice(("", account.chain[0].rev))
             )
-            listed.append(Listed(account.did, rev, account.active, None if account.active else account.status))
+            listed.append(ListedRepo(account.did, rev, account.active, None if account.active else account.status))
         tasks = self.tables.discover(listed).tasks
         for entry in listed:
             if self.tables.rows[entry.did].repo.phase in (Phase.PENDING, Phase.UNAVAILABLE, Phase.FAILED):
@@ -254,7 +254,9 @@ class Upstream(Checks):
         """A PDS lists what it calls its own: the true one, which does not know of takedowns, or anybody."""
         host = self.rng.choice((PDS, "elsewhere"))
         self.tables.now += self.rng.choice((0.0, 3700.0))
-        listed = [Listed(one.did, host=host) for one in self.network.accounts.values() if one.did in self.tables.rows]
+        listed = [
+            ListedRepo(one.did, host=host) for one in self.network.accounts.values() if one.did in self.tables.rows
+        ]
         before = {did: (row.repo.phase, row.repo.active) for did, row in self.tables.rows.items()}
         self.tables.discover(listed)
         self.say("listing of", host)

@@ -10,7 +10,7 @@ import msgspec
 import psycopg
 import pytest
 
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from connectors.runtime import metrics
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
@@ -89,7 +89,7 @@ def synced(attempt: int, rev: str, data: str, count: int) -> wire.RepoOutcome:
 def claimed(database: str, did: str = DID) -> RepoQueue:
     """A store whose worker has claimed the repo under attempt 1."""
     store = RepoQueue(settings_for(database))
-    store.discover([Listed(did)])
+    store.discover([ListedRepo(did)])
     assert store.claim([wire.RepoTask(did=did, attempt=0, reason="listed")], "w")
     return store
 
@@ -152,7 +152,7 @@ def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str
     """C2: real connections, at the same moment, in orders of their own."""
     dids = [f"did:plc:{number:04d}" for number in range(500)]
     first = RepoQueue(settings_for(database))
-    first.discover([Listed(did) for did in dids])
+    first.discover([ListedRepo(did) for did in dids])
     first.close()
     start, claims, failures = threading.Barrier(8), [], []
 
@@ -183,8 +183,8 @@ def test_the_database_refuses_a_status_that_hides_beside_an_active_account(datab
     """Whoever writes it. What a listing says of both is taken by its `active`."""
     store = RepoQueue(settings_for(database))
     listed = {"did:plc:a": "takendown", "did:plc:b": "throttled", "did:plc:c": None}
-    store.discover([Listed(did, active=True, status=status) for did, status in listed.items()])
-    store.discover([Listed("did:plc:d", active=False)])
+    store.discover([ListedRepo(did, active=True, status=status) for did, status in listed.items()])
+    store.discover([ListedRepo("did:plc:d", active=False)])
     with psycopg.connect(database, autocommit=True) as db:
         rows = db.execute("select did, active, status from sluice.repo order by did").fetchall()
         assert rows == [
@@ -203,7 +203,7 @@ def test_the_database_refuses_a_status_that_hides_beside_an_active_account(datab
 def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database: str) -> None:
     """T1: the index's transaction began before the claim that it waited for; completed_at follows started_at all the same."""
     store = RepoQueue(settings_for(database))
-    store.discover([Listed(DID)])
+    store.discover([ListedRepo(DID)])
     tables = IndexStore(settings_for(database), "c", None)
     takendown = wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown")
     with tables.transaction() as transaction:
@@ -219,13 +219,13 @@ def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database
 def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> None:
     """An #account that went out before we listened is lost; what the network itself has said holds for an hour."""
     store = RepoQueue(settings_for(database))
-    store.discover([Listed(DID, active=False, status="deactivated")])
+    store.discover([ListedRepo(DID, active=False, status="deactivated")])
     assert store.phases() == {"unavailable": 1}
-    store.discover([Listed(DID, active=True)])
+    store.discover([ListedRepo(DID, active=True)])
     assert store.phases() == {"pending": 1}
     tables = IndexStore(settings_for(database), "c", None)
     settle(tables, wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown"))
-    store.discover([Listed(DID, active=True)])
+    store.discover([ListedRepo(DID, active=True)])
     assert store.phases() == {"unavailable": 1}
     store.close()
 
@@ -235,9 +235,9 @@ def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status
     """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS's word as after an #account."""
     store = claimed(database)
     settle(IndexStore(settings_for(database), "c", None), synced(1, "3k2", "root", 0))
-    store.discover([Listed(DID, active=True)])
+    store.discover([ListedRepo(DID, active=True)])
     assert store.phases() == {"sync": 1}
-    store.discover([Listed(DID, active=False, status=status)])
+    store.discover([ListedRepo(DID, active=False, status=status)])
     with psycopg.connect(database) as db:
         row = db.execute("select phase, reason, active, status from sluice.repo").fetchone()
     assert row == ("pending", "deletion", False, status)
@@ -252,11 +252,11 @@ def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_
     tables = IndexStore(settings_for(database), "c", None)
     settle(tables, synced(1, "3k2", "root", 0))
     other = "did:plc:other"
-    assert store.claim(store.discover([Listed(other)]).tasks, "w")
+    assert store.claim(store.discover([ListedRepo(other)]).tasks, "w")
     with tables.transaction() as transaction:
         buffered = wire.SyncEvent(seq=1, time="t", did=other, rev="3k5", data="later")
         apply_events(transaction, {other: [OffsetEvent(7, buffered)]}, Rules())
-    store.discover([Listed(DID, "3k4", False, status), Listed(other, "3k4", False, status)])
+    store.discover([ListedRepo(DID, "3k4", False, status), ListedRepo(other, "3k4", False, status)])
     with psycopg.connect(database) as db:
         rows = db.execute(
             "select phase, reason, active, status, heard_rev, held, completed_at >= started_at from sluice.repo order by did"
@@ -265,11 +265,11 @@ def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_
     assert rows == [("unavailable", status, False, status, rev, 0, True) for rev in ("3k4", "3k5")]
     assert store.due(10) == []
     assert store.retry(other, 1, "too late", 0.0) is None
-    store.discover([Listed(DID), Listed(other)])
+    store.discover([ListedRepo(DID), ListedRepo(other)])
     assert store.phases() == {"unavailable": 2}
     with psycopg.connect(database, autocommit=True) as db:
         db.execute("update sluice.repo set phase_since = now() - interval '2 hours'")
-    store.discover([Listed(DID), Listed(other)])
+    store.discover([ListedRepo(DID), ListedRepo(other)])
     assert store.phases() == {"pending": 2}
     store.close()
 
@@ -278,11 +278,11 @@ def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> 
     """G5: only the PDS that the DID document names is listened to, and what it lists is hidden until it has been served."""
     store = claimed(database)
     tables = IndexStore(settings_for(database), "c", None)
-    here, elsewhere = Listed(DID, host="https://pds.test"), Listed(DID, host="https://evil.test")
+    here, elsewhere = ListedRepo(DID, host="https://pds.test"), ListedRepo(DID, host="https://evil.test")
     row = "select phase, reason, active, status from sluice.repo"
     with psycopg.connect(database, autocommit=True) as db:
 
-        def listed(entry: Listed) -> object:
+        def listed(entry: ListedRepo) -> object:
             db.execute("update sluice.repo set phase_since = now() - interval '2 hours'")
             store.discover([entry])
             return db.execute(row).fetchone()
@@ -324,7 +324,7 @@ def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(datab
     """G1: the snapshot may be older than the list; and a repo that leaves `sync` meanwhile has seen it."""
     store = claimed(database)
     tables = IndexStore(settings_for(database), "c", None)
-    store.discover([Listed(DID, "3k9")])
+    store.discover([ListedRepo(DID, "3k9")])
     assert store.lost_events(0.0) == []
     settle(tables, synced(1, "3k2", "root", 0))
     assert store.lost_events(600.0) == []
@@ -334,13 +334,13 @@ def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(datab
         assert db.execute(row).fetchone() == ("pending", "lost_event", "3k9", None)
         assert store.claim(store.due(10), "w")
         settle(tables, synced(2, "3k9", "nine", 0))
-        store.discover([Listed(DID, "3ka")])
+        store.discover([ListedRepo(DID, "3ka")])
         settle(tables, commit("3kb", "another root", "eleven"))
         store.lost_events(600.0)
         assert db.execute(row).fetchone() == ("pending", "desync", "3kb", None)
         assert store.claim(store.due(10), "w")
         settle(tables, synced(3, "3kb", "eleven", 0))
-        store.discover([Listed(DID, "3kd")])
+        store.discover([ListedRepo(DID, "3kd")])
         settle(tables, commit("3kc", "another root", "twelve"))
         store.lost_events(600.0)
         assert db.execute(row).fetchone() == ("pending", "desync", "3kd", None)
@@ -351,7 +351,7 @@ def test_buffered_events_are_loaded_for_as_many_repos_as_memory_allows(database:
     """G6: each repo's are bounded, but many repos may end in one batch; all of them are settled, round by round."""
     dids = [f"did:plc:{number}" for number in range(4)]
     store, tables = claimed(database, dids[0]), IndexStore(settings_for(database), "c", None)
-    assert len(store.claim(store.discover([Listed(did) for did in dids[1:]]).tasks, "w")) == 3
+    assert len(store.claim(store.discover([ListedRepo(did) for did in dids[1:]]).tasks, "w")) == 3
     later = [wire.SyncEvent(seq=1, time="t", did=did, rev="3k5", data="root") for did in dids]
     with tables.transaction() as transaction:
         size = len(wire.encode(later[0]))

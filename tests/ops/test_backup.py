@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.tasks.restored import Restored
 from ops import backup as module
 from ops.backup import backup, find_tool, restore
@@ -42,7 +42,7 @@ def dumped(database: str, folder: Path) -> Path:
 def test_a_backup_is_restored_whole_and_once(database: str, empty: str, tmp_path: Path) -> None:
     """G1: rows and positions in one snapshot; the file is the owner's alone; an empty database only."""
     store = RepoQueue(Settings(database=database))
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     store.close()
     with psycopg.connect(database, autocommit=True) as db:
         db.execute(
@@ -121,7 +121,7 @@ def test_the_tool_is_of_the_servers_release_or_newer(tmp_path: Path, monkeypatch
 def test_the_data_folders_own_database_is_replaced_when_the_new_one_is_complete(database: str, tmp_path: Path) -> None:
     """G1: `sluice up` with its embedded server."""
     store = RepoQueue(Settings(database=database))
-    store.discover([Listed(DIDS[0])])
+    store.discover([ListedRepo(DIDS[0])])
     store.close()
     file = dumped(database, tmp_path)
     with data_folder() as folder:
@@ -141,7 +141,7 @@ def test_nothing_is_claimed_until_the_index_has_read_the_log(
 ) -> None:
     """G1: attempts in the log were numbered after the backup. Dead letters since then are indexed again."""
     store = RepoQueue(Settings(database=database))
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     store.close()
     restore(load(database=empty), dumped(database, tmp_path))
     settings = settings_of(database=empty)

@@ -15,25 +15,27 @@ from typing import Any
 import pytest
 
 from connectors.atproto.host_lists import follow_hosts
-from connectors.atproto.relay import MAX_BARREN, Hosts, Pager
+from connectors.atproto.relay import MAX_BARREN, HostList, Pager
 from connectors.identity import directory_pace
 from connectors.identity.directory_pace import Pace
 from control.tasks.dead_letter_retry import AFTER_SECONDS
-from flows.list_repos.crawler import Listed, Listings, Range
+from flows.list_repos.crawler import Crawler
 from flows.list_repos.gap_recovery import SKIP_SECONDS, fill_delay
+from flows.list_repos.listing_loop import DueRange, ListedPage
 from protocol.handle import Standing, next_check
 from schemas.settings import Settings
 from steps.backoff import STEADY_SECONDS, reconnect_seconds
 from steps.job_states import Target
-from steps.listing.paginator import Entry, Failure, Page, Skip, Trouble, failure_of
-from steps.listing.progress import Filled, Narrowed
+from steps.listing.list_page import ListEntry, PageFailure, PageTrouble, RepoPage, failure_of
+from steps.listing.listing_progress import RangeFilled, RangeNarrowed
+from steps.listing.paginator import RangeSkipped
 from tests.support.virtual_loop import VirtualLoop, run_hours
 
 DAY = 8  # hours
 RELAY, PDS = "https://relay.example", "https://pds.example"
-BAD = Failure(Trouble.BAD_ANSWER, "HTTP 500")
-DOWN = Failure(Trouble.UNREACHABLE, "no answer")
-Answer = Callable[[int, str, int], Page | Failure]
+BAD = PageFailure(PageTrouble.BAD_ANSWER, "HTTP 500")
+DOWN = PageFailure(PageTrouble.UNREACHABLE, "no answer")
+Answer = Callable[[int, str, int], RepoPage | PageFailure]
 """(requests so far, cursor, limit) → answer"""
 
 
@@ -54,7 +56,7 @@ class Crawl:
 
     def __init__(self, answer: Answer, *, relay: bool) -> None:
         self.hours, self.fills = Hours(), Hours()
-        self.ranges: dict[int, tuple[Range, float]] = {}
+        self.ranges: dict[int, tuple[DueRange, float]] = {}
         self.seen: set[str] = set()
         self.target = Target(RELAY, RELAY, relay=True) if relay else Target(PDS, PDS)
         self._answer = answer
@@ -65,19 +67,19 @@ class Crawl:
         return self
 
     async def _main(self, loop: VirtualLoop) -> None:
-        listings = Listings(Settings(relays=[RELAY]), {}, lambda: loop.now)
+        crawler = Crawler(Settings(relays=[RELAY]), {}, lambda: loop.now)
 
-        async def repos(_url: str, cursor: str, limit: int, *_: Any) -> Page | Failure:
+        async def repos(_url: str, cursor: str, limit: int, *_: Any) -> RepoPage | PageFailure:
             self.hours.count(loop.now)
             await asyncio.sleep(0.05)
             return self._answer(self.hours.total, cursor, limit)
 
         pager: Any = SimpleNamespace(repos=repos)
         async with asyncio.TaskGroup() as group:
-            listings._follow(group, pager, self.target)
-            upstream = listings.upstreams[self.target.key]
+            crawler._follow(group, pager, self.target)
+            upstream = crawler.loops[self.target.key]
             while True:
-                for item in listings.queue.take(100):
+                for item in crawler.queue.take(100):
                     self._note(item, loop.now)
                 due = [one for one, at in self.ranges.values() if at <= loop.now]
                 if due and upstream.state.done and not upstream.fills and upstream.fill_at <= loop.now:
@@ -85,52 +87,52 @@ class Crawl:
                     upstream.wake.set()
                 await asyncio.sleep(5.0)
 
-    def _note(self, item: Listed, now: float) -> None:
+    def _note(self, item: ListedPage, now: float) -> None:
         self.seen |= {entry.did for entry in item.entries}
-        for upstream, fact in item.facts:
-            if isinstance(fact, Skip):
+        for fact in item.facts:
+            if isinstance(fact, RangeSkipped):
                 same = [one for one, _ in self.ranges.values() if one.from_cursor == fact.from_cursor]
                 if not same:
-                    made = Range(next(self._ids), upstream, fact.from_cursor, fact.to_cursor, 0)
+                    made = DueRange(next(self._ids), item.upstream, fact.from_cursor, fact.to_cursor, 0)
                     self.ranges[made.id] = made, now + SKIP_SECONDS
                 continue
             gone, _ = self.ranges.pop(fact.id)
-            if isinstance(fact, Narrowed):
+            if isinstance(fact, RangeNarrowed):
                 for start, end in fact.left:
-                    made = Range(next(self._ids), upstream, start, end, gone.retry_count + 1)
+                    made = DueRange(next(self._ids), item.upstream, start, end, gone.retry_count + 1)
                     self.ranges[made.id] = made, now + fill_delay(gone.retry_count)
             else:
-                assert isinstance(fact, Filled)
+                assert isinstance(fact, RangeFilled)
 
 
 def numbered(bad: range, repos: int = 150, most: int = 20) -> Answer:
-    def answer(_: int, cursor: str, limit: int) -> Page | Failure:
+    def answer(_: int, cursor: str, limit: int) -> RepoPage | PageFailure:
         ids = list(range(int(cursor or 0) + 1, repos + 1))[: min(limit, most)]
         if set(ids) & set(bad):
             return BAD
-        entries = [Entry(f"did:plc:{number}", "", True, None) for number in ids]
-        return Page(entries, 0, str(ids[-1]) if ids and ids[-1] < repos else None)
+        entries = [ListEntry(f"did:plc:{number}", "", True, None) for number in ids]
+        return RepoPage(entries, 0, str(ids[-1]) if ids and ids[-1] < repos else None)
 
     return answer
 
 
-def cycle(n: int, cursor: str, _: int) -> Page | Failure:
-    return Page([Entry(f"did:plc:{cursor}", "", True, None)], 0, {"": "a", "a": "b", "b": "a"}.get(cursor, "a"))
+def cycle(n: int, cursor: str, _: int) -> RepoPage | PageFailure:
+    return RepoPage([ListEntry(f"did:plc:{cursor}", "", True, None)], 0, {"": "a", "a": "b", "b": "a"}.get(cursor, "a"))
 
 
 ANSWERS: dict[str, Answer] = {
     "errors": lambda *_: BAD,
     "silence": lambda *_: DOWN,
-    "malformed pages": lambda *_: Failure(Trouble.MALFORMED, "no page"),
+    "malformed pages": lambda *_: PageFailure(PageTrouble.MALFORMED, "no page"),
     "429 with Retry-After: 0": lambda *_: failure_of(429, None, 0.0),
     "429 without a time": lambda *_: failure_of(429, None, None),
     "cursors that go round": cycle,
-    "empty pages with ever new cursors": lambda n, *_: Page([], 0, f"c{n}"),
-    "the end, or an error": lambda n, *_: Page([], 0, None) if n % 2 else BAD,
+    "empty pages with ever new cursors": lambda n, *_: RepoPage([], 0, f"c{n}"),
+    "the end, or an error": lambda n, *_: RepoPage([], 0, None) if n % 2 else BAD,
     "a cycle with errors": lambda n, cursor, limit: BAD if n % 3 else cycle(n, cursor, limit),
     "a 429 and a cycle": lambda n, cursor, limit: failure_of(429, None, 0.0) if n % 2 else cycle(n, cursor, limit),
-    "one page, then errors": lambda n, *_: Page([], 0, "7") if n == 1 else BAD,
-    "a page, then silence": lambda n, *_: Page([], 0, None) if n % 5 == 0 else DOWN,
+    "one page, then errors": lambda n, *_: RepoPage([], 0, "7") if n == 1 else BAD,
+    "a page, then silence": lambda n, *_: RepoPage([], 0, None) if n % 5 == 0 else DOWN,
 }
 
 
@@ -156,17 +158,17 @@ def test_a_stretch_that_fails_for_good_costs_a_few_requests_an_hour() -> None:
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        ("errors", lambda _: Hosts([], BAD)),
-        ("a list that breaks off", lambda _: Hosts([PDS], Failure(Trouble.MALFORMED, "x"))),
-        ("now and then a list", lambda n: Hosts([PDS]) if n % 4 == 0 else Hosts([], DOWN)),
+        ("errors", lambda _: HostList([], BAD)),
+        ("a list that breaks off", lambda _: HostList([PDS], PageFailure(PageTrouble.MALFORMED, "x"))),
+        ("now and then a list", lambda n: HostList([PDS]) if n % 4 == 0 else HostList([], DOWN)),
     ],
 )
-def test_a_relay_s_list_of_hosts(name: str, answer: Callable[[int], Hosts]) -> None:
+def test_a_relay_s_list_of_hosts(name: str, answer: Callable[[int], HostList]) -> None:
     """H5: listHosts."""
     hours = Hours()
 
     async def main(loop: VirtualLoop) -> None:
-        async def hosts(_: str) -> Hosts:
+        async def hosts(_: str) -> HostList:
             hours.count(loop.now)
             return answer(hours.total)
 

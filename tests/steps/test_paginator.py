@@ -7,35 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.listing.paginator import (
-    MAX_SKIPS,
-    Decision,
-    Entry,
-    Failure,
-    Listing,
-    Page,
-    Policy,
-    Skip,
-    Trouble,
-    decide,
-    failure_of,
-    read_page,
-    restart,
-)
+from steps.listing.list_page import ListEntry, PageFailure, PageTrouble, RepoPage, failure_of, read_page
+from steps.listing.paginator import MAX_SKIPS, Listing, ListingDecision, ListingPolicy, RangeSkipped, decide, restart
 from steps.listing.skip_ahead import beyond, reached
 
-RELAY = Policy(page_size=100, skip_after=5, skip_step=1000, relay=True, recheck_seconds=300)
+RELAY = ListingPolicy(page_size=100, skip_after=5, skip_step=1000, relay=True, recheck_seconds=300)
 PDS = replace(RELAY, relay=False)
-BAD = Failure(Trouble.BAD_ANSWER, "HTTP 500")
-DOWN = Failure(Trouble.UNREACHABLE, "no answer")
+BAD = PageFailure(PageTrouble.BAD_ANSWER, "HTTP 500")
+DOWN = PageFailure(PageTrouble.UNREACHABLE, "no answer")
 
 
-def page(count: int, cursor: str | None) -> Page:
-    return Page([Entry(f"did:plc:{cursor}{i}", "", True, None) for i in range(count)], 0, cursor)
+def page(count: int, cursor: str | None) -> RepoPage:
+    return RepoPage([ListEntry(f"did:plc:{cursor}{i}", "", True, None) for i in range(count)], 0, cursor)
 
 
-def run(state: Listing, *outcomes: Page | Failure, policy: Policy = RELAY) -> Decision:
-    decision = Decision(state, 0)
+def run(state: Listing, *outcomes: RepoPage | PageFailure, policy: ListingPolicy = RELAY) -> ListingDecision:
+    decision = ListingDecision(state, 0)
     for outcome in outcomes:
         decision = decide(decision.state, outcome, 1000.0, policy)
     return decision
@@ -57,7 +44,7 @@ def test_pages_follow_each_other_to_the_end_and_a_recheck_starts_from_there() ->
 @pytest.mark.parametrize("following", ["200", "150", ""])
 def test_a_cursor_that_does_not_move_is_the_end(following: str) -> None:
     """B2: no page repeats for ever."""
-    decision = run(Listing(100, cursor="200", safe="200"), Page([], 0, following or None))
+    decision = run(Listing(100, cursor="200", safe="200"), RepoPage([], 0, following or None))
     assert decision.ended
 
 
@@ -66,7 +53,7 @@ def test_a_numeric_cursor_that_keeps_failing_is_stepped_over_and_the_range_is_to
     state = Listing(100, cursor="200", safe="200")
     assert run(state, *[BAD] * 4).skip is None
     decision = run(state, *[BAD] * 5)
-    assert decision.skip == Skip("200", "1200", "HTTP 500")
+    assert decision.skip == RangeSkipped("200", "1200", "HTTP 500")
     assert decision.state.cursor == "1200"
 
 
@@ -81,7 +68,7 @@ def test_waits_grow_between_the_failures() -> None:
 
 def test_the_first_page_of_a_relay_is_stepped_over() -> None:
     """B2"""
-    assert run(Listing(100), *[BAD] * 5).skip == Skip("", "1000", "HTTP 500")
+    assert run(Listing(100), *[BAD] * 5).skip == RangeSkipped("", "1000", "HTTP 500")
 
 
 def test_a_relay_that_answers_nothing_but_errors_is_not_walked_to_infinity() -> None:
@@ -129,10 +116,12 @@ def test_throttling_is_no_failure_and_waits_as_long_as_it_is_told() -> None:
 
 
 def test_a_gateway_error_is_an_outage_an_error_of_the_page_is_not() -> None:
-    assert failure_of(503, None, None).trouble is Trouble.UNREACHABLE
-    assert failure_of(522, None, None).trouble is Trouble.UNREACHABLE
-    assert failure_of(500, "InternalServerError", None) == Failure(Trouble.BAD_ANSWER, "HTTP 500 InternalServerError")
-    assert failure_of(400, "InvalidRequest", None).trouble is Trouble.BAD_ANSWER
+    assert failure_of(503, None, None).trouble is PageTrouble.UNREACHABLE
+    assert failure_of(522, None, None).trouble is PageTrouble.UNREACHABLE
+    assert failure_of(500, "InternalServerError", None) == PageFailure(
+        PageTrouble.BAD_ANSWER, "HTTP 500 InternalServerError"
+    )
+    assert failure_of(400, "InvalidRequest", None).trouble is PageTrouble.BAD_ANSWER
 
 
 def test_an_empty_page_behind_a_skip_is_not_taken_for_the_end_of_the_cursors() -> None:
@@ -160,7 +149,7 @@ def test_a_list_of_a_pds_that_never_ends_is_read_to_its_bound() -> None:
     assert run(over.state, page(50, None), policy=policy).ended
     ends = [page(50, None)] * 9
     assert run(decision.state, *ends, policy=policy).state.entries == 200, "the last page is read again and again"
-    assert run(decision.state, Page([], 60, "300"), policy=policy).stuck, "entries that are none count as well"
+    assert run(decision.state, RepoPage([], 60, "300"), policy=policy).stuck, "entries that are none count as well"
     assert restart(over.state, 77.0, policy).entries == 0
     assert not run(Listing(100), *[page(100, str(at)) for at in range(100, 900, 100)]).stuck
 
@@ -174,7 +163,7 @@ def test_every_healthy_repo_is_listed_or_in_a_told_range(poison: set[int], relay
     for _ in range(20_000):
         start = int(state.cursor.partition("::")[0]) // (1 if relay else 1000) if state.cursor else 0
         wanted = list(range(start, 300))[: state.size]
-        outcome: Page | Failure = BAD
+        outcome: RepoPage | PageFailure = BAD
         if not poison.intersection(wanted):
             after = wanted[-1] + 1 if wanted else None
             cursor = None if after is None or after >= 300 else str(after) if relay else f"{after * 1000}::did:plc:x"
@@ -235,7 +224,7 @@ def test_reached() -> None:
 )
 def test_a_page_that_is_none(body: Any) -> None:
     """G7"""
-    assert isinstance(read_page(body, 0), Failure)
+    assert isinstance(read_page(body, 0), PageFailure)
 
 
 def test_a_bad_entry_is_dropped_and_not_its_page() -> None:
@@ -252,14 +241,14 @@ def test_a_bad_entry_is_dropped_and_not_its_page() -> None:
         None,
     ]
     result = read_page({"repos": rows, "cursor": 42}, 1_800_000_000_000_000)
-    assert isinstance(result, Page)
+    assert isinstance(result, RepoPage)
     assert (result.cursor, result.rejected) == ("42", 4)
     assert result.entries == [
-        Entry("did:plc:good", "3kabcdefghijk", True, None),
-        Entry("did:plc:norev", "", True, None),
-        Entry("did:plc:future", "", True, None),
-        Entry("did:plc:gone", "", False, "takendown"),
-        Entry("did:plc:odd", "", False, "suspended"),
+        ListEntry("did:plc:good", "3kabcdefghijk", True, None),
+        ListEntry("did:plc:norev", "", True, None),
+        ListEntry("did:plc:future", "", True, None),
+        ListEntry("did:plc:gone", "", False, "takendown"),
+        ListEntry("did:plc:odd", "", False, "suspended"),
     ]
 
 
@@ -270,8 +259,8 @@ def test_a_bad_entry_is_dropped_and_not_its_page() -> None:
 def test_what_a_relay_does_not_follow_is_listed_as_served(status: str, served: bool) -> None:
     """An account above its PDS's limit at the relay is inactive there, and goes on at its PDS: it is fetched."""
     found = read_page({"repos": [{"did": "did:plc:a", "active": False, "status": status}]}, 0)
-    assert isinstance(found, Page)
-    assert found.entries == [Entry("did:plc:a", "", served, status)]
+    assert isinstance(found, RepoPage)
+    assert found.entries == [ListEntry("did:plc:a", "", served, status)]
 
 
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i)))
@@ -283,9 +272,9 @@ def test_no_answer_raises(body: Any) -> None:
 
 def test_words_that_no_text_column_takes() -> None:
     """G7: a page whose cursor has a NUL was read again and again, and ended the flow each time."""
-    assert read_page({"repos": [], "cursor": "a\0"}, 0) == Failure(Trouble.MALFORMED, "the cursor is no text")
+    assert read_page({"repos": [], "cursor": "a\0"}, 0) == PageFailure(PageTrouble.MALFORMED, "the cursor is not text")
     found = read_page({"repos": [{"did": "did:plc:a", "active": False, "status": "gone\0"}]}, 0)
-    assert isinstance(found, Page)
+    assert isinstance(found, RepoPage)
     assert [entry.status for entry in found.entries] == ["gone\ufffd"]
 
 
@@ -320,10 +309,10 @@ def test_passes_that_are_cut_are_ever_further_apart_and_an_end_forgives_them() -
 @pytest.mark.parametrize("content", [0, 5])
 def test_pages_with_ever_new_cursors_that_bring_nothing_new_end_the_pass(content: int) -> None:
     """H5: they wait like failures, and are not read without end."""
-    same = [Entry(f"did:plc:{i}", "", True, None) for i in range(content)]
+    same = [ListEntry(f"did:plc:{i}", "", True, None) for i in range(content)]
     state, now, requests = Listing(100), 0.0, 0
     while not state.done:
-        decision = decide(state, Page(same, 0, f"c{requests}"), now, RELAY)
+        decision = decide(state, RepoPage(same, 0, f"c{requests}"), now, RELAY)
         state, now, requests = decision.state, decision.wait_until, requests + 1
         assert requests <= 40
     assert state.cut == "its pages bring nothing new"
@@ -348,10 +337,10 @@ def test_pages_with_ever_new_cursors_that_bring_nothing_new_end_the_pass(content
     ],
 )
 @pytest.mark.parametrize("policy", [RELAY, PDS])
-def test_malformed_pages_end_the_pass_with_a_reason_and_skip_nothing(body: Any, policy: Policy) -> None:
+def test_malformed_pages_end_the_pass_with_a_reason_and_skip_nothing(body: Any, policy: ListingPolicy) -> None:
     """H3, H5: a 2 KB cursor ended the flow; `repos: null` skipped range after range for ever."""
     failure = read_page(body, 0)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, PageFailure)
     state, now, requests = Listing(100, cursor="200", safe="200"), 0.0, 0
     while not state.done:
         decision = decide(state, failure, now, policy)
@@ -363,32 +352,32 @@ def test_malformed_pages_end_the_pass_with_a_reason_and_skip_nothing(body: Any, 
 
 def test_an_empty_page_of_a_relay_written_in_go_is_the_end() -> None:
     """H5: `{"repos": null}` without a cursor."""
-    assert read_page({"repos": None}, 0) == Page([], 0, None)
+    assert read_page({"repos": None}, 0) == RepoPage([], 0, None)
 
 
 OUTCOMES: dict[str, Any] = {
     "errors": lambda n: BAD,
     "silence": lambda n: DOWN,
-    "nonsense": lambda n: Failure(Trouble.MALFORMED, "no page"),
-    "429 at once": lambda n: Failure(Trouble.THROTTLED, "429", 0.0),
+    "nonsense": lambda n: PageFailure(PageTrouble.MALFORMED, "no page"),
+    "429 at once": lambda n: PageFailure(PageTrouble.THROTTLED, "429", 0.0),
     "a cycle": lambda n: page(2, "abcd"[n % 4]),
-    "empty pages": lambda n: Page([], 0, f"c{n}"),
+    "empty pages": lambda n: RepoPage([], 0, f"c{n}"),
     "error, page, error": lambda n: page(1, "aabb"[n % 4]) if n % 2 else BAD,
-    "429, page": lambda n: page(1, "aabb"[n % 4]) if n % 2 else Failure(Trouble.THROTTLED, "429", 0.0),
+    "429, page": lambda n: page(1, "aabb"[n % 4]) if n % 2 else PageFailure(PageTrouble.THROTTLED, "429", 0.0),
     "down, end": lambda n: page(0, None) if n % 2 else DOWN,
-    "nonsense, end": lambda n: page(0, None) if n % 3 == 0 else Failure(Trouble.MALFORMED, "no page"),
+    "nonsense, end": lambda n: page(0, None) if n % 3 == 0 else PageFailure(PageTrouble.MALFORMED, "no page"),
 }
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
 @pytest.mark.parametrize("policy", [RELAY, replace(PDS, recheck_seconds=3600.0, longest_wait=3600.0)])
-def test_an_upstream_that_fails_for_ever_is_asked_ever_more_rarely(policy: Policy, name: str) -> None:
+def test_an_upstream_that_fails_for_ever_is_asked_ever_more_rarely(policy: ListingPolicy, name: str) -> None:
     """H5: requests in a simulated day; from its second hour on never more than 90 in one."""
     state, now, n, hours = Listing(100), 0.0, 0, [0] * 24
     while now < 24 * 3600:
         hours[int(now // 3600)] += 1
         decision = decide(state, OUTCOMES[name](n), now, policy)
-        assert decision.wait_until > now or not isinstance(OUTCOMES[name](n), Failure)
+        assert decision.wait_until > now or not isinstance(OUTCOMES[name](n), PageFailure)
         state, now, n = decision.state, decision.wait_until, n + 1
         assert hours[0] < 400, "without end at once"
     assert max(hours[1:]) <= 90

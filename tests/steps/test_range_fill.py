@@ -6,22 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.listing.paginator import Entry, Failure, Page, Trouble
+from steps.listing.list_page import ListEntry, PageFailure, PageTrouble, RepoPage
 from steps.listing.range_fill import FIRST_FAILURES, LEAST_FAILURES, MAX_PIECES, MAX_REQUESTS, begin
 
-BAD = Failure(Trouble.BAD_ANSWER, "HTTP 500")
-Server = Callable[[str, int], Page | Failure]
+BAD = PageFailure(PageTrouble.BAD_ANSWER, "HTTP 500")
+Server = Callable[[str, int], RepoPage | PageFailure]
 
 
 def numbered(bad: set[int], *, repos: int = 150, most: int = 20) -> Server:
     """Repos 1..n behind numeric cursors, pages of `most` at the most, none where it would hold a bad one."""
 
-    def answer(cursor: str, limit: int) -> Page | Failure:
+    def answer(cursor: str, limit: int) -> RepoPage | PageFailure:
         ids = list(range(int(cursor or 0) + 1, repos + 1))[: min(limit, most)]
         if bad.intersection(ids):
             return BAD
-        entries = [Entry(f"did:plc:{number}", "", True, None) for number in ids]
-        return Page(entries, 0, str(ids[-1]) if ids and ids[-1] < repos else None)
+        entries = [ListEntry(f"did:plc:{number}", "", True, None) for number in ids]
+        return RepoPage(entries, 0, str(ids[-1]) if ids and ids[-1] < repos else None)
 
     return answer
 
@@ -30,12 +30,12 @@ def timed(bad: set[int], *, repos: int = 150) -> Server:
     """The same behind `<millis>::<did>`, a second apart."""
     inner = numbered(bad, repos=repos, most=1000)
 
-    def answer(cursor: str, limit: int) -> Page | Failure:
+    def answer(cursor: str, limit: int) -> RepoPage | PageFailure:
         after = -(-int(cursor.partition("::")[0] or 0) // 1000)
         page = inner(str(after), limit)
-        if isinstance(page, Failure) or page.cursor is None:
+        if isinstance(page, PageFailure) or page.cursor is None:
             return page
-        return Page(page.entries, 0, f"{int(page.cursor) * 1000}::did:plc:{page.cursor}")
+        return RepoPage(page.entries, 0, f"{int(page.cursor) * 1000}::did:plc:{page.cursor}")
 
     return answer
 
@@ -46,7 +46,7 @@ def run(server: Server, start: str, end: str, retry_count: int = 0) -> tuple[lis
     while (piece := fill.next()) is not None:
         requests += 1
         outcome = server(piece.from_cursor, piece.size)
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, PageFailure):
             fill.failed(piece, outcome)
         else:
             seen |= {int(entry.did.rpartition(":")[2]) for entry in outcome.entries}
@@ -91,16 +91,16 @@ def test_later_rounds_ask_less() -> None:
     assert requests == [FIRST_FAILURES, 18, *[LEAST_FAILURES] * 4]
 
 
-@pytest.mark.parametrize("trouble", [Trouble.UNREACHABLE, Trouble.THROTTLED])
-def test_an_outage_ends_the_round_and_keeps_the_range(trouble: Trouble) -> None:
+@pytest.mark.parametrize("trouble", [PageTrouble.UNREACHABLE, PageTrouble.THROTTLED])
+def test_an_outage_ends_the_round_and_keeps_the_range(trouble: PageTrouble) -> None:
     """R3"""
-    assert run(lambda *_: Failure(trouble, "no"), "40", "1040") == ([("40", "1040")], set(), 1, "")
+    assert run(lambda *_: PageFailure(trouble, "no"), "40", "1040") == ([("40", "1040")], set(), 1, "")
 
 
 @pytest.mark.parametrize("cursor", ["40", "39", "0", "x"])
 def test_a_cursor_that_does_not_move_ends_a_round(cursor: str) -> None:
     """H5"""
-    _, _, requests, _ = run(lambda *_: Page([], 0, cursor), "40", "1040")
+    _, _, requests, _ = run(lambda *_: RepoPage([], 0, cursor), "40", "1040")
     assert requests <= MAX_REQUESTS
 
 

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.api.application import ROUTERS
 from tests.support.served_api import Api
 
@@ -34,7 +34,7 @@ CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance,
 @pytest.fixture
 def filled(api: Api) -> Api:
     """Something of everything, so that lists are not empty and ids meet rows."""
-    RepoQueue(api.settings).discover([Listed(f"did:plc:{number:024d}") for number in range(5)])
+    RepoQueue(api.settings).discover([ListedRepo(f"did:plc:{number:024d}") for number in range(5)])
     api.db.execute("update sluice.repo set phase = 'failed', last_error = 'no'")
     api.db.execute("insert into sluice.host (host) values ('https://one'), ('https://two')")
     api.db.execute(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from connectors.kafka.producer import LogProducer, dead_letter
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.api.guard import BODY_BYTES
 from control.dead_letters import LetterIndex
 from schemas import wire
@@ -32,7 +32,7 @@ def put(api: Api, *payloads: bytes) -> None:
 
 
 def test_status_says_what_the_mirror_does(api: Api) -> None:
-    RepoQueue(api.settings).discover([Listed(did) for did in DIDS])
+    RepoQueue(api.settings).discover([ListedRepo(did) for did in DIDS])
     status, page = api.get("/api/v1/status")
     assert (status, page["repos"]["pending"]) == (200, len(DIDS))
     assert page["lag"]["index/firehose_live"] == 0
@@ -41,7 +41,7 @@ def test_status_says_what_the_mirror_does(api: Api) -> None:
 
 def test_repos_are_paged_and_failed_ones_retried(api: Api) -> None:
     """T6, C5"""
-    RepoQueue(api.settings).discover([Listed(did) for did in DIDS])
+    RepoQueue(api.settings).discover([ListedRepo(did) for did in DIDS])
     api.db.execute(
         "update sluice.repo set phase = 'failed', last_error = 'no', retry_count = 5 where did <> %s", (DIDS[0],)
     )
@@ -55,7 +55,7 @@ def test_repos_are_paged_and_failed_ones_retried(api: Api) -> None:
 
 
 def test_a_repo_that_was_never_in_sync_has_the_pds_of_its_document(api: Api) -> None:
-    RepoQueue(api.settings).discover([Listed(DIDS[0]), Listed(DIDS[1], host="https://listed.test")])
+    RepoQueue(api.settings).discover([ListedRepo(DIDS[0]), ListedRepo(DIDS[1], host="https://listed.test")])
     api.db.execute("update sluice.repo set phase = 'failed'")
     api.db.execute("insert into sluice.identity (did, pds) select did, 'https://document.test' from sluice.repo")
     hosts = ["https://document.test", "https://listed.test"]
@@ -148,7 +148,7 @@ def test_a_broker_or_database_that_is_gone_is_an_answer(api_with) -> None:
 
 def test_paths_before_v1_are_aliases_that_the_document_does_not_show(api: Api) -> None:
     """Also for changes: an alias runs the same handler, with the same checks."""
-    RepoQueue(api.settings).discover([Listed(DIDS[0])])
+    RepoQueue(api.settings).discover([ListedRepo(DIDS[0])])
     job = api.post("/api/backfill", {"source": "dids", "dids": DIDS})[1]["id"]
     shown = set(api.get("/api/openapi.json")[1]["paths"])
     assert all(path.startswith("/api/v1/") for path in shown)

@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from playwright.sync_api import Error, Page, Route, expect
 
 from connectors.kafka.producer import LogProducer, dead_letter
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control import jobs
 from control.dead_letters import LetterIndex
 from control.page.watcher import EVERY_SECONDS, pause
@@ -29,7 +29,7 @@ WAIT_MS = 60_000
 
 def fill(api: Api) -> None:
     """A mirror with repos in every phase, a job, a failing host, a letter, a skipped range, a cursor; some of it hostile."""
-    RepoQueue(api.settings).discover([Listed(did) for did in DIDS])
+    RepoQueue(api.settings).discover([ListedRepo(did) for did in DIDS])
     phases = ("pending", "backfill", "sync", "sync", "sync", "sync", "unavailable", "failed", "failed")
     for did, phase in zip(DIDS, phases, strict=True):
         api.db.execute(

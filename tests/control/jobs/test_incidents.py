@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from connectors.postgres.migrate import migrate
-from connectors.postgres.repo_queue import Claim, Listed, RepoQueue
+from connectors.postgres.repo_queue import Claim, ListedRepo, RepoQueue
 from control import jobs
 from flows.index.decode import Batch, Decoded
 from flows.index.sink import IndexWriter
@@ -41,7 +41,7 @@ def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database
     settings = Settings(database=database)
     store = RepoQueue(settings)
     dids = [f"did:plc:{number:024}" for number in range(REPOS)]
-    tasks = store.discover([Listed(did) for did in dids]).tasks
+    tasks = store.discover([ListedRepo(did) for did in dids]).tasks
     assert len(tasks) == REPOS
     delivered: list[list[wire.RepoTask]] = [[] for _ in range(WORKERS)]
     batch = 100
@@ -178,7 +178,7 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
     caplog.set_level(logging.INFO)
     settings, did = Settings(database=database), f"did:plc:{0:024}"
     store = RepoQueue(settings)
-    assert store.claim(store.discover([Listed(did)]).tasks, "w")
+    assert store.claim(store.discover([ListedRepo(did)]).tasks, "w")
     tables = IndexStore(settings, "a cluster", None)
     writer = IndexWriter(settings, tables, Rules(), _NoLetters())
     tables.starts({LIVE: (0, HELD), BACKFILL: (0, 2)})

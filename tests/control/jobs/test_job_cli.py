@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from schemas.settings import Settings
 from schemas.sql import queries
 
@@ -105,7 +105,7 @@ def test_lists_show_what_scripts_and_people_need(cli: Cli) -> None:
 def test_a_dry_run_says_what_and_changes_nothing(cli: Cli, database: str, tmp_path: Path) -> None:
     """T4"""
     store = RepoQueue(Settings(database=database))
-    store.discover([Listed(did) for did in DIDS[:2]])
+    store.discover([ListedRepo(did) for did in DIDS[:2]])
     store.close()
     file = tmp_path / "dids"
     file.write_text("\n".join(DIDS))
@@ -124,7 +124,7 @@ def test_a_dry_run_says_what_and_changes_nothing(cli: Cli, database: str, tmp_pa
 def test_failed_repos_are_retried_by_did_and_jobs_by_number(cli: Cli, database: str) -> None:
     """T6, C5"""
     store = RepoQueue(Settings(database=database))
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     store.close()
     cli.db.execute("update sluice.repo set phase = 'failed', last_error = 'no' where did <> %s", (DIDS[0],))
     cli("start", "--host", HOST)

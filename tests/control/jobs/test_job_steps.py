@@ -12,7 +12,7 @@ import pytest
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.offsets import Positions
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control import jobs
 from control.tasks.job_steps import JobSteps
 from control.tasks.scheduler import Scheduler
@@ -58,7 +58,7 @@ def counted(store: RepoQueue, steps: JobSteps, job: Job) -> Job:
 
 def test_a_list_is_queued_once_counted_and_completed(settings: Settings, store: RepoQueue, steps: JobSteps) -> None:
     """P4, R5: what is known is not queued again; the job ends when each of its repos has come to an end."""
-    store.discover([Listed(DIDS[0])])
+    store.discover([ListedRepo(DIDS[0])])
     job = begin(store, settings, DIDS, batch_size=25)
     assert [steps.queue() for _ in range(4)] == [24, 25, 10, 0]
     assert queued(settings) == Counter(DIDS[1:])
@@ -189,7 +189,7 @@ def test_a_list_that_is_in_sync_says_so_and_again_fetches_it_once(
 ) -> None:
     """R5: a job over repos in sync said "completed" and nothing else."""
     db = store._database()
-    store.discover([Listed(did) for did in DIDS])
+    store.discover([ListedRepo(did) for did in DIDS])
     end(store, "sync", DIDS[:57])
     end(store, "failed", DIDS[57:])
     db.execute("update sluice.repo set attempt = 1, first_attempt = 1, queued_at = null")

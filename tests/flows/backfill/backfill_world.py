@@ -12,7 +12,7 @@ import psycopg
 
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from schemas import wire
 from schemas.settings import Settings
 from tests.support.flow_process import FlowProcess, create_topics, read_topic, wait_until
@@ -74,7 +74,7 @@ class World:
 
     def list_all(self, truth: dict[str, RepoTruth], topic: str = "repo_backfill") -> list[wire.RepoTask]:
         """As list_repos: rows first, then messages. Every account that the network calls active."""
-        listed = [Listed(did, one.rev) for did, one in truth.items() if one.active]
+        listed = [ListedRepo(did, one.rev) for did, one in truth.items() if one.active]
         tasks = self.store.discover(listed).tasks
         self.queue(tasks, topic)
         return tasks

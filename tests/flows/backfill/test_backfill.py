@@ -11,7 +11,7 @@ import pytest
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import cluster_id, watermarks
 from connectors.kafka.producer import Out
-from connectors.postgres.repo_queue import Listed
+from connectors.postgres.repo_queue import ListedRepo
 from protocol.encoding.record_json import body_cid
 from schemas import wire
 from tests.flows.backfill.backfill_world import World
@@ -221,7 +221,7 @@ def test_a_resync_does_not_queue_behind_the_backlog(simulator: Simulator, world:
     )
     truth = run.simulation.state()
     urgent, *others = list(truth)
-    task = run.store.discover([Listed(urgent)]).tasks
+    task = run.store.discover([ListedRepo(urgent)]).tasks
     run.simulation.set_faults(pds_hang={"seconds": 600, "per_did": 0})
     run.list_all({did: truth[did] for did in others})
     run.start()

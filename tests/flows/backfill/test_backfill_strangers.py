@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from flows.backfill.worker import DOUBTED_AFTER
+from flows.backfill.pipeline import DOUBTED_AFTER
 from tests.flows.backfill.backfill_world import World
 from tests.support.flow_process import wait_until
 from tests.support.simulation import Simulation

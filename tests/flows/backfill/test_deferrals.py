@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from connectors.identity.resolver import IdentityUnreachable
-from connectors.postgres.repo_queue import Listed, RepoQueue
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from flows.backfill.failures import identity_failure
 from schemas import wire
 from schemas.settings import Settings
@@ -24,7 +24,7 @@ class Bed:
     def __init__(self, database: str) -> None:
         self.db = psycopg.connect(database, autocommit=True)
         self.store = RepoQueue(Settings(database=database))
-        self.store.discover([Listed(DID)])
+        self.store.discover([ListedRepo(DID)])
         self.attempt = 0
 
     def ends(self, days: float = 0.0, **given: Any) -> str | None:
