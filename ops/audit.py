@@ -234,7 +234,7 @@ class _Audit:
         tally.bodies += sum(one.bodies for one in chunk.checked)
         tally.without_body += sum(one.without_body for one in chunk.checked)
         tally.compared += sum(answers.compared for answers in asked)
-        tally.untold += sum(answers.untold for answers in asked)
+        tally.untold += sum(answers.unanswered for answers in asked)
         tally.differing += len(found) + unkept
         tally.kinds = dict(Counter(tally.kinds) + Counter(finding.kind.value for finding in found))
         with own_transaction(self._db):

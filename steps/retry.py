@@ -1,7 +1,7 @@
-"""What follows a failed attempt: (failure, failures so far) → RetryIn | GiveUp | Unavailable | PauseHost. No clock, no chance.
+"""What follows a failed attempt: (failure, failures so far) → RetryIn | GiveUp | Unavailable | PauseHost. No clock, no randomness.
 
-A failure says what happened and nothing more. `decide` knows which are the account's state (an outcome, not a failure),
-which are a quota (the host pauses, nobody is blamed), which are our own trouble (wait, uncounted), and which count.
+A failure only names what happened. `decide` knows which failures are a state of the account (an outcome), which are a quota
+(pause the host, uncounted), which are not the repo's or its host's fault (retry, uncounted), and which count.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ LONGEST_PAUSE = 3600.0
 _GROWTH = 8.0  # 5 s, 40 s, 5 min, 43 min: five attempts outlast a host that is down for most of an hour
 
 
-class Reason(StrEnum):
-    """Why an attempt ended without a snapshot. The verdicts on a CAR are protocol.snapshot.SnapshotReason; both are counted alike."""
+class FailureReason(StrEnum):
+    """Why an attempt ended without a CAR. Why a CAR is rejected: protocol.snapshot.SnapshotReason, in the same counters."""
 
-    # the account's state, as its own PDS or the directory tells it
+    # the account's state, reported by its PDS or the directory
     NOT_FOUND = "not_found"
     TAKENDOWN = "takendown"
     SUSPENDED = "suspended"
@@ -52,45 +52,45 @@ class Reason(StrEnum):
     TOO_MANY_REDIRECTS = "too_many_redirects"
 
 
-ACCOUNT_ERRORS: Mapping[str, Reason] = {
-    "RepoNotFound": Reason.NOT_FOUND,
-    "RepoTakendown": Reason.TAKENDOWN,
-    "RepoSuspended": Reason.SUSPENDED,
-    "RepoDeactivated": Reason.DEACTIVATED,
+ACCOUNT_ERRORS: Mapping[str, FailureReason] = {
+    "RepoNotFound": FailureReason.NOT_FOUND,
+    "RepoTakendown": FailureReason.TAKENDOWN,
+    "RepoSuspended": FailureReason.SUSPENDED,
+    "RepoDeactivated": FailureReason.DEACTIVATED,
 }
-"""Error names of com.atproto.sync.getRepo that tell of the account, not of the request."""
+"""Error names of com.atproto.sync.getRepo that describe the account, not the request."""
 
-_GONE = frozenset({Reason.NOT_FOUND, Reason.DID_TOMBSTONED, Reason.NO_PDS})
-_ACCOUNT = _GONE | {*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND}
-NOT_ASKED = frozenset({Reason.HOST_PAUSED, Reason.HOST_BUSY})
-"""What was put off before its host was asked: no request has failed."""
+_GONE = frozenset({FailureReason.NOT_FOUND, FailureReason.DID_TOMBSTONED, FailureReason.NO_PDS})
+_ACCOUNT = _GONE | {*ACCOUNT_ERRORS.values(), FailureReason.DID_NOT_FOUND}
+NOT_ASKED = frozenset({FailureReason.HOST_PAUSED, FailureReason.HOST_BUSY})
+"""Deferred before a request was sent: no request has failed."""
 
-_OURS = frozenset({Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL})
-_DEFERRED = NOT_ASKED | _OURS | {Reason.HOST_SLOW}
-"""Uncounted. A transfer is ended as `host_slow` once: then its host is slow, and the next one counts as `too_slow`."""
+_OURS = frozenset({FailureReason.DIRECTORY_UNREACHABLE, FailureReason.SPOOL_FULL})
+_DEFERRED = NOT_ASKED | _OURS | {FailureReason.HOST_SLOW}
+"""Uncounted. The first transfer ended for its speed is `host_slow`; its host is slow then, and the next is `too_slow`, counted."""
 
 _DAY = 86_400.0
 _PATIENCE: Mapping[StrEnum, float] = {
-    Reason.DIRECTORY_UNREACHABLE: _DAY,
-    Reason.SPOOL_FULL: _DAY,
-    Reason.RATE_LIMITED: 7 * _DAY,
-    Reason.HOST_PAUSED: 7 * _DAY,
-    Reason.HOST_BUSY: 30 * _DAY,  # our own queue: millions of repos at one host take weeks
+    FailureReason.DIRECTORY_UNREACHABLE: _DAY,
+    FailureReason.SPOOL_FULL: _DAY,
+    FailureReason.RATE_LIMITED: 7 * _DAY,
+    FailureReason.HOST_PAUSED: 7 * _DAY,
+    FailureReason.HOST_BUSY: 30 * _DAY,  # our own queue: millions of repos at one host take weeks
 }
 
 
 def patience(reason: StrEnum) -> float:
-    """Seconds for which attempts that end for this reason are not counted, if none is counted meanwhile."""
+    """Seconds for which attempts with this reason stay uncounted, if no counted one comes in between."""
     return _PATIENCE.get(reason, _DAY)
 
 
-_BEYOND_US = frozenset({Reason.TOO_LARGE, SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})
-"""Above a limit of ours: the next download of gigabytes would end there as well, until an operator raises it."""
+_BEYOND_US = frozenset({FailureReason.TOO_LARGE, SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})
+"""Above one of our limits: every further download would end there too, until an operator raises the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`reason`: a Reason or a SnapshotReason; `wait_seconds`: how long the other side asked us to wait, if it did."""
+    """`reason`: a FailureReason or a SnapshotReason; `wait_seconds`: the wait that the server asked for, if any."""
 
     reason: StrEnum
     detail: str
@@ -102,7 +102,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RetryIn:
-    """Try again after `seconds`; `counted` towards the last attempt or not."""
+    """Retry after `seconds`. `counted`: the attempt counts towards `max_attempts`."""
 
     seconds: float
     counted: bool
@@ -110,12 +110,12 @@ class RetryIn:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """This was the last attempt, or the next ones could not end otherwise."""
+    """No further attempt: this was the last one, or the next would fail the same way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """The account cannot be fetched and says why; `deleted`: we had been told of a deletion, and this confirms it."""
+    """A state of the account in which it cannot be fetched. `deleted`: it confirms a reported deletion."""
 
     status: str
     deleted: bool
@@ -123,7 +123,7 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class PauseHost:
-    """The host wants no request for `seconds`; the repo waits `retry_seconds`, uncounted."""
+    """No request to the host for `seconds`; the repo waits `retry_seconds`, uncounted."""
 
     seconds: float
     retry_seconds: float
@@ -134,7 +134,7 @@ Decision = RetryIn | GiveUp | Unavailable | PauseHost
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Attempts in all, and the bounds of the back-off and of a pause that nobody named a length for, in seconds."""
+    """Attempts at most, bounds of the back-off, and the pause after a 429 without Retry-After. Seconds."""
 
     max_attempts: int
     first_seconds: float
@@ -147,7 +147,7 @@ def decide(failure: Failure, retry_count: int, policy: RetryPolicy, *, key: str,
     if failure.reason in _ACCOUNT:
         return Unavailable(str(failure.reason), deletion and failure.reason in _GONE)
     wait = policy.pause_seconds if failure.wait_seconds is None else failure.wait_seconds
-    if failure.reason is Reason.RATE_LIMITED:
+    if failure.reason is FailureReason.RATE_LIMITED:
         seconds = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, wait))
         return PauseHost(seconds, _after(seconds, key))
     if failure.reason in _DEFERRED:
@@ -168,7 +168,7 @@ def backoff(n: int, key: str, first: float, longest: float) -> float:
 
 
 def _after(seconds: float, key: str) -> float:
-    """A little after the pause, spread over half its length: what waited must not come back at once."""
+    """A moment after the pause, spread over half its length, so that repos do not all return at once."""
     return seconds * (1.0 + 0.5 * _fraction(key))
 
 

@@ -111,7 +111,7 @@ class FetchSlots:
         now = time.monotonic()
         self._end_slow_transfers(now)
         self._next_eviction = max(self._next_eviction, now - 1.0)
-        limits = {host: self._pace(host).line(now) for host in self._hosts if self._full(host)}
+        limits = {host: self._pace(host).queue_limit(now) for host in self._hosts if self._full(host)}
         slow_left = 2 * self._for_slow
         seen: Counter[str] = Counter()
         for urgent in (True, False):
@@ -123,7 +123,7 @@ class FetchSlots:
                     slow_left -= 1
                     over = over or slow_left < 0
                 if over and self._next_eviction <= now:
-                    waiter.future.set_exception(QueueFull(waiter.host, self._pace(waiter.host).away(now)))
+                    waiter.future.set_exception(QueueFull(waiter.host, self._pace(waiter.host).delay(now)))
                     self._next_eviction += EVICT_EVERY_SECONDS
             self._queues[urgent] = [waiter for waiter in self._queues[urgent] if not waiter.future.done()]
 
@@ -148,7 +148,7 @@ class FetchSlots:
 
     def _end(self, transfer: Transfer, now: float, *, counted: bool) -> None:
         if transfer not in self._ended:
-            seconds = self._pace(transfer.host).away(now)
+            seconds = self._pace(transfer.host).delay(now)
             self._ended[transfer] = TooSlow(transfer.host, transfer.speed(now), seconds, counted=counted)
             self._transfers[transfer].reschedule(asyncio.get_running_loop().time())
 

@@ -1,4 +1,4 @@
-"""The PDSes that relays name: asked for again and again, ever more rarely where a relay has no list."""
+"""The lists of PDSes of all relays, read periodically; with back-off while a relay has no complete list."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger("list_repos")
 async def follow_hosts(
     pager: Pager, relays: Sequence[str], recheck_seconds: float, found: Callable[[str, list[str]], None]
 ) -> None:
-    """Call `found(relay, urls)` for each list, for ever. A list that broke off counts as far as it was read."""
+    """Call `found(relay, urls)` for each list. Never returns. An incomplete list counts as far as it was read."""
     failures = 0
     while True:
         failed = False
@@ -27,7 +27,7 @@ async def follow_hosts(
                 failed = True
                 metrics.INGEST_ERRORS.labels("list_repos", f"hosts_{hosts.failure.trouble}").inc()
                 fields = {"upstream": relay, "why": hosts.failure.detail, "hosts": len(hosts.urls)}
-                logger.warning("a relay's list of hosts broke off", extra=fields)
+                logger.warning("a relay's list of hosts is incomplete", extra=fields)
             if hosts.urls:
                 found(relay, hosts.urls)
         failures = failures + 1 if failed else 0
@@ -35,7 +35,7 @@ async def follow_hosts(
 
 
 def _wait(failures: int, recheck_seconds: float) -> float:
-    """A few failures are asked about sooner than a recheck, many of them later."""
+    """After a few failures sooner than a recheck, after many later."""
     if failures == 0:
         return recheck_seconds
     return backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)

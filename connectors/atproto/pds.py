@@ -1,13 +1,11 @@
-"""com.atproto.sync.getRepo at a PDS: (DID, host) → a Download, or FetchFailed with a typed reason.
+"""com.atproto.sync.getRepo at a PDS: (DID, host) → Download, or FetchFailed with a typed reason.
 
-Redirects are followed by hand: every hop passes the host guard, the budget and the concurrency limit of its own host.
-The body is streamed into a Spool: no size that a host chooses is ever in memory at once.
+Redirects are followed here, not by the HTTP library: every hop passes the host guard and the budget of its own host. The
+body is streamed into a Spool, so that memory is bounded whatever size the host sends.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -31,15 +29,15 @@ from protocol.car import CarLimits
 from protocol.car_format import may_be_car
 from schemas.settings import Settings
 from steps.host_speed import Transfer
-from steps.retry import ACCOUNT_ERRORS, Failure, Reason
+from steps.retry import ACCOUNT_ERRORS, Failure, FailureReason
 
 MAX_REDIRECTS = 4
-CAR_START_BYTES = 24  # by which something else than a CAR is known
+CAR_START_BYTES = 24  # enough to recognize what is not a CAR
 MAX_ERROR_BYTES = 16 * 1024
 
 
 class FetchFailed(Exception):
-    """No CAR. `host`: the origin that failed, where there was one to blame."""
+    """No CAR. `host`: the origin to blame, if any."""
 
     def __init__(self, failure: Failure, host: str | None = None) -> None:
         super().__init__(str(failure))
@@ -49,7 +47,7 @@ class FetchFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A CAR that came to its end. `time`: when; close the spool after use."""
+    """A complete CAR. `time`: when it was complete. Close the spool after use."""
 
     did: str
     host: str
@@ -67,10 +65,9 @@ class PdsClient:
         self._session = session
         self._budget = budget
         self._spools = spools
-        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     async def get_repo(self, did: str, pds: str, transfer: Transfer | None = None) -> Download:
-        """Fetch the whole repo; `transfer` is notified of the request and of every byte. Raises FetchFailed."""
+        """Fetch the whole repo. `transfer` records the start and the received bytes. Raises FetchFailed."""
         transfer = transfer or Transfer(pds)
         settings = self._settings
         car = CarLimits(blocks=settings.car_max_blocks, total=settings.car_max_bytes)
@@ -83,42 +80,43 @@ class PdsClient:
             spool.close()
             if isinstance(err, TimeoutError):
                 seconds = self._settings.fetch_total_seconds
-                raise FetchFailed(Failure(Reason.TIMEOUT, f"{pds}: not done after {seconds:g} s"), pds) from err
+                raise FetchFailed(
+                    Failure(FailureReason.TIMEOUT, f"{pds}: incomplete after {seconds:g} s"), pds
+                ) from err
             raise
         metrics.FETCH_SECONDS.observe(time.monotonic() - started)
         metrics.FETCHED_BYTES.inc(spool.size)
         return Download(did, pds, now_text(), spool)
 
     async def _follow(self, url: str, spool: Spool, transfer: Transfer) -> None:
-        """The host that we asked answers for what its redirects lead to. Only its own answers change its budget."""
+        """Request, and follow redirects. The first host is blamed for its redirects; only its own answers change its budget."""
         asked: str | None = None
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 check_url(url, allow_private=self._settings.allow_private_hosts)
             except HostRefused as err:
-                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
+                raise FetchFailed(Failure(FailureReason.FORBIDDEN_HOST, str(err)), asked) from err
             host = origin(url)
             asked = asked or host
             try:
-                async with self._turn(host):
-                    await self._budget.acquire(host)
+                async with self._budget.request(host):
                     location = await self._request(url, host, asked, spool, transfer=transfer)
             except HostRefused as err:
-                raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), asked) from err
+                raise FetchFailed(Failure(FailureReason.FORBIDDEN_HOST, str(err)), asked) from err
             except HostPaused as err:
                 if host != asked:
                     why = f"{asked} redirects to {err}"
-                    raise FetchFailed(Failure(Reason.RATE_LIMITED, why, err.seconds), asked) from err
+                    raise FetchFailed(Failure(FailureReason.RATE_LIMITED, why, err.seconds), asked) from err
                 raise FetchFailed(Failure(err.reason, str(err), err.seconds)) from err
             if location is None:
                 return
             url = _joined(url, location, asked)
-        raise FetchFailed(Failure(Reason.TOO_MANY_REDIRECTS, url[:200]), asked)
+        raise FetchFailed(Failure(FailureReason.TOO_MANY_REDIRECTS, url[:200]), asked)
 
     async def _request(self, url: str, host: str, asked: str, spool: Spool, *, transfer: Transfer) -> str | None:
-        """One request: the body goes into the spool, or the Location of a redirect is returned.
+        """One request: stream the body into the spool, or return the Location of a redirect.
 
-        `asked`: the host that sent us to `host`, to blame for its failures.
+        `asked`: the first host, to blame for failures.
         """
         transfer.asked(time.monotonic())
         try:
@@ -135,17 +133,17 @@ class PdsClient:
                 await self._stream(response, asked, spool, transfer)
                 return None
         except aiohttp.ClientPayloadError as err:
-            raise FetchFailed(Failure(Reason.CUT_OFF, f"{host}: after {spool.size} bytes"), asked) from err
+            raise FetchFailed(Failure(FailureReason.CUT_OFF, f"{host}: after {spool.size} bytes"), asked) from err
         except aiohttp.ConnectionTimeoutError as err:
-            raise FetchFailed(Failure(Reason.UNREACHABLE, f"{host}: no connection in time"), asked) from err
+            raise FetchFailed(Failure(FailureReason.UNREACHABLE, f"{host}: no connection in time"), asked) from err
         except aiohttp.ServerTimeoutError as err:
             seconds = self._settings.fetch_idle_seconds
-            raise FetchFailed(Failure(Reason.SILENT, f"{host}: no byte for {seconds:g} s"), asked) from err
+            raise FetchFailed(Failure(FailureReason.SILENT, f"{host}: no byte for {seconds:g} s"), asked) from err
         except (aiohttp.ClientError, OSError, ValueError) as err:
             if isinstance(err, TimeoutError):
-                raise  # the total deadline's
+                raise  # of the total timeout
             known = translated(err, url)
-            reason = Reason.FORBIDDEN_HOST if isinstance(known, HostRefused) else Reason.UNREACHABLE
+            reason = FailureReason.FORBIDDEN_HOST if isinstance(known, HostRefused) else FailureReason.UNREACHABLE
             raise FetchFailed(Failure(reason, str(known)), asked) from err
 
     async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool, transfer: Transfer) -> None:
@@ -155,46 +153,32 @@ class PdsClient:
             async for chunk in response.content.iter_any():
                 if spool.size + len(chunk) > limit:
                     raise FetchFailed(
-                        Failure(Reason.TOO_LARGE, f"{host}: more than {limit} bytes (SLUICE_CAR_MAX_BYTES)"), host
+                        Failure(FailureReason.TOO_LARGE, f"{host}: more than {limit} bytes (SLUICE_CAR_MAX_BYTES)"),
+                        host,
                     )
                 if spool.size < CAR_START_BYTES:
                     start = (start + chunk)[:CAR_START_BYTES]
                     if not may_be_car(start):
-                        raise FetchFailed(Failure(Reason.NOT_A_CAR, f"{host}: status 200, and {start!r}"), host)
+                        raise FetchFailed(Failure(FailureReason.NOT_A_CAR, f"{host}: status 200, and {start!r}"), host)
                 spool.write(chunk)
                 transfer.received = spool.size
         except SpoolFull as err:
-            raise FetchFailed(Failure(Reason.SPOOL_FULL, str(err))) from err
-
-    @asynccontextmanager
-    async def _turn(self, host: str) -> AsyncIterator[None]:
-        """One of the `host_concurrency` places at a host; hosts that nobody asks are forgotten."""
-        turns, users = self._turns.get(host) or (asyncio.Semaphore(self._settings.host_concurrency), 0)
-        self._turns[host] = turns, users + 1
-        try:
-            async with turns:
-                yield
-        finally:
-            turns, users = self._turns[host]
-            if users == 1:
-                del self._turns[host]
-            else:
-                self._turns[host] = turns, users - 1
+            raise FetchFailed(Failure(FailureReason.SPOOL_FULL, str(err))) from err
 
 
 def _joined(url: str, location: str, host: str) -> str:
     try:
         return redirected(url, location)
     except HostRefused as err:
-        raise FetchFailed(Failure(Reason.FORBIDDEN_HOST, str(err)), host) from err
+        raise FetchFailed(Failure(FailureReason.FORBIDDEN_HOST, str(err)), host) from err
 
 
 def _refusal(response: aiohttp.ClientResponse, body: bytes, host: str) -> Failure:
-    """What an answer that is no CAR means."""
+    """The failure that an error status stands for."""
     name, message = xrpc_error(body)
     wait = retry_after(response.headers, time.time())
     if response.status == 429:
-        return Failure(Reason.RATE_LIMITED, f"{host} answered 429", wait)
+        return Failure(FailureReason.RATE_LIMITED, f"{host} answered 429", wait)
     if name in ACCOUNT_ERRORS and 400 <= response.status < 500:
         return Failure(ACCOUNT_ERRORS[name], f"{name}: {message}")
-    return Failure(Reason.HTTP_STATUS, f"{host} answered {response.status} {name} {message}".rstrip(), wait)
+    return Failure(FailureReason.HTTP_STATUS, f"{host} answered {response.status} {name} {message}".rstrip(), wait)

@@ -1,14 +1,15 @@
-"""The request budget of every PDS, shared by all workers through `sluice.host`.
+"""What one PDS may be asked: requests per window, shared by all workers through `sluice.host`, and requests at the same time.
 
-`await HostBudget.acquire(host)` returns when one request may be sent now, or raises HostPaused. Tokens are leased in
-small chunks, so that the database is not asked for each request, and expire unused. Burst, refill, the life of a lease
-and the way to the host are reckoned so that no sliding window of `host_window_seconds`, as the host counts it, ever holds
-more than `host_requests` from all workers together. What a host's own headers allow can only lower that.
+`async with HostBudget.request(host)` waits for one request, or raises HostPaused. Tokens are leased in small batches, so that
+not every request needs the database; unused tokens expire. Burst, refill, the lifetime of a lease and the latency to the host
+are chosen so that no sliding window of `host_window_seconds`, as the host counts it, holds more than `host_requests` of all
+workers together. A host's own RateLimit headers can only lower that.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,24 +17,24 @@ from connectors.postgres.connection import AsyncPool
 from connectors.runtime import metrics
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.retry import Reason
+from steps.retry import FailureReason
 
 BURST_SHARE = 0.1
-LEASE_SHARE = 1 / 30  # of the window: life of a lease, and as much again for the way to the host
+LEASE_SHARE = 1 / 30  # of the window: lifetime of a lease, and as much again for the latency to the host
 SHORTEST_LEASE = 0.5
 LARGEST_LEASE = 32
 PATIENCE_SECONDS = 60.0
 KEPT_HOSTS = 20_000
 CONNECTIONS = 2
 HEED_EVERY_SECONDS = 1.0
-PAUSE_CHECK_SECONDS = 5.0  # so soon a worker notices that an operator ended a pause
+PAUSE_CHECK_SECONDS = 5.0  # how soon a worker notices that an operator ended a pause
 LONGEST_PAUSE_SECONDS = 3600.0
 
 
 class HostPaused(Exception):
-    """The host may not be asked for `seconds`; `reason`: HOST_PAUSED (it said so) or HOST_BUSY (its budget is spent)."""
+    """No request to the host for `seconds`. `reason`: HOST_PAUSED (the host asked for it) or HOST_BUSY (no budget left)."""
 
-    def __init__(self, host: str, seconds: float, reason: Reason, why: str) -> None:
+    def __init__(self, host: str, seconds: float, reason: FailureReason, why: str) -> None:
         super().__init__(f"{host}: {why}")
         self.seconds = seconds
         self.reason = reason
@@ -41,7 +42,10 @@ class HostPaused(Exception):
 
 @dataclass(slots=True)
 class _Host:
-    """What this worker knows of a host. Times are time.monotonic."""
+    """What this worker knows about a host. `users`: requests that run or wait. Times are time.monotonic."""
+
+    permits: asyncio.Semaphore
+    users: int = 0
 
     left: int = 0
     expires: float = 0.0
@@ -50,11 +54,11 @@ class _Host:
     paused_until: float = 0.0
     pause_reason: str = ""
     request_limit: int | None = None
-    checked: float = 0.0  # when the database last said whether it is paused
-    pauses: int = 0  # one after another, with nothing served between them
+    checked: float = 0.0  # when the pause was last read from the database
+    pauses: int = 0  # in a row, without a repo served in between
     heeded: float = 0.0
     failing: bool = False
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class HostBudget:
@@ -65,22 +69,34 @@ class HostBudget:
         self._sql = queries("budget")
         self._hosts: dict[str, _Host] = {}
         self._pool = AsyncPool(settings.database, "sluice budget", CONNECTIONS)
-        for figure, gauge in metrics.POOL.items():  # read when they are scraped
+        for figure, gauge in metrics.POOL.items():  # evaluated at each scrape
             gauge.set_function(lambda figure=figure: float(self._pool.stats().get(figure, 0)))  # type: ignore[misc]  # bound now
         window = settings.host_window_seconds
         self._lease_seconds = max(SHORTEST_LEASE, window * LEASE_SHARE)
         self._span = window + 2 * self._lease_seconds
 
+    @asynccontextmanager
+    async def request(self, host: str) -> AsyncIterator[None]:
+        """One request: one of `host_concurrency` permits, then a token. Raises HostPaused."""
+        state = self._state(host)
+        state.users += 1
+        try:
+            async with state.permits:
+                await self.acquire(host)
+                yield
+        finally:
+            state.users -= 1
+
     async def acquire(self, host: str) -> None:
-        """Wait for a request's turn. Raises HostPaused when it is not worth waiting for."""
+        """Take one token; waits for it. Raises HostPaused during a pause, or if the wait would be too long."""
         state = self._state(host)
         state.waiting += 1
         try:
-            async with state.turn:  # in order of arrival
+            async with state.order:  # FIFO
                 while True:
                     now = time.monotonic()
                     if state.paused_until > now and now < state.checked + PAUSE_CHECK_SECONDS:
-                        raise HostPaused(host, state.paused_until - now, Reason.HOST_PAUSED, state.pause_reason)
+                        raise HostPaused(host, state.paused_until - now, FailureReason.HOST_PAUSED, state.pause_reason)
                     if state.left > 0 and state.expires > now:
                         state.left -= 1
                         return
@@ -89,9 +105,9 @@ class HostBudget:
             state.waiting -= 1
 
     async def pause(self, host: str, seconds: float, reason: str) -> None:
-        """No worker asks this host for `seconds`; longer, where pause follows pause and nothing is served between them."""
+        """Stop requests of all workers to this host for `seconds`. Pauses in a row without a repo served double, up to an hour."""
         state, now = self._state(host), time.monotonic()
-        if state.paused_until <= now:  # else it is one more answer of the same burst
+        if state.paused_until <= now:  # else this answer belongs to the same burst
             state.pauses += 1
         seconds = max(seconds, min(2.0 ** min(state.pauses - 1, 20), LONGEST_PAUSE_SECONDS))
         state.paused_until, state.checked = max(state.paused_until, now + seconds), now
@@ -99,7 +115,7 @@ class HostBudget:
         await self._execute("pause", host=host, seconds=seconds, reason=reason)
 
     async def heed(self, host: str, headers: Mapping[str, str]) -> None:
-        """Lower the budget to what RateLimit-Limit, -Policy and -Remaining of an answer allow."""
+        """Lower the budget to what the headers RateLimit-Limit, -Policy and -Remaining allow."""
         allowed = requests_allowed(headers, self._settings.host_window_seconds)
         if allowed is None:
             return
@@ -116,12 +132,12 @@ class HostBudget:
         await self._execute("lower", host=host, request_limit=limit, remaining=remaining if scarce else limit)
 
     async def failed(self, host: str, error: str) -> None:
-        """A request to this host failed; operators see it."""
+        """Record that a request failed, for operators."""
         self._state(host).failing = True
         await self._execute("failed", host=host, error=error[:500])
 
     async def answered(self, host: str) -> None:
-        """The host works (again)."""
+        """Record that the host has served a repo."""
         state = self._state(host)
         state.pauses = 0
         if state.failing:
@@ -133,12 +149,12 @@ class HostBudget:
         await self._pool.close()
 
     async def _lease(self, host: str, state: _Host, now: float) -> None:
-        """Lease tokens into `state`, or sleep until there should be some, or raise HostPaused."""
-        # a host that used up its last lease in time is asked often: fewer, larger leases
+        """Lease tokens into `state`, or sleep until some should be available, or raise HostPaused."""
+        # the last lease was used up in time: lease more at once
         state.want = min(LARGEST_LEASE, state.want * 2) if state.expires > now else 1
         checked = state.checked
         row = await self._execute("lease", host=host, want=max(state.want, state.waiting))
-        if state.checked != checked:  # paused meanwhile
+        if state.checked != checked:  # `pause` ran meanwhile
             return
         leased, tokens, paused, why, limit = row or (0, 0.0, 0.0, None, 1)
         state.checked = now
@@ -154,7 +170,7 @@ class HostBudget:
         rate = max(limit - max(1, limit * BURST_SHARE), 0.99) / self._span
         ahead = (state.waiting - tokens) / rate
         if ahead > PATIENCE_SECONDS and state.waiting > 1:
-            raise HostPaused(host, ahead, Reason.HOST_BUSY, f"its budget of {limit} requests is spent")
+            raise HostPaused(host, ahead, FailureReason.HOST_BUSY, f"its budget of {limit} requests is used up")
         await asyncio.sleep(min(PATIENCE_SECONDS, max(0.05, (1 - tokens) / rate)))
 
     def _state(self, host: str) -> _Host:
@@ -162,10 +178,12 @@ class HostBudget:
         if state is None:
             if len(self._hosts) >= KEPT_HOSTS:
                 now = time.monotonic()
-                idle = [name for name, one in self._hosts.items() if not one.waiting and one.paused_until < now]
+                idle = [
+                    n for n, one in self._hosts.items() if not (one.waiting or one.users) and one.paused_until < now
+                ]
                 for name in idle:
                     del self._hosts[name]
-            state = self._hosts[host] = _Host()
+            state = self._hosts[host] = _Host(asyncio.Semaphore(self._settings.host_concurrency))
         return state
 
     async def _execute(self, name: str, **values: Any) -> tuple[Any, ...] | None:
@@ -175,9 +193,9 @@ class HostBudget:
 
 
 def requests_allowed(headers: Mapping[str, str], window_seconds: float) -> int | None:
-    """Requests that the host's headers allow in a window of ours; None where they say nothing readable.
+    """Requests that the host's headers allow per `window_seconds`; None if there are none that can be read.
 
-    `RateLimit-Policy: 3000;w=300` names the host's window, `RateLimit-Limit` alone is taken for ours.
+    `RateLimit-Policy: 3000;w=300` names the host's window; `RateLimit-Limit` alone is taken as per `window_seconds`.
     """
     limit = _number(headers.get("RateLimit-Limit"))
     if limit is None:
@@ -185,7 +203,7 @@ def requests_allowed(headers: Mapping[str, str], window_seconds: float) -> int |
     for part in headers.get("RateLimit-Policy", "").split(";")[1:]:
         name, _, value = part.strip().partition("=")
         seconds = _number(value) if name == "w" else None
-        if seconds and seconds > window_seconds:  # a shorter window of theirs is met by pauses
+        if seconds and seconds > window_seconds:  # a shorter window is respected by pauses
             return max(1, int(limit * window_seconds / seconds))
     return max(1, limit)
 

@@ -9,7 +9,7 @@ import aiohttp
 from connectors.atproto.deferred_events import ForKeys
 from connectors.atproto.stream import StreamPartition
 from connectors.atproto.stream_sockets import Frame
-from connectors.http.client import LIST_JSON, HostRefused, TooLarge, Unreachable, check_url, fetch, retry_after
+from connectors.http.client import LIST_JSON, BodyTooLarge, HostRefused, Unreachable, check_url, fetch, retry_after
 from connectors.kafka.back_pressure import HighWater
 from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.process import Health
@@ -107,7 +107,7 @@ class Pager:
         try:
             url = f"{upstream}/xrpc/{method}"
             answer = await fetch(self._session, url, params, allow_private=private, limit=LIST_JSON.size)
-        except TooLarge as err:
+        except BodyTooLarge as err:
             return PageFailure(PageTrouble.BAD_ANSWER, str(err))
         except (HostRefused, Unreachable) as err:
             return PageFailure(PageTrouble.UNREACHABLE, str(err))

@@ -1,4 +1,4 @@
-"""What an audit asks the network: the signing key of today, and where a repo stands at its PDS. Used in one event loop."""
+"""Lookups of an audit: the current signing key of a repo, and its newest commit at its PDS. For one event loop."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from steps.retry import LONGEST_PAUSE, SHORTEST_PAUSE
 LATEST = "com.atproto.sync.getLatestCommit"
 AT_ONCE = 20
 CATCH_UP_SECONDS = 15.0
-LOOK_SECONDS = 0.5
+RECHECK_SECONDS = 0.5
 
 Stands = Callable[[str], tuple[str, str | None] | None]
 """DID → (rev, commit) of its row while in `sync`, read now."""
@@ -28,11 +28,11 @@ Stands = Callable[[str], tuple[str, str | None] | None]
 
 @dataclass(slots=True)
 class Asked:
-    """Answers: findings, and how many repos nobody would tell of (which is no difference)."""
+    """Findings, repos compared, and repos without an answer (which is not a finding)."""
 
     findings: list[Finding] = field(default_factory=list)
     compared: int = 0
-    untold: int = 0
+    unanswered: int = 0
 
 
 class AuditNetwork:
@@ -53,19 +53,19 @@ class AuditNetwork:
         await self._session.close()
 
     async def signatures(self, heads: list[StoredHead]) -> Asked:
-        """Commits that the stored key did not sign, under the keys of today. A directory that is away is no finding."""
+        """Check commits that the stored key did not sign against the current keys. A directory outage is not a finding."""
         asked = Asked()
         await asyncio.gather(*(self._signature(head, asked) for head in heads))
         return asked
 
     async def commits(self, heads: list[StoredHead]) -> Asked:
-        """Rows against the PDSes' own word."""
+        """Compare rows with the newest commits at the PDSes."""
         asked = Asked()
         await asyncio.gather(*(self._commit(head, asked) for head in heads))
         return asked
 
     async def latest(self, did: str) -> tuple[str, str] | str | None:
-        """(rev, commit), or why the PDS has none, or None where nobody answered."""
+        """(rev, commit); or the reason why the PDS has none; or None without an answer."""
         try:
             pds = (await self._resolver.resolve(did)).pds
             if pds is None:
@@ -77,13 +77,13 @@ class AuditNetwork:
             return str(err)
         except (IdentityUnreachable, HostPaused, HostRefused, Unreachable):
             return None
-        if answer.status == 429:  # the same rest as after a download's: no process asks this PDS before it is over
+        if answer.status == 429:  # pause the host for all processes, as after a 429 to a download
             wait = retry_after(answer.headers, time.time())
             pause = self._settings.rate_limit_pause_seconds if wait is None else wait
             await self._budget.pause(pds, min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE), f"{LATEST} answered 429")
             return None
         if answer.status != 200:
-            return f"its PDS says {answer.error}" if answer.error and answer.status in (400, 403, 404) else None
+            return f"its PDS answers {answer.error}" if answer.error and answer.status in (400, 403, 404) else None
         try:
             body = answer.json(SMALL_JSON)
         except BadJson:
@@ -100,7 +100,7 @@ class AuditNetwork:
         except IdentityNotFound:
             key = None
         except IdentityUnreachable:
-            asked.untold += 1
+            asked.unanswered += 1
             return
         asked.findings += check_commit(head, key)
 
@@ -108,7 +108,7 @@ class AuditNetwork:
         async with self._turns:
             answer = await self.latest(head.did)
         if answer is None:
-            asked.untold += 1
+            asked.unanswered += 1
             return
         asked.compared += 1
         if isinstance(answer, str):
@@ -119,18 +119,18 @@ class AuditNetwork:
             rev, commit = answer
             if here == answer:
                 return
-            if waited >= (CATCH_UP_SECONDS if rev > here[0] else 2 * LOOK_SECONDS):
-                told = f"its PDS stands at rev {rev}, commit {commit}; the row at rev {here[0]}, commit {here[1]}"
-                asked.findings.append(Finding(head.did, FindingKind.PDS, told))
+            if waited >= (CATCH_UP_SECONDS if rev > here[0] else 2 * RECHECK_SECONDS):
+                why = f"its PDS is at rev {rev}, commit {commit}; the row at rev {here[0]}, commit {here[1]}"
+                asked.findings.append(Finding(head.did, FindingKind.PDS, why))
                 return
-            await asyncio.sleep(LOOK_SECONDS)
-            waited += LOOK_SECONDS
+            await asyncio.sleep(RECHECK_SECONDS)
+            waited += RECHECK_SECONDS
             if rev <= here[0] and isinstance(again := await self.latest(head.did), tuple):
-                answer = again  # the row may have moved on since the PDS was asked
+                answer = again  # the row may be newer than the PDS's answer
 
 
 def stands_now(database: str) -> Stands:
-    """Reads rows on a connection of each call's own; few repos ever need it."""
+    """Read rows, on a new connection for each call: few repos need it."""
 
     def stands(did: str) -> tuple[str, str | None] | None:
         with connect(database, "sluice audit") as db:

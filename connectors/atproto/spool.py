@@ -1,8 +1,8 @@
-"""Bytes of downloads: in memory while they are few, in an unlinked file when they are many, bounded over all together.
+"""Bytes of downloads: in memory if small, in an unlinked file if large; bounded over all downloads of a process.
 
-`Spool(budget, limit, car)` takes chunks in the loop's thread and gives them back in the flow's. Memory that is used up is not
-waited for (downloads that each hold a part would wait for one another): the download goes on to disk. Where the disk's
-share is used up as well, `write` raises SpoolFull, and the repo waits.
+A Spool is written in the loop's thread and read in the flow's. If the memory of all downloads is used up, a download goes on
+to disk instead of waiting: downloads that each hold a part could wait for one another forever. If the disk's share is used up
+too, `write` raises SpoolFull, and the repo is deferred.
 """
 
 import os
@@ -16,11 +16,11 @@ READ_BYTES = 4 * 1024 * 1024
 
 
 class SpoolFull(Exception):
-    """Memory and disk for downloads are both used up."""
+    """No memory and no disk space is left for downloads."""
 
 
 class SpoolBudget:
-    """Bytes that all downloads of a process hold; thread-safe."""
+    """Bytes of all downloads of a process. Thread-safe."""
 
     def __init__(self, memory_bytes: int, disk_bytes: int) -> None:
         self._limits = {"memory": memory_bytes, "disk": disk_bytes}
@@ -28,7 +28,7 @@ class SpoolBudget:
         self._lock = threading.Lock()
 
     def take(self, kind: str, size: int) -> bool:
-        """Reserve bytes; False where they do not fit."""
+        """Reserve bytes; False if they do not fit."""
         with self._lock:
             if self._held[kind] + size > self._limits[kind]:
                 return False
@@ -36,7 +36,7 @@ class SpoolBudget:
             return True
 
     def release(self, kind: str, size: int) -> None:
-        """Give bytes back."""
+        """Release bytes."""
         with self._lock:
             self._held[kind] -= size
 
@@ -46,13 +46,13 @@ class SpoolBudget:
 
 
 class Spool:
-    """The bytes of one download. `limit`: above it they go to disk. `car`: what is indexed at most."""
+    """The bytes of one download. `limit`: bytes kept in memory at most. `car`: limits of the index."""
 
     def __init__(self, budget: SpoolBudget, limit: int, car: CarLimits) -> None:
         self._budget = budget
         self._limit = limit
         self._car = car
-        self._data = bytearray()  # not a list of chunks: a byte that comes by itself would take forty
+        self._data = bytearray()  # a list of chunks would take forty bytes for a chunk of one
         self._fd: int | None = None
         self._reserved = {"memory": 0, "disk": 0}
         self.size = 0
@@ -64,11 +64,11 @@ class Spool:
 
     @property
     def memory(self) -> int:
-        """Bytes that it holds in memory."""
+        """Bytes in memory."""
         return self._reserved["memory"]
 
     def write(self, chunk: bytes) -> None:
-        """Append. Raises SpoolFull, also where the file system is full."""
+        """Append. Raises SpoolFull, also if the file system is full."""
         if self._fd is None and self.size + len(chunk) <= self._limit and self._take("memory", len(chunk)):
             self._data += chunk
         else:
@@ -79,7 +79,7 @@ class Spool:
         self.size += len(chunk)
 
     def spill(self) -> None:
-        """Move what is in memory to disk. Raises SpoolFull; it stays in memory then."""
+        """Move the bytes from memory to disk. Raises SpoolFull, and keeps them in memory then."""
         if self._fd is None:
             try:
                 self._move()
@@ -87,9 +87,9 @@ class Spool:
                 raise SpoolFull(str(err)) from err
 
     def index(self) -> Iterator[CarIndex | None]:
-        """Index the CAR, some megabytes a step: None until it is done, then the index. Raises CarError in between.
+        """Index the CAR, some megabytes per step: yields None until it is complete, then the index. Raises CarError.
 
-        The index of a spooled CAR reads from the file: close the spool only after its last use.
+        The index of a CAR on disk reads blocks from the file: close the spool only after its last use.
         """
         if self._fd is None:
             index = CarIndex(limits=self._car)
@@ -103,7 +103,7 @@ class Spool:
         yield index
 
     def close(self) -> None:
-        """Free the bytes; may be called again."""
+        """Free the bytes. May be called more than once."""
         if self._fd is not None:
             os.close(self._fd)
         for kind, size in self._reserved.items():
@@ -119,7 +119,7 @@ class Spool:
         _write_all(self._fd, chunk)
 
     def _move(self) -> None:
-        """From memory into a file that has no name: nothing is left behind, however the process ends."""
+        """From memory into an unlinked file, which disappears with the process however it ends."""
         if not self._take("disk", self.size):
             raise SpoolFull(f"{self._budget.held('disk')} bytes of downloads are on disk")
         self._fd, path = tempfile.mkstemp(prefix="sluice-car-")

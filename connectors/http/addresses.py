@@ -1,11 +1,11 @@
-"""IP addresses that we connect to: literal → whether it is a public unicast address. Pure.
+"""Which IP addresses may be connected to: public unicast addresses. Pure.
 
-The tables are those of the IANA registries, entries that are not globally reachable, and multicast:
+Refused are the entries of the IANA registries that are not globally reachable, and multicast:
   https://www.iana.org/assignments/iana-ipv4-special-registry (2024-12)
   https://www.iana.org/assignments/iana-ipv6-special-registry (2024-12)
   https://www.iana.org/assignments/ipv6-address-space: of IPv6 only 2000::/3 is global unicast
-and the addresses, public by the registries, at which clouds serve metadata and credentials to their machines. An IPv6
-address that carries an IPv4 address is judged by both.
+and addresses, public by the registries, at which clouds serve metadata and credentials to their machines. An IPv6 address
+that embeds an IPv4 address must pass both checks.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -54,14 +54,14 @@ IPV6_REFUSED = tuple(
 )
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-_NAT64 = IPv6Network("64:ff9b::/96")  # well-known prefix of translators [RFC6052]: as global as what it carries
+_NAT64 = IPv6Network("64:ff9b::/96")  # well-known prefix of translators [RFC6052]: as global as the embedded address
 _SIX_TO_FOUR = IPv6Network("2002::/16")  # [RFC3056]
 _TEREDO = IPv6Network("2001::/32")  # [RFC4380]
 _ISATAP = (0x00005EFE, 0x02005EFE)  # third and fourth group of an interface identifier [RFC5214]
 
 
 def address_allowed(address: str) -> bool:
-    """Whether the address is one that a host of the network may have. False for what is no address."""
+    """Whether a host of the network may have this address. False for an invalid address."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -76,7 +76,7 @@ def address_allowed(address: str) -> bool:
 
 
 def embedded(ip: IPv6Address) -> list[IPv4Address]:
-    """IPv4 addresses that an IPv6 address carries, in every form that a stack or a translator may unpack."""
+    """IPv4 addresses embedded in an IPv6 address, in every form that a network stack or a translator may extract."""
     value = int(ip)
     low = IPv4Address(value & 0xFFFFFFFF)
     found = []

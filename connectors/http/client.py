@@ -1,9 +1,9 @@
-"""HTTP towards hosts that strangers chose: one guarded session, bounded answers, typed failures.
+"""HTTP to untrusted hosts: one guarded session, bounded answers, typed failures.
 
-`open_session(settings)` makes the session that every request of a process uses. Its sockets are made by the guard, so no
-private, loopback or link-local address is reached: not by a name that resolves to one, not by a literal, not by a
-redirect, not by a name that changes between check and use. `fetch` reads an answer up to a size; it raises
-`HostRefused` (never worth a retry) or `Unreachable` (transient, but for its two kinds), and returns every HTTP status as it is.
+`open_session(settings)` makes the session for all requests of a process. The guard creates its sockets, so no private,
+loopback or link-local address is reached: not by name, literal or redirect, nor by a name that changes between check and
+use. `fetch` reads an answer up to a size. It returns every HTTP status, and raises `HostRefused` (permanent) or
+`Unreachable` (transient, except for its two subclasses).
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 
 LIST_JSON = JsonLimits(1024 * 1024, 40_000)
-"""Pages of listRepos and listHosts. A page of 1,000 repos has 200 KB and 6,000 items; servers that ignore `limit` exist."""
+"""Pages of listRepos and listHosts. A page of 1,000 repos has 200 KB and 6,000 items; some servers ignore `limit`."""
 
 DOCUMENT_JSON = JsonLimits(64 * 1024, 4_096)
-"""A DID document: 1 KB of most accounts."""
+"""A DID document: 1 KB for most accounts."""
 
 SMALL_JSON = JsonLimits(16 * 1024, 512)
 """XRPC errors and answers of a few fields: getLatestCommit, getRepoStatus, health pages."""
@@ -38,32 +38,32 @@ TOTAL_SECONDS = 30.0
 IDLE_SECONDS = 15.0
 LONGEST_WAIT_SECONDS = 86_400.0
 _WELL_KNOWN_PORTS = (80, 443)
-_FIRST_FREE_PORT = 1024  # below it live mail, shells and databases, never a PDS
+_FIRST_FREE_PORT = 1024  # lower ports belong to mail, shells and other services, never to a PDS
 
 
 class HostRefused(Exception):
-    """The URL or its address is one that we do not talk to; the message says why."""
+    """The URL or its address is not allowed; the message gives the reason."""
 
 
 class Unreachable(Exception):
-    """No complete answer: DNS, connection, TLS, time, size or a cut. Transient."""
+    """No complete answer: DNS, connection, TLS, timeout, size or an early end. Transient."""
 
 
-class TooLarge(Unreachable):
-    """The answer goes on beyond the limit."""
+class BodyTooLarge(Unreachable):
+    """The answer is longer than the limit."""
 
 
 class NoSuchHost(Unreachable):
-    """DNS says that the name has no address: an answer, not a failure of DNS."""
+    """The name has no address: an answer of DNS, not a failure of it."""
 
 
 class _RefusedAddress(OSError):
-    """The socket factory's refusal, as the connection code wants it."""
+    """Raised by the socket factory; the connection code expects an OSError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer that was read to its end."""
+class HttpAnswer:
+    """A complete HTTP answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -80,7 +80,7 @@ class Answer:
 
 
 def xrpc_error(body: bytes) -> tuple[str, str]:
-    """Name and message of an XRPC error body, printable; '' for what it does not have."""
+    """Name and message of an XRPC error body, printable; '' if missing."""
     try:
         value = decode(body, SMALL_JSON)
     except BadJson:
@@ -101,22 +101,22 @@ def origin(url: str) -> str:
 
 
 def redirected(url: str, location: str) -> str:
-    """The URL that a redirect of `url` names. Raises HostRefused."""
+    """The target URL of a redirect of `url`. Raises HostRefused."""
     try:
         return urljoin(url, location)
     except ValueError as err:
-        raise HostRefused(f"{location[:200]!r} is no URL") from err
+        raise HostRefused(f"{location[:200]!r} is not a URL") from err
 
 
 def check_url(url: str, *, allow_private: bool) -> None:
-    """Raise HostRefused for a scheme, a userinfo or a port that no server of the network has."""
+    """Raise HostRefused for a scheme, user information or a port that no server of the network uses."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as err:
         raise HostRefused(f"{url[:200]!r} is not a URL") from err
     if any(not "!" <= char <= "~" for char in url):
-        raise HostRefused(f"{url[:200]!r} has characters that no URL has")
+        raise HostRefused(f"{url[:200]!r} has characters that are not allowed in a URL")
     if parts.scheme not in (("https", "wss", "http", "ws") if allow_private else ("https", "wss")):
         raise HostRefused(f"scheme {parts.scheme[:20]!r} of {url[:200]!r}")
     if not parts.hostname:
@@ -130,9 +130,9 @@ def check_url(url: str, *, allow_private: bool) -> None:
 def open_session(
     settings: Settings, *, connections: int = 0, resolver: AbstractResolver | None = None
 ) -> aiohttp.ClientSession:
-    """The process's session; call it in the loop that uses it. `connections`: limit of sockets, 0 for none.
+    """The process's session; call it in the loop that uses it. `connections`: limit of sockets; 0: no limit.
 
-    `resolver`: of host names, instead of the machine's own.
+    `resolver`: for host names, instead of the system's.
     """
     connector = aiohttp.TCPConnector(
         limit=connections,
@@ -143,7 +143,7 @@ def open_session(
     return aiohttp.ClientSession(
         connector=connector,
         headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
-        auto_decompress=False,  # a few bytes of a compressed body may stand for gigabytes
+        auto_decompress=False,  # a few compressed bytes may expand to gigabytes
         trace_configs=[_redirect_guard(allow_private=settings.allow_private_hosts)],
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=settings.fetch_connect_seconds, sock_read=settings.fetch_idle_seconds
@@ -154,12 +154,12 @@ def open_session(
 
 
 def translated(err: Exception, url: str) -> Exception:
-    """The error of this module for one that a request through the session raised."""
+    """The error of this module for an error that a request through the session raised."""
     causes: list[BaseException | None] = [err, getattr(err, "os_error", None), err.__cause__]
     for cause in causes:
         nested = getattr(cause, "exceptions", ())
         if any(isinstance(one, _RefusedAddress) for one in (cause, *nested)):
-            return HostRefused(f"{urlsplit(url).hostname} is at a private address")
+            return HostRefused(f"{urlsplit(url).hostname} has a private address")
         if isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
             return NoSuchHost(f"{urlsplit(url).hostname} has no address")
     if isinstance(err, aiohttp.NonHttpUrlClientError | aiohttp.InvalidURL):
@@ -176,8 +176,8 @@ async def fetch(
     allow_private: bool,
     limit: int = SMALL_JSON.size,
     total_seconds: float = TOTAL_SECONDS,
-) -> Answer:
-    """GET a URL and read at most `limit` bytes. Any status is an Answer. Raises HostRefused, Unreachable.
+) -> HttpAnswer:
+    """GET a URL and read at most `limit` bytes. Any status is an HttpAnswer. Raises HostRefused, Unreachable.
 
     Every hop of a redirect is checked like the first URL. An error status is an answer however long its body is.
     """
@@ -189,7 +189,7 @@ async def fetch(
                 check_url(here, allow_private=allow_private)
                 async with session.get(here, params=params, timeout=timeout, allow_redirects=False) as response:
                     if response.status not in REDIRECTS or "Location" not in response.headers:
-                        return Answer(response.status, response.headers, await _body(response, limit))
+                        return HttpAnswer(response.status, response.headers, await _body(response, limit))
                     here, params = redirected(str(response.url), response.headers["Location"]), None
             raise Unreachable(f"{urlsplit(url).hostname}: more than {MAX_REDIRECTS} redirects")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as err:
@@ -203,24 +203,24 @@ async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > most:
-            if failed:  # the status is the answer
+            if failed:  # the status is what counts
                 return bytes(body[:most])
-            raise TooLarge(f"{response.url.host}: answer of more than {limit} bytes")
+            raise BodyTooLarge(f"{response.url.host}: answer of more than {limit} bytes")
     return bytes(body)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that the server asks us to wait, at most a day: Retry-After (seconds or date), else RateLimit-Reset; None if it
-    says nothing readable.
+    """Seconds that the server asks to wait, at most a day: Retry-After (seconds or date), else RateLimit-Reset; None if
+    neither can be read.
 
-    `now`: seconds since 1970. RateLimit-Reset is seconds or, as this network writes it, a moment since 1970.
+    `now`: seconds since 1970. RateLimit-Reset is in seconds or, as servers of this network write it, a Unix time.
     """
     value = headers.get("Retry-After", "")
     seconds = _seconds(value)
     if seconds is None:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - now
-        except (ValueError, TypeError, OverflowError, OSError):  # a stranger's date: of any year, or none
+        except (ValueError, TypeError, OverflowError, OSError):  # an untrusted date: any year, or invalid
             seconds = _seconds(headers.get("RateLimit-Reset", ""))
             seconds = None if seconds is None else seconds - now if seconds > 1e9 else seconds
     return None if seconds is None else min(max(0.0, seconds), LONGEST_WAIT_SECONDS)
@@ -239,7 +239,7 @@ def _port_allowed(port: int) -> bool:
 
 
 def _redirect_guard(*, allow_private: bool) -> aiohttp.TraceConfig:
-    """Checks every hop that aiohttp follows by itself, as it does for websockets."""
+    """Checks every hop that aiohttp follows itself, as it does for websockets."""
 
     async def check(_session: object, _context: object, hop: aiohttp.TraceRequestRedirectParams) -> None:
         location = hop.response.headers.get("Location", "")

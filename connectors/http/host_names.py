@@ -1,8 +1,8 @@
-"""Addresses of hosts that others named, looked up in threads of their own.
+"""Name resolution of untrusted hosts in threads of its own.
 
-A name server that does not answer holds its thread for as long as the machine's resolver has patience. The event loop's own
-pool has very few threads: two such names would hold up every other name of the process. So untrusted names have a limited
-number of threads, and the names of our own settings need none of these.
+A name server that does not answer blocks a thread until the system's resolver times out. The event loop's default pool has
+very few threads: two such names would block every other lookup of the process. So each lookup gets its own thread. Their number
+is limited for untrusted names, and not for the names in our settings.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ NAMES_AT_ONCE = 64
 
 
 class HostNames(AbstractResolver):
-    """For one event loop. `trusted`: host names that are always looked up."""
+    """For one event loop. `trusted`: host names to which the limit does not apply."""
 
     def __init__(self, trusted: Collection[str] = ()) -> None:
         self._trusted = frozenset(trusted)
@@ -42,7 +42,7 @@ class HostNames(AbstractResolver):
         def end(found: list[ResolveResult] | OSError) -> None:
             if untrusted:
                 self._threads.release()
-            if answer.done():  # the caller has gone
+            if answer.done():  # the caller was cancelled
                 return
             if isinstance(found, OSError):
                 answer.set_exception(found)
@@ -59,13 +59,13 @@ class HostNames(AbstractResolver):
 
         try:
             threading.Thread(target=run, name="host name", daemon=True).start()
-        except RuntimeError as err:  # the machine gives no more threads
+        except RuntimeError as err:  # the system has no thread left
             end(OSError(str(err)))
         return await answer
 
     @override
     async def close(self) -> None:
-        """Threads that still run end with the process."""
+        """Running threads end with the process."""
 
 
 def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:

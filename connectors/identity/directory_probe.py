@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from connectors.http.client import DOCUMENT_JSON, Answer
+from connectors.http.client import DOCUMENT_JSON, HttpAnswer
 from protocol.did_document import Identity, IdentityReason, IdentityRejected, parse_document
 from protocol.encoding.bounded_json import BadJson
 
@@ -42,7 +42,7 @@ class DirectoryProof:
             return False
 
 
-def says_no(answer: Answer) -> bool:
+def says_no(answer: HttpAnswer) -> bool:
     """A PLC directory's own word, in JSON. Without it the directory has to be proven."""
     try:
         body = answer.json(DOCUMENT_JSON)
@@ -51,7 +51,7 @@ def says_no(answer: Answer) -> bool:
     return isinstance(body, dict) and isinstance(body.get("message"), str)
 
 
-def read_document(did: str, answer: Answer) -> Identity | IdentityRejected:
+def read_document(did: str, answer: HttpAnswer) -> Identity | IdentityRejected:
     """The identity of a 200 answer."""
     try:
         return parse_document(did, answer.json(DOCUMENT_JSON))

@@ -25,7 +25,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from psycopg import errors
 from typing_extensions import override
 
-from connectors.http.client import HostRefused, NoSuchHost, TooLarge, Unreachable, fetch, open_session
+from connectors.http.client import BodyTooLarge, HostRefused, NoSuchHost, Unreachable, fetch, open_session
 from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
 from connectors.postgres.connection import connect_async
 from connectors.runtime import metrics
@@ -130,7 +130,7 @@ class HandleResolver:
                 limit=MAX_BODY_BYTES,
                 total_seconds=WEB_SECONDS,
             )
-        except (HostRefused, TooLarge, NoSuchHost) as err:
+        except (HostRefused, BodyTooLarge, NoSuchHost) as err:
             return Said(Answer.NOTHING, detail=str(err))
         except Unreachable as err:
             return Said(Answer.HOST_SILENT, detail=str(err))

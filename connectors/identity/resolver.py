@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from connectors.http.client import DOCUMENT_JSON, Answer, HostRefused, Unreachable, fetch, retry_after
+from connectors.http.client import DOCUMENT_JSON, HostRefused, HttpAnswer, Unreachable, fetch, retry_after
 from connectors.identity.batch_loader import Together
 from connectors.identity.directory_pace import Pace
 from connectors.identity.directory_probe import DirectoryProof, read_document, says_no
@@ -233,7 +233,7 @@ class Resolver:
             log.warning("an identity's answer", extra={"did": did, "error": repr(err)[:300]})
             raise IdentityUnreachable(f"{did}: {err!r}"[:300]) from err
 
-    async def _fetch(self, url: str, seconds: float) -> Answer:
+    async def _fetch(self, url: str, seconds: float) -> HttpAnswer:
         return await fetch(
             self._session,
             url,
@@ -264,7 +264,7 @@ class Resolver:
             self._proof.seen()
         return parsed
 
-    async def _answer(self, did: str, url: str, seconds: float, *, plc: bool) -> Answer:
+    async def _answer(self, did: str, url: str, seconds: float, *, plc: bool) -> HttpAnswer:
         """A document, or the word that there is none. Raises IdentityNotFound, IdentityUnreachable."""
         try:
             async with self._turns if plc else self._web_turns:

@@ -1,8 +1,8 @@
-"""The rows of `sluice.repo` as work: discovered, queued, claimed, given back, reaped.
+"""The rows of `sluice.repo` as a work queue: discover, queue, claim, release, reap.
 
-Each method is one short transaction on a connection of its own `RepoQueue` (`discover` is several); all times are the
-database's. Rows are locked in DID order, like everywhere else. A repo leaves `backfill` here only in two steps, lock first and
-the rest after, because a held event that the index committed while we waited for the lock must not outlive the phase.
+Each method is one short transaction on the RepoQueue's connection (`discover` is several). All times are the database's.
+Rows are locked in DID order, as everywhere. A repo leaves the phase `backfill` here in two statements, first the lock and then
+the rest: a buffered event that the index commits during the wait for the lock must not outlive the phase.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +27,7 @@ ON_THE_WAY = ("pending", "backfill")
 
 @dataclass(frozen=True, slots=True)
 class ListedRepo:
-    """One repo of a listRepos page. `rev` is '' where the page had none; `host`: the PDS whose own list this is."""
+    """One repo of a listRepos page. `rev`: '' if the page had none; `host`: the PDS, if it is a PDS's list."""
 
     did: str
     rev: str = ""
@@ -38,7 +38,7 @@ class ListedRepo:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What a page brought: tasks to queue, and how many of its repos were new or known."""
+    """Result of a page: tasks to queue, and how many of its repos were new and known."""
 
     tasks: list[wire.RepoTask]
     new: int
@@ -47,7 +47,7 @@ class Discovery:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A repo that this worker, and nobody else, fetches now under this attempt."""
+    """An exclusive lease on a repo, for one attempt to fetch it."""
 
     did: str
     attempt: int
@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What becomes of repos that an audit found wrong. `left`: DID → why neither this repair nor a queued fetch mends it."""
+    """Repos that an audit found wrong. `left`: DID → why neither this repair nor a queued fetch will fix it."""
 
     repaired: list[str]
     queued: list[str]
@@ -71,11 +71,11 @@ class Repair:
 
 
 def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
-    """Fetch these repos again, in the caller's transaction, which holds their locks until its end. Each DID is in the result."""
+    """Queue these repos for a fetch, in the caller's transaction, which keeps their locks. Each DID is in the result."""
     rows = db.execute(SQL["audit_repair"], {"dids": sorted(set(dids))}).fetchall()
     found = {did: (phase, reason) for did, phase, reason in rows}
     left = {did: f"{phase} ({reason})" for did, (phase, reason) in found.items() if phase not in ("sync", *ON_THE_WAY)}
-    left |= dict.fromkeys(sorted(set(dids) - found.keys()), "its row is gone")
+    left |= dict.fromkeys(sorted(set(dids) - found.keys()), "it has no row")
     return Repair(
         [did for did, (phase, _) in found.items() if phase == "sync"],
         [did for did, (phase, _) in found.items() if phase in ON_THE_WAY],
@@ -84,7 +84,7 @@ def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
 
 
 class RepoQueue:
-    """Transactions on `sluice.repo`. Connects on first use, and again after a lost connection."""
+    """Transactions on `sluice.repo`. Connects on first use, and reconnects."""
 
     def __init__(self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS) -> None:
         self._settings = settings
@@ -92,14 +92,14 @@ class RepoQueue:
         self.close = self._database.close
 
     def _db(self) -> Connection[tuple[Any, ...]]:
-        """The connection, which no caller can have a transaction on: each method ends its own."""
+        """The connection, outside of any transaction: each method ends its own."""
         return alone(self._database())
 
     def discover(self, listed: Sequence[ListedRepo], job: int | None = None) -> Discovery:
-        """Rows for repos that are new, and what the listing says about known ones. Commits before it returns.
+        """Insert rows for new repos, and update known ones from the listing. Commits before it returns.
 
-        Each statement by itself: it locks in DID order, but what two of them lock together is in none, and the index, which
-        has other repos of the page, would wait for us as we for it.
+        Each statement is its own transaction: together they would take locks out of DID order, and could deadlock with the
+        index.
         """
         unique = list({entry.did: entry for entry in listed}.values())
         values: dict[str, Any] = {
@@ -126,7 +126,7 @@ class RepoQueue:
         return Discovery(tasks, len(rows), len(listed) - len(rows))
 
     def ahead(self, revs: Mapping[str, str]) -> None:
-        """DID → rev at its PDS: where it is above ours it becomes a lost event, as if a listing had named it."""
+        """`revs`: DID → rev at its PDS. A rev above ours is recorded as a lost event, as from a listing."""
         dids = sorted(revs)
         self._db().execute(SQL["listed_ahead"], {"dids": dids, "revs": [revs[did] for did in dids]})
 
@@ -139,7 +139,7 @@ class RepoQueue:
                 db.execute(SQL["take_down"], values | {"taken_down": dids})
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
-        """Claim what the tasks name and nothing else; those missing from the result belong to somebody else or are done."""
+        """Claim the repos of these tasks. Missing from the result: those claimed by another worker, or done."""
         values = {
             "dids": [task.did for task in tasks],
             "attempts": [task.attempt for task in tasks],
@@ -150,12 +150,12 @@ class RepoQueue:
         return [Claim(*row) for row in self._db().execute(SQL["claim"], values)]
 
     def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
-        """Renew leases; the (did, attempt) that are still ours."""
+        """Renew leases. Returns the (did, attempt) that this worker still holds."""
         values = {"dids": list(dids), "worker": worker, "lease": self._settings.lease_seconds}
         return {(did, attempt) for did, attempt in self._db().execute(SQL["renew"], values)}
 
     def produced(self, outcomes: Sequence[tuple[str, int, int, int]]) -> None:
-        """(did, attempt, partition, offset) of outcomes that the log has acknowledged."""
+        """Store where outcomes are in the log: (did, attempt, partition, offset), after the acknowledgement."""
         dids, attempts, parts, offsets = (list(column) for column in zip(*outcomes, strict=True))
         values = {"dids": dids, "attempts": attempts, "parts": parts, "offsets": offsets}
         self._db().execute(SQL["produced"], values)
@@ -172,20 +172,20 @@ class RepoQueue:
         patience: float = PATIENCE_SECONDS,
         slower: bool = False,
     ) -> str | None:
-        """Give a claim back with its error: 'pending' or, after the last counted attempt, 'failed'. None: not ours.
+        """Release a claim with its error. Returns 'pending', or 'failed' after the last counted attempt; None: not our claim.
 
-        `last`: no further attempt would end otherwise, however many are left. `patience`: seconds after which an attempt
-        that is not counted is counted after all; `slower`: wait half as long as none has been counted.
+        `last`: a further attempt would fail the same way. `patience`: seconds of uncounted attempts, after which the next one
+        is counted. `slower`: wait half as long as attempts have been uncounted.
         """
         ours = {"dids": [did], "attempts": [attempt], "patience": patience, "slower": slower}
         return self._leave("lock_claims", ours, error, delay_seconds, counted=counted, last=last).get(did)
 
-    def give_back(self, worker: str) -> int:
-        """Return all claims of a worker that stops, uncounted and due at once."""
+    def release_all(self, worker: str) -> int:
+        """Release all claims of a worker that stops, uncounted and due at once. Returns their number."""
         return len(self._leave("lock_worker", {"worker": worker}, None, 0.0, counted=False))
 
     def reap(self, cluster: str, delay_seconds: float, limit: int = 1000) -> dict[str, str]:
-        """Take back expired claims and attempts whose outcome the index passed without closing them; DID → new phase."""
+        """Release expired claims, and attempts whose outcome the index has passed without closing them. DID → new phase."""
         values = {
             "cluster": cluster,
             "group": self._settings.group("index"),
@@ -197,26 +197,25 @@ class RepoQueue:
         )
 
     def stale(self, did: str, attempt: int, grace_seconds: float = STALE_GRACE_SECONDS) -> str | None:
-        """A snapshot was below min_rev: the min_rev that holds now (lowered when they stayed below it). None: not ours."""
+        """A snapshot was below min_rev. Returns the min_rev to use next, lowered after `grace_seconds`. None: not our claim."""
         values = {"did": did, "attempt": attempt, "grace": grace_seconds}
         row = self._db().execute(SQL["stale"], values).fetchone()
         return None if row is None else str(row[0])
 
     def refetch(self, did: str, attempt: int) -> bool:
-        """May this claim, whose snapshot was stale, ask once more within this hour? Counts it, if so."""
+        """Whether this claim, whose snapshot was stale, may fetch again within the hourly limit. Counts the fetch."""
         values = {"did": did, "attempt": attempt, "hourly": self._settings.resyncs_per_repo_hour}
         return self._db().execute(SQL["refetch"], values).fetchone() is not None
 
     def now(self) -> float:
-        """Unix seconds by the database's clock."""
+        """Unix time in seconds, by the database's clock."""
         row = self._db().execute(queries("control")["now"]).fetchone()
         return float(row[0]) if row else 0.0
 
     def due(self, limit: int, held: Collection[str] = ()) -> list[wire.RepoTask]:
-        """Pending repos whose time has come, marked as queued: produce them now. First fetches have attempt 0.
+        """Tasks of pending repos that are due. They are marked as queued: produce them now. First fetches have attempt 0.
 
-        Those that have had their attempts of this hour (`resyncs_per_repo_hour`), or wait for a reason that is held, are
-        deferred instead.
+        Repos at their hourly limit (`resyncs_per_repo_hour`), or whose reason is in `held`, are deferred instead.
         """
         values = {"limit": limit, "hourly": self._settings.resyncs_per_repo_hour, "held": list(held)}
         rows = self._db().execute(SQL["due"], values)
@@ -235,25 +234,25 @@ class RepoQueue:
         ]
 
     def queued_long(self, before: float, limit: int) -> list[tuple[str, int, float]]:
-        """(did, attempt, queued at, Unix seconds) of pending repos that were queued before a time and not claimed."""
+        """(did, attempt, Unix time of queueing) of pending repos that were queued before `before` and not claimed."""
         rows = self._db().execute(SQL["queued_long"], {"before": before, "limit": limit})
         return [(did, attempt, float(at)) for did, attempt, at in rows]
 
     def unqueue(self, dids: Sequence[str]) -> None:
-        """Their messages no longer exist: let control queue them anew."""
+        """Their messages no longer exist: mark them as not queued, so that control queues them again."""
         self._db().execute(SQL["unqueue"], {"dids": list(dids)})
 
     def lost_candidates(self, grace_seconds: float, limit: int, settled: float = FOREVER) -> int:
-        """How many `lost_events` would find, up to a limit. Forgets those that have caught up."""
+        """How many repos `lost_events` would find, up to `limit`. Clears those that have caught up."""
         values = {"grace": grace_seconds, "settled": settled, "limit": limit}
         self._db().execute(SQL["caught_up"], values)
         row = self._db().execute(SQL["lost_candidates"], values).fetchone()
         return 0 if row is None else int(row[0])
 
     def lost_events(self, grace_seconds: float, settled: float = FOREVER, limit: int = 1000) -> list[str]:
-        """Repos whose listed rev stayed above ours: now pending. Forgets those that have caught up.
+        """Make repos pending whose listed rev stayed above ours; returns their DIDs. Clears those that have caught up.
 
-        `settled`: Unix time up to which everything that the streams have brought is indexed.
+        `settled`: Unix time up to which all stream events are indexed.
         """
         db = self._db()
         values = {"grace": grace_seconds, "settled": settled, "limit": limit}
@@ -263,12 +262,12 @@ class RepoQueue:
         return [row[0] for row in rows]
 
     def retry_failed(self, dids: Sequence[str] | None) -> list[str]:
-        """Put failed repos (all, or these) back to pending, all fields reset together; the DIDs it found."""
+        """Make failed repos (all, or these) pending, with all retry fields reset. Returns their DIDs."""
         values = {"dids": None if dids is None else list(dids)}
         return [row[0] for row in self._db().execute(SQL["retry_failed"], values)]
 
     def fetch_again(self, dids: Sequence[str], job: int) -> None:
-        """Make those in sync or failed pending, as work of this job; once for each repo and job."""
+        """Make repos in `sync` or `failed` pending, for this job; once per repo and job."""
         self._db().execute(SQL["fetch_again"], {"dids": list(dids), "job": job})
 
     def phases(self) -> dict[str, int]:

@@ -1,7 +1,6 @@
-"""Durable positions of upstreams: `sluice.cursor`, and beside them, in the same transaction, the losses before them.
+"""Durable positions of upstreams (`sluice.cursor`), and in the same transaction the gaps before them.
 
-One row per (flow, full URL of the upstream). A row whose position cannot be what the flow stored is an error: guessing where
-to go on would lose events in silence.
+One row per (flow, full URL of the upstream). An invalid position is an error: guessing another would lose events silently.
 """
 
 import json
@@ -20,12 +19,12 @@ SQL = queries("cursor")
 
 
 class CursorUnreadable(Exception):
-    """A stored position is not one of this flow; the message names it and the remedy."""
+    """A stored position is not valid for this flow; the message names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A position as it stands in the table; `age_seconds` by the database's clock."""
+    """A stored position; `age_seconds` by the database's clock."""
 
     position: str
     detail: dict[str, Any]
@@ -33,7 +32,7 @@ class Stored:
 
 
 class CursorStore:
-    """Positions of one flow; each method is a transaction of its own. Connects on first use, and again after a lost connection."""
+    """Positions of one flow; each method is its own transaction. Connects on first use, and reconnects."""
 
     def __init__(self, settings: Settings, flow: str) -> None:
         self._flow = flow
@@ -66,7 +65,7 @@ class CursorStore:
         *,
         answered: bool = False,
     ) -> None:
-        """Make positions durable, and with them the gaps that they pass. `answered`: nothing can fill these gaps."""
+        """Store positions, and the gaps that they pass. `answered`: nothing can fill these gaps."""
         db = self._database()
         with own_transaction(db):
             for gap in gaps:
@@ -75,14 +74,14 @@ class CursorStore:
                 put(db, self._flow, upstream, str(positions[upstream]), details.get(upstream))
 
     def caught_up(self, upstreams: Sequence[str], time: str) -> None:
-        """These upstreams have nothing more to send: their streams have come to this time."""
+        """Record that the streams of these upstreams have reached this time, without events."""
         values = {"flow": self._flow, "upstreams": list(upstreams), "time": time}
         alone(self._database()).execute(SQL["caught_up"], values)
 
     def begin(self, upstream: str, position: int, detail: dict[str, Any], gap: Gap) -> None:
-        """The first place of an upstream read from its tip, and the gap before it, if any repo is known already.
+        """Store the first position of an upstream that is read from its tip; and the gap before it, if any repo is known.
 
-        Such a repo may have been fetched before we were connected; only a new listing can tell what it wrote in between.
+        Such a repo may have been fetched before the connection; only a new listing shows what it wrote in between.
         """
         db = self._database()
         with own_transaction(db):
@@ -94,13 +93,13 @@ class CursorStore:
 def put(
     db: psycopg.Connection[tuple[Any, ...]], flow: str, upstream: str, position: str, detail: dict[str, Any] | None
 ) -> None:
-    """One position, in the caller's transaction."""
+    """Store one position, in the caller's transaction."""
     text = None if detail is None else json.dumps(detail)
     db.execute(SQL["save"], {"flow": flow, "upstream": upstream, "position": position, "detail": text})
 
 
 def note_gap(db: psycopg.Connection[tuple[Any, ...]], gap: Gap, *, answered: bool = False) -> None:
-    """Record a loss in `sluice.stream_gap`; list_repos answers it with a new listing."""
+    """Record a gap in `sluice.stream_gap`; list_repos resolves it with a new listing."""
     values = {
         "upstream": gap.upstream,
         "from_seq": gap.from_seq,

@@ -1,8 +1,8 @@
 """A verified snapshot → the messages of one attempt: a `create` for every record, then the outcome that closes it.
 
-Values are encoded JSON for `firehose_backfill`; the key of all of them is the DID. A record that does not fit into a
-message, whose block is not kept or whose path is none of a record goes without its body and says so: it still counts, so
-that rows and `count` agree, and the rows rebuild the tree.
+Values are encoded JSON for `firehose_backfill`; the key of all of them is the DID. A record is sent without its body, with a
+reason, if it does not fit into a message, if its block is missing, or if its path is not a record's. It still counts, so that
+rows and `count` agree and the rows rebuild the tree.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from protocol.encoding.unpadded_base64 import to_base64
 from protocol.snapshot import Head, Snapshot
 from schemas import wire
 
-_REMEMBERED = 10_000
-_WORTH_REMEMBERING = 1024  # bytes of a block
+_KEPT_BLOCKS = 10_000
+_KEPT_FROM_BYTES = 1024  # bytes of a block
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What the messages of an attempt say about it. `time`: when it was fetched; the ratchet was read at the claim."""
+    """Fields common to the messages of an attempt. `time`: when it was fetched; `account_*`: the ratchet as of the claim."""
 
     did: str
     number: int
@@ -66,7 +66,7 @@ def creates(snapshot: Snapshot, attempt: Attempt, limit_bytes: int) -> Iterator[
 
 
 class _Bodies:
-    """Bodies of leaves; a block that many leaves name is not decoded again if no JSON came of it, or if it was the last one."""
+    """Bodies of leaves. A block that many leaves name is not decoded again if it was the last one, or has no JSON."""
 
     def __init__(self) -> None:
         self._bare: dict[bytes, BodyReason] = {}
@@ -75,7 +75,7 @@ class _Bodies:
 
     def of(self, cid: bytes, block: bytes | None, missing: BodyReason) -> RecordBody:
         """The body of a leaf."""
-        if block is None or len(block) < _WORTH_REMEMBERING:
+        if block is None or len(block) < _KEPT_FROM_BYTES:
             return leaf_body(cid, block, missing)
         if cid == self._last:
             return self._body
@@ -83,7 +83,7 @@ class _Bodies:
         if reason is not None:
             return RecordBody(None, block, reason)
         self._last, self._body = cid, leaf_body(cid, block, missing)
-        if self._body.json is None and self._body.reason is not None and len(self._bare) < _REMEMBERED:
+        if self._body.json is None and self._body.reason is not None and len(self._bare) < _KEPT_BLOCKS:
             self._bare[cid] = self._body.reason
         return self._body
 
@@ -103,7 +103,7 @@ def synced(head: Head, attempt: Attempt, count: int) -> bytes:
 
 
 def gone(attempt: Attempt, status: str, *, deleted: bool) -> bytes:
-    """The outcome of an account that cannot be fetched: `status` is why (takendown, deactivated, not_found, …)."""
+    """The outcome of an account that cannot be fetched. `status`: why (takendown, deactivated, not_found, …)."""
     return _outcome(attempt, "deleted" if deleted else "unavailable", active=False, reason=status)
 
 

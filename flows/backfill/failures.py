@@ -11,9 +11,9 @@ from steps.retry import (
     NOT_ASKED,
     Decision,
     Failure,
+    FailureReason,
     GiveUp,
     PauseHost,
-    Reason,
     RetryIn,
     RetryPolicy,
     Unavailable,
@@ -65,7 +65,7 @@ class FailureHandler:
                 counted=counted,
                 last=last,
                 patience=patience(failure.reason),
-                slower=failure.reason is Reason.DIRECTORY_UNREACHABLE,
+                slower=failure.reason is FailureReason.DIRECTORY_UNREACHABLE,
             )
         )
         metrics.REPOS_GIVEN_UP.inc(phase == "failed")
@@ -77,11 +77,13 @@ class FailureHandler:
 def identity_failure(did: str, err: IdentityNotFound | IdentityUnreachable) -> Failure:
     """Why a DID could not be resolved. A directory outage is no fault of the repo; a did:web host belongs to the account."""
     if isinstance(err, IdentityNotFound):
-        return Failure(Reason.DID_TOMBSTONED if err.gone else Reason.DID_NOT_FOUND, str(err))
+        return Failure(FailureReason.DID_TOMBSTONED if err.gone else FailureReason.DID_NOT_FOUND, str(err))
     if err.unusable:
-        return Failure(Reason.BAD_DOCUMENT, str(err))
+        return Failure(FailureReason.BAD_DOCUMENT, str(err))
     own = did.startswith("did:web:")
-    return Failure(Reason.WEB_UNREACHABLE if own else Reason.DIRECTORY_UNREACHABLE, str(err), err.retry_after)
+    return Failure(
+        FailureReason.WEB_UNREACHABLE if own else FailureReason.DIRECTORY_UNREACHABLE, str(err), err.retry_after
+    )
 
 
 def _terms(decision: Decision) -> tuple[bool, float]:

@@ -31,13 +31,13 @@ from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.process import Health, collect_rarely
 from flows.backfill.sink import TOPIC, AttemptSink
 from flows.backfill.source import BackfillSource
-from flows.backfill.task import Chunk
+from flows.backfill.task import MessageChunk
 from schemas.settings import Settings
 
 SWITCH_SECONDS = 0.0005  # how long the loop's thread waits for the GIL after every socket call, while the flow computes
 
 
-def build(source: FixedPartitionedSource[Chunk | Out, None], sink: DynamicSink[Chunk | Out]) -> Dataflow:
+def build(source: FixedPartitionedSource[MessageChunk | Out, None], sink: DynamicSink[MessageChunk | Out]) -> Dataflow:
     """The flow over any source and any sink of messages."""
     flow = Dataflow("backfill")
     repos = op.input("repos", flow, source)

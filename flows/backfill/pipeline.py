@@ -32,7 +32,7 @@ from protocol.did_document import Identity
 from protocol.snapshot import Limits, SnapshotReason, SnapshotRejected
 from schemas.settings import Settings
 from steps.host_speed import Transfer
-from steps.retry import Failure, Reason, RetryPolicy, Unavailable, backoff, decide
+from steps.retry import Failure, FailureReason, RetryPolicy, Unavailable, backoff, decide
 
 DOUBTED_AFTER = 2  # counted failures, after which the DID document is resolved afresh
 STALE_FIRST_SECONDS = 2.0
@@ -148,7 +148,7 @@ class RepoPipeline:
         except (IdentityNotFound, IdentityUnreachable) as err:
             raise FetchFailed(identity_failure(did, err)) from err
         if identity.pds is None:
-            raise FetchFailed(Failure(Reason.NO_PDS, "the DID document names no PDS"))
+            raise FetchFailed(Failure(FailureReason.NO_PDS, "the DID document names no PDS"))
         return identity, identity.pds
 
     @asynccontextmanager
@@ -158,7 +158,7 @@ class RepoPipeline:
             async with self._slots.slot(host, urgent=resync):
                 yield
         except QueueFull as err:
-            raise FetchFailed(Failure(Reason.HOST_BUSY, str(err), err.seconds)) from err
+            raise FetchFailed(Failure(FailureReason.HOST_BUSY, str(err), err.seconds)) from err
 
     async def _fetch(self, identity: Identity, host: str, *, fresh: bool) -> tuple[Identity, Download]:
         """The download. Raises FetchFailed, also if the host is too slow while other repos wait."""
@@ -166,7 +166,7 @@ class RepoPipeline:
             async with self._slots.fetching(host) as transfer:
                 return await self._get_repo(identity, host, transfer, fresh=fresh)
         except TooSlow as err:
-            reason = Reason.TOO_SLOW if err.counted else Reason.HOST_SLOW
+            reason = FailureReason.TOO_SLOW if err.counted else FailureReason.HOST_SLOW
             raise FetchFailed(Failure(reason, str(err), err.seconds), host) from err
 
     async def _get_repo(

@@ -8,13 +8,13 @@ from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.patience import patiently
 from connectors.runtime.process import Health
-from flows.backfill.task import Chunk, SnapshotTask
+from flows.backfill.task import MessageChunk, SnapshotTask
 from schemas.settings import Settings
 
 TOPIC = "firehose_backfill"
 
 
-class AttemptSink(DynamicSink[Chunk | Out]):
+class AttemptSink(DynamicSink[MessageChunk | Out]):
     """Writes chunks, and closes the attempts whose outcome is in the log."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
@@ -26,14 +26,14 @@ class AttemptSink(DynamicSink[Chunk | Out]):
         return _AttemptSinkPartition(self._settings, self._health)
 
 
-class _AttemptSinkPartition(StatelessSinkPartition[Chunk | Out]):
+class _AttemptSinkPartition(StatelessSinkPartition[MessageChunk | Out]):
     def __init__(self, settings: Settings, health: Health) -> None:
         self._producer = LogProducer(settings)
         self._queue = RepoQueue(settings)
         self._health = health
 
     @override
-    def write_batch(self, items: list[Chunk | Out]) -> None:
+    def write_batch(self, items: list[MessageChunk | Out]) -> None:
         messages: list[Out] = []
         closing: list[tuple[SnapshotTask, int]] = []  # (task, index of its outcome in `messages`)
         for item in items:

@@ -8,7 +8,7 @@ their newest slice, so that each gets its turn even if one round has no room for
 from collections.abc import Iterator
 
 from connectors.runtime.background_loop import Handover
-from flows.backfill.task import Chunk, SnapshotTask
+from flows.backfill.task import MessageChunk, SnapshotTask
 
 BATCH_BYTES = 8 * 1024 * 1024  # of messages in one round; one message may go beyond
 LEAST_SHARE_BYTES = 256 * 1024
@@ -39,7 +39,7 @@ class TimeSlices:
         """Whether no task is open or waits."""
         return not (self.busy or self.small or self.large)
 
-    def next_chunks(self) -> list[Chunk]:
+    def next_chunks(self) -> list[MessageChunk]:
         """One round: a step of every open task, and the messages of those that are verified."""
         self._open = [task for task in self._open if not task.finished]
         self._park()
@@ -82,7 +82,7 @@ class TimeSlices:
             size += _counted_bytes(taken[0])
 
 
-def chunks_of(tasks: list[SnapshotTask]) -> Iterator[Chunk]:
+def chunks_of(tasks: list[SnapshotTask]) -> Iterator[MessageChunk]:
     """The next chunk of each verified task, while the round has room. The rest comes first in the next round."""
     left, share = BATCH_BYTES, max(LEAST_SHARE_BYTES, BATCH_BYTES // max(1, len(tasks)))
     for task in tasks:

@@ -29,7 +29,7 @@ from connectors.runtime.background_loop import Background
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.process import Health
 from flows.backfill.slices import TimeSlices
-from flows.backfill.task import Chunk
+from flows.backfill.task import MessageChunk
 from flows.backfill.task_feed import Positions, TaskFeed, read_task
 from flows.backfill.worker import BackfillWorker
 from schemas import wire
@@ -41,7 +41,7 @@ STATEMENT_SECONDS = 60.0
 log = logging.getLogger("backfill")
 
 
-class BackfillSource(CheckpointedPartition[Chunk | Out, Positions]):
+class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
     """Emits chunks and dead letters. `paused()`: why no claims are made at present, or None."""
 
     def __init__(self, settings: Settings, health: Health, paused: Callable[[], str | None]) -> None:
@@ -58,9 +58,9 @@ class BackfillSource(CheckpointedPartition[Chunk | Out, Positions]):
         self._background.start()
 
     @override
-    def poll(self) -> list[Chunk | Out]:
+    def poll(self) -> list[MessageChunk | Out]:
         self._background.check()
-        items: list[Chunk | Out] = []
+        items: list[MessageChunk | Out] = []
         while self._claimed:
             dead_letters, positions = self._claimed.popleft()
             items += dead_letters
@@ -116,7 +116,7 @@ class BackfillSource(CheckpointedPartition[Chunk | Out, Positions]):
                 await self._claim(group, worker, self._stopping)
                 await worker.finish(settings.drain_seconds)
                 renewing.cancel()
-            released = await worker.queue.run(lambda rows: rows.give_back(self._worker_name))
+            released = await worker.queue.run(lambda rows: rows.release_all(self._worker_name))
             log.info("stopped", extra={"released": released})
         finally:
             await budget.close()

@@ -38,7 +38,7 @@ Result = SnapshotRejected | None
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class MessageChunk:
     """Messages of one task, in order. `closes`: the last of them is the attempt's outcome."""
 
     task: "SnapshotTask"
@@ -153,13 +153,13 @@ class SnapshotTask:
             self.finish(from_car_error(err))
         return self._snapshot is not None and (self.chosen or not self.heavy)
 
-    def next_chunk(self, room: int = SLICE_BYTES) -> Chunk:
+    def next_chunk(self, room: int = SLICE_BYTES) -> MessageChunk:
         """The next messages of a verified task, the outcome last. At most one message goes beyond `room`, in bytes."""
         self.newest_slice = next(_slices)
         if self._snapshot is None:
             assert self.gone is not None  # noqa: S101  # a task has one of the two
             self.finished = True
-            return Chunk(self, [gone(self.attempt, self.gone.status, deleted=self.gone.deleted)], closes=True)
+            return MessageChunk(self, [gone(self.attempt, self.gone.status, deleted=self.gone.deleted)], closes=True)
         if self._values is None:
             self._values = creates(self._snapshot, self.attempt, MESSAGE_BYTES)
         values: list[bytes] = []
@@ -168,13 +168,13 @@ class SnapshotTask:
             values.append(value)
             size += len(value)
             if size > room or len(values) == SLICE_RECORDS or time.monotonic() > deadline:
-                return Chunk(self, values, closes=False)
+                return MessageChunk(self, values, closes=False)
         values.append(synced(self._snapshot.head, self.attempt, self._snapshot.count))
         metrics.RECORDS_EXTRACTED.inc(self._snapshot.count)
         if self._snapshot.bad_paths:
             metrics.REJECTED.labels("backfill", "bad_path").inc(self._snapshot.bad_paths)
         self.finished = True
-        return Chunk(self, values, closes=True)
+        return MessageChunk(self, values, closes=True)
 
     def finish(self, result: Result) -> None:
         """End the task: free its memory and disk space, and report the result to its pipeline."""

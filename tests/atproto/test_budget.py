@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from connectors.atproto.rate_budget import BURST_SHARE, HostBudget, HostPaused, requests_allowed
 from schemas.settings import Settings
-from steps.retry import Reason
+from steps.retry import FailureReason
 
 HOST, OTHER_HOST = "http://pds.test", "http://other.test"
 SPAWN = multiprocessing.get_context("spawn")
@@ -99,7 +99,7 @@ def test_a_pause_holds_for_every_worker_and_ends_by_itself(database: str) -> Non
         for budget in (one, other):
             with pytest.raises(HostPaused) as paused:
                 await budget.acquire(HOST)
-            assert paused.value.reason is Reason.HOST_PAUSED
+            assert paused.value.reason is FailureReason.HOST_PAUSED
             assert 300 < paused.value.seconds <= 600
         started = time.monotonic()
         await one.pause(OTHER_HOST, 0.3, "429")
@@ -141,7 +141,7 @@ def test_a_spent_budget_is_said_rather_than_waited_for(database: str) -> None:
         (told, *_), _ = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         refused = told.exception()
         assert isinstance(refused, HostPaused)
-        assert refused.reason is Reason.HOST_BUSY
+        assert refused.reason is FailureReason.HOST_BUSY
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

@@ -19,7 +19,7 @@ from connectors.http.client import open_session
 from protocol.car import CarLimits
 from protocol.car_format import CarError
 from schemas.settings import Settings
-from steps.retry import Failure, Reason
+from steps.retry import Failure, FailureReason
 
 START = b"\x3a\xa2"  # a header's length, and a map: the body may be a CAR
 DID = "did:plc:abcdefghijklmnopqrstuvwx"
@@ -106,14 +106,14 @@ def test_a_small_repo_stays_in_memory_and_a_large_one_goes_to_disk(database: str
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("RepoNotFound", Reason.NOT_FOUND),
-        ("RepoTakendown", Reason.TAKENDOWN),
-        ("RepoSuspended", Reason.SUSPENDED),
-        ("RepoDeactivated", Reason.DEACTIVATED),
-        ("SomethingElse", Reason.HTTP_STATUS),
+        ("RepoNotFound", FailureReason.NOT_FOUND),
+        ("RepoTakendown", FailureReason.TAKENDOWN),
+        ("RepoSuspended", FailureReason.SUSPENDED),
+        ("RepoDeactivated", FailureReason.DEACTIVATED),
+        ("SomethingElse", FailureReason.HTTP_STATUS),
     ],
 )
-def test_account_errors_are_told_from_failures(database: str, name: str, reason: Reason) -> None:
+def test_account_errors_are_told_from_failures(database: str, name: str, reason: FailureReason) -> None:
     failure = fetch(database, answers(400, f'{{"error": "{name}", "message": "m"}}')).failure
     assert failure is not None
     assert failure.reason is reason
@@ -122,7 +122,7 @@ def test_account_errors_are_told_from_failures(database: str, name: str, reason:
 def test_an_account_error_in_a_server_error_is_not_believed(database: str) -> None:
     failure = fetch(database, answers(500, '{"error": "RepoNotFound"}')).failure
     assert failure is not None
-    assert failure.reason is Reason.HTTP_STATUS
+    assert failure.reason is FailureReason.HTTP_STATUS
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,21 @@ def test_a_429_says_how_long_if_the_server_did(database: str, headers: dict[str,
     """R3."""
     failure = fetch(database, answers(429, "<html>Too Many Requests</html>", **headers)).failure
     assert failure is not None
-    assert (failure.reason, failure.wait_seconds) == (Reason.RATE_LIMITED, wait)
+    assert (failure.reason, failure.wait_seconds) == (FailureReason.RATE_LIMITED, wait)
 
 
 def test_a_repo_above_the_size_limit_is_not_read_on(database: str) -> None:
     """G6, G9."""
     failure = fetch(database, answers(200, START + b"x" * 500_000), car_max_bytes=100_000).failure
     assert failure is not None
-    assert failure.reason is Reason.TOO_LARGE
+    assert failure.reason is FailureReason.TOO_LARGE
 
 
 def test_where_memory_and_disk_are_used_up_the_repo_waits(database: str) -> None:
     """G6: our trouble, not the host's."""
     failure = fetch(database, answers(200, START + b"x" * 500_000), memory=50_000, disk=100_000).failure
     assert failure is not None
-    assert failure.reason is Reason.SPOOL_FULL
+    assert failure.reason is FailureReason.SPOOL_FULL
 
 
 def test_redirects_are_followed_and_loops_are_not(database: str) -> None:
@@ -163,7 +163,7 @@ def test_redirects_are_followed_and_loops_are_not(database: str) -> None:
 
     failure = fetch(database, round_and_round).failure
     assert failure is not None
-    assert failure.reason is Reason.TOO_MANY_REDIRECTS
+    assert failure.reason is FailureReason.TOO_MANY_REDIRECTS
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_a_redirect_leads_to_no_forbidden_place(database: str, target: str) -> N
     """G9: every hop is checked as the first one was; the refusal is the host's failure."""
     failure = fetch(database, answers(302, b"", Location=target)).failure
     assert failure is not None
-    assert failure.reason is Reason.FORBIDDEN_HOST
+    assert failure.reason is FailureReason.FORBIDDEN_HOST
 
 
 def test_private_hosts_are_not_asked_unless_allowed(database: str) -> None:
     """G9."""
     result = fetch(database, answers(200, b"x"), allow_private_hosts=False)
     assert result.failure is not None
-    assert result.failure.reason is Reason.FORBIDDEN_HOST
+    assert result.failure.reason is FailureReason.FORBIDDEN_HOST
     assert result.seen == []
 
 
@@ -205,7 +205,7 @@ def test_silence_and_slowness_end(database: str) -> None:
     second = fetch(database, slow, fetch_total_seconds=0.6).failure
     assert first is not None
     assert second is not None
-    assert (first.reason, second.reason) == (Reason.SILENT, Reason.TIMEOUT)
+    assert (first.reason, second.reason) == (FailureReason.SILENT, FailureReason.TIMEOUT)
 
 
 def test_a_body_that_ends_early_is_cut_off(database: str) -> None:
@@ -219,13 +219,13 @@ def test_a_body_that_ends_early_is_cut_off(database: str) -> None:
 
     failure = fetch(database, cut).failure
     assert failure is not None
-    assert failure.reason is Reason.CUT_OFF
+    assert failure.reason is FailureReason.CUT_OFF
 
 
 def test_nobody_at_home_is_unreachable(database: str) -> None:
     failure = fetch(database, answers(200), path="1").failure  # the port with a digit more
     assert failure is not None
-    assert failure.reason in (Reason.UNREACHABLE, Reason.FORBIDDEN_HOST)
+    assert failure.reason in (FailureReason.UNREACHABLE, FailureReason.FORBIDDEN_HOST)
 
 
 def test_a_spool_leaves_no_file_and_no_reservation_behind() -> None:
@@ -265,5 +265,5 @@ def test_a_page_with_status_200_is_no_car(database: str, page: bytes) -> None:
 
     fetched = fetch(database, handler)
     assert fetched.failure is not None
-    assert fetched.failure.reason is Reason.NOT_A_CAR
+    assert fetched.failure.reason is FailureReason.NOT_A_CAR
     assert "status 200" in str(fetched.failure)

@@ -19,7 +19,7 @@ from connectors.http.client import open_session
 from control import hosts
 from schemas.errors import OperatorError
 from schemas.settings import Settings
-from steps.retry import Reason
+from steps.retry import FailureReason
 
 DID = "did:plc:abcdefghijklmnopqrstuvwx"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -72,10 +72,15 @@ def row(database: str, host: str) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     ("status", "reason"),
-    [(429, Reason.RATE_LIMITED), (404, Reason.HTTP_STATUS), (503, Reason.HTTP_STATUS), (200, None)],
+    [
+        (429, FailureReason.RATE_LIMITED),
+        (404, FailureReason.HTTP_STATUS),
+        (503, FailureReason.HTTP_STATUS),
+        (200, None),
+    ],
 )
 def test_what_a_redirect_s_target_answers_changes_nothing_of_its_budget(
-    database: str, status: int, reason: Reason | None
+    database: str, status: int, reason: FailureReason | None
 ) -> None:
     """H4: any PDS could have another one paused for an hour, or its budget lowered to one request."""
     headers = {
@@ -108,7 +113,7 @@ def test_a_redirect_to_a_host_that_is_paused_is_the_redirecting_host_s_pause(dat
 
     failed, asked, _ = through_redirect(database, victim, pause)
     assert failed is not None
-    assert (failed.failure.reason, failed.host) == (Reason.RATE_LIMITED, asked)
+    assert (failed.failure.reason, failed.host) == (FailureReason.RATE_LIMITED, asked)
 
 
 def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

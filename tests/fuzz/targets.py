@@ -15,8 +15,8 @@ from connectors.atproto.stream_sockets import Frame
 from connectors.http.client import (
     LIST_JSON,
     SMALL_JSON,
-    Answer,
     HostRefused,
+    HttpAnswer,
     check_url,
     redirected,
     retry_after,
@@ -160,7 +160,7 @@ def listing(data: bytes) -> None:
 
 def document(data: bytes) -> None:
     """DID documents, the directory's refusals, and small answers such as getRepoStatus."""
-    answer = Answer(200, {}, data)
+    answer = HttpAnswer(200, {}, data)
     says_no(answer)
     found = read_document(DID, answer)
     if isinstance(found, IdentityRejected):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from connectors.http.client import (
     LONGEST_WAIT_SECONDS,
     SMALL_JSON,
-    Answer,
     HostRefused,
+    HttpAnswer,
     Unreachable,
     check_url,
     fetch,
@@ -97,7 +97,7 @@ def _get(
         seen.append(request.path)
         return await handler(request)
 
-    async def main() -> Answer | Exception:
+    async def main() -> HttpAnswer | Exception:
         runner, port = await _served(counted)
         try:
             async with open_session(settings) as session:

@@ -246,8 +246,8 @@ class Twin:
         real = self.sql.store.retry(did, attempt, "error", delay, counted=counted)
         return self.same("retry", self.model.retry(did, attempt, delay, counted=counted), real)
 
-    def give_back(self, worker: str) -> Any:
-        return self.same("give_back", self.model.give_back(worker), self.sql.store.give_back(worker))
+    def release_all(self, worker: str) -> Any:
+        return self.same("release_all", self.model.release_all(worker), self.sql.store.release_all(worker))
 
     def reap(self) -> Any:
         return self.same("reap", self.model.reap(), self.sql.store.reap(CLUSTER, REAP_DELAY))

@@ -199,7 +199,7 @@ class ModelTables:
             return None
         return self._reopen(row, delay, counted=counted)
 
-    def give_back(self, worker: str) -> int:
+    def release_all(self, worker: str) -> int:
         mine = [r for r in self._in("backfill") if r.worker == worker and r.produced is None]
         for row in mine:
             self._reopen(row, 0.0, counted=False)

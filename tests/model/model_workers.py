@@ -170,7 +170,7 @@ class Workers(Upstream):
     def do_stop_worker(self) -> None:
         """SIGTERM; what was on its way to the broker may still arrive."""
         worker = self.rng.choice("xy")
-        count = self.tables.give_back(worker)
+        count = self.tables.release_all(worker)
         self.fired["given back"] += count
         self.say("worker", worker, "gives back", count)
         self.jobs = [job for job in self.jobs if job.worker != worker or self.rng.random() < 0.5]

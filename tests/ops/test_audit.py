@@ -278,7 +278,7 @@ def test_each_repo_that_differs_is_repaired_queued_or_named_whatever_was_written
     assert report.tally.not_repaired == {
         did(4): "unavailable (takendown)",
         did(5): "failed (desync)",
-        did(6): "its row is gone",
+        did(6): "it has no row",
     }
     assert not report.good
     assert f"{did(5)}  not repaired: failed (desync)" in report.as_text()

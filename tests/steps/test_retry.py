@@ -8,9 +8,9 @@ from protocol.snapshot import SnapshotReason
 from steps.retry import (
     ACCOUNT_ERRORS,
     Failure,
+    FailureReason,
     GiveUp,
     PauseHost,
-    Reason,
     RetryIn,
     RetryPolicy,
     Unavailable,
@@ -24,7 +24,7 @@ DID = "did:plc:abcdefghijklmnopqrstuvwx"
 
 def test_failures_count_until_the_last_attempt() -> None:
     """C5, G5: four retries with growing delays, then the end."""
-    failure = Failure(Reason.HTTP_STATUS, "500")
+    failure = Failure(FailureReason.HTTP_STATUS, "500")
     decisions = [decide(failure, n, POLICY, key=DID) for n in range(6)]
     assert [type(one) for one in decisions] == [RetryIn] * 4 + [GiveUp] * 2
     delays = [one.seconds for one in decisions if isinstance(one, RetryIn)]
@@ -44,7 +44,7 @@ def test_backoff_stays_within_its_bounds_and_is_spread(n: int) -> None:
 
 @pytest.mark.parametrize("reason", ACCOUNT_ERRORS.values())
 @pytest.mark.parametrize("retry_count", [0, 4, 100])
-def test_an_account_state_is_no_failure(reason: Reason, retry_count: int) -> None:
+def test_an_account_state_is_no_failure(reason: FailureReason, retry_count: int) -> None:
     assert decide(Failure(reason, ""), retry_count, POLICY, key=DID) == Unavailable(str(reason), deleted=False)
 
 
@@ -52,15 +52,20 @@ def test_only_what_is_gone_confirms_a_deletion() -> None:
     """A deletion that we were told of is believed when the PDS does not know the repo, or the DID has none."""
     confirmed = {
         reason
-        for reason in (*ACCOUNT_ERRORS.values(), Reason.DID_NOT_FOUND, Reason.DID_TOMBSTONED, Reason.NO_PDS)
+        for reason in (
+            *ACCOUNT_ERRORS.values(),
+            FailureReason.DID_NOT_FOUND,
+            FailureReason.DID_TOMBSTONED,
+            FailureReason.NO_PDS,
+        )
         if decide(Failure(reason, ""), 0, POLICY, key=DID, deletion=True) == Unavailable(str(reason), deleted=True)
     }
-    assert confirmed == {Reason.NOT_FOUND, Reason.DID_TOMBSTONED, Reason.NO_PDS}
+    assert confirmed == {FailureReason.NOT_FOUND, FailureReason.DID_TOMBSTONED, FailureReason.NO_PDS}
 
 
 def test_what_a_failure_says_fits_a_text_column() -> None:
     """G7: a host's own words, which PostgreSQL would refuse, ended the worker."""
-    assert str(Failure(Reason.HTTP_STATUS, "a\0b\udcff")) == "http_status: a\ufffdb\ufffd"
+    assert str(Failure(FailureReason.HTTP_STATUS, "a\0b\udcff")) == "http_status: a\ufffdb\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -68,16 +73,17 @@ def test_what_a_failure_says_fits_a_text_column() -> None:
 )
 def test_a_rate_limit_pauses_the_host_and_blames_nobody(named: float | None, seconds: float) -> None:
     """R3: whatever the server names is clamped to 1 s … 1 h; the repo comes back after the pause, spread over half of it."""
-    decision = decide(Failure(Reason.RATE_LIMITED, "429", named), 4, POLICY, key=DID)
+    decision = decide(Failure(FailureReason.RATE_LIMITED, "429", named), 4, POLICY, key=DID)
     assert isinstance(decision, PauseHost)
     assert decision.seconds == seconds
     assert seconds <= decision.retry_seconds <= 1.5 * seconds
 
 
 @pytest.mark.parametrize(
-    "reason", [Reason.HOST_PAUSED, Reason.HOST_BUSY, Reason.DIRECTORY_UNREACHABLE, Reason.SPOOL_FULL]
+    "reason",
+    [FailureReason.HOST_PAUSED, FailureReason.HOST_BUSY, FailureReason.DIRECTORY_UNREACHABLE, FailureReason.SPOOL_FULL],
 )
-def test_what_is_not_the_repos_fault_is_not_counted(reason: Reason) -> None:
+def test_what_is_not_the_repos_fault_is_not_counted(reason: FailureReason) -> None:
     """R3: even after four counted failures."""
     decision = decide(Failure(reason, "", 10.0), 4, POLICY, key=DID)
     assert isinstance(decision, RetryIn)
@@ -97,19 +103,19 @@ def test_every_refused_snapshot_is_a_counted_failure(reason: SnapshotReason) -> 
     assert first.counted
 
 
-@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, *ABOVE_A_LIMIT])
-def test_what_is_above_a_limit_of_ours_is_not_fetched_again(reason: Reason | SnapshotReason) -> None:
+@pytest.mark.parametrize("reason", [FailureReason.TOO_LARGE, *ABOVE_A_LIMIT])
+def test_what_is_above_a_limit_of_ours_is_not_fetched_again(reason: FailureReason | SnapshotReason) -> None:
     """C5, G6: it would be gigabytes once more, for the same end."""
     assert decide(Failure(reason, "x"), 0, POLICY, key=DID) == GiveUp()
 
 
 def test_a_server_that_names_a_longer_wait_gets_it() -> None:
     """503 with Retry-After: counted, but not before the time that was asked for; an hour at most."""
-    decision = decide(Failure(Reason.HTTP_STATUS, "503", 120.0), 0, POLICY, key=DID)
+    decision = decide(Failure(FailureReason.HTTP_STATUS, "503", 120.0), 0, POLICY, key=DID)
     assert decision == RetryIn(120.0, counted=True)
-    assert decide(Failure(Reason.HTTP_STATUS, "503", 1e6), 0, POLICY, key=DID) == RetryIn(3600.0, counted=True)
+    assert decide(Failure(FailureReason.HTTP_STATUS, "503", 1e6), 0, POLICY, key=DID) == RetryIn(3600.0, counted=True)
 
 
 def test_every_reason_is_decided() -> None:
-    for reason in Reason:
+    for reason in FailureReason:
         assert decide(Failure(reason, ""), 0, POLICY, key=DID) is not None

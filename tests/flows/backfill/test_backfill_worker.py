@@ -16,7 +16,7 @@ from flows.backfill.worker import BackfillWorker
 from protocol.did_document import Identity
 from schemas.settings import Settings
 from steps.host_speed import Transfer
-from steps.retry import Failure, Reason
+from steps.retry import Failure, FailureReason
 
 
 def test_a_cancelled_transaction_ends_before_the_next_begins() -> None:
@@ -67,7 +67,7 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
             transfer.asked(time.monotonic())
             try:
                 if "drip" not in host:
-                    raise FetchFailed(Failure(Reason.HTTP_STATUS, "503"), host)
+                    raise FetchFailed(Failure(FailureReason.HTTP_STATUS, "503"), host)
                 await asyncio.sleep(5)
             finally:
                 closed.append(did)

@@ -12,7 +12,7 @@ from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from flows.backfill.failures import identity_failure
 from schemas import wire
 from schemas.settings import Settings
-from steps.retry import NOT_ASKED, Failure, GiveUp, PauseHost, Reason, RetryIn, RetryPolicy, decide, patience
+from steps.retry import NOT_ASKED, Failure, FailureReason, GiveUp, PauseHost, RetryIn, RetryPolicy, decide, patience
 
 DID = "did:plc:abcdefghijklmnopqrstuvwx"
 POLICY = RetryPolicy(5, 5.0, 3600.0, 60.0)
@@ -86,8 +86,8 @@ def test_a_directory_that_is_away_is_asked_ever_more_rarely(bed: Bed) -> None:
     assert waits[2:] == [3600, 3600]
 
 
-@pytest.mark.parametrize("reason", list(Reason))
-def test_every_reason_has_an_end(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", list(FailureReason))
+def test_every_reason_has_an_end(reason: FailureReason) -> None:
     """H5: counted, or with a patience."""
     decision = decide(Failure(reason, ""), 0, POLICY, key=DID)
     uncounted = isinstance(decision, PauseHost) or (isinstance(decision, RetryIn) and not decision.counted)
@@ -103,10 +103,10 @@ def test_every_reason_has_an_end(reason: Reason) -> None:
 def test_a_did_web_host_and_another_s_document_are_the_account_s_own_failure() -> None:
     """H5"""
     silent = IdentityUnreachable("silent", 7.0)
-    assert identity_failure("did:web:a.example", silent).reason is Reason.WEB_UNREACHABLE
-    assert identity_failure(DID, silent).reason is Reason.DIRECTORY_UNREACHABLE
-    assert identity_failure(DID, IdentityUnreachable("odd", unusable=True)).reason is Reason.BAD_DOCUMENT
-    for reason in (Reason.WEB_UNREACHABLE, Reason.BAD_DOCUMENT):
+    assert identity_failure("did:web:a.example", silent).reason is FailureReason.WEB_UNREACHABLE
+    assert identity_failure(DID, silent).reason is FailureReason.DIRECTORY_UNREACHABLE
+    assert identity_failure(DID, IdentityUnreachable("odd", unusable=True)).reason is FailureReason.BAD_DOCUMENT
+    for reason in (FailureReason.WEB_UNREACHABLE, FailureReason.BAD_DOCUMENT):
         assert decide(Failure(reason, ""), 0, POLICY, key=DID).counted is True  # type: ignore[union-attr]
 
 
@@ -115,7 +115,7 @@ def test_requests_of_a_repo_whose_host_always_fails() -> None:
     now, requests = 0.0, 0
     while True:
         requests += 1
-        decision = decide(Failure(Reason.HTTP_STATUS, "500"), requests - 1, POLICY, key=DID)
+        decision = decide(Failure(FailureReason.HTTP_STATUS, "500"), requests - 1, POLICY, key=DID)
         if isinstance(decision, GiveUp):
             break
         assert isinstance(decision, RetryIn)

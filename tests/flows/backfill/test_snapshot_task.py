@@ -15,7 +15,7 @@ from connectors.atproto.pds import Download
 from connectors.atproto.spool import Spool, SpoolBudget
 from connectors.postgres.repo_queue import Claim
 from flows.backfill.slices import BATCH_BYTES, TimeSlices, chunks_of
-from flows.backfill.task import SLICE_RECORDS, Chunk, Result, SnapshotTask
+from flows.backfill.task import SLICE_RECORDS, MessageChunk, Result, SnapshotTask
 from protocol.car import CarLimits
 from protocol.did_document import Identity
 from protocol.snapshot import SnapshotReason
@@ -53,7 +53,7 @@ def large_repo(records: int) -> Repo:
     return Repo({f"app.bsky.feed.post/{n:06}": {"$type": "app.bsky.feed.post", "text": f"{n}"} for n in range(records)})
 
 
-def run_slices(task: SnapshotTask) -> list[Chunk]:
+def run_slices(task: SnapshotTask) -> list[MessageChunk]:
     chunks = []
     task.chosen = task.large
     while not task.finished:
@@ -126,7 +126,7 @@ def test_a_small_car_that_expands_is_parked_as_bytes_until_chosen(monkeypatch: p
     heavy = [task_of(repeated(30, 100_000, name), results) for name in "abc"]
     light = task_of(large_repo(5), results)
     slices = filled([*heavy, light])
-    rounds: list[list[Chunk]] = []
+    rounds: list[list[MessageChunk]] = []
     while not all(task.finished for task in heavy):
         rounds.append(slices.next_chunks())
         for chunk in rounds[-1]:
