@@ -41,7 +41,7 @@ class FailureHandler:
         if isinstance(decision, Unavailable):
             return decision
         if failure.reason in NOT_ASKED:
-            metrics.CLAIMS.labels("put_off").inc()
+            metrics.CLAIMS.labels("deferred").inc()
         else:
             metrics.FETCH_ERRORS.labels(failure.reason).inc()
         if isinstance(decision, PauseHost) and host is not None:

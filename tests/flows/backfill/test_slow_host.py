@@ -48,7 +48,7 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
     wait_until(lambda: world.schedule() >= 0 and world.produced() == len(others), 120, world.summary)
     assert simulation.fired("pds_hang") == SHARE, "no more of its slots than its share were taken"
     away = "sluice_claims_total"
-    wait_until(lambda: process.metric(away, result="put_off"), 60, "what is too much for it comes back later")
+    wait_until(lambda: process.metric(away, result="deferred"), 60, "what is too much for it comes back later")
     assert process.metric("backfiller_car_fetch_errors_total") == 0, "which is nobody's failure"
     assert {row["retry_count"] for row in world.rows().values()} == {0}
     process.kill()  # with what hangs
