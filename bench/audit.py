@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     network: dict[str, Any] = {"repos": options.repos, "records_per_repo": options.records_per_repo, "churn": 0.0}
     with simulated(**network, labelers=0, inactive_share=0.0, prebuild=True) as sim:
-        overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "host_requests": 1_000_000}
+        overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "pds_requests": 1_000_000}
         with stack(**overrides) as running:
             records = mirror(running, sim, options.repos)
             roots, bodies = audited(running, records, bodies=False), audited(running, records, bodies=True)

@@ -36,9 +36,9 @@ def main() -> None:
         size = sum(map(len, cars))
         del cars
         overrides = {
-            "host_requests": 1_000_000,
+            "pds_requests": 1_000_000,
             "backfill_concurrency": options.concurrency,
-            "host_concurrency": options.concurrency,
+            "pds_concurrency": options.concurrency,
         }
         with stack(plc=sim.urls["plc"], **overrides) as running:
             seconds, figures = backfill(running, sim, accounts, records)

@@ -38,7 +38,7 @@ def main() -> None:
         records = options.big_mb * 1_000_000 // BIG_RECORD_BYTES
         network |= {"big_repos": 1, "big_repo_records": records, "big_record_bytes": BIG_RECORD_BYTES - 400}
     with simulated(**network) as sim:
-        overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "host_requests": 1_000_000}
+        overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "pds_requests": 1_000_000}
         with stack(**overrides) as running:
             figures = mirror(running, sim, options.repos, options.writer)
     report("end_to_end", repos=options.repos, writer=options.writer, **figures)
@@ -77,8 +77,8 @@ def mirror(running: Stack, sim: Simulated, repos: int, writer: float) -> dict[st
 
 def commits_in_log(running: Stack) -> dict[int, int]:
     """Partition → end of the live topic."""
-    topic, parts = running.settings.topic("firehose_live"), range(running.settings.partitions)
-    consumer = Consumer({"bootstrap.servers": running.settings.bootstrap, "group.id": "bench", "log_level": 0})
+    topic, parts = running.settings.topic("firehose_live"), range(running.settings.kafka_partitions)
+    consumer = Consumer({"bootstrap.servers": running.settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
     try:
         return {part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=10)[1] for part in parts}
     finally:
@@ -108,7 +108,7 @@ def latencies(running: Stack, ends: dict[int, int], began: str, ended: str) -> d
 
 def live_writes(running: Stack, ends: dict[int, int], began: str, ended: str) -> set[tuple[str, str, str, str, str]]:
     """(did, collection, rkey, rev, time) of every create and update that the live topic holds of this period."""
-    consumer = Consumer({"bootstrap.servers": running.settings.bootstrap, "group.id": "bench", "log_level": 0})
+    consumer = Consumer({"bootstrap.servers": running.settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
     topic = running.settings.topic("firehose_live")
     left = {part: end for part, end in ends.items() if end}
     consumer.assign([TopicPartition(topic, part, 0) for part in left])

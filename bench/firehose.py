@@ -1,9 +1,9 @@
 """Benchmark (c): frames → log. Events a second of the firehose flow, from the first message in the log to the last.
 
-    .venv/bin/python -m bench.firehose [--events 100000] [--verification off]
+    .venv/bin/python -m bench.firehose [--events 100000]
 
-Floor, measured in the same run on the same frames: decoding them and encoding the same JSON, in a plain loop.
-The frames lie encoded in the simulated relay's window; the flow reads it from its oldest event on.
+Floor, measured in the same run on the same frames: decoding, inverting and encoding the same JSON in a plain loop,
+without signatures. The simulated relay holds the frames encoded in its window; the flow reads from the oldest event on.
 """
 
 import argparse
@@ -15,9 +15,8 @@ import aiohttp
 from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
 from flows.firehose.encode import account_value, commit_message, identity_value
-from protocol.enforcement import Enforcement
 from protocol.event_stream import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
-from protocol.verify_commit import Checks, Verified, verify
+from protocol.verify_commit import Verified, verify
 
 TIME = "2026-01-01T00:00:00.000Z"
 
@@ -27,12 +26,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--repos", type=int, default=1000)
-    parser.add_argument(
-        "--verification",
-        choices=list(Enforcement),
-        default=Enforcement.ENFORCE,
-        help="of signatures and operations, in the flow",
-    )
     options = parser.parse_args()
     network = {"repos": options.repos, "records_per_repo": 50, "window": options.events * 2, "labelers": 0}
     with simulated(**network, prebuilt_commits=options.events) as sim:
@@ -41,13 +34,11 @@ def main() -> None:
         bottom = floor_of(frames, relay)
         size = sum(map(len, frames))
         del frames
-        checks = {"verify_signature": options.verification, "verify_inversion": options.verification}
-        with stack(relays=[relay], plc=sim.urls["plc"], firehose_start="oldest", **checks) as running:
+        with stack(relays=[relay], plc=sim.urls["plc"], firehose_start="oldest") as running:
             rate, figures = firehose(running, sim, options.events)
     report(
         "firehose",
         events=options.events,
-        verification=options.verification,
         frame_bytes=size // options.events,
         events_per_second=round(rate),
         **bottom.figures(rate),
@@ -72,7 +63,7 @@ def floor_of(frames: list[bytes], relay: str) -> Floor:
         for frame in frames:
             event = decode(frame)
             if isinstance(event, Commit | Sync):
-                verified = verify(event, now_micros, Checks(inversion=Enforcement.OFF))
+                verified = verify(event, now_micros)
                 assert isinstance(verified, Verified), verified
                 size += len(commit_message(verified, relay, TIME).value)
             elif isinstance(event, Account):

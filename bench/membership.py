@@ -52,7 +52,7 @@ def main() -> None:
         member(*options.member, session=options.session)
         return
     found = {}
-    with stack(partitions=PARTITIONS) as running:
+    with stack(kafka_partitions=PARTITIONS) as running:
         for number, (kind, (assignor, static)) in enumerate(KINDS.items()):
             if options.only in (None, kind):
                 group = Group(running, f"membership-{number}", assignor, options.session, static=static)
@@ -84,7 +84,7 @@ def member(bootstrap: str, group: str, assignor: str, instance: str, *, session:
     }
     if instance:
         own["group.instance.id"] = instance
-    consumer = Consumer(broker.options(load(bootstrap=bootstrap), "bench") | own)
+    consumer = Consumer(broker.options(load(kafka_bootstrap=bootstrap), "bench") | own)
     names = topics(group)
     consumer.subscribe(names)
     while not going.is_set():
@@ -187,7 +187,7 @@ class Group:
         return len(lately) == 2 * PARTITIONS and set(lately.values()) == set(self._members)
 
     def _start(self, name: str) -> None:
-        place = [self._running.settings.bootstrap, self._name, self._assignor, name if self._static else ""]
+        place = [self._running.settings.kafka_bootstrap, self._name, self._assignor, name if self._static else ""]
         command = [sys.executable, "-m", "bench.membership", "--session", str(self._session), "--member", *place]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._members[name] = child

@@ -95,7 +95,7 @@ def main() -> None:
             "relays": sim.urls["relays"],
             "labelers": sim.urls["labelers"],
             "plc": sim.urls["plc"],
-            "host_requests": 1_000_000,
+            "pds_requests": 1_000_000,
             "transport_session_seconds": options.session,
             "lease_seconds": options.session,
         }

@@ -75,7 +75,7 @@ OPTION_OF = {
     "SLUICE_RELAYS": ("relay", "--relay"),
     "SLUICE_LABELERS": ("labeler", "--labeler"),
     "SLUICE_PLC": ("plc", "--plc"),
-    "SLUICE_BOOTSTRAP": ("bootstrap", "--bootstrap"),
+    "SLUICE_KAFKA_BOOTSTRAP": ("bootstrap", "--bootstrap"),
     "SLUICE_DATABASE": ("database", "--database"),
     "SLUICE_DATA_DIR": ("data_dir", "--data-dir"),
 }
@@ -129,15 +129,15 @@ def located(data_dir: Path | None, *needed: str) -> Settings:
     for folder in (settings.data_dir, settings.data_dir / "simulated"):
         running = registered(folder)
         if running is not None:
-            places = {"bootstrap": running.bootstrap, "database": running.database}
+            places = {"kafka_bootstrap": running.bootstrap, "database": running.database}
             rest = {
-                "topic_prefix": running.topic_prefix,
-                "partitions": running.partitions,
-                "replication": running.replication,
+                "kafka_topic_prefix": running.topic_prefix,
+                "kafka_partitions": running.partitions,
+                "kafka_replication": running.replication,
                 "relays": running.relays,
                 "labelers": running.labelers,
                 "plc": running.plc or settings.plc,
-                "dns": running.dns,
+                "handle_dns": running.dns,
                 "allow_private_hosts": running.allow_private_hosts,
             }
             return settings.model_copy(

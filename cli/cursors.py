@@ -25,7 +25,7 @@ def cursors_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.cursors import as_row, standings  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
-    settings = located(data_dir, "database", "bootstrap")
+    settings = located(data_dir, "database", "kafka_bootstrap")
     check_database(settings)
     upstreams, groups = rows(settings, "cursors", {}), standings(settings)
     found = [as_row(standing) for standing in groups]
@@ -96,7 +96,7 @@ def _move(data_dir: Path | None, who: str, where: str, wanted: Any, what: str, *
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.cursors import set_group, set_upstream  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "bootstrap", "database")
+    settings = located(data_dir, "kafka_bootstrap", "database")
     check_database(settings)
     if not yes:
         if not sys.stdin.isatty():

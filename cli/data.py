@@ -78,7 +78,7 @@ def replay(
     if every:
         if topic or from_offset or from_time or to or not into:
             raise OperatorError("--all replays the whole log into another database: give --into URL, and nothing else")
-        settings = located(data_dir, "bootstrap")
+        settings = located(data_dir, "kafka_bootstrap")
         check_database(settings.model_copy(update={"database": into}), "--into")
         done = rebuild.rebuild(settings, into, _every_second("messages replayed"))
         typer.echo(json.dumps(asdict(done)) if as_json else rebuild.as_text(done))
@@ -89,7 +89,7 @@ def replay(
         )
     if not topic:
         raise OperatorError("name the topic to replay, or give --all --into URL")
-    settings = located(data_dir, "bootstrap", "database")
+    settings = located(data_dir, "kafka_bootstrap", "database")
     check_database(settings)
     starts, ends = replay.asked(settings, topic, from_offset or [], from_time, to or [])
     replayed = replay.replay(settings, topic, starts, ends, _every_second("messages replayed"))

@@ -116,7 +116,7 @@ def _letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.dead_letters import DeadLetters, places  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "bootstrap", "database")
+    settings = located(data_dir, "kafka_bootstrap", "database")
     check_database(settings)
     letters = DeadLetters(settings)
     try:

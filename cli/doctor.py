@@ -13,7 +13,7 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Check database, log, clocks, upstreams and disk, each with a remedy. Exit code 1 if something fails."""
     from ops.doctor import State, as_text, examine  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
-    checks = examine(located(data_dir, "bootstrap", "database"))
+    checks = examine(located(data_dir, "kafka_bootstrap", "database"))
     good = all(check.state is not State.FAIL for check in checks)
     if as_json:
         typer.echo(json.dumps({"good": good, "checks": [asdict(check) for check in checks]}))

@@ -72,11 +72,10 @@ def up(
         relays=relay or None,
         plc=plc,
         labelers=labeler or None,
-        bootstrap=bootstrap,
+        kafka_bootstrap=bootstrap,
         database=database,
         data_dir=data_dir,
-        # on one machine a member that is gone for ten seconds was killed
-        **unless_set(partitions=8, replication=1, transport_session_seconds=10.0),
+        **unless_set(kafka_partitions=8, kafka_replication=1),
     )
     raise typer.Exit(up(settings, Options(simulate, until_synced, workers)))
 
@@ -116,7 +115,7 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     from cli.status_text import look, page  # noqa: PLC0415 - as above
     from control.attention import as_json as as_json_of  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "bootstrap", "database")
+    settings = located(data_dir, "kafka_bootstrap", "database")
     seen = look(settings)
     typer.echo(json.dumps(as_json_of(seen)) if as_json else page(seen))
 

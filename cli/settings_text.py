@@ -4,13 +4,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic_core import PydanticUndefined
 
-from schemas.settings import PREFIX, SECRETS, Settings, spell
+from schemas.settings import PREFIX, PUBLIC, SECRETS, Settings, spell
 
 
 def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
     """(variable, value, default, meaning) of every setting, in their order. Passwords are not shown."""
     found = []
-    for name, field in Settings.model_fields.items():
+    for name in PUBLIC:
+        field = Settings.model_fields[name]
         default = field.get_default(call_default_factory=True)
         value = getattr(settings, name)
         shown = without_password(value) if name == "database" else spell(value)

@@ -18,16 +18,16 @@ def topics_apply(data_dir: DataDir = None) -> None:
     """Create missing topics and update settings; partition counts are never changed, nothing is deleted."""
     from connectors.kafka import topics  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
-    settings = located(data_dir, "bootstrap")
+    settings = located(data_dir, "kafka_bootstrap")
     changed = topics.apply(settings)
     typer.echo("\n".join(f"applied {difference}" for difference in changed) or "nothing to change")
-    if settings.schema_registry:
+    if settings.kafka_schema_registry:
         from tools.json_schemas import RegistryUnavailable, register  # noqa: PLC0415 - as above
 
         try:
             ids = register(settings)
         except RegistryUnavailable as err:
-            raise OperatorError(f"SLUICE_SCHEMA_REGISTRY: {err}") from err
+            raise OperatorError(f"SLUICE_KAFKA_SCHEMA_REGISTRY: {err}") from err
         typer.echo("\n".join(f"registered {subject} as {number}" for subject, number in ids.items()))
 
 
@@ -37,7 +37,7 @@ def topics_diff(data_dir: DataDir = None) -> None:
     """Show how the broker's topics differ from the declared ones; exit code 1 if they do."""
     from connectors.kafka import topics  # noqa: PLC0415 - as above
 
-    differences = topics.diff(located(data_dir, "bootstrap"))
+    differences = topics.diff(located(data_dir, "kafka_bootstrap"))
     typer.echo("\n".join(map(str, differences)) or "no difference")
     raise typer.Exit(1 if differences else 0)
 
@@ -53,7 +53,7 @@ def topics_docs(
     """Print the page of a topic: key, fields, who writes and reads it. Without a topic, the names."""
     from tools.topic_docs import pages  # noqa: PLC0415 - as above
 
-    found = pages(load().topic_prefix)
+    found = pages(load().kafka_topic_prefix)
     if serve is not None:
         _serve(found, serve)
     elif topic is None:

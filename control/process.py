@@ -83,7 +83,7 @@ class _Control:
         self._second_looks = SecondLooks(settings)
         self._restored: bool | None = None  # whether the index has still to read the log; None: not known yet
         self._steps = {kind.name: StepThread(kind, self._works) for kind in kinds(settings)}
-        after_restore = Kind("restored", self._after_restore, settings.control_interval_seconds)
+        after_restore = Kind("restored", self._after_restore, settings.tuning.control_interval_seconds)
         self._steps["restored"] = StepThread(after_restore, lambda: self._leads and self._restored is not False)
 
     def run(self) -> None:
@@ -97,7 +97,7 @@ class _Control:
                 while not STOP.is_set():
                     watchdog.mark()
                     self._report(self._lead())
-                    watchdog.rest(STOP, min(self._settings.control_interval_seconds, LEAD_SECONDS))
+                    watchdog.rest(STOP, min(self._settings.tuning.control_interval_seconds, LEAD_SECONDS))
         finally:
             self._stop()
 
@@ -159,7 +159,7 @@ class _Control:
 
 def kinds(settings: Settings) -> list[Kind]:
     """All steps. Each is built in its own thread; constructors never connect."""
-    often = settings.control_interval_seconds
+    often = settings.tuning.control_interval_seconds
 
     def scheduling(name: str) -> Callable[[], tuple[Work, Close]]:
         def build() -> tuple[Work, Close]:
@@ -193,8 +193,8 @@ def kinds(settings: Settings) -> list[Kind]:
 
     return [
         Kind("recover", scheduling("recover"), often),
-        Kind("queue", scheduling("queued"), often, again=settings.queue_batch),
-        Kind("requeue", scheduling("requeued"), settings.requeue_after_seconds / 3),
+        Kind("queue", scheduling("queued"), often, again=settings.tuning.queue_batch),
+        Kind("requeue", scheduling("requeued"), settings.tuning.requeue_after_seconds / 3),
         Kind("filters", with_database(lambda: FilterWalk().steps), often),
         Kind("pruning", with_database(lambda: Pruning(Positions(settings), settings.history_days).step), often),
         Kind("letters", lambda: _letters(settings), often, leader_only=False),

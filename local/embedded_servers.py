@@ -33,7 +33,7 @@ class Embedded:
         self._pids: list[int] = []
         self.restarts = 0
         data_dir: Path = settings.data_dir.expanduser().absolute()
-        if not settings.bootstrap:
+        if not settings.kafka_bootstrap:
             self._servers["kafka"] = EmbeddedLog(data_dir / "log")
         if not settings.database:
             self._servers["postgres"] = EmbeddedDatabase(data_dir / "database")
@@ -43,7 +43,7 @@ class Embedded:
         with ThreadPoolExecutor(2) as pool:
             started = {name: pool.submit(server.start) for name, server in self._servers.items()}
         addresses = {name: future.result(START_SECONDS) for name, future in started.items()}
-        names = {"kafka": "bootstrap", "postgres": "database"}
+        names = {"kafka": "kafka_bootstrap", "postgres": "database"}
         return {names[name]: address for name, address in addresses.items()}
 
     @property

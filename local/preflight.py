@@ -35,13 +35,13 @@ def check_given(settings: Settings) -> None:
     """Raise OperatorError or LogUnavailable when a database or broker that was given does not answer."""
     if settings.database:
         check_database(settings)
-    if settings.bootstrap:
+    if settings.kafka_bootstrap:
         cluster_id(settings, BROKER_SECONDS)
 
 
 def check_embeddable(settings: Settings) -> None:
     """Raise what would stop an embedded server, before anything starts: no Java, no Maven, no PostgreSQL, a full disk."""
-    if not settings.bootstrap:
+    if not settings.kafka_bootstrap:
         check_present()
     if not settings.database:
         find_binaries()
@@ -49,7 +49,7 @@ def check_embeddable(settings: Settings) -> None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if free < ROOM_BYTES and not (settings.bootstrap and settings.database):
+    if free < ROOM_BYTES and not (settings.kafka_bootstrap and settings.database):
         raise OperatorError(
             f"SLUICE_DATA_DIR: the disk of {settings.data_dir} is full ({free / 1e6:.0f} MB left, log and database need"
             f" {ROOM_BYTES / 1e6:.0f} MB to begin with); make room there, or choose another folder"

@@ -45,9 +45,9 @@ def run(name: str, settings: Settings) -> None:
     process.log_to_stderr(settings.log_format)
     process.stop_on_signals()
     broker.identify(name)
-    health = process.Health(name, settings.stalled_seconds)
-    stop_seconds = settings.drain_seconds + STOP_SECONDS
-    dog = Watchdog(health, process.STOP, settings.watchdog_seconds, stop_seconds, signals=Signals())
+    health = process.Health(name, settings.tuning.stalled_seconds)
+    stop_seconds = settings.tuning.drain_seconds + STOP_SECONDS
+    dog = Watchdog(health, process.STOP, settings.tuning.watchdog_seconds, stop_seconds, signals=Signals())
     dog.start()
     try:
         _serve_and_run(name, settings, health)
@@ -83,7 +83,7 @@ def _serve_and_run(name: str, settings: Settings, health: process.Health) -> Non
 def _run_flow(name: str, settings: Settings, health: process.Health) -> None:
     process.collect_rarely()
     try:
-        cli_main(dataflow(name, settings, health), epoch_interval=timedelta(seconds=settings.epoch_seconds))
+        cli_main(dataflow(name, settings, health), epoch_interval=timedelta(seconds=settings.tuning.epoch_seconds))
     except BytewaxRuntimeError as err:
         cause = first_cause(err)
         if isinstance(cause, process.Stopping):
@@ -101,7 +101,7 @@ def first_cause(error: BaseException) -> BaseException:
 
 def require(name: str, settings: Settings) -> None:
     """Raise OperatorError for a setting that this process cannot do without."""
-    needed = {"bootstrap": "HOST:PORT of the brokers", "database": "postgresql://…"}
+    needed = {"kafka_bootstrap": "HOST:PORT of the brokers", "database": "postgresql://…"}
     if name in ("list-repos", "firehose"):
         needed["relays"] = "https://RELAY"
     if name == "labels":

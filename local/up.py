@@ -33,13 +33,15 @@ from local.supervisor import Command, Supervisor
 from local.terminal import foreground
 from local.until_synced import Synced
 from schemas.errors import OperatorError
-from schemas.settings import PREFIX, Settings, spell
+from schemas.settings import Settings, variables
 
 TICK_SECONDS = 0.1
 LOOK_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 SIMULATOR_SECONDS = 60.0
 FIRST_LOOK_SECONDS = 30.0
+SESSION_SECONDS = 10.0
+"""Session timeout of consumer groups: on one machine a member that is gone this long was killed."""
 DRAIN_ORDER = (("list-repos", "firehose", "labels"), ("backfill",), ("index",), ("control",), ("simulator",))
 SIMULATED = ("--repos", "300", "--records-per-repo", "30", "--writer-rate", "20", "--churn", "0.02")
 
@@ -214,21 +216,21 @@ class _Up:
         urls = self._simulated
         if urls is None:
             raise OperatorError(f"the simulated network did not start: {child.last_words or 'see its log'}")
-        return {"plc": urls["plc"], "dns": urls["dns"], "relays": urls["relays"], "labelers": urls["labelers"]}
+        return {"plc": urls["plc"], "handle_dns": urls["dns"], "relays": urls["relays"], "labelers": urls["labelers"]}
 
     def _register(self) -> None:
         Registry(
             up=os.getpid(),
-            bootstrap=self._settings.bootstrap,
+            bootstrap=self._settings.kafka_bootstrap,
             database=self._settings.database,
-            topic_prefix=self._settings.topic_prefix,
-            partitions=self._settings.partitions,
-            replication=self._settings.replication,
+            topic_prefix=self._settings.kafka_topic_prefix,
+            partitions=self._settings.kafka_partitions,
+            replication=self._settings.kafka_replication,
             processes=[*self._embedded.processes, *self._supervisor.processes],
             relays=self._settings.relays,
             labelers=self._settings.labelers,
             plc=self._settings.plc,
-            dns=self._settings.dns,
+            dns=self._settings.handle_dns,
             allow_private_hosts=self._settings.allow_private_hosts,
         ).write(self._settings.data_dir)
 
@@ -310,6 +312,6 @@ def commands(settings: Settings, workers: int) -> list[Command]:
 
 
 def environment(settings: Settings, port: int) -> dict[str, str]:
-    """All settings as variables, with this process's own port."""
-    values = {name: getattr(settings, name) for name in Settings.model_fields} | {"http_port": port}
-    return {PREFIX + name.upper(): spell(value) for name, value in values.items()}
+    """The settings as variables, with this process's own port."""
+    session = {"transport_session_seconds": SESSION_SECONDS} | settings.tuning.model_dump(exclude_unset=True)
+    return variables(settings.replaced(http_port=port, **session))

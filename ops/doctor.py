@@ -127,7 +127,7 @@ def _broker(settings: Settings) -> Check:
     try:
         return Check("broker", State.OK, f"cluster {cluster_id(settings, BROKER_SECONDS)}")
     except LogUnavailable as err:
-        return Check("broker", State.FAIL, one_line(err), "start the brokers, or correct SLUICE_BOOTSTRAP")
+        return Check("broker", State.FAIL, one_line(err), "start the brokers, or correct SLUICE_KAFKA_BOOTSTRAP")
 
 
 def _topics(settings: Settings) -> Check:
@@ -135,7 +135,7 @@ def _topics(settings: Settings) -> Check:
     if not differences:
         return Check("topics", State.OK, "as declared")
     counts = any(difference.what == "partitions" for difference in differences)
-    remedy = "set SLUICE_PARTITIONS to what the topics have" if counts else "run `sluice topics apply`"
+    remedy = "set SLUICE_KAFKA_PARTITIONS to what the topics have" if counts else "run `sluice topics apply`"
     return Check("topics", State.FAIL, "; ".join(map(str, differences[:5])), remedy)
 
 
@@ -235,7 +235,7 @@ async def _streams(session: aiohttp.ClientSession, settings: Settings, name: str
     """Whether it lets us subscribe: a proxy that passes requests on need not pass websockets on."""
     check_url(url, allow_private=settings.allow_private_hosts)
     try:
-        async with asyncio.timeout(settings.fetch_connect_seconds), session.ws_connect(url, timeout=WS_CLOSE):
+        async with asyncio.timeout(settings.tuning.fetch_connect_seconds), session.ws_connect(url, timeout=WS_CLOSE):
             return Check(f"{name} stream", State.OK, f"{url} streams")
     except (aiohttp.ClientError, TimeoutError, OSError) as err:
         remedy = f"{SETTINGS[name]} must name a host that streams; let proxies before it pass websockets on"

@@ -173,7 +173,7 @@ def settled(settings: Settings, writer: IndexWriter, topic: str, spans: Spans) -
             moved[part] = (moved[part][0] if part in moved else following[part], (message.offset() or 0) + 1)
         following |= {part: end for part, (_, end) in moved.items()}
         if messages:
-            writer.write(decode(Batch(messages, moved), settings.topic_prefix))
+            writer.write(decode(Batch(messages, moved), settings.kafka_topic_prefix))
         yield len(messages)
 
 

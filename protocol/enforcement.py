@@ -4,8 +4,7 @@ from enum import StrEnum
 
 
 class Enforcement(StrEnum):
-    """Refuse the event, count it and go on, or skip the check."""
+    """Reject the event, or accept it and count the failure."""
 
     ENFORCE = "enforce"
-    COUNT = "count"
-    OFF = "off"
+    REPORT = "report"

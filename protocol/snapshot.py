@@ -119,9 +119,9 @@ class Snapshot:
                 if self.count > KEPT_LEAVES:
                     self._kept = None
             if self.size > limits.record_bytes:
-                raise TooLarge(f"records of more than {limits.record_bytes} bytes (SLUICE_SNAPSHOT_MAX_BYTES)")
+                raise TooLarge(f"records of more than {limits.record_bytes} bytes (SLUICE_BACKFILL_MAX_CAR_BYTES)")
             if self.count > limits.records:
-                raise TooLarge(f"more than {limits.records} records (SLUICE_CAR_MAX_BLOCKS)")
+                raise TooLarge(f"more than {limits.records} records (SLUICE_BACKFILL_MAX_CAR_BLOCKS)")
             if self.count % WALKED_LEAVES == 0:
                 yield
         if self.size > car.size:
@@ -141,7 +141,7 @@ class Snapshot:
             total += weights.get(cid, 0) if valid else 0
             worked += 50
             if total > limit:
-                raise TooLarge(f"records of more than {limit} bytes of JSON (SLUICE_SNAPSHOT_MAX_BYTES)")
+                raise TooLarge(f"records of more than {limit} bytes of JSON (SLUICE_BACKFILL_MAX_CAR_BYTES)")
             if worked > _WEIGHED_BYTES:
                 worked = 0
                 yield
@@ -215,7 +215,7 @@ def open_snapshot(
 def from_car_error(err: CarError) -> SnapshotRejected:
     """The verdict on a CAR that could not be indexed."""
     if err.reason is CarReason.TOO_MANY_BLOCKS:
-        return SnapshotRejected(SnapshotReason.TOO_MANY_BLOCKS, f"{err.detail} (SLUICE_CAR_MAX_BLOCKS)")
+        return SnapshotRejected(SnapshotReason.TOO_MANY_BLOCKS, f"{err.detail} (SLUICE_BACKFILL_MAX_CAR_BLOCKS)")
     if err.reason is CarReason.NOT_A_CAR:
         return SnapshotRejected(SnapshotReason.NOT_A_CAR, err.detail)
     truncated = err.reason is CarReason.TRUNCATED

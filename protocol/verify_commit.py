@@ -13,7 +13,6 @@ Three outcomes: `Refused` (no commit of this account that could be news: no row 
 `Verified` without. Neither of the latter may change anything before its signature is checked.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -73,18 +72,6 @@ class VerifyReason(StrEnum):
 _BY_UNPROVEN = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
 
 
-@dataclass(frozen=True, slots=True)
-class Checks:
-    """What is done about the checks that an operator may loosen. All the others always hold."""
-
-    signature: Enforcement = Enforcement.ENFORCE
-    inversion: Enforcement = Enforcement.ENFORCE
-    limits: Enforcement = Enforcement.ENFORCE
-
-
-ALL = Checks()
-
-
 class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
     """An op. CIDs are of any kind, `cid` None for a delete. Not `valid`: the path is none of a record (see `protocol.mst.record_path`)."""
 
@@ -124,15 +111,15 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
     counted: tuple[VerifyReason, ...] = ()
 
 
-def verify(event: Commit | Sync, now_micros: int, checks: Checks = ALL) -> Verified | Refused:
+def verify(event: Commit | Sync, now_micros: int, enforcement: Enforcement = Enforcement.ENFORCE) -> Verified | Refused:
     """Check an event, all but its signature, at this moment (microseconds since 1970)."""
     try:
-        return _verify(event, now_micros, checks)
+        return _verify(event, now_micros, enforcement)
     except Exception as err:  # a fault of ours costs this event, not the stream
         return Refused(VerifyReason.FAILED, failure(err), event.did)
 
 
-def _verify(event: Commit | Sync, now_micros: int, checks: Checks) -> Verified | Refused:
+def _verify(event: Commit | Sync, now_micros: int, enforcement: Enforcement) -> Verified | Refused:
     kind = "#commit" if type(event) is Commit else "#sync"
     problem = Refused(VerifyReason.BAD_FIELD, f"{kind}: {event.odd}") if event.odd else None
     try:
@@ -148,10 +135,10 @@ def _verify(event: Commit | Sync, now_micros: int, checks: Checks) -> Verified |
         return Refused(VerifyReason.FUTURE_REV, found.signed.rev, event.did)
     if found.problem is not None:
         return found
-    large = _too_large(event) if checks.limits is not Enforcement.OFF else None
+    large = _too_large(event)
     counted = () if large is None else (large.reason,)
-    if large is None or checks.limits is Enforcement.COUNT:
-        return _with_ops(found, blocks, checks.inversion, counted)
+    if large is None or enforcement is Enforcement.REPORT:
+        return _with_ops(found, blocks, enforcement, counted)
     return replace(found, problem=large)
 
 
@@ -180,7 +167,7 @@ def _stands(
 
 
 def _with_ops(
-    found: Verified, blocks: dict[bytes, bytes], inversion: Enforcement, counted: tuple[VerifyReason, ...]
+    found: Verified, blocks: dict[bytes, bytes], enforcement: Enforcement, counted: tuple[VerifyReason, ...]
 ) -> Verified:
     """The same with what its operations prove."""
     event = found.event
@@ -193,10 +180,10 @@ def _with_ops(
         return replace(found, problem=parsed)
     ops, changes, bad_paths = parsed
     before = event.data_before
-    proof = before if inversion is Enforcement.OFF else _proof(event, found.data, blocks, changes)
+    proof = _proof(event, found.data, blocks, changes)
     if not isinstance(proof, Refused):
         before = proof
-    elif inversion is Enforcement.COUNT:
+    elif enforcement is Enforcement.REPORT:
         counted = (*counted, proof.reason)
     else:
         return replace(found, problem=proof)

@@ -54,7 +54,7 @@ def register(settings: Settings) -> dict[str, int]:
     for topic, schema in schemas().items():
         subject = f"{settings.topic(topic)}-value"
         body = json.dumps({"schemaType": "JSON", "schema": json.dumps(schema)}).encode()
-        url = f"{settings.schema_registry.rstrip('/')}/subjects/{subject}/versions"
+        url = f"{settings.kafka_schema_registry.rstrip('/')}/subjects/{subject}/versions"
         headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
         try:
             request = urllib.request.Request(url, body, headers)  # noqa: S310 - the operator's own URL
@@ -66,7 +66,7 @@ def register(settings: Settings) -> dict[str, int]:
             ) from err
         except (OSError, ValueError, KeyError) as err:
             raise RegistryUnavailable(
-                f"{settings.schema_registry} does not answer as a schema registry ({err})"
+                f"{settings.kafka_schema_registry} does not answer as a schema registry ({err})"
             ) from err
     return found
 

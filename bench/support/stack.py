@@ -24,7 +24,7 @@ from connectors.kafka import topics
 from connectors.postgres.migrate import migrate
 from local.embedded.database import EmbeddedDatabase
 from local.embedded.log import EmbeddedLog
-from schemas.settings import Settings, load
+from schemas.settings import Settings, load, variables
 
 STOP_SECONDS = 60.0
 REMEMBER_COMMITS = {"track_commit_timestamp": "on"}
@@ -76,24 +76,18 @@ def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
             EmbeddedDatabase(root / "database", settings=REMEMBER_COMMITS) as database,
         ):
             settings = load(
-                bootstrap=log.bootstrap,
+                kafka_bootstrap=log.bootstrap,
                 database=database.url,
-                partitions=partitions,
-                replication=1,
+                kafka_partitions=partitions,
+                kafka_replication=1,
                 allow_private_hosts=True,
                 identity_requests_per_second=100_000,  # manners towards a directory of ours would be all that is measured
                 **overrides,
             )
             migrate(settings.database)
             topics.apply(settings)
-            dumped = settings.model_dump(mode="json", exclude_defaults=True)
-            environment = {f"SLUICE_{name.upper()}": _text(value) for name, value in dumped.items()}
             servers = {"kafka": log.pid or 0, "postgres": database.pid or 0}
-            yield Stack(settings, {**os.environ, **environment}, servers, root)
-
-
-def _text(value: Any) -> str:
-    return ",".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+            yield Stack(settings, {**os.environ, **variables(settings)}, servers, root)
 
 
 def until(condition: Callable[[], bool], seconds: float = 600.0, every: float = 0.05) -> float:
@@ -128,8 +122,8 @@ class Ends:
     """Where a topic ends, asked often: messages in it since the topic was made."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
-        self._consumer = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": "bench", "log_level": 0})
-        self._parts = [TopicPartition(settings.topic(topic), part) for part in range(settings.partitions)]
+        self._consumer = Consumer({"bootstrap.servers": settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
+        self._parts = [TopicPartition(settings.topic(topic), part) for part in range(settings.kafka_partitions)]
 
     def messages(self) -> int:
         """All partitions together."""

@@ -70,16 +70,16 @@ class PdsClient:
         """Fetch the whole repo. `transfer` records the start and the received bytes. Raises FetchFailed."""
         transfer = transfer or Transfer(pds)
         settings = self._settings
-        car = CarLimits(blocks=settings.car_max_blocks, total=settings.car_max_bytes)
-        spool = Spool(self._spools, settings.car_memory_bytes, car)
+        car = CarLimits(blocks=settings.backfill_max_car_blocks, total=settings.backfill_max_car_bytes)
+        spool = Spool(self._spools, settings.tuning.car_memory_bytes, car)
         started = time.monotonic()
         try:
-            async with asyncio.timeout(self._settings.fetch_total_seconds):
+            async with asyncio.timeout(self._settings.tuning.fetch_total_seconds):
                 await self._follow(f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}", spool, transfer)
         except BaseException as err:
             spool.close()
             if isinstance(err, TimeoutError):
-                seconds = self._settings.fetch_total_seconds
+                seconds = self._settings.tuning.fetch_total_seconds
                 raise FetchFailed(
                     Failure(FailureReason.TIMEOUT, f"{pds}: incomplete after {seconds:g} s"), pds
                 ) from err
@@ -137,7 +137,7 @@ class PdsClient:
         except aiohttp.ConnectionTimeoutError as err:
             raise FetchFailed(Failure(FailureReason.UNREACHABLE, f"{host}: no connection in time"), asked) from err
         except aiohttp.ServerTimeoutError as err:
-            seconds = self._settings.fetch_idle_seconds
+            seconds = self._settings.tuning.fetch_idle_seconds
             raise FetchFailed(Failure(FailureReason.SILENT, f"{host}: no byte for {seconds:g} s"), asked) from err
         except (aiohttp.ClientError, OSError, ValueError) as err:
             if isinstance(err, TimeoutError):
@@ -147,13 +147,15 @@ class PdsClient:
             raise FetchFailed(Failure(reason, str(known)), asked) from err
 
     async def _stream(self, response: aiohttp.ClientResponse, host: str, spool: Spool, transfer: Transfer) -> None:
-        limit = self._settings.car_max_bytes
+        limit = self._settings.backfill_max_car_bytes
         start = b""
         try:
             async for chunk in response.content.iter_any():
                 if spool.size + len(chunk) > limit:
                     raise FetchFailed(
-                        Failure(FailureReason.TOO_LARGE, f"{host}: more than {limit} bytes (SLUICE_CAR_MAX_BYTES)"),
+                        Failure(
+                            FailureReason.TOO_LARGE, f"{host}: more than {limit} bytes (SLUICE_BACKFILL_MAX_CAR_BYTES)"
+                        ),
                         host,
                     )
                 if spool.size < CAR_START_BYTES:

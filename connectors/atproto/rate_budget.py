@@ -71,7 +71,7 @@ class HostBudget:
         self._pool = AsyncPool(settings.database, "sluice budget", CONNECTIONS)
         for figure, gauge in metrics.POOL.items():  # evaluated at each scrape
             gauge.set_function(lambda figure=figure: float(self._pool.stats().get(figure, 0)))  # type: ignore[misc]  # bound now
-        window = settings.host_window_seconds
+        window = settings.tuning.host_window_seconds
         self._lease_seconds = max(SHORTEST_LEASE, window * LEASE_SHARE)
         self._span = window + 2 * self._lease_seconds
 
@@ -116,14 +116,14 @@ class HostBudget:
 
     async def heed(self, host: str, headers: Mapping[str, str]) -> None:
         """Lower the budget to what the headers RateLimit-Limit, -Policy and -Remaining allow."""
-        allowed = requests_allowed(headers, self._settings.host_window_seconds)
+        allowed = requests_allowed(headers, self._settings.tuning.host_window_seconds)
         if allowed is None:
             return
         state, now = self._state(host), time.monotonic()
-        limit = min(allowed, self._settings.host_requests)
+        limit = min(allowed, self._settings.pds_requests)
         remaining = _number(headers.get("RateLimit-Remaining"))
         scarce = remaining is not None and remaining < limit * BURST_SHARE and now > state.heeded + HEED_EVERY_SECONDS
-        if limit == (state.request_limit or self._settings.host_requests) and not scarce:
+        if limit == (state.request_limit or self._settings.pds_requests) and not scarce:
             return
         state.request_limit = limit
         if scarce and remaining is not None:
@@ -183,11 +183,11 @@ class HostBudget:
                 ]
                 for name in idle:
                     del self._hosts[name]
-            state = self._hosts[host] = _Host(asyncio.Semaphore(self._settings.host_concurrency))
+            state = self._hosts[host] = _Host(asyncio.Semaphore(self._settings.pds_concurrency))
         return state
 
     async def _execute(self, name: str, **values: Any) -> tuple[Any, ...] | None:
-        values |= {"requests": self._settings.host_requests, "span": self._span, "burst_share": BURST_SHARE}
+        values |= {"requests": self._settings.pds_requests, "span": self._span, "burst_share": BURST_SHARE}
         rows = await self._pool.fetch(self._sql[name], values)
         return rows[0] if rows else None
 

@@ -79,7 +79,7 @@ class AuditNetwork:
             return None
         if answer.status == 429:  # pause the host for all processes, as after a 429 to a download
             wait = retry_after(answer.headers, time.time())
-            pause = self._settings.rate_limit_pause_seconds if wait is None else wait
+            pause = self._settings.tuning.rate_limit_pause_seconds if wait is None else wait
             await self._budget.pause(pds, min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE), f"{LATEST} answered 429")
             return None
         if answer.status != 200:

@@ -109,7 +109,7 @@ class Sockets:
         self._method = method
         self.upstreams = [Upstream(url, cursor) for url, cursor in starts.items()]
         self.queue: Handover[Frame] = Handover(
-            settings.stream_queue_frames, lambda frame: 1 + len(frame.data) // QUEUE_UNIT_BYTES
+            settings.tuning.stream_queue_frames, lambda frame: 1 + len(frame.data) // QUEUE_UNIT_BYTES
         )
         self._background = Background(f"{flow} sockets", self._main)
         self.start, self.check, self.cancel = self._background.start, self._background.check, self._background.cancel

@@ -146,7 +146,7 @@ def open_session(
         auto_decompress=False,  # a few compressed bytes may expand to gigabytes
         trace_configs=[_redirect_guard(allow_private=settings.allow_private_hosts)],
         timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=settings.fetch_connect_seconds, sock_read=settings.fetch_idle_seconds
+            total=None, sock_connect=settings.tuning.fetch_connect_seconds, sock_read=settings.tuning.fetch_idle_seconds
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,

@@ -83,7 +83,7 @@ class CommitSignatures(Generic[A]):
             if message is None:
                 continue
             did = _did(message)
-            if did is None or self._check is Enforcement.OFF:
+            if did is None:
                 out.append(one)
             elif did in self._deferred:
                 self._defer(did, one, out)
@@ -98,11 +98,9 @@ class CommitSignatures(Generic[A]):
 
     def _known(self, batch: Sequence[A]) -> dict[str, Key[str | None]]:
         """Keys that need no network. The #identities of the batch make what they are about unknown from then on."""
-        known: dict[str, Key[str | None]] = {}
-        if self._check is not Enforcement.OFF:
-            dids = {one.message.event.did for one in batch if isinstance(one.message, Verified)}
-            found = self._ring.known([did for did in dids if did not in self._deferred])
-            known = {did: Key(key, None) for did, key in found.items()}
+        dids = {one.message.event.did for one in batch if isinstance(one.message, Verified)}
+        found = self._ring.known([did for did in dids if did not in self._deferred])
+        known = {did: Key(key, None) for did, key in found.items()}
         changed = {one.message.did for one in batch if isinstance(one.message, Identity)}
         self._ring.forget([did for did in changed if did not in self._deferred])
         return known
@@ -190,7 +188,7 @@ class CommitSignatures(Generic[A]):
         refused = _refusal(key.value)
         metrics.REJECTED.labels(self._flow, refused.reason.value).inc()
         message: Verified = one.message
-        if self._check is Enforcement.COUNT:
+        if self._check is Enforcement.REPORT:
             counted = msgspec.structs.replace(message, counted=(*message.counted, refused.reason))
             return _with(one, counted)
         if isinstance(key.value, Lack):

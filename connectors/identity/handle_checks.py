@@ -51,7 +51,7 @@ log = logging.getLogger("handles")
 
 def dns_client(settings: Settings) -> dns.asyncresolver.Resolver:
     """A client of the DNS server that the settings name, else of this machine's. Raises NoResolverConfiguration."""
-    server, _, port = settings.dns.partition(":")
+    server, _, port = settings.handle_dns.partition(":")
     made = dns.asyncresolver.Resolver(configure=not server)
     if server:
         made.nameservers, made.port = [server], int(port or DNS_PORT)
@@ -86,7 +86,7 @@ class HostAddresses(AbstractResolver):
 
 def open_handle_session(settings: Settings) -> aiohttp.ClientSession:
     """The session for `HandleResolver`; call it in the loop that uses it."""
-    return open_session(settings, resolver=HostAddresses(dns_client(settings)) if settings.dns else None)
+    return open_session(settings, resolver=HostAddresses(dns_client(settings)) if settings.handle_dns else None)
 
 
 class HandleResolver:
@@ -114,7 +114,7 @@ class HandleResolver:
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return from_txt([])
         except dns.resolver.NoResolverConfiguration:
-            return Said(Answer.SILENT, detail="this machine names no DNS server; set SLUICE_DNS")
+            return Said(Answer.SILENT, detail="this machine names no DNS server; set SLUICE_HANDLE_DNS")
         except (dns.name.NameTooLong, dns.name.LabelTooLong):
             return Said(Answer.NOTHING, detail="too long for a DNS name")
         except (dns.exception.DNSException, OSError) as err:
@@ -211,7 +211,7 @@ class HandleChecks:
     async def _check(self, due: list[_Due], resolver: Resolver, domains: HandleResolver) -> list[_Checked]:
         for one in due:
             resolver.forget(one.did)  # what was missing a moment ago may be what the event tells of
-        age = self._settings.identity_cache_seconds
+        age = self._settings.tuning.identity_cache_seconds
         identities = await resolver.resolve_many([one.did for one in due], max_age=age)
         claimed = {one.handle for one in identities.values() if isinstance(one, Identity) and one.handle}
         # a handle that two DIDs of this batch claim is asked for once, so that it has one owner
@@ -236,7 +236,7 @@ class HandleChecks:
                     one.due.failures,
                     one.due.did,
                     recheck=settings.handle_recheck_seconds,
-                    retry=settings.handle_retry_seconds,
+                    retry=settings.tuning.handle_retry_seconds,
                 )
                 for one in checked
             ],
@@ -245,7 +245,7 @@ class HandleChecks:
         try:
             async with db.transaction():
                 winners = {"dids": [did for did, _ in won], "handles": [handle for _, handle in won]}
-                await db.execute(self._sql["release"], {**winners, "retry": settings.handle_retry_seconds})
+                await db.execute(self._sql["release"], {**winners, "retry": settings.tuning.handle_retry_seconds})
                 await db.execute(self._sql["settle"], values)
                 asked = {"owners": [owner for owner, _ in elsewhere], "handles": [handle for _, handle in elsewhere]}
                 await db.execute(self._sql["ask_owners"], asked)

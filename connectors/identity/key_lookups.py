@@ -267,7 +267,7 @@ class KeyLookups:
         self._plc_pending += 1
         try:
             while True:
-                answer = await resolver.ask(did, self._settings.fetch_connect_seconds)
+                answer = await resolver.ask(did, self._settings.tuning.fetch_connect_seconds)
                 if not isinstance(answer, IdentityUnreachable):
                     self._answered_at = time.monotonic()
                     if self._plc_trouble != THROTTLED:  # else the others still wait for their turn

@@ -51,7 +51,7 @@ class KeyRing(Generic[X]):
         self._lookups = KeyLookups(settings, health)
         self._kept: OrderedDict[str, tuple[X, float]] = OrderedDict()  # and until when, time.monotonic
         self._old: OrderedDict[str, X] = OrderedDict()  # from the table, too old, of DIDs that are being looked up
-        self._lacks: Cooldowns[Lack] = Cooldowns(settings.identity_negative_seconds)
+        self._lacks: Cooldowns[Lack] = Cooldowns(settings.tuning.identity_negative_seconds)
         self._reresolved: OrderedDict[str, float] = OrderedDict()
         self.close = self._lookups.close
         self.wait = self._lookups.wait
@@ -81,7 +81,7 @@ class KeyRing(Generic[X]):
         if missing:
             for did, (identity, age) in self._lookups.stored(missing).items():
                 value = self._extract(identity)
-                if age <= self._settings.key_cache_seconds:
+                if age <= self._settings.tuning.key_cache_seconds:
                     found[did] = self._keep(did, value)
                 else:
                     _remember(self._old, did, value, OLD_ENTRIES)
@@ -100,7 +100,7 @@ class KeyRing(Generic[X]):
         now = time.monotonic()
         if self._reresolved.get(did, 0.0) > now:
             return False
-        _remember(self._reresolved, did, now + self._settings.reresolve_seconds, RERESOLVED_ENTRIES)
+        _remember(self._reresolved, did, now + self._settings.tuning.reresolve_seconds, RERESOLVED_ENTRIES)
         return True
 
     def forget(self, dids: Collection[str]) -> None:
@@ -126,7 +126,7 @@ class KeyRing(Generic[X]):
             old = self._kept[did][0]
         why, until = self._lack(did, answer)
         if why is Lack.UNREACHABLE and old is not None:
-            _remember(self._kept, did, (old, until), self._settings.key_cache_entries)
+            _remember(self._kept, did, (old, until), self._settings.tuning.key_cache_entries)
         else:
             self._kept.pop(did, None)
         self._count(str(why.value), 1)
@@ -153,8 +153,8 @@ class KeyRing(Generic[X]):
         _remember(
             self._kept,
             did,
-            (value, time.monotonic() + self._settings.key_cache_seconds),
-            self._settings.key_cache_entries,
+            (value, time.monotonic() + self._settings.tuning.key_cache_seconds),
+            self._settings.tuning.key_cache_entries,
         )
         return value
 

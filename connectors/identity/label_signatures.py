@@ -128,7 +128,7 @@ class LabelSignatures(Generic[A]):
                 continue
             if url in self._deferred:
                 self._defer(url, one, out)
-            elif self._check is Enforcement.OFF or not isinstance(one.message, Labels):
+            elif not isinstance(one.message, Labels):
                 out.append(Judged(one, {}))
             elif (open_ := self._judge(one, None, out)) is not None:
                 self._wait(url, open_)
@@ -221,9 +221,9 @@ class LabelSignatures(Generic[A]):
     def _counted(self, wrong: dict[int, LabelRejected]) -> dict[int, LabelRejected]:
         for why in wrong.values():
             metrics.REJECTED.labels(self._flow, why.reason.value).inc()
-            if self._check is Enforcement.COUNT:
+            if self._check is Enforcement.REPORT:
                 metrics.LOOSENED.labels(self._flow, why.reason.value).inc()
-        return {} if self._check is Enforcement.COUNT else wrong
+        return {} if self._check is Enforcement.REPORT else wrong
 
     def _wrong(self, url: str, value: Any, open_: _Open) -> LabelRejected | None:
         src = _source(value)

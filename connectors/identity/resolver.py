@@ -152,7 +152,7 @@ class Resolver:
         """
         rows = await self._some_known()
         if rows:
-            answers = await self._ask_all(rows, self._settings.fetch_connect_seconds)
+            answers = await self._ask_all(rows, self._settings.tuning.fetch_connect_seconds)
             return any(not isinstance(answer, IdentityUnreachable) for answer in answers)
         return await self._healthy()
 
@@ -162,7 +162,7 @@ class Resolver:
 
     async def _healthy(self) -> bool:
         try:
-            answer = await self._fetch(f"{self._settings.plc}/_health", self._settings.fetch_connect_seconds)
+            answer = await self._fetch(f"{self._settings.plc}/_health", self._settings.tuning.fetch_connect_seconds)
         except (HostRefused, Unreachable):
             return False
         return answer.status == 200
@@ -173,7 +173,7 @@ class Resolver:
 
     async def _look_up(self, did: str, fresh: bool) -> Identity:
         stored, age = (None if fresh else await self._look_ups.one(did)) or (None, 0.0)
-        life = self._settings.identity_cache_seconds - age
+        life = self._settings.tuning.identity_cache_seconds - age
         if stored is not None and life > 0:
             return self._keep(stored, life)
         missing = None if fresh else self._missing.get(did)
@@ -186,7 +186,7 @@ class Resolver:
                 raise
             return stored  # old, and better than none while the directory is down
         await self._stores.one(identity)
-        return self._keep(identity, self._settings.identity_cache_seconds)
+        return self._keep(identity, self._settings.tuning.identity_cache_seconds)
 
     async def _ask_all(
         self, dids: Collection[str], seconds: float | None
@@ -222,9 +222,9 @@ class Resolver:
 
     async def _ask(self, did: str, seconds: float | None = None) -> Identity:
         try:
-            return await self._asked(did, seconds or self._settings.fetch_connect_seconds)
+            return await self._asked(did, seconds or self._settings.tuning.fetch_connect_seconds)
         except IdentityNotFound as err:
-            self._missing[did] = (time.monotonic() + self._settings.identity_negative_seconds, err)
+            self._missing[did] = (time.monotonic() + self._settings.tuning.identity_negative_seconds, err)
             self._missing.move_to_end(did)
             while len(self._missing) > NEGATIVE_ENTRIES:
                 self._missing.popitem(last=False)
@@ -297,7 +297,7 @@ class Resolver:
         for did in rows:
             url = document_url(did, self._settings.plc) or ""
             try:
-                answer = await self._answer(did, url, self._settings.fetch_connect_seconds, plc=True)
+                answer = await self._answer(did, url, self._settings.tuning.fetch_connect_seconds, plc=True)
             except (IdentityNotFound, IdentityUnreachable):
                 continue
             if isinstance(read_document(did, answer), Identity):
@@ -307,7 +307,7 @@ class Resolver:
     def _keep(self, identity: Identity, seconds: float) -> Identity:
         self._cache[identity.did] = _Entry(identity, time.monotonic() + min(seconds, MEMORY_SECONDS))
         self._cache.move_to_end(identity.did)
-        while len(self._cache) > self._settings.identity_cache_entries:
+        while len(self._cache) > self._settings.tuning.identity_cache_entries:
             self._cache.popitem(last=False)
         return identity
 

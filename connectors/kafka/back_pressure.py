@@ -94,12 +94,12 @@ class HighWater:
     def _look(self, client: AdminClient, retention: float) -> None:
         was_paused = self._paused is not None
         if self._by_age:
-            mark = retention * self._settings.live_high_water_fraction
+            mark = retention * self._settings.tuning.live_high_water_fraction
             standing = self._standing(client, mark)
             over = standing.older_than_resume if was_paused else standing.older_than_mark
             why = f"{self._group} has {standing.lag:,} messages of {self._topic} to settle, the oldest over {_span(mark)} old"
         else:
-            high = self._settings.high_water_messages
+            high = self._settings.kafka_high_water_messages
             standing = self._standing(client, None)
             over = standing.lag > (high * RESUME_SHARE if was_paused else high)
             why = f"{self._group} is {standing.lag:,} messages behind on {self._topic}, the mark is {high:,}"

@@ -21,15 +21,15 @@ from connectors.runtime import metrics
 from schemas.settings import PREFIX, Settings, SettingsError
 
 INCURABLE = {
-    KafkaError._AUTHENTICATION: "correct SLUICE_BROKER_USERNAME, SLUICE_BROKER_PASSWORD and SLUICE_BROKER_MECHANISM",
-    KafkaError.SASL_AUTHENTICATION_FAILED: "correct SLUICE_BROKER_USERNAME and SLUICE_BROKER_PASSWORD",
-    KafkaError.UNSUPPORTED_SASL_MECHANISM: "set SLUICE_BROKER_MECHANISM to one that the broker has",
-    KafkaError._SSL: "correct SLUICE_BROKER_PROTOCOL, or SLUICE_BROKER_CA to the authority of the broker's certificate",
+    KafkaError._AUTHENTICATION: "correct SLUICE_KAFKA_USERNAME, SLUICE_KAFKA_PASSWORD and SLUICE_KAFKA_MECHANISM",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "correct SLUICE_KAFKA_USERNAME and SLUICE_KAFKA_PASSWORD",
+    KafkaError.UNSUPPORTED_SASL_MECHANISM: "set SLUICE_KAFKA_MECHANISM to one that the broker has",
+    KafkaError._SSL: "correct SLUICE_KAFKA_PROTOCOL, or SLUICE_KAFKA_CA to the authority of the broker's certificate",
 }
 FILES = {
-    "ssl.ca.location": "broker_ca",
-    "ssl.certificate.location": "broker_certificate",
-    "ssl.key.location": "broker_key",
+    "ssl.ca.location": "kafka_ca",
+    "ssl.certificate.location": "kafka_certificate",
+    "ssl.key.location": "kafka_key",
 }
 TRANSIENT = {  # errors that pass by themselves: the protocol's retriable ones, and librdkafka's own of the same kind
     KafkaError._PARTITION_EOF,
@@ -93,20 +93,20 @@ def transient(error: KafkaError) -> bool:
 def options(settings: Settings, use: str) -> dict[str, Any]:
     """librdkafka's settings of the connection. Raises SettingsError for a file that cannot be read."""
     found: dict[str, Any] = {
-        "bootstrap.servers": settings.bootstrap,
+        "bootstrap.servers": settings.kafka_bootstrap,
         "client.id": client_id(use),
         "socket.timeout.ms": int(REQUEST_SECONDS * 1000),
         "socket.keepalive.enable": True,
     }
-    if settings.broker_protocol != "plaintext":
-        found["security.protocol"] = settings.broker_protocol
-    if settings.broker_protocol.startswith("sasl_"):
+    if settings.kafka_protocol != "plaintext":
+        found["security.protocol"] = settings.kafka_protocol
+    if settings.kafka_protocol.startswith("sasl_"):
         found |= {
-            "sasl.mechanism": settings.broker_mechanism,
-            "sasl.username": settings.broker_username,
-            "sasl.password": settings.broker_password,
+            "sasl.mechanism": settings.kafka_mechanism,
+            "sasl.username": settings.kafka_username,
+            "sasl.password": settings.kafka_password,
         }
-    if settings.broker_protocol.endswith("ssl"):
+    if settings.kafka_protocol.endswith("ssl"):
         for name, setting in FILES.items():
             if path := getattr(settings, setting):
                 if not os.access(path, os.R_OK):

@@ -76,8 +76,8 @@ class GroupConsumer:
                     "enable.auto.commit": False,
                     "auto.offset.reset": "earliest",
                     "on_commit": self._commits.answered,
-                    "session.timeout.ms": int(self._settings.transport_session_seconds * 1000),
-                    "heartbeat.interval.ms": int(self._settings.transport_session_seconds * 1000 / 6),
+                    "session.timeout.ms": int(self._settings.tuning.transport_session_seconds * 1000),
+                    "heartbeat.interval.ms": int(self._settings.tuning.transport_session_seconds * 1000 / 6),
                     "max.poll.interval.ms": 600_000,
                     "fetch.message.max.bytes": 128 * 1024,  # of a partition, compressed: records shrink tenfold
                     "message.max.bytes": MAX_MESSAGE_BYTES,

@@ -70,9 +70,11 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
             why = str(err)
         client.poll(0)  # its errors are heard in here
         if refused.remedy:
-            raise LogUnavailable(f"{settings.bootstrap}: {refused.remedy}")
+            raise LogUnavailable(f"{settings.kafka_bootstrap}: {refused.remedy}")
         if time.monotonic() > deadline:
-            raise LogUnavailable(f"{settings.bootstrap}: {why}; start the broker or correct SLUICE_BOOTSTRAP")
+            raise LogUnavailable(
+                f"{settings.kafka_bootstrap}: {why}; start the broker or correct SLUICE_KAFKA_BOOTSTRAP"
+            )
         time.sleep(0.2)
         answer_seconds = min(answer_seconds * 2, 5.0)
 
@@ -88,7 +90,7 @@ def watermarks(settings: Settings, topics: Iterable[str]) -> dict[Part, tuple[in
             # a topic that was just made, or whose leader moves, has no leader for a moment
             error: KafkaError = err.args[0]
             if time.monotonic() > deadline or not broker.transient(error):
-                raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+                raise LogUnavailable(f"{settings.kafka_bootstrap}: {err}") from err
             watchdog.mark()
             time.sleep(0.2)
 

@@ -75,7 +75,7 @@ class Positions:
     def parts(self, topics: Iterable[str]) -> list[Part]:
         """Every partition of these topics. Raises LogUnavailable for a topic that is not there."""
         names = {self._settings.topic(topic): topic for topic in topics}
-        with self._asking(self._settings.bootstrap, "; is SLUICE_BOOTSTRAP right?"):
+        with self._asking(self._settings.kafka_bootstrap, "; is SLUICE_KAFKA_BOOTSTRAP right?"):
             known = self._admin().list_topics(timeout=ANSWER_SECONDS).topics
         missing = sorted(name for name in names if name not in known)
         if missing:
@@ -87,7 +87,7 @@ class Positions:
         asked = {TopicPartition(self._settings.topic(topic), part): (topic, part) for topic, part in parts}
         if not asked:
             return {}
-        with self._asking(self._settings.bootstrap):
+        with self._asking(self._settings.kafka_bootstrap):
             futures = self._admin().list_offsets(dict.fromkeys(asked, spec), request_timeout=ANSWER_SECONDS)
             return {asked[place]: int(found.offset) for place, found in answers(futures, ANSWER_SECONDS).items()}
 
@@ -136,7 +136,7 @@ class Positions:
 
     def stored(self, db: psycopg.Connection[Any], group: str) -> dict[Part, int]:
         """Offsets that this group keeps in the tables, for this broker."""
-        prefix = self._settings.topic_prefix
+        prefix = self._settings.kafka_topic_prefix
         statement = queries("control")["stored_offsets"]
         cursor = db.cursor(row_factory=tuple_row).execute(statement, (self.cluster, self._settings.group(group)))
         return {(str(topic).removeprefix(prefix), int(part)): int(next_) for topic, part, next_ in cursor}

@@ -146,7 +146,9 @@ class LogProducer:
         if left or reports.failed is not None or reports.delivered != len(messages):
             self._discard()
             why = reports.failed.str() if reports.failed else "no acknowledgement in time"
-            raise LogUnavailable(f"{self._settings.bootstrap}: {why}; is the broker up and are the topics applied?")
+            raise LogUnavailable(
+                f"{self._settings.kafka_bootstrap}: {why}; is the broker up and are the topics applied?"
+            )
         for topic, count in Counter(message.topic for message in messages).items():
             metrics.PRODUCED.labels(topic).inc(count)
         return reports.places

@@ -59,15 +59,15 @@ def declared(settings: Settings) -> list[Topic]:
     document = yaml.safe_load((files("schemas") / "topics.yml").read_text("utf-8"))
     common: dict[str, Any] = document["defaults"]["config"]
     # an acknowledgement cannot ask for more replicas than there are
-    insync = min(int(common["min.insync.replicas"]), settings.replication)
+    insync = min(int(common["min.insync.replicas"]), settings.kafka_replication)
     found = []
     for name, topic in document["topics"].items():
         config = common | {"min.insync.replicas": insync, "retention.ms": topic["retention_ms"]}
         found.append(
             Topic(
                 settings.topic(name),
-                settings.partitions,
-                settings.replication,
+                settings.kafka_partitions,
+                settings.kafka_replication,
                 {key: str(value) for key, value in config.items()},
             )
         )
@@ -101,8 +101,8 @@ def apply(settings: Settings) -> list[Difference]:
     if refused:
         first = refused[0]
         raise OperatorError(
-            f"SLUICE_PARTITIONS is {first.want}, but topic {first.topic} has {first.have} partitions, which never change;"
-            f" set SLUICE_PARTITIONS={first.have}, or use another SLUICE_TOPIC_PREFIX"
+            f"SLUICE_KAFKA_PARTITIONS is {first.want}, but topic {first.topic} has {first.have} partitions, which never change;"
+            f" set SLUICE_KAFKA_PARTITIONS={first.have}, or use another SLUICE_KAFKA_TOPIC_PREFIX"
         )
     client = admin(settings)
     by_name = {topic.name: topic for topic in declared(settings)}
@@ -113,7 +113,7 @@ def apply(settings: Settings) -> list[Difference]:
 
 def _unreachable(settings: Settings, err: Exception) -> LogUnavailable:
     return LogUnavailable(
-        f"SLUICE_BOOTSTRAP: no broker answers at {settings.bootstrap} ({err}); start it or correct it"
+        f"SLUICE_KAFKA_BOOTSTRAP: no broker answers at {settings.kafka_bootstrap} ({err}); start it or correct it"
     )
 
 
@@ -151,7 +151,7 @@ def _create(client: AdminClient, settings: Settings, topics: list[Topic]) -> Non
                 continue  # another process of ours made it in this moment
             if code == KafkaError.INVALID_REPLICATION_FACTOR:
                 raise OperatorError(
-                    f"topic {name}: {err.args[0].str()}; set SLUICE_REPLICATION to the number of brokers, or fewer"
+                    f"topic {name}: {err.args[0].str()}; set SLUICE_KAFKA_REPLICATION to the number of brokers, or fewer"
                 ) from err
             raise LogUnavailable(f"topic {name} cannot be created: {err.args[0].str()}") from err
     _await_leaders(client, topics)

@@ -143,15 +143,15 @@ class RepoQueue:
         values = {
             "dids": [task.did for task in tasks],
             "attempts": [task.attempt for task in tasks],
-            "lease": self._settings.lease_seconds,
+            "lease": self._settings.tuning.lease_seconds,
             "worker": worker,
-            "hourly": self._settings.resyncs_per_repo_hour,
+            "hourly": self._settings.tuning.resyncs_per_repo_hour,
         }
         return [Claim(*row) for row in self._db().execute(SQL["claim"], values)]
 
     def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
         """Renew leases. Returns the (did, attempt) that this worker still holds."""
-        values = {"dids": list(dids), "worker": worker, "lease": self._settings.lease_seconds}
+        values = {"dids": list(dids), "worker": worker, "lease": self._settings.tuning.lease_seconds}
         return {(did, attempt) for did, attempt in self._db().execute(SQL["renew"], values)}
 
     def produced(self, outcomes: Sequence[tuple[str, int, int, int]]) -> None:
@@ -204,7 +204,7 @@ class RepoQueue:
 
     def refetch(self, did: str, attempt: int) -> bool:
         """Whether this claim, whose snapshot was stale, may fetch again within the hourly limit. Counts the fetch."""
-        values = {"did": did, "attempt": attempt, "hourly": self._settings.resyncs_per_repo_hour}
+        values = {"did": did, "attempt": attempt, "hourly": self._settings.tuning.resyncs_per_repo_hour}
         return self._db().execute(SQL["refetch"], values).fetchone() is not None
 
     def now(self) -> float:
@@ -217,7 +217,7 @@ class RepoQueue:
 
         Repos at their hourly limit (`resyncs_per_repo_hour`), or whose reason is in `held`, are deferred instead.
         """
-        values = {"limit": limit, "hourly": self._settings.resyncs_per_repo_hour, "held": list(held)}
+        values = {"limit": limit, "hourly": self._settings.tuning.resyncs_per_repo_hour, "held": list(held)}
         rows = self._db().execute(SQL["due"], values)
         return [
             wire.RepoTask(
@@ -297,6 +297,6 @@ class RepoQueue:
                 "delays": [delay_seconds] * len(dids),
                 "error": error,
                 "counted": counted,
-                "max_attempts": 1 if last else self._settings.max_attempts,
+                "max_attempts": 1 if last else self._settings.backfill_max_attempts,
             }
             return dict(db.execute(SQL["reopen"], reopen).fetchall())

@@ -116,7 +116,7 @@ def _known(error: Exception) -> ApiError:
     if isinstance(error, psycopg.DataError):
         return Invalid("a value that the database does not take")
     if isinstance(error, LogUnavailable):
-        return ApiError(503, "log_unavailable", one_line(error), "see SLUICE_BOOTSTRAP and the brokers")
+        return ApiError(503, "log_unavailable", one_line(error), "see SLUICE_KAFKA_BOOTSTRAP and the brokers")
     if isinstance(error, OperatorError):
         return Conflict(one_line(error), "see the message")
     return ApiError(500, "internal", "something failed here", "the log of the control process says what")

@@ -111,13 +111,13 @@ class Gauges:
         for phase, count in found.items():
             metrics.REPOS.labels(phase).set(count)
         metrics.REPOS_WAITING.set(found["pending"])
-        (near,) = self._rows("near_last", count=self._settings.max_attempts - 1)
+        (near,) = self._rows("near_last", count=self._settings.backfill_max_attempts - 1)
         metrics.REPOS_NEAR_LAST.set(near["count"])
         (stuck,) = self._rows("stuck")
         metrics.REPOS_STUCK.set(stuck["count"])
 
     def _jobs(self) -> None:
-        found = {row["status"]: row for row in self._rows("jobs", count=self._settings.max_attempts - 1)}
+        found = {row["status"]: row for row in self._rows("jobs", count=self._settings.backfill_max_attempts - 1)}
         for status in STATUSES:
             metrics.JOBS.labels(status).set(found[status]["count"] if status in found else 0)
         metrics.JOBS_NEAR_LAST.set(sum(row["near_last"] for row in found.values()))
@@ -197,5 +197,5 @@ def retention(settings: Settings) -> dict[str, float]:
             if kept > 0:
                 found[topics[resource.name]] = kept / 1000
     except KafkaException as err:
-        raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+        raise LogUnavailable(f"{settings.kafka_bootstrap}: {err}") from err
     return found

@@ -53,7 +53,7 @@ class JobSteps:
 
     def queue(self) -> int:
         """Batches of lists that run, and of those whose turn has come, by priority, up to `queue_batch` repos."""
-        db, sent, room = alone(self._database()), 0, self._settings.queue_batch
+        db, sent, room = alone(self._database()), 0, self._settings.tuning.queue_batch
         for number, status, batch_size, total, again in db.execute(SQL["live_lists"], {"limit": room}).fetchall():
             if room <= 0:
                 break

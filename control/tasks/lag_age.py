@@ -47,7 +47,7 @@ def oldest_unsettled(settings: Settings, standings: Iterable[Standing]) -> dict[
             else:
                 ages[place] = max(0.0, time.time() - oldest)
     except KafkaException as err:
-        raise LogUnavailable(f"{settings.bootstrap}: {err}") from err
+        raise LogUnavailable(f"{settings.kafka_bootstrap}: {err}") from err
     finally:
         broker.close(consumer)
     return ages

@@ -81,7 +81,7 @@ class Scheduler:
         done = self.recover()
         if time.monotonic() >= self._next_requeue:
             done += self.requeued()
-            self._next_requeue = time.monotonic() + self._settings.requeue_after_seconds / 3
+            self._next_requeue = time.monotonic() + self._settings.tuning.requeue_after_seconds / 3
         return done + self.queued()
 
     def recover(self) -> Step:
@@ -106,7 +106,7 @@ class Scheduler:
 
     def lost_events(self) -> list[str]:
         """Repos whose listed rev the streams never brought, made pending; none while the streams are behind or too many."""
-        grace = self._settings.listed_rev_grace_seconds
+        grace = self._settings.tuning.listed_rev_grace_seconds
         if not self._store.lost_candidates(grace, 1):
             if LOST_EVENT in self._storms.held():
                 self._storms.held(0, now=True)  # the cause has gone
@@ -119,7 +119,7 @@ class Scheduler:
 
     def queue(self) -> int:
         """Send the tasks of due repos. A crash between the row and its message is what `requeue` finds."""
-        tasks = self._store.due(self._settings.queue_batch, self._storms.held())
+        tasks = self._store.due(self._settings.tuning.queue_batch, self._storms.held())
         if tasks:
             self._storms.count(task.reason for task in tasks)
             self._producer.send([Out(task_topic(task.attempt), task.did, wire.encode(task)) for task in tasks])
@@ -128,12 +128,12 @@ class Scheduler:
     def requeue(self) -> int:
         """Make repos due whose message cannot come any more: the group has passed everything as old as they are."""
         queued = self._store.queued_long(
-            self._store.now() - self._settings.requeue_after_seconds, self._settings.queue_batch
+            self._store.now() - self._settings.tuning.requeue_after_seconds, self._settings.tuning.queue_batch
         )
         if not queued:
             return 0
         # messages follow their rows, so one of these repos can only stand before the first message younger than all
-        youngest = max(at for _, _, at in queued) + self._settings.requeue_after_seconds
+        youngest = max(at for _, _, at in queued) + self._settings.tuning.requeue_after_seconds
         gone = lost_tasks(queued, self._passed(youngest))
         if gone:
             self._store.unqueue(gone)

@@ -81,13 +81,15 @@ class RepoPipeline:
         large: Handover[SnapshotTask],
         changed: asyncio.Event,
     ) -> None:
-        self._grace = settings.stale_seconds
-        self._limits = Limits(settings.snapshot_max_bytes or settings.car_max_bytes, settings.car_max_blocks)
+        self._grace = settings.tuning.stale_seconds
+        self._limits = Limits(
+            settings.tuning.snapshot_max_bytes or settings.backfill_max_car_bytes, settings.backfill_max_car_blocks
+        )
         self._policy = RetryPolicy(
-            settings.max_attempts,
-            settings.retry_first_seconds,
-            settings.retry_max_seconds,
-            settings.rate_limit_pause_seconds,
+            settings.backfill_max_attempts,
+            settings.tuning.retry_first_seconds,
+            settings.tuning.retry_max_seconds,
+            settings.tuning.rate_limit_pause_seconds,
         )
         self._failures = FailureHandler(queue, budget, self._policy)
         self._queue = queue

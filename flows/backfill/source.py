@@ -50,7 +50,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
         self._paused = paused
         self._worker_name = f"{socket.gethostname()}/{os.getpid()}/{time.time_ns() & 0xFFFFFF:x}"
         self._feed = TaskFeed(settings)
-        self._slices = TimeSlices(settings.inflight_bytes)
+        self._slices = TimeSlices(settings.backfill_memory_bytes)
         self._claimed: deque[tuple[list[Out], Positions]] = deque()
         self._position: Positions = {}
         self._stopping: asyncio.Event | None = None
@@ -100,7 +100,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
         session = open_session(settings)
         resolver, budget = Resolver(settings, session), HostBudget(settings)
         queue = RepoQueue(settings, STATEMENT_SECONDS)
-        spools = SpoolBudget(settings.inflight_bytes, settings.spool_max_bytes)
+        spools = SpoolBudget(settings.backfill_memory_bytes, settings.backfill_spool_bytes)
         worker = BackfillWorker(
             settings,
             queue=queue,
@@ -114,7 +114,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
             async with asyncio.TaskGroup() as group:
                 renewing = group.create_task(self._renew(worker))
                 await self._claim(group, worker, self._stopping)
-                await worker.finish(settings.drain_seconds)
+                await worker.finish(settings.tuning.drain_seconds)
                 renewing.cancel()
             released = await worker.queue.run(lambda rows: rows.release_all(self._worker_name))
             log.info("stopped", extra={"released": released})
@@ -126,7 +126,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
 
     async def _renew(self, worker: BackfillWorker) -> None:
         while True:
-            await asyncio.sleep(self._settings.lease_seconds / 3)
+            await asyncio.sleep(self._settings.tuning.lease_seconds / 3)
             await worker.renew(self._worker_name)
 
     async def _claim(self, group: asyncio.TaskGroup, worker: BackfillWorker, stopping: asyncio.Event) -> None:
@@ -156,7 +156,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
         dead_letters: list[Out] = []
         positions: Positions = {}
         for message, resync in messages:
-            task = read_task(message, self._settings.topic_prefix)
+            task = read_task(message, self._settings.kafka_topic_prefix)
             if isinstance(task, Out):
                 dead_letters.append(task)
             else:

@@ -44,8 +44,8 @@ class BackfillWorker:
         self._slots = FetchSlots(
             settings.backfill_concurrency,
             max(1, settings.backfill_concurrency // 4),
-            settings.host_concurrency,
-            settings.host_line_seconds,
+            settings.pds_concurrency,
+            settings.tuning.host_line_seconds,
         )
         self._pipeline = RepoPipeline(
             settings,

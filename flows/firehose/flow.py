@@ -26,7 +26,7 @@ from protocol.did_document import Identity as Document
 from protocol.encoding.safe_text import failure, shown
 from protocol.encoding.timestamps import canonical, from_unix, to_unix
 from protocol.event_stream import Account, Commit, Identity, Info, Message, Rejected, StreamError, Sync, Unknown, decode
-from protocol.verify_commit import FUTURE_MICROS, Checks, Refused, Verified, verify
+from protocol.verify_commit import FUTURE_MICROS, Refused, Verified, verify
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
@@ -67,7 +67,7 @@ def build(
 
 def flow(settings: Settings, health: Health) -> Dataflow:
     """The dataflow with the relays, the identities and the log of the settings."""
-    cursors, remembered, deferred = Cursors(), Remembered(settings.dedup_entries), deferred_events()
+    cursors, remembered, deferred = Cursors(), Remembered(settings.tuning.dedup_entries), deferred_events()
     ring = KeyRing(settings, health, signing_key)
     return build(
         firehose_source(settings, health, cursors, ForKeys(FLOW, deferred, ring)),
@@ -129,12 +129,11 @@ def follower(cursors: Cursors) -> Step:
 
 def verifier(settings: Settings) -> Step:
     """The `verify` step: commits and syncs → what their blocks prove."""
-    checks = Checks(inversion=settings.verify_inversion, limits=settings.verify_limits)
 
     def verify_all(batch: list[Received]) -> list[Received]:
         now_micros = time.time_ns() // 1000
         return [
-            Received(one.frame, verify(one.message, now_micros, checks), one.epoch)
+            Received(one.frame, verify(one.message, now_micros, settings.verify), one.epoch)
             if isinstance(one.message, Commit | Sync)
             else one
             for one in batch
@@ -151,7 +150,7 @@ def signature_checker(
     def forget(message: object) -> None:
         remembered.discard(identity(message))
 
-    return CommitSignatures(FLOW, ring, settings.verify_signature, deferred, identity=identity, unproven=forget).check
+    return CommitSignatures(FLOW, ring, settings.verify, deferred, identity=identity, unproven=forget).check
 
 
 def again(frame: Frame, settings: Settings) -> list[Out]:

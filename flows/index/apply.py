@@ -19,11 +19,11 @@ log = logging.getLogger("index")
 def rules_of(settings: Settings, *, replayed: bool = False) -> Rules:
     """The gate's limits as the settings have them: the only place that makes them."""
     return Rules(
-        max_buffered=settings.held_events_per_repo,
-        max_buffered_bytes=settings.held_bytes_per_repo,
-        max_attempts=settings.max_attempts,
-        retry_first_seconds=settings.retry_first_seconds,
-        retry_max_seconds=settings.retry_max_seconds,
+        max_buffered=settings.tuning.held_events_per_repo,
+        max_buffered_bytes=settings.tuning.held_bytes_per_repo,
+        max_attempts=settings.backfill_max_attempts,
+        retry_first_seconds=settings.tuning.retry_first_seconds,
+        retry_max_seconds=settings.tuning.retry_max_seconds,
         replayed=replayed,
     )
 

@@ -18,7 +18,7 @@ class BatchSize:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = self.limit = settings.index_batch_messages
-        self._bound = settings.index_batch_seconds
+        self._bound = settings.tuning.index_batch_seconds
         self._clock = clock
         self._running: tuple[int, float] | None = None
         metrics.INDEX_BATCH_LIMIT.set(self.limit)

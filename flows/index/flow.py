@@ -36,4 +36,4 @@ def flow(settings: Settings, health: Health, projection: Projection) -> Dataflow
     store = IndexStore(settings, cluster_id(settings), projection)
     unread: dict[Part, int] = {}
     source = CheckpointedSource(lambda: IndexPartition(settings, health, store, unread, projection.maintenance()))
-    return build(source, IndexSink(settings, store, rules_of(settings), unread, health), settings.topic_prefix)
+    return build(source, IndexSink(settings, store, rules_of(settings), unread, health), settings.kafka_topic_prefix)

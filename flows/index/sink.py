@@ -74,7 +74,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
     ) -> None:
         self._health = health
         self._unread = unread
-        self._prefix = settings.topic_prefix
+        self._prefix = settings.kafka_topic_prefix
         self._store = store
         self._rules = rules
         self._producer = producer

@@ -147,7 +147,7 @@ def again(frame: Frame, settings: Settings) -> list[Out]:
 
 def verifier(settings: Settings, ring: KeyRing[Signer], deferred: Deferred[Received]) -> Verify:
     """The `verify` step: every label against the key and the address in its source's DID document."""
-    signatures = LabelSignatures[Received](FLOW, ring, settings.verify_signature, deferred)
+    signatures = LabelSignatures[Received](FLOW, ring, settings.verify, deferred)
 
     def verify_all(batch: list[Received]) -> list[Checked]:
         return [Checked(one.frame, one.message, wrong) for one, wrong in signatures.check(batch)]

@@ -34,7 +34,7 @@ class Crawler:
         self.list_pdses = asyncio.Event()  # set when a relay's range cannot be filled, whatever the settings are
         self.queue: Handover[ListedPage] = Handover(QUEUE_ENTRIES, lambda page: 1 + len(page.entries))
         self._new: asyncio.Queue[Target] = asyncio.Queue()
-        self._permits = asyncio.Semaphore(settings.list_hosts_at_once)
+        self._permits = asyncio.Semaphore(settings.tuning.list_hosts_at_once)
         self._background = Background(f"{FLOW} pages", self._main)
         self.start, self.check = self._background.start, self._background.check
         self.cancel, self._call = self._background.cancel, self._background.call
@@ -106,7 +106,7 @@ class Crawler:
 
     async def _find_hosts(self, group: asyncio.TaskGroup, pager: Pager) -> None:
         """Follow every PDS that a relay names, and those that it names later."""
-        if not self._settings.list_hosts:
+        if not self._settings.crawl_hosts:
             await self.list_pdses.wait()
 
         def found(relay: str, urls: list[str]) -> None:
@@ -118,7 +118,7 @@ class Crawler:
             for url in new[:room]:
                 self._follow(group, pager, Target(url, url))
 
-        await follow_hosts(pager, self._settings.relays, self._settings.list_recheck_seconds, found)
+        await follow_hosts(pager, self._settings.relays, self._settings.tuning.list_recheck_seconds, found)
 
     def _follow(self, group: asyncio.TaskGroup, pager: Pager, target: Target) -> None:
         if target.key not in self.loops:

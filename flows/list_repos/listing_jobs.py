@@ -153,13 +153,13 @@ class ListingJobs:
             db.execute(JOBS["wait_for_quota"], values)
             logger.info("job waits for its quota", extra={"job": number, "seconds": round(until - now)})
         elif open_lists[0].target.job is not None and all(one.problem for one in open_lists):
-            first, longest = self._settings.retry_first_seconds, self._settings.retry_max_seconds
+            first, longest = self._settings.tuning.retry_first_seconds, self._settings.tuning.retry_max_seconds
             why = "; ".join(f"{one.target.url}: {one.problem}" for one in open_lists[:3])
             values = {
                 "id": number,
                 "seconds": backoff(retry_count + 1, str(number), first, longest),
                 "error": why[:1000],
-                "max_attempts": self._settings.max_attempts,
+                "max_attempts": self._settings.backfill_max_attempts,
             }
             row = db.execute(JOBS["back_off"], values).fetchone()
             logger.warning("job cannot list", extra={"job": number, "status": row and row[0], "why": why})

@@ -148,7 +148,7 @@ class ListingLoop:
     def _pass_is_due(self) -> bool:
         """A pass is never restarted before its end: a network too large for one interval would never be listed whole."""
         settings, age = self._context.settings, self._clock() - self.state.began
-        limit = settings.gap_relist_seconds if self.relist else settings.list_relist_seconds
+        limit = settings.tuning.gap_relist_seconds if self.relist else settings.tuning.list_relist_seconds
         return self.target.job is None and self.state.done and age >= limit
 
     async def _wait(self, until: float) -> None:
@@ -219,14 +219,16 @@ class ListingLoop:
 def policy_of(settings: Settings, target: Target) -> ListingPolicy:
     """How a listing of a relay, or of a PDS, behaves."""
     return ListingPolicy(
-        page_size=min(settings.list_page_size, target.page_size),
-        skip_after=settings.skip_after_failures,
-        skip_step=settings.skip_step,
+        page_size=min(settings.tuning.list_page_size, target.page_size),
+        skip_after=settings.tuning.skip_after_failures,
+        skip_step=settings.tuning.skip_step,
         relay=target.relay,
-        recheck_seconds=settings.list_recheck_seconds if target.relay else settings.list_hosts_recheck_seconds,
+        recheck_seconds=settings.tuning.list_recheck_seconds
+        if target.relay
+        else settings.tuning.list_hosts_recheck_seconds,
         # an operator names the hosts of a job: they may list any number
-        most=settings.list_host_repos if target.host is not None and target.job is None else None,
-        first_wait=settings.list_retry_seconds,
+        most=settings.tuning.list_host_repos if target.host is not None and target.job is None else None,
+        first_wait=settings.tuning.list_retry_seconds,
         longest_wait=60.0 if target.relay else LONGEST_RETRY_SECONDS,
     )
 

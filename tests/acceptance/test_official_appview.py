@@ -66,7 +66,7 @@ def test_the_official_appview_answers_the_same_from_our_tables(
     names = handle_server(network)
     mirror = Mirror(
         tmp_path / "mirror", network,
-        appview="true", dns=names.address, handle_retry_seconds=1, handle_checks_per_second=100,
+        appview="true", handle_dns=names.address, handle_retry_seconds=1, handle_checks_per_second=100,
     )  # fmt: skip
     started = stamp()
     with mirror.running():

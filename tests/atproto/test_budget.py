@@ -21,7 +21,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def settings(database: str, **given: object) -> Settings:
-    return Settings(**({"database": database, "host_requests": 60, "host_window_seconds": 3.0} | given))
+    return Settings(**({"database": database, "pds_requests": 60, "host_window_seconds": 3.0} | given))
 
 
 def run_worker(
@@ -69,7 +69,7 @@ def most_in_window(times: list[float], window: float) -> int:
 @pytest.mark.parametrize("limit", [1, 7, 60])
 def test_two_processes_never_exceed_the_limit_in_any_window(database: str, limit: int) -> None:
     """The shared host budget: requests of both workers, in every sliding window, at most the limit; and most of it is used."""
-    given = settings(database, host_requests=limit)
+    given = settings(database, pds_requests=limit)
     dumped = given.model_dump_json(include=given.model_fields_set)
     out: multiprocessing.Queue[list[float]] = SPAWN.Queue()
     share = limit // 4 + 1
@@ -79,7 +79,7 @@ def test_two_processes_never_exceed_the_limit_in_any_window(database: str, limit
     sent = [out.get(timeout=180) for _ in workers]
     for worker in workers:
         worker.join(60)
-    assert limit / 2 < most_in_window(sent[0] + sent[1], given.host_window_seconds) <= limit
+    assert limit / 2 < most_in_window(sent[0] + sent[1], given.tuning.host_window_seconds) <= limit
     assert all(len(one) >= share for one in sent), "both get their share"
 
 
@@ -135,7 +135,7 @@ def test_a_spent_budget_is_said_rather_than_waited_for(database: str) -> None:
     """A worker's places are not held for minutes by one host."""
 
     async def main() -> None:
-        budget = HostBudget(settings(database, host_requests=1, host_window_seconds=300.0))
+        budget = HostBudget(settings(database, pds_requests=1, host_window_seconds=300.0))
         await budget.acquire(HOST)
         waiting = [asyncio.create_task(budget.acquire(HOST)) for _ in range(3)]
         (told, *_), _ = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)

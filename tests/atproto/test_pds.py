@@ -138,7 +138,7 @@ def test_a_429_says_how_long_if_the_server_did(database: str, headers: dict[str,
 
 def test_a_repo_above_the_size_limit_is_not_read_on(database: str) -> None:
     """G6, G9."""
-    failure = fetch(database, answers(200, START + b"x" * 500_000), car_max_bytes=100_000).failure
+    failure = fetch(database, answers(200, START + b"x" * 500_000), backfill_max_car_bytes=100_000).failure
     assert failure is not None
     assert failure.reason is FailureReason.TOO_LARGE
 

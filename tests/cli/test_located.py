@@ -36,13 +36,13 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_command_finds_the_directory_of_the_network_that_runs(running: Path) -> None:
     """`sluice audit --against-pds` beside `sluice up --simulate`."""
     settings = located(running, "database")
-    assert (settings.plc, settings.dns, settings.allow_private_hosts) == (
+    assert (settings.plc, settings.handle_dns, settings.allow_private_hosts) == (
         "http://127.0.0.1:2582",
         "127.0.0.1:5353",
         True,
     )
     assert (settings.relays, settings.labelers) == (["http://127.0.0.1:2583"], ["http://127.0.0.1:2584"])
-    assert (settings.topic_prefix, settings.partitions, settings.replication) == ("p-", 8, 1)
+    assert (settings.kafka_topic_prefix, settings.kafka_partitions, settings.kafka_replication) == ("p-", 8, 1)
 
 
 def test_what_was_set_by_hand_stays(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,8 @@ def taken_port() -> Iterator[int]:
 
 
 def test_a_bad_setting() -> None:
-    line = refused("run", "control", SLUICE_EPOCH_SECONDS="often")
-    assert "SLUICE_EPOCH_SECONDS" in line
+    line = refused("run", "control", SLUICE_HISTORY_DAYS="often")
+    assert "SLUICE_HISTORY_DAYS" in line
     assert "'often'" in line
 
 
@@ -79,8 +79,8 @@ def test_a_private_relay_that_is_not_allowed(tmp_path: Path) -> None:
 
 
 def test_a_process_without_its_settings() -> None:
-    assert "SLUICE_BOOTSTRAP is not set" in refused("run", "index")
-    places = {"SLUICE_BOOTSTRAP": NOWHERE, "SLUICE_DATABASE": "postgresql://x"}
+    assert "SLUICE_KAFKA_BOOTSTRAP is not set" in refused("run", "index")
+    places = {"SLUICE_KAFKA_BOOTSTRAP": NOWHERE, "SLUICE_DATABASE": "postgresql://x"}
     assert "SLUICE_RELAYS is not set" in refused("run", "firehose", **places)
     assert "SLUICE_LABELERS is not set" in refused("run", "labels", **places)
     assert "choose one of list-repos, firehose" in refused("run", "everything")
@@ -88,29 +88,29 @@ def test_a_process_without_its_settings() -> None:
 
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "not a url at all", "mysql://x"])
 def test_a_wrong_database(url: str, tmp_path: Path) -> None:
-    line = refused("replay", "--all", "--into", url, SLUICE_BOOTSTRAP=NOWHERE)
+    line = refused("replay", "--all", "--into", url, SLUICE_KAFKA_BOOTSTRAP=NOWHERE)
     assert "--into: " in line
     assert "correct the URL" in line
     for command in (["migrate"], ["up", "--simulate", "--data-dir", str(tmp_path), "--database", url]):
         line = refused(*command, **({} if "up" in command else {"SLUICE_DATABASE": url}))
         assert ("--database" if "up" in command else "SLUICE_DATABASE") in line
         assert "correct the URL" in line
-        assert ("this is no URL of a PostgreSQL" in line) == (not url.startswith("postgresql:"))
+        assert ("not a PostgreSQL URL" in line) == (not url.startswith("postgresql:"))
 
 
 def test_a_broker_that_does_not_answer(database: str, tmp_path: Path) -> None:
     line = refused("up", "--simulate", "--data-dir", str(tmp_path), "--bootstrap", NOWHERE)
     assert "correct --bootstrap" in line
     assert "KafkaError{" not in line
-    line = refused("run", "control", SLUICE_BOOTSTRAP=NOWHERE, SLUICE_DATABASE=database)
+    line = refused("run", "control", SLUICE_KAFKA_BOOTSTRAP=NOWHERE, SLUICE_DATABASE=database)
     assert NOWHERE in line
-    assert "SLUICE_BOOTSTRAP" in line
-    assert "SLUICE_BOOTSTRAP" in refused("topics", "diff", SLUICE_BOOTSTRAP=NOWHERE)
+    assert "SLUICE_KAFKA_BOOTSTRAP" in line
+    assert "SLUICE_KAFKA_BOOTSTRAP" in refused("topics", "diff", SLUICE_KAFKA_BOOTSTRAP=NOWHERE)
 
 
 def test_an_occupied_port(log: str, database: str, taken_port: int, tmp_path: Path) -> None:
     port = str(taken_port)
-    line = refused("run", "control", SLUICE_BOOTSTRAP=log, SLUICE_DATABASE=database, SLUICE_HTTP_PORT=port)
+    line = refused("run", "control", SLUICE_KAFKA_BOOTSTRAP=log, SLUICE_DATABASE=database, SLUICE_HTTP_PORT=port)
     assert "SLUICE_HTTP_PORT" in line
     assert port in line
     assert "choose another" in line
@@ -144,17 +144,22 @@ def test_a_migration_that_was_changed(blank_database: str) -> None:
 
 
 def test_a_partition_count_that_differs(log_scope: LogScope, database: str, tmp_path: Path) -> None:
-    settings = load(bootstrap=log_scope.bootstrap, topic_prefix=log_scope.prefix, partitions=2, replication=1)
+    settings = load(
+        kafka_bootstrap=log_scope.bootstrap,
+        kafka_topic_prefix=log_scope.prefix,
+        kafka_partitions=2,
+        kafka_replication=1,
+    )
     topics.apply(settings)
     log_scope.created += [topic.name for topic in topics.declared(settings)]
-    places = {"SLUICE_BOOTSTRAP": log_scope.bootstrap, "SLUICE_TOPIC_PREFIX": log_scope.prefix}
-    line = refused("topics", "apply", SLUICE_PARTITIONS="4", SLUICE_REPLICATION="1", **places)
-    assert "set SLUICE_PARTITIONS=2" in line
+    places = {"SLUICE_KAFKA_BOOTSTRAP": log_scope.bootstrap, "SLUICE_KAFKA_TOPIC_PREFIX": log_scope.prefix}
+    line = refused("topics", "apply", SLUICE_KAFKA_PARTITIONS="4", SLUICE_KAFKA_REPLICATION="1", **places)
+    assert "set SLUICE_KAFKA_PARTITIONS=2" in line
     line = refused("run", "control", SLUICE_DATABASE=database, **places)
-    assert "SLUICE_PARTITIONS is 32" in line
+    assert "SLUICE_KAFKA_PARTITIONS is 32" in line
     given = ["--bootstrap", log_scope.bootstrap, "--database", database, "--data-dir", str(tmp_path)]
-    line = refused("up", "--simulate", *given, SLUICE_TOPIC_PREFIX=log_scope.prefix)
-    assert "SLUICE_PARTITIONS is 8" in line
+    line = refused("up", "--simulate", *given, SLUICE_KAFKA_TOPIC_PREFIX=log_scope.prefix)
+    assert "SLUICE_KAFKA_PARTITIONS is 8" in line
 
 
 def test_a_data_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -165,7 +170,7 @@ def test_a_data_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_command_without_a_mirror(tmp_path: Path) -> None:
     line = refused("status", "--data-dir", str(tmp_path))
-    assert "SLUICE_BOOTSTRAP is not set, and no `sluice up` runs in" in line
+    assert "SLUICE_KAFKA_BOOTSTRAP is not set, and no `sluice up` runs in" in line
     assert "SLUICE_DATABASE is not set" in refused("cursors", "list", "--data-dir", str(tmp_path))
 
 

@@ -63,7 +63,7 @@ def test_no_command_shows_a_secret() -> None:
         "SLUICE_DATABASE": "postgresq://user:hunter2@127.0.0.1/db",
         "SLUICE_API_TOKEN": "hunter3",
         "SLUICE_API_READ_TOKEN": "hunter4",
-        "SLUICE_BOOTSTRAP": "127.0.0.1:1",
+        "SLUICE_KAFKA_BOOTSTRAP": "127.0.0.1:1",
     }
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")} | variables
     for command in (["settings"], ["migrate"], ["run", "control"]):

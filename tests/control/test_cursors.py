@@ -30,8 +30,8 @@ class Desk:
     def sluice(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         settings = self.settings
         environment = {
-            **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_BOOTSTRAP": settings.bootstrap,
-            "SLUICE_TOPIC_PREFIX": settings.topic_prefix,
+            **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+            "SLUICE_KAFKA_TOPIC_PREFIX": settings.kafka_topic_prefix,
         }  # fmt: skip
         command = [sys.executable, "-m", "cli", "cursors", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -45,7 +45,7 @@ class Desk:
 def desk(log: str, database: str) -> Iterator[Desk]:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, 2)
-    settings = load(bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=60)
+    settings = load(kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix, transport_session_seconds=60)
     with psycopg.connect(database, autocommit=True) as db:
         yield Desk(settings, db)
 

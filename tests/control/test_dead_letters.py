@@ -58,14 +58,14 @@ class Desk:
         return self.letters.show(place)["state"]
 
     def sent(self, topic: str) -> list[bytes]:
-        return [message.value() for message in read_topic(self.settings.bootstrap, self.settings.topic(topic))]
+        return [message.value() for message in read_topic(self.settings.kafka_bootstrap, self.settings.topic(topic))]
 
 
 @pytest.fixture
 def desk(log: str, database: str) -> Iterator[Desk]:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, 2)
-    settings = load(bootstrap=log, database=database, topic_prefix=prefix, allow_private_hosts=True)
+    settings = load(kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix, allow_private_hosts=True)
     with psycopg.connect(database, autocommit=True) as db:
         one = Desk(settings, DeadLetters(settings), LetterIndex(settings), db)
         yield one
@@ -87,7 +87,7 @@ def test_a_letter_is_indexed_once_and_keeps_its_state(desk: Desk) -> None:
     assert desk.letters.dismiss(place)
     assert not desk.letters.dismiss(place)
     topic = desk.settings.topic("dead_letter")
-    assert index_letters(desk.db, read_topic(desk.settings.bootstrap, topic)) == 0
+    assert index_letters(desk.db, read_topic(desk.settings.kafka_bootstrap, topic)) == 0
     (other,) = desk.put(dead_letter("firehose_live", DeadReason.UNDECODABLE, "other", b"{", did=DID))
     assert desk.count() == 2
     assert (desk.state(place), desk.state(other)) == ("dismissed", "open")
@@ -162,7 +162,7 @@ def test_a_slow_broker_is_not_taken_for_retention(desk: Desk, monkeypatch: pytes
     assert desk.state(place) == "open"
     marks = watermarks(desk.settings, ["dead_letter"])
     gone = TopicPartition(desk.settings.topic("dead_letter"), place[0], place[1] + 1)
-    admin = AdminClient({"bootstrap.servers": desk.settings.bootstrap, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": desk.settings.kafka_bootstrap, "log_level": 0})
     admin.delete_records([gone])[gone].result(60)
     monkeypatch.setattr("control.dead_letters.watermarks", lambda *_: marks)  # asked for before it went
     assert desk.letters.show(place)["letter"] is None
@@ -220,7 +220,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     partition = places[0][0]  # one key, one partition
     assert desk.letters.dismiss(places[0])
     topic = desk.settings.topic("dead_letter")
-    admin = AdminClient({"bootstrap.servers": desk.settings.bootstrap, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": desk.settings.kafka_bootstrap, "log_level": 0})
     for done in admin.delete_records([TopicPartition(topic, partition, places[2][1])]).values():
         done.result(60)
     now = 0.0
@@ -303,8 +303,8 @@ def test_the_commands(desk: Desk) -> None:
     def sluice(*arguments: str) -> subprocess.CompletedProcess[str]:
         settings = desk.settings
         environment = {
-            **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_BOOTSTRAP": settings.bootstrap,
-            "SLUICE_TOPIC_PREFIX": settings.topic_prefix,
+            **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+            "SLUICE_KAFKA_TOPIC_PREFIX": settings.kafka_topic_prefix,
         }  # fmt: skip
         command = [sys.executable, "-m", "cli", "dead-letters", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -156,7 +156,7 @@ def test_only_the_hosts_with_most_work_are_labels(settings: Settings, db: psycop
 
 def test_age_of_what_waits_stands_beside_the_topics_retention(settings: Settings) -> None:
     """The oldest unsettled message by its own time, per group and topic, whatever stands behind it in other partitions."""
-    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     for part, age in ((0, 60), (0, 5 * HOUR), (1, 2 * HOUR), (1, HOUR)):
         stamp = int((time.time() - age) * 1000)
         producer.produce(settings.topic("firehose_live"), b"{}", "k", partition=part, timestamp=stamp)

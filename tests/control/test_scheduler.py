@@ -46,7 +46,7 @@ def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
 
 def patient(settings: Settings, **more: Any) -> Settings:
     """For a process beside the test: it takes no message for lost because the machine stood still for a moment."""
-    return settings.model_copy(update={"requeue_after_seconds": 300.0, **more})
+    return settings.replaced(requeue_after_seconds=300.0, **more)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def rows(store: RepoQueue, what: str) -> dict[str, object]:
 
 def messages(settings: Settings, topic: str) -> list[wire.RepoTask]:
     """Everything in a topic."""
-    found = read_topic(settings.bootstrap, settings.topic(topic))
+    found = read_topic(settings.kafka_bootstrap, settings.topic(topic))
     return [wire.decode_task(message.value()) for message in found]
 
 
@@ -117,10 +117,10 @@ def test_a_row_whose_message_waits_is_left_alone(settings: Settings, store: Repo
     (now,) = store._database().execute(
         "update sluice.repo set queued_at = now() - interval '1 hour' returning extract(epoch from queued_at)::float8"
     ).fetchone() or (0.0,)
-    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     for did in DIDS:  # an hour ago, each with its row: as the scheduler sends them, but for the time
         value = wire.encode(wire.RepoTask(did=did, attempt=0, reason="listed"))
-        written = {"partition": partition_of(did, settings.partitions), "timestamp": int(now * 1000) + 1}
+        written = {"partition": partition_of(did, settings.kafka_partitions), "timestamp": int(now * 1000) + 1}
         producer.produce(settings.topic("repo_backfill"), value, did, **written)
     assert producer.flush(WAIT_SECONDS) == 0
     queued = rows(store, "queued_at")
@@ -137,7 +137,7 @@ def test_a_message_that_retention_removed_counts_as_passed(
     store.discover([ListedRepo(did) for did in DIDS])
     store._database().execute("update sluice.repo set queued_at = null")
     scheduler.queue()
-    ends = [TopicPartition(settings.topic("repo_backfill"), part, -1) for part in range(settings.partitions)]
+    ends = [TopicPartition(settings.topic("repo_backfill"), part, -1) for part in range(settings.kafka_partitions)]
     for future in log_scope.admin.delete_records(ends).values():
         future.result(WAIT_SECONDS)
     wait_until(lambda: scheduler.requeue() == len(DIDS))
@@ -266,7 +266,7 @@ def _lag(text: str) -> float:
 
 def test_a_broker_that_died_is_waited_for(settings: Settings, store: RepoQueue, private_log: EmbeddedLog) -> None:
     """G1: control outlives its broker, says why it waits, stops at once meanwhile, and queues later what was due."""
-    mine = patient(settings, bootstrap=private_log.bootstrap)
+    mine = patient(settings, kafka_bootstrap=private_log.bootstrap)
     store.discover([ListedRepo(did) for did in DIDS])
 
     def waits(port: int) -> bool:

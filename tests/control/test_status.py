@@ -20,7 +20,7 @@ from connectors.kafka.offsets import Positions, Standing
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.status import JOBS_SHOWN, Collector, Status
 from local.progress import Progress, plain, rated, troubles
-from schemas.settings import Settings, load
+from schemas.settings import PUBLIC, Settings, load
 
 DIDS = [f"did:plc:{number:024}" for number in range(5)]
 
@@ -53,7 +53,7 @@ def status(settings: Settings) -> Status:
         db.execute(
             "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, 0, 9)", place
         )
-    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     for number in range(3):
         producer.produce(settings.topic("firehose_live"), b"{}", str(number), partition=number % 2)
     assert producer.flush(60) == 0
@@ -150,11 +150,11 @@ def test_lag_does_not_count_what_the_log_has_lost() -> None:
 def test_a_backfill_group_stands_where_the_broker_says(settings: Settings) -> None:
     from confluent_kafka import Consumer
 
-    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     for _ in range(5):
         producer.produce(settings.topic("repo_backfill"), b"{}", "k", partition=1)
     assert producer.flush(60) == 0
-    reader = Consumer({"bootstrap.servers": settings.bootstrap, "group.id": settings.group("backfill")})
+    reader = Consumer({"bootstrap.servers": settings.kafka_bootstrap, "group.id": settings.group("backfill")})
     reader.commit(offsets=[TopicPartition(settings.topic("repo_backfill"), 1, 2)], asynchronous=False)
     reader.close()
     with psycopg.connect(settings.database, autocommit=True) as db:
@@ -191,8 +191,8 @@ def test_progress_is_lines_in_a_file_and_a_view_on_a_terminal(status: Status) ->
 
 
 def test_settings_show_every_variable_and_no_password() -> None:
-    text = settings_page(load(database="postgresql://me:secret@h/db", partitions=8))
-    for name in Settings.model_fields:
+    text = settings_page(load(database="postgresql://me:secret@h/db", kafka_partitions=8))
+    for name in PUBLIC:
         assert f"SLUICE_{name.upper()} = " in text
     assert "secret" not in text
-    assert "* SLUICE_PARTITIONS = 8   (default: 32)" in text
+    assert "* SLUICE_KAFKA_PARTITIONS = 8   (default: 32)" in text

@@ -52,7 +52,7 @@ def listed_ahead(db: psycopg.Connection[Any], count: int, seconds: float) -> Non
 
 def say(settings: Settings, at: float) -> None:
     """A live message that was written at this time, in one partition."""
-    producer = Producer({"bootstrap.servers": settings.bootstrap})
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     producer.produce(settings.topic("firehose_live"), b"{}", b"did:plc:1", partition=1, timestamp=int(at * 1000))
     assert producer.flush(30) == 0
 

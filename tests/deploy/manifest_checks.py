@@ -18,6 +18,7 @@ from connectors.kafka.producer import DELIVERY_SECONDS
 from local.run import PROCESSES, require
 from schemas.errors import OperatorError
 from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
+from schemas.tuning import Tuning
 from tests.deploy.rendering import Document
 
 SINGLE = {"list-repos", "firehose", "labels"}
@@ -224,8 +225,8 @@ def _settings(pod: Pod, documents: list[Document]) -> Iterator[str]:
         if settings.http_host != "0.0.0.0":
             yield f"listens on {settings.http_host}, where no probe reaches it"
         sizes = [volume["emptyDir"]["sizeLimit"] for volume in pod.spec["volumes"] if volume["name"] == "scratch"]
-        if "backfill" in container["args"] and _bytes(sizes[0]) <= settings.spool_max_bytes:
-            yield f"spools {settings.spool_max_bytes} bytes into {sizes[0]}"
+        if "backfill" in container["args"] and _bytes(sizes[0]) <= settings.backfill_spool_bytes:
+            yield f"spools {settings.backfill_spool_bytes} bytes into {sizes[0]}"
 
 
 def _bytes(text: str) -> int:
@@ -257,7 +258,7 @@ def misread(args: list[str]) -> str | None:
 
 
 def _stopping(pod: Pod) -> Iterator[str]:
-    longest = Settings.model_fields["drain_seconds"].default + DELIVERY_SECONDS
+    longest = Tuning().drain_seconds + DELIVERY_SECONDS
     if pod.spec["terminationGracePeriodSeconds"] <= longest:
         yield f"is killed after {pod.spec['terminationGracePeriodSeconds']} s, and may drain for {longest:.0f} s"
 
@@ -307,11 +308,14 @@ def _ways(documents: list[Document]) -> Iterator[str]:
             settings = settings_of(pod.spec["containers"][0], documents)
         except SettingsError:
             continue  # told by the check of the settings
-        needed = {int(broker.rpartition(":")[2]) for broker in settings.bootstrap.split(",") if broker} | {53, 5432}
+        needed = {int(broker.rpartition(":")[2]) for broker in settings.kafka_bootstrap.split(",") if broker} | {
+            53,
+            5432,
+        }
         outside = pod.spec["containers"][0]["args"][1] in OUTSIDE
         needed |= {443} if outside else set()
-        if settings.schema_registry:
-            needed |= {int(settings.schema_registry.rpartition(":")[2])}
+        if settings.kafka_schema_registry:
+            needed |= {int(settings.kafka_schema_registry.rpartition(":")[2])}
         if needed - out:
             yield f"{pod.name} has no way to the ports {sorted(needed - out)}"
         if 443 in out and not outside:

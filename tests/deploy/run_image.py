@@ -127,7 +127,7 @@ def without_settings(image: Image, checks: Checks) -> None:
     checks.that("sluice --help", code == 0 and "backfill" in said)
     for name in PROCESSES:
         code, said = image.run("run", name)
-        checks.that(f"run {name} without settings", code == 2 and "SLUICE_BOOTSTRAP" in said, said.strip()[-160:])
+        checks.that(f"run {name} without settings", code == 2 and "SLUICE_KAFKA_BOOTSTRAP" in said, said.strip()[-160:])
     over_the_limit(image, checks)
     shell = Image(image.root, {**image.config, "Entrypoint": ["sh", "-c"]}, image.at)
     code, said = shell.run("touch /opt/sluice/x; touch ~/x && echo written; cat /proc/1/status")

@@ -26,7 +26,7 @@ def filled(text: str, **given: str) -> dict[str, Any]:
 
 COMPOSE = filled(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = [name for name, service in SERVICES.items() if "SLUICE_BOOTSTRAP" in str(service.get("environment"))]
+OURS = [name for name, service in SERVICES.items() if "SLUICE_KAFKA_BOOTSTRAP" in str(service.get("environment"))]
 
 
 def mounts() -> list[tuple[str, str]]:
@@ -52,7 +52,7 @@ def test_every_process_runs_with_settings_that_it_can_start_with() -> None:
 
 
 def test_a_misspelt_setting_would_be_seen() -> None:
-    broken = filled(TEXT.replace("SLUICE_PARTITIONS", "SLUICE_PARTITION"))
+    broken = filled(TEXT.replace("SLUICE_KAFKA_PARTITIONS", "SLUICE_PARTITION"))
     with pytest.raises(Exception, match="SLUICE_PARTITION is not a setting"):
         settings_of(as_container(broken["services"]["index"]), [])
 
@@ -69,16 +69,16 @@ def test_the_token_of_the_page_and_the_api_reaches_control_alone() -> None:
 def test_addresses_name_services_that_listen_there() -> None:
     settings = settings_of(as_container(SERVICES["index"]), [])
     redpanda = " ".join(SERVICES["redpanda"]["command"])
-    assert settings.bootstrap == "redpanda:9092"
+    assert settings.kafka_bootstrap == "redpanda:9092"
     assert "--kafka-addr=internal://0.0.0.0:9092" in redpanda
     assert "--advertise-kafka-addr=internal://redpanda:9092" in redpanda
-    assert settings.schema_registry == "http://redpanda:8081"
+    assert settings.kafka_schema_registry == "http://redpanda:8081"
     assert "--schema-registry-addr=0.0.0.0:8081" in redpanda
     postgres = SERVICES["postgres"]["environment"]
     user, password, base = postgres["POSTGRES_USER"], postgres["POSTGRES_PASSWORD"], postgres["POSTGRES_DB"]
     assert settings.database == f"postgresql://{user}:{password}@postgres:5432/{base}"
-    assert config("console.yml")["kafka"]["brokers"] == [settings.bootstrap]
-    assert config("console.yml")["schemaRegistry"]["urls"] == [settings.schema_registry]
+    assert config("console.yml")["kafka"]["brokers"] == [settings.kafka_bootstrap]
+    assert config("console.yml")["schemaRegistry"]["urls"] == [settings.kafka_schema_registry]
 
 
 def test_console_clones_the_pages_of_the_topics() -> None:

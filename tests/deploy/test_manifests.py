@@ -94,7 +94,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
         lambda d: settings(d).update(SLUICE_RELAY="https://relay.example"),
         "SLUICE_RELAY is not a setting",
     ),
-    "setting that is no number": (lambda d: settings(d).update(SLUICE_PARTITIONS="many"), "SLUICE_PARTITIONS:"),
+    "setting that is no number": (
+        lambda d: settings(d).update(SLUICE_KAFKA_PARTITIONS="many"),
+        "SLUICE_KAFKA_PARTITIONS:",
+    ),
     "missing setting": (lambda d: settings(d).pop("SLUICE_RELAYS"), "SLUICE_RELAYS is not set"),
     "listening on loopback": (lambda d: settings(d).pop("SLUICE_HTTP_HOST"), "where no probe reaches it"),
     "another port": (lambda d: settings(d).update(SLUICE_HTTP_PORT="9999"), "listens on 9999"),
@@ -231,7 +234,7 @@ def test_scaling_follows_the_groups_of_the_code(tmp_path: Path) -> None:
     documents = render(with_components(copy(tmp_path), "production", ["keda"]))
     scaled = [doc["spec"] for doc in documents if doc["kind"] == "ScaledObject"]
     assert len(scaled) == 2
-    partitions = int(settings(documents)["SLUICE_PARTITIONS"])
+    partitions = int(settings(documents)["SLUICE_KAFKA_PARTITIONS"])
     for one in scaled:
         group = one["scaleTargetRef"]["name"].removeprefix("sluice-")
         assert "replicas" not in spec(documents, "Deployment", f"sluice-{group}"), "two would own the count"

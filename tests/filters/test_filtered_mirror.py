@@ -19,7 +19,7 @@ def test_a_filter_is_set_while_the_mirror_runs_and_lifted_again(
 ) -> None:
     """N9: running processes follow within seconds, nothing outside is written meanwhile, and afterwards every row is there."""
     simulation = simulator(seed=9, repos=20, records_per_repo=15, labelers=0, inactive_share=0.0, writer_rate=10)
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix())
+    one: Mirror = mirror(simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix())
 
     def sluice(*arguments: str) -> dict[str, Any]:
         done = one.cli("filters", *arguments, "--json")

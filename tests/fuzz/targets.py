@@ -34,7 +34,6 @@ from protocol.did_document import IdentityRejected
 from protocol.encoding.bounded_json import BadJson, decode
 from protocol.encoding.cbor_scan import ScanError, nested_deeper, scan_all
 from protocol.encoding.record_json import body_cid, record_body
-from protocol.enforcement import Enforcement
 from protocol.event_stream import MAX_ITEMS, Labels, position, sequence
 from protocol.handle import from_txt, from_well_known, joined, judge
 from protocol.labels import label_signed
@@ -53,7 +52,7 @@ DATA = b"\x01\x71\x12\x20" + bytes(32)
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 KEY = "did:key:zQ3shjTRLwwtBVSa4LdW5bBoeWCSdVTBU5DSTaoWQ6vL5yZ8E"
 NOW = 1 << 53
-SETTINGS = Settings(verify_signature=Enforcement.OFF)
+SETTINGS = Settings()
 MOST_TEXT = 2500
 
 

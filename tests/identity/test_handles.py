@@ -67,7 +67,7 @@ def run(body: Callable[[Names, Settings], Awaitable[None]], **changes: Any) -> N
         names = Names()
         server = await names.listen("127.0.0.1", 0)
         try:
-            await body(names, Settings(dns=server, **{"allow_private_hosts": True, **changes}))
+            await body(names, Settings(handle_dns=server, **{"allow_private_hosts": True, **changes}))
         finally:
             names.close()
 
@@ -109,7 +109,7 @@ def test_dns_that_fails_is_silence() -> None:
         assert names.faults.counts["dns_servfail"] > 0
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
             nobody.bind(("127.0.0.1", 0))
-            nowhere = settings.model_copy(update={"dns": f"127.0.0.1:{nobody.getsockname()[1]}"})
+            nowhere = settings.replaced(handle_dns=f"127.0.0.1:{nobody.getsockname()[1]}")
             started = time.monotonic()
             assert (await ask(nowhere, "a.example.com")).answer is Answer.SILENT
             assert time.monotonic() - started < 60  # DNS for the record and for the host: five seconds each
@@ -214,8 +214,8 @@ def test_a_web_host_names_the_did_where_dns_does_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["nonsense", "192.0.2.53:dns", "2001:db8::1", "192.0.2.53:"])
 def test_a_dns_server_that_is_none_is_one_line(value: str) -> None:
-    with pytest.raises(SettingsError, match=r"SLUICE_DNS: .*write it as"):
-        load(dns=value)
+    with pytest.raises(SettingsError, match=r"SLUICE_HANDLE_DNS: .*write it as"):
+        load(handle_dns=value)
 
 
 # --- the table
@@ -228,7 +228,7 @@ class Checks:
         given: dict[str, Any] = {
             "database": database,
             "plc": simulation.plc,
-            "dns": simulation.dns,
+            "handle_dns": simulation.dns,
             "allow_private_hosts": True,
             "identity_cache_seconds": 0.01,
             "handle_checks_per_second": 500.0,

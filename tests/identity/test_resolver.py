@@ -63,7 +63,7 @@ def run(database: str, body: Callable[[Directory, Callable[..., Resolver]], Awai
         async with open_session(base) as session:
 
             def resolver(**changes: Any) -> Resolver:
-                made.append(Resolver(base.model_copy(update=changes), session))
+                made.append(Resolver(base.replaced(**changes), session))
                 return made[-1]
 
             try:

@@ -75,13 +75,13 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedded
 def reached(secured: Any, **other: Any) -> Settings:
     server, pem = secured
     given: dict[str, Any] = {
-        "bootstrap": server.secured_bootstrap,
-        "broker_protocol": "sasl_ssl",
-        "broker_username": USER,
-        "broker_password": PASSWORD,
-        "broker_ca": str(pem),
-        "partitions": 2,
-        "replication": 1,
+        "kafka_bootstrap": server.secured_bootstrap,
+        "kafka_protocol": "sasl_ssl",
+        "kafka_username": USER,
+        "kafka_password": PASSWORD,
+        "kafka_ca": str(pem),
+        "kafka_partitions": 2,
+        "kafka_replication": 1,
     }
     return load(**{**given, **other})
 
@@ -89,7 +89,9 @@ def reached(secured: Any, **other: Any) -> Settings:
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN"])
 def test_every_client_authenticates(secured: Any, database: str, mechanism: str) -> None:
     """Admin, producer, group consumer, readers of positions, back-pressure and replay: all get in."""
-    settings = reached(secured, broker_mechanism=mechanism, topic_prefix=f"{mechanism.lower()}-", database=database)
+    settings = reached(
+        secured, kafka_mechanism=mechanism, kafka_topic_prefix=f"{mechanism.lower()}-", database=database
+    )
     assert cluster_id(settings)
     assert topics.apply(settings)
     assert topics.diff(settings) == []
@@ -110,7 +112,7 @@ def test_every_client_authenticates(secured: Any, database: str, mechanism: str)
     spans = {part: span for (_, part), span in watermarks(settings, ["repo_backfill"]).items() if span[1]}
     assert sum(len(batch) for batch in replay.read(settings, "repo_backfill", spans, 10)) == 1
     LogProducer(settings).send([Out("repo_backfill", did, b"{}")] * 2)
-    watch = HighWater(settings.model_copy(update={"high_water_messages": 1}), "repo_backfill", "backfill")
+    watch = HighWater(settings.replaced(kafka_high_water_messages=1), "repo_backfill", "backfill")
     watch.start()
     deadline = time.monotonic() + 60
     while not (why := watch.paused):
@@ -123,10 +125,10 @@ def test_every_client_authenticates(secured: Any, database: str, mechanism: str)
 @pytest.mark.parametrize(
     ("wrong", "said", "seconds"),
     [
-        ({"broker_password": "guessed-secret"}, "SLUICE_BROKER_PASSWORD", 60),
-        ({"broker_ca": ""}, "SLUICE_BROKER_CA", 60),
+        ({"kafka_password": "guessed-secret"}, "SLUICE_KAFKA_PASSWORD", 60),
+        ({"kafka_ca": ""}, "SLUICE_KAFKA_CA", 60),
         # no error tells this one from a broker that is away
-        ({"broker_protocol": "ssl", "broker_username": None, "broker_password": None}, "SLUICE_BOOTSTRAP", 6),
+        ({"kafka_protocol": "ssl", "kafka_username": None, "kafka_password": None}, "SLUICE_KAFKA_BOOTSTRAP", 6),
     ],
 )
 def test_who_is_not_let_in_is_told_why(secured: Any, wrong: dict[str, Any], said: str, seconds: float) -> None:
@@ -141,12 +143,12 @@ def test_a_process_ends_with_one_line_and_without_the_password(secured: Any, dat
     server, pem = secured
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")},
-        "SLUICE_BOOTSTRAP": server.secured_bootstrap,
+        "SLUICE_KAFKA_BOOTSTRAP": server.secured_bootstrap,
         "SLUICE_DATABASE": database,
-        "SLUICE_BROKER_PROTOCOL": "sasl_ssl",
-        "SLUICE_BROKER_USERNAME": USER,
-        "SLUICE_BROKER_PASSWORD": "guessed-secret",
-        "SLUICE_BROKER_CA": str(pem),
+        "SLUICE_KAFKA_PROTOCOL": "sasl_ssl",
+        "SLUICE_KAFKA_USERNAME": USER,
+        "SLUICE_KAFKA_PASSWORD": "guessed-secret",
+        "SLUICE_KAFKA_CA": str(pem),
     }
     done = subprocess.run(
         [sys.executable, "-m", "cli", "run", "index"],
@@ -158,7 +160,7 @@ def test_a_process_ends_with_one_line_and_without_the_password(secured: Any, dat
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert "SLUICE_BROKER_PASSWORD" in done.stderr.strip().splitlines()[-1]
+    assert "SLUICE_KAFKA_PASSWORD" in done.stderr.strip().splitlines()[-1]
     assert "guessed-secret" not in done.stderr + done.stdout
 
 
@@ -166,7 +168,7 @@ def test_the_password_is_shown_nowhere(secured: Any) -> None:
     settings = reached(secured)
     assert PASSWORD not in page(settings)
     assert PASSWORD not in repr(settings)
-    assert "SLUICE_BROKER_PASSWORD = ***" in page(settings)
+    assert "SLUICE_KAFKA_PASSWORD = ***" in page(settings)
     assert PASSWORD in json.dumps(
         settings.model_dump(mode="json")
     )  # children of `up` are given it in their environment
@@ -175,14 +177,14 @@ def test_the_password_is_shown_nowhere(secured: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"broker_protocol": "sasl_ssl", "broker_username": "x"}, "SLUICE_BROKER_PASSWORD is not set"),
-        ({"broker_protocol": "sasl_ssl", "broker_password": "x"}, "SLUICE_BROKER_USERNAME is not set"),
-        ({"broker_username": "x", "broker_password": "hidden"}, "SLUICE_BROKER_PROTOCOL is plaintext"),
-        ({"broker_ca": __file__}, "set it to ssl"),
-        ({"broker_protocol": "ssl", "broker_ca": "nowhere.pem"}, "nowhere.pem cannot be read"),
-        ({"broker_protocol": "ssl", "broker_key": __file__}, "go together"),
-        ({"broker_protocol": "tls"}, "SLUICE_BROKER_PROTOCOL"),
-        ({"broker_mechanism": "GSSAPI"}, "SLUICE_BROKER_MECHANISM"),
+        ({"kafka_protocol": "sasl_ssl", "kafka_username": "x"}, "SLUICE_KAFKA_PASSWORD is not set"),
+        ({"kafka_protocol": "sasl_ssl", "kafka_password": "x"}, "SLUICE_KAFKA_USERNAME is not set"),
+        ({"kafka_username": "x", "kafka_password": "hidden"}, "SLUICE_KAFKA_PROTOCOL is plaintext"),
+        ({"kafka_ca": __file__}, "set it to ssl"),
+        ({"kafka_protocol": "ssl", "kafka_ca": "nowhere.pem"}, "nowhere.pem cannot be read"),
+        ({"kafka_protocol": "ssl", "kafka_key": __file__}, "go together"),
+        ({"kafka_protocol": "tls"}, "SLUICE_KAFKA_PROTOCOL"),
+        ({"kafka_mechanism": "GSSAPI"}, "SLUICE_KAFKA_MECHANISM"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(given: dict[str, Any], said: str) -> None:

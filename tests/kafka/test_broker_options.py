@@ -12,7 +12,7 @@ from connectors.kafka import client as broker
 from connectors.kafka.log import admin
 from schemas.settings import Settings
 
-SETTINGS = Settings(bootstrap="127.0.0.1:1")
+SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
 
 
 def test_a_client_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

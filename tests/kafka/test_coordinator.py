@@ -27,7 +27,7 @@ SOON_SECONDS = 3.0
 def settings(log: str, coordinator: Coordinator) -> Settings:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, 1)
-    return Settings(bootstrap=coordinator.address, database="postgresql://nobody/none", topic_prefix=prefix)
+    return Settings(kafka_bootstrap=coordinator.address, database="postgresql://nobody/none", kafka_topic_prefix=prefix)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_one_commit_at_a_time_carries_the_newest_positions(monkeypatch: pytest.M
 
 def test_a_producer_that_failed_is_made_anew(log: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """H1: after a fatal error a producer takes nothing any more."""
-    producer = LogProducer(settings.model_copy(update={"bootstrap": log}))
+    producer = LogProducer(settings.replaced(kafka_bootstrap=log))
     producer.send([Out(TOPIC, "did:plc:one", b"x")])
     broken = producer._producers["zstd"]
     assert isinstance(broken, Producer)

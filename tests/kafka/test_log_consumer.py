@@ -17,7 +17,7 @@ def test_a_partition_that_was_paused_when_it_went_away_is_read_when_it_comes_bac
     """G6, B8: a worker without room pauses; the partition went to another worker and came back, still paused (chaos, seed 25)."""
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, 2)
-    settings = load(bootstrap=log, database="postgresql://nobody/none", topic_prefix=prefix)
+    settings = load(kafka_bootstrap=log, database="postgresql://nobody/none", kafka_topic_prefix=prefix)
     mine, other = GroupConsumer(settings, "backfill", [TOPIC]), GroupConsumer(settings, "backfill", [TOPIC])
 
     def until(what: Callable[[], bool], *members: GroupConsumer) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-ASK = "import sys; from connectors.kafka.log import cluster_id; from schemas.settings import load; print(cluster_id(load(bootstrap=sys.argv[1])))"
+ASK = "import sys; from connectors.kafka.log import cluster_id; from schemas.settings import load; print(cluster_id(load(kafka_bootstrap=sys.argv[1])))"
 METADATA, API_VERSIONS = 3, 18
 UNSUPPORTED_VERSION = 35
 

@@ -62,7 +62,7 @@ def test_every_field_that_the_codec_writes_is_in_the_schema() -> None:
 
 def test_registers_every_topic_under_its_full_name(schema_registry: tuple[str, Posted]) -> None:
     url, posted = schema_registry
-    settings = load(schema_registry=url + "/", topic_prefix="mine-")
+    settings = load(kafka_schema_registry=url + "/", kafka_topic_prefix="mine-")
     ids = registry.register(settings)
     assert ids["mine-label_live-value"] > 0
     assert [path for path, _ in posted] == [f"/subjects/mine-{topic}-value/versions" for topic in registry.schemas()]
@@ -73,12 +73,12 @@ def test_registers_every_topic_under_its_full_name(schema_registry: tuple[str, P
 def test_a_refusal_names_the_subject(schema_registry: tuple[str, Posted]) -> None:
     url, _ = schema_registry
     with pytest.raises(registry.RegistryUnavailable, match="refused-repo_backfill-value was refused: 422"):
-        registry.register(load(schema_registry=url, topic_prefix="refused-"))
+        registry.register(load(kafka_schema_registry=url, kafka_topic_prefix="refused-"))
 
 
 def test_no_registry_is_one_line() -> None:
     with pytest.raises(registry.RegistryUnavailable, match="does not answer as a schema registry"):
-        registry.register(load(schema_registry="http://127.0.0.1:1"))
+        registry.register(load(kafka_schema_registry="http://127.0.0.1:1"))
 
 
 def test_topics_apply_registers_them(schema_registry: tuple[str, Posted], log_scope: LogScope) -> None:
@@ -91,7 +91,7 @@ def test_topics_apply_registers_them(schema_registry: tuple[str, Posted], log_sc
     def applied(registry_url: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "cli", "topics", "apply"],
-            env=environment | {"SLUICE_SCHEMA_REGISTRY": registry_url},
+            env=environment | {"SLUICE_KAFKA_SCHEMA_REGISTRY": registry_url},
             capture_output=True,
             text=True,
             timeout=120,
@@ -101,7 +101,7 @@ def test_topics_apply_registers_them(schema_registry: tuple[str, Posted], log_sc
     log_scope.created += [f"{log_scope.prefix}{topic}" for topic in registry.schemas()]
     unanswered = applied("http://127.0.0.1:1")
     assert unanswered.returncode == 2
-    assert unanswered.stderr.startswith("sluice: SLUICE_SCHEMA_REGISTRY: ")
+    assert unanswered.stderr.startswith("sluice: SLUICE_KAFKA_SCHEMA_REGISTRY: ")
     assert unanswered.stderr.count("\n") == 1
     again = applied(url)
     assert again.returncode == 0, again.stderr

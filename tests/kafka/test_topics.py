@@ -15,7 +15,12 @@ from tests.support.flow_process import wait_until
 @pytest.fixture
 def settings(log_scope: LogScope) -> Iterator[Settings]:
     """Settings of a prefix of this test's own; its topics go with it."""
-    chosen = load(bootstrap=log_scope.bootstrap, topic_prefix=log_scope.prefix, partitions=2, replication=1)
+    chosen = load(
+        kafka_bootstrap=log_scope.bootstrap,
+        kafka_topic_prefix=log_scope.prefix,
+        kafka_partitions=2,
+        kafka_replication=1,
+    )
     yield chosen
     known = log_scope.admin.list_topics(timeout=60).topics
     log_scope.created += [topic.name for topic in topics.declared(chosen) if topic.name in known]
@@ -29,7 +34,7 @@ def alter(scope: LogScope, topic: str, key: str, value: str) -> None:
 
 
 def test_declares_six_topics_of_equal_partitions() -> None:
-    declared = topics.declared(load(partitions=32, replication=3))
+    declared = topics.declared(load(kafka_partitions=32, kafka_replication=3))
     assert {topic.name for topic in declared} == {
         "repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter",
     }  # fmt: skip
@@ -40,7 +45,7 @@ def test_declares_six_topics_of_equal_partitions() -> None:
 
 
 def test_one_replica_does_not_ask_for_two_in_sync() -> None:
-    assert {topic.config["min.insync.replicas"] for topic in topics.declared(load(replication=1))} == {"1"}
+    assert {topic.config["min.insync.replicas"] for topic in topics.declared(load(kafka_replication=1))} == {"1"}
 
 
 def test_applies_what_is_missing_and_then_finds_no_difference(settings: Settings) -> None:
@@ -62,8 +67,10 @@ def test_a_setting_that_drifted_is_put_back(settings: Settings, log_scope: LogSc
 def test_a_partition_count_is_never_changed_and_nothing_else_is_then(settings: Settings, log_scope: LogScope) -> None:
     topics.apply(settings)
     alter(log_scope, log_scope.name("label_live"), "retention.ms", "60000")
-    more = settings.model_copy(update={"partitions": 4})
-    with pytest.raises(OperatorError, match=r"SLUICE_PARTITIONS is 4, .* has 2 partitions, .*set SLUICE_PARTITIONS=2"):
+    more = settings.replaced(kafka_partitions=4)
+    with pytest.raises(
+        OperatorError, match=r"SLUICE_KAFKA_PARTITIONS is 4, .* has 2 partitions, .*set SLUICE_KAFKA_PARTITIONS=2"
+    ):
         topics.apply(more)
     known = log_scope.admin.list_topics(timeout=60).topics
     assert {len(known[topic.name].partitions) for topic in topics.declared(settings)} == {2}
@@ -77,5 +84,5 @@ def test_topics_that_are_not_ours_are_left_alone(settings: Settings, log_scope: 
 
 
 def test_more_replicas_than_brokers_names_the_setting(settings: Settings) -> None:
-    with pytest.raises(OperatorError, match="set SLUICE_REPLICATION"):
-        topics.apply(settings.model_copy(update={"replication": 3}))
+    with pytest.raises(OperatorError, match="set SLUICE_KAFKA_REPLICATION"):
+        topics.apply(settings.replaced(kafka_replication=3))

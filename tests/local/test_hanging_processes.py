@@ -113,7 +113,7 @@ def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
 def test_a_flow_that_hangs_in_c_is_started_again_and_says_where(run: Run, settings: Settings, tmp_path: Path) -> None:
     """H1: unnoticed for 15 minutes, with /healthz 200; now 503, exit 71, restart, and the cause in `up`."""
     flag = tmp_path / "hang"
-    watched = settings.model_copy(update={"watchdog_seconds": 3.0})
+    watched = settings.replaced(watchdog_seconds=3.0)
     child = run.start("index", watched, HANG.format(flag=str(flag)))
     run.until(lambda: run.health("index")[0] == 200, START_SECONDS)
     first = child.pid
@@ -134,7 +134,7 @@ def test_a_flow_that_hangs_in_c_is_started_again_and_says_where(run: Run, settin
 def test_a_flow_that_hangs_in_c_obeys_sigterm_within_its_grace(run: Run, settings: Settings, tmp_path: Path) -> None:
     """H1: it was killed after 60 s; now it ends itself, with its stacks in the log."""
     flag = tmp_path / "hang"
-    brief = settings.model_copy(update={"drain_seconds": 0.0})
+    brief = settings.replaced(drain_seconds=0.0)
     child = run.start(
         "index", brief, HANG.format(flag=str(flag)) + "import local.run\ncontrol.run.STOP_SECONDS = 2.0\n"
     )
@@ -179,7 +179,7 @@ def test_a_coordinator_that_stumbles_stops_no_flow(
 ) -> None:
     """H1: answers to OffsetCommit are swallowed, and index, backfill and control work on."""
     behind = settings.model_copy(
-        update={"bootstrap": coordinator.address, "plc": "http://127.0.0.1:1", "allow_private_hosts": True}
+        update={"kafka_bootstrap": coordinator.address, "plc": "http://127.0.0.1:1", "allow_private_hosts": True}
     )
     children = [run.start(kind, behind) for kind in ("index", "backfill", "control")]
     run.until(lambda: all(run.health(kind)[0] == 200 for kind in run.ports), START_SECONDS)

@@ -72,16 +72,16 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "another database": ({"SLUICE_DATABASE": "mysql://user:hush@x/y"}, "write it as postgresql://"),
     "a mistyped parameter": ({"SLUICE_DATABASE": "postgresql://x:hush@h/y?foo=1"}, "write it as postgresql://"),
     "words for a database": ({"SLUICE_DATABASE": "the usual one"}, "write it as postgresql://"),
-    "a URL for brokers": ({"SLUICE_BOOTSTRAP": "kafka://x:9092"}, "write it as HOST:PORT"),
+    "a URL for brokers": ({"SLUICE_KAFKA_BOOTSTRAP": "kafka://x:9092"}, "write it as HOST:PORT"),
     "a relay without scheme": ({"SLUICE_RELAYS": "relay.test"}, "write it as https://HOST"),
     "a labeler without scheme": ({"SLUICE_LABELERS": "labeler.test"}, "write it as https://HOST"),
     "a directory without scheme": ({"SLUICE_PLC": "plc.test"}, "write it as https://HOST"),
-    "a name for a DNS server": ({"SLUICE_DNS": "dns.test"}, "write it as 192.0.2.53"),
-    "a word for a number": ({"SLUICE_EPOCH_SECONDS": "often"}, "'often'"),
-    "too little": ({"SLUICE_MAX_ATTEMPTS": "0"}, "greater than"),
+    "a name for a DNS server": ({"SLUICE_HANDLE_DNS": "dns.test"}, "write it as 192.0.2.53"),
+    "a word for a number": ({"SLUICE_HISTORY_DAYS": "often"}, "'often'"),
+    "too little": ({"SLUICE_BACKFILL_MAX_ATTEMPTS": "0"}, "greater than"),
     "a word that is none": ({"SLUICE_LOG_FORMAT": "loud"}, "'loud'"),
     "a misspelt variable": ({"SLUICE_RELAY": "https://x"}, "did you mean SLUICE_RELAYS?"),
-    "a protocol without user": ({"SLUICE_BROKER_PROTOCOL": "sasl_ssl"}, "SLUICE_BROKER_USERNAME"),
+    "a protocol without user": ({"SLUICE_KAFKA_PROTOCOL": "sasl_ssl"}, "SLUICE_KAFKA_USERNAME"),
 }
 
 
@@ -151,7 +151,7 @@ def test_each_command_says_that_there_is_no_mirror(command: str, tmp_path: Path)
 
 @pytest.mark.parametrize("command", [name for name in LOCATED if not name.startswith(("topics", "doctor"))])
 def test_each_command_says_that_the_database_does_not_answer(command: str) -> None:
-    line = refused(command, SLUICE_DATABASE=NOWHERE, SLUICE_BOOTSTRAP="127.0.0.1:1")
+    line = refused(command, SLUICE_DATABASE=NOWHERE, SLUICE_KAFKA_BOOTSTRAP="127.0.0.1:1")
     assert "SLUICE_DATABASE: " in line
     assert "correct the URL" in line
 
@@ -161,7 +161,7 @@ OPTIONS = {
     "--labeler": ("labeler.test", "SLUICE_LABELERS"),
     "--plc": ("plc.test", "SLUICE_PLC"),
     "--database": ("mysql://user:hush@x/y", "SLUICE_DATABASE"),
-    "--bootstrap": ("kafka://x", "SLUICE_BOOTSTRAP"),
+    "--bootstrap": ("kafka://x", "SLUICE_KAFKA_BOOTSTRAP"),
     "--data-dir": ("/dev/null/data", "SLUICE_DATA_DIR"),
 }
 
@@ -196,7 +196,7 @@ def test_a_full_disk_is_found_before_anything_starts(monkeypatch: pytest.MonkeyP
     with pytest.raises(OperatorError, match=r"SLUICE_DATA_DIR: the disk of .* is full \(3 MB left") as refusal:
         check_embeddable(Settings(data_dir=tmp_path / "a" / "b"))
     assert "make room there, or choose another folder" in str(refusal.value)
-    check_embeddable(Settings(data_dir=tmp_path, bootstrap="x:1", database="postgresql://x"))
+    check_embeddable(Settings(data_dir=tmp_path, kafka_bootstrap="x:1", database="postgresql://x"))
 
 
 FULL = (

@@ -99,7 +99,7 @@ class SqlTables:
         settings = Settings(
             database=database,
             lease_seconds=LEASE,
-            max_attempts=Kernel().rules.max_attempts,
+            backfill_max_attempts=Kernel().rules.max_attempts,
             resyncs_per_repo_hour=HOURLY,
         )
         self.settings = settings

@@ -50,7 +50,7 @@ def odd(number: int, key: Key | None = None) -> Repo:
 
 @pytest.fixture
 def settings(database: str) -> Settings:
-    return load(database=database, bootstrap="unused:1", plc="http://127.0.0.1:9", allow_private_hosts=True)
+    return load(database=database, kafka_bootstrap="unused:1", plc="http://127.0.0.1:9", allow_private_hosts=True)
 
 
 def sql(settings: Settings, statement: str, *values: object) -> list[tuple]:

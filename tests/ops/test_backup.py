@@ -149,7 +149,7 @@ def test_nothing_is_claimed_until_the_index_has_read_the_log(
     task = wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")
     letter = wire.DeadLetter(topic="firehose_live", reason="bad_field", error="x", time="2026-01-01T00:00:00Z")
     LogProducer(settings).send([Out("dead_letter", DIDS[0], wire.encode(letter))])
-    producer: Any = Producer({"bootstrap.servers": settings.bootstrap})
+    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     producer.produce(settings.topic("firehose_live"), b"{}", DIDS[0], partition=1)
     assert producer.flush(60) == 0
     restored = Restored(settings, positions)

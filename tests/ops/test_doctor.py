@@ -38,11 +38,11 @@ def simulation() -> Iterator[Simulation]:
 def whole(log: str, database: str, simulation: Simulation) -> Settings:
     """Everything is there."""
     settings = Settings(
-        bootstrap=log,
+        kafka_bootstrap=log,
         database=database,
-        topic_prefix=f"t{secrets.token_hex(4)}-",
-        partitions=PARTITIONS,
-        replication=1,
+        kafka_topic_prefix=f"t{secrets.token_hex(4)}-",
+        kafka_partitions=PARTITIONS,
+        kafka_replication=1,
         relays=simulation.relays[:1],
         plc=simulation.plc,
         allow_private_hosts=True,
@@ -53,7 +53,7 @@ def whole(log: str, database: str, simulation: Simulation) -> Settings:
 
 def wrong(settings: Settings, **changed: Any) -> dict[str, Check]:
     """Checks that failed, by name; each has a remedy."""
-    found = {one.name: one for one in examine(settings.model_copy(update=changed)) if one.state is State.FAIL}
+    found = {one.name: one for one in examine(settings.replaced(**changed)) if one.state is State.FAIL}
     assert all(one.remedy for one in found.values())
     return found
 
@@ -79,7 +79,7 @@ def test_a_healthy_mirror_has_nothing_to_mend(whole: Settings) -> None:
 def test_each_part_that_is_away_is_named(whole: Settings) -> None:
     """And a part that is away does not hide the others."""
     assert set(wrong(whole, database="postgresql://nobody@127.0.0.1:1/none")) == {"database"}
-    assert set(wrong(whole, bootstrap="127.0.0.1:1")) == {"broker"}
+    assert set(wrong(whole, kafka_bootstrap="127.0.0.1:1")) == {"broker"}
     away = wrong(whole, relays=["http://127.0.0.1:1"], plc="http://127.0.0.1:1")
     assert set(away) == {"relay", "plc"}
     assert "SLUICE_RELAYS" in away["relay"].remedy
@@ -112,10 +112,10 @@ def test_topics_and_migrations_that_are_missing(whole: Settings, blank_database:
     found = wrong(whole, database=blank_database)
     assert set(found) == {"migrations"}
     assert "sluice migrate" in found["migrations"].remedy
-    found = wrong(whole, topic_prefix=whole.topic_prefix + "other-")
+    found = wrong(whole, kafka_topic_prefix=whole.kafka_topic_prefix + "other-")
     assert set(found) == {"topics"}
     assert "topics apply" in found["topics"].remedy
-    assert "SLUICE_PARTITIONS" in wrong(whole, partitions=3)["topics"].remedy
+    assert "SLUICE_KAFKA_PARTITIONS" in wrong(whole, kafka_partitions=3)["topics"].remedy
 
 
 def test_a_group_past_the_end_and_one_behind_the_start(whole: Settings) -> None:
@@ -131,7 +131,7 @@ def test_a_group_past_the_end_and_one_behind_the_start(whole: Settings) -> None:
         LogProducer(whole).send([Out("firehose_live", f"did:plc:{n}", b"{}") for n in range(60)])
         db.execute(add, (*values, 1))
         assert wrong(whole) == {}
-        client = AdminClient({"bootstrap.servers": whole.bootstrap, "log_level": 0})
+        client = AdminClient({"bootstrap.servers": whole.kafka_bootstrap, "log_level": 0})
         from confluent_kafka import TopicPartition
 
         gone = TopicPartition(whole.topic("firehose_live"), 0, 5)
@@ -145,7 +145,7 @@ def test_a_group_past_the_end_and_one_behind_the_start(whole: Settings) -> None:
 def test_a_message_of_the_future(whole: Settings) -> None:
     from confluent_kafka import Producer
 
-    producer = Producer({"bootstrap.servers": whole.bootstrap})
+    producer = Producer({"bootstrap.servers": whole.kafka_bootstrap})
     ahead = int((time.time() + 3600) * 1000)
     producer.produce(whole.topic("firehose_live"), b"{}", key=b"k", timestamp=ahead)
     assert producer.flush(60) == 0
@@ -169,11 +169,11 @@ def test_clocks_and_disks_have_limits() -> None:
 def test_the_command_says_it_with_its_exit_code(whole: Settings) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
     environment |= {
-        "SLUICE_BOOTSTRAP": whole.bootstrap,
+        "SLUICE_KAFKA_BOOTSTRAP": whole.kafka_bootstrap,
         "SLUICE_DATABASE": whole.database,
-        "SLUICE_TOPIC_PREFIX": whole.topic_prefix,
-        "SLUICE_PARTITIONS": str(PARTITIONS),
-        "SLUICE_REPLICATION": "1",
+        "SLUICE_KAFKA_TOPIC_PREFIX": whole.kafka_topic_prefix,
+        "SLUICE_KAFKA_PARTITIONS": str(PARTITIONS),
+        "SLUICE_KAFKA_REPLICATION": "1",
         "SLUICE_RELAYS": whole.relays[0],
         "SLUICE_PLC": whole.plc,
         "SLUICE_ALLOW_PRIVATE_HOSTS": "true",

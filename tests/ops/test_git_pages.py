@@ -110,7 +110,7 @@ def test_the_command_serves_the_pages_of_the_settings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli", "topics", "docs", "--serve", f"127.0.0.1:{port}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
     with subprocess.Popen(
-        command, env=environment | {"SLUICE_TOPIC_PREFIX": "mine-"}, stdout=subprocess.PIPE, text=True
+        command, env=environment | {"SLUICE_KAFKA_TOPIC_PREFIX": "mine-"}, stdout=subprocess.PIPE, text=True
     ) as child:
         try:
             assert child.stdout is not None

@@ -18,7 +18,7 @@ from protocol.enforcement import Enforcement
 from protocol.event_stream import Commit, Sync
 from protocol.mst.invert import Change, invert
 from protocol.syntax import tid_from_micros, tid_micros
-from protocol.verify_commit import ALL, FUTURE_MICROS, MAX_OPS, Checks, Refused, Verified, VerifyReason, signed, verify
+from protocol.verify_commit import FUTURE_MICROS, MAX_OPS, Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
 from tests.support.tiny_repo import DID, REV, Key, Repo, car, cid_of, sample, tree
 
@@ -50,9 +50,9 @@ def verified(it: Commit | Sync) -> Verified:
     return result
 
 
-def problem_of(it: Commit | Sync, checks: Checks = ALL) -> VerifyReason:
+def problem_of(it: Commit | Sync) -> VerifyReason:
     """Why the commit stands and its operations are unknown."""
-    result = verify(it, NOW, checks)
+    result = verify(it, NOW)
     assert isinstance(result, Verified), result
     assert (result.ops, result.problem is None) == (None, False)
     assert isinstance(message(result), wire.SyncEvent)
@@ -138,7 +138,7 @@ def test_an_op_on_a_leaf_that_cannot_be_checked_is_a_row_without_a_body_as_in_a_
 def test_a_record_above_the_limit_of_a_block_makes_us_fetch_the_repo() -> None:
     """G7: nothing of it is false, so it is no dead letter that leaves the repo behind."""
     assert problem_of(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}}))) is VerifyReason.BLOCKS_TOO_LARGE
-    lax = verify(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}})), NOW, Checks(limits=Enforcement.OFF))
+    lax = verify(event(Repo({"a.b.c/large": {"text": "x" * (3 << 20)}})), NOW, Enforcement.REPORT)
     assert isinstance(lax, Verified)
     assert message(lax).ops[0].reason == "missing_block", "the gate fetches the repo"
 
@@ -365,21 +365,19 @@ def test_the_protocol_s_limits() -> None:
     small = {cid_of(block): block for block in (b"\1" * 10_000,)}
     sync = Sync(7, DID, REV, TIME, car(repo.commit, {repo.commit: repo.blocks[repo.commit]} | small))
     assert problem_of(sync) is VerifyReason.SYNC_TOO_LARGE
-    counting = Checks(limits=Enforcement.COUNT)
-    result = verify(large, NOW, counting)
+    result = verify(large, NOW, Enforcement.REPORT)
     assert isinstance(result, Verified)
     assert (len(result.ops or []), result.counted) == (3, (VerifyReason.BLOCKS_TOO_LARGE,))
 
 
-@pytest.mark.parametrize("check", [Enforcement.COUNT, Enforcement.OFF])
-def test_a_loosened_check_lets_pass_and_says_so(check: Enforcement) -> None:
+def test_a_reported_failure_passes_and_is_named() -> None:
     before = sample(20)
     after, _ = following(before)
     _, commit = following(before, data_before=after.data)
-    result = verify(commit, NOW, Checks(inversion=check))
+    result = verify(commit, NOW, Enforcement.REPORT)
     assert isinstance(result, Verified)
     assert (len(result.ops or []), result.data_before) == (3, after.data)
-    assert result.counted == ((VerifyReason.WRONG_PREV_DATA,) if check is Enforcement.COUNT else ())
+    assert result.counted == (VerifyReason.WRONG_PREV_DATA,)
 
 
 @given(st.integers(0, 2000), st.binary(min_size=1, max_size=4))

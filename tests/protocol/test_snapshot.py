@@ -280,7 +280,7 @@ def test_control_characters_of_a_block_that_is_named_often_count_as_json_writes_
             if leaves > 1:
                 assert sum(map(len, creates(snapshot, Attempt(DID, 1, "t"), 1 << 24))) < limit
         else:
-            with pytest.raises(SnapshotRejected, match="SLUICE_SNAPSHOT_MAX_BYTES"):
+            with pytest.raises(SnapshotRejected, match="SLUICE_BACKFILL_MAX_CAR_BYTES"):
                 list(steps)
 
 

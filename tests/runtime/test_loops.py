@@ -240,7 +240,11 @@ def test_a_handle_that_never_resolves(standing: Standing) -> None:
     settings, now, checks = Settings(), 0.0, 0
     while now < 24 * 3600:
         now += next_check(
-            standing, checks, "did:plc:a", recheck=settings.handle_recheck_seconds, retry=settings.handle_retry_seconds
+            standing,
+            checks,
+            "did:plc:a",
+            recheck=settings.handle_recheck_seconds,
+            retry=settings.tuning.handle_retry_seconds,
         )
         checks += 1
     assert checks <= 12

@@ -26,9 +26,9 @@ class FlowBed:
         self.bootstrap = log_scope.bootstrap
         self.prefix = log_scope.prefix
         self.base: dict[str, Any] = {
-            "bootstrap": self.bootstrap,
+            "kafka_bootstrap": self.bootstrap,
             "database": database,
-            "topic_prefix": self.prefix,
+            "kafka_topic_prefix": self.prefix,
             "allow_private_hosts": True,
             "epoch_seconds": 0.2,
         }

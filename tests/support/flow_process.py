@@ -18,7 +18,7 @@ import psutil
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from schemas.settings import Settings
+from schemas.settings import Settings, variables
 from tests.support import ROOT
 
 PER_REPO = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
@@ -37,7 +37,7 @@ stop_on_signals()
 health = Health(name)
 print(serve_health(health, "127.0.0.1", 0), flush=True)
 flow = dataflow(name.replace("_", "-"), settings, health)
-cli_main(flow, epoch_interval=timedelta(seconds=settings.epoch_seconds))
+cli_main(flow, epoch_interval=timedelta(seconds=settings.tuning.epoch_seconds))
 """
 
 
@@ -46,9 +46,7 @@ class FlowProcess:
 
     def __init__(self, name: str, settings: Settings, log_file: Path) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
-        given = json.loads(settings.model_dump_json(include=settings.model_fields_set))
-        for key, value in given.items():
-            environment["SLUICE_" + key.upper()] = ",".join(value) if isinstance(value, list) else str(value)
+        environment |= variables(settings)
         self.log_file = log_file
         with log_file.open("ab") as errors:
             command = [sys.executable, "-c", _RUN, name]

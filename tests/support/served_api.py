@@ -71,11 +71,16 @@ def api_with(log: str, database: str) -> Iterator[Callable[..., Api]]:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, PARTITIONS)
     with psycopg.connect(database, autocommit=True) as db:
-        base = {"bootstrap": log, "database": database, "topic_prefix": prefix, "partitions": PARTITIONS}
+        base = {
+            "kafka_bootstrap": log,
+            "database": database,
+            "kafka_topic_prefix": prefix,
+            "kafka_partitions": PARTITIONS,
+        }
         served: list[Api] = []
 
         def serve(**more: Any) -> Api:
-            served.append(Api(Settings(**base | {"replication": 1} | more), db))
+            served.append(Api(Settings(**base | {"kafka_replication": 1} | more), db))
             return served[-1]
 
         yield serve

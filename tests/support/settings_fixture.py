@@ -18,8 +18,8 @@ def settings_of(log_scope: LogScope) -> Callable[..., Settings]:
     """Two partitions, no replicas, and what is given; the topics go with the test."""
 
     def make(**more: Any) -> Settings:
-        given: dict[str, Any] = {"bootstrap": log_scope.bootstrap, "topic_prefix": log_scope.prefix}
-        chosen = load(**given, partitions=2, replication=1, **more)
+        given: dict[str, Any] = {"kafka_bootstrap": log_scope.bootstrap, "kafka_topic_prefix": log_scope.prefix}
+        chosen = load(**given, kafka_partitions=2, kafka_replication=1, **more)
         topics.apply(chosen)
         log_scope.created += [topic.name for topic in topics.declared(chosen)]
         return chosen

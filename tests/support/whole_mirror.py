@@ -25,6 +25,7 @@ import pytest
 from control.process_status import Process as Listed
 from control.process_status import Registry, Sighting, look, look_at_all, registered
 from local.embedded.guarded_process import free_port
+from schemas.settings import Settings, variables
 from tests.support import ROOT
 from tests.support.mirror_truth import difference
 from tests.support.simulation import Simulation
@@ -34,8 +35,8 @@ MARK = "MIRROR_OF_TEST"  # in the environment of every process of a mirror, so t
 # Times of a test, not of production: everything that production does within minutes happens within seconds.
 SHORT = {
     "allow_private_hosts": True,
-    "partitions": 8,
-    "replication": 1,
+    "kafka_partitions": 8,
+    "kafka_replication": 1,
     "log_format": "json",
     "epoch_seconds": 0.2,
     "transport_session_seconds": 6.0,
@@ -61,7 +62,7 @@ SHORT = {
     "handle_checks_per_second": 200.0,
     "identity_cache_seconds": 60.0,
     "backfill_concurrency": 20,
-    "host_concurrency": 20,
+    "pds_concurrency": 20,
 }
 
 
@@ -76,7 +77,7 @@ class Mirror:
         given: dict[str, Any] = {**SHORT, "data_dir": self.data_dir}
         if simulation is not None:
             given |= {"relays": simulation.relays, "labelers": simulation.labelers, "plc": simulation.plc}
-            given["dns"] = simulation.dns
+            given["handle_dns"] = simulation.dns
         self.settings = given | settings
         self.leader: subprocess.Popen[bytes] | None = None
         self.single: list[SingleProcess] = []
@@ -86,8 +87,7 @@ class Mirror:
     def environment(self, **settings: Any) -> dict[str, str]:
         """Environment of a process of this mirror."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("SLUICE_") or k == "SLUICE_CACHE_DIR"}
-        values = {f"SLUICE_{name.upper()}": _spell(value) for name, value in (self.settings | settings).items()}
-        return kept | values | {MARK: self.mark, "COLUMNS": "200"}
+        return kept | variables(Settings(**self.settings | settings)) | {MARK: self.mark, "COLUMNS": "200"}
 
     def up(self, *arguments: str, **settings: Any) -> None:
         """`sluice up` with these arguments, in a session of its own. Its output goes to up.out and up.err."""
@@ -322,13 +322,9 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: Callable[[], st
         time.sleep(0.1)
 
 
-def _spell(value: Any) -> str:
-    return ",".join(value) if isinstance(value, list) else str(value)
-
-
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[Callable[..., Mirror]]:
-    """Factory: `mirror(simulation, bootstrap=…, database=…, **settings) -> Mirror`; ended with the test.
+    """Factory: `mirror(simulation, kafka_bootstrap=…, database=…, **settings) -> Mirror`; ended with the test.
 
     Ask for it after `simulator`, `log` and `database`: pytest ends fixtures in reverse, and these have to outlive it.
     """

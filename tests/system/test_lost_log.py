@@ -21,7 +21,9 @@ def test_a_new_log_goes_on_where_the_tables_stand(
     slow = {"pds_slow": {"seconds": 0.4}}  # so that repos are left to fetch, however fast the machine
     simulation = simulator(seed=83, repos=250, records_per_repo=12, labels=80, churn=0.02, faults=slow, writer_rate=40)
     name = prefix()
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=name, backfill_concurrency=6)
+    one: Mirror = mirror(
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=name, backfill_concurrency=6
+    )
     for kind in ("control", "backfill", "firehose", "labels", "list-repos"):
         one.run(kind)
     index = one.run("index")
@@ -34,7 +36,7 @@ def test_a_new_log_goes_on_where_the_tables_stand(
     print(f"lost while {before}, {one.query(produced)[0][0]} outcomes in the lost log")
 
     simulation.set_faults(clear=True)
-    two: Mirror = mirror(simulation, bootstrap=private_log.bootstrap, database=database, topic_prefix=name)
+    two: Mirror = mirror(simulation, kafka_bootstrap=private_log.bootstrap, database=database, kafka_topic_prefix=name)
     for labeler in simulation.labelers:
         reset = two.cli("cursors", "reset", "labels", labeler, "--yes")
         assert reset.returncode == 0, reset.stderr

@@ -93,7 +93,9 @@ def test_no_process_grows_while_everything_hostile_is_sent(
     rng = random.Random(43)
     for n, did in enumerate(attackers[:5]):  # their snapshots carry it as well
         repeated(network, did, 10_000, n)
-    one: Mirror = mirror(network, bootstrap=log, database=database, topic_prefix=prefix(), list_relist_seconds=30.0)
+    one: Mirror = mirror(
+        network, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), list_relist_seconds=30.0
+    )
     one.up()
     one.started()
     peaks, stillness = Peaks(one), Stillness()

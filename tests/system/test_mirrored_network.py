@@ -28,7 +28,7 @@ def test_hostile_records_keep_their_cid(simulator: Any, log: str, database: str,
 
     B10: what a first attempt fetched is indexed within a minute, while the stream goes on, and no transaction is long."""
     simulation = simulator(seed=5, repos=60, records_per_repo=20, hostile=True, labelers=0, writer_rate=20)
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix())
+    one: Mirror = mirror(simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix())
     one.up()
     wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 120, one.last_lines)
     time_written = simulation.summary()["steps"]
@@ -80,7 +80,7 @@ def test_odd_leaves_are_mirrored_live_and_from_snapshots_and_the_audit_proves_th
         (did, kind): simulation.op("odd_leaf", did=did, kind=kind)["paths"]
         for did, kind in zip(dids, REASONS, strict=False)
     }
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), appview=True)
+    one: Mirror = mirror(simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), appview=True)
     one.up()
     wait_for(lambda: one.alive() and one.phases() == {"sync": 20}, 120, one.last_lines)
     live = dict(zip(dids[10:], REASONS, strict=False))
@@ -121,9 +121,9 @@ def test_what_is_written_before_the_firehose_connects_is_found(
     simulation = simulator(seed=6, repos=40, records_per_repo=5, labelers=0, inactive_share=0.0)
     one: Mirror = mirror(
         simulation,
-        bootstrap=log,
+        kafka_bootstrap=log,
         database=database,
-        topic_prefix=prefix(),
+        kafka_topic_prefix=prefix(),
         list_page_size=5,  # only the last page of a finished listing is read again and again
         list_relist_seconds=3600.0,
     )

@@ -20,7 +20,9 @@ def test_a_mirror_on_an_older_postgres(simulator: Any, log: str, mirror: Any, ma
     with database_server(major) as server, fresh_database(server) as database:
         with psycopg.connect(database) as db:
             assert db.info.server_version // 10_000 == int(major)
-        one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), appview=True)
+        one: Mirror = mirror(
+            simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), appview=True
+        )
         one.up()
         wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 120, one.last_lines)
         one.quiesce()

@@ -70,7 +70,7 @@ def test_proofs(simulator: Any, log: str, database: str, blank_database: str, mi
     simulation = simulator(
         seed=31, repos=150, records_per_repo=20, labels=60, churn=0.08, faults=FAULTS, writer_rate=60
     )
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix())
+    one: Mirror = mirror(simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix())
     one.up()
     one.started()
     wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 110, 120, one.last_lines)

@@ -26,9 +26,9 @@ def test_a_job_outlives_its_quota_and_a_restart_of_everything(
     )
     one: Mirror = mirror(
         simulation,
-        bootstrap=log,
+        kafka_bootstrap=log,
         database=database,
-        topic_prefix=prefix(),
+        kafka_topic_prefix=prefix(),
         list_page_size=PAGE,
         list_relist_seconds=600.0,
         list_recheck_seconds=600.0,

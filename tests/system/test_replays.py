@@ -34,7 +34,7 @@ def test_replays_change_nothing(simulator: Any, log: str, database: str, mirror:
         seed=22, repos=200, records_per_repo=20, labels=100, churn=0.05, faults=FAULTS, writer_rate=60
     )
     name = prefix()
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=name)
+    one: Mirror = mirror(simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=name)
     one.up()
     one.started()
     wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 150, 120, one.last_lines)

@@ -51,7 +51,9 @@ def test_a_dump_and_the_log_are_the_mirror(
     simulation = simulator(seed=71, repos=250, records_per_repo=10, labels=60, churn=0.03, writer_rate=40)
     simulation.set_faults(pds_slow={"p": 0.3, "seconds": 1})  # so that it is dumped in the middle, however late we look
     name = prefix()
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=name, backfill_concurrency=3)
+    one: Mirror = mirror(
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=name, backfill_concurrency=3
+    )
     for kind in KINDS:
         one.run(kind)
     wait_for(lambda: one.phases().get("sync", 0) > 40, 90, one.last_lines)
@@ -66,7 +68,7 @@ def test_a_dump_and_the_log_are_the_mirror(
 
     with fresh_database(postgres) as restored:
         new = prefix() if fate == "lost" else name
-        two: Mirror = mirror(simulation, bootstrap=log, database=restored, topic_prefix=new)
+        two: Mirror = mirror(simulation, kafka_bootstrap=log, database=restored, kafka_topic_prefix=new)
         said = two.cli("restore", str(file), "--database", restored)
         assert said.returncode == 0, said.stderr
         begun = two.phases()

@@ -96,7 +96,9 @@ class Prober:
 def test_live_events_arrive_while_a_backfill_runs(simulator: Any, log: str, database: str, mirror: Any) -> None:
     """A live event reaches its table within 5 s (p99) while the backfill runs at full speed."""
     simulation = simulator(seed=41, repos=800, records_per_repo=200, labelers=0, inactive_share=0.0)
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), list_relist_seconds=600.0)
+    one: Mirror = mirror(
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), list_relist_seconds=600.0
+    )
     one.up()
     one.started()
     wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 20, 120, one.last_lines)

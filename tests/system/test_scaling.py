@@ -24,9 +24,16 @@ STALL_SECONDS = 25.0  # of a partition with live events waiting, on a machine th
 @pytest.fixture
 def fleet(mirror: Any, simulator: Any, log: str, database: str, tmp_path: Path) -> Iterator[tuple[Mirror, Fleet, Pace]]:
     simulation = simulator(seed=51, repos=1500, records_per_repo=12, labels=50, churn=0.01, prebuild=True)
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), backfill_concurrency=4)
+    one: Mirror = mirror(
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), backfill_concurrency=4
+    )
     fleet = Fleet(one.environment(), tmp_path, grace_seconds=60.0)
-    settings = load(bootstrap=log, database=database, topic_prefix=one.settings["topic_prefix"], partitions=8)
+    settings = load(
+        kafka_bootstrap=log,
+        database=database,
+        kafka_topic_prefix=one.settings["kafka_topic_prefix"],
+        kafka_partitions=8,
+    )
     fleet.start("control").await_ready()  # it makes tables and topics, which the samples are taken of
     pace = Pace(settings).start()
     yield one, fleet, pace

@@ -23,7 +23,7 @@ def test_two_relays_that_disagree(simulator: Any, log: str, database: str, mirro
     network: Simulation = simulator(
         seed=19, repos=60, records_per_repo=5, relays=2, labelers=0, churn=0.05, inactive_share=0.0
     )
-    one: Mirror = mirror(network, bootstrap=log, database=database, topic_prefix=prefix())
+    one: Mirror = mirror(network, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix())
     one.up()
     wait_for(lambda: one.alive() and one.phases() == {"sync": 60}, 120, one.last_lines)
     listen(one, network)

@@ -18,7 +18,9 @@ def test_two_workers_share_the_work(simulator: Any, log: str, database: str, mir
     simulation = simulator(
         seed=31, repos=400, records_per_repo=25, churn=0.03, faults={"pds_500": 0.03, "drop": 0.003}, writer_rate=40
     )
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), backfill_concurrency=3)
+    one: Mirror = mirror(
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), backfill_concurrency=3
+    )
     simulation.set_faults(pds_slow={"seconds": 1})  # until all have begun: one that starts late finds work too
     one.up("--workers", "2")
     one.started()
@@ -51,7 +53,9 @@ def test_the_other_worker_takes_over(simulator: Any, log: str, database: str, mi
         faults={"pds_slow": {"seconds": 1}},  # 6 repos a second at most, until the kill
         writer_rate=30,
     )
-    one: Mirror = mirror(simulation, bootstrap=log, database=database, topic_prefix=prefix(), backfill_concurrency=3)
+    one: Mirror = mirror(
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), backfill_concurrency=3
+    )
     one.run("control")
     wait_for(lambda: one.single[0].look().ready, 90, one.last_lines)
     workers = {kind: [one.run(kind), one.run(kind)] for kind in ("index", "backfill")}
@@ -98,10 +102,10 @@ def test_two_backfill_workers_keep_to_one_budget(simulator: Any, log: str, datab
     )
     one: Mirror = mirror(
         simulation,
-        bootstrap=log,
+        kafka_bootstrap=log,
         database=database,
-        topic_prefix=prefix(),
-        host_requests=limit,
+        kafka_topic_prefix=prefix(),
+        pds_requests=limit,
         host_window_seconds=window,
         skip_after_failures=1000,
     )

@@ -58,7 +58,7 @@ def test_two_releases_side_by_side(simulator: Any, log: str, database: str, mirr
         "list_relist_seconds": 60.0,
     }  # an index that is slow here is no lost event
     one: Mirror = mirror(
-        simulation, bootstrap=log, database=database, topic_prefix=prefix(), backfill_concurrency=2, **calm
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), backfill_concurrency=2, **calm
     )
     old = {kind: one.run(kind) for kind in ("control", "index", "backfill", "firehose", "labels", "list-repos")}
     wait_for(lambda: works(old["index"]), 90, one.last_lines)

@@ -87,7 +87,7 @@ class World:
     revs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __post_init__(self) -> None:
-        self.settings = load(database=self.database, appview=self.appview, bootstrap="none:1")
+        self.settings = load(database=self.database, appview=self.appview, kafka_bootstrap="none:1")
         self.tables = IndexStore(self.settings, "test", AppView(self.settings))
         begin(self.settings)
 

@@ -152,7 +152,7 @@ def appview_settings(log: str, database: str) -> Settings:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, PARTITIONS)
     return load(
-        bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1,
+        kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1,
         index_batch_messages=40, appview=True,
     )  # fmt: skip
 

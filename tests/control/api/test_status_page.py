@@ -57,7 +57,7 @@ def fill(api: Api) -> None:
         "insert into sluice.cursor (flow, upstream, position) values ('firehose', 'https://relay.test', '42')"
     )
     jobs.start(api.db, JobSpec(source="dids", dids=DIDS[:3]), api.settings)
-    producer = Producer({"bootstrap.servers": api.settings.bootstrap})
+    producer = Producer({"bootstrap.servers": api.settings.kafka_bootstrap})
     for number in range(7):
         producer.produce(api.settings.topic("firehose_live"), b"{}", str(number), partition=0)
     assert producer.flush(60) == 0

@@ -42,7 +42,9 @@ def begin(store: RepoQueue, settings: Settings, dids: list[str], **more: Any) ->
 
 
 def queued(settings: Settings) -> Counter[str]:
-    found = [wire.decode_task(one.value()) for one in read_topic(settings.bootstrap, settings.topic("repo_backfill"))]
+    found = [
+        wire.decode_task(one.value()) for one in read_topic(settings.kafka_bootstrap, settings.topic("repo_backfill"))
+    ]
     return Counter(task.did for task in found)
 
 
@@ -126,7 +128,7 @@ def test_a_list_has_ten_batches_on_the_way_at_most(settings: Settings, store: Re
 
 
 def test_more_priority_comes_first(settings: Settings, store: RepoQueue) -> None:
-    steps = JobSteps(settings.model_copy(update={"queue_batch": 20}), store, LogProducer(settings))
+    steps = JobSteps(settings.replaced(queue_batch=20), store, LogProducer(settings))
     begin(store, settings, DIDS[:20], batch_size=20)
     begin(store, settings, DIDS[20:40], batch_size=20, priority=5)
     begin(store, settings, DIDS[40:], batch_size=20)

@@ -38,9 +38,9 @@ class World:
         self.folder = folder
         self.simulation = simulation
         given = {
-            "bootstrap": bootstrap,
+            "kafka_bootstrap": bootstrap,
             "database": database,
-            "topic_prefix": folder.name.replace("_", "-") + "-",
+            "kafka_topic_prefix": folder.name.replace("_", "-") + "-",
             "plc": simulation.plc,
             "allow_private_hosts": True,
             "transport_session_seconds": 6.0,
@@ -48,19 +48,17 @@ class World:
             "retry_first_seconds": 0.2,
             "retry_max_seconds": 1.0,
             "rate_limit_pause_seconds": 1.0,
-            "partitions": 4,
-            "replication": 1,
+            "kafka_partitions": 4,
+            "kafka_replication": 1,
         } | settings
         self.settings = Settings(**given)
         self.store = RepoQueue(self.settings)
         self.producer = LogProducer(self.settings)
         self.processes: list[FlowProcess] = []
-        create_topics(bootstrap, self.settings.topic_prefix)
+        create_topics(bootstrap, self.settings.kafka_topic_prefix)
 
     def start(self, **overrides: Any) -> FlowProcess:
-        settings = self.settings.model_copy(update=overrides)
-        # model_fields_set decides what reaches the process
-        settings.__pydantic_fields_set__.update(overrides)
+        settings = self.settings.replaced(**overrides)
         process = FlowProcess("backfill", settings, self.folder / f"backfill-{len(self.processes)}.log")
         self.processes.append(process)
         return process
@@ -101,7 +99,7 @@ class World:
     def attempts(self) -> dict[tuple[str, int], Attempted]:
         """(did, attempt) → what the log holds of it. Fails where a message follows its attempt's outcome."""
         found: dict[tuple[str, int], Attempted] = defaultdict(Attempted)
-        for message in read_topic(self.settings.bootstrap, self.settings.topic("firehose_backfill")):
+        for message in read_topic(self.settings.kafka_bootstrap, self.settings.topic("firehose_backfill")):
             event = wire.decode_backfill(message.value())
             assert message.key().decode() == event.did
             attempt = found[event.did, event.attempt]

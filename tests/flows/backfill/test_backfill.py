@@ -59,7 +59,7 @@ def test_a_fault_of_the_pds_is_named_and_then_outlived(simulator: Simulator, wor
     run = world(
         simulator(repos=12, records_per_repo=30, inactive_share=0.0),
         backfill_concurrency=20,
-        host_concurrency=20,
+        pds_concurrency=20,
         **TIMES.get(reason, {}),
     )
     truth = run.simulation.state()
@@ -101,7 +101,11 @@ def test_a_repo_fails_after_its_last_attempt_and_says_why(simulator: Simulator, 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
-    [("car_max_blocks", "too_many_blocks"), ("car_max_bytes", "too_large"), ("snapshot_max_bytes", "too_large")],
+    [
+        ("backfill_max_car_blocks", "too_many_blocks"),
+        ("backfill_max_car_bytes", "too_large"),
+        ("snapshot_max_bytes", "too_large"),
+    ],
 )
 def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_raised(
     simulator: Simulator, world: Make, setting: str, reason: str
@@ -111,12 +115,13 @@ def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_r
     truth = run.simulation.state()
     run.list_all(truth)
     # small repos that are spooled to disk as a large one is
-    process = run.start(**{setting: 10 if setting == "car_max_blocks" else 1024, "car_memory_bytes": 1000})
+    process = run.start(**{setting: 10 if setting == "backfill_max_car_blocks" else 1024, "car_memory_bytes": 1000})
     run.run_to_end(3)
     for row in run.rows().values():
         assert (row["phase"], row["retry_count"], row["attempt"]) == ("failed", 1, 1)
         assert row["last_error"].startswith(f"{reason}: ")
-        assert f"SLUICE_{setting.upper()}" in row["last_error"]
+        named = setting.replace("snapshot_max", "backfill_max_car")
+        assert f"SLUICE_{named.upper()}" in row["last_error"]
     assert process.metric("backfiller_car_fetch_errors_total", reason=reason) == 3
     process.terminate()
     run.start()
@@ -139,7 +144,7 @@ def test_one_block_that_many_leaves_name_is_too_large_before_a_message_is_made(
     run.run_to_end(4)
     row = run.rows()[did]
     assert (row["phase"], row["retry_count"]) == ("failed", 1)
-    assert "SLUICE_SNAPSHOT_MAX_BYTES" in row["last_error"]
+    assert "SLUICE_BACKFILL_MAX_CAR_BYTES" in row["last_error"]
     assert run.simulation.fetches()[did] == 1
     assert process.metric("sluice_fetched_bytes_total") < 1_000_000
     assert did not in {key for key, _ in run.attempts()}
@@ -217,7 +222,7 @@ def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simu
 def test_a_resync_does_not_queue_behind_the_backlog(simulator: Simulator, world: Make) -> None:
     """A desynced repo is fetched while slow downloads of the backlog hold every place of theirs."""
     run = world(
-        simulator(repos=40, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4, host_concurrency=50
+        simulator(repos=40, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4, pds_concurrency=50
     )
     truth = run.simulation.state()
     urgent, *others = list(truth)
@@ -310,7 +315,7 @@ def test_sigterm_gives_back_what_is_not_done_uncounted(simulator: Simulator, wor
         simulator(repos=30, records_per_repo=20, inactive_share=0.0),
         drain_seconds=1.0,
         backfill_concurrency=10,
-        host_concurrency=10,
+        pds_concurrency=10,
     )
     truth = run.simulation.state()
     tasks = run.list_all(truth)
@@ -359,7 +364,7 @@ def test_unreadable_tasks_become_dead_letters(simulator: Simulator, world: Make)
     run.run_to_end(len(tasks))
 
     def letters() -> list[Any]:
-        found = read_topic(run.settings.bootstrap, run.settings.topic("dead_letter"))
+        found = read_topic(run.settings.kafka_bootstrap, run.settings.topic("dead_letter"))
         return [wire.decode_dead_letter(message.value()) for message in found]
 
     wait_until(lambda: len(letters()) >= len(bad))
@@ -371,7 +376,7 @@ def test_unreadable_tasks_become_dead_letters(simulator: Simulator, world: Make)
 def test_offsets_do_not_wait_for_a_slow_repo(simulator: Simulator, world: Make) -> None:
     """From the claim on the database holds the work: the group's lag is nothing while a download hangs."""
     run = world(
-        simulator(repos=20, records_per_repo=10, inactive_share=0.0), backfill_concurrency=30, host_concurrency=30
+        simulator(repos=20, records_per_repo=10, inactive_share=0.0), backfill_concurrency=30, pds_concurrency=30
     )
     truth = run.simulation.state()
     tasks = run.list_all(truth)
@@ -383,7 +388,7 @@ def test_offsets_do_not_wait_for_a_slow_repo(simulator: Simulator, world: Make) 
 
     def settled() -> bool:
         topic = run.settings.topic("repo_backfill")
-        at = group_positions(run.settings.bootstrap, run.settings.group("backfill"), topic)
+        at = group_positions(run.settings.kafka_bootstrap, run.settings.group("backfill"), topic)
         return all(at.get(part) == high for part, (_, high) in ends.items() if high)
 
     wait_until(settled)
@@ -393,10 +398,10 @@ def test_two_workers_together_keep_a_hosts_budget(simulator: Simulator, world: M
     """B3: as the PDS counts them, in no window more than its limit; nothing is refused, and everything comes through."""
     run = world(
         simulator(repos=150, records_per_repo=5, inactive_share=0.0, pdses=1),
-        host_requests=60,
+        pds_requests=60,
         host_window_seconds=5.0,
         backfill_concurrency=20,
-        host_concurrency=20,
+        pds_concurrency=20,
     )
     # The host's window is a second shorter than ours: the way to it is reckoned with one second at most, and a slow moment of
     # the simulated host is more. Each on its own would send far above the limit here, too.
@@ -445,7 +450,9 @@ def test_a_large_repo_passes_in_bounded_memory(simulator: Simulator, world: Make
 def test_no_claims_are_made_while_the_index_is_behind(simulator: Simulator, world: Make) -> None:
     """B7: above the mark the flow is paused and says why; below it goes on, and nothing is missing."""
     run = world(
-        simulator(repos=120, records_per_repo=20, inactive_share=0.0), high_water_messages=200, backfill_concurrency=1
+        simulator(repos=120, records_per_repo=20, inactive_share=0.0),
+        kafka_high_water_messages=200,
+        backfill_concurrency=1,
     )
     truth = run.simulation.state()
     tasks = run.list_all(truth)

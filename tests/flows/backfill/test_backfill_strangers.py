@@ -99,7 +99,7 @@ def test_an_account_s_old_pds_is_not_believed_however_long_it_says_the_same(simu
 
 def test_what_a_pds_says_cannot_end_a_worker(simulator: Simulator, world: Make) -> None:
     """G7, B8: words that PostgreSQL takes for no text; the repo fails, the others are fetched, the process goes on."""
-    run = world(simulator(repos=20, records_per_repo=5, inactive_share=0.0), max_attempts=2)
+    run = world(simulator(repos=20, records_per_repo=5, inactive_share=0.0), backfill_max_attempts=2)
     truth = run.simulation.state()
     hostile, *others = list(truth)
     with old_pds(b'{"error": "No\\u0000thing", "message": "a\\u0000b"}', status=500) as url:

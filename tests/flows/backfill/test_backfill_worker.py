@@ -87,7 +87,7 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
     store: Any = Store()
     unused: Any = None
     worker = BackfillWorker(
-        Settings(backfill_concurrency=1, host_concurrency=1),
+        Settings(backfill_concurrency=1, pds_concurrency=1),
         queue=store,
         resolver=network,
         budget=network,

@@ -18,7 +18,7 @@ UNKNOWN = "did:plc:" + "z" * 24
 
 def test_a_redirect_costs_the_host_that_redirects_and_nobody_else(simulator: Simulator, world: Make) -> None:
     """H4: the host that repos were sent on to was paused for an hour, and its budget lowered."""
-    run = world(simulator(repos=20, records_per_repo=2, inactive_share=0.0, pdses=2), max_attempts=2)
+    run = world(simulator(repos=20, records_per_repo=2, inactive_share=0.0, pdses=2), backfill_max_attempts=2)
     attacker, victim = run.simulation.pdses
     truth = {did: one for did, one in run.simulation.state().items() if one.pds == 0}
     run.simulation.set_faults(repo_redirect={"to": 1, "host": 0})
@@ -34,7 +34,7 @@ def test_a_redirect_costs_the_host_that_redirects_and_nobody_else(simulator: Sim
 
 def test_what_a_pds_writes_is_printable_in_rows_and_commands(simulator: Simulator, world: Make) -> None:
     """H8: an error text set the terminal's title and forged a line of the log."""
-    run = world(simulator(repos=3, records_per_repo=2, inactive_share=0.0), max_attempts=1)
+    run = world(simulator(repos=3, records_per_repo=2, inactive_share=0.0), backfill_max_attempts=1)
     run.simulation.set_faults(pds_escapes={"per_did": 0})
     tasks = run.list_all(run.simulation.state())
     process = run.start()
@@ -51,7 +51,7 @@ def test_what_a_pds_writes_is_printable_in_rows_and_commands(simulator: Simulato
 
 def test_dids_that_a_mirror_of_the_directory_does_not_know_come_to_an_end(simulator: Simulator, world: Make) -> None:
     """H5: a 404 in plain text, and another DID's document, were retried for ever and never counted."""
-    run = world(simulator(repos=6, records_per_repo=2, inactive_share=0.0), max_attempts=2)
+    run = world(simulator(repos=6, records_per_repo=2, inactive_share=0.0), backfill_max_attempts=2)
     truth = run.simulation.state()
     unknown, gone, other, *fine = truth
     tasks = run.list_all({did: truth[did] for did in fine})

@@ -25,7 +25,7 @@ def world(tmp_path: Path, log: str, database: str, simulator: Callable[..., Simu
         database,
         simulation,
         backfill_concurrency=CONCURRENCY,
-        host_concurrency=SHARE,
+        pds_concurrency=SHARE,
         host_line_seconds=10.0,
     )
     yield made

@@ -298,11 +298,11 @@ def test_a_killed_broker_holds_the_cursor_back(
     bootstrap = private_log.bootstrap
     create_topics(bootstrap, "k-", 4)
     settings = Settings(
-        bootstrap=bootstrap,
+        kafka_bootstrap=bootstrap,
         database=database,
         relays=[relay],
         plc=network.plc,
-        topic_prefix="k-",
+        kafka_topic_prefix="k-",
         allow_private_hosts=True,
         epoch_seconds=0.2,
         firehose_start="oldest",

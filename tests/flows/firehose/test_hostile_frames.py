@@ -20,7 +20,6 @@ from flows.labels import flow as labels
 from protocol import event_stream as frames_step
 from protocol import labels as labels_step
 from protocol import verify_commit
-from protocol.enforcement import Enforcement
 from protocol.event_stream import MAX_FRAME_BYTES, Rejected, decode, position, sequence
 from protocol.verify_commit import Verified, VerifyReason
 from schemas import wire
@@ -31,7 +30,7 @@ from tests.flows.firehose.hostile_frames import framed, item_bomb, many_names, n
 from tests.support import ROOT
 from tests.support.tiny_repo import DID, Key
 
-SETTINGS = Settings(verify_signature=Enforcement.OFF)
+SETTINGS = Settings()
 TIME = "2026-01-01T00:00:00.000Z"
 LABEL = {"ver": 1, "src": DID, "uri": f"at://{DID}/a.b.c/x", "val": "spam", "cts": TIME, "exp": TIME, "neg": False}
 ACCOUNT = {"seq": 7, "did": DID, "time": TIME, "active": True, "status": "active"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from connectors.atproto.stream_sockets import Frame
 from flows.firehose import flow as firehose
 from flows.index.decode import Batch, decode
-from protocol.enforcement import Enforcement
 from schemas.settings import Settings
 from tests.flows.firehose.hostile_frames import many_names
 from tests.support.tiny_repo import Key
@@ -17,7 +16,7 @@ def test_a_commit_is_written_with_the_time_when_its_frame_came() -> None:
     """However long it waits for its account's key. What its author and its PDS say of the time is no part of it."""
     _, frame = many_names(3, "hello", Key())
     received = firehose.decoded([Frame("wss://relay", frame, received=CAME)])
-    (out,) = firehose.encode_all(firehose.verifier(Settings(verify_signature=Enforcement.OFF))(received))
+    (out,) = firehose.encode_all(firehose.verifier(Settings())(received))
     assert (out.topic, out.time) == ("firehose_live", CAME)
 
     class Logged:

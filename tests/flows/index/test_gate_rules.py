@@ -8,14 +8,14 @@ from dataclasses import fields
 import pytest
 
 from flows.index.apply import rules_of
-from schemas.settings import Settings
+from schemas.settings import PUBLIC, Settings
 from steps.gate.model import Rules
 from tests.support import ROOT
 
 OF_SETTING = {
     "held_events_per_repo": "max_buffered",
     "held_bytes_per_repo": "max_buffered_bytes",
-    "max_attempts": "max_attempts",
+    "backfill_max_attempts": "max_attempts",
     "retry_first_seconds": "retry_first_seconds",
     "retry_max_seconds": "retry_max_seconds",
 }
@@ -27,9 +27,10 @@ def test_each_limit_of_the_gate_follows_its_setting() -> None:
     assert {field.name for field in fields(Rules)} == {*OF_SETTING.values(), *NOT_SET}
     settings = Settings()
     for name, limit in OF_SETTING.items():
-        changed = settings.model_copy(update={name: getattr(settings, name) + 1})
+        more = getattr(settings if name in PUBLIC else settings.tuning, name) + 1
+        changed = settings.replaced(**{name: more})
         before, after = rules_of(settings), rules_of(changed)
-        assert getattr(after, limit) == getattr(settings, name) + 1
+        assert getattr(after, limit) == more
         assert {one.name for one in fields(Rules) if getattr(before, one.name) != getattr(after, one.name)} == {limit}
 
 

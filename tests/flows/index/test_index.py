@@ -46,7 +46,7 @@ class World:
             return cursor.fetchall() if cursor.description else []
 
     def index(self, **more: object) -> FlowProcess:
-        settings = self.settings.model_copy(update=more)
+        settings = self.settings.replaced(**more)
         settings.__pydantic_fields_set__.update(more)  # decides what reaches the process
         self.started.append(FlowProcess("index", settings, self.logs))
         return self.started[-1]
@@ -64,7 +64,11 @@ def world(log: str, database: str, tmp_path: Path) -> Iterator[World]:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, PARTITIONS)
     settings = load(
-        bootstrap=log, database=database, topic_prefix=prefix, transport_session_seconds=6, epoch_seconds=0.1
+        kafka_bootstrap=log,
+        database=database,
+        kafka_topic_prefix=prefix,
+        transport_session_seconds=6,
+        epoch_seconds=0.1,
     )
     made = World(settings, LogProducer(settings), tmp_path / "index.log")
     yield made
@@ -195,7 +199,7 @@ def test_a_log_that_begins_after_the_position_is_a_recorded_loss(world: World) -
     world.wait_settled("firehose_backfill", 4)
     assert index.terminate() == 0
     world.producer.send([commit(1, 1, "x"), *snapshot(1, 3)])
-    admin = AdminClient({"bootstrap.servers": world.settings.bootstrap, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": world.settings.kafka_bootstrap, "log_level": 0})
     for deleted in admin.delete_records([TopicPartition(topic, part, 6)]).values():
         deleted.result(60)
     index = world.index()
@@ -226,7 +230,7 @@ def test_a_worker_that_lost_its_partition_writes_nothing(world: World) -> None:
 
 
 def _letters(world: World) -> list[wire.DeadLetter]:
-    messages = read_topic(world.settings.bootstrap, world.settings.topic("dead_letter"))
+    messages = read_topic(world.settings.kafka_bootstrap, world.settings.topic("dead_letter"))
     return [wire.decode_dead_letter(message.value()) for message in messages]
 
 
@@ -234,6 +238,6 @@ def _group_positions(world: World) -> dict[tuple[str, int], int]:
     group, found = world.settings.group("index"), {}
     for name in ("firehose_backfill", "firehose_live", "label_live"):
         topic = world.settings.topic(name)
-        at = group_positions(world.settings.bootstrap, group, topic)
+        at = group_positions(world.settings.kafka_bootstrap, group, topic)
         found |= {(topic, part): offset for part, offset in at.items()}
     return found

@@ -62,7 +62,7 @@ def test_lists_of_every_malformed_kind_stop_nothing(simulator: Start, flow_bed: 
     network = simulator(repos=60, records_per_repo=1, pdses=2)
     (relay,), hosts = network.relays, network.pdses
     network.set_faults(list_malformed={"kind": "long_cursor"}, hosts_malformed={"times": 7})
-    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, list_page_size=20, **QUICK)
+    flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, list_page_size=20, **QUICK)
     wait_until(lambda: "cut" in checkpoint(flow_bed, relay))
     assert flow_bed.rows("select 1 from sluice.skipped_range") == []
     page = wait_until(lambda: (page := flow.health())["state"] == "failing" and page)
@@ -87,7 +87,7 @@ def test_cursors_that_go_round_end_their_pass_with_a_reason(simulator: Start, fl
     (relay,), (pds,) = network.relays, network.pdses
     network.set_faults(list_cycle={}, hosts_cycle={})
     slow = QUICK | {"list_recheck_seconds": 3600.0, "list_hosts_recheck_seconds": 3600.0}
-    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, list_page_size=20, **slow)
+    flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, list_page_size=20, **slow)
     for url in (relay, pds):
         found = wait_until(lambda url=url: (point := checkpoint(flow_bed, url)).get("done") and point)
         assert found["cut"] == "its cursors go round"

@@ -40,7 +40,7 @@ def test_every_repo_becomes_a_row_and_every_active_one_a_task(simulator: Start, 
     """B1, P4, R4: a relay and all its PDSes; what is found twice is queued once, and counted."""
     network = simulator(repos=250, records_per_repo=2, pdses=3)
     (relay,) = network.relays
-    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, list_page_size=40, **QUICK)
+    flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, list_page_size=40, **QUICK)
     wait_until(lambda: all(completed(flow_bed, url) for url in [relay, *network.pdses]))
     truth = network.state()
     assert listed(flow_bed) == set(truth)
@@ -98,7 +98,7 @@ def test_a_poisoned_cursor_is_stepped_over_recorded_and_gone_back_to(simulator: 
     network = simulator(repos=2300, records_per_repo=1, pdses=1)
     (relay,), (pds,) = network.relays, network.pdses
     network.set_faults(relay_list_500={"from": 250, "to": 260}, pds_list_500={"from": 1000, "to": 1001})
-    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, list_page_size=100, **QUICK)
+    flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, list_page_size=100, **QUICK)
     wait_until(lambda: completed(flow_bed, relay) and completed(flow_bed, pds))
     assert network.fired("relay_list_500") >= 5
     assert network.fired("pds_list_500") >= 5
@@ -126,7 +126,7 @@ def test_a_pds_whose_list_is_too_long_is_read_to_the_bound(simulator: Start, flo
         return dict(flow_bed.rows("select host, count(*) from sluice.repo group by host"))
 
     for _ in range(2):
-        flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, **settings)
+        flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, **settings)
         refused = partial(flow.metric, "ingester_errors_total", flow="list_repos", reason="too_many_repos")
         wait_until(lambda refused=refused: refused() >= 6)
         wait_until(lambda: found().keys() == set(hosts))
@@ -140,7 +140,7 @@ def test_a_poisoned_first_page_does_not_loop(simulator: Start, flow_bed: FlowBed
     (relay,), (pds,) = network.relays, network.pdses
     network.set_faults(relay_list_500={"from": 1, "to": 5}, pds_list_500={"from": 1, "to": 5})
     settings = QUICK | {"list_hosts_recheck_seconds": 3600, "list_recheck_seconds": 3600}
-    flow = flow_bed.start("list_repos", relays=[relay], list_hosts=True, **settings)
+    flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, **settings)
     wait_until(lambda: completed(flow_bed, relay))
     wait_until(lambda: network.fired("pds_list_500") >= 10)
     rows = flow_bed.rows("select from_cursor, to_cursor from sluice.skipped_range where upstream = %s", relay)
@@ -213,7 +213,7 @@ def test_back_pressure_pauses_the_listing_and_resumes_without_loss(simulator: St
     network = simulator(repos=1000, records_per_repo=1, faults={"list_slow": {"seconds": 0.05}})
     (relay,) = network.relays
     network.op("new_account")
-    slow = {"list_page_size": 1, "high_water_messages": 100}
+    slow = {"list_page_size": 1, "kafka_high_water_messages": 100}
     flow = flow_bed.start("list_repos", relays=[relay], **QUICK, **slow)
     page = wait_until(lambda: (page := flow.health())["state"] == "paused" and page)
     assert "behind on" in page["why"]

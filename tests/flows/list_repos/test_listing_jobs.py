@@ -109,12 +109,12 @@ def test_a_signal_collection_a_dead_host_and_a_quota(simulator: Start, flow_bed:
     network.set_faults(relay_list_429={"from": 100, "times": 1, "retry_after": 20})
     signal = begin(flow_bed, source="collection", collection=COLLECTION, relay=relay, batch_size=50)
     dead = begin(flow_bed, source="hosts", hosts=["http://127.0.0.1:9"])
-    flow = flow_bed.start("list_repos", relays=[], max_attempts=2, skip_after_failures=2, **QUICK)
+    flow = flow_bed.start("list_repos", relays=[], backfill_max_attempts=2, skip_after_failures=2, **QUICK)
     limited = wait_until(lambda: (job := look(flow_bed, signal)).status is JobStatus.PAUSED_QUOTA_LIMIT and job)
     assert network.fired("relay_list_429") == 1
     assert limited.resume_at is not None
     flow.kill()  # the incident of R: everything is restarted meanwhile
-    flow = flow_bed.start("list_repos", relays=[], max_attempts=2, skip_after_failures=2, **QUICK)
+    flow = flow_bed.start("list_repos", relays=[], backfill_max_attempts=2, skip_after_failures=2, **QUICK)
     assert 0 < limited.counts.listed < len(with_profile) or limited.checkpoint["cursor"]
     wait_until(lambda: listed_all(flow_bed, signal))
     after = look(flow_bed, signal)

@@ -207,7 +207,7 @@ def official_tables(postgres: str) -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture
 def handle_server() -> Iterator[Callable[[OfficialNetwork], HandleServer]]:
-    """Factory: `handle_server(network)`; its `address` is for SLUICE_DNS."""
+    """Factory: `handle_server(network)`; its `address` is for SLUICE_HANDLE_DNS."""
     running: list[HandleServer] = []
 
     def start(network: OfficialNetwork) -> HandleServer:

@@ -15,7 +15,7 @@ from tests.system.endurance.chaos_monkey import Monkey
 
 LOOK_SECONDS = 0.5
 TOPICS = ("firehose_backfill", "firehose_live", "label_live")
-PARTS = SHORT["partitions"]
+PARTS = SHORT["kafka_partitions"]
 MOVED = "select coalesce(sum(next), 0) from sluice.stream_offset"
 
 
@@ -48,7 +48,7 @@ class Watch:
     _admin: AdminClient = field(init=False)
 
     def __post_init__(self) -> None:
-        self.topics = [self.mirror.settings["topic_prefix"] + name for name in TOPICS]
+        self.topics = [self.mirror.settings["kafka_topic_prefix"] + name for name in TOPICS]
         self._admin = AdminClient({"bootstrap.servers": self.log, "log_level": 0})
 
     def start(self) -> None:

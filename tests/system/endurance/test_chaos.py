@@ -165,11 +165,11 @@ class Chaos:
             relays=[f"http://{self.wires[name].address}" for name in ("relay", "other relay")],
             plc=f"http://{self.wires['plc'].address}",
             database=at_port(self.direct, self.wires["database"].port),
-            bootstrap=self.wires["log"].address,
-            topic_prefix=prefix(),
+            kafka_bootstrap=self.wires["log"].address,
+            kafka_topic_prefix=prefix(),
             skip_after_failures=3,
             skip_step=100,
-            list_hosts=True,
+            crawl_hosts=True,
             list_hosts_recheck_seconds=5.0,
             fetch_idle_seconds=4.0,
         )
@@ -259,7 +259,7 @@ def lose_the_last_commits(chaos: Chaos) -> list[str]:
 
 def sluice(chaos: Chaos, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command over the mirror's folder that may take its time."""
-    environment = chaos.mirror.environment(bootstrap=chaos.log.bootstrap, database=chaos.direct)
+    environment = chaos.mirror.environment(kafka_bootstrap=chaos.log.bootstrap, database=chaos.direct)
     command = [sys.executable, "-m", "cli", *arguments]
     return subprocess.run(
         command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=SECONDS + 600

@@ -54,9 +54,9 @@ def test_weeks_of_operation(simulator: Any, log: str, database: str, mirror: Any
     name = prefix()
     one: Mirror = mirror(
         network,
-        bootstrap=log,
+        kafka_bootstrap=log,
         database=database,
-        topic_prefix=name,
+        kafka_topic_prefix=name,
         list_relist_seconds=DAY_SECONDS,
         gap_relist_seconds=DAY_SECONDS / 2,
         handle_recheck_seconds=DAY_SECONDS,

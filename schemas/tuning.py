@@ -1,0 +1,116 @@
+"""Intervals, limits and sizes that no operator needs to change. Private: not settings, listed nowhere.
+
+Tests replace them, also in child processes: `SLUICE_TUNING='{"lease_seconds": 2}'`.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Tuning(BaseModel):
+    """Seconds unless the name says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # processes
+    epoch_seconds: float = Field(default=0.5, gt=0)
+    """Interval of a flow's checkpoints."""
+    watchdog_seconds: float = Field(default=60.0, ge=1)
+    """A process whose flow or event loop makes no progress for this long ends and is restarted."""
+    stalled_seconds: float = Field(default=300.0, gt=0)
+    """/readyz fails after this long without progress while there is work."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """On SIGTERM: time for downloads that are nearly complete; the others are released."""
+    transport_session_seconds: float = Field(default=30.0, ge=6)
+    """Session timeout of consumer groups."""
+    live_high_water_fraction: float = Field(default=0.5, gt=0, le=1)
+    """The firehose pauses when its oldest unindexed message has used this share of the topic's retention."""
+
+    # identities, keys and handles
+    identity_cache_seconds: float = Field(default=3600.0, gt=0)
+    """Lifetime of a resolved DID document."""
+    identity_cache_entries: int = Field(default=50_000, ge=1)
+    """Resolved DIDs in memory, per process."""
+    identity_negative_seconds: float = Field(default=60.0, ge=0)
+    """First wait before a DID without a document or answer is resolved again; doubles up to an hour."""
+    key_cache_entries: int = Field(default=200_000, ge=100)
+    """Signing keys in memory."""
+    key_cache_seconds: float = Field(default=86_400.0, gt=0)
+    """Lifetime of a signing key without an #identity event or a bad signature."""
+    reresolve_seconds: float = Field(default=60.0, ge=0)
+    """Minimum interval between resolutions of one DID after bad signatures."""
+    handle_retry_seconds: float = Field(default=3600.0, gt=0)
+    """First wait before an unverified handle is checked again."""
+
+    # listings
+    list_page_size: int = Field(default=1000, ge=1, le=1000)
+    """`limit` of a listRepos request."""
+    list_recheck_seconds: float = Field(default=300.0, gt=0)
+    """Interval at which a finished listing of a relay continues from its end."""
+    list_relist_seconds: float = Field(default=86_400.0, gt=0)
+    """Interval at which a relay is listed again from the start."""
+    list_hosts_at_once: int = Field(default=20, ge=1)
+    """PDSes with a listRepos request in flight."""
+    list_hosts_recheck_seconds: float = Field(default=3600.0, gt=0)
+    """Interval at which a finished listing of a PDS continues from its end."""
+    list_host_repos: int = Field(default=5_000_000, ge=1)
+    """Entries read of one PDS's listing; a longer one is cut and recorded."""
+    list_retry_seconds: float = Field(default=0.5, gt=0)
+    """First back-off of a failed listRepos page."""
+    gap_relist_seconds: float = Field(default=3600.0, gt=0)
+    """Minimum interval between listings of a relay after losses of its stream."""
+    listed_rev_grace_seconds: float = Field(default=600.0, ge=0)
+    """A listed rev that is ahead of ours for this long counts as a lost event."""
+    skip_after_failures: int = Field(default=5, ge=1)
+    """Failures in a row at one cursor before it is skipped."""
+    skip_step: int = Field(default=1000, ge=1)
+    """Distance of one skip of a numeric cursor."""
+
+    # streams
+    stream_queue_frames: int = Field(default=20_000, ge=100)
+    """Frames buffered per flow; a frame above 2 KiB counts as several."""
+    dedup_entries: int = Field(default=500_000, ge=1000)
+    """(did, rev) pairs remembered to drop duplicates of several relays."""
+
+    # backfill
+    lease_seconds: float = Field(default=60.0, gt=1)
+    """Lease of a claim; renewed while its worker lives and its download progresses."""
+    resyncs_per_repo_hour: int = Field(default=12, ge=1)
+    """Maximum fetches of one repo within an hour, whatever its events request."""
+    retry_first_seconds: float = Field(default=5.0, ge=0)
+    """First back-off of a failed repo."""
+    retry_max_seconds: float = Field(default=3600.0, ge=0)
+    """Longest back-off of a failed repo."""
+    stale_seconds: float = Field(default=600.0, gt=0)
+    """Time in which a PDS may serve a snapshot older than an event seen."""
+    host_line_seconds: float = Field(default=30.0, gt=0)
+    """A repo is deferred if its PDS's queue would take longer than this."""
+    host_window_seconds: float = Field(default=300.0, gt=0)
+    """Window of `pds_requests`."""
+    rate_limit_pause_seconds: float = Field(default=60.0, gt=0)
+    """Pause of a host that answers 429 without a time."""
+    fetch_connect_seconds: float = Field(default=10.0, gt=0)
+    """Connect timeout of every request."""
+    fetch_idle_seconds: float = Field(default=300.0, gt=0)
+    """A getRepo without a byte for this long is aborted."""
+    fetch_total_seconds: float = Field(default=3600.0, gt=0)
+    """Maximum time of one getRepo."""
+    car_memory_bytes: int = Field(default=8 * 1024**2, ge=0)
+    """Larger CARs are spooled to disk."""
+    snapshot_max_bytes: int = Field(default=0, ge=0)
+    """Maximum bytes of a repo's records, each counted as often as the tree names it; 0: as `backfill_max_car_bytes`."""
+
+    # index
+    index_batch_seconds: float = Field(default=2.0, gt=0)
+    """After a batch that took longer, the next one is half as large: rebalances wait for a batch."""
+    held_events_per_repo: int = Field(default=10_000, ge=1)
+    """Live events buffered for one repo before it is fetched again."""
+    held_bytes_per_repo: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Bytes of live events buffered for one repo before it is fetched again."""
+
+    # control
+    control_interval_seconds: float = Field(default=1.0, gt=0)
+    """Interval at which control checks for due and expired work."""
+    queue_batch: int = Field(default=2000, ge=1)
+    """Repos that control queues in one step."""
+    requeue_after_seconds: float = Field(default=30.0, gt=0)
+    """A queued repo whose message does not exist is queued again after this long."""
