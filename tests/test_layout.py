@@ -20,7 +20,12 @@ IMPURE = {
     "asyncio", "aiohttp", "bytewax", "confluent_kafka", "logging", "os", "prometheus_client", "psycopg", "socket",
     "subprocess", "threading", "time", "urllib3", "uvloop",
 }  # fmt: skip
-PULLED = {"typing-extensions", "pydantic-core", "starlette"}  # parts of pydantic's and FastAPI's own interfaces
+PULLED = {
+    "typing-extensions",
+    "pydantic-core",
+    "starlette",
+    "markupsafe",
+}  # parts of the interfaces of pydantic, FastAPI, jinja2
 SPOOLED = {"car.py": {"os"}}  # it reads CARs that were spooled to disk at their offsets; the file is its caller's
 # what is downloaded from where is uv.lock's and the mirrors' business; machine paths mean nothing elsewhere
 FOREIGN = re.compile(

@@ -1,8 +1,4 @@
-"""How values read on the page: counts, ages, times, shares."""
-
-from datetime import UTC, datetime
-
-from control.page.markup import Markup, tag
+"""Numbers as the page shows them: counts, ages, shares."""
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
@@ -10,6 +6,14 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 def count(number: float) -> str:
     """Whole, with separators."""
     return f"{number:,.0f}"
+
+
+def short(value: float) -> str:
+    """A few characters: 950, 12.3k, 4.56M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
+    return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.1f}"
 
 
 def age(seconds: float | None) -> str:
@@ -24,16 +28,8 @@ def age(seconds: float | None) -> str:
     return f"{whole // MINUTE} min" if whole >= MINUTE else f"{whole} s"
 
 
-def moment(time: datetime | None) -> Markup:
-    """A time, as text and for programs."""
-    if time is None:
-        return tag("span", "–")
-    utc = time.astimezone(UTC)
-    return tag("time", utc.strftime("%Y-%m-%d %H:%M:%S UTC"), datetime=utc.isoformat(timespec="seconds"))
-
-
 def share(part: float, whole: float) -> str:
-    """A percentage that says 100 only of everything and 0 only of nothing."""
+    """A percentage: 100 only for all, 0 only for none."""
     if not whole:
         return "–"
     percent = 100 * part / whole

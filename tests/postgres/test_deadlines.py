@@ -34,7 +34,7 @@ ALLOWED = {  # (module, function): why no argument is needed
     ("connectors/identity/resolver.py", "_ask_all"): "tasks that are done",
     ("local/supervisor.py", "settle_end"): "Child.join is bounded",
     ("local/supervisor.py", "drain"): "Child.join is bounded",
-    ("control/page/watcher.py", "_run"): "within wait_for",
+    ("control/page/poller.py", "_run"): "within wait_for",
     ("cli/topics.py", "_serve"): "a command that serves until Ctrl-C",
 }
 

@@ -197,4 +197,4 @@ def test_no_other_process_and_no_command_loads_the_framework() -> None:
     loads = "import sys, cli.main, local.run; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True, timeout=120)
     assert "typer" in done.stdout.split()
-    assert not {"fastapi", "starlette", "uvicorn"} & set(done.stdout.split())
+    assert not {"fastapi", "starlette", "uvicorn", "jinja2"} & set(done.stdout.split())

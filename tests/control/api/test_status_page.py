@@ -14,7 +14,7 @@ from connectors.kafka.producer import LogProducer, dead_letter
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control import jobs
 from control.dead_letters import LetterIndex
-from control.page.watcher import EVERY_SECONDS, pause
+from control.page.poller import EVERY_SECONDS, pause
 from schemas import wire
 from schemas.job_spec import JobSpec
 from schemas.reasons import DeadReason
