@@ -78,8 +78,8 @@ class Folding:
         while True:
             now = time.monotonic()
             if now >= look_at:
-                metrics.APPVIEW_LACKING.set(not read(db).current)
-                metrics.APPVIEW_REFUSED.set(sum(row[0] for row in db.execute(SQL["refused"])))
+                metrics.APPVIEW_INCOMPLETE.set(not read(db).current)
+                metrics.APPVIEW_QUARANTINED.set(sum(row[0] for row in db.execute(SQL["refused"])))
                 prune_lapsed(db)
                 look_at = now + LOOK_SECONDS
             if self._stop.is_set():
@@ -96,10 +96,10 @@ class Folding:
 
     def _fold(self, db: Db) -> int:
         try:
-            with metrics.FOLD_SECONDS.time():
+            with metrics.RECONCILE_SECONDS.time():
                 taken = fold(db)
         except errors.DeadlockDetected as err:  # with an index transaction that removes what we flag
             log.warning("fold undone", extra={"error": str(err).strip()})
             return 0
-        metrics.FOLDED.inc(taken)
+        metrics.RECONCILED.inc(taken)
         return taken

@@ -88,7 +88,7 @@ def begin(settings: Settings) -> State:
             db.execute(SQL["index_uris"])
         db.execute(SQL["switch_on"], {"version": VERSION, "empty": not some})
         state = read(db)
-    metrics.APPVIEW_LACKING.set(not state.current)
+    metrics.APPVIEW_INCOMPLETE.set(not state.current)
     if not state.current:
         made = "holds only part of the records" if state.version in (None, VERSION) else "was made by another version"
         log.warning(

@@ -92,7 +92,7 @@ def _relays(status: Status, now: float) -> list[Trouble]:
 
 
 def _up_for(seen: Sighting, now: float) -> float:
-    started = seen.metrics.get("sluice_started_time_seconds", {})
+    started = seen.metrics.get("sluice_started_timestamp_seconds", {})
     return now - min(started.values()) if started else 0.0
 
 

@@ -39,15 +39,6 @@ STATEMENT_SECONDS = 120.0
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-LENGTHS = (  # the predecessor's names: topic or group
-    (metrics.LIVE_LENGTH, "firehose_live"),
-    (metrics.BACKFILL_LENGTH, "firehose_backfill"),
-    (metrics.OUTPUT_LENGTH, "firehose_backfill"),
-    (metrics.TASKS_LENGTH, "repo_backfill"),
-    (metrics.LABEL_LENGTH, "label_live"),
-    (metrics.INDEX_PENDING, "index"),
-)
-
 logger = logging.getLogger("control")
 
 
@@ -227,9 +218,8 @@ def export_lag(standings: list[Standing]) -> None:
     lost: Counter[tuple[str, str]] = Counter()
     for standing in standings:
         lag[standing.topic] += standing.lag
-        lag[standing.group] += standing.lag
         lost[standing.group, standing.topic] += standing.lost
     for place, count in lost.items():
         metrics.LOST_MESSAGES.labels(*place).set(count)
-    for gauge, name in LENGTHS:
-        gauge.set(lag[name])
+    for topic, count in lag.items():
+        metrics.TOPIC_LAG.labels(topic).set(count)

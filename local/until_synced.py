@@ -68,7 +68,7 @@ class Synced:
     def _unchanged_for(self, flow: str, status: Status, now: float) -> float:
         seen = [sighting for sighting in status.processes if sighting.kind == flow]
         mark = [
-            (sighting.total("upstream_cursor"), sighting.total("ingester_websocket_connections")) for sighting in seen
+            (sighting.total("sluice_upstream_seq"), sighting.total("sluice_websocket_connections")) for sighting in seen
         ]
         if self._moved.get(flow, (None, 0.0))[0] != mark:
             self._moved[flow] = (mark, now)
@@ -78,9 +78,9 @@ class Synced:
         for seen in status.processes:
             if seen.kind != flow:
                 continue
-            if (seen.total("ingester_websocket_connections") or 0) < upstreams:
+            if (seen.total("sluice_websocket_connections") or 0) < upstreams:
                 return False
-            newest = seen.metrics.get("ingester_last_event_time_seconds", {})
+            newest = seen.metrics.get("sluice_last_event_timestamp_seconds", {})
             if len(newest) >= upstreams and min(newest.values()) >= (self._settled_at or 0):
                 return True
             return quiet_seconds >= QUIET_SECONDS and not seen.total("sluice_stream_queue_frames")

@@ -25,7 +25,7 @@ async def follow_hosts(
             hosts = await pager.hosts(relay)
             if hosts.failure is not None:
                 failed = True
-                metrics.INGEST_ERRORS.labels("list_repos", f"hosts_{hosts.failure.trouble}").inc()
+                metrics.UPSTREAM_ERRORS.labels("list_repos", f"hosts_{hosts.failure.trouble}").inc()
                 fields = {"upstream": relay, "why": hosts.failure.detail, "hosts": len(hosts.urls)}
                 logger.warning("a relay's list of hosts is incomplete", extra=fields)
             if hosts.urls:

@@ -199,7 +199,7 @@ class Sockets:
         """
         if first >= asked or upstream.too_large:
             return False
-        metrics.INGEST_ERRORS.labels(self._flow, "sequence_restarted").inc()
+        metrics.UPSTREAM_ERRORS.labels(self._flow, "sequence_restarted").inc()
         logger.warning("sequence restarted", extra={"upstream": upstream.url, "cursor": asked, "seq": first})
         upstream.cursor = first
         return True
@@ -218,7 +218,7 @@ class Sockets:
             if upstream.blocked:
                 upstream.received_at = time.monotonic()
             elif not reader.done() and time.monotonic() - upstream.received_at > limit:
-                metrics.INGEST_ERRORS.labels(self._flow, "silence").inc()
+                metrics.UPSTREAM_ERRORS.labels(self._flow, "silence").inc()
                 logger.warning("silent", extra={"upstream": upstream.url, "seconds": limit})
                 upstream.failures = 0  # a quiet network is not a failure: reconnect immediately
                 return
@@ -246,7 +246,7 @@ class Sockets:
                 upstream.too_large = min(upstream.too_large + 1, 16)
         upstream.failures += 1
         upstream.rest = min(err.seconds, LONGEST_REST_SECONDS) if isinstance(err, _RateLimited) else 0.0
-        metrics.INGEST_ERRORS.labels(self._flow, reason).inc()
+        metrics.UPSTREAM_ERRORS.labels(self._flow, reason).inc()
         if upstream.failures > 1 or isinstance(last, StreamError) or isinstance(err, HostRefused):
             if upstream.problem != text:
                 logger.warning("disconnected", extra={"upstream": upstream.url, "why": text})

@@ -222,7 +222,7 @@ class LabelSignatures(Generic[A]):
         for why in wrong.values():
             metrics.REJECTED.labels(self._flow, why.reason.value).inc()
             if self._check is Enforcement.REPORT:
-                metrics.LOOSENED.labels(self._flow, why.reason.value).inc()
+                metrics.REPORTED_FAILURES.labels(self._flow, why.reason.value).inc()
         return {} if self._check is Enforcement.REPORT else wrong
 
     def _wrong(self, url: str, value: Any, open_: _Open) -> LabelRejected | None:

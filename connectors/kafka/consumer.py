@@ -276,14 +276,14 @@ class _Commits:
                 self._sent, self._sent_at, self._confirmed_at = {}, None, time.monotonic()
             elif error.code() in _NOT_OURS:
                 self._sent, self._sent_at = {}, None
-                metrics.ACK_FAILURES.inc()
+                metrics.COMMITS_FAILED.inc()
             else:
                 if not broker.transient(error):
                     self._refused = error
                 self._failed(error.str())
 
     def _failed(self, why: str) -> None:
-        metrics.ACK_FAILURES.inc()
+        metrics.COMMITS_FAILED.inc()
         log.info("a commit of offsets failed", extra={"group": self._group, "why": why})
         self._wanted = self._sent | self._wanted
         self._sent, self._sent_at = {}, None

@@ -78,7 +78,7 @@ class Health:
     def progressed(self) -> None:
         """A position became durable just now."""
         self.progress_at = time.monotonic()
-        metrics.LAST_DURABLE.labels(self.flow).set_to_current_time()
+        metrics.LAST_CHECKPOINT.labels(self.flow).set_to_current_time()
 
     @property
     def ready(self) -> bool:
@@ -98,7 +98,7 @@ def serve_health(health: Health, host: str, port: int, names: Collection[str] = 
     `names`: host names of this process besides IP addresses and names of this machine or cluster.
     """
     port = HttpServer(health_app(health, names), host, port, "health").start()
-    metrics.UP_SINCE.labels(health.flow).set_to_current_time()
+    metrics.STARTED.labels(health.flow).set_to_current_time()
     return port
 
 

@@ -35,7 +35,7 @@ class ApiServer:
     def start(self) -> int:
         """Listen; the port."""
         port = self._server.start()
-        metrics.UP_SINCE.labels(self._health.flow).set_to_current_time()
+        metrics.STARTED.labels(self._health.flow).set_to_current_time()
         return port
 
 

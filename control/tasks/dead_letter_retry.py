@@ -101,6 +101,6 @@ class SecondLooks:
 
 def _report(counts: dict[str, int], what: str) -> None:
     for state, count in counts.items():
-        metrics.LETTERS_LOOKED_AT.labels(state).inc(count)
+        metrics.LETTERS_CHECKED.labels(state).inc(count)
     if any(counts.values()):
         logger.info(what, extra=counts)

@@ -83,7 +83,7 @@ class Gauges:
             try:
                 one()
             except (psycopg.Error, LogUnavailable) as err:
-                metrics.LOOKS_FAILED.labels(name).inc()
+                metrics.QUERIES_FAILED.labels(name).inc()
                 if name not in self._failing:
                     logger.warning("figures are not up to date", extra={"look": name, "error": one_line(err)})
                 self._failing.add(name)
@@ -110,7 +110,6 @@ class Gauges:
         found = phases(self._connection())
         for phase, count in found.items():
             metrics.REPOS.labels(phase).set(count)
-        metrics.REPOS_WAITING.set(found["pending"])
         (near,) = self._rows("near_last", count=self._settings.backfill_max_attempts - 1)
         metrics.REPOS_NEAR_LAST.set(near["count"])
         (stuck,) = self._rows("stuck")

@@ -48,7 +48,7 @@ class FailureHandler:
             await self._budget.pause(host, decision.seconds, str(failure))
         counted, seconds = _terms(decision)
         if counted:
-            metrics.REPOS_FAILED.labels(failure.reason).inc()
+            metrics.ATTEMPTS_FAILED.labels(failure.reason).inc()
             if host is not None:
                 await self._budget.failed(host, str(failure))
         await self._release(claim, failure, seconds, counted=counted, last=isinstance(decision, GiveUp))
@@ -68,7 +68,7 @@ class FailureHandler:
                 slower=failure.reason is FailureReason.DIRECTORY_UNREACHABLE,
             )
         )
-        metrics.REPOS_GIVEN_UP.inc(phase == "failed")
+        metrics.REPOS_FAILED.inc(phase == "failed")
         quiet = logging.DEBUG if failure.reason in NOT_ASKED else logging.INFO
         fields = {"did": claim.did, "why": str(failure), "phase": phase, "in_seconds": round(seconds, 1)}
         log.log(logging.WARNING if phase == "failed" else quiet, "attempt ended", extra=fields)

@@ -235,7 +235,7 @@ def _encode(one: Received, now: str, latest: str, out: list[Out]) -> None:
         if message.bad_paths:
             metrics.REJECTED.labels(FLOW, "bad_path").inc(message.bad_paths)
         for reason in message.counted:
-            metrics.LOOSENED.labels(FLOW, reason.value).inc()
+            metrics.REPORTED_FAILURES.labels(FLOW, reason.value).inc()
         if encoded.problem is not None:
             out.append(_dead(one, encoded.problem.reason.value, encoded.problem.detail, event.did))
     elif isinstance(message, Account):

@@ -50,7 +50,7 @@ def apply_events(transaction: IndexTransaction, queues: Mapping[str, Sequence[Of
 def _report(writes: WriteBatch) -> None:
     for reason, count in writes.dropped.items():
         metrics.DROPPED.labels("index", reason).inc(count)
-        metrics.STALE.inc(count if reason in STALE else 0)
+        metrics.STALE_EVENTS.inc(count if reason in STALE else 0)
     for did, (released, of) in writes.released.items():
         metrics.RELEASED.inc(released)
         log.info(f"released {released}/{of}", extra={"did": did})

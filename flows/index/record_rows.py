@@ -51,8 +51,8 @@ class RecordRows:
             metrics.RECORDS_WRITTEN.labels(path).inc(count)
         kinds = (row[1] for row in chain(copied if fits else (), upserted, deleted))
         for kind, number in Counter(kinds).items():
-            if kind in metrics.KIND_EVENTS:
-                metrics.KIND_EVENTS[kind].inc(number)
+            if kind in metrics.COLLECTIONS:
+                metrics.COLLECTION_RECORDS.labels(kind).inc(number)
 
     def _copy(self, rows: Sequence[Row]) -> bool:
         """COPY straight into the table; False, with nothing written, if one of the rows exists after all."""

@@ -117,7 +117,7 @@ class IndexTransaction:
         for old, new in changed:
             if old.phase != new.phase:
                 metrics.TRANSITIONS.labels(new.phase, _bounded(new.reason)).inc()
-                metrics.REPOS_GIVEN_UP.inc(new.phase == Phase.FAILED)
+                metrics.REPOS_FAILED.inc(new.phase == Phase.FAILED)
 
     def labels(self, labels: Iterable[wire.LabelEvent]) -> int:
         """Upsert labels; the number of distinct ones. The newest (cts, seq) wins."""

@@ -113,7 +113,7 @@ class Crawler:
             room = MAX_UPSTREAMS - len(self.loops)
             new = [url for url in urls if url not in self.loops]
             if len(new) > room:
-                metrics.INGEST_ERRORS.labels(FLOW, "too_many_hosts").inc(len(new) - room)
+                metrics.UPSTREAM_ERRORS.labels(FLOW, "too_many_hosts").inc(len(new) - room)
             self.hosts[relay] = [url for url in urls if url in self.loops] + new[:room]
             for url in new[:room]:
                 self._follow(group, pager, Target(url, url))

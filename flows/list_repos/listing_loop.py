@@ -112,7 +112,7 @@ class ListingLoop:
     async def _start_pass(self) -> None:
         self.state, self.relist = restart(self.state, self._clock(), self._policy), False
         logger.info("listing from the first page", extra={"upstream": self.target.key})
-        metrics.CURSOR_RESETS.labels(self.target.label).inc()
+        metrics.LISTING_RESTARTS.labels(self.target.label).inc()
         await self._emit([])
 
     async def _step(self) -> float:
@@ -124,12 +124,12 @@ class ListingLoop:
         throttled = isinstance(answer, PageFailure) and answer.trouble is PageTrouble.THROTTLED
         self.throttled_until = decision.wait_until if throttled else 0.0
         if isinstance(answer, PageFailure):
-            metrics.INGEST_ERRORS.labels(FLOW, answer.trouble.value).inc()
+            metrics.UPSTREAM_ERRORS.labels(FLOW, answer.trouble.value).inc()
             moved = (decision.state.cursor, decision.state.done) != (before.cursor, before.done)
             if decision.skip is not None or moved:
                 await self._emit([], [] if decision.skip is None else [decision.skip])
         elif decision.stuck and not decision.ended:
-            metrics.INGEST_ERRORS.labels(FLOW, "too_many_repos").inc()
+            metrics.UPSTREAM_ERRORS.labels(FLOW, "too_many_repos").inc()
             logger.warning(
                 "a PDS's list is read no further", extra={"upstream": self.target.key, "why": decision.stuck}
             )
@@ -140,9 +140,9 @@ class ListingLoop:
         return decision.wait_until
 
     def _report_end(self, decision: ListingDecision) -> None:
-        metrics.LIST_DONE.labels(self.target.label).set(1)
+        metrics.LISTING_COMPLETE.labels(self.target.label).set(1)
         if decision.stuck:
-            metrics.INGEST_ERRORS.labels(FLOW, "pass_cut").inc()
+            metrics.UPSTREAM_ERRORS.labels(FLOW, "pass_cut").inc()
             logger.warning("a listing has no end", extra={"upstream": self.target.key, "why": decision.stuck})
 
     def _pass_is_due(self) -> bool:
@@ -204,7 +204,7 @@ class ListingLoop:
         while (piece := fill.next()) is not None:
             answer = await self._request(piece.from_cursor, piece.size)
             if isinstance(answer, PageFailure):
-                metrics.INGEST_ERRORS.labels(FLOW, answer.trouble.value).inc()
+                metrics.UPSTREAM_ERRORS.labels(FLOW, answer.trouble.value).inc()
                 fill.failed(piece, answer)
                 await asyncio.sleep(self._policy.first_wait)
                 continue

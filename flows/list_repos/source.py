@@ -75,7 +75,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
             self._progress.add(page.upstream, page.state, page.facts, page.tally)
             for fact in page.facts:
                 if isinstance(fact, RangeSkipped):
-                    metrics.CURSOR_SKIPS.labels(page.upstream.partition("#")[0] if page.host is None else "pds").inc()
+                    metrics.LISTING_SKIPS.labels(page.upstream.partition("#")[0] if page.host is None else "pds").inc()
         self._report(bool(pages))
         return pages
 

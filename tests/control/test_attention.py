@@ -41,7 +41,7 @@ QUIET = Status(
 
 
 def process(kind: str, state: str, *, ready: bool, started: float = NOW) -> Sighting:
-    metrics = {"sluice_started_time_seconds": {(("flow", kind),): started}}
+    metrics = {"sluice_started_timestamp_seconds": {(("flow", kind),): started}}
     return Sighting(f"{kind}-1", kind, 1, 1, state, "why", ready, metrics)
 
 

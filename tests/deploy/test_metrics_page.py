@@ -1,8 +1,10 @@
-"""docs/metrics.md names every metric, every metric is counted somewhere, and the predecessor's names are all there."""
+"""docs/metrics.md names every metric, every metric is counted somewhere, and the predecessor's names can be recorded."""
 
 import re
 
-from tests.deploy.rendering import ROOT
+import yaml
+
+from tests.deploy.rendering import K8S, ROOT
 from tools.metrics_page import PAGE, declared, page, row
 
 NAMES = """
@@ -29,9 +31,19 @@ def test_the_page_has_todays_metrics() -> None:
     assert page(text.replace("| gauge |", "| counter |", 1)) == text, "a line that is wrong is seen"
 
 
-def test_names_of_the_predecessor_are_kept() -> None:
+def test_names_have_one_prefix_and_base_units() -> None:
     names = {row(metric).split("`")[1] for _, metric in declared()}
-    assert PREDECESSOR - names == set()
+    assert {name for name in names if not name.startswith("sluice_")} == set()
+    assert {name for name in names if re.search(r"_(time_seconds|ms|millis|minutes|hours|kb|mb)(_|$)", name)} == set()
+    labels = {label for _, metric in declared() for label in metric._labelnames}
+    assert labels & {"relay", "labeler", "source"} == set(), "`upstream` is the label of their URL"
+
+
+def test_names_of_the_predecessor_are_recorded() -> None:
+    rules = yaml.safe_load((K8S / "base" / "monitoring" / "former_names.yml").read_text("utf-8"))["groups"][0]["rules"]
+    assert {rule["record"] for rule in rules} == PREDECESSOR
+    names = {row(metric).split("`")[1] for _, metric in declared()}
+    assert {name for rule in rules for name in re.findall(r"sluice_\w+", rule["expr"])} - names == set()
 
 
 def test_every_metric_is_counted_somewhere() -> None:

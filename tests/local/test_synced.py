@@ -24,9 +24,9 @@ class Clock:
 def firehose(event_time: float = 0.0, seq: float = 5, waiting: float = 0, connected: float = 1) -> Sighting:
     labels = (("upstream", RELAY),)
     metrics = {
-        "ingester_websocket_connections": {(): connected},
-        "ingester_last_event_time_seconds": {(): event_time},
-        "upstream_cursor": {labels: seq},
+        "sluice_websocket_connections": {(): connected},
+        "sluice_last_event_timestamp_seconds": {(): event_time},
+        "sluice_upstream_seq": {labels: seq},
         "sluice_stream_queue_frames": {(): waiting},
     }
     return Sighting("firehose", "firehose", 1, 1, "working", metrics=metrics)

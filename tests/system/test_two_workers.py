@@ -27,7 +27,7 @@ def test_two_workers_share_the_work(simulator: Any, log: str, database: str, mir
 
     def done() -> tuple[list[float], list[float]]:
         settled = [one.count(f"index-{n}", "sluice_indexed_events_total") for n in (1, 2)]
-        return settled, [one.count(f"backfill-{n}", "backfiller_repos_processed_total") for n in (1, 2)]
+        return settled, [one.count(f"backfill-{n}", "sluice_backfill_repos_processed_total") for n in (1, 2)]
 
     wait_for(lambda: all(map(all, done())), 90, one.last_lines)
     begun = one.phases().get("sync", 0)
@@ -61,7 +61,7 @@ def test_the_other_worker_takes_over(simulator: Any, log: str, database: str, mi
     workers = {kind: [one.run(kind), one.run(kind)] for kind in ("index", "backfill")}
     for kind in KINDS[1:]:
         one.run(kind)
-    done = {"index": "sluice_indexed_events_total", "backfill": "backfiller_repos_processed_total"}
+    done = {"index": "sluice_indexed_events_total", "backfill": "sluice_backfill_repos_processed_total"}
 
     def both_work() -> bool:
         assert all(process.running for process in one.single), one.last_lines()
@@ -120,7 +120,7 @@ def test_two_backfill_workers_keep_to_one_budget(simulator: Any, log: str, datab
         lambda: one.alive() and one.phases().get("sync", 0) == 300, 120, lambda: f"{one.phases()} {one.last_lines()}"
     )
     hosts = simulation.faults()["hosts"]
-    fetched = [one.count(f"backfill-{n}", "backfiller_repos_processed_total") for n in (1, 2)]
+    fetched = [one.count(f"backfill-{n}", "sluice_backfill_repos_processed_total") for n in (1, 2)]
     print(f"hosts {hosts}; fetched {fetched}")
     assert sum(host["total"] for host in hosts.values()) >= 300
     for host in hosts.values():

@@ -79,7 +79,7 @@ def test_a_fault_of_the_pds_is_named_and_then_outlived(simulator: Simulator, wor
         assert pauses, "the pause stands in the host's row, for all workers"
     else:
         assert counted > 0
-        assert process.metric("backfiller_repos_failed_total", reason=named) == counted
+        assert process.metric("sluice_backfill_attempts_failed_total", reason=named) == counted
     assert not any(row["phase"] == "failed" for row in run.rows().values())
     run.check(truth)
 
@@ -122,7 +122,7 @@ def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_r
         assert row["last_error"].startswith(f"{reason}: ")
         named = setting.replace("snapshot_max", "backfill_max_car")
         assert f"SLUICE_{named.upper()}" in row["last_error"]
-    assert process.metric("backfiller_car_fetch_errors_total", reason=reason) == 3
+    assert process.metric("sluice_backfill_fetch_errors_total", reason=reason) == 3
     process.terminate()
     run.start()
     assert len(run.store.retry_failed(None)) == 3
@@ -163,7 +163,9 @@ def test_a_stale_snapshot_is_not_taken(simulator: Simulator, world: Make) -> Non
     process = run.start(stale_seconds=600.0)
     run.run_to_end(len(tasks), 120)
     assert run.simulation.fired("pds_stale") > 0
-    assert process.metric("backfiller_verification_errors_total", reason="stale") == run.simulation.fired("pds_stale")
+    assert process.metric("sluice_backfill_verification_errors_total", reason="stale") == run.simulation.fired(
+        "pds_stale"
+    )
     assert {row["attempt"] for row in run.rows().values()} == {1}, "the claim was kept"
     run.check(truth)
 

@@ -93,7 +93,9 @@ def test_an_account_s_old_pds_is_not_believed_however_long_it_says_the_same(simu
         process = run.start()
         run.run_to_end(1)
     run.check(truth)
-    assert process.metric("backfiller_verification_errors_total", reason="stale") == 1, "the old one was asked, once"
+    assert process.metric("sluice_backfill_verification_errors_total", reason="stale") == 1, (
+        "the old one was asked, once"
+    )
     assert run.attempts().keys() == {(moved, 1)}
 
 
@@ -130,5 +132,5 @@ def test_an_account_whose_move_was_never_heard_is_found(simulator: Simulator, wo
         process = run.start()
         run.run_to_end(1)
     run.check(truth)
-    assert process.metric("backfiller_car_fetch_errors_total", reason="unreachable") == DOUBTED_AFTER
+    assert process.metric("sluice_backfill_fetch_errors_total", reason="unreachable") == DOUBTED_AFTER
     assert run.attempts().keys() == {(moved, DOUBTED_AFTER + 1)}

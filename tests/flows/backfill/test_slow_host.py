@@ -49,7 +49,7 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
     assert simulation.fired("pds_hang") == SHARE, "no more of its slots than its share were taken"
     away = "sluice_claims_total"
     wait_until(lambda: process.metric(away, result="deferred"), 60, "what is too much for it comes back later")
-    assert process.metric("backfiller_car_fetch_errors_total") == 0, "which is nobody's failure"
+    assert process.metric("sluice_backfill_fetch_errors_total") == 0, "which is nobody's failure"
     assert {row["retry_count"] for row in world.rows().values()} == {0}
     process.kill()  # with what hangs
     simulation.set_faults(clear=True)
@@ -79,7 +79,7 @@ def test_ten_hosts_that_drip_hold_ordinary_repos_up_for_a_minute_at_most(
         errors = [str(row["last_error"]) for row in world.rows().values() if row["last_error"]]
         assert any(error.startswith("host_slow") for error in errors), errors
         assert {row["retry_count"] for row in world.rows().values()} == {0}
-        assert process.metric("backfiller_car_fetch_errors_total", reason="host_slow") >= 6
+        assert process.metric("sluice_backfill_fetch_errors_total", reason="host_slow") >= 6
         process.kill()  # with what drips
         world.check(others)
     finally:

@@ -171,7 +171,7 @@ def test_a_connected_but_silent_stream_is_noticed(simulator: Start, flow_bed: Fl
     wait_until(lambda: cursor_of(flow_bed, relay) > FIRST_SEQ)
     network.set_faults(silence={"times": 1})
     wait_until(lambda: network.fired("silence") == 1)
-    wait_until(lambda: flow.metric("ingester_errors_total", reason="silence") >= 1)
+    wait_until(lambda: flow.metric("sluice_upstream_errors_total", reason="silence") >= 1)
     network.quiesce()
     reach(flow_bed, flow, relay, last_seq(network))
     assert set(seqs(flow_bed, relay)) == set(range(FIRST_SEQ, last_seq(network) + 1))
@@ -192,7 +192,7 @@ def test_a_cursor_from_the_future_is_failing_with_its_remedy_and_not_silent(
     assert "sluice cursors" in health["why"]
     time.sleep(2)
     assert flow.health()["state"] == "failing"  # no flapping while it tries again
-    assert 1 <= flow.metric("ingester_errors_total", reason="FutureCursor") < 10
+    assert 1 <= flow.metric("sluice_upstream_errors_total", reason="FutureCursor") < 10
     assert cursor_of(flow_bed, relay) == 9_999_999
     assert flow.terminate() == 0
 
@@ -207,13 +207,13 @@ def test_a_relay_that_counts_anew_without_a_word_is_followed(simulator: Start, f
         "insert into sluice.cursor (flow, upstream, position) values ('firehose', %s, '9999999') returning 1", relay
     )
     flow = flow_bed.start("firehose", plc=network.plc, relays=[relay])
-    wait_until(lambda: flow.metric("ingester_websocket_connections") == 1)
+    wait_until(lambda: flow.metric("sluice_websocket_connections") == 1)
     first = last_seq(network) + 1
     wait_until(
         lambda: network.op("create", did=active[0]) and seqs(flow_bed, relay)
     )  # until one comes after the reader
     wait_until(lambda: first <= cursor_of(flow_bed, relay) <= last_seq(network), what="a cursor of the new sequence")
-    assert flow.metric("ingester_errors_total", reason="sequence_restarted") == 1
+    assert flow.metric("sluice_upstream_errors_total", reason="sequence_restarted") == 1
     assert flow_bed.rows("select reason, from_seq, to_seq, answered_at from sluice.stream_gap") == [
         ("sequence_restarted", None, None, None)
     ]
@@ -257,8 +257,8 @@ def test_lost_sequence_numbers_are_recorded_before_the_cursor_passes_them(simula
     assert [row[0] for row in rows] == ["outdated_cursor", "sequence_gap"]
     # one unanswered row grows: the window that was passed and the hole after it
     assert rows[1][1:] == (stopped_at + 1, last_seq(network) - 1, None)
-    assert flow.metric("sequence_gaps_total") == 3
-    assert flow.metric("sequence_gap_missed_seqs_total") == 17 + 7
+    assert flow.metric("sluice_sequence_gaps_total") == 3
+    assert flow.metric("sluice_sequence_gap_missed_seqs_total") == 17 + 7
 
 
 def test_back_pressure_pauses_says_so_and_resumes_without_loss(simulator: Start, flow_bed: FlowBed) -> None:
@@ -271,7 +271,7 @@ def test_back_pressure_pauses_says_so_and_resumes_without_loss(simulator: Start,
     )
     page = wait_until(lambda: (page := flow.health())["state"] == "paused" and page)
     assert "messages of" in page["why"]
-    assert flow.metric("ingester_backpressure_active") == 1
+    assert flow.metric("sluice_backpressure_active") == 1
     stood_at = wait_until(lambda: cursor_of(flow_bed, relay))
     written = last_seq(network)
     wait_until(lambda: last_seq(network) > written + 20, what="the network goes on while the flow does not")

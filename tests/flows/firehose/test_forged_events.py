@@ -340,5 +340,5 @@ def test_a_reported_bad_signature_passes_and_is_counted(relay: HostileRelay, flo
     flow_bed.start("index")
     flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest", verify="report")
     wait_until(lambda: author.stands(flow_bed))
-    counted = flow.metric("sluice_checks_failed_and_counted_total", reason="bad_signature")
+    counted = flow.metric("sluice_reported_failures_total", reason="bad_signature")
     assert (counted, len(relay.asked)) == (1, 1)

@@ -127,7 +127,7 @@ def test_a_pds_whose_list_is_too_long_is_read_to_the_bound(simulator: Start, flo
 
     for _ in range(2):
         flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, **settings)
-        refused = partial(flow.metric, "ingester_errors_total", flow="list_repos", reason="too_many_repos")
+        refused = partial(flow.metric, "sluice_upstream_errors_total", flow="list_repos", reason="too_many_repos")
         wait_until(lambda refused=refused: refused() >= 6)
         wait_until(lambda: found().keys() == set(hosts))
         assert flow.terminate() == 0
