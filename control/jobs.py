@@ -19,7 +19,7 @@ from schemas.errors import OperatorError
 from schemas.job_spec import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.job_states import FINAL, Identity, SpecRefused, eta, identify, sources_of, spec_of
+from steps.job_states import FINAL, JobIdentity, SpecRefused, eta, identify, sources_of, spec_of
 
 Connection = psycopg.Connection[Any]
 SQL = queries("jobs")
@@ -149,7 +149,7 @@ def _name_of_next(db: Connection, name: str) -> str:
     return f"{name} {row['number'] + 1}" if row["status"] == JobStatus.COMPLETED else str(row["name"])
 
 
-def _identified(spec: JobSpec, settings: Settings) -> Identity:
+def _identified(spec: JobSpec, settings: Settings) -> JobIdentity:
     try:
         wanted = identify(spec, settings.relays[0] if settings.relays else None)
     except SpecRefused as err:
@@ -163,7 +163,7 @@ def _identified(spec: JobSpec, settings: Settings) -> Identity:
     return wanted
 
 
-def _plan(db: Connection, spec: JobSpec, wanted: Identity) -> Plan:
+def _plan(db: Connection, spec: JobSpec, wanted: JobIdentity) -> Plan:
     existing = _one(db, "by_name", {"name": wanted.name})
     status = None if existing is None else JobStatus(existing["status"])
     would = "create" if status is None else "nothing" if status is JobStatus.COMPLETED else "resume"

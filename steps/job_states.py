@@ -47,7 +47,7 @@ def sources_of(new: JobStatus) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class JobIdentity:
     """What a job is: its unique name, its source as it is stored, and its list (DIDs only: hosts are in the source)."""
 
     name: str
@@ -56,7 +56,7 @@ class Identity:
     dids: Sequence[str] = ()
 
 
-def identify(spec: JobSpec, default_relay: str | None) -> Identity:
+def identify(spec: JobSpec, default_relay: str | None) -> JobIdentity:
     """The job that a specification means. Order and repetition in lists change nothing. Raises SpecRefused."""
     if spec.source == "dids":
         dids = list(dict.fromkeys(spec.dids))
@@ -68,11 +68,11 @@ def identify(spec: JobSpec, default_relay: str | None) -> Identity:
         mark = _mark(dids)
         again = {"again": True} if spec.again else {}
         name = f"dids {len(dids)} {mark}{' again' if again else ''}"
-        return Identity(name, {"dids": mark, "first": dids[:5], **again}, len(dids), dids)
+        return JobIdentity(name, {"dids": mark, "first": dids[:5], **again}, len(dids), dids)
     if spec.source == "hosts":
         hosts = sorted({service_url(host, "hosts") for host in spec.hosts})
         more = f" and {len(hosts) - 1} more {_mark(hosts)}" if len(hosts) > 1 else ""
-        return Identity(f"hosts {hosts[0]}{more}", {"hosts": hosts}, len(hosts))
+        return JobIdentity(f"hosts {hosts[0]}{more}", {"hosts": hosts}, len(hosts))
     if spec.collection is not None and not is_nsid(spec.collection):
         raise SpecRefused(f"collection: {spec.collection[:100]!r} is not an NSID; write it as app.bsky.actor.profile")
     relay = spec.relay or default_relay
@@ -80,8 +80,8 @@ def identify(spec: JobSpec, default_relay: str | None) -> Identity:
         raise SpecRefused("relay: none is given and SLUICE_RELAYS is not set; give the URL of a relay")
     relay = service_url(relay, "relay")
     if spec.source == "relay":
-        return Identity(f"list {relay}", {"relay": relay})
-    return Identity(f"collection {spec.collection} {relay}", {"collection": spec.collection, "at": relay})
+        return JobIdentity(f"list {relay}", {"relay": relay})
+    return JobIdentity(f"collection {spec.collection} {relay}", {"collection": spec.collection, "at": relay})
 
 
 def spec_of(source: dict[str, Any], batch_size: int, priority: int) -> JobSpec | None:

@@ -45,7 +45,7 @@ HEALTH_PATHS = ("/healthz", "/readyz", "/metrics")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Health(Protocol):
+class HealthPages(Protocol):
     """What the health pages show."""
 
     hung: str
@@ -80,7 +80,7 @@ def is_own_name(name: str, names: Collection[str] = ()) -> bool:
     return True
 
 
-def health_answer(health: Health, path: str) -> tuple[int, str, bytes]:
+def health_answer(health: HealthPages, path: str) -> tuple[int, str, bytes]:
     """One of HEALTH_PATHS → status, content type, body."""
     if path == "/metrics":
         return 200, CONTENT_TYPE_LATEST, generate_latest()
@@ -88,7 +88,7 @@ def health_answer(health: Health, path: str) -> tuple[int, str, bytes]:
     return 503 if failed else 200, "application/json", json.dumps(health.page()).encode()
 
 
-def health_app(health: Health, names: Collection[str] = ()) -> "AiohttpApp":
+def health_app(health: HealthPages, names: Collection[str] = ()) -> "AiohttpApp":
     """The application of a flow: health and metrics, and nothing else."""
 
     @web.middleware

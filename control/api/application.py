@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request
 from starlette.responses import Response
 
-from connectors.http.server import HEALTH_PATHS, Health, health_answer
+from connectors.http.server import HEALTH_PATHS, HealthPages, health_answer
 from control.api import dead_letter_routes, errors, filter_routes, job_routes, mirror_routes
 from control.api.context import Context
 from control.api.guard import Guard
@@ -54,7 +54,7 @@ def make_app(context: Context) -> FastAPI:
     return app
 
 
-def _health(health: Health, path: str) -> Callable[[Request], Any]:
+def _health(health: HealthPages, path: str) -> Callable[[Request], Any]:
     async def answer(_: Request) -> Response:
         status, content_type, body = health_answer(health, path)
         return Response(body, status, {"Content-Type": content_type})

@@ -196,3 +196,35 @@ def test_a_host_that_only_says_429_is_asked_ever_more_rarely(monkeypatch: pytest
     hours = asyncio.run(main())
     assert hours[0] <= (80 if served else 20)
     assert max(hours[2:]) <= (80 if served else 2)
+
+
+def test_a_host_serves_a_limited_number_of_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B3: the limit holds also for hosts that only redirects lead to, and other hosts do not wait for it."""
+
+    async def main() -> tuple[int, int, int]:
+        shared = HostBudget(Settings(database="postgresql://unused@localhost/unused", host_concurrency=2))
+
+        async def free(host: str) -> None:
+            pass
+
+        monkeypatch.setattr(shared, "acquire", free)
+        monkeypatch.setattr(budget_module, "KEPT_HOSTS", 1)
+        running, most, others = 0, 0, 0
+
+        async def ask(host: str) -> None:
+            nonlocal running, most, others
+            async with shared.request(host):
+                if host == "busy":
+                    running += 1
+                    most = max(most, running)
+                    await asyncio.sleep(0.01)
+                    running -= 1
+                else:
+                    others += running > 0
+
+        # another host between them must not make the busy one forgotten, and its limit with it
+        hosts = ["busy", "busy", "other", "busy", "another", "busy"]
+        await asyncio.gather(*(ask(host) for host in hosts))
+        return most, others, sum(state.users for state in shared._hosts.values())
+
+    assert asyncio.run(main()) == (2, 2, 0)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from connectors.atproto.pds import Download
 from connectors.atproto.spool import Spool, SpoolBudget
 from connectors.postgres.repo_queue import Claim
 from flows.backfill.slices import BATCH_BYTES, TimeSlices, chunks_of
+from flows.backfill.source import BackfillSource
 from flows.backfill.task import SLICE_RECORDS, MessageChunk, Result, SnapshotTask
 from protocol.car import CarLimits
 from protocol.did_document import Identity
@@ -156,6 +160,25 @@ def test_a_parked_task_whose_claim_was_lost_is_dropped(monkeypatch: pytest.Monke
     assert (results, slices._parked) == ([None], [])
     for task in heavy:
         task.finish(None)
+
+
+def test_the_source_polls_again_at_once_while_a_task_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of a verification emits nothing: after an empty batch the engine would wait before the next step."""
+    monkeypatch.setattr("connectors.atproto.spool.READ_BYTES", 1000)
+    task = task_of(large_repo(200), [], memory=0)
+    source: Any = object.__new__(BackfillSource)
+    source._background = SimpleNamespace(check=lambda: None, finished=True)
+    source._claimed, source._slices, source._idle = deque(), filled([task]), True
+    steps = 0
+    while not source.poll():
+        assert source.next_awake() <= datetime.now(UTC)
+        assert not source.drained()
+        steps += 1
+    assert steps > 5
+    assert source.poll() == []
+    assert source.next_awake() > datetime.now(UTC)
+    assert source.drained()
+    task.finish(None)
 
 
 def filled(tasks: list[SnapshotTask]) -> TimeSlices:
