@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
@@ -109,6 +109,21 @@ def test_a_round_is_bounded_in_bytes_and_serves_every_task() -> None:
     assert first_turn.keys() == set(tasks)
     # each message is larger than the share of one among so many
     assert {len(chunk.values) for chunk in chunks} == {3}
+    for task in tasks:
+        task.finish(None)
+
+
+def test_no_open_task_misses_two_rounds() -> None:
+    """H2: where one round has no room for all, those without a slice come first in the next."""
+    tasks = [task_of(repeated(80, 130_000), []) for _ in range(12)]
+    slices, missed, misses = filled(tasks), Counter[SnapshotTask](), 0
+    for _ in range(8):
+        served = {chunk.task for chunk in slices.next_chunks()}
+        for task in slices._open:
+            missed[task] = 0 if task in served else missed[task] + 1
+            misses += missed[task]
+        assert max(missed.values()) < 2
+    assert misses > 0, "the rounds had room for all"
     for task in tasks:
         task.finish(None)
 
