@@ -131,7 +131,7 @@ def test_the_hosts_headers_lower_the_budget_and_never_raise_it(database: str) ->
     asyncio.run(main())
 
 
-def test_a_spent_budget_is_said_rather_than_waited_for(database: str) -> None:
+def test_a_used_up_budget_is_reported_instead_of_waited_for(database: str) -> None:
     """A worker's places are not held for minutes by one host."""
 
     async def main() -> None:

@@ -74,9 +74,7 @@ def ordinary(hosts: int, repos: int) -> list[tuple[str, str, int, float]]:
 
 
 @pytest.mark.parametrize("repos_per_host", [1, 5])
-def test_ten_hosts_that_drip_hold_the_others_up_for_a_minute_at_most(
-    timeless: asyncio.Runner, repos_per_host: int
-) -> None:
+def test_ten_dripping_hosts_delay_the_others_by_a_minute_at_most(timeless: asyncio.Runner, repos_per_host: int) -> None:
     """H3, B3: before, ten transfers of an hour each had every permit, and the others waited as long."""
     worker = Worker(FetchSlots(10, 2, 5, 30.0))
     good = ordinary(5, 4)
@@ -87,7 +85,7 @@ def test_ten_hosts_that_drip_hold_the_others_up_for_a_minute_at_most(
     assert max(map(len, worker.ended.values())) == 1, "uncounted once, and then its host is slow"
 
 
-def test_hosts_that_have_served_keep_a_fifth_of_the_permits_from_those_that_have_not(timeless: asyncio.Runner) -> None:
+def test_proven_hosts_keep_a_fifth_of_the_permits(timeless: asyncio.Runner) -> None:
     """H3: however many unknown hosts drip at once, those that work go on within a moment."""
     worker = Worker(FetchSlots(10, 2, 5, 30.0))
 
@@ -115,7 +113,7 @@ def test_slow_hosts_share_few_permits_and_their_transfers_end_counted(timeless: 
     assert worker.most_at_once["drip5"] <= 5
 
 
-def test_a_slow_transfer_goes_on_while_nobody_waits(timeless: asyncio.Runner) -> None:
+def test_a_slow_transfer_continues_while_no_repo_waits(timeless: asyncio.Runner) -> None:
     """A slow host is no fault: where permits are free, its repos are fetched."""
     worker = Worker(FetchSlots(4, 1, 2, 30.0))
     timeless.run(played(worker, 2000, *[(f"slow/{n}", "slow", 1_000_000, 1000.0) for n in range(2)], *ordinary(2, 5)))
@@ -123,7 +121,7 @@ def test_a_slow_transfer_goes_on_while_nobody_waits(timeless: asyncio.Runner) ->
     assert not any(worker.ended.values())
 
 
-def test_one_burst_does_not_buy_an_hour_of_dripping() -> None:
+def test_a_burst_does_not_hide_later_dripping() -> None:
     """The speed is that of the last half or whole minute."""
     transfer = Transfer("host")
     assert not transfer.slow(10_000.0), "the host was not asked yet"

@@ -113,7 +113,7 @@ def test_a_small_repo_stays_in_memory_and_a_large_one_goes_to_disk(database: str
         ("SomethingElse", FailureReason.HTTP_STATUS),
     ],
 )
-def test_account_errors_are_told_from_failures(database: str, name: str, reason: FailureReason) -> None:
+def test_account_errors_are_distinguished_from_failures(database: str, name: str, reason: FailureReason) -> None:
     failure = fetch(database, answers(400, f'{{"error": "{name}", "message": "m"}}')).failure
     assert failure is not None
     assert failure.reason is reason
@@ -129,7 +129,9 @@ def test_an_account_error_in_a_server_error_is_not_believed(database: str) -> No
     ("headers", "wait"),
     [({"Retry_After": "7"}, 7.0), ({"RateLimit_Reset": "12"}, 12.0), ({}, None), ({"Retry_After": "soon"}, None)],
 )
-def test_a_429_says_how_long_if_the_server_did(database: str, headers: dict[str, str], wait: float | None) -> None:
+def test_a_429_carries_the_wait_that_the_server_named(
+    database: str, headers: dict[str, str], wait: float | None
+) -> None:
     """R3."""
     failure = fetch(database, answers(429, "<html>Too Many Requests</html>", **headers)).failure
     assert failure is not None
@@ -143,7 +145,7 @@ def test_a_repo_above_the_size_limit_is_not_read_on(database: str) -> None:
     assert failure.reason is FailureReason.TOO_LARGE
 
 
-def test_where_memory_and_disk_are_used_up_the_repo_waits(database: str) -> None:
+def test_a_repo_is_deferred_if_memory_and_disk_are_used_up(database: str) -> None:
     """G6: our trouble, not the host's."""
     failure = fetch(database, answers(200, START + b"x" * 500_000), memory=50_000, disk=100_000).failure
     assert failure is not None
@@ -222,7 +224,7 @@ def test_a_body_that_ends_early_is_cut_off(database: str) -> None:
     assert failure.reason is FailureReason.CUT_OFF
 
 
-def test_nobody_at_home_is_unreachable(database: str) -> None:
+def test_a_closed_port_is_unreachable(database: str) -> None:
     failure = fetch(database, answers(200), path="1").failure  # the port with a digit more
     assert failure is not None
     assert failure.reason in (FailureReason.UNREACHABLE, FailureReason.FORBIDDEN_HOST)
@@ -250,7 +252,7 @@ def test_origins() -> None:
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>maintenance</html>", b"<html>", b'{"error":"x"}', b"\n<html>"])
-def test_a_page_with_status_200_is_no_car(database: str, page: bytes) -> None:
+def test_a_web_page_with_status_200_is_not_a_car(database: str, page: bytes) -> None:
     """B3: named for what it is, from its first bytes, however they come; not read to its end."""
 
     async def handler(request: web.Request) -> web.StreamResponse:

@@ -79,7 +79,7 @@ def row(database: str, host: str) -> tuple[Any, ...]:
         (200, None),
     ],
 )
-def test_what_a_redirect_s_target_answers_changes_nothing_of_its_budget(
+def test_answers_of_a_redirect_target_do_not_change_its_budget(
     database: str, status: int, reason: FailureReason | None
 ) -> None:
     """H4: any PDS could have another one paused for an hour, or its budget lowered to one request."""
@@ -102,7 +102,7 @@ def test_what_a_redirect_s_target_answers_changes_nothing_of_its_budget(
         assert (failed.failure.reason, failed.host) == (reason, asked)
 
 
-def test_a_redirect_to_a_host_that_is_paused_is_the_redirecting_host_s_pause(database: str) -> None:
+def test_a_redirect_to_a_paused_host_pauses_the_redirecting_host(database: str) -> None:
     """H4, H5: uncounted, without blame, it could go on for ever."""
 
     async def victim(_: web.Request) -> web.StreamResponse:
@@ -161,7 +161,9 @@ def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch:
 
 
 @pytest.mark.parametrize("served", [0, 10])
-def test_a_host_that_only_says_429_is_asked_ever_more_rarely(monkeypatch: pytest.MonkeyPatch, served: int) -> None:
+def test_a_host_that_always_answers_429_is_asked_at_growing_intervals(
+    monkeypatch: pytest.MonkeyPatch, served: int
+) -> None:
     """H5, G11: with `Retry-After: 0`; requests in a simulated day, and never more than one an hour at last.
 
     `served`: one request in so many is answered.

@@ -48,7 +48,7 @@ def test_a_cursor_that_does_not_move_is_the_end(following: str) -> None:
     assert decision.ended
 
 
-def test_a_numeric_cursor_that_keeps_failing_is_stepped_over_and_the_range_is_told() -> None:
+def test_a_numeric_cursor_that_keeps_failing_is_skipped_and_the_range_reported() -> None:
     """B2"""
     state = Listing(100, cursor="200", safe="200")
     assert run(state, *[BAD] * 4).skip is None
@@ -66,12 +66,12 @@ def test_waits_grow_between_the_failures() -> None:
     assert waits == [0.5, 1, 2, 4]
 
 
-def test_the_first_page_of_a_relay_is_stepped_over() -> None:
+def test_the_first_page_of_a_relay_is_skipped() -> None:
     """B2"""
     assert run(Listing(100), *[BAD] * 5).skip == RangeSkipped("", "1000", "HTTP 500")
 
 
-def test_a_relay_that_answers_nothing_but_errors_is_not_walked_to_infinity() -> None:
+def test_skips_end_if_a_relay_answers_only_errors() -> None:
     """B2, G5: after many skips in a row the listing returns to where the upstream last answered, says so, and waits."""
     state = Listing(100, cursor="200", safe="200")
     skips = 0
@@ -105,7 +105,7 @@ def test_an_outage_moves_no_cursor_however_long_it_lasts() -> None:
     assert decision.stuck == "no answer"
 
 
-def test_throttling_is_no_failure_and_waits_as_long_as_it_is_told() -> None:
+def test_throttling_is_not_a_failure_and_waits_as_long_as_asked() -> None:
     """R3"""
     state = Listing(100, cursor="200", safe="200", failures=4)
     decision = run(state, failure_of(429, None, 17.0))
@@ -156,7 +156,7 @@ def test_a_list_of_a_pds_that_never_ends_is_read_to_its_bound() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.integers(0, 299), max_size=4), st.booleans(), st.integers(1, 64))
-def test_every_healthy_repo_is_listed_or_in_a_told_range(poison: set[int], relay: bool, page_size: int) -> None:
+def test_every_healthy_repo_is_listed_or_in_a_reported_range(poison: set[int], relay: bool, page_size: int) -> None:
     """B2: 300 repos, some of which break every page that holds them."""
     policy = replace(RELAY if relay else PDS, page_size=page_size, skip_step=10)
     state, seen, ranges, now = Listing(page_size), set[int](), list[tuple[int, int]](), 0.0
@@ -222,7 +222,7 @@ def test_reached() -> None:
 @pytest.mark.parametrize(
     "body", [None, [], {}, {"repos": 5}, {"repos": [], "cursor": {}}, {"repos": [], "cursor": "x" * 5000}]
 )
-def test_a_page_that_is_none(body: Any) -> None:
+def test_invalid_pages(body: Any) -> None:
     """G7"""
     assert isinstance(read_page(body, 0), PageFailure)
 
@@ -270,7 +270,7 @@ def test_no_answer_raises(body: Any) -> None:
     read_page({"repos": [body], "cursor": body}, 0)
 
 
-def test_words_that_no_text_column_takes() -> None:
+def test_text_that_no_text_column_takes() -> None:
     """G7: a page whose cursor has a NUL was read again and again, and ended the flow each time."""
     assert read_page({"repos": [], "cursor": "a\0"}, 0) == PageFailure(PageTrouble.MALFORMED, "the cursor is not text")
     found = read_page({"repos": [{"did": "did:plc:a", "active": False, "status": "gone\0"}]}, 0)
@@ -280,7 +280,7 @@ def test_words_that_no_text_column_takes() -> None:
 
 @pytest.mark.parametrize("cycle", [2, 3, 7, 40])
 @pytest.mark.parametrize("lead", [0, 1, 5])
-def test_opaque_cursors_that_go_round_end_the_pass(lead: int, cycle: int) -> None:
+def test_repeating_opaque_cursors_end_the_pass(lead: int, cycle: int) -> None:
     """H5: a → b → a asked 1,200 times in the first minute, and its job was running for ever."""
     state, requests = Listing(100), 0
     while not state.done:
@@ -292,7 +292,7 @@ def test_opaque_cursors_that_go_round_end_the_pass(lead: int, cycle: int) -> Non
     assert (decision.stuck, state.cut, state.passes) == ("its cursors go round",) * 2 + (0,)
 
 
-def test_passes_that_are_cut_are_ever_further_apart_and_an_end_forgives_them() -> None:
+def test_cut_passes_have_growing_intervals_until_one_reaches_the_end() -> None:
     """H5"""
     state, waits, requests = Listing(100), [], 0
     for _ in range(60):
@@ -307,7 +307,7 @@ def test_passes_that_are_cut_are_ever_further_apart_and_an_end_forgives_them() -
 
 
 @pytest.mark.parametrize("content", [0, 5])
-def test_pages_with_ever_new_cursors_that_bring_nothing_new_end_the_pass(content: int) -> None:
+def test_pages_with_new_cursors_but_no_new_repos_end_the_pass(content: int) -> None:
     """H5: they wait like failures, and are not read without end."""
     same = [ListEntry(f"did:plc:{i}", "", True, None) for i in range(content)]
     state, now, requests = Listing(100), 0.0, 0
@@ -371,7 +371,7 @@ OUTCOMES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", OUTCOMES)
 @pytest.mark.parametrize("policy", [RELAY, replace(PDS, recheck_seconds=3600.0, longest_wait=3600.0)])
-def test_an_upstream_that_fails_for_ever_is_asked_ever_more_rarely(policy: ListingPolicy, name: str) -> None:
+def test_an_upstream_that_always_fails_is_asked_at_growing_intervals(policy: ListingPolicy, name: str) -> None:
     """H5: requests in a simulated day; from its second hour on never more than 90 in one."""
     state, now, n, hours = Listing(100), 0.0, 0, [0] * 24
     while now < 24 * 3600:

@@ -54,7 +54,7 @@ def run(server: Server, start: str, end: str, retry_count: int = 0) -> tuple[lis
     return fill.left(), seen, requests, fill.furthest
 
 
-def test_a_stretch_that_fails_for_good_is_left_alone_within_fifty_requests() -> None:
+def test_a_range_that_always_fails_is_isolated_within_fifty_requests() -> None:
     """N6, H5: repos 41 to 60 fail, pages hold 20; everything else of 40 → 1040 is found, once."""
     left, seen, requests, furthest = run(numbered(set(range(41, 61))), "40", "1040")
     assert left == [("40", "60")]
@@ -85,7 +85,7 @@ def test_an_opaque_cursor_is_asked_for_in_smaller_pages_and_then_waited_for() ->
     assert requests == 10
 
 
-def test_later_rounds_ask_less() -> None:
+def test_later_rounds_send_fewer_requests() -> None:
     """H5"""
     requests = [run(lambda *_: BAD, "0", "1000000", retry)[2] for retry in range(6)]
     assert requests == [FIRST_FAILURES, 18, *[LEAST_FAILURES] * 4]

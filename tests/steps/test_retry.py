@@ -44,7 +44,7 @@ def test_backoff_stays_within_its_bounds_and_is_spread(n: int) -> None:
 
 @pytest.mark.parametrize("reason", ACCOUNT_ERRORS.values())
 @pytest.mark.parametrize("retry_count", [0, 4, 100])
-def test_an_account_state_is_no_failure(reason: FailureReason, retry_count: int) -> None:
+def test_an_account_state_is_not_a_failure(reason: FailureReason, retry_count: int) -> None:
     assert decide(Failure(reason, ""), retry_count, POLICY, key=DID) == Unavailable(str(reason), deleted=False)
 
 
@@ -63,7 +63,7 @@ def test_only_what_is_gone_confirms_a_deletion() -> None:
     assert confirmed == {FailureReason.NOT_FOUND, FailureReason.DID_TOMBSTONED, FailureReason.NO_PDS}
 
 
-def test_what_a_failure_says_fits_a_text_column() -> None:
+def test_a_failure_s_text_fits_a_text_column() -> None:
     """G7: a host's own words, which PostgreSQL would refuse, ended the worker."""
     assert str(Failure(FailureReason.HTTP_STATUS, "a\0b\udcff")) == "http_status: a\ufffdb\ufffd"
 
@@ -71,7 +71,7 @@ def test_what_a_failure_says_fits_a_text_column() -> None:
 @pytest.mark.parametrize(
     ("named", "seconds"), [(None, 60.0), (0.0, 1.0), (-5.0, 1.0), (30.0, 30.0), (1e9, 3600.0), (float("inf"), 3600.0)]
 )
-def test_a_rate_limit_pauses_the_host_and_blames_nobody(named: float | None, seconds: float) -> None:
+def test_a_rate_limit_pauses_the_host_uncounted(named: float | None, seconds: float) -> None:
     """R3: whatever the server names is clamped to 1 s … 1 h; the repo comes back after the pause, spread over half of it."""
     decision = decide(Failure(FailureReason.RATE_LIMITED, "429", named), 4, POLICY, key=DID)
     assert isinstance(decision, PauseHost)
@@ -95,7 +95,7 @@ ABOVE_A_LIMIT = (SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS)
 
 
 @pytest.mark.parametrize("reason", [one for one in SnapshotReason if one not in ABOVE_A_LIMIT])
-def test_every_refused_snapshot_is_a_counted_failure(reason: SnapshotReason) -> None:
+def test_every_rejected_snapshot_is_a_counted_failure(reason: SnapshotReason) -> None:
     """G5, G7."""
     assert decide(Failure(reason, "x"), 4, POLICY, key=DID) == GiveUp()
     first = decide(Failure(reason, "x"), 0, POLICY, key=DID)
@@ -104,12 +104,12 @@ def test_every_refused_snapshot_is_a_counted_failure(reason: SnapshotReason) -> 
 
 
 @pytest.mark.parametrize("reason", [FailureReason.TOO_LARGE, *ABOVE_A_LIMIT])
-def test_what_is_above_a_limit_of_ours_is_not_fetched_again(reason: FailureReason | SnapshotReason) -> None:
+def test_a_repo_above_a_limit_is_not_fetched_again(reason: FailureReason | SnapshotReason) -> None:
     """C5, G6: it would be gigabytes once more, for the same end."""
     assert decide(Failure(reason, "x"), 0, POLICY, key=DID) == GiveUp()
 
 
-def test_a_server_that_names_a_longer_wait_gets_it() -> None:
+def test_a_longer_wait_named_by_the_server_is_respected() -> None:
     """503 with Retry-After: counted, but not before the time that was asked for; an hour at most."""
     decision = decide(Failure(FailureReason.HTTP_STATUS, "503", 120.0), 0, POLICY, key=DID)
     assert decision == RetryIn(120.0, counted=True)

@@ -54,7 +54,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("reason", FAULTS)
-def test_a_fault_of_the_pds_is_named_and_then_outlived(simulator: Simulator, world: Make, reason: str) -> None:
+def test_a_pds_fault_is_recorded_and_the_repo_retried(simulator: Simulator, world: Make, reason: str) -> None:
     """C5, R3, G5, G7: every fault ends under its own name; once it stops, the repo is in the log, whole."""
     run = world(
         simulator(repos=12, records_per_repo=30, inactive_share=0.0),
@@ -84,7 +84,7 @@ def test_a_fault_of_the_pds_is_named_and_then_outlived(simulator: Simulator, wor
     run.check(truth)
 
 
-def test_a_repo_fails_after_its_last_attempt_and_says_why(simulator: Simulator, world: Make) -> None:
+def test_a_repo_fails_after_its_last_attempt_with_a_reason(simulator: Simulator, world: Make) -> None:
     """C4, C5, G5: five attempts with back-off, then `failed`, with the reason; nothing goes round."""
     run = world(simulator(repos=5, records_per_repo=10, inactive_share=0.0))
     truth = run.simulation.state()
@@ -107,7 +107,7 @@ def test_a_repo_fails_after_its_last_attempt_and_says_why(simulator: Simulator, 
         ("snapshot_max_bytes", "too_large"),
     ],
 )
-def test_a_repo_above_a_limit_of_ours_fails_at_once_and_is_mirrored_when_it_is_raised(
+def test_a_repo_above_a_limit_fails_at_once_and_is_mirrored_after_the_limit_is_raised(
     simulator: Simulator, world: Make, setting: str, reason: str
 ) -> None:
     """C5, G6: it is not downloaded five times for the same end; the error names the setting that an operator raises."""
@@ -311,7 +311,7 @@ def test_incident_c_a_killed_worker_s_repos_come_back_when_their_lease_ends(simu
     run.check(truth)
 
 
-def test_sigterm_gives_back_what_is_not_done_uncounted(simulator: Simulator, world: Make) -> None:
+def test_sigterm_releases_unfinished_claims_uncounted(simulator: Simulator, world: Make) -> None:
     """C4: exit 0 within the time to drain; the claims are pending again, and no attempt was counted."""
     run = world(
         simulator(repos=30, records_per_repo=20, inactive_share=0.0),
@@ -335,7 +335,7 @@ def test_sigterm_gives_back_what_is_not_done_uncounted(simulator: Simulator, wor
     run.check(truth)
 
 
-def test_a_lost_claim_is_not_written_on(simulator: Simulator, world: Make) -> None:
+def test_nothing_is_written_for_a_lost_claim(simulator: Simulator, world: Make) -> None:
     """The lease ran out and somebody else has the repo: the worker notices, stops, and writes no outcome."""
     run = world(simulator(repos=1, records_per_repo=20, inactive_share=0.0), lease_seconds=1.5)
     truth = run.simulation.state()

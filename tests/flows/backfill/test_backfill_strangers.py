@@ -75,7 +75,7 @@ def got(url: str) -> bytes:
         return bytes(answer.read())
 
 
-def test_an_account_s_old_pds_is_not_believed_however_long_it_says_the_same(simulator: Simulator, world: Make) -> None:
+def test_an_account_s_former_pds_is_never_believed(simulator: Simulator, world: Make) -> None:
     """G5, G7: its old snapshot is below what was heard; the directory names another PDS, which is asked before anything is given up."""
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), stale_seconds=0.5)
     truth = run.simulation.state()
@@ -115,7 +115,7 @@ def test_what_a_pds_says_cannot_end_a_worker(simulator: Simulator, world: Make) 
     assert "No\ufffdthing a\ufffdb" in run.rows()[hostile]["last_error"]
 
 
-def test_an_account_whose_move_was_never_heard_is_found(simulator: Simulator, world: Make) -> None:
+def test_an_account_whose_move_was_missed_is_found(simulator: Simulator, world: Make) -> None:
     """G5: its old PDS is gone for good and the cached document names it: after some failures the directory is asked again."""
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), retry_first_seconds=0.2)
     truth = run.simulation.state()

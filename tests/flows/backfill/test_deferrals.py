@@ -54,7 +54,7 @@ def bed(database: str) -> Any:
     made.db.close()
 
 
-def test_what_is_not_counted_for_a_day_is_counted_and_ends(bed: Bed) -> None:
+def test_uncounted_attempts_count_after_a_day(bed: Bed) -> None:
     """H5: `directory_unreachable` had no limit."""
     assert [bed.ends(), bed.ends(0.5), bed.row()[0]] == ["pending", "pending", 0]
     assert bed.ends(0.6) == "pending"
@@ -63,7 +63,7 @@ def test_what_is_not_counted_for_a_day_is_counted_and_ends(bed: Bed) -> None:
     assert phases == ["pending"] * 7 + ["failed"]
 
 
-def test_what_is_counted_or_fetched_begins_anew(bed: Bed) -> None:
+def test_a_counted_attempt_or_a_fetch_resets_the_patience(bed: Bed) -> None:
     bed.ends()
     bed.ends(counted=True)
     assert bed.row()[:2] == (1, False)
@@ -75,7 +75,7 @@ def test_what_is_counted_or_fetched_begins_anew(bed: Bed) -> None:
     assert bed.row()[1] is False
 
 
-def test_a_directory_that_is_away_is_asked_ever_more_rarely(bed: Bed) -> None:
+def test_an_unavailable_directory_is_asked_at_growing_intervals(bed: Bed) -> None:
     """H5"""
     waits = []
     for days in (0.0, 0.01, 0.1, 0.5):

@@ -16,7 +16,7 @@ Make = Callable[..., World]
 UNKNOWN = "did:plc:" + "z" * 24
 
 
-def test_a_redirect_costs_the_host_that_redirects_and_nobody_else(simulator: Simulator, world: Make) -> None:
+def test_a_redirect_is_charged_to_the_redirecting_host_only(simulator: Simulator, world: Make) -> None:
     """H4: the host that repos were sent on to was paused for an hour, and its budget lowered."""
     run = world(simulator(repos=20, records_per_repo=2, inactive_share=0.0, pdses=2), backfill_max_attempts=2)
     attacker, victim = run.simulation.pdses
@@ -49,7 +49,7 @@ def test_what_a_pds_writes_is_printable_in_rows_and_commands(simulator: Simulato
     assert ESCAPES not in process.log_file.read_text()
 
 
-def test_dids_that_a_mirror_of_the_directory_does_not_know_come_to_an_end(simulator: Simulator, world: Make) -> None:
+def test_attempts_at_dids_unknown_to_a_directory_mirror_end(simulator: Simulator, world: Make) -> None:
     """H5: a 404 in plain text, and another DID's document, were retried for ever and never counted."""
     run = world(simulator(repos=6, records_per_repo=2, inactive_share=0.0), backfill_max_attempts=2)
     truth = run.simulation.state()

@@ -32,7 +32,7 @@ def world(tmp_path: Path, log: str, database: str, simulator: Callable[..., Simu
     made.close()
 
 
-def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
+def test_a_host_that_hangs_delays_only_its_own_repos(world: World) -> None:
     """P4, B3, C4: its repos stand first in the log; the others are done while it hangs, and then it is done too."""
     simulation = world.simulation
     truth = simulation.state()
@@ -60,7 +60,7 @@ def test_a_host_that_hangs_keeps_only_its_own_repos_back(world: World) -> None:
     world.check(truth)
 
 
-def test_ten_hosts_that_drip_hold_ordinary_repos_up_for_a_minute_at_most(
+def test_ten_dripping_hosts_delay_other_repos_by_a_minute_at_most(
     tmp_path: Path, log: str, database: str, simulator: Callable[..., Simulation]
 ) -> None:
     """H3, B3: one byte in five seconds from each of ten PDSes; before, five ordinary repos waited eleven minutes."""
@@ -86,7 +86,7 @@ def test_ten_hosts_that_drip_hold_ordinary_repos_up_for_a_minute_at_most(
         world.close()
 
 
-def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread(timeless: asyncio.Runner) -> None:
+def test_the_end_of_a_slow_queue_is_evicted_and_returns_spread(timeless: asyncio.Runner) -> None:
     """What waits for a host is bounded by the pace at which it answers; waiting for a place is not waiting for a host."""
 
     async def run() -> list[float]:
@@ -122,7 +122,7 @@ def test_the_end_of_a_slow_line_is_sent_away_and_comes_back_spread(timeless: asy
     assert len(set(away)) == 4
 
 
-def test_hosts_that_hang_do_not_take_all_places_again_and_again(timeless: asyncio.Runner) -> None:
+def test_hanging_hosts_do_not_take_all_slots_again(timeless: asyncio.Runner) -> None:
     """B3: who has shown to be slow gets one place, until it answers quickly again; a fast host keeps its share."""
     held: dict[str, list[int]] = {}
 

@@ -220,7 +220,7 @@ def test_a_lost_claim_ends_in_the_middle() -> None:
     assert results == [None]
 
 
-def test_a_refused_snapshot_is_a_verdict_and_makes_no_message() -> None:
+def test_a_rejected_snapshot_is_a_result_and_makes_no_message() -> None:
     """G7."""
     found = []
     for given in ({"cut": -1}, {"cut": 10}, {"min_rev": "7zzzzzzzzzzzz"}):
@@ -258,7 +258,7 @@ def test_an_account_state_is_one_message() -> None:
         assert (outcome.status, outcome.active, outcome.reason, outcome.attempt) == (status, False, fetched.status, 2)
 
 
-def test_urgent_work_has_places_of_its_own_and_goes_first() -> None:
+def test_urgent_work_has_its_own_slots_and_goes_first() -> None:
     async def main() -> list[str]:
         slots, order = FetchSlots(2, 1, per_host=3, line_seconds=30.0), []
 

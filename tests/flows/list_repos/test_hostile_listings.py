@@ -23,7 +23,7 @@ def checkpoint(bed: FlowBed, upstream: str) -> dict[str, Any]:
     return dict(rows[0][0]) if rows else {}
 
 
-def test_a_stretch_that_fails_for_good_is_left_alone_and_the_rest_is_found(simulator: Start, flow_bed: FlowBed) -> None:
+def test_a_range_that_always_fails_is_isolated_and_the_rest_is_listed(simulator: Start, flow_bed: FlowBed) -> None:
     """N6, H5, B2: 620 errors in 85 seconds, a retry_count of 0, and repos 61 to 150 unknown."""
     network = simulator(repos=150, records_per_repo=1, pdses=1)
     (relay,) = network.relays
@@ -81,7 +81,7 @@ def test_lists_of_every_malformed_kind_stop_nothing(simulator: Start, flow_bed: 
     assert "Traceback" not in flow.log_file.read_text()
 
 
-def test_cursors_that_go_round_end_their_pass_with_a_reason(simulator: Start, flow_bed: FlowBed) -> None:
+def test_repeating_cursors_end_their_pass_with_a_reason(simulator: Start, flow_bed: FlowBed) -> None:
     """H5: of a relay's repos, of a PDS's, and of a relay's hosts."""
     network = simulator(repos=30, records_per_repo=1, pdses=1)
     (relay,), (pds,) = network.relays, network.pdses

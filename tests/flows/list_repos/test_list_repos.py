@@ -93,7 +93,7 @@ def test_kill_9_at_any_moment_queues_every_repo_and_none_twice(simulator: Start,
     assert len(flow_bed.rows("select id from sluice.backfill_job")) == 1
 
 
-def test_a_poisoned_cursor_is_stepped_over_recorded_and_gone_back_to(simulator: Start, flow_bed: FlowBed) -> None:
+def test_a_failing_cursor_is_skipped_recorded_and_filled_later(simulator: Start, flow_bed: FlowBed) -> None:
     """B2, N6, G5: at a relay (numbers) and at a PDS (opaque)."""
     network = simulator(repos=2300, records_per_repo=1, pdses=1)
     (relay,), (pds,) = network.relays, network.pdses
@@ -134,7 +134,7 @@ def test_a_pds_whose_list_is_too_long_is_read_to_the_bound(simulator: Start, flo
         assert max(found().values()) <= 60
 
 
-def test_a_poisoned_first_page_does_not_loop(simulator: Start, flow_bed: FlowBed) -> None:
+def test_a_failing_first_page_does_not_loop(simulator: Start, flow_bed: FlowBed) -> None:
     """B2: the relay's first page is stepped over; a PDS's is narrowed and then waited for, and does not hold up the rest."""
     network = simulator(repos=1500, records_per_repo=1, pdses=1)
     (relay,), (pds,) = network.relays, network.pdses
@@ -173,7 +173,7 @@ def test_a_recheck_finds_new_accounts_and_keeps_the_job_completed(simulator: Sta
     assert flow.terminate() == 0
 
 
-def test_a_lost_stretch_of_the_stream_is_answered_by_a_new_listing(simulator: Start, flow_bed: FlowBed) -> None:
+def test_a_gap_of_the_stream_is_resolved_by_a_new_listing(simulator: Start, flow_bed: FlowBed) -> None:
     network = simulator(repos=60, records_per_repo=1)
     (relay,) = network.relays
     settings = QUICK | {"list_recheck_seconds": 3600, "gap_relist_seconds": 0.5}
@@ -229,7 +229,7 @@ def test_back_pressure_pauses_the_listing_and_resumes_without_loss(simulator: St
     assert flow.terminate() == 0
 
 
-def test_a_range_that_stays_closed_is_filled_by_the_pdses(simulator: Start, flow_bed: FlowBed) -> None:
+def test_a_range_that_keeps_failing_is_filled_by_the_pdses(simulator: Start, flow_bed: FlowBed) -> None:
     """N6, B2: the relay never answers for some accounts; every PDS is listed instead, though the settings do not ask for it."""
     network = simulator(repos=1500, records_per_repo=1, pdses=3)
     (relay,) = network.relays
