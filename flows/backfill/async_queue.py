@@ -36,7 +36,9 @@ class AsyncRepoQueue:
                 except psycopg.OperationalError as err:
                     if not passes(err) or time.monotonic() > deadline:
                         raise
-                    log.warning("the database is unavailable; trying again", extra={"error": " ".join(str(err).split())})
+                    log.warning(
+                        "the database is unavailable; trying again", extra={"error": " ".join(str(err).split())}
+                    )
                     await asyncio.sleep(RETRY_SECONDS)
 
 
