@@ -35,7 +35,7 @@ def list_dead_letters(
     """Dead letters, the newest first."""
     time, part, offset = _after(cursor)
     values = {"state": state, "reason": reason, "time": time, "part": part, "offset": offset, "limit": limit + 1}
-    page, following = cut(context.rows(SQL["letters"], values), limit, "noticed_at", "part", "log_offset")
+    page, following = cut(context.rows(SQL["dead_letters"], values), limit, "noticed_at", "part", "log_offset")
     return models.DeadLetterPage.model_validate({"items": [_named(row) for row in page], "cursor": following})
 
 

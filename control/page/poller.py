@@ -17,8 +17,8 @@ from connectors.kafka.log import LogUnavailable
 from connectors.runtime.errors import one_line
 from control.api.context import Context
 from control.api.errors import Busy
+from control.page.page_snapshot import PageSnapshot, SnapshotReader
 from control.page.rendering import render_sections
-from control.page.snapshot import Snapshot, SnapshotReader
 from schemas.errors import OperatorError
 
 EVERY_SECONDS = 2.0
@@ -34,9 +34,9 @@ class History:
 
     def __init__(self) -> None:
         self.points: dict[str, deque[tuple[float, float]]] = {}
-        self._before: Snapshot | None = None
+        self._before: PageSnapshot | None = None
 
-    def add(self, new: Snapshot) -> None:
+    def add(self, new: PageSnapshot) -> None:
         """Append a snapshot's figures. Rates need the snapshot before; a pause of FORGET_SECONDS clears everything."""
         old, self._before = self._before, new
         if old is not None and new.at - old.at > FORGET_SECONDS:
@@ -52,7 +52,7 @@ class History:
         self.points.setdefault(name, deque(maxlen=HISTORY)).append((at, value))
 
 
-def _totals(snapshot: Snapshot) -> tuple[int, int, int]:
+def _totals(snapshot: PageSnapshot) -> tuple[int, int, int]:
     status = snapshot.status
     return status.records, status.events, sum(status.repos[phase] for phase in ("sync", "unavailable", "failed"))
 
@@ -73,7 +73,7 @@ class Poller:
         self._fresh = asyncio.Condition()
         self._rendered: tuple[int, dict[str, str]] = (0, {})
         self.history = History()
-        self.snapshot: Snapshot | None = None
+        self.snapshot: PageSnapshot | None = None
         self.error = ""
         self.number = 0
         self.streams = 0

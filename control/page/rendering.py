@@ -14,10 +14,10 @@ from markupsafe import Markup
 
 from control.attention import attention
 from control.page import figures
-from control.page.snapshot import ROWS, Snapshot
+from control.page.page_snapshot import ROWS, PageSnapshot
 from control.status import PHASES, held
 
-SECTIONS = ("attention", "coverage", "rates", "jobs", "paused", "hosts", "failed", "letters", "skipped", "cursors")
+SECTIONS = ("attention", "coverage", "rates", "jobs", "paused", "hosts", "failed", "dead_letters", "skipped", "cursors")
 """In the order of the page."""
 CHART = {"width": 240, "height": 48}
 MARGIN = 3
@@ -60,7 +60,7 @@ TEMPLATES.filters |= {
 }
 
 
-def render_sections(snapshot: Snapshot, history: Mapping[str, Points]) -> dict[str, str]:
+def render_sections(snapshot: PageSnapshot, history: Mapping[str, Points]) -> dict[str, str]:
     """Section → HTML, in the order of the page."""
     troubles = [f"{one.what}; {one.remedy}" for one in attention(snapshot.status, now=time.time())]
     context = {"snapshot": snapshot, "status": snapshot.status, "history": history, "attention": troubles}

@@ -23,7 +23,7 @@ from sluice.host
 where host > %(after)s and (not %(failing)s or consecutive_failures > 0 or paused_until > now())
 order by host limit %(limit)s
 
--- name: letters
+-- name: dead_letters
 -- The newest first.
 select part, log_offset, topic, did, reason, error, state, noticed_at, settled_at
 from sluice.dead_letter

@@ -13,8 +13,8 @@ import pytest
 from cli.status_text import page
 from connectors.kafka.offsets import Standing
 from control.attention import SILENT_SECONDS, as_json, attention
+from control.page.page_snapshot import PageSnapshot
 from control.page.rendering import render_sections
-from control.page.snapshot import Snapshot
 from control.process_status import Sighting
 from control.status import Collector, Status
 from local.progress import plain
@@ -123,7 +123,7 @@ def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyP
     assert trouble.remedy
     assert what in page(status)
     assert what in plain(status, 0)
-    assert what in render_sections(Snapshot(at=0.0, status=status), {})["attention"]
+    assert what in render_sections(PageSnapshot(at=0.0, status=status), {})["attention"]
 
     class Seen:
         def __init__(self, _: Settings) -> None: ...

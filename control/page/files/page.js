@@ -1,4 +1,4 @@
-// Keeps the page as the server renders it: sections that changed replace the old ones, and buttons post to the API.
+// Keeps the page up to date: sections that changed replace the old ones, and buttons post to the API.
 // The stream is read with fetch, because EventSource cannot send the token.
 "use strict";
 
@@ -12,8 +12,8 @@ function headers(more) {
   return token ? { ...more, Authorization: `Bearer ${token}` } : { ...more };
 }
 
-function say(text) {
-  byId("said").textContent = text;
+function notify(text) {
+  byId("notice").textContent = text;
 }
 
 function live(state, text) {
@@ -34,7 +34,7 @@ function ask() {
   live("locked", refused ? "that token is not valid" : "a token is needed");
 }
 
-// What the reader is doing in a section outlives its replacement: focus, and how far a table is scrolled.
+// Keep the focus and the scroll position of tables when a section is replaced.
 function replace(name, html) {
   const made = document.createElement("template");
   made.innerHTML = html;
@@ -55,9 +55,9 @@ function replace(name, html) {
   }
 }
 
-// A button that is replaced between press and release is not clicked, so what arrives meanwhile is shown a moment later.
+// A button that is replaced between press and release gets no click: changes that arrive meanwhile are shown after it.
 let pressed = false;
-let late = null;
+let delayed = null;
 
 addEventListener("pointerdown", (event) => (pressed = event.button === 0), true);
 for (const end of ["pointerup", "pointercancel", "blur"]) {
@@ -66,14 +66,14 @@ for (const end of ["pointerup", "pointercancel", "blur"]) {
 
 function release() {
   pressed = false;
-  const page = late;
-  late = null;
+  const page = delayed;
+  delayed = null;
   if (page) show(page);
 }
 
 function show(page) {
   if (pressed) {
-    late = { ...page, sections: { ...late?.sections, ...page.sections } };
+    delayed = { ...page, sections: { ...delayed?.sections, ...page.sections } };
     return;
   }
   byId("ask").hidden = true;
@@ -97,7 +97,7 @@ async function read(answer) {
   }
 }
 
-// One stream at a time: a new token ends the one before, whose late refusal must not take the new token away.
+// One stream at a time. A new token ends the stream before, whose refusal may arrive later and must not remove the new token.
 let stream = new AbortController();
 
 async function follow() {
@@ -122,15 +122,15 @@ async function post(button) {
   if (button.dataset.sure && !confirm(button.dataset.sure)) return;
   const what = button.getAttribute("aria-label");
   button.disabled = true;
-  say(`${what} …`);
+  notify(`${what} …`);
   try {
     const body = button.dataset.body || undefined;
     const answer = await fetch(button.dataset.post, { method: "POST", headers: headers({ "Content-Type": "application/json" }), body });
-    const told = await answer.json();
-    if (answer.ok) say(told.why ? `${what}: ${told.state}, ${told.why}` : `${what}: done`);
-    else say(`${what}: ${told.error.message}; ${told.error.remedy}`);
+    const result = await answer.json();
+    if (answer.ok) notify(result.why ? `${what}: ${result.state}, ${result.why}` : `${what}: done`);
+    else notify(`${what}: ${result.error.message}; ${result.error.remedy}`);
   } catch (error) {
-    say(`${what}: no answer (${error.message})`);
+    notify(`${what}: no answer (${error.message})`);
   }
   button.disabled = false;
 }

@@ -104,7 +104,7 @@ def test_what_the_network_sends_is_text(filled: Api, open_page: Callable[..., Pa
     page = open_page(filled.url)
     alive(page)
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
-    for section in ("failed", "hosts", "letters", "attention"):
+    for section in ("failed", "hosts", "dead_letters", "attention"):
         assert HOSTILE in cells(page, section)
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 1
@@ -130,7 +130,7 @@ def test_buttons_retry_pause_and_dismiss(filled: Api, open_page: Callable[..., P
     page = open_page(filled.url)
     alive(page)
     page.get_by_role("button", name=f"Retry {DIDS[7]}").click()
-    expect(page.locator("#said")).to_contain_text(f"Retry {DIDS[7]}: done", timeout=WAIT_MS)
+    expect(page.locator("#notice")).to_contain_text(f"Retry {DIDS[7]}: done", timeout=WAIT_MS)
     expect(page.locator("#failed")).not_to_contain_text(DIDS[7], timeout=WAIT_MS)
     phase = filled.db.execute("select phase, retry_count from sluice.repo where did = %s", (DIDS[7],)).fetchone()
     assert phase == ("pending", 0)
@@ -143,12 +143,12 @@ def test_buttons_retry_pause_and_dismiss(filled: Api, open_page: Callable[..., P
     assert filled.db.execute("select state from sluice.dead_letter").fetchone() == ("open",), "asked first"
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Dismiss dead letter 0:0").click()
-    expect(page.locator("#letters")).to_contain_text("No dead letter is open", timeout=WAIT_MS)
+    expect(page.locator("#dead_letters")).to_contain_text("No dead letter is open", timeout=WAIT_MS)
     page.get_by_role("button", name="Fill range 1").click()
-    expect(page.locator("#said")).to_contain_text("Fill range 1: done", timeout=WAIT_MS)
+    expect(page.locator("#notice")).to_contain_text("Fill range 1: done", timeout=WAIT_MS)
 
 
-def test_letters_are_retried_and_jobs_cancelled_and_opened_again(api: Api, open_page: Callable[..., Page]) -> None:
+def test_dead_letters_are_retried_and_jobs_cancelled_and_opened_again(api: Api, open_page: Callable[..., Page]) -> None:
     """N4, T3, T6: what can be read today settles; what cannot stays open and says why."""
     jobs.start(api.db, JobSpec(source="dids", dids=DIDS[:3]), api.settings)
     event = wire.AccountEvent(seq=1, time="2026-01-01T00:00:00.000Z", did=DIDS[0], active=True)
@@ -163,11 +163,11 @@ def test_letters_are_retried_and_jobs_cancelled_and_opened_again(api: Api, open_
     page = open_page(api.url)
     alive(page)
     page.get_by_role("button", name=f"Retry dead letter {bad}").click()
-    expect(page.locator("#said")).to_contain_text(
+    expect(page.locator("#notice")).to_contain_text(
         f"Retry dead letter {bad}: open, Input data was truncated", timeout=WAIT_MS
     )
     page.get_by_role("button", name=f"Retry dead letter {good}").click()
-    expect(page.locator("#said")).to_contain_text(f"Retry dead letter {good}: done", timeout=WAIT_MS)
+    expect(page.locator("#notice")).to_contain_text(f"Retry dead letter {good}: done", timeout=WAIT_MS)
     expect(page.get_by_role("button", name=f"Retry dead letter {good}")).to_have_count(0, timeout=WAIT_MS)
     expect(page.get_by_role("button", name=f"Retry dead letter {bad}")).to_have_count(1)
     states = api.db.execute("select error, state from sluice.dead_letter order by error").fetchall()
@@ -195,26 +195,26 @@ def test_a_button_that_is_pressed_is_not_replaced(filled: Api, open_page: Callab
     assert "changed" not in cells(page, "failed")
     page.evaluate("() => { const f = show; window.shown = []; show = (one) => { shown.push(one); f(one); }; }")
     page.mouse.up()
-    expect(page.locator("#said")).to_contain_text(f"Retry {DIDS[7]}: done", timeout=WAIT_MS)
+    expect(page.locator("#notice")).to_contain_text(f"Retry {DIDS[7]}: done", timeout=WAIT_MS)
     page.wait_for_function("shown.some((one) => one.sections.failed?.includes('changed'))")
     expect(page.locator("#failed")).not_to_contain_text(DIDS[7], timeout=WAIT_MS)
 
 
-def test_looks_come_less_often_only_where_all_of_them_are_slow() -> None:
+def test_snapshots_come_less_often_only_if_all_of_them_are_slow() -> None:
     assert pause([]) == pause([0.1]) == EVERY_SECONDS
     assert pause([9.0, 0.1, 9.0]) == EVERY_SECONDS
     assert pause([3.0, 4.0, 5.0]) == 30.0
 
 
-def test_a_refusal_is_said(filled: Api, open_page: Callable[..., Page]) -> None:
+def test_a_refused_change_is_reported(filled: Api, open_page: Callable[..., Page]) -> None:
     page = open_page(filled.url, expected="409")
     alive(page)
     filled.db.execute("update sluice.repo set phase = 'sync' where did = %s", (DIDS[8],))
     page.evaluate("did => post(document.querySelector(`[data-post='/api/v1/repos/${did}/retry']`))", DIDS[8])
-    expect(page.locator("#said")).to_contain_text("is in phase sync", timeout=WAIT_MS)
+    expect(page.locator("#notice")).to_contain_text("is in phase sync", timeout=WAIT_MS)
 
 
-def test_a_database_that_is_away_is_said_and_passes(filled: Api, open_page: Callable[..., Page]) -> None:
+def test_an_unavailable_database_is_reported_and_recovers(filled: Api, open_page: Callable[..., Page]) -> None:
     page = open_page(filled.url)
     alive(page)
     filled.db.execute("alter table sluice.dead_letter rename to away")
@@ -241,7 +241,7 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(
     alive(page)
     expect(page.locator("#failed")).to_contain_text(DIDS[7], timeout=WAIT_MS)
     page.get_by_role("button", name=f"Retry {DIDS[7]}").click()
-    expect(page.locator("#said")).to_contain_text("this token allows reading only", timeout=WAIT_MS)
+    expect(page.locator("#notice")).to_contain_text("this token allows reading only", timeout=WAIT_MS)
     page.reload()
     alive(page)
     assert page.evaluate("sessionStorage.getItem('sluice-token')") == "one-to-read"
@@ -358,17 +358,17 @@ def test_the_stream_is_server_sent_events(filled: Api) -> None:
         assert stream.headers["Content-Type"] == "text/event-stream"
         assert stream.readline() == b"event: page\n"
         first = json.loads(stream.readline().removeprefix(b"data: "))
-        assert {"coverage", "jobs", "letters", "cursors"} <= set(first["sections"])
+        assert {"coverage", "jobs", "dead_letters", "cursors"} <= set(first["sections"])
         filled.db.execute("delete from sluice.dead_letter")
         for line in stream:
             if line.startswith(b"data: "):
                 later = json.loads(line.removeprefix(b"data: "))["sections"]
-                if "letters" in later:
+                if "dead_letters" in later:
                     break
         assert "skipped" not in later
 
 
-def test_watchers_are_few(filled: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_pages_are_limited(filled: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     import urllib.error
     import urllib.request
 

@@ -1,4 +1,4 @@
-"""What the page shows: database, broker and processes → `Snapshot`. Blocks; raises psycopg.Error and LogUnavailable."""
+"""What the page shows: database, broker and processes → `PageSnapshot`. Blocks; raises psycopg.Error and LogUnavailable."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ HOSTS_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class PageSnapshot:
     """The state at one moment (`at`: monotonic). Lists have at most `ROWS` rows; the page says where there are more."""
 
     at: float
@@ -43,7 +43,7 @@ class SnapshotReader:
         self._hosts: list[Row] = []
         self._hosts_at = float("-inf")
 
-    def read(self) -> Snapshot:
+    def read(self) -> PageSnapshot:
         """The state now."""
         context = self._context
         running = registered(context.settings.data_dir)
@@ -54,7 +54,7 @@ class SnapshotReader:
             found = [job for state in ORDER for job in jobs.list_jobs(db, status=state, limit=ROWS)]
             if time.monotonic() - self._hosts_at > HOSTS_SECONDS:
                 self._hosts, self._hosts_at = by_host(hosts_with_work(db, ROWS)), time.monotonic()
-        return Snapshot(
+        return PageSnapshot(
             at=time.monotonic(),
             status=status,
             jobs=found,
