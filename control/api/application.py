@@ -1,6 +1,7 @@
 """`make_app(context)` → the FastAPI application: routes, guard, error answers, OpenAPI document."""
 
 from collections.abc import Callable
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -49,8 +50,7 @@ def make_app(context: Context) -> FastAPI:
     for path in HEALTH_PATHS:
         app.add_route(path, _health(context.health, path))
     add_page(app)
-    document = _document(app)
-    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's way to change the document
+    app.openapi = cache(lambda: _document(app))  # type: ignore[method-assign]  # FastAPI's way to change the document
     return app
 
 
