@@ -14,7 +14,7 @@ from cbrrr import CID, encode_dag_cbor
 
 from simulator.repo.car import write_car
 from simulator.repo.records import timestamp
-from simulator.repo.repository import Commit
+from simulator.repo.repository import AppliedCommit
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def ahead(event: Event, seconds: float) -> Event:
     return replace(event, body={**event.body, "time": now_text(seconds)})
 
 
-def commit_event(did: str, commit: Commit) -> Event:
+def commit_event(did: str, commit: AppliedCommit) -> Event:
     """A #commit event."""
     body: dict[str, Any] = {
         "repo": did,

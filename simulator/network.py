@@ -22,10 +22,10 @@ from simulator.events import Event, account_event, ahead, commit_event, identity
 from simulator.faults.faults import Faults
 from simulator.repo import mst
 from simulator.repo.car import cid_text
-from simulator.repo.car_spool import Car, Spool
+from simulator.repo.car_spool import Car, CarSpool
 from simulator.repo.keys import SigningKey, derive_key
 from simulator.repo.records import PROFILE, make_subjects
-from simulator.repo.repository import Head, Op, Recipe, Repo, generate, sign_commit
+from simulator.repo.repository import Recipe, RecordWrite, RepoHead, SimulatedRepo, generate, sign_commit
 from simulator.repo.tid import SimulatedClock, tid
 
 Status = Literal["takendown", "suspended", "deactivated", "deleted"]
@@ -50,7 +50,7 @@ class Image:
 
 
 @dataclass(slots=True)
-class Account:
+class SimulatedAccount:
     """One account. `image` is None until asked for; `repo` is set from the first live operation on."""
 
     index: int
@@ -63,12 +63,12 @@ class Account:
     status: Status | None = None
     key_version: int = 0
     image: Image | None = None
-    repo: Repo | None = None
+    repo: SimulatedRepo | None = None
     key: SigningKey | None = field(default=None, repr=False)
     car: tuple[bytes, bytes] | None = field(default=None, repr=False)  # head and its CAR
 
 
-Publish = Callable[[Account, int, Event], None]
+Publish = Callable[[SimulatedAccount, int, Event], None]
 """Takes the account, the index of the PDS that emits, and the event."""
 
 
@@ -83,13 +83,13 @@ class Network:
         self.epoch_micros = epoch
         self.clock = SimulatedClock(epoch - 3_600_000_000, config.seed)
         self.rng = random.Random(f"{config.seed}/network")
-        self.accounts: list[Account] = []
-        self.by_did: dict[str, Account] = {}
-        self.by_handle: dict[str, Account] = {}  # whom a domain names, whoever claims it
+        self.accounts: list[SimulatedAccount] = []
+        self.by_did: dict[str, SimulatedAccount] = {}
+        self.by_handle: dict[str, SimulatedAccount] = {}  # whom a domain names, whoever claims it
         self.publish: list[Publish] = []
         self.commits = 0
-        self._hosted: dict[int, list[Account]] = {}
-        self._spool = Spool()
+        self._hosted: dict[int, list[SimulatedAccount]] = {}
+        self._spool = CarSpool()
         self._generating = asyncio.Lock()
         for _ in range(config.repos):
             self._add_account()
@@ -97,7 +97,7 @@ class Network:
 
     # --- accounts
 
-    def _add_account(self, records: int | None = None) -> Account:
+    def _add_account(self, records: int | None = None) -> SimulatedAccount:
         config = self.config
         index = len(self.accounts)
         digest = hashlib.sha256(f"{config.seed}/did/{index}".encode()).digest()
@@ -110,7 +110,7 @@ class Network:
             else:
                 mean = config.records_per_repo
                 records = int(min(rng.lognormvariate(math.log(max(mean, 1)) - 0.5, 1.0), mean * 50)) if mean else 0
-        account = Account(
+        account = SimulatedAccount(
             index=index,
             did=did,
             handle=f"user{index}.pds{pds}.test",
@@ -128,14 +128,14 @@ class Network:
         self.by_handle[account.handle] = account
         return account
 
-    def key(self, account: Account) -> SigningKey:
+    def key(self, account: SimulatedAccount) -> SigningKey:
         """The account's signing key: P-256 for one in sixteen."""
         if account.key is None:
             curve: Literal["p256", "secp256k1"] = "p256" if account.index % 16 == 7 else "secp256k1"
             account.key = derive_key(curve, self.config.seed, account.index, account.key_version)
         return account.key
 
-    def find(self, did: str) -> Account:
+    def find(self, did: str) -> SimulatedAccount:
         """The account of a DID; OperationError where there is none."""
         account = self.by_did.get(did)
         if account is None:
@@ -144,7 +144,7 @@ class Network:
 
     # --- repositories
 
-    def _generate(self, account: Account) -> Repo:
+    def _generate(self, account: SimulatedAccount) -> SimulatedRepo:
         config = self.config
         # an hour before the live clock starts, each a little apart
         newest = self.epoch_micros - 7_200_000_000 + account.index * 37 % 3_600_000_000
@@ -159,7 +159,7 @@ class Network:
         )
         return generate(recipe, self.key(account), self.subjects)
 
-    async def image(self, account: Account) -> Image:
+    async def image(self, account: SimulatedAccount) -> Image:
         """The spooled initial repository of an account that nothing has touched yet."""
         if account.image is not None:
             return account.image
@@ -171,14 +171,14 @@ class Network:
         account.image = self._spool_initial(account)
         return account.image
 
-    def _spool_initial(self, account: Account) -> Image:
+    def _spool_initial(self, account: SimulatedAccount) -> Image:
         repo = self._generate(account)
         head = repo.head
         return Image(
             head.commit, head.rev, head.root.cid, self._spool.write(head.commit, repo.walk(head)), len(repo.records)
         )
 
-    async def repo(self, account: Account) -> Repo:
+    async def repo(self, account: SimulatedAccount) -> SimulatedRepo:
         """The account's repository in memory, for live operations."""
         if account.repo is None:
             if account.records > _THREAD_RECORDS:
@@ -189,14 +189,14 @@ class Network:
                 account.repo = self._generate(account)
         return account.repo
 
-    async def head(self, account: Account) -> tuple[bytes, str]:
+    async def head(self, account: SimulatedAccount) -> tuple[bytes, str]:
         """(commit CID, rev) of the current head."""
         if account.repo is not None:
             return account.repo.head.commit, account.repo.head.rev
         image = await self.image(account)
         return image.head, image.rev
 
-    async def car(self, account: Account) -> Car:
+    async def car(self, account: SimulatedAccount) -> Car:
         """The CAR of the current head."""
         if account.repo is not None:
             head = account.repo.head.commit
@@ -207,7 +207,7 @@ class Network:
 
     # --- operations
 
-    def emit(self, account: Account, event: Event, pds: int | None = None) -> None:
+    def emit(self, account: SimulatedAccount, event: Event, pds: int | None = None) -> None:
         """Publish an event from the account's PDS (or another one)."""
         host = account.pds if pds is None else pds
         if event.kind in ("#account", "#identity"):
@@ -216,7 +216,7 @@ class Network:
         for publish in self.publish:
             publish(account, host, event)
 
-    async def commit(self, account: Account, ops: list[Op]) -> None:
+    async def commit(self, account: SimulatedAccount, ops: list[RecordWrite]) -> None:
         """Commit ops to an active repository. OperationError where a path is (not) there or the account is inactive."""
         if not account.active:
             raise OperationError(f"{account.did} is {account.status}")
@@ -235,35 +235,35 @@ class Network:
         else:
             self.emit(account, commit_event(account.did, commit))
 
-    async def new_account(self) -> Account:
+    async def new_account(self) -> SimulatedAccount:
         """A new account with a profile: #identity, #account, and the first commits."""
         account = self._add_account(records=0)
         account.active, account.status = True, None
         self._arrive(account)
         micros = self.clock.tick()
-        repo = Repo(account.did)
+        repo = SimulatedRepo(account.did)
         repo.head = self._empty_head(account, tid(micros))
         account.repo = repo
         self.emit(account, identity_event(account.did, account.handle))
         self.emit(account, account_event(account.did, True, None))
         self.emit_sync(account)
         profile = {"$type": PROFILE, "displayName": f"New {account.index}", "description": "just arrived"}
-        await self.commit(account, [Op("create", f"{PROFILE}/self", profile)])
+        await self.commit(account, [RecordWrite("create", f"{PROFILE}/self", profile)])
         return account
 
-    def _arrive(self, account: Account) -> None:
+    def _arrive(self, account: SimulatedAccount) -> None:
         """A host lists a newcomer at its end: no two arrivals share a millisecond."""
         self.clock.now_micros += 1000
         account.created_millis = self.clock.tick() // 1000
         self._hosted.clear()
 
-    def _empty_head(self, account: Account, rev: str) -> Head:
+    def _empty_head(self, account: SimulatedAccount, rev: str) -> RepoHead:
         root = mst.empty_tree()
         mst.seal(root)
         commit, block = sign_commit(account.did, rev, root.cid, self.key(account))
-        return Head(rev, commit, block, root)
+        return RepoHead(rev, commit, block, root)
 
-    def emit_sync(self, account: Account) -> None:
+    def emit_sync(self, account: SimulatedAccount) -> None:
         """A #sync of the current head, of an account in memory."""
         if account.repo is None:
             raise OperationError(f"{account.did} has no repository in memory")
@@ -271,7 +271,7 @@ class Network:
         self.emit(account, sync_event(account.did, head.rev, head.commit, head.commit_block))
 
     async def change_handle(
-        self, account: Account, handle: str | None = None, *, announce: bool = True, domain: bool = True
+        self, account: SimulatedAccount, handle: str | None = None, *, announce: bool = True, domain: bool = True
     ) -> str:
         """Give the account another handle; announce=False leaves the handle out of the #identity event.
 
@@ -287,7 +287,7 @@ class Network:
         self.emit(account, identity_event(account.did, handle if announce else None))
         return handle
 
-    def _draw_handle(self, account: Account, domain: bool) -> tuple[str, bool]:
+    def _draw_handle(self, account: SimulatedAccount, domain: bool) -> tuple[str, bool]:
         handle = f"user{account.index}-{self.clock.tick() % 100_000}.pds{account.pds}.test"
         if self.faults.fire("handle_false", did=account.did):
             return handle, False
@@ -297,17 +297,17 @@ class Network:
             return other.handle, self.rng.random() < contended.get("take", 0.5)
         return handle, domain
 
-    def _free(self, account: Account) -> None:
+    def _free(self, account: SimulatedAccount) -> None:
         """The domain of the account's handle names nobody any more, if it named this account."""
         if self.by_handle.get(account.handle) is account:
             del self.by_handle[account.handle]
 
-    def owner(self, handle: str) -> Account | None:
+    def owner(self, handle: str) -> SimulatedAccount | None:
         """Whom a domain names; None for nobody."""
         account = self.by_handle.get(handle)
         return None if account is None or account.status == "deleted" else account
 
-    async def set_status(self, account: Account, status: Status | None) -> None:
+    async def set_status(self, account: SimulatedAccount, status: Status | None) -> None:
         """Deactivate, take down, suspend, delete (for good) or, with None, activate again."""
         if account.status == "deleted":
             raise OperationError(f"{account.did} is deleted")
@@ -322,7 +322,7 @@ class Network:
             self.emit(account, identity_event(account.did, account.handle))
             self.emit_sync(account)
 
-    async def migrate(self, account: Account, pds: int | None = None, *, noisy: bool = False) -> int:
+    async def migrate(self, account: SimulatedAccount, pds: int | None = None, *, noisy: bool = False) -> int:
         """Move an account to another PDS, with a new signing key. noisy: the old PDS announces `deactivated` afterwards."""
         if not account.active or self.config.pdses < 2:
             raise OperationError(f"{account.did} cannot migrate")
@@ -340,7 +340,7 @@ class Network:
             self.emit(account, account_event(account.did, False, "deactivated"), pds=old)
         return account.pds
 
-    async def rotate_key(self, account: Account) -> None:
+    async def rotate_key(self, account: SimulatedAccount) -> None:
         """Give an active account a new signing key: the document names it, #identity says so, the next commit is signed with it."""
         if not account.active:
             raise OperationError(f"{account.did} is {account.status}")
@@ -350,7 +350,7 @@ class Network:
 
     # --- the truth
 
-    async def truth(self, account: Account) -> dict[str, Any]:
+    async def truth(self, account: SimulatedAccount) -> dict[str, Any]:
         """What the account is and holds now; records of a deleted account are gone."""
         deleted = account.status == "deleted"
         repo = account.repo
@@ -370,7 +370,7 @@ class Network:
             "records": {} if deleted else {path: cid_text(cid) for path, cid in repo.records.items()},
         }
 
-    def hosted(self, pds: int) -> list[Account]:
+    def hosted(self, pds: int) -> list[SimulatedAccount]:
         """The accounts on one PDS, deleted ones left out, in the order of its listing."""
         found = self._hosted.get(pds)
         if found is None:

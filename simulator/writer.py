@@ -10,11 +10,11 @@ import random
 import time
 
 from simulator.faults.faults import Faults
-from simulator.network import Account, Network
+from simulator.network import Network, SimulatedAccount
 from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
 from simulator.repo.odd_leaves import odd_ops
 from simulator.repo.records import changed, fresh, hostile_records
-from simulator.repo.repository import Op, Repo
+from simulator.repo.repository import RecordWrite, SimulatedRepo
 from simulator.servers.labeler import Labeler
 
 _TICK = 0.01  # seconds between bursts
@@ -92,7 +92,7 @@ class Writer:
             repo = await self.network.repo(account)
             await self.network.commit(account, self._odd_ops(account) or self._draw_ops(repo))
 
-    def _pick_active(self) -> Account | None:
+    def _pick_active(self) -> SimulatedAccount | None:
         for _ in range(50):
             if not self._accounts:
                 return None
@@ -101,7 +101,7 @@ class Writer:
                 return account
         return None
 
-    def _odd_ops(self, account: Account) -> list[Op]:
+    def _odd_ops(self, account: SimulatedAccount) -> list[RecordWrite]:
         """A commit of leaves that are no ordinary records, where a fault wants one."""
         for kind in ODD_LEAVES:
             given = self._faults.fire(kind, did=account.did)
@@ -109,26 +109,26 @@ class Writer:
                 return odd_ops(kind, self.network.clock.tick, self._rng, given)
         return []
 
-    def _draw_ops(self, repo: Repo) -> list[Op]:
+    def _draw_ops(self, repo: SimulatedRepo) -> list[RecordWrite]:
         rng, network = self._rng, self.network
         if rng.random() < 0.03:
             return []  # legal: the commit moves rev and prevData only
-        ops: dict[str, Op] = {}
+        ops: dict[str, RecordWrite] = {}
         for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 2, 3, 4, 5))):
             draw = rng.random()
             if self._hostile and draw < 0.05:
                 like, hostile = rng.choice(self._hostile)
                 new = f"{like.partition('/')[0]}/{network.clock.next_tid()}"
-                ops[new] = Op("create", new, hostile)
+                ops[new] = RecordWrite("create", new, hostile)
                 continue
             path = repo.random_path(rng) if draw > 0.7 else None
             if path is None or path in ops:
                 new, value = fresh(rng, network.clock.tick(), network.subjects)
-                ops[new] = Op("create", new, value)
+                ops[new] = RecordWrite("create", new, value)
             elif draw > 0.88:
-                ops[path] = Op("update", path, changed(rng, path, network.clock.tick(), network.subjects))
+                ops[path] = RecordWrite("update", path, changed(rng, path, network.clock.tick(), network.subjects))
             else:
-                ops[path] = Op("delete", path)
+                ops[path] = RecordWrite("delete", path)
         return list(ops.values())
 
     async def _change_account(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from simulator.faults.faults import Faults, Parameters
-from simulator.network import Account
+from simulator.network import SimulatedAccount
 
 ESCAPES = "\x1b]0;owned\x07\r\nWARNING forged line\x9b31m \u202egnp"
 KINDS = ("long_cursor", "invalid_utf8", "null", "huge", "deep", "escapes", "no_json")
@@ -43,6 +43,6 @@ def list_fault(
     return None
 
 
-def rows(accounts: list[Account]) -> list[dict[str, Any]]:
+def rows(accounts: list[SimulatedAccount]) -> list[dict[str, Any]]:
     """Entries of listRepos with the least that they need."""
     return [{"did": account.did, "active": True} for account in accounts]

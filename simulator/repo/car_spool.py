@@ -15,7 +15,7 @@ from simulator.repo.car import Block, car_head, car_header
 _PIECE = 1 << 20
 
 
-class Spool:
+class CarSpool:
     """An append-only file of CARs."""
 
     def __init__(self) -> None:

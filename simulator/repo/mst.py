@@ -17,13 +17,13 @@ _LINK = b"\xd8\x2a\x58\x25\x00"  # tag 42, byte string of 37, the identity multi
 _UINT = [bytes([n]) if n < 24 else bytes([0x18, n]) for n in range(256)]
 
 
-class Node:
+class TreeNode:
     """One tree node: n keys, n values, n + 1 subtrees (or None) one layer below."""
 
     __slots__ = ("block", "cid", "keys", "layer", "trees", "values")
 
     def __init__(
-        self, layer: int, keys: tuple[bytes, ...], values: tuple[bytes, ...], trees: tuple[Node | None, ...]
+        self, layer: int, keys: tuple[bytes, ...], values: tuple[bytes, ...], trees: tuple[TreeNode | None, ...]
     ) -> None:
         self.layer = layer
         self.keys = keys
@@ -33,9 +33,9 @@ class Node:
         self.block = b""
 
 
-def empty_tree() -> Node:
+def empty_tree() -> TreeNode:
     """The tree of an empty repository."""
-    return Node(0, (), (), (None,))
+    return TreeNode(0, (), (), (None,))
 
 
 def key_layer(key: bytes) -> int:
@@ -50,14 +50,14 @@ def key_layer(key: bytes) -> int:
 # --- sealing: CIDs and bytes
 
 
-def seal(root: Node) -> list[Block]:
+def seal(root: TreeNode) -> list[Block]:
     """Give every new node its CID and bytes; returns those nodes' blocks, children first. root.cid is the data CID."""
     made: list[Block] = []
     _seal(root, made)
     return made
 
 
-def _seal(node: Node, made: list[Block]) -> None:
+def _seal(node: TreeNode, made: list[Block]) -> None:
     if node.cid:
         return
     for tree in node.trees:
@@ -68,7 +68,7 @@ def _seal(node: Node, made: list[Block]) -> None:
     made.append((node.cid, block))
 
 
-def _encode(node: Node) -> bytes:
+def _encode(node: TreeNode) -> bytes:
     """DAG-CBOR of {"e": [{"k", "p", "t", "v"}], "l"}, map keys in canonical order."""
     count = len(node.keys)
     parts = [b"\xa2\x61e", _array_head(count)]
@@ -117,33 +117,33 @@ def _array_head(size: int) -> bytes:
 # --- building in bulk
 
 
-def build(keys: Sequence[bytes], values: Sequence[bytes]) -> Node:
+def build(keys: Sequence[bytes], values: Sequence[bytes]) -> TreeNode:
     """The tree of sorted, distinct keys in one pass from left to right; not yet sealed."""
-    layers: list[tuple[list[bytes], list[bytes], list[Node | None]]] = [([], [], [])]
+    layers: list[tuple[list[bytes], list[bytes], list[TreeNode | None]]] = [([], [], [])]
     for key, value in zip(keys, values, strict=True):
         depth = key_layer(key)
         while len(layers) <= depth:
             layers.append(([], [], []))
-        below: Node | None = None
+        below: TreeNode | None = None
         for layer in range(depth):
             below = _close(layers, layer, below)
         open_keys, open_values, open_trees = layers[depth]
         open_trees.append(below)
         open_keys.append(key)
         open_values.append(value)
-    root: Node | None = None
+    root: TreeNode | None = None
     for layer in range(len(layers)):
         root = _close(layers, layer, root)
     return root if root is not None else empty_tree()
 
 
 def _close(
-    layers: list[tuple[list[bytes], list[bytes], list[Node | None]]], layer: int, below: Node | None
-) -> Node | None:
+    layers: list[tuple[list[bytes], list[bytes], list[TreeNode | None]]], layer: int, below: TreeNode | None
+) -> TreeNode | None:
     keys, values, trees = layers[layer]
     if not keys and below is None:
         return None
-    node = Node(layer, tuple(keys), tuple(values), (*trees, below))
+    node = TreeNode(layer, tuple(keys), tuple(values), (*trees, below))
     layers[layer] = ([], [], [])
     return node
 
@@ -151,28 +151,28 @@ def _close(
 # --- changing one key
 
 
-def put(root: Node, key: bytes, value: bytes) -> Node:
+def put(root: TreeNode, key: bytes, value: bytes) -> TreeNode:
     """The tree with this key at this value, whether it was there or not."""
     layer = key_layer(key)
     if not root.keys and root.trees[0] is None:
-        return Node(layer, (key,), (value,), (None, None))
+        return TreeNode(layer, (key,), (value,), (None, None))
     if layer > root.layer:
         left, right = _split(root, key)
         for between in range(root.layer + 1, layer):
-            left = left and Node(between, (), (), (left,))
-            right = right and Node(between, (), (), (right,))
-        return Node(layer, (key,), (value,), (left, right))
+            left = left and TreeNode(between, (), (), (left,))
+            right = right and TreeNode(between, (), (), (right,))
+        return TreeNode(layer, (key,), (value,), (left, right))
     return _put(root, key, value, layer)
 
 
-def _put(node: Node, key: bytes, value: bytes, layer: int) -> Node:
+def _put(node: TreeNode, key: bytes, value: bytes, layer: int) -> TreeNode:
     keys, values, trees = node.keys, node.values, node.trees
     at = bisect_left(keys, key)
     if layer == node.layer:
         if at < len(keys) and keys[at] == key:
-            return Node(layer, keys, (*values[:at], value, *values[at + 1 :]), trees)
+            return TreeNode(layer, keys, (*values[:at], value, *values[at + 1 :]), trees)
         left, right = _split(trees[at], key)
-        return Node(
+        return TreeNode(
             layer,
             (*keys[:at], key, *keys[at:]),
             (*values[:at], value, *values[at:]),
@@ -180,28 +180,28 @@ def _put(node: Node, key: bytes, value: bytes, layer: int) -> Node:
         )
     below = trees[at]
     if below is None:
-        below = Node(layer, (key,), (value,), (None, None))
+        below = TreeNode(layer, (key,), (value,), (None, None))
         for between in range(layer + 1, node.layer):
-            below = Node(between, (), (), (below,))
+            below = TreeNode(between, (), (), (below,))
     else:
         below = _put(below, key, value, layer)
-    return Node(node.layer, keys, values, (*trees[:at], below, *trees[at + 1 :]))
+    return TreeNode(node.layer, keys, values, (*trees[:at], below, *trees[at + 1 :]))
 
 
-def _split(node: Node | None, key: bytes) -> tuple[Node | None, Node | None]:
+def _split(node: TreeNode | None, key: bytes) -> tuple[TreeNode | None, TreeNode | None]:
     if node is None:
         return None, None
     at = bisect_left(node.keys, key)
     below_left, below_right = _split(node.trees[at], key)
     left = right = None
     if at or below_left is not None:
-        left = Node(node.layer, node.keys[:at], node.values[:at], (*node.trees[:at], below_left))
+        left = TreeNode(node.layer, node.keys[:at], node.values[:at], (*node.trees[:at], below_left))
     if at < len(node.keys) or below_right is not None:
-        right = Node(node.layer, node.keys[at:], node.values[at:], (below_right, *node.trees[at + 1 :]))
+        right = TreeNode(node.layer, node.keys[at:], node.values[at:], (below_right, *node.trees[at + 1 :]))
     return left, right
 
 
-def remove(root: Node, key: bytes) -> Node:
+def remove(root: TreeNode, key: bytes) -> TreeNode:
     """The tree without this key; KeyError where it is not there."""
     node = _remove(root, key)
     while node is not None and not node.keys and node.trees[0] is not None:
@@ -209,14 +209,14 @@ def remove(root: Node, key: bytes) -> Node:
     return node if node is not None and node.keys else empty_tree()
 
 
-def _remove(node: Node, key: bytes) -> Node | None:
+def _remove(node: TreeNode, key: bytes) -> TreeNode | None:
     keys, values, trees = node.keys, node.values, node.trees
     at = bisect_left(keys, key)
     if at < len(keys) and keys[at] == key:
         joined = _merge(trees[at], trees[at + 1])
         if len(keys) == 1 and joined is None:
             return None
-        return Node(
+        return TreeNode(
             node.layer,
             keys[:at] + keys[at + 1 :],
             values[:at] + values[at + 1 :],
@@ -228,14 +228,14 @@ def _remove(node: Node, key: bytes) -> Node | None:
     below = _remove(below, key)
     if below is None and not keys:
         return None
-    return Node(node.layer, keys, values, (*trees[:at], below, *trees[at + 1 :]))
+    return TreeNode(node.layer, keys, values, (*trees[:at], below, *trees[at + 1 :]))
 
 
-def _merge(left: Node | None, right: Node | None) -> Node | None:
+def _merge(left: TreeNode | None, right: TreeNode | None) -> TreeNode | None:
     if left is None or right is None:
         return left if right is None else right
     joined = _merge(left.trees[-1], right.trees[0])
-    return Node(
+    return TreeNode(
         left.layer,
         left.keys + right.keys,
         left.values + right.values,
@@ -246,7 +246,7 @@ def _merge(left: Node | None, right: Node | None) -> Node | None:
 # --- reading
 
 
-def nodes(root: Node) -> Iterator[Node]:
+def nodes(root: TreeNode) -> Iterator[TreeNode]:
     """Every node, parents before children."""
     stack = [root]
     while stack:
@@ -255,9 +255,9 @@ def nodes(root: Node) -> Iterator[Node]:
         stack.extend(tree for tree in reversed(node.trees) if tree is not None)
 
 
-def covering_proof(root: Node, key: bytes, found: dict[bytes, bytes]) -> None:
+def covering_proof(root: TreeNode, key: bytes, found: dict[bytes, bytes]) -> None:
     """Add the blocks of all nodes that undoing an operation on this key may read: its search path and both neighbours'."""
-    node: Node | None = root
+    node: TreeNode | None = root
     while node is not None:
         found[node.cid] = node.block
         at = bisect_left(node.keys, key)

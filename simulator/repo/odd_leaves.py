@@ -15,7 +15,7 @@ from cbrrr import encode_dag_cbor
 
 from simulator.repo.car import Block, cid_of
 from simulator.repo.records import POST, timestamp
-from simulator.repo.repository import Op
+from simulator.repo.repository import RecordWrite
 from simulator.repo.tid import tid
 
 KINDS: dict[str, str] = {
@@ -30,22 +30,24 @@ _COLLECTION = "com.example.odd"
 _HALF_FLOAT = b"\xf9\x3e\x00"  # 1.5
 
 
-def odd_ops(kind: str, micros: Callable[[], int], rng: random.Random, given: dict[str, Any]) -> list[Op]:
+def odd_ops(kind: str, micros: Callable[[], int], rng: random.Random, given: dict[str, Any]) -> list[RecordWrite]:
     """The creates of one kind. `micros`: a new moment each time, which names the leaf."""
     size, count = int(given.get("bytes", 3 << 20 if kind == "leaf_large" else 20_000)), int(given.get("count", 20))
     if kind == "leaf_raw":
         raw = rng.randbytes(40)
-        return [Op("create", _path(micros), block=(b"\x01\x55\x12\x20" + hashlib.sha256(raw).digest(), raw))]
+        return [RecordWrite("create", _path(micros), block=(b"\x01\x55\x12\x20" + hashlib.sha256(raw).digest(), raw))]
     if kind == "leaf_foreign":
         block = encode_dag_cbor({"$type": _COLLECTION, "noise": rng.randbytes(20)})
-        return [Op("create", _path(micros), block=(b"\x01\x71\x13\x40" + hashlib.sha512(block).digest(), block))]
+        return [
+            RecordWrite("create", _path(micros), block=(b"\x01\x71\x13\x40" + hashlib.sha512(block).digest(), block))
+        ]
     if kind == "leaf_unordered":
         now = micros()
-        return [Op("create", f"{POST}/{tid(now)}", block=_unordered(now))]
+        return [RecordWrite("create", f"{POST}/{tid(now)}", block=_unordered(now))]
     if kind == "leaf_large":
-        return [Op("create", _path(micros), {"$type": _COLLECTION, "noise": rng.randbytes(size)})]
+        return [RecordWrite("create", _path(micros), {"$type": _COLLECTION, "noise": rng.randbytes(size)})]
     record = {"$type": _COLLECTION, "text": "\x01" * size, "noise": rng.randbytes(20)}
-    return [Op("create", _path(micros), record) for _ in range(count)]
+    return [RecordWrite("create", _path(micros), record) for _ in range(count)]
 
 
 def _path(micros: Callable[[], int]) -> str:

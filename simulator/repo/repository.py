@@ -1,6 +1,6 @@
 """A repository: commits over a Merkle search tree.
 
-`generate` makes the initial repository of an account from (seed, index), always the same bytes. `Repo` is a repository in
+`generate` makes the initial repository of an account from (seed, index), always the same bytes. `SimulatedRepo` is a repository in
 memory that takes live commits; each costs O(log n) and yields what a firehose event needs.
 """
 
@@ -25,7 +25,7 @@ Action = Literal["create", "update", "delete"]
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
+class RecordWrite:
     """One change of a commit: value is the record for create and update, None for delete. `block`: what is named instead."""
 
     action: Action
@@ -45,20 +45,20 @@ class AppliedOp:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class RepoHead:
     """One signed state of a repository: the commit, its block and its tree."""
 
     rev: str
     commit: bytes
     commit_block: bytes
-    root: mst.Node
+    root: mst.TreeNode
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
+class AppliedCommit:
     """What one live commit made: the new head, what it stood on, and the blocks of its slice (commit first)."""
 
-    head: Head
+    head: RepoHead
     since: str | None
     prev_data: bytes | None
     ops: tuple[AppliedOp, ...]
@@ -79,7 +79,7 @@ def record_block(value: dict[str, Any] | None) -> Block:
     return cid_of(block), block
 
 
-class Repo:
+class SimulatedRepo:
     """A repository in memory: records by path, their blocks, the current head and up to three earlier ones."""
 
     __slots__ = ("blocks", "commit_last", "did", "earlier", "head", "paths", "records")
@@ -89,11 +89,11 @@ class Repo:
         self.records: dict[str, bytes] = {}
         self.blocks: dict[bytes, bytes] = {}
         self.paths: list[str] = []  # for drawing one at random; may hold paths that are gone
-        self.earlier: deque[Head] = deque(maxlen=3)
-        self.head: Head
+        self.earlier: deque[RepoHead] = deque(maxlen=3)
+        self.head: RepoHead
         self.commit_last = False
 
-    def commit(self, ops: list[Op], rev: str, key: SigningKey) -> Commit:
+    def commit(self, ops: list[RecordWrite], rev: str, key: SigningKey) -> AppliedCommit:
         """Apply the ops, in order, as one commit. KeyError where an update or delete names a path that is not there."""
         before = self.head
         root = before.root
@@ -121,9 +121,9 @@ class Repo:
             mst.covering_proof(root, op.path.encode(), tree)
         commit_cid, commit_block = sign_commit(self.did, rev, root.cid, key)
         self.earlier.append(before)
-        self.head = Head(rev, commit_cid, commit_block, root)
+        self.head = RepoHead(rev, commit_cid, commit_block, root)
         blocks = ((commit_cid, commit_block), *tree.items(), *fresh.items())
-        return Commit(self.head, before.rev, before.root.cid, tuple(applied), blocks)
+        return AppliedCommit(self.head, before.rev, before.root.cid, tuple(applied), blocks)
 
     def random_path(self, rng: random.Random) -> str | None:
         """A path that exists, or None when there is none."""
@@ -135,12 +135,12 @@ class Repo:
             self.paths.pop()
         return None
 
-    def car(self, head: Head | None = None) -> bytes:
+    def car(self, head: RepoHead | None = None) -> bytes:
         """The CAR of a head (by default the current one)."""
         head = head or self.head
         return write_car(head.commit, self.walk(head))
 
-    def walk(self, head: Head) -> Iterator[Block]:
+    def walk(self, head: RepoHead) -> Iterator[Block]:
         """Every block of a head, each once: the commit, then nodes and records; the commit last in some repositories."""
         seen: set[bytes] = set()
         if not self.commit_last:
@@ -169,10 +169,10 @@ class Recipe:
     big_record_bytes: int = 0
 
 
-def generate(recipe: Recipe, key: SigningKey, subjects: Subjects) -> Repo:
+def generate(recipe: Recipe, key: SigningKey, subjects: Subjects) -> SimulatedRepo:
     """The initial repository: the same bytes for the same recipe, key and subjects."""
     rng = random.Random(f"{recipe.seed}/repo/{recipe.index}")
-    repo = Repo(recipe.did)
+    repo = SimulatedRepo(recipe.did)
     repo.commit_last = rng.random() < 0.1  # readers must not count on the commit coming first
     records, blocks = repo.records, repo.blocks
     encode = encode_dag_cbor
@@ -191,11 +191,11 @@ def generate(recipe: Recipe, key: SigningKey, subjects: Subjects) -> Repo:
     mst.seal(root)
     rev = tid(recipe.newest_micros, recipe.index & 1023)
     commit_cid, commit_block = sign_commit(recipe.did, rev, root.cid, key)
-    repo.head = Head(rev, commit_cid, commit_block, root)
+    repo.head = RepoHead(rev, commit_cid, commit_block, root)
     return repo
 
 
-def _add_hostile(repo: Repo, index: int) -> None:
+def _add_hostile(repo: SimulatedRepo, index: int) -> None:
     """All hostile records for the first repository, two each for the others."""
     everything = hostile_records()
     chosen = everything if index == 0 else [everything[(index * 2 + n) % len(everything)] for n in range(2)]

@@ -13,10 +13,10 @@ from aiohttp import web
 from cbrrr import CID
 
 from simulator.faults.faults import UnknownFaultError
-from simulator.network import Account, Network, OperationError
+from simulator.network import Network, OperationError, SimulatedAccount
 from simulator.repo.odd_leaves import odd_ops
 from simulator.repo.records import fresh
-from simulator.repo.repository import Op
+from simulator.repo.repository import RecordWrite
 from simulator.servers.labeler import Labeler
 from simulator.servers.pds import Pds
 from simulator.servers.plc import PlcDirectory
@@ -254,7 +254,7 @@ class ControlApi:
             return await self._write(account, name, arguments)
         if name == "commit":
             ops = [
-                Op(op["action"], path, _from_json(op.get("record")))
+                RecordWrite(op["action"], path, _from_json(op.get("record")))
                 for op in arguments.get("ops", [])
                 for path in op.get("paths") or [op["path"]]
             ]
@@ -288,14 +288,18 @@ class ControlApi:
             raise OperationError(f"unknown operation {name!r}")
         return {"did": account.did, "rev": (await network.head(account))[1]}
 
-    async def _write(self, account: Account, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _write(self, account: SimulatedAccount, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         path, value = arguments.get("path"), _from_json(arguments.get("record"))
         if path is None and "collection" in arguments:
             path = f"{arguments['collection']}/{arguments.get('rkey') or self.network.clock.next_tid()}"
         if path is None or (value is None and name != "delete"):
             drawn = fresh(self.network.rng, self.network.clock.tick(), self.network.subjects)
             path, value = path or drawn[0], value or drawn[1]
-        op = Op("delete", path) if name == "delete" else Op("create" if name == "create" else "update", path, value)
+        op = (
+            RecordWrite("delete", path)
+            if name == "delete"
+            else RecordWrite("create" if name == "create" else "update", path, value)
+        )
         await self.network.commit(account, [op])
         return {"did": account.did, "path": path, "rev": (await self.network.head(account))[1]}
 

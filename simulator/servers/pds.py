@@ -12,7 +12,7 @@ from simulator.events import Event
 from simulator.faults import spoiled_cars as spoil
 from simulator.faults.faults import Faults, Parameters
 from simulator.faults.hostile_lists import ESCAPES, list_fault, rows
-from simulator.network import Account, Network
+from simulator.network import Network, SimulatedAccount
 from simulator.repo.car import cid_text
 from simulator.repo.car_spool import Car
 from simulator.servers.http import RequestBudget, budget_middleware, page_limit, xrpc_error
@@ -60,14 +60,14 @@ class Pds:
         app.router.add_get("/xrpc/_health", self._health)
         return app
 
-    def _publish(self, _account: Account, pds: int, event: Event) -> None:
+    def _publish(self, _account: SimulatedAccount, pds: int, event: Event) -> None:
         if pds == self.index:
             self.stream.publish(event)
 
     def _json(self, value: Any) -> web.Response:
         return web.json_response(value, headers=self.budget.headers())
 
-    def _account(self, did: str) -> Account | web.Response:
+    def _account(self, did: str) -> SimulatedAccount | web.Response:
         """The account if it is here and may be read, else the error that says why not."""
         account = self.network.by_did.get(did)
         if account is None or account.status == "deleted":
@@ -175,7 +175,7 @@ class Pds:
         await response.write_eof()
         return response
 
-    async def _refusal(self, account: Account) -> web.Response | None:
+    async def _refusal(self, account: SimulatedAccount) -> web.Response | None:
         """The faults that answer late, or something else than a CAR."""
         slow = self.faults.fire("pds_slow", host=self.index, did=account.did)
         if slow is not None:
@@ -211,7 +211,7 @@ class Pds:
             return xrpc_error("InternalServerError", "the request hung", 503)
         return None
 
-    async def _car(self, account: Account) -> Car:
+    async def _car(self, account: SimulatedAccount) -> Car:
         """The CAR of the head, or what a fault makes of it."""
         fire, host, did = self.faults.fire, self.index, account.did
         repo = account.repo

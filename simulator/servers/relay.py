@@ -18,7 +18,7 @@ from simulator.events import Event, account_event
 from simulator.faults import spoiled_cars as spoil
 from simulator.faults.faults import Faults
 from simulator.faults.hostile_lists import list_fault, rows
-from simulator.network import Account, Network
+from simulator.network import Network, SimulatedAccount
 from simulator.repo.car import cid_text
 from simulator.servers.http import page_limit, xrpc_error
 from simulator.servers.stream import EventStream
@@ -74,7 +74,7 @@ class Relay:
 
     # --- the firehose
 
-    def _offer(self, _account: Account, _pds: int, event: Event) -> None:
+    def _offer(self, _account: SimulatedAccount, _pds: int, event: Event) -> None:
         """Take an event of a PDS: send it on, hold it back, or lose it."""
         faults, host = self.faults, self.index
         if event.kind == "#commit":
@@ -126,7 +126,7 @@ class Relay:
             if before is not None and self.faults.fire("relay_old_account", host=self.index, did=event.did):
                 self.stream.publish(before)
 
-    def take_down(self, account: Account, *, down: bool = True) -> None:
+    def take_down(self, account: SimulatedAccount, *, down: bool = True) -> None:
         """Take an account down at this relay alone, or end that: an #account by the relay's own clock, after all before it."""
         (self.taken_down.add if down else self.taken_down.discard)(account.did)
         self.flush()
@@ -206,7 +206,7 @@ class Relay:
                 found.append(did)
         return web.json_response({"repos": [{"did": one} for one in found]})
 
-    async def _paths(self, account: Account) -> list[str]:
+    async def _paths(self, account: SimulatedAccount) -> list[str]:
         return list((await self.network.repo(account)).records)
 
     def _throttled(self, start: int) -> web.Response | None:
@@ -216,7 +216,7 @@ class Relay:
         seconds = str(wanted.get("retry_after", 1))
         return xrpc_error("RateLimitExceeded", "Rate Limit Exceeded", 429, {"Retry-After": seconds})
 
-    async def _row(self, account: Account) -> dict[str, Any]:
+    async def _row(self, account: SimulatedAccount) -> dict[str, Any]:
         head, rev = await self.network.head(account)
         row: dict[str, Any] = {"did": account.did, "head": cid_text(head), "rev": rev, "active": account.active}
         if account.status:

@@ -23,7 +23,7 @@ _CHUNK_EVENTS = 256
 
 
 @dataclass(slots=True)
-class _Entry:
+class _LoggedEvent:
     seq: int
     event: Event
     wire: bytes | None = None
@@ -40,9 +40,9 @@ class EventStream:
         self.held = False  # while True, readers do not see what is new
         self.announce_outdated = True
         self.refuse_future = True
-        self.readers: set[_Reader] = set()
+        self.readers: set[_StreamReader] = set()
         self.fault_prefix = fault_prefix
-        self._entries: list[_Entry] = []
+        self._entries: list[_LoggedEvent] = []
         self._base = 0
         self._visible_end = 0
         self._dropped_seq = 0  # the highest seq that the window no longer holds; 0 = nothing was lost
@@ -62,7 +62,7 @@ class EventStream:
         """Append an event under the next seq (after a gap; or, repeat, under the last one). Returns its seq."""
         if not repeat:
             self.last_seq += 1 + gap
-        self._entries.append(_Entry(self.last_seq, event))
+        self._entries.append(_LoggedEvent(self.last_seq, event))
         if not self.held:
             self._reveal()
             self._trim()
@@ -121,7 +121,7 @@ class EventStream:
         return [self._wire(entry) for entry in self._entries[start:stop]]
 
     @staticmethod
-    def _wire(entry: _Entry) -> bytes:
+    def _wire(entry: _LoggedEvent) -> bytes:
         if entry.wire is None:
             entry.wire = wire(entry.event.frame(entry.seq))
         return entry.wire
@@ -136,7 +136,7 @@ class EventStream:
             return web.json_response({"error": "RateLimitExceeded"}, status=refused.get("status", 429), headers=headers)
         socket = web.WebSocketResponse(compress=False, autoping=True)
         await socket.prepare(request)
-        reader = _Reader(self, socket, request)
+        reader = _StreamReader(self, socket, request)
         self.readers.add(reader)
         pump = asyncio.create_task(reader.pump(None if text is None else int(text)))
         try:
@@ -150,7 +150,7 @@ class EventStream:
         return socket
 
 
-class _Reader:
+class _StreamReader:
     """One connected reader: its position and its socket."""
 
     def __init__(self, stream: EventStream, socket: web.WebSocketResponse, request: web.Request) -> None:

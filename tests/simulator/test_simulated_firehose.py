@@ -50,14 +50,14 @@ def up_to(seq: int) -> Callable[[Frame], bool]:
     return lambda frame: frame[1].get("seq", 0) >= seq
 
 
-class Unknown(mst.Node):
+class Unknown(mst.TreeNode):
     """A node of which only the CID is known: reading it fails the test."""
 
     def __init__(self, cid: bytes) -> None:
         self.cid = cid  # the other slots stay unset, so that a read raises AttributeError
 
 
-def partial_tree(blocks: dict[bytes, bytes], cid: bytes) -> mst.Node:
+def partial_tree(blocks: dict[bytes, bytes], cid: bytes) -> mst.TreeNode:
     """The tree as far as the blocks go."""
     if cid not in blocks:
         return Unknown(cid)
@@ -68,7 +68,7 @@ def partial_tree(blocks: dict[bytes, bytes], cid: bytes) -> mst.Node:
     links = [node["l"], *(entry["t"] for entry in node["e"])]
     trees = [partial_tree(blocks, link) if link else None for link in links]
     depth = mst.key_layer(keys[0]) if keys else next((tree.layer + 1 for tree in trees if tree is not None), 0)
-    made = mst.Node(depth, tuple(keys), tuple(entry["v"] for entry in node["e"]), tuple(trees))
+    made = mst.TreeNode(depth, tuple(keys), tuple(entry["v"] for entry in node["e"]), tuple(trees))
     made.cid, made.block = cid, blocks[cid]
     return made
 
