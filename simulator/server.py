@@ -91,8 +91,8 @@ class SimulatedNetwork:
             self.plc.labelers[labeler.did] = labeler.document()
         self._runners.append(await self.web_hosts.start(self.plc.account_document))
         if self.config.prebuild:
-            for account in self.network.accounts:
-                await self.network.image(account)
+            for account in self.network.accounts.all:
+                await self.network.repositories.initial(account)
         if self.config.prebuilt_commits:
             await self.control.prebuild(self.config.prebuilt_commits)
         self._writing = asyncio.create_task(self.writer.run())

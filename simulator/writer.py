@@ -9,8 +9,9 @@ import asyncio
 import random
 import time
 
+from simulator.accounts import SimulatedAccount
 from simulator.faults.faults import Faults
-from simulator.network import Network, SimulatedAccount
+from simulator.network import Network
 from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
 from simulator.repo.odd_leaves import odd_ops
 from simulator.repo.records import changed, fresh, hostile_records
@@ -42,7 +43,7 @@ class Writer:
             if len(candidates) <= config.writer_repos
             else candidates[:: -(-len(candidates) // config.writer_repos)]
         )
-        self._accounts = [network.accounts[index] for index in chosen]
+        self._accounts = [network.accounts.all[index] for index in chosen]
 
     async def run(self) -> None:
         """Work for ever; the rate may change at any time."""
@@ -89,7 +90,7 @@ class Writer:
         """A commit of up to five ops to a random active account."""
         account = self._pick_active()
         if account is not None:
-            repo = await self.network.repo(account)
+            repo = await self.network.repositories.live(account)
             await self.network.commit(account, self._odd_ops(account) or self._draw_ops(repo))
 
     def _pick_active(self) -> SimulatedAccount | None:
@@ -123,10 +124,12 @@ class Writer:
                 continue
             path = repo.random_path(rng) if draw > 0.7 else None
             if path is None or path in ops:
-                new, value = fresh(rng, network.clock.tick(), network.subjects)
+                new, value = fresh(rng, network.clock.tick(), network.repositories.subjects)
                 ops[new] = RecordWrite("create", new, value)
             elif draw > 0.88:
-                ops[path] = RecordWrite("update", path, changed(rng, path, network.clock.tick(), network.subjects))
+                ops[path] = RecordWrite(
+                    "update", path, changed(rng, path, network.clock.tick(), network.repositories.subjects)
+                )
             else:
                 ops[path] = RecordWrite("delete", path)
         return list(ops.values())
@@ -156,5 +159,5 @@ class Writer:
         elif draw < 0.95 and network.config.pdses > 1:
             await network.migrate(account, noisy=rng.random() < 0.5)
         else:
-            await network.repo(account)
+            await network.repositories.live(account)
             network.emit_sync(account)

@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
+from simulator.accounts import SimulatedAccount
 from simulator.faults.faults import Faults, Parameters
-from simulator.network import SimulatedAccount
 
 ESCAPES = "\x1b]0;owned\x07\r\nWARNING forged line\x9b31m \u202egnp"
 KINDS = ("long_cursor", "invalid_utf8", "null", "huge", "deep", "escapes", "no_json")

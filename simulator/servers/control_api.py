@@ -1,22 +1,19 @@
-"""The simulator's own HTTP API: the truth, the faults, the writer and single operations. For tests and benchmarks only."""
+"""The simulator's own HTTP API: expected state, faults, limits, writer and single operations. For tests and benchmarks only."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from base64 import b64decode
 from collections import Counter
 from typing import Any
 
 from aiohttp import web
-from cbrrr import CID
 
+from simulator.accounts import OperationError
 from simulator.faults.faults import UnknownFaultError
-from simulator.network import Network, OperationError, SimulatedAccount
-from simulator.repo.odd_leaves import odd_ops
-from simulator.repo.records import fresh
-from simulator.repo.repository import RecordWrite
+from simulator.network import Network
+from simulator.operations import Operations
 from simulator.servers.labeler import Labeler
 from simulator.servers.pds import Pds
 from simulator.servers.plc import PlcDirectory
@@ -27,7 +24,7 @@ _STATUS = {"deactivate": "deactivated", "takedown": "takendown", "suspend": "sus
 
 
 class ControlApi:
-    """Routes over the running network."""
+    """Routes over the running network. `urls` are the addresses of its servers, set when they listen."""
 
     def __init__(
         self,
@@ -45,37 +42,42 @@ class ControlApi:
         self.relays = relays
         self.labelers = labelers
         self.writer = writer
+        self.operations = Operations(network, relays, labelers)
         self.urls: dict[str, Any] = {}
 
     def application(self) -> web.Application:
         """The routes."""
-        app = web.Application(middlewares=[_refusals])
-        app.router.add_get("/", self._urls)
-        app.router.add_get("/state", self._state)
-        app.router.add_get("/state/summary", self._summary)
-        app.router.add_get("/labels", self._labels)
-        app.router.add_get("/faults", self._get_faults)
-        app.router.add_get("/fetches", self._get_fetches)
-        app.router.add_post("/faults", self._set_faults)
-        app.router.add_post("/limits", self._set_limits)
-        app.router.add_post("/streams", self._set_streams)
-        app.router.add_post("/writer", self._set_writer)
-        app.router.add_post("/quiesce", self._quiesce)
-        app.router.add_post("/op", self._op)
+        app = web.Application(middlewares=[_reject_bad_input])
+        app.add_routes(
+            [
+                web.get("/", self._urls),
+                web.get("/state", self._state),
+                web.get("/state/summary", self._summary),
+                web.get("/labels", self._labels),
+                web.get("/faults", self._get_faults),
+                web.get("/fetches", self._get_fetches),
+                web.post("/faults", self._set_faults),
+                web.post("/limits", self._set_limits),
+                web.post("/streams", self._set_streams),
+                web.post("/writer", self._set_writer),
+                web.post("/quiesce", self._quiesce),
+                web.post("/op", self._op),
+            ]
+        )
         return app
 
     async def _urls(self, _request: web.Request) -> web.Response:
         return web.json_response(self.urls)
 
-    # --- truth
+    # --- expected state
 
     async def _state(self, request: web.Request) -> web.StreamResponse:
-        """NDJSON, one account a line."""
+        """NDJSON: one line per account, as `Network.truth` returns it."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         lines: list[bytes] = []
         size = 0
-        for account in list(self.network.accounts):
+        for account in list(self.network.accounts.all):
             line = json.dumps(await self.network.truth(account)).encode() + b"\n"
             lines.append(line)
             size += len(line)
@@ -90,15 +92,17 @@ class ControlApi:
     async def _summary(self, _request: web.Request) -> web.Response:
         statuses: dict[str, int] = {}
         records = 0
-        for account in self.network.accounts:
+        for account in self.network.accounts.all:
             status = account.status or "active"
             statuses[status] = statuses.get(status, 0) + 1
             if account.status == "deleted":
                 continue
-            records += len(account.repo.records) if account.repo else (await self.network.image(account)).count
+            records += (
+                len(account.repo.records) if account.repo else (await self.network.repositories.initial(account)).count
+            )
         return web.json_response(
             {
-                "accounts": len(self.network.accounts),
+                "accounts": len(self.network.accounts.all),
                 "statuses": statuses,
                 "records": records,
                 "commits": self.network.commits,
@@ -128,11 +132,11 @@ class ControlApi:
         )
 
     async def _get_fetches(self, _request: web.Request) -> web.Response:
-        """DID → how often its repo was asked for, at all PDSes together."""
+        """DID → number of getRepo requests, over all PDSes."""
         return web.json_response(sum((pds.fetches for pds in self.pdses), Counter()))
 
     async def _set_faults(self, request: web.Request) -> web.Response:
-        """{name: parameters | probability | null, …}; {"clear": true} switches all off first."""
+        """{name: parameters, probability or null (off), …}. {"clear": true} first switches every fault off."""
         wanted = await request.json()
         if wanted.pop("clear", False):
             self.network.faults.clear()
@@ -140,7 +144,7 @@ class ControlApi:
         return web.json_response(self.network.faults.active())
 
     async def _set_limits(self, request: web.Request) -> web.Response:
-        """{limit, seconds?, pds?: index, reset?: true}: the rate limit of one PDS or all."""
+        """{limit?, seconds?, pds?: index, reset?: true}: the rate limit of one PDS, by default of all. reset: set counts to zero."""
         wanted = await request.json()
         for pds in self.pdses:
             if wanted.get("pds", pds.index) == pds.index:
@@ -151,7 +155,11 @@ class ControlApi:
         return web.json_response({pds.url: pds.budget.snapshot() for pds in self.pdses})
 
     async def _set_streams(self, request: web.Request) -> web.Response:
-        """{relay?: index, window?, outdated?, future?, held?}: the relays' windows and manners."""
+        """{relay?: index, window?, outdated?, future?, held?}: the stream of one relay, by default of all.
+
+        window: events kept. outdated: send #info OutdatedCursor. future: reject a cursor past the newest event.
+        held: buffer new events until held is false.
+        """
         wanted = await request.json()
         for relay in self.relays:
             stream = relay.stream
@@ -169,7 +177,11 @@ class ControlApi:
     # --- writing
 
     async def _set_writer(self, request: web.Request) -> web.Response:
-        """{rate} steps a second or {stop: true}; at once: {steps: n}, or {prebuild: n} commits, their frames encoded ahead."""
+        """{rate?, stop?: true, steps?, prebuild?}.
+
+        rate: steps per second. stop: rate 0. steps: perform so many now. prebuild: make so many commits now and encode
+        their frames.
+        """
         wanted = await request.json()
         if wanted.get("stop"):
             self.writer.set_rate(0)
@@ -184,7 +196,7 @@ class ControlApi:
         return web.json_response({"rate": self.writer.rate, "steps": self.writer.steps, "bytes": size})
 
     async def prebuild(self, commits: int) -> int:
-        """Make commits at once and encode them for every relay. Returns the bytes of the frames."""
+        """Make commits without delay and encode the frames of every relay. Returns the bytes of all frames."""
         started = time.monotonic()
         for _ in range(commits):
             await self.writer.commit_somewhere()
@@ -196,9 +208,9 @@ class ControlApi:
         return sum(relay.stream.encode_all() for relay in self.relays)
 
     async def _quiesce(self, request: web.Request) -> web.Response:
-        """Stop the writer, send what is held back, follow up lost commits, wait for connected readers to be served.
+        """{heal?, timeout?}: stop the writer, send delayed events, wait until all connected readers have received everything.
 
-        {heal: false} leaves lost commits as they are; {timeout: seconds} (default 30) bounds the wait.
+        heal (default true): make lost commits detectable, see `_heal`. timeout: maximum wait in seconds (default 30).
         """
         wanted = await request.json() if request.can_read_body else {}
         self.writer.set_rate(0)
@@ -218,103 +230,23 @@ class ControlApi:
         )
 
     async def _heal(self) -> int:
-        """After a lost commit only a later event can tell a reader; where none came, an empty commit follows."""
+        """Add an empty commit to each repository whose newest commit was lost: a reader detects the loss by the next event only."""
         lost_commit = self.network.faults.parameters("lost_commit")
         if lost_commit is not None:
             self.network.faults.switch({"lost_commit": None})
         lost = {did for relay in self.relays for did in relay.lost}
         for did in sorted(lost):
-            account = self.network.by_did[did]
+            account = self.network.accounts.by_did[did]
             if account.active:
                 await self.network.commit(account, [])
         if lost_commit is not None:
             self.network.faults.switch({"lost_commit": lost_commit})
         return len(lost)
 
-    # --- single operations
-
     async def _op(self, request: web.Request) -> web.Response:
-        """{op: name, did?, …}: see `perform`."""
+        """{op: name, did?, …}: one operation; see `Operations`."""
         wanted = await request.json()
-        name = wanted.pop("op")
-        return web.json_response(await self.perform(name, wanted))
-
-    async def perform(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """create, update, delete (did, collection/rkey or path, record), commit (did, ops: [{action, path or paths, record?}], by default none), handle (handle, announce, domain), deactivate, takedown,
-        suspend, delete_account, activate, relay_takedown and relay_restore (relay: index), new_account, migrate (pds, noisy), rotate_key, sync, label (uri, val, neg, cid, exp, labeler)."""
-        network = self.network
-        if name == "new_account":
-            account = await network.new_account()
-            return {"did": account.did, "handle": account.handle, "pds": account.pds}
-        if name == "label":
-            labeler = self.labelers[int(arguments.pop("labeler", 0))]
-            return {"seq": labeler.publish([labeler.make(**arguments)])}
-        account = network.find(arguments["did"])
-        if name in ("create", "update", "delete"):
-            return await self._write(account, name, arguments)
-        if name == "commit":
-            ops = [
-                RecordWrite(op["action"], path, _from_json(op.get("record")))
-                for op in arguments.get("ops", [])
-                for path in op.get("paths") or [op["path"]]
-            ]
-            await network.commit(account, ops)
-        elif name == "odd_leaf":
-            ops = odd_ops(arguments["kind"], network.clock.tick, network.rng, arguments)
-            await network.commit(account, ops)
-            return {"paths": [op.path for op in ops]}
-        elif name == "handle":
-            return {
-                "handle": await network.change_handle(
-                    account,
-                    arguments.get("handle"),
-                    announce=arguments.get("announce", True),
-                    domain=arguments.get("domain", True),
-                )
-            }
-        elif name in _STATUS or name == "activate":
-            await network.set_status(account, _STATUS.get(name))  # type: ignore[arg-type]  # the values are Status
-        elif name == "migrate":
-            return {"pds": await network.migrate(account, arguments.get("pds"), noisy=arguments.get("noisy", False))}
-        elif name in ("relay_takedown", "relay_restore"):
-            relay = self.relays[int(arguments.get("relay", 0))]
-            relay.take_down(account, down=name == "relay_takedown")
-        elif name == "rotate_key":
-            await network.rotate_key(account)
-        elif name == "sync":
-            await network.repo(account)
-            network.emit_sync(account)
-        else:
-            raise OperationError(f"unknown operation {name!r}")
-        return {"did": account.did, "rev": (await network.head(account))[1]}
-
-    async def _write(self, account: SimulatedAccount, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        path, value = arguments.get("path"), _from_json(arguments.get("record"))
-        if path is None and "collection" in arguments:
-            path = f"{arguments['collection']}/{arguments.get('rkey') or self.network.clock.next_tid()}"
-        if path is None or (value is None and name != "delete"):
-            drawn = fresh(self.network.rng, self.network.clock.tick(), self.network.subjects)
-            path, value = path or drawn[0], value or drawn[1]
-        op = (
-            RecordWrite("delete", path)
-            if name == "delete"
-            else RecordWrite("create" if name == "create" else "update", path, value)
-        )
-        await self.network.commit(account, [op])
-        return {"did": account.did, "path": path, "rev": (await self.network.head(account))[1]}
-
-
-def _from_json(value: Any) -> Any:
-    """A record given as JSON: {"$link"} and {"$bytes"} become CIDs and bytes."""
-    if isinstance(value, list):
-        return [_from_json(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"$link"}:
-        return CID.decode(value["$link"])
-    if value.keys() == {"$bytes"}:
-        return b64decode(value["$bytes"] + "==")
-    return {key: _from_json(item) for key, item in value.items()}
+        return web.json_response(await self.operations.perform(wanted.pop("op"), wanted))
 
 
 def _describe(relay: Relay) -> dict[str, Any]:
@@ -328,9 +260,9 @@ def _describe(relay: Relay) -> dict[str, Any]:
 
 
 @web.middleware
-async def _refusals(request: web.Request, handler: Any) -> web.StreamResponse:
+async def _reject_bad_input(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
         answer: web.StreamResponse = await handler(request)
-    except (OperationError, UnknownFaultError) as refused:
-        return web.json_response({"error": type(refused).__name__, "message": str(refused)}, status=400)
+    except (OperationError, UnknownFaultError) as error:
+        return web.json_response({"error": type(error).__name__, "message": str(error)}, status=400)
     return answer

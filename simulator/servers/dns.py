@@ -60,7 +60,7 @@ class NameServer(asyncio.DatagramProtocol):
             return response
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True).lower()
-        owner = self.network.owner(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
+        owner = self.network.accounts.owner(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
         if owner is None:
             response.set_rcode(dns.rcode.NXDOMAIN)
         elif question.rdtype == dns.rdatatype.TXT:

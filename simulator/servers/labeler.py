@@ -74,7 +74,7 @@ class Labeler:
         self.publish(batch)
 
     def _random_label(self) -> Label:
-        rng, accounts = self._rng, self.network.accounts
+        rng, accounts = self._rng, self.network.accounts.all
         did = rng.choice(accounts).did if accounts else "did:plc:nobody"
         uri, cid = did, None
         if rng.random() < 0.6:

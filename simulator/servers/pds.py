@@ -8,11 +8,12 @@ from typing import Any
 
 from aiohttp import web
 
+from simulator.accounts import SimulatedAccount
 from simulator.events import Event
 from simulator.faults import spoiled_cars as spoil
 from simulator.faults.faults import Faults, Parameters
 from simulator.faults.hostile_lists import ESCAPES, list_fault, rows
-from simulator.network import Network, SimulatedAccount
+from simulator.network import Network
 from simulator.repo.car import cid_text
 from simulator.repo.car_spool import Car
 from simulator.servers.http import RequestBudget, budget_middleware, page_limit, xrpc_error
@@ -69,7 +70,7 @@ class Pds:
 
     def _account(self, did: str) -> SimulatedAccount | web.Response:
         """The account if it is here and may be read, else the error that says why not."""
-        account = self.network.by_did.get(did)
+        account = self.network.accounts.by_did.get(did)
         if account is None or account.status == "deleted":
             return xrpc_error("RepoNotFound", f"Could not find repo for DID: {did}")
         if account.pds != self.index:
@@ -83,7 +84,7 @@ class Pds:
 
     async def _list_repos(self, request: web.Request) -> web.Response:
         limit, cursor = page_limit(request), request.query.get("cursor")
-        hosted = self.network.hosted(self.index)
+        hosted = self.network.accounts.hosted(self.index)
         if (
             odd := list_fault(self.faults, self.index, cursor or "", "repos", lambda: rows(hosted[:limit]))
         ) is not None:
@@ -105,7 +106,7 @@ class Pds:
             await asyncio.sleep(slow.get("seconds", 0.1))
         repos = []
         for account in page:
-            head, rev = await self.network.head(account)
+            head, rev = await self.network.repositories.head(account)
             row = {"did": account.did, "head": cid_text(head), "rev": rev, "active": account.active}
             repos.append({**row, "status": account.status} if account.status else row)
         answer: dict[str, Any] = {"repos": repos}
@@ -115,32 +116,32 @@ class Pds:
 
     async def _get_repo_status(self, request: web.Request) -> web.Response:
         did = request.query.get("did", "")
-        account = self.network.by_did.get(did)
+        account = self.network.accounts.by_did.get(did)
         if account is None or account.status == "deleted" or (account.pds != self.index and not account.key_version):
             return xrpc_error("RepoNotFound", f"Could not find repo for DID: {did}")
         if account.pds != self.index:
             return self._json({"did": did, "active": False, "status": "deactivated"})
         if account.status is not None:
             return self._json({"did": did, "active": False, "status": account.status})
-        return self._json({"did": did, "active": True, "rev": (await self.network.head(account))[1]})
+        return self._json({"did": did, "active": True, "rev": (await self.network.repositories.head(account))[1]})
 
     async def _get_latest_commit(self, request: web.Request) -> web.Response:
         account = self._account(request.query.get("did", ""))
         if isinstance(account, web.Response):
             return account
-        head, rev = await self.network.head(account)
+        head, rev = await self.network.repositories.head(account)
         return self._json({"cid": cid_text(head), "rev": rev})
 
     # --- identity
 
     async def _resolve_handle(self, request: web.Request) -> web.Response:
-        account = self.network.owner(request.query.get("handle", "").lower())
+        account = self.network.accounts.owner(request.query.get("handle", "").lower())
         if account is None:
             return xrpc_error("HandleNotFound", "Unable to resolve handle")
         return self._json({"did": account.did})
 
     async def _well_known(self, request: web.Request) -> web.Response:
-        account = self.network.owner(request.host.partition(":")[0].lower())
+        account = self.network.accounts.owner(request.host.partition(":")[0].lower())
         if account is None or account.pds != self.index:
             return web.Response(status=404, text="User not found")
         return web.Response(text=account.did)
@@ -217,10 +218,10 @@ class Pds:
         repo = account.repo
         if repo is not None and repo.earlier and fire("pds_stale", host=host, did=did):
             return Car(repo.car(repo.earlier[0]))
-        if len(self.network.accounts) > 1 and fire("pds_wrong_did", host=host, did=did):
-            other = self.network.accounts[(account.index + 1) % len(self.network.accounts)]
-            return await self.network.car(other)
-        car = await self.network.car(account)
+        if len(self.network.accounts.all) > 1 and fire("pds_wrong_did", host=host, did=did):
+            other = self.network.accounts.all[(account.index + 1) % len(self.network.accounts.all)]
+            return await self.network.repositories.car(other)
+        car = await self.network.repositories.car(account)
         cut = fire("pds_truncate", host=host, did=did)
         if cut is not None:
             return Car(spoil.truncated(car.read(), cut.get("mode", "boundary")))

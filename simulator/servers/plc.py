@@ -78,7 +78,7 @@ class PlcDirectory:
         if plain is not None:
             return web.Response(status=int(plain.get("status", 404)), text=f"DID not registered: {did}")
         if self.faults.fire("plc_other_did", did=did):
-            other = self.network.accounts[-1].did
+            other = self.network.accounts.all[-1].did
             return web.json_response(self.account_document(other))
         slow = self.faults.fire("plc_slow", did=did)
         if slow:
@@ -107,7 +107,7 @@ class PlcDirectory:
 
     def account_document(self, did: str) -> dict[str, Any] | None:
         """The document of an account, or None."""
-        account = self.network.by_did.get(did)
+        account = self.network.accounts.by_did.get(did)
         if account is None:
             return None
         service = {
@@ -115,4 +115,4 @@ class PlcDirectory:
             "type": "AtprotoPersonalDataServer",
             "serviceEndpoint": self.pds_urls[account.pds],
         }
-        return did_document(did, account.handle, self.network.key(account), "atproto", [service])
+        return did_document(did, account.handle, self.network.accounts.key(account), "atproto", [service])

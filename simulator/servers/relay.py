@@ -14,11 +14,12 @@ from typing import Any
 from aiohttp import web
 from cbrrr import CID
 
+from simulator.accounts import SimulatedAccount
 from simulator.events import Event, account_event
 from simulator.faults import spoiled_cars as spoil
 from simulator.faults.faults import Faults
 from simulator.faults.hostile_lists import list_fault, rows
-from simulator.network import Network, SimulatedAccount
+from simulator.network import Network
 from simulator.repo.car import cid_text
 from simulator.servers.http import page_limit, xrpc_error
 from simulator.servers.stream import EventStream
@@ -153,7 +154,7 @@ class Relay:
         start = int(cursor)
         hosts = []
         for number, url in list(enumerate(self.pds_urls))[start : start + limit]:
-            count = len(self.network.hosted(number))
+            count = len(self.network.accounts.hosted(number))
             hostname = url.removeprefix("http://")
             hosts.append({"hostname": hostname, "seq": 1, "accountCount": count, "status": "active"})
         answer: dict[str, Any] = {"hosts": hosts}
@@ -166,7 +167,7 @@ class Relay:
 
     async def _list_repos(self, request: web.Request) -> web.Response:
         limit, cursor = page_limit(request), request.query.get("cursor", "0") or "0"
-        accounts = self.network.accounts
+        accounts = self.network.accounts.all
         if (odd := list_fault(self.faults, self.index, cursor, "repos", lambda: rows(accounts[:limit]))) is not None:
             return odd
         if (short := self.faults.fire("list_short", host=self.index)) is not None:
@@ -175,7 +176,7 @@ class Relay:
             return xrpc_error("InvalidRequest", "Malformed cursor")
         first_uid = self.index * _UID_STEP + 1
         start = max(0, int(cursor) + 1 - first_uid)
-        page = self.network.accounts[start : start + limit]
+        page = self.network.accounts.all[start : start + limit]
         poison = self.faults.parameters("relay_list_500")
         touched = poison and start < poison.get("to", 10**9) and start + len(page) >= poison.get("from", 1)
         if touched and self.faults.fire("relay_list_500", host=self.index):
@@ -185,7 +186,7 @@ class Relay:
         if (slow := self.faults.fire("list_slow", host=self.index)) is not None:
             await asyncio.sleep(slow.get("seconds", 0.1))
         answer: dict[str, Any] = {"repos": [await self._row(account) for account in page]}
-        if start + limit < len(self.network.accounts):
+        if start + limit < len(self.network.accounts.all):
             answer["cursor"] = str(first_uid + page[-1].index)
         return web.json_response(answer)
 
@@ -193,7 +194,7 @@ class Relay:
         limit, collection = page_limit(request), request.query.get("collection", "")
         if not collection:
             return xrpc_error("InvalidRequest", "collection is missing")
-        after, accounts = request.query.get("cursor", ""), sorted(self.network.by_did)
+        after, accounts = request.query.get("cursor", ""), sorted(self.network.accounts.by_did)
         start = next((n for n, did in enumerate(accounts) if did > after), len(accounts))
         if (throttled := self._throttled(start)) is not None:
             return throttled
@@ -201,13 +202,13 @@ class Relay:
         for did in accounts[start:]:
             if len(found) == limit:
                 return web.json_response({"repos": [{"did": one} for one in found], "cursor": found[-1]})
-            account = self.network.by_did[did]
+            account = self.network.accounts.by_did[did]
             if account.active and any(path.startswith(f"{collection}/") for path in await self._paths(account)):
                 found.append(did)
         return web.json_response({"repos": [{"did": one} for one in found]})
 
     async def _paths(self, account: SimulatedAccount) -> list[str]:
-        return list((await self.network.repo(account)).records)
+        return list((await self.network.repositories.live(account)).records)
 
     def _throttled(self, start: int) -> web.Response | None:
         wanted = self.faults.parameters("relay_list_429")
@@ -217,7 +218,7 @@ class Relay:
         return xrpc_error("RateLimitExceeded", "Rate Limit Exceeded", 429, {"Retry-After": seconds})
 
     async def _row(self, account: SimulatedAccount) -> dict[str, Any]:
-        head, rev = await self.network.head(account)
+        head, rev = await self.network.repositories.head(account)
         row: dict[str, Any] = {"did": account.did, "head": cid_text(head), "rev": rev, "active": account.active}
         if account.status:
             row["status"] = account.status
@@ -228,25 +229,25 @@ class Relay:
         return row
 
     async def _get_repo(self, request: web.Request) -> web.Response:
-        account = self.network.by_did.get(request.query.get("did", ""))
+        account = self.network.accounts.by_did.get(request.query.get("did", ""))
         if account is None:
             return xrpc_error("RepoNotFound", "repo not found", 404)
         raise web.HTTPFound(f"{self.pds_urls[account.pds]}/xrpc/com.atproto.sync.getRepo?did={account.did}")
 
     async def _get_repo_status(self, request: web.Request) -> web.Response:
-        account = self.network.by_did.get(request.query.get("did", ""))
+        account = self.network.accounts.by_did.get(request.query.get("did", ""))
         if account is None:
             return xrpc_error("RepoNotFound", "repo not found", 404)
         row = await self._row(account)
         return web.json_response({key: row[key] for key in ("did", "active", "status", "rev") if key in row})
 
     async def _get_latest_commit(self, request: web.Request) -> web.Response:
-        account = self.network.by_did.get(request.query.get("did", ""))
+        account = self.network.accounts.by_did.get(request.query.get("did", ""))
         if account is None or account.status == "deleted":
             return xrpc_error("RepoNotFound", "repo not found", 404)
         if account.status is not None:
             return xrpc_error(f"Repo{account.status.title()}", f"repo is {account.status}", 403)
-        head, rev = await self.network.head(account)
+        head, rev = await self.network.repositories.head(account)
         return web.json_response({"cid": cid_text(head), "rev": rev})
 
 
