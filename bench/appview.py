@@ -21,6 +21,7 @@ from bench.index import CID, REV, TEXT
 from bench.support.stack import Stack, report, stack, until
 from connectors.kafka.producer import LogProducer, Out
 from schemas import wire
+from schemas.topics import FIREHOSE_BACKFILL
 
 PER_REPO = 60
 TIME = "2026-01-01T00:00:00.000Z"
@@ -95,12 +96,12 @@ def _produce(running: Stack, family: str, repos: int) -> int:
                 raw=None,
                 reason=None,
             )
-            batch.append(Out("firehose_backfill", did, wire.encode(event)))
+            batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(event)))
         outcome = wire.RepoOutcome(
             did=did, attempt=1, status="synced", active=True, time=TIME, rev=REV, commit=CID, data=CID, count=PER_REPO,
             reason=None, account_time="",
         )  # fmt: skip
-        batch.append(Out("firehose_backfill", did, wire.encode(outcome)))
+        batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(outcome)))
         if len(batch) > 10_000:
             producer.send(batch)
             batch = []

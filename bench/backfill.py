@@ -13,12 +13,12 @@ from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from flows.backfill.encode import Attempt, creates
-from flows.backfill.task import MESSAGE_BYTES
 from protocol.car import index_bytes
 from protocol.cid import cid_str
 from protocol.commit import Commit, parse_commit
 from protocol.snapshot import Head, Limits, Snapshot
 from schemas import wire
+from schemas.topics import FIREHOSE_BACKFILL, MAX_VALUE_BYTES, REPO_BACKFILL
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
             snapshot = Snapshot(index, head, commit.data)
             for _ in snapshot.survey(LIMITS):
                 pass
-            size += sum(len(value) for value in creates(snapshot, attempt, MESSAGE_BYTES))
+            size += sum(len(value) for value in creates(snapshot, attempt, MAX_VALUE_BYTES))
             records += snapshot.count
         measured.count = records
     assert size > records
@@ -86,8 +86,8 @@ def backfill(
     store = RepoQueue(running.settings)
     tasks = store.discover([ListedRepo(did, host=pds) for did, pds in accounts]).tasks
     store.close()
-    LogProducer(running.settings).send([Out("repo_backfill", task.did, wire.encode(task)) for task in tasks])
-    ends, wanted = Ends(running.settings, "firehose_backfill"), records + len(accounts)
+    LogProducer(running.settings).send([Out(REPO_BACKFILL, task.did, wire.encode(task)) for task in tasks])
+    ends, wanted = Ends(running.settings, FIREHOSE_BACKFILL), records + len(accounts)
     with running.process("backfill") as process:
         seen = watch(running, ends.messages, wanted, backfill=process.pid, simulator=sim.pid)
         left = running.sql("select count(*) from sluice.repo where phase <> 'backfill' or attempt <> 1")[0][0]

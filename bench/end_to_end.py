@@ -19,6 +19,7 @@ from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Stack, report, stack, until
 from protocol.encoding.timestamps import from_unix
 from schemas import wire
+from schemas.topics import FIREHOSE_LIVE
 
 KINDS = ("control", "index", "backfill", "firehose", "list-repos")
 BIG_RECORD_BYTES = 4000
@@ -77,7 +78,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, writer: float) -> dict[st
 
 def commits_in_log(running: Stack) -> dict[int, int]:
     """Partition → end of the live topic."""
-    topic, parts = running.settings.topic("firehose_live"), range(running.settings.kafka_partitions)
+    topic, parts = running.settings.topic(FIREHOSE_LIVE), range(running.settings.kafka_partitions)
     consumer = Consumer({"bootstrap.servers": running.settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
     try:
         return {part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=10)[1] for part in parts}
@@ -109,7 +110,7 @@ def latencies(running: Stack, ends: dict[int, int], began: str, ended: str) -> d
 def live_writes(running: Stack, ends: dict[int, int], began: str, ended: str) -> set[tuple[str, str, str, str, str]]:
     """(did, collection, rkey, rev, time) of every create and update that the live topic holds of this period."""
     consumer = Consumer({"bootstrap.servers": running.settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
-    topic = running.settings.topic("firehose_live")
+    topic = running.settings.topic(FIREHOSE_LIVE)
     left = {part: end for part, end in ends.items() if end}
     consumer.assign([TopicPartition(topic, part, 0) for part in left])
     found: set[tuple[str, str, str, str, str]] = set()

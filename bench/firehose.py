@@ -17,6 +17,7 @@ from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
 from flows.firehose.encode import account_value, commit_message, identity_value
 from protocol.event_stream import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
 from protocol.verify_commit import Verified, verify
+from schemas.topics import DEAD_LETTER, FIREHOSE_LIVE
 
 TIME = "2026-01-01T00:00:00.000Z"
 
@@ -77,10 +78,10 @@ def floor_of(frames: list[bytes], relay: str) -> Floor:
 
 def firehose(running: Stack, sim: Simulated, events: int) -> tuple[float, dict[str, object]]:
     """Events a second (start-up not counted), and what it cost."""
-    ends = Ends(running.settings, "firehose_live")
+    ends = Ends(running.settings, FIREHOSE_LIVE)
     with running.process("firehose") as process:
         seen = watch(running, ends.messages, events, firehose=process.pid, simulator=sim.pid)
-    assert not Ends(running.settings, "dead_letter").messages()
+    assert not Ends(running.settings, DEAD_LETTER).messages()
     return (events - seen.first) / seen.seconds, seen.figures
 
 

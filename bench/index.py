@@ -17,6 +17,7 @@ from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import LogProducer, Out
 from flows.index.store import COPY_TYPES, SQL
 from schemas import wire
+from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the relay tells everybody about it at once. "
 REV = "3lbenchmark22"
@@ -36,12 +37,12 @@ def main() -> None:
     with stack() as running:
         preload(running, options.present)
         messages = produce(running, options.records, options.per_repo)
-        rate, figures = index(running, "firehose_backfill", messages)
+        rate, figures = index(running, FIREHOSE_BACKFILL, messages)
         rate *= options.records / messages
         bottom = copy_floor(running, options.records, options.per_repo)
         make_live_repos(running, options.live)
         produce_live(running, options.live)
-        live, live_figures = index(running, "firehose_live", options.live)
+        live, live_figures = index(running, FIREHOSE_LIVE, options.live)
         moved = running.sql("select count(*) from sluice.repo where rev = %s", LIVE_REV)[0][0]
         assert moved == options.live, moved
     report(
@@ -98,7 +99,7 @@ def produce(running: Stack, records: int, per_repo: int) -> int:
                 raw=None,
                 reason=None,
             )
-            batch.append(Out("firehose_backfill", did, wire.encode(event)))
+            batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(event)))
         outcome = wire.RepoOutcome(
             did=did,
             attempt=1,
@@ -112,7 +113,7 @@ def produce(running: Stack, records: int, per_repo: int) -> int:
             reason=None,
             account_time="",
         )
-        batch.append(Out("firehose_backfill", did, wire.encode(outcome)))
+        batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(outcome)))
         messages += per_repo + 1
         if len(batch) > 10_000:
             producer.send(batch)
@@ -177,7 +178,7 @@ def produce_live(running: Stack, commits: int) -> None:
                 ops=[op],
                 relay="https://relay.example",
             )
-            batch.append(Out("firehose_live", event.did, wire.encode(event)))
+            batch.append(Out(FIREHOSE_LIVE, event.did, wire.encode(event)))
         producer.send(batch)
 
 

@@ -30,9 +30,10 @@ from bench.support.fleet import Fleet, Stopped
 from bench.support.group_progress import Pace, rate, recovery, stall
 from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Stack, report, stack, until
+from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
 SCALED = ("index", "backfill")
-LIVE, BACKFILL = "firehose_live", "firehose_backfill"
+LIVE, BACKFILL = FIREHOSE_LIVE, FIREHOSE_BACKFILL
 SETTLE_SECONDS = 60.0
 COLUMNS = ("step", "seconds", "records_per_second", "live_per_second", "ready", "drain", "stall", "lag", "caught_up")
 

@@ -23,6 +23,7 @@ from connectors.kafka.producer import LogProducer, Out
 from flows.firehose.encode import commit_message
 from protocol.event_stream import Commit, Sync, decode
 from protocol.verify_commit import Verified, verify
+from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
 RECORDED = Path(__file__).resolve().parent.parent / "tests" / "steps" / "recorded" / "official_pds.json.xz"
 KINDS = ("control", "index", "backfill", "firehose", "list-repos")
@@ -52,8 +53,8 @@ def main() -> None:
         with stack(**overrides) as running:
             mirror(running, sim, options.repos, options.live)
             figures = {
-                "firehose_backfill": segments(running, "firehose_backfill"),
-                "firehose_live": segments(running, "firehose_live"),
+                FIREHOSE_BACKFILL: segments(running, FIREHOSE_BACKFILL),
+                FIREHOSE_LIVE: segments(running, FIREHOSE_LIVE),
                 "body": round(running.sql("select avg(octet_length(json::text)) from sluice.record")[0][0]),
                 "mix": {row[0]: [round(float(row[1]), 1), round(row[2]), round(row[3])] for row in running.sql(MIX)},
                 "tables": {name: table(running, name) for name in ("sluice.record", "sluice.repo")},
@@ -62,14 +63,14 @@ def main() -> None:
             figures["packed"] = table(running, "sluice.record")
     with stack() as alone:
         frames = replayed(alone)
-        figures["recorded"] = {"ops": frames, **segments(alone, "firehose_live")}
+        figures["recorded"] = {"ops": frames, **segments(alone, FIREHOSE_LIVE)}
     report("sizes", repos=options.repos, **figures)
 
 
 def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
     """Every repo through the pipeline, then live commits."""
     synced = "select count(*) from sluice.repo where phase = 'sync'"
-    ends = Ends(running.settings, "firehose_live")
+    ends = Ends(running.settings, FIREHOSE_LIVE)
     with ExitStack() as open_:
         for kind in KINDS:
             open_.enter_context(running.process(kind))
@@ -78,7 +79,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
         until(lambda: ends.messages() >= live)
         sim.ask("/quiesce", {})
         waiting = "select coalesce(sum(next), 0) from sluice.stream_offset where topic = %s"
-        topic = running.settings.topic("firehose_live")
+        topic = running.settings.topic(FIREHOSE_LIVE)
         until(lambda: running.sql(waiting, topic)[0][0] >= ends.messages())
     running.sql("vacuum analyze sluice.record")
 
@@ -91,7 +92,7 @@ def replayed(running: Stack) -> int:
         if isinstance(event, Commit | Sync):
             verified = verify(event, page["recorded_micros"])
             assert isinstance(verified, Verified)
-            out.append(Out("firehose_live", event.did, commit_message(verified, "wss://relay.example", TIME).value))
+            out.append(Out(FIREHOSE_LIVE, event.did, commit_message(verified, "wss://relay.example", TIME).value))
             found += len(verified.ops or ())
     LogProducer(running.settings).send(out)
     return found

@@ -17,10 +17,11 @@ from connectors.postgres.connection import connect, own_transaction
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import DEAD_LETTER
 
 SQL = queries("cursor")
 FLOWS = ("firehose", "labels", "list_repos")
-TOPICS = {**GROUP_TOPICS, "dead-letters": ("dead_letter",)}
+TOPICS = {**GROUP_TOPICS, "dead-letters": (DEAD_LETTER,)}
 
 
 def standings(settings: Settings) -> list[Standing]:

@@ -38,10 +38,11 @@ from schemas.errors import OperatorError
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import DEAD_LETTER
 
 SQL = queries("dead_letter")
 GROUP = "dead-letters"
-TOPIC = "dead_letter"
+TOPIC = DEAD_LETTER
 STATES = ("open", "retried", "dismissed")
 STEP_LETTERS = 1000
 READ_SECONDS = 15.0

@@ -17,6 +17,7 @@ from connectors.postgres.connection import dicts
 from control.process_status import Sighting
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import FIREHOSE_LIVE
 
 SQL = queries("control")
 EXACT_REPOS = 1_000_000
@@ -65,7 +66,7 @@ class Status:
     @property
     def events(self) -> int:
         """Live events that the log has ever taken."""
-        return sum(standing.end for standing in self.standings if standing.topic == "firehose_live")
+        return sum(standing.end for standing in self.standings if standing.topic == FIREHOSE_LIVE)
 
     @property
     def paused(self) -> list[str]:

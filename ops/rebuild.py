@@ -24,8 +24,9 @@ from flows.index.store import IndexStore
 from ops.replay import SQL, Refusals, Told, settled
 from schemas.errors import OperatorError
 from schemas.settings import Settings
+from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
-ORDER = ("firehose_backfill", "firehose_live", "label_live")
+ORDER = (FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE)
 
 Ends = dict[str, dict[int, int]]
 

@@ -21,7 +21,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from appview.plugin import AppView
 from connectors.kafka import client as broker
-from connectors.kafka.log import MAX_MESSAGE_BYTES, LogUnavailable, Part, cluster_id
+from connectors.kafka.log import LogUnavailable, Part, cluster_id
 from connectors.kafka.offsets import NO_OFFSET, Positions
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import connect
@@ -35,9 +35,10 @@ from schemas import wire
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import DEAD_LETTER, MAX_MESSAGE_BYTES
 
 SQL = queries("replay")
-GROUPS = {**dict.fromkeys(TOPICS, "index"), **dict.fromkeys(TASK_TOPICS, "backfill"), "dead_letter": "dead-letters"}
+GROUPS = {**dict.fromkeys(TOPICS, "index"), **dict.fromkeys(TASK_TOPICS, "backfill"), DEAD_LETTER: "dead-letters"}
 READ_SECONDS = 30.0
 
 Told = Callable[[int], None]

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.topics import DEAD_LETTER, FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL, REPO_RESYNC
+
 RawJson = Annotated[Any, "raw-json"]
 """JSON that the codecs carry as bytes, undecoded (a record, or the payload of a dead letter)."""
 
@@ -178,10 +180,10 @@ LiveEvent = CommitEvent | SyncEvent | IdentityEvent | AccountEvent
 BackfillEvent = CreateEvent | RepoOutcome
 
 TOPIC_MESSAGES: dict[str, Any] = {
-    "repo_backfill": RepoTask,
-    "repo_resync": RepoTask,
-    "firehose_live": LiveEvent,
-    "firehose_backfill": BackfillEvent,
-    "label_live": LabelEvent,
-    "dead_letter": DeadLetter,
+    REPO_BACKFILL: RepoTask,
+    REPO_RESYNC: RepoTask,
+    FIREHOSE_LIVE: LiveEvent,
+    FIREHOSE_BACKFILL: BackfillEvent,
+    LABEL_LIVE: LabelEvent,
+    DEAD_LETTER: DeadLetter,
 }

@@ -7,6 +7,7 @@ from connectors.kafka.back_pressure import HighWater
 from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.process import Health
 from schemas.settings import Settings
+from schemas.topics import LABEL_LIVE
 from steps.cursor import Cursors
 
 SUBSCRIBE = "com.atproto.label.subscribeLabels"
@@ -22,7 +23,7 @@ def label_source(settings: Settings, health: Health, cursors: Cursors, deferral:
             method=SUBSCRIBE,
             upstreams=settings.labelers,
             start=0,
-            pressure=HighWater(settings, "label_live", "index"),
+            pressure=HighWater(settings, LABEL_LIVE, "index"),
             fillable=False,
             deferral=deferral,
         )

@@ -16,6 +16,7 @@ from connectors.runtime.process import Health
 from protocol.did_document import is_host
 from protocol.encoding.bounded_json import BadJson, TooMuchJson
 from schemas.settings import Settings
+from schemas.topics import FIREHOSE_LIVE
 from steps.cursor import Cursors
 from steps.listing.list_page import PageFailure, PageTrouble, RepoPage, failure_of, page_cursor, read_page
 from steps.listing.paginator import MAX_BARREN
@@ -40,7 +41,7 @@ def firehose_source(
             method=SUBSCRIBE,
             upstreams=settings.relays,
             start=0 if settings.firehose_start == "oldest" else None,
-            pressure=HighWater(settings, "firehose_live", "index"),
+            pressure=HighWater(settings, FIREHOSE_LIVE, "index"),
             fillable=True,
             deferral=deferral,
         )

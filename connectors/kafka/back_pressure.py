@@ -19,11 +19,12 @@ from connectors.kafka import client as broker
 from connectors.kafka.log import admin, answers
 from connectors.runtime import watchdog
 from schemas.settings import Settings
+from schemas.topics import FIREHOSE_LIVE
 
 CHECK_SECONDS = 2.0
 RESUME_SHARE = 0.75
 REQUEST_SECONDS = 10.0
-LIVE_TOPIC = "firehose_live"
+LIVE_TOPIC = FIREHOSE_LIVE
 
 
 @dataclass(frozen=True, slots=True)

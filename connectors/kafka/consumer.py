@@ -9,9 +9,10 @@ from contextlib import suppress
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connectors.kafka import client as broker
-from connectors.kafka.log import MAX_MESSAGE_BYTES, LogUnavailable, Part
+from connectors.kafka.log import LogUnavailable, Part
 from connectors.runtime import metrics, watchdog
 from schemas.settings import Settings
+from schemas.topics import MAX_MESSAGE_BYTES
 
 POLL_BYTES = 64 * 1024 * 1024
 CHUNK_MESSAGES = 200

@@ -17,8 +17,6 @@ from connectors.runtime import watchdog
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-KEEP_ROOM_BYTES = 4096  # batch and record headers of a message at the limit
 ANSWER_SECONDS = 10.0  # for the broker to answer a question
 LATE_SECONDS = 5.0  # for its client to say that it did not
 SETTLING_SECONDS = 20.0  # for a partition to have a leader, a group its coordinator

@@ -19,13 +19,14 @@ from connectors.kafka.log import LogUnavailable, Part, admin, answers, cluster_i
 from connectors.runtime import watchdog
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL, REPO_RESYNC
 
 ANSWER_SECONDS = 10.0
 BROKER_WAIT_SECONDS = 10.0
 NO_OFFSET = -1
 GROUP_TOPICS = {
-    "backfill": ("repo_resync", "repo_backfill"),
-    "index": ("firehose_live", "firehose_backfill", "label_live"),
+    "backfill": (REPO_RESYNC, REPO_BACKFILL),
+    "index": (FIREHOSE_LIVE, FIREHOSE_BACKFILL, LABEL_LIVE),
 }
 
 

@@ -18,13 +18,14 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from typing_extensions import override
 
 from connectors.kafka import client as broker
-from connectors.kafka.log import MAX_MESSAGE_BYTES, LogUnavailable
+from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.process import STOP, Stopping
 from protocol.encoding.unpadded_base64 import to_base64
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
+from schemas.topics import DEAD_LETTER, MAX_MESSAGE_BYTES
 
 DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
 DELIVERY_SECONDS = 120.0
@@ -98,7 +99,7 @@ def dead_letter(
         payload_sha256=hashlib.sha256(payload).hexdigest(),
         payload_size=len(payload),
     )
-    return Out("dead_letter", did or topic, wire.encode(letter))
+    return Out(DEAD_LETTER, did or topic, wire.encode(letter))
 
 
 class LogProducer:

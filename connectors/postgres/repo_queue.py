@@ -16,6 +16,7 @@ from protocol.account_status import TAKEN_DOWN, status_beside
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import FIREHOSE_BACKFILL
 
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
@@ -189,7 +190,7 @@ class RepoQueue:
         values = {
             "cluster": cluster,
             "group": self._settings.group("index"),
-            "topic": self._settings.topic("firehose_backfill"),
+            "topic": self._settings.topic(FIREHOSE_BACKFILL),
             "limit": limit,
         }
         return self._leave(

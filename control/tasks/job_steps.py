@@ -19,10 +19,11 @@ from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import REPO_BACKFILL
 from steps.job_states import AHEAD_BATCHES, RATE_MEMORY, scaled
 
 SQL = queries("jobs")
-TOPIC = "repo_backfill"
+TOPIC = REPO_BACKFILL
 COUNT_SECONDS = 1.0
 COUNT_AT_ONCE = 20  # jobs counted in one step, those first that were not for the longest time
 EXACT_REPOS = 200_000

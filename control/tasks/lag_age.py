@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, TopicPartition
 
 from connectors.kafka import client as broker
-from connectors.kafka.log import MAX_MESSAGE_BYTES, LogUnavailable
+from connectors.kafka.log import LogUnavailable
 from connectors.kafka.offsets import Standing
 from connectors.runtime import watchdog
 from schemas.settings import Settings
+from schemas.topics import MAX_MESSAGE_BYTES
 
 READ_SECONDS = 10.0
 

@@ -25,9 +25,10 @@ from control.tasks.storms import LOST_EVENT, Storms
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import REPO_BACKFILL, REPO_RESYNC
 
 LEADER_KEY = 0x51_01_CF
-TASK_TOPICS = ("repo_backfill", "repo_resync")
+TASK_TOPICS = (REPO_BACKFILL, REPO_RESYNC)
 REAP_DELAY_SECONDS = 5.0
 LEADER_SECONDS = 20.0
 
@@ -36,7 +37,7 @@ logger = logging.getLogger("control")
 
 def task_topic(attempt: int) -> str:
     """First fetches queue with the whole network; what had an attempt before does not wait behind them."""
-    return "repo_resync" if attempt else "repo_backfill"
+    return REPO_RESYNC if attempt else REPO_BACKFILL
 
 
 class Leader:

@@ -16,9 +16,10 @@ from connectors.postgres.repo_queue import FOREVER
 from control.tasks.lag_age import oldest_unsettled
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import FIREHOSE_LIVE
 
 SQL = queries("control")
-TOPIC = "firehose_live"
+TOPIC = FIREHOSE_LIVE
 FRESH_SECONDS = 5.0  # the answer is kept so long
 
 

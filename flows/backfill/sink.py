@@ -10,8 +10,9 @@ from connectors.runtime.patience import patiently
 from connectors.runtime.process import Health
 from flows.backfill.task import MessageChunk, SnapshotTask
 from schemas.settings import Settings
+from schemas.topics import FIREHOSE_BACKFILL
 
-TOPIC = "firehose_backfill"
+TOPIC = FIREHOSE_BACKFILL
 
 
 class AttemptSink(DynamicSink[MessageChunk | Out]):

@@ -16,7 +16,6 @@ from itertools import count
 
 from connectors.atproto.pds import Download
 from connectors.atproto.spool import SpoolFull
-from connectors.kafka.log import KEEP_ROOM_BYTES, MAX_MESSAGE_BYTES
 from connectors.postgres.repo_queue import Claim
 from connectors.runtime import metrics
 from flows.backfill.encode import Attempt, creates, gone, synced
@@ -24,6 +23,7 @@ from protocol.car_format import CarError
 from protocol.did_document import Identity
 from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
 from protocol.syntax import tid_from_micros
+from schemas.topics import MAX_VALUE_BYTES
 from steps.retry import Unavailable
 
 SLICE_RECORDS = 1000
@@ -32,7 +32,6 @@ SLICE_SECONDS = 0.1  # for records that are slow to decode
 HEAVY_BYTES = 32 * 1024 * 1024  # of records
 HEAVY_BLOCKS = 80_000  # about 16 MB of index
 FUTURE_MICROS = 5 * 60 * 1_000_000
-MESSAGE_BYTES = MAX_MESSAGE_BYTES - KEEP_ROOM_BYTES
 
 Result = SnapshotRejected | None
 
@@ -161,7 +160,7 @@ class SnapshotTask:
             self.finished = True
             return MessageChunk(self, [gone(self.attempt, self.gone.status, deleted=self.gone.deleted)], closes=True)
         if self._values is None:
-            self._values = creates(self._snapshot, self.attempt, MESSAGE_BYTES)
+            self._values = creates(self._snapshot, self.attempt, MAX_VALUE_BYTES)
         values: list[bytes] = []
         size, deadline = 0, time.monotonic() + SLICE_SECONDS
         for value in self._values:

@@ -16,9 +16,10 @@ from protocol.syntax import is_did
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
+from schemas.topics import REPO_BACKFILL, REPO_RESYNC
 
 GROUP = "backfill"
-RESYNC, BACKLOG = "repo_resync", "repo_backfill"
+RESYNC, BACKLOG = REPO_RESYNC, REPO_BACKFILL
 CLAIM_BATCH = 500
 FULL_SECONDS = 0.5
 

@@ -11,8 +11,8 @@ from protocol.encoding.unpadded_base64 import to_base64
 from protocol.event_stream import Account, Commit, Identity
 from protocol.verify_commit import Refused, Verified, VerifyReason
 from schemas import wire
+from schemas.topics import MAX_VALUE_BYTES
 
-MAX_VALUE_BYTES = 16 * 1024 * 1024 - 8192
 """What a message may weigh: the topic's limit less the room of headers and key."""
 BODY_TIMES = 16
 """How many times the bytes of its blocks a commit's bodies may have. One byte of a record is at most 14 of JSON; what needs more

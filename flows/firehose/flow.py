@@ -29,11 +29,12 @@ from protocol.event_stream import Account, Commit, Identity, Info, Message, Reje
 from protocol.verify_commit import FUTURE_MICROS, Refused, Verified, verify
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
+from schemas.topics import FIREHOSE_LIVE
 from steps.cursor import Cursors, Gap
 from steps.dedup import Remembered
 from steps.deferred import Deferred
 
-TOPIC = "firehose_live"
+TOPIC = FIREHOSE_LIVE
 FLOW = "firehose"
 TIMES = 15  # events whose times tell how far a relay has come
 

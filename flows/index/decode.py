@@ -11,10 +11,11 @@ from connectors.kafka.log import Part
 from connectors.kafka.producer import Out, dead_letter
 from schemas import wire
 from schemas.reasons import DeadReason
+from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 from steps.gate.batch import OffsetEvent
 from steps.gate.key_size import KeyTooLarge, check_size
 
-TOPICS = ("firehose_backfill", "firehose_live", "label_live")
+TOPICS = (FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE)
 """The topics that the index reads."""
 
 
@@ -44,17 +45,17 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
     for message in batch.messages:
         topic, value = (message.topic() or "").removeprefix(prefix), message.value() or b""
         try:
-            if topic == "label_live":
+            if topic == LABEL_LIVE:
                 label = wire.decode_label(value)
                 check_size(topic, label)
                 decoded.labels.append(label)
                 continue
-            event: Any = wire.decode_live(value) if topic == "firehose_live" else wire.decode_backfill(value)
+            event: Any = wire.decode_live(value) if topic == FIREHOSE_LIVE else wire.decode_backfill(value)
             check_size(topic, event)
             kind, received = message.timestamp()
             came = received if kind != TIMESTAMP_NOT_AVAILABLE else None
             decoded.queues[event.did].append(OffsetEvent(message.offset() or 0, event, len(value), came))
-            if topic == "firehose_live":
+            if topic == FIREHOSE_LIVE:
                 decoded.newest_time = max(decoded.newest_time, event.time)
         except (msgspec.MsgspecError, KeyTooLarge) as err:
             large = isinstance(err, KeyTooLarge)

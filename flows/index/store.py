@@ -12,6 +12,7 @@ from flows.index.stream_offsets import start_positions
 from flows.index.transaction import IndexTransaction
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import FIREHOSE_BACKFILL
 
 SQL = queries("index")
 
@@ -25,7 +26,7 @@ class IndexStore:
 
     def __init__(self, settings: Settings, cluster: str, projection: Projection | None, group: str = "index") -> None:
         self._scope = {"cluster": cluster, "group": settings.group(group)}
-        self._backfill = settings.topic("firehose_backfill")
+        self._backfill = settings.topic(FIREHOSE_BACKFILL)
         self._database = tuples(settings, "sluice index", opened=self._opened)
         self.close = self._database.close
         self._filter = CurrentFilter()

@@ -29,10 +29,11 @@ from protocol.event_stream import Info, Labels, Message, Rejected, StreamError, 
 from protocol.labels import LabelReason, LabelRejected, parse_label, subject_key
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
+from schemas.topics import LABEL_LIVE
 from steps.cursor import Cursors, Gap
 from steps.deferred import Deferred
 
-TOPIC = "label_live"
+TOPIC = LABEL_LIVE
 FLOW = "labels"
 
 

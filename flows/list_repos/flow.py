@@ -27,9 +27,10 @@ from flows.list_repos.listing_loop import FLOW, ListedPage
 from flows.list_repos.source import CrawlSource
 from schemas import wire
 from schemas.settings import Settings
+from schemas.topics import REPO_BACKFILL
 from steps.listing.list_page import ListEntry
 
-TOPIC = "repo_backfill"
+TOPIC = REPO_BACKFILL
 
 
 def build(crawl: Source[ListedPage], discover: Callable[[ListedPage], list[Out]], log: Sink[Out]) -> Dataflow:

@@ -26,6 +26,7 @@ from flows.list_repos.listing_jobs import ListingJobs
 from flows.list_repos.listing_loop import CHECK_SECONDS, FLOW, ListedPage
 from schemas.settings import Settings
 from schemas.sql import queries
+from schemas.topics import REPO_BACKFILL
 from steps.listing.listing_progress import ListingProgress
 from steps.listing.paginator import Listing, RangeSkipped
 
@@ -49,7 +50,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
         self._store = CursorStore(settings, FLOW)
         self._database = tuples(settings, "sluice list_repos")
         self._jobs = jobs
-        self._pressure = HighWater(settings, "repo_backfill", "backfill")
+        self._pressure = HighWater(settings, REPO_BACKFILL, "backfill")
         self._gaps = GapRecovery(settings, self._database)
         self._check_at = 0.0
         self._polled_at = time.monotonic()

@@ -29,11 +29,11 @@ from local.embedded.guarded_process import (
 )
 from local.embedded.kafka_jars import LogUnavailable, fetch_jars, find_java
 from local.embedded.secured_listener import NAME, SecuredListener
+from schemas.topics import MAX_MESSAGE_BYTES
 
 __all__ = ["EmbeddedLog", "LogUnavailable"]
 
 LOGGING = Path(__file__).with_name("embedded_log.log4j2.properties")
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 WAKE_SECONDS = 5.0
 START_SECONDS = 300.0  # a machine that is busy with something else takes minutes; recovery after a kill too
 BUSY_SECONDS = 30.0

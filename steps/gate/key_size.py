@@ -7,6 +7,7 @@ a check of the size costs none.
 from typing import Any
 
 from protocol.labels import MAX_KEY_BYTES
+from schemas.topics import LABEL_LIVE
 
 
 class KeyTooLarge(Exception):
@@ -15,7 +16,7 @@ class KeyTooLarge(Exception):
 
 def check_size(topic: str, event: Any) -> None:
     """Raises KeyTooLarge if a row of this label, record or event would have such a key."""
-    if topic == "label_live":
+    if topic == LABEL_LIVE:
         _check((event.src, event.uri, event.val, event.cid or ""))
     elif (kind := type(event).__name__) == "CreateEvent":
         _check((event.did, event.collection, event.rkey))

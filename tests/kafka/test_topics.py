@@ -6,6 +6,7 @@ import pytest
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from connectors.kafka import topics
+from schemas import topics as names_of_topics
 from schemas.errors import OperatorError
 from schemas.settings import Settings, load
 from tests.support.broker import LogScope
@@ -31,6 +32,13 @@ def alter(scope: LogScope, topic: str, key: str, value: str) -> None:
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     for future in scope.admin.incremental_alter_configs([resource]).values():
         future.result(60)
+
+
+def test_the_constants_are_the_declared_topics() -> None:
+    names = {value for name, value in vars(names_of_topics).items() if name.isupper() and isinstance(value, str)}
+    declared = topics.declared(load())
+    assert {topic.name for topic in declared} == names
+    assert {topic.config["max.message.bytes"] for topic in declared} == {str(names_of_topics.MAX_MESSAGE_BYTES)}
 
 
 def test_declares_six_topics_of_equal_partitions() -> None:
