@@ -15,7 +15,7 @@ import psycopg
 
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import LogProducer, Out
-from flows.index.store import COPY_TYPES, SQL
+from flows.index.record_rows import COPY_TYPES, SQL
 from schemas import wire
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 

@@ -28,11 +28,11 @@ class RepoTask(Message):
     did: str
     attempt: int = Field(description="attempt of the repo when queued; a claim requires it unchanged")
     reason: str = Field(description="why it was queued: listed, discovered, desync, reactivated, retry, …")
-    rev: str | None = Field(None, description="rev that the listing gave")
-    host: str | None = Field(None, description="PDS host, where the listing knew it")
+    rev: str | None = Field(default=None, description="rev that the listing gave")
+    host: str | None = Field(default=None, description="PDS host, where the listing knew it")
     active: bool = True
     status: str | None = None
-    job: int | None = Field(None, description="backfill_job that asked for it")
+    job: int | None = Field(default=None, description="backfill_job that asked for it")
 
 
 class Op(Message):
@@ -42,10 +42,12 @@ class Op(Message):
     collection: str
     rkey: str
     cid: str | None = None
-    prev: str | None = Field(None, description="CID that an update or delete replaces")
+    prev: str | None = Field(default=None, description="CID that an update or delete replaces")
     record: RawJson | None = None
-    raw: str | None = Field(None, description="the DAG-CBOR block in base64, where JSON cannot reproduce its CID")
-    reason: str | None = Field(None, description="why there is no (exact) JSON body")
+    raw: str | None = Field(
+        default=None, description="the DAG-CBOR block in base64, where JSON cannot reproduce its CID"
+    )
+    reason: str | None = Field(default=None, description="why there is no (exact) JSON body")
 
 
 class CommitEvent(Message):
@@ -61,7 +63,7 @@ class CommitEvent(Message):
     data: str = Field(description="MST root after this commit")
     ops: list[Op]
     since: str | None = None
-    prev_data: str | None = Field(None, description="MST root before this commit; absent in legacy events")
+    prev_data: str | None = Field(default=None, description="MST root before this commit; absent in legacy events")
     relay: str = ""
 
 
@@ -88,7 +90,9 @@ class IdentityEvent(Message):
     did: str
     handle: str | None = None
     relay: str = ""
-    epoch: int = Field(0, description="which of the relay's sequences `seq` belongs to: Unix time at which we began it")
+    epoch: int = Field(
+        default=0, description="which of the relay's sequences `seq` belongs to: Unix time at which we began it"
+    )
 
 
 class AccountEvent(Message):
@@ -101,7 +105,9 @@ class AccountEvent(Message):
     active: bool
     status: str | None = None
     relay: str = ""
-    epoch: int = Field(0, description="which of the relay's sequences `seq` belongs to: Unix time at which we began it")
+    epoch: int = Field(
+        default=0, description="which of the relay's sequences `seq` belongs to: Unix time at which we began it"
+    )
 
 
 class CreateEvent(Message):
@@ -135,12 +141,12 @@ class RepoOutcome(Message):
     commit: str | None = None
     commit_block: str | None = None
     data: str | None = None
-    count: int | None = Field(None, description="records that the attempt produced")
-    reason: str | None = Field(None, description="account status or error name, where not synced")
-    account_time: str = Field("", description="ratchet of the repo, read at the claim")
+    count: int | None = Field(default=None, description="records that the attempt produced")
+    reason: str | None = Field(default=None, description="account status or error name, where not synced")
+    account_time: str = Field(default="", description="ratchet of the repo, read at the claim")
     account_seq: int = 0
-    account_relay: str = Field("", description="relay and epoch that `account_seq` belongs to")
-    account_seen: str = Field("", description="the rest of that ratchet, as JSON: see steps/gate/ratchet.py")
+    account_relay: str = Field(default="", description="relay and epoch that `account_seq` belongs to")
+    account_seen: str = Field(default="", description="the rest of that ratchet, as JSON: see steps/gate/ratchet.py")
     host: str | None = None
     handle: str | None = None
     signing_key: str | None = None
@@ -171,7 +177,7 @@ class DeadLetter(Message):
     did: str | None = None
     partition: int | None = None
     offset: int | None = None
-    payload: str | None = Field(None, description="base64, cut at 256 KiB")
+    payload: str | None = Field(default=None, description="base64, cut at 256 KiB")
     payload_sha256: str | None = None
     payload_size: int = 0
 
