@@ -15,8 +15,8 @@ from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from flows.backfill.encode import Attempt, creates
 from protocol.car import index_bytes
 from protocol.cid import cid_str
-from protocol.commit import Commit, parse_commit
-from protocol.snapshot import Head, Limits, Snapshot
+from protocol.commit import CommitObject, parse_commit
+from protocol.snapshot import Limits, Snapshot, SnapshotHead
 from schemas import wire
 from schemas.topics import FIREHOSE_BACKFILL, MAX_VALUE_BYTES, REPO_BACKFILL
 
@@ -67,8 +67,8 @@ def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
             root = index.root or b""
             block = index.get(root) or b""
             commit = parse_commit(block)
-            assert isinstance(commit, Commit), commit
-            head = Head(commit.did, commit.rev, cid_str(root), block, cid_str(commit.data))
+            assert isinstance(commit, CommitObject), commit
+            head = SnapshotHead(commit.did, commit.rev, cid_str(root), block, cid_str(commit.data))
             snapshot = Snapshot(index, head, commit.data)
             for _ in snapshot.survey(LIMITS):
                 pass

@@ -178,7 +178,7 @@ class DeadLetters:
         origin, _, upstream = letter.topic.partition(" ")
         if upstream and origin in (firehose.FLOW, labels.FLOW):
             flow = firehose if origin == firehose.FLOW else labels
-            return self._send(flow.again(Frame(upstream, payload), self._settings))
+            return self._send(flow.retry_frame(Frame(upstream, payload), self._settings))
         if origin in TOPICS:
             return self._settle(letter, payload)
         if origin in TASK_TOPICS:

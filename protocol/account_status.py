@@ -1,26 +1,26 @@
-"""Account statuses: (active, status) as a relay or PDS says them → what they mean for the repo.
+"""Account statuses: what `active` and `status` of a relay or PDS mean for the repo.
 
-A status is the host's that emits it. `active: false` with `throttled` or `desynchronized` says that the emitter does not follow
-the account now (it is over its PDS's limit at this relay, or its stream broke); its PDS goes on serving it, and it is mirrored
-from there. All others, unknown ones too, hide it.
+A status belongs to the host that sends it. `active: false` with `throttled` or `desynchronized` means that the sender does not
+follow the account now; the account's PDS still serves the repo, and it is mirrored from there. Every other status, known or
+not, hides the account.
 """
 
 NOT_FOLLOWED = frozenset({"throttled", "desynchronized"})
 
 LEFT_BEHIND = frozenset({"deleted", "deactivated"})
-"""What a PDS also says of an account that has moved to another one."""
+"""Statuses that a PDS also gives an account that has moved to another PDS."""
 
 TAKEN_DOWN = frozenset({"takendown", "suspended"})
-"""What a relay decides for itself: a listing's word on them is as good as an #account."""
+"""Statuses that a relay decides itself: in a listing they are as reliable as in an #account event."""
 
 
 def status_beside(active: bool, status: str | None) -> str | None:
-    """The status to keep: beside `active` only one that does not hide the account; what hides it has a name."""
+    """The status to store. An active account keeps only a NOT_FOLLOWED one; a hidden account without a status is `inactive`."""
     if active:
         return status if status in NOT_FOLLOWED else None
     return status or "inactive"
 
 
 def is_served(active: bool, status: str | None) -> bool:
-    """Is there, as far as this tells, a repo that its PDS serves?"""
+    """Whether the account's PDS serves the repo, judged by this status."""
     return active or status in NOT_FOLLOWED

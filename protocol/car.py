@@ -1,15 +1,15 @@
-"""CARv1 reading: bytes → an index of verified blocks; raises CarError, and nothing else, on wire input.
+"""CARv1 reading: bytes → an index of verified blocks. Raises CarError, and nothing else, on wire input.
 
-A CarIndex is fed chunks of any size, while the download runs or from a file, and checks as it goes: varints, header,
-sizes, and every block's SHA-256 against its CID. Blocks may come in any order and more than once. `finish` finds a cut
-within a block; a cut between blocks is well-formed, and only the walk of the tree can find it.
+`feed` takes chunks of any size and checks varints, header, sizes, and the SHA-256 of each block against its CID. Blocks may come
+in any order and more than once. `finish` detects a CAR that ends within a block. One that ends between two blocks is well-formed;
+only the walk of the tree can detect it.
 
-A block above `CarLimits.block` is hashed as it passes and not kept: `oversized` has its size, `get` returns None. So a record
-that is too large costs its own body only. A block of another codec or hash function is skipped.
+A block above `CarLimits.block` is hashed in passing and not kept: `oversized` has its size, `get` returns None. So a record that
+is too large loses only its own body. A block of another codec or hash function is skipped.
 
     CarIndex()             keeps the blocks in memory
-    CarIndex(read_at)      keeps the place of each block, some 25 bytes of memory; `read_at(offset, size)` gives the
-                           bytes back later, from the file into which the caller spools the same chunks
+    CarIndex(read_at)      keeps the position of each block, about 25 bytes; `read_at(offset, size)` reads it from the file
+                           into which the caller writes the same chunks
 """
 
 import os
@@ -31,7 +31,7 @@ from protocol.car_format import (
     varint,
 )
 from protocol.cid import CID_SIZE
-from protocol.encoding.block_offsets import CarPlaces
+from protocol.encoding.block_offsets import BlockOffsets
 
 MAX_BLOCK_BYTES = 2 << 20
 """A larger block is hashed and not kept."""
@@ -39,7 +39,7 @@ MAX_BLOCK_BYTES = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class CarLimits:
-    """Bytes of a block that is kept, number of blocks (4,000,000 are some 100 MB of index), bytes of the whole CAR."""
+    """`block`: bytes of a block that is kept. `blocks`: their number; 4,000,000 take about 100 MB of index. `total`: bytes of the CAR."""
 
     block: int = MAX_BLOCK_BYTES
     blocks: int = 4_000_000
@@ -47,9 +47,8 @@ class CarLimits:
 
 
 class CarIndex:
-    """See the module. `root` is root[0] of the header (None until it was read); `skipped` counts blocks of foreign hashes.
-
-    `oversized`: CID → size of the blocks that are too large to keep.
+    """See the module. `root`: the first root of the header, None before it was read. `oversized`: CID → size of the blocks that
+    are too large to keep. `skipped`: number of blocks with another codec or hash function.
     """
 
     __slots__ = (
@@ -58,8 +57,8 @@ class CarIndex:
         "_limits",
         "_need",
         "_offset",
+        "_offsets",
         "_pending",
-        "_places",
         "_read_at",
         "blocks",
         "oversized",
@@ -73,20 +72,20 @@ class CarIndex:
         self.blocks: dict[bytes, bytes] = {}
         self.oversized: dict[bytes, int] = {}
         self._large: _Large | None = None
-        self._places = CarPlaces() if read_at is not None else None
+        self._offsets = BlockOffsets() if read_at is not None else None
         self._read_at = read_at
         self._limits = limits or CarLimits()
         self._offset = 0  # of the first pending byte
         self._pending: list[bytes] = []
         self._have = 0
-        self._need = 1  # pending bytes without which parsing cannot go on
+        self._need = 1  # pending bytes that parsing needs to continue
 
     def __len__(self) -> int:
-        """Blocks that are kept."""
-        return len(self.blocks) if self._places is None else len(self._places)
+        """Number of blocks that are kept."""
+        return len(self.blocks) if self._offsets is None else len(self._offsets)
 
     def __contains__(self, cid: bytes) -> bool:
-        """Whether the CAR had this block; one that is oversized counts."""
+        """Whether the CAR has this block, kept or oversized."""
         return self.size_of(cid) is not None or cid in self.oversized
 
     @property
@@ -95,22 +94,22 @@ class CarIndex:
         return self._offset + self._have
 
     def get(self, cid: bytes) -> bytes | None:
-        """The verified block of a CID, or None where there is none, or none that is kept."""
-        if self._places is None or self._read_at is None:
+        """The verified block of a CID; None if it is missing or not kept."""
+        if self._offsets is None or self._read_at is None:
             return self.blocks.get(cid)
-        place = self._places.find(cid)
-        return None if place is None else self._read_at(*place)
+        found = self._offsets.find(cid)
+        return None if found is None else self._read_at(*found)
 
     def size_of(self, cid: bytes) -> int | None:
-        """Bytes of a block that is kept, without reading it."""
-        if self._places is None:
+        """Size of a block that is kept, without reading it; else None."""
+        if self._offsets is None:
             block = self.blocks.get(cid)
             return None if block is None else len(block)
-        place = self._places.find(cid)
-        return None if place is None else place[1]
+        found = self._offsets.find(cid)
+        return None if found is None else found[1]
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the CAR. After a CarError the index is of no use."""
+        """Index the next bytes of the CAR. After a CarError the index must not be used."""
         if self.size + len(chunk) > self._limits.total:
             raise CarError(CarReason.TOO_LARGE, f"more than {self._limits.total} bytes")
         if self._large is not None:
@@ -119,10 +118,10 @@ class CarIndex:
             chunk = self._take(chunk)
 
     def _take(self, chunk: bytes) -> bytes:
-        """Parse what is pending and a chunk; returns what follows an oversized block."""
+        """Parse the pending bytes and a chunk; returns the bytes after an oversized block."""
         self._pending.append(chunk)
         self._have += len(chunk)
-        if self._have < self._need:  # joining for every chunk of a large block would be quadratic
+        if self._have < self._need:  # joining at every chunk of a large block would be quadratic
             return b""
         buffer = b"".join(self._pending) if len(self._pending) > 1 else chunk
         at = 0 if self.root is not None else self._header(buffer)
@@ -139,7 +138,7 @@ class CarIndex:
         return b""
 
     def _pass(self, large: "_Large", chunk: bytes) -> bytes:
-        """Hash the next bytes of an oversized block; returns what follows it."""
+        """Hash the next bytes of an oversized block; returns the bytes after it."""
         part = chunk[: large.left]
         large.left -= len(part)
         self._offset += len(part)
@@ -157,12 +156,12 @@ class CarIndex:
         return chunk[len(part) :]
 
     def finish(self) -> None:
-        """The CAR's end was reached."""
+        """Check that the CAR does not end within a block. Raises CarError."""
         if self.root is None or self._have or self._large is not None:
             raise CarError(CarReason.TRUNCATED, f"ends within a block, after {self.size} bytes")
 
     def _header(self, buffer: bytes) -> int:
-        """Read the header if it is all there; returns the bytes consumed."""
+        """Read the header if it is complete; returns the number of bytes consumed."""
         if not may_be_car(buffer):
             raise CarError(CarReason.NOT_A_CAR, f"begins with {buffer[:24]!r}")
         size, at = varint(buffer, 0, len(buffer))
@@ -178,10 +177,10 @@ class CarIndex:
         return at + size
 
     def _sections(self, buffer: bytes, at: int) -> int:
-        """Index the whole blocks in the buffer from `at`; returns where the first incomplete one starts."""
+        """Index the complete blocks in the buffer from `at`; returns the offset of the first incomplete one."""
         end_of_buffer = len(buffer)
         limit = self._limits.block + LONGEST_CID  # the CID is part of a section
-        blocks, places, base = self.blocks, self._places, self._offset
+        blocks, offsets, base = self.blocks, self._offsets, self._offset
         while at < end_of_buffer:
             size = buffer[at]
             start = at + 1
@@ -209,10 +208,10 @@ class CarIndex:
                 block = buffer[body:end]
                 if sha256(block).digest() != cid[4:]:
                     raise CarError(CarReason.HASH_MISMATCH, f"block at {base + at}")
-                if places is None:
+                if offsets is None:
                     blocks[cid] = block
                 else:
-                    places.add(cid, base + body, end - body)
+                    offsets.add(cid, base + body, end - body)
             else:
                 check_foreign_cid(buffer, start, end)
                 self.skipped += 1
@@ -221,7 +220,7 @@ class CarIndex:
         return at
 
     def _begin_large(self, buffer: bytes, start: int, size: int) -> int:
-        """From here on `_large` passes; returns where its body starts."""
+        """Set up the passing of an oversized block; returns the offset of its body."""
         if buffer[start : start + 4] in OUR_PREFIXES:
             body = start + CID_SIZE
             self._large = _Large(buffer[start:body], size - CID_SIZE, size - CID_SIZE, sha256())
@@ -233,7 +232,7 @@ class CarIndex:
 
 @dataclass(slots=True)
 class _Large:
-    """An oversized block on its way through: `left` bytes of `size` are still to come. No hash: its CID is foreign."""
+    """An oversized block that is being passed. `left`: bytes still to come. `hash`: None for another codec or hash function."""
 
     cid: bytes
     size: int
@@ -242,7 +241,7 @@ class _Large:
 
 
 def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:
-    """Index a whole CAR that is in memory."""
+    """Index a complete CAR. Raises CarError."""
     index = CarIndex(limits=limits)
     index.feed(car)
     index.finish()
@@ -250,7 +249,7 @@ def index_bytes(car: bytes, *, limits: CarLimits | None = None) -> CarIndex:
 
 
 def salvaged(car: bytes, limits: CarLimits) -> tuple[bytes | None, dict[bytes, bytes]]:
-    """Root and blocks of a damaged CAR in memory: those that hash to their CID, as far as sections can be told apart."""
+    """Root and valid blocks of a damaged CAR, as far as its sections can be separated."""
     blocks: dict[bytes, bytes] = {}
     root = None
     at, end = 0, len(car)
@@ -261,7 +260,7 @@ def salvaged(car: bytes, limits: CarLimits) -> tuple[bytes | None, dict[bytes, b
             return None, blocks
         root = parse_header(car[start:at])
     except CarError:
-        pass  # the sections may still be in order
+        pass  # the sections may still be valid
     try:
         for _ in range(limits.blocks):
             size, start = varint(car, at, end)
@@ -277,9 +276,9 @@ def salvaged(car: bytes, limits: CarLimits) -> tuple[bytes | None, dict[bytes, b
 
 
 def file_reader(fd: int) -> Callable[[int, int], bytes]:
-    """`read_at` for a spool file, which must stay open as long as the index is used; its position is not used.
+    """`read_at` for a spool file, which must stay open while the index is used. Does not use the file's position.
 
-    Reads rather than maps: mapped pages count as the process's memory, and a file cut meanwhile would kill it (SIGBUS).
+    Not mapped into memory: mapped pages count as the process's memory, and a truncated file would kill the process (SIGBUS).
     """
     return partial(_read_at, fd)
 

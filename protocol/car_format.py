@@ -9,10 +9,10 @@ from protocol.cid import CID_SIZE, DAG_CBOR, RAW
 MAX_HEADER = 64 * 1024
 LONGEST_CID = 128
 _MAX_VARINT = 9
-_MAP_OF_FEW = range(0xA1, 0xB8)  # how the header of a CAR of any version begins: a small CBOR map
+_MAP_OF_FEW = range(0xA1, 0xB8)  # first byte of the header of any version: a small CBOR map
 OUR_PREFIXES = (DAG_CBOR, RAW)
 _SHA2_256_SIZE = b"\x12\x20"
-_ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header of one root, which is the usual one
+_ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header with one root, the usual case
 _VERSION_1 = b"gversion\x01"
 
 
@@ -30,7 +30,7 @@ class CarReason(StrEnum):
 
 
 class CarError(Exception):
-    """The one error of this module; `reason` is for code, the sentence for people."""
+    """A CAR was refused. `reason` is for code, the message for people."""
 
     def __init__(self, reason: CarReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -39,7 +39,7 @@ class CarError(Exception):
 
 
 def may_be_car(start: bytes) -> bool:
-    """Whether what begins with these bytes may be a CAR: its header is a map. True also where they are too few to tell."""
+    """Whether a file that starts with these bytes may be a CAR: its header is a map. True also if there are too few bytes."""
     at = 0
     while at < len(start) and start[at] >= 0x80 and at < _MAX_VARINT:
         at += 1
@@ -47,7 +47,7 @@ def may_be_car(start: bytes) -> bool:
 
 
 def varint(buffer: bytes, at: int, end: int) -> tuple[int, int]:
-    """(value, position behind it); the position is `at` where the buffer ends within it."""
+    """(value, offset after it). The offset is `at` if the buffer ends within the varint."""
     value = shift = 0
     for position in range(at, min(end, at + _MAX_VARINT)):
         byte = buffer[position]
@@ -76,12 +76,12 @@ def parse_header(header: bytes) -> bytes:
         raise CarError(CarReason.BAD_HEADER, "no root")
     root: bytes = roots[0].cid_bytes
     if len(root) != CID_SIZE or root[:4] != DAG_CBOR:
-        raise CarError(CarReason.BAD_HEADER, "the root is no CID of a DAG-CBOR block")
+        raise CarError(CarReason.BAD_HEADER, "the root is not the CID of a DAG-CBOR block")
     return root
 
 
 def check_foreign_cid(buffer: bytes, start: int, end: int) -> None:
-    """A CID of another codec or hash is legal, and nothing of ours refers to it: it must only have the form of one."""
+    """Check the form of a CID of another codec or hash function. Such blocks are allowed, but no repo refers to them."""
     if buffer[start : start + 2] == _SHA2_256_SIZE and end - start >= 34:
         return  # CIDv0
     at = start

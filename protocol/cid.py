@@ -1,7 +1,8 @@
-"""CIDs: CIDv1, dag-cbor or raw, SHA-256, which are 36 bytes or 59 characters of base32; and any other CID that a tree may name.
+"""CIDs as bytes and text.
 
-The two kinds of this network have constant sizes, which makes their conversions cheap: 0.2 µs each way. A leaf of a repo may
-name a block by another codec or hash function (`is_any_cid`): it is a row, but its block is not checked and not stored.
+The network uses two kinds: CIDv1 with SHA-256, of DAG-CBOR or raw blocks. Both have 36 bytes or 59 characters, so a conversion
+takes 0.2 µs. A leaf of a tree may use another codec or hash function (`is_any_cid`): such a record gets a row, but its block is
+neither checked nor stored.
 """
 
 from hashlib import sha256
@@ -24,7 +25,7 @@ _OURS = (DAG_CBOR, RAW)
 
 
 def is_cid(raw: bytes) -> bool:
-    """Whether these bytes are a CID of the two kinds above."""
+    """Whether these bytes are a CID of the network's two kinds."""
     return len(raw) == CID_SIZE and raw[:4] in _OURS
 
 
@@ -48,7 +49,7 @@ def is_any_cid(raw: bytes) -> bool:
 
 
 def cid_str(raw: bytes) -> str:
-    """CID bytes → "b…" ("Qm…" of version 0); ValueError for bytes that are no CID."""
+    """CID bytes → "b…", or "Qm…" for version 0. Raises ValueError for bytes that are not a CID."""
     if len(raw) != CID_SIZE and not is_any_cid(raw):
         raise ValueError(f"not a CID: {raw[:80].hex()}")
     text: str = libipld.encode_cid(raw)
@@ -56,7 +57,7 @@ def cid_str(raw: bytes) -> str:
 
 
 def cid_bytes(text: str) -> bytes:
-    """ "b…" → 36 bytes; ValueError for anything that is not the one spelling of a CID of this network."""
+    """ "b…" → 36 bytes. Raises ValueError unless the text is the canonical form of a CID of the two kinds."""
     if len(text) == _TEXT_SIZE and text[0] == "b" and text.islower():
         raw: bytes = libipld.decode_multibase(text)[1]
         if is_cid(raw):
@@ -65,7 +66,7 @@ def cid_bytes(text: str) -> bytes:
 
 
 def any_cid_bytes(text: str) -> bytes:
-    """The bytes of a CID of any kind; ValueError for anything that `cid_str` does not write."""
+    """The bytes of a CID of any kind. Raises ValueError unless `cid_str` would write this text."""
     if len(text) <= _LONGEST_TEXT and text.isascii():
         raw: bytes = b""
         if text[:1] == "b":
@@ -78,12 +79,12 @@ def any_cid_bytes(text: str) -> bytes:
 
 
 def dag_cbor_cid(block: bytes) -> str:
-    """The CID, as text, of a DAG-CBOR block."""
+    """The CID of a DAG-CBOR block, as text."""
     text: str = libipld.encode_cid(DAG_CBOR + sha256(block).digest())
     return text
 
 
 def sha256_cid(block: bytes, like: str) -> str:
-    """The CID, as text, of a block: a raw one where `like` is the CID of a raw block, else of DAG-CBOR."""
+    """The CID of a block, as text: with the raw codec if `like` is the CID of a raw block, else DAG-CBOR."""
     text: str = libipld.encode_cid((RAW if like.startswith(_RAW_TEXT) else DAG_CBOR) + sha256(block).digest())
     return text

@@ -1,7 +1,6 @@
-"""Commit objects of a repo: block → Commit | CommitRejected, and the check of their signature. Never raises on wire input.
+"""Commit objects of a repo: block → CommitObject | CommitRejected, and the check of their signature. Never raises on wire input.
 
-The signature covers the same object without `sig`, encoded again exactly: `prev: null` stays where it was, and so do
-fields that we do not know.
+The signature covers the same object without `sig`, encoded again. `prev: null` and unknown fields stay in it.
 """
 
 from collections.abc import Callable
@@ -25,8 +24,8 @@ class CommitReason(StrEnum):
     BAD_VERSION = "bad_version"
 
 
-class Commit(msgspec.Struct, frozen=True, gc=False):
-    """`data`: CID bytes of the MST's root; `prev`: CID bytes or None; `unsigned_bytes`: what `sig` (64 bytes) signs."""
+class CommitObject(msgspec.Struct, frozen=True, gc=False):
+    """`data`: CID bytes of the tree's root. `prev`: CID bytes or None. `unsigned_bytes`: what `sig` (64 bytes) signs."""
 
     did: str
     rev: str
@@ -42,7 +41,7 @@ class CommitRejected(msgspec.Struct, frozen=True, gc=False):
     detail: str
 
 
-def parse_commit(block: bytes) -> Commit | CommitRejected:
+def parse_commit(block: bytes) -> CommitObject | CommitRejected:
     if len(block) > _MAX_COMMIT:
         return CommitRejected(CommitReason.UNDECODABLE, f"{len(block)} bytes")
     try:
@@ -58,13 +57,13 @@ def parse_commit(block: bytes) -> Commit | CommitRejected:
     if bad is not None:
         return CommitRejected(CommitReason.BAD_FIELD, bad)
     sig = value.pop("sig")
-    unsigned = cbrrr.encode_dag_cbor(value)  # what was decoded strictly is encoded to the same bytes
+    unsigned = cbrrr.encode_dag_cbor(value)  # strict decoding guarantees the same bytes
     prev = value.get("prev")
     prev_bytes = None if prev is None else prev.cid_bytes
-    return Commit(value["did"], value["rev"], value["data"].cid_bytes, prev_bytes, version, sig, unsigned)
+    return CommitObject(value["did"], value["rev"], value["data"].cid_bytes, prev_bytes, version, sig, unsigned)
 
 
-def verify_commit(commit: Commit, signing_key: str) -> bool:
+def verify_commit(commit: CommitObject, signing_key: str) -> bool:
     """Whether the key (did:key) signed this commit."""
     return verify(signing_key, commit.unsigned_bytes, commit.sig)
 

@@ -1,7 +1,7 @@
-"""DID documents: JSON object → Identity | IdentityRejected; DID → the URL of its document. Never raises on wire input.
+"""DID documents: JSON object → ResolvedIdentity | IdentityRejected; DID → the URL of its document. Never raises on wire input.
 
-Absent and malformed parts of a document are None, not a rejection: an account may have lost its PDS or its key and still
-be an account. The handle is a claim of the account; whether the handle's domain agrees is for the resolver to ask.
+Missing and malformed parts of a document become None, because an account without a PDS or key still exists. The handle is only
+a claim of the account until its domain confirms it (`protocol.handle`).
 """
 
 import re
@@ -14,7 +14,7 @@ from protocol.encoding.safe_text import shown
 from protocol.keys import method_did_key
 from protocol.syntax import MAX_HANDLE, is_did, is_handle
 
-_MAX_ENTRIES = 64  # of any list in a document: nobody legitimate has more
+_MAX_ENTRIES = 64  # that are read of a list in a document
 _MAX_ENDPOINT = 1024
 _host = re.compile(
     r"[a-zA-Z0-9](?:[a-zA-Z0-9_-]{0,61}[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9_-]{0,61}[a-zA-Z0-9])?)*"
@@ -28,7 +28,7 @@ class IdentityReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ResolvedIdentity:
     """Keys are did:key strings; `pds` and `labeler` are origins, `https://host[:port]`; the handle is in lower case."""
 
     did: str
@@ -45,13 +45,13 @@ class IdentityRejected:
     detail: str
 
 
-def parse_document(did: str, doc: object) -> Identity | IdentityRejected:
-    """What a DID document says; its `id` must be the DID that was asked for."""
+def parse_document(did: str, doc: object) -> ResolvedIdentity | IdentityRejected:
+    """Read a DID document. Its `id` must be the DID that was requested."""
     if not isinstance(doc, dict):
         return IdentityRejected(IdentityReason.NOT_AN_OBJECT, type(doc).__name__)
     if doc.get("id") != did:
-        return IdentityRejected(IdentityReason.DID_MISMATCH, f"asked for {did}, got {shown(doc.get('id'))}")
-    return Identity(
+        return IdentityRejected(IdentityReason.DID_MISMATCH, f"requested {did}, got {shown(doc.get('id'))}")
+    return ResolvedIdentity(
         did=did,
         pds=_service(doc, did, "#atproto_pds", "AtprotoPersonalDataServer"),
         handle=_handle(doc),
@@ -62,10 +62,10 @@ def parse_document(did: str, doc: object) -> Identity | IdentityRejected:
 
 
 def document_url(did: str, plc_url: str) -> str | None:
-    """Where the document of a DID is; None for a method or a form that the network does not use.
+    """The URL of a DID's document; None for a method or form that the network does not use.
 
-    did:web names a host, with a port as `%3A`, and no path; as everywhere in the network only localhost is asked
-    without TLS. Whether the host may be asked at all is the connector's decision.
+    A did:web names a host, with a port as `%3A`, and no path. Only localhost is requested without TLS. The SSRF guard of the
+    connectors decides whether the host may be requested at all.
     """
     if not is_did(did):
         return None
@@ -86,7 +86,7 @@ def _objects(doc: dict[str, Any], field: str) -> list[dict[str, Any]]:
 
 
 def _key(doc: dict[str, Any], did: str, fragment: str) -> str | None:
-    """The method with this id: never simply the first method."""
+    """The key of the method with this id."""
     for method in _objects(doc, "verificationMethod"):
         if method.get("id") in (fragment, did + fragment):
             kind, key = method.get("type"), method.get("publicKeyMultibase")
@@ -111,7 +111,7 @@ def _handle(doc: dict[str, Any]) -> str | None:
 
 
 def _origin(endpoint: str) -> str | None:
-    """Scheme, host and port, nothing else: no userinfo, no path."""
+    """Scheme, host and port of a URL without userinfo, path, query and fragment; else None."""
     if len(endpoint) > _MAX_ENDPOINT:
         return None
     try:
@@ -127,9 +127,9 @@ def _origin(endpoint: str) -> str | None:
 
 
 def is_host(host: str) -> bool:
-    """A host name (one label may do: private networks) or a dotted IPv4 address, with or without a port.
+    """Whether this is a host name or a dotted IPv4 address, with or without a port. One label is enough, for private networks.
 
-    Other spellings of addresses, which resolvers take (`0x7f.1`, `2130706433`), are refused.
+    Other notations of addresses that resolvers accept (`0x7f.1`, `2130706433`) are refused.
     """
     name, colon, port = host.partition(":")
     if colon and not (_port(port) and 0 < int(port) < 65536):

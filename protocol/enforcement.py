@@ -1,4 +1,4 @@
-"""What a failed check does."""
+"""The consequence of a failed check, as configured."""
 
 from enum import StrEnum
 

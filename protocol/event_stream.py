@@ -1,8 +1,8 @@
 """Frames of an event stream: bytes → a typed message, or a typed rejection. Never raises on wire input.
 
-A frame is two DAG-CBOR objects: a header `{op, t}` and a body. `op` is signed: 1 is a message, -1 an error. A message of a
-type that we do not know is `Unknown` and still consumes its seq. Only shapes are checked here; what the blocks of a commit
-say is the business of `protocol.verify_commit`.
+A frame is two DAG-CBOR objects: a header `{op, t}` and a body. `op` 1 is a message, -1 an error. A message of an unknown type is
+`Unknown` and still uses up its seq. Only the types of fields are checked here; `protocol.verify_commit` checks the blocks.
+
 Source: the event-stream page of the specification, and the lexicons subscribeRepos and subscribeLabels.
 """
 
@@ -18,17 +18,17 @@ from protocol.encoding.safe_text import failure, printable, shown
 from protocol.syntax import is_did, is_handle, is_tid
 
 MAX_FRAME_BYTES = 5_000_000
-"""What is larger is no frame."""
+"""Bytes of a frame at most. A larger one becomes a dead letter; its seq is still read."""
 MAX_SOCKET_BYTES = 16 * 1024 * 1024
-"""What is larger is not even received. Between the two a frame still has its seq, and becomes a dead letter."""
+"""Bytes of a websocket message at most. A larger one closes the connection before it is received."""
 MAX_ITEMS = 50_000
-"""CBOR items of a frame. A commit of 200 operations has some 2,500, a label 20."""
+"""CBOR items of a frame at most. A commit of 200 operations has about 2,500, a label 20."""
 MAX_LABELS = 2_000
-"""Labels of a frame. The official labeler sends one."""
+"""Labels of a frame at most. The official labeler sends one."""
 MAX_DID_BYTES = 1024
-"""A DID is part of keys whose index holds 2,704 bytes, beside a path of 1,024. What can be resolved has 270 at most."""
+"""Bytes of a DID at most: with a path of 1,024 bytes it must fit into an index entry of 2,704. Resolvable DIDs have 270 or less."""
 SCAN_BYTES = 16 * 1024
-"""A smaller frame cannot have items enough to hurt, and is decoded without a scan."""
+"""Bytes of a frame above which its items are counted before decoding."""
 
 
 class FrameReason(StrEnum):
@@ -41,8 +41,10 @@ class FrameReason(StrEnum):
     FAILED = "failed"
 
 
-class Commit(msgspec.Struct, frozen=True, gc=False):  # Structs, as a frozen dataclass costs more than the decoding
-    """#commit. CIDs are 36 bytes; `ops` are maps whose fields nobody has looked at; `data_before` is prevData."""
+class Commit(
+    msgspec.Struct, frozen=True, gc=False
+):  # Structs: creating a frozen dataclass costs more than the decoding
+    """#commit. CIDs are 36 bytes; the fields of `ops` are unchecked; `data_before` is prevData."""
 
     seq: int
     did: str
@@ -53,8 +55,10 @@ class Commit(msgspec.Struct, frozen=True, gc=False):  # Structs, as a frozen dat
     blocks: bytes
     ops: list[Any]
     data_before: bytes | None
-    no_blocks: bool  # tooBig or rebase: the ops say nothing
-    odd: str = ""  # fields of a wrong type, and empty here; the signed commit among the blocks may be true all the same
+    no_blocks: bool  # tooBig or rebase: the ops are not complete
+    wrong_field: str = (
+        ""  # a field of a wrong type, which is empty here; the signed commit in the blocks may still be valid
+    )
 
 
 class Sync(msgspec.Struct, frozen=True, gc=False):
@@ -65,7 +69,7 @@ class Sync(msgspec.Struct, frozen=True, gc=False):
     rev: str
     time: object
     blocks: bytes
-    odd: str = ""  # as in a #commit
+    wrong_field: str = ""  # as in Commit
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +92,7 @@ class Account(msgspec.Struct, frozen=True, gc=False):
 
 
 class Labels(msgspec.Struct, frozen=True, gc=False):
-    """#labels: maps whose fields nobody has looked at."""
+    """#labels. The fields of `labels` are unchecked."""
 
     seq: int
     labels: list[Any]
@@ -109,14 +113,14 @@ class StreamError(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unknown(msgspec.Struct, frozen=True, gc=False):
-    """A message of a type that we do not know."""
+    """A message of an unknown type."""
 
     kind: str
     seq: int | None
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
-    """What is no frame, or lacks what its type must have. `seq` and `did` where they could be read."""
+    """Not a valid frame, or a message without a required field. `seq`, `did`: if they could be read."""
 
     reason: FrameReason
     detail: str
@@ -132,10 +136,10 @@ _decode = libipld.decode_dag_cbor_multi
 
 
 def decode(frame: bytes) -> Message:
-    """What a frame says. About 4 µs."""
+    """Decode a frame. About 4 µs."""
     try:
         return _decoded(frame)
-    except Exception as err:  # a fault of ours costs this frame, not the stream
+    except Exception as err:  # a defect in our code loses this frame, not the stream
         return Rejected(FrameReason.FAILED, failure(err))
 
 
@@ -175,7 +179,7 @@ def _decoded(frame: bytes) -> Message:
 
 
 def sequence(frame: bytes) -> int | None:
-    """The seq of a frame, whatever its type and size; None where there is none. Reads no more than it needs."""
+    """The seq of a frame of any type and size, or None. Does not decode the frame."""
     try:
         behind = scan(frame, 0, MAX_ITEMS).end
     except ScanError:
@@ -185,15 +189,15 @@ def sequence(frame: bytes) -> int | None:
 
 
 def position(frame: bytes) -> int | None:
-    """The seq of a frame that we understand. What we do not understand may not say where a stream is to go on."""
+    """The seq of a frame that decodes completely, else None: only such a frame may move a cursor."""
     message = decode(frame)
-    if isinstance(message, Commit | Sync) and message.odd:
+    if isinstance(message, Commit | Sync) and message.wrong_field:
         return None
     return message.seq if isinstance(message, Event | Labels) else None
 
 
 class _BadField(Exception):
-    """A field that is missing or of a wrong type; the message is its name."""
+    """A field is missing or has a wrong type. The message is its name."""
 
 
 def _commit(body: dict[str, Any]) -> Message:
@@ -204,28 +208,28 @@ def _commit(body: dict[str, Any]) -> Message:
     did = get("repo")
     _need(_is_did(did), "repo")
     _need(type(blocks) is bytes, "blocks")
-    odd = ""
+    wrong = ""
     if type(commit) is not bytes or len(commit) != CID_SIZE or commit[:4] != DAG_CBOR:
-        commit, odd = b"", "commit"
+        commit, wrong = b"", "commit"
     if type(ops) is not list:
-        ops, odd = [], "ops"
+        ops, wrong = [], "ops"
     if type(rev) is not str or not is_tid(rev):
-        rev, odd = "", "rev"
+        rev, wrong = "", "rev"
     if since is not None and (type(since) is not str or (since != "" and not is_tid(since))):
-        since, odd = None, "since"
+        since, wrong = None, "since"
     if before is not None and (type(before) is not bytes or len(before) != CID_SIZE):
-        before, odd = None, "prevData"
-    return Commit(_need_seq(body), did, rev, get("time"), since or None, commit, blocks, ops, before, no_blocks, odd)  # type: ignore[arg-type]  # checked above
+        before, wrong = None, "prevData"
+    return Commit(_need_seq(body), did, rev, get("time"), since or None, commit, blocks, ops, before, no_blocks, wrong)  # type: ignore[arg-type]  # checked above
 
 
 def _sync(body: dict[str, Any]) -> Message:
     did, rev, blocks = body.get("did"), body.get("rev"), body.get("blocks")
     _need(_is_did(did), "did")
     _need(type(blocks) is bytes, "blocks")
-    odd = ""
+    wrong = ""
     if type(rev) is not str or not is_tid(rev):
-        rev, odd = "", "rev"
-    return Sync(_need_seq(body), did, rev, body.get("time"), blocks, odd)  # type: ignore[arg-type]  # checked above
+        rev, wrong = "", "rev"
+    return Sync(_need_seq(body), did, rev, body.get("time"), blocks, wrong)  # type: ignore[arg-type]  # checked above
 
 
 def _identity(body: dict[str, Any]) -> Message:

@@ -1,8 +1,8 @@
-"""Handles, both ways: what a DID document claims, what the handle's domain says → Verdict. Pure; never raises on wire input.
+"""Handle verification: the claim of a DID document and the answer of the handle's domain → HandleVerdict.
 
-A domain speaks by a DNS TXT record of `_atproto.<handle>` and by `https://<handle>/.well-known/atproto-did`; DNS goes first.
-A handle is verified while document and domain name each other. Silence is no verdict: a directory, a DNS server or a web
-host that does not answer leaves everything as it was. Source: the specification page `handle`.
+A domain names its DID in a DNS TXT record of `_atproto.<handle>` or at `https://<handle>/.well-known/atproto-did`; DNS has
+priority. A handle is verified if document and domain name each other. If a directory, DNS server or web host does not answer,
+the previous result stays. Source: the specification page `handle`. Pure; never raises on wire input.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ MAX_WELL_KNOWN = 2048
 TXT_PREFIX = "did="
 NO_HANDLE = "handle.invalid"
 _NEVER = frozenset({"alt", "arpa", "example", "internal", "invalid", "local", "localhost", "onion"})
-"""Top-level domains whose names nobody can own; `test` is for own networks."""
+"""Top-level domains whose names cannot be owned. `test` is for private networks."""
 
 
-class Answer(StrEnum):
-    """How a domain answered. `SILENT`: its DNS did not, `HOST_SILENT`: only its web host did not."""
+class DomainResult(StrEnum):
+    """The result of querying a domain. `SILENT`: its DNS did not answer; `HOST_SILENT`: only its web host did not."""
 
     FOUND = "found"
     NOTHING = "nothing"
@@ -30,16 +30,16 @@ class Answer(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What one of the two ways said; `did` where it was found, `detail` why not."""
+class DomainAnswer:
+    """The answer of DNS or of the web host. `did`: if found; `detail`: why not."""
 
-    answer: Answer
+    result: DomainResult
     did: str | None = None
     detail: str = ""
 
 
-class Standing(StrEnum):
-    """How a handle stands after a check. The silent ones are no verdict."""
+class HandleStatus(StrEnum):
+    """The status of a handle after a check. The `SILENT` ones leave the previous status in force."""
 
     VERIFIED = "verified"
     NO_HANDLE = "no_handle"
@@ -53,82 +53,86 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """`owner`: the DID that the domain names, where that is another one."""
+class HandleVerdict:
+    """The result of a check. `owner`: the DID that the domain names, if it is another one."""
 
-    standing: Standing
+    status: HandleStatus
     owner: str | None = None
     detail: str = ""
 
 
 def is_resolvable(handle: str, *, own_network: bool) -> bool:
-    """May the domain be asked at all? `own_network`: `.test` is a name too."""
+    """Whether the domain may be queried. `own_network`: `.test` is allowed too."""
     top = handle.rpartition(".")[2].lower()
     return top not in _NEVER and (own_network or top != "test")
 
 
-def from_txt(records: Sequence[str]) -> Said:
-    """TXT records of `_atproto.<handle>`; several different DIDs are no answer."""
+def from_txt(records: Sequence[str]) -> DomainAnswer:
+    """Read the TXT records of `_atproto.<handle>`. Several different DIDs are AMBIGUOUS."""
     dids = {text.removeprefix(TXT_PREFIX) for text in records if text.startswith(TXT_PREFIX)}
     valid = sorted(did for did in dids if is_did(did))
     if len(valid) > 1:
-        return Said(Answer.AMBIGUOUS, detail=f"DNS names {len(valid)} DIDs")
+        return DomainAnswer(DomainResult.AMBIGUOUS, detail=f"DNS names {len(valid)} DIDs")
     if not valid:
-        return Said(Answer.NOTHING, detail="DNS has no record of a DID")
-    return Said(Answer.FOUND, valid[0])
+        return DomainAnswer(DomainResult.NOTHING, detail="DNS has no record of a DID")
+    return DomainAnswer(DomainResult.FOUND, valid[0])
 
 
-def from_well_known(status: int, body: bytes) -> Said:
-    """The answer of `/.well-known/atproto-did`: a DID, and white space at most."""
+def from_well_known(status: int, body: bytes) -> DomainAnswer:
+    """Read the answer of `/.well-known/atproto-did`: a DID, with white space around it at most."""
     if status == 429 or status >= 500:
-        return Said(Answer.HOST_SILENT, detail=f"its web host answered {status}")
+        return DomainAnswer(DomainResult.HOST_SILENT, detail=f"its web host answered {status}")
     if status != 200 or len(body) > MAX_WELL_KNOWN:
-        return Said(Answer.NOTHING, detail=f"its web host answered {status}")
+        return DomainAnswer(DomainResult.NOTHING, detail=f"its web host answered {status}")
     did = body.decode("utf-8", "replace").strip()
-    return Said(Answer.FOUND, did) if is_did(did) else Said(Answer.NOTHING, detail="its web host names no DID")
+    return (
+        DomainAnswer(DomainResult.FOUND, did)
+        if is_did(did)
+        else DomainAnswer(DomainResult.NOTHING, detail="its web host names no DID")
+    )
 
 
-def joined(dns: Said, web: Said | None) -> Said:
-    """Both ways as one. DNS goes first; `web` is None where it was not asked because DNS had decided."""
-    if dns.answer in (Answer.FOUND, Answer.AMBIGUOUS) or web is None:
+def joined(dns: DomainAnswer, web: DomainAnswer | None) -> DomainAnswer:
+    """Combine both answers; DNS has priority. `web`: None if it was not queried because DNS had an answer."""
+    if dns.result in (DomainResult.FOUND, DomainResult.AMBIGUOUS) or web is None:
         return dns
-    if web.answer is Answer.FOUND:
+    if web.result is DomainResult.FOUND:
         return web
-    if dns.answer is Answer.SILENT:
+    if dns.result is DomainResult.SILENT:
         return dns
-    if web.answer is Answer.HOST_SILENT:
+    if web.result is DomainResult.HOST_SILENT:
         return web
-    return Said(Answer.NOTHING, detail=f"{dns.detail}; {web.detail}")
+    return DomainAnswer(DomainResult.NOTHING, detail=f"{dns.detail}; {web.detail}")
 
 
-def next_check(standing: Standing, failures: int, did: str, *, recheck: float, retry: float) -> float:
+def next_check(status: HandleStatus, failures: int, did: str, *, recheck: float, retry: float) -> float:
     """Seconds until the next check. `failures`: checks in a row that verified nothing, before this one.
 
-    Silence is asked again soon; a handle that is not verified at growing intervals; spread by up to a quarter.
+    Unanswered checks are repeated soon, failed ones at growing intervals; jitter shortens each by up to a quarter.
     """
-    if standing is Standing.VERIFIED:
+    if status is HandleStatus.VERIFIED:
         full = recheck
-    elif standing in (Standing.SILENT, Standing.HOST_SILENT, Standing.DIRECTORY_SILENT):
+    elif status in (HandleStatus.SILENT, HandleStatus.HOST_SILENT, HandleStatus.DIRECTORY_SILENT):
         full = min(recheck, retry / 12 * 2 ** min(failures, 10))
     else:
         full = min(recheck, retry * 2 ** min(failures, 10))
     return full * (1.0 - 0.25 * int.from_bytes(sha256(did.encode()).digest()[:4]) / 2**32)
 
 
-def judge(did: str, handle: str | None, said: Said | None) -> Verdict:
-    """Does the domain of the claimed handle name the DID that claims it? `said`: None where there was nothing to ask."""
-    if handle is None or handle == NO_HANDLE or said is None:
-        return Verdict(Standing.NO_HANDLE)
-    match said.answer:
-        case Answer.SILENT:
-            return Verdict(Standing.SILENT, detail=said.detail)
-        case Answer.HOST_SILENT:
-            return Verdict(Standing.HOST_SILENT, detail=said.detail)
-        case Answer.AMBIGUOUS:
-            return Verdict(Standing.AMBIGUOUS, detail=said.detail)
-        case Answer.NOTHING:
-            return Verdict(Standing.NOT_RESOLVED, detail=said.detail)
-        case Answer.FOUND:
-            if said.did == did:
-                return Verdict(Standing.VERIFIED)
-            return Verdict(Standing.ELSEWHERE, said.did, f"the domain names {said.did}")
+def judge(did: str, handle: str | None, answer: DomainAnswer | None) -> HandleVerdict:
+    """Compare the claimed handle with its domain's answer (None if there was no name to query)."""
+    if handle is None or handle == NO_HANDLE or answer is None:
+        return HandleVerdict(HandleStatus.NO_HANDLE)
+    match answer.result:
+        case DomainResult.SILENT:
+            return HandleVerdict(HandleStatus.SILENT, detail=answer.detail)
+        case DomainResult.HOST_SILENT:
+            return HandleVerdict(HandleStatus.HOST_SILENT, detail=answer.detail)
+        case DomainResult.AMBIGUOUS:
+            return HandleVerdict(HandleStatus.AMBIGUOUS, detail=answer.detail)
+        case DomainResult.NOTHING:
+            return HandleVerdict(HandleStatus.NOT_RESOLVED, detail=answer.detail)
+        case DomainResult.FOUND:
+            if answer.did == did:
+                return HandleVerdict(HandleStatus.VERIFIED)
+            return HandleVerdict(HandleStatus.ELSEWHERE, answer.did, f"the domain names {answer.did}")

@@ -1,7 +1,7 @@
 """Public keys of the network: did:key and DID-document forms → PublicKey; signatures → bool.
 
-Never raises on wire input: what is no key of ours is None. secp256k1 and P-256, signatures are 64 bytes r‖s over
-SHA-256 with low S (a signature with high S is refused: otherwise anyone could make a second one of every signature).
+Never raises on wire input: an unsupported key is None. The curves are secp256k1 and P-256. A signature is 64 bytes, r‖s, over
+SHA-256. One with high S is refused, because anyone can derive it from the one with low S.
 """
 
 from functools import lru_cache
@@ -32,12 +32,12 @@ _prehashed = ec.ECDSA(Prehashed(SHA256()))
 
 
 class PublicKey:
-    """A parsed key; `did_key` is its one spelling."""
+    """A parsed key; `did_key` is its canonical form."""
 
     __slots__ = ("_key", "_parsed", "did_key")
 
     def __init__(self, prefix: bytes, point: bytes) -> None:
-        """`point`: compressed or uncompressed SEC1; ValueError if it is not on the curve."""
+        """`point`: compressed or uncompressed SEC1. Raises ValueError if it is not on the curve."""
         if prefix == SECP256K1:
             self._key: coincurve.PublicKey | ec.EllipticCurvePublicKey = coincurve.PublicKey(point)
             self._parsed: Any = self._key.public_key
@@ -49,7 +49,7 @@ class PublicKey:
         self.did_key = f"did:key:{libipld.encode_multibase('z', prefix + compressed)}"
 
     def verify(self, message: bytes, signature: bytes) -> bool:
-        """Whether `signature` (64 bytes) is this key's over SHA-256(message). Some 45 µs (secp256k1), 90 µs (P-256)."""
+        """Whether this key made `signature` over SHA-256(message). About 45 µs (secp256k1) or 90 µs (P-256)."""
         if len(signature) != SIGNATURE_SIZE:
             return False
         digest = sha256(message).digest()
@@ -62,7 +62,7 @@ class PublicKey:
             except InvalidSignature:
                 return False
             return True
-        # coincurve itself takes DER only; the library under it takes the compact form, and refuses high S by itself
+        # coincurve accepts DER only; libsecp256k1 accepts the compact form, and refuses high S
         parsed = ffi.new("secp256k1_ecdsa_signature *")
         if not lib.secp256k1_ecdsa_signature_parse_compact(_CONTEXT, parsed, signature):
             return False
@@ -71,7 +71,7 @@ class PublicKey:
 
 @lru_cache(maxsize=16_384)
 def parse_did_key(did_key: str) -> PublicKey | None:
-    """`did:key:z…` → key, cached. None if it is malformed or of another kind."""
+    """`did:key:z…` → key, cached. None if it is malformed or of another curve."""
     if not did_key.startswith("did:key:z") or len(did_key) > _MAX_TEXT:
         return None
     raw = _multibase(did_key[8:])
@@ -81,7 +81,7 @@ def parse_did_key(did_key: str) -> PublicKey | None:
 
 
 def verify(did_key: str, message: bytes, signature: bytes) -> bool:
-    """False also for a key that cannot be parsed."""
+    """Whether the key (did:key) made the signature. False if the key cannot be parsed."""
     key = parse_did_key(did_key)
     return key is not None and key.verify(message, signature)
 
@@ -89,7 +89,7 @@ def verify(did_key: str, message: bytes, signature: bytes) -> bool:
 def method_did_key(method_type: str, multibase: str) -> str | None:
     """`type` and `publicKeyMultibase` of a verification method → did:key, or None.
 
-    Multikey carries its curve in a prefix; the types of 2019 name the curve and carry the bare point.
+    A Multikey has its curve in a prefix. The types of 2019 name the curve and hold only the point.
     """
     if len(multibase) > _MAX_TEXT:
         return None

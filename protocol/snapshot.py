@@ -1,10 +1,9 @@
-"""A fetched repo, verified: CarIndex → Snapshot, or SnapshotRejected (and nothing else).
+"""Verification of a fetched repo: CarIndex → Snapshot. Raises SnapshotRejected, and nothing else.
 
-`opening` proves everything before the first record is given out: the root is a commit of the DID that was asked for, not
-older than what is known, signed by the account's key, and its tree is whole and well-formed with every record block present.
-It also knows how much the records come to: a tree may name one block many times, so the size of the CAR does not bound that.
-What a record's block contains is not judged here. A path of bad syntax, a block that is too large to keep, and a CID by
-another codec or hash function cost that record its body only.
+`opening` verifies everything before the first record is read: the root is a commit of the requested DID, not older than what is
+known, signed by the account's key; its tree is complete and well-formed; every record block is present. It also limits the total
+size of the records: a tree may name one block many times, so the size of the CAR is no limit. The content of record blocks is
+not checked. A record with an invalid path, a block that is too large, or a CID of another kind loses only its body.
 """
 
 from collections.abc import Iterator
@@ -14,23 +13,23 @@ from enum import StrEnum
 from protocol.car import CarIndex
 from protocol.car_format import CarError, CarReason
 from protocol.cid import cid_str, is_cid
-from protocol.commit import Commit, CommitRejected, parse_commit, verify_commit
+from protocol.commit import CommitObject, CommitRejected, parse_commit, verify_commit
 from protocol.encoding.record_json import BodyReason, leaf_body
 from protocol.keys import parse_did_key
 from protocol.mst.record_path import row_path
 from protocol.mst.tree import MstError, MstReason, walk
 
 KEPT_LEAVES = 20_000
-"""Up to this many leaves the first walk is kept; a larger repo is walked again, so that memory stays bounded."""
+"""Leaves that the first walk keeps at most. A larger repo is walked again, to bound memory."""
 WALKED_LEAVES = 20_000
-"""Leaves of one step of the walk: some 50 ms."""
+"""Leaves per step of the walk, about 50 ms."""
 _WEIGHED_BLOCKS = 10_000
 _WEIGHED_BYTES = 1 << 20  # of one step
 _JSON_TIMES = 14  # an empty byte string: 0x40 → {"$bytes":""},
 
 
 class SnapshotReason(StrEnum):
-    """Why a snapshot was refused. Reasons of a CAR that was read badly are the fetcher's: see `from_car_error`."""
+    """Why a snapshot was refused. `from_car_error` maps the reasons of a CAR."""
 
     BAD_CAR = "bad_car"
     NOT_A_CAR = "not_a_car"
@@ -53,7 +52,7 @@ _TRANSIENT = frozenset(
 
 
 class SnapshotRejected(Exception):
-    """`transient`: a later fetch may well be fine; the others are what the host believes, and change only if it does."""
+    """A snapshot was refused. `transient`: a later fetch may succeed; otherwise it fails until the host changes its repo."""
 
     def __init__(self, reason: SnapshotReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -66,8 +65,8 @@ class SnapshotRejected(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The commit of a snapshot: `commit` its CID, `commit_block` its bytes, `data` the CID of the tree's root."""
+class SnapshotHead:
+    """The commit of a snapshot. `commit`: its CID. `commit_block`: its bytes. `data`: the CID of the tree's root."""
 
     did: str
     rev: str
@@ -78,19 +77,22 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of what a tree may name: the bytes of its records, each counted as often as it is named, and their number."""
+    """`record_bytes`: of the blocks of all records, repeated ones each time. `records`: their number."""
 
     record_bytes: int = 2 << 30
     records: int = 4_000_000
 
 
 class Snapshot:
-    """A verified repo. `count`: records that `records()` gives; `size`: bytes of their blocks, each as often as it is named;
-    `bad_paths`: how many have a path of bad syntax, `bodiless`: how many have no body for another reason."""
+    """A verified repo.
+
+    `count`: number of records. `size`: bytes of their blocks, repeated ones each time. `bad_paths`: records with an invalid path.
+    `bodiless`: records without a body for another reason.
+    """
 
     __slots__ = ("_car", "_kept", "_root", "bad_paths", "bodiless", "count", "head", "size")
 
-    def __init__(self, car: CarIndex, head: Head, root: bytes) -> None:
+    def __init__(self, car: CarIndex, head: SnapshotHead, root: bytes) -> None:
         self.head = head
         self.count = 0
         self.size = 0
@@ -101,7 +103,7 @@ class Snapshot:
         self._kept: list[tuple[str, str, bool, bytes]] | None = []
 
     def survey(self, limits: Limits) -> Iterator[None]:
-        """Walk the whole tree, some leaves a step. Raises MstError where it is not whole or not well-formed, TooLarge."""
+        """Walk the whole tree in steps. Raises MstError if it is incomplete or malformed, and SnapshotTooLarge."""
         car = self._car
         for path, cid in walk(self._root, car.get):
             size = car.size_of(cid)
@@ -119,16 +121,18 @@ class Snapshot:
                 if self.count > KEPT_LEAVES:
                     self._kept = None
             if self.size > limits.record_bytes:
-                raise TooLarge(f"records of more than {limits.record_bytes} bytes (SLUICE_BACKFILL_MAX_CAR_BYTES)")
+                raise SnapshotTooLarge(
+                    f"records of more than {limits.record_bytes} bytes (SLUICE_BACKFILL_MAX_CAR_BYTES)"
+                )
             if self.count > limits.records:
-                raise TooLarge(f"more than {limits.records} records (SLUICE_BACKFILL_MAX_CAR_BLOCKS)")
+                raise SnapshotTooLarge(f"more than {limits.records} records (SLUICE_BACKFILL_MAX_CAR_BLOCKS)")
             if self.count % WALKED_LEAVES == 0:
                 yield
         if self.size > car.size:
             yield from self._weigh(limits.record_bytes)
 
     def _weigh(self, limit: int) -> Iterator[None]:
-        """Where blocks are named many times, their JSON has to fit as well: a byte of a record is at most 14 of it."""
+        """Check the size of the JSON if blocks are repeated: one byte of a block is at most 14 bytes of JSON."""
         weights: dict[bytes, int] = {}
         total = worked = 0
         for _, _, valid, cid in self._leaves():
@@ -141,13 +145,13 @@ class Snapshot:
             total += weights.get(cid, 0) if valid else 0
             worked += 50
             if total > limit:
-                raise TooLarge(f"records of more than {limit} bytes of JSON (SLUICE_BACKFILL_MAX_CAR_BYTES)")
+                raise SnapshotTooLarge(f"records of more than {limit} bytes of JSON (SLUICE_BACKFILL_MAX_CAR_BYTES)")
             if worked > _WEIGHED_BYTES:
                 worked = 0
                 yield
 
     def records(self) -> Iterator[tuple[str, str, bytes, bytes | None, BodyReason]]:
-        """(collection, rkey, CID, block, why there is none) in key order; may be called again."""
+        """(collection, rkey, CID, block or None, reason if None) in key order. May be called again."""
         get = self._car.get
         for collection, rkey, valid, cid in self._leaves():
             block = get(cid) if valid else None
@@ -163,8 +167,8 @@ class Snapshot:
             yield *row_path(path), cid
 
 
-class TooLarge(Exception):
-    """The records come to more than is allowed; the message names the setting."""
+class SnapshotTooLarge(Exception):
+    """The records exceed a limit. The message names its setting."""
 
 
 def opening(
@@ -176,10 +180,10 @@ def opening(
     *,
     limits: Limits | None = None,
 ) -> Iterator[Snapshot | None]:
-    """Verify the repo in a finished CarIndex, some leaves a step: None until it is done, then the snapshot.
+    """Verify the repo in a finished CarIndex, in steps: yields None after each, and the snapshot at the end.
 
-    `signing_key`: did:key of the account's #atproto method. `min_rev`: the highest rev known of the repo, None or empty
-    if none is. `max_rev`: revs above it are from the future (the caller knows the time). Raises SnapshotRejected.
+    `signing_key`: did:key of the account's #atproto method. `min_rev`: the highest rev known of the repo, None or empty if none
+    is known. `max_rev`: a rev above it is from the future. Raises SnapshotRejected.
     """
     root = car.root
     block = car.get(root) if root is not None else None
@@ -191,10 +195,10 @@ def opening(
     if isinstance(commit, CommitRejected):
         raise SnapshotRejected(SnapshotReason.BAD_COMMIT, f"{commit.reason}: {commit.detail}")
     _check_commit(commit, did, signing_key, min_rev, max_rev)
-    snapshot = Snapshot(car, Head(did, commit.rev, cid_str(root), block, cid_str(commit.data)), commit.data)
+    snapshot = Snapshot(car, SnapshotHead(did, commit.rev, cid_str(root), block, cid_str(commit.data)), commit.data)
     try:
         yield from snapshot.survey(limits or Limits())
-    except TooLarge as err:
+    except SnapshotTooLarge as err:
         raise SnapshotRejected(SnapshotReason.TOO_LARGE, str(err)) from err
     except MstError as err:
         missing = err.reason is MstReason.MISSING_BLOCK and err.cid not in car.oversized
@@ -206,14 +210,14 @@ def opening(
 def open_snapshot(
     car: CarIndex, did: str, signing_key: str | None, min_rev: str | None = None, max_rev: str | None = None
 ) -> Snapshot:
-    """`opening` in one go. Raises SnapshotRejected."""
+    """`opening` without steps. Raises SnapshotRejected."""
     *_, snapshot = opening(car, did, signing_key, min_rev, max_rev)
     assert snapshot is not None  # noqa: S101  # the last one
     return snapshot
 
 
 def from_car_error(err: CarError) -> SnapshotRejected:
-    """The verdict on a CAR that could not be indexed."""
+    """The rejection of a CAR that could not be indexed."""
     if err.reason is CarReason.TOO_MANY_BLOCKS:
         return SnapshotRejected(SnapshotReason.TOO_MANY_BLOCKS, f"{err.detail} (SLUICE_BACKFILL_MAX_CAR_BLOCKS)")
     if err.reason is CarReason.NOT_A_CAR:
@@ -222,9 +226,11 @@ def from_car_error(err: CarError) -> SnapshotRejected:
     return SnapshotRejected(SnapshotReason.TRUNCATED if truncated else SnapshotReason.BAD_CAR, str(err))
 
 
-def _check_commit(commit: Commit, did: str, signing_key: str | None, min_rev: str | None, max_rev: str | None) -> None:
+def _check_commit(
+    commit: CommitObject, did: str, signing_key: str | None, min_rev: str | None, max_rev: str | None
+) -> None:
     if commit.did != did:
-        raise SnapshotRejected(SnapshotReason.WRONG_DID, f"asked for {did}, got {commit.did[:200]}")
+        raise SnapshotRejected(SnapshotReason.WRONG_DID, f"requested {did}, got {commit.did[:200]}")
     if min_rev and commit.rev < min_rev:
         raise SnapshotRejected(SnapshotReason.STALE, f"rev {commit.rev} is below {min_rev}")
     if max_rev and commit.rev > max_rev:

@@ -1,6 +1,6 @@
 """Identifier syntax of the AT Protocol: DID, handle, NSID, record key, TID, repo path, AT-URI.
 
-str → bool, or parts, or None; never raises on wire input. Lengths are in characters, all alphabets are ASCII.
+Lengths are in characters; all alphabets are ASCII. Never raises on wire input, except where stated.
 Source: the specification pages did, handle, nsid, record-key, tid and at-uri-scheme.
 """
 
@@ -11,7 +11,7 @@ MAX_DID = 2048
 MAX_HANDLE = 253
 MAX_NSID = 317
 
-# fullmatch everywhere: `$` would let a trailing newline through
+# fullmatch, because `$` would accept a trailing newline
 _did = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]").fullmatch
 _label = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _nsid = re.compile(
@@ -28,12 +28,12 @@ _TID_BITS = 63  # the top bit stays zero, so that a TID fits a signed 64-bit int
 
 
 def is_did(text: str) -> bool:
-    """Any DID method; which methods can be resolved is the resolver's question."""
+    """A DID of any method."""
     return len(text) <= MAX_DID and _did(text) is not None
 
 
 def is_handle(text: str) -> bool:
-    """A domain name of at least two labels; `handle.invalid` has the syntax too."""
+    """A domain name of at least two labels. `handle.invalid` is one too."""
     return len(text) <= MAX_HANDLE and _handle(text) is not None
 
 
@@ -53,22 +53,22 @@ def is_tid(text: str) -> bool:
 
 
 def tid_micros(tid: str) -> int:
-    """Microseconds since 1970 of a TID; ValueError where `is_tid` is false."""
+    """Microseconds since 1970 of a TID. Raises ValueError if it is not a TID."""
     if _tid(tid) is None:
         raise ValueError(f"not a TID: {tid!r}")
     return int(tid.translate(_TO_BASE32HEX), 32) >> _CLOCK_BITS
 
 
 def tid_from_micros(micros: int, clock: int = 0) -> str:
-    """The TID of a moment (microseconds since 1970, below 2**53) and a clock id (below 1024)."""
+    """The TID of a time (microseconds since 1970, below 2**53) and a clock id (below 1024). Raises ValueError outside these."""
     if not 0 <= micros < 1 << (_TID_BITS - _CLOCK_BITS) or not 0 <= clock < 1 << _CLOCK_BITS:
-        raise ValueError(f"outside a TID's range: {micros} µs, clock {clock}")
+        raise ValueError(f"out of a TID's range: {micros} µs, clock {clock}")
     value = micros << _CLOCK_BITS | clock
     return "".join([_SORTABLE[value >> shift & 31] for shift in range(60, -1, -5)])
 
 
 def split_path(path: str) -> tuple[str, str] | None:
-    """`collection/rkey` of a repo path with valid syntax, else None."""
+    """(collection, rkey) of a repo path with valid syntax, else None."""
     collection, _, rkey = path.partition("/")
     if is_rkey(rkey) and is_nsid(collection):
         return collection, rkey
@@ -76,9 +76,9 @@ def split_path(path: str) -> tuple[str, str] | None:
 
 
 def split_at_uri(uri: str) -> tuple[str, str | None, str | None] | None:
-    """(did, collection, rkey) of an AT-URI whose authority is a DID; the last two may be absent. Else None.
+    """(did, collection, rkey) of an AT-URI; the last two may be None. None if the URI is not a reference to a record.
 
-    A handle as authority, a query and a fragment are no references to a record, and refused.
+    URIs with a handle as authority, a query or a fragment are not such references.
     """
     if not uri.startswith("at://"):
         return None

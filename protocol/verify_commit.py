@@ -1,16 +1,15 @@
 """Live commits: a #commit or #sync → what its blocks prove, or a typed refusal. Never raises on wire input.
 
-`verify` checks the event against itself: the CAR's hashes, its root is the commit, the commit's own DID, rev and version
-agree with the event, the rev is no later than five minutes from now, the protocol's limits, and by inversion that the
-operations lead from the tree before to the tree that the commit signs, each with the CID that this tree holds. `signed`
-then asks whether the account's key signed the commit; the key is the caller's to find.
+`verify` checks the event against its own blocks: the CAR's hashes; its root is the commit; DID, rev and version of the commit
+match the event; the rev is at most five minutes ahead of now; the protocol's limits; and by inversion, that the operations lead
+from the tree before to the tree that the commit signs. `signed` checks the signature with a key that the caller has found.
 
-Only the commit block is signed; the rest of the frame is what a PDS or relay says about it. So a commit block of the account
-is never refused for its frame: the result is `Verified` without operations, `problem` says what is wrong, and where the
-signature holds the repo has to be fetched. Its rev is the signed one, whatever the frame says.
+Only the commit block is signed. The rest of the frame is a claim of a PDS or relay. So a valid commit block is never refused
+because of its frame: the result is `Verified` without operations, `problem` is the reason, and if the signature is valid the repo
+has to be fetched. The rev of the result is the signed one.
 
-Three outcomes: `Refused` (no commit of this account that could be news: no row may change); `Verified` with operations; and
-`Verified` without. Neither of the latter may change anything before its signature is checked.
+The result is `Refused` (no commit of this account; no row may change), `Verified` with operations, or `Verified` without. Before
+the signature is checked, a `Verified` may not change anything either.
 """
 
 from enum import StrEnum
@@ -21,12 +20,11 @@ from msgspec.structs import replace
 from protocol.car import CarLimits, index_bytes, salvaged
 from protocol.car_format import CarError
 from protocol.cid import is_any_cid
-from protocol.commit import Commit as CommitObject
-from protocol.commit import CommitRejected, parse_commit, verify_commit
+from protocol.commit import CommitObject, CommitRejected, parse_commit, verify_commit
 from protocol.encoding.safe_text import failure, shown
 from protocol.enforcement import Enforcement
 from protocol.event_stream import MAX_FRAME_BYTES, Commit, Sync
-from protocol.mst.invert import UNTOLD, Change, Unproven, UnprovenReason, invert
+from protocol.mst.invert import NOT_GIVEN, Change, Unproven, UnprovenReason, invert
 from protocol.mst.node import MAX_KEY
 from protocol.mst.record_path import row_path
 from protocol.syntax import tid_micros
@@ -39,16 +37,16 @@ _LIMITS = CarLimits(blocks=100_000, total=MAX_FRAME_BYTES)
 
 
 class VerifyReason(StrEnum):
-    """Why an event of a repo was refused, or why its operations are unknown."""
+    """Why an event was refused, or why its operations are unknown."""
 
     NO_COMMIT_BLOCK = "no_commit_block"
-    TOO_BIG_NO_BLOCK = "too_big_no_block"  # the detail is the rev that the event names
+    TOO_BIG_NO_BLOCK = "too_big_no_block"  # the detail is the event's rev
     BAD_COMMIT = "bad_commit"
     WRONG_DID = "wrong_did"
     FUTURE_REV = "future_rev"
     BAD_SIGNATURE = "bad_signature"
     NO_KEY = "no_key"
-    # refused where no commit block is found, else the operations are unknown
+    # refused if no commit block is found; otherwise the operations are unknown
     BAD_CAR = "bad_car"
     BAD_FIELD = "bad_field"
     # the operations are unknown
@@ -73,7 +71,7 @@ _BY_UNPROVEN = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
 
 
 class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
-    """An op. CIDs are of any kind, `cid` None for a delete. Not `valid`: the path is none of a record (see `protocol.mst.record_path`)."""
+    """An operation. CIDs are of any kind; `cid` is None for a delete. `valid`: the path has the syntax of a record's."""
 
     action: str
     collection: str
@@ -84,18 +82,18 @@ class VerifiedOp(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
-    """Why an event proves nothing, or why its operations are unknown."""
+    """An event that proves nothing; or, as `problem`, why the operations are unknown."""
 
     reason: VerifyReason
     detail: str
-    did: str | None = None  # whose it claims to be
+    did: str | None = None  # the repo that the event claims to be of
 
 
 class Verified(msgspec.Struct, frozen=True, gc=False):
-    """What the blocks say. `ops` is None where the operations are unknown; `problem` then says why (a #sync has none).
+    """What the blocks of an event prove.
 
-    `data_before` is the root that the operations lead from: where the event does not name it, what the inversion gave.
-    `counted` are reasons that only the policy let pass.
+    `ops`: None if the operations are unknown; `problem` is then the reason, except for a #sync, which has none. `data_before`: the
+    root before the operations, from the event or from the inversion. `counted`: failed checks with Enforcement.COUNT.
     """
 
     event: Commit | Sync
@@ -112,23 +110,23 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
 
 
 def verify(event: Commit | Sync, now_micros: int, enforcement: Enforcement = Enforcement.ENFORCE) -> Verified | Refused:
-    """Check an event, all but its signature, at this moment (microseconds since 1970)."""
+    """Check an event without its signature. `now_micros`: microseconds since 1970."""
     try:
         return _verify(event, now_micros, enforcement)
-    except Exception as err:  # a fault of ours costs this event, not the stream
+    except Exception as err:  # a defect in our code loses this event, not the stream
         return Refused(VerifyReason.FAILED, failure(err), event.did)
 
 
 def _verify(event: Commit | Sync, now_micros: int, enforcement: Enforcement) -> Verified | Refused:
     kind = "#commit" if type(event) is Commit else "#sync"
-    problem = Refused(VerifyReason.BAD_FIELD, f"{kind}: {event.odd}") if event.odd else None
+    problem = Refused(VerifyReason.BAD_FIELD, f"{kind}: {event.wrong_field}") if event.wrong_field else None
     try:
         car = index_bytes(event.blocks, limits=_LIMITS)
         root, blocks = car.root, car.blocks
     except CarError as err:
         problem = problem or Refused(VerifyReason.BAD_CAR, str(err)[:200])
         root, blocks = salvaged(event.blocks, _LIMITS)
-    found = _stands(event, root, blocks, problem)
+    found = _find_commit(event, root, blocks, problem)
     if isinstance(found, Refused):
         return replace(found, did=event.did)
     if tid_micros(found.signed.rev) > now_micros + FUTURE_MICROS:
@@ -142,10 +140,10 @@ def _verify(event: Commit | Sync, now_micros: int, enforcement: Enforcement) -> 
     return replace(found, problem=large)
 
 
-def _stands(
+def _find_commit(
     event: Commit | Sync, root: bytes | None, blocks: dict[bytes, bytes], problem: Refused | None
 ) -> Verified | Refused:
-    """The account's commit among the blocks, without operations; `problem`: what the frame says wrongly about it."""
+    """Find the account's commit among the blocks; the result has no operations. `problem`: an error of the frame found before."""
     named = event.commit if type(event) is Commit else root
     cid = root if named not in blocks and root is not None else named
     block = blocks.get(cid or b"")
@@ -162,19 +160,19 @@ def _stands(
         problem = Refused(VerifyReason.ROOT_IS_NOT_COMMIT, "" if root is None else root.hex())
     if commit.rev != event.rev:
         problem = problem or Refused(VerifyReason.WRONG_REV, f"{event.rev} instead of {commit.rev}")
-        event = replace(event, rev=commit.rev)  # what was signed holds
+        event = replace(event, rev=commit.rev)  # the signed rev counts
     return Verified(event, cid, block, commit, commit.data, None, {}, problem=problem)
 
 
 def _with_ops(
     found: Verified, blocks: dict[bytes, bytes], enforcement: Enforcement, counted: tuple[VerifyReason, ...]
 ) -> Verified:
-    """The same with what its operations prove."""
+    """Add the operations, or the reason why they are unknown."""
     event = found.event
     if type(event) is not Commit:
         return replace(found, counted=counted) if counted else found
     if event.no_blocks:
-        return replace(found, problem=Refused(VerifyReason.TOO_BIG, "the event says so"))
+        return replace(found, problem=Refused(VerifyReason.TOO_BIG, "the event has tooBig or rebase"))
     parsed = _ops(event.ops)
     if isinstance(parsed, Refused):
         return replace(found, problem=parsed)
@@ -207,7 +205,7 @@ def _too_large(event: Commit | Sync) -> Refused | None:
 
 
 def _proof(event: Commit, data: bytes, blocks: dict[bytes, bytes], changes: list[Change]) -> bytes | Refused:
-    """The root before the operations, or why it is not the event's."""
+    """The root before the operations by inversion, or why it is unknown or contradicts the event."""
     try:
         before = invert(data, blocks.get, changes)
     except Unproven as err:
@@ -218,7 +216,7 @@ def _proof(event: Commit, data: bytes, blocks: dict[bytes, bytes], changes: list
 
 
 def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refused:
-    """Ops in order, what they did to the tree, and how many have a path that no record can have."""
+    """The operations in order, their effects on the tree, and how many have an invalid path."""
     good: list[VerifiedOp] = []
     changes: list[Change] = []
     paths: set[str] = set()
@@ -243,7 +241,7 @@ def _ops(ops: list[object]) -> tuple[list[VerifiedOp], list[Change], int] | Refu
             return Refused(VerifyReason.BAD_OPS, f"prev of {path[:200]}")
         paths.add(path)
         collection, rkey, valid = row_path(key.decode("latin-1"))
-        bad_paths += not valid  # as a record it cannot be addressed, but the tree holds it
+        bad_paths += not valid  # no valid record, but part of the tree
         good.append(VerifiedOp(action, collection, rkey, cid, prev, valid))
-        changes.append(Change(key, cid, UNTOLD if prev is None and action != "create" else prev))
+        changes.append(Change(key, cid, NOT_GIVEN if prev is None and action != "create" else prev))
     return good, changes, bad_paths

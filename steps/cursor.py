@@ -1,20 +1,20 @@
-"""Positions in sequenced streams: which seq follows which, and what is missing between them. Pure state, bounded.
+"""Positions in sequenced streams, and the gaps in them. Pure state, bounded.
 
-A position is the highest seq seen of an upstream's sequence. An upstream whose sequence restarted refuses our cursor
-(FutureCursor), and an operator decides; or it goes on at its tip without a word, and `restart` follows it: each connection
-asked for with the old cursor would begin at the tip again. Gaps are facts for the record; the caller takes them away.
+A position is the highest seq seen of an upstream's sequence. An upstream that restarted its sequence either rejects our cursor
+(FutureCursor), and an operator decides; or it accepts the cursor and sends its newest events. Then `restart` follows the new
+sequence, because each reconnect with the old cursor would skip to the newest event again. The caller stores the gaps.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_GAPS = 1000
-"""Gaps held until they are taken; beyond it the newest one of an upstream grows instead."""
+"""Gaps kept until the caller takes them. Beyond it, the newest gap of the upstream is extended instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Sequence numbers from..to (inclusive) of an upstream that were never received, or None where nobody knows them."""
+    """Seqs of an upstream that were never received, `from_seq` to `to_seq` inclusive; None if unknown."""
 
     upstream: str
     from_seq: int | None
@@ -24,10 +24,10 @@ class Gap:
 
 @dataclass(slots=True)
 class Cursors:
-    """Position of every upstream; `start` are the durable ones. `repeats` counts seqs that did not rise.
+    """The position of every upstream. `repeats`: number of seqs that were not higher than the position.
 
-    `epochs`: which of an upstream's sequences its position belongs to, by the Unix time at which it was first followed (0: as
-    long as anybody knows). `times`: the upstream's own time of the last event seen, none ahead of its receipt.
+    `epochs`: the sequence that a position belongs to, as the Unix time when it was first followed; 0 for the first one. `times`:
+    the upstream's own time of the last event seen, at most the time of receipt.
     """
 
     positions: dict[str, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Cursors:
     repeats: int = 0
 
     def see(self, upstream: str, seq: int) -> Gap | None:
-        """Follow an upstream to this seq; the gap before it, if there is one."""
+        """Move the position to this seq. Returns the gap before it, if any."""
         last = self.positions.get(upstream)
         if last is None or seq == last + 1:
             self.positions[upstream] = seq
@@ -49,7 +49,7 @@ class Cursors:
         return self.lose(Gap(upstream, last + 1, seq - 1, "sequence_gap"))
 
     def restart(self, upstream: str, seq: int, now: int = 0) -> Gap | None:
-        """Follow an upstream that counts anew and stands at this seq, at Unix time `now`. The gap: what it sent before."""
+        """Follow a restarted sequence from this seq on. `now`: Unix time. Returns the gap, which is unbounded."""
         if seq > self.positions.get(upstream, -1):
             return self.see(upstream, seq)
         self.positions[upstream] = seq
@@ -57,12 +57,12 @@ class Cursors:
         return self.lose(Gap(upstream, None, None, "sequence_restarted"))
 
     def pass_by(self, upstream: str, seq: int) -> None:
-        """A message that we do not understand: it uses up its seq where that is the next one, and may not jump."""
+        """Pass the seq of a frame that was not read completely. It may only move the position by one."""
         if self.positions.get(upstream) == seq - 1:
             self.positions[upstream] = seq
 
     def lose(self, gap: Gap) -> Gap:
-        """Note a loss. It is written down before a position passes it."""
+        """Record a gap; returns it. It is stored before, or together with, the position behind it."""
         if len(self.gaps) >= MAX_GAPS:
             at = next((i for i in range(MAX_GAPS - 1, -1, -1) if self.gaps[i].upstream == gap.upstream), None)
             if at is not None:
@@ -72,10 +72,10 @@ class Cursors:
         return gap
 
     def detail(self, upstream: str) -> dict[str, Any]:
-        """What is stored beside the upstream's position."""
+        """The detail stored with the upstream's position."""
         return {"epoch": self.epochs.get(upstream, 0), "time": self.times.get(upstream, "")}
 
     def take_gaps(self) -> list[Gap]:
-        """The gaps noted so far, handed over."""
+        """Remove and return the recorded gaps."""
         taken, self.gaps = self.gaps, []
         return taken

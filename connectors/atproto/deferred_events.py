@@ -1,17 +1,45 @@
-"""What a flow's steps have deferred for want of keys, as its source sees it, and as a single frame waits for it."""
+"""Events that a flow has deferred because a key is unknown: their limits, what the source needs to know, and a single frame's wait."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from connectors.atproto.stream_sockets import Frame
 from connectors.identity.key_ring import KeyRing
 from connectors.runtime import metrics
+from protocol.verify_commit import Verified
 from steps.deferred import Deferred
 
 T = TypeVar("T")
 
+TRUSTED_BYTES = 64 * 1024 * 1024
+"""Deferred events that wait for the PLC directory; above it the stream waits."""
+UNTRUSTED_BYTES = 24 * 1024 * 1024
+"""Deferred events that wait for did:web hosts; above it further ones are refused."""
+RELEASE_BYTES = 6 * 1024 * 1024
+"""Frames of deferred events released at once: as many as a batch from the upstreams has."""
 
-class ForKeys:
-    """Deferred events that wait for the answers of a key ring."""
+
+class HasFrame(Protocol):
+    """A frame and its message, as the flows pass it between steps. The message of WAKE is None."""
+
+    @property
+    def frame(self) -> Frame: ...
+    @property
+    def message(self) -> Any: ...
+
+
+def new_deferred() -> Deferred[Any]:
+    """An empty buffer with the limits above."""
+    return Deferred(TRUSTED_BYTES, UNTRUSTED_BYTES)
+
+
+def seq_of(message: Any) -> int:
+    """The seq of a repo's event, before or after `verify`."""
+    return int(message.event.seq if isinstance(message, Verified) else message.seq)
+
+
+class DeferralStatus:
+    """What a flow's source asks about the events that the flow's steps have deferred."""
 
     def __init__(self, flow: str, deferred: Deferred[Any], ring: KeyRing[Any]) -> None:
         self._flow = flow
@@ -20,35 +48,35 @@ class ForKeys:
 
     @property
     def ready(self) -> bool:
-        """Whether some of it can be judged now."""
+        """Whether some events can be released now: the source then emits WAKE."""
         return self._deferred.more or self._ring.ready
 
     @property
     def waiting(self) -> bool:
-        """Whether anything is deferred."""
+        """Whether any event is deferred."""
         return len(self._deferred) > 0
 
     @property
     def full(self) -> bool:
-        """Whether what waits for the PLC directory has used up its bytes."""
+        """Whether the events that wait for the PLC directory exceed TRUSTED_BYTES. Also sets the gauges."""
         metrics.DEFERRED.labels(self._flow).set(len(self._deferred))
         metrics.DEFERRED_BYTES.labels(self._flow).set(self._deferred.size)
         return self._deferred.full(trusted=True)
 
     @property
     def problem(self) -> str:
-        """Why the PLC directory's answers do not come, or ''."""
+        """Why the PLC directory does not answer, or ''."""
         return self._ring.problem
 
     def passable(self, upstream: str, seq: int) -> int:
-        """The highest position up to `seq` that passes nothing deferred."""
+        """The highest position up to `seq` that passes no deferred event."""
         return self._deferred.passable(upstream, seq)
 
 
-def finished(
+def run_to_end(
     step: Callable[[list[T]], Sequence[Any]], one: T, deferred: Deferred[Any], ring: KeyRing[Any]
 ) -> list[Any]:
-    """A step's output for one frame, with what it deferred. Raises Stopping."""
+    """A step's whole output for one frame: waits for the keys of what the step defers. Raises Stopping."""
     out = [*step([one])]
     while len(deferred):
         if not deferred.more:

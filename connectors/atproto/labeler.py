@@ -1,6 +1,6 @@
-"""Labelers: the stream of their labels, from the first one on."""
+"""Labelers: the streams of their labels, from the first label on."""
 
-from connectors.atproto.deferred_events import ForKeys
+from connectors.atproto.deferred_events import DeferralStatus
 from connectors.atproto.stream import StreamPartition
 from connectors.atproto.stream_sockets import Frame
 from connectors.kafka.back_pressure import HighWater
@@ -13,8 +13,10 @@ from steps.cursor import Cursors
 SUBSCRIBE = "com.atproto.label.subscribeLabels"
 
 
-def label_source(settings: Settings, health: Health, cursors: Cursors, deferral: ForKeys) -> CheckpointedSource[Frame]:
-    """Frames of all labelers of the settings. A labeler without a cursor is read from 0, its whole history."""
+def label_source(
+    settings: Settings, health: Health, cursors: Cursors, deferral: DeferralStatus
+) -> CheckpointedSource[Frame]:
+    """Frames of all labelers of the settings. A labeler without a cursor is read from seq 0, its whole history."""
     return CheckpointedSource(
         lambda: StreamPartition(
             settings,

@@ -6,7 +6,7 @@ from typing import Any
 
 import aiohttp
 
-from connectors.atproto.deferred_events import ForKeys
+from connectors.atproto.deferred_events import DeferralStatus
 from connectors.atproto.stream import StreamPartition
 from connectors.atproto.stream_sockets import Frame
 from connectors.http.client import LIST_JSON, BodyTooLarge, HostRefused, Unreachable, check_url, fetch, retry_after
@@ -30,9 +30,9 @@ MAX_HOSTS = 20_000
 
 
 def firehose_source(
-    settings: Settings, health: Health, cursors: Cursors, deferral: ForKeys
+    settings: Settings, health: Health, cursors: Cursors, deferral: DeferralStatus
 ) -> CheckpointedSource[Frame]:
-    """Frames of all relays of the settings. Waits while the index is half of the live topic's retention behind."""
+    """Frames of all relays of the settings. Stops reading while the index is half of the live topic's retention behind."""
     return CheckpointedSource(
         lambda: StreamPartition(
             settings,
@@ -50,14 +50,14 @@ def firehose_source(
 
 @dataclass(frozen=True, slots=True)
 class HostList:
-    """What a relay named; `failure`: why its list was not read to the end."""
+    """The hosts that a relay listed. `failure`: why the list was not read to the end."""
 
     urls: list[str]
     failure: PageFailure | None = None
 
 
 class Pager:
-    """Requests for pages of lists, to relays and PDSes alike."""
+    """Requests for pages of lists, to relays and PDSes."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self._settings = settings
@@ -66,7 +66,7 @@ class Pager:
     async def repos(
         self, upstream: str, cursor: str, limit: int, collection: str | None = None
     ) -> RepoPage | PageFailure:
-        """One page of listRepos or, with a collection, of listReposByCollection, which names DIDs only."""
+        """One page of listRepos, or with `collection` of listReposByCollection, which has DIDs only."""
         if collection is None:
             answer = await self._ask(upstream, LIST_REPOS, cursor, limit)
         else:
@@ -74,7 +74,7 @@ class Pager:
         return answer if isinstance(answer, PageFailure) else read_page(answer, time.time_ns() // 1000)
 
     async def hosts(self, relay: str) -> HostList:
-        """URLs of all PDSes that a relay names and that it reads, as far as its pages lead to new ones."""
+        """URLs of the PDSes that a relay lists as active. Stops at pages without new hosts."""
         found: dict[str, None] = {}
         cursor, cursors, barren = "", {""}, 0
         while len(found) < MAX_HOSTS:
@@ -87,7 +87,7 @@ class Pager:
                 wrong = (
                     following
                     if isinstance(following, PageFailure)
-                    else PageFailure(PageTrouble.MALFORMED, "no list of hosts")
+                    else PageFailure(PageTrouble.MALFORMED, "not a list of hosts")
                 )
                 return HostList(list(found), wrong)
             before = len(found)
@@ -96,7 +96,7 @@ class Pager:
                 return HostList(list(found))
             barren = barren + 1 if len(found) == before else 0
             if following in cursors or barren > MAX_BARREN:
-                return HostList(list(found), PageFailure(PageTrouble.MALFORMED, "its pages bring nothing new"))
+                return HostList(list(found), PageFailure(PageTrouble.MALFORMED, "its pages have no new hosts"))
             cursors.add(following)
             cursor = following
         return HostList(list(found), PageFailure(PageTrouble.MALFORMED, f"more than {MAX_HOSTS} hosts"))
@@ -122,7 +122,7 @@ class Pager:
             return PageFailure(PageTrouble.MALFORMED, str(err))
 
     def _host_url(self, row: object) -> str | None:
-        """https://HOST of a row of listHosts; loopback hosts of an own network have no TLS."""
+        """The URL of a row of listHosts, or None if the host is inactive or refused. Loopback hosts have no TLS."""
         name = row.get("hostname") if isinstance(row, dict) else None
         if not isinstance(name, str) or row.get("status") in ("banned", "offline"):  # type: ignore[attr-defined]  # a dict
             return None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
-from connectors.atproto.deferred_events import ForKeys
+from connectors.atproto.deferred_events import DeferralStatus
 from connectors.atproto.stream_sockets import QUEUE_UNIT_BYTES, WAKE, Frame, Sockets
 from connectors.kafka.back_pressure import HighWater
 from connectors.postgres.stream_cursors import CursorStore
@@ -48,7 +48,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         start: int | None,
         pressure: HighWater | None,
         fillable: bool,
-        deferral: ForKeys,
+        deferral: DeferralStatus,
     ) -> None:
         super().__init__(health)
         self._deferral = deferral

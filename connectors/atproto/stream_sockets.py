@@ -74,7 +74,7 @@ def _connect_error(err: Exception, url: str) -> Exception:
     return translated(err, url)
 
 
-class Upstream:
+class UpstreamSocket:
     """State of one socket. Changed in the loop; the flow's thread reads it."""
 
     def __init__(self, url: str, cursor: int | None) -> None:
@@ -107,7 +107,7 @@ class Sockets:
         self._settings = settings
         self._flow = flow
         self._method = method
-        self.upstreams = [Upstream(url, cursor) for url, cursor in starts.items()]
+        self.upstreams = [UpstreamSocket(url, cursor) for url, cursor in starts.items()]
         self.queue: Handover[Frame] = Handover(
             settings.tuning.stream_queue_frames, lambda frame: 1 + len(frame.data) // QUEUE_UNIT_BYTES
         )
@@ -123,7 +123,7 @@ class Sockets:
             for upstream in self.upstreams:
                 group.create_task(self._follow(session, upstream))
 
-    async def _follow(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
+    async def _follow(self, session: aiohttp.ClientSession, upstream: UpstreamSocket) -> None:
         """Connect, read to the end of the connection, wait, and repeat until cancelled."""
         while True:
             began = time.monotonic()
@@ -135,7 +135,7 @@ class Sockets:
             fraction = random.random()  # noqa: S311 (jitter)
             await asyncio.sleep(reconnect_seconds(upstream.failures, upstream.short, fraction, upstream.rest))
 
-    async def _connection(self, session: aiohttp.ClientSession, upstream: Upstream) -> None:
+    async def _connection(self, session: aiohttp.ClientSession, upstream: UpstreamSocket) -> None:
         url = f"{upstream.url}/xrpc/{self._method}"
         check_url(url, allow_private=self._settings.allow_private_hosts)
         upstream.cursor = upstream.last_seq()
@@ -165,7 +165,7 @@ class Sockets:
             metrics.WEBSOCKETS.labels(self._flow).dec()
             await socket.close()
 
-    async def _read(self, socket: aiohttp.ClientWebSocketResponse, upstream: Upstream) -> None:
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse, upstream: UpstreamSocket) -> None:
         """Put frames into the queue until the socket ends. Raises _Closed or _FrameTooLarge."""
         queue, received, url, binary = self.queue, upstream.recent.add, upstream.url, WSMsgType.BINARY
         upstream.received_at = time.monotonic()
@@ -192,7 +192,7 @@ class Sockets:
             raise _FrameTooLarge
         raise _Closed(f"closed by the upstream (code {socket.close_code})")
 
-    def _restarted(self, upstream: Upstream, asked: int, first: int) -> bool:
+    def _restarted(self, upstream: UpstreamSocket, asked: int, first: int) -> bool:
         """Whether the first event lies before the cursor asked for: the upstream restarted its sequence, which we follow.
 
         A cursor that skipped frames that were too large may lie ahead of an unchanged sequence.
@@ -204,7 +204,7 @@ class Sockets:
         upstream.cursor = first
         return True
 
-    async def _watch(self, reader: "asyncio.Task[None]", upstream: Upstream) -> None:
+    async def _watch(self, reader: "asyncio.Task[None]", upstream: UpstreamSocket) -> None:
         """Wait for the reader to end. Return earlier after a silence: frames count, pings do not (B8)."""
         limit = self._settings.stream_silence_seconds
         if upstream.last_seq() is None:
@@ -224,7 +224,7 @@ class Sockets:
                 return
         reader.result()
 
-    def _after(self, upstream: Upstream, err: Exception) -> None:
+    def _after(self, upstream: UpstreamSocket, err: Exception) -> None:
         """Set the cursor, the wait and the reported problem after a connection has ended."""
         newest = upstream.recent.newest()
         last = None if newest is None else decode(newest)

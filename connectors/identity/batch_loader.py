@@ -1,7 +1,7 @@
-"""Single calls that become one call for many: what is asked for while a call is under way goes into the next one.
+"""Single calls combined into batches: keys requested while a batch is running go into the next one.
 
-`await Together(many).one(key)`: `many(keys)` answers for all of them in a mapping; a key that it leaves out gets None. An
-error of `many` is raised to every caller of that round. For one event loop.
+`await BatchLoader(many).one(key)`: `many(keys)` returns a mapping; a key that is missing in it gets None. An error of `many` is
+raised to every caller of that batch. For one event loop.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Together(Generic[K, V]):
-    """Rounds of `many`, one at a time; the first caller of a quiet moment waits for nobody."""
+class BatchLoader(Generic[K, V]):
+    """Calls `many` with one batch at a time. A call while no batch runs starts one immediately."""
 
     def __init__(self, many: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._many = many
@@ -21,7 +21,7 @@ class Together(Generic[K, V]):
         self._rounds: asyncio.Task[None] | None = None
 
     async def one(self, key: K) -> V | None:
-        """The answer for one key; callers with the same key share it."""
+        """The answer for one key. Concurrent callers with the same key share it."""
         future = self._waiting.get(key)
         if future is None:
             future = self._waiting[key] = asyncio.get_running_loop().create_future()
@@ -38,7 +38,7 @@ class Together(Generic[K, V]):
                 for future in waiting.values():
                     if not future.done():
                         future.set_exception(err)
-                        future.exception()  # seen, also where the caller has gone away
+                        future.exception()  # marks it as retrieved, even if the caller was cancelled
                 if not isinstance(err, Exception):
                     raise
             else:

@@ -1,8 +1,7 @@
-"""The pace of requests to the PLC directory: so many a second, and none while it wants to be left alone.
+"""The rate of requests to the PLC directory: a limit per second, no request during a cooldown, fewer while it fails.
 
-`await pace.turn()` before each request, `throttled` or `answered` after it. Whatever waits for its turn when the directory
-asks for a rest waits for the end of that rest, and goes on one after another. For one event loop; `resting` may be read
-from any thread.
+`await pace.wait()` before each request; `throttled`, `answered` or `failed` after it. Requests queued when the directory
+answers 429 wait out the cooldown, then go one at a time. For one event loop; `resting` may be read from any thread.
 """
 
 import asyncio
@@ -14,63 +13,63 @@ from steps.backoff import backoff_seconds
 
 SHORTEST_REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 300.0
-LONGEST_UNNAMED_SECONDS = 60.0  # of a directory that names no time, and has answered nothing since its last rest
-SAY_AGAIN_SECONDS = 300.0
-FAILURES_BORNE = 20  # in a row, before requests go out ever more rarely, down to one in LONGEST_BETWEEN_SECONDS
+LONGEST_UNNAMED_SECONDS = 60.0  # of a cooldown without a Retry-After
+LOG_AGAIN_SECONDS = 300.0
+FAILURES_BORNE = 20  # in a row; beyond it the interval grows up to LONGEST_BETWEEN_SECONDS
 LONGEST_BETWEEN_SECONDS = 1.0
 
 log = logging.getLogger("identities")
 
 
-class Pace:
-    """See the module. `per_second`: requests, at most."""
+class DirectoryPace:
+    """See the module. `per_second`: the limit of requests. All times are of time.monotonic."""
 
     def __init__(self, per_second: float) -> None:
         self._between = 1 / per_second
-        self._next = 0.0  # all moments are time.monotonic
+        self._next = 0.0
         self._rest_until = 0.0
-        self._rests = 0  # one after another, with no answer between them
-        self._said_at: float | None = None
-        self._failures = 0
+        self._rests = 0  # cooldowns in a row, without an answer between them
+        self._logged_at: float | None = None
+        self._failures = 0  # in a row
 
     @property
     def resting(self) -> bool:
-        """Whether the directory wants to be left alone now."""
+        """Whether a cooldown is active."""
         return time.monotonic() < self._rest_until
 
-    async def turn(self) -> None:
-        """Wait for this request's moment."""
+    async def wait(self) -> None:
+        """Wait until the next request may be sent."""
         while True:
             now = time.monotonic()
             at = max(now, self._next, self._rest_until)
             self._next = at + self._interval()
             if at > now:
                 await asyncio.sleep(at - now)
-            if not self.resting:  # else a rest has begun meanwhile
+            if not self.resting:  # a cooldown may have begun during the sleep
                 return
 
     def throttled(self, wait: float | None) -> None:
-        """The directory refused a request for its limit; `wait`: the seconds that it named, if it did."""
+        """The directory answered that our requests are too many. `wait`: the seconds of its Retry-After, if it sent one."""
         metrics.DIRECTORY_THROTTLED.inc()
         now = time.monotonic()
-        if not self.resting:  # else it is one more of the same burst
+        if not self.resting:  # otherwise the answer belongs to the same burst
             self._rests += 1
         least = backoff_seconds(max(self._rests, 1), SHORTEST_REST_SECONDS, LONGEST_UNNAMED_SECONDS)
         rest = min(max(wait or 0.0, least), LONGEST_REST_SECONDS)
         self._rest_until = max(self._rest_until, now + rest)
-        if self._said_at is None or now > self._said_at + SAY_AGAIN_SECONDS:
-            self._said_at = now
+        if self._logged_at is None or now > self._logged_at + LOG_AGAIN_SECONDS:
+            self._logged_at = now
             fields = {"rest_seconds": round(rest, 1), "our_limit_per_second": round(1 / self._between, 3)}
             log.warning(
-                "the PLC directory limits our requests: what needs it is slower, nothing is refused", extra=fields
+                "the PLC directory limits our requests: identity look-ups are slower, none is lost", extra=fields
             )
 
     def answered(self) -> None:
-        """It had a word for a request."""
+        """The directory answered a request, with or without a document."""
         self._rests = self._failures = 0
 
     def failed(self) -> None:
-        """It did not answer, or with an error of its own."""
+        """The directory did not answer, or with a server error."""
         self._failures += 1
 
     def _interval(self) -> float:

@@ -1,7 +1,7 @@
-"""Whether the PLC directory of the settings is one, and is up: it has just given a document that we can check.
+"""Whether SLUICE_PLC is a PLC directory and up: it has recently returned a document that we could check.
 
-A 404 in plain text is a directory's word where the directory is proven, and a proxy's page, or a wrong path, where it is
-not. Used in one event loop.
+A 404 in plain text means "no such identity" if the directory is proven. Otherwise it may come from a proxy or a wrong path. For
+one event loop.
 """
 
 import asyncio
@@ -9,31 +9,31 @@ import time
 from collections.abc import Awaitable, Callable
 
 from connectors.http.client import DOCUMENT_JSON, HttpAnswer
-from protocol.did_document import Identity, IdentityReason, IdentityRejected, parse_document
+from protocol.did_document import IdentityReason, IdentityRejected, ResolvedIdentity, parse_document
 from protocol.encoding.bounded_json import BadJson
 
-UNPROVEN_SECONDS = 5.0  # a failed probe serves for so long
+PROBE_AGAIN_SECONDS = 5.0  # how long a failed probe is not repeated
 
 
 class DirectoryProof:
-    """`probe` asks the directory for documents that it is known to have; it calls `seen` for each one that comes."""
+    """`probe` requests documents that the directory is known to have, and returns whether one came."""
 
     def __init__(self, probe: Callable[[], Awaitable[bool]]) -> None:
         self._probe = probe
-        self._turn = asyncio.Lock()
-        self._seen_at = float("-inf")  # moments are time.monotonic
+        self._probing = asyncio.Lock()
+        self._seen_at = float("-inf")  # times are of time.monotonic
         self._failed_at = float("-inf")
 
     def seen(self) -> None:
-        """The directory gave the right document for a DID."""
+        """The directory returned the right document for a DID."""
         self._seen_at = time.monotonic()
 
     async def since(self, moment: float) -> bool:
-        """Has it given one since then? Asks it, once for all callers, where nothing shows it."""
-        async with self._turn:
+        """Whether the directory has returned a right document since then. If unknown, one probe serves all callers."""
+        async with self._probing:
             if self._seen_at >= moment:
                 return True
-            if time.monotonic() < self._failed_at + UNPROVEN_SECONDS:
+            if time.monotonic() < self._failed_at + PROBE_AGAIN_SECONDS:
                 return False
             if await self._probe():
                 self.seen()
@@ -43,7 +43,7 @@ class DirectoryProof:
 
 
 def says_no(answer: HttpAnswer) -> bool:
-    """A PLC directory's own word, in JSON. Without it the directory has to be proven."""
+    """Whether a 404 or 410 has the JSON message of a PLC directory. Without it the directory has to be proven."""
     try:
         body = answer.json(DOCUMENT_JSON)
     except BadJson:
@@ -51,7 +51,7 @@ def says_no(answer: HttpAnswer) -> bool:
     return isinstance(body, dict) and isinstance(body.get("message"), str)
 
 
-def read_document(did: str, answer: HttpAnswer) -> Identity | IdentityRejected:
+def read_document(did: str, answer: HttpAnswer) -> ResolvedIdentity | IdentityRejected:
     """The identity of a 200 answer."""
     try:
         return parse_document(did, answer.json(DOCUMENT_JSON))

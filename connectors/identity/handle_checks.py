@@ -1,9 +1,10 @@
-"""Handles verified both ways: `HandleResolver` asks a domain, `HandleChecks` works through `sluice.handle` in a thread.
+"""Handle verification in both directions: `HandleResolver` queries a domain, `HandleChecks` checks the rows of `sluice.handle`.
 
-A check resolves the DID, takes the handle that its document claims, and asks the handle's domain by DNS and HTTPS (guarded
-like every host that data names). What the domain names now owns the handle: in one transaction it gets it, and whoever held it
-loses it; an index keeps it from having two owners. Directories, DNS and hosts that do not answer delay a check and change
-nothing. Events put a DID before the others (flows/index/transaction.py); the rest is checked on a schedule, at a bounded rate.
+A check resolves the DID, takes the handle that its document claims, and queries the handle's domain by DNS and HTTPS, with the
+SSRF guard. The DID that the domain names becomes the owner: one transaction gives it the handle and takes the handle from the
+previous owner. A unique index rules out two owners. An unavailable directory, DNS server or host delays a check and changes
+nothing. Events schedule a check of their DID first (flows/index/transaction.py); all other rows are checked periodically, at a
+limited rate.
 """
 
 import asyncio
@@ -26,12 +27,22 @@ from psycopg import errors
 from typing_extensions import override
 
 from connectors.http.client import BodyTooLarge, HostRefused, NoSuchHost, Unreachable, fetch, open_session
-from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, LookupResult, Resolver
 from connectors.postgres.connection import connect_async
 from connectors.runtime import metrics
 from connectors.runtime.background_loop import Background
-from protocol.did_document import Identity
-from protocol.handle import Answer, Said, Standing, Verdict, from_txt, from_well_known, is_resolvable, joined, judge
+from protocol.did_document import ResolvedIdentity
+from protocol.handle import (
+    DomainAnswer,
+    DomainResult,
+    HandleStatus,
+    HandleVerdict,
+    from_txt,
+    from_well_known,
+    is_resolvable,
+    joined,
+    judge,
+)
 from protocol.handle import next_check as wait_of
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -43,14 +54,14 @@ MAX_BODY_BYTES = 64 * 1024
 BATCH_SECONDS = 3.0
 IDLE_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
-PATIENCE = 2.0  # recheck intervals that a web host may be silent before its handle is no longer verified
+PATIENCE = 2.0  # recheck intervals until the handle of an unavailable web host is no longer verified
 MAX_DETAIL = 300
 
 log = logging.getLogger("handles")
 
 
 def dns_client(settings: Settings) -> dns.asyncresolver.Resolver:
-    """A client of the DNS server that the settings name, else of this machine's. Raises NoResolverConfiguration."""
+    """A client of SLUICE_HANDLE_DNS, or of the system's DNS servers. Raises NoResolverConfiguration."""
     server, _, port = settings.handle_dns.partition(":")
     made = dns.asyncresolver.Resolver(configure=not server)
     if server:
@@ -59,7 +70,7 @@ def dns_client(settings: Settings) -> dns.asyncresolver.Resolver:
 
 
 class HostAddresses(AbstractResolver):
-    """Addresses of the handles' web hosts, from the same DNS server as the handles. What it finds is the guard's to judge."""
+    """Addresses of the handles' web hosts, from the same DNS server as their TXT records. The SSRF guard checks them later."""
 
     def __init__(self, client: dns.asyncresolver.Resolver) -> None:
         self._client = client
@@ -81,32 +92,32 @@ class HostAddresses(AbstractResolver):
 
     @override
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Nothing to close."""
 
 
 def open_handle_session(settings: Settings) -> aiohttp.ClientSession:
-    """The session for `HandleResolver`; call it in the loop that uses it."""
+    """The session for `HandleResolver`. Call it in the event loop that uses the session."""
     return open_session(settings, resolver=HostAddresses(dns_client(settings)) if settings.handle_dns else None)
 
 
 class HandleResolver:
-    """Handle → what its domain says. Used in one event loop; constructors never connect."""
+    """Handle → DomainAnswer. For one event loop."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self._settings = settings
         self._session = session
         self._dns: dns.asyncresolver.Resolver | None = None
 
-    async def ask(self, handle: str) -> Said:
-        """DNS first, then HTTPS where DNS has not decided. Never raises for what a domain does."""
+    async def query(self, handle: str) -> DomainAnswer:
+        """Query DNS, then HTTPS if DNS has no answer. Never raises on a domain's answer or failure."""
         if not is_resolvable(handle, own_network=self._settings.allow_private_hosts):
-            return Said(Answer.NOTHING, detail="nobody can own a name of this kind")
-        told = await self._ask_dns(handle)
-        if told.answer in (Answer.FOUND, Answer.AMBIGUOUS):
-            return told
-        return joined(told, await self._ask_web(handle))
+            return DomainAnswer(DomainResult.NOTHING, detail="a name of this kind cannot be owned")
+        found = await self._query_dns(handle)
+        if found.result in (DomainResult.FOUND, DomainResult.AMBIGUOUS):
+            return found
+        return joined(found, await self._query_web(handle))
 
-    async def _ask_dns(self, handle: str) -> Said:
+    async def _query_dns(self, handle: str) -> DomainAnswer:
         try:
             name = dns.name.from_text(f"_atproto.{handle}.")
             self._dns = self._dns or dns_client(self._settings)
@@ -114,14 +125,14 @@ class HandleResolver:
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return from_txt([])
         except dns.resolver.NoResolverConfiguration:
-            return Said(Answer.SILENT, detail="this machine names no DNS server; set SLUICE_HANDLE_DNS")
+            return DomainAnswer(DomainResult.SILENT, detail="no DNS server is configured; set SLUICE_HANDLE_DNS")
         except (dns.name.NameTooLong, dns.name.LabelTooLong):
-            return Said(Answer.NOTHING, detail="too long for a DNS name")
+            return DomainAnswer(DomainResult.NOTHING, detail="too long for a DNS name")
         except (dns.exception.DNSException, OSError) as err:
-            return Said(Answer.SILENT, detail=f"DNS: {type(err).__name__}")
+            return DomainAnswer(DomainResult.SILENT, detail=f"DNS: {type(err).__name__}")
         return from_txt([b"".join(record.strings).decode("utf-8", "replace") for record in found])
 
-    async def _ask_web(self, handle: str) -> Said:
+    async def _query_web(self, handle: str) -> DomainAnswer:
         try:
             answer = await fetch(
                 self._session,
@@ -131,15 +142,15 @@ class HandleResolver:
                 total_seconds=WEB_SECONDS,
             )
         except (HostRefused, BodyTooLarge, NoSuchHost) as err:
-            return Said(Answer.NOTHING, detail=str(err))
+            return DomainAnswer(DomainResult.NOTHING, detail=str(err))
         except Unreachable as err:
-            return Said(Answer.HOST_SILENT, detail=str(err))
+            return DomainAnswer(DomainResult.HOST_SILENT, detail=str(err))
         return from_well_known(answer.status, answer.body)
 
 
 @dataclass(frozen=True, slots=True)
 class _Due:
-    """A DID to check; `asked` fences events that come while it is checked."""
+    """A DID to check. `asked`: the row's request number; an event during the check raises it, and the result is then not stored."""
 
     did: str
     asked: int
@@ -150,11 +161,11 @@ class _Due:
 class _Checked:
     due: _Due
     handle: str | None
-    verdict: Verdict
+    verdict: HandleVerdict
 
 
 class HandleChecks:
-    """The leader's background work. `step(leads)` never blocks; it raises what ended the work (B8)."""
+    """Background work of the leader. `step` never blocks, and raises the error that ended the work (B8)."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -162,7 +173,7 @@ class HandleChecks:
         self._background: Background | None = None
 
     def step(self, *, leads: bool) -> None:
-        """Work while this process leads. Raises BackgroundDied."""
+        """Start the work when this process becomes the leader, stop it otherwise. Raises BackgroundDied."""
         if self._background is not None:
             self._background.check()
         if leads and self._background is None:
@@ -172,13 +183,13 @@ class HandleChecks:
             self.close()
 
     def close(self) -> None:
-        """Stop; what was being checked stays due."""
+        """Stop. Checks that are running stay due."""
         if self._background is not None:
             self._background.cancel()
             self._background = None
 
     async def _run(self) -> None:
-        """Batches for ever; a database that does not answer is waited for."""
+        """Check batches until cancelled; wait while PostgreSQL is unavailable."""
         wait = IDLE_SECONDS
         async with open_session(self._settings) as session, open_handle_session(self._settings) as web:
             resolver, domains = Resolver(self._settings, session), HandleResolver(self._settings, web)
@@ -199,7 +210,7 @@ class HandleChecks:
     async def _batch(
         self, db: psycopg.AsyncConnection[tuple[Any, ...]], resolver: Resolver, domains: HandleResolver
     ) -> None:
-        """What is due, at most so much as the rate allows, then a rest."""
+        """Check what is due, as much as the rate allows, and sleep for the rest of the time."""
         rate, started = self._settings.handle_checks_per_second, time.monotonic()
         limit = max(1, int(rate * BATCH_SECONDS))
         due = [_Due(*row) for row in await (await db.execute(self._sql["due"], {"limit": limit})).fetchall()]
@@ -210,29 +221,29 @@ class HandleChecks:
 
     async def _check(self, due: list[_Due], resolver: Resolver, domains: HandleResolver) -> list[_Checked]:
         for one in due:
-            resolver.forget(one.did)  # what was missing a moment ago may be what the event tells of
+            resolver.forget(one.did)  # an event may have made a cached "not found" wrong
         age = self._settings.tuning.identity_cache_seconds
         identities = await resolver.resolve_many([one.did for one in due], max_age=age)
-        claimed = {one.handle for one in identities.values() if isinstance(one, Identity) and one.handle}
-        # a handle that two DIDs of this batch claim is asked for once, so that it has one owner
+        claimed = {one.handle for one in identities.values() if isinstance(one, ResolvedIdentity) and one.handle}
+        # one query per handle, so that two DIDs that claim it get the same answer
         names = sorted(claimed)
-        said = dict(zip(names, await asyncio.gather(*(domains.ask(name) for name in names)), strict=True))
-        return [_checked(one, identities[one.did], said) for one in due]
+        answers = dict(zip(names, await asyncio.gather(*(domains.query(name) for name in names)), strict=True))
+        return [_checked(one, identities[one.did], answers) for one in due]
 
     async def _settle(self, db: psycopg.AsyncConnection[tuple[Any, ...]], checked: Collection[_Checked]) -> None:
-        """Owners first, in one transaction: nobody ever sees two."""
+        """Store the results. Previous owners lose their handle first, in the same transaction: a handle never has two owners."""
         settings = self._settings
-        won = sorted((one.due.did, one.handle) for one in checked if one.verdict.standing is Standing.VERIFIED)
+        won = sorted((one.due.did, one.handle) for one in checked if one.verdict.status is HandleStatus.VERIFIED)
         elsewhere = [(one.verdict.owner, one.handle) for one in checked if one.verdict.owner is not None]
         values = {
             "dids": [one.due.did for one in checked],
             "asked": [one.due.asked for one in checked],
             "handles": [one.handle for one in checked],
-            "standings": [str(one.verdict.standing) for one in checked],
+            "standings": [str(one.verdict.status) for one in checked],
             "details": [one.verdict.detail[:MAX_DETAIL].replace("\0", "") or None for one in checked],
             "delays": [
                 wait_of(
-                    one.verdict.standing,
+                    one.verdict.status,
                     one.due.failures,
                     one.due.did,
                     recheck=settings.handle_recheck_seconds,
@@ -249,17 +260,17 @@ class HandleChecks:
                 await db.execute(self._sql["settle"], values)
                 asked = {"owners": [owner for owner, _ in elsewhere], "handles": [handle for _, handle in elsewhere]}
                 await db.execute(self._sql["ask_owners"], asked)
-        except (errors.UniqueViolation, errors.DeadlockDetected):  # another leader, or the index: all of it stays due
+        except (errors.UniqueViolation, errors.DeadlockDetected):  # a concurrent leader, or the index: all stay due
             metrics.HANDLE_CHECKS.labels("undone").inc(len(checked))
             return
         for one in checked:
-            metrics.HANDLE_CHECKS.labels(str(one.verdict.standing)).inc()
+            metrics.HANDLE_CHECKS.labels(str(one.verdict.status)).inc()
 
 
-def _checked(due: _Due, identity: Identity | IdentityNotFound | IdentityUnreachable, said: dict[str, Said]) -> _Checked:
+def _checked(due: _Due, identity: LookupResult, answers: dict[str, DomainAnswer]) -> _Checked:
     if isinstance(identity, IdentityUnreachable):
-        return _Checked(due, None, Verdict(Standing.DIRECTORY_SILENT, detail=str(identity)))
+        return _Checked(due, None, HandleVerdict(HandleStatus.DIRECTORY_SILENT, detail=str(identity)))
     if isinstance(identity, IdentityNotFound):
-        return _Checked(due, None, Verdict(Standing.NO_IDENTITY, detail=str(identity)))
-    answer = said.get(identity.handle) if identity.handle else None
+        return _Checked(due, None, HandleVerdict(HandleStatus.NO_IDENTITY, detail=str(identity)))
+    answer = answers.get(identity.handle) if identity.handle else None
     return _Checked(due, identity.handle, judge(due.did, identity.handle, answer))

@@ -1,10 +1,12 @@
-"""Look-ups of identities at the network, in a loop of their own: `ask` for DIDs, `take` their answers when they come.
+"""Look-ups of identities at the network, in a loop of its own: `ask` starts them, `take` returns the results.
 
-Every DID that was asked for gets one answer. The PLC directory is waited for: while it is down, or limits our requests, it
-has said nothing about a DID. A DID that alone gets no answer is unreachable: after `PLC_TRIES` failures, or `PLC_SECONDS` of
-refusals for the rate limit, while the directory answers for others. A did:web host is untrusted: it gets `WEB_SECONDS` and
-one request, `WEB_PER_HOST` at once for a host and `WEB_AT_ONCE` for all of them, apart from the directory's requests.
-`ask`, `take`, `stored` and `forget` are called from one thread.
+Each DID gets one result. The PLC directory is trusted: while it is down or limits our requests, look-ups are repeated. A did:plc
+is reported unreachable only if the directory answers for other DIDs, after PLC_TRIES failures or PLC_SECONDS of rate limits. A
+did:web host is untrusted: it gets one request with WEB_SECONDS. At most WEB_PER_HOST requests run per host and WEB_AT_ONCE
+for all hosts; the directory's requests do not count towards these.
+
+The loop runs in a thread of its own, because the flow must go on while look-ups wait. `ask`, `take`, `stored` and `forget` are
+for one other thread.
 """
 
 import asyncio
@@ -27,26 +29,22 @@ import uvloop
 
 from connectors.http.client import open_session
 from connectors.http.host_names import HostNames
-from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
+from connectors.identity.resolver import IdentityUnreachable, LookupResult, Resolver
 from connectors.runtime import watchdog
 from connectors.runtime.process import STOP, Health, Stopping
-from protocol.did_document import Identity
+from protocol.did_document import ResolvedIdentity
 from schemas.settings import Settings
 from steps.backoff import backoff_seconds
-
-Answer = Identity | IdentityNotFound | IdentityUnreachable
 
 WEB_SECONDS = 3.0
 WEB_AT_ONCE = 200
 WEB_PER_HOST = 4
-PLC_TRIES = 4  # for one DID, while the directory answers about others
-PLC_SECONDS = 600.0  # the same for refusals for the rate limit
+PLC_TRIES = 4  # failures of one DID, while the directory answers for others
+PLC_SECONDS = 600.0  # of rate limits for one DID, while the directory answers for others
 WAIT_FIRST_SECONDS = 0.25
 WAIT_MAX_SECONDS = 15.0
-REFUSED_WAIT_SECONDS = (
-    0.25  # beside the rest that the directory asks of all requests, growing with each refusal of a DID
-)
-PROBE_SECONDS = 5.0  # how long it is known whether the directory answers
+REFUSED_WAIT_SECONDS = 0.25  # times the refusals of a DID, in addition to the cooldown of all requests
+PROBE_SECONDS = 5.0  # how long the result of a probe is used
 POLL_SECONDS = 0.1
 CLOSE_SECONDS = 2.0
 THROTTLED = "waiting for the directory: rate limit"
@@ -56,25 +54,25 @@ _DATABASE_AWAY = (psycopg.OperationalError, psycopg_pool.PoolTimeout)
 
 
 class HostBusy(IdentityUnreachable):
-    """The host was not asked: no permit became free in time."""
+    """No request was sent: no permit became free in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The network's answer for a DID."""
+    """The result of one look-up."""
 
     did: str
-    answer: Answer
+    answer: LookupResult
 
 
 def web_host(did: str, *, ports: bool) -> str:
-    """The host of a did:web. `ports`: with its port, where one machine is a whole network."""
+    """The host of a did:web. `ports`: with its port, for networks on one machine."""
     host = unquote(did.removeprefix("did:web:"))
     return host if ports else host.partition(":")[0]
 
 
 class WebPermits:
-    """Requests to untrusted hosts: so many at once, and so many of one host. For one event loop."""
+    """Limits of concurrent requests to untrusted hosts, in all and per host. For one event loop."""
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(WEB_AT_ONCE)
@@ -83,7 +81,7 @@ class WebPermits:
 
     @asynccontextmanager
     async def permit(self, host: str) -> AsyncIterator[None]:
-        """Hold one of the host's permits."""
+        """Wait for a permit of this host and hold it."""
         own = self._hosts.setdefault(host, asyncio.Semaphore(WEB_PER_HOST))
         self._users[host] += 1
         try:
@@ -96,7 +94,7 @@ class WebPermits:
 
 
 class KeyLookups:
-    """See the module. The loop begins with the first call."""
+    """See the module. The first call starts the loop."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
@@ -116,27 +114,27 @@ class KeyLookups:
         self._plc_pending = 0
         self._plc_trouble = ""
         self._answered_at = self._probed_at = float("-inf")  # time.monotonic
-        self._well = False
+        self._probe_succeeded = False
 
     @property
     def ready(self) -> bool:
-        """Whether answers wait to be taken."""
+        """Whether `take` would return results, or raise."""
         return bool(self._found) or self._died is not None
 
     @property
     def problem(self) -> str:
-        """Why the PLC directory's answers do not come, or ''."""
+        """Why the PLC directory does not answer, or ''."""
         return self._plc_trouble if self._plc_pending else ""
 
     def ask(self, dids: Collection[str]) -> None:
-        """Have these DIDs looked up, past all caches, unless they are being looked up already."""
+        """Start look-ups that bypass all caches, except of DIDs whose look-up is running."""
         new = [did for did in dids if did not in self._pending]
         self._pending.update(new)
         if new:
             self._submit(self._begin(new))
 
     def take(self) -> list[Found]:
-        """The answers that came. Raises what ended a look-up that must not end."""
+        """The results since the last call. Raises RuntimeError if a look-up ended with an unexpected error."""
         if self._died is not None:
             raise RuntimeError("a look-up of an identity failed") from self._died
         self._arrived.clear()
@@ -145,21 +143,21 @@ class KeyLookups:
         return taken
 
     def wait(self, seconds: float = POLL_SECONDS) -> None:
-        """Wait until answers have come, at most so long. Raises Stopping if the process is to stop."""
+        """Wait for results, at most `seconds`. Raises Stopping if the process stops."""
         if not self._arrived.wait(seconds) and STOP.is_set():
             raise Stopping("identities")
 
-    def stored(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
-        """What the table holds, with its age in seconds. A database that is away is waited for. Raises Stopping."""
-        found: dict[str, tuple[Identity, float]] = self._patient(lambda resolver: resolver.stored(dids))
+    def stored(self, dids: Collection[str]) -> dict[str, tuple[ResolvedIdentity, float]]:
+        """The rows of these DIDs, with their age in seconds. Waits while PostgreSQL is unavailable. Raises Stopping."""
+        found: dict[str, tuple[ResolvedIdentity, float]] = self._patient(lambda resolver: resolver.stored(dids))
         return found
 
     def forget(self, dids: Collection[str]) -> None:
-        """What the table and the resolver's memory hold of these DIDs is out of date. Waits likewise."""
+        """Remove these DIDs from the table and the resolver's memory. Waits like `stored`."""
         self._patient(lambda resolver: resolver.forget_many(dids))
 
     def close(self) -> None:
-        """End the loop and its connections. Happens at the process's end by itself."""
+        """Stop the loop and close its connections. Also runs when the process exits."""
         atexit.unregister(self.close)
         if self._loop is not None and self._resolver is not None and self._session is not None:
             with suppress(TimeoutError):
@@ -177,7 +175,7 @@ class KeyLookups:
                 try:
                     running.exception(POLL_SECONDS)
                 except TimeoutError:
-                    watchdog.mark()  # its loop has a turn of its own
+                    watchdog.mark()  # the watchdog checks the loop separately
                     if STOP.is_set() and tries > 0:
                         running.cancel()
                         raise Stopping("identities") from None
@@ -224,16 +222,16 @@ class KeyLookups:
             await self._session.close()
 
     async def _look_up(self, did: str) -> None:
-        """Ask until there is an answer to give."""
+        """Look up one DID and queue its result."""
         resolver = self._opened()
         try:
             if did.startswith("did:plc:"):
                 answer = await self._at_directory(resolver, did)
             else:
                 answer = await self._at_host(resolver, did)
-            if isinstance(answer, Identity):
+            if isinstance(answer, ResolvedIdentity):
                 await self._store(resolver, answer)
-        except Exception as err:  # raised by `take`, in the flow's thread
+        except Exception as err:  # `take` raises it in the flow's thread
             self._died = err
             return
         finally:
@@ -242,27 +240,27 @@ class KeyLookups:
         self._arrived.set()
 
     @staticmethod
-    async def _store(resolver: Resolver, identity: Identity) -> None:
+    async def _store(resolver: Resolver, identity: ResolvedIdentity) -> None:
         try:
             await resolver.store(identity)
-        except _DATABASE_AWAY as err:  # the answer is good without it
+        except _DATABASE_AWAY as err:  # the result is valid without the row
             log.warning("an identity is not stored", extra={"did": identity.did, "why": str(err)[:300]})
 
-    async def _at_host(self, resolver: Resolver, did: str) -> Answer:
-        """One request to an untrusted host, within its time."""
+    async def _at_host(self, resolver: Resolver, did: str) -> LookupResult:
+        """One request to an untrusted host, with its time limit."""
         asked = False
-        answer: Answer = IdentityUnreachable(f"{did}: no answer in time")
+        answer: LookupResult = IdentityUnreachable(f"{did}: no answer in time")
         host = web_host(did, ports=self._settings.allow_private_hosts)
         with suppress(TimeoutError):
             async with asyncio.timeout(WEB_SECONDS), self._permits.permit(host):
                 asked = True
                 answer = await resolver.ask(did, WEB_SECONDS)
         if isinstance(answer, IdentityUnreachable) and (not asked or self._names.full):
-            return HostBusy(f"{did}: too many hosts are being asked")
+            return HostBusy(f"{did}: too many look-ups of did:web hosts are running")
         return answer
 
-    async def _at_directory(self, resolver: Resolver, did: str) -> Answer:
-        """Requests to the PLC directory until it answers, or answers others and not this one."""
+    async def _at_directory(self, resolver: Resolver, did: str) -> LookupResult:
+        """Repeat requests to the PLC directory until it answers, or until it answers only for other DIDs."""
         began, tries, refusals = time.monotonic(), 0, 0
         self._plc_pending += 1
         try:
@@ -270,7 +268,7 @@ class KeyLookups:
                 answer = await resolver.ask(did, self._settings.tuning.fetch_connect_seconds)
                 if not isinstance(answer, IdentityUnreachable):
                     self._answered_at = time.monotonic()
-                    if self._plc_trouble != THROTTLED:  # else the others still wait for their turn
+                    if self._plc_trouble != THROTTLED:  # otherwise other look-ups still wait for the rate limit
                         self._plc_trouble = ""
                     return answer
                 if answer.throttled:
@@ -283,7 +281,8 @@ class KeyLookups:
                     self._plc_trouble = f"identities: {answer}"[:300]
                     spent = tries >= PLC_TRIES
                     others = self._answered_at > began
-                    wait = (WAIT_FIRST_SECONDS / 5 if others else WAIT_FIRST_SECONDS) * 2 ** min(tries, 10)
+                    first = WAIT_FIRST_SECONDS / 5 if others else WAIT_FIRST_SECONDS
+                    wait = backoff_seconds(tries + 1, first, WAIT_MAX_SECONDS)
                 if spent and await self._answers_others(resolver, began):
                     return answer
                 await asyncio.sleep(min(wait, WAIT_MAX_SECONDS))
@@ -293,14 +292,14 @@ class KeyLookups:
                 self._plc_trouble = ""
 
     async def _answers_others(self, resolver: Resolver, since: float) -> bool:
-        """Whether the directory has answered for a DID since then; it is asked, once for all look-ups, if that is not known."""
+        """Whether the directory has answered for any DID since then. If unknown, one probe serves all look-ups."""
         async with self._probe:
             if self._answered_at > since:
                 return True
             if time.monotonic() > self._probed_at + PROBE_SECONDS:
                 try:
-                    self._well = await resolver.directory_answers()
+                    self._probe_succeeded = await resolver.directory_answers()
                 except _DATABASE_AWAY:
-                    self._well = False
+                    self._probe_succeeded = False
                 self._probed_at = time.monotonic()
-            return self._well
+            return self._probe_succeeded

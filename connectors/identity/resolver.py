@@ -1,43 +1,42 @@
-"""DID → Identity: through a bounded cache in memory, `sluice.identity`, and the PLC directory or the did:web host.
+"""DID → ResolvedIdentity: through a bounded cache in memory, `sluice.identity`, and the PLC directory or the did:web host.
 
-`Resolver(settings, session).resolve(did)` asks the network once for many callers (single flight). It raises
-`IdentityNotFound` (there is no such identity, or we must not ask for it; remembered for a while) or `IdentityUnreachable`
-(nobody answered: says nothing about the identity). An expired entry serves while the directory is down, unless `fresh` was
-asked for. Requests are paced, and a directory that answers 429, or 503 with a time, is left alone for as long as it says.
+`Resolver(settings, session).resolve(did)` sends one request for concurrent callers. It raises `IdentityNotFound` (there is no
+such identity, or it must not be requested; cached for a while) or `IdentityUnreachable` (no answer, so nothing is known). An
+expired row of the table is used while the directory is down, except with `fresh`. Requests have a limited rate; after a 429, or
+a 503 with Retry-After, the directory gets no request for that time.
 """
 
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import aiohttp
+from cachetools import TLRUCache, TTLCache
 
 from connectors.http.client import DOCUMENT_JSON, HostRefused, HttpAnswer, Unreachable, fetch, retry_after
-from connectors.identity.batch_loader import Together
-from connectors.identity.directory_pace import Pace
+from connectors.identity.batch_loader import BatchLoader
+from connectors.identity.directory_pace import DirectoryPace
 from connectors.identity.directory_probe import DirectoryProof, read_document, says_no
 from connectors.postgres.connection import PATIENCE_SECONDS, AsyncPool
-from protocol.did_document import Identity, IdentityRejected, document_url
+from protocol.did_document import IdentityRejected, ResolvedIdentity, document_url
 from schemas.settings import Settings
 from schemas.sql import queries
 
 REQUESTS_AT_ONCE = 64
-WEB_REQUESTS_AT_ONCE = 256  # hosts of strangers: the silent ones take no place of the directory's
+WEB_REQUESTS_AT_ONCE = 256  # to did:web hosts; separate, so that hanging hosts cannot block the directory
 KNOWN_TO_ASK = 3
 STORE_CONNECTIONS = 2
-MEMORY_SECONDS = 10.0  # the table is asked again then: an #identity empties it for all processes
+MEMORY_SECONDS = 10.0  # then the table is read again: an #identity event deletes its row for all processes
 NEGATIVE_ENTRIES = 20_000
 
 log = logging.getLogger("identities")
 
 
 class IdentityNotFound(Exception):
-    """The DID has no document that may be used: unknown, tombstoned, of another method, malformed, or at a refused host.
+    """The DID has no usable document: unknown, tombstoned, of another method, malformed, or at a refused host.
 
-    `gone`: it had one, and whoever keeps it says that it is no more.
+    `gone`: the directory or host states that the document was removed.
     """
 
     def __init__(self, detail: str, *, gone: bool = False) -> None:
@@ -46,10 +45,10 @@ class IdentityNotFound(Exception):
 
 
 class IdentityUnreachable(Exception):
-    """The directory or host did not give an answer; `retry_after` in seconds where it named one.
+    """The directory or host gave no answer. `retry_after`: seconds, if it sent that header.
 
-    `throttled`: the directory, which is there, wants to be asked later. Never of an untrusted host. `unusable`: the directory
-    is up and has answered with something else than this DID's document.
+    `throttled`: the directory limits our requests; never set for a did:web host. `unusable`: the directory is up, but its
+    answer is not this DID's document.
     """
 
     def __init__(
@@ -61,54 +60,50 @@ class IdentityUnreachable(Exception):
         self.unusable = unusable
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    identity: Identity
-    expires: float  # time.monotonic
+LookupResult = ResolvedIdentity | IdentityNotFound | IdentityUnreachable
 
 
 class Resolver:
-    """One per process, used in one event loop. Close it in that loop. `patience`: with a database that is away."""
+    """One per process, for one event loop; close it in that loop. `patience`: seconds to wait for PostgreSQL."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession, patience: float = PATIENCE_SECONDS) -> None:
         self._settings = settings
         self._session = session
-        self._cache: OrderedDict[str, _Entry] = OrderedDict()
-        self._flights: dict[tuple[str, bool], asyncio.Task[Identity]] = {}
-        self._missing: OrderedDict[str, tuple[float, IdentityNotFound]] = OrderedDict()
-        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
-        self._web_turns = asyncio.Semaphore(WEB_REQUESTS_AT_ONCE)
-        self._pace = Pace(settings.identity_requests_per_second)
+        self._cache: TLRUCache[str, tuple[ResolvedIdentity, float]] = TLRUCache(
+            settings.tuning.identity_cache_entries, ttu=lambda _did, entry, now: now + entry[1], timer=time.monotonic
+        )
+        self._flights: dict[tuple[str, bool], asyncio.Task[ResolvedIdentity]] = {}
+        self._missing: TTLCache[str, IdentityNotFound] = TTLCache(
+            NEGATIVE_ENTRIES, settings.tuning.identity_negative_seconds
+        )
+        self._permits = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._web_permits = asyncio.Semaphore(WEB_REQUESTS_AT_ONCE)
+        self._pace = DirectoryPace(settings.identity_requests_per_second)
         self._proof = DirectoryProof(self._known_documents)
         self._sql = queries("identity")
         self._pool = AsyncPool(settings.database, "sluice resolver", STORE_CONNECTIONS, patience)
-        self._look_ups: Together[str, tuple[Identity, float]] = Together(self._stored_many)
-        self._stores: Together[Identity, None] = Together(self._store_many)
+        self._look_ups: BatchLoader[str, tuple[ResolvedIdentity, float]] = BatchLoader(self._stored_many)
+        self._stores: BatchLoader[ResolvedIdentity, None] = BatchLoader(self._store_many)
 
-    async def resolve(self, did: str, *, fresh: bool = False) -> Identity:
-        """The identity of a DID; `fresh` passes over all caches. Raises IdentityNotFound, IdentityUnreachable."""
-        entry = self._cache.get(did)
-        if entry is not None and not fresh and entry.expires > time.monotonic():
-            self._cache.move_to_end(did)
-            return entry.identity
+    async def resolve(self, did: str, *, fresh: bool = False) -> ResolvedIdentity:
+        """The identity of a DID; `fresh` bypasses all caches. Raises IdentityNotFound, IdentityUnreachable."""
+        entry = None if fresh else self._cache.get(did)
+        if entry is not None:
+            return entry[0]
         flight = self._flights.get((did, fresh))
         if flight is None:
             flight = asyncio.create_task(self._look_up(did, fresh))
             self._flights[did, fresh] = flight
             flight.add_done_callback(lambda _: self._flights.pop((did, fresh), None))
-        return await asyncio.shield(flight)  # one caller's cancellation is not the others'
+        return await asyncio.shield(flight)  # shield: a caller that is cancelled must not cancel the others
 
-    async def resolve_many(
-        self, dids: Collection[str], *, max_age: float
-    ) -> dict[str, Identity | IdentityNotFound | IdentityUnreachable]:
-        """Answers for many DIDs: one query, then the network. For callers with a cache of their own: nothing stays in memory.
+    async def resolve_many(self, dids: Collection[str], *, max_age: float) -> dict[str, LookupResult]:
+        """Answers for many DIDs: one query, then the network. Does not fill the cache in memory.
 
-        `max_age`: of a stored identity, in seconds; an older one serves where the network does not answer.
+        `max_age`: of a stored identity, in seconds. An older one is used if the network does not answer.
         """
         stored = await self._stored_many(dids)
-        found: dict[str, Identity | IdentityNotFound | IdentityUnreachable] = {
-            did: identity for did, (identity, age) in stored.items() if age <= max_age
-        }
+        found: dict[str, LookupResult] = {did: identity for did, (identity, age) in stored.items() if age <= max_age}
         rest = [did for did in dict.fromkeys(dids) if did not in found]
         answers = await self._ask_all(rest, None)
         for did, answer in zip(rest, answers, strict=True):
@@ -116,39 +111,39 @@ class Resolver:
             found[did] = old[0] if old is not None and isinstance(answer, IdentityUnreachable) else answer
         return found
 
-    async def ask(self, did: str, seconds: float) -> Identity | IdentityNotFound | IdentityUnreachable:
-        """The network's answer as a value, for callers with a cache of their own; `store` keeps it for the others."""
+    async def ask(self, did: str, seconds: float) -> LookupResult:
+        """The network's answer as a value, bypassing memory and table. `seconds`: time limit."""
         return await self._ask_for(did, seconds)
 
-    async def store(self, identity: Identity) -> None:
-        """Keep an answer of `ask` in the table."""
+    async def store(self, identity: ResolvedIdentity) -> None:
+        """Write an answer of `ask` to the table."""
         await self._stores.one(identity)
 
-    async def stored(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
-        """What the table holds of many DIDs, with its age in seconds."""
+    async def stored(self, dids: Collection[str]) -> dict[str, tuple[ResolvedIdentity, float]]:
+        """The rows of many DIDs, with their age in seconds."""
         return await self._stored_many(dids)
 
     @property
     def throttled(self) -> bool:
-        """Whether the PLC directory has asked to be left alone until later. May be read from any thread."""
+        """Whether the PLC directory limits our requests now. May be read from any thread."""
         return self._pace.resting
 
     def forget(self, did: str) -> None:
-        """An #identity event arrived: what memory holds of this DID is out of date."""
+        """Remove a DID from memory, because an #identity event arrived."""
         self._cache.pop(did, None)
         self._missing.pop(did, None)
 
     async def forget_many(self, dids: Collection[str]) -> None:
-        """The same in memory and in the table."""
+        """Remove DIDs from memory and from the table."""
         for did in dids:
             self.forget(did)
         await self._pool.fetch(self._sql["forget"], (sorted(dids),))
 
     async def directory_answers(self) -> bool:
-        """Whether the PLC directory has a word for DIDs that it had one for before, whatever it says about another.
+        """Whether the PLC directory is up at all: does it answer for DIDs that resolved before?
 
-        A proxy answers for a directory that is gone, and a mirror may have no health page: that page is believed only
-        where no DID is known yet, and only its 200.
+        Its health page is used only if no DID is known yet: a proxy may answer for a directory that is gone, and a mirror may
+        have no such page.
         """
         rows = await self._some_known()
         if rows:
@@ -171,32 +166,30 @@ class Resolver:
         """Close the database connections."""
         await self._pool.close()
 
-    async def _look_up(self, did: str, fresh: bool) -> Identity:
+    async def _look_up(self, did: str, fresh: bool) -> ResolvedIdentity:
         stored, age = (None if fresh else await self._look_ups.one(did)) or (None, 0.0)
         life = self._settings.tuning.identity_cache_seconds - age
         if stored is not None and life > 0:
             return self._keep(stored, life)
         missing = None if fresh else self._missing.get(did)
-        if missing is not None and missing[0] > time.monotonic():
-            raise IdentityNotFound(str(missing[1]), gone=missing[1].gone)
+        if missing is not None:
+            raise IdentityNotFound(str(missing), gone=missing.gone)
         try:
             identity = await self._ask(did)
         except IdentityUnreachable:
             if stored is None:
                 raise
-            return stored  # old, and better than none while the directory is down
+            return stored  # expired, but better than nothing while the directory is down
         await self._stores.one(identity)
         return self._keep(identity, self._settings.tuning.identity_cache_seconds)
 
-    async def _ask_all(
-        self, dids: Collection[str], seconds: float | None
-    ) -> list[Identity | IdentityNotFound | IdentityUnreachable]:
-        """The network's answers in the order of the DIDs; `seconds` for all of them."""
+    async def _ask_all(self, dids: Collection[str], seconds: float | None) -> list[LookupResult]:
+        """The network's answers in the order of the DIDs. `seconds`: time limit of all together."""
         asked = {did: asyncio.create_task(self._ask_for(did, seconds)) for did in dids}
         try:
             if asked:
                 await asyncio.wait(asked.values(), timeout=seconds)
-        finally:  # too late, or nobody waits any more
+        finally:  # after the time limit, or when the caller is cancelled
             for one in asked.values():
                 one.cancel()
             await asyncio.gather(*asked.values(), return_exceptions=True)
@@ -205,31 +198,33 @@ class Resolver:
             for did, task in asked.items()
         ]
 
-    async def _ask_for(self, did: str, seconds: float | None) -> Identity | IdentityNotFound | IdentityUnreachable:
-        """The network's answer as a value; a DID that was not there a moment ago is not asked for again."""
+    async def _ask_for(self, did: str, seconds: float | None) -> LookupResult:
+        """The network's answer as a value. A cached IdentityNotFound is returned without a request."""
         missing = self._missing.get(did)
-        if missing is not None and missing[0] > time.monotonic():
-            return missing[1]
+        if missing is not None:
+            return missing
         try:
             identity = await self._ask(did, seconds)
         except IdentityUnreachable as err:
             return err
         except IdentityNotFound as err:
             return err
-        if seconds is None:  # at once: the answers of a directory that limits us take minutes, and the process may end
+        if seconds is None:  # immediately: behind a rate limit, a batch takes minutes, and the process may end before
             await self._stores.one(identity)
         return identity
 
-    async def _ask(self, did: str, seconds: float | None = None) -> Identity:
+    async def _ask(self, did: str, seconds: float | None = None) -> ResolvedIdentity:
         try:
             return await self._asked(did, seconds or self._settings.tuning.fetch_connect_seconds)
         except IdentityNotFound as err:
-            self._missing[did] = (time.monotonic() + self._settings.tuning.identity_negative_seconds, err)
-            self._missing.move_to_end(did)
-            while len(self._missing) > NEGATIVE_ENTRIES:
-                self._missing.popitem(last=False)
+            self._missing[did] = err
             raise
-        except (ValueError, TypeError, OverflowError, RecursionError) as err:  # an answer that nobody thought of
+        except (
+            ValueError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ) as err:  # a defect in our code, met by an unusual answer
             log.warning("an identity's answer", extra={"did": did, "error": repr(err)[:300]})
             raise IdentityUnreachable(f"{did}: {err!r}"[:300]) from err
 
@@ -242,7 +237,7 @@ class Resolver:
             total_seconds=seconds,
         )
 
-    async def _asked(self, did: str, seconds: float) -> Identity:
+    async def _asked(self, did: str, seconds: float) -> ResolvedIdentity:
         url = document_url(did, self._settings.plc)
         if url is None:
             raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
@@ -265,14 +260,14 @@ class Resolver:
         return parsed
 
     async def _answer(self, did: str, url: str, seconds: float, *, plc: bool) -> HttpAnswer:
-        """A document, or the word that there is none. Raises IdentityNotFound, IdentityUnreachable."""
+        """An answer with status 200, 404 or 410. Raises IdentityNotFound, IdentityUnreachable."""
         try:
-            async with self._turns if plc else self._web_turns:
-                if plc:  # inside: who waited long for a place must not pass a rest that has begun
-                    await self._pace.turn()
+            async with self._permits if plc else self._web_permits:
+                if plc:  # after the permit, because a cooldown may have begun during the wait for it
+                    await self._pace.wait()
                 answer = await self._fetch(url, seconds)
         except HostRefused as err:
-            if plc:  # our own setting is wrong, which says nothing about the DID
+            if plc:  # our own setting is wrong; nothing is known about the DID
                 raise IdentityUnreachable(
                     f"SLUICE_PLC is refused: {err}; SLUICE_ALLOW_PRIVATE_HOSTS=true permits own networks"
                 ) from err
@@ -292,7 +287,7 @@ class Resolver:
         raise IdentityUnreachable(f"{did}: {url} answered {answer.status}", wait, throttled=throttled)
 
     async def _known_documents(self) -> bool:
-        """Whether the directory has the document of a DID that it had one for before; see `directory_answers`."""
+        """Whether the directory has the document of a DID that resolved before (see `directory_answers`)."""
         rows = await self._some_known()
         for did in rows:
             url = document_url(did, self._settings.plc) or ""
@@ -300,22 +295,19 @@ class Resolver:
                 answer = await self._answer(did, url, self._settings.tuning.fetch_connect_seconds, plc=True)
             except (IdentityNotFound, IdentityUnreachable):
                 continue
-            if isinstance(read_document(did, answer), Identity):
+            if isinstance(read_document(did, answer), ResolvedIdentity):
                 return True
         return not rows and await self._healthy()
 
-    def _keep(self, identity: Identity, seconds: float) -> Identity:
-        self._cache[identity.did] = _Entry(identity, time.monotonic() + min(seconds, MEMORY_SECONDS))
-        self._cache.move_to_end(identity.did)
-        while len(self._cache) > self._settings.tuning.identity_cache_entries:
-            self._cache.popitem(last=False)
+    def _keep(self, identity: ResolvedIdentity, seconds: float) -> ResolvedIdentity:
+        self._cache[identity.did] = identity, min(seconds, MEMORY_SECONDS)
         return identity
 
-    async def _stored_many(self, dids: Collection[str]) -> dict[str, tuple[Identity, float]]:
+    async def _stored_many(self, dids: Collection[str]) -> dict[str, tuple[ResolvedIdentity, float]]:
         rows = await self._pool.fetch(self._sql["find_many"], (list(dids),))
-        return {row[0]: (Identity(*row[:-1]), float(row[-1])) for row in rows}
+        return {row[0]: (ResolvedIdentity(*row[:-1]), float(row[-1])) for row in rows}
 
-    async def _store_many(self, identities: Collection[Identity]) -> dict[Identity, None]:
+    async def _store_many(self, identities: Collection[ResolvedIdentity]) -> dict[ResolvedIdentity, None]:
         if not identities:
             return {}
         values = [

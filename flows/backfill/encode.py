@@ -14,7 +14,7 @@ import msgspec
 from protocol.cid import cid_str
 from protocol.encoding.record_json import BodyReason, RecordBody, leaf_body
 from protocol.encoding.unpadded_base64 import to_base64
-from protocol.snapshot import Head, Snapshot
+from protocol.snapshot import Snapshot, SnapshotHead
 from schemas import wire
 
 _KEPT_BLOCKS = 10_000
@@ -88,7 +88,7 @@ class _Bodies:
         return self._body
 
 
-def synced(head: Head, attempt: Attempt, count: int) -> bytes:
+def synced(head: SnapshotHead, attempt: Attempt, count: int) -> bytes:
     """The outcome of a snapshot of `count` records."""
     return _outcome(
         attempt,

@@ -28,7 +28,7 @@ from connectors.runtime.background_loop import Handover
 from flows.backfill.async_queue import AsyncRepoQueue
 from flows.backfill.failures import FailureHandler, identity_failure
 from flows.backfill.task import Result, SnapshotTask
-from protocol.did_document import Identity
+from protocol.did_document import ResolvedIdentity
 from protocol.snapshot import Limits, SnapshotReason, SnapshotRejected
 from schemas.settings import Settings
 from steps.host_speed import Transfer
@@ -137,7 +137,7 @@ class RepoPipeline:
             else:
                 raise failed
 
-    async def _resolve(self, claim: Claim, *, fresh: bool) -> tuple[Identity, str]:
+    async def _resolve(self, claim: Claim, *, fresh: bool) -> tuple[ResolvedIdentity, str]:
         """The identity and its PDS. After repeated failures the cached document is doubted: the account may have moved."""
         did = claim.did
         try:
@@ -162,7 +162,7 @@ class RepoPipeline:
         except QueueFull as err:
             raise FetchFailed(Failure(FailureReason.HOST_BUSY, str(err), err.seconds)) from err
 
-    async def _fetch(self, identity: Identity, host: str, *, fresh: bool) -> tuple[Identity, Download]:
+    async def _fetch(self, identity: ResolvedIdentity, host: str, *, fresh: bool) -> tuple[ResolvedIdentity, Download]:
         """The download. Raises FetchFailed, also if the host is too slow while other repos wait."""
         try:
             async with self._slots.fetching(host) as transfer:
@@ -172,8 +172,8 @@ class RepoPipeline:
             raise FetchFailed(Failure(reason, str(err), err.seconds), host) from err
 
     async def _get_repo(
-        self, identity: Identity, host: str, transfer: Transfer, *, fresh: bool
-    ) -> tuple[Identity, Download]:
+        self, identity: ResolvedIdentity, host: str, transfer: Transfer, *, fresh: bool
+    ) -> tuple[ResolvedIdentity, Download]:
         """The download, from the account's current PDS: an account state reported by a former PDS does not count."""
         try:
             download = await self._client.get_repo(identity.did, host, transfer)
@@ -196,7 +196,7 @@ class RepoPipeline:
         return identity, download
 
     async def _submit(
-        self, run: ClaimRun, min_rev: str, identity: Identity | None, fetched: Download | Unavailable
+        self, run: ClaimRun, min_rev: str, identity: ResolvedIdentity | None, fetched: Download | Unavailable
     ) -> asyncio.Future[Result]:
         """Hand over to the flow's thread; blocks while the flow is behind. The future gets the result."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()

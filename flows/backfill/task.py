@@ -20,7 +20,7 @@ from connectors.postgres.repo_queue import Claim
 from connectors.runtime import metrics
 from flows.backfill.encode import Attempt, creates, gone, synced
 from protocol.car_format import CarError
-from protocol.did_document import Identity
+from protocol.did_document import ResolvedIdentity
 from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
 from protocol.syntax import tid_from_micros
 from schemas.topics import MAX_VALUE_BYTES
@@ -79,7 +79,7 @@ class SnapshotTask:
         claim: Claim,
         min_rev: str,
         *,
-        identity: Identity | None,
+        identity: ResolvedIdentity | None,
         fetched: Download | Unavailable,
         at: str,
         on_result: Callable[[Result], None],

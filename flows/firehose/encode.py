@@ -1,4 +1,4 @@
-"""Verified events → the JSON messages of `firehose_live`. Pure; a message is never larger than the log takes."""
+"""Verified events → the JSON messages of `firehose_live`. Pure; a message never exceeds MAX_VALUE_BYTES."""
 
 from collections import Counter
 
@@ -13,17 +13,16 @@ from protocol.verify_commit import Refused, Verified, VerifyReason
 from schemas import wire
 from schemas.topics import MAX_VALUE_BYTES
 
-"""What a message may weigh: the topic's limit less the room of headers and key."""
 BODY_TIMES = 16
-"""How many times the bytes of its blocks a commit's bodies may have. One byte of a record is at most 14 of JSON; what needs more
-names one large record many times."""
+"""Bytes of a commit's bodies at most, as a multiple of its blocks. One byte of a record becomes at most 14 of JSON, so only a commit
+that names one record many times needs more."""
 BODY_LEAST = 64 * 1024
-"""What the bodies of any commit may have."""
+"""Bytes that the bodies of any commit may have."""
 _JSON_TIMES = 14  # an empty byte string: 0x40 → {"$bytes":""},
 
 
 class Encoded(msgspec.Struct, frozen=True, gc=False):
-    """A message, and why it is only a #sync where it should have been a commit."""
+    """A message. `problem`: why a commit became a #sync."""
 
     value: bytes
     problem: Refused | None = None
@@ -31,13 +30,13 @@ class Encoded(msgspec.Struct, frozen=True, gc=False):
 
 
 def moment(text: object, now: str, latest: str) -> str:
-    """The event's time as we write it: its own, or `now` where it has none or claims to come from after `latest`."""
+    """The time to write: the event's own, or `now` if it is missing or later than `latest`."""
     own = canonical(text)
     return now if own is None or own > latest else own
 
 
 def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
-    """A #commit or #sync. One whose ops are unknown, or whose JSON is too large, becomes a sync: it makes us look again."""
+    """The message of a #commit or #sync. A commit with unknown operations or too much JSON becomes a #sync, so that the repo is fetched."""
     event = verified.event
     if type(event) is not Commit or verified.ops is None:
         return Encoded(sync_value(verified, relay, time), verified.problem)
@@ -94,9 +93,9 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
 
 
 def _bodies(event: Commit, verified: Verified) -> dict[bytes, RecordBody] | Refused:
-    """The bodies of a commit that may be too large, each made once. What is too large is found before anything is encoded.
+    """The bodies of a commit that may be too large, each made once; or the refusal, found before any operation is encoded.
 
-    An ordinary commit has none here: its records are distinct, and its blocks cannot become more than a message holds.
+    Empty for ordinary commits: their records are distinct, and their JSON cannot exceed a message.
     """
     named = [op.cid for op in verified.ops or () if op.cid is not None and op.valid]
     if len(set(named)) == len(named) and _JSON_TIMES * len(event.blocks) <= MAX_VALUE_BYTES:
@@ -104,7 +103,7 @@ def _bodies(event: Commit, verified: Verified) -> dict[bytes, RecordBody] | Refu
     most = min(MAX_VALUE_BYTES, max(BODY_LEAST, BODY_TIMES * len(event.blocks)))
     blocks = verified.blocks
     times = {cid: count for cid, count in Counter(named).items() if cid in blocks}
-    size = sum(len(blocks[cid]) * count for cid, count in times.items())  # JSON is no shorter
+    size = sum(len(blocks[cid]) * count for cid, count in times.items())  # JSON is at least as long
     bodies: dict[bytes, RecordBody] = {}
     for cid, count in times.items():
         if size > most:
@@ -112,12 +111,14 @@ def _bodies(event: Commit, verified: Verified) -> dict[bytes, RecordBody] | Refu
         body = bodies[cid] = leaf_body(cid, blocks[cid], BodyReason.MISSING_BLOCK)
         size += (body.size - len(blocks[cid])) * count
     if size > most:
-        return Refused(VerifyReason.MESSAGE_TOO_LARGE, f"bodies of {size} bytes or more; the commit may have {most}")
+        return Refused(
+            VerifyReason.MESSAGE_TOO_LARGE, f"bodies of at least {size} bytes; the limit of this commit is {most}"
+        )
     return bodies
 
 
 def sync_value(verified: Verified, relay: str, time: str) -> bytes:
-    """The repo stands at this rev and root; what led there is not said."""
+    """A #sync: the repo's rev and root, without operations."""
     event = verified.event
     return wire.encode(
         wire.SyncEvent(
@@ -134,7 +135,7 @@ def sync_value(verified: Verified, relay: str, time: str) -> bytes:
 
 
 def account_value(event: Account, relay: str, epoch: int, time: str) -> bytes:
-    """An #account. `time` is not ahead of its receipt; `epoch`: of the relay's sequence (steps/gate/ratchet.py)."""
+    """An #account. `time`: at most the time of receipt. `epoch`: of the relay's sequence (steps/gate/ratchet.py)."""
     return wire.encode(
         wire.AccountEvent(
             seq=event.seq, time=time, did=event.did, active=event.active, status=event.status, relay=relay, epoch=epoch
@@ -143,7 +144,7 @@ def account_value(event: Account, relay: str, epoch: int, time: str) -> bytes:
 
 
 def identity_value(event: Identity, relay: str, epoch: int, time: str) -> bytes:
-    """An #identity, likewise; the handle is a hint, in lower case."""
+    """An #identity, with `time` and `epoch` as in #account. The handle is an unverified hint, in lower case."""
     handle = event.handle.lower()[:253] if event.handle else None
     return wire.encode(
         wire.IdentityEvent(seq=event.seq, time=time, did=event.did, handle=handle, relay=relay, epoch=epoch)

@@ -1,22 +1,22 @@
-"""Where the blocks of a CAR stand in its file: CID → (offset, size), in some 25 bytes of memory a block.
+"""Positions of a CAR's blocks in its file: CID → (offset, size), in about 25 bytes of memory per block. A dict would take 160.
 
-A dict would take 160. Blocks are spread over 65,536 buckets by two bytes of their digest; an entry is the codec, twelve more
-bytes of the digest, and the place. Two blocks of one such prefix would take 2^56 hashes to find, and harm their own repo only.
+Two bytes of the digest select one of 65,536 buckets. An entry is the codec, twelve more bytes of the digest, and the position. An
+attacker needs 2^56 hashes to find two blocks with the same prefix, and would only damage their own repo.
 """
 
 from protocol.cid import CID_SIZE
 
-_SIZE_BITS = 28  # a place is one integer: offset << 28 | size
+_SIZE_BITS = 28  # a position is one integer: offset << 28 | size
 _SIZE_MASK = (1 << _SIZE_BITS) - 1
-_PLACE_BYTES = 8
+_POSITION_BYTES = 8
 _KEY_BYTES = 13
-_ENTRY_BYTES = _KEY_BYTES + _PLACE_BYTES
+_ENTRY_BYTES = _KEY_BYTES + _POSITION_BYTES
 _BUCKETS = 1 << 16
 _SHA_256 = b"\x12\x20"
 
 
-class CarPlaces:
-    """Entries are added and found; the length counts a block as often as the CAR has it."""
+class BlockOffsets:
+    """The index of one CAR. Its length counts repeated blocks each time."""
 
     __slots__ = ("_buckets", "_count")
 
@@ -28,9 +28,9 @@ class CarPlaces:
         return self._count
 
     def add(self, cid: bytes, offset: int, size: int) -> None:
-        """`cid`: 36 bytes."""
+        """Add a block. `cid`: 36 bytes of one of the network's two kinds."""
         at = cid[4] << 8 | cid[5]
-        entry = cid[1:2] + cid[6:18] + (offset << _SIZE_BITS | size).to_bytes(_PLACE_BYTES)
+        entry = cid[1:2] + cid[6:18] + (offset << _SIZE_BITS | size).to_bytes(_POSITION_BYTES)
         bucket = self._buckets[at]
         if bucket is None:
             self._buckets[at] = bytearray(entry)
@@ -48,6 +48,6 @@ class CarPlaces:
         key, at = cid[1:2] + cid[6:18], -1
         while (at := bucket.find(key, at + 1)) >= 0:
             if at % _ENTRY_BYTES == 0:
-                place = int.from_bytes(bucket[at + _KEY_BYTES : at + _ENTRY_BYTES])
-                return place >> _SIZE_BITS, place & _SIZE_MASK
+                position = int.from_bytes(bucket[at + _KEY_BYTES : at + _ENTRY_BYTES])
+                return position >> _SIZE_BITS, position & _SIZE_MASK
         return None

@@ -1,8 +1,7 @@
-"""JSON that others wrote: bytes → value, within limits on size, items and depth. Pure.
+"""JSON from outside: bytes → value, with limits on size, items and depth. Pure.
 
-`decode` is the only decoder of JSON from outside. It raises `BadJson` and nothing else, for whatever bytes it is given. The
-items are counted before anything is built, so that the time and the memory of one answer are known: 40,000 items take
-about 4 ms. Of duplicate keys the last one counts.
+All JSON from outside is decoded here. `decode` raises `BadJson`, and nothing else, on any bytes. It counts the items before it
+builds a value, which bounds time and memory: 40,000 items take about 4 ms. The last of duplicate keys wins.
 """
 
 from collections.abc import Collection
@@ -15,23 +14,23 @@ MAX_DEPTH = 32
 
 
 class BadJson(Exception):
-    """The bytes are no JSON, or exceed a limit; the message says which, in our words."""
+    """The bytes are not JSON, or exceed a limit. The message quotes nothing of them."""
 
 
 class TooMuchJson(BadJson):
-    """It exceeds a limit on bytes or items: less of it may fit."""
+    """The JSON exceeds the limit of bytes or items. A smaller page may fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
-    """Bytes, and items: the members of all arrays and objects together."""
+    """`size` in bytes; `items`: members of all arrays and objects together."""
 
     size: int
     items: int
 
 
 def decode(body: bytes, limits: JsonLimits) -> Any:
-    """The value of a JSON text. Raises BadJson."""
+    """Decode a JSON text. Raises BadJson."""
     if len(body) > limits.size:
         raise TooMuchJson(f"more than {limits.size} bytes of JSON")
     # an upper bound: separators within strings count too
@@ -44,13 +43,13 @@ def decode(body: bytes, limits: JsonLimits) -> Any:
     except UnicodeDecodeError as err:
         raise BadJson("JSON with invalid UTF-8") from err
     except (msgspec.MsgspecError, ValueError, OverflowError) as err:
-        raise BadJson("no JSON") from err
+        raise BadJson("not JSON") from err
     _check_depth(value)
     return value
 
 
 def _check_depth(value: Any) -> None:
-    """Level by level, without recursion."""
+    """Raise BadJson above MAX_DEPTH. Iterative: recursion could overflow the stack."""
     level: list[Collection[Any]] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         level = [

@@ -1,18 +1,18 @@
-"""A count of the items and levels of DAG-CBOR, without building an object. Raises ScanError, and nothing else, on wire input.
+"""Counts the items and levels of DAG-CBOR without building objects. Raises ScanError, and nothing else, on wire input.
 
-A decoder builds 60 bytes and more for one byte of input, and takes seconds for megabytes of empty lists. The scan skips
-strings by their length and ends at the first item beyond its limit, so its time is bounded by that limit: some 0.3 µs an item.
-It checks only what it needs; what it lets through may still be no DAG-CBOR.
+A decoder builds 60 bytes or more per byte of input, and takes seconds for megabytes of empty lists. The scan skips strings and
+stops at the first item beyond its limit, so the limit bounds its time: about 0.3 µs per item. It does not check that the input
+is valid DAG-CBOR.
 """
 
 from typing import NamedTuple
 
 MAX_DEPTH = 128
-"""Levels of nesting that anything from outside may have."""
+"""Levels of nesting at most, of frames and records."""
 
 
 class ScanError(Exception):
-    """Why the input must not be decoded. `too_large`, `too_deep`: beyond a limit, where it may be well-formed."""
+    """The input must not be decoded. `too_large`, `too_deep`: it exceeds a limit, and may be well-formed."""
 
     def __init__(self, detail: str, *, too_large: bool, too_deep: bool = False) -> None:
         super().__init__(detail)
@@ -21,7 +21,7 @@ class ScanError(Exception):
 
 
 class Scanned(NamedTuple):
-    """Where an object ends, how many items it has, itself included, and how deep it is."""
+    """The end of an object, its number of items including itself, and its depth."""
 
     end: int
     items: int
@@ -29,16 +29,16 @@ class Scanned(NamedTuple):
 
 
 def scan(data: bytes, at: int, items: int, depth: int = MAX_DEPTH) -> Scanned:  # noqa: PLR0912 (calls would double its time)
-    """The object that begins at `at`, up to these limits."""
+    """Scan the object at offset `at`. Raises ScanError, also above `items` or `depth`."""
     end, left, deepest = len(data), items, 0
     pending: list[int] = []  # items that each open container still needs
     while at < end:
-        head = data[at]  # as `_head` does, without the call
+        head = data[at]  # `_head`, inlined
         kind, value = head >> 5, head & 31
         at += 1
         if value > 23:
             if value > 27:
-                raise ScanError("a length without an end", too_large=False)
+                raise ScanError("an indefinite length", too_large=False)
             start, at = at, at + (1 << value - 24)
             value = int.from_bytes(data[start:at])
         left -= 1
@@ -70,11 +70,11 @@ def scan(data: bytes, at: int, items: int, depth: int = MAX_DEPTH) -> Scanned:  
 
 
 def scan_all(data: bytes, items: int, objects: int, depth: int = MAX_DEPTH) -> int:
-    """The number of items of all objects in a row, within these limits."""
+    """Scan consecutive objects to the end of the data; returns their items. Raises ScanError, also above the limits."""
     at, left = 0, items
     while at < len(data):
         if not objects:
-            raise ScanError("more objects than there may be", too_large=False)
+            raise ScanError("too many objects", too_large=False)
         objects -= 1
         at, used, _ = scan(data, at, left, depth)
         left -= used
@@ -82,7 +82,7 @@ def scan_all(data: bytes, items: int, objects: int, depth: int = MAX_DEPTH) -> i
 
 
 def integer_field(data: bytes, at: int, name: bytes, items: int) -> int | None:
-    """The integer of a field of the map at `at`; None where there is none, or it stands behind more than `items` items."""
+    """The unsigned integer of a field in the map at `at`; None if it is missing, or not within the first `items` items."""
     wanted = bytes((0x60 | len(name),)) + name
     try:
         kind, count, at = _head(data, at)
@@ -103,7 +103,7 @@ def integer_field(data: bytes, at: int, name: bytes, items: int) -> int | None:
 
 
 def nested_deeper(objects: list[object], depth: int = MAX_DEPTH) -> bool:
-    """Whether maps and lists that were decoded are nested deeper; `objects` are the first level. Without recursion."""
+    """Whether decoded maps and lists are nested deeper than `depth`; `objects` are the first level. Iterative."""
     level = objects
     for _ in range(depth + 1):
         inner: list[object] = []
@@ -120,7 +120,7 @@ def nested_deeper(objects: list[object], depth: int = MAX_DEPTH) -> bool:
 
 
 def _head(data: bytes, at: int) -> tuple[int, int, int]:
-    """(major type, value, position behind the head)."""
+    """(major type, value, offset behind the head)."""
     if at >= len(data):
         raise ScanError("cut short", too_large=False)
     head = data[at]
@@ -128,7 +128,7 @@ def _head(data: bytes, at: int) -> tuple[int, int, int]:
     if value < 24:
         return head >> 5, value, at + 1
     if value > 27:
-        raise ScanError("a length without an end", too_large=False)
+        raise ScanError("an indefinite length", too_large=False)
     width = 1 << (value - 24)
     end = at + 1 + width
     if end > len(data):

@@ -1,11 +1,11 @@
-"""CBOR that is not canonical DAG-CBOR, as the official AppView reads it: block → value, or ValueError. No other exception.
+"""CBOR that is not canonical DAG-CBOR, decoded as the official AppView decodes it.
 
-Accepted beyond DAG-CBOR: map keys in any order, half and single floats, `undefined` (read as null), invalid UTF-8 (read with
-U+FFFD in its place; only if asked for, else UnicodeDecodeError). Refused as there: integers and lengths in a long form,
-indefinite lengths, keys twice or that are no text, NaN and infinity, tags other than 42, bytes behind the end. Nesting above
-`depth` raises RecursionError.
+Accepted beyond DAG-CBOR: map keys in any order, half and single floats, `undefined` (as null), and with `any_text` invalid UTF-8
+(as U+FFFD). Refused with ValueError: integers and lengths in a longer form than needed, indefinite lengths, duplicate keys, keys
+that are not text, NaN and infinity, tags other than 42, bytes after the end. Invalid UTF-8 without `any_text` raises
+UnicodeDecodeError, a ValueError; nesting above `depth` raises RecursionError. No other exception occurs.
 
-Source: the decode options of `@atproto/lex-cbor` (cborg with `strict`). This decoder is slow, and bounded by `MAX_ITEMS`.
+Source: the decode options of `@atproto/lex-cbor` (cborg with `strict`). This decoder is slow; MAX_ITEMS bounds it.
 """
 
 import math
@@ -17,7 +17,7 @@ import cbrrr
 from protocol.cid import is_any_cid
 
 MAX_ITEMS = 100_000
-"""Values in one block at most: a tenth of a second of decoding. A larger one keeps its bytes only."""
+"""Values of one block at most, about 0.1 s of decoding. A larger block is kept as bytes only."""
 
 _SIMPLE: dict[int, bool | None] = {20: False, 21: True, 22: None, 23: None}
 _FLOATS = {25: ("!e", 2), 26: ("!f", 4), 27: ("!d", 8)}
@@ -26,7 +26,7 @@ _BYTES, _TEXT = 2, 3
 
 
 def decode(block: bytes, depth: int, *, any_text: bool = False) -> Any:
-    """The value, of the types that `cbrrr` gives. `depth`: levels of maps and lists at most. `any_text`: also invalid UTF-8."""
+    """Decode a block to the types of `cbrrr`. `depth`: levels of maps and lists at most."""
     reader = _Reader(block, "replace" if any_text else "strict")
     value = reader.value(depth)
     if reader.at != len(block):
@@ -72,14 +72,14 @@ class _Reader:
         for _ in range(count):
             key = self.value(depth) if self._next(_TEXT) else None
             if type(key) is not str or key in found:
-                raise ValueError("a key is no text, or is there twice")
+                raise ValueError("a key is not text, or occurs twice")
             found[key] = self.value(depth)
         return found
 
     def _link(self, tag: int) -> Any:
         body = self.value(0) if tag == _CID_TAG and self._next(_BYTES) else None
         if type(body) is not bytes or body[:1] != b"\0" or not is_any_cid(body[1:]):
-            raise ValueError("a tag that is no link")
+            raise ValueError("a tag that is not a link")
         return cbrrr.CID(body[1:])
 
     def _simple(self, info: int) -> Any:
@@ -101,7 +101,7 @@ class _Reader:
         size: int = 1 << info - 24
         number = int.from_bytes(self._take(size))
         if number < (24 if size == 1 else 1 << 4 * size):
-            raise ValueError("a number in a long form")
+            raise ValueError("a number in a longer form than needed")
         return number
 
     def _next(self, major: int) -> bool:

@@ -1,16 +1,16 @@
-"""A record's block → JSON that hashes back to its CID, or JSON with the block beside it, or the block alone.
+"""A record's block → JSON that hashes back to its CID, or lossy JSON and the block, or the block alone.
 
-Never raises on wire input. Types come from the CBOR: a CID becomes {"$link": "b…"}, a byte string {"$bytes": "…"}
-(unpadded base64), so a reader must never guess. The JSON is always one object, UTF-8, without lone surrogates, nested
-at most MAX_DEPTH deep, integers in full (64 bits and the sign): PostgreSQL's type `json` takes it.
+A CID becomes {"$link": "b…"} and a byte string {"$bytes": "…"} (unpadded base64). The JSON is one object in UTF-8, without lone
+surrogates, at most MAX_DEPTH levels deep, with integers of 64 bits and a sign; PostgreSQL's type `json` accepts it. Never raises
+on wire input.
 
     json set, raw None     JSON alone reproduces the CID (`body_cid`); reason None
-    json set, raw set      readable, but lossy: `raw` holds the truth, `reason` says why
-    json None, raw set     no JSON can be made of it; `reason` says why
-    json None, raw None    the block is not there, or is not kept; `reason` says why (`leaf_body`, and who builds messages)
+    json set, raw set      the JSON is lossy and `raw` is exact; `reason` is why
+    json None, raw set     the block has no JSON; `reason` is why
+    json None, raw None    the block is missing, or not kept; `reason` is why (`leaf_body`, and the flows' encoders)
 
-Where the official AppView reads CBOR that is not canonical, or text that is not UTF-8, JSON stands beside `raw`, with the reason
-`not_canonical` or `invalid_utf8`.
+If the block is not canonical CBOR, or its text not UTF-8, and the official AppView reads it all the same, both are set with the
+reason `not_canonical` or `invalid_utf8`.
 """
 
 from enum import StrEnum
@@ -25,36 +25,36 @@ from protocol.encoding.loose_cbor import decode as decode_loosely
 from protocol.encoding.unpadded_base64 import to_base64
 
 MAX_ITEMS = 100_000
-"""CBOR items of a record that has JSON. As many empty lists are 12 MB of objects; a block of 2 MB could have two million."""
+"""CBOR items of a record at most, for JSON. That many empty lists take 12 MB; a block of 2 MB could have two million."""
 SCAN_BYTES = 64 * 1024
-"""A smaller block is decoded without counting its items."""
+"""Bytes of a block above which items are counted before decoding."""
 _MAJOR_TYPE = 0xE0
 _MAP = 0xA0
 _SAFE_INTEGER = 2**53
 
 
 class BodyReason(StrEnum):
-    """Why a record's JSON is not the whole truth, or is absent."""
+    """Why a record's JSON is lossy or absent."""
 
-    DOLLAR_KEY = "dollar_key"  # a map of the user with a key $link or $bytes
-    FLOAT = "float"  # not in the data model, and JSON has no one spelling for it; NaN and infinity have none
-    NOT_CANONICAL = (
-        "not_canonical"  # CBOR, but not DAG-CBOR: key order, short floats; without JSON: duplicates, other tags
-    )
-    INVALID_UTF8 = "invalid_utf8"  # its JSON has U+FFFD there
+    DOLLAR_KEY = "dollar_key"  # a map in the record has a key $link or $bytes
+    FLOAT = "float"  # not in the data model, and has no unique form in JSON
+    NOT_CANONICAL = "not_canonical"  # CBOR but not DAG-CBOR; JSON exists if the AppView reads it
+    INVALID_UTF8 = "invalid_utf8"  # its JSON has U+FFFD
     TOO_DEEP = "too_deep"
-    TOO_MANY_ITEMS = "too_many_items"  # of CBOR: more than anybody may make us build
+    TOO_MANY_ITEMS = "too_many_items"  # more than MAX_ITEMS
     NOT_A_MAP = "not_a_map"
-    UNDECODABLE = "undecodable"  # cut short, or bytes after the end
-    RAW_BLOCK = "raw_block"  # the CID says that the block is raw bytes, so it is no record
+    UNDECODABLE = "undecodable"  # truncated, or bytes after the end
+    RAW_BLOCK = "raw_block"  # the CID's codec is raw, so the block is not a record
     # no body at all
-    FOREIGN_CID = "foreign_cid"  # another codec or hash function than this network's: nothing says what the block is
-    BAD_PATH = "bad_path"  # the path is none of a record
+    FOREIGN_CID = "foreign_cid"  # another codec or hash function than the network's
+    BAD_PATH = "bad_path"  # the path is not valid for a record
     MISSING_BLOCK = "missing_block"  # a live commit did not carry it
     TOO_LARGE = "too_large"  # the block, or the message that would carry it
 
 
-class RecordBody(msgspec.Struct, frozen=True):  # a Struct: a frozen dataclass costs a third of the decoding
+class RecordBody(
+    msgspec.Struct, frozen=True
+):  # a Struct: creating a frozen dataclass takes a third of the decoding time
     """See the table at the top of the module. `reason` is a BodyReason or None."""
 
     json: bytes | None
@@ -63,7 +63,7 @@ class RecordBody(msgspec.Struct, frozen=True):  # a Struct: a frozen dataclass c
 
     @property
     def size(self) -> int:
-        """Bytes in a message."""
+        """Bytes that the body takes in a message."""
         return len(self.json or b"") + len(self.raw or b"") * 4 // 3
 
 
@@ -73,12 +73,14 @@ _from_cbor = cbrrr.decode_dag_cbor
 
 
 def record_body(block: bytes) -> RecordBody:
-    """About 3 µs for a post."""
+    """The body of a DAG-CBOR block. About 3 µs for a post."""
     if len(block) > SCAN_BYTES and (beyond := _beyond_limits(block)) is not None:
         return RecordBody(None, block, beyond)
     try:
         value = _from_cbor(block, True)
-        if block[0] & _MAJOR_TYPE != _MAP:  # not the value's type: a bare link or byte string becomes a dict as well
+        if (
+            block[0] & _MAJOR_TYPE != _MAP
+        ):  # the value's type does not tell: a bare link or byte string becomes a dict too
             return RecordBody(None, block, BodyReason.NOT_A_MAP)
         json = _encode(value)
     except UnicodeDecodeError:
@@ -86,15 +88,15 @@ def record_body(block: bytes) -> RecordBody:
     except RecursionError:
         return RecordBody(None, block, BodyReason.TOO_DEEP)
     except ValueError:  # covers CbrrrDecodeError
-        return _odd_body(block)
-    # every level opens one bracket, so few brackets prove that the exact count is not needed
+        return _unusual_body(block)
+    # each level opens a bracket, so few brackets prove that the depth is within the limit
     if json.count(b"{") + json.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         return RecordBody(None, block, BodyReason.TOO_DEEP)
     return RecordBody(json, None, None)
 
 
 def leaf_body(cid: bytes, block: bytes | None, missing: BodyReason) -> RecordBody:
-    """What a leaf names: the CID's codec decides how the block is read. `missing`: why there is no block."""
+    """The body of a leaf; the CID's codec decides how the block is read. `missing`: the reason if there is no block."""
     if block is not None and cid[:4] == DAG_CBOR:
         return record_body(block)
     if not is_cid(cid):
@@ -103,9 +105,9 @@ def leaf_body(cid: bytes, block: bytes | None, missing: BodyReason) -> RecordBod
 
 
 def body_cid(json: bytes | None, raw: bytes | None = None, like: str = "") -> str:
-    """The record's CID from what was stored; `raw` wins. ValueError if the JSON is no record that `record_body` wrote.
+    """The record's CID, computed from the stored body; `raw` has priority. `like`: the row's CID, for the codec of `raw`.
 
-    `like`: the CID that the row names, whose codec a raw block has.
+    Raises ValueError if `record_body` cannot have written the JSON.
     """
     if raw is not None:
         return sha256_cid(raw, like)
@@ -118,16 +120,16 @@ def body_cid(json: bytes | None, raw: bytes | None = None, like: str = "") -> st
 
 
 def _beyond_limits(block: bytes) -> BodyReason | None:
-    """Why a large block is not decoded at all: it would take seconds."""
+    """The limit that a large block exceeds, checked without decoding it: that could take seconds."""
     try:
-        scan(block, 0, MAX_ITEMS, MAX_DEPTH + 1)  # a link at the deepest place counts as a level there
+        scan(block, 0, MAX_ITEMS, MAX_DEPTH + 1)  # a link at the deepest level counts as one more
     except ScanError as err:
         return BodyReason.TOO_MANY_ITEMS if err.too_large else BodyReason.TOO_DEEP if err.too_deep else None
     return None
 
 
-def _odd_body(block: bytes) -> RecordBody:
-    """The slow path: a user's $link, a float, CBOR that is not canonical, or something that is no CBOR at all."""
+def _unusual_body(block: bytes) -> RecordBody:
+    """The slow path: a map with $link or $bytes, a float, CBOR that is not canonical, or not CBOR."""
     try:
         value = _from_cbor(block)
     except ValueError as err:
@@ -139,7 +141,7 @@ def _odd_body(block: bytes) -> RecordBody:
 
 
 def _loose_body(block: bytes, reason: BodyReason) -> RecordBody:
-    """What is no DAG-CBOR for this reason, as the official AppView reads it, if it does."""
+    """A block that is not DAG-CBOR for this reason, read as the official AppView reads it, if it does."""
     try:
         value = decode_loosely(block, MAX_DEPTH, any_text=reason is BodyReason.INVALID_UTF8)
     except UnicodeDecodeError:
@@ -152,7 +154,7 @@ def _loose_body(block: bytes, reason: BodyReason) -> RecordBody:
 
 
 def _lossy_body(block: bytes, value: object, reason: BodyReason | None) -> RecordBody:
-    """JSON beside the block. Without a `reason`, it is what JSON cannot carry."""
+    """Lossy JSON and the block. Without `reason`, what JSON cannot represent is the reason."""
     if type(value) is not dict:
         return RecordBody(None, block, BodyReason.NOT_A_MAP)
     if _depth(value) > MAX_DEPTH:
@@ -165,7 +167,7 @@ def _lossy_body(block: bytes, value: object, reason: BodyReason | None) -> Recor
 
 
 def _lossy(value: object, reasons: set[BodyReason]) -> object:
-    """CBOR types → JSON types; depth was limited before. Notes what JSON cannot carry."""
+    """CBOR types → JSON types; adds to `reasons` what JSON cannot represent. The caller has limited the depth."""
     if isinstance(value, dict):
         if "$link" in value or "$bytes" in value:
             reasons.add(BodyReason.DOLLAR_KEY)
@@ -178,7 +180,7 @@ def _lossy(value: object, reasons: set[BodyReason]) -> object:
         return {"$bytes": to_base64(value)}
     if isinstance(value, float):
         reasons.add(BodyReason.FLOAT)
-        if value.is_integer() and abs(value) < _SAFE_INTEGER:  # where numbers have one type, 1.0 is an integer
+        if value.is_integer() and abs(value) < _SAFE_INTEGER:  # JavaScript has one number type: 1.0 is an integer there
             return int(value)
     return value
 
@@ -195,7 +197,7 @@ def _decode_reason(error: str) -> BodyReason:
 
 
 def _depth(value: object) -> int:
-    """Nesting levels of maps and lists, counted level by level: no recursion, whatever the input; stops past the limit."""
+    """Nesting levels of maps and lists, counted iteratively up to MAX_DEPTH + 1."""
     depth = 0
     level: list[Any] = [value]
     while depth <= MAX_DEPTH:

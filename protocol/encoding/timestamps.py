@@ -1,6 +1,6 @@
-"""Times of the network → `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC, milliseconds cut, never rounded), or None. Never raises.
+"""Times of the network → `YYYY-MM-DDTHH:MM:SS.mmmZ` in UTC, truncated to milliseconds, or None. Never raises on wire input.
 
-What this spelling has and others lack: text order is time order.
+In this form, text order is time order.
 """
 
 import re
@@ -12,11 +12,11 @@ _UTC = re.compile(
 ).fullmatch
 _FRACTION = re.compile(r"\.(\d{3})\d*", re.ASCII)
 _MAX_TEXT = 64
-_LAST_SAFE_DAY = "28"  # every month has it
+_LAST_SAFE_DAY = "28"  # exists in every month
 
 
 def canonical(text: object) -> str | None:
-    """The same moment, spelt as above; None for what is no moment (no zone, no such day, no string)."""
+    """The same time in the canonical form; None for other types, invalid dates, and times without a zone."""
     if type(text) is not str or len(text) > _MAX_TEXT:
         return None
     match = _UTC(text)
@@ -37,7 +37,7 @@ def _is_day(whole: str) -> bool:
 
 
 def _other_zone(text: str) -> str | None:
-    """An offset from UTC. Rare, so the general parser may do it."""
+    """A time with an offset from UTC. Rare, so the slower general parser is used."""
     if not text.isascii() or "T" not in text:
         return None
     try:
@@ -51,10 +51,10 @@ def _other_zone(text: str) -> str | None:
 
 
 def to_unix(text: str) -> float:
-    """What `canonical` wrote → seconds since 1970."""
+    """The canonical form → seconds since 1970."""
     return datetime.fromisoformat(text).timestamp()
 
 
 def from_unix(seconds: float) -> str:
-    """Seconds since 1970 → the spelling above."""
+    """Seconds since 1970 → the canonical form."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

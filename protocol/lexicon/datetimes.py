@@ -1,10 +1,10 @@
-"""`createdAt` as people write it → the AppView's spelling `YYYY-MM-DDTHH:MM:SS.mmmZ`, milliseconds cut. Never raises.
+"""`createdAt` of records → the AppView's form `YYYY-MM-DDTHH:MM:SS.mmmZ`, truncated to milliseconds. Never raises on wire input.
 
-As `new Date(text).toISOString()` does it: the 30th of February is the 1st or 2nd of March, 24:00:00 is the next day's
-midnight, a second 60 is no time at all, a time without zone is UTC, years go from 0 to 9999. What is no time becomes EPOCH.
+The conversion follows `new Date(text).toISOString()`: 30 February is 1 or 2 March, 24:00:00 is midnight of the next day, second 60
+is invalid, a time without a zone is UTC, and years range from 0 to 9999. An invalid time becomes EPOCH.
 
-`is_datetime` takes what either of the two published validators takes, the old lenient and the new strict one, but for
-other separators than `-`, `T`, `:` and `.`, which only the old one knows and no clock of this century writes.
+`is_datetime` accepts what either of the two published validators accepts, the old lenient or the new strict one. The exception:
+separators other than `-`, `T`, `:` and `.`, which only the old one accepts and current software does not write.
 """
 
 import re
@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 
 EPOCH = "1970-01-01T00:00:00.000Z"
 MAX_DATETIME = 64
-_LENIENT_DIGITS = 9  # of a fraction, where only the lenient validator takes the rest
+_LENIENT_DIGITS = 9  # of a fraction at most, if only the lenient validator accepts the rest
 
-# every month has these days, so what matches needs no calendar
+# days that every month has, so that a match needs no check of the calendar
 _common = re.compile(
     r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{3})?Z", re.ASCII
 ).fullmatch
@@ -25,7 +25,7 @@ _general = re.compile(
 ).fullmatch
 _CYCLE = 400  # years after which the calendar repeats
 _MAX_YEAR = 9999
-_SPELT = 24  # characters of the AppView's spelling
+_FORM_CHARACTERS = 24  # of the AppView's form
 
 
 def is_datetime(text: str) -> bool:
@@ -34,9 +34,9 @@ def is_datetime(text: str) -> bool:
 
 
 def created_at(text: str) -> str:
-    """See the module's contract."""
+    """The AppView's form of a createdAt, or EPOCH."""
     if _common(text) is not None:
-        return text if len(text) == _SPELT else f"{text[:-1]}.000Z"
+        return text if len(text) == _FORM_CHARACTERS else f"{text[:-1]}.000Z"
     return _instant(text) or EPOCH
 
 
@@ -64,7 +64,7 @@ def _is_day(year: int, month: int, day: int) -> bool:
 
 
 def _instant(text: str) -> str | None:
-    """JavaScript's reading of an ISO 8601 time; None where it reads none."""
+    """An ISO 8601 time as JavaScript parses it, in the AppView's form; None if invalid."""
     match = _general(text)
     if match is None:
         return None
@@ -72,7 +72,7 @@ def _instant(text: str) -> str | None:
     milliseconds = f"{fraction or '':0<3}"[:3]
     if second == "60" or (hour == "24" and (minute, second, milliseconds) != ("00", "00", "000")):
         return None
-    # moved into years that Python has, and back: 0000 is a year, and offsets may leave 9999
+    # shifted into years that Python supports, and back: year 0000 exists, and an offset may leave 9999
     moved = _CYCLE + int(year) % _CYCLE
     moment = datetime(moved, int(month), 1) + timedelta(
         days=int(day) - 1, hours=int(hour), minutes=int(minute), seconds=int(second)

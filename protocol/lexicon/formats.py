@@ -1,7 +1,7 @@
-"""String formats of lexicons: any JSON value → None if it has the format, else why not. Never raises.
+"""String formats of lexicons: any JSON value → None if it has the format, else the reason. Never raises.
 
-As the published validator reads them: an AT-URI may have a handle for authority, a query, a JSON pointer as fragment and
-a slash at its end; a datetime need not name its zone (`protocol.lexicon.datetimes`).
+The rules are those of the published validator: an AT-URI may have a handle as authority, a query, a JSON pointer as fragment and
+a slash at the end; a datetime may lack its zone (`protocol.lexicon.datetimes`).
 """
 
 import re
@@ -15,7 +15,7 @@ from protocol.syntax import is_did, is_handle, is_nsid, is_rkey, is_tid
 
 MAX_AT_URI = 8192
 
-# the form of nearly all: a DID, a collection, a key; what it refuses gets a second, patient look
+# fast check of the usual form: DID, collection, key; `_is_other_at_uri` checks all others
 _record_uri = re.compile(
     r"at://did:[a-z]{1,20}:[a-zA-Z0-9._:-]{1,255}(?<!:)/[a-zA-Z]{1,63}(?:\.[a-zA-Z0-9]{1,63}){1,7}\.[a-zA-Z][a-zA-Z0-9]{0,62}/[a-zA-Z0-9_~.:-]+"
 ).fullmatch
@@ -39,7 +39,7 @@ _language = re.compile(
 
 
 def at_uri_parts(uri: str) -> tuple[str, str, str]:
-    """(authority, collection, rkey) of a valid AT-URI; empty strings for what it lacks."""
+    """(authority, collection, rkey) of a valid AT-URI; missing parts are empty."""
     path = uri[5:].partition("#")[0].partition("?")[0]
     authority, _, rest = path.partition("/")
     collection, _, rkey = rest.partition("/")
@@ -47,7 +47,7 @@ def at_uri_parts(uri: str) -> tuple[str, str, str]:
 
 
 def is_cid(text: str) -> bool:
-    """Any CID in base32 or base58, of either version."""
+    """Whether the text is a CID in base32 or base58, of version 0 or 1."""
     return _our_cid(text) is not None or _is_other_cid(text)
 
 
@@ -66,7 +66,7 @@ def _is_other_cid(text: str) -> bool:
 def _at_uri(value: Any) -> str | None:
     if type(value) is str and len(value) <= MAX_AT_URI and (_record_uri(value) or _is_other_at_uri(value)):
         return None
-    return ": is no AT-URI"
+    return ": is not a valid AT-URI"
 
 
 def _is_other_at_uri(text: str) -> bool:
@@ -80,7 +80,7 @@ def _is_other_at_uri(text: str) -> bool:
 
 
 def _form(name: str, test: Callable[[str], object]) -> Callable[[Any], str | None]:
-    why = f": is no {name}"
+    why = f": is not a valid {name}"
 
     def check(value: Any) -> str | None:
         return None if type(value) is str and test(value) else why
@@ -101,4 +101,4 @@ FORMATS: dict[str, Callable[[Any], str | None]] = {
     "tid": _form("TID", is_tid),
     "uri": _form("URI", _uri),
 }
-"""Format of a lexicon's string → check."""
+"""Format of a lexicon's string → check function."""

@@ -1,9 +1,9 @@
-"""Lexicon definitions → check functions: a JSON value → None if it is valid, else why not. Never raises, whatever the value.
+"""Lexicon definitions → check functions: a JSON value → None if it is valid, else the reason. Never raises, whatever the value.
 
-Rules are those of the published validator (`@atproto/lexicon`): more properties than defined are welcome, a union is
-open unless it says otherwise, string lengths are UTF-8 bytes or graphemes, blobs may have the form of 2022 ({cid,
-mimeType}), their size and type are not looked at. A CID is {"$link": …}, bytes are {"$bytes": …}, as `record_json`
-writes them. A reason is a path and a sentence: `/embed/images/0: lacks alt`.
+The rules are those of the published validator (`@atproto/lexicon`): additional properties are allowed; a union is open unless
+its definition closes it; string lengths count UTF-8 bytes or graphemes; blobs may have the form of 2022 ({cid, mimeType}), and
+their size and type are not checked. A CID is {"$link": …} and bytes are {"$bytes": …}, as `record_json` writes them. A reason is a
+path and a text: `/embed/images/0: lacks alt`.
 """
 
 from collections.abc import Callable
@@ -24,21 +24,21 @@ _MAX_UTF8 = 4  # bytes per code point
 
 
 class Lexicon:
-    """Checks made on first use from `definitions` (see `appview.lexicons`)."""
+    """Compiles checks of `definitions` on first use (see `appview.lexicons`)."""
 
     def __init__(self, definitions: dict[str, Definition]) -> None:
         self._definitions = definitions
         self._checks: dict[str, Check] = {}
 
     def check(self, ref: str) -> Check:
-        """The check of a definition. KeyError for one that is not there."""
+        """The check of a definition. Raises KeyError for an unknown one."""
         found = self._checks.get(ref)
         if found is None:
 
-            def detour(value: Any) -> str | None:  # for a definition that refers to its unfinished self
+            def deferred(value: Any) -> str | None:  # for a definition that refers to itself
                 return self._checks[ref](value)
 
-            self._checks[ref] = detour
+            self._checks[ref] = deferred
             found = self._checks[ref] = self._compile(self._definitions[ref])
         return found
 
@@ -69,7 +69,7 @@ class Lexicon:
 
         def check(value: Any) -> str | None:
             if type(value) is not dict:
-                return ": is no object"
+                return ": is not an object"
             for key, inner, needed, may_be_null in fields:
                 item = value.get(key, _ABSENT)
                 if item is _ABSENT:
@@ -87,7 +87,7 @@ class Lexicon:
 
         def check(value: Any) -> str | None:
             if type(value) is not list:
-                return ": is no array"
+                return ": is not an array"
             if not least <= len(value) <= most:
                 return f": has {len(value)} items"
             for at, item in enumerate(value):
@@ -108,17 +108,17 @@ class Lexicon:
         def check(value: Any) -> str | None:
             kind = value.get("$type") if type(value) is dict else None
             if type(kind) is not str:
-                return ": is no object with a $type"
+                return ": is not an object with a $type"
             inner = members.get(kind)
             if inner is not None:
                 return inner(value)
-            return ": is of no known $type" if closed else None
+            return ": has an unknown $type" if closed else None
 
         return check
 
 
 def _string(definition: Definition) -> Check:
-    if set(definition) == {"type", "format"}:  # most strings of most records
+    if set(definition) == {"type", "format"}:  # most strings in records
         return FORMATS[definition["format"]]
     form = FORMATS[definition["format"]] if "format" in definition else None
     allowed = set(definition.get("enum", ())) | ({definition["const"]} if "const" in definition else set())
@@ -127,15 +127,15 @@ def _string(definition: Definition) -> Check:
 
     def check(value: Any) -> str | None:
         if type(value) is not str:
-            return ": is no string"
+            return ": is not a string"
         if allowed and value not in allowed:
-            return ": is none of the allowed values"
+            return ": is not one of the allowed values"
         length = len(value)
         if length * _MAX_UTF8 > bytes_most or bytes_least:
             size = len(value.encode())
             if not bytes_least <= size <= bytes_most:
                 return f": has {size} bytes"
-        # a grapheme has at least one code point, so short strings need no counting
+        # a grapheme has at least one code point, so short strings need not be counted
         if (length > most or least) and not least <= (count := len(_graphemes.findall(value))) <= most:
             return f": has {count} graphemes"
         return form(value) if form is not None else None
@@ -148,9 +148,9 @@ def _integer(definition: Definition) -> Check:
     allowed = set(definition.get("enum", ())) | ({definition["const"]} if "const" in definition else set())
 
     def check(value: Any) -> str | None:
-        # JavaScript knows no difference between 1 and 1.0
+        # JavaScript does not distinguish 1 and 1.0
         if type(value) is not int and not (type(value) is float and value.is_integer()):
-            return ": is no integer"
+            return ": is not an integer"
         if not least <= value <= most or (allowed and value not in allowed):
             return f": {value} is out of range"
         return None
@@ -159,19 +159,19 @@ def _integer(definition: Definition) -> Check:
 
 
 def _boolean(value: Any) -> str | None:
-    return None if type(value) is bool else ": is no boolean"
+    return None if type(value) is bool else ": is not a boolean"
 
 
 def _bytes(value: Any) -> str | None:
     if type(value) is dict and len(value) == 1 and type(value.get("$bytes")) is str:
         return None
-    return ": is no byte string"
+    return ": is not a byte string"
 
 
 def _link(value: Any) -> str | None:
     if type(value) is dict and len(value) == 1 and type(value.get("$link")) is str and is_cid(value["$link"]):
         return None
-    return ": is no link"
+    return ": is not a link"
 
 
 def _blob(value: Any) -> str | None:
@@ -181,11 +181,11 @@ def _blob(value: Any) -> str | None:
                 return None
         elif value.keys() == _OLD_BLOB and type(value["cid"]) is str and is_cid(value["cid"]):
             return None
-    return ": is no blob"
+    return ": is not a blob"
 
 
 def _unknown(value: Any) -> str | None:
-    return None if type(value) in {dict, list} else ": is no object"
+    return None if type(value) in {dict, list} else ": is not an object"
 
 
 _PLAIN: dict[str, Check] = {

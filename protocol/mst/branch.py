@@ -17,15 +17,15 @@ _VALUES = frozenset((_VALUE + DAG_CBOR, _VALUE + RAW))
 
 
 class Branch:
-    """A node in memory: `trees[i]` stands before leaf i, the last tree after all of them.
+    """A node in memory. `trees[i]` is the subtree before leaf i; the last one is after all leaves.
 
-    `heads[i]` is the encoding of leaf i up to its subtree, None where its predecessor changed. `cid` is that of the block
-    that the node was read from, None once it or anything below it is another.
+    `heads[i]`: the encoding of leaf i up to its subtree; None if the leaf before it changed. `cid`: of the block that the node
+    was read from; None if the node or one below it changed.
     """
 
     __slots__ = ("cid", "heads", "keys", "layer", "trees", "values")
 
-    def __init__(  # noqa: PLR0917 (made for every node of every commit: keywords cost)
+    def __init__(  # noqa: PLR0917 (created for every node of every commit: keyword arguments cost time)
         self,
         layer: int,
         trees: "list[Tree]",
@@ -43,17 +43,17 @@ class Branch:
 
 
 Tree = bytes | Branch | None
-"""A stub (CID bytes), a node in memory, or nothing."""
+"""A subtree that is not loaded (its CID), a node in memory, or no subtree."""
 
 
 def parse_branch(cid: bytes, block: bytes, layer: int) -> Branch:  # noqa: PLR0912, PLR0915 (calls would double its time)
-    """A node from its canonical encoding, and from no other. Raises MstError, and IndexError where the block ends early."""
+    """Parse a node, in canonical encoding only. Raises MstError, and IndexError if the block ends early."""
     if block[:3] != b"\xa2ae":
         raise MstError(MstReason.BAD_NODE, cid)
     count, at = block[3] - 0x80, 4
     if not 0 <= count < 24:
         count, at = _number(cid, block, 3, 0x80)
-    trees: list[Tree] = [None]  # the first stands at the end of the block
+    trees: list[Tree] = [None]  # the first one is at the end of the block
     keys: list[bytes] = []
     values: list[bytes] = []
     heads: list[bytes | None] = []
@@ -104,25 +104,25 @@ def parse_branch(cid: bytes, block: bytes, layer: int) -> Branch:  # noqa: PLR09
 
 
 def _link(cid: bytes, block: bytes, at: int) -> tuple[bytes | None, int]:
-    """A subtree's CID or null, and where it ends."""
+    """A subtree's CID or None, and the offset after it."""
     if block[at] == 0xF6:
         return None, at + 1
     if block[at : at + 9] != _TREE:
-        raise MstError(MstReason.BAD_NODE, cid, "a subtree is no CID of a DAG-CBOR block")
+        raise MstError(MstReason.BAD_NODE, cid, "a subtree is not the CID of a DAG-CBOR block")
     return block[at + 5 : at + 41], at + 41
 
 
 def _foreign(cid: bytes, block: bytes, at: int) -> tuple[bytes, int]:
-    """A leaf's CID of another codec or hash function, and where it ends."""
+    """A leaf's CID of another codec or hash function, and the offset after it."""
     size, start = _number(cid, block, at + 4, 0x40)
     value, end = block[start + 1 : start + size], start + size
     if block[at : at + 4] != b"av\xd8*" or block[start] or not is_any_cid(value):
-        raise MstError(MstReason.BAD_NODE, cid, "a value is no CID")
+        raise MstError(MstReason.BAD_NODE, cid, "a value is not a CID")
     return value, end
 
 
 def _number(cid: bytes, block: bytes, at: int, major: int) -> tuple[int, int]:
-    """A CBOR head of this major type in its shortest form, and where it ends."""
+    """The value of a CBOR head of this major type in its shortest form, and the offset after it."""
     value = block[at] - major
     if 0 <= value < 24:
         return value, at + 1
@@ -134,6 +134,7 @@ def _number(cid: bytes, block: bytes, at: int, major: int) -> tuple[int, int]:
 
 
 def tree_cid(tree: Tree) -> bytes | None:
+    """The CID of a tree with its changes; None for no tree."""
     if not isinstance(tree, Branch):
         return tree
     if tree.cid is not None:
@@ -153,7 +154,7 @@ def tree_cid(tree: Tree) -> bytes | None:
 
 
 def _head(previous: bytes, key: bytes) -> bytes:
-    """A leaf's encoding up to its subtree, behind another leaf."""
+    """A leaf's encoding up to its subtree. `previous`: the key of the leaf before it."""
     shared = shared_bytes(previous, key)
     size = len(key) - shared
     return b"".join((b"\xa4ak", cbor_head(0x40, size), key[shared:], b"ap", cbor_head(0, shared), b"at"))

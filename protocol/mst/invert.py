@@ -1,18 +1,17 @@
-"""Inversion of a commit's operations: the tree after them, minus what they did, must be the tree before them.
+"""Inversion of a commit's operations: undone on the tree after the commit, they must give the tree before it.
 
-`invert(root, get_block, changes) -> bytes`: the root CID before, computed over the part of the tree that a commit carries;
-subtrees that no operation touches stay stubs (their CID is all that is needed). Raises `Unproven`, and nothing else, on wire
-input. Its `cannot_tell` is true where a block is missing or an operation names no `prev`: then nothing is proven false, and
-the repo has to be fetched. Otherwise the commit claims what its own tree denies.
+`invert` returns the root CID before the operations. It needs only the part of the tree that a commit carries: of subtrees that
+no operation touches, the CID is enough. It raises `Unproven`, and nothing else, on wire input. If a block is missing or an
+operation has no `prev`, `cannot_tell` is true: nothing is disproven, and the repo has to be fetched. Otherwise the operations
+contradict the commit's own tree.
 
-The tree is the one that its leaves allow, so the order of inversion does not matter to the result. Deleted keys go back in
-first: that asks for fewer blocks.
+A set of leaves has exactly one valid tree, so the result does not depend on the order. Deleted keys are inserted first, because
+that needs fewer blocks.
 
-Nodes are read and written here as bytes, since a firehose does this for every commit: what an operation does not touch is
-copied. For the same reason the layer of one key per node is looked at, not of all: a leaf that no operation names stands in
-the tree before at the same place, so where the result is the root of a valid tree, that leaf is where it must be. A key that
-an operation created is not in the tree before, so nothing but this module checks its place: its layer, that the leaves right
-before and after it lie on their side of it, and that no empty node stands where it is removed.
+Only one key per node has its layer checked, because the firehose does this for every commit. A leaf that no operation names is
+at the same position in the tree before, so if the result is the root of a valid tree, its position is right. A created key is
+not in the tree before, so its position is checked here: its layer, the order of the keys right before and after it, and that its
+removal leaves no empty node.
 """
 
 from bisect import bisect_left
@@ -39,7 +38,7 @@ _CANNOT_TELL = frozenset({UnprovenReason.MISSING_PROOF, UnprovenReason.NO_PREV})
 
 
 class Unproven(Exception):
-    """The operations are not proven by the tree; `cannot_tell` says whether they are not disproven either."""
+    """The tree does not prove the operations. `cannot_tell`: it does not disprove them either."""
 
     def __init__(self, reason: UnprovenReason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
@@ -51,13 +50,13 @@ class Unproven(Exception):
         return self.reason in _CANNOT_TELL
 
 
-UNTOLD = b""
+NOT_GIVEN = b""
 
 
 class Change(NamedTuple):
-    """What an operation did at a key: `after` None for a delete, `before` None for a create; CIDs are of any kind.
+    """The effect of an operation on a key. `after`: None for a delete. `before`: None for a create. CIDs are of any kind.
 
-    An update or delete that does not name what it replaces has `before` UNTOLD.
+    `before` is NOT_GIVEN for an update or delete without `prev`.
     """
 
     key: bytes
@@ -67,8 +66,8 @@ class Change(NamedTuple):
 
 def invert(root: bytes, get_block: Blocks, changes: Sequence[Change]) -> bytes:
     """The root CID before `changes` (each key once). Raises Unproven."""
-    if any(change.before == UNTOLD or change.before is change.after is None for change in changes):
-        raise Unproven(UnprovenReason.NO_PREV, "an update or delete names no prev")
+    if any(change.before == NOT_GIVEN or change.before is change.after is None for change in changes):
+        raise Unproven(UnprovenReason.NO_PREV, "an update or delete has no prev")
     try:
         tree = _Partial(root, get_block)
         for key, after, _ in changes:
@@ -87,7 +86,7 @@ def invert(root: bytes, get_block: Blocks, changes: Sequence[Change]) -> bytes:
 
 
 class _Partial:
-    """The tree of a commit, as far as its blocks go. Methods raise MstError."""
+    """The part of a tree that the blocks of a commit cover. Methods raise MstError."""
 
     def __init__(self, root: bytes, get_block: Blocks) -> None:
         self._get_block = get_block
@@ -102,7 +101,7 @@ class _Partial:
         self._root = node
 
     def find(self, key: bytes) -> bytes | None:
-        """The value at a key, or None. Loads the nodes on the way."""
+        """The value at a key, or None. Loads the nodes on the path."""
         layer, node = key_layer(key), self._root
         while node.layer >= layer:
             at = bisect_left(node.keys, key)
@@ -117,7 +116,7 @@ class _Partial:
         return None
 
     def replace(self, key: bytes, value: bytes) -> None:
-        """Another value at a key that is there."""
+        """Change the value of an existing key."""
         node: Branch | None = self._root
         while node is not None:
             node.cid = None
@@ -126,10 +125,10 @@ class _Partial:
                 node.values[at] = value
                 return
             node = self._loaded(node, at)
-        raise MstError(MstReason.KEY_ORDER, b"", "a key that was found is gone")
+        raise MstError(MstReason.KEY_ORDER, b"", "a key that was found has disappeared")
 
     def insert(self, key: bytes, value: bytes) -> None:
-        """A key that is not there."""
+        """Insert a new key."""
         layer = key_layer(key)
         if self._root.layer < 0:
             self._root = _lone(layer, None, key, value, None)
@@ -141,7 +140,7 @@ class _Partial:
             self._insert(self._root, key, value, layer)
 
     def remove(self, key: bytes) -> None:
-        """A key that is there; what stood beside it grows together."""
+        """Remove an existing key and merge the subtrees on both sides of it."""
         self._remove(self._root, key)
         while not self._root.keys and self._root.layer >= 0:
             below = self._root.trees[0]
@@ -153,7 +152,7 @@ class _Partial:
                 self._root = self._load(below, self._root.layer - 1)
 
     def root_cid(self) -> bytes:
-        """The CID of the tree as it stands now."""
+        """The CID of the tree with its changes."""
         return tree_cid(self._root) or b""
 
     def _insert(self, node: Branch, key: bytes, value: bytes, layer: int) -> None:
@@ -183,13 +182,13 @@ class _Partial:
             return
         below = self._loaded(node, at)
         if below is None:
-            raise MstError(MstReason.KEY_ORDER, b"", "a key that was found is gone")
+            raise MstError(MstReason.KEY_ORDER, b"", "a key that was found has disappeared")
         self._remove(below, key)
         if not below.keys and below.trees[0] is None:
             node.trees[at] = None
 
     def _check_seam(self, node: Branch, at: int) -> None:
-        """The last key before leaf `at` is below it, the first after it above it, the leaf beside it of its layer.
+        """Check leaf `at`: its layer, and that the keys right before and after it are on the right side.
 
         Loads the nodes between it and these two keys.
         """
@@ -210,7 +209,7 @@ class _Partial:
         return tree
 
     def _split(self, node: Branch, key: bytes) -> tuple[Tree, Tree]:
-        """What stands before and after a key."""
+        """The trees of the keys before and after `key`."""
         at = bisect_left(node.keys, key)
         below = self._loaded(node, at)
         left, right = (None, None) if below is None else self._split(below, key)
@@ -229,7 +228,7 @@ class _Partial:
         return Branch(layer, trees, first.keys + second.keys, first.values + second.values, heads)
 
     def _loaded(self, node: Branch, at: int) -> Branch | None:
-        """The subtree at a place, in memory; its keys lie between the leaves beside it."""
+        """The subtree at an index, loaded; checks that its keys lie between the leaves on both sides."""
         tree = node.trees[at]
         if not isinstance(tree, bytes):
             return tree
@@ -256,11 +255,11 @@ class _Partial:
         try:
             return parse_branch(cid, block, layer)
         except IndexError as err:
-            raise MstError(MstReason.BAD_NODE, cid, "cut off") from err
+            raise MstError(MstReason.BAD_NODE, cid, "truncated") from err
 
 
 def _check_layer(node: Branch) -> None:
-    """One key stands for all: the others are in the tree before as well, whose validity the caller knows (see above)."""
+    """Check the layer of one key (see the module) and that layer 0 has no subtrees."""
     if node.layer < 0 or (node.keys and key_layer(node.keys[0]) != node.layer):
         raise MstError(MstReason.KEY_LAYER, node.cid or b"")
     if node.layer == 0 and any(node.trees):
@@ -272,7 +271,7 @@ def _lone(layer: int, left: Tree, key: bytes, value: bytes, right: Tree) -> Bran
 
 
 def _raised(tree: Tree, layer: int, under: int) -> Tree:
-    """A tree of one layer as a child of a node in layer `under`: nodes without leaves stand between."""
+    """A tree of one layer as a child of a node in layer `under`, with nodes without leaves between them."""
     if tree is None:
         return None
     for height in range(layer + 1, under):

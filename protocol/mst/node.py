@@ -8,7 +8,7 @@ import libipld
 
 from protocol.cid import CID_SIZE, DAG_CBOR, RAW, cid_str, is_any_cid
 
-MAX_KEY = 1024  # also what bounds the work that prefix compression can ask for
+MAX_KEY = 1024  # also bounds the work that prefix compression can cause
 _LINK_HEAD = b"\xd8\x2a\x58\x25\x00"
 _LINK_SIZE = 41
 _OURS = (DAG_CBOR, RAW)
@@ -27,7 +27,7 @@ class MstReason(StrEnum):
 
 
 class MstError(Exception):
-    """`cid`: bytes of the node at fault (of the block that is missing), empty in `build`."""
+    """A tree was refused. `cid`: the invalid node or the missing block; empty in `build`."""
 
     def __init__(self, reason: MstReason, cid: bytes, detail: str = "") -> None:
         where = f" in {cid_str(cid)}" if cid else ""
@@ -36,8 +36,8 @@ class MstError(Exception):
         self.cid = cid
 
 
-class Entry(NamedTuple):
-    """A leaf of a node: its full key, the record's CID (of any kind), and the subtree between this leaf and the next."""
+class NodeEntry(NamedTuple):
+    """A leaf: its full key, the record's CID of any kind, and the subtree between this leaf and the next."""
 
     key: bytes
     value: bytes
@@ -48,17 +48,17 @@ class Node(NamedTuple):
     """`left`: the subtree before the first entry."""
 
     left: bytes | None
-    entries: list[Entry]
+    entries: list[NodeEntry]
 
 
 def key_layer(key: bytes) -> int:
-    """Pairs of leading zero bits of the key's SHA-256: the layer of the tree where the key must stand (0 = the lowest)."""
+    """The layer of a key: the pairs of leading zero bits of its SHA-256. 0 is the lowest."""
     digest = sha256(key).digest()
-    return 0 if digest[0] > 0x3F else (256 - int.from_bytes(digest).bit_length()) >> 1  # three of four keys: 0
+    return 0 if digest[0] > 0x3F else (256 - int.from_bytes(digest).bit_length()) >> 1  # 0 for three of four keys
 
 
 def parse_node(cid: bytes, block: bytes) -> Node:
-    """One node, strictly: types, CID kinds, prefixes, key order within the node, and the canonical encoding."""
+    """Parse a node. Checks types, CIDs, prefixes, the order of its keys, and the canonical encoding."""
     try:
         node = libipld.decode_dag_cbor(block)
     except (ValueError, RecursionError) as err:
@@ -71,7 +71,7 @@ def parse_node(cid: bytes, block: bytes) -> Node:
     if left is not None:
         _check_tree(cid, left)
         links, size = 1, size + _LINK_SIZE - 1
-    entries: list[Entry] = []
+    entries: list[NodeEntry] = []
     foreign = False
     previous = b""
     for entry in node["e"]:
@@ -86,7 +86,7 @@ def parse_node(cid: bytes, block: bytes) -> Node:
         elif is_any_cid(value):
             foreign = True
         else:
-            raise MstError(MstReason.BAD_NODE, cid, "a value is no CID")
+            raise MstError(MstReason.BAD_NODE, cid, "a value is not a CID")
         length = len(suffix)
         size += _head(length) + length + _head(shared)
         if tree is None:
@@ -96,11 +96,11 @@ def parse_node(cid: bytes, block: bytes) -> Node:
             size += _LINK_SIZE
             links += 1
         key = _key(cid, previous, shared, suffix)
-        entries.append(Entry(key, value, tree))
+        entries.append(NodeEntry(key, value, tree))
         previous = key
     found = Node(left, entries)
-    # The decoder takes a byte string for a CID and integers in a long spelling. The canonical node has exactly this size,
-    # and this many links at least; one with a foreign CID is rare enough to be encoded again.
+    # The decoder accepts byte strings as CIDs, and integers in longer forms. A canonical node has exactly this size and at
+    # least this many links. Nodes with a CID of another kind are rare, so they are encoded again and compared.
     if encode_node(found) != block if foreign else len(block) != size or block.count(_LINK_HEAD) < links:
         raise MstError(MstReason.BAD_NODE, cid, "not canonical")
     return found
@@ -130,17 +130,17 @@ def encode_node(node: Node) -> bytes:
 
 
 def link_head(cid: bytes) -> bytes:
-    """What stands before the CID in a link to it."""
+    """The bytes before the CID in a DAG-CBOR link."""
     return _LINK_HEAD if len(cid) == CID_SIZE else b"\xd8\x2a" + cbor_head(0x40, len(cid) + 1) + b"\0"
 
 
 def _check_tree(cid: bytes, tree: object) -> None:
     if type(tree) is not bytes or len(tree) != CID_SIZE or tree[:4] != DAG_CBOR:
-        raise MstError(MstReason.BAD_NODE, cid, "a subtree is no CID of a DAG-CBOR block")
+        raise MstError(MstReason.BAD_NODE, cid, "a subtree is not the CID of a DAG-CBOR block")
 
 
 def _key(cid: bytes, previous: bytes, shared: int, suffix: bytes) -> bytes:
-    """The full key; the shared prefix must be the longest, and the key greater than its predecessor."""
+    """The full key. The shared prefix must be the longest possible, and the key greater than `previous`."""
     if not 0 <= shared <= len(previous):
         raise MstError(MstReason.BAD_PREFIX, cid, f"{shared} shared bytes")
     if shared + len(suffix) > MAX_KEY:
@@ -163,7 +163,7 @@ def shared_bytes(previous: bytes, key: bytes) -> int:
 
 
 def _head(value: int) -> int:
-    """Bytes of a minimal CBOR head; the values here are lengths and counts in one block."""
+    """Size of a minimal CBOR head of a length or count."""
     return 1 if value < 24 else 2 if value < 256 else 3 if value < 65536 else 5
 
 

@@ -1,8 +1,8 @@
-"""Paths of records as rows address them: the bytes of an MST key → (collection, rkey). Never raises on wire input.
+"""The bytes of a tree's key → (collection, rkey) of its row. Never raises on wire input.
 
-Every key has exactly one pair, also one of bad syntax, so that the rows of a repo always rebuild its tree. A part that is
-not plain printable ASCII, or holds a backslash, is written as a backslash and its base64; a key without a slash has the
-rkey `\\` alone. No valid collection or rkey contains a backslash.
+The mapping is one to one, also for keys with invalid syntax, so that the rows of a repo can always rebuild its tree. A part that
+is not printable ASCII, or contains a backslash, becomes a backslash and its base64. A key without a slash gets the rkey `\\`. No
+valid collection or rkey contains a backslash.
 """
 
 from base64 import b64encode
@@ -14,7 +14,7 @@ _MARK = "\\"
 
 
 def row_path(path: str) -> tuple[str, str, bool]:
-    """(collection, rkey, whether the path is valid) of a key whose bytes are the characters of `path` (Latin-1)."""
+    """(collection, rkey, whether the path is valid). The characters of `path` are the bytes of the key (Latin-1)."""
     parts = split_path(path)
     if parts is not None:
         return *parts, True

@@ -1,16 +1,14 @@
 """The Merkle search tree of a repo: node blocks → leaves in key order, and sorted leaves → root.
 
-`walk` raises MstError, and nothing else, on wire input: a tree that it walks to its end is the one tree that its leaves
-allow (key order, layers, prefix compression, canonical nodes, nothing missing). A missing block has a reason of its own,
-since a gap is transient and a malformed tree is not.
-What the operations of a live commit make of a tree is undone in `protocol.mst.invert`.
+`walk` raises MstError, and nothing else, on wire input. A tree that it walks to the end is valid: key order, layers, prefix
+compression, canonical nodes, no missing block. MISSING_BLOCK is a reason of its own, because it may be transient.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 
 from protocol.cid import DAG_CBOR
-from protocol.mst.node import Entry, MstError, MstReason, Node, encode_node, key_layer, parse_node
+from protocol.mst.node import MstError, MstReason, Node, NodeEntry, encode_node, key_layer, parse_node
 
 __all__ = ["MstError", "MstReason", "build", "key_layer", "walk"]
 
@@ -18,10 +16,10 @@ _LAYER0 = 0
 
 
 def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tuple[str, bytes]]:
-    """(path, CID of the record) of every leaf in key order. A leaf may name a block by any codec and hash function.
+    """(path, CID of the record) of every leaf in key order. CIDs may have any codec and hash function.
 
-    The path is not checked for its syntax (see `protocol.mst.record_path`): each of its characters is one byte of the key, Latin-1.
-    Only the nodes between the root and the current leaf are held.
+    The syntax of the path is not checked (see `protocol.mst.record_path`): its characters are the bytes of the key (Latin-1).
+    Only the nodes between the root and the current leaf are in memory.
     """
     last = b""
     node = _load(root, get_block)
@@ -30,7 +28,7 @@ def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tu
             raise MstError(MstReason.EMPTY_NODE, root, "a root without keys above a tree")
         return
     layer = key_layer(node.entries[0].key)
-    # what is left to do, next one last: a leaf as (key, value, node, -1), a subtree as (b"", cid, parent, its layer)
+    # a stack of leaves, as (key, value, node, -1), and subtrees, as (b"", cid, parent, layer)
     todo: list[tuple[bytes, bytes, bytes, int]] = []
     _push(todo, root, node, layer)
     while todo:
@@ -58,9 +56,9 @@ def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tu
 
 
 def build(leaves: Iterable[tuple[str | bytes, bytes]], put: Callable[[bytes, bytes], object] | None = None) -> bytes:
-    """The root CID of the tree of these leaves (path or key, CID bytes), which must come in key order; holds one node a layer.
+    """The root CID of the tree of these leaves (path or key, CID bytes). Keeps one node per layer in memory.
 
-    `put(cid, block)` receives every node. MstError(KEY_ORDER) where a key does not follow its predecessor.
+    `put(cid, block)` is called with every node. Raises MstError(KEY_ORDER) if the leaves are not in key order.
     """
     open_nodes: list[Node] = []
     last = b""
@@ -75,7 +73,7 @@ def build(leaves: Iterable[tuple[str | bytes, bytes]], put: Callable[[bytes, byt
         below = _close(open_nodes, layer, put)
         if below is not None:
             _attach(open_nodes, layer, below)
-        open_nodes[layer].entries.append(Entry(key, value, None))
+        open_nodes[layer].entries.append(NodeEntry(key, value, None))
     if not open_nodes:
         return _write(Node(None, []), put)
     root = _close(open_nodes, len(open_nodes), put)
@@ -91,7 +89,7 @@ def _load(cid: bytes, get_block: Callable[[bytes], bytes | None]) -> Node:
 
 
 def _push(todo: list[tuple[bytes, bytes, bytes, int]], cid: bytes, node: Node, layer: int) -> None:
-    """Put a node's leaves and subtrees on the stack, last one first; its keys must belong to its layer."""
+    """Push a node's leaves and subtrees, the last one first. Checks that its keys belong to its layer."""
     for key, value, tree in reversed(node.entries):
         if key_layer(key) != layer:
             raise MstError(MstReason.KEY_LAYER, cid)
@@ -109,7 +107,7 @@ def _below(cid: bytes, layer: int) -> int:
 
 
 def _check_lowest(cid: bytes, node: Node) -> None:
-    """Three leaves of four stand in the lowest layer: no subtrees, and a first digest byte of 64 or more."""
+    """Check a node of the lowest layer: no subtrees, and keys of layer 0. Three of four leaves are here, so it is fast."""
     if node.left is not None:
         raise MstError(MstReason.KEY_LAYER, cid, "a subtree below the lowest layer")
     for key, _, tree in node.entries:
@@ -118,7 +116,7 @@ def _check_lowest(cid: bytes, node: Node) -> None:
 
 
 def _close(open_nodes: list[Node], layer: int, put: Callable[[bytes, bytes], object] | None) -> bytes | None:
-    """Write the open nodes below a layer, each into the one above it; returns the CID that belongs into `layer`."""
+    """Write the open nodes below `layer`, each as a subtree of the next; returns the CID of the topmost one."""
     below: bytes | None = None
     for height in range(layer):
         if below is not None:

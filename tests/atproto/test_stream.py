@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 from aiohttp import web
 
-from connectors.atproto.stream_sockets import LONGEST_REST_SECONDS, Sockets, Upstream, _RateLimited
+from connectors.atproto.stream_sockets import LONGEST_REST_SECONDS, Sockets, UpstreamSocket, _RateLimited
 from schemas.settings import Settings
 from steps.backoff import FAILED_MAX_SECONDS, reconnect_seconds
 
@@ -61,7 +61,7 @@ def test_without_a_time_the_back_off_holds() -> None:
 
 def test_the_time_that_an_upstream_names_is_bounded_and_jittered() -> None:
     """H5."""
-    upstream = Upstream("http://relay.test", None)
+    upstream = UpstreamSocket("http://relay.test", None)
     sockets = Sockets(Settings(), "firehose", "stream", {})
     sockets._after(upstream, _RateLimited("answered 429", 86_400.0))
     waits = {reconnect_seconds(upstream.failures, upstream.short, n / 100, upstream.rest) for n in range(100)}

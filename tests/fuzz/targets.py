@@ -10,6 +10,7 @@ from typing import Any
 
 import libipld
 
+from connectors.atproto.deferred_events import new_deferred
 from connectors.atproto.relay import Pager
 from connectors.atproto.stream_sockets import Frame
 from connectors.http.client import (
@@ -22,11 +23,12 @@ from connectors.http.client import (
     retry_after,
     xrpc_error,
 )
-from connectors.identity.commit_signatures import deferred_events
 from connectors.identity.directory_probe import read_document, says_no
+from connectors.identity.label_signatures import CheckedFrame
 from connectors.kafka.producer import Out
 from flows.firehose import flow as firehose
 from flows.labels import flow as labels
+from flows.streams import cursor_step
 from protocol.car import CarLimits, index_bytes, salvaged
 from protocol.car_format import CarError
 from protocol.commit import CommitRejected, parse_commit
@@ -45,7 +47,7 @@ from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.cursor import Cursors
-from steps.dedup import Remembered
+from steps.dedup import DedupCache
 from steps.listing.list_page import PageFailure, failure_of, read_page
 
 DATA = b"\x01\x71\x12\x20" + bytes(32)
@@ -61,18 +63,18 @@ def frame(data: bytes) -> None:
     position(data)
     sequence(data)
     cursors = Cursors()
-    batch = firehose.follower(cursors)(firehose.decoded([Frame("wss://relay", data)]))
-    batch = firehose.deduplicator(Remembered(1000), deferred_events())(firehose.verifier(SETTINGS)(batch))
+    batch = firehose.follower(cursors)(firehose.decode_all([Frame("wss://relay", data)]))
+    batch = firehose.deduplicator(DedupCache(1000), new_deferred())(firehose.verifier(SETTINGS)(batch))
     for received in batch:
         if isinstance(received.message, Verified):
             signed(received.message, KEY)
     _written(firehose.encode_all(batch))
-    kept = labels.follower(Cursors())(labels.decoded([Frame("wss://labeler", data)]))
+    kept = cursor_step("labels", Cursors(), (Labels,))(labels.decode_all([Frame("wss://labeler", data)]))
     for one in kept:
         for value in one.message.labels if isinstance(one.message, Labels) else ():
             if type(value) is dict:
                 label_signed(value, KEY)
-    _written(labels.encode_all([labels.Checked(one.frame, one.message, {}) for one in kept]))
+    _written(labels.encode_all([CheckedFrame(one, {}) for one in kept]))
 
 
 def archive(data: bytes) -> None:

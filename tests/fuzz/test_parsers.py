@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from flows.firehose.encode import commit_message
 from protocol.car import index_bytes
 from protocol.car_format import CarError
-from protocol.commit import Commit as CommitObject
-from protocol.commit import CommitRejected, parse_commit
+from protocol.commit import CommitObject, CommitRejected, parse_commit
 from protocol.encoding.record_json import record_body
 from protocol.event_stream import Commit, Message, Rejected, Sync, decode
 from protocol.labels import Label, LabelRejected, label_signed, parse_label

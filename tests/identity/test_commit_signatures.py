@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from connectors.atproto.deferred_events import ForKeys
+from connectors.atproto.deferred_events import DeferralStatus, seq_of
 from connectors.atproto.stream import StreamPartition
 from connectors.atproto.stream_sockets import WAKE, Frame
-from connectors.identity.commit_signatures import seq_of
-from connectors.identity.key_ring import Key, Lack
+from connectors.identity.key_ring import Key, KeyUnavailable
 from connectors.runtime.process import Health
-from flows.firehose.flow import Received, deduplicator, signature_checker
+from flows.firehose.flow import deduplicator, signature_checker
+from flows.streams import Received
 from protocol.event_stream import Account, Commit, Identity
 from protocol.verify_commit import Refused, Verified, VerifyReason
 from schemas.settings import Settings
 from steps.cursor import Cursors
-from steps.dedup import Remembered
+from steps.dedup import DedupCache
 from steps.deferred import SIZE_EACH, Deferred
 
 A, B = "https://a.example", "https://b.example"
@@ -30,7 +30,7 @@ class Ring:
     """Keys that are known, and answers that come when the test says so."""
 
     def __init__(self) -> None:
-        self.keys: dict[str, str | Lack | None] = {}
+        self.keys: dict[str, str | KeyUnavailable | None] = {}
         self.asked: list[str] = []
         self.forgotten: list[str] = []
         self.problem = ""
@@ -47,7 +47,7 @@ class Ring:
     def ask(self, dids: Collection[str]) -> None:
         self.asked += dids
 
-    def answer(self, did: str, key: str | Lack | None, old: str | None = None) -> None:
+    def answer(self, did: str, key: str | KeyUnavailable | None, old: str | None = None) -> None:
         self.keys[did] = key
         self._answers[did] = Key(key, old)
 
@@ -72,7 +72,7 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, untrusted: int = 1 << 20) -> None:
         self.ring = Ring()
         self.deferred = Deferred[Received](1 << 20, untrusted)
-        self.remembered = Remembered(1000)
+        self.remembered = DedupCache(1000)
         self.seq = 0
         monkeypatch.setattr(
             "connectors.identity.commit_signatures.signed", lambda one, key: one.commit_block == key.encode()
@@ -141,10 +141,10 @@ def test_a_flood_of_identity_events_costs_one_more_question_and_not_one_each(ben
     """H2: an account that changes its identity all the time would hold the cursor for hours."""
     pairs = [one for _ in range(50) for one in (bench.commit(WEB), bench.identity(WEB))]
     assert bench.pass_on(*pairs) == []
-    bench.ring.answer(WEB, Lack.UNREACHABLE)
+    bench.ring.answer(WEB, KeyUnavailable.UNREACHABLE)
     assert bench.wake() == [(1, "Refused"), (2, "Identity")]
     assert bench.pass_on(bench.commit(WEB)) == []
-    bench.ring.answer(WEB, Lack.UNREACHABLE)
+    bench.ring.answer(WEB, KeyUnavailable.UNREACHABLE)
     assert len(bench.wake()) == 99
     assert bench.ring.asked == [WEB, WEB]
     assert len(bench.deferred) == 0
@@ -163,7 +163,7 @@ def test_silence_about_a_did_is_not_a_bad_signature_and_its_last_key_serves(benc
     bench.ring.keys[PLC] = "old"
     out = []
     assert bench.pass_on(bench.commit(PLC, "forged"), bench.commit(PLC, "old")) == []
-    bench.ring.answer(PLC, Lack.UNREACHABLE, "old")
+    bench.ring.answer(PLC, KeyUnavailable.UNREACHABLE, "old")
     out = bench._signatures([])
     assert isinstance(out[0].message, Refused)
     assert out[0].message.reason is VerifyReason.NO_KEY
@@ -174,7 +174,7 @@ def test_another_copy_of_an_event_that_found_no_key_is_judged_again(bench: Bench
     """H3: the mark of the first copy would have dropped the second."""
     first, second, third = (bench.commit(WEB, relay=relay, rev="r") for relay in (A, B, B))
     assert bench.pass_on(first) == bench.pass_on(second) == []  # a copy of what waits
-    bench.ring.answer(WEB, Lack.UNREACHABLE)
+    bench.ring.answer(WEB, KeyUnavailable.UNREACHABLE)
     assert bench.wake() == [(1, "Refused")]
     bench.ring.keys[WEB] = "key"
     assert bench.pass_on(third) == [(3, "Verified")]
@@ -228,7 +228,7 @@ def test_a_position_covers_nothing_that_was_deferred_after_it_was_taken(bench: B
         def __init__(self) -> None:
             self.health = Health("firehose", exported=False)
             self._cursors, self._durable, self._fillable = cursors, {}, True
-            self._deferral = ForKeys("firehose", bench.deferred, bench.ring)  # type: ignore[arg-type]
+            self._deferral = DeferralStatus("firehose", bench.deferred, bench.ring)  # type: ignore[arg-type]
             self._committed = self._pending = None
             self._draining = self._idle = False
             self._gaps = []

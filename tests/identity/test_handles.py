@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 
 from connectors.identity.handle_checks import HandleChecks, HandleResolver, open_handle_session
 from connectors.runtime import metrics
-from protocol.handle import Answer, Said
+from protocol.handle import DomainAnswer, DomainResult
 from schemas.settings import Settings, SettingsError, load
 from schemas.sql import queries
 from simulator.config import SimulatorConfig
@@ -74,9 +74,9 @@ def run(body: Callable[[Names, Settings], Awaitable[None]], **changes: Any) -> N
     asyncio.run(main())
 
 
-async def ask(settings: Settings, handle: str) -> Said:
+async def ask(settings: Settings, handle: str) -> DomainAnswer:
     async with open_handle_session(settings) as session:
-        return await HandleResolver(settings, session).ask(handle)
+        return await HandleResolver(settings, session).query(handle)
 
 
 @pytest.fixture
@@ -91,10 +91,10 @@ def test_dns_names_the_did() -> None:
     async def body(names: Names, settings: Settings) -> None:
         names.records["_atproto.a.example.com"] = ("TXT", ['"v=spf1 -all"', f'"did=" "{DID}"'])
         names.records["_atproto.b.example.com"] = ("TXT", [f'"did={DID}"', '"did=did:web:b.example.com"'])
-        assert await ask(settings, "a.example.com") == Said(Answer.FOUND, DID)
-        assert (await ask(settings, "b.example.com")).answer is Answer.AMBIGUOUS
-        assert (await ask(settings, "c.example.com")).answer is Answer.NOTHING
-        assert (await ask(settings, ".".join(["a" * 63] * 3 + ["b" * 55, "com"]))).answer is Answer.NOTHING
+        assert await ask(settings, "a.example.com") == DomainAnswer(DomainResult.FOUND, DID)
+        assert (await ask(settings, "b.example.com")).result is DomainResult.AMBIGUOUS
+        assert (await ask(settings, "c.example.com")).result is DomainResult.NOTHING
+        assert (await ask(settings, ".".join(["a" * 63] * 3 + ["b" * 55, "com"]))).result is DomainResult.NOTHING
 
     run(body)
 
@@ -105,13 +105,13 @@ def test_dns_that_fails_is_silence() -> None:
     async def body(names: Names, settings: Settings) -> None:
         names.records["_atproto.a.example.com"] = ("TXT", [f'"did={DID}"'])
         names.faults.switch({"dns_servfail": 1.0})
-        assert (await ask(settings, "a.example.com")).answer is Answer.SILENT
+        assert (await ask(settings, "a.example.com")).result is DomainResult.SILENT
         assert names.faults.counts["dns_servfail"] > 0
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
             nobody.bind(("127.0.0.1", 0))
             nowhere = settings.replaced(handle_dns=f"127.0.0.1:{nobody.getsockname()[1]}")
             started = time.monotonic()
-            assert (await ask(nowhere, "a.example.com")).answer is Answer.SILENT
+            assert (await ask(nowhere, "a.example.com")).result is DomainResult.SILENT
             assert time.monotonic() - started < 60  # DNS for the record and for the host: five seconds each
 
     run(body)
@@ -136,7 +136,7 @@ def test_a_handle_at_a_private_address_is_not_fetched() -> None:
         for address in ("127.0.0.1", "10.0.0.1", "169.254.169.254", "0.0.0.0"):
             names.records["a.example.com"] = ("A", [address])
             said = await ask(settings, "a.example.com")
-            assert said.answer is Answer.NOTHING
+            assert said.result is DomainResult.NOTHING
             assert "private" in said.detail
         await runner.cleanup()
         assert reached == []
@@ -196,17 +196,17 @@ def test_a_web_host_names_the_did_where_dns_does_not(tmp_path: Path) -> None:
         connector = aiohttp.TCPConnector(resolver=ToPort(runner.addresses[0][1]), ssl=trusting)
         async with aiohttp.ClientSession(connector=connector) as session:
             resolver = HandleResolver(settings, session)
-            assert await resolver.ask("a.example.com") == Said(Answer.FOUND, DID)
+            assert await resolver.query("a.example.com") == DomainAnswer(DomainResult.FOUND, DID)
             assert (
-                await resolver.ask("other.example.com")
-            ).answer is Answer.HOST_SILENT  # the certificate is not its own
+                await resolver.query("other.example.com")
+            ).result is DomainResult.HOST_SILENT  # the certificate is not its own
             for status, text, expected in (
-                (200, "x" * 100_000, Answer.NOTHING),
-                (404, DID, Answer.NOTHING),
-                (503, DID, Answer.HOST_SILENT),
+                (200, "x" * 100_000, DomainResult.NOTHING),
+                (404, DID, DomainResult.NOTHING),
+                (503, DID, DomainResult.HOST_SILENT),
             ):
                 state.update(status=status, text=text)
-                assert (await resolver.ask("a.example.com")).answer is expected
+                assert (await resolver.query("a.example.com")).result is expected
         await runner.cleanup()
 
     run(body)

@@ -19,7 +19,7 @@ import pytest
 
 from connectors.http.host_names import NAMES_AT_ONCE, HostNames
 from connectors.identity.key_lookups import PLC_TRIES, THROTTLED, WEB_PER_HOST, WEB_SECONDS, WebPermits, web_host
-from connectors.identity.key_ring import KeyRing, Lack
+from connectors.identity.key_ring import KeyRing, KeyUnavailable
 from connectors.runtime.process import Health, Stopping
 from schemas.settings import Settings
 from simulator.repo.keys import derive_key, multikey
@@ -108,9 +108,9 @@ def ring(directory: Directory, database: str) -> Iterator[KeyRing[str | None]]:
     one.close()
 
 
-def find(ring: KeyRing[str | None], dids: set[str]) -> dict[str, str | Lack | None]:
+def find(ring: KeyRing[str | None], dids: set[str]) -> dict[str, str | KeyUnavailable | None]:
     """The key of every DID, when all answers have come. Raises Stopping."""
-    found: dict[str, str | Lack | None] = dict(ring.known(dids))
+    found: dict[str, str | KeyUnavailable | None] = dict(ring.known(dids))
     ring.ask(dids - found.keys())
     while dids - found.keys():
         ring.wait()
@@ -132,7 +132,7 @@ def test_a_directory_that_is_gone_behind_its_proxy_is_waited_for(
     directory.health, directory.dead = health, {KNOWN, NEW}
     if known:
         know(database)
-    found: list[dict[str, str | Lack | None]] = []
+    found: list[dict[str, str | KeyUnavailable | None]] = []
     thread = threading.Thread(target=lambda: found.append(find(ring, {NEW})), daemon=True)
     thread.start()
     wait_until(lambda: directory.asked[KNOWN if known else "_health"] or found)
@@ -147,7 +147,7 @@ def test_one_did_that_alone_gets_no_answer_holds_up_nobody(
     """The directory has a word for what it knows, so this one is not waited for."""
     know(database)
     directory.dead = {NEW}
-    assert find(ring, {NEW}) == {NEW: Lack.UNREACHABLE}
+    assert find(ring, {NEW}) == {NEW: KeyUnavailable.UNREACHABLE}
     assert (directory.asked[NEW], directory.asked[KNOWN]) == (PLC_TRIES, 1)
 
 
@@ -162,7 +162,7 @@ def test_a_directory_that_limits_our_requests_is_waited_for_and_refuses_nobody(
     ring.ask(dids | {NEW})
     wait_until(lambda: ring.problem == THROTTLED)
     found = find(ring, dids | {NEW})
-    assert found == {NEW: Lack.UNREACHABLE} | dict.fromkeys(dids, f"did:key:{KEY}")
+    assert found == {NEW: KeyUnavailable.UNREACHABLE} | dict.fromkeys(dids, f"did:key:{KEY}")
     assert directory.refused > 0
     assert ring.problem == ""
     limited = [record for record in caplog.records if "limits our requests" in record.message]
@@ -206,7 +206,7 @@ def test_a_did_web_host_that_limits_us_for_ever_holds_up_nobody(
     """G9: only the directory's operator is ours to wait for."""
     directory.retry_after = "300"
     web = f"did:web:localhost%3A{directory.port}"
-    assert find(ring, {web, NEW}) == {web: Lack.UNREACHABLE, NEW: f"did:key:{KEY}"}
+    assert find(ring, {web, NEW}) == {web: KeyUnavailable.UNREACHABLE, NEW: f"did:key:{KEY}"}
     assert directory.asked == {".well-known/did.json": 1, NEW: 1}
 
 
@@ -230,7 +230,7 @@ def test_silent_hosts_delay_no_answer_of_the_directory_and_end_in_their_time(
     while len(found) < len(silent_hosts):
         ring.wait()
         found |= {did: key.value for did, key in ring.answers().items()}
-    assert set(found.values()) == {Lack.UNREACHABLE}
+    assert set(found.values()) == {KeyUnavailable.UNREACHABLE}
     assert time.monotonic() - started < 2 * WEB_SECONDS
     assert ring.known(silent_hosts) == found  # not asked again for a while
     assert ring.problem == ""
@@ -268,14 +268,14 @@ def test_a_did_that_the_directory_refuses_for_ever_ends_while_others_are_answere
     directory.retry_after, directory.puts_off = "0", {NEW: 1_000_000}
     ring.ask({NEW})
     others = ("did:plc:" + "".join(letters) * 6 for letters in product("abcdefghijkl", repeat=4))
-    found: dict[str, str | Lack | None] = {}
+    found: dict[str, str | KeyUnavailable | None] = {}
     while NEW not in found:
         other = next(others)
         ring.ask({other})  # the directory is well
         while other not in found:
             ring.wait()
             found |= {did: key.value for did, key in ring.answers().items()}
-    assert found.pop(NEW) is Lack.UNREACHABLE
+    assert found.pop(NEW) is KeyUnavailable.UNREACHABLE
     assert set(found.values()) == {f"did:key:{KEY}"}
     assert directory.asked[NEW] > PLC_TRIES
 
@@ -290,7 +290,7 @@ def test_negative_answers_hold_longer_with_each_failure_and_news_asks_at_once(
     web = f"did:web:localhost%3A{directory.port}"  # answers 429
     holds = []
     for _ in range(4):
-        assert find(ring, {web}) == {web: Lack.UNREACHABLE}
+        assert find(ring, {web}) == {web: KeyUnavailable.UNREACHABLE}
         began = now
         while ring.known({web}):
             now += 10.0
@@ -316,7 +316,7 @@ def test_a_key_of_yesterday_serves_while_its_host_is_silent(
     while not answers:
         ring.wait()
         answers = ring.answers()
-    assert answers == {did: (Lack.UNREACHABLE, "did:key:zQ")}
+    assert answers == {did: (KeyUnavailable.UNREACHABLE, "did:key:zQ")}
     assert ring.known({did}) == {did: "did:key:zQ"}
 
 

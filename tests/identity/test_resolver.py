@@ -10,7 +10,7 @@ from aiohttp import web
 
 from connectors.http.client import open_session
 from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, Resolver
-from protocol.did_document import Identity, document_url
+from protocol.did_document import ResolvedIdentity, document_url
 from schemas.settings import Settings, load
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
@@ -211,7 +211,7 @@ def test_one_did_whose_answer_nobody_thought_of_leaves_the_others_alone(
 
         monkeypatch.setattr("connectors.identity.resolver.document_url", odd)
         found = await resolver().resolve_many([DID, "did:web:odd.example"], max_age=60.0)
-        assert isinstance(found[DID], Identity)
+        assert isinstance(found[DID], ResolvedIdentity)
         assert isinstance(found["did:web:odd.example"], IdentityUnreachable)
         with pytest.raises(IdentityUnreachable):
             await resolver().resolve("did:web:odd.example")
@@ -366,7 +366,7 @@ def test_many_dids_are_one_query_and_only_what_is_missing_is_asked_for(database:
         assert directory.asked == [DID]
         other = resolver()
         found = await asyncio.gather(*(other.resolve(DID) for _ in range(20)), other.resolve_many([DID], max_age=60))
-        assert {type(answer).__name__ for answer in found} == {"Identity", "dict"}
+        assert {type(answer).__name__ for answer in found} == {"ResolvedIdentity", "dict"}
         assert directory.asked == [DID]
 
     run(database, body)

@@ -15,18 +15,14 @@ from typing import Any
 import pytest
 from cbrrr import encode_dag_cbor
 
+from connectors.atproto.deferred_events import new_deferred
 from connectors.atproto.stream_sockets import Frame
-from connectors.identity.commit_signatures import deferred_events
 from connectors.identity.key_ring import KeyRing
-from connectors.identity.label_signatures import (
-    FOREIGN_SECONDS,
-    STRANGER_LOOKS,
-    STRANGER_SECONDS,
-    Judged,
-    LabelSignatures,
-)
+from connectors.identity.label_signatures import CheckedFrame, LabelSignatures
+from connectors.identity.label_sources import FOREIGN_SECONDS, UNPROVEN_LOOKUPS, UNPROVEN_SECONDS
 from connectors.runtime.process import Health
-from flows.labels.flow import Checked, Received, encode_all, label_signer
+from flows.labels.flow import encode_all, label_signer
+from flows.streams import Received
 from protocol.enforcement import Enforcement
 from protocol.event_stream import Labels
 from protocol.labels import LabelReason, LabelRejected
@@ -89,7 +85,7 @@ class Desk:
         self.now = 1000.0
         settings = Settings(database=database, plc=self.directory.url, allow_private_hosts=True)
         self.ring = KeyRing(settings, Health("labels"), label_signer)
-        self.deferred = deferred_events()
+        self.deferred = new_deferred()
         self.signatures = LabelSignatures[Received](
             "labels", self.ring, Enforcement.ENFORCE, self.deferred, lambda: self.now
         )
@@ -98,13 +94,13 @@ class Desk:
         (judged,) = self.judged(frame(url, sources))
         return [judged.wrong[at].reason if at in judged.wrong else None for at in range(len(sources))]
 
-    def judged(self, *frames: Received) -> list[Judged[Received]]:
+    def judged(self, *frames: Received) -> list[CheckedFrame[Received]]:
         """Verdicts of all frames, as they come."""
         found = self.signatures.check(frames)
         return found + self.judged_later(len(frames) - len(found))
 
-    def judged_later(self, count: int) -> list[Judged[Received]]:
-        found: list[Judged[Received]] = []
+    def judged_later(self, count: int) -> list[CheckedFrame[Received]]:
+        found: list[CheckedFrame[Received]] = []
         while len(found) < count:
             self.ring.wait()
             found += self.signatures.check([])
@@ -139,8 +135,8 @@ def test_a_labeler_of_many_foreign_sources_is_looked_for_a_few_times_and_delays_
     assert {why.reason for why in wrong[URL].values()} == {LabelReason.BAD_SRC}
     assert len(wrong[URL]) == len(STRANGERS) + 1
     assert wrong[OTHER] == {}  # the other labeler's
-    assert len(desk.directory.asked) <= STRANGER_LOOKS + 1
-    assert desk.asked() <= 2 * STRANGER_LOOKS  # a doubtful one is looked for once more
+    assert len(desk.directory.asked) <= UNPROVEN_LOOKUPS + 1
+    assert desk.asked() <= 2 * UNPROVEN_LOOKUPS  # a doubtful one is looked for once more
 
 
 def test_a_source_that_is_proven_needs_no_look_and_outlasts_a_flood(desk: Desk) -> None:
@@ -151,13 +147,13 @@ def test_a_source_that_is_proven_needs_no_look_and_outlasts_a_flood(desk: Desk) 
 
 def test_a_look_comes_back_with_time_and_a_foreign_source_holds_meanwhile(desk: Desk) -> None:
     """Whoever names his labeler's URL in his document later is believed later."""
-    first, *others = STRANGERS[: STRANGER_LOOKS + 1]
+    first, *others = STRANGERS[: UNPROVEN_LOOKUPS + 1]
     late = others.pop()
     desk.check(URL, first, *others)
     assert desk.check(URL, late) == [LabelReason.BAD_SRC]
     assert desk.directory.asked[late] == 0
     desk.directory.at[late] = desk.directory.at[first] = URL
-    desk.now += STRANGER_SECONDS
+    desk.now += UNPROVEN_SECONDS
     assert desk.check(URL, first, late) == [LabelReason.BAD_SRC, None]  # of the first we know
     desk.now += FOREIGN_SECONDS
     desk.ring.forget([first])
@@ -185,11 +181,12 @@ def test_a_frame_has_one_letter_for_each_reason() -> None:
     wrong = LabelRejected(LabelReason.BAD_SRC, "not mine")
     labels = [signed(MINE) for _ in range(100)]
     labels[3]["val"] = ""
-    checked = Checked(Frame(URL, b"frame"), Labels(7, labels), dict.fromkeys(range(10, 100), wrong))
+    received = Received(Frame(URL, b"frame"), Labels(7, labels))
+    checked = CheckedFrame(received, dict.fromkeys(range(10, 100), wrong))
     out = encode_all([checked])
     letters = [wire.decode_dead_letter(one.value) for one in out if one.topic == "dead_letter"]
     assert [(one.reason, one.error) for one in letters] == [
         ("bad_val", "''"),
-        ("bad_src", "not mine; and 89 labels more"),
+        ("bad_src", "not mine; and 89 more labels"),
     ]
     assert len(out) == 9 + 2

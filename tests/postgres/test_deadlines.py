@@ -29,7 +29,7 @@ CLIENTS = ("consumer", "reader", "producer", "client")
 ALLOWED = {  # (module, function): why no argument is needed
     ("connectors/runtime/background_loop.py", "put"): "a coroutine",
     ("connectors/identity/key_lookups.py", "_patient"): "done",
-    ("connectors/atproto/deferred_events.py", "finished"): "KeyRing.wait has a time of its own",
+    ("connectors/atproto/deferred_events.py", "run_to_end"): "KeyRing.wait has a time of its own",
     ("connectors/atproto/stream_sockets.py", "_watch"): "a task that is done",
     ("connectors/identity/resolver.py", "_ask_all"): "tasks that are done",
     ("local/supervisor.py", "settle_end"): "Child.join is bounded",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from protocol.car import CarIndex, CarLimits, file_reader, index_bytes
 from protocol.car_format import CarError, CarReason
-from protocol.encoding.block_offsets import CarPlaces
+from protocol.encoding.block_offsets import BlockOffsets
 from tests.protocol.car_file import index_file
 from tests.support import ROOT
 from tests.support.tiny_repo import car, cid_of, sample, varint
@@ -290,7 +290,7 @@ def test_places_are_found_by_the_whole_of_codec_and_digest(
     cids = [b"\x01" + codec + b"\x12\x20" + digest for digest, codec in keys]
     cids += [cid[:6] + bytes(at % 2 for at in range(30)) for cid in cids] + [cid[:18] + cid[4:18] for cid in cids]
     distinct = list(dict.fromkeys(cid[:18] for cid in cids if len(cid) == 36))
-    places = CarPlaces()
+    places = BlockOffsets()
     for number, prefix in enumerate(distinct):
         places.add(prefix + bytes(18), number << 20, number)
     for number, prefix in enumerate(distinct):

@@ -92,7 +92,7 @@ def test_a_commit_with_a_wrong_unsigned_field_keeps_its_blocks(field: str, value
     body = frame("#commit", COMMIT | {field: value})
     message = decode(body)
     assert isinstance(message, frames.Commit)
-    assert (message.odd, message.did, message.seq, message.blocks) == (field, DID, 7, COMMIT["blocks"])
+    assert (message.wrong_field, message.did, message.seq, message.blocks) == (field, DID, 7, COMMIT["blocks"])
     assert frames.position(body) is None
 
 

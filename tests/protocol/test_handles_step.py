@@ -2,49 +2,59 @@
 
 import pytest
 
-from protocol.handle import Answer, Said, Standing, from_txt, from_well_known, is_resolvable, joined, judge, next_check
+from protocol.handle import (
+    DomainAnswer,
+    DomainResult,
+    HandleStatus,
+    from_txt,
+    from_well_known,
+    is_resolvable,
+    joined,
+    judge,
+    next_check,
+)
 
 ONE, TWO = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"
-FOUND, OTHER = Said(Answer.FOUND, ONE), Said(Answer.FOUND, TWO)
-NOTHING = Said(Answer.NOTHING)
-AMBIGUOUS = Said(Answer.AMBIGUOUS)
-SILENT, HOST_SILENT = Said(Answer.SILENT), Said(Answer.HOST_SILENT)
+FOUND, OTHER = DomainAnswer(DomainResult.FOUND, ONE), DomainAnswer(DomainResult.FOUND, TWO)
+NOTHING = DomainAnswer(DomainResult.NOTHING)
+AMBIGUOUS = DomainAnswer(DomainResult.AMBIGUOUS)
+SILENT, HOST_SILENT = DomainAnswer(DomainResult.SILENT), DomainAnswer(DomainResult.HOST_SILENT)
 
 
 @pytest.mark.parametrize(
     ("records", "answer"),
     [
-        ([f"did={ONE}"], Answer.FOUND),
-        (["v=spf1 -all", f"did={ONE}", f"did={ONE}"], Answer.FOUND),
-        ([f"did={ONE}", f"did={TWO}"], Answer.AMBIGUOUS),
-        ([f"did={ONE}", "did=nonsense"], Answer.FOUND),
-        (["did=", "did=did:plc:\x00", f" did={ONE}", "DID=x"], Answer.NOTHING),
-        ([], Answer.NOTHING),
+        ([f"did={ONE}"], DomainResult.FOUND),
+        (["v=spf1 -all", f"did={ONE}", f"did={ONE}"], DomainResult.FOUND),
+        ([f"did={ONE}", f"did={TWO}"], DomainResult.AMBIGUOUS),
+        ([f"did={ONE}", "did=nonsense"], DomainResult.FOUND),
+        (["did=", "did=did:plc:\x00", f" did={ONE}", "DID=x"], DomainResult.NOTHING),
+        ([], DomainResult.NOTHING),
     ],
 )
-def test_txt_records_name_one_did_or_none(records: list[str], answer: Answer) -> None:
+def test_txt_records_name_one_did_or_none(records: list[str], answer: DomainResult) -> None:
     said = from_txt(records)
-    assert (said.answer, said.did) == (answer, ONE if answer is Answer.FOUND else None)
+    assert (said.result, said.did) == (answer, ONE if answer is DomainResult.FOUND else None)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "answer"),
     [
-        (200, ONE.encode(), Answer.FOUND),
-        (200, b"\n " + ONE.encode() + b"\r\n", Answer.FOUND),
-        (200, b"<html>" + ONE.encode(), Answer.NOTHING),
-        (200, ONE.encode() + b"\n" + TWO.encode(), Answer.NOTHING),
-        (200, b"\xff\xfe", Answer.NOTHING),
-        (200, ONE.encode() + b" " * 4000, Answer.NOTHING),
-        (404, ONE.encode(), Answer.NOTHING),
-        (403, b"", Answer.NOTHING),
-        (429, b"", Answer.HOST_SILENT),
-        (500, ONE.encode(), Answer.HOST_SILENT),
-        (503, b"", Answer.HOST_SILENT),
+        (200, ONE.encode(), DomainResult.FOUND),
+        (200, b"\n " + ONE.encode() + b"\r\n", DomainResult.FOUND),
+        (200, b"<html>" + ONE.encode(), DomainResult.NOTHING),
+        (200, ONE.encode() + b"\n" + TWO.encode(), DomainResult.NOTHING),
+        (200, b"\xff\xfe", DomainResult.NOTHING),
+        (200, ONE.encode() + b" " * 4000, DomainResult.NOTHING),
+        (404, ONE.encode(), DomainResult.NOTHING),
+        (403, b"", DomainResult.NOTHING),
+        (429, b"", DomainResult.HOST_SILENT),
+        (500, ONE.encode(), DomainResult.HOST_SILENT),
+        (503, b"", DomainResult.HOST_SILENT),
     ],
 )
-def test_a_web_host_names_a_did_and_nothing_else(status: int, body: bytes, answer: Answer) -> None:
-    assert from_well_known(status, body).answer is answer
+def test_a_web_host_names_a_did_and_nothing_else(status: int, body: bytes, answer: DomainResult) -> None:
+    assert from_well_known(status, body).result is answer
 
 
 @pytest.mark.parametrize(
@@ -60,34 +70,36 @@ def test_a_web_host_names_a_did_and_nothing_else(status: int, body: bytes, answe
         (NOTHING, HOST_SILENT, HOST_SILENT),
     ],
 )
-def test_dns_goes_first_and_silence_is_no_answer(dns: Said, web: Said | None, expected: Said) -> None:
+def test_dns_goes_first_and_silence_is_no_answer(
+    dns: DomainAnswer, web: DomainAnswer | None, expected: DomainAnswer
+) -> None:
     assert joined(dns, web) == expected
 
 
 def test_both_ways_nothing_is_a_verdict() -> None:
-    assert joined(NOTHING, NOTHING).answer is Answer.NOTHING
+    assert joined(NOTHING, NOTHING).result is DomainResult.NOTHING
 
 
 @pytest.mark.parametrize(
     ("handle", "said", "standing"),
     [
-        ("a.example.com", FOUND, Standing.VERIFIED),
-        ("a.example.com", OTHER, Standing.ELSEWHERE),
-        ("a.example.com", NOTHING, Standing.NOT_RESOLVED),
-        ("a.example.com", AMBIGUOUS, Standing.AMBIGUOUS),
-        ("a.example.com", SILENT, Standing.SILENT),
-        ("a.example.com", HOST_SILENT, Standing.HOST_SILENT),
-        ("handle.invalid", FOUND, Standing.NO_HANDLE),
-        (None, None, Standing.NO_HANDLE),
+        ("a.example.com", FOUND, HandleStatus.VERIFIED),
+        ("a.example.com", OTHER, HandleStatus.ELSEWHERE),
+        ("a.example.com", NOTHING, HandleStatus.NOT_RESOLVED),
+        ("a.example.com", AMBIGUOUS, HandleStatus.AMBIGUOUS),
+        ("a.example.com", SILENT, HandleStatus.SILENT),
+        ("a.example.com", HOST_SILENT, HandleStatus.HOST_SILENT),
+        ("handle.invalid", FOUND, HandleStatus.NO_HANDLE),
+        (None, None, HandleStatus.NO_HANDLE),
     ],
 )
 def test_a_handle_is_verified_only_if_both_ways_agree(
-    handle: str | None, said: Said | None, standing: Standing
+    handle: str | None, said: DomainAnswer | None, standing: HandleStatus
 ) -> None:
     """A claim of the document alone, or a name that points elsewhere, verifies nothing."""
     verdict = judge(ONE, handle, said)
-    assert verdict.standing is standing
-    assert verdict.owner == (TWO if standing is Standing.ELSEWHERE else None)
+    assert verdict.status is standing
+    assert verdict.owner == (TWO if standing is HandleStatus.ELSEWHERE else None)
 
 
 def test_names_that_nobody_can_own_are_not_asked() -> None:
@@ -99,14 +111,16 @@ def test_names_that_nobody_can_own_are_not_asked() -> None:
 
 
 def test_checks_come_sooner_for_what_is_not_verified_and_never_stop() -> None:
-    def wait(standing: Standing, failures: int = 0) -> float:
+    def wait(standing: HandleStatus, failures: int = 0) -> float:
         return next_check(standing, failures, ONE, recheck=86_400, retry=3600)
 
-    assert 64_800 <= wait(Standing.VERIFIED) <= 86_400
-    first, later = wait(Standing.NOT_RESOLVED), [wait(Standing.NOT_RESOLVED, n) for n in range(1, 60)]
+    assert 64_800 <= wait(HandleStatus.VERIFIED) <= 86_400
+    first, later = wait(HandleStatus.NOT_RESOLVED), [wait(HandleStatus.NOT_RESOLVED, n) for n in range(1, 60)]
     assert 2700 <= first <= 3600
     assert later == sorted(later)
-    assert later[-1] == wait(Standing.VERIFIED)
-    for silence in (Standing.SILENT, Standing.HOST_SILENT, Standing.DIRECTORY_SILENT):
+    assert later[-1] == wait(HandleStatus.VERIFIED)
+    for silence in (HandleStatus.SILENT, HandleStatus.HOST_SILENT, HandleStatus.DIRECTORY_SILENT):
         assert wait(silence) < first / 10
-    assert next_check(Standing.VERIFIED, 0, TWO, recheck=86_400, retry=3600) != wait(Standing.VERIFIED)  # spread
+    assert next_check(HandleStatus.VERIFIED, 0, TWO, recheck=86_400, retry=3600) != wait(
+        HandleStatus.VERIFIED
+    )  # spread

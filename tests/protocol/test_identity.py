@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.did_document import Identity, IdentityReason, IdentityRejected, document_url, parse_document
+from protocol.did_document import IdentityReason, IdentityRejected, ResolvedIdentity, document_url, parse_document
 from tests.support.tiny_repo import DID, Key, base58
 
 KEY, LABEL_KEY, OTHER = Key(), Key("p256"), Key()
@@ -26,14 +26,14 @@ def document(**changes: object) -> dict:
     } | changes
 
 
-def parsed(**changes: object) -> Identity:
+def parsed(**changes: object) -> ResolvedIdentity:
     identity = parse_document(DID, document(**changes))
-    assert isinstance(identity, Identity)
+    assert isinstance(identity, ResolvedIdentity)
     return identity
 
 
 def test_a_whole_document() -> None:
-    assert parsed() == Identity(
+    assert parsed() == ResolvedIdentity(
         did=DID,
         pds="https://pds.example.com",
         handle="alice.example.com",

@@ -233,7 +233,7 @@ def test_refusals() -> None:
     block = cbrrr.encode_dag_cbor({"not": "a commit"})
     odd = car(cid_of(block), {cid_of(block): block})
     assert refusal(event(repo, commit=cid_of(block), blocks=odd)) is VerifyReason.BAD_COMMIT
-    assert refusal(event(repo, odd="ops", blocks=b"")) is VerifyReason.BAD_FIELD
+    assert refusal(event(repo, wrong_field="ops", blocks=b"")) is VerifyReason.BAD_FIELD
 
 
 @pytest.mark.parametrize("blocks", [b"", car(sample(3).commit, {})], ids=["empty", "header"])
@@ -241,7 +241,7 @@ def test_too_big_without_its_block_names_its_rev(blocks: bytes) -> None:
     """H6: control asks the PDS whether there is news. The rev of a frame that is odd may be none."""
     result = verify(event(sample(3), blocks=blocks, ops=[], no_blocks=True), NOW)
     assert result == Refused(VerifyReason.TOO_BIG_NO_BLOCK, REV, DID)
-    odd = verify(event(sample(3), blocks=blocks, ops=[], no_blocks=True, rev="", odd="rev"), NOW)
+    odd = verify(event(sample(3), blocks=blocks, ops=[], no_blocks=True, rev="", wrong_field="rev"), NOW)
     assert isinstance(odd, Refused)
     assert odd.reason is VerifyReason.BAD_FIELD
 
@@ -254,7 +254,7 @@ def test_a_commit_is_not_lost_for_its_unsigned_frame() -> None:
     assert problem_of(event(repo, commit=other.commit)) is VerifyReason.ROOT_IS_NOT_COMMIT
     first = car(repo.commit, {repo.commit: repo.blocks[repo.commit]} | repo.blocks)
     assert problem_of(event(repo, blocks=first[:-1])) is VerifyReason.BAD_CAR
-    assert problem_of(event(repo, odd="prevData")) is VerifyReason.BAD_FIELD
+    assert problem_of(event(repo, wrong_field="prevData")) is VerifyReason.BAD_FIELD
     for claimed in (old, late, ""):
         result = verified(event(repo, rev=claimed))
         assert result.problem is not None

@@ -12,7 +12,7 @@ import pytest
 from protocol.car import CarIndex
 from protocol.car_format import CarError
 from protocol.cid import cid_bytes, cid_str
-from protocol.did_document import Identity, document_url, parse_document
+from protocol.did_document import ResolvedIdentity, document_url, parse_document
 from protocol.encoding.record_json import body_cid, leaf_body, record_body
 from protocol.event_stream import Commit, decode
 from protocol.mst.tree import build
@@ -22,12 +22,12 @@ from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
 from tests.support.simulation import RepoTruth, Simulation
 
 
-def identity_of(simulation: Simulation, did: str) -> Identity:
+def identity_of(simulation: Simulation, did: str) -> ResolvedIdentity:
     url = document_url(did, simulation.plc)
     assert url is not None
     with urllib.request.urlopen(url, timeout=30) as answer:
         identity = parse_document(did, json.load(answer))
-    assert isinstance(identity, Identity)
+    assert isinstance(identity, ResolvedIdentity)
     return identity
 
 

@@ -15,7 +15,7 @@ from protocol import snapshot as module
 from protocol.car import CarIndex, CarLimits, index_bytes
 from protocol.car_format import CarError
 from protocol.cid import cid_str
-from protocol.commit import Commit, CommitReason, CommitRejected, parse_commit, verify_commit
+from protocol.commit import CommitObject, CommitReason, CommitRejected, parse_commit, verify_commit
 from protocol.encoding.record_json import leaf_body
 from protocol.mst.tree import build
 from protocol.snapshot import (
@@ -323,7 +323,7 @@ def test_odd_record_blocks_are_given_out_as_they_are() -> None:
 
 def test_commits() -> None:
     commit = parse_commit(REPO.blocks[REPO.commit])
-    assert isinstance(commit, Commit)
+    assert isinstance(commit, CommitObject)
     assert (commit.did, commit.rev, commit.data, commit.prev, commit.version) == (DID, REV, REPO.data, None, 3)
     assert verify_commit(commit, REPO.key.did_key)
     assert not verify_commit(commit, "nonsense")
@@ -334,12 +334,12 @@ def test_what_is_signed_is_kept_exactly() -> None:
     for overrides in ({"prev": None}, {"prev": cbrrr.CID(REPO.commit)}, {"future": [1, {"a": b"x"}]}):
         repo = sample(2, overrides=overrides)
         commit = parse_commit(repo.blocks[repo.commit])
-        assert isinstance(commit, Commit)
+        assert isinstance(commit, CommitObject)
         assert verify_commit(commit, repo.key.did_key)
     value = cbrrr.decode_dag_cbor(REPO.blocks[REPO.commit])
     del value["prev"]
     commit = parse_commit(cbrrr.encode_dag_cbor(value))
-    assert isinstance(commit, Commit)
+    assert isinstance(commit, CommitObject)
     assert not verify_commit(commit, REPO.key.did_key)  # the null was signed, and is gone
 
 
@@ -382,7 +382,7 @@ def test_fuzz(noise: bytes, at: int) -> None:
     good = REPO.blocks[REPO.commit]
     for block in (noise, good[:at] + noise + good[at + len(noise) :]):
         parsed = parse_commit(block)
-        assert isinstance(parsed, Commit | CommitRejected)
+        assert isinstance(parsed, CommitObject | CommitRejected)
         index = CarIndex()
         index.feed(car(cid_of(block), REPO.blocks | {cid_of(block): block}))
         if block != good:

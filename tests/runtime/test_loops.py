@@ -17,12 +17,12 @@ import pytest
 from connectors.atproto.host_lists import follow_hosts
 from connectors.atproto.relay import MAX_BARREN, HostList, Pager
 from connectors.identity import directory_pace
-from connectors.identity.directory_pace import Pace
+from connectors.identity.directory_pace import DirectoryPace
 from control.tasks.dead_letter_retry import AFTER_SECONDS
 from flows.list_repos.crawler import Crawler
 from flows.list_repos.gap_recovery import SKIP_SECONDS, fill_delay
 from flows.list_repos.listing_loop import DueRange, ListedPage
-from protocol.handle import Standing, next_check
+from protocol.handle import HandleStatus, next_check
 from schemas.settings import Settings
 from steps.backoff import STEADY_SECONDS, reconnect_seconds
 from steps.job_states import Target
@@ -204,9 +204,9 @@ def test_a_directory_that_fails_is_asked_once_a_second_at_most(monkeypatch: pyte
 
     async def main(loop: VirtualLoop) -> None:
         monkeypatch.setattr(directory_pace, "time", SimpleNamespace(monotonic=lambda: loop.now))
-        pace = Pace(10.0)
+        pace = DirectoryPace(10.0)
         while True:
-            await pace.turn()
+            await pace.wait()
             hours.count(loop.now)
             (pace.answered if every and hours.total % every == 0 else pace.failed)()
 
@@ -221,9 +221,9 @@ def test_a_directory_that_only_says_429_gets_longer_rests(monkeypatch: pytest.Mo
 
     async def main(loop: VirtualLoop) -> None:
         monkeypatch.setattr(directory_pace, "time", SimpleNamespace(monotonic=lambda: loop.now))
-        pace = Pace(10.0)
+        pace = DirectoryPace(10.0)
         while True:
-            await pace.turn()
+            await pace.wait()
             hours.count(loop.now)
             pace.throttled(named)
 
@@ -233,9 +233,10 @@ def test_a_directory_that_only_says_429_gets_longer_rests(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "standing", [Standing.SILENT, Standing.HOST_SILENT, Standing.DIRECTORY_SILENT, Standing.NOT_RESOLVED]
+    "standing",
+    [HandleStatus.SILENT, HandleStatus.HOST_SILENT, HandleStatus.DIRECTORY_SILENT, HandleStatus.NOT_RESOLVED],
 )
-def test_a_handle_that_never_resolves(standing: Standing) -> None:
+def test_a_handle_that_never_resolves(standing: HandleStatus) -> None:
     """H5: handle checks of one DID."""
     settings, now, checks = Settings(), 0.0, 0
     while now < 24 * 3600:

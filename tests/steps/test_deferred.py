@@ -13,19 +13,30 @@ def filled() -> Deferred[str]:
     return one
 
 
-def items(one: Deferred[str], key: str) -> list[str]:
-    return [entry.item for entry in one.take(key)]
-
-
-def test_the_events_of_a_key_keep_their_order_also_when_the_rest_is_put_back() -> None:
+def test_the_events_of_a_key_keep_their_order_when_only_some_are_released() -> None:
     """G4."""
     one = filled()
-    entries = one.take("x")
-    assert "x" not in one
-    one.put_back("x", entries[1:])
-    one.add("x", "x3", 0, upstream=A, seq=10, trusted=True)
-    assert (items(one, "x"), items(one, "y"), items(one, "z")) == (["x2", "x3"], ["y1"], [])
-    assert (len(one), one.size) == (0, 0)
+    one.add("x", "x3", 100, upstream=A, seq=10, trusted=True)
+    released: list[str] = []
+
+    def first_one(item: str) -> bool:
+        assert "x" not in one
+        released.append(item)
+        return len(released) < 2
+
+    assert one.release("x", 1000, first_one) == 900
+    assert (released, one.count("x"), len(one)) == (["x1", "x2"], 2, 3)
+    one.add("x", "x4", 0, upstream=A, seq=11, trusted=True)
+    assert (one.take("x"), one.take("y"), one.take("z")) == (["x2", "x3", "x4"], ["y1"], [])
+    assert (len(one), one.size, one.count("x")) == (0, 0, 0)
+
+
+def test_a_release_ends_when_its_room_is_used_up() -> None:
+    """H2."""
+    one = filled()
+    assert one.release("x", 0, lambda _: True) == 0
+    assert one.release("x", 50, lambda _: True) == -50
+    assert one.take("x") == ["x2"]
 
 
 def test_no_position_passes_what_waits() -> None:

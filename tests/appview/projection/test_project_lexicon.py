@@ -57,7 +57,7 @@ def test_times_are_read_as_javascript_reads_them() -> None:
     [
         ({"createdAt": "2024-01-02T03:04:05Z"}, ": lacks text"),
         ({"text": "x" * 301, "createdAt": "2024-01-02T03:04:05Z"}, "/text: has 301 graphemes"),
-        ({"text": "", "createdAt": "then"}, "/createdAt: is no datetime"),
+        ({"text": "", "createdAt": "then"}, "/createdAt: is not a valid datetime"),
         ({"text": "", "createdAt": "2024-01-02T03:04:05Z", "embed": {"$type": "app.bsky.embed.images", "images": [{"alt": ""}]}}, "/embed/images/0: lacks image"),
     ],
 )  # fmt: skip
@@ -72,4 +72,4 @@ def test_definition_may_refer_to_itself() -> None:
     tree = {"type": "object", "properties": {"value": {"type": "integer"}, "left": {"type": "ref", "ref": "tree"}}}
     check = Lexicon({"tree": tree}).check("tree")
     assert check({"value": 1, "left": {"left": {"value": 2}}}) is None
-    assert check({"left": {"left": {"value": "2"}}}) == "/left/left/value: is no integer"
+    assert check({"left": {"left": {"value": "2"}}}) == "/left/left/value: is not an integer"

@@ -13,7 +13,7 @@ from connectors.atproto.pds import FetchFailed
 from connectors.postgres.repo_queue import Claim
 from flows.backfill.async_queue import AsyncRepoQueue
 from flows.backfill.worker import BackfillWorker
-from protocol.did_document import Identity
+from protocol.did_document import ResolvedIdentity
 from schemas.settings import Settings
 from steps.host_speed import Transfer
 from steps.retry import Failure, FailureReason
@@ -60,8 +60,8 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
     closed: list[str] = []
 
     class Network:
-        async def resolve(self, did: str, *, fresh: bool = False) -> Identity:
-            return Identity(did, f"https://{did.rpartition(':')[2]}.test", None, None, None, None)
+        async def resolve(self, did: str, *, fresh: bool = False) -> ResolvedIdentity:
+            return ResolvedIdentity(did, f"https://{did.rpartition(':')[2]}.test", None, None, None, None)
 
         async def get_repo(self, did: str, host: str, transfer: Transfer) -> Any:
             transfer.asked(time.monotonic())

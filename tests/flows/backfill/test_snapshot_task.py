@@ -21,7 +21,7 @@ from flows.backfill.slices import BATCH_BYTES, TimeSlices, chunks_of
 from flows.backfill.source import BackfillSource
 from flows.backfill.task import SLICE_RECORDS, MessageChunk, Result, SnapshotTask
 from protocol.car import CarLimits
-from protocol.did_document import Identity
+from protocol.did_document import ResolvedIdentity
 from protocol.snapshot import SnapshotReason
 from schemas import wire
 from steps.retry import Unavailable
@@ -48,7 +48,7 @@ def task_of(
     claim = Claim(repo.did, 7, min_rev, None, "listed", "2026-01-01T00:00:00.000Z", 3, 0)
     spool = Spool(BUDGET, memory, CarLimits(blocks=blocks))
     spool.write(repo.car()[:cut])
-    identity = Identity(repo.did, "https://pds.test", "a.test", repo.key.did_key, None, None)
+    identity = ResolvedIdentity(repo.did, "https://pds.test", "a.test", repo.key.did_key, None, None)
     download = Download(repo.did, "https://pds.test", "2026-01-02T00:00:00.000Z", spool)
     return SnapshotTask(claim, min_rev, identity=identity, fetched=download, at=download.time, on_result=results.append)
 

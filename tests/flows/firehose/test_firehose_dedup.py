@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from connectors.atproto.deferred_events import new_deferred
 from connectors.atproto.stream_sockets import Frame
-from connectors.identity.commit_signatures import deferred_events
-from flows.firehose.flow import Received, deduplicator
+from flows.firehose.flow import deduplicator
+from flows.streams import Received
 from protocol.event_stream import Commit
 from protocol.syntax import tid_micros
 from protocol.verify_commit import Verified, verify
-from steps.dedup import Remembered
+from steps.dedup import DedupCache
 from tests.support.tiny_repo import DID, REV, car, sample
 
 REPO = sample(3)
@@ -38,7 +39,7 @@ def relays(received: list[Received]) -> list[str]:
 
 def test_a_broken_copy_never_masks_a_whole_one() -> None:
     """H6: whichever comes first, and in one batch the whole copy goes alone."""
-    step = deduplicator(Remembered(100), deferred_events())
+    step = deduplicator(DedupCache(100), new_deferred())
     assert relays(step([broken("a")])) == ["a"]
     assert relays(step([broken("b"), copy("c")])) == ["c"]
     assert relays(step([copy("a"), broken("d")])) == []
@@ -46,7 +47,7 @@ def test_a_broken_copy_never_masks_a_whole_one() -> None:
 
 def test_a_broken_copy_behind_a_whole_one_is_a_duplicate() -> None:
     """H6: it would only cost a look."""
-    step = deduplicator(Remembered(100), deferred_events())
+    step = deduplicator(DedupCache(100), new_deferred())
     assert relays(step([copy("a")])) == ["a"]
     lost = next(iter(REPO.leaves.values()))
     lean = car(REPO.commit, {cid: block for cid, block in REPO.blocks.items() if cid != lost})

@@ -10,22 +10,24 @@ from typing import Any
 
 import pytest
 
+from connectors.atproto.deferred_events import new_deferred
 from connectors.atproto.stream import POLL_BYTES
 from connectors.atproto.stream_sockets import Frame
-from connectors.identity.commit_signatures import deferred_events
+from connectors.identity.label_signatures import CheckedFrame
 from connectors.kafka.producer import Out
 from flows.firehose import flow as firehose
 from flows.firehose.encode import BODY_LEAST, BODY_TIMES, commit_message
 from flows.labels import flow as labels
+from flows.streams import cursor_step
 from protocol import event_stream as frames_step
 from protocol import labels as labels_step
 from protocol import verify_commit
-from protocol.event_stream import MAX_FRAME_BYTES, Rejected, decode, position, sequence
+from protocol.event_stream import MAX_FRAME_BYTES, Labels, Rejected, decode, position, sequence
 from protocol.verify_commit import Verified, VerifyReason
 from schemas import wire
 from schemas.settings import Settings
 from steps.cursor import Cursors
-from steps.dedup import Remembered
+from steps.dedup import DedupCache
 from tests.flows.firehose.hostile_frames import framed, item_bomb, many_names, nested_field, nested_header
 from tests.support import ROOT
 from tests.support.tiny_repo import DID, Key
@@ -39,15 +41,17 @@ KEY = Key()
 
 
 def through_firehose(*data: bytes) -> list[Out]:
-    batch = firehose.decoded([Frame("wss://relay", one) for one in data])
+    batch = firehose.decode_all([Frame("wss://relay", one) for one in data])
     batch = firehose.follower(Cursors())(batch)
-    batch = firehose.deduplicator(Remembered(1000), deferred_events())(firehose.verifier(SETTINGS)(batch))
+    batch = firehose.deduplicator(DedupCache(1000), new_deferred())(firehose.verifier(SETTINGS)(batch))
     return firehose.encode_all(batch)
 
 
 def through_labels(*data: bytes) -> list[Out]:
-    batch = labels.follower(Cursors())(labels.decoded([Frame("wss://labeler", one) for one in data]))
-    return labels.encode_all([labels.Checked(one.frame, one.message, {}) for one in batch])
+    batch = cursor_step("labels", Cursors(), (Labels,))(
+        labels.decode_all([Frame("wss://labeler", one) for one in data])
+    )
+    return labels.encode_all([CheckedFrame(one, {}) for one in batch])
 
 
 def letters(out: list[Out]) -> list[Any]:
@@ -148,7 +152,7 @@ def test_an_exception_outside_of_a_frame_still_ends_the_process() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        firehose.follower(Broken())(firehose.decoded([Frame("wss://relay", GOOD)]))
+        firehose.follower(Broken())(firehose.decode_all([Frame("wss://relay", GOOD)]))
 
 
 BOMBS = {
@@ -273,7 +277,7 @@ from tests.flows.firehose.test_hostile_frames import KEY, Frame, firehose, SETTI
 frame = many_names(200, "\\x01" * 62_000, KEY)[1]
 frames = [Frame("wss://relay", bytes(bytearray(frame))) for _ in range(60)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-out = firehose.encode_all(firehose.verifier(SETTINGS)(firehose.decoded(frames)))
+out = firehose.encode_all(firehose.verifier(SETTINGS)(firehose.decode_all(frames)))
 assert len(letters(out)) == 60, out
 for _ in range(3):
     assert letters(through_labels(item_bomb(4_900_000)))

@@ -15,7 +15,7 @@ CAME = 1_700_000_000_123
 def test_a_commit_is_written_with_the_time_when_its_frame_came() -> None:
     """However long it waits for its account's key. What its author and its PDS say of the time is no part of it."""
     _, frame = many_names(3, "hello", Key())
-    received = firehose.decoded([Frame("wss://relay", frame, received=CAME)])
+    received = firehose.decode_all([Frame("wss://relay", frame, received=CAME)])
     (out,) = firehose.encode_all(firehose.verifier(Settings())(received))
     assert (out.topic, out.time) == ("firehose_live", CAME)
 

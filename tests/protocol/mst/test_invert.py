@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol.cid import DAG_CBOR
 from protocol.mst.invert import Change, Unproven, UnprovenReason, invert
-from protocol.mst.node import Entry, Node, encode_node, key_layer, parse_node
+from protocol.mst.node import Node, NodeEntry, encode_node, key_layer, parse_node
 from protocol.mst.tree import build
 
 keys = st.integers(0, 400).map(lambda n: f"app.bsky.feed.post/3k{n:011d}".encode())
@@ -145,7 +145,7 @@ def misplaced(root: bytes, blocks: dict[bytes, bytes], key: bytes, value: bytes,
         keys.insert(at, key)
         values.insert(at, value)
         leaves = list(zip(keys, values, inner[1:], strict=True))
-    return put(blocks, Node(inner[0], [Entry(*leaf) for leaf in leaves]))
+    return put(blocks, Node(inner[0], [NodeEntry(*leaf) for leaf in leaves]))
 
 
 @settings(max_examples=600, deadline=None)
@@ -193,23 +193,23 @@ def test_each_way_to_misplace_a_created_key_is_found() -> None:
         (entry,) = parse_node(root, blocks[root]).entries
         left = parse_node(root, blocks[root]).left
         assert left is not None
-        return put(blocks, Node(left, [Entry(high, VALUE, None), Entry(entry.key, entry.value, entry.tree)]))
+        return put(blocks, Node(left, [NodeEntry(high, VALUE, None), NodeEntry(entry.key, entry.value, entry.tree)]))
 
     assert verdict({low: VALUE, far: VALUE, farther: VALUE}, wrong_side, high) is UnprovenReason.BAD_TREE
 
     def above_its_layer(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
-        return put(blocks, Node(None, [Entry(high, VALUE, None), Entry(far, VALUE, None)]))
+        return put(blocks, Node(None, [NodeEntry(high, VALUE, None), NodeEntry(far, VALUE, None)]))
 
     assert verdict({high: VALUE}, above_its_layer, far) is UnprovenReason.BAD_TREE
 
     def beside_an_empty_node(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
-        left = put(blocks, Node(None, [Entry(low, VALUE, None)]))
-        return put(blocks, Node(left, [Entry(high, VALUE, put(blocks, Node(None, [])))]))
+        left = put(blocks, Node(None, [NodeEntry(low, VALUE, None)]))
+        return put(blocks, Node(left, [NodeEntry(high, VALUE, put(blocks, Node(None, [])))]))
 
     assert verdict({low: VALUE}, beside_an_empty_node, high) is UnprovenReason.BAD_TREE
 
     def beside_a_lower_key(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
         first, second = sorted([(peak, VALUE), (high, VALUE)])
-        return put(blocks, Node(None, [Entry(*first, None), Entry(*second, None)]))
+        return put(blocks, Node(None, [NodeEntry(*first, None), NodeEntry(*second, None)]))
 
     assert verdict({high: VALUE}, beside_a_lower_key, peak) is UnprovenReason.BAD_TREE

@@ -1,4 +1,4 @@
-"""Calls that come together go together; errors and absences reach the one they belong to."""
+"""Concurrent calls share a batch; errors and missing keys reach only the callers of their batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import pytest
 
-from connectors.identity.batch_loader import Together
+from connectors.identity.batch_loader import BatchLoader
 
 
 def test_calls_during_a_call_share_the_next_one() -> None:
@@ -19,11 +19,11 @@ def test_calls_during_a_call_share_the_next_one() -> None:
         return {key: 2 * key for key in keys if key != 7}
 
     async def main() -> list[int | None]:
-        together = Together(double)
-        first = asyncio.create_task(together.one(1))
+        loader = BatchLoader(double)
+        first = asyncio.create_task(loader.one(1))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return [*await asyncio.gather(*(together.one(key) for key in (2, 3, 3, 7))), await first]
+        return [*await asyncio.gather(*(loader.one(key) for key in (2, 3, 3, 7))), await first]
 
     assert asyncio.run(main()) == [4, 6, 6, None, 2]
     assert rounds == [[1], [2, 3, 7]]
@@ -37,15 +37,15 @@ def test_an_error_reaches_every_caller_of_its_round_and_no_other() -> None:
         return dict.fromkeys(keys, 0)
 
     async def main() -> None:
-        together = Together(fail_on_two)
-        answers = await asyncio.gather(together.one(2), together.one(3), return_exceptions=True)
+        loader = BatchLoader(fail_on_two)
+        answers = await asyncio.gather(loader.one(2), loader.one(3), return_exceptions=True)
         assert [type(answer) for answer in answers] == [OSError, OSError]
-        assert await together.one(3) == 0
-        caller = asyncio.create_task(together.one(4))
+        assert await loader.one(3) == 0
+        caller = asyncio.create_task(loader.one(4))
         await asyncio.sleep(0)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        assert await together.one(5) == 0
+        assert await loader.one(5) == 0
 
     asyncio.run(main())

@@ -1,0 +1,84 @@
+"""The sources (`src`) that the labels of one URL name: which are proven to be the labeler at this URL, and which may be looked up.
+
+A labeler may write any `src` into its labels, and an unknown one costs a look-up at the PLC directory or at a did:web host that
+may not answer. So a URL gets UNPROVEN_LOOKUPS look-ups of sources that are not proven to be its own, and one more every
+UNPROVEN_SECONDS. A result holds for a while; labels of any further source are refused without a look-up.
+"""
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from cachetools import LRUCache
+
+from connectors.identity.key_ring import KeyUnavailable
+from protocol.labels import LabelReason, LabelRejected
+
+UNPROVEN_LOOKUPS = 4  # of sources that are not proven to belong to the URL
+UNPROVEN_SECONDS = 60.0  # for each further look-up
+FOREIGN_SECONDS = 240.0  # how long the source of another URL is refused without a look-up
+SOURCES_KEPT = 1000  # per URL, proven ones and refused ones each
+
+
+class Signer(NamedTuple):
+    """From a labeler's DID document: its #atproto_label key (did:key), and the origin of its #atproto_labeler service."""
+
+    key: str | None
+    url: str | None
+
+
+class LabelSources:
+    """The sources of one URL. `now`: monotonic seconds."""
+
+    def __init__(self, url: str, now: float) -> None:
+        self._url = url
+        self._proven: LRUCache[str, bool] = LRUCache(SOURCES_KEPT)
+        self._refused: LRUCache[str, tuple[LabelRejected, float]] = LRUCache(SOURCES_KEPT)  # and until when
+        self._lookups, self._at = float(UNPROVEN_LOOKUPS), now
+
+    def may_look_up(self, src: str, now: float) -> bool:
+        """Whether to look this source up now. An unproven source uses up one look-up."""
+        if src in self._proven:
+            return True
+        if src in self._refused and self._refused[src][1] > now:
+            return False
+        self._lookups = min(UNPROVEN_LOOKUPS, self._lookups + (now - self._at) / UNPROVEN_SECONDS)
+        self._at = now
+        if self._lookups < 1:
+            return False
+        self._lookups -= 1
+        return True
+
+    def found(self, src: str, wrong: LabelRejected | None, now: float) -> None:
+        """Record the result of a look-up. `wrong`: why the source is not the labeler at this URL, None if it is."""
+        self._proven.pop(src, None)
+        self._refused.pop(src, None)
+        if wrong is None:
+            self._proven[src] = True
+        else:
+            seconds = FOREIGN_SECONDS if wrong.reason is LabelReason.BAD_SRC else UNPROVEN_SECONDS
+            self._refused[src] = wrong, now + seconds
+
+    def refusal(self, src: str) -> LabelRejected:
+        """Why the labels of a source are refused that may not be looked up now."""
+        if src in self._refused:
+            return self._refused[src][0]
+        return LabelRejected(LabelReason.BAD_SRC, f"{self._url} names too many sources to look up {src}")
+
+
+def foreign(url: str, src: str, signer: Signer | KeyUnavailable) -> LabelRejected | None:
+    """Why this source is not known to be the labeler at this URL; None if it is."""
+    if isinstance(signer, KeyUnavailable):
+        return LabelRejected(LabelReason.NO_KEY, f"the document of {src}: {signer.value}")
+    if signer.url is None or not same_origin(signer.url, url):
+        return LabelRejected(LabelReason.BAD_SRC, f"{src} is the labeler at {signer.url}, not at {url}")
+    return None
+
+
+def same_origin(one: str, other: str) -> bool:
+    """Whether two URLs have the same scheme, host and port. Case and default ports make no difference."""
+    return _origin(one) == _origin(other)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return (parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme))
