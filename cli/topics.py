@@ -67,7 +67,7 @@ def topics_docs(
 
 def _serve(files: dict[str, str], address: str) -> None:
     """Serve until SIGTERM."""
-    from connectors.runtime.process import STOP, stop_on_signals  # noqa: PLC0415 - as above
+    from connectors.runtime.stop import STOP, stop_on_signals  # noqa: PLC0415 - as above
     from ops.git_pages import server  # noqa: PLC0415 - as above
 
     host, _, port = address.rpartition(":")

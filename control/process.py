@@ -20,7 +20,8 @@ from connectors.postgres.connection import tuples
 from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
-from connectors.runtime.process import STOP, Health
+from connectors.runtime.health import Health
+from connectors.runtime.stop import STOP
 from control.dead_letters import LetterIndex
 from control.filters import FilterWalk
 from control.tasks.dead_letter_retry import SecondLooks

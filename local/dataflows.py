@@ -6,7 +6,7 @@ from typing import Any
 from bytewax.dataflow import Dataflow
 
 from appview.plugin import AppView
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from schemas.settings import Settings
 
 FLOWS = {

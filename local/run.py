@@ -21,7 +21,10 @@ from connectors.kafka import topics
 from connectors.kafka.log import cluster_id
 from connectors.postgres.connection import check_database
 from connectors.postgres.migrate import migrate
-from connectors.runtime import process
+from connectors.runtime.garbage import collect_rarely
+from connectors.runtime.health import Health, serve_health, watch_disk
+from connectors.runtime.logs import hide, log_to_stderr
+from connectors.runtime.stop import STOP, Stopping, stop_on_signals
 from connectors.runtime.watchdog import Signals, Watchdog
 from control import process as control_process
 from local.dataflows import FLOWS, dataflow
@@ -41,13 +44,13 @@ logger = logging.getLogger("sluice")
 def run(name: str, settings: Settings) -> None:
     """Run one process until it is told to stop. Returns when it has drained."""
     require(name, settings)
-    process.hide(*(getattr(settings, name) for name in SECRETS))
-    process.log_to_stderr(settings.log_format)
-    process.stop_on_signals()
+    hide(*(getattr(settings, name) for name in SECRETS))
+    log_to_stderr(settings.log_format)
+    stop_on_signals()
     broker.identify(name)
-    health = process.Health(name, settings.tuning.stalled_seconds)
+    health = Health(name, settings.tuning.stalled_seconds)
     stop_seconds = settings.tuning.drain_seconds + STOP_SECONDS
-    dog = Watchdog(health, process.STOP, settings.tuning.watchdog_seconds, stop_seconds, signals=Signals())
+    dog = Watchdog(health, STOP, settings.tuning.watchdog_seconds, stop_seconds, signals=Signals())
     dog.start()
     try:
         _serve_and_run(name, settings, health)
@@ -55,14 +58,14 @@ def run(name: str, settings: Settings) -> None:
         dog.ending()
 
 
-def _serve_and_run(name: str, settings: Settings, health: process.Health) -> None:
+def _serve_and_run(name: str, settings: Settings, health: Health) -> None:
     try:
         if name == "control":
             from control.api.serve import ApiServer  # noqa: PLC0415 - FastAPI: no other process loads it
 
             port = ApiServer(health, settings).start()
         else:
-            port = process.serve_health(health, settings.http_host, settings.http_port, settings.http_names)
+            port = serve_health(health, settings.http_host, settings.http_port, settings.http_names)
     except OSError as err:
         raise OperatorError(
             f"SLUICE_HTTP_PORT: {settings.http_host}:{settings.http_port} cannot be listened on ({err.strerror});"
@@ -70,7 +73,7 @@ def _serve_and_run(name: str, settings: Settings, health: process.Health) -> Non
         ) from err
     if name in ("control", "backfill"):
         spool = Path(tempfile.gettempdir())
-        process.watch_disk(name, *(("data", settings.data_dir) if name == "control" else ("spool", spool)))
+        watch_disk(name, *(("data", settings.data_dir) if name == "control" else ("spool", spool)))
     prepare(settings)
     logger.info("started", extra={"flow": name, "http_port": port})
     if name == "control":
@@ -80,13 +83,13 @@ def _serve_and_run(name: str, settings: Settings, health: process.Health) -> Non
     logger.info("stopped", extra={"flow": name})
 
 
-def _run_flow(name: str, settings: Settings, health: process.Health) -> None:
-    process.collect_rarely()
+def _run_flow(name: str, settings: Settings, health: Health) -> None:
+    collect_rarely()
     try:
         cli_main(dataflow(name, settings, health), epoch_interval=timedelta(seconds=settings.tuning.epoch_seconds))
     except BytewaxRuntimeError as err:
         cause = first_cause(err)
-        if isinstance(cause, process.Stopping):
+        if isinstance(cause, Stopping):
             return
         logger.exception("the flow failed", extra={"reason": f"{type(cause).__name__}: {cause}"})
         raise SystemExit(1) from err

@@ -21,7 +21,7 @@ import psycopg
 
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime.errors import one_line
-from connectors.runtime.process import STOP, stop_on_signals
+from connectors.runtime.stop import STOP, stop_on_signals
 from control.process_status import FILE, Registry, look_at_all
 from control.status import Collector, Status
 from local.embedded.guarded_process import free_port, port_is_free

@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from connectors.postgres.connection import check_database, connect
-from connectors.runtime.process import without_secrets
+from connectors.runtime.logs import without_secrets
 from local.embedded.database import DATABASE, NO_SPACE, DatabaseUnavailable, EmbeddedDatabase, find_binaries
 from local.up import only_one
 from schemas.errors import OperatorError

@@ -9,7 +9,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource
 from bytewax.visualize import RenderedOperator, to_rendered
 
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from flows.backfill.flow import build as build_backfill
 from flows.index.flow import build as build_index
 from schemas.settings import Settings

@@ -5,7 +5,7 @@ from connectors.atproto.stream import StreamPartition
 from connectors.atproto.stream_sockets import Frame
 from connectors.kafka.back_pressure import HighWater
 from connectors.runtime.checkpointed import CheckpointedSource
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from schemas.settings import Settings
 from schemas.topics import LABEL_LIVE
 from steps.cursor import Cursors

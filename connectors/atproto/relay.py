@@ -12,7 +12,7 @@ from connectors.atproto.stream_sockets import Frame
 from connectors.http.client import LIST_JSON, BodyTooLarge, HostRefused, Unreachable, check_url, fetch, retry_after
 from connectors.kafka.back_pressure import HighWater
 from connectors.runtime.checkpointed import CheckpointedSource
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from protocol.did_document import is_host
 from protocol.encoding.bounded_json import BadJson, TooMuchJson
 from schemas.settings import Settings

@@ -16,8 +16,8 @@ from connectors.kafka.back_pressure import HighWater
 from connectors.postgres.stream_cursors import CursorStore
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedPartition
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
 from protocol.encoding.timestamps import from_unix
 from protocol.event_stream import position
 from schemas.settings import Settings
@@ -166,10 +166,10 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         """Store the first position of an upstream. If it began at the newest event, all earlier ones are a gap for a listing to fill."""
         if self._start is None and self._fillable:
             gap, detail = Gap(upstream, None, missed, "began_at_tip"), self._cursors.detail(upstream)
-            patiently(lambda: self._store.begin(upstream, position, detail, gap), self.health)
+            retry_database(lambda: self._store.begin(upstream, position, detail, gap), self.health)
         else:
             detail = self._cursors.detail(upstream)
-            patiently(lambda: self._store.save({upstream: position}, {upstream: detail}), self.health)
+            retry_database(lambda: self._store.save({upstream: position}, {upstream: detail}), self.health)
         self._durable[upstream] = position
 
     def _report(self, frames: list[Frame]) -> None:

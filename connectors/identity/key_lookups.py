@@ -31,7 +31,8 @@ from connectors.http.client import open_session
 from connectors.http.host_names import HostNames
 from connectors.identity.resolver import IdentityUnreachable, LookupResult, Resolver
 from connectors.runtime import watchdog
-from connectors.runtime.process import STOP, Health, Stopping
+from connectors.runtime.health import Health
+from connectors.runtime.stop import STOP, Stopping
 from protocol.did_document import ResolvedIdentity
 from schemas.settings import Settings
 from steps.backoff import backoff_seconds

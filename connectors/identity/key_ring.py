@@ -16,7 +16,7 @@ from cachetools import FIFOCache, TTLCache
 from connectors.identity.key_lookups import Found, HostBusy, KeyLookups, web_host
 from connectors.identity.resolver import IdentityNotFound, IdentityUnreachable, LookupResult
 from connectors.runtime import metrics
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from protocol.did_document import ResolvedIdentity
 from schemas.settings import Settings
 from steps.cooldown import Cooldowns

@@ -20,7 +20,7 @@ from typing_extensions import override
 from connectors.kafka import client as broker
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
-from connectors.runtime.process import STOP, Stopping
+from connectors.runtime.stop import STOP, Stopping
 from protocol.encoding.unpadded_base64 import to_base64
 from schemas import wire
 from schemas.reasons import DeadReason

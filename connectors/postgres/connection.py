@@ -157,7 +157,7 @@ class Database(Generic[R]):
     """`database()` is the connection. Used by one thread at a time; `options` are psycopg's and libpq's.
 
     `opened` is called with every new connection before it is used: what a session keeps has to be made again. What was being
-    done when a connection broke is its user's to do again (connectors/runtime/patience.py).
+    done when a connection broke is its user's to do again (connectors/runtime/retry_database.py).
     """
 
     def __init__(

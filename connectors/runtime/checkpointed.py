@@ -18,8 +18,9 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from typing_extensions import override
 
 from connectors.runtime import watchdog
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import STOP, Health
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
+from connectors.runtime.stop import STOP
 
 X = TypeVar("X")
 P = TypeVar("P")
@@ -68,7 +69,7 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
     def next_batch(self) -> list[X]:
         self._mark()
         if (pending := self._pending) is not None:
-            earlier = patiently(lambda: self.commit(pending), self.health)
+            earlier = retry_database(lambda: self.commit(pending), self.health)
             self._committed, self._pending = pending if earlier is None else earlier, None
             self.health.progressed()
         if STOP.is_set() and not self._draining:

@@ -5,7 +5,7 @@ import re
 import psycopg
 from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 
-from connectors.runtime.process import without_secrets
+from connectors.runtime.logs import without_secrets
 from schemas.errors import OperatorError
 
 EXIT_OPERATOR = 2

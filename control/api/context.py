@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
 from connectors.postgres.connection import Brief, reaching
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from control.api.errors import Busy
 from control.status import Collector, Status
 from schemas.settings import Settings

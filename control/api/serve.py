@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from connectors.http.server import IDLE_SECONDS, SHUTDOWN_SECONDS, BoundedConnection, HttpServer
 from connectors.runtime import metrics
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from control.api.application import make_app
 from control.api.context import Context
 from schemas.settings import Settings

@@ -16,7 +16,7 @@ import psycopg
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
-from connectors.runtime.process import STOP, Stopping
+from connectors.runtime.stop import STOP, Stopping
 from control.dead_letters import DeadLetters
 from control.tasks.big_commits import BigCommits
 from schemas.errors import OperatorError

@@ -22,7 +22,7 @@ from connectors.kafka.offsets import GROUP_TOPICS, Positions
 from connectors.postgres.connection import dicts
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
-from connectors.runtime.process import STOP
+from connectors.runtime.stop import STOP
 from control.status import phases
 from control.tasks.lag_age import oldest_unsettled
 from schemas.settings import Settings

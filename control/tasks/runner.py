@@ -15,7 +15,7 @@ import psycopg
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
-from connectors.runtime.process import STOP, Stopping
+from connectors.runtime.stop import STOP, Stopping
 from steps.backoff import backoff_seconds
 
 WAIT_FIRST_SECONDS = 0.5

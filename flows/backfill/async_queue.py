@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from connectors.postgres.repo_queue import RepoQueue
-from connectors.runtime.patience import OUTAGE_SECONDS, passes
+from connectors.runtime.retry_database import OUTAGE_SECONDS, is_transient
 
 X = TypeVar("X")
 
@@ -34,7 +34,7 @@ class AsyncRepoQueue:
                 try:
                     return await _uninterrupted(asyncio.to_thread(transaction, self._queue))
                 except psycopg.OperationalError as err:
-                    if not passes(err) or time.monotonic() > deadline:
+                    if not is_transient(err) or time.monotonic() > deadline:
                         raise
                     log.warning(
                         "the database is unavailable; trying again", extra={"error": " ".join(str(err).split())}

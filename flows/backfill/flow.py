@@ -28,7 +28,8 @@ from bytewax.outputs import DynamicSink
 from connectors.kafka.back_pressure import HighWater
 from connectors.kafka.producer import Out
 from connectors.runtime.checkpointed import CheckpointedSource
-from connectors.runtime.process import Health, collect_rarely
+from connectors.runtime.garbage import collect_rarely
+from connectors.runtime.health import Health
 from flows.backfill.sink import TOPIC, AttemptSink
 from flows.backfill.source import BackfillSource
 from flows.backfill.task import MessageChunk

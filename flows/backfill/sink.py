@@ -6,8 +6,8 @@ from typing_extensions import override
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
 from flows.backfill.task import MessageChunk, SnapshotTask
 from schemas.settings import Settings
 from schemas.topics import FIREHOSE_BACKFILL
@@ -53,7 +53,7 @@ class _AttemptSinkPartition(StatelessSinkPartition[MessageChunk | Out]):
         if not closing:
             return
         outcomes = [(t.claim.did, t.claim.attempt, written[at].partition, written[at].offset) for t, at in closing]
-        patiently(lambda: self._queue.produced(outcomes), self._health)
+        retry_database(lambda: self._queue.produced(outcomes), self._health)
         for task, _ in closing:
             metrics.REPOS_PROCESSED.labels(task.gone.status if task.gone else "synced").inc()
             task.finish(None)

@@ -27,7 +27,7 @@ from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.background_loop import Background
 from connectors.runtime.checkpointed import CheckpointedPartition
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from flows.backfill.slices import TimeSlices
 from flows.backfill.task import MessageChunk
 from flows.backfill.task_feed import Positions, TaskFeed, read_task

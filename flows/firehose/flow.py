@@ -23,7 +23,7 @@ from connectors.identity.commit_signatures import CommitSignatures
 from connectors.identity.key_ring import KeyRing
 from connectors.kafka.producer import LogSink, Out, now_text
 from connectors.runtime import metrics
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from flows.firehose.encode import account_value, commit_message, identity_value, moment
 from flows.streams import Received, Step, cursor_step, dead_frame, decode_frames, note_event_times
 from protocol.did_document import ResolvedIdentity

@@ -11,7 +11,7 @@ from bytewax.outputs import Sink
 
 from connectors.kafka.log import Part, cluster_id
 from connectors.runtime.checkpointed import CheckpointedSource
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from flows.index.apply import rules_of
 from flows.index.decode import Batch, Decoded, decode
 from flows.index.projection import Projection

@@ -15,8 +15,8 @@ from connectors.kafka.log import Part
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import REFUSALS
 from connectors.runtime import metrics
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
 from flows.index.apply import apply_events
 from flows.index.decode import Batch, Decoded, decode
 from flows.index.halving import SIFT_SECONDS, Spans, part_of, sift, span_of, split
@@ -106,7 +106,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             transaction.move(decoded.batch.spans)
 
     def _with_retries(self, work: Callable[[], None]) -> None:
-        patiently(work, self._health, what="transaction undone")
+        retry_database(work, self._health, what="transaction undone")
 
     def _sift(self, decoded: Decoded) -> None:
         """The same batch, live events first; what is refused becomes a dead letter, and what takes too long is given back."""

@@ -11,8 +11,8 @@ from typing_extensions import override
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import Part, watermarks
 from connectors.runtime.checkpointed import CheckpointedPartition
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
 from flows.index.batch_timer import BatchSize
 from flows.index.decode import TOPICS, Batch
 from flows.index.projection import Maintenance
@@ -50,7 +50,7 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
     def _starts(self, parts: list[Part]) -> dict[Part, int]:
         marks = watermarks(self._settings, TOPICS) if parts else {}
         known = {part: marks[part] for part in parts}
-        starts = patiently(lambda: self._store.starts(known), self.health) if parts else {}
+        starts = retry_database(lambda: self._store.starts(known), self.health) if parts else {}
         log.info("assigned", extra={"partitions": len(parts)})
         self._next |= starts
         return starts

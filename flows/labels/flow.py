@@ -20,7 +20,7 @@ from connectors.identity.label_signatures import CheckedFrame, LabelSignatures
 from connectors.identity.label_sources import Signer
 from connectors.kafka.producer import LogSink, Out, now_text
 from connectors.runtime import metrics
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from flows.labels.encode import label_value
 from flows.streams import Received, Step, cursor_step, dead_frame, decode_frames, note_event_times
 from protocol.did_document import ResolvedIdentity

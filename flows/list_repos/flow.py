@@ -20,8 +20,8 @@ from connectors.kafka.producer import LogSink, Out
 from connectors.postgres.repo_queue import Discovery, ListedRepo, RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedSource
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
 from flows.list_repos.listing_jobs import ListingJobs
 from flows.list_repos.listing_loop import FLOW, ListedPage
 from flows.list_repos.source import CrawlSource
@@ -61,7 +61,7 @@ def discoverer(queue: RepoQueue, jobs: ListingJobs) -> Callable[[ListedPage], li
         listed = [repo for repo in (as_listed(page, entry) for entry in page.entries) if repo is not None]
         if not listed:
             return []
-        found = patiently(lambda: discovered(page, listed))
+        found = retry_database(lambda: discovered(page, listed))
         page.tally.listed = len(page.entries)
         page.tally.queued = 0 if page.later else found.new
         page.tally.duplicates = found.known

@@ -18,8 +18,8 @@ from connectors.postgres.connection import own_transaction, tuples
 from connectors.postgres.stream_cursors import CursorStore
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedPartition
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
 from flows.list_repos.crawler import Crawler
 from flows.list_repos.gap_recovery import GapRecovery, write_fact
 from flows.list_repos.listing_jobs import ListingJobs
@@ -70,7 +70,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
             self.health.report("paused", why)
             return []
         if time.monotonic() >= self._check_at:
-            patiently(self._check, self.health)
+            retry_database(self._check, self.health)
         pages = self._crawler.queue.take(POLL_PAGES)
         for page in pages:
             self._progress.add(page.upstream, page.state, page.facts, page.tally)

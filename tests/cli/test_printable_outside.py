@@ -9,8 +9,8 @@ from rich.console import Console
 
 from cli.status_text import table
 from connectors.kafka.offsets import Standing
-from connectors.runtime import process
-from connectors.runtime.process import Health
+from connectors.runtime import logs
+from connectors.runtime.health import Health
 from control.process_status import Sighting
 from control.status import PHASES, Status
 from local.progress import Progress, troubles
@@ -29,7 +29,7 @@ def test_a_health_page_and_a_log_line_are_printable() -> None:
     assert "\ufffd]0;owned\ufffd WARNING forged line" in health.why
     record = logging.LogRecord("x", logging.WARNING, "x", 1, "attempt ended", (), None)
     record.why = ESCAPES
-    shown = process._Text().format(record)
+    shown = logs._Text().format(record)
     assert clean(shown)
     assert "\n" not in shown
 

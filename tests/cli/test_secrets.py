@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from cli.settings_text import page
-from connectors.runtime import process
+from connectors.runtime import logs
 from connectors.runtime.errors import one_line
 from schemas.settings import Settings
 
@@ -30,11 +30,11 @@ def test_log_lines_carry_no_secret(style: str, monkeypatch: pytest.MonkeyPatch) 
     """In the message, in a field, in a traceback; the rest of the line stays."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(process, "_hidden", set())
+    monkeypatch.setattr(logs, "_hidden", set())
     before = logging.getLogger().handlers[:]
     try:
-        process.hide(TOKEN)
-        process.log_to_stderr(style)
+        logs.hide(TOKEN)
+        logs.log_to_stderr(style)
         try:
             fail(f"refused {URL} and {TOKEN}")
         except ValueError:

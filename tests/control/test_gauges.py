@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from connectors.kafka.offsets import Positions
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from connectors.runtime import metrics
-from connectors.runtime.process import watch_disk
+from connectors.runtime.health import watch_disk
 from control.process import export_lag
 from control.tasks.gauges import TOP_HOSTS, Gauges, hosts_with_work
 from schemas.settings import Settings

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from connectors.http import server as http_server
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from control.api.serve import ApiServer
 from schemas.settings import Settings
 from tests.support.flow_process import wait_until

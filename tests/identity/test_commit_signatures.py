@@ -11,7 +11,7 @@ from connectors.atproto.deferred_events import DeferralStatus, seq_of
 from connectors.atproto.stream import StreamPartition
 from connectors.atproto.stream_sockets import WAKE, Frame
 from connectors.identity.key_ring import Key, KeyUnavailable
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from flows.firehose.flow import deduplicator, signature_checker
 from flows.streams import Received
 from protocol.event_stream import Account, Commit, Identity

@@ -20,7 +20,8 @@ import pytest
 from connectors.http.host_names import NAMES_AT_ONCE, HostNames
 from connectors.identity.key_lookups import PLC_TRIES, THROTTLED, WEB_PER_HOST, WEB_SECONDS, WebPermits, web_host
 from connectors.identity.key_ring import KeyRing, KeyUnavailable
-from connectors.runtime.process import Health, Stopping
+from connectors.runtime.health import Health
+from connectors.runtime.stop import Stopping
 from schemas.settings import Settings
 from simulator.repo.keys import derive_key, multikey
 from tests.support.flow_process import wait_until

@@ -20,7 +20,7 @@ from connectors.atproto.stream_sockets import Frame
 from connectors.identity.key_ring import KeyRing
 from connectors.identity.label_signatures import CheckedFrame, LabelSignatures
 from connectors.identity.label_sources import FOREIGN_SECONDS, UNPROVEN_LOOKUPS, UNPROVEN_SECONDS
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from flows.labels.flow import encode_all, label_signer
 from flows.streams import Received
 from protocol.enforcement import Enforcement

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from connectors.atproto.stream import StreamPartition
 from connectors.runtime.checkpointed import CheckpointedPartition
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from steps.cursor import Cursors, Gap
 
 
@@ -86,7 +86,7 @@ def test_a_stop_before_anything_was_read_ends(stop: Event) -> None:
 
 def test_a_commit_that_meets_a_lost_connection_is_made_again(stop: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """H1: the flow waits where it is and says why; nothing was polled meanwhile."""
-    monkeypatch.setattr("connectors.runtime.patience.FIRST_SECONDS", 0.0001)
+    monkeypatch.setattr("connectors.runtime.retry_database.FIRST_SECONDS", 0.0001)
     failures = [psycopg.OperationalError("the connection is lost")] * 3
 
     class Lost(Numbers):

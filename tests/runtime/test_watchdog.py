@@ -23,7 +23,9 @@ from tests.support.flow_process import ROOT, wait_until
 PRELUDE = """
 import ctypes, sys, threading, time
 from connectors.runtime import watchdog
-from connectors.runtime.process import STOP, Health, log_to_stderr, serve_health, stop_on_signals
+from connectors.runtime.health import Health, serve_health
+from connectors.runtime.logs import log_to_stderr
+from connectors.runtime.stop import STOP, stop_on_signals
 log_to_stderr("json")
 stop_on_signals()
 health = Health("probe")

@@ -28,7 +28,9 @@ _RUN = """
 import sys
 from datetime import timedelta
 from bytewax.run import cli_main
-from connectors.runtime.process import Health, log_to_stderr, serve_health, stop_on_signals
+from connectors.runtime.health import Health, serve_health
+from connectors.runtime.logs import log_to_stderr
+from connectors.runtime.stop import stop_on_signals
 from local.dataflows import dataflow
 from schemas.settings import load
 settings, name = load(), sys.argv[1]

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from connectors.runtime.process import Health
+from connectors.runtime.health import Health
 from control.api.serve import ApiServer
 from schemas.settings import Settings
 from tests.support.flow_process import create_topics

@@ -1,8 +1,8 @@
-"""Work that is tried again while the database is away: `patiently(work, health)`.
+"""Repeat work while the database is unavailable: `retry_database(work, health)`.
 
-A lost connection, a server that restarts, a lock that is not given in time and a transaction that the database undid pass by
-themselves; a process that ends for one of them only starts again and meets the same. So the flow waits where it is, says why
-in its health page, and marks its turn. After OUTAGE_SECONDS the error is raised: the process ends and is started again.
+A lost connection, a restarting server, a lock timeout and a transaction that the database rolled back are transient: a
+restarted process would meet the same. So the flow waits in place, reports why on its health page, and marks its progress
+for the watchdog. After OUTAGE_SECONDS the error is raised: the process ends and is restarted.
 """
 
 import logging
@@ -14,7 +14,8 @@ import psycopg
 from psycopg import errors
 
 from connectors.runtime import watchdog
-from connectors.runtime.process import STOP, Health, Stopping
+from connectors.runtime.health import Health
+from connectors.runtime.stop import STOP, Stopping
 from steps.backoff import backoff_seconds
 
 X = TypeVar("X")
@@ -24,11 +25,11 @@ FIRST_SECONDS = 0.05
 LONGEST_SECONDS = 5.0
 STOPPING_SECONDS = 5.0  # for a last try while the process stops
 
-log = logging.getLogger("patience")
+log = logging.getLogger("retry_database")
 
 
-def passes(error: BaseException) -> bool:
-    """Whether the same statement may succeed later without anybody changing it."""
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may succeed later."""
     return isinstance(error, psycopg.OperationalError) and not isinstance(error, errors.ProgramLimitExceeded)
 
 
@@ -37,12 +38,12 @@ def back_off(failures: int) -> float:
     return backoff_seconds(failures, FIRST_SECONDS, LONGEST_SECONDS, growth=4.0)
 
 
-def patiently(
+def retry_database(
     work: Callable[[], X],
     health: Health | None = None,
     *,
     seconds: float = OUTAGE_SECONDS,
-    what: str = "the database is asked again",
+    what: str = "the database is tried again",
 ) -> X:
     """The result of `work`, which must be safe to repeat. Raises Stopping when the process stops meanwhile."""
     began, failures = time.monotonic(), 0
@@ -52,7 +53,7 @@ def patiently(
             return work()
         except psycopg.OperationalError as err:
             waited = time.monotonic() - began
-            if not passes(err) or waited > seconds:
+            if not is_transient(err) or waited > seconds:
                 raise
             failures += 1
             if STOP.is_set() and waited > STOPPING_SECONDS:

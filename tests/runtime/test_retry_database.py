@@ -9,16 +9,17 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from connectors.runtime import patience
-from connectors.runtime.patience import patiently
-from connectors.runtime.process import Health, Stopping
+from connectors.runtime import retry_database as retry_module
+from connectors.runtime.health import Health
+from connectors.runtime.retry_database import retry_database
+from connectors.runtime.stop import Stopping
 
 
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     flag = threading.Event()
-    monkeypatch.setattr(patience, "STOP", flag)
-    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.0001)
+    monkeypatch.setattr(retry_module, "STOP", flag)
+    monkeypatch.setattr(retry_module, "FIRST_SECONDS", 0.0001)
     return flag
 
 
@@ -39,7 +40,7 @@ def test_a_lost_connection_is_no_end(stop: threading.Event, error: type[Exceptio
     """H1: tried until it works, with the reason in the health page."""
     health = Health("index")
     work, calls = failing(3, error)
-    assert patiently(work, health) == "done"
+    assert retry_database(work, health) == "done"
     assert len(calls) == 4
     assert (health.state, health.why) == ("failing", "SLUICE_DATABASE: gone")
 
@@ -48,27 +49,27 @@ def test_a_lost_connection_is_no_end(stop: threading.Event, error: type[Exceptio
 def test_what_does_not_pass_is_raised_at_once(stop: threading.Event, error: type[Exception]) -> None:
     work, calls = failing(1, error)
     with pytest.raises(error):
-        patiently(work)
+        retry_database(work)
     assert len(calls) == 1
 
 
 def test_it_ends_after_a_while(stop: threading.Event) -> None:
     work, calls = failing(1 << 30, psycopg.OperationalError)
     with pytest.raises(psycopg.OperationalError):
-        patiently(work, seconds=0.05)
+        retry_database(work, seconds=0.05)
     assert len(calls) > 1
 
 
 def test_a_stop_ends_it_without_an_error(stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the batch is done, and no position covers it."""
-    monkeypatch.setattr(patience, "STOPPING_SECONDS", 0.0)
+    monkeypatch.setattr(retry_module, "STOPPING_SECONDS", 0.0)
     stop.set()
     with pytest.raises(Stopping):
-        patiently(failing(1 << 30, psycopg.OperationalError)[0])
+        retry_database(failing(1 << 30, psycopg.OperationalError)[0])
 
 
 def test_the_wait_grows_and_is_bounded() -> None:
-    waits = [patience.back_off(failures) for failures in range(1, 30)]
+    waits = [retry_module.back_off(failures) for failures in range(1, 30)]
     assert waits == sorted(waits)
-    assert waits[0] == patience.FIRST_SECONDS
-    assert waits[-1] == patience.LONGEST_SECONDS
+    assert waits[0] == retry_module.FIRST_SECONDS
+    assert waits[-1] == retry_module.LONGEST_SECONDS
