@@ -1,20 +1,18 @@
-"""What one index transaction really changes in `sluice.record`, by path and CID, of the collections that an AppView knows."""
+"""The net changes of one index transaction in `sluice.record`, by path and CID, in the collections of the AppView."""
 
 from collections.abc import Iterable, Mapping
 
 from appview.projection.project import KNOWN
+from flows.index.projection import Key
 from steps.gate.batch import ORDERED
 from steps.gate.batch import Row as RecordRow
 
-Key = tuple[str, str, str]  # did, collection, rkey
-
 
 class Changes:
-    """Paths of known collections that a transaction changes: whether they were there before it, and what stands there now.
+    """Changed paths of known collections: whether each existed before the transaction, and its record now.
 
-    invalid   edits that the AppView refuses: reason, and `came` of what it shows instead (`sluice.appview_record.kept_json`)
-    ended     URI → when what stood there before came and when it went, of follows, list items and gates
-    passed    records that came and went within this transaction
+    invalid   refused edits: reason, and `came` of the version that is shown instead (`sluice.appview_record.kept_json`)
+    passed    records that were created and removed within the transaction, with the time of their removal
     """
 
     def __init__(self) -> None:
@@ -26,7 +24,7 @@ class Changes:
         self.passed: list[tuple[RecordRow, int | None]] = []
 
     def put(self, row: RecordRow, *, existed: bool, came: int | None = None) -> None:
-        """A row that is new or has another CID. `existed`, `came`: as the table had it when this was written."""
+        """A row that is new or has another CID. `existed`, `came`: of the row it replaces."""
         if row[1] in KNOWN:
             key = row[:3]
             if existed:
@@ -37,11 +35,11 @@ class Changes:
             self.invalid.pop(key, None)
 
     def keep(self, key: Key, reason: str, came: int | None) -> None:
-        """An edit that is not valid: what was there before is shown on."""
+        """An invalid edit: the previous version stays visible."""
         self.invalid[key] = reason, came
 
     def gone(self, rows: Iterable[tuple[str, str, str, int | None]], when: Mapping[Key, int | None]) -> None:
-        """Rows that were deleted, with their `came`. `when`: when the log took that, where it is known."""
+        """Deleted rows with their `came`. `when`: the log's time of the deletion, where it is known."""
         for *path, came in rows:
             key = path[0], path[1], path[2]
             if key[1] in KNOWN:
@@ -55,23 +53,23 @@ class Changes:
         return bool(self._now or self.invalid or self.passed)
 
     def former(self) -> list[Key]:
-        """Paths whose rows of before this transaction are out of date."""
+        """Paths that existed before the transaction: their derived rows are out of date."""
         return [key for key, existed in self._before.items() if existed]
 
     def current(self) -> list[RecordRow]:
-        """Records to project."""
+        """Records to project: those that exist now."""
         return [row for row in self._now.values() if row is not None]
 
-    def stands(self, key: Key) -> bool:
-        """Is there a record now? Of paths that changed."""
+    def exists(self, key: Key) -> bool:
+        """Whether a changed path has a record now."""
         return self._now.get(key) is not None
 
     def changed(self, key: Key) -> bool:
-        """Whether this path is one of those that changed."""
+        """Whether this path changed."""
         return key in self._now
 
     def ended(self) -> dict[str, tuple[int | None, int | None]]:
-        """See above; of all paths that were there before."""
+        """URI → (came, gone) of follows, list items, posts and gates that existed before and were replaced or deleted."""
         return {
             f"at://{did}/{collection}/{rkey}": (came, self._gone.get((did, collection, rkey)))
             for (did, collection, rkey), came in self._came.items()

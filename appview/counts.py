@@ -1,7 +1,7 @@
-"""Counts of the AppView as differences: collected over a transaction, written sorted as its last statement.
+"""Counters of the AppView: increments of one transaction, written sorted as its last statements.
 
-No count is ever taken anew. All writers take the rows in the order of their keys, first posts, then profiles, so that two
-workers whose repos like the same post wait for each other but never deadlock; a hot row is locked only until the commit.
+No counter is ever recounted. All writers lock the rows in key order, first posts, then profiles, so two workers whose repos like
+the same post may block but never deadlock. A hot row is locked only just before the commit.
 """
 
 from collections import defaultdict
@@ -18,22 +18,22 @@ FOLLOWERS, FOLLOWS, POSTS = range(3)
 
 
 class Counts:
-    """Differences per post (and whatever else is liked) and per profile."""
+    """Increments per liked or answered record, and per profile."""
 
     def __init__(self) -> None:
         self._posts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         self._profiles: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
 
     def post(self, uri: str, which: int, by: int) -> None:
-        """`by` more likes, replies, reposts or quotes of what `uri` names."""
+        """Add `by` to the likes, replies, reposts or quotes of `uri`."""
         self._posts[uri][which] += by
 
     def profile(self, did: str, which: int, by: int) -> None:
-        """`by` more followers, follows or posts of an account."""
+        """Add `by` to the followers, follows or posts of an account."""
         self._profiles[did][which] += by
 
     def write(self, db: psycopg.Connection[Any]) -> None:
-        """Add the differences to the tables."""
+        """Add the increments to the tables."""
         if posts := sorted((uri, *by) for uri, by in self._posts.items() if any(by)):
             uris, likes, replies, reposts, quotes = (array(column) for column in zip(*posts, strict=True))
             values = {"uris": uris, "likes": likes, "replies": replies, "reposts": reposts, "quotes": quotes}

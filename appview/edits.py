@@ -1,14 +1,15 @@
-"""What the AppView has to know of rows that do not stay: edits that it refuses, and what came and went within a transaction."""
+"""Row versions that the tables do not keep: refused edits, and records that exist only within a transaction."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import psycopg
 
-from appview.changes import Changes, Key
+from appview.changes import Changes
 from appview.projection.project import KNOWN, Source, project
 from appview.sql import queries
 from connectors.postgres.pg_array import array
+from flows.index.projection import Key
 from protocol.encoding.timestamps import canonical
 from steps.gate.batch import ORDERED, Row, WriteBatch
 
@@ -19,7 +20,7 @@ Db = psycopg.Connection[Any]
 
 
 def passed(writes: WriteBatch) -> list[tuple[Row, int | None]]:
-    """Follows, list items and gates that a later operation of the same round replaced or deleted, and when it did."""
+    """Follows, list items and gates that a later operation of the same batch replaced or deleted, with its time."""
     return [
         (row, gone)
         for (_, collection, _), rows in writes.replaced.items()
@@ -29,7 +30,7 @@ def passed(writes: WriteBatch) -> list[tuple[Row, int | None]]:
 
 
 def note_changed(db: Db, changes: Changes, rows: Mapping[Key, Row], writes: WriteBatch) -> None:
-    """Note staged rows that differ from the table by path and CID; of an edit that is not valid, what was there before is kept."""
+    """Note the staged rows whose path or CID is new. Of an invalid edit, keep the previous version."""
     kept: dict[Key, tuple[str, int | None]] = {}
     for did, collection, rkey, existed, came in db.execute(SQL["changed"]).fetchall():
         key = did, collection, rkey
@@ -57,12 +58,12 @@ def _keep(db: Db, changes: Changes, kept: Mapping[Key, tuple[str, int | None]], 
     for key, (why, came) in kept.items():
         if key in shown:
             changes.keep(key, why, came)
-        else:  # what was there was not valid either
+        else:  # the previous version was invalid too
             changes.put(rows[key], existed=True, came=came)
 
 
 def _valid_before(row: Row, writes: WriteBatch) -> Row | None:
-    """The last valid row that an edit of this round replaced, unless the record was deleted in between."""
+    """The last valid row that an edit of this batch replaced, unless the record was deleted since."""
     key = row[:3]
     if key in writes.deleted:
         return None
@@ -70,7 +71,7 @@ def _valid_before(row: Row, writes: WriteBatch) -> Row | None:
 
 
 def refused(row: Row) -> str | None:
-    """Why the AppView does not take it. A row without JSON is nothing that it could judge."""
+    """Why the AppView refuses this record; None if it is valid, or has no JSON to validate."""
     did, collection, rkey, cid, _, _, body, *_, indexed_at, _ = row
     if body is None:
         return None

@@ -1,9 +1,9 @@
-"""Terms of thread and post gates over time (`sluice.appview_gate`): each change of a gate is a version from when the log took it on.
+"""Versions of thread gates and post gates (`sluice.appview_gate`): each change of a gate is a version that begins at the log's time.
 
-A reply is judged by the version of its own time, so that neither an edit nor a deletion of the gate undoes what was decided. A
-gate counts as being there for ever (0) where nobody knows since when: the first fetch of its repo brought it, or it came no
-later than its post. A version that only hides other replies is the former one. Versions have a bound: the oldest are merged to
-what the stricter of them says.
+A reply is judged by the version at its own time, so neither an edit nor a deletion of the gate changes earlier decisions. A gate
+has existed for ever (`since` is 0) if the first fetch of its repo brought it, or if it is not younger than its post. An edit
+that changes only hidden replies makes no new version. The number of versions is bounded: the two oldest are merged into
+the stricter terms.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,29 +24,29 @@ EVER = 0
 OPEN = Terms(closed=False)
 
 Db = psycopg.Connection[Any]
-Version = tuple[int, bool, Terms]  # since when, whether the record is there, what it says
+Version = tuple[int, bool, Terms]  # since, whether the record exists, its terms
 
 
 def add(db: Db, uri: str, post_uri: str, terms: Terms, came: int | None) -> None:
-    """A gate as its record says it now. `came`: as in `sluice.record`."""
+    """Add the current version of a gate. `came`: as in `sluice.record`."""
     since = _since(db, uri, came)
     versions = _versions(db, uri)
     if since == EVER and versions:
         _forget(db, uri, versions)
         versions = []
     if versions:
-        newest, standing, former = versions[-1]
-        since = max(since, newest)  # the log's order is the gate's
-        if standing and msgspec.structs.replace(terms, hidden=()) == former:
+        newest, exists, former = versions[-1]
+        since = max(since, newest)  # versions follow the order of the log
+        if exists and msgspec.structs.replace(terms, hidden=()) == former:
             since = newest
         db.execute(SQL["hide_none"], {"uri": uri})
     _put(db, uri, post_uri, (since, True, terms))
     _merge(db, uri, post_uri, [version for version in versions if version[0] != since])
 
 
-def end(db: Db, uris: Iterable[str], ended: Mapping[str, int | None], *, whatever: bool = False) -> None:
-    """Those of these gates that are no record any more, or `whatever` is. `ended`: when the log took that; else it is now."""
-    for uri, post_uri in db.execute(SQL["posts"], {"uris": array(sorted(uris)), "whatever": whatever}).fetchall():
+def end(db: Db, uris: Iterable[str], ended: Mapping[str, int | None], *, existing: bool = False) -> None:
+    """End these gates, if their records are gone or `existing` is set. `ended`: the log's time of it; else it is now."""
+    for uri, post_uri in db.execute(SQL["posts"], {"uris": array(sorted(uris)), "existing": existing}).fetchall():
         versions = _versions(db, uri)
         if not versions or not versions[-1][1]:
             continue
@@ -58,25 +58,25 @@ def end(db: Db, uris: Iterable[str], ended: Mapping[str, int | None], *, whateve
 
 
 def end_lost(db: Db, dids: list[str]) -> None:
-    """Gates of these repos that hold here and have no record any more."""
+    """End the gates of these repos whose records are gone."""
     end(db, [row[0] for row in db.execute(SQL["lost"], {"dids": array(dids)}).fetchall()], {})
 
 
 def now(db: Db) -> int:
-    """The database's clock, as `steps.gate.batch.came_at` has times."""
+    """The clock of the database, in the units of `steps.gate.batch.came_at`."""
     ((at,),) = db.execute(SQL["now"]).fetchall()
     return int(at)
 
 
 def note_lapsed(db: Db, lapsed: Iterable[tuple[str, str, int, int]]) -> None:
-    """Follows and list items that have ended: (who followed or the list, who was followed or listed, from, to)."""
+    """Store follows and list items that ended, as (follower or list, followed or listed account, from, to)."""
     with db.cursor() as cursor, cursor.copy(SQL["copy_lapsed"]) as stream:
         for row in lapsed:
             stream.write_row(row)
 
 
 def prune_lapsed(db: Db) -> None:
-    """Those of an hour ago, or too many, are forgotten: replies that come later than that are judged without them."""
+    """Remove those that are an hour old, or too many. Replies that arrive later are judged without them, which is stricter."""
     db.execute(SQL["prune_lapsed"], {"seconds": LAPSED_SECONDS, "rows": MAX_LAPSED})
 
 
@@ -91,15 +91,15 @@ def _since(db: Db, uri: str, came: int | None) -> int:
 def _versions(db: Db, uri: str) -> list[Version]:
     rows = db.execute(SQL["versions"], {"uri": uri}).fetchall()
     return [
-        (came, standing, Terms(closed, mentioned, follower, following, tuple(lists)))
-        for came, standing, closed, mentioned, follower, following, lists in rows
+        (came, exists, Terms(closed, mentioned, follower, following, tuple(lists)))
+        for came, exists, closed, mentioned, follower, following, lists in rows
     ]
 
 
 def _put(db: Db, uri: str, post_uri: str, version: Version) -> None:
-    came, standing, terms = version
+    came, exists, terms = version
     values = {**msgspec.structs.asdict(terms), "lists": list(terms.lists), "hidden": list(terms.hidden)}
-    db.execute(SQL["put"], {**values, "uri": uri, "post_uri": post_uri, "came": came, "standing": standing})
+    db.execute(SQL["put"], {**values, "uri": uri, "post_uri": post_uri, "came": came, "standing": exists})
 
 
 def _forget(db: Db, uri: str, versions: list[Version]) -> None:
@@ -107,7 +107,7 @@ def _forget(db: Db, uri: str, versions: list[Version]) -> None:
 
 
 def _merge(db: Db, uri: str, post_uri: str, former: list[Version]) -> None:
-    """Keeps the bound; `former` are all but the newest."""
+    """Merge the two oldest versions if there are too many. `former`: all but the newest."""
     if len(former) < MAX_VERSIONS:
         return
     one, other, *_ = former

@@ -1,7 +1,7 @@
-"""Lexicon definitions of the records that the AppView indexes, and of all that they refer to.
+"""Lexicon definitions of the records that the AppView indexes, and of everything they refer to.
 
-`lexicons.json` is made by `tests/appview/projection/recorded/lexicons.mjs` out of the published lexicons: `{"nsid" or "nsid#name":
-definition}`, a record's definition being its object; refs are full; descriptions and known values are left out.
+`tests/appview/projection/recorded/lexicons.mjs` generates `lexicons.json` from the published lexicons: `{"nsid" or "nsid#name":
+definition}`. The definition of a record is its object; refs are absolute; descriptions and known values are left out.
 """
 
 from functools import cache
@@ -13,6 +13,6 @@ import msgspec
 
 @cache
 def definitions() -> dict[str, dict[str, Any]]:
-    """All definitions; see the module's contract for their form."""
+    """All definitions, in the form above."""
     text = (files(__package__) / "lexicons.json").read_bytes()
     return msgspec.json.decode(text, type=dict[str, dict[str, Any]])

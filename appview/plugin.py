@@ -7,7 +7,7 @@ from typing_extensions import override
 from appview import state
 from appview.changes import Changes
 from appview.edits import note_changed, passed
-from appview.reconcile_thread import Folding
+from appview.reconcile_thread import ReconcileThread
 from appview.writer import AppViewWriter
 from flows.index.projection import Connection, Key, Maintenance, ProjectedChanges, Projection
 from schemas.settings import Settings
@@ -35,7 +35,7 @@ class AppView(Projection):
 
     @override
     def maintenance(self) -> Maintenance | None:
-        return Folding(self._settings) if self._settings.appview else None
+        return ReconcileThread(self._settings) if self._settings.appview else None
 
 
 class AppViewChanges(ProjectedChanges):

@@ -1,8 +1,8 @@
 """`sluice appview`: fill the AppView's tables from `sluice.record`, and check them against it.
 
-`rebuild` does repo after repo, locked as the index locks them, so that it may run beside a running index; a checkpoint says
-where it stands, and it goes on from there. Each repo's old rows go and its new ones come in one transaction: readers see
-either. `check` counts anew what is kept as differences.
+`rebuild` replaces the rows repo by repo, locked as the index locks them, so the index may keep running. One transaction removes
+the old rows of a repo and inserts the new ones: readers see either. An interrupted rebuild resumes from its checkpoint.
+`check` recounts what the tables keep as counters.
 """
 
 import time
@@ -14,13 +14,13 @@ import psycopg
 from psycopg import errors
 
 from appview import gate_versions as gates
-from appview import statements as appview_tables
-from appview import writer as appview
+from appview import statements
 from appview.edits import refused
 from appview.projection.project import KNOWN, VERSION
-from appview.reconcile import SQL as FOLD_SQL
-from appview.reconcile import fold
+from appview.reconcile import SQL as RECONCILE_SQL
+from appview.reconcile import reconcile
 from appview.state import SQL, begin, prepare, read
+from appview.writer import SQL as WRITER_SQL
 from appview.writer import AppViewWriter
 from connectors.postgres.connection import REFUSALS, connect, own_transaction
 from connectors.postgres.pg_array import array
@@ -33,12 +33,12 @@ TRIES = 8
 ONE_KEY = ("app.bsky.actor.profile", "app.bsky.labeler.service")  # only the record with key `self` makes a row
 
 Db = psycopg.Connection[Any]
-Told = Callable[["Progress"], None]
+Report = Callable[["RebuildProgress"], None]
 
 
 @dataclass(slots=True)
-class Progress:
-    """How far a rebuild is. `invalid`: records that the AppView does not get."""
+class RebuildProgress:
+    """Progress of a rebuild. `invalid`: records that the AppView refuses."""
 
     repos: int = 0
     of_repos: int = 0
@@ -46,17 +46,17 @@ class Progress:
     invalid: int = 0
     resumed: bool = False
     seconds: float = 0.0
-    folding: int = 0  # notes that wait to be folded
+    notes: int = 0  # left to reconcile
 
     def __str__(self) -> str:
         rate = self.records / self.seconds if self.seconds else 0.0
-        waits = f", {self.folding} notes to fold" if self.folding else ""
-        return f"{self.repos} of {self.of_repos} repos, {self.records} records ({rate:.0f}/s), {self.invalid} not valid{waits}"
+        left = f", {self.notes} notes to reconcile" if self.notes else ""
+        return f"{self.repos} of {self.of_repos} repos, {self.records} records ({rate:.0f}/s), {self.invalid} not valid{left}"
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What `check` found: kind → (how many differ, one of them)."""
+    """The result of `check`: kind → (how many differ, one of them)."""
 
     found: dict[str, tuple[int, str | None]] = field(default_factory=dict)
 
@@ -65,10 +65,10 @@ class Drift:
         return sum(count for count, _ in self.found.values())
 
 
-def rebuild(settings: Settings, told: Told, *, anew: bool = False) -> Progress:
-    """Fill everything; goes on where one was stopped. Raises OperatorError, AppviewUnavailable, psycopg.Error.
+def rebuild(settings: Settings, report: Report, *, from_empty: bool = False) -> RebuildProgress:
+    """Fill all tables; resumes an interrupted rebuild. Raises OperatorError, AppviewUnavailable, psycopg.Error.
 
-    `anew`: from empty tables, which mends whatever is wrong in them; readers see them fill.
+    `from_empty`: empty the tables first, which repairs any error in them; meanwhile readers see incomplete tables.
     """
     with connect(settings.database, "sluice appview rebuild") as db:
         if settings.appview:
@@ -77,27 +77,27 @@ def rebuild(settings: Settings, told: Told, *, anew: bool = False) -> Progress:
             raise OperatorError("SLUICE_APPVIEW is off here and at the index; set it to true for both")
         prepare(db)
         _index_uris(db)
-        progress, after = _start(db, anew=anew)
+        progress, after = _start(db, from_empty=from_empty)
         began = time.monotonic()
-        while last := _chunk_again(db, after, progress):
+        while last := _chunk_retried(db, after, progress):
             after = last
             progress.seconds = time.monotonic() - began
-            told(progress)
+            report(progress)
 
-        def waiting(notes: int) -> None:
-            progress.folding = notes
-            told(progress)
+        def left(notes: int) -> None:
+            progress.notes = notes
+            report(progress)
 
-        fold_all(db, waiting)
+        reconcile_all(db, left)
         db.execute(SQL["end_rebuild"])
     return progress
 
 
 def check(db: Db) -> Drift:
-    """Recount in one snapshot. Takes a while on large tables. Raises OperatorError where the tables are not kept."""
+    """Recount in one snapshot; slow on large tables. Raises OperatorError if the tables are off."""
     if not read(db).active:
         raise OperatorError(
-            "the AppView's tables are not kept: SLUICE_APPVIEW is off; set it to true for the index, then run"
+            "the AppView's tables are off: SLUICE_APPVIEW is not set; set it to true for the index, then run"
             " `sluice appview rebuild`"
         )
     drift = Drift()
@@ -105,45 +105,45 @@ def check(db: Db) -> Drift:
         db.execute("set transaction isolation level repeatable read read only")
         for name in ("posts", "profiles", "actors", "refused"):
             drift.found[name] = db.execute(SQL[f"check_{name}"]).fetchone() or (0, None)
-        for collection, tables in appview_tables.OF_COLLECTION.items():
+        for collection, tables in statements.OF_COLLECTION.items():
             if collection not in ONE_KEY:
                 drift.found[tables[0]] = _lacking(db, collection, tables[0])
     return drift
 
 
 def _lacking(db: Db, collection: str, table: str) -> tuple[int, str | None]:
-    """Valid records against rows and their duplicates."""
+    """Compare the number of valid records with rows and duplicates."""
     ((records,),) = db.execute(SQL["count_collection"], {"collection": collection}).fetchall()
-    ((rows,),) = db.execute(appview_tables.count(table)).fetchall()
+    ((rows,),) = db.execute(statements.count(table)).fetchall()
     like = f"at://%/{collection}/%"
-    ((waiting,),) = db.execute("select count(*) from bsky.duplicate_record where uri like %s", [like]).fetchall()
-    return abs(records - rows - waiting), None
+    ((duplicates,),) = db.execute("select count(*) from bsky.duplicate_record where uri like %s", [like]).fetchall()
+    return abs(records - rows - duplicates), None
 
 
-def _start(db: Db, *, anew: bool) -> tuple[Progress, str]:
+def _start(db: Db, *, from_empty: bool) -> tuple[RebuildProgress, str]:
     with own_transaction(db):
-        ((after,),) = db.execute(SQL["begin_rebuild"], {"anew": anew, "version": VERSION}).fetchall()
+        ((after,),) = db.execute(SQL["begin_rebuild"], {"from_empty": from_empty, "version": VERSION}).fetchall()
         db.execute(SQL["retry_refused"])
-        if anew:
+        if from_empty:
             db.execute(SQL["empty"])
             if kept := db.execute(SQL["empty_counts"]).fetchall():
                 uris, counts = zip(*kept, strict=True)
                 db.execute(SQL["keep_bookmarks"], {"uris": array(uris), "counts": array(counts)})
     ((of, done),) = db.execute(SQL["repos"], {"after": after}).fetchall()
-    return Progress(repos=done, of_repos=of, resumed=bool(after)), after
+    return RebuildProgress(repos=done, of_repos=of, resumed=bool(after)), after
 
 
-def _chunk(db: Db, after: str, progress: Progress, *, singly: bool = False) -> str | None:
-    """The next repos in one transaction; the last of them, None when there are no more.
+def _chunk(db: Db, after: str, progress: RebuildProgress, *, singly: bool = False) -> str | None:
+    """Rebuild the next repos in one transaction; returns the last of them, None after the end.
 
-    `singly`: record by record, so that one which the database refuses costs nothing but itself.
+    `singly`: one record per savepoint, so a record that the database refuses costs nothing but itself.
     """
     with own_transaction(db):
         dids = [row[0] for row in db.execute(SQL["next_repos"], {"after": after, "limit": REPOS})]
         if not dids:
             return None
         refill = AppViewWriter(db)
-        refill.leave_repos(dids)
+        refill.remove_repos(dids)
         db.execute(SQL["forget_invalid"], {"dids": dids})
         _judge_kept(db, dids)
         records = invalid = 0
@@ -161,22 +161,22 @@ def _chunk(db: Db, after: str, progress: Progress, *, singly: bool = False) -> s
 
 
 def _judge_kept(db: Db, dids: list[str]) -> None:
-    """Edits that were not valid for the release that saw them, and are for this one."""
+    """Accept edits that an older release refused, if this one takes them."""
     for row in db.execute(SQL["kept_bodies"], {"dids": dids}).fetchall():
         if refused(row) is None:
-            db.execute(appview.SQL["unkeep"], dict(zip(("did", "collection", "rkey"), row[:3], strict=True)))
+            db.execute(WRITER_SQL["unkeep"], dict(zip(("did", "collection", "rkey"), row[:3], strict=True)))
 
 
 def _bodies(db: Db, dids: list[str]) -> Iterator[list[Any]]:
-    """Pages of records: a repo may have millions of them."""
+    """Records in pages, since a repo may have millions."""
     with db.cursor(name="bodies") as cursor:
         cursor.execute(SQL["bodies"], {"dids": dids, "collections": sorted(KNOWN)})
         while page := cursor.fetchmany(PAGE):
             yield page
 
 
-def _chunk_again(db: Db, after: str, progress: Progress) -> str | None:
-    """A transaction that crossed one of the index is done again, one that was refused record by record."""
+def _chunk_retried(db: Db, after: str, progress: RebuildProgress) -> str | None:
+    """Repeat the transaction after a deadlock with the index; after a refusal, record by record."""
     singly = False
     for _ in range(TRIES - 1):
         try:
@@ -196,23 +196,23 @@ def _index_uris(db: Db) -> None:
     db.execute(SQL["index_uris_concurrently"])
 
 
-def fold_all(db: Db, told: Callable[[int], None]) -> None:
-    """Fold what was noted; where an index does it already, wait for that. `told`: notes that wait, every second and at the end."""
-    db.execute(FOLD_SQL["make_stage"])
-    told_at = 0.0
-    while db.execute(FOLD_SQL["waits"]).fetchone() == (True,):
-        if db.execute(FOLD_SQL["lock"]).fetchone() == (True,):
+def reconcile_all(db: Db, report: Callable[[int], None]) -> None:
+    """Process all notes, or wait while an index process does it. `report`: gets the number left, every second and at the end."""
+    db.execute(RECONCILE_SQL["make_stage"])
+    reported_at = 0.0
+    while db.execute(RECONCILE_SQL["is_due"]).fetchone() == (True,):
+        if db.execute(RECONCILE_SQL["lock"]).fetchone() == (True,):
             try:
-                if not fold(db):
+                if not reconcile(db):
                     time.sleep(0.1)
             except errors.DeadlockDetected:
                 time.sleep(0.2)
             finally:
-                db.execute(FOLD_SQL["unlock"])
+                db.execute(RECONCILE_SQL["unlock"])
         else:
             time.sleep(0.3)
-        if time.monotonic() - told_at > 1.0:
-            ((waiting,),) = db.execute(SQL["dirty_rows"]).fetchall()
-            told(waiting)
-            told_at = time.monotonic()
-    told(0)
+        if time.monotonic() - reported_at > 1.0:
+            ((left,),) = db.execute(SQL["dirty_rows"]).fetchall()
+            report(left)
+            reported_at = time.monotonic()
+    report(0)

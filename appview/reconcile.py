@@ -1,11 +1,10 @@
-"""What of the AppView depends on records of several repos: flags of replies and quotes, quotes, reposts in feeds, post notifications.
+"""Rows that depend on several repos: flags of replies and quotes, quotes, reposts in feeds, notifications of posts.
 
-Index transactions cannot decide it: two of them that write a post and its reply at the same time do not see each other. They
-note what they touched in `sluice.appview_dirty`; a fold, after their commit, looks at what stands in the tables now and brings
-the derived rows to it. One process folds at a time (advisory lock, `appview.reconcile_thread`). So the result follows from
-the records alone, whatever the order in which repos arrive; the rules are in docs/appview.md. What follows
-from a note and is refused by the database costs nothing else: the note is put aside until it comes again or `sluice appview
-rebuild` is run.
+An index transaction cannot decide them: two that write a post and its reply at the same time do not see each other. It writes a
+note for each record it touched (`sluice.appview_dirty`). After the commit, `reconcile` derives the rows again from the tables
+as they are. One process reconciles at a time (advisory lock, `appview.reconcile_thread`). So the result depends on the records
+alone, not on the order of arrival; docs/appview.md has the rules. A note whose rows the database refuses is quarantined
+until it is noted again, or `sluice appview rebuild` runs.
 """
 
 import logging
@@ -15,18 +14,19 @@ from typing import Any
 
 import psycopg
 
-from appview.changes import Changes, Key
+from appview.changes import Changes
 from appview.counts import QUOTES, REPLIES, Counts
 from appview.record_pages import feed_items
 from appview.sql import queries
 from appview.writer import AppViewWriter
 from connectors.postgres.connection import REFUSALS
 from connectors.postgres.pg_array import array
+from flows.index.projection import Key
 
 SQL = queries("reconcile")
 BATCH = 5000
 KINDS = ("post", "repost", "gate", "judge")
-NOBODYS = {(kind, "at://did:example:nobody/none/none") for kind in KINDS}
+NO_NOTES = {(kind, "at://did:example:nobody/none/none") for kind in KINDS}
 
 log = logging.getLogger("appview")
 
@@ -37,7 +37,7 @@ Work = Callable[[Db, set[Note], bool], list[str]]
 
 @dataclass(slots=True)
 class _Touched:
-    """URIs of what was noted, by kind; `flagged`: posts whose flags were looked at because of it."""
+    """URIs of the notes, by kind. `flagged`: posts whose flags were checked because of them."""
 
     posts: set[str]
     reposts: set[str]
@@ -46,10 +46,10 @@ class _Touched:
     flagged: set[str] = field(default_factory=set)
 
 
-def fold(db: Db, limit: int = BATCH) -> int:
-    """Bring what was touched up to date, in a transaction or two; the number of notes taken. Zero: nothing waits.
+def reconcile(db: Db, limit: int = BATCH) -> int:
+    """Process up to `limit` notes of each kind of work; returns how many. Zero: nothing is due.
 
-    Raises psycopg.Error; what the database refuses for the sake of single notes is put aside in `sluice.appview_refused`.
+    Notes whose rows the database refuses are quarantined in `sluice.appview_refused`. Raises psycopg.Error for other errors.
     """
     db.execute(SQL["note_settled"])
     db.execute(SQL["horizon"])
@@ -64,13 +64,13 @@ def _next(db: Db, limit: int, *, gone: bool, work: Work) -> int:
                 work(db, notes, False)
     except REFUSALS:
         with db.transaction(force_rollback=True):
-            work(db, NOBODYS, False)  # raises what no note is to blame for: a table or a right that is missing
-        return _piecemeal(db, db.execute(SQL["waiting"], {"limit": limit, "gone": gone}).fetchall(), work)
+            work(db, NO_NOTES, False)  # raises if no note is at fault: a missing table or permission
+        return _by_halves(db, db.execute(SQL["waiting"], {"limit": limit, "gone": gone}).fetchall(), work)
     return len(notes)
 
 
-def _piecemeal(db: Db, notes: list[Note], work: Work) -> int:
-    """Halves of halves, each a transaction, down to the notes that are refused alone; the number of notes that are dealt with."""
+def _by_halves(db: Db, notes: list[Note], work: Work) -> int:
+    """Halve the notes, one transaction each, down to those that are refused alone; returns how many were processed."""
     pieces = [notes]
     while pieces:
         piece = pieces.pop()
@@ -79,7 +79,7 @@ def _piecemeal(db: Db, notes: list[Note], work: Work) -> int:
             with db.transaction():
                 db.execute(SQL["take_these"], {"kinds": kinds, "uris": uris})
                 if refused := work(db, set(piece), len(piece) == 1):
-                    _put_aside(db, *piece[0], refused)
+                    _quarantine(db, *piece[0], refused)
         except REFUSALS:
             if len(piece) == 1:
                 raise
@@ -88,14 +88,14 @@ def _piecemeal(db: Db, notes: list[Note], work: Work) -> int:
     return len(notes)
 
 
-def _put_aside(db: Db, kind: str, uri: str, refused: list[str]) -> None:
+def _quarantine(db: Db, kind: str, uri: str, refused: list[str]) -> None:
     reason = "; ".join(refused)[:500]
-    log.warning("refused by the AppView's tables, put aside", extra={"kind": kind, "uri": uri, "why": reason})
-    db.execute(SQL["put_aside"], {"kind": kind, "uri": uri, "reason": reason})
+    log.warning("refused by the AppView's tables, quarantined", extra={"kind": kind, "uri": uri, "why": reason})
+    db.execute(SQL["quarantine"], {"kind": kind, "uri": uri, "reason": reason})
 
 
 def _across(db: Db, notes: set[Note], alone: bool) -> list[str]:
-    """What follows from these in other repos, in steps. `alone`: those that are refused are left out; what the database says."""
+    """Derive the rows of other repos, in steps. `alone`: skip the steps that the database refuses, and return its errors."""
     touched = _Touched(*({uri for kind, uri in notes if kind == of} for of in KINDS))
     if not alone:
         counts = Counts()
@@ -116,14 +116,14 @@ def _across(db: Db, notes: set[Note], alone: bool) -> list[str]:
 
 
 def _removed(db: Db, notes: set[Note], alone: bool) -> list[str]:
-    """Rows of records that are gone without the index. `alone`: a record that takes a place which becomes free is flagged if
-    the database refuses it; what it says if it refuses that one goes."""
+    """Remove the rows of records that a prune deleted. `alone`: return the error instead of raising it, and flag a record
+    that the database refuses when it becomes the owner of a unique key."""
     keys: set[Key] = {(did, of, rkey) for _, _, did, of, rkey in (uri.split("/", 4) for _, uri in notes)}
     dids, collections, rkeys = (array(column) for column in zip(*keys, strict=True))
     db.execute(SQL["lock_repos"], {"dids": dids})
     paths = {"dids": dids, "collections": collections, "rkeys": rkeys}
     changes = Changes()
-    changes.gone([(*key, None) for key in keys - set(db.execute(SQL["standing"], paths).fetchall())], {})
+    changes.gone([(*key, None) for key in keys - set(db.execute(SQL["existing"], paths).fetchall())], {})
     try:
         with db.transaction():
             AppViewWriter(db).write(changes, singly=alone)
@@ -139,12 +139,12 @@ def _uris(db: Db, statement: str, **lists: Collection[str]) -> set[str]:
 
 
 def _flags(db: Db, touched: _Touched, counts: Counts) -> None:
-    """Judge posts and whatever follows from them; `flagged` are all that were looked at for a gate or have changed."""
+    """Judge posts, then their replies as long as something changes. `flagged`: posts checked for a gate, or changed."""
     posts = touched.posts
-    looked = touched.judged | _uris(db, "concerned", posts=posts, gates=touched.gates)
+    checked = touched.judged | _uris(db, "concerned", posts=posts, gates=touched.gates)
     if posts:
         db.execute(SQL["forget_gated"], {"posts": array(sorted(posts))})
-    frontier, changed = looked, set(looked - posts)
+    frontier, changed = checked, set(checked - posts)
     while frontier:
         values = {"posts": array(sorted(frontier))}
         db.execute(SQL["note_gated"], values)

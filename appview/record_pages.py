@@ -1,4 +1,4 @@
-"""Records of `sluice.record` → rows of the AppView's tables, a page of them at a time."""
+"""Records of `sluice.record` → rows of the AppView's tables, a page at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,26 +7,26 @@ from typing import Any
 import psycopg
 
 from appview import statements as tables
-from appview.changes import Key
 from appview.projection.project import project
 from appview.projection.values import Projected, Row, Source
 from appview.sql import queries
 from connectors.postgres.pg_array import array
+from flows.index.projection import Key
 from protocol.encoding.timestamps import canonical
 from steps.gate.batch import Row as RecordRow
 
 SQL = queries("writer")
-MAY_BE_LONG = 1000  # bytes of a body that can hold a reference too long for an index
+MAY_BE_LONG = 1000  # bytes; a shorter body cannot have a reference too long for an index
 EPOCH = "1970-01-01T00:00:00.000Z"
 POST = "app.bsky.feed.post"
 GATES = ("thread_gate", "post_gate")
-DERIVED = "quote"  # stands only while both posts do: the fold's
+DERIVED = "quote"  # exists only while both posts do: left to appview/reconcile.py
 
 Db = psycopg.Connection[Any]
 
 
 @dataclass(slots=True)
-class Page:
+class RecordPage:
     """Records that are projected together."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -36,18 +36,20 @@ class Page:
 
 
 def feed_items(db: Db, keys: list[Key]) -> list[Row]:
-    """What these records are in feeds, taken from their bodies."""
-    page = Page()
+    """The feed items of these records."""
+    page = RecordPage()
     for record in records_at(db, keys):
         project_row(record, page)
     return [row for _, made in page.made for row in made.rows.get("feed_item", ())]
 
 
 def records_at(db: Db, keys: list[Key]) -> list[RecordRow]:
+    """The records at these paths, as the AppView shows them."""
     return db.execute(SQL["records"], paths_of(keys)).fetchall() if keys else []
 
 
-def project_row(record: RecordRow, page: Page) -> None:
+def project_row(record: RecordRow, page: RecordPage) -> None:
+    """Add the rows of a record to the page, or the reason why it is invalid."""
     did, collection, rkey, cid, _, _, body, _, _, indexed_at, came = record
     if body is None:
         return
@@ -70,10 +72,12 @@ def project_row(record: RecordRow, page: Page) -> None:
 
 
 def key_of(uri: str) -> Key:
+    """The path that an AT-URI names."""
     _, _, did, collection, rkey = uri.split("/", 4)
     return did, collection, rkey
 
 
 def paths_of(keys: Iterable[Key]) -> dict[str, str]:
+    """Paths as array parameters of a statement."""
     dids, collections, rkeys = (array(column) for column in zip(*keys, strict=True))
     return {"dids": dids, "collections": collections, "rkeys": rkeys}

@@ -1,8 +1,8 @@
-"""Where the AppView's projection stands: on or off, complete or not, made by which version (`sluice.appview`).
+"""State of the AppView's tables: on or off, complete or not, and the version that wrote them (`sluice.appview`).
 
-`begin(settings)` is called by every index process before it reads: it makes what the projection needs, or says in one line
-what is missing. A projection that lacks records (it was off, or an older version made it) is kept up from here on, and filled
-by `sluice appview rebuild`.
+Every index process calls `begin(settings)` before it reads: it creates the indexes that the tables need, or raises an error of
+one line. Tables that lack records (they were off, or an older version wrote them) are kept up from then on, and
+`sluice appview rebuild` fills them.
 """
 
 import logging
@@ -22,7 +22,7 @@ from schemas.settings import Settings
 
 SQL = queries("state")
 SMALL = 200_000
-"""Records up to which the index on URIs is made at the start; above, `sluice appview rebuild` makes it without locking."""
+"""Records up to which the index on URIs is created at the start. Above, `sluice appview rebuild` creates it without locks."""
 
 log = logging.getLogger("appview")
 
@@ -30,11 +30,11 @@ Db = psycopg.Connection[Any]
 
 
 class AppviewUnavailable(OperatorError):
-    """The database cannot hold the projection; the message names the remedy."""
+    """The database cannot have these tables; the message names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class AppViewState:
     """The row of `sluice.appview`."""
 
     active: bool
@@ -45,23 +45,23 @@ class State:
 
     @property
     def current(self) -> bool:
-        """Does it hold all that `sluice.record` holds, as this release would write it?"""
+        """Whether the tables have all of `sluice.record`, as this release would write it."""
         return self.complete and self.version == VERSION
 
 
-def read(db: Db) -> State:
-    """Where it stands."""
+def read(db: Db) -> AppViewState:
+    """The current state."""
     row = db.execute(SQL["state"]).fetchone()
-    return State(*row) if row else State(False, False, None, None, None)  # a row deleted by hand
+    return AppViewState(*row) if row else AppViewState(False, False, None, None, None)  # the row was deleted by hand
 
 
 def is_active(db: Db) -> bool:
-    """Whether whoever writes records keeps up the projection."""
+    """Whether every writer of records must keep up the tables."""
     return read(db).active
 
 
 def prepare(db: Db) -> None:
-    """Extension and indexes, if they are missing. Raises AppviewUnavailable."""
+    """Create the extension and the indexes, if missing. Raises AppviewUnavailable."""
     try:
         with db.transaction():
             db.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY,))
@@ -74,12 +74,12 @@ def prepare(db: Db) -> None:
         ) from err
 
 
-def begin(settings: Settings) -> State:
+def begin(settings: Settings) -> AppViewState:
     """Switch the projection on or off as the settings say. Raises AppviewUnavailable, psycopg.Error."""
     with connect(settings.database, "sluice appview") as db:
         if not settings.appview:
             if db.execute(SQL["switch_off"]).rowcount:
-                log.warning("the AppView's tables are not kept any more: SLUICE_APPVIEW is off")
+                log.warning("the AppView's tables are no longer kept up: SLUICE_APPVIEW is off")
             return read(db)
         prepare(db)
         row = db.execute(SQL["has_records"], {"many": SMALL}).fetchone()
@@ -91,7 +91,5 @@ def begin(settings: Settings) -> State:
     metrics.APPVIEW_INCOMPLETE.set(not state.current)
     if not state.current:
         made = "holds only part of the records" if state.version in (None, VERSION) else "was made by another version"
-        log.warning(
-            f"the AppView's projection {made}; run `sluice appview rebuild`, beside the running index if you like"
-        )
+        log.warning(f"the AppView's projection {made}; run `sluice appview rebuild`; the index may keep running")
     return state

@@ -1,7 +1,4 @@
-"""Statements on the AppView's typed tables, made from the columns that `appview.projection.rows` declares.
-
-Twenty tables differ only in their columns: writing each statement out would be the same text twenty times.
-"""
+"""Statements on the AppView's tables, generated from the columns in `appview.projection.rows`: twenty tables differ only in these."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +32,7 @@ OF_COLLECTION: dict[str, tuple[str, ...]] = {
         *("post_embed_record", "post_embed_video"),
     ),
 }
-"""Collection → tables that hold rows of its records (`op_thread_reply` is keyed otherwise, `quote` is the fold's)."""
+"""Collection → tables that hold rows of its records (`op_thread_reply` has another key, `quote` is left to reconcile.py)."""
 
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "like": ("subject",),
@@ -46,7 +43,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "thread_gate": ("postUri",),
     "post_gate": ("postUri",),
 }
-"""What is asked back of rows that go: whose counts and flags they made."""
+"""Columns that a delete returns: the counters and flags of these change."""
 
 
 def _names(columns: Sequence[str]) -> sql.Composed:
@@ -62,7 +59,7 @@ def _copy(table: str) -> sql.Composed:
 
 
 def _insert(table: str) -> sql.Composed:
-    """Rows of an occupied key are left out."""
+    """Skips rows whose unique key is taken."""
     arrays = sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(COLUMNS[table]))
     return sql.SQL("insert into {} ({}) select * from unnest({}) on conflict do nothing").format(
         _table(table), _names(COLUMNS[table]), arrays
@@ -77,13 +74,13 @@ def _delete(table: str) -> sql.Composed:
 
 
 def _remove(table: str) -> sql.Composed:
-    """By the range of URIs below `at://did/`, which the primary key has in order: "0" is the character after "/"."""
+    """By the range of URIs below `at://did/`, in the order of the primary key: "0" is the character after "/"."""
     owner = sql.Identifier("rootUri" if table == "op_thread_reply" else OWNER.get(table, "uri"))
     statement = sql.SQL(
         "delete from {} t using unnest(%s::text[]) as d (did) where t.{} > 'at://' || d.did || '/' and t.{} < 'at://' || d.did || '0'"
     ).format(_table(table), owner, owner)
     if table == "feed_item":
-        statement += sql.SQL(" and t.type = 'post'")  # a repost's is the fold's
+        statement += sql.SQL(" and t.type = 'post'")  # that of a repost is left to reconcile.py
     asked = SUBJECTS.get(table)
     if asked is None:
         return statement
@@ -92,7 +89,7 @@ def _remove(table: str) -> sql.Composed:
 
 
 def _owners(table: str) -> sql.Composed:
-    """Who holds the keys of these rows: (uri, cid, indexedAt, key…)."""
+    """The owners of these unique keys: (uri, cid, indexedAt, key…)."""
     key = UNIQUE[table]
     equal = sql.SQL(" and ").join(
         sql.SQL("t.{} = k.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in key
@@ -117,18 +114,18 @@ REMOVE = {table: _remove(table) for table in (*DELETE, "op_thread_reply")}
 
 
 def count(table: str) -> sql.Composed:
-    """How many rows."""
+    """Counts the rows of a table."""
     return sql.SQL("select count(*) from {}").format(_table(table))
 
 
 def remove_repos(db: Db, table: str, dids: Sequence[str]) -> list[tuple[object, ...]]:
-    """All rows of records of these repos; what `SUBJECTS` asks of them, after their URI."""
+    """Delete the rows of these repos; returns their URI and the columns of `SUBJECTS`."""
     cursor = db.execute(REMOVE[table], [array(dids)])
     return cursor.fetchall() if cursor.description else []
 
 
 LONGEST = 1200
-"""Bytes of a value in an index: PostgreSQL takes 2,704 of a whole entry, of two such values and what is short."""
+"""Bytes of a value in an index. A PostgreSQL entry has at most 2,704: two such values and short ones."""
 FREE = {"text", "description", "descriptionFacets", "displayName", "title", "alt", "langs", "tags", "name", "purpose"}
 BOUND = {
     table: [at for at, column in enumerate(columns) if column not in FREE]
@@ -138,7 +135,7 @@ BOUND = {
 
 
 def too_long(rows: Mapping[str, Sequence[Row]]) -> bool:
-    """Would an index refuse one of these? Then the database would refuse the whole transaction."""
+    """Whether an index would refuse one of these rows, and with it the whole transaction."""
     for table, of in rows.items():
         for row in of:
             for at in BOUND.get(table, ()):
@@ -149,18 +146,18 @@ def too_long(rows: Mapping[str, Sequence[Row]]) -> bool:
 
 
 def copy(db: Db, table: str, rows: Sequence[Row]) -> None:
-    """Rows that cannot be there yet."""
+    """Insert rows that cannot exist yet."""
     with db.cursor() as cursor, cursor.copy(COPY[table]) as stream:
         for row in rows:
             stream.write_row(row)
 
 
 def insert(db: Db, table: str, rows: Sequence[Row]) -> int:
-    """Rows whose key is free; the number of them."""
+    """Insert the rows whose unique key is free; returns how many."""
     return db.execute(INSERT[table], [array(column) for column in zip(*rows, strict=True)]).rowcount
 
 
 def delete(db: Db, table: str, uris: Sequence[str]) -> list[tuple[object, ...]]:
-    """Rows of these records; what `SUBJECTS` asks of them, after their URI."""
+    """Delete the rows of these records; returns their URI and the columns of `SUBJECTS`."""
     cursor = db.execute(DELETE[table], [array(uris)])
     return cursor.fetchall() if table in SUBJECTS else []

@@ -1,8 +1,8 @@
-"""Records that want a key which another record holds: the oldest (indexedAt) gets it, the others are duplicates.
+"""Records with the same unique key, such as two likes of one post: the oldest (indexedAt) owns it, the others are duplicates.
 
-Of two of one time it is the one that came first: the one that holds it, then the first of the commit. A rebuild knows this of those
-that were duplicates before (`formerly`), and takes the others by URI. Rare (a PDS removes an older like of the same post by itself), so it may cost a few statements. All records of one key lie
-in one repo, whose row this transaction has locked: nobody else decides about them meanwhile.
+At equal times the first to arrive owns it: the present owner, then the order of the commit. A rebuild has no such order: former
+duplicates (`formerly`) come last, and the URI decides between others. This is rare, since a PDS itself removes the older like,
+so it may cost a few statements. All records of one key are in one repo, whose row this transaction has locked.
 """
 
 from dataclasses import dataclass, field
@@ -22,28 +22,28 @@ Claim = tuple[str, str, str]  # indexedAt, uri, cid
 
 
 @dataclass(slots=True)
-class Contest:
-    """Rows of one table, not all of which went in. `settle` says who holds the keys."""
+class UniqueConflict:
+    """Rows of one table, some of which were not inserted. `resolve` decides the owner of each key."""
 
     db: psycopg.Connection[Any]
     table: str
     rows: list[Row]
-    formerly: set[str] = field(default_factory=set)  # URIs of duplicates before a rebuild
-    by_uri: bool = False  # the rows are in no order
-    losers: set[str] = field(default_factory=set)  # of these rows
-    unseated: list[str] = field(default_factory=list)  # rows of before, or of this batch, that gave way
-    taken_over: list[tuple[Any, ...]] = field(
+    formerly: set[str] = field(default_factory=set)  # URIs that were duplicates before a rebuild
+    by_uri: bool = False  # a rebuild: the rows have no order of arrival
+    duplicates: set[str] = field(default_factory=set)  # URIs of these rows that own no key
+    evicted: list[str] = field(default_factory=list)  # former owners, of the table or of these rows
+    removed: list[tuple[Any, ...]] = field(
         default_factory=list
-    )  # what `appview_tables.SUBJECTS` asks of those of before
+    )  # rows of former owners, as `statements.delete` returns
 
-    def settle(self) -> None:
-        """Judge every key that was asked for in vain."""
+    def resolve(self) -> None:
+        """Decide the owner of every key whose row was not inserted."""
         columns = COLUMNS[self.table]
         key_at = [columns.index(name) for name in UNIQUE[self.table]]
         time_at = columns.index("indexedAt")
         uris = array([str(row[0]) for row in self.rows])
         order = {row: (at, str(row[0])) if not self.by_uri else (0, str(row[0])) for at, row in enumerate(self.rows)}
-        places = {str(row[0]): place for row, place in order.items()}
+        position = {str(row[0]): at for row, at in order.items()}
         present = {row[0] for row in self.db.execute(tables.PRESENT[self.table], [uris])}
         claims: dict[Row, list[Row]] = {}
         for row in self.rows:
@@ -53,28 +53,30 @@ class Contest:
         for uri, cid, time, *key in self.db.execute(tables.OWNERS[self.table], keys).fetchall():
             rivals = claims[tuple(key)]
             best = min(rivals, key=lambda row: (row[time_at], str(row[0]) in self.formerly, order[row]))
-            holds = (time, uri in self.formerly, places.get(uri, (-1, uri)))
-            if (best[time_at], str(best[0]) in self.formerly, order[best]) < holds:
-                self._unseat(uri, best)
+            owner_rank = (time, uri in self.formerly, position.get(uri, (-1, uri)))
+            if (best[time_at], str(best[0]) in self.formerly, order[best]) < owner_rank:
+                self._evict(uri, best)
                 owner = str(best[0])
-                self._record_losers(
+                self._record_duplicates(
                     [row for row in rivals if row is not best], owner, time_at, [(uri, cid, owner, time)]
                 )
             else:
-                self._record_losers(rivals, uri, time_at, [])
+                self._record_duplicates(rivals, uri, time_at, [])
 
-    def _unseat(self, uri: str, heir: Row) -> None:
+    def _evict(self, uri: str, next_owner: Row) -> None:
         gone = tables.delete(self.db, self.table, [uri])
         if uri not in {row[0] for row in self.rows}:
-            self.taken_over += gone
-        tables.insert(self.db, self.table, [heir])
-        self.db.execute(SQL["move_duplicates"], {"formers": [uri], "owners": [str(heir[0])]})
-        self.unseated.append(uri)
-        self.losers.add(uri)  # if it came with this batch
+            self.removed += gone
+        tables.insert(self.db, self.table, [next_owner])
+        self.db.execute(SQL["move_duplicates"], {"formers": [uri], "owners": [str(next_owner[0])]})
+        self.evicted.append(uri)
+        self.duplicates.add(uri)  # it may be one of these rows
 
-    def _record_losers(self, rows: list[Row], owner: str, time_at: int, more: list[tuple[str, str, str, str]]) -> None:
-        self.losers |= {str(row[0]) for row in rows}
-        waiting = [(str(row[0]), str(row[1]), owner, str(row[time_at])) for row in rows] + more
-        if waiting:
-            uris, cids, owners, times = (array(column) for column in zip(*waiting, strict=True))
+    def _record_duplicates(
+        self, rows: list[Row], owner: str, time_at: int, more: list[tuple[str, str, str, str]]
+    ) -> None:
+        self.duplicates |= {str(row[0]) for row in rows}
+        found = [(str(row[0]), str(row[1]), owner, str(row[time_at])) for row in rows] + more
+        if found:
+            uris, cids, owners, times = (array(column) for column in zip(*found, strict=True))
             self.db.execute(SQL["add_duplicates"], {"uris": uris, "cids": cids, "owners": owners, "times": times})

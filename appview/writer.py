@@ -1,8 +1,8 @@
-"""The AppView's tables, kept by the index in its own transaction (SLUICE_APPVIEW=true).
+"""The AppView's tables, written in the index transaction (SLUICE_APPVIEW=true).
 
-`AppViewWriter.write` turns what a transaction changed in `sluice.record` into rows once, at its end. The tables are
-a function of the records that stand in `sluice.record`, whatever the order they came in. What lies within a repo is exact
-here; what depends on other repos is left to the fold (`sluice.appview_dirty`).
+`AppViewWriter.write` turns the record changes of a transaction into rows, once, at its end. The tables are a function of the
+records in `sluice.record`, whatever the order of their arrival. Rows that depend on one repo are exact here; those that depend
+on several are left to `appview.reconcile`, by notes in `sluice.appview_dirty`.
 """
 
 import logging
@@ -15,16 +15,17 @@ import psycopg
 
 from appview import gate_versions as gates
 from appview import statements as tables
-from appview.changes import Changes, Key
+from appview.changes import Changes
 from appview.counts import FOLLOWERS, FOLLOWS, LIKES, POSTS, REPLIES, REPOSTS, Counts
 from appview.projection.gate_terms import post_terms, thread_terms
 from appview.projection.rows import UNIQUE
 from appview.projection.values import Projected, Source
-from appview.record_pages import GATES, POST, Page, key_of, paths_of, project_row, records_at
+from appview.record_pages import GATES, POST, RecordPage, key_of, paths_of, project_row, records_at
 from appview.sql import queries
-from appview.unique_conflicts import Contest
+from appview.unique_conflicts import UniqueConflict
 from connectors.postgres.connection import REFUSALS
 from connectors.postgres.pg_array import array
+from flows.index.projection import Key
 from steps.gate.batch import Row as RecordRow
 
 SQL = queries("writer")
@@ -38,24 +39,24 @@ Db = psycopg.Connection[Any]
 
 @dataclass(slots=True)
 class AppViewWriter:
-    """One transaction's projection: `write` for the index; `leave_repos`, `add` and `finish` for a rebuild."""
+    """The rows of one transaction: `write` for the index; `remove_repos`, `add` and `finish` for a rebuild."""
 
     db: Db
     dirty: set[tuple[str, str]] = field(default_factory=set)
     flagged: set[str] = field(default_factory=set)  # posts whose gates may have changed
-    followed: set[tuple[str, str]] = field(default_factory=set)  # follows that came or went
-    listed: set[str] = field(default_factory=set)  # accounts that came into lists or left them
+    followed: set[tuple[str, str]] = field(default_factory=set)  # follows that were added or removed
+    listed: set[str] = field(default_factory=set)  # accounts that were added to lists or removed
     counts: Counts = field(default_factory=Counts)
-    ended: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)  # URI → when it came and went
+    ended: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)  # URI → (came, gone)
     lapsed: set[tuple[str, str, int, int]] = field(default_factory=set)
-    duplicates: set[str] | None = None  # of a rebuild: what they were before
+    duplicates: set[str] | None = None  # of a rebuild: URIs that were duplicates before
 
     def write(self, changes: Changes, *, singly: bool = False) -> None:
-        """Everything. Raises psycopg.Error; `singly`: a record that the database refuses costs nothing but itself."""
+        """Apply the changes. Raises psycopg.Error; with `singly`, a record that the database refuses is flagged instead."""
         former, records = changes.former(), changes.current()
         self.ended = changes.ended()
         if former:
-            records += self._leave(former, changes)
+            records += self._remove(former, changes)
         self._pass(changes)
         if singly:
             self.add_singly(records)
@@ -67,8 +68,8 @@ class AppViewWriter:
             self._flag_kept(changes.invalid)
         self.finish()
 
-    def leave_repos(self, dids: list[str]) -> None:
-        """Remove what the records of these repos made, whether they are still there or not. What was decided stays."""
+    def remove_repos(self, dids: list[str]) -> None:
+        """Remove the rows of these repos, also of records that are gone. Decisions about gates stay."""
         known = self.db.execute(SQL["duplicates_of"], {"dids": array(dids)}).fetchall()
         self.duplicates = (self.duplicates or set()) | {row[0] for row in known}
         for table in tables.REMOVE:
@@ -79,16 +80,16 @@ class AppViewWriter:
         self.db.execute(SQL["forget_repos"], {"dids": array(dids)})
 
     def add(self, records: list[RecordRow]) -> int:
-        """Rows of records that have none; the number of those that are not valid."""
-        page = Page()
+        """Insert the rows of records that have none; returns how many records are invalid."""
+        page = RecordPage()
         for record in records:
             project_row(record, page)
-        losers = self._insert(page)
-        self._insert_sides(page, losers)
+        duplicates = self._insert(page)
+        self._insert_sides(page, duplicates)
         return len(page.invalid)
 
     def add_singly(self, records: list[RecordRow]) -> int:
-        """Like `add`, record by record; one that the database refuses is flagged with what it said."""
+        """Like `add`, one record per savepoint; a record that the database refuses is flagged with its error."""
         invalid = 0
         for record in records:
             one = AppViewWriter(self.db, duplicates=self.duplicates)
@@ -103,7 +104,7 @@ class AppViewWriter:
         return invalid
 
     def finish(self) -> None:
-        """What all of it together means for flags, other repos and counts; the counts last, for their rows are hot."""
+        """Update flags, write notes, then counters: last, since their rows are hot."""
         if self.flagged:
             self.db.execute(SQL["flag_gates"], {"uris": array(sorted(self.flagged))})
         self._judge_again()
@@ -113,8 +114,8 @@ class AppViewWriter:
             gates.note_lapsed(self.db, sorted(self.lapsed))
         self.counts.write(self.db)
 
-    def _leave(self, former: list[Key], changes: Changes) -> list[RecordRow]:
-        """Remove what these paths made; records that were duplicates of them are to be projected again."""
+    def _remove(self, former: list[Key], changes: Changes) -> list[RecordRow]:
+        """Remove the rows of these paths; returns records that were duplicates of them, to project again."""
         by_collection: dict[str, list[str]] = {}
         for did, collection, rkey in former:
             by_collection.setdefault(collection, []).append(f"at://{did}/{collection}/{rkey}")
@@ -131,7 +132,7 @@ class AppViewWriter:
         gone = [uri for uris in by_collection.values() for uri in uris]
         self.db.execute(SQL["drop_notifications"], {"uris": array(gone)})
         self._unmark(former, changes)
-        return self._heirs(by_collection, changes)
+        return self._next_owners(by_collection, changes)
 
     def _count_gone(self, table: str, rows: list[tuple[Any, ...]]) -> None:
         if table == "like":
@@ -165,16 +166,16 @@ class AppViewWriter:
             self.db.execute(SQL["drop_thread_replies"], {"roots": array(roots), "uris": array(uris)})
 
     def _lapse(self, uri: str, holder: str, member: str) -> None:
-        """A follow or list item is gone: replies of its time are judged by it still."""
+        """Keep a removed follow or list item: replies of its time are judged by it."""
         came, gone = self.ended.get(uri, (None, None))
         if came is not None and gone is not None:
             self.lapsed.add((holder, member, max(came, gates.EVER), gone))
 
     def _pass(self, changes: Changes) -> None:
-        """Follows, list items and gates that came and went within this transaction."""
+        """Keep follows, list items and gates that existed only within this transaction."""
         back: dict[Key, int | None] = {}
         for row, gone in changes.passed:
-            page = Page()
+            page = RecordPage()
             project_row(row, page)
             for source, made in page.made:
                 for table, (values, *_) in made.rows.items():
@@ -185,10 +186,10 @@ class AppViewWriter:
                         self._lapse(made.uri, str(values[4]), str(values[3]))
                     elif table in GATES:
                         self._add_gate(source, made, table, str(values[3]), row[10])
-                        gates.end(self.db, [made.uri], {made.uri: gone}, whatever=True)
+                        gates.end(self.db, [made.uri], {made.uri: gone}, existing=True)
                         back[row[:3]] = gone
-        for record in records_at(self.db, [key for key in back if not changes.changed(key)]):  # as it was before
-            page = Page()
+        for record in records_at(self.db, [key for key in back if not changes.changed(key)]):  # the version before
+            page = RecordPage()
             project_row(record, page)
             for source, made in page.made:
                 for table, (values, *_) in made.rows.items():
@@ -201,14 +202,14 @@ class AppViewWriter:
 
     def _unmark(self, former: list[Key], changes: Changes) -> None:
         for name, keys in (
-            ("forget_marks", [key for key in former if not changes.stands(key)]),
-            ("clear_invalid", [key for key in former if changes.stands(key) and key not in changes.invalid]),
+            ("forget_marks", [key for key in former if not changes.exists(key)]),
+            ("clear_invalid", [key for key in former if changes.exists(key) and key not in changes.invalid]),
         ):
             if keys:
                 self.db.execute(SQL[name], paths_of(keys))
 
-    def _heirs(self, by_collection: dict[str, list[str]], changes: Changes) -> list[RecordRow]:
-        """Records that a removed one kept out of its table."""
+    def _next_owners(self, by_collection: dict[str, list[str]], changes: Changes) -> list[RecordRow]:
+        """Records that were duplicates of removed ones."""
         uris = [
             uri
             for of, uris in by_collection.items()
@@ -217,35 +218,37 @@ class AppViewWriter:
         ]
         if not uris:
             return []
-        heirs = [row[0] for row in self.db.execute(SQL["waiting_for"], {"uris": array(uris)})]
-        self.db.execute(SQL["forget_duplicates"], {"uris": array(uris + heirs)})
-        keys = [key_of(uri) for uri in sorted(heirs)]
-        return sorted(records_at(self.db, [key for key in keys if not changes.stands(key)]), key=lambda row: row[:3])
+        next_owners = [row[0] for row in self.db.execute(SQL["duplicates_of_uris"], {"uris": array(uris)})]
+        self.db.execute(SQL["forget_duplicates"], {"uris": array(uris + next_owners)})
+        keys = [key_of(uri) for uri in sorted(next_owners)]
+        return sorted(records_at(self.db, [key for key in keys if not changes.exists(key)]), key=lambda row: row[:3])
 
-    def _insert(self, page: Page) -> set[str]:
-        """Rows into their tables; URIs of records whose key another one holds."""
-        losers: set[str] = set()
+    def _insert(self, page: RecordPage) -> set[str]:
+        """Insert rows; returns the URIs of records whose unique key another record owns."""
+        duplicates: set[str] = set()
         for table, rows in page.rows.items():
             if table not in UNIQUE:
                 tables.copy(self.db, table, rows)
                 continue
             if tables.insert(self.db, table, rows) != len(rows):
-                contest = Contest(self.db, table, rows, self.duplicates or set(), by_uri=self.duplicates is not None)
-                contest.settle()
-                losers |= contest.losers
-                self._count_gone(table, contest.taken_over)
-                for removed in contest.unseated:
+                conflict = UniqueConflict(
+                    self.db, table, rows, self.duplicates or set(), by_uri=self.duplicates is not None
+                )
+                conflict.resolve()
+                duplicates |= conflict.duplicates
+                self._count_gone(table, conflict.removed)
+                for removed in conflict.evicted:
                     self.db.execute(SQL["drop_notifications"], {"uris": array([removed])})
                     if table == "repost":
                         self.dirty.add(("repost", removed))
-        return losers
+        return duplicates
 
-    def _insert_sides(self, page: Page, losers: set[str]) -> None:
-        """What records bring along besides their own rows."""
+    def _insert_sides(self, page: RecordPage, duplicates: set[str]) -> None:
+        """Insert notifications, mentions and marks, and count."""
         notifications: list[tuple[str | None, ...]] = []
         mentions: list[tuple[str, int, str]] = []
         for source, made in page.made:
-            if made.uri in losers:
+            if made.uri in duplicates:
                 if source.collection == REPOST:
                     self.dirty.add(("repost", made.uri))
                 continue
@@ -273,7 +276,7 @@ class AppViewWriter:
         )
 
     def _flag_kept(self, kept: Mapping[Key, tuple[str, int | None]]) -> None:
-        """Edits that are not valid: what was there before is shown on, as of its own time."""
+        """Flag invalid edits; the version that stays visible keeps its own `came`."""
         reasons, times = (array(column) for column in zip(*kept.values(), strict=True))
         self.db.execute(SQL["flag_kept"], {**paths_of(kept), "reasons": reasons, "times": times})
 
@@ -300,7 +303,7 @@ class AppViewWriter:
                 self._add_gate(source, made, table, str(rows[0][3]), came)
 
     def _judge_again(self) -> None:
-        """Replies that a gate lets in, or not, for a follow or a list."""
+        """Note replies whose gate depends on a changed follow or list item."""
         if not self.followed and not self.listed:
             return
         if self.db.execute(SQL["has_gated"]).fetchone() == (True,):

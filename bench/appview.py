@@ -3,7 +3,7 @@
     .venv/bin/python -m bench.appview [--records 120000] [--workers 1]
 
 Mix: likes 45 %, follows 25 %, posts 15 % (half of them replies), reposts 10 %, rest 5 %. Everybody likes one hot post; other
-subjects are posts of other repos, most of which come later. `fold` is what was left to be folded when the log was empty.
+subjects are posts of other repos, most of which come later. `fold` is what was left to be reconciled when the log was empty.
 """
 
 import argparse
@@ -70,10 +70,14 @@ def _index(running: Stack, family: str, repos: int, workers: int, appview: str) 
         until(lambda: at() >= messages)
         rate = (messages - first) / (time.monotonic() - begin)
         left = running.sql("select count(*) from sluice.appview_dirty")[0][0]
-        folding = until(lambda: running.sql("select not exists (select from sluice.appview_dirty)")[0][0])
+        reconciling = until(lambda: running.sql("select not exists (select from sluice.appview_dirty)")[0][0])
         figures = usage.stop()
     share = PER_REPO / (PER_REPO + 1)
-    return {"records_per_second": round(rate * share), "fold": {"left": left, "seconds": round(folding, 1)}, **figures}
+    return {
+        "records_per_second": round(rate * share),
+        "fold": {"left": left, "seconds": round(reconciling, 1)},
+        **figures,
+    }
 
 
 def _produce(running: Stack, family: str, repos: int) -> int:

@@ -31,13 +31,13 @@ def rebuild(
     check_database(settings)
     told_at = time.monotonic()
 
-    def told(progress: appview.Progress) -> None:
+    def told(progress: appview.RebuildProgress) -> None:
         nonlocal told_at
         if time.monotonic() - told_at > TELL_SECONDS:
             sys.stderr.write(f"{progress}\n")
             told_at = time.monotonic()
 
-    done = appview.rebuild(settings, told, anew=anew)
+    done = appview.rebuild(settings, told, from_empty=anew)
     typer.echo(f"{done}{'; continued' if done.resumed else ''}")
 
 

@@ -14,7 +14,7 @@ import psycopg
 
 from appview import state as appview_state
 from appview.plugin import AppView
-from appview.rebuild import fold_all
+from appview.rebuild import reconcile_all
 from connectors.kafka.offsets import Positions
 from connectors.postgres.connection import connect
 from connectors.postgres.migrate import migrate
@@ -68,7 +68,7 @@ def rebuild(settings: Settings, target: str, told: Told) -> Rebuilt:
                 told(done.messages)
         tables.close()
         if state.active:
-            fold_all(db, lambda _: None)
+            reconcile_all(db, lambda _: None)
             done.appview = state.current
         db.execute(SQL["end_rebuild"])
         done.refused = refusals.count

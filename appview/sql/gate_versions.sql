@@ -1,4 +1,4 @@
--- Terms of gates over time (appview/gate_versions.py). All rows of a gate are written under its repo's lock.
+-- Versions of gates (appview/gate_versions.py). All rows of a gate are written under the lock of its repo.
 
 -- name: versions
 -- Oldest first.
@@ -6,7 +6,7 @@ select came, standing, closed, mentioned, follower, following, lists
 from sluice.appview_gate where uri = %(uri)s order by came
 
 -- name: post_came
--- The post that a gate governs: of the same repo and key.
+-- The post of a gate: same repo, same key.
 select came from sluice.record where did = %(did)s and collection = 'app.bsky.feed.post' and rkey = %(rkey)s
 
 -- name: put
@@ -17,7 +17,7 @@ set standing = excluded.standing, closed = excluded.closed, mentioned = excluded
     following = excluded.following, lists = excluded.lists, hidden = excluded.hidden
 
 -- name: hide_none
--- What a gate hides is what its newest terms say.
+-- Only the newest version of a gate hides replies.
 update sluice.appview_gate set hidden = '{}' where uri = %(uri)s and hidden <> '{}'
 
 -- name: forget
@@ -26,12 +26,12 @@ delete from sluice.appview_gate where uri = %(uri)s and came = any(%(times)s)
 -- name: posts
 select distinct g.uri, g.post_uri
 from sluice.appview_gate g
-where g.uri = any(%(uris)s::text[]) and (%(whatever)s or not exists (select from bsky.thread_gate t where t.uri = g.uri)
+where g.uri = any(%(uris)s::text[]) and (%(existing)s or not exists (select from bsky.thread_gate t where t.uri = g.uri)
                                                          and not exists (select from bsky.post_gate t where t.uri = g.uri))
 order by g.uri
 
 -- name: lost
--- Gates that hold here and are no records any more: they went while the projection was off.
+-- Gates whose records are gone: they were deleted while the tables were off.
 select g.uri
 from unnest(%(dids)s::text[]) as d (did)
 join sluice.appview_gate g on g.uri > 'at://' || d.did || '/' and g.uri < 'at://' || d.did || '0'
@@ -40,7 +40,7 @@ where g.came = (select max(n.came) from sluice.appview_gate n where n.uri = g.ur
       and not exists (select from bsky.post_gate t where t.uri = g.uri)
 
 -- name: now
--- In the form of `steps.gate.batch.came_at`.
+-- In the units of `steps.gate.batch.came_at`.
 select (extract(epoch from clock_timestamp()) * 1000)::bigint * 1000000
 
 -- name: copy_lapsed

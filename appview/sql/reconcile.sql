@@ -1,5 +1,5 @@
--- Statements of the fold (appview/reconcile.py): what of the AppView depends on records of several repos. One process at
--- a time runs them; each looks at what stands in the tables now, so that repeating any of them changes nothing.
+-- Statements of appview/reconcile.py: rows of the AppView that depend on records of several repos. One process at a time runs
+-- them. Each derives its rows from the tables as they are, so repeating it changes nothing.
 
 -- name: lock
 select pg_try_advisory_lock(5308886)
@@ -8,8 +8,8 @@ select pg_try_advisory_lock(5308886)
 select pg_advisory_unlock(5308886)
 
 -- name: take
--- Records that somebody else than the index removed (`gone`, by `sluice filters prune`), or all else. Who is taken again is no
--- longer put aside.
+-- Notes of records that `sluice filters prune` removed (`gone`), or all others. A note that is taken again leaves the
+-- quarantine.
 with taken as (
     delete from sluice.appview_dirty
     where ctid = any(array(select ctid from sluice.appview_dirty where (kind = 'gone') = %(gone)s limit %(limit)s))
@@ -32,22 +32,22 @@ with asked as (
 )
 delete from sluice.appview_dirty d using asked a where d.kind = a.kind and d.uri = a.uri
 
--- name: put_aside
+-- name: quarantine
 insert into sluice.appview_refused (kind, uri, reason) values (%(kind)s, %(uri)s, %(reason)s)
 
 -- name: refused
 select count(*) from sluice.appview_refused
 
 -- name: lock_repos
--- As the index locks them: nobody writes these repos' records meanwhile.
+-- As the index locks them, so no transaction writes records of these repos.
 select did from sluice.repo where did = any(%(dids)s::text[]) order by did for update
 
--- name: standing
+-- name: existing
 select r.did, r.collection, r.rkey
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
 join sluice.record r on r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
 
--- name: waits
+-- name: is_due
 select exists (select from sluice.appview_dirty) or exists (select from sluice.appview_gated where not settled)
 
 -- name: make_stage
@@ -57,11 +57,11 @@ create temporary table if not exists wanted_notification (
 ) on commit delete rows
 
 -- name: horizon
--- Replies that are new under a gate: everybody who may not have seen them has a lower number than this.
+-- For replies that are new under a gate: transactions that may not have seen them have lower numbers than this.
 update sluice.appview_gated set horizon = pg_snapshot_xmax(pg_current_snapshot()) where not settled and horizon is null
 
 -- name: note_settled
--- All of those have ended: what they wrote can be seen now.
+-- All of these transactions have ended, so their writes are visible.
 with settled as (
     update sluice.appview_gated set settled = true
     where not settled and horizon <= pg_snapshot_xmin(pg_current_snapshot())
@@ -70,7 +70,7 @@ with settled as (
 insert into sluice.appview_dirty (kind, uri) select 'judge', uri from settled
 
 -- name: concerned
--- Posts whose flags may follow from these: themselves, their children and quotes; of gated posts the whole thread.
+-- Posts whose flags may depend on these: the posts, their replies and quotes; of gated posts the whole thread.
 select uri from bsky.post where uri = any(%(posts)s::text[])
 union select uri from bsky.post where "replyParent" = any(%(posts)s::text[])
 union select "postUri" from bsky.post_embed_record where "embedUri" = any(%(gates)s::text[])
@@ -82,9 +82,10 @@ union select p.uri from sluice.appview_gate g join bsky.post p on p."replyRoot" 
 select uri from bsky.post where "replyParent" = any(%(posts)s::text[])
 
 -- name: judge
--- The rules of tests/appview/projection/gates.py. A reply or quote is judged by the terms that its gate had when the log took it (`at`), and by
--- what of mentions, follows and lists was there then; a record that a repo's first fetch brought (came < 0) counts as old. What let a reply in
--- once (`let_in`) does so for ever. A parent was there before its reply, which names its CID.
+-- The rules of tests/appview/projection/gates.py. A reply or quote is judged by the terms that its gate had when
+-- the log received it (`at`), and by the mentions, follows and lists of that time. A record that the first fetch of a repo
+-- brought (came < 0) counts as old. A reply once let in stays in (`let_in`). A parent existed before its reply, which names
+-- its CID.
 with judged as materialized (
     select p.uri, p."violatesThreadGate" is true as violated, p."invalidReplyRoot" is true as was_invalid,
            p."violatesEmbeddingRules" is true as embedded, t.under, coalesce(t.granted, false) as granted,
@@ -176,7 +177,7 @@ where p.uri = any(%(posts)s::text[])
 on conflict (uri) do nothing
 
 -- name: forget_gates
--- Terms of gates that are gone, as is all that was decided by them.
+-- Versions of gates whose posts are gone, and with them all decisions.
 delete from sluice.appview_gate g
 where g.post_uri = any(%(posts)s::text[])
       and not exists (select from bsky.thread_gate t where t.uri = g.uri)
@@ -190,7 +191,7 @@ delete from sluice.appview_gated a
 where a.uri = any(%(posts)s::text[]) and not exists (select from bsky.post p where p.uri = a.uri)
 
 -- name: drop_quotes
--- A quote stands while both posts do.
+-- A quote exists while both posts do.
 delete from bsky.quote q
 where (q.uri = any(%(posts)s::text[]) or q.subject = any(%(posts)s::text[]))
       and not exists (
@@ -215,7 +216,7 @@ on conflict (uri) do nothing
 returning subject
 
 -- name: drop_feed_items
--- A repost is in the feeds while its post stands.
+-- A repost is in the feeds while its post exists.
 delete from bsky.feed_item f
 where f.type = 'repost' and (f.uri = any(%(reposts)s::text[]) or f."postUri" = any(%(posts)s::text[]))
       and not exists (
@@ -238,7 +239,7 @@ join bsky.post p on p.uri = r.subject
 on conflict (uri) do nothing
 
 -- name: duplicate_reposts
--- An account that has reposted a post twice has it in its feed twice. These have no row of their own to take it from.
+-- An account that reposted a post twice has it in its feed twice. The second repost has no row in bsky.repost.
 select split_part(d.uri, '/', 3), split_part(d.uri, '/', 4), split_part(d.uri, '/', 5)
 from bsky.duplicate_record d
 where d.uri = any(%(reposts)s::text[])
@@ -255,7 +256,7 @@ where exists (select from bsky.post p where p.uri = u.post)
 on conflict (uri) do nothing
 
 -- name: descendants
--- Replies to these, down to where an author is no longer told of them.
+-- Replies to these, down to the depth at which the author of an ancestor is still notified.
 with recursive below (uri, depth) as (
     select uri, 1 from bsky.post where "replyParent" = any(%(posts)s::text[])
     union
@@ -264,7 +265,8 @@ with recursive below (uri, depth) as (
 select distinct uri from below
 
 -- name: want_notifications
--- Of each post one notification per receiver, never the author: a mention before a quote before a reply, the nearest ancestor first.
+-- One notification per post and receiver, never for its author: a mention wins over a quote, and that over a reply; the nearest
+-- ancestor first.
 insert into wanted_notification
 with recursive chain (uri, root, ancestor, height) as (
     select p.uri, coalesce(p."replyRoot", p.uri), p."replyParent", 1

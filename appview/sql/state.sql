@@ -1,4 +1,4 @@
--- Statements on the state of the AppView's projection (appview/state.py, appview/rebuild.py).
+-- Statements on the state of the AppView's tables (appview/state.py, appview/rebuild.py).
 
 -- name: state
 select active, complete, version, rebuild_after, rebuild_version from sluice.appview
@@ -7,11 +7,11 @@ select active, complete, version, rebuild_after, rebuild_version from sluice.app
 select sluice.appview_prepare()
 
 -- name: has_records
--- Some at all; more than so many.
+-- Whether there are any records, and more than `many`.
 select exists (select from sluice.record), (select count(*) from (select from sluice.record limit %(many)s + 1) r) > %(many)s
 
 -- name: switch_on
--- From nothing it is complete at once. After a time without it, it is not.
+-- In an empty database the tables are complete at once; if they were off for a time, they are not.
 update sluice.appview
 set active = true, complete = (complete and active) or %(empty)s,
     version = case when %(empty)s then %(version)s else coalesce(version, %(version)s) end, changed_at = now()
@@ -21,7 +21,7 @@ where not active or %(empty)s
 update sluice.appview set active = false, complete = false, rebuild_after = null, changed_at = now() where active
 
 -- name: index_uris
--- The view's own expression and condition: what `bsky.record` is asked by.
+-- The expression and condition of the view `bsky.record`.
 create index if not exists record_uri on sluice.record (('at://' || did || '/' || collection || '/' || rkey))
 where collection in (
     'app.bsky.actor.profile', 'app.bsky.actor.status', 'app.bsky.feed.generator', 'app.bsky.feed.like',
@@ -44,16 +44,16 @@ where collection in (
 ) and json is not null
 
 -- name: broken_index
--- What a concurrent build that was cut short leaves.
+-- An interrupted concurrent build leaves an invalid index.
 select exists (select from pg_index where indexrelid = to_regclass('sluice.record_uri') and not indisvalid)
 
 -- name: drop_index
 drop index concurrently if exists sluice.record_uri
 
 -- name: begin_rebuild
--- Goes on where one of the same version stood, unless it is to begin anew.
+-- Resumes a rebuild of the same version, unless it has to start from empty tables.
 update sluice.appview
-set rebuild_after = case when %(anew)s or rebuild_version is distinct from %(version)s then '' else coalesce(rebuild_after, '') end,
+set rebuild_after = case when %(from_empty)s or rebuild_version is distinct from %(version)s then '' else coalesce(rebuild_after, '') end,
     rebuild_version = %(version)s, complete = false, changed_at = now()
 returning rebuild_after
 
@@ -62,7 +62,7 @@ with again as (delete from sluice.appview_refused returning kind, uri)
 insert into sluice.appview_dirty (kind, uri) select kind, uri from again
 
 -- name: next_repos
--- Locked as the index locks them: its transactions on these repos wait, on others they go on.
+-- Locked as the index locks them: it waits for these repos only.
 select did from sluice.repo where did > %(after)s order by did limit %(limit)s for update
 
 -- name: checkpoint
@@ -77,7 +77,7 @@ where rebuild_after is not null
 select count(*), count(*) filter (where did <= %(after)s) from sluice.repo
 
 -- name: bodies
--- Of these repos, in the columns of `steps.gate.batch.Row`.
+-- Records of these repos, in the columns of `steps.gate.batch.Row`.
 select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
        r.reason, coalesce(x.kept_at, r.indexed_at), r.came
 from sluice.record r
@@ -85,7 +85,7 @@ left join sluice.appview_record x on x.did = r.did and x.collection = r.collecti
 where r.did = any(%(dids)s::text[]) and r.collection = any(%(collections)s::text[])
 
 -- name: kept_bodies
--- Records that are shown as they were before an edit, as they stand now.
+-- Current versions of the records that are shown as they were before an edit.
 select r.did, r.collection, r.rkey, r.cid, r.rev, r.attempt, r.json::text, null, r.reason, r.indexed_at, r.came
 from sluice.appview_record x
 join sluice.record r on r.did = x.did and r.collection = x.collection and r.rkey = x.rkey
@@ -95,8 +95,8 @@ where x.did = any(%(dids)s::text[]) and x.kept_json is not null and r.json is no
 select sluice.appview_actors(%(dids)s::text[], true, true)
 
 -- name: empty
--- Not the accounts nor bookmarks, mutes and the like: what operators and users of the AppView wrote stays. Nor what was decided:
--- terms of gates over time, who was let in, which of several records has a key (duplicate_record goes repo by repo).
+-- What operators and users of the AppView wrote stays: accounts, bookmarks, mutes and the like. So do decisions: versions of
+-- gates, replies let in, and owners of unique keys (duplicate_record is removed repo by repo).
 truncate bsky.post, bsky.feed_item, bsky.quote, bsky."like", bsky.repost, bsky.follow, bsky.actor_block, bsky.list, bsky.list_item,
     bsky.list_block, bsky.reference_list_opt_out, bsky.starter_pack, bsky.verification, bsky.feed_generator, bsky.labeler,
     bsky.profile, bsky.thread_gate, bsky.post_gate, bsky.op_thread_reply, bsky.post_embed_image, bsky.post_embed_gallery_image,
@@ -118,7 +118,7 @@ where did = any(%(dids)s::text[]) and invalid is not null and kept_json is null
 select count(*) from sluice.appview_dirty
 
 -- name: check_posts
--- Counts against a recount: how many rows differ, and one of them.
+-- Counters that differ from a recount: how many, and one of them.
 select count(*), min(uri) from (
     select uri, sum(likes) as likes, sum(replies) as replies, sum(reposts) as reposts, sum(quotes) as quotes
     from (
@@ -146,7 +146,7 @@ where (coalesce(c.followers, 0), coalesce(c.follows, 0), coalesce(c.posts, 0))
       is distinct from (coalesce(a."followersCount", 0), coalesce(a."followsCount", 0), coalesce(a."postsCount", 0))
 
 -- name: check_actors
--- Accounts that should have a row, or should not.
+-- Accounts whose row is missing, or should not exist.
 select count(*), min(coalesce(r.did, a.did)) from (
     select r.did from sluice.repo r left join sluice.handle h using (did)
     where (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.reason = 'deleted')
@@ -154,7 +154,7 @@ select count(*), min(coalesce(r.did, a.did)) from (
 where r.did is null or a.did is null
 
 -- name: check_refused
--- What the fold has put aside.
+-- Quarantined notes.
 select count(*), min(kind || ' ' || uri || ': ' || split_part(reason, E'\n', 1)) from sluice.appview_refused
 
 -- name: count_collection

@@ -1,22 +1,22 @@
--- Statements of the AppView's projection: in the index transaction (appview/writer.py), and its state.
+-- Statements of the AppView in the index transaction (appview/writer.py).
 
 -- name: changed
--- Staged rows that differ from the table by path and CID, whether the path was there, and since when.
+-- Staged rows whose path or CID is new: whether the path exists, and its `came`.
 select s.did, s.collection, s.rkey, r.did is not null, r.came
 from stage_record s
 left join sluice.record r on r.did = s.did and r.collection = s.collection and r.rkey = s.rkey
 where r.cid is distinct from s.cid
 
 -- name: records
--- Bodies of records by path as the AppView shows them, in the columns of `steps.gate.batch.Row`.
+-- Records by path, as the AppView shows them, in the columns of `steps.gate.batch.Row`.
 select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
        r.reason, coalesce(x.kept_at, r.indexed_at), r.came
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
 join sluice.record r on r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
 left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
 
--- name: waiting_for
--- Duplicates of what goes: one of them takes its place.
+-- name: duplicates_of_uris
+-- Duplicates of removed records: one of them becomes the owner of the key.
 select uri from bsky.duplicate_record where "duplicateOf" = any(%(uris)s::text[])
 
 -- name: duplicates_of
@@ -33,7 +33,7 @@ select * from unnest(%(uris)s::text[], %(cids)s::text[], %(owners)s::text[], %(t
 on conflict (uri) do update set cid = excluded.cid, "duplicateOf" = excluded."duplicateOf", "indexedAt" = excluded."indexedAt"
 
 -- name: move_duplicates
--- Others who waited for the former owner wait for the new one.
+-- Duplicates of the former owner become duplicates of the new one.
 update bsky.duplicate_record d set "duplicateOf" = u.owner
 from unnest(%(formers)s::text[], %(owners)s::text[]) as u (former, owner)
 where d."duplicateOf" = u.former
@@ -47,8 +47,8 @@ where o."rootUri" = u.root and o.uri = u.uri
 delete from bsky.notification where "recordUri" = any(%(uris)s::text[])
 
 -- name: forget_repos
--- What records of these repos left besides their own rows, by the range of URIs below `at://did/`. Notifications of posts are
--- the fold's; what was decided about gates stays.
+-- Other rows of records of these repos, by the range of URIs below `at://did/`. Notifications of posts are left to
+-- reconcile.sql; decisions about gates stay.
 with d as (select 'at://' || did || '/' as low, 'at://' || did || '0' as high from unnest(%(dids)s::text[]) as u (did)),
 duplicates as (delete from bsky.duplicate_record t using d where t.uri > d.low and t.uri < d.high),
 mentions as (delete from sluice.appview_mention t using d where t.uri > d.low and t.uri < d.high)
@@ -62,7 +62,7 @@ copy bsky.notification (did, "recordUri", "recordCid", author, reason, "reasonSu
 select exists (select from bsky.thread_mute)
 
 -- name: drop_muted
--- Receivers who muted the thread hear nothing of it.
+-- A receiver who muted the thread gets no notification.
 delete from bsky.notification n
 using bsky.thread_mute m
 where n."recordUri" = any(%(uris)s::text[]) and m."mutedByDid" = n.did and n."reasonSubject" is not null
@@ -78,7 +78,7 @@ copy sluice.appview_mention (uri, n, did) from stdin
 delete from sluice.appview_gated where uri = any(%(uris)s::text[])
 
 -- name: flag_gates
--- The gates of a post stand in its own repo. False: there was one.
+-- The gates of a post are in its own repo. False: a gate existed and is gone.
 update bsky.post p set "hasThreadGate" = g.thread, "hasPostGate" = g.embed
 from (
     select u.uri,
@@ -95,7 +95,7 @@ from (
 where p.uri = g.uri and (p."hasThreadGate" is distinct from g.thread or p."hasPostGate" is distinct from g.embed)
 
 -- name: forget_marks
--- Of records that are gone nothing is known; of changed ones what operators wrote stays.
+-- Only of records that are gone: for changed ones, what operators wrote stays.
 delete from sluice.appview_record x
 using unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
 where x.did = u.did and x.collection = u.collection and x.rkey = u.rkey
@@ -112,8 +112,8 @@ on conflict (did, collection, rkey) do update
 set invalid = excluded.invalid, kept_cid = null, kept_json = null, kept_at = null
 
 -- name: keep
--- Records that an edit is about to make invalid: what stands of them stays shown. If that is not valid either, or is what was kept
--- before, nothing changes.
+-- Before an invalid edit: keep the current version to show it on. If it is invalid too, or a version is kept already, nothing
+-- changes.
 insert into sluice.appview_record as x (did, collection, rkey, invalid, kept_cid, kept_json, kept_at)
 select r.did, r.collection, r.rkey, u.reason, r.cid, r.json::text, r.indexed_at
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[]) as u (did, collection, rkey, reason)
@@ -164,7 +164,7 @@ select 'judge', g.uri from sluice.appview_gated g where g.author = any(%(listed)
 copy sluice.appview_dirty (kind, uri) from stdin
 
 -- name: count_posts
--- Deltas, sorted by URI: whoever else counts the same rows takes them in the same order.
+-- Increments, sorted by URI: all writers lock these rows in the same order.
 insert into bsky.post_agg as a (uri, "likeCount", "replyCount", "repostCount", "quoteCount")
 select * from unnest(%(uris)s::text[], %(likes)s::bigint[], %(replies)s::bigint[], %(reposts)s::bigint[], %(quotes)s::bigint[])
 on conflict (uri) do update
@@ -172,7 +172,7 @@ set "likeCount" = a."likeCount" + excluded."likeCount", "replyCount" = a."replyC
     "repostCount" = a."repostCount" + excluded."repostCount", "quoteCount" = a."quoteCount" + excluded."quoteCount"
 
 -- name: drop_empty
--- Rows that count nothing any more. This transaction has just written them, so nobody else holds them.
+-- Rows whose counters are all zero. This transaction has locked them by the previous statement.
 delete from bsky.post_agg
 where uri = any(%(uris)s::text[]) and "likeCount" = 0 and "replyCount" = 0 and "repostCount" = 0 and "quoteCount" = 0
       and "bookmarkCount" = 0

@@ -14,8 +14,8 @@ import msgspec
 import psycopg
 
 from appview.plugin import AppView
-from appview.reconcile import SQL as FOLD_SQL
-from appview.reconcile import fold
+from appview.reconcile import SQL as RECONCILE_SQL
+from appview.reconcile import reconcile
 from appview.state import begin
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
@@ -109,12 +109,12 @@ class World:
         with self.tables.transaction() as transaction:
             apply_events(transaction, queues, Rules())
 
-    def fold(self) -> None:
+    def reconcile(self) -> None:
         """Whatever is noted, until nothing is."""
         with psycopg.connect(self.database, autocommit=True) as db:
-            db.execute(FOLD_SQL["make_stage"])
-            while db.execute(FOLD_SQL["waits"]).fetchone() == (True,):
-                fold(db)
+            db.execute(RECONCILE_SQL["make_stage"])
+            while db.execute(RECONCILE_SQL["is_due"]).fetchone() == (True,):
+                reconcile(db)
 
     def snapshot(self, name: str, writes: list[Write], attempt: int = 1) -> list[Any]:
         """Events of a whole repo."""

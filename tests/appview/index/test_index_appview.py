@@ -70,7 +70,7 @@ def test_a_resync_touches_only_what_differs(world: World) -> None:
     """By path and CID: a row of a record that did not change is the same row, with the time when it was indexed first."""
     kept, edited, lost = (post("ann", f"3kaaaaaaaaaa{n}", n) for n in (2, 3, 4))
     world.index(*world.snapshot("ann", [kept, edited, lost]))
-    world.fold()
+    world.reconcile()
     before = dict(world.sql("select uri, xmin::text from bsky.post"))
     later = [
         replace(kept, minute=30),
@@ -79,7 +79,7 @@ def test_a_resync_touches_only_what_differs(world: World) -> None:
     ]
     world.sql("update sluice.repo set phase = 'backfill', attempt = 2 where did = %s", did("ann"))
     world.index(*world.snapshot("ann", later, attempt=2))
-    world.fold()
+    world.reconcile()
     after = {
         uri: (row, time, langs)
         for uri, row, time, langs in world.sql('select uri, xmin::text, "indexedAt", langs from bsky.post')

@@ -71,7 +71,7 @@ def test_a_deleted_account_leaves_nothing_but_its_number(world: World) -> None:
     hello = post("ann", "3kaaaaaaaaaa2", 1)
     mine = [like("bob", "3kbbbbbbbbbb2", 2, hello), follow("bob", "3kbbbbbbbbbb3", 2, "ann")]
     world.index(*world.snapshot("ann", [hello]), *world.snapshot("bob", mine))
-    world.fold()
+    world.reconcile()
     before = everything(world)
     account(world, "bob", active=False, status="deleted", minute=5)
     ((relay, seen),) = world.sql("select account_relay, account_seen from sluice.repo where did = %s", did("bob"))
@@ -82,7 +82,7 @@ def test_a_deleted_account_leaves_nothing_but_its_number(world: World) -> None:
             reason="deleted", account_time=at(5), account_seq=5, account_relay=relay, account_seen=seen,
         ),
     )  # fmt: skip
-    world.fold()
+    world.reconcile()
     assert world.sql("select phase, reason from sluice.repo where did = %s", did("bob")) == [("unavailable", "deleted")]
     assert [row[0] for row in actors(world)] == [did("ann")]
     after = everything(world)
@@ -90,7 +90,7 @@ def test_a_deleted_account_leaves_nothing_but_its_number(world: World) -> None:
     assert world.sql('select "likeCount" from bsky.post_agg where uri = %s', hello.uri) == []
     account(world, "bob", active=True, status=None, minute=9)
     world.index(*world.snapshot("bob", mine, attempt=3))
-    world.fold()
+    world.reconcile()
     assert differences(before, everything(world)) == {}
     assert [row[0] for row in actors(world)] == [did("ann"), did("bob")]
 
@@ -115,7 +115,7 @@ def world_json(write: Write) -> str:
 
 
 def test_rows_of_pruned_records_go(world: World) -> None:
-    """N9: `sluice filters prune` removes records without the index; the fold removes what they made."""
+    """N9: `sluice filters prune` removes records without the index; the reconciliation removes what they made."""
     hello = post("ann", "3kaaaaaaaaaa2", 1)
     world.index(
         *world.snapshot(
@@ -129,7 +129,7 @@ def test_rows_of_pruned_records_go(world: World) -> None:
         while not filters.show(db).clean:
             walk.step(db)
         assert world.sql("select count(*) from sluice.record") == [(1,)]
-        world.fold()
+        world.reconcile()
         left = everything(world)
         assert (left["post"], left["like"], left["feed_item"], left["post_agg"]) == ([], [], [], [])
         assert len(left["follow"]) == 1
@@ -157,7 +157,7 @@ def test_labels_are_shown_as_they_stand(world: World) -> None:
 
 
 def test_workers_that_like_the_same_posts_lose_no_count(world: World) -> None:
-    """Two index workers and a fold at once, every repo likes and follows the same: exact counts, nothing stuck."""
+    """Two index workers and a reconciliation at once, every repo likes and follows the same: exact counts, nothing stuck."""
     people, rounds = 40, 6
     hot = [post("ann", f"3kaaaaaaaaaa{n}", 1) for n in range(2, 6)]
     world.index(*world.snapshot("ann", hot))
@@ -193,12 +193,12 @@ def test_workers_that_like_the_same_posts_lose_no_count(world: World) -> None:
         except BaseException as err:
             failed.append(err)
 
-    def folding() -> None:
+    def reconciling() -> None:
         while not done.is_set():
-            world.fold()
+            world.reconcile()
 
     threads = [threading.Thread(target=work, args=(range(start, people, 2),)) for start in (0, 1)]
-    folder = threading.Thread(target=folding)
+    folder = threading.Thread(target=reconciling)
     for thread in (*threads, folder):
         thread.start()
     for thread in threads:
@@ -206,7 +206,7 @@ def test_workers_that_like_the_same_posts_lose_no_count(world: World) -> None:
     done.set()
     folder.join(60)
     assert failed == []
-    world.fold()
+    world.reconcile()
     assert world.sql('select "likeCount" from bsky.post_agg order by uri') == [(people,)] * len(hot)
     assert world.sql('select "followersCount" from bsky.profile_agg where did = %s', did("ann")) == [(people,)]
     with psycopg.connect(world.database, autocommit=True) as db:

@@ -53,9 +53,9 @@ def invalid(world: World, write: Write) -> list[tuple[Any, ...]]:
 
 def rebuilt_alike(world: World) -> None:
     before = everything(world)
-    for anew in (False, True):
-        rebuild(world.settings, lambda _: None, anew=anew)
-        assert differences(before, everything(world)) == {}, f"anew={anew}"
+    for from_empty in (False, True):
+        rebuild(world.settings, lambda _: None, from_empty=from_empty)
+        assert differences(before, everything(world)) == {}, f"from_empty={from_empty}"
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -71,12 +71,12 @@ def test_a_post_that_is_edited_into_an_invalid_record_stays_as_it_was(world: Wor
             world.commit("bob", quote("bob", "3kbbbbbbbbbb3", 2, HELLO)),
         )
         world.index(world.commit("bob", reply("bob", "3kbbbbbbbbbb4", 2, HELLO, HELLO)))
-        world.fold()
+        world.reconcile()
         before = everything(world)
         world.index(commits[1])
-        world.fold()
+        world.reconcile()
         assert differences(before, everything(world)) == {}
-    world.fold()
+    world.reconcile()
     text, cid = "ann 3kaaaaaaaaaa2", cid_of(HELLO.record)
     assert shown(world, HELLO) == [(text, cid, cid, text, at(1))]
     assert invalid(world, HELLO) == [(True,)]
@@ -84,15 +84,15 @@ def test_a_post_that_is_edited_into_an_invalid_record_stays_as_it_was(world: Wor
     rebuilt_alike(world)
     again = replace(BROKEN, record={**(BROKEN.record or {}), "text": 8}, minute=4)
     world.index(world.commit("ann", again))
-    world.fold()
+    world.reconcile()
     assert shown(world, HELLO) == [(text, cid, cid, text, at(1))]
     mended = replace(HELLO, record={**(HELLO.record or {}), "text": "mended"}, minute=5)
     world.index(world.commit("ann", mended))
-    world.fold()
+    world.reconcile()
     assert shown(world, HELLO) == [("mended", cid_of(mended.record), cid_of(mended.record), "mended", at(5))]
     assert invalid(world, HELLO) == [(False,)]
     world.index(world.commit("ann", BROKEN), world.commit("ann", gone(HELLO, 6)))
-    world.fold()
+    world.reconcile()
     assert shown(world, HELLO) == []
     assert invalid(world, HELLO) == []
 
@@ -100,11 +100,11 @@ def test_a_post_that_is_edited_into_an_invalid_record_stays_as_it_was(world: Wor
 def test_what_was_deleted_is_not_kept_when_an_invalid_record_takes_its_key(world: World) -> None:
     world.index(world.commit("ann", HELLO))
     world.index(world.commit("ann", gone(HELLO, 2)), world.commit("ann", BROKEN))
-    world.fold()
+    world.reconcile()
     assert shown(world, HELLO) == []
     assert world.sql("select * from bsky.record where did = %s", did("ann")) == []
     world.index(world.commit("ann", HELLO), world.commit("ann", gone(HELLO, 2)), world.commit("ann", BROKEN))
-    world.fold()
+    world.reconcile()
     assert shown(world, HELLO) == []
 
 
@@ -116,7 +116,7 @@ def test_a_gate_and_a_reply_that_are_edited_into_invalid_records_decide_as_befor
     world.index(world.commit("bob", broken), world.commit("ann", open_gate))
     late = reply("bob", "3kbbbbbbbbbb3", 5, HELLO, HELLO)
     world.index(world.commit("bob", late))
-    world.fold()
+    world.reconcile()
     assert world.sql('select uri from bsky.post where "violatesThreadGate"') == [(late.uri,)]
     rebuilt_alike(world)
 
@@ -137,7 +137,7 @@ def test_of_two_likes_in_one_commit_the_first_holds_the_key(world: World) -> Non
     world.index(world.commit("ann", HELLO))
     first, second = like("bob", "3kzzzzzzzzzz2", 2, HELLO), like("bob", "3kbbbbbbbbbb2", 2, HELLO)
     world.index(world.commit("bob", first, second))
-    world.fold()
+    world.reconcile()
     assert world.sql('select uri from bsky."like"') == [(first.uri,)]
     assert world.sql('select uri, "duplicateOf" from bsky.duplicate_record') == [(second.uri, first.uri)]
     rebuilt_alike(world)
@@ -200,6 +200,6 @@ def test_a_held_event_keeps_the_time_when_the_log_took_it(world: World) -> None:
     fetched = world.snapshot("cat", [], attempt=2)
     outcome = msgspec.structs.replace(fetched[-1], rev=waiting.since, data=waiting.prev_data)
     world.index(outcome, received=9)
-    world.fold()
+    world.reconcile()
     assert world.sql("select came from sluice.record where rkey = %s", answer.rkey) != [(None,)]
     assert world.sql('select "violatesThreadGate" from bsky.post where uri = %s', answer.uri) == [(None,)]

@@ -48,7 +48,7 @@ def live(world: World, *writes: Write) -> None:
     """Each a commit of its own, taken by the log at its minute."""
     for write in writes:
         world.index(world.commit(write.name, write))
-    world.fold()
+    world.reconcile()
 
 
 def dated(write: Write, date: str) -> Write:
@@ -70,9 +70,9 @@ def answers(world: World, minute: float, key: str, **more: Any) -> Write:
 def assert_a_rebuild_opens_nothing(world: World) -> None:
     """Neither over what stands nor from empty tables, and it changes nothing else either."""
     before = everything(world)
-    for anew in (False, True):
-        rebuild(world.settings, lambda _: None, anew=anew)
-        assert differences(before, everything(world)) == {}, f"anew={anew}"
+    for from_empty in (False, True):
+        rebuild(world.settings, lambda _: None, from_empty=from_empty)
+        assert differences(before, everything(world)) == {}, f"from_empty={from_empty}"
 
 
 @pytest.mark.parametrize("date", DATES)
@@ -112,7 +112,7 @@ def test_a_reply_of_unknown_order_is_refused_by_the_gate_that_stands(world: Worl
     world.index(
         *world.snapshot("hal", [reply("hal", "3khhhhhhhhh22", 1.2, other, other, createdAt=date)]), received=0.1
     )
-    world.fold()
+    world.reconcile()
     assert refused(world) == {"3kfffffffff22", "3khhhhhhhhh22"}, "what was fetched before the gate came is older"
     assert_a_rebuild_opens_nothing(world)
 
@@ -184,7 +184,7 @@ def test_whom_a_follow_or_a_list_let_in_stays_in(world: World) -> None:
 
 
 def test_a_follow_that_lapses_before_the_reply_is_folded_counts_for_its_time(world: World) -> None:
-    """Bullet 3: reply, unfollow, gate edit and all in one transaction, or folded much later: the time of each decides."""
+    """Bullet 3: reply, unfollow, gate edit and all in one transaction, or reconciled much later: the time of each decides."""
     theirs = follow("bob", "3kbbbbbbbbb92", 2, "ann")
     live(world, ROOT, thread_gate(ROOT, 1.5, FOLLOWERS))
     world.index(
@@ -195,12 +195,12 @@ def test_a_follow_that_lapses_before_the_reply_is_folded_counts_for_its_time(wor
         world.commit("cat", reply("cat", "3kccccccccc22", 3, ROOT, ROOT)),
     )
     world.index(world.commit("cat", gone(follow("cat", "3kccccccccc92", 2, "ann"), 4)))
-    world.fold()
+    world.reconcile()
     assert refused(world) == {"3kbbbbbbbbb23"}
 
 
 def test_versions_of_a_gate_in_one_transaction_are_all_kept(world: World) -> None:
-    """Closed, opened and deleted before the fold, and before the reply's partition is read: the time of each decides."""
+    """Closed, opened and deleted before the reconciliation, and before the reply's partition is read: the time of each decides."""
     everybody = replace(thread_gate(ROOT, 3), record={"$type": GATE, "post": ROOT.uri, "createdAt": at(3)})
     world.index(
         *(
@@ -234,7 +234,7 @@ def test_a_gate_of_its_posts_own_commit_is_as_old_as_the_post(world: World) -> N
     """A reply that reached our log before the post and its gate did is younger than both: it names the post's CID."""
     live(world, reply("bob", "3kbbbbbbbbb22", 1, ROOT, ROOT))
     world.index(world.commit("ann", replace(ROOT, minute=2), thread_gate(ROOT, 2)))
-    world.fold()
+    world.reconcile()
     assert refused(world) == {"3kbbbbbbbbb22"}
 
 
@@ -257,11 +257,11 @@ def test_an_account_that_was_deleted_comes_back_with_its_gate_closed(world: Worl
         ROOT.uri,
         thread_gate(ROOT, 2).uri,
     )
-    world.fold()
+    world.reconcile()
     assert refused(world) == set()
     world.sql("update sluice.repo set phase = 'backfill', attempt = 2 where did = %s", did("ann"))
     world.index(*world.snapshot("ann", [ROOT, thread_gate(ROOT, 2)], attempt=2), received=9)
-    world.fold()
+    world.reconcile()
     assert refused(world) == {"3keeeeeeeee22"}
 
 
@@ -329,7 +329,7 @@ def test_no_choice_of_dates_makes_a_hidden_reply_visible(
     world: World, reply_date: str, gate_date: str, edit_date: str | None, fetched: str, seed: int, after: bool
 ) -> None:
     """N10: whatever a stranger and the thread's author write as createdAt, live and fetched, in any order of transactions
-    and folds: a reply after the gate is hidden; before it, only where its order is unknown."""
+    and reconciliations: a reply after the gate is hidden; before it, only where its order is unknown."""
     Numbers.made += 1
     owner, stranger = (f"{kind}{Numbers.made:04d}".translate(str.maketrans("0189", "wxyz")) for kind in ("own", "str"))
     root = post(owner, "3kaaaaaaaaaa2", 1)
@@ -356,8 +356,8 @@ def test_no_choice_of_dates_makes_a_hidden_reply_visible(
         events, received = chance.choice([queue for queue in (theirs, others) if queue]).pop(0)
         world.index(*events, received=received)
         if chance.random() < 0.4:
-            world.fold()
-    world.fold()
+            world.reconcile()
+    world.reconcile()
     hidden = world.sql(
         'select "violatesThreadGate" is true, "violatesEmbeddingRules" is true from bsky.post where creator = %s',
         did(stranger),

@@ -16,7 +16,7 @@ def test_any_order_of_repos_gives_the_same_tables(world: World, postgres: str, m
     repos = network()
     for name, writes in repos.items():
         world.index(*world.snapshot(name, writes))
-    world.fold()
+    world.reconcile()
     reference = everything(world)
     flags = dict(
         world.sql(
@@ -38,7 +38,7 @@ def test_any_order_of_repos_gives_the_same_tables(world: World, postgres: str, m
 
 
 def shuffled(world: World, repos: dict[str, list[Write]], chance: random.Random) -> None:
-    """Snapshots of the beginning of each repo in any order, then the rest as commits, folding now and then."""
+    """Snapshots of the beginning of each repo in any order, then the rest as commits, reconciling now and then."""
     order = list(repos)
     chance.shuffle(order)
     rest: dict[str, list[Write]] = {}
@@ -49,18 +49,18 @@ def shuffled(world: World, repos: dict[str, list[Write]], chance: random.Random)
         world.index(*world.snapshot(name, writes[:at_first]))
         rest[name] = writes[at_first:]
         if chance.random() < 0.5:
-            world.fold()
+            world.reconcile()
     while any(rest.values()):
         name = chance.choice([name for name in rest if rest[name]])
         write = rest[name].pop()
         world.index(world.commit(name, write))
         if chance.random() < 0.3:  # there and gone again: nothing may stay of it
             world.index(world.commit(name, gone(write, write.minute)))
-            world.fold()
+            world.reconcile()
             world.index(world.commit(name, write))
         if chance.random() < 0.5:
-            world.fold()
-    world.fold()
+            world.reconcile()
+    world.reconcile()
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def test_what_is_deleted_leaves_nothing_behind(world: World) -> None:
     repos = network()
     for name, writes in repos.items():
         world.index(*world.snapshot(name, writes))
-    world.fold()
+    world.reconcile()
     for name, writes in repos.items():
         for write in writes:
             world.index(world.commit(name, gone(write, 20)))
-    world.fold()
+    world.reconcile()
     assert {table: rows for table, rows in everything(world).items() if rows} == {}
     assert world.sql("select count(*) from sluice.appview_gated") == [(0,)]

@@ -43,7 +43,7 @@ def test_workers_that_are_killed_leave_the_same_tables(
         batches = events(peaceful)
         for batch in batches:
             peaceful.index(*batch)
-        peaceful.fold()
+        peaceful.reconcile()
         wanted = everything(peaceful)
         peaceful.tables.close()
     settings = appview_settings(log, database)
@@ -77,7 +77,7 @@ def test_workers_that_are_killed_leave_the_same_tables(
     finally:
         codes = [worker.terminate() for worker in workers]
     assert codes == [0, 0]
-    assert sql("select count(*) from sluice.appview_dirty") == [(0,)], "a worker that stops folds what is noted"
+    assert sql("select count(*) from sluice.appview_dirty") == [(0,)], "a worker that stops reconciles what is noted"
     found = everything_of(database)
     assert differences(wanted, found) == {}
     with psycopg.connect(database, autocommit=True) as db:
@@ -113,7 +113,7 @@ def test_what_only_the_projection_refuses_costs_only_itself(log: str, database: 
     assert [rkey for rkey, _ in flagged] == [bad.rkey, worse.rkey]
     assert all('violates check constraint "only_here"' in why for _, why in flagged)
     assert read_topic(log, settings.topic("dead_letter")) == []
-    done = rebuild(settings, lambda _: None, anew=True)
+    done = rebuild(settings, lambda _: None, from_empty=True)
     assert (done.repos, done.invalid) == (2, 2)
     assert differences(seen, everything(world)) == {}
     with psycopg.connect(database, autocommit=True) as db:
@@ -121,12 +121,12 @@ def test_what_only_the_projection_refuses_costs_only_itself(log: str, database: 
 
 
 def test_a_database_made_from_the_log_has_the_appviews_tables_too(log: str, database: str, blank_database: str) -> None:
-    """G2, N10: `sluice replay --all --into` with the projection on, folded to its end; nothing has to be rebuilt afterwards."""
+    """G2, N10: `sluice replay --all --into` with the projection on, reconciled to its end; nothing has to be rebuilt afterwards."""
     world = World(database)
     batches = events(world)
     for batch in batches:
         world.index(*batch)
-    world.fold()
+    world.reconcile()
     settings = appview_settings(log, database)
     LogProducer(settings).send([out(event) for batch in batches for event in batch])
     done = rebuild_from_log(settings, blank_database, lambda _: None)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from appview import rebuild as appview
-from appview.rebuild import Progress, rebuild
+from appview.rebuild import RebuildProgress, rebuild
 from appview.state import AppviewUnavailable, begin
 from schemas.settings import load
 from tests.appview.index.appview_tables_seen import differences, everything, network
@@ -34,11 +34,11 @@ def filled(database: str) -> World:
     world.index(world.commit("dan", extra), world.commit("eve", like("eve", "3keeeeeeeeee9", 11, extra)))
     world.index(world.commit("dan", gone(extra, 12)))
     world.index(world.commit("bob", post("bob", "3kbbbbbbbbbb8", 12, text=5)))
-    world.fold()
+    world.reconcile()
     return world
 
 
-def quiet(_: Progress) -> None:
+def quiet(_: RebuildProgress) -> None:
     pass
 
 
@@ -53,7 +53,7 @@ def test_a_rebuild_makes_what_the_live_path_made(filled: World) -> None:
     filled.sql("update bsky.actor set \"takedownRef\" = 'x', \"trustedVerifier\" = true where did like '%%ann%%'")
     filled.sql('update bsky.post_agg set "bookmarkCount" = 3 where uri = (select min(uri) from bsky.post)')
     marked = everything(filled)
-    rebuild(filled.settings, quiet, anew=True)
+    rebuild(filled.settings, quiet, from_empty=True)
     assert differences(marked, everything(filled)) == {}
     assert filled.sql('select count(*) from bsky.actor where "takedownRef" = \'x\' and "trustedVerifier"') == [(1,)]
 
@@ -66,12 +66,12 @@ def test_a_rebuild_that_was_stopped_goes_on(filled: World, monkeypatch: pytest.M
     class Stopped(Exception):
         pass
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: RebuildProgress) -> None:
         seen.append(progress.repos)
         raise Stopped
 
     with pytest.raises(Stopped):
-        rebuild(filled.settings, stop, anew=True)
+        rebuild(filled.settings, stop, from_empty=True)
     assert seen == [2]
     assert filled.sql("select complete, rebuild_after is not null from sluice.appview") == [(False, True)]
     done = rebuild(filled.settings, quiet)

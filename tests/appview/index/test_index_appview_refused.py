@@ -1,4 +1,4 @@
-"""What the AppView's tables refuse to fold costs only itself, is kept visible, and is tried again by a rebuild."""
+"""What the AppView's tables refuse costs only itself, is kept visible, and is tried again by a rebuild."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.flow_process import FlowProcess, wait_until
 from tests.support.postgres import fresh_database
 
 
-def put_aside(world: World) -> list[tuple[str, str]]:
+def quarantine(world: World) -> list[tuple[str, str]]:
     return world.sql("select kind, uri from sluice.appview_refused order by kind, uri")
 
 
@@ -29,7 +29,7 @@ def refused_by_check(world: World) -> tuple[int, str | None]:
 def test_what_only_the_fold_is_refused_costs_only_itself(
     log: str, database: str, postgres: str, migrated_template: str, tmp_path: Path
 ) -> None:
-    """G5, G7, N10: the process lives on, everything else of the same fold stands, and a rebuild mends it once it can."""
+    """G5, G7, N10: the process lives on, everything else of the same transaction stands, and a rebuild mends it once it can."""
     root = post("ann", "3kaaaaaaaaaa2", 1)
     quotes = [quote("bob", f"3kbbbbbbbb{at:03d}".translate(str.maketrans("0189", "wxyz")), 2, root) for at in range(30)]
     answer = reply("eve", "3keeeeeeeeee2", 2, root, root)
@@ -45,7 +45,7 @@ def test_what_only_the_fold_is_refused_costs_only_itself(
             *peaceful.snapshot("eve", [answer]),
         ]
         peaceful.index(*events)
-        peaceful.fold()
+        peaceful.reconcile()
         wanted = everything(peaceful)
         peaceful.tables.close()
     settings = appview_settings(log, database)
@@ -58,26 +58,26 @@ def test_what_only_the_fold_is_refused_costs_only_itself(
     index = FlowProcess("index", settings, tmp_path / "index.log")
     try:
         wait_until(lambda: settled(world) >= len(events), what="the snapshots")
-        wait_until(lambda: world.sql("select count(*) from sluice.appview_dirty") == [(0,)], what="the fold")
+        wait_until(lambda: world.sql("select count(*) from sluice.appview_dirty") == [(0,)], what="the reconciliation")
     finally:
         code = index.terminate()
     assert code == 0
-    assert set(put_aside(world)) == bad
+    assert set(quarantine(world)) == bad
     assert world.sql("select count(*) from bsky.quote") == [(len(quotes) - 3,)]
     assert world.sql('select "quoteCount" from bsky.post_agg where uri = %s', root.uri) == [(len(quotes) - 3,)]
     assert world.sql("select uri from bsky.feed_item where type = 'repost'") == [(shares[0].uri,)]
     assert ("reply", root.uri) in world.sql('select reason, "reasonSubject" from bsky.notification')
-    told = [json.loads(line) for line in (tmp_path / "index.log").read_text().splitlines() if "put aside" in line]
+    told = [json.loads(line) for line in (tmp_path / "index.log").read_text().splitlines() if "quarantined" in line]
     assert {(line["kind"], line["uri"]) for line in told} == bad
     count, one = refused_by_check(world)
     assert count == len(bad)
     assert one is not None
     assert 'violates check constraint "only_here"' in one
     rebuild(settings, lambda _: None)
-    assert set(put_aside(world)) == bad, "they are refused still"
+    assert set(quarantine(world)) == bad, "they are refused still"
     world.sql("alter table bsky.quote drop constraint only_here; alter table bsky.feed_item drop constraint only_here")
     rebuild(settings, lambda _: None)
-    assert put_aside(world) == []
+    assert quarantine(world) == []
     assert differences(wanted, everything(world)) == {}
     assert refused_by_check(world) == (0, None)
 
@@ -88,14 +88,14 @@ def test_a_note_that_comes_again_is_put_aside_no_more(database: str) -> None:
     quoted = quote("bob", "3kbbbbbbbbbb2", 2, root)
     world.sql(f"alter table bsky.quote add constraint only_here check (uri <> '{quoted.uri}')")
     world.index(*world.snapshot("ann", [root]), *world.snapshot("bob", [quoted]))
-    world.fold()
-    assert put_aside(world) == [("post", root.uri), ("post", quoted.uri)]
+    world.reconcile()
+    assert quarantine(world) == [("post", root.uri), ("post", quoted.uri)]
     world.index(world.commit("bob", gone(quoted, 3)))
-    world.fold()
-    assert put_aside(world) == [("post", root.uri)]
+    world.reconcile()
+    assert quarantine(world) == [("post", root.uri)]
     world.index(world.commit("ann", gone(root, 3)))
-    world.fold()
-    assert put_aside(world) == []
+    world.reconcile()
+    assert quarantine(world) == []
 
 
 def test_what_is_gone_or_judged_again_and_refused_costs_only_itself(database: str) -> None:
@@ -113,7 +113,7 @@ def test_what_is_gone_or_judged_again_and_refused_costs_only_itself(database: st
     world.index(*world.snapshot("bob", [closed, other, thread_gate(closed, 1.5, fan)]))
     world.index(*world.snapshot("dan", [welcome, likes[0], likes[1], follows[0]]))
     world.index(*world.snapshot("eve", [second, likes[2], follows[1]]))
-    world.fold()
+    world.reconcile()
     assert world.sql("select count(*) from sluice.appview_gated") == [(2,)]
     for pruned in (*likes[:2], *follows):  # as `sluice filters prune` removes and notes them
         world.sql("delete from sluice.record where did = %s and rkey = %s", did(pruned.name), pruned.rkey)
@@ -123,15 +123,15 @@ def test_what_is_gone_or_judged_again_and_refused_costs_only_itself(database: st
         f"alter table bsky.post add constraint only_here check (\"violatesThreadGate\" is not true or uri <> '{welcome.uri}')"
     )
     world.sql("update sluice.appview_gated set settled = false, horizon = null, let_in = null")
-    world.fold()
-    assert put_aside(world) == [("gone", likes[0].uri), ("judge", welcome.uri)]
+    world.reconcile()
+    assert quarantine(world) == [("gone", likes[0].uri), ("judge", welcome.uri)]
     assert world.sql('select uri from bsky."like" order by uri') == sorted([(likes[0].uri,), (likes[2].uri,)])
     assert world.sql("select count(*) from bsky.follow") == [(0,)]
     assert world.sql('select "violatesThreadGate" from bsky.post where uri = %s', second.uri) == [(True,)]
     world.sql("alter table bsky.post drop constraint only_here; alter table bsky.post_agg drop constraint only_here")
     rebuild(world.settings, lambda _: None)
     mended = everything(world)
-    rebuild(world.settings, lambda _: None, anew=True)
+    rebuild(world.settings, lambda _: None, from_empty=True)
     assert differences(mended, everything(world)) == {}
     with psycopg.connect(database, autocommit=True) as db:
         assert check(db).total == 0
@@ -145,9 +145,9 @@ def test_a_table_that_is_missing_is_no_notes_fault(database: str) -> None:
     noted = world.sql("select count(*) from sluice.appview_dirty")
     world.sql("alter table bsky.quote rename to away")
     with pytest.raises(psycopg.errors.UndefinedTable):
-        world.fold()
-    assert put_aside(world) == []
+        world.reconcile()
+    assert quarantine(world) == []
     assert world.sql("select count(*) from sluice.appview_dirty") == noted
     world.sql("alter table bsky.away rename to quote")
-    world.fold()
+    world.reconcile()
     assert world.sql("select count(*) > 0 from bsky.quote") == [(True,)]

@@ -1,4 +1,4 @@
-"""The tables that the index and the fold write are those that the pure rules say (N10)."""
+"""The tables that the index and the reconciliation write are those that the pure rules say (N10)."""
 
 from __future__ import annotations
 
@@ -140,12 +140,12 @@ def test_tables_are_what_the_rules_say(database: str, seed: int) -> None:
     writes = list(network.writes)
     for name in network.chance.sample(NAMES, len(NAMES)):
         world.index(*world.snapshot(name, [write for write in writes if write.name == name]))
-    world.fold()
+    world.reconcile()
     assert seen(world) == expected(writes)
     past: list[tuple[Write, float]] = []
     for removed in network.chance.sample(writes, 25):
         world.index(world.commit(removed.name, gone(removed, 50)))
         writes.remove(removed)
         past.append((removed, 50))
-    world.fold()
+    world.reconcile()
     assert seen(world) == expected(writes, past)
