@@ -15,7 +15,7 @@ import psycopg
 
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import LogProducer, Out
-from flows.index.record_rows import COPY_TYPES, SQL
+from flows.index.record_rows import copy_rows
 from schemas import wire
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
@@ -193,10 +193,7 @@ def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
     ]
     with psycopg.connect(running.settings.database) as db, floor(len(rows)) as measured:
         for start in range(0, len(rows), 5000):
-            with db.cursor() as cursor, cursor.copy(SQL["copy_records"]) as copy:
-                copy.set_types(COPY_TYPES)
-                for row in rows[start : start + 5000]:
-                    copy.write_row(row)
+            copy_rows(db, "copy_records", rows[start : start + 5000])
             db.commit()
     return measured
 

@@ -1,7 +1,7 @@
 """A post's valid embed → rows of the post_embed_ tables.
 
-An embed of a type that is not known here leaves no row, and so does a list of no images (the official indexer fails on
-that one and loses the post).
+An embed of an unknown type makes no row, nor does an empty list of images (on which the official indexer fails and loses the
+post).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ GALLERY_IMAGE = f"{EMBED}gallery#image"
 
 
 def embed_rows(uri: str, embed: Record) -> dict[str, list[Row]]:
-    """Table → rows, no table without rows; `uri` is the post's."""
+    """Table → rows, without empty tables. `uri`: of the post."""
     if embed["$type"] == f"{EMBED}recordWithMedia":
         inner = embed["record"]
         rows = _record(uri, inner) if inner.get("$type", RECORD) == RECORD else {}
@@ -34,7 +34,7 @@ def _images(uri: str, embed: Record) -> dict[str, list[Row]]:
 
 
 def _gallery(uri: str, embed: Record) -> dict[str, list[Row]]:
-    """Items may be of types yet to come; a position counts them all."""
+    """Items may have unknown types; positions count them too."""
     rows: list[Row] = [
         (uri, str(at), blob_cid(item["image"]), item["alt"])
         for at, item in enumerate(embed["items"])

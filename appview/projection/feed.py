@@ -14,7 +14,7 @@ def like(source: Source, record: Record) -> Projected:
 
 
 def repost(source: Source, record: Record) -> Projected:
-    """The feed item stands even for a repost whose subject the account has reposted before."""
+    """A feed item exists even if the account has reposted the subject before."""
     projected = _interaction("repost", source, record)
     uri = projected.uri
     item: Row = (uri, source.cid, "repost", record["subject"]["uri"], source.did, projected.sort_at)
@@ -31,7 +31,9 @@ def _interaction(kind: str, source: Source, record: Record) -> Projected:
     via_uri, via_cid = (None, None) if via is None else (via["uri"], via["cid"])
     row: Row = (uri, source.cid, source.did, about, subject["cid"], via_uri, via_cid, created, indexed)
     notices = []
-    if (author := at_uri_parts(about)[0]) != source.did:  # no news of oneself, not even of a repost of one's own post
+    if (
+        author := at_uri_parts(about)[0]
+    ) != source.did:  # nobody is notified of their own action, not even a like of their own repost
         notices.append(Notice(author, kind, about.rstrip("/"), sort_at))
         if via_uri is not None and (reposter := at_uri_parts(via_uri)[0]) != source.did:
             notices.append(Notice(reposter, f"{kind}-via-repost", via_uri.rstrip("/"), sort_at))
@@ -62,7 +64,7 @@ def post(source: Source, record: Record) -> Projected:
 
 
 def _quote(source: Source, rows: dict[str, list[Row]], notices: list[Notice], created: str, sort_at: str) -> None:
-    """An embedded record that is a post is quoted: adds the row, and the notice to whom no other one goes."""
+    """If an embedded record is a post, add the quote, and a notification unless its author gets another one."""
     for uri, embedded, cid in rows.get("post_embed_record", ()):
         subject = str(embedded)
         author, collection, _ = at_uri_parts(subject)
@@ -81,7 +83,7 @@ def post_gate(source: Source, record: Record) -> Projected:
 
 
 def _gate(table: str, source: Source, record: Record) -> Projected:
-    """A gate and its post have the same repository and key."""
+    """A gate and its post must have the same repo and key."""
     uri, governed = source.uri, record["post"]
     authority, _, rkey = at_uri_parts(governed)
     if authority != source.did or rkey != source.rkey:

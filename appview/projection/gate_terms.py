@@ -1,6 +1,6 @@
-"""What a gate record says, in the columns of `sluice.appview_gate`: terms that SQL can apply to many replies at once.
+"""Gate records → terms, the columns of `sluice.appview_gate`, which `appview/sql/reconcile.sql` applies to many replies at once.
 
-`appview/sql/reconcile.sql` applies them. Takes valid records; total for any other value.
+Expects valid records; never raises for others.
 """
 
 from typing import Any
@@ -12,18 +12,18 @@ DISABLED = "app.bsky.feed.postgate#disableRule"
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """`closed`: somebody is kept out (of replying, or of embedding). The others: who is let in all the same."""
+    """`closed`: replying (or embedding) is restricted. `mentioned` to `lists`: who may all the same."""
 
     closed: bool
     mentioned: bool = False
-    follower: bool = False  # whoever follows the owner
-    following: bool = False  # whom the owner follows
+    follower: bool = False  # followers of the owner
+    following: bool = False  # accounts that the owner follows
     lists: tuple[str, ...] = ()
-    hidden: tuple[str, ...] = ()  # replies that are not shown
+    hidden: tuple[str, ...] = ()  # hidden replies
 
 
 def stricter(one: Terms, other: Terms) -> Terms:
-    """Terms that let in nobody whom either keeps out; they hide nothing."""
+    """Terms that admit only whom both admit, and hide nothing."""
     if not one.closed or not other.closed:
         shut = one if one.closed else other
         return msgspec.structs.replace(shut, hidden=())

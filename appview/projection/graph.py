@@ -1,4 +1,4 @@
-"""Valid records of accounts, follows, blocks, lists and labelers → rows. See `project` for what is told apart before."""
+"""Valid records of accounts, follows, blocks, lists and labelers → rows. `project` has validated them."""
 
 from appview.projection.rich import blob_cid, facets_text
 from appview.projection.values import Notice, Projected, Record, Row, Source
@@ -9,7 +9,7 @@ LIST = "app.bsky.graph.list"
 
 
 def profile(source: Source, record: Record) -> Projected:
-    """createdAt stays as it was written; without one, the record counts as created when it was indexed."""
+    """createdAt is kept as written; without one, it is the time of indexing."""
     uri = source.uri
     if source.rkey != "self":
         return Projected(uri)
@@ -20,13 +20,13 @@ def profile(source: Source, record: Record) -> Projected:
         *(joined, record.get("createdAt", source.indexed_at), source.indexed_at),
     )
     notices = []
-    if joined is not None:  # dated by the indexing, unlike all others
+    if joined is not None:  # unlike all others, dated by the time of indexing
         notices.append(Notice(at_uri_parts(joined)[0], "starterpack-joined", joined, source.indexed_at))
     return Projected(uri, {"profile": [row]}, notices, source.indexed_at)
 
 
 def follow(source: Source, record: Record) -> Projected:
-    """Following oneself is noticed too."""
+    """Following oneself makes a notification too."""
     projected = _one("follow", source, record, record["subject"])
     projected.notices.append(Notice(record["subject"], "follow", None, projected.sort_at))
     return projected
@@ -41,7 +41,7 @@ def list_block(source: Source, record: Record) -> Projected:
 
 
 def opt_out(source: Source, record: Record) -> Projected:
-    """Of being shown by a list; a subject that is not plainly a list leaves no row."""
+    """An opt-out of lists; a subject that is not the URI of a list makes no row."""
     subject = record["subject"]
     authority, collection, rkey = at_uri_parts(subject)
     if not authority.startswith("did:") or collection != LIST or subject != f"at://{authority}/{collection}/{rkey}":
@@ -55,7 +55,7 @@ def item_list(source: Source, record: Record) -> Projected:
 
 
 def list_item(source: Source, record: Record) -> Projected:
-    """Only lists of the own repo can be filled."""
+    """An item may only be in a list of its own repo."""
     if at_uri_parts(record["list"])[0] != source.did:
         return Projected(source.uri, invalid="/list: is not in the item's own repository")
     return _one("list_item", source, record, record["subject"], record["list"])
@@ -85,12 +85,12 @@ def verification(source: Source, record: Record) -> Projected:
 
 
 def unshown(source: Source, _record: Record) -> Projected:
-    """Known to the AppView, and kept by it as a record only."""
+    """A collection that the AppView keeps only as a record."""
     return Projected(source.uri)
 
 
 def _one(table: str, source: Source, record: Record, *middle: str | None) -> Projected:
-    """A row of uri, cid, creator, what it is about, and the two times."""
+    """A row of uri, cid, creator, the columns of the subject, and the two times."""
     uri, created = source.uri, created_at(record["createdAt"])
     row: Row = (uri, source.cid, source.did, *middle, created, source.indexed_at)
     return Projected(uri, {table: [row]}, sort_at=min(created, source.indexed_at))

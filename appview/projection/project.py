@@ -1,9 +1,8 @@
-"""One record → the AppView's rows, or why it is not valid, or None for a collection that no AppView table knows.
+"""One record → the AppView's rows, or why it is invalid, or None for a collection that the AppView does not index.
 
-Pure and total: the same record gives the same rows, and no JSON makes it raise. A record of a known collection that is
-not valid against its lexicon, that its collection's rules refuse (a gate that is not its post's neighbour, an item of
-somebody else's list), or whose text PostgreSQL cannot hold (U+0000) is `invalid`: it stays in the mirror, and leaves
-no trace in the AppView. The official indexer stores nothing of it either.
+Pure: the same record gives the same rows, and no JSON makes it raise. A record is `invalid` if its lexicon or the rules of its
+collection refuse it (a gate in another repo than its post, an item of another account's list), or if PostgreSQL cannot store
+its text (U+0000). It stays in the mirror and has no row in the AppView, as with the official indexer.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from protocol.lexicon.validator import Check, Lexicon
 __all__ = ["KNOWN", "VERSION", "Notice", "Projected", "Reply", "Row", "Source", "project"]
 
 VERSION = 2
-"""Raise it when the same record gives other rows: then `sluice appview rebuild` is due."""
+"""Increment it when the same record gives other rows: operators must then run `sluice appview rebuild`."""
 
 Maker = Callable[[Source, Record], Projected]
 
@@ -52,7 +51,7 @@ KNOWN: frozenset[str] = frozenset(_MAKERS)
 """Collections whose valid records are in `bsky.record`."""
 
 MAX_INDEXED = 1200
-"""Bytes of a URI or DID in an index of the AppView, of which some hold two; an AT-URI of the network has 1,110 at most."""
+"""Bytes of a URI or DID in an index of the AppView; some entries have two. A real AT-URI has at most 1,110."""
 _INDEXED = frozenset(
     {"subject", "subjectDid", "subjectUri", "postUri", "embedUri", "replyRoot", "replyParent", "rootUri", "parentUri"}
     | {"listUri", "joinedViaStarterPackUri"}
@@ -62,7 +61,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def project(source: Source) -> Projected | None:
-    """See the module's contract. 5 µs for a like, 35 µs for a post with everything that a post can have."""
+    """See above. Takes 5 µs for a like, 35 µs for a post with all embeds and facets."""
     make = _MAKERS.get(source.collection)
     if make is None:
         return None
@@ -95,7 +94,7 @@ def _checks() -> dict[str, Check]:
 
 
 def _too_large_for_index(projected: Projected) -> str | None:
-    """The column whose value makes an index entry that PostgreSQL refuses."""
+    """The column whose value is too large for an index of PostgreSQL."""
     for table, rows in projected.rows.items():
         for row in rows:
             for column, value in zip(COLUMNS[table], row, strict=True):
@@ -105,12 +104,12 @@ def _too_large_for_index(projected: Projected) -> str | None:
 
 
 def _may_hold_nul(json: bytes | str) -> bool:
-    """A look at the text, so that nearly no record needs `_holds_nul`."""
+    """A cheap check of the text: almost no record needs `_holds_nul`."""
     return "\\u0000" in json if isinstance(json, str) else b"\\u0000" in json
 
 
 def _holds_nul(projected: Projected, record: Record) -> bool:
-    """U+0000 in a varchar, or in what becomes a jsonb; JSON kept as text may have the escape."""
+    """U+0000 in a varchar or jsonb; JSON kept as text may have the escape."""
     texts = [value for rows in projected.rows.values() for row in rows for value in row]
     if "post" in projected.rows:
         texts += [*record.get("langs", ()), *record.get("tags", ())]

@@ -1,4 +1,4 @@
-"""Parts that many records share: blobs, facets, JSON kept as text."""
+"""Parts shared by many records: blobs, facets, JSON kept as text."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ def blob_cid(blob: Record | None) -> str | None:
 
 
 def json_text(value: Any) -> str | None:
-    """JSON as text; None for what is absent or empty."""
+    """JSON as text; None if absent or empty."""
     return _encode(value).decode() if value else None
 
 
 def facets_text(facets: list[Record] | None) -> str | None:
-    """JSON as text; None only where there are no facets: an empty list stays one."""
+    """JSON as text; None if absent. An empty list stays an empty list."""
     return None if facets is None else _encode(facets).decode()
 
 
 def mentions(record: Record) -> tuple[str, ...]:
-    """DIDs mentioned by a post's valid facets, each once, in their order."""
+    """DIDs that the facets of a post mention, each once, in order."""
     found = [
         feature["did"]
         for facet in record.get("facets", ())

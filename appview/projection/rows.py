@@ -43,8 +43,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "post_gate": _GATE,
     "labeler": ("uri", "cid", "creator", "createdAt", "indexedAt"),
 }
-"""Table → columns that we insert, quoted camelCase in SQL. All values are str or None; `langs` and `tags` of `post`
-are jsonb and come as JSON text; `position` is text, as the AppView has it."""
+"""Table → inserted columns (quoted camelCase in SQL). All values are str or None; `langs` and `tags` of `post` are jsonb, as
+JSON text; `position` is text, as in the AppView."""
 
 JSONB: frozenset[tuple[str, str]] = frozenset({("post", "langs"), ("post", "tags")})
 """The (table, column) pairs that are jsonb; every other column is varchar."""

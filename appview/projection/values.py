@@ -1,4 +1,4 @@
-"""What goes into a projection and what comes out of it."""
+"""Input and output of `project`."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Record = dict[str, Any]
 
 
 class Source(msgspec.Struct, frozen=True):  # Structs: frozen dataclasses cost a third of the projection of a like
-    """One record as the mirror has it.
+    """One record of the mirror.
 
     `json` as `protocol.encoding.record_json` wrote it; `indexed_at` as `YYYY-MM-DDTHH:MM:SS.mmmZ`.
     """

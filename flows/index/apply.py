@@ -17,7 +17,7 @@ log = logging.getLogger("index")
 
 
 def rules_of(settings: Settings, *, replayed: bool = False) -> Rules:
-    """The gate's limits as the settings have them: the only place that makes them."""
+    """The gate's limits, from the settings. All writers use this function."""
     return Rules(
         max_buffered=settings.tuning.held_events_per_repo,
         max_buffered_bytes=settings.tuning.held_bytes_per_repo,

@@ -1,5 +1,7 @@
-"""The limit of the index's next batch, kept by a clock: `limit` for a poll, `begun` when it brought messages, `ended` when they
-are in the tables, said as often as one likes. The decision is `steps.batch_size`.
+"""Measures the index's batches and adapts their message limit (decided by `steps.batch_size`).
+
+`limit` is for the next poll. Call `begun` when it returned messages, and `ended` when they are committed; further calls of
+`ended` do nothing.
 """
 
 import logging
@@ -14,7 +16,7 @@ log = logging.getLogger("index")
 
 
 class BatchSize:
-    """Starts at the most that the settings allow. `clock` tells seconds."""
+    """Starts at the largest limit of the settings. `clock`: seconds."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = self.limit = settings.index_batch_messages
@@ -28,7 +30,7 @@ class BatchSize:
         self._running = (messages, self._clock()) if messages else None
 
     def ended(self) -> None:
-        """It is durable."""
+        """The batch is committed."""
         if self._running is None:
             return
         (messages, begin), self._running = self._running, None
@@ -37,6 +39,6 @@ class BatchSize:
         if limit == self.limit:
             return
         if limit < self.limit:
-            log.info("a batch took long", extra={"messages": messages, "seconds": round(seconds, 1), "limit": limit})
+            log.info("slow batch", extra={"messages": messages, "seconds": round(seconds, 1), "limit": limit})
         self.limit = limit
         metrics.INDEX_BATCH_LIMIT.set(limit)

@@ -1,7 +1,6 @@
-"""The filter as the index uses it: read in each transaction, under a lock that a change of the filter waits for.
+"""The collection filter of a transaction, read under a lock that a change of the filter waits for.
 
-So no transaction writes under a filter that was changed before it committed, and whoever looks at the rows after a change
-sees all that was written before it.
+So no transaction commits rows of an outdated filter, and a change sees all rows written before it.
 """
 
 import logging
@@ -24,15 +23,15 @@ Queues = Mapping[str, Sequence[OffsetEvent]]
 
 
 class CurrentFilter:
-    """The filter of one connection's transactions; a change is logged once."""
+    """The filter of the transactions of one connection; logs each change once."""
 
     def __init__(self) -> None:
         self.filter = EVERYTHING
 
     def read(self, db: psycopg.Connection[Any]) -> Filter:
-        """The filter of this transaction, fenced until it ends."""
+        """The filter of this transaction; it cannot change before the transaction ends."""
         with db.cursor() as cursor:
-            cursor.execute(b"%b; %b" % (SQL["fence"], SQL["current"]))  # one round trip, a snapshot for each
+            cursor.execute(b"%b; %b" % (SQL["fence"], SQL["current"]))  # one round trip, two snapshots
             cursor.nextset()
             version, collections, boundary, signal, clean = cursor.fetchone() or (1, ["*"], "all", None, True)
         read = Filter(version, tuple(collections), boundary, signal, clean)
@@ -44,7 +43,7 @@ class CurrentFilter:
 
 
 def admitted(db: psycopg.Connection[Any], kept: Filter, queues: Queues) -> dict[str, Sequence[OffsetEvent]]:
-    """The queues of repos within the boundary. Those that enter it by what they write just now are let in."""
+    """The queues of repos within the boundary. An event may bring its repo into it."""
     if kept.boundary == "all" or not queues:
         return dict(queues)
     rows = db.execute(SQL["outsiders"], {"dids": list(queues)})

@@ -21,7 +21,7 @@ TOPICS = (FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Messages of one poll, in the order of each partition, and the offsets they span: part → (first, next)."""
+    """Messages of one poll, in the order of each partition, and their spans: partition → (first, next) offset."""
 
     messages: list[Message]
     spans: dict[Part, tuple[int, int]]
@@ -29,18 +29,18 @@ class Batch:
 
 @dataclass(slots=True)
 class Decoded:
-    """The same batch as events: queues per repo, labels, and what could not be decoded."""
+    """The batch as events: queues by DID, labels, and dead letters of messages that do not decode."""
 
     batch: Batch
     queues: dict[str, list[OffsetEvent]] = field(default_factory=lambda: defaultdict(list))
     labels: list[wire.LabelEvent] = field(default_factory=list)
     letters: list[Out] = field(default_factory=list)
-    too_large: int = 0  # of the letters: those whose key no index holds
+    too_large: int = 0  # dead letters whose key is too large for an index
     newest_time: str = ""
 
 
 def decode(batch: Batch, prefix: str = "") -> Decoded:
-    """Messages → events by repo. What does not decode becomes a dead letter and is settled."""
+    """Messages → events by repo. Never raises: a message that does not decode becomes a dead letter."""
     decoded = Decoded(batch)
     for message in batch.messages:
         topic, value = (message.topic() or "").removeprefix(prefix), message.value() or b""

@@ -1,7 +1,7 @@
 """firehose_backfill, firehose_live, label_live → PostgreSQL: poll, decode, apply (docs/design.md).
 
-One poll is one batch is one transaction. `apply` locks the rows of the repos, lets the gate decide each event in log order, writes
-records, buffered events, repos, labels and the stream's offsets, updates the projection, and commits all of it at once.
+One poll is one batch, and one batch is one transaction. `apply` locks the repos, lets the gate decide each event in log order,
+writes records, buffered events, repos, labels and offsets, updates the projection, and commits.
 """
 
 import bytewax.operators as op
@@ -22,7 +22,7 @@ from schemas.settings import Settings
 
 
 def build(log: Source[Batch], tables: Sink[Decoded], prefix: str = "") -> Dataflow:
-    """poll → decode → apply. `apply` is the output, since its decisions and its writes are one transaction."""
+    """poll → decode → apply. `apply` is the output: its decisions and its writes are one transaction."""
     flow = Dataflow("index")
     batches = op.input("poll", flow, log)
     events = op.map("decode", batches, lambda batch: decode(batch, prefix))

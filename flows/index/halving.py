@@ -1,7 +1,7 @@
-"""A batch that PostgreSQL refuses: the messages at fault are found by halving, inside one transaction and in bounded time.
+"""A batch that PostgreSQL refuses: halving finds the messages at fault, inside one transaction and in bounded time.
 
-A refused half is undone by a savepoint, so that a thousand refused messages cost no thousand commits. After the time that a
-sift may take, what is left is given back: the source reads it again, and other partitions have their turn.
+Each part runs in a savepoint, so a thousand refused messages need no thousand commits. When the time is up, the rest of the
+batch is returned to the source, which reads it again later, so other partitions are not delayed.
 """
 
 import time
@@ -15,7 +15,7 @@ from connectors.kafka.producer import Out, dead_letter
 from connectors.postgres.connection import REFUSALS
 from schemas.reasons import DeadReason
 
-SIFT_SECONDS = 1.0
+HALVING_SECONDS = 1.0
 Spans = dict[Part, tuple[int, int]]
 
 
@@ -27,7 +27,7 @@ def part_of(message: Message) -> Part:
 def split(
     messages: Sequence[Message], spans: Mapping[Part, tuple[int, int]], first: Callable[[str], bool]
 ) -> list[tuple[list[Message], Spans]]:
-    """The messages of the topics that come first, and the others; no partition is in both."""
+    """The batch in two parts, first the topics for which `first` is true. No partition is in both."""
     halves = []
     for wanted in (True, False):
         some = [message for message in messages if first(message.topic() or "") is wanted]
@@ -37,7 +37,7 @@ def split(
 
 
 def span_of(messages: Sequence[Message], spans: Mapping[Part, tuple[int, int]]) -> Spans:
-    """What the first messages of a batch move, from where its spans begin."""
+    """The spans of the first messages of a batch."""
     moved: Spans = {}
     for message in messages:
         part = part_of(message)
@@ -45,16 +45,16 @@ def span_of(messages: Sequence[Message], spans: Mapping[Part, tuple[int, int]]) 
     return moved
 
 
-def sift(
+def by_halves(
     messages: list[Message],
     write: Callable[[list[Message]], None],
     prefix: str,
     deadline: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[int, list[Out]]:
-    """How many of the first messages are done with, and dead letters of those refused. `write` undoes itself where it raises.
+    """Write the messages in order; returns how many are done, and dead letters for those that the database refuses.
 
-    Goes on behind the deadline until something is done.
+    `write` must undo its own writes when it raises. Past the deadline it stops, but not before one message is done.
     """
     letters: list[Out] = []
     done = 0
@@ -74,7 +74,7 @@ def sift(
 
 
 def refusal(message: Message, prefix: str, error: psycopg.Error) -> Out:
-    """The dead letter of a message that the database refuses."""
+    """The dead letter of a message that the database refused."""
     topic, number = part_of(message)
     at = (number, message.offset() or 0)
     value = message.value() or b""

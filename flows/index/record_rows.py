@@ -1,4 +1,4 @@
-"""Rows of `sluice.record`: COPY for a repo's first ones, an upsert through a temporary table for others, deletes in bulk."""
+"""Writes of `sluice.record`: COPY for the first rows of a repo, an upsert through a temporary table for others, bulk deletes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from steps.gate.batch import Row, WriteBatch
 
 SQL = queries("index")
 COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text", "int8"]
-"""Binary COPY of a `Row`: json travels as its bytes (in binary form they are the same), raw as bytes."""
+"""Of a `Row` in binary COPY. The binary form of json is its text."""
 
 RETURNING = b" returning r.did, r.collection, r.rkey, r.came"
 

@@ -19,7 +19,7 @@ from connectors.runtime.health import Health
 from connectors.runtime.retry_database import retry_database
 from flows.index.apply import apply_events
 from flows.index.decode import Batch, Decoded, decode
-from flows.index.halving import SIFT_SECONDS, Spans, part_of, sift, span_of, split
+from flows.index.halving import HALVING_SECONDS, Spans, by_halves, part_of, span_of, split
 from flows.index.store import IndexStore
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
@@ -27,14 +27,14 @@ from steps.gate.model import Rules
 
 
 class DeadLetterLog(Protocol):
-    """Where dead letters go."""
+    """Where dead letters are written."""
 
     def send(self, messages: Sequence[Out]) -> object:
-        """Write all of them, or raise."""
+        """Write all messages, or raise."""
 
 
 class IndexSink(DynamicSink[Decoded]):
-    """Writes decoded batches: one transaction each, retried when the database undid it."""
+    """One transaction a batch, retried when the database rolled it back."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class IndexSink(DynamicSink[Decoded]):
 
 
 class IndexWriter(StatelessSinkPartition[Decoded]):
-    """One transaction a batch; a poisonous message is found by halving and becomes a dead letter.
+    """One transaction a batch; halving finds a message that the database refuses, and makes it a dead letter.
 
-    `unread`: where a batch that takes too long to halve notes the offsets that it gives back; None: it has all the time.
+    `unread`: gets the offsets to read again if halving runs out of time; None: it has no time limit.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             self.write(decoded)
 
     def write(self, decoded: Decoded) -> None:
-        """Settle a batch, whatever is in it. Raises PartitionLost, and psycopg.Error when retries did not help."""
+        """Write a batch. Raises PartitionLost, and psycopg.Error if retries did not help."""
         if decoded.letters:
             self._producer.send(decoded.letters)
             counts = {DeadReason.REFUSED_BY_DATABASE: decoded.too_large}
@@ -95,7 +95,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
         try:
             self._with_retries(lambda: self._transaction(decoded))
         except REFUSALS:
-            self._sift(decoded)
+            self._halve(decoded)
         self._report(decoded)
 
     def _transaction(self, decoded: Decoded) -> None:
@@ -108,42 +108,41 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
     def _with_retries(self, work: Callable[[], None]) -> None:
         retry_database(work, self._health, what="transaction undone")
 
-    def _sift(self, decoded: Decoded) -> None:
-        """The same batch, live events first; what is refused becomes a dead letter, and what takes too long is given back."""
+    def _halve(self, decoded: Decoded) -> None:
+        """Write a refused batch in parts, live events first."""
         live = f"{self._prefix}firehose_live"
         batch = decoded.batch
         for messages, spans in split(batch.messages, batch.spans, lambda topic: topic == live):
             try:
                 if len(messages) == len(batch.messages):
-                    self._sift_part(messages, spans)
+                    self._halve_part(messages, spans)
                 else:
                     part = decode(Batch(messages, spans), self._prefix)
                     self._with_retries(partial(self._transaction, part))
             except REFUSALS:
-                self._sift_part(messages, spans)
+                self._halve_part(messages, spans)
 
-    def _sift_part(self, messages: list[Message], spans: Spans) -> None:
-        deadline = inf if self._unread is None else time.monotonic() + SIFT_SECONDS
+    def _halve_part(self, messages: list[Message], spans: Spans) -> None:
+        deadline = inf if self._unread is None else time.monotonic() + HALVING_SECONDS
         done: int = 0
         letters: list[Out] = []
 
         def work() -> None:
             nonlocal done, letters
             with self._store.transaction() as transaction:
-                done, letters = sift(messages, self._settle_some, self._prefix, deadline)
+                done, letters = by_halves(messages, self._write_some, self._prefix, deadline)
                 if letters:
-                    self._producer.send(letters)  # before the commit, which moves the offsets behind them
+                    self._producer.send(letters)  # before the commit: it moves the offsets past them
                 transaction.move(spans if done == len(messages) else span_of(messages[:done], spans))
 
         self._with_retries(work)
         metrics.RECORDS_FAILED.inc(len(letters))
         metrics.DEAD_LETTERS.labels("index", DeadReason.REFUSED_BY_DATABASE.value).inc(len(letters))
         for message in reversed(messages[done:]):
-            self._unread[part_of(message)] = message.offset() or 0  # type: ignore[index]  # without it all is done
+            self._unread[part_of(message)] = message.offset() or 0  # type: ignore[index]  # all is done if it is None
 
-    def _settle_some(self, messages: list[Message]) -> None:
-        """Messages of a batch within its transaction, undone where they raise. What only the AppView refuses of a single one
-        stays in the mirror."""
+    def _write_some(self, messages: list[Message]) -> None:
+        """Write messages in a savepoint. A single message that only the projection refuses stays in the mirror."""
         part = decode(Batch(messages, {}), self._prefix)
         with self._store.transaction(singly=len(messages) == 1, within=True) as transaction:
             if part.queues:

@@ -25,7 +25,7 @@ log = logging.getLogger("index")
 
 
 class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
-    """Reads backfill, live and labels of the partitions that the group gives us."""
+    """Reads the three topics, in the partitions that the group assigns."""
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
     def poll(self) -> list[Batch]:
         if self._maintenance is not None:
             self._maintenance.check()
-        self._go_back()
+        self._seek_unread()
         if self._draining:
             return []
-        self._size.ended()  # the engine asks for more when the sink has committed
+        self._size.ended()  # the engine polls again after the sink has committed
         messages = self._consumer.poll(self._size.limit, most_bytes=BATCH_BYTES)
         self._size.begun(len(messages))
         spans: dict[Part, tuple[int, int]] = {}
@@ -78,8 +78,8 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
         self.health.report("working" if messages else "idle")
         return [Batch(messages, spans)] if messages else []
 
-    def _go_back(self) -> None:
-        """Read again what the writer gave back."""
+    def _seek_unread(self) -> None:
+        """Seek back to the offsets that the sink returned unread."""
         for part, at in self._unread.items():
             if part in self._next:
                 self._next[part] = at

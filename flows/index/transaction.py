@@ -1,7 +1,4 @@
-"""The statements of one index transaction: load and lock repos, write, read facts, save.
-
-What the gate decides in a batch becomes visible at once, at the commit, or not at all.
-"""
+"""The statements of one index transaction: load and lock repos, write, read facts, save. All become visible at once, or none."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -37,7 +34,7 @@ SAVED = [
 
 @dataclass(slots=True)
 class IndexTransaction:
-    """See above. `committed`: functions that the store calls after the commit."""
+    """One transaction. The store calls the functions in `committed` after the commit."""
 
     db: Connection
     scope: Mapping[str, str]  # cluster and consumer group of the offsets
@@ -50,7 +47,7 @@ class IndexTransaction:
         return admitted(self.db, self.filter, queues)
 
     def lock(self, dids: Iterable[str]) -> dict[str, Repo]:
-        """Lock and load these repos in DID order; unknown ones get a row first."""
+        """Lock and load these repos in DID order; insert rows for unknown ones."""
         wanted = sorted(set(dids))
         repos = self._load(wanted)
         if missing := [did for did in wanted if did not in repos]:
@@ -63,7 +60,7 @@ class IndexTransaction:
         return {row[0]: _repo(row, known=known) for row in rows}
 
     def write(self, writes: WriteBatch) -> None:
-        """Perform a batch of writes, in its order."""
+        """Perform the writes, in the order of `WriteBatch`."""
         if writes.drop_buffered:
             self.db.execute(SQL["drop_buffered"], {"dids": sorted(writes.drop_buffered)})
         if writes.buffered:
@@ -80,7 +77,7 @@ class IndexTransaction:
             self.db.execute(SQL["check_handles"], {"dids": sorted(writes.forget)})
 
     def facts(self, awaiting: Mapping[str, int], most_bytes: int) -> dict[str, DatabaseFacts]:
-        """Rows of the attempt and buffered events of repos whose outcome comes next: as many as `most_bytes` allow, at least one."""
+        """Facts for repos in `awaiting` (DID → attempt): at least one, and more while their buffered events fit in `most_bytes`."""
         if not awaiting:
             return {}
         sizes: dict[str, int] = dict(self.db.execute(SQL["buffered_sizes"], {"dids": list(awaiting)}).fetchall())
@@ -101,7 +98,7 @@ class IndexTransaction:
         return {did: DatabaseFacts(counts.get(did, 0), buffered.get(did, ()), times.get(did, {})) for did in awaiting}
 
     def save(self, before: Mapping[str, Repo], after: Mapping[str, Repo]) -> None:
-        """Write the repos that changed."""
+        """Write the repos that changed, and queue checks of their handles."""
         changed = [(before[did], repo) for did, repo in after.items() if repo != before[did]]
         if not changed:
             return
@@ -110,7 +107,7 @@ class IndexTransaction:
         values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
         values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
         self.db.execute(SQL["save"], values)
-        # another handle, or an account that is back: its host may have denied the handle meanwhile
+        # a new handle; or an account that is active again, whose host may have denied the handle while it was not
         returned = {new.did for old, new in changed if new.active and not old.active}
         if claims := sorted({new.did for old, new in changed if new.handle != old.handle} | returned):
             self.db.execute(SQL["claim_handles"], {"dids": claims})
@@ -120,7 +117,7 @@ class IndexTransaction:
                 metrics.REPOS_FAILED.inc(new.phase == Phase.FAILED)
 
     def labels(self, labels: Iterable[wire.LabelEvent]) -> int:
-        """Upsert labels; the number of distinct ones. The newest (cts, seq) wins."""
+        """Upsert labels; returns how many distinct ones. The newest (cts, seq) wins."""
         newest: dict[tuple[str, str, str, str], wire.LabelEvent] = {}
         for label in labels:
             key = (label.src, label.uri, label.val, label.cid or "")
@@ -180,5 +177,5 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
 
 
 def _bounded(reason: str | None) -> str:
-    """A reason as a label: statuses of accounts are words of the network, and only the usual ones may become labels."""
+    """A reason as a metric label of bounded cardinality."""
     return "" if reason is None else reason if reason in REASONS else "other"

@@ -17,7 +17,7 @@ from connectors.kafka.log import Part
 from connectors.kafka.producer import Out
 from flows.index import sink
 from flows.index.decode import Batch, decode
-from flows.index.halving import sift
+from flows.index.halving import by_halves
 from flows.index.sink import IndexWriter
 from flows.index.store import IndexStore
 from protocol.labels import MAX_KEY_BYTES
@@ -176,7 +176,7 @@ def test_a_batch_that_takes_too_long_is_given_back_from_where_it_is_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """H3: the positions in the tables stand exactly there, and every message is done with once."""
-    monkeypatch.setattr(sink, "SIFT_SECONDS", 0.0)
+    monkeypatch.setattr(sink, "HALVING_SECONDS", 0.0)
     world.sql(POISON)
     world.log[LABELS] = [label(at, "poison" if at % 3 == 0 else "good") for at in range(20)]
     given_back = 0
@@ -204,7 +204,7 @@ def test_a_poisonous_live_event_costs_only_itself_among_events_of_its_repo(world
     assert world.sql("select count(*) from sluice.label") == [(1,)]
 
 
-def test_sifting_goes_on_until_something_is_done() -> None:
+def test_halving_goes_on_until_one_message_is_done() -> None:
     """H3: also where the time is over before it begins, or nothing would ever end."""
     messages: list[Any] = [Message(LABELS, at, b"") for at in range(8)]
 
@@ -212,7 +212,7 @@ def test_sifting_goes_on_until_something_is_done() -> None:
         if any(message.at < 3 for message in some):
             raise psycopg.DataError("no")
 
-    done, letters = sift(messages, write, "", deadline=0.0, clock=lambda: 1.0)
+    done, letters = by_halves(messages, write, "", deadline=0.0, clock=lambda: 1.0)
     assert (done, len(letters)) == (1, 1)
-    done, letters = sift(messages, write, "", deadline=2.0, clock=lambda: 1.0)
+    done, letters = by_halves(messages, write, "", deadline=2.0, clock=lambda: 1.0)
     assert (done, len(letters)) == (8, 3)
