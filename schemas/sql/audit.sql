@@ -1,17 +1,17 @@
 -- Statements of `sluice audit`, run by ops/audit.py and its worker processes. Times are now().
 
 -- name: heads
--- What is to be proven, of those that are in sync in this snapshot.
+-- Heads of the repos that are in sync in this snapshot.
 select did, rev, data, commit, commit_block, signing_key from sluice.repo
 where did = any(%(dids)s::text[]) and phase = 'sync' order by did
 
 -- name: filtered
--- Whether rows may be missing on purpose: a collection filter is on, or repos still wait to be fetched without it.
+-- Whether rows may be missing by intent: a collection filter is on, or repos wait to be fetched without it.
 select not ('*' = any(collections)) or walk_after is not null from sluice.filter
 
 -- name: leaves
--- Rows of these repos, repo by repo in the order given, each in the order of its tree's keys (bytes of collection/rkey).
--- A part with a backslash is the base64 of a key that is no path (protocol/mst/record_path.py).
+-- Rows of these repos, in the order given, and within a repo in the key order of its tree (bytes of collection/rkey).
+-- A part with a backslash is the base64 of a key that is not a path (protocol/mst/record_path.py).
 select d.number::integer, r.key, r.cid, r.json, r.raw, r.reason
 from unnest(%(dids)s::text[]) with ordinality as d (did, number)
 cross join lateral (
@@ -49,7 +49,7 @@ cross join lateral (
 ) r
 
 -- name: next_dids
--- Keyset: the next repos in sync behind a DID.
+-- Keyset page: the next repos in sync after a DID.
 select did from sluice.repo where phase = 'sync' and did > %(after)s order by did limit %(limit)s
 
 -- name: sample
@@ -62,7 +62,7 @@ select did, phase, reason from sluice.repo where did = any(%(dids)s::text[])
 select count(*) from sluice.repo where phase = 'sync' and did > %(after)s
 
 -- name: open_run
--- The newest unfinished run with these options: it goes on where it stood.
+-- The newest unfinished run with these options, to resume.
 select id, after_did, tally from sluice.audit_run
 where finished_at is null and options = %(options)s::jsonb order by id desc limit 1
 
@@ -88,5 +88,5 @@ update sluice.audit_run set finished_at = now(), abandoned = true where finished
 select rev, commit from sluice.repo where did = %(did)s and phase = 'sync'
 
 -- name: only_one
--- Held until the session ends.
+-- A lock until the session ends.
 select pg_try_advisory_lock(%s)

@@ -12,7 +12,7 @@ set (tokens, tokens_at, leased, requests) = (
     from (select least(%(requests)s, coalesce(h.request_limit, %(requests)s))::float8 as most) m,
     lateral (select greatest(1, floor(m.most * %(burst_share)s)) as burst) b,
     lateral (
-        -- 0.99: a limit of one request still refills, a little slower than one a span
+        -- 0.99: so that a limit of one request refills too, a little slower than one per span
         select least(b.burst, coalesce(h.tokens, b.burst)
                + greatest(0, coalesce(extract(epoch from now() - h.tokens_at), 0))
                  * greatest(m.most - b.burst, 0.99) / %(span)s) as have
@@ -26,14 +26,14 @@ returning leased, tokens, greatest(0, coalesce(extract(epoch from paused_until -
           least(%(requests)s, coalesce(request_limit, %(requests)s))::integer
 
 -- name: pause
--- The host named a time, or we chose one: no worker asks before. A longer pause stays.
+-- Pause a host, for the time that it named or that we chose. A longer pause stays.
 insert into sluice.host as h (host, paused_until, pause_reason)
 values (%(host)s, now() + make_interval(secs => %(seconds)s), %(reason)s)
 on conflict (host) do update
 set paused_until = greatest(h.paused_until, excluded.paused_until), pause_reason = excluded.pause_reason
 
 -- name: lower
--- The host's headers allow less than we do. Never raised above our own limit; a host that allows more again is believed.
+-- The limit in the host's headers, if it is below ours. It may rise again, up to our own limit.
 update sluice.host
 set request_limit = %(request_limit)s,
     tokens = least(tokens, %(remaining)s)
@@ -43,12 +43,12 @@ where host = %(host)s
 select host from sluice.host where host = any(%(hosts)s::text[])
 
 -- name: clear_pauses
--- An operator's word: asked again, at our own limit, from a full bucket.
+-- An operator resets a host: no pause, our own limit, a full bucket.
 update sluice.host set paused_until = null, pause_reason = null, request_limit = null, tokens = null, tokens_at = null
 where host in (select host from sluice.host where host = any(%(hosts)s::text[]) order by host for update)
 
 -- name: due_after_pause
--- Repos of these hosts that wait because of a pause or a spent budget.
+-- Repos of these hosts that wait for the end of a pause or for budget.
 update sluice.repo r set next_retry_at = now()
 from (
     select r.did from sluice.repo r left join sluice.identity i on i.did = r.did
@@ -68,7 +68,7 @@ set failures = h.failures + 1, consecutive_failures = h.consecutive_failures + 1
 update sluice.host set consecutive_failures = 0, last_seen_at = now() where host = %(host)s and consecutive_failures > 0
 
 -- name: prune
--- Hosts that nothing has named, asked or listed for so long, and that no pause holds.
+-- Hosts that were not named, requested or listed for so long and are not paused.
 delete from sluice.host where host in (
     select host from sluice.host
     where greatest(last_seen_at, tokens_at, listed_at, paused_until) < now() - make_interval(secs => %(seconds)s)

@@ -6,14 +6,14 @@ from sluice.cursor
 where flow = %(flow)s
 
 -- name: save
--- A detail of null leaves the stored one as it is.
+-- A null detail keeps the stored one.
 insert into sluice.cursor (flow, upstream, position, detail)
 values (%(flow)s, %(upstream)s, %(position)s, coalesce(%(detail)s::jsonb, '{}'))
 on conflict (flow, upstream) do update set
     position = excluded.position, detail = coalesce(%(detail)s::jsonb, cursor.detail), updated_at = now()
 
 -- name: caught_up
--- An upstream that has nothing more to send: its stream has come to this moment, where its position stands.
+-- A stream without further events: it is up to date at its position.
 update sluice.cursor set detail = detail || jsonb_build_object('time', %(time)s::text)
 where flow = %(flow)s and upstream = any(%(upstreams)s::text[])
 
@@ -21,8 +21,8 @@ where flow = %(flow)s and upstream = any(%(upstreams)s::text[])
 select exists (select from sluice.repo)
 
 -- name: note_gap
--- One unanswered row per upstream and reason: it grows, or an upstream with holes by design would fill the table. It
--- counts as noticed when it grew last, so that a listing that had begun before does not answer it.
+-- One unresolved row per upstream and reason, which grows: otherwise an upstream with many holes would fill the table. Its
+-- noticed_at is the time of its last growth, so a listing that started before does not resolve it.
 with grown as (
     update sluice.stream_gap set
         from_seq = least(from_seq, %(from_seq)s), to_seq = greatest(to_seq, %(to_seq)s), noticed_at = now()
@@ -37,7 +37,7 @@ where not exists (select from grown)
 select position from sluice.cursor where flow = %(flow)s and upstream = %(upstream)s
 
 -- name: set_position
--- An operator's word. A listing's detail belongs to its old position; whether a stream's sequence is still the same, nobody knows.
+-- Set by an operator. The detail of a listing belongs to its old position; the sequence of a stream may have changed.
 update sluice.cursor
 set position = %(position)s, updated_at = now(),
     detail = case when flow = 'list_repos' then '{}'
@@ -49,7 +49,7 @@ where flow = %(flow)s and upstream = %(upstream)s
 delete from sluice.cursor where flow = %(flow)s and upstream = %(upstream)s
 
 -- name: sessions
--- Sessions of a flow that holds its positions in memory, and would write over what an operator sets.
+-- Sessions of a flow that has its positions in memory: it would overwrite the operator's.
 select count(*) from pg_stat_activity where datname = current_database() and application_name = %(name)s
 
 -- name: set_offset
@@ -58,6 +58,6 @@ values (%(cluster)s, %(group)s, %(topic)s, %(part)s, %(next)s)
 on conflict (cluster, group_id, topic, part) do update set next = excluded.next, updated_at = now()
 
 -- name: note_skip
--- Messages that an operator had the index step over: a loss, answered with a re-list.
+-- Messages that an operator made the index skip: a gap, which a listing resolves.
 insert into sluice.stream_gap (upstream, from_seq, to_seq, reason)
 values (%(upstream)s, %(from_seq)s, %(to_seq)s, 'stepped over by an operator')

@@ -1,7 +1,7 @@
--- Statements on sluice.filter, run by flows/index/current_filter.py (the index) and control/filters.py. Repo rows are locked in DID order.
+-- Statements on sluice.filter, run by flows/index/current_filter.py and control/filters.py. Repo rows are locked in DID order.
 
 -- name: fence
--- Index transactions share it, a change takes it alone: when a change commits, no transaction under the old filter is left.
+-- Index transactions take it shared, a change exclusively: when a change commits, no transaction under the old filter is open.
 select pg_advisory_xact_lock_shared(5308885)
 
 -- name: fence_alone
@@ -11,13 +11,13 @@ select pg_advisory_xact_lock(5308885)
 select version, collections, boundary, signal, clean from sluice.filter
 
 -- name: outsiders
--- Repos of a batch that the boundary keeps out: unknown ones that it does not admit, and those that were put outside.
+-- Repos of a batch outside the boundary: unknown ones that it does not admit, and those already excluded.
 select u.did
 from unnest(%(dids)s::text[]) as u (did) left join sluice.repo r on r.did = u.did
 where (r.did is null and not sluice.admits(u.did, null)) or (r.phase = 'unavailable' and r.reason = 'outside')
 
 -- name: let_in
--- They wrote a record of the signal collection.
+-- Repos that wrote a record of the signal collection.
 with chosen as (
     select did, b.phase, b.reason from sluice.repo r, sluice.back_inside(r.active, r.status) b
     where did = any(%(dids)s::text[]) and r.phase = 'unavailable' and r.reason = 'outside'
@@ -30,7 +30,7 @@ set phase = c.phase, reason = c.reason, next_retry_at = now(), queued_at = null,
 from chosen c where r.did = c.did
 
 -- name: state
--- Counted to 100,000: a boundary may leave most of the network outside.
+-- Counted up to 100,000: a boundary may exclude most of the network.
 select version, collections, boundary, signal, (select count(*) from sluice.filter_did) as dids, set_at,
        (select count(*) from (
            select from sluice.repo where phase = 'unavailable' and reason = 'outside' limit 100000
@@ -42,7 +42,7 @@ from sluice.filter
 select did from sluice.filter_did
 
 -- name: set
--- clock_timestamp(): now() is when this transaction began, before it had the fence.
+-- clock_timestamp(), since now() is the start of this transaction, before it had the lock.
 update sluice.filter
 set version = version + 1, collections = %(collections)s, boundary = %(boundary)s, signal = %(signal)s,
     clean = clean and not %(narrowed)s, set_at = clock_timestamp(),
@@ -65,9 +65,9 @@ select walk_after, walk_again, prune_after, prune_version, version, collections,
 select did from sluice.repo where did > %(after)s order by did limit %(limit)s for update
 
 -- name: put_outside
--- In any phase, active or not: what is hidden now would come back with its reactivation. Not what is being fetched, nor what
--- waits for a deletion to be confirmed: the walk comes again for these. By a signal: nor what was let in since, of which there
--- are no rows yet.
+-- Exclude repos in any phase, active or not: a hidden one would return with its reactivation. Except those being fetched or
+-- waiting for a confirmed deletion: the walk returns to them. With a signal collection, also except repos admitted since, which
+-- have no rows yet.
 update sluice.repo r
 set phase = 'unavailable', reason = 'outside', queued_at = null, phase_since = now(), completed_at = greatest(now(), r.started_at)
 from sluice.filter f
@@ -84,8 +84,8 @@ select exists (
 )
 
 -- name: take_in
--- Not at once: nothing remembers the events that were dropped until now, so a replica that lags behind them would be believed.
--- What was hidden when it was put outside stays hidden until its PDS has served it; a takedown ends with a relay's listing.
+-- Queued with a delay: seen_rev does not have the events dropped so far, so the snapshot of a lagging replica would be accepted.
+-- A repo hidden when it was excluded stays hidden until its PDS has served it; a takedown ends with the listing of a relay.
 update sluice.repo r
 set phase = b.phase, reason = b.reason, next_retry_at = now() + make_interval(secs => %(delay)s), queued_at = null,
     completed_at = case when b.phase = 'unavailable' then r.completed_at end, retry_count = 0, phase_since = now()
@@ -94,7 +94,7 @@ where r.did = any(%(dids)s::text[]) and o.did = r.did and r.phase = 'unavailable
       and sluice.inside(r.did)
 
 -- name: fetch_again
--- Complete under a narrower filter: what that left out is fetched.
+-- Complete only under a narrower filter: fetch what it left out.
 update sluice.repo r
 set phase = 'pending', reason = 'filter', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,
     stale_since = null, phase_since = now()
@@ -108,8 +108,8 @@ update sluice.filter set walk_after = %(after)s, walk_again = %(again)s
 update sluice.filter set prune_after = '', prune_version = version
 
 -- name: prune
--- Noted for the AppView, whose rows the fold removes. Rows of an open attempt count as left out from now on, or its outcome would
--- find it incomplete.
+-- Notes for the AppView, which removes its rows (appview/reconcile.py). Rows of an open attempt count as left out from now on;
+-- otherwise its outcome would be incomplete.
 with gone as (
     delete from sluice.record c
     using sluice.repo r

@@ -1,8 +1,8 @@
--- Statements on sluice.handle, each run by connectors/identity/handle_checks.py. Rows are locked in DID order.
+-- Statements on sluice.handle, run by connectors/identity/handle_checks.py. Rows are locked in DID order.
 
 -- name: due
--- What events ask for, then what was never checked, then what is to be checked again: a handle of which nothing is known is
--- `handle.invalid`, one that is late was verified. The second part reads past the first's rows only where those are few.
+-- Checks that events ask for, then handles never checked, then scheduled checks: an unknown handle is shown as `handle.invalid`,
+-- an overdue one was verified once. The later parts are read only if the earlier ones have few rows.
 with first as materialized (
     select did, asked, failures from sluice.handle
     where (checked_at is null or next_check_at = '-infinity') and next_check_at <= now()
@@ -15,7 +15,7 @@ with first as materialized (
 select did, asked, failures from first union all select did, asked, failures from again
 
 -- name: release
--- A handle belongs to the DID that its domain names now: any other that held it loses it.
+-- A handle belongs to the DID that its domain names now: any other DID loses it.
 update sluice.handle h
 set verified = false, reason = 'elsewhere', detail = 'the domain names ' || l.owner, next_check_at = now() + make_interval(secs => %(retry)s)
 from (
@@ -29,8 +29,8 @@ where h.did = l.did
 returning h.did
 
 -- name: settle
--- Results of checks. Silence leaves a verified handle as it is; a web host's silence for %(patience)s seconds only. What an
--- event asked for after the check had begun is still to be done.
+-- Results of checks. No answer leaves a verified handle as it is; no answer from a web host only for %(patience)s seconds. A
+-- check that an event asked for after this one began stays due.
 insert into sluice.handle as h (did, handle, verified, verified_at, checked_at, next_check_at, failures, reason, detail)
 select u.did, u.handle, u.standing = 'verified', case when u.standing = 'verified' then now() end, now(),
        now() + make_interval(secs => u.delay), (u.standing <> 'verified')::integer, nullif(u.standing, 'verified'), u.detail
@@ -54,7 +54,7 @@ set handle = case when excluded.reason = 'directory_silent' then h.handle else e
     ) then h.next_check_at else excluded.next_check_at end
 
 -- name: ask_owners
--- Whom a domain names instead may have become its owner: checked soon, if that is what its document claims.
+-- The DID that a domain names instead: check it soon, if its document claims the handle.
 update sluice.handle h set next_check_at = least(h.next_check_at, now())
 from (
     select o.did from sluice.handle o

@@ -17,5 +17,5 @@ where did = any(%s::text[])
 delete from sluice.identity where did = any(%s::text[])
 
 -- name: some_plc
--- parameters: how many. DIDs that the directory has answered for; which ones does not matter.
+-- parameters: how many. Any DIDs that the directory has resolved.
 select did from sluice.identity where did >= 'did:plc:' and did < 'did:plc;' limit %s

@@ -7,13 +7,14 @@ select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapsho
 from sluice.repo where did = any(%(dids)s::text[]) order by did for update
 
 -- name: add_unknown
--- The first that is heard of a repo: control queues it.
+-- Repos seen for the first time; control queues them.
 insert into sluice.repo (did, phase, reason)
 select did, 'pending', 'discovered' from unnest(%(dids)s::text[]) as u (did) order by did
 on conflict (did) do nothing
 
 -- name: save
--- All columns of the gate (`seen_rev` is the column heard_rev, `buffered…` are held…). `moved` rows changed their phase (or were sent back to pending).
+-- All columns of the gate; `seen_rev` is the column heard_rev, `buffered…` are held…. `moved`: the phase changed, or the repo
+-- became pending again.
 update sluice.repo r
 set phase = u.phase, reason = u.reason, active = u.active, status = u.status, attempt = u.attempt, rev = u.rev,
     heard_rev = u.seen_rev, from_snapshot = u.from_snapshot, data = u.data, commit = u.commit,
@@ -30,11 +31,11 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
     worker = case when u.moved then null else r.worker end,
     produced_partition = case when u.moved then null else r.produced_partition end,
     produced_offset = case when u.moved then null else r.produced_offset end,
-    -- ten minutes of stale snapshots count from the last time that something newer was heard
+    -- the ten minutes of stale snapshots restart when a newer rev is seen
     stale_since = case when u.phase in ('sync', 'unavailable') or u.seen_rev > r.heard_rev then null else r.stale_since end,
     last_error = case when u.phase = 'sync' then null else r.last_error end,
     phase_since = case when u.moved then now() else r.phase_since end,
-    -- now() is when this transaction began: a claim that we waited for may have started later
+    -- now() is the start of this transaction; a claim whose lock it waited for may have started later
     completed_at = case when not u.moved then r.completed_at
                         when u.phase in ('sync', 'unavailable', 'failed') then greatest(now(), r.started_at) end
 from unnest(
@@ -59,7 +60,7 @@ on conflict (did, log_offset) do nothing
 delete from sluice.held_event where did = any(%(dids)s::text[])
 
 -- name: buffered_sizes
--- The length alone: what is large is not read for it.
+-- octet_length does not read a large value.
 select did, sum(octet_length(event))::bigint from sluice.held_event where did = any(%(dids)s::text[]) group by did
 
 -- name: buffered_events
@@ -80,7 +81,7 @@ group by r.did
 copy sluice.record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came) from stdin (format binary)
 
 -- name: make_stage
--- These columns and no others: what a later release adds to the table is filled by its default.
+-- Only these columns: a column that a later release adds gets its default.
 create temporary table stage_record on commit delete rows as
 select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came from sluice.record with no data
 
@@ -88,7 +89,7 @@ select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, 
 copy stage_record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came) from stdin (format binary)
 
 -- name: upsert_stage
--- The same record fetched again keeps the time when it was indexed, and when it came.
+-- A record fetched again with the same CID keeps indexed_at and came.
 insert into sluice.record as r (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came)
 select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came from stage_record
 on conflict (did, collection, rkey) do update
@@ -105,14 +106,14 @@ where r.did = d.did and r.collection = d.collection and r.rkey = d.rkey
 delete from sluice.identity where did = any(%(dids)s::text[])
 
 -- name: claim_handles
--- A repo was fetched or told of another handle: checked in its turn.
+-- A repo was fetched, or has another handle: check it in order.
 insert into sluice.handle as h (did, next_check_at) select did, now() from unnest(%(dids)s::text[]) as u (did) order by did
 on conflict (did) do update
 set asked = h.asked + 1,
     next_check_at = least(h.next_check_at, greatest(now(), h.checked_at + interval '10 seconds'))
 
 -- name: check_handles
--- Before whatever is due by the clock, but not more often than every ten seconds, whoever sends how many events.
+-- Checks that events ask for come before scheduled ones, at most one in ten seconds for a DID.
 insert into sluice.handle as h (did) select did from unnest(%(dids)s::text[]) as u (did) order by did
 on conflict (did) do update
 set asked = h.asked + 1,
@@ -140,8 +141,8 @@ on conflict (cluster, group_id, topic, part) do nothing
 returning topic, part
 
 -- name: change_log
--- Partitions that this group begins and has read in another cluster: that log is gone, with what nobody had indexed. Recorded,
--- and answered with a re-list; attempts whose outcome stood in it would wait for an offset that means nothing now.
+-- Partitions that are new to this group in this cluster, but that it has read in another: the other log is gone, with events that
+-- were not indexed. Recorded as a gap, which a listing resolves. Attempts whose outcome was in that log expire at once.
 with gone as (
     select o.topic, o.part, max(o.next) as next
     from sluice.stream_offset o
@@ -159,13 +160,13 @@ insert into sluice.stream_gap (upstream, from_seq, reason)
 select 'log:' || topic || '/' || part, next, 'the log is another one' from gone
 
 -- name: move_offsets
--- Conditional on where they stood: a worker that lost a partition changes fewer rows than it meant to.
+-- Compare and set: after a worker has lost a partition, it changes fewer rows than it has spans.
 update sluice.stream_offset o set next = u.next, updated_at = now()
 from unnest(%(topics)s::text[], %(parts)s::integer[], %(froms)s::bigint[], %(nexts)s::bigint[]) as u (topic, part, expected, next)
 where o.cluster = %(cluster)s and o.group_id = %(group)s and o.topic = u.topic and o.part = u.part and o.next = u.expected
 
 -- name: lose_offsets
--- The log begins after our position: what lay between is lost. Recorded, and answered with a re-list.
+-- The log begins after our position: events between are lost. Recorded as a gap, which a listing resolves.
 with lost as (
     update sluice.stream_offset o set next = u.next, updated_at = now()
     from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u (topic, part, next)

@@ -10,7 +10,7 @@ from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u 
 on conflict (cluster, group_id, topic, part) do update set next = excluded.next, updated_at = now()
 
 -- name: pending_tasks
--- Of these tasks, those whose repo still waits under the same attempt.
+-- Tasks whose repo is still pending under the same attempt.
 select r.did, r.attempt
 from unnest(%(dids)s::text[], %(attempts)s::integer[]) as t (did, attempt)
 join sluice.repo r on r.did = t.did and r.attempt = t.attempt
@@ -21,7 +21,7 @@ select not exists (select from sluice.repo) and not exists (select from sluice.l
        and not exists (select from sluice.stream_offset)
 
 -- name: rebuilding
--- What a rebuild that was begun here reads: its cluster, and the end of each partition.
+-- The cluster and the end of each partition of an unfinished rebuild.
 select detail from sluice.cursor where flow = 'rebuild' and upstream = 'log'
 
 -- name: begin_rebuild
@@ -31,7 +31,7 @@ insert into sluice.cursor (flow, upstream, position, detail) values ('rebuild', 
 delete from sluice.cursor where flow = 'rebuild' and upstream = 'log'
 
 -- name: not_in_sync
--- Repos that the log left unfinished.
+-- Repos that the log leaves without an end state.
 select did, phase, reason from sluice.repo where phase in ('pending', 'backfill', 'failed') order by did
 
 -- name: phases

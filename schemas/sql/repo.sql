@@ -1,7 +1,7 @@
--- Statements on sluice.repo, each run by connectors/postgres/repo_queue.py. All times are now(); all row locks are taken in DID order.
+-- Statements on sluice.repo, run by connectors/postgres/repo_queue.py. All times are now(). Rows are locked in DID order.
 
 -- name: discover
--- New repos become rows; known ones are left as they are. The message follows the row.
+-- Insert new repos; known ones stay as they are. The message is sent after the row is committed.
 insert into sluice.repo (did, host, active, status, phase, reason, heard_rev, queued_at, completed_at, job)
 select l.did, l.host, l.active, l.status,
        case when l.active then 'pending' else 'unavailable' end,
@@ -18,8 +18,8 @@ on conflict (did) do nothing
 returning did, attempt, host, heard_rev, phase
 
 -- name: listed_ahead
--- A listing's rev above ours: remember it and since when (control makes it a lost event if it stays). Also while the repo is
--- fetched: the snapshot that comes of it may be an older one.
+-- A listing has a newer rev than the row: store it, with the time. If it stays ahead, control treats it as a lost event. Also
+-- during a fetch, since its snapshot may be older.
 with behind as (
     select r.did, l.rev
     from sluice.repo r
@@ -30,7 +30,7 @@ with behind as (
 update sluice.repo r set listed_rev = b.rev, listed_since = now() from behind b where r.did = b.did
 
 -- name: listed_raises
--- Where no rows follow the stream (pending, failed, unavailable), what a listing heard raises heard_rev.
+-- In phases whose rows do not follow the stream (pending, failed, unavailable), the rev of a listing raises heard_rev.
 with behind as (
     select r.did, l.rev
     from sluice.repo r
@@ -41,10 +41,10 @@ with behind as (
 update sluice.repo r set heard_rev = b.rev, stale_since = null from behind b where r.did = b.did
 
 -- name: listed_reopens
--- A listing that calls an unavailable repo active reopens it, at most once in reopen_seconds; at once where only a listing
--- has ever called it anything else (its #account went out before we listened); one outside the boundary, if this listing is
--- what brings it inside. Anyone can run a PDS and list any DID (host): it has to be the one that the DID document names, not
--- to gainsay a takedown, and what it lists stays hidden until it has been fetched, like what waits for a deletion.
+-- A listing that reports an unavailable repo as active reopens it, at most once in reopen_seconds; at once if only listings have
+-- reported it as inactive (its #account was sent before the stream was read). A repo outside the boundary is reopened only by the
+-- listing that admits it. Anyone can run a PDS and list any DID, so the `host` of a listing must be the one in the DID document
+-- and cannot lift a takedown. The repo stays hidden until it has been fetched, like one whose deletion is to be confirmed.
 with closed as (
     select r.did, l.host is not null and not r.active as hidden
     from sluice.repo r
@@ -67,8 +67,8 @@ set phase = 'pending', reason = case when c.hidden then 'deletion' else 'reopene
 from closed c where r.did = c.did
 
 -- name: listed_closes
--- A listing that calls a repo inactive whose rows follow the stream: its #account was lost. It is hidden, as by a deletion,
--- until its PDS has been asked: a listing has no time, and may be older than the last #account.
+-- A listing reports a repo as inactive whose rows follow the stream: its #account was lost. The repo is hidden, as by a deletion,
+-- until its PDS has been asked, since a listing has no time and may be older than the last #account.
 with closed as (
     select r.did, coalesce(l.status, 'inactive') as status
     from sluice.repo r
@@ -82,7 +82,7 @@ set phase = 'pending', reason = 'deletion', active = false, status = c.status, n
 from closed c where r.did = c.did
 
 -- name: lock_taken_down
--- A relay's own takedown is no news to the PDS, which goes on serving the repo: nobody else need be asked.
+-- A takedown by a relay needs no confirmation: the PDS does not know of it and still serves the repo.
 select r.did
 from sluice.repo r
 join unnest(%(dids)s::text[], %(actives)s::boolean[], %(statuses)s::text[]) as l (did, active, status) on l.did = r.did
@@ -90,7 +90,7 @@ where r.phase in ('sync', 'backfill') and not l.active and l.status = any(%(fina
 order by r.did for update of r
 
 -- name: take_down
--- As #account does. Rows are locked already, and held events gone.
+-- Like #account. The rows are locked and their buffered events deleted.
 update sluice.repo r
 set phase = 'unavailable', reason = l.status, active = false, status = l.status, queued_at = null, lease_until = null,
     worker = null, produced_partition = null, produced_offset = null, phase_since = now(),
@@ -100,8 +100,8 @@ from unnest(%(dids)s::text[], %(statuses)s::text[]) as l (did, status)
 where r.did = l.did and r.did = any(%(taken_down)s::text[])
 
 -- name: lost_events
--- What a listing heard and the stream never brought: the repo is fetched again. Up to `settled` all that the streams have
--- brought is indexed: before it, a rev above ours may be on its way.
+-- Revs that a listing reported and the stream did not bring: fetch these repos again. All stream events up to `settled` are
+-- indexed; a rev listed after it may still arrive.
 with lost as (
     select did from sluice.repo
     where listed_since < least(now(), to_timestamp(%(settled)s)) - make_interval(secs => %(grace)s) and phase = 'sync'
@@ -115,7 +115,7 @@ from lost where r.did = lost.did
 returning r.did
 
 -- name: lost_candidates
--- As `lost_events`, counted up to a limit: 0 as a rule, found in the index of the few that are listed ahead.
+-- The number of `lost_events`, up to a limit. Cheap: the partial index has only repos listed ahead.
 select count(*) from (
     select from sluice.repo
     where listed_since < least(now(), to_timestamp(%(settled)s)) - make_interval(secs => %(grace)s) and phase = 'sync'
@@ -124,7 +124,7 @@ select count(*) from (
 ) c
 
 -- name: caught_up
--- Repos that have reached what the listing said: nothing to remember. Those that are fetched anew have heard it.
+-- Repos that have reached the listed rev: forget it. For those being fetched, heard_rev has it.
 with seen as (
     select did, phase not in ('sync', 'backfill') and listed_rev > greatest(rev, heard_rev) as news from sluice.repo
     where listed_since is not null
@@ -137,8 +137,8 @@ set heard_rev = case when s.news then r.listed_rev else r.heard_rev end,
 from seen s where r.did = s.did
 
 -- name: claim
--- One atomic step: pending and due and unchanged since the message was queued, or somebody else has it. Nothing while a restored
--- database waits for the index to read the log.
+-- Claim in one atomic step: the repo is pending, due and unchanged since the message was queued. Otherwise another worker has it.
+-- No claims while a restored database waits for the index to read the log.
 with wanted as (
     select r.did
     from sluice.repo r
@@ -150,13 +150,13 @@ with wanted as (
 update sluice.repo r
 set phase = 'backfill', attempt = r.attempt + 1, lease_until = now() + make_interval(secs => %(lease)s),
     worker = %(worker)s, produced_partition = null, produced_offset = null, held = 0, held_rev = '',
-    -- an outcome leaves the status alone: only account events after the ratchet read here may set it
+    -- an outcome does not set the status: only account events newer than the ratchet read here may
     status = case when r.active then null else r.status end,
     started_at = now(), completed_at = null, phase_since = now(),
     fetched_at = (r.fetched_at || now())[greatest(1, cardinality(r.fetched_at) + 2 - %(hourly)s):]
 from wanted w where r.did = w.did
 returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host,
-          -- only who was told of a deletion may take 'not found' for its proof: a deactivation hides, and keeps the rows
+          -- 'not found' proves a deletion only if one was reported; a deactivated repo is hidden and keeps its rows
           case when r.reason = 'deletion' and r.status is distinct from 'deleted' then 'deactivation' else r.reason end,
           r.account_time, r.account_seq, r.retry_count, r.account_relay, r.account_seen
 
@@ -171,7 +171,7 @@ where r.did = mine.did
 returning r.did, r.attempt
 
 -- name: produced
--- The outcome is in the log: from here on the index closes the attempt, and the lease no longer runs.
+-- The outcome is in the log: the index closes the attempt, and the lease no longer applies.
 update sluice.repo r set produced_partition = p.part, produced_offset = p.log_offset, lease_until = null, deferred_since = null
 from (
     select r.did, t.part, t.log_offset
@@ -196,7 +196,7 @@ where worker = %(worker)s and phase = 'backfill' and produced_offset is null
 order by did for update
 
 -- name: lock_expired
--- A lease ran out, or the index has passed the attempt's outcome and the attempt is still open.
+-- Attempts whose lease has expired, or which are still open although the index has passed their outcome.
 select r.did
 from sluice.repo r
 where r.phase = 'backfill' and (
@@ -210,12 +210,12 @@ where r.phase = 'backfill' and (
 order by r.did limit %(limit)s for update
 
 -- name: drop_buffered
--- A statement of its own: what the index committed while we waited for the repo's lock must be seen.
+-- A separate statement, so that it sees events that the index committed while the repo's lock was awaited.
 delete from sluice.held_event where did = any(%(dids)s::text[])
 
 -- name: reopen
--- From backfill back to pending, or to failed after the last attempt. Rows are locked already. `patience` (seconds): an
--- attempt that is not counted is counted after all where none has been for so long. `slower`: ever longer between those.
+-- From backfill back to pending, or to failed after the last attempt. Rows are locked already. An uncounted attempt is
+-- counted after all if none was counted for `patience` seconds. `slower`: uncounted attempts back off too.
 with left_over as (
     select d.did, d.delay, %(counted)s or coalesce(l.deferred_since < now() - make_interval(secs => %(patience)s), false) as counted,
            case when %(slower)s then least(coalesce(extract(epoch from now() - l.deferred_since), 0)::float8 / 2, 3600) end as slower
@@ -231,9 +231,9 @@ set phase = case when o.counted and r.retry_count + 1 >= %(max_attempts)s then '
     next_retry_at = now() + make_interval(secs => greatest(o.delay, coalesce(o.slower, 0))),
     last_error = coalesce(%(error)s, r.last_error), queued_at = null, lease_until = null, worker = null,
     produced_partition = null, produced_offset = null, phase_since = now(),
-    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', -- what was held has only been heard
+    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', -- buffered events count as seen
     stale_since = case when r.held_rev > r.heard_rev then null else r.stale_since end,
-    -- a pause that we chose and a worker that stopped are nobody's attempts
+    -- a pause of ours or a stopped worker does not count as a fetch
     fetched_at = case when o.counted then r.fetched_at else r.fetched_at[:cardinality(r.fetched_at) - 1] end,
     completed_at = case when o.counted and r.retry_count + 1 >= %(max_attempts)s then greatest(now(), r.started_at) end
 from left_over o
@@ -241,7 +241,7 @@ where r.did = o.did
 returning r.did, r.phase
 
 -- name: stale
--- A snapshot below min_rev. When they stay below for grace seconds, what was heard was forged, or the PDS went back.
+-- A snapshot below min_rev. After `grace` seconds of them, heard_rev was forged or the PDS was set back: reset it.
 update sluice.repo
 set stale_since = coalesce(stale_since, now()),
     rev = case when stale_since < now() - make_interval(secs => %(grace)s) then '' else rev end,
@@ -250,7 +250,7 @@ where did = %(did)s and attempt = %(attempt)s and phase = 'backfill'
 returning greatest(rev, heard_rev)
 
 -- name: refetch
--- A stale snapshot is asked for again, as one more attempt of this hour; no row: there is none left, or it is not ours.
+-- Fetch again after a stale snapshot; it counts as a fetch of this hour. No row: no fetch is left, or the claim was lost.
 update sluice.repo
 set fetched_at = (fetched_at || now())[greatest(1, cardinality(fetched_at) + 2 - %(hourly)s):]
 where did = %(did)s and attempt = %(attempt)s and phase = 'backfill'
@@ -258,9 +258,8 @@ where did = %(did)s and attempt = %(attempt)s and phase = 'backfill'
 returning did
 
 -- name: due
--- Pending repos that control has to queue, the longest due first. Whatever events ask for, a repo is fetched so many times
--- in an hour and no more: one whose attempts are used up waits until the oldest of them is an hour old. What is held
--- (control/tasks/storms.py) waits.
+-- Pending repos to queue, the longest due first. A repo is fetched at most `hourly` times in an hour: after that it waits until the
+-- oldest of these is an hour old. Reasons that control/tasks/storms.py holds wait too.
 with due as (
     select did, reason = any(%(held)s::text[]) as is_held,
            fetched_at[cardinality(fetched_at) - %(hourly)s + 1] + interval '1 hour' as again
@@ -276,7 +275,7 @@ from due where r.did = due.did and due.is_held is not true and (due.again is nul
 returning r.did, r.attempt, r.reason, r.heard_rev, r.host, r.active, r.status, r.job
 
 -- name: queued_long
--- Repos that were queued before some time and have not been claimed since.
+-- Repos that were queued before a time and are not claimed yet.
 select did, attempt, extract(epoch from queued_at) from sluice.repo
 where phase = 'pending' and queued_at < to_timestamp(%(before)s) order by queued_at limit %(limit)s
 
@@ -285,7 +284,7 @@ update sluice.repo set queued_at = null
 where did in (select did from sluice.repo where did = any(%(dids)s::text[]) and phase = 'pending' order by did for update)
 
 -- name: retry_failed
--- An operator's retry: failed or long stuck work starts anew, all fields together.
+-- An operator's retry of failed repos: resets all fields of the queue.
 with chosen as (
     select did from sluice.repo
     where phase = 'failed' and (%(dids)s::text[] is null or did = any(%(dids)s::text[]))
@@ -298,7 +297,7 @@ from chosen c where r.did = c.did
 returning r.did
 
 -- name: fetch_again
--- A job's list is fetched again: what is in sync, and what was given up.
+-- Fetch the repos of a job again: those in sync, and failed ones.
 with chosen as (
     select did from sluice.repo
     where did = any(%(dids)s::text[]) and phase in ('sync', 'failed') order by did for update
@@ -312,9 +311,9 @@ from chosen c where r.did = c.did and r.job is distinct from %(job)s
 select phase, count(*) from sluice.repo group by phase
 
 -- name: audit_repair
--- What an audit found wrong is fetched again, whatever was written since: an event on top of a wrong row leaves it wrong. What
--- is fetched anyway stays as it is. Every DID with a row comes back with the phase that was found under its lock. Rows of
--- attempts to come are nobody's.
+-- Fetch repos again in which an audit found differences, even if events were applied since: these do not correct a wrong row. Repos
+-- that are being fetched stay as they are. Returns every known DID with its phase under the lock. Rows of attempts above the
+-- current one belong to no attempt and are deleted.
 with wrong as (
     select did, phase, reason, attempt from sluice.repo
     where did = any(%(dids)s::text[])

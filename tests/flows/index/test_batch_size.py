@@ -55,7 +55,7 @@ def test_a_batch_that_waited_for_the_database_is_followed_by_smaller_ones(flow_b
         time.sleep(0.4)  # longer than a batch may take
     wait_until(lambda: flow_bed.rows("select count(*) from sluice.label") == [(3000,)])
     assert index.terminate() == 0
-    lines = [json.loads(line) for line in index.log_file.read_text().splitlines() if "took long" in line]
+    lines = [json.loads(line) for line in index.log_file.read_text().splitlines() if "slow batch" in line]
     first = lines[0]
     assert first["limit"] == max(10, first["messages"] // 2)
     sizes = flow_bed.rows("select count(*) from sluice.label group by xmin order by min(xmin::text::bigint)")
