@@ -22,8 +22,8 @@ from steps.gate.model import (
     Reason,
     Repo,
     Rules,
-    Step,
     Streamed,
+    Transition,
 )
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.CreateEvent | wire.RepoOutcome
@@ -133,9 +133,9 @@ def _advance(
             repo = _outcome(repo, event, facts or DatabaseFacts(), writes, rules)
             facts = None
         else:
-            step = _decide(repo, first, rules)
-            _take(repo, step, first.offset, writes, rules, received={_rev(event): first.received})
-            repo = step.repo
+            transition = _decide(repo, first, rules)
+            _take(repo, transition, first.offset, writes, rules, received={_rev(event): first.received})
+            repo = transition.repo
         queue.popleft()
     return repo
 
@@ -144,7 +144,7 @@ def _rev(event: Event) -> str:
     return event.rev or "" if isinstance(event, wire.CommitEvent | wire.SyncEvent) else ""
 
 
-def _decide(repo: Repo, queued: OffsetEvent, rules: Rules) -> Step:
+def _decide(repo: Repo, queued: OffsetEvent, rules: Rules) -> Transition:
     event = queued.event
     if isinstance(event, wire.AccountEvent):
         return gate.on_account(repo, event)
@@ -157,15 +157,15 @@ def _decide(repo: Repo, queued: OffsetEvent, rules: Rules) -> Step:
 def _creates(repo: Repo, queue: deque[OffsetEvent], first: wire.CreateEvent, writes: WriteBatch, rules: Rules) -> Repo:
     """Consecutive records of one attempt and rev: one decision for all of them."""
     attempt, rev = first.attempt, first.rev
-    step = gate.on_create(repo, attempt, rev)
-    _take(repo, step, queue[0].offset, writes, rules, count=0)
-    refused = next((effect.reason for effect in step.effects if isinstance(effect, Drop)), None)
+    transition = gate.on_create(repo, attempt, rev)
+    _take(repo, transition, queue[0].offset, writes, rules, count=0)
+    refused = next((effect.reason for effect in transition.effects if isinstance(effect, Drop)), None)
     rows = writes.rows.setdefault(repo.did, {}) if refused is None else {}
-    if refused is None and step.repo.first_attempt == attempt:
+    if refused is None and transition.repo.first_attempt == attempt:
         writes.fresh.add(repo.did)
     did, run, left_out = repo.did, 0, 0
     # False for a first fetch, and once the filter has changed: a fetch may then bring collections left out before
-    known = repo.rev and step.repo.rev and step.repo.first_attempt != attempt and rules.filter.version == 1
+    known = repo.rev and transition.repo.rev and transition.repo.first_attempt != attempt and rules.filter.version == 1
     sign = 1 if known else -1
     keeps = None if rules.filter.everything else rules.filter.keeps
     while queue:
@@ -192,24 +192,24 @@ def _creates(repo: Repo, queue: deque[OffsetEvent], first: wire.CreateEvent, wri
             )
     if refused is not None:
         writes.dropped[refused] += run
-        return step.repo
+        return transition.repo
     if left_out:
         writes.dropped[Reason.FILTERED] += left_out
-    return gate.leave_out(step.repo, left_out, rules)
+    return gate.leave_out(transition.repo, left_out, rules)
 
 
 def _outcome(repo: Repo, event: wire.RepoOutcome, facts: DatabaseFacts, writes: WriteBatch, rules: Rules) -> Repo:
-    step = gate.on_outcome(repo, event, facts.rows, facts.buffered, rules)
-    _take(repo, step, -1, writes, rules, received=facts.received)
-    if facts.buffered and step.repo.phase != repo.phase:
-        released = sum(effect.released for effect in step.effects if isinstance(effect, DropBuffered))
+    transition = gate.on_outcome(repo, event, facts.rows, facts.buffered, rules)
+    _take(repo, transition, -1, writes, rules, received=facts.received)
+    if facts.buffered and transition.repo.phase != repo.phase:
+        released = sum(effect.released for effect in transition.effects if isinstance(effect, DropBuffered))
         writes.released[repo.did] = (released, len(facts.buffered))
-    return step.repo
+    return transition.repo
 
 
 def _take(
     repo: Repo,
-    step: Step,
+    transition: Transition,
     offset: int,
     writes: WriteBatch,
     rules: Rules,
@@ -218,10 +218,10 @@ def _take(
     received: Mapping[str, int | None] | None = None,
 ) -> None:
     times = received or {}
-    for effect in step.effects:
+    for effect in transition.effects:
         match effect:
             case Apply(event):
-                _apply(step.repo, event, writes, rules, times.get(event.rev))
+                _apply(transition.repo, event, writes, rules, times.get(event.rev))
             case Buffer(event):
                 writes.buffered.append((repo.did, offset, event))
                 writes.buffered_at[repo.did, offset] = times.get(event.rev)

@@ -1,6 +1,6 @@
 """Types of the gate: a repo, the effects of an event, and the limits.
 
-`Repo` in, `Step(repo, effects)` out; the rules are in `steps/gate/transitions.py`.
+`Repo` in, `Transition(repo, effects)` out; the rules are in `steps/gate/transitions.py`.
 """
 
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ Effect = Apply | Buffer | DropBuffered | DropRows | ForgetIdentity | Drop
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Transition:
     """The repo after an event, and the writes that follow from it."""
 
     repo: Repo

@@ -1,6 +1,6 @@
 """The gate: what an event does to a repo, decided from the repo's row and the event alone (design §5).
 
-Pure: `Repo` in, `Step(repo, effects)` out; no I/O, no clock. The index locks the rows, calls these functions event by event in
+Pure: `Repo` in, `Transition(repo, effects)` out; no I/O, no clock. The index locks the rows, calls these functions event by event in
 log order, and writes the effects in the same transaction. The random model in the tests calls the same functions.
 
 `rev` is the state of the rows; `seen_rev` is the highest rev seen and neither applied nor buffered. Events are buffered only in
@@ -25,8 +25,8 @@ from steps.gate.model import (
     Reason,
     Repo,
     Rules,
-    Step,
     Streamed,
+    Transition,
 )
 from steps.retry import backoff
 
@@ -43,10 +43,10 @@ def unknown(did: str) -> Repo:
     return Repo(did, reason=Reason.DISCOVERED, known=False)
 
 
-def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) -> Step:
+def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) -> Transition:
     """A commit or #sync, in any phase. `size`: its bytes in the log."""
     if rules.replayed and repo.phase != Phase.SYNC:
-        return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
+        return Transition(repo, (Drop(Reason.SETTLED_BEFORE),))
     match repo.phase:
         case Phase.SYNC:
             return _in_sync(repo, event, rules)
@@ -58,20 +58,20 @@ def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) ->
             return _pending(replace(_seen(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
         case _:
             # The fetch has not started: its snapshot contains this event, or is refused as stale.
-            return Step(_seen(repo, event.rev), (Drop(Reason.NOT_STARTED),))
+            return Transition(_seen(repo, event.rev), (Drop(Reason.NOT_STARTED),))
 
 
-def on_create(repo: Repo, attempt: int, rev: str) -> Step:
-    """Records of a snapshot (one attempt, one rev): write them unless the step has a Drop."""
+def on_create(repo: Repo, attempt: int, rev: str) -> Transition:
+    """Records of a snapshot (one attempt, one rev): write them unless the transition has a Drop."""
     opened = _opened(repo, attempt)
     effects: tuple[Effect, ...] = (DropBuffered(),) if opened is not repo and repo.buffered else ()
     if attempt != opened.attempt or opened.phase != Phase.BACKFILL:
-        return Step(opened, (*effects, Drop(Reason.CLOSED_ATTEMPT)))
+        return Transition(opened, (*effects, Drop(Reason.CLOSED_ATTEMPT)))
     if rev < opened.min_rev:
-        return Step(opened, (*effects, Drop(Reason.BELOW_MIN_REV)))
+        return Transition(opened, (*effects, Drop(Reason.BELOW_MIN_REV)))
     if opened.first_attempt is None:
         opened = replace(opened, first_attempt=attempt)
-    return Step(opened, effects)
+    return Transition(opened, effects)
 
 
 def leave_out(repo: Repo, count: int, rules: Rules) -> Repo:
@@ -92,11 +92,11 @@ def awaits_facts(repo: Repo, outcome: wire.RepoOutcome) -> bool:
 
 def on_outcome(
     repo: Repo, outcome: wire.RepoOutcome, rows: int = 0, buffered: Sequence[Streamed] = (), rules: Rules = RULES
-) -> Step:
+) -> Transition:
     """The end of an attempt. `rows`: rows of the repo with this attempt; `buffered`: its buffered events in log order."""
     opened = _opened(repo, outcome.attempt)
     if outcome.attempt != opened.attempt or opened.phase != Phase.BACKFILL:
-        return Step(opened, (Drop(Reason.CLOSED_ATTEMPT),))
+        return Transition(opened, (Drop(Reason.CLOSED_ATTEMPT),))
     if opened is not repo or outcome.status == "synced":
         # In the live database the row's ratchet is never older. A replay adopts it: account events that this attempt
         # already reflects must not undo it.
@@ -112,11 +112,11 @@ def on_outcome(
     ended = _left(reported, Phase.UNAVAILABLE, outcome.reason or outcome.status)
     if outcome.status == "deleted":
         gone = replace(ended, active=False, status="deleted", reason=Reason.DELETED, first_attempt=None)
-        return Step(gone, (DropBuffered(), DropRows(None)))
-    return Step(ended, (DropBuffered(),))
+        return Transition(gone, (DropBuffered(), DropRows(None)))
+    return Transition(ended, (DropBuffered(),))
 
 
-def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
+def on_account(repo: Repo, event: wire.AccountEvent) -> Transition:
     """#account in any phase, by the ratchet.
 
     A deletion or deactivation hides the repo at once and is then confirmed at the current PDS, by a claim of its own: the PDS
@@ -124,63 +124,63 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Step:
     """
     ratcheted, newer = ratchet.advanced(repo, event)
     if not newer:
-        return Step(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+        return Transition(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
     if is_served(event.active, event.status):
         reopened = not repo.active or repo.phase == Phase.UNAVAILABLE or not repo.known
         current = replace(ratcheted, active=True, status=status_beside(True, event.status))
         if not reopened:
-            return Step(current)
+            return Transition(current)
         reason = Reason.REACTIVATED if repo.known else Reason.DISCOVERED
         return _pending(replace(current, retry_count=0), reason, retry_in=0.0)
     hidden = replace(ratcheted, active=False, status=status_beside(False, event.status))
     # attempt 0: only a listing reported the deletion. It is confirmed too, since a rebuild from the log has no listings.
     if event.status in LEFT_BEHIND:
         if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED and repo.attempt:
-            return Step(hidden)
+            return Transition(hidden)
         return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)
     ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")
-    return Step(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())
+    return Transition(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())
 
 
-def on_identity(repo: Repo, event: wire.IdentityEvent) -> Step:
+def on_identity(repo: Repo, event: wire.IdentityEvent) -> Transition:
     """#identity in any phase, by the ratchet. The handle is a hint until it is verified both ways."""
     ratcheted, newer = ratchet.advanced(repo, event)
     if not newer:
-        return Step(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
+        return Transition(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
     if event.handle and event.handle != "handle.invalid":
         ratcheted = replace(ratcheted, handle=event.handle.lower())
-    return Step(ratcheted, (ForgetIdentity(),))
+    return Transition(ratcheted, (ForgetIdentity(),))
 
 
-def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Step:
+def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Transition:
     if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):
-        return Step(repo, (Drop(Reason.STALE_REV),))
+        return Transition(repo, (Drop(Reason.STALE_REV),))
     if event.rev == repo.rev:
         # Two commits with one rev: fetch once to learn which one is valid; a snapshot decides for good.
         if repo.from_snapshot:
-            return Step(repo, (Drop(Reason.SAME_REV_OF_SNAPSHOT),))
+            return Transition(repo, (Drop(Reason.SAME_REV_OF_SNAPSHOT),))
         return _desync(repo, event, rules)
     if isinstance(event, wire.SyncEvent):
-        return Step(_advanced(repo, event)) if event.data == repo.data else _desync(repo, event, rules)
+        return Transition(_advanced(repo, event)) if event.data == repo.data else _desync(repo, event, rules)
     fits = event.prev_data == repo.data if event.prev_data is not None else event.since == repo.rev
     if not fits:
         return _desync(repo, event, rules)
     if any(op.action != "delete" and op.reason == MISSING_BLOCK for op in event.ops):
         return _desync(repo, event, rules)
-    return Step(_advanced(repo, event), (Apply(event),))
+    return Transition(_advanced(repo, event), (Apply(event),))
 
 
-def _while_backfill(repo: Repo, event: Streamed, rules: Rules, size: int) -> Step:
+def _while_backfill(repo: Repo, event: Streamed, rules: Rules, size: int) -> Transition:
     total = size + (repo.buffered_bytes if repo.buffered else 0)
     if repo.buffered >= rules.max_buffered or total > rules.max_buffered_bytes:
         return _pending(_seen(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)
     buffered = replace(
         repo, buffered=repo.buffered + 1, buffered_rev=max(repo.buffered_rev, event.rev), buffered_bytes=total
     )
-    return Step(buffered, (Buffer(event),))
+    return Transition(buffered, (Buffer(event),))
 
 
-def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence[Streamed], rules: Rules) -> Step:
+def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence[Streamed], rules: Rules) -> Transition:
     rev = outcome.rev or ""
     if repo.left and repo.left_filter != rules.filter.version:
         # The filter has changed since, and may keep now what was left out: the count proves nothing.
@@ -211,12 +211,12 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
     current, released = synced, 0
     for event in buffered:
         # After a desync the phase is pending, and on_live only raises seen_rev for the rest.
-        step = on_live(current, event, rules)
-        current = step.repo
+        transition = on_live(current, event, rules)
+        current = transition.repo
         released += current.phase == Phase.SYNC
-        effects.extend(effect for effect in step.effects if not isinstance(effect, DropBuffered))
+        effects.extend(effect for effect in transition.effects if not isinstance(effect, DropBuffered))
     effects.append(DropBuffered(released))
-    return Step(current, tuple(effects))
+    return Transition(current, tuple(effects))
 
 
 def _opened(repo: Repo, attempt: int) -> Repo:
@@ -236,10 +236,10 @@ def _opened(repo: Repo, attempt: int) -> Repo:
     )
 
 
-def _desync(repo: Repo, event: Streamed, rules: Rules) -> Step:
+def _desync(repo: Repo, event: Streamed, rules: Rules) -> Transition:
     """The event does not extend the chain: fetch again. Success does not reset the back-off, or a PDS could cause a getRepo per event."""
     if rules.replayed:
-        return Step(repo, (Drop(Reason.SETTLED_BEFORE),))
+        return Transition(repo, (Drop(Reason.SETTLED_BEFORE),))
     quiet = repo.desync_age is None or repo.desync_age > rules.desync_quiet_seconds
     desyncs = 1 if quiet else repo.desyncs + 1
     delay = 0.0 if desyncs == 1 else _delay(desyncs - 1, repo, rules)
@@ -251,19 +251,19 @@ def _delay(count: int, repo: Repo, rules: Rules) -> float:
     return backoff(count, repo.did, rules.retry_first_seconds, rules.retry_max_seconds)
 
 
-def _retried(repo: Repo, reason: Reason, rules: Rules) -> Step:
+def _retried(repo: Repo, reason: Reason, rules: Rules) -> Transition:
     count = repo.retry_count + 1
     if count >= rules.max_attempts:
-        return Step(replace(_left(repo, Phase.FAILED, reason), retry_count=count), (DropBuffered(),))
+        return Transition(replace(_left(repo, Phase.FAILED, reason), retry_count=count), (DropBuffered(),))
     return _pending(replace(repo, retry_count=count), reason, retry_in=_delay(count, repo, rules))
 
 
-def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Step:
+def _pending(repo: Repo, reason: Reason, *, retry_in: float) -> Transition:
     if not repo.active:
         # An inactive repo is claimed only to confirm its deletion: with another reason it would never be claimed.
         reason = Reason.DELETION
     effects = (DropBuffered(),) if repo.phase == Phase.BACKFILL else ()
-    return Step(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
+    return Transition(replace(_left(repo, Phase.PENDING, reason), retry_in=retry_in), effects)
 
 
 def _left(repo: Repo, phase: Phase, reason: str) -> Repo:

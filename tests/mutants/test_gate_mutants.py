@@ -25,8 +25,8 @@ MUTANTS = [
     # seen_rev
     gate(
         "pending does not raise seen_rev",
-        "return Step(_seen(repo, event.rev), (Drop(Reason.NOT_STARTED),))",
-        "return Step(repo, (Drop(Reason.NOT_STARTED),))",
+        "return Transition(_seen(repo, event.rev), (Drop(Reason.NOT_STARTED),))",
+        "return Transition(repo, (Drop(Reason.NOT_STARTED),))",
     ),
     gate(
         "the event that desyncs is not seen",
@@ -47,12 +47,12 @@ MUTANTS = [
     gate(
         "overflow drops the event and goes on",
         "return _pending(_seen(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)",
-        "return Step(repo, (Drop(Reason.OVERFLOW),))",
+        "return Transition(repo, (Drop(Reason.OVERFLOW),))",
     ),
     gate(
         "leaving backfill keeps buffered events",
-        "effects = (DropBuffered(),) if repo.phase == Phase.BACKFILL else ()\n    return Step(replace(_left",
-        "effects = ()\n    return Step(replace(_left",
+        "effects = (DropBuffered(),) if repo.phase == Phase.BACKFILL else ()\n    return Transition(replace(_left",
+        "effects = ()\n    return Transition(replace(_left",
     ),
     tables(
         "a returned claim does not fold what was buffered",
@@ -108,11 +108,13 @@ MUTANTS = [
         "if event.data == repo.data else _desync(repo, event, rules)",
         "if True else None",
     ),
-    gate("#sync with equal data is dropped", "return Step(_advanced(repo, event)) if", "return Step(repo) if"),
+    gate(
+        "#sync with equal data is dropped", "return Transition(_advanced(repo, event)) if", "return Transition(repo) if"
+    ),
     gate(
         "an empty commit does not advance",
-        "    return Step(_advanced(repo, event), (Apply(event),))",
-        "    return Step(_advanced(repo, event) if event.ops else repo, (Apply(event),))",
+        "    return Transition(_advanced(repo, event), (Apply(event),))",
+        "    return Transition(_advanced(repo, event) if event.ops else repo, (Apply(event),))",
     ),
     # live, in backfill
     gate(
@@ -122,8 +124,8 @@ MUTANTS = [
     ),
     gate(
         "events of a backfill are forgotten",
-        "return Step(buffered, (Buffer(event),))",
-        "return Step(repo)",
+        "return Transition(buffered, (Buffer(event),))",
+        "return Transition(repo)",
     ),
     # creates
     gate(
@@ -169,8 +171,8 @@ MUTANTS = [
     gate("buffered events are not drained", "    for event in buffered:\n", "    for event in ():\n"),
     gate(
         "buffered events are drained without re-reading the phase",
-        "        step = on_live(current, event, rules)\n",
-        "        step = _in_sync(current, event, rules)\n",
+        "        transition = on_live(current, event, rules)\n",
+        "        transition = _in_sync(current, event, rules)\n",
     ),
     tables(
         "buffered events are drained backwards",
@@ -195,13 +197,13 @@ MUTANTS = [
     ),
     gate(
         "a deletion leaves rows",
-        "return Step(gone, (DropBuffered(), DropRows(None)))",
-        "return Step(gone, (DropBuffered(),))",
+        "return Transition(gone, (DropBuffered(), DropRows(None)))",
+        "return Transition(gone, (DropBuffered(),))",
     ),
     gate(
         "an unavailable outcome keeps buffered events",
-        "    return Step(ended, (DropBuffered(),))\n\n\ndef on_account",
-        "    return Step(ended)\n\n\ndef on_account",
+        "    return Transition(ended, (DropBuffered(),))\n\n\ndef on_account",
+        "    return Transition(ended)\n\n\ndef on_account",
     ),
     # replays
     gate(
@@ -276,8 +278,8 @@ MUTANTS = [
     ),
     gate(
         "an inactive account's backfill goes on",
-        '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Step(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())',
-        "    return Step(hidden)",
+        '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Transition(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())',
+        "    return Transition(hidden)",
     ),
     gate("a deletion is not confirmed", "    if event.status in LEFT_BEHIND:\n        if", "    if False:\n        if"),
     gate("reactivation is forgotten", "    if not reopened:\n", "    if True:\n"),

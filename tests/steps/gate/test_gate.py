@@ -16,7 +16,7 @@ from steps.gate.model import (
     Reason,
     Repo,
     Rules,
-    Step,
+    Transition,
 )
 from tests.steps.gate.gate_events import account, commit, ended, identity, op, repo_in, sync_event, synced
 
@@ -24,7 +24,7 @@ SYNC = repo_in(Phase.SYNC)
 BACKFILL = repo_in(Phase.BACKFILL, rev="", data=None, first_attempt=None)
 
 
-def dropped(step: Step) -> Reason | None:
+def dropped(step: Transition) -> Reason | None:
     return next((effect.reason for effect in step.effects if isinstance(effect, Drop)), None)
 
 
