@@ -18,8 +18,6 @@ from connectors.postgres.pg_array import array
 
 SQL = queries("writer")
 
-Claim = tuple[str, str, str]  # indexedAt, uri, cid
-
 
 @dataclass(slots=True)
 class UniqueConflict:

@@ -70,7 +70,7 @@ class AppViewWriter:
 
     def remove_repos(self, dids: list[str]) -> None:
         """Remove the rows of these repos, also of records that are gone. Decisions about gates stay."""
-        known = self.db.execute(SQL["duplicates_of"], {"dids": array(dids)}).fetchall()
+        known = self.db.execute(SQL["duplicates_of_repos"], {"dids": array(dids)}).fetchall()
         self.duplicates = (self.duplicates or set()) | {row[0] for row in known}
         for table in tables.REMOVE:
             gone = tables.remove_repos(self.db, table, dids)

@@ -19,7 +19,7 @@ left join sluice.appview_record x on x.did = r.did and x.collection = r.collecti
 -- Duplicates of removed records: one of them becomes the owner of the key.
 select uri from bsky.duplicate_record where "duplicateOf" = any(%(uris)s::text[])
 
--- name: duplicates_of
+-- name: duplicates_of_repos
 select t.uri
 from unnest(%(dids)s::text[]) as u (did)
 join bsky.duplicate_record t on t.uri > 'at://' || u.did || '/' and t.uri < 'at://' || u.did || '0'

@@ -48,7 +48,7 @@ def admitted(db: psycopg.Connection[Any], kept: Filter, queues: Queues) -> dict[
         return dict(queues)
     rows = db.execute(SQL["outsiders"], {"dids": list(queues)})
     outsiders = {row[0] for row in rows}
-    entering = {did for did in outsiders if kept.lets_in(placed.event for placed in queues[did])}
+    entering = {did for did in outsiders if kept.lets_in(queued.event for queued in queues[did])}
     if entering:
         db.execute(SQL["let_in"], {"dids": sorted(entering)})
     out = outsiders - entering

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
-from connectors.kafka.log import Part
 from connectors.kafka.producer import Out, dead_letter
+from flows.index.stream_offsets import Spans
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
@@ -24,7 +24,7 @@ class Batch:
     """Messages of one poll, in the order of each partition, and their spans: partition → (first, next) offset."""
 
     messages: list[Message]
-    spans: dict[Part, tuple[int, int]]
+    spans: Spans
 
 
 @dataclass(slots=True)

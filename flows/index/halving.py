@@ -5,7 +5,7 @@ batch is returned to the source, which reads it again later, so other partitions
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import psycopg
 from confluent_kafka import Message
@@ -13,10 +13,10 @@ from confluent_kafka import Message
 from connectors.kafka.log import Part
 from connectors.kafka.producer import Out, dead_letter
 from connectors.postgres.connection import REFUSALS
+from flows.index.stream_offsets import Spans
 from schemas.reasons import DeadReason
 
 HALVING_SECONDS = 1.0
-Spans = dict[Part, tuple[int, int]]
 
 
 def part_of(message: Message) -> Part:
@@ -24,11 +24,9 @@ def part_of(message: Message) -> Part:
     return (message.topic() or "", message.partition() or 0)
 
 
-def split(
-    messages: Sequence[Message], spans: Mapping[Part, tuple[int, int]], first: Callable[[str], bool]
-) -> list[tuple[list[Message], Spans]]:
+def split(messages: Sequence[Message], spans: Spans, first: Callable[[str], bool]) -> list[tuple[list[Message], Spans]]:
     """The batch in two parts, first the topics for which `first` is true. No partition is in both."""
-    halves = []
+    halves: list[tuple[list[Message], Spans]] = []
     for wanted in (True, False):
         some = [message for message in messages if first(message.topic() or "") is wanted]
         if some:
@@ -36,9 +34,9 @@ def split(
     return halves
 
 
-def span_of(messages: Sequence[Message], spans: Mapping[Part, tuple[int, int]]) -> Spans:
+def span_of(messages: Sequence[Message], spans: Spans) -> Spans:
     """The spans of the first messages of a batch."""
-    moved: Spans = {}
+    moved: dict[Part, tuple[int, int]] = {}
     for message in messages:
         part = part_of(message)
         moved[part] = (spans[part][0], (message.offset() or 0) + 1)

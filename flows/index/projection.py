@@ -1,6 +1,6 @@
 """The index's plug-in interface: tables that are derived from `sluice.record` in the index's own transaction.
 
-The index knows no projection. `local/dataflow.py` and the commands of `ops/` and `control/` hand one to `IndexStore`.
+The index knows no projection. `local/dataflows.py` and the commands of `ops/` and `control/` hand one to `IndexStore`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -19,8 +19,9 @@ from connectors.runtime.health import Health
 from connectors.runtime.retry_database import retry_database
 from flows.index.apply import apply_events
 from flows.index.decode import Batch, Decoded, decode
-from flows.index.halving import HALVING_SECONDS, Spans, by_halves, part_of, span_of, split
+from flows.index.halving import HALVING_SECONDS, by_halves, part_of, span_of, split
 from flows.index.store import IndexStore
+from flows.index.stream_offsets import Spans
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from steps.gate.model import Rules
