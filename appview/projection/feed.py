@@ -31,9 +31,8 @@ def _interaction(kind: str, source: Source, record: Record) -> Projected:
     via_uri, via_cid = (None, None) if via is None else (via["uri"], via["cid"])
     row: Row = (uri, source.cid, source.did, about, subject["cid"], via_uri, via_cid, created, indexed)
     notices = []
-    if (
-        author := at_uri_parts(about)[0]
-    ) != source.did:  # nobody is notified of their own action, not even a like of their own repost
+    author = at_uri_parts(about)[0]
+    if author != source.did:  # an action on one's own post notifies nobody, not even its reposter
         notices.append(Notice(author, kind, about.rstrip("/"), sort_at))
         if via_uri is not None and (reposter := at_uri_parts(via_uri)[0]) != source.did:
             notices.append(Notice(reposter, f"{kind}-via-repost", via_uri.rstrip("/"), sort_at))

@@ -27,10 +27,10 @@ class Source(msgspec.Struct, frozen=True):  # Structs: frozen dataclasses cost a
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """A candidate for `notification`; author, recordUri and recordCid are the source's.
+    """A candidate for `notification`; author, recordUri and recordCid are those of the source.
 
-    `did` is the receiver: the authority of an AT-URI, so a handle if somebody wrote one there. `subject` is the column
-    reasonSubject, where an AT-URI loses the slash at its end.
+    `did`: the receiver, which is the authority of an AT-URI, so possibly a handle. `subject`: the column reasonSubject, an
+    AT-URI without a trailing slash.
     """
 
     did: str

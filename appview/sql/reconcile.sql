@@ -277,7 +277,7 @@ with recursive chain (uri, root, ancestor, height) as (
     from chain c join bsky.post a on a.uri = c.ancestor
     where c.height < 4 and a."replyParent" is not null
           and not exists (select from sluice.appview_gate g where g.post_uri = c.root and c.ancestor = any(g.hidden))
-), told (uri, did, reason, subject, rank) as (
+), candidate (uri, did, reason, subject, rank) as (
     select m.uri, m.did, 'mention', null, 0 from sluice.appview_mention m where m.uri = any(%(posts)s::text[])
     union all
     select e."postUri", split_part(e."embedUri", '/', 3), 'quote', e."embedUri", 1
@@ -289,7 +289,7 @@ with recursive chain (uri, root, ancestor, height) as (
     from chain c where exists (select from bsky.post a where a.uri = c.ancestor)
 )
 select distinct on (p.uri, t.did) t.did, p.uri, p.cid, p.creator, t.reason, t.subject, p."sortAt"
-from told t join bsky.post p on p.uri = t.uri
+from candidate t join bsky.post p on p.uri = t.uri
 where t.did <> p.creator
       and not exists (
           select from bsky.thread_mute m

@@ -1,7 +1,7 @@
-"""What PostgreSQL says of the schema `bsky`: one line per fact, so that two schemas compare as sets of lines.
+"""The catalog of the schema `bsky`, one line per fact, so that two schemas compare as sets of lines.
 
-`catalog(connection)` → facts. A view has no keys, no indexes and no NOT NULL: of those that stand where the other schema has
-a table, `differences` compares names and types of columns only, and says once that it is a view.
+`catalog(connection)` → facts. A view has no keys, no indexes and no NOT NULL: where the other schema has a
+table, `differences` compares names and types of columns only, and notes once that it is a view.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Catalog(NamedTuple):
 
 
 def catalog(connection: psycopg.Connection[Any]) -> Catalog:
-    """`connection` looks into `bsky`, so that names come without the schema's."""
+    """`connection` has `bsky` in its search path, so names come without the schema."""
     kinds: dict[str, str] = {}
     columns: dict[str, set[str]] = {}
     details: dict[str, set[str]] = {}

@@ -12,7 +12,7 @@ from tests.support.official.appview_servers import VERSIONS, bsky
 
 pytestmark = pytest.mark.timeout(900)  # the first to come installs the packages
 
-OF_THEIR_MIGRATOR = "the server never looks at them, and their migrator must not run over ours"
+OF_THEIR_MIGRATOR = "the server never reads them, and their migrator must not run over ours"
 LEFT_OVER = "from the time when moderation lived here; no code reads or writes it"
 NEVER_READ = "no code reads it"
 ONE_COPY = "over the one copy that Sluice has, with the same columns"

@@ -1,4 +1,4 @@
-"""The worked example of docs/own-lexicon.md, run as it stands there, beside a running index."""
+"""The worked example of docs/own-lexicon.md, run as printed there, beside a running index."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def module(folder: Path, database: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_lexicon_of_ones_own_gets_its_table(flow_bed: FlowBed, tmp_path: Path) -> None:
-    """N10: history from before the migration, live writes, changes and deletions, a kill, and a table filled anew."""
+    """N10: history from before the migration, live writes, changes and deletions, a kill, and a table filled again."""
     flow_bed.start("index")
     producer = LogProducer(load(**flow_bed.base))
     producer.send([
@@ -120,7 +120,7 @@ def test_a_lexicon_of_ones_own_gets_its_table(flow_bed: FlowBed, tmp_path: Path)
             record=msgspec.Raw(rb'{"title":"Tea","minutes":5}'),
         ),
     ]
-    producer.send([commit(*changes)])  # nobody is there to see it: the module was killed
+    producer.send([commit(*changes)])  # the module was killed and does not see it
     deadline = time.monotonic() + SECONDS
     while database.execute("SELECT count(*) FROM recipes.changed").fetchone() != (3,):
         assert time.monotonic() < deadline

@@ -22,7 +22,7 @@ TAKEN_DOWN = ("takendown", "suspended")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A row of sluice.repo, and what the network says: is the repo there?"""
+    """A row of sluice.repo, and whether the repo exists in the network."""
 
     phase: str
     reason: str

@@ -1,14 +1,14 @@
 """The gate's protocol as a random model (design §5): seeded schedules of everything that can go wrong, and what must hold.
 
 `run(seed)` plays one schedule on a true network (model_network), a log of lists, and the model's database (model_tables),
-which puts every batch through the very functions of `steps.gate.transitions` and `steps.gate.batch`. What can happen stands in
+which puts every batch through `steps.gate.transitions` and `steps.gate.batch` themselves. What can happen is in
 model_upstream, model_workers and model_index, how often in model_profile, what must hold in model_checks. Raises `Violation` with what was
 broken and, with `trace=True`, the schedule step by step. Single-threaded, without clock: a seed always plays the same.
 
 Assumed of the network: commits may be lost, doubled and late; account events may be doubled and late, and of those that
 hide an account some get lost, but in the end the newest comes. Several relays disagree: one lags, loses some, has another
-order, takes accounts down by itself, counts anew. Clocks of PDSes are wrong, but not where a relay loses account events or
-counts anew: which of two PDS events is newer nobody can tell then, and a listing has to.
+order, takes accounts down by itself, restarts its sequence. Clocks of PDSes are wrong, but not where a relay loses account events or
+restarts its sequence: then no rule can order two PDS events, and a listing has to.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class Schedule(Index):
         self.say("--- no more faults")
         for account in self.network.accounts.values():
             for relay in self.relays:
-                # with one relay its takedown may stand; of two that disagree the truth is the PDS's
+                # with one relay its takedown may hold; if two disagree, the PDS is right
                 if account.did in relay.barred and (len(self.relays) > 1 or self.rng.random() < 0.3):
                     self.lift(relay, account)
             if account.untold:

@@ -36,7 +36,7 @@ class Checks(State):
                     self.check_sync(did, row, self.tables.filter)
                 case Phase.BACKFILL:
                     if row.lease_until is None and row.produced is None:
-                        self.fail(f"{did}: in backfill, and nobody will take it back")
+                        self.fail(f"{did}: in backfill, and nothing will end it")
                     if repo.buffered < len(row.buffered):
                         self.fail(f"{did}: {len(row.buffered)} buffered events, counted {repo.buffered}")
                 case Phase.PENDING:
@@ -49,7 +49,7 @@ class Checks(State):
                 and len(row.fetched) == HOURLY
                 and row.fetched[0] + 3600.0 == row.next_retry_at
             ):
-                self.fired["put off by the hour's limit"] += 1
+                self.fired["deferred by the hour's limit"] += 1
             if repo.active and repo.status not in (None, "throttled", "desynchronized"):
                 self.fail(f"{did}: active, and {repo.status}")
             if row.buffered and repo.phase != Phase.BACKFILL:
@@ -73,14 +73,14 @@ class Checks(State):
         if any(record[3] == "missing_block" for record in row.records.values()):
             self.fail(f"{did}: in sync with a row whose record never came: {row.records}")
         rows = {rkey: record[0] for rkey, record in row.records.items()}
-        told = data_of(rows)
-        if told != repo.data:
+        root = data_of(rows)
+        if root != repo.data:
             true = records_of(repo.data)
             lacking = asked.kept(true).keys() - rows.keys()
             if not rows.items() <= true.items() or (lacking and not asked.awaits(row)):
-                self.fail(f"{did}: in sync at {repo.rev} with rows {told!r}, but its root says {repo.data!r}")
+                self.fail(f"{did}: in sync at {repo.rev} with rows {root!r}, but its root is {repo.data!r}")
         if asked.filter.clean and asked.kept(rows) != rows:
-            self.fail(f"{did}: rows outside of {asked.filter} although it is clean: {told!r}")
+            self.fail(f"{did}: rows outside of {asked.filter} although it is clean: {root!r}")
 
     def check_transition(self, before: Any, did: str, messages: Iterable[Any]) -> None:
         repo = self.tables.rows[did].repo
@@ -163,7 +163,7 @@ class Checks(State):
                 self.compare(did, row, mirror)
 
     def check_newest_attempts(self, mirror: Any) -> None:
-        """After all attempts: what stands in sync at its snapshot stands there in the mirror too, whatever was forged."""
+        """After all attempts: a repo in sync at its snapshot is so in the mirror too, whatever was forged."""
         for did, row in self.tables.rows.items():
             if row.repo.phase == Phase.SYNC and row.repo.from_snapshot:
                 self.compare(did, row, mirror, status=False)

@@ -60,7 +60,7 @@ class Index(Workers):
             self.check_transition(before.get(did), did, messages)
             self.check_outside(before.get(did), did, outside.get(did, set()), messages)
             self.say("  ", self.show(did))
-        if self.crashes():  # after the commit: the next one begins where the tables stand
+        if self.crashes():  # after the commit: the next one begins at the stored positions
             worker.positions = dict(self.tables.offsets)
 
     def note_heard(self, did: str, messages: Iterable[Any]) -> None:

@@ -22,7 +22,7 @@ def stamped(event: Any, **changes: Any) -> Any:
 
 
 def data_of(records: dict[str, str]) -> str:
-    """rkey → cid as the text that stands for an MST root."""
+    """rkey → cid, as a text in place of an MST root."""
     return ",".join(f"{rkey}={cid}" for rkey, cid in sorted(records.items()))
 
 
@@ -52,7 +52,7 @@ class Account:
     chain: list[Commit]
     signed: set[tuple[str, str]]
     state: str = "active"  # or throttled, deactivated, takendown, deleted
-    forged: bool = False  # somebody told of a rev that never was
+    forged: bool = False  # a forged rev was sent
     untold: bool = False  # inactive, and the event that said so got lost
     went_back: bool = False  # its PDS was restored from a backup
     barred: bool = False  # taken down by the only relay there is
@@ -108,7 +108,7 @@ class Network:
 
     def rewrite(self, account: Account) -> Commit | None:
         """A second commit with the head's rev and other data: the account signed both, its PDS keeps the chain's."""
-        if len(account.chain) < 2 or account.legacy:  # without prev_data nobody can tell the two chains apart
+        if len(account.chain) < 2 or account.legacy:  # without prev_data the two chains cannot be told apart
             return None
         head = account.chain.pop()
         twin = self._next(account, head.rev)
@@ -167,18 +167,18 @@ class Network:
         )
 
     def account_event(self, account: Account, seq: int, state: str) -> wire.AccountEvent:
-        # who throttles an account says of itself that it does not follow it, or says nothing of that
+        # a server that throttles an account sends `active` false, or leaves it out
         active = state == "active" or (state == "throttled" and self.counter % 2 == 0)
         odd = "takendown" if self.counter % 5 == 0 else None  # beside an active account it means nothing
         status = odd if state == "active" else state
         return wire.AccountEvent(seq=seq, time=self.clock(account), did=account.did, active=active, status=status)
 
     def takedown_event(self, account: Account) -> wire.AccountEvent:
-        """A relay's own word, by the relay's clock."""
+        """An event of the relay itself, by its clock."""
         return wire.AccountEvent(seq=0, time=self.tid(), did=account.did, active=False, status="takendown")
 
     def lifted_event(self, account: Account) -> wire.AccountEvent:
-        """The relay takes its word back: it says what the PDS says, by its own clock."""
+        """The relay lifts its takedown: it sends the PDS's status, by its own clock."""
         return stamped(self.account_event(account, 0, account.state), time=self.tid())
 
     def clock(self, account: Account) -> str:

@@ -1,4 +1,4 @@
-"""Which actions and faults a schedule of the gate's model consists of, and how often: drawn anew for every seed."""
+"""Which actions and faults a schedule of the gate's model consists of, and how often: drawn for every seed."""
 
 from dataclasses import dataclass
 from random import Random
@@ -6,7 +6,7 @@ from random import Random
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How often each fault and action happens, as weights. Drawn anew for every seed, so that some are absent."""
+    """How often each fault and action happens, as weights. Drawn for every seed, so some are absent."""
 
     weights: dict[str, float]
     loss: float

@@ -1,7 +1,7 @@
 """The relays of the gate's model as actors: each has its own sequence, order, losses, takedowns and lag.
 
 A relay passes a PDS's events on under numbers of its own, and the PDS's `time` as it is. It takes accounts down by itself,
-with its own clock: it then passes nothing of theirs on until it lifts the takedown. Its sequence may begin anew, and a
+with its own clock: it then passes nothing of theirs on until it lifts the takedown. Its sequence may restart, and a
 connection may be read again from an earlier number.
 """
 

@@ -211,7 +211,7 @@ class Twin:
 
     def same(self, what: str, modelled: Any, real: Any) -> Any:
         if modelled != real:
-            raise Difference(f"{what}: the model says {modelled}, the database {real}")
+            raise Difference(f"{what}: the model has {modelled}, the database {real}")
         found = self.sql.dump()
         expected: dict[str, Any] = {did: plain(row) for did, row in self.model.rows.items()}
         expected |= {"offsets": self.model.offsets, "filter": plain_filter(self.model.filter)}

@@ -26,7 +26,7 @@ def size_of(event: Any) -> int:
 
 @dataclass(slots=True)
 class IndexWorker:
-    """Where this index worker believes the tables to stand."""
+    """The positions that this index worker believes to be stored."""
 
     positions: dict[str, int]
 
@@ -90,7 +90,7 @@ class State:
             relay.say(event, self.rng.randint(1, 3))
 
     def receive(self, relay: Relay, event: Any) -> None:
-        """An event of a relay comes to us: the firehose's dedup, and its word on times ahead of their receipt."""
+        """An event of a relay arrives: the firehose's dedup, and its limit of times ahead of their receipt."""
         relay.sent.append(event)
         same = content(event)
         if same is not None and self.brought.setdefault(same, relay.name) != relay.name:

@@ -163,14 +163,14 @@ class ModelTables:
             self._fetched(row)
             repo = row.repo
             ratchet = (repo.account_time, repo.account_seq)
-            told = "deactivation" if repo.reason == "deletion" and repo.status != "deleted" else repo.reason
+            reported = "deactivation" if repo.reason == "deletion" and repo.status != "deleted" else repo.reason
             claims.append(
                 Claim(
                     did,
                     repo.attempt,
                     row.min_rev,
                     repo.host,
-                    told,
+                    reported,
                     *ratchet,
                     repo.retry_count,
                     repo.account_relay,

@@ -56,7 +56,7 @@ class Upstream(Checks):
             event = self.network.commit_event(account, twin, 0)
             true = self.network.commit_event(account, account.head, 0)
             self.send(event)
-            self.send(true)  # a twin whose original nobody ever sends is the audit's to find
+            self.send(true)  # a twin whose original is never sent is left to the audit
 
     def do_go_back(self) -> None:
         """The PDS loses its newest commit; only a refetch can notice, so something forged has to cause one."""
@@ -120,7 +120,7 @@ class Upstream(Checks):
             self.say("clock", account.did, account.skew)
 
     def do_takedown(self) -> None:
-        """A relay takes an account down, or lifts that: its own word, by its own clock."""
+        """A relay takes an account down, or lifts that: its own event, by its own clock."""
         account, relay = self.account(), self.rng.choice(self.relays)
         if account.did in relay.barred:
             self.lift(relay, account)
@@ -139,7 +139,7 @@ class Upstream(Checks):
         relay.say(self.network.lifted_event(account), 1)
 
     def do_restart(self) -> None:
-        """A relay's sequence begins anew; what was on its way still comes under its old numbers."""
+        """A relay restarts its sequence; events in flight keep their old numbers."""
         relay = self.rng.choice(self.relays)
         if self.profile.skewed:
             if len(self.relays) > 1 or any(account.skew < 0 for account in self.network.accounts.values()):
@@ -148,11 +148,11 @@ class Upstream(Checks):
                 self.receive(relay, relay.pipe.pop(0))
         relay.epoch += 1
         relay.seq = 0
-        self.fired["a relay counts anew"] += 1
-        self.say("relay", relay.name, "counts anew")
+        self.fired["a relay restarts its sequence"] += 1
+        self.say("relay", relay.name, "restarts its sequence")
 
     def do_reread(self) -> None:
-        """A connection goes on at an earlier number: all from there comes again, in order."""
+        """A connection resumes at an earlier number: all events from there arrive again, in order."""
         relay = self.rng.choice(self.relays)
         again = relay.sent[-self.rng.randint(1, 6) :]
         again = [

@@ -1,4 +1,4 @@
-"""Control and the backfill workers: what queues, claims, fetches, produces, gives back, and dies in between."""
+"""Control and the backfill workers: they queue, claim, fetch, produce, release, and die in between."""
 
 from tests.model.model_messages import Job, outcome, short, snapshot
 from tests.model.model_network import Commit
@@ -16,10 +16,10 @@ class Workers(Upstream):
 
     def do_control(self) -> None:
         reaped = self.tables.reap()
-        told = {did: row.listed_rev for did, row in self.tables.rows.items()}
+        listed = {did: row.listed_rev for did, row in self.tables.rows.items()}
         lost = self.tables.lost_events()
         for did in lost:
-            self.seen[did] = max(self.seen[did], told[did])
+            self.seen[did] = max(self.seen[did], listed[did])
         self.requeue()
         if not self.tables.filter.resting:
             self.tables.carry_out()
@@ -172,5 +172,5 @@ class Workers(Upstream):
         worker = self.rng.choice("xy")
         count = self.tables.release_all(worker)
         self.fired["given back"] += count
-        self.say("worker", worker, "gives back", count)
+        self.say("worker", worker, "releases", count)
         self.jobs = [job for job in self.jobs if job.worker != worker or self.rng.random() < 0.5]

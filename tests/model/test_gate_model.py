@@ -15,7 +15,7 @@ CHUNK = 500
 FAULTS = {
     "a clock ahead",
     "a clock behind",
-    "a relay counts anew",
+    "a relay restarts its sequence",
     "a relay loses an account event",
     "a relay that lags",
     "a relay's own takedown",
@@ -41,7 +41,7 @@ FAULTS = {
     "partition lost",
     "PDS went back",
     "pruned",
-    "put off by the hour's limit",
+    "deferred by the hour's limit",
     "reaped",
     "reopened by its PDS",
     "replay",

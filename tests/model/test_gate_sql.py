@@ -180,7 +180,7 @@ def test_eight_workers_with_the_same_messages_claim_each_repo_once(database: str
 
 
 def test_the_database_refuses_a_status_that_hides_beside_an_active_account(database: str) -> None:
-    """Whoever writes it. What a listing says of both is taken by its `active`."""
+    """From any writer. Of a listing with both, `active` decides."""
     store = RepoQueue(settings_for(database))
     listed = {"did:plc:a": "takendown", "did:plc:b": "throttled", "did:plc:c": None}
     store.discover([ListedRepo(did, active=True, status=status) for did, status in listed.items()])
@@ -207,7 +207,7 @@ def test_an_event_that_waited_for_a_claim_ends_no_earlier_than_it_began(database
     tables = IndexStore(settings_for(database), "c", None)
     takendown = wire.AccountEvent(seq=1, time="t", did=DID, active=False, status="takendown")
     with tables.transaction() as transaction:
-        transaction.db.execute("select now()")  # the transaction's time stands from here on
+        transaction.db.execute("select now()")  # the transaction's time is fixed from here on
         assert store.claim([wire.RepoTask(did=DID, attempt=0, reason="listed")], "w")
         apply_events(transaction, {DID: [OffsetEvent(0, takendown)]}, Rules())
     with psycopg.connect(database) as db:
@@ -232,7 +232,7 @@ def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> 
 
 @pytest.mark.parametrize("status", ["deleted", "deactivated", "something-of-tomorrow"])
 def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status: str) -> None:
-    """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS's word as after an #account."""
+    """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS to confirm, as after an #account."""
     store = claimed(database)
     settle(IndexStore(settings_for(database), "c", None), synced(1, "3k2", "root", 0))
     store.discover([ListedRepo(DID, active=True)])

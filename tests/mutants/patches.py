@@ -1,4 +1,4 @@
-"""Copies of the code under test with one rule broken: `load(edits)` compiles the modules anew from edited source.
+"""Copies of the code under test with one rule broken: `load(edits)` compiles the modules from edited source.
 
 A `Mutant` names the clause and its edits (module, old text, new text); old text that is not there exactly once is an
 error, so that a mutant follows the code that it breaks. The real modules stay as they are.

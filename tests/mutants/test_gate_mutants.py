@@ -40,12 +40,12 @@ MUTANTS = [
         "seen = repo.seen_rev",
     ),
     gate(
-        "overflow does not hear its event",
+        "overflow does not note its event as seen",
         "return _pending(_seen(repo, event.rev), Reason.OVERFLOW",
         "return _pending(repo, Reason.OVERFLOW",
     ),
     gate(
-        "overflow drops the event and goes on",
+        "overflow drops the event and continues",
         "return _pending(_seen(repo, event.rev), Reason.OVERFLOW, retry_in=0.0)",
         "return Transition(repo, (Drop(Reason.OVERFLOW),))",
     ),
@@ -65,7 +65,7 @@ MUTANTS = [
         "        row.queued_at",
     ),
     tables("a listing does not raise seen_rev", "self._set(row, seen_rev=entry.rev)", "pass"),
-    tables("a listing is forgotten by a repo fetched anew", "self._set(row, seen_rev=row.listed_rev)", "pass"),
+    tables("a listing is forgotten by a repo fetched again", "self._set(row, seen_rev=row.listed_rev)", "pass"),
     tables("a lost event is not seen", 'reason="lost_event", seen_rev=row.listed_rev)', 'reason="lost_event")'),
     tables(
         "a lost event is not looked for", 'elif row.repo.phase == "sync" and row.listed_since <', "elif False and 0 <"
@@ -73,7 +73,7 @@ MUTANTS = [
     tables("stale snapshots clear at once", "elif row.stale_since < self.now - GRACE:", "else:"),
     tables("stale snapshots never clear", "elif row.stale_since < self.now - GRACE:", "elif False:"),
     Mutant(
-        "ten minutes of stale snapshots are not counted anew",
+        "ten minutes of stale snapshots do not restart",
         (
             Edit(
                 "tests.model.model_tables",
@@ -99,7 +99,7 @@ MUTANTS = [
         "if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):",
         "if event.rev <= repo.rev:",
     ),
-    gate("a snapshot's word on its rev is not final", "        if repo.from_snapshot:\n", "        if False:\n"),
+    gate("a snapshot does not decide its rev for good", "        if repo.from_snapshot:\n", "        if False:\n"),
     gate("the chain is not checked", "    if not fits:\n", "    if False:\n"),
     gate("legacy events fit always", "else event.since == repo.rev", "else True"),
     gate("a missing block is no desync", "if any(op.action != ", "if False and any(op.action != "),
@@ -144,7 +144,7 @@ MUTANTS = [
             ),
         ),
     ),
-    Mutant("nobody compares the creates' rev with min_rev", (NO_WORKER_CHECK, CREATE_CHECK, OUTCOME_CHECK)),
+    Mutant("the creates' rev is never compared with min_rev", (NO_WORKER_CHECK, CREATE_CHECK, OUTCOME_CHECK)),
     # outcomes
     gate(
         "an outcome of an older attempt is accepted",
@@ -184,7 +184,7 @@ MUTANTS = [
         "if is_served(event.active, event.status):",
         "if event.active:",
     ),
-    gate("an outcome clears a status told since", "status=repo.status if repo.active else None", "status=None"),
+    gate("an outcome clears a status reported since", "status=repo.status if repo.active else None", "status=None"),
     tables(
         "a claim does not clear the status",
         "status = None if row.repo.active else row.repo.status",
@@ -219,7 +219,7 @@ MUTANTS = [
     ratchet("a ratchet is not adopted where it is newer", "newer = time > repo.account_time or", "newer = False and"),
     gate("the ratchet is not adopted", '    if opened is not repo or outcome.status == "synced":\n', "    if False:\n"),
     ratchet("the ratchet is lowered by an outcome", "    if not newer:\n        return repo\n", ""),
-    gate("a replay holds and hears", "if rules.replayed and repo.phase != Phase.SYNC:", "if False:"),
+    gate("a replay buffers and notes as seen", "if rules.replayed and repo.phase != Phase.SYNC:", "if False:"),
     gate("a replay desyncs", "    if rules.replayed:\n        return", "    if False:\n        return"),
     # accounts
     ratchet(
@@ -243,7 +243,7 @@ MUTANTS = [
         "if False:",
     ),
     ratchet(
-        "a sequence that begins anew is the old one",
+        "a restarted sequence is the old one",
         'return f"{event.relay}#{event.epoch}" if event.epoch else event.relay',
         "return event.relay",
     ),
@@ -273,11 +273,11 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "a status that hides stands beside an active account",
+        "a status that hides is kept beside an active account",
         (Edit("protocol.account_status", "return status if status in NOT_FOLLOWED else None", "return status"),),
     ),
     gate(
-        "an inactive account's backfill goes on",
+        "an inactive account's backfill continues",
         '    ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")\n    return Transition(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())',
         "    return Transition(hidden)",
     ),
@@ -366,7 +366,7 @@ MUTANTS = [
     ),
     filters("narrowing leaves it clean", "clean = before.clean and covers(chosen, before.collections)", "clean = True"),
     filters(
-        "a walk that a change cut short goes on",
+        "a walk interrupted by a change continues",
         'self.walk_after, self.prune_after = "", None',
         'self.walk_after, self.prune_after = self.walk_after or "", None',
     ),
@@ -424,17 +424,17 @@ FOCUS: dict[str, dict[str, float]] = {
     "left out under several filters is of the last": FILTERED,
     "records are counted before filters are compared": FILTERED,
     "a row outside that the stream changed stays": FILTERED,
-    "a walk that a change cut short goes on": FILTERED,
+    "a walk interrupted by a change continues": FILTERED,
     "a prune of an open attempt is not counted": PRUNED,
     "a prune of several filters is of the last": PRUNED,
     "a lost event is not seen": {"loss": 0.4, "leap": 3, "listing": 5, "stale": 0.5},
-    "ten minutes of stale snapshots are not counted anew": {"forge": 3, "leap": 3, "unwell": 0.3},
+    "ten minutes of stale snapshots do not restart": {"forge": 3, "leap": 3, "unwell": 0.3},
     "equal rev with other data is a duplicate": {"rewrite": 6, "loss": 0.5, "filter": 0},
     "legacy events fit always": {"loss": 0.3},
     "a missing block is no desync": {"odd_commit": 4},
     "#sync with other data advances": {"odd_commit": 4},
     "#sync with equal data is dropped": {"sync": 4},
-    "nobody compares the creates' rev with min_rev": {"stale": 0.6, "loss": 0.0},
+    "the creates' rev is never compared with min_rev": {"stale": 0.6, "loss": 0.0},
     "an outcome of an older attempt is accepted": {"crash_worker": 3, "stop_worker": 3, "leap": 2},
     "rows are not counted": {"truncate": 3},
     "an empty snapshot is no first attempt": {"empty": 1.0, "loss": 0.3},
@@ -459,7 +459,7 @@ FOCUS: dict[str, dict[str, float]] = {
     "within a relay time decides": {"skewed": True, "clock": 6, "account": 6, "relays": 1, "restart": 0},
     "between relays seq decides": {"relays": 2, "account": 6},
     "between relays the last that comes wins": {"relays": 2, "account": 6, "takedown": 4, "lagging": True},
-    "a sequence that begins anew is the old one": {"restart": 3, "account": 6, "skewed": False},
+    "a restarted sequence is the old one": {"restart": 3, "account": 6, "skewed": False},
     "an identity makes older account events of other relays old": {
         "relays": 2,
         "lagging": True,
@@ -486,7 +486,7 @@ FOCUS: dict[str, dict[str, float]] = {
         "takedown": 6,
         "lagging": True,
     },
-    "a status that hides stands beside an active account": {"account": 6},
+    "a status that hides is kept beside an active account": {"account": 6},
 }
 """Mutants that need rare faults meet them oftener."""
 

@@ -49,7 +49,7 @@ def test_records_of_a_snapshot_and_of_commits_are_rows(world: World) -> None:
 
 
 def test_what_no_index_can_hold_costs_only_itself(world: World) -> None:
-    """G7: valid by its lexicon, refused by PostgreSQL: it stays in the mirror, flagged, and the batch goes on."""
+    """G7: a record that its lexicon allows and PostgreSQL refuses stays in the mirror, flagged; the rest of the batch is written."""
     far = post("ann", "3kaaaaaaaaaa2", 1)
     endless = Write("bob", LIKE, "3kbbbbbbbbbb2", {**(like("bob", "x", 2, far).record or {})}, 2)
     assert endless.record is not None

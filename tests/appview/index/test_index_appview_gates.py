@@ -68,7 +68,7 @@ def answers(world: World, minute: float, key: str, **more: Any) -> Write:
 
 
 def assert_a_rebuild_opens_nothing(world: World) -> None:
-    """Neither over what stands nor from empty tables, and it changes nothing else either."""
+    """Neither over existing rows nor from empty tables, and it changes nothing else."""
     before = everything(world)
     for from_empty in (False, True):
         rebuild(world.settings, lambda _: None, from_empty=from_empty)
@@ -118,7 +118,7 @@ def test_a_reply_of_unknown_order_is_refused_by_the_gate_that_stands(world: Worl
 
 
 def test_an_edited_gate_lets_in_nothing_that_it_refused(world: World) -> None:
-    """Bullet 2: clients write createdAt anew when a reply is hidden or a quote detached."""
+    """Bullet 2: clients write a new createdAt when a reply is hidden or a quote detached."""
     live(world, ROOT, thread_gate(ROOT, 2), post_gate(ROOT, 2))
     first = answers(world, 3, "2")
     live(world, quote("cat", "3kccccccccc22", 3, ROOT))
@@ -238,8 +238,8 @@ def test_a_gate_of_its_posts_own_commit_is_as_old_as_the_post(world: World) -> N
     assert refused(world) == {"3kbbbbbbbbb22"}
 
 
-def test_an_edited_reply_is_judged_anew(world: World) -> None:
-    """Or what came before the gate could be given any text after it; the official indexer judges anew too."""
+def test_an_edited_reply_is_judged_again(world: World) -> None:
+    """Otherwise a reply from before the gate could get any text later; the official indexer judges again too."""
     live(world, ROOT, reply("bob", "3kbbbbbbbbb22", 1.5, ROOT, ROOT), thread_gate(ROOT, 2))
     assert refused(world) == set()
     live(world, reply("bob", "3kbbbbbbbbb22", 3, ROOT, ROOT, text="another"))
@@ -247,7 +247,7 @@ def test_an_edited_reply_is_judged_anew(world: World) -> None:
 
 
 def test_an_account_that_was_deleted_comes_back_with_its_gate_closed(world: World) -> None:
-    """The first fetch after a deletion: nobody knows since when the gate stands."""
+    """The first fetch after a deletion: the start of the gate is unknown."""
     world.index(*world.snapshot("eve", [reply("eve", "3keeeeeeeee22", 1, ROOT, ROOT)]), received=1)
     live(world, ROOT, thread_gate(ROOT, 2))
     world.sql("update sluice.repo set first_attempt = null where did = %s", did("ann"))
@@ -266,7 +266,7 @@ def test_an_account_that_was_deleted_comes_back_with_its_gate_closed(world: Worl
 
 
 def test_a_gate_that_changes_all_the_time_has_few_versions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounded: the oldest are merged to what the stricter of them says."""
+    """The number is bounded: the two oldest become the stricter of both."""
     monkeypatch.setattr(appview_gates, "MAX_VERSIONS", 4)
     live(world, ROOT)
     for turn in range(12):

@@ -1,4 +1,4 @@
-"""What depends on several repos follows from the records that stand in the end, whatever the order they came in."""
+"""Rows that depend on several repos follow from the final records, in any order of arrival."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def quiet(_: RebuildProgress) -> None:
 
 
 def test_a_rebuild_makes_what_the_live_path_made(filled: World) -> None:
-    """N10: from what stands, and from nothing."""
+    """N10: over existing rows, and from empty tables."""
     live = everything(filled)
     assert live["notification"]
     assert live["duplicate_record"]

@@ -29,7 +29,7 @@ def refused_by_check(world: World) -> tuple[int, str | None]:
 def test_what_only_the_fold_is_refused_costs_only_itself(
     log: str, database: str, postgres: str, migrated_template: str, tmp_path: Path
 ) -> None:
-    """G5, G7, N10: the process lives on, everything else of the same transaction stands, and a rebuild mends it once it can."""
+    """G5, G7, N10: the process keeps running, the rest of the transaction is written, and a later rebuild repairs it."""
     root = post("ann", "3kaaaaaaaaaa2", 1)
     quotes = [quote("bob", f"3kbbbbbbbb{at:03d}".translate(str.maketrans("0189", "wxyz")), 2, root) for at in range(30)]
     answer = reply("eve", "3keeeeeeeeee2", 2, root, root)
@@ -67,8 +67,8 @@ def test_what_only_the_fold_is_refused_costs_only_itself(
     assert world.sql('select "quoteCount" from bsky.post_agg where uri = %s', root.uri) == [(len(quotes) - 3,)]
     assert world.sql("select uri from bsky.feed_item where type = 'repost'") == [(shares[0].uri,)]
     assert ("reply", root.uri) in world.sql('select reason, "reasonSubject" from bsky.notification')
-    told = [json.loads(line) for line in (tmp_path / "index.log").read_text().splitlines() if "quarantined" in line]
-    assert {(line["kind"], line["uri"]) for line in told} == bad
+    lines = [json.loads(line) for line in (tmp_path / "index.log").read_text().splitlines() if "quarantined" in line]
+    assert {(line["kind"], line["uri"]) for line in lines} == bad
     count, one = refused_by_check(world)
     assert count == len(bad)
     assert one is not None

@@ -1,6 +1,6 @@
 """The AppView's tables as the pure rules say them, record by record: what the set-based SQL must come to.
 
-`expected(writes, removed)` takes the records that stand in the end, all of which a first fetch of their repos brought, and those
+`expected(writes, removed)` takes the final records, all brought by a first fetch of their repos, and those
 that were removed since, with the minute when that was. Quadratic and without any shortcut; for small networks.
 """
 
@@ -24,7 +24,7 @@ Rows = dict[str, dict[str, Any]]
 
 @dataclass
 class Model:
-    """Records that stand, projected, with the keys that they hold."""
+    """Existing records, projected, with the unique keys that they own."""
 
     made: dict[str, tuple[Write, Projected]]
     tables: dict[str, Rows]  # table → uri → row
@@ -38,7 +38,7 @@ class Model:
         return uri.split("/")[2]
 
     def gate(self, post: str, kind: str, minute: float | None = None) -> dict[str, Any] | None:
-        """The gate of a post as it stands, or stood at that minute."""
+        """The gate of a post, now or at that minute."""
         uri = post.replace("/app.bsky.feed.post/", f"/{kind}/")
         if uri in self.made:
             return self.made[uri][0].record
@@ -46,8 +46,8 @@ class Model:
             (w.record for w, made, gone in self.past if made.uri == uri and minute is not None and minute < gone), None
         )
 
-    def stands(self, table: str, minute: float, **values: Any) -> bool:
-        """Did such a row stand at that minute?"""
+    def existed(self, table: str, minute: float, **values: Any) -> bool:
+        """Whether such a row existed at that minute."""
         rows = list(self.tables[table].values())
         rows += [row for _, made, gone in self.past if minute < gone for row in rows_in(made, table)]
         return any(all(row[key] == value for key, value in values.items()) for row in rows)
@@ -73,12 +73,12 @@ class Model:
         ]
         relations = Relations(
             mentioned=self.mentioned(root, creator, minute),
-            follows=self.stands("follow", minute, creator=creator, subjectDid=owner),
-            followed=self.stands("follow", minute, creator=owner, subjectDid=creator),
+            follows=self.existed("follow", minute, creator=creator, subjectDid=owner),
+            followed=self.existed("follow", minute, creator=owner, subjectDid=creator),
             lists=frozenset(
                 uri
                 for uri in {row["listUri"] for row in items}
-                if self.stands("list_item", minute, listUri=uri, subjectDid=creator)
+                if self.existed("list_item", minute, listUri=uri, subjectDid=creator)
             ),
         )
         violates = not may_reply(self.gate(root, GATE, minute), owner, creator, relations)
@@ -91,16 +91,16 @@ class Model:
         for uri, (_, made) in self.made.items():
             if uri in self.duplicates:
                 continue
-            told = {self.author(uri)} if uri in self.tables["post"] else set()
+            notified = {self.author(uri)} if uri in self.tables["post"] else set()
             for notice in [*made.notices, *self.replies(uri)]:
-                if notice.did in told or (notice.reason == "quote" and self.flags(uri)[2]):
+                if notice.did in notified or (notice.reason == "quote" and self.flags(uri)[2]):
                     continue
                 if uri in self.tables["post"]:
-                    told.add(notice.did)
+                    notified.add(notice.did)
                 yield notice.did, uri, notice.reason, notice.subject, notice.sort_at
 
     def replies(self, uri: str) -> list[Any]:
-        """Authors above a reply, nearest first; nobody above one that the thread's owner has hidden."""
+        """Authors above a reply, nearest first; none above one that the thread's owner has hidden."""
         from appview.projection.project import Notice
 
         row, found = self.post(uri), []
@@ -129,8 +129,8 @@ def expected(writes: list[Write], removed: Sequence[tuple[Write, float]] = ()) -
     answered = [row["replyParent"] for uri, row in posts.items() if row["replyParent"] and not flags[uri][1]]
     follows = model.tables["follow"].values()
     return {
-        "flags": {uri: (told[0], told[1]) if any(told[:2]) else (None, None) for uri, told in flags.items()},
-        "embeds": {uri for uri, told in flags.items() if told[2]},
+        "flags": {uri: (of[0], of[1]) if any(of[:2]) else (None, None) for uri, of in flags.items()},
+        "embeds": {uri for uri, of in flags.items() if of[2]},
         "quote": {(row["uri"], row["subject"]) for row in quotes},
         "feed_item": {row["uri"] for row in items},  # of duplicates too
         "held": {table: set(model.tables[table]) for table in UNIQUE},

@@ -19,11 +19,11 @@ class Relations(msgspec.Struct, frozen=True):
     mentioned: bool = False  # by a facet of the root post
     follows: bool = False  # the root's author
     followed: bool = False  # by the root's author
-    lists: frozenset[str] = frozenset()  # AT-URIs of the lists that it stands in
+    lists: frozenset[str] = frozenset()  # AT-URIs of the lists that it is in
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """The record that a reply answers; of any collection, for nobody keeps anybody from replying to a list."""
+    """The record that a reply answers; of any collection, since even a list can be answered."""
 
     root: str | None  # its own reply's root; None if it is no reply
     invalid: bool  # its own invalidReplyRoot
@@ -40,8 +40,8 @@ def holder(claims: Iterable[tuple[str, str]]) -> tuple[str, str]:
 def may_reply(gate: Record | None, owner: str, author: str, relations: Relations) -> bool:
     """Whether `author` may reply in the thread of `owner`; violatesThreadGate is the opposite.
 
-    A gate without `allow`, or none at all, lets everybody in, an empty one nobody but the owner. Rules add up; those of
-    unknown types let nobody in.
+    Without a gate, or without `allow`, everyone may reply; with an empty `allow` only the owner. Rules add up; those of
+    unknown types admit no one.
     """
     if author == owner or gate is None or "allow" not in gate:
         return True

@@ -1,7 +1,7 @@
 """What is valid for us is what is valid for the official validators (N10: lexicon validation).
 
 Recorded, of each of some 46,000 records: whether @atproto/bsky 0.0.221 would index it (lenient), and 0.0.280 (strict: it
-looks at sizes and types of blobs, and refuses blobs without type, URIs with a slash at the end, times without zone).
+checks sizes and types of blobs, and refuses blobs without type, URIs with a slash at the end, times without zone).
 We take what either takes: what the newest refuses has been in every AppView for years.
 """
 

@@ -57,7 +57,7 @@ def test_like() -> None:
 
 
 @pytest.mark.parametrize("kind", ["like", "repost"])
-def test_nobody_is_notified_of_what_he_does_to_his_own(kind: str) -> None:
+def test_an_action_on_a_post_of_ones_own_notifies_nobody(kind: str) -> None:
     mine = f"at://{ME}/app.bsky.feed.post/3k2aaaaaaaaaa"
     assert projected(f"app.bsky.feed.{kind}", subject=ref(mine), via=ref(REPOST)).notices == []
     via_mine = projected(f"app.bsky.feed.{kind}", subject=ref(POST), via=ref(mine))

@@ -151,7 +151,7 @@ POISON = "alter table sluice.label add constraint no_poison check (val <> 'poiso
 
 
 def test_messages_that_the_database_refuses_keep_no_live_event_waiting(world: World) -> None:
-    """H3: what nobody can find by its size. Live events pass first, then halving has a second a batch."""
+    """H3: refusals that no size predicts. Live events are written first, then halving has a second a batch."""
     world.sql(POISON)
     world.log[LABELS] = [label(at, "poison" if at % 2 else "good") for at in range(800)]
     waits = []
@@ -172,10 +172,10 @@ def test_messages_that_the_database_refuses_keep_no_live_event_waiting(world: Wo
     assert world.positions() == {LABELS: 800, LIVE: batches}
 
 
-def test_a_batch_that_takes_too_long_is_given_back_from_where_it_is_done(
+def test_a_batch_that_takes_too_long_is_returned_from_where_it_is_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """H3: the positions in the tables stand exactly there, and every message is done with once."""
+    """H3: the stored positions are exactly there, and every message is handled once."""
     monkeypatch.setattr(sink, "HALVING_SECONDS", 0.0)
     world.sql(POISON)
     world.log[LABELS] = [label(at, "poison" if at % 3 == 0 else "good") for at in range(20)]

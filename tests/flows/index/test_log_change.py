@@ -18,7 +18,7 @@ def repo(db: psycopg.Connection[tuple[object, ...]], did: str, part: int | None,
 
 
 def test_attempts_whose_outcome_stood_in_a_lost_log_are_expired_claims(database: str) -> None:
-    """G1, C4: of the partitions that are begun anew, once, and only where another log was read before."""
+    """G1, C4: for partitions read from the start, once, and only if another log was read before."""
     settings = Settings(database=database)
     old, new = IndexStore(settings, "old", None), IndexStore(settings, "new", None)
     with psycopg.connect(database, autocommit=True) as db:

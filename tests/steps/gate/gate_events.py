@@ -80,6 +80,6 @@ def ended(attempt: int, reason: str, ratchet: tuple[str, int] = ("", 0), *, dele
 
 
 def repo_in(phase: Phase, **fields: object) -> Repo:
-    """A repo under attempt 1 that stands at rev 5 with root "five", from live commits."""
+    """A repo under attempt 1 at rev 5 with root "five", from live commits."""
     defaults: dict[str, object] = {"attempt": 1, "rev": "5", "data": "five", "first_attempt": 1}
     return Repo(DID, phase=phase, **(defaults | fields))  # type: ignore[arg-type]  # fields of Repo by name

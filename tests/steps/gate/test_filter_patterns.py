@@ -20,7 +20,7 @@ patterns = st.lists(pattern, min_size=1, max_size=4)
 
 
 def matches(one: str, collection: str) -> bool:
-    """The rule as a regular expression, said in another way than the code says it."""
+    """The rule as a regular expression, independent of the code."""
     if one == "*":
         return True
     expression = re.escape(one.removesuffix(".*")) + (r"\..+" if one.endswith(".*") else "")

@@ -300,8 +300,8 @@ def test_a_replayed_outcome_adopts_its_ratchet() -> None:
 
 def test_a_status_told_since_the_claim_outlives_the_outcome() -> None:
     """G2: so it does in a replay, where the event comes after the outcome."""
-    told = gate.on_account(BACKFILL, account("t1", status="throttled")).repo
-    assert gate.on_outcome(told, synced(1, "5", "five", 0)).repo.status == "throttled"
+    throttled = gate.on_account(BACKFILL, account("t1", status="throttled")).repo
+    assert gate.on_outcome(throttled, synced(1, "5", "five", 0)).repo.status == "throttled"
     replayed = gate.on_outcome(Repo("did:plc:one"), synced(1, "5", "five", 0)).repo
     assert gate.on_account(replayed, account("t1", status="throttled")).repo.status == "throttled"
 
@@ -343,7 +343,7 @@ def test_a_takedown_hides_and_fences_a_running_backfill() -> None:
     assert step.effects == (DropBuffered(),)
 
 
-def test_reactivation_fetches_anew() -> None:
+def test_reactivation_fetches_again() -> None:
     hidden = repo_in(Phase.UNAVAILABLE, active=False, status="deactivated", retry_count=3)
     step = gate.on_account(hidden, account("t1"))
     assert (step.repo.phase, step.repo.reason, step.repo.active) == (Phase.PENDING, Reason.REACTIVATED, True)
@@ -375,7 +375,7 @@ def test_identity_news_takes_the_handle_as_a_hint() -> None:
 
 @pytest.mark.parametrize("status", ["takendown", "deleted", "something new"])
 def test_beside_an_active_account_stands_no_status_that_hides_it(status: str) -> None:
-    """What a relay says of both is taken by its `active`."""
+    """If an event has both, `active` decides."""
     repo = gate.on_account(SYNC, account("t1", active=True, status=status)).repo
     assert (repo.phase, repo.active, repo.status) == (Phase.SYNC, True, None)
     nameless = gate.on_account(SYNC, account("t1", active=False)).repo
@@ -418,7 +418,7 @@ def test_an_account_that_a_relay_does_not_follow_is_not_gone(status: str, *, act
 
 
 def test_unknown_statuses_are_tolerated() -> None:
-    """Active with a status goes on without it; inactive with one nobody knows is hidden, keeps its rows, and comes back."""
+    """Active with a status: the status is ignored. Inactive with an unknown one: hidden, keeps its rows, and returns."""
     status = "something-of-tomorrow"
     busy = gate.on_account(SYNC, account("t1", active=True, status=status))
     assert (busy.repo.phase, busy.repo.active, busy.repo.status, busy.effects) == (Phase.SYNC, True, None, ())

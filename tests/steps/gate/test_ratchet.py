@@ -51,7 +51,7 @@ def test_the_time_to_beat_is_the_highest_of_all_that_were_applied() -> None:
     assert applied([event("a", 1, 30), event("a", 2, 5), event("b", 1, 20)]) == [True, True, False]
 
 
-def test_a_sequence_that_begins_anew_is_compared_like_another_relay() -> None:
+def test_a_restarted_sequence_is_compared_like_another_relay() -> None:
     """H6: a relay that counts from 1 again would else say nothing new until it is past its old number."""
     assert applied([event("a", 9000, 10), event("a", 3, 11, epoch=7), event("a", 9001, 12)]) == [True, True, True]
     assert source_of(event("a", 1, 1)) == "a"
@@ -66,7 +66,7 @@ def test_events_of_an_earlier_release_go_by_time_and_then_by_seq() -> None:
 
 
 def test_an_identity_does_not_make_an_account_event_of_a_relay_that_lags_older() -> None:
-    """The relay that lags by an hour says its own takedown by its own clock."""
+    """A relay that lags by an hour sends its own takedown by its own clock."""
     events = [event("a", 1, 10), identity("a", 2, 60), event("b", 5, 30), event("b", 6, 20), identity("b", 7, 40)]
     assert applied(events) == [True, True, True, True, False]
     assert applied([event("a", 1, 30), identity("a", 2, 60), event("b", 5, 30)]) == [True, True, False]
