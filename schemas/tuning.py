@@ -102,9 +102,9 @@ class Tuning(BaseModel):
     # index
     index_batch_seconds: float = Field(default=2.0, gt=0)
     """After a batch that took longer, the next one is half as large: rebalances wait for a batch."""
-    held_events_per_repo: int = Field(default=10_000, ge=1)
+    buffered_events_per_repo: int = Field(default=10_000, ge=1)
     """Live events buffered for one repo before it is fetched again."""
-    held_bytes_per_repo: int = Field(default=64 * 1024 * 1024, ge=1)
+    buffered_bytes_per_repo: int = Field(default=64 * 1024 * 1024, ge=1)
     """Bytes of live events buffered for one repo before it is fetched again."""
 
     # control

@@ -19,8 +19,8 @@ log = logging.getLogger("index")
 def rules_of(settings: Settings, *, replayed: bool = False) -> Rules:
     """The gate's limits, from the settings. All writers use this function."""
     return Rules(
-        max_buffered=settings.tuning.held_events_per_repo,
-        max_buffered_bytes=settings.tuning.held_bytes_per_repo,
+        max_buffered=settings.tuning.buffered_events_per_repo,
+        max_buffered_bytes=settings.tuning.buffered_bytes_per_repo,
         max_attempts=settings.backfill_max_attempts,
         retry_first_seconds=settings.tuning.retry_first_seconds,
         retry_max_seconds=settings.tuning.retry_max_seconds,

@@ -13,8 +13,8 @@ from steps.gate.model import Rules
 from tests.support import ROOT
 
 OF_SETTING = {
-    "held_events_per_repo": "max_buffered",
-    "held_bytes_per_repo": "max_buffered_bytes",
+    "buffered_events_per_repo": "max_buffered",
+    "buffered_bytes_per_repo": "max_buffered_bytes",
     "backfill_max_attempts": "max_attempts",
     "retry_first_seconds": "retry_first_seconds",
     "retry_max_seconds": "retry_max_seconds",
