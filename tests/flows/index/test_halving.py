@@ -135,7 +135,7 @@ def test_labels_too_large_for_their_key_cost_no_transaction_and_delay_no_live_ev
     assert world.positions() == {LABELS: 1001, LIVE: 1}
     assert {letter.reason for letter in world.letters.sent} == {"refused_by_database"}
     assert len(world.letters.sent) == 1000
-    assert "index row" in world.letters.sent[0].error
+    assert "too large for an index" in world.letters.sent[0].error
 
 
 def test_the_largest_key_that_passes_is_one_that_the_index_holds(world: World) -> None:
