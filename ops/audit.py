@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.atproto.repo_lookup import AuditNetwork, stands_now
+from connectors.atproto.repo_lookup import AuditNetwork, head_reader
 from connectors.postgres.connection import connect, own_transaction
 from connectors.postgres.repo_queue import repair
 from ops.audit_worker import Chunk, check_chunk, close_connection
@@ -160,7 +160,7 @@ class _Audit:
     async def run(self) -> Report:
         """Every chunk, then the report."""
         resumed = self._resume() if self._scope == Scope() else False
-        network = AuditNetwork(self._settings, stands_now(self._settings.database))
+        network = AuditNetwork(self._settings, head_reader(self._settings.database))
         try:
             await self._check(network)
         finally:

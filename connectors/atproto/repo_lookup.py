@@ -22,12 +22,12 @@ AT_ONCE = 20
 CATCH_UP_SECONDS = 15.0
 RECHECK_SECONDS = 0.5
 
-Stands = Callable[[str], tuple[str, str | None] | None]
+ReadHead = Callable[[str], tuple[str, str | None] | None]
 """DID → (rev, commit) of its row while in `sync`, read now."""
 
 
 @dataclass(slots=True)
-class Asked:
+class LookupResult:
     """Findings, repos compared, and repos without an answer (which is not a finding)."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -38,9 +38,9 @@ class Asked:
 class AuditNetwork:
     """One per audit. Connects on first use; `close` it in its loop."""
 
-    def __init__(self, settings: Settings, stands: Stands) -> None:
+    def __init__(self, settings: Settings, read_head: ReadHead) -> None:
         self._settings = settings
-        self._stands = stands
+        self._read_head = read_head
         self._session = open_session(settings)
         self._resolver = Resolver(settings, self._session)
         self._budget = HostBudget(settings)
@@ -52,17 +52,17 @@ class AuditNetwork:
         await self._resolver.close()
         await self._session.close()
 
-    async def signatures(self, heads: list[StoredHead]) -> Asked:
+    async def signatures(self, heads: list[StoredHead]) -> LookupResult:
         """Check commits that the stored key did not sign against the current keys. A directory outage is not a finding."""
-        asked = Asked()
-        await asyncio.gather(*(self._signature(head, asked) for head in heads))
-        return asked
+        result = LookupResult()
+        await asyncio.gather(*(self._signature(head, result) for head in heads))
+        return result
 
-    async def commits(self, heads: list[StoredHead]) -> Asked:
+    async def commits(self, heads: list[StoredHead]) -> LookupResult:
         """Compare rows with the newest commits at the PDSes."""
-        asked = Asked()
-        await asyncio.gather(*(self._commit(head, asked) for head in heads))
-        return asked
+        result = LookupResult()
+        await asyncio.gather(*(self._commit(head, result) for head in heads))
+        return result
 
     async def latest(self, did: str) -> tuple[str, str] | str | None:
         """(rev, commit); or the reason why the PDS has none; or None without an answer."""
@@ -93,35 +93,35 @@ class AuditNetwork:
             return None
         return printable(rev, 100), printable(commit, 100)
 
-    async def _signature(self, head: StoredHead, asked: Asked) -> None:
+    async def _signature(self, head: StoredHead, result: LookupResult) -> None:
         try:
             async with self._turns:
                 key = (await self._resolver.resolve(head.did, fresh=True)).signing_key
         except IdentityNotFound:
             key = None
         except IdentityUnreachable:
-            asked.unanswered += 1
+            result.unanswered += 1
             return
-        asked.findings += check_commit(head, key)
+        result.findings += check_commit(head, key)
 
-    async def _commit(self, head: StoredHead, asked: Asked) -> None:
+    async def _commit(self, head: StoredHead, result: LookupResult) -> None:
         async with self._turns:
             answer = await self.latest(head.did)
         if answer is None:
-            asked.unanswered += 1
+            result.unanswered += 1
             return
-        asked.compared += 1
+        result.compared += 1
         if isinstance(answer, str):
-            asked.findings.append(Finding(head.did, FindingKind.PDS, answer))
+            result.findings.append(Finding(head.did, FindingKind.PDS, answer))
             return
         waited = 0.0
-        while (here := await asyncio.to_thread(self._stands, head.did)) is not None:
+        while (here := await asyncio.to_thread(self._read_head, head.did)) is not None:
             rev, commit = answer
             if here == answer:
                 return
             if waited >= (CATCH_UP_SECONDS if rev > here[0] else 2 * RECHECK_SECONDS):
                 why = f"its PDS is at rev {rev}, commit {commit}; the row at rev {here[0]}, commit {here[1]}"
-                asked.findings.append(Finding(head.did, FindingKind.PDS, why))
+                result.findings.append(Finding(head.did, FindingKind.PDS, why))
                 return
             await asyncio.sleep(RECHECK_SECONDS)
             waited += RECHECK_SECONDS
@@ -129,12 +129,12 @@ class AuditNetwork:
                 answer = again  # the row may be newer than the PDS's answer
 
 
-def stands_now(database: str) -> Stands:
+def head_reader(database: str) -> ReadHead:
     """Read rows, on a new connection for each call: few repos need it."""
 
-    def stands(did: str) -> tuple[str, str | None] | None:
+    def read_head(did: str) -> tuple[str, str | None] | None:
         with connect(database, "sluice audit") as db:
-            row: Any = db.execute(queries("audit")["stands"], {"did": did}).fetchone()
+            row: Any = db.execute(queries("audit")["stored_head"], {"did": did}).fetchone()
         return None if row is None else (row[0], row[1])
 
-    return stands
+    return read_head

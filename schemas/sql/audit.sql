@@ -84,7 +84,7 @@ select did, kind, detail from sluice.audit_finding where run = %(run)s order by 
 -- name: abandon_runs
 update sluice.audit_run set finished_at = now(), abandoned = true where finished_at is null and options = %(options)s::jsonb
 
--- name: stands
+-- name: stored_head
 select rev, commit from sluice.repo where did = %(did)s and phase = 'sync'
 
 -- name: only_one

@@ -132,14 +132,14 @@ def test_the_hosts_headers_lower_the_budget_and_never_raise_it(database: str) ->
 
 
 def test_a_used_up_budget_is_reported_instead_of_waited_for(database: str) -> None:
-    """A worker's places are not held for minutes by one host."""
+    """One host does not hold a worker's slots for minutes."""
 
     async def main() -> None:
         budget = HostBudget(settings(database, pds_requests=1, host_window_seconds=300.0))
         await budget.acquire(HOST)
         waiting = [asyncio.create_task(budget.acquire(HOST)) for _ in range(3)]
-        (told, *_), _ = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        refused = told.exception()
+        (first, *_), _ = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        refused = first.exception()
         assert isinstance(refused, HostPaused)
         assert refused.reason is FailureReason.HOST_BUSY
         for one in waiting:

@@ -1,4 +1,4 @@
-"""Hosts that drip: what they cost the others, and what they cost themselves. In virtual time, no host and no network."""
+"""Hosts that send a byte now and then: effects on other hosts and on themselves. In virtual time, without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRIP = (0.2, 5.0)  # bytes a second, and after how many seconds each part comes
 
 @dataclass(slots=True)
 class Worker:
-    """Repos as `flows/backfill/worker.py` treats them: (host, size, bytes a second) each, again and again until fetched."""
+    """Repos as `flows/backfill/pipeline.py` treats them: (host, size, bytes a second) each, again and again until fetched."""
 
     slots: FetchSlots
     done: dict[str, float] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Worker:
             await asyncio.sleep(step)
             transfer.received = min(size, transfer.received + max(1, int(speed * step)))
 
-    async def shortening(self) -> None:
+    async def evicting(self) -> None:
         while True:
             self.slots.evict_overdue()
             await asyncio.sleep(0.2)
@@ -57,7 +57,7 @@ class Worker:
 
 async def played(worker: Worker, seconds: float, *repos: tuple[str, str, int, float]) -> None:
     tasks = [asyncio.create_task(worker.repo(*one)) for one in repos]
-    ticking = asyncio.create_task(worker.shortening())
+    ticking = asyncio.create_task(worker.evicting())
     await asyncio.wait(tasks, timeout=seconds)
     for task in (*tasks, ticking):
         task.cancel()

@@ -106,7 +106,7 @@ def test_a_redirect_to_a_paused_host_pauses_the_redirecting_host(database: str) 
     """H4, H5: uncounted, without blame, it could go on for ever."""
 
     async def victim(_: web.Request) -> web.StreamResponse:
-        raise AssertionError("nobody may ask it")
+        raise AssertionError("no request is allowed")
 
     async def pause(shared: HostBudget, other: str) -> None:
         await shared.pause(other, 600.0, "it said so")

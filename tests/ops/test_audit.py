@@ -17,7 +17,7 @@ import cbrrr
 import psycopg
 import pytest
 
-from connectors.atproto.repo_lookup import Asked, AuditNetwork
+from connectors.atproto.repo_lookup import AuditNetwork, LookupResult
 from ops.audit import Options, Report, Scope, audit
 from schemas.settings import Settings, load
 from steps.repo_audit import StoredHead
@@ -254,7 +254,7 @@ def test_each_repo_that_differs_is_repaired_queued_or_named_whatever_was_written
     fired: list[int] = []
     first = AuditNetwork.signatures
 
-    async def meanwhile(self: AuditNetwork, heads: list[StoredHead]) -> Asked:
+    async def meanwhile(self: AuditNetwork, heads: list[StoredHead]) -> LookupResult:
         for number, statement in MEANWHILE.items():
             sql(settings, statement, did(number))
             fired.append(number)

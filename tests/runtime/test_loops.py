@@ -183,7 +183,7 @@ def test_a_relay_s_list_of_hosts(name: str, answer: Callable[[int], HostList]) -
 @pytest.mark.parametrize("new", [True, False])
 def test_one_list_of_hosts_has_an_end(monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
     """H5: cursors that go round, and pages without a new host."""
-    pager, asked = Pager(Settings(), None), 0  # type: ignore[arg-type]  # asks nobody
+    pager, asked = Pager(Settings(), None), 0  # type: ignore[arg-type]  # sends no request
 
     async def ask(_relay: str, _method: str, cursor: str, _limit: int) -> Any:
         nonlocal asked

@@ -72,7 +72,7 @@ def test_the_first_page_of_a_relay_is_skipped() -> None:
 
 
 def test_skips_end_if_a_relay_answers_only_errors() -> None:
-    """B2, G5: after many skips in a row the listing returns to where the upstream last answered, says so, and waits."""
+    """B2, G5: after many skips in a row the listing returns to the newest cursor that worked, reports it, and waits."""
     state = Listing(100, cursor="200", safe="200")
     skips = 0
     for _ in range(10_000):
@@ -180,14 +180,14 @@ def test_every_healthy_repo_is_listed_or_in_a_reported_range(poison: set[int], r
             break
         if decision.stuck:
             assert not relay
-            assert 0 in poison  # only a PDS's first page cannot be stepped over
+            assert 0 in poison  # only a PDS's first page cannot be skipped
             return
         state, now = decision.state, decision.wait_until
     else:
         pytest.fail("the listing did not come to its end")
-    told = {repo for low, high in ranges for repo in range(low, high)}
-    assert set(range(300)) - seen <= told
-    assert poison <= told
+    reported = {repo for low, high in ranges for repo in range(low, high)}
+    assert set(range(300)) - seen <= reported
+    assert poison <= reported
     if not relay:  # opaque pages are narrowed first: little is lost with the poison
         assert len(set(range(300)) - seen) <= 16 * len(poison)
 

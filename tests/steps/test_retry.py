@@ -30,7 +30,7 @@ def test_failures_count_until_the_last_attempt() -> None:
     delays = [one.seconds for one in decisions if isinstance(one, RetryIn)]
     assert delays == sorted(delays)
     assert all(one.counted for one in decisions if isinstance(one, RetryIn))
-    assert sum(delays) > 1200, "a host that is down for twenty minutes fails nobody"
+    assert sum(delays) > 1200, "a host that is down for twenty minutes fails no repo"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 60, 1000])
@@ -49,7 +49,7 @@ def test_an_account_state_is_not_a_failure(reason: FailureReason, retry_count: i
 
 
 def test_only_what_is_gone_confirms_a_deletion() -> None:
-    """A deletion that we were told of is believed when the PDS does not know the repo, or the DID has none."""
+    """A reported deletion is confirmed when the PDS does not know the repo, or the DID has none."""
     confirmed = {
         reason
         for reason in (

@@ -76,7 +76,7 @@ def test_a_pds_fault_is_recorded_and_the_repo_retried(simulator: Simulator, worl
     if named == "rate_limited":
         assert counted == 0, "a pause is no attempt"
         pauses = run.execute("select pause_reason from sluice.host where paused_until is not null")
-        assert pauses, "the pause stands in the host's row, for all workers"
+        assert pauses, "the pause is in the host's row, for all workers"
     else:
         assert counted > 0
         assert process.metric("sluice_backfill_attempts_failed_total", reason=named) == counted
@@ -152,7 +152,7 @@ def test_one_block_that_many_leaves_name_is_too_large_before_a_message_is_made(
 
 
 def test_a_stale_snapshot_is_not_taken(simulator: Simulator, world: Make) -> None:
-    """A lagging replica: nothing is produced below the rev that was heard; the claim is kept until the PDS catches up."""
+    """A lagging replica: nothing is produced below the rev already seen; the claim is kept until the PDS catches up."""
     run = world(simulator(repos=6, records_per_repo=20, inactive_share=0.0))
     run.simulation.writer(100)
     wait_until(lambda: all(one["commits"] > 40 for one in [run.simulation.summary()]))
@@ -171,19 +171,19 @@ def test_a_stale_snapshot_is_not_taken(simulator: Simulator, world: Make) -> Non
 
 
 def test_account_states_are_outcomes(simulator: Simulator, world: Make) -> None:
-    """Deactivated, taken down, and gone after we were told of the deletion: each is one outcome and no error."""
+    """Deactivated, taken down, and gone after a reported deletion: each is one outcome and no error."""
     run = world(simulator(repos=8, records_per_repo=10, inactive_share=0.0))
     truth = run.simulation.state()
-    off, down, gone, told, back, hidden = list(truth)[:6]
+    off, down, gone, deleted, back, hidden = list(truth)[:6]
     run.simulation.op("deactivate", did=off)
     run.simulation.op("takedown", did=down)
     run.simulation.op("delete_account", did=gone)
-    run.simulation.op("delete_account", did=told)
+    run.simulation.op("delete_account", did=deleted)
     run.simulation.op("delete_account", did=hidden)
-    run.list_all({did: truth[did] for did in (off, down, gone, told, back, hidden)})
+    run.list_all({did: truth[did] for did in (off, down, gone, deleted, back, hidden)})
     run.execute(
         "update sluice.repo set reason = 'deletion', active = false, status = 'deleted' where did = any(%s)",
-        [told, back],
+        [deleted, back],
     )
     run.execute(
         "update sluice.repo set reason = 'deletion', active = false, status = 'deactivated' where did = %s", hidden
@@ -195,13 +195,13 @@ def test_account_states_are_outcomes(simulator: Simulator, world: Make) -> None:
     assert (outcomes[down].status, outcomes[down].reason) == ("unavailable", "takendown")
     assert outcomes[gone].status == "unavailable"
     assert outcomes[gone].reason in ("not_found", "did_not_found")
-    assert (outcomes[told].status, outcomes[told].active) == ("deleted", False)
-    assert outcomes[hidden].status == "unavailable", "we were told of a deactivation: its rows are hidden, not removed"
+    assert (outcomes[deleted].status, outcomes[deleted].active) == ("deleted", False)
+    assert outcomes[hidden].status == "unavailable", "a deactivation was reported: its rows are hidden, not removed"
     assert (outcomes[back].status, outcomes[back].active) == ("synced", True)
 
 
 def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simulator, world: Make) -> None:
-    """C1, C2, P4: every task stands in the log three times, in both topics; one claim each, the others are dropped and counted."""
+    """C1, C2, P4: every task is in the log three times, in both topics; one claim each, the others are dropped and counted."""
     run = world(simulator(repos=80, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4)
     truth = run.simulation.state()
     run.simulation.set_faults(pds_trickle={"chunk": 2000, "interval": 3.0, "per_did": 0})
@@ -222,7 +222,7 @@ def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simu
 
 
 def test_a_resync_does_not_queue_behind_the_backlog(simulator: Simulator, world: Make) -> None:
-    """A desynced repo is fetched while slow downloads of the backlog hold every place of theirs."""
+    """A desynced repo is fetched while slow downloads of the backlog hold all their slots."""
     run = world(
         simulator(repos=40, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4, pds_concurrency=50
     )
@@ -268,7 +268,7 @@ def test_incident_c_a_killed_worker_s_repos_come_back_when_their_lease_ends(simu
     run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 1.0, "per_did": 0})
     tasks = run.list_all(truth)
     run.queue(tasks, "repo_resync")
-    # the second one's leases do not end, also where the machine stands still for a while
+    # the second one's leases do not end, even if the machine is suspended for a while
     first, second = run.start(lease_seconds=12.0), run.start(lease_seconds=600.0)
 
     def in_hands_of_the_first() -> dict[str, float]:
@@ -450,7 +450,7 @@ def test_a_large_repo_passes_in_bounded_memory(simulator: Simulator, world: Make
 
 
 def test_no_claims_are_made_while_the_index_is_behind(simulator: Simulator, world: Make) -> None:
-    """B7: above the mark the flow is paused and says why; below it goes on, and nothing is missing."""
+    """B7: above the mark the flow is paused with a reason; below it continues, and nothing is missing."""
     run = world(
         simulator(repos=120, records_per_repo=20, inactive_share=0.0),
         kafka_high_water_messages=200,

@@ -27,7 +27,7 @@ Simulator = Callable[..., Simulation]
 def test_an_account_that_moved_is_fetched_where_it_lives_now(
     simulator: Simulator, world: Make, fault: str | None
 ) -> None:
-    """G5: what the old PDS says of an account that moved away is no news: the directory is asked again, and waited for."""
+    """G5: what a former PDS reports about an account does not count: the DID is resolved afresh, and the worker waits for the directory."""
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), rate_limit_pause_seconds=1.0)
     truth = run.simulation.state()
     moved = next(iter(truth))
@@ -76,7 +76,7 @@ def got(url: str) -> bytes:
 
 
 def test_an_account_s_former_pds_is_never_believed(simulator: Simulator, world: Make) -> None:
-    """G5, G7: its old snapshot is below what was heard; the directory names another PDS, which is asked before anything is given up."""
+    """G5, G7: the former PDS serves a snapshot below the rev already seen; the directory names another PDS, which is asked first."""
     run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), stale_seconds=0.5)
     truth = run.simulation.state()
     moved = next(iter(truth))
@@ -121,7 +121,7 @@ def test_an_account_whose_move_was_missed_is_found(simulator: Simulator, world: 
     truth = run.simulation.state()
     moved = next(iter(truth))
     truth = {moved: truth[moved]}
-    with socket.socket() as gone:  # bound, so that nobody else gets the port, and not listening
+    with socket.socket() as gone:  # bound, so that no other process gets the port, and not listening
         gone.bind(("127.0.0.1", 0))
         run.execute(
             "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')",

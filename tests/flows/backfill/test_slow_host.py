@@ -1,4 +1,4 @@
-"""A PDS that hangs among others: its repos wait for it, and nobody else does."""
+"""A PDS that hangs among others: only its own repos wait for it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_host_that_hangs_delays_only_its_own_repos(world: World) -> None:
     assert simulation.fired("pds_hang") == SHARE, "no more of its slots than its share were taken"
     away = "sluice_claims_total"
     wait_until(lambda: process.metric(away, result="deferred"), 60, "what is too much for it comes back later")
-    assert process.metric("sluice_backfill_fetch_errors_total") == 0, "which is nobody's failure"
+    assert process.metric("sluice_backfill_fetch_errors_total") == 0, "and is not a failure"
     assert {row["retry_count"] for row in world.rows().values()} == {0}
     process.kill()  # with what hangs
     simulation.set_faults(clear=True)
@@ -87,7 +87,7 @@ def test_ten_dripping_hosts_delay_other_repos_by_a_minute_at_most(
 
 
 def test_the_end_of_a_slow_queue_is_evicted_and_returns_spread(timeless: asyncio.Runner) -> None:
-    """What waits for a host is bounded by the pace at which it answers; waiting for a place is not waiting for a host."""
+    """A host's queue is bounded by its speed. Repos that wait for a free slot do not count as its queue."""
 
     async def run() -> list[float]:
         slots = FetchSlots(3, 1, per_host=1, line_seconds=0.05)
@@ -123,7 +123,7 @@ def test_the_end_of_a_slow_queue_is_evicted_and_returns_spread(timeless: asyncio
 
 
 def test_hanging_hosts_do_not_take_all_slots_again(timeless: asyncio.Runner) -> None:
-    """B3: who has shown to be slow gets one place, until it answers quickly again; a fast host keeps its share."""
+    """B3: a host that was slow gets one slot until it is fast again; a fast host keeps its share."""
     held: dict[str, list[int]] = {}
 
     async def fetch(slots: FetchSlots, host: str, seconds: float) -> None:

@@ -281,7 +281,7 @@ def test_urgent_work_has_its_own_slots_and_goes_first() -> None:
         assert order[-1] == "urgent 2"
         gates[0].set()
         await asyncio.sleep(0.01)
-        assert slots.taken == 2, "one of three places is not the backlog's"
+        assert slots.taken == 2, "one of three slots is not for the backlog"
         for gate in gates:
             gate.set()
         await asyncio.gather(*tasks, return_exceptions=True)

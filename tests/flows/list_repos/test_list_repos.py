@@ -32,7 +32,7 @@ def job(bed: FlowBed, upstream: str) -> dict[str, Any]:
 
 
 def completed(bed: FlowBed, upstream: str) -> bool:
-    """Its listing is at its end. (Whether its repos are, control says, which does not run here.)"""
+    """Its listing is at its end. (Whether its repos are done is decided by control, which does not run here.)"""
     return job(bed, upstream).get("checkpoint", {}).get("done") is True
 
 
@@ -135,7 +135,7 @@ def test_a_pds_whose_list_is_too_long_is_read_to_the_bound(simulator: Start, flo
 
 
 def test_a_failing_first_page_does_not_loop(simulator: Start, flow_bed: FlowBed) -> None:
-    """B2: the relay's first page is stepped over; a PDS's is narrowed and then waited for, and does not hold up the rest."""
+    """B2: the relay's first page is skipped; a PDS's is narrowed, then retried with growing waits, and delays no other listing."""
     network = simulator(repos=1500, records_per_repo=1, pdses=1)
     (relay,), (pds,) = network.relays, network.pdses
     network.set_faults(relay_list_500={"from": 1, "to": 5}, pds_list_500={"from": 1, "to": 5})
@@ -197,19 +197,19 @@ def test_throttled_and_absent_relays_move_no_cursor(simulator: Start, flow_bed: 
     network = simulator(repos=30, records_per_repo=1)
     (relay,) = network.relays
     network.set_faults(relay_list_429={"times": 3})
-    nobody = "http://127.0.0.1:9"
-    flow = flow_bed.start("list_repos", relays=[relay, nobody], **QUICK)
+    closed = "http://127.0.0.1:9"
+    flow = flow_bed.start("list_repos", relays=[relay, closed], **QUICK)
     wait_until(lambda: completed(flow_bed, relay))
     assert network.fired("relay_list_429") == 3
     page = wait_until(lambda: (page := flow.health())["state"] == "failing" and page)
-    assert nobody in page["why"]
+    assert closed in page["why"]
     assert flow_bed.rows("select * from sluice.skipped_range") == []
     assert listed(flow_bed) == set(network.state())
     assert flow.terminate() == 0
 
 
 def test_back_pressure_pauses_the_listing_and_resumes_without_loss(simulator: Start, flow_bed: FlowBed) -> None:
-    """B7: nobody works on the tasks, so the listing waits; when they are settled it goes on."""
+    """B7: no worker takes the tasks, so the listing waits; when they are done it continues."""
     network = simulator(repos=1000, records_per_repo=1, faults={"list_slow": {"seconds": 0.05}})
     (relay,) = network.relays
     network.op("new_account")

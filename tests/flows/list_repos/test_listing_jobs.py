@@ -57,12 +57,12 @@ def test_operators_pause_resume_and_cancel_while_it_lists(simulator: Start, flow
     jobs.pause(flow_bed.db, paused.id)
     jobs.cancel(flow_bed.db, cancelled.id)
 
-    def stands() -> bool:
+    def unchanged() -> bool:
         before = [look(flow_bed, job).counts.listed for job in (paused, cancelled)]
         flow_bed.db.execute("select pg_sleep(3)")  # longer than an epoch and a look together
         return before == [look(flow_bed, job).counts.listed for job in (paused, cancelled)]
 
-    wait_until(stands)
+    wait_until(unchanged)
     stood = [look(flow_bed, job) for job in (paused, cancelled)]
     assert [job.status for job in stood] == [JobStatus.PAUSED, JobStatus.CANCELLED]
     assert all(0 < job.counts.listed < 400 and not job.checkpoint["done"] for job in stood)
@@ -71,7 +71,7 @@ def test_operators_pause_resume_and_cancel_while_it_lists(simulator: Start, flow
     flow.kill()
     flow = flow_bed.start("list_repos", relays=[relay], **QUICK)
     wait_until(lambda: flow.health()["state"] == "idle")
-    assert stands()
+    assert unchanged()
     assert [look(flow_bed, job).checkpoint for job in (paused, cancelled)] == [job.checkpoint for job in stood]
     assert repos_of(flow_bed, both) == repos_of(flow_bed, waiting) == set()
     jobs.resume(flow_bed.db, paused.id)
