@@ -12,10 +12,10 @@
     repos ──▶ firehose_backfill
 
 The dataflow carries chunks of messages and dead letters. Steps 1 to 4 and 8 are coroutines of one event loop, since they
-wait for sockets. Steps 5 to 7 run in the flow's thread, since they take CPU and the position must follow the log.
-Threads hand over in four places: loop → flow, a bounded queue of downloads (slices.py); flow → loop, the result of a
-task (`_deliver` in pipeline.py); and two helper threads of the loop for calls that block: the consumer's poll
-(source.py), and one database transaction at a time (async_queue.py).
+wait for sockets. Steps 5 to 7 run in the flow's thread: they take CPU, and what they emit must reach the log in order.
+Threads hand over in four places. Loop → flow: a bounded queue of downloads (slices.py). Flow → loop: the result of a task
+(`_deliver` in pipeline.py). The loop uses two helper threads for calls that block: the consumer's poll (source.py), and one
+database transaction at a time (async_queue.py).
 """
 
 import sys

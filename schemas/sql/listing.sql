@@ -1,7 +1,7 @@
--- Statements of listings, run by flows/list_repos/source.py and its parts: jobs, skipped ranges, hosts, answered gaps.
+-- Statements of the list_repos flow: jobs, skipped ranges, hosts, resolved gaps.
 
 -- name: open_job
--- Starting the same listing again finds its job: the cutoff and the counters are those of its first start.
+-- Starting a listing again returns its existing job, with the cutoff and counters of the first start.
 insert into sluice.backfill_job (name, source, status, cutoff_seqs)
 values (%(name)s, %(source)s::jsonb, 'running', coalesce((
     select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
@@ -12,7 +12,7 @@ on conflict (name) do update set
 returning id
 
 -- name: skip
--- A range that begins where an open one does is that one, grown: it keeps its retries and its time.
+-- A range that starts where an open one does extends that one, which keeps its retry count and its time.
 with grown as (
     update sluice.skipped_range s set to_cursor = %(to_cursor)s, reason = %(reason)s
     where s.id = (
@@ -45,7 +45,7 @@ select count(*) from sluice.skipped_range
 where filled_at is null and retry_count >= %(tries)s and upstream = any(%(relays)s::text[])
 
 -- name: fill_by_pdses
--- Every PDS that a relay names today has been listed to its end since the range was stepped over.
+-- Ranges after whose skip every PDS that the relay names has been listed to its end.
 update sluice.skipped_range s set filled_at = now(), filled_by = 'pdses'
 where s.filled_at is null and s.retry_count >= %(tries)s and s.upstream = any(%(relays)s::text[])
       and exists (select from sluice.host)
@@ -57,13 +57,13 @@ where s.filled_at is null and s.retry_count >= %(tries)s and s.upstream = any(%(
 returning s.upstream, s.from_cursor
 
 -- name: fill_now
--- Due at once, and asked of the PDSes too.
+-- Make ranges due at once, also for the PDSes.
 update sluice.skipped_range set next_retry_at = now(), retry_count = greatest(retry_count, %(tries)s)
 where filled_at is null and (%(ids)s::bigint[] is null or id = any(%(ids)s::bigint[]))
 returning id
 
 -- name: narrow
--- What could be read of the range is read; the rest is tried again later. No row: another one is that rest already.
+-- Shrink a range to what is unread, which is retried later. No row: another row already is that range.
 update sluice.skipped_range s set
     retry_count = s.retry_count + 1, next_retry_at = now() + make_interval(secs => %(delay)s), reason = %(reason)s,
     from_cursor = %(from_cursor)s, to_cursor = %(to_cursor)s
@@ -74,7 +74,7 @@ where s.id = %(id)s and s.filled_at is null and not exists (
 returning s.id
 
 -- name: split
--- One more range that is left of this one. It is as old, and has been tried as often.
+-- Add another unread part of a range, with the same age and retry count.
 insert into sluice.skipped_range (upstream, from_cursor, to_cursor, reason, retry_count, next_retry_at, skipped_at)
 select s.upstream, %(from_cursor)s, %(to_cursor)s, %(reason)s, s.retry_count + 1,
        now() + make_interval(secs => %(delay)s), s.skipped_at
@@ -85,7 +85,7 @@ on conflict (upstream, from_cursor, to_cursor) do update set
     skipped_at = least(skipped_range.skipped_at, excluded.skipped_at)
 
 -- name: gaps
--- Newest unanswered loss per upstream, and the database's clock (seconds since 1970).
+-- Newest open gap of each upstream, and the database's clock (seconds since 1970).
 select upstream, extract(epoch from max(noticed_at))::float8, extract(epoch from now())::float8
 from sluice.stream_gap where answered_at is null group by upstream
 union all
