@@ -42,7 +42,7 @@ def test_a_pds_that_limits_an_audit_is_left_alone_for_as_long_as_it_said(databas
         found = await network.commits([StoredHead(f"did:plc:{name}", "", "", "", b"", None) for name in names])
         await network.close()
         await runner.cleanup()
-        return found.untold, found.compared
+        return found.unanswered, found.compared
 
     assert asyncio.run(main()) == (REPOS, 0)
     assert 1 <= asked <= AT_ONCE  # those that were under way
