@@ -2,8 +2,8 @@
 
 `async with HostBudget.request(host)` waits for one request, or raises HostPaused. Tokens are leased in small batches, so that
 not every request needs the database; unused tokens expire. Burst, refill, the lifetime of a lease and the latency to the host
-are chosen so that no sliding window of `host_window_seconds`, as the host counts it, holds more than `host_requests` of all
-workers together. A host's own RateLimit headers can only lower that.
+are chosen so that no sliding window, as the host counts it, holds more than `pds_requests` of all workers together. A host's
+own RateLimit headers can only lower that.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class HostBudget:
 
     @asynccontextmanager
     async def request(self, host: str) -> AsyncIterator[None]:
-        """One request: one of `host_concurrency` permits, then a token. Raises HostPaused."""
+        """One request: one of `pds_concurrency` permits, then a token. Raises HostPaused."""
         state = self._state(host)
         state.users += 1
         try:

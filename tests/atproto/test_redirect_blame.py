@@ -204,7 +204,7 @@ def test_a_host_serves_a_limited_number_of_requests_at_a_time(monkeypatch: pytes
     """B3: the limit holds also for hosts that only redirects lead to, and other hosts do not wait for it."""
 
     async def main() -> tuple[int, int, int]:
-        shared = HostBudget(Settings(database="postgresql://unused@localhost/unused", host_concurrency=2))
+        shared = HostBudget(Settings(database="postgresql://unused@localhost/unused", pds_concurrency=2))
 
         async def free(host: str) -> None:
             pass
