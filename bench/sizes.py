@@ -25,7 +25,7 @@ from protocol.event_stream import Commit, Sync, decode
 from protocol.verify_commit import Verified, verify
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
-RECORDED = Path(__file__).resolve().parent.parent / "tests" / "steps" / "recorded" / "official_pds.json.xz"
+RECORDED = Path(__file__).resolve().parent.parent / "tests" / "protocol" / "recorded" / "official_pds.json.xz"
 KINDS = ("control", "index", "backfill", "firehose", "list-repos")
 WRITER = 400.0
 TIME = "2026-01-01T00:00:00.000Z"
