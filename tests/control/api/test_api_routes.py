@@ -152,6 +152,7 @@ def test_paths_before_v1_are_aliases_that_the_document_does_not_show(api: Api) -
     job = api.post("/api/backfill", {"source": "dids", "dids": DIDS})[1]["id"]
     shown = set(api.get("/api/openapi.json")[1]["paths"])
     assert all(path.startswith("/api/v1/") for path in shown)
+    assert '"422"' not in json.dumps(api.get("/api/openapi.json")[1]), "invalid requests are answered with 400"
     for path in sorted(shown):
         alias = path.replace("/api/v1/jobs", "/api/backfill").replace("/api/v1/", "/api/")
         paths = [
@@ -176,6 +177,7 @@ def test_no_path_and_no_method_are_answers_too(api: Api) -> None:
     assert api.get("/api/v1/hosts?limit=501")[0] == 400
     assert api.get("/api/v1/hosts?cursor=W10")[0] == 400
     assert api.get("/api/v1/hosts?unknown=1")[0] == 400
+    assert api.get("/api/v1/hosts?limit=1&limit=2")[0] == 400
 
 
 def test_too_many_calls_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
