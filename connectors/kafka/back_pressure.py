@@ -28,8 +28,8 @@ LIVE_TOPIC = FIREHOSE_LIVE
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a group is behind: messages, and whether some of them are older than the two ages asked about."""
+class GroupLag:
+    """Lag of a group in messages, and whether any of them is older than the two ages given."""
 
     lag: int
     older_than_mark: bool
@@ -96,17 +96,17 @@ class HighWater:
         was_paused = self._paused is not None
         if self._by_age:
             mark = retention * self._settings.tuning.live_high_water_fraction
-            standing = self._standing(client, mark)
+            standing = self._group_lag(client, mark)
             over = standing.older_than_resume if was_paused else standing.older_than_mark
             why = f"{self._group} has {standing.lag:,} messages of {self._topic} to settle, the oldest over {_span(mark)} old"
         else:
             high = self._settings.kafka_high_water_messages
-            standing = self._standing(client, None)
+            standing = self._group_lag(client, None)
             over = standing.lag > (high * RESUME_SHARE if was_paused else high)
             why = f"{self._group} is {standing.lag:,} messages behind on {self._topic}, the mark is {high:,}"
         self._paused = why if over else None
 
-    def _standing(self, client: AdminClient, mark_seconds: float | None) -> Standing:
+    def _group_lag(self, client: AdminClient, mark_seconds: float | None) -> GroupLag:
         parts = self._partitions(client)
         ends = self._offsets(client, parts, OffsetSpec.latest())
         starts = self._offsets(client, parts, OffsetSpec.earliest())
@@ -114,7 +114,7 @@ class HighWater:
         at = {part: max(committed.get(part, 0), starts[part]) for part in ends}
         lag = sum(max(0, end - at[part]) for part, end in ends.items())
         if mark_seconds is None or lag == 0:
-            return Standing(lag, older_than_mark=False, older_than_resume=False)
+            return GroupLag(lag, older_than_mark=False, older_than_resume=False)
 
         def older(seconds: float) -> bool:
             moment = int((time.time() - seconds) * 1000)
@@ -122,7 +122,7 @@ class HighWater:
             young = self._offsets(client, parts, OffsetSpec.for_timestamp(moment))
             return any(at[part] < (ends[part] if first < 0 else first) for part, first in young.items())
 
-        return Standing(lag, older(mark_seconds), older(mark_seconds * RESUME_SHARE))
+        return GroupLag(lag, older(mark_seconds), older(mark_seconds * RESUME_SHARE))
 
     def _partitions(self, client: AdminClient) -> list[int]:
         watchdog.mark()

@@ -1,6 +1,6 @@
 """How every client of ours reaches the broker: one place for addresses, TLS, SASL, names and time-outs.
 
-`options(settings, use) -> dict` is what each librdkafka client is made with. `Refusals` listens to a client's errors for
+`options(settings, use) -> dict` is what each librdkafka client is made with. `PermanentErrors` listens to a client's errors for
 those that no waiting cures: a wrong password, a certificate that nobody trusts. `LOG` takes librdkafka's own log lines, at
 most LOG_LINES a minute.
 """
@@ -115,8 +115,8 @@ def options(settings: Settings, use: str) -> dict[str, Any]:
     return found
 
 
-class Refusals:
-    """An `error_cb`: remembers the first error that no waiting cures."""
+class PermanentErrors:
+    """An `error_cb` that keeps the first error that waiting does not cure."""
 
     def __init__(self) -> None:
         self.first: KafkaError | None = None
@@ -127,7 +127,7 @@ class Refusals:
 
     @property
     def remedy(self) -> str | None:
-        """What was heard and what to correct; None while nothing was."""
+        """The error and its remedy; None without one."""
         if self.first is None:
             return None
         said = self.first.str().partition(": ")[2] or self.first.str()

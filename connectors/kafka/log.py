@@ -30,7 +30,7 @@ class LogUnavailable(OperatorError):
     """The broker did not answer or did not take a message; the message names the topic and the remedy."""
 
 
-def admin(settings: Settings, refused: broker.Refusals | None = None) -> AdminClient:
+def admin(settings: Settings, refused: broker.PermanentErrors | None = None) -> AdminClient:
     """An admin client for the broker of these settings; `refused` is told its errors."""
     quiet = {"log_level": 0, "socket.timeout.ms": 10_000} | ({"error_cb": refused} if refused else {})
     return AdminClient(broker.options(settings, "admin") | quiet)
@@ -54,7 +54,7 @@ def answers(futures: Mapping[K, Future[X]], seconds: float = ANSWER_SECONDS) -> 
 
 def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
     """The broker's cluster id, under which offsets are kept. Raises LogUnavailable when nobody answers in time."""
-    refused = broker.Refusals()
+    refused = broker.PermanentErrors()
     client, deadline = admin(settings, refused), time.monotonic() + wait_seconds
     answer_seconds = 0.5
     while True:
