@@ -1,6 +1,6 @@
-"""`python -m simulator`: the simulated network on its own. Every field of SimulatorConfig is an option.
+"""Run the simulated network (`python -m simulator`). Each field of SimulatorConfig is an option.
 
-`--faults name=probability,…` or `--faults '{"name": {"p": 0.1, "times": 3}}'`. Prints one JSON line of URLs when ready.
+Faults: `--faults name=probability,…` or `--faults '{"name": {"p": 0.1, "times": 3}}'`. Prints one JSON line of URLs when ready.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simulator.server import SimulatorConfig, serve
 
 
 def parse_faults(text: str) -> dict[str, Any]:
-    """`name=p,name=p` or a JSON object. ValueError where it is neither."""
+    """Parse `name=p,name=p` or a JSON object. Raises ValueError for anything else."""
     if text.startswith("{"):
         parsed: dict[str, Any] = json.loads(text)
         return parsed
@@ -26,14 +26,14 @@ def parse_faults(text: str) -> dict[str, Any]:
 
 
 class _OneLine(argparse.ArgumentParser):
-    """A mistake is one line, and exit code 2."""
+    """Reports an error in one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options, taken from the fields of SimulatorConfig."""
+    """The command line: one option per field of SimulatorConfig."""
     options = _OneLine(prog="python -m simulator", description=__doc__)
     for field in dataclasses.fields(SimulatorConfig):
         flag = "--" + field.name.replace("_", "-")
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Parse, serve, and answer a bad option or a taken port with one line and exit code 2."""
+    """Run the command. A bad option or a port in use gives one line and exit code 2."""
     options = vars(parser().parse_args())
     try:
         return serve(SimulatorConfig(**options))

@@ -1,4 +1,4 @@
-"""The options of a simulated network."""
+"""The configuration of a simulated network."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class ImpossibleConfigError(Exception):
-    """A value that no network can have; the message is one line that names the option."""
+    """An option has an impossible value. The message is one line and names the option."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatorConfig:
-    """Everything that a simulated network depends on: the same values give the same accounts, keys and records.
+    """All inputs of a simulated network: the same values give the same accounts, keys and records.
 
-    Raises ImpossibleConfigError for a value that no network can have.
+    Raises ImpossibleConfigError if a value is out of range.
     """
 
     seed: int = 1
@@ -23,23 +23,25 @@ class SimulatorConfig:
     pdses: int = 3
     relays: int = 1
     labelers: int = 1
-    labels: int = 100  # per labeler, at the start
-    writer_rate: float = 0.0  # commits a second; 0 = the writer rests
-    writer_repos: int = 2000  # the writer touches at most so many accounts: they live in memory
-    churn: float = 0.01  # share of the writer's steps that change an account instead of its records
-    window: int = 20_000  # events that a stream keeps
-    big_repos: int = 0  # the first accounts are big
+    labels: int = 100  # per labeler, published before the start
+    writer_rate: float = 0.0  # steps per second; 0 = the writer pauses
+    writer_repos: int = (
+        2000  # maximum number of accounts that the writer changes; their repositories are kept in memory
+    )
+    churn: float = 0.01  # share of the writer's steps that change an account, not its records
+    window: int = 20_000  # number of events that a stream keeps
+    big_repos: int = 0  # number of accounts with big repositories, the first ones
     big_repo_records: int = 50_000
-    big_record_bytes: int = 0  # padding in every record of a big repository
-    web_accounts: int = 0  # the last accounts are did:web, each with a host of its own
-    inactive_share: float = 0.03  # accounts that are deactivated or taken down from the start
+    big_record_bytes: int = 0  # padding of each record in a big repository, bytes
+    web_accounts: int = 0  # number of did:web accounts, the last ones; each has its own host
+    inactive_share: float = 0.03  # share of accounts that are deactivated or taken down at the start
     hostile: bool = False  # add records that break decoders
-    pds_limit: int = 0  # requests per PDS and window; more are answered 429; 0 = counted, not limited
+    pds_limit: int = 0  # requests per PDS and window, above it 429; 0 = no limit
     pds_limit_seconds: float = 300.0
-    prebuild: bool = False  # generate all repositories before the network is ready
-    prebuilt_commits: int = 0  # commits in the relays' windows before the network is ready
-    epoch_micros: int | None = None  # the network's present; None = the real one (revs then differ from run to run)
-    port: int = 0  # first of consecutive ports; 0 = free ones
+    prebuild: bool = False  # generate all repositories before the start
+    prebuilt_commits: int = 0  # commits to publish before the start
+    epoch_micros: int | None = None  # the network's time at the start; None = real time (revs then differ between runs)
+    port: int = 0  # first of consecutive ports; 0 = any free ports
     faults: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class SimulatorConfig:
         ports = 3 + self.pdses + self.relays + self.labelers + self.web_accounts  # PLC, control, DNS
         if self.port and self.port + ports > PORTS:
             raise ImpossibleConfigError(
-                f"--port {self.port}: {ports} ports are taken from there on; give {PORTS - ports} or less"
+                f"--port {self.port}: the network needs {ports} consecutive ports from there; give {PORTS - ports} or less"
             )
 
 

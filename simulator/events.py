@@ -1,4 +1,4 @@
-"""Events of a stream and their frames on the wire.
+"""Events and their encoding as frames.
 
 A frame is two DAG-CBOR objects, header `{op, t}` and body, in one binary websocket message. `wire` adds the websocket
 framing (RFC 6455, server to client, unmasked), so that a stream can write many frames with one system call.
@@ -19,15 +19,14 @@ from simulator.repo.repository import AppliedCommit
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of the network; `body` lacks only the seq, which each stream gives it."""
+    """One event. `body` has no seq: each stream assigns its own."""
 
     kind: str
     did: str
     body: dict[str, Any]
-    final: bool = True  # False: an injected copy that says nothing true about the repository
 
     def frame(self, seq: int) -> bytes:
-        """Header and body."""
+        """The frame with this seq."""
         return header(self.kind) + encode_dag_cbor({**self.body, "seq": seq})
 
 
@@ -35,7 +34,7 @@ _HEADERS: dict[str, bytes] = {}
 
 
 def header(kind: str) -> bytes:
-    """The header of a message frame of this type."""
+    """The encoded header of a message frame of this type, cached."""
     found = _HEADERS.get(kind)
     if found is None:
         found = _HEADERS[kind] = encode_dag_cbor({"op": 1, "t": kind})
@@ -43,12 +42,12 @@ def header(kind: str) -> bytes:
 
 
 def error_frame(error: str, message: str) -> bytes:
-    """An error frame: op is -1."""
+    """An error frame (op -1)."""
     return encode_dag_cbor({"op": -1}) + encode_dag_cbor({"error": error, "message": message})
 
 
 def info_frame(name: str, message: str) -> bytes:
-    """An #info frame, which carries no seq."""
+    """An #info frame; it has no seq."""
     return header("#info") + encode_dag_cbor({"name": name, "message": message})
 
 
@@ -63,12 +62,12 @@ def wire(frame: bytes) -> bytes:
 
 
 def now_text(ahead_seconds: float = 0.0) -> str:
-    """The real time: the `time` of events, by which latencies are measured. `ahead_seconds`: of a clock that is wrong."""
+    """The real time plus `ahead_seconds`, as the `time` of an event. Benchmarks measure latencies from it."""
     return timestamp(time.time_ns() // 1000 + int(ahead_seconds * 1_000_000))
 
 
 def ahead(event: Event, seconds: float) -> Event:
-    """The same event, made by a PDS whose clock is ahead."""
+    """The same event with the time of a clock that is `seconds` ahead."""
     return replace(event, body={**event.body, "time": now_text(seconds)})
 
 
@@ -99,13 +98,13 @@ def _op(action: str, path: str, cid: bytes | None, prev: bytes | None) -> dict[s
 
 
 def sync_event(did: str, rev: str, commit: bytes, commit_block: bytes) -> Event:
-    """A #sync event: the state of the repository, without how it came about."""
+    """A #sync event: the head of a repository, without operations."""
     blocks = write_car(commit, [(commit, commit_block)])
     return Event("#sync", did, {"did": did, "rev": rev, "blocks": blocks, "time": now_text()})
 
 
 def identity_event(did: str, handle: str | None) -> Event:
-    """An #identity event, with or without its handle."""
+    """An #identity event; handle None leaves the handle out."""
     body = {"did": did, "time": now_text()}
     return Event("#identity", did, {**body, "handle": handle} if handle else body)
 

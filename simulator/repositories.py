@@ -63,6 +63,10 @@ class Repositories:
         initial = await self.initial(account)
         return initial.head, initial.rev
 
+    async def record_count(self, account: SimulatedAccount) -> int:
+        """The number of records in the current repository."""
+        return len(account.repo.records) if account.repo else (await self.initial(account)).count
+
     async def car(self, account: SimulatedAccount) -> Car:
         """The CAR of the current head."""
         if account.repo is not None:

@@ -1,6 +1,6 @@
-"""The simulated network as one process: every server on its own loopback port.
+"""The simulated network as one process; each server has its own loopback port.
 
-`SimulatedNetwork` starts and stops it inside an event loop; `serve` runs it until SIGTERM or SIGINT, or until its parent is gone.
+`SimulatedNetwork` starts and stops it inside an event loop. `serve` runs it until SIGTERM, SIGINT or the end of its parent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Ready = Callable[[dict[str, Any]], None]
 class SimulatedNetwork:
     """PLC directory, DNS, PDSes, relays, labelers, writer and control API of one configuration.
 
-    `urls` (after `start`): {"plc", "dns": "HOST:PORT", "relays": […], "pds": […], "labelers": […], "control"}.
+    `urls`, after `start`: {"plc", "dns": "HOST:PORT", "relays": […], "pds": […], "labelers": […], "labeler_dids": […],
+    "control"}.
     """
 
     def __init__(self, config: SimulatorConfig) -> None:
@@ -57,7 +58,6 @@ class SimulatedNetwork:
         self.writer = Writer(self.network, self.labelers, self.faults)
         self.control = ControlApi(
             network=self.network,
-            plc=self.plc,
             pdses=self.pdses,
             relays=self.relays,
             labelers=self.labelers,
@@ -69,7 +69,7 @@ class SimulatedNetwork:
         self._next_port = config.port
 
     async def start(self) -> dict[str, Any]:
-        """Listen everywhere, prebuild what is asked for, start the writer. Returns the URLs."""
+        """Start all servers, prebuild what the configuration requests, start the writer. Returns `urls`."""
         plc = await self._listen(self.plc.application())
         control = await self._listen(self.control.application())
         relays = [await self._listen(relay.application()) for relay in self.relays]
@@ -96,11 +96,11 @@ class SimulatedNetwork:
         if self.config.prebuilt_commits:
             await self.control.prebuild(self.config.prebuilt_commits)
         self._writing = asyncio.create_task(self.writer.run())
-        self._writing.add_done_callback(_die_with)
+        self._writing.add_done_callback(_exit_on_failure)
         return self.urls
 
     async def stop(self) -> None:
-        """Close every server and connection."""
+        """Stop the writer, close all servers and connections."""
         if self._writing is not None:
             self._writing.cancel()
         self.names.close()
@@ -120,22 +120,23 @@ class SimulatedNetwork:
         return f"http://{_HOST}:{listener.getsockname()[1]}"
 
 
-def _die_with(task: asyncio.Task[None]) -> None:
-    """A writer that fails takes the process down: a quiet network would pass for a healthy one."""
+def _exit_on_failure(task: asyncio.Task[None]) -> None:
+    """End the process if the writer failed: tests would take a network without events for a healthy one."""
     if not task.cancelled() and task.exception() is not None:
         print(f"simulator: the writer failed: {task.exception()!r}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(70)
 
 
 def print_ready(urls: dict[str, Any]) -> None:
-    """One JSON line of URLs on standard output."""
+    """Print the URLs as one JSON line."""
     print(json.dumps(urls), flush=True)  # noqa: T201  this line is the interface
 
 
 def serve(config: SimulatorConfig, *, ready: Ready = print_ready) -> int:
-    """Run the network until SIGTERM or SIGINT, or until the parent process is gone. Returns the exit code.
+    """Run the network until SIGTERM, SIGINT or the end of the parent process. Returns the exit code.
 
-    Raises OSError where a port is taken, UnknownFaultError for a fault that does not exist.
+    `ready` receives the URLs once all servers listen. Raises OSError if a port is in use, UnknownFaultError for an unknown
+    fault name.
     """
     return uvloop.run(_serve(config, ready))
 

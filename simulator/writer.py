@@ -1,6 +1,6 @@
-"""The live writer: commits and account changes over random repositories, at a chosen rate.
+"""The live writer: commits and account changes on random accounts, at a chosen rate.
 
-The sequence of operations depends on the seed alone, not on time: the n-th step is the same in every run.
+The steps depend on the seed, not on time: the n-th step is the same in every run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LABEL_SHARE = 0.05
 
 
 class Writer:
-    """Draws and performs steps. `rate` is steps a second; 0 rests."""
+    """Draws and performs steps. `rate` is in steps per second; 0 pauses."""
 
     def __init__(self, network: Network, labelers: list[Labeler], faults: Faults) -> None:
         config = network.config
@@ -37,7 +37,7 @@ class Writer:
         self._hostile = hostile_records() if config.hostile else []
         self._changed = asyncio.Event()
         big = config.big_repos if config.repos > config.big_repos else 0
-        candidates = range(big, config.repos)  # big repositories would have to be held in memory
+        candidates = range(big, config.repos)  # writing to big repositories would load them into memory
         chosen = (
             candidates
             if len(candidates) <= config.writer_repos
@@ -46,7 +46,7 @@ class Writer:
         self._accounts = [network.accounts.all[index] for index in chosen]
 
     async def run(self) -> None:
-        """Work for ever; the rate may change at any time."""
+        """Perform steps at the current rate until cancelled."""
         due, last = 0.0, time.monotonic()
         while True:
             if self.rate <= 0:
@@ -54,7 +54,7 @@ class Writer:
                 await self._changed.wait()
                 due, last = 0.0, time.monotonic()
             now = time.monotonic()
-            due = min(due + (now - last) * self.rate, self.rate)  # a stall is not made up for more than a second
+            due = min(due + (now - last) * self.rate, self.rate)  # after a stall, catch up at most one second
             last = now
             while due >= 1 and self.rate > 0:
                 due -= 1
@@ -65,17 +65,17 @@ class Writer:
             await asyncio.sleep(_TICK)
 
     def set_rate(self, rate: float) -> None:
-        """Change the rate; 0 stops."""
+        """Set the rate in steps per second; 0 pauses."""
         self.rate = rate
         self._changed.set()
 
     async def settle(self) -> None:
-        """Wait for the step in progress."""
+        """Wait for the current step to finish."""
         async with self._busy:
             pass
 
     async def step(self) -> None:
-        """One step: mostly a commit, sometimes an account change, sometimes labels too."""
+        """One step: a commit or an account change (a share `churn` of the steps), in some steps after a batch of labels."""
         async with self._busy:
             self.steps += 1
             rng = self._rng
@@ -87,7 +87,7 @@ class Writer:
                 await self.commit_somewhere()
 
     async def commit_somewhere(self) -> None:
-        """A commit of up to five ops to a random active account."""
+        """Make one commit on a random active account."""
         account = self._pick_active()
         if account is not None:
             repo = await self.network.repositories.live(account)
@@ -103,7 +103,7 @@ class Writer:
         return None
 
     def _odd_ops(self, account: SimulatedAccount) -> list[RecordWrite]:
-        """A commit of leaves that are no ordinary records, where a fault wants one."""
+        """The writes of unusual leaves if one of their faults fires, else none."""
         for kind in ODD_LEAVES:
             given = self._faults.fire(kind, did=account.did)
             if given is not None:
@@ -113,7 +113,7 @@ class Writer:
     def _draw_ops(self, repo: SimulatedRepo) -> list[RecordWrite]:
         rng, network = self._rng, self.network
         if rng.random() < 0.03:
-            return []  # legal: the commit moves rev and prevData only
+            return []  # an empty commit is valid
         ops: dict[str, RecordWrite] = {}
         for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 2, 3, 4, 5))):
             draw = rng.random()

@@ -1,4 +1,4 @@
-"""Frames that hurt a reader that decodes or shows them without limits: nesting, and millions of items. No cursor moves by them."""
+"""Frames that exhaust a reader without limits: deep nesting and a million items. They must not move a cursor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ITEMS = b"\x9a" + ITEMS.to_bytes(4) + b"\x80" * ITEMS
 
 
 def frames(kind: str, seq: int) -> list[bytes]:
-    """Hostile frames that claim to be messages of this kind."""
+    """Hostile frames that claim to be messages of this type."""
     header = encode_dag_cbor({"op": 1, "t": kind})
     field = "labels" if kind == "#labels" else "ops"
     return [

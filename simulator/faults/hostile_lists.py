@@ -1,4 +1,4 @@
-"""What a hostile or broken server answers in place of a list: a body by its name, of each kind in turn."""
+"""Responses of a hostile or broken server to a list request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("long_cursor", "invalid_utf8", "null", "huge", "deep", "escapes", "no_j
 
 
 def malformed(parameters: Parameters, fired: int, field: str) -> web.Response:
-    """An answer that is no page of `field`. `kind` of the parameters, else the kinds in turn."""
+    """A malformed page of `field`, of the parameters' `kind`; by default the kinds in turn, chosen by the count `fired`."""
     kind = parameters.get("kind") or KINDS[fired % len(KINDS)]
     if kind == "escapes":
         return web.json_response({"error": f"Bad{ESCAPES}", "message": ESCAPES}, status=400)
@@ -33,7 +33,7 @@ def malformed(parameters: Parameters, fired: int, field: str) -> web.Response:
 def list_fault(
     faults: Faults, host: int, cursor: str, field: str, rows: Callable[[], list[Any]]
 ) -> web.Response | None:
-    """The answer of a list whose fault fires now: malformed, or one whose cursors go a → b → a."""
+    """The response if a fault of this list fires: a malformed page, or a page whose cursors alternate. Else None."""
     name = "hosts_malformed" if field == "hosts" else "list_malformed"
     if (wanted := faults.fire(name, host=host)) is not None:
         return malformed(wanted, faults.counts[name], field)
@@ -44,5 +44,5 @@ def list_fault(
 
 
 def rows(accounts: list[SimulatedAccount]) -> list[dict[str, Any]]:
-    """Entries of listRepos with the least that they need."""
+    """Rows of listRepos with required fields only."""
     return [{"did": account.did, "active": True} for account in accounts]

@@ -1,6 +1,7 @@
-"""CIDs and CAR files, written by hand: the simulator's own writer, independent of the reader that it tests.
+"""CIDs and CAR files. This writer is independent of the product's reader, which it tests.
 
-A CID here is its 36 bytes (version 1, dag-cbor, sha2-256); that of an odd leaf may be longer. A CAR is `varint(header) header (varint(36 + n) cid block)*`.
+A CID is its binary form: 36 bytes (version 1, dag-cbor, sha2-256), or more for some leaves of `odd_leaves`. A CAR is
+`varint(header size) header (varint(CID and block size) cid block)*`.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ _LENGTHS = [varint(number) for number in range(4096)]
 
 
 def car_header(root: bytes) -> bytes:
-    """The header of a CAR with one root, its length in front."""
+    """The header of a CAR with one root, with its length prefix."""
     header = encode_dag_cbor({"roots": [CID(root)], "version": 1})
     return varint(len(header)) + header
 
 
 def car_head(block: bytes, cid: bytes) -> bytes:
-    """What stands before the CID of a block: the length of both."""
+    """The length prefix of a block section: the size of CID and block."""
     size = len(block) + len(cid)
     return _LENGTHS[size] if size < 4096 else varint(size)
 

@@ -1,6 +1,6 @@
-"""The spool: CARs of initial repositories in one temporary file, so that a million records cost disk and not memory.
+"""The spool: CARs of initial repositories in one temporary file, so that they take disk space and not memory.
 
-The file has no name and goes with the process. Writing is safe from any thread.
+The file has no name; the operating system deletes it when the process ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PIECE = 1 << 20
 
 
 class CarSpool:
-    """An append-only file of CARs."""
+    """An append-only file of CARs. Thread-safe."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="sluice-simulator-")  # noqa: SIM115  lives as long as the network
@@ -24,7 +24,7 @@ class CarSpool:
         self._lock = threading.Lock()
 
     def write(self, root: bytes, blocks: Iterator[Block]) -> Car:
-        """Append a CAR, a big one in pieces of a megabyte."""
+        """Append a CAR, at most about 1 MiB per write."""
         with self._lock:
             start = at = self._end
             parts = [car_header(root)]
@@ -41,7 +41,7 @@ class CarSpool:
 
 
 class Car:
-    """The bytes of a CAR: in memory, or a stretch of the spool file."""
+    """The bytes of a CAR, in memory or in the spool file. `size` is in bytes."""
 
     __slots__ = ("_bytes", "_file", "_offset", "size")
 
@@ -52,11 +52,11 @@ class Car:
         self.size = len(content) if content is not None else size
 
     def read(self) -> bytes:
-        """All of it."""
+        """All bytes."""
         return b"".join(self.chunks())
 
     def chunks(self, size: int = _PIECE) -> Iterator[bytes]:
-        """Piece by piece."""
+        """The bytes in chunks of `size`; one chunk if they are in memory."""
         if self._bytes is not None:
             yield self._bytes
             return

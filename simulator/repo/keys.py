@@ -1,7 +1,7 @@
 """Signing keys of accounts and labelers: secp256k1 or P-256, derived from a seed.
 
-The same seed gives the same key and, for the same message, the same signature (RFC 6979), so that
-commit CIDs are reproducible. Signatures are 64 bytes, r || s, low-S, as the repository specification wants them.
+Signatures are deterministic (RFC 6979), so that commit CIDs are reproducible. As the repository specification requires, they
+are 64 bytes, r || s, with low S.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SigningKey(Protocol):
 
 
 class Secp256k1Key:
-    """A secp256k1 key: what nearly every account has."""
+    """A secp256k1 key, the usual kind of account key."""
 
     curve: Curve = "secp256k1"
     __slots__ = ("_private",)
@@ -54,7 +54,7 @@ class Secp256k1Key:
 
 
 class P256Key:
-    """A P-256 key: legal, and rare enough that readers forget it."""
+    """A P-256 key: valid but rare."""
 
     curve: Curve = "p256"
     __slots__ = ("_private",)
@@ -71,7 +71,7 @@ class P256Key:
 
 
 def derive_key(curve: Curve, *parts: object) -> SigningKey:
-    """The key that belongs to these parts (seed, index, version, …)."""
+    """The key derived from these parts (seed, index, version, …). The same parts give the same key."""
     secret = hashlib.sha256("/".join(map(str, ("key", *parts))).encode()).digest()
     return Secp256k1Key(secret) if curve == "secp256k1" else P256Key(secret)
 

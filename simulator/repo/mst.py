@@ -1,8 +1,8 @@
-"""The Merkle search tree of a repository: persistent nodes, built in bulk or changed one key at a time.
+"""The Merkle search tree (MST) of a repository: persistent nodes, built in bulk or changed one key at a time.
 
-A node is immutable; a change copies the path from the root and shares everything else, so that an old root stays a
-complete tree. A node gets its CID and bytes when it is sealed; what `seal` returns are exactly the nodes that a change made.
-Keys are the ASCII bytes of `collection/rkey`, values are record CIDs (36 bytes, of an odd leaf more).
+A change copies the nodes from the root to the key and shares all others, so that an old root remains a complete tree. `seal`
+gives nodes their CID and bytes, and returns exactly the nodes that are new since the last seal. Keys are the ASCII bytes of
+`collection/rkey`; values are record CIDs (36 bytes, or more for some leaves of `odd_leaves`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UINT = [bytes([n]) if n < 24 else bytes([0x18, n]) for n in range(256)]
 
 
 class TreeNode:
-    """One tree node: n keys, n values, n + 1 subtrees (or None) one layer below."""
+    """One tree node: n keys, n values and n + 1 subtrees of the layer below, or None. `cid` is empty until sealed."""
 
     __slots__ = ("block", "cid", "keys", "layer", "trees", "values")
 
@@ -39,7 +39,7 @@ def empty_tree() -> TreeNode:
 
 
 def key_layer(key: bytes) -> int:
-    """Leading zero bits of SHA-256 of the key, counted in pairs."""
+    """The layer of a key: half the number of leading zero bits of its SHA-256, rounded down."""
     digest = hashlib.sha256(key).digest()
     first = digest[0]
     if first:
@@ -51,7 +51,7 @@ def key_layer(key: bytes) -> int:
 
 
 def seal(root: TreeNode) -> list[Block]:
-    """Give every new node its CID and bytes; returns those nodes' blocks, children first. root.cid is the data CID."""
+    """Give every new node its CID and bytes. Returns the blocks of these nodes, children first. root.cid is the data CID."""
     made: list[Block] = []
     _seal(root, made)
     return made
@@ -118,7 +118,7 @@ def _array_head(size: int) -> bytes:
 
 
 def build(keys: Sequence[bytes], values: Sequence[bytes]) -> TreeNode:
-    """The tree of sorted, distinct keys in one pass from left to right; not yet sealed."""
+    """The unsealed tree of sorted, distinct keys, built in one pass from left to right."""
     layers: list[tuple[list[bytes], list[bytes], list[TreeNode | None]]] = [([], [], [])]
     for key, value in zip(keys, values, strict=True):
         depth = key_layer(key)
@@ -152,7 +152,7 @@ def _close(
 
 
 def put(root: TreeNode, key: bytes, value: bytes) -> TreeNode:
-    """The tree with this key at this value, whether it was there or not."""
+    """The tree with this key set to this value."""
     layer = key_layer(key)
     if not root.keys and root.trees[0] is None:
         return TreeNode(layer, (key,), (value,), (None, None))
@@ -202,10 +202,10 @@ def _split(node: TreeNode | None, key: bytes) -> tuple[TreeNode | None, TreeNode
 
 
 def remove(root: TreeNode, key: bytes) -> TreeNode:
-    """The tree without this key; KeyError where it is not there."""
+    """The tree without this key. Raises KeyError if the key does not exist."""
     node = _remove(root, key)
     while node is not None and not node.keys and node.trees[0] is not None:
-        node = node.trees[0]  # a root without keys is no root
+        node = node.trees[0]  # the root of a tree has keys
     return node if node is not None and node.keys else empty_tree()
 
 
@@ -256,7 +256,7 @@ def nodes(root: TreeNode) -> Iterator[TreeNode]:
 
 
 def covering_proof(root: TreeNode, key: bytes, found: dict[bytes, bytes]) -> None:
-    """Add the blocks of all nodes that undoing an operation on this key may read: its search path and both neighbours'."""
+    """Add to `found` the blocks that inverting an operation on this key reads: the search paths of the key and its neighbours."""
     node: TreeNode | None = root
     while node is not None:
         found[node.cid] = node.block

@@ -1,7 +1,7 @@
-"""Leaves that are no ordinary records, as an account may sign them: kind → the operations that create them.
+"""Unusual leaves that the protocol allows an account to sign, by kind.
 
-The truth knows them like any other leaf: path → CID. A record of 3 MiB and many leaves on one block are within the protocol
-as well, though no PDS of today would take the first.
+The expected state lists them like any other leaf: path → CID. Current PDSes do not accept a record of 3 MiB, but the protocol
+allows it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from simulator.repo.repository import RecordWrite
 from simulator.repo.tid import tid
 
 KINDS: dict[str, str] = {
-    "leaf_raw": "the writer creates a leaf that names raw bytes (codec 0x55)",
-    "leaf_foreign": "the writer creates a leaf whose CID is by another hash function (SHA-512)",
-    "leaf_unordered": "the writer creates a post whose CBOR is not canonical: keys out of order, a half float",
-    "leaf_large": "the writer creates a record of bytes (3 MiB); its PDS says #sync, since no event may carry it",
-    "leaf_repeated": "the writer creates one record of bytes (20,000) control characters under count (20) paths",
+    "leaf_raw": "the writer creates a leaf whose CID names raw bytes (codec 0x55)",
+    "leaf_foreign": "the writer creates a leaf whose CID uses SHA-512 instead of SHA-256",
+    "leaf_unordered": "the writer creates a post in non-canonical CBOR: unsorted keys and a half-precision float",
+    "leaf_large": "the writer creates a record of `bytes` (default 3 MiB); too large for a #commit event, its PDS sends #sync",
+    "leaf_repeated": "the writer creates the same record of `bytes` (default 20,000) control characters under `count` paths (default 20)",
 }
 
 _COLLECTION = "com.example.odd"
@@ -31,7 +31,7 @@ _HALF_FLOAT = b"\xf9\x3e\x00"  # 1.5
 
 
 def odd_ops(kind: str, micros: Callable[[], int], rng: random.Random, given: dict[str, Any]) -> list[RecordWrite]:
-    """The creates of one kind. `micros`: a new moment each time, which names the leaf."""
+    """The writes that create leaves of one kind. `micros` returns a new time in microseconds at each call, used as the rkey."""
     size, count = int(given.get("bytes", 3 << 20 if kind == "leaf_large" else 20_000)), int(given.get("count", 20))
     if kind == "leaf_raw":
         raw = rng.randbytes(40)
@@ -55,7 +55,7 @@ def _path(micros: Callable[[], int]) -> str:
 
 
 def _unordered(micros: int) -> Block:
-    """A valid post, written as no canonical encoder writes it."""
+    """A valid post in non-canonical DAG-CBOR."""
     fields: dict[str, Any] = {
         "text": "keys out of order",
         "createdAt": timestamp(micros),

@@ -1,7 +1,7 @@
-"""Records that look like the network's own, and hostile ones, drawn from a random generator.
+"""Realistic and hostile records, drawn from a random generator. A record is (path, value to be encoded as DAG-CBOR).
 
-`bulk` fills a new repository fast from templates; `fresh` makes one record for the live writer; `hostile_records`
-are the values that break decoders, each legal DAG-CBOR. A record is (path, value to be encoded as DAG-CBOR).
+`bulk` makes the records of a new repository, `fresh` one record for the live writer, `changed` an update. `hostile_records`
+are valid DAG-CBOR that breaks careless decoders.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _WORDS = [
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """What records point at: DIDs of the network, and posts (AT-URI, CID) that look as if they existed."""
+    """Pools to draw from: DIDs of the network, references (AT-URI, CID) to posts that need not exist, and texts."""
 
     dids: tuple[str, ...]
     posts: tuple[tuple[str, str], ...]
@@ -84,7 +84,7 @@ class Subjects:
 
 
 def make_subjects(dids: list[str], seed: int) -> Subjects:
-    """A pool that bulk generation draws from, so that no record costs more than a few draws."""
+    """The pools of a network. Drawing from pools makes generation fast."""
     rng = random.Random(f"{seed}/subjects")
     posts = []
     for number in range(256):
@@ -95,14 +95,14 @@ def make_subjects(dids: list[str], seed: int) -> Subjects:
 
 
 def bulk(rng: random.Random, count: int, newest_micros: int, subjects: Subjects) -> Iterator[Record]:
-    """A profile and `count - 1` records with rising TIDs, the last of them before `newest_micros`."""
+    """A profile and `count - 1` records with increasing TIDs, all before `newest_micros`."""
     if count <= 0:
         return
     yield f"{PROFILE}/self", _profile(rng, subjects, newest_micros)
     draw = rng.random
     step = 1_000_000 + int(draw() * 600_000_000)
     micros = newest_micros - step * count
-    # the date changes slowly; its text is made once a minute of record time, not once a record
+    # formatting a date is slow: do it once per minute of record time
     minute, prefix = -1, ""
     for _ in range(count - 1):
         micros += 1 + int(draw() * step)
@@ -115,7 +115,7 @@ def bulk(rng: random.Random, count: int, newest_micros: int, subjects: Subjects)
 
 
 def fresh(rng: random.Random, micros: int, subjects: Subjects) -> Record:
-    """One new record for the live writer; its rkey is the TID of this moment."""
+    """One new record for the live writer; its rkey is the TID of `micros`."""
     pick = rng.random()
     if pick < 0.01:
         return f"{GENERATOR}/feed{tid(micros)}", _generator(rng, subjects, micros)
@@ -124,7 +124,7 @@ def fresh(rng: random.Random, micros: int, subjects: Subjects) -> Record:
 
 
 def changed(rng: random.Random, path: str, micros: int, subjects: Subjects) -> dict[str, Any]:
-    """Another value for an existing path."""
+    """A new value for an existing path."""
     collection = path.partition("/")[0]
     if collection == PROFILE:
         return _profile(rng, subjects, micros)
@@ -229,7 +229,7 @@ def _generator(rng: random.Random, subjects: Subjects, micros: int) -> dict[str,
 
 
 def hostile_records() -> list[Record]:
-    """Legal DAG-CBOR that decoders, JSON and databases stumble over; the same list every time."""
+    """Valid DAG-CBOR that careless decoders, JSON encoders and databases cannot handle. Always the same list."""
     link = CID(cid_of(b"\xa0"))
     deep: Any = {"end": 1}
     for _ in range(100):
@@ -241,7 +241,7 @@ def hostile_records() -> list[Record]:
             f"{POST}/escapes",
             {"$type": POST, "text": '\\u0000 \\\\ \\N \t\r\n " \x7f \x1b \ufffe \U0010ffff', "createdAt": when},
         ),
-        (f"{POST}/huge", {"$type": POST, "text": "grüße " * 12_800, "createdAt": when}),  # 90 kB and more of UTF-8
+        (f"{POST}/huge", {"$type": POST, "text": "grüße " * 12_800, "createdAt": when}),  # over 90 kB of UTF-8
         (f"{POST}/baddate", {"$type": POST, "text": "when?", "createdAt": "the day after tomorrow"}),
         (f"{POST}/nodate", {"$type": POST, "text": "never"}),
         (f"{POST}/datenumber", {"$type": POST, "text": "number", "createdAt": 1_700_000_000}),

@@ -1,7 +1,7 @@
 """A repository: commits over a Merkle search tree.
 
-`generate` makes the initial repository of an account from (seed, index), always the same bytes. `SimulatedRepo` is a repository in
-memory that takes live commits; each costs O(log n) and yields what a firehose event needs.
+`generate` makes the initial repository of an account; the bytes depend on its inputs alone. `SimulatedRepo` applies live
+commits in memory, in O(log n) per write, and returns what a firehose event carries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Action = Literal["create", "update", "delete"]
 
 @dataclass(frozen=True, slots=True)
 class RecordWrite:
-    """One change of a commit: value is the record for create and update, None for delete. `block`: what is named instead."""
+    """One record write of a commit. `value` is the record, None for delete. `block`: use this CID and block instead of `value`."""
 
     action: Action
     path: str
@@ -36,7 +36,7 @@ class RecordWrite:
 
 @dataclass(frozen=True, slots=True)
 class AppliedOp:
-    """An op as a firehose event carries it."""
+    """A record write as a firehose event describes it: `cid` is None for delete, `prev` for create."""
 
     action: Action
     path: str
@@ -56,7 +56,7 @@ class RepoHead:
 
 @dataclass(frozen=True, slots=True)
 class AppliedCommit:
-    """What one live commit made: the new head, what it stood on, and the blocks of its slice (commit first)."""
+    """The result of one live commit: the new head, rev and data of the previous one, and the blocks of its event, commit first."""
 
     head: RepoHead
     since: str | None
@@ -66,7 +66,7 @@ class AppliedCommit:
 
 
 def sign_commit(did: str, rev: str, data: bytes, key: SigningKey) -> Block:
-    """The commit object (version 3, prev null), signed."""
+    """The CID and block of a signed commit object (version 3, prev null)."""
     commit: dict[str, Any] = {"did": did, "rev": rev, "data": CID(data), "prev": None, "version": 3}
     commit["sig"] = key.sign(encode_dag_cbor(commit))
     block = encode_dag_cbor(commit)
@@ -74,13 +74,13 @@ def sign_commit(did: str, rev: str, data: bytes, key: SigningKey) -> Block:
 
 
 def record_block(value: dict[str, Any] | None) -> Block:
-    """The block of an ordinary record."""
+    """The CID and block of a record."""
     block = encode_dag_cbor(value)
     return cid_of(block), block
 
 
 class SimulatedRepo:
-    """A repository in memory: records by path, their blocks, the current head and up to three earlier ones."""
+    """A repository in memory: path → CID, CID → block, the current head and up to three earlier ones."""
 
     __slots__ = ("blocks", "commit_last", "did", "earlier", "head", "paths", "records")
 
@@ -88,13 +88,16 @@ class SimulatedRepo:
         self.did = did
         self.records: dict[str, bytes] = {}
         self.blocks: dict[bytes, bytes] = {}
-        self.paths: list[str] = []  # for drawing one at random; may hold paths that are gone
+        self.paths: list[str] = []  # for `random_path`; may contain deleted paths
         self.earlier: deque[RepoHead] = deque(maxlen=3)
         self.head: RepoHead
         self.commit_last = False
 
     def commit(self, ops: list[RecordWrite], rev: str, key: SigningKey) -> AppliedCommit:
-        """Apply the ops, in order, as one commit. KeyError where an update or delete names a path that is not there."""
+        """Apply the writes in order as one commit.
+
+        Raises KeyError if a created path exists, or an updated or deleted path does not.
+        """
         before = self.head
         root = before.root
         applied: list[AppliedOp] = []
@@ -126,7 +129,7 @@ class SimulatedRepo:
         return AppliedCommit(self.head, before.rev, before.root.cid, tuple(applied), blocks)
 
     def random_path(self, rng: random.Random) -> str | None:
-        """A path that exists, or None when there is none."""
+        """A random existing path; None if the repository is empty."""
         while self.paths:
             at = int(rng.random() * len(self.paths))
             if self.paths[at] in self.records:
@@ -136,12 +139,12 @@ class SimulatedRepo:
         return None
 
     def car(self, head: RepoHead | None = None) -> bytes:
-        """The CAR of a head (by default the current one)."""
+        """The CAR of a head, by default the current one."""
         head = head or self.head
         return write_car(head.commit, self.walk(head))
 
     def walk(self, head: RepoHead) -> Iterator[Block]:
-        """Every block of a head, each once: the commit, then nodes and records; the commit last in some repositories."""
+        """Every block of a head once: the commit, then nodes and records. If `commit_last`, the commit is last."""
         seen: set[bytes] = set()
         if not self.commit_last:
             yield head.commit, head.commit_block
@@ -158,7 +161,7 @@ class SimulatedRepo:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that the initial content of a repository depends on."""
+    """The inputs of an initial repository. `newest_micros`: upper bound of its record times, microseconds since 1970."""
 
     seed: int
     index: int
@@ -170,10 +173,10 @@ class Recipe:
 
 
 def generate(recipe: Recipe, key: SigningKey, subjects: Subjects) -> SimulatedRepo:
-    """The initial repository: the same bytes for the same recipe, key and subjects."""
+    """The initial repository. The same recipe, key and subjects give the same bytes."""
     rng = random.Random(f"{recipe.seed}/repo/{recipe.index}")
     repo = SimulatedRepo(recipe.did)
-    repo.commit_last = rng.random() < 0.1  # readers must not count on the commit coming first
+    repo.commit_last = rng.random() < 0.1  # readers must not rely on the commit being first
     records, blocks = repo.records, repo.blocks
     encode = encode_dag_cbor
     for path, value in bulk(rng, recipe.records, recipe.newest_micros, subjects):
@@ -196,7 +199,7 @@ def generate(recipe: Recipe, key: SigningKey, subjects: Subjects) -> SimulatedRe
 
 
 def _add_hostile(repo: SimulatedRepo, index: int) -> None:
-    """All hostile records for the first repository, two each for the others."""
+    """Add hostile records: all of them to the first repository, two to each other one."""
     everything = hostile_records()
     chosen = everything if index == 0 else [everything[(index * 2 + n) % len(everything)] for n in range(2)]
     for path, value in chosen:

@@ -1,8 +1,7 @@
-"""TIDs (sortable 13-character identifiers) and the simulated clock that hands them out.
+"""TIDs (sortable 13-character identifiers) and the simulated clock that issues them.
 
-The clock never goes back and never repeats: each tick moves it on by 1 to 100 microseconds, drawn from the seed.
-It starts an hour before the epoch of the network and, at that pace, stays behind the real clock for millions of commits,
-so that no reader sees a rev from the future.
+Each tick advances the clock by 1 to 99 microseconds, drawn from the seed. The clock starts an hour before the epoch of the
+network. It stays behind the real clock for millions of commits, so that no rev is in the future.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _TRIPLES = ["".join(chars) for chars in itertools.product(_ALPHABET, repeat=3)]
 
 
 def tid(micros: int, clock_id: int = 0) -> str:
-    """The TID of a moment in microseconds since 1970 and a clock id below 1024."""
+    """The TID of a time, in microseconds since 1970, and a clock id below 1024."""
     number = micros << 10 | clock_id
     return (
         _ALPHABET[number >> 60 & 15]
@@ -34,10 +33,10 @@ class SimulatedClock:
         self._random = random.Random(f"{seed}/clock")
 
     def tick(self) -> int:
-        """The next moment, in microseconds since 1970."""
+        """Advance the clock. Returns the time in microseconds since 1970."""
         self.now_micros += 1 + int(self._random.random() * 99)
         return self.now_micros
 
     def next_tid(self) -> str:
-        """A TID greater than every one before it."""
+        """A TID greater than all TIDs before."""
         return tid(self.tick())

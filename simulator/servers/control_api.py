@@ -16,7 +16,6 @@ from simulator.network import Network
 from simulator.operations import Operations
 from simulator.servers.labeler import Labeler
 from simulator.servers.pds import Pds
-from simulator.servers.plc import PlcDirectory
 from simulator.servers.relay import Relay
 from simulator.writer import Writer
 
@@ -30,14 +29,12 @@ class ControlApi:
         self,
         *,
         network: Network,
-        plc: PlcDirectory,
         pdses: list[Pds],
         relays: list[Relay],
         labelers: list[Labeler],
         writer: Writer,
     ) -> None:
         self.network = network
-        self.plc = plc
         self.pdses = pdses
         self.relays = relays
         self.labelers = labelers
@@ -90,20 +87,12 @@ class ControlApi:
         return response
 
     async def _summary(self, _request: web.Request) -> web.Response:
-        statuses: dict[str, int] = {}
-        records = 0
-        for account in self.network.accounts.all:
-            status = account.status or "active"
-            statuses[status] = statuses.get(status, 0) + 1
-            if account.status == "deleted":
-                continue
-            records += (
-                len(account.repo.records) if account.repo else (await self.network.repositories.initial(account)).count
-            )
+        accounts, repositories = self.network.accounts.all, self.network.repositories
+        records = sum([await repositories.record_count(one) for one in accounts if one.status != "deleted"])
         return web.json_response(
             {
-                "accounts": len(self.network.accounts.all),
-                "statuses": statuses,
+                "accounts": len(accounts),
+                "statuses": Counter(account.status or "active" for account in accounts),
                 "records": records,
                 "commits": self.network.commits,
                 "steps": self.writer.steps,
@@ -124,10 +113,6 @@ class ControlApi:
                 "fired": dict(faults.counts),
                 "active": faults.active(),
                 "hosts": {pds.url: pds.budget.snapshot() for pds in self.pdses},
-                "plc_requests": self.plc.requests,
-                "relay_requests": {
-                    url: relay.requests for url, relay in zip(self.urls["relays"], self.relays, strict=True)
-                },
             }
         )
 

@@ -1,4 +1,4 @@
-"""The network's DNS: a UDP server that answers TXT questions for `_atproto.<handle>` with the DID that the name belongs to."""
+"""The network's DNS: a UDP server that answers TXT queries for `_atproto.<handle>` with the DID of the handle's owner."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ _PREFIX = "_atproto."
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """`did=…` for names of accounts that are not deleted, NXDOMAIN for any other."""
+    """Answers `did=…` for handles that `Accounts.owner` knows, NXDOMAIN for other names."""
 
     def __init__(self, network: Network, faults: Faults) -> None:
         self.network = network
         self.faults = faults
-        self.requests = 0
         self._transport: asyncio.DatagramTransport | None = None
 
     async def listen(self, host: str, port: int) -> str:
-        """Start; `HOST:PORT`."""
+        """Start listening. Returns `HOST:PORT`."""
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, port))
         at = transport.get_extra_info("sockname")
@@ -47,7 +46,6 @@ class NameServer(asyncio.DatagramProtocol):
             query = dns.message.from_wire(data)
         except dns.exception.DNSException:
             return
-        self.requests += 1
         if self.faults.fire("dns_silent") or not query.question or self._transport is None:
             return
         self._transport.sendto(self._answer(query).to_wire(), addr)

@@ -1,4 +1,4 @@
-"""What the simulated servers share: error bodies, page arguments, the request counter with its rate limit."""
+"""Shared by the simulated servers: error bodies, page arguments, and the request counter with its rate limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp import web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-UNDER_WAY_SECONDS = 5.0  # what was sent before a 429 arrived
+IN_FLIGHT_SECONDS = 5.0  # requests sent before the client received a 429 arrive within this time
 
 
 def xrpc_error(error: str, message: str, status: int = 400, headers: dict[str, str] | None = None) -> web.Response:
@@ -20,7 +20,7 @@ def xrpc_error(error: str, message: str, status: int = 400, headers: dict[str, s
 
 
 def page_limit(request: web.Request, default: int = 500, most: int = 1000) -> int:
-    """The `limit` argument; HTTP 400 where it is none."""
+    """The `limit` argument. Raises HTTPBadRequest (400) unless it is a number from 1 to `most`."""
     text = request.query.get("limit", str(default))
     if not text.isdigit() or not 1 <= int(text) <= most:
         raise web.HTTPBadRequest(
@@ -30,10 +30,10 @@ def page_limit(request: web.Request, default: int = 500, most: int = 1000) -> in
 
 
 class RequestBudget:
-    """Counts requests in a sliding window, keeps the greatest count ever seen, and refuses what is above the limit.
+    """Counts requests in a sliding window of `seconds` and rejects those above `limit` (0 = no limit).
 
-    The limit holds for admitted requests; the counts and `most` hold for all that were sent, refused ones too. `early`: what
-    came after a Retry-After of its own (`put_off`), and before that was over.
+    The limit applies to admitted requests. `total` and `most` (the maximum in one window) include rejected requests. `early`
+    counts requests that ignored the Retry-After of a 429.
     """
 
     def __init__(self, limit: int, seconds: float) -> None:
@@ -48,7 +48,7 @@ class RequestBudget:
         self._admitted: deque[float] = deque()
 
     def admit(self) -> bool:
-        """Count one request; False where it is over the limit."""
+        """Count one request. False if it is above the limit."""
         now = time.monotonic()
         self._sent.append(now)
         for times in (self._sent, self._admitted):
@@ -63,13 +63,13 @@ class RequestBudget:
         self._admitted.append(now)
         return True
 
-    def put_off(self, seconds: float) -> None:
-        """A 429 goes out with this Retry-After. What is under way by now may still come."""
+    def sent_retry_after(self, seconds: float) -> None:
+        """Count requests as early until `seconds` have passed, after a grace period for requests in flight."""
         now = time.monotonic()
-        self._off = (now + UNDER_WAY_SECONDS, now + seconds)
+        self._off = (now + IN_FLIGHT_SECONDS, now + seconds)
 
     def headers(self) -> dict[str, str]:
-        """RateLimit-* as a PDS sends them; none where it has no limit."""
+        """The RateLimit-* headers of a PDS; none without a limit."""
         if not self.limit:
             return {}
         limit = self.limit
@@ -82,7 +82,7 @@ class RequestBudget:
         }
 
     def retry_after(self) -> int:
-        """Whole seconds until a request fits again."""
+        """Whole seconds until another request is admitted."""
         return int(self._until_free()) + 1
 
     def _until_free(self) -> float:
@@ -95,14 +95,14 @@ class RequestBudget:
         return counts | {"max_in_window": self.most, "limit": self.limit}
 
     def reset(self) -> None:
-        """Forget all requests."""
+        """Set all counts to zero."""
         self._sent.clear()
         self._admitted.clear()
         self.total = self.refused = self.most = self.early = 0
 
 
 def budget_middleware(budget: RequestBudget) -> Any:
-    """aiohttp middleware that counts every request and answers 429 over the limit."""
+    """aiohttp middleware that counts every request and answers 429 above the limit."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

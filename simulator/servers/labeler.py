@@ -1,4 +1,4 @@
-"""A labeler: signed labels from its whole history over subscribeLabels, and their final state over queryLabels."""
+"""A labeler: its whole history of signed labels over subscribeLabels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from simulator.repo.car import cid_of, cid_text
 from simulator.repo.keys import derive_key
 from simulator.repo.records import POST, timestamp
 from simulator.repo.tid import tid
-from simulator.servers.http import page_limit
 from simulator.servers.plc import did_document
 from simulator.servers.stream import EventStream
 
@@ -28,7 +27,7 @@ Label = dict[str, Any]
 
 
 class Labeler:
-    """One labeler of the network, by its index. `final` is the newest label per (src, uri, val, cid), negations included."""
+    """The labeler with this index. `final` is the newest label per (src, uri, val, cid), negations included."""
 
     def __init__(self, network: Network, faults: Faults, index: int) -> None:
         self.network = network
@@ -40,7 +39,7 @@ class Labeler:
         self.did = "did:plc:" + b32encode(digest[:15]).decode().lower()
         self.key = derive_key("p256" if index % 2 else "secp256k1", seed, "labeler", index)
         self.final: dict[tuple[str, str, str, str], Label] = {}
-        # cursor 0 is the whole history, so nothing ever leaves the window
+        # cursor 0 returns the whole history: the window is unlimited
         self.stream = EventStream(1, _ALL, faults, index, fault_prefix="label_")
         self._rng = random.Random(f"{seed}/labels/{index}")
         for _ in range(network.config.labels):
@@ -55,13 +54,10 @@ class Labeler:
         """The routes."""
         app = web.Application()
         app.router.add_get("/xrpc/com.atproto.label.subscribeLabels", self.stream.serve)
-        app.router.add_get("/xrpc/com.atproto.label.queryLabels", self._query_labels)
         return app
 
-    # --- writing
-
     def write_some(self) -> None:
-        """A random batch of one to three labels: new ones, negations and renewals."""
+        """Publish a random batch of one to three labels: new ones, negations and renewals."""
         rng = self._rng
         batch = []
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -80,14 +76,14 @@ class Labeler:
         if rng.random() < 0.6:
             uri = f"at://{did}/{POST}/{tid(1_700_000_000_000_000 + rng.getrandbits(40))}"
             cid = cid_text(cid_of(uri.encode())) if rng.random() < 0.5 else None
-        if (other := rng.random()) < 0.1:  # subjects that are no account: a web page, a record named by a handle
+        if (other := rng.random()) < 0.1:  # other subjects: a web page, or a record under a handle
             name = f"{rng.getrandbits(32):08x}.example"
             uri, cid = (f"https://{name}/page?a=1#b" if other < 0.05 else f"at://{name}/{POST}/{tid(1 << 50)}"), None
         expires = timestamp(self.network.clock.now_micros + 86_400_000_000) if rng.random() < 0.1 else None
         return self.make(uri, rng.choice(_VALUES), cid=cid, exp=expires)
 
     def make(self, uri: str, val: str, *, cid: str | None = None, neg: bool = False, exp: str | None = None) -> Label:
-        """A signed label of this moment. cts rises strictly, so that the newest is never in doubt."""
+        """A signed label of the current time. cts increases strictly, so that the order of labels is unambiguous."""
         self.network.clock.now_micros += 1000
         label: Label = {"ver": 1, "src": self.did, "uri": uri, "val": val}
         label["cts"] = timestamp(self.network.clock.tick())
@@ -100,7 +96,7 @@ class Labeler:
         return {**label, "sig": self.key.sign(encode_dag_cbor(label))}
 
     def publish(self, labels: list[Label]) -> int:
-        """Send labels out and remember them as the truth. Returns the seq."""
+        """Send labels and add them to the expected state. Returns the seq."""
         if self.faults.fire("label_bad_sig", host=self.index):
             forged = self.make(labels[0]["uri"], "forged")
             self._send([{**forged, "sig": forged["sig"][:40] + bytes(24)}])
@@ -116,30 +112,9 @@ class Labeler:
     def _send(self, labels: list[Label]) -> int:
         return self.stream.publish(Event("#labels", self.did, {"labels": labels}))
 
-    # --- reading
-
     def state(self) -> list[Label]:
         """The newest label per (src, uri, val, cid), as JSON values: sig as {"$bytes"}."""
         return [_json_label(label) for label in self.final.values()]
-
-    async def _query_labels(self, request: web.Request) -> web.Response:
-        limit, cursor = page_limit(request, 50, 250), request.query.get("cursor", "0")
-        patterns = request.query.getall("uriPatterns", ["*"])
-        sources = request.query.getall("sources", [self.did])
-        found = [
-            label
-            for label in self.final.values()
-            if not label.get("neg") and label["src"] in sources and any(_matches(label["uri"], one) for one in patterns)
-        ]
-        start = int(cursor) if cursor.isdigit() else 0
-        answer: dict[str, Any] = {"labels": [_json_label(label) for label in found[start : start + limit]]}
-        if start + limit < len(found):
-            answer["cursor"] = str(start + limit)
-        return web.json_response(answer)
-
-
-def _matches(uri: str, pattern: str) -> bool:
-    return uri.startswith(pattern[:-1]) if pattern.endswith("*") else uri == pattern
 
 
 def _json_label(label: Label) -> Label:

@@ -1,4 +1,4 @@
-"""A personal data server: listRepos with an opaque cursor, getRepo, status, handles, and its own firehose."""
+"""A personal data server (PDS): listRepos with an opaque cursor, getRepo, status, handles and its own firehose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 
 from simulator.accounts import SimulatedAccount
 from simulator.events import Event
-from simulator.faults import spoiled_cars as spoil
+from simulator.faults import corrupt_cars
 from simulator.faults.faults import Faults, Parameters
 from simulator.faults.hostile_lists import ESCAPES, list_fault, rows
 from simulator.network import Network
@@ -29,7 +29,7 @@ _CAR = "application/vnd.ipld.car"
 
 
 class Pds:
-    """One PDS of the network, by its index."""
+    """The PDS with this index."""
 
     def __init__(self, network: Network, faults: Faults, index: int) -> None:
         config = network.config
@@ -40,7 +40,7 @@ class Pds:
         self.others: list[str] = []  # URLs of all PDSes
         self.budget = RequestBudget(config.pds_limit, config.pds_limit_seconds)
         self.stream = EventStream(1, config.window, Faults(config.seed), index)
-        self.fetches: Counter[str] = Counter()  # of a repo, asked for
+        self.fetches: Counter[str] = Counter()  # DID → number of getRepo requests
         network.publish.append(self._publish)
 
     def application(self) -> web.Application:
@@ -69,12 +69,12 @@ class Pds:
         return web.json_response(value, headers=self.budget.headers())
 
     def _account(self, did: str) -> SimulatedAccount | web.Response:
-        """The account if it is here and may be read, else the error that says why not."""
+        """The account if this PDS may serve it, else the error response."""
         account = self.network.accounts.by_did.get(did)
         if account is None or account.status == "deleted":
             return xrpc_error("RepoNotFound", f"Could not find repo for DID: {did}")
         if account.pds != self.index:
-            moved = account.key_version > 0  # an account that migrated away stays behind deactivated
+            moved = account.key_version > 0  # a migrated account remains on its old PDS as deactivated
             return xrpc_error(*_ERRORS["deactivated" if moved else "deleted"])
         if account.status is not None:
             return xrpc_error(*_ERRORS[account.status])
@@ -160,9 +160,9 @@ class Pds:
         if isinstance(account, web.Response):
             return account
         self.fetches[account.did] += 1
-        refusal = await self._refusal(account)
-        if refusal is not None:
-            return refusal
+        faulty = await self._fault_response(account)
+        if faulty is not None:
+            return faulty
         car = await self._car(account)
         trickle = self.faults.fire("pds_trickle", host=self.index, did=account.did)
         if trickle is not None:
@@ -176,8 +176,8 @@ class Pds:
         await response.write_eof()
         return response
 
-    async def _refusal(self, account: SimulatedAccount) -> web.Response | None:
-        """The faults that answer late, or something else than a CAR."""
+    async def _fault_response(self, account: SimulatedAccount) -> web.Response | None:
+        """The response of a fault that replaces the CAR; None if none fires. `pds_slow` only delays."""
         slow = self.faults.fire("pds_slow", host=self.index, did=account.did)
         if slow is not None:
             await asyncio.sleep(slow.get("seconds", 1))
@@ -185,7 +185,7 @@ class Pds:
         if limited is not None:
             retry = limited.get("retry_after", 1)
             headers = {} if retry is None else {"Retry-After": str(retry)}
-            self.budget.put_off(retry or 0)
+            self.budget.sent_retry_after(retry or 0)
             if limited.get("html"):
                 return web.Response(
                     status=429,
@@ -213,7 +213,7 @@ class Pds:
         return None
 
     async def _car(self, account: SimulatedAccount) -> Car:
-        """The CAR of the head, or what a fault makes of it."""
+        """The CAR of the head, or the wrong CAR of a fault that fires."""
         fire, host, did = self.faults.fire, self.index, account.did
         repo = account.repo
         if repo is not None and repo.earlier and fire("pds_stale", host=host, did=did):
@@ -224,13 +224,13 @@ class Pds:
         car = await self.network.repositories.car(account)
         cut = fire("pds_truncate", host=host, did=did)
         if cut is not None:
-            return Car(spoil.truncated(car.read(), cut.get("mode", "boundary")))
+            return Car(corrupt_cars.truncated(car.read(), cut.get("mode", "boundary")))
         if fire("pds_bad_sig", host=host, did=did):
-            return Car(spoil.bad_signature(car.read()))
+            return Car(corrupt_cars.bad_signature(car.read()))
         if fire("pds_tamper", host=host, did=did):
-            spoiled = spoil.tampered(car.read())
-            if spoiled is not None:
-                return Car(spoiled)
+            corrupt = corrupt_cars.tampered(car.read())
+            if corrupt is not None:
+                return Car(corrupt)
             self.faults.undo("pds_tamper")
         return car
 

@@ -22,7 +22,7 @@ _CONTEXT = [
 def did_document(
     did: str, handle: str, key: SigningKey, fragment: str, services: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """A DID document; in one of eight a method that is not the signing key stands first, as it may in the wild."""
+    """A DID document. In one of eight, the first verification method is not the signing key, which the standard allows."""
     decoy = {
         "id": f"{did}#atproto_label" if fragment == "atproto" else f"{did}#atproto",
         "type": "Multikey",
@@ -47,14 +47,13 @@ def did_document(
 
 
 class PlcDirectory:
-    """`GET /{did}`."""
+    """Serves `GET /{did}`. `labelers`: DID → document."""
 
     def __init__(self, network: Network, faults: Faults) -> None:
         self.network = network
         self.faults = faults
         self.pds_urls: list[str] = []
-        self.labelers: dict[str, dict[str, Any]] = {}  # DID → document
-        self.requests = 0
+        self.labelers: dict[str, dict[str, Any]] = {}
         self._allowance, self._allowed_at = 0.0, time.monotonic()
 
     def application(self) -> web.Application:
@@ -68,7 +67,6 @@ class PlcDirectory:
         return web.json_response({"version": "simulator"})
 
     async def _document(self, request: web.Request) -> web.Response:
-        self.requests += 1
         did = request.match_info["did"]
         if self.faults.fire("plc_500", did=did):
             return web.json_response({"message": "injected"}, status=500)
@@ -89,7 +87,7 @@ class PlcDirectory:
         return web.json_response(document, content_type="application/did+ld+json")
 
     def _throttled(self, did: str) -> web.Response | None:
-        """The refusal of a request that is one too many; a second's worth may come at once."""
+        """429 if `plc_429` is on and the request is above its rate, else None. A burst may use one second of the rate."""
         limit = self.faults.parameters("plc_429")
         if limit is None:
             return None
@@ -106,7 +104,7 @@ class PlcDirectory:
         return web.json_response({"message": "too many requests"}, status=429, headers=headers)
 
     def account_document(self, did: str) -> dict[str, Any] | None:
-        """The document of an account, or None."""
+        """The document of an account; None if the DID is unknown."""
         account = self.network.accounts.by_did.get(did)
         if account is None:
             return None

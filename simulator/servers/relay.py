@@ -1,7 +1,7 @@
-"""A relay: listHosts, listRepos with a numeric cursor, and a firehose of all hosts under its own sequence.
+"""A relay: listHosts, listRepos with a numeric cursor, and a firehose of all hosts with its own sequence.
 
-Two relays carry the same events. The second and later ones let events of different repositories overtake each other a little;
-events of one repository keep their order everywhere.
+All relays carry the same events. Relays after the first reorder events of different repositories slightly; events of one
+repository keep their order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cbrrr import CID
 
 from simulator.accounts import SimulatedAccount
 from simulator.events import Event, account_event
-from simulator.faults import spoiled_cars as spoil
+from simulator.faults import corrupt_cars
 from simulator.faults.faults import Faults
 from simulator.faults.hostile_lists import list_fault, rows
 from simulator.network import Network
@@ -24,27 +24,26 @@ from simulator.repo.car import cid_text
 from simulator.servers.http import page_limit, xrpc_error
 from simulator.servers.stream import EventStream
 
-_UID_STEP = 10_000  # relay k numbers its accounts from k * 10,000 + 1
+_UID_STEP = 10_000  # relay k numbers its accounts from k * _UID_STEP + 1
 
 
 @dataclass(slots=True)
 class _Delayed:
     event: Event
-    passes: int  # events of other repositories that may still overtake it
+    passes: int  # events of other repositories that may still be sent before it
 
 
 class Relay:
-    """One relay of the network, by its index."""
+    """The relay with this index."""
 
     def __init__(self, network: Network, faults: Faults, index: int) -> None:
         self.network = network
         self.faults = faults
         self.index = index
         self.pds_urls: list[str] = []
-        self.requests = 0
-        self.lost: set[str] = set()  # repositories whose newest commit never went out
-        self.taken_down: set[str] = set()  # by this relay; their PDSes go on serving them
-        self._accounts: dict[str, Event] = {}  # DID -> the last #account that went out
+        self.lost: set[str] = set()  # DIDs whose newest commit this relay did not send
+        self.taken_down: set[str] = set()  # DIDs taken down at this relay only; their PDSes still serve them
+        self._accounts: dict[str, Event] = {}  # DID → the last #account sent
         self.stream = EventStream(1000 + index * 5_000_000, network.config.window, faults, index)
         self._rng = random.Random(f"{network.config.seed}/relay/{index}")
         self._delayed: list[_Delayed] = []
@@ -53,7 +52,7 @@ class Relay:
 
     def application(self) -> web.Application:
         """The routes."""
-        app = web.Application(middlewares=[self._count])
+        app = web.Application()
         xrpc = {
             "com.atproto.sync.listHosts": self._list_hosts,
             "com.atproto.sync.listRepos": self._list_repos,
@@ -67,16 +66,10 @@ class Relay:
             app.router.add_get(f"/xrpc/{name}", handler)
         return app
 
-    @web.middleware
-    async def _count(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        self.requests += 1
-        answer: web.StreamResponse = await handler(request)
-        return answer
-
     # --- the firehose
 
     def _offer(self, _account: SimulatedAccount, _pds: int, event: Event) -> None:
-        """Take an event of a PDS: send it on, hold it back, or lose it."""
+        """Receive an event of a PDS: send, delay or lose it."""
         faults, host = self.faults, self.index
         if event.kind == "#commit":
             if faults.fire("lost_commit", host=host, did=event.did):
@@ -93,18 +86,20 @@ class Relay:
                 self._flush_timer = asyncio.get_running_loop().call_later(1.0, self.flush)
             return
         self._send(event)
-        self._pass(event.did)
+        self._count_pass(event.did)
 
     def _passes(self, event: Event) -> int:
-        waiting = [one.passes for one in self._delayed if one.event.did == event.did]
-        if waiting:
-            return max(waiting)  # never past an older event of its own repository
+        """How many events of other repositories to send before this one."""
+        delayed = [one.passes for one in self._delayed if one.event.did == event.did]
+        if delayed:
+            return max(delayed)  # not before an older event of the same repository
         delay = self.faults.fire("delay", host=self.index, did=event.did)
         if delay is not None:
             return int(delay.get("hold", 20))
         return self._rng.randint(1, 4) if self.index and self._rng.random() < 0.2 else 0
 
-    def _pass(self, did: str) -> None:
+    def _count_pass(self, did: str) -> None:
+        """Count an event of this repository that was sent before the delayed ones; send those that are due."""
         due = []
         for one in self._delayed:
             if one.event.did != did:
@@ -128,14 +123,14 @@ class Relay:
                 self.stream.publish(before)
 
     def take_down(self, account: SimulatedAccount, *, down: bool = True) -> None:
-        """Take an account down at this relay alone, or end that: an #account by the relay's own clock, after all before it."""
+        """Take an account down at this relay only, or end that. Sends delayed events, then an #account event."""
         (self.taken_down.add if down else self.taken_down.discard)(account.did)
         self.flush()
         active = account.active and not down
         self._send(account_event(account.did, active, "takendown" if down else account.status))
 
     def flush(self) -> None:
-        """Send everything that is held back."""
+        """Send all delayed events."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
@@ -252,7 +247,7 @@ class Relay:
 
 
 def _forged(event: Event) -> Event:
-    """The same commit under a signature that does not verify."""
-    blocks = spoil.bad_signature(event.body["blocks"])
-    root, _ = spoil.read_blocks(blocks)
-    return Event(event.kind, event.did, {**event.body, "blocks": blocks, "commit": CID(root)}, final=False)
+    """A copy of the commit event with an invalid signature."""
+    blocks = corrupt_cars.bad_signature(event.body["blocks"])
+    root, _ = corrupt_cars.read_blocks(blocks)
+    return Event(event.kind, event.did, {**event.body, "blocks": blocks, "commit": CID(root)})

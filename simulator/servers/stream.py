@@ -1,7 +1,8 @@
 """An event stream: a bounded window of sequenced events, and the websocket that serves it.
 
-Cursor: absent = the tip, 0 = the oldest event kept, n = after seq n. Older than the window: an #info OutdatedCursor, then the
-oldest kept. Past the tip: an error frame FutureCursor. A reader that falls out of the window: ConsumerTooSlow.
+Cursor: absent = new events only, 0 = from the oldest event kept, n = after seq n. A cursor older than the window gives #info
+OutdatedCursor and then the oldest event kept; a cursor past the newest event gives the error FutureCursor. A reader whose
+position leaves the window gets the error ConsumerTooSlow.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from simulator.events import Event, error_frame, header, info_frame, wire
 from simulator.faults import hostile_frames
 from simulator.faults.faults import STREAM_FAULTS, Faults
 
-_BUFFER_HIGH = 1 << 20  # bytes that may wait in a socket before the stream waits for it
+_BUFFER_HIGH = 1 << 20  # bytes buffered in a socket before the stream pauses
 _CHUNK_EVENTS = 256
 
 
@@ -30,14 +31,14 @@ class _LoggedEvent:
 
 
 class EventStream:
-    """The log of one server. Entries are addressed by position: 0 is the first event ever, whatever its seq."""
+    """The events of one server. A position counts events from the first one ever (0), independent of seq."""
 
     def __init__(self, first_seq: int, window: int, faults: Faults, host: int, fault_prefix: str = "") -> None:
         self.window = window
         self.last_seq = first_seq - 1
         self.faults = faults
         self.host = host
-        self.held = False  # while True, readers do not see what is new
+        self.held = False  # True: readers do not receive new events
         self.announce_outdated = True
         self.refuse_future = True
         self.readers: set[_StreamReader] = set()
@@ -45,12 +46,12 @@ class EventStream:
         self._entries: list[_LoggedEvent] = []
         self._base = 0
         self._visible_end = 0
-        self._dropped_seq = 0  # the highest seq that the window no longer holds; 0 = nothing was lost
+        self._dropped_seq = 0  # the highest seq deleted from the window; 0 = none
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
     def end(self) -> int:
-        """The position after the newest event that readers may see."""
+        """The position after the newest event that readers may receive."""
         return self._visible_end
 
     @property
@@ -59,7 +60,10 @@ class EventStream:
         return max(self._base, self._visible_end - self.window)
 
     def publish(self, event: Event, *, gap: int = 0, repeat: bool = False) -> int:
-        """Append an event under the next seq (after a gap; or, repeat, under the last one). Returns its seq."""
+        """Append an event with the next seq. Returns its seq.
+
+        gap: skip this many sequence numbers. repeat: use the last seq again.
+        """
         if not repeat:
             self.last_seq += 1 + gap
         self._entries.append(_LoggedEvent(self.last_seq, event))
@@ -69,12 +73,12 @@ class EventStream:
         return self.last_seq
 
     def release(self) -> None:
-        """End a hold: readers see everything."""
+        """Stop holding: readers receive all events."""
         self.held = False
         self._reveal()
 
     def _trim(self) -> None:
-        """Let go of what the window no longer holds, many at a time."""
+        """Delete events older than the window, in batches."""
         excess = len(self._entries) - self.window
         if excess > self.window // 8 + 64:
             self._dropped_seq = self._entries[excess - 1].seq
@@ -82,7 +86,7 @@ class EventStream:
             self._base += excess
 
     def encode_all(self) -> int:
-        """Encode every event kept, ahead of its readers. Returns the bytes."""
+        """Encode every event kept, before readers request it. Returns the number of bytes."""
         return sum(len(self._wire(entry)) for entry in self._entries)
 
     def _reveal(self) -> None:
@@ -105,17 +109,17 @@ class EventStream:
         return self._base + at
 
     def oldest_lost_seq(self) -> int:
-        """The highest seq that is no longer kept; 0 where nothing was lost."""
+        """The highest seq outside the window; 0 if no event has left it."""
         offset = self.first - self._base
         return self._entries[offset - 1].seq if offset else self._dropped_seq
 
     def seq_before(self, position: int) -> int:
-        """The seq of the event before this position: a frame of no known type must not claim a seq still to come."""
+        """The seq of the event before this position. An injected frame carries it, as it must not claim a later one."""
         offset = position - self._base
         return self._entries[offset - 1].seq if offset else self._dropped_seq
 
     def wires(self, position: int, limit: int) -> list[bytes]:
-        """The framed events from a position on."""
+        """Up to `limit` encoded events from a position on."""
         start = position - self._base
         stop = min(start + limit, self._visible_end - self._base)
         return [self._wire(entry) for entry in self._entries[start:stop]]
@@ -160,7 +164,7 @@ class _StreamReader:
         self._request = request
 
     async def pump(self, cursor: int | None) -> None:
-        """Send everything from the cursor on, until the socket closes."""
+        """Send all events after the cursor until the socket closes."""
         stream = self._stream
         if cursor is None:
             self.position = stream.end
@@ -183,7 +187,7 @@ class _StreamReader:
                 await stream.changed()
                 continue
             faulty = stream.faults.any_on(STREAM_FAULTS)
-            if faulty and not await self._suffer():
+            if faulty and not await self._inject_faults():
                 return
             wires = stream.wires(self.position, 1 if faulty else _CHUNK_EVENTS)
             self.position += len(wires)
@@ -194,7 +198,7 @@ class _StreamReader:
         if transport is None or transport.is_closing():
             return
         transport.write(data)
-        # aiohttp has no public way to wait for a transport that one writes to directly
+        # aiohttp has no public method to wait for a transport that is written to directly
         while transport.get_write_buffer_size() > _BUFFER_HIGH and not transport.is_closing():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         await asyncio.sleep(0)
@@ -203,8 +207,8 @@ class _StreamReader:
         await self._write(wire(error_frame(error, message)))
         await self._socket.close()
 
-    async def _suffer(self) -> bool:
-        """Let the stream's faults fire before the next frame. False: the connection is over."""
+    async def _inject_faults(self) -> bool:
+        """Fire the stream's faults before the next frame. False if the connection has ended."""
         faults, host, prefix = self._stream.faults, self._stream.host, self._stream.fault_prefix
         if faults.fire(prefix + "garbage", host=host):
             await self._write(wire(b"\xff" + os.urandom(40)))

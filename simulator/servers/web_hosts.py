@@ -1,4 +1,4 @@
-"""Hosts of did:web accounts: each has a port of its own, and serves the account's document at /.well-known/did.json."""
+"""Hosts of did:web accounts: each has its own port and serves the account's DID document at /.well-known/did.json."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from simulator.faults.faults import Faults
 
 
 class WebHosts:
-    """`dids` are known before the network is: `did:web:localhost%3APORT`. `first_port`: of consecutive ones, 0 for free ones."""
+    """Binds its ports at once, so that `dids` (`did:web:localhost%3APORT`) exist before the network is generated.
+
+    `first_port` is the first of consecutive ports; 0 means any free ports.
+    """
 
     def __init__(self, count: int, faults: Faults, address: str, first_port: int) -> None:
         self.faults = faults
-        self.requests = 0
         self._listeners = [_listener(address, first_port + index if first_port else 0) for index in range(count)]
         self.dids = [f"did:web:localhost%3A{one.getsockname()[1]}" for one in self._listeners]
         self._document: Callable[[str], dict[str, Any] | None] = lambda _: None
 
     async def start(self, document: Callable[[str], dict[str, Any] | None]) -> web.AppRunner:
-        """Serve the documents."""
+        """Serve the documents that `document` returns for a DID."""
         self._document = document
         app = web.Application()
         app.router.add_get("/.well-known/did.json", self._answer)
@@ -34,7 +36,6 @@ class WebHosts:
         return runner
 
     async def _answer(self, request: web.Request) -> web.Response:
-        self.requests += 1
         port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
         did = f"did:web:localhost%3A{port}"
         if (hang := self.faults.fire("did_web_hang", did=did)) is not None:

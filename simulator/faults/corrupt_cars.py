@@ -1,4 +1,4 @@
-"""Spoiled CARs for the faults of getRepo and of the relay: bytes → bytes, or None where there is nothing to spoil."""
+"""Corrupted CARs for the faults of getRepo and of the relays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from cbrrr import decode_dag_cbor, encode_dag_cbor
 
 from simulator.repo.car import CID_PREFIX, Block, cid_of, write_car
 
-_MST_NODE = b"\xa2\x61e"  # a map of two that begins with the key "e"
+_MST_NODE = b"\xa2\x61e"  # a map of two entries, the first with key "e"
 
 
 def sections(car: bytes) -> list[tuple[int, int]]:
-    """(start, end) of each block section, length included; the header is skipped."""
+    """(start, end) offsets of each block section, its length prefix included. The header is skipped."""
     size, at = _read_varint(car, 0)
     at += size
     found = []
@@ -36,7 +36,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_blocks(car: bytes) -> tuple[bytes, list[Block]]:
-    """(root CID, blocks in file order) of a CAR that this package wrote."""
+    """(root CID, blocks in file order) of a CAR that this package wrote: every CID has 36 bytes."""
     size, at = _read_varint(car, 0)
     header: Any = decode_dag_cbor(car[at : at + size])
     blocks = []
@@ -47,14 +47,14 @@ def read_blocks(car: bytes) -> tuple[bytes, list[Block]]:
 
 
 def truncated(car: bytes, mode: str) -> bytes:
-    """Cut about two thirds in: inside a block (mid), or between two (boundary)."""
+    """The CAR cut after about two thirds of its blocks. mode: mid (inside a block) or boundary (between two)."""
     found = sections(car)
     start, end = found[len(found) * 2 // 3]
     return car[: (start + end) // 2] if mode == "mid" else car[:start]
 
 
 def tampered(car: bytes) -> bytes | None:
-    """One byte of a record block flipped."""
+    """The CAR with one bit of a record block flipped; None if it has no record."""
     root, blocks = read_blocks(car)
     offsets = sections(car)
     for (cid, block), (_, end) in zip(blocks, offsets, strict=True):
@@ -64,11 +64,11 @@ def tampered(car: bytes) -> bytes | None:
 
 
 def bad_signature(car: bytes) -> bytes:
-    """The same tree under a commit whose signature is not the account's."""
+    """The same tree under a commit whose signature is well-formed but invalid."""
     root, blocks = read_blocks(car)
     commit: Any = decode_dag_cbor(dict(blocks)[root])
     sig: bytes = commit["sig"]
-    # small changes of r and s stay in range, so that the signature is well-formed and wrong
+    # flipping the lowest bit of r and s keeps both in range
     commit["sig"] = sig[:31] + bytes([sig[31] ^ 1]) + sig[32:63] + bytes([sig[63] ^ 1])
     block = encode_dag_cbor(commit)
     cid = cid_of(block)
