@@ -12,7 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from simulator.config import ImpossibleConfigError
-from simulator.faults.faults import UnknownFaultError
+from simulator.faults.faults import NAMES, UnknownFaultError
 from simulator.server import SimulatorConfig, serve
 
 
@@ -34,17 +34,25 @@ class _OneLine(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one option per field of SimulatorConfig."""
-    options = _OneLine(prog="python -m simulator", description=__doc__)
+    faults = "\n".join(f"  {name}: {text}" for name, text in NAMES.items())
+    options = _OneLine(
+        prog="python -m simulator",
+        description=__doc__,
+        epilog=f"faults:\n{faults}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for field in dataclasses.fields(SimulatorConfig):
-        flag = "--" + field.name.replace("_", "-")
+        flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         if field.name == "faults":
-            options.add_argument(flag, type=parse_faults, default={})
+            options.add_argument(flag, type=parse_faults, default={}, help=text)
         elif field.name == "epoch_micros":
-            options.add_argument(flag, type=int, default=None)
+            options.add_argument(flag, type=int, default=None, help=text)
         elif isinstance(field.default, bool):
-            options.add_argument(flag, action="store_true")
+            options.add_argument(flag, action="store_true", help=text)
         else:
-            options.add_argument(flag, type=type(field.default), default=field.default)
+            options.add_argument(
+                flag, type=type(field.default), default=field.default, help=f"{text}; default %(default)s"
+            )
     return options
 
 

@@ -1,4 +1,4 @@
-"""A reader of what the simulated servers serve, made of other libraries than the simulator itself."""
+"""A reader of the simulated servers, built on other libraries than the simulator."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def get_bytes(url: str) -> bytes:
 
 
 def refused(url: str) -> tuple[int, str]:
-    """(status, error) of a request that must be refused."""
+    """(status, error) of a request that must fail."""
     try:
         urllib.request.urlopen(url, timeout=60)
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error)["error"]
-    raise AssertionError(f"not refused: {url}")
+    raise AssertionError(f"did not fail: {url}")
 
 
 def text(cid: bytes) -> str:
@@ -44,7 +44,7 @@ def text(cid: bytes) -> str:
 
 
 class SimulatedReader:
-    """Resolves and fetches as a mirror would."""
+    """Resolves DIDs and fetches repositories as a mirror does."""
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
@@ -79,7 +79,7 @@ class CheckedRepo:
 
 
 def read_car(car: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """(root, blocks) of a CAR whose every block hashes to its CID; EOFError where it is cut inside a block."""
+    """(root, blocks) of a CAR. Checks the hash of every block; raises EOFError if the CAR ends inside a block."""
     stream = io.BytesIO(car)
     header = libipld.decode_dag_cbor(_section(stream))
     blocks: dict[bytes, bytes] = {}
@@ -112,7 +112,7 @@ def layer(key: bytes) -> int:
 
 
 def walk(blocks: dict[bytes, bytes], cid: bytes, expected: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """(path, record CID) of a tree in order; every node on its layer, KeyError where a block is missing."""
+    """(path, record CID) of a tree, in key order. Checks the layer of every node; raises KeyError if a block is missing."""
     node = libipld.decode_dag_cbor(blocks[cid])
     keys: list[bytes] = []
     for entry in node["e"]:
@@ -138,7 +138,7 @@ def commit_signed_by(block: bytes, key: str) -> bool:
 
 
 def check_car(car: bytes, did: str, key: str) -> CheckedRepo:
-    """The content of a CAR whose hashes, tree, DID and signature are right; an exception otherwise."""
+    """The content of a CAR. Raises if a hash, the tree, the DID or the signature is wrong."""
     root, blocks = read_car(car)
     commit = libipld.decode_dag_cbor(blocks[root])
     assert commit["did"] == did, "another account's repository"

@@ -1,4 +1,4 @@
-"""Every fault does what it says, and is counted when it fires."""
+"""Every fault has the effect that its description states, and is counted when it fires."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def only(simulation: Simulation, name: str, **parameters: Any) -> None:
     simulation.set_faults(clear=True, **{name: {"per_did": 0, **parameters}})
 
 
-def test_unknown_faults_are_refused(simulator: Any) -> None:
+def test_unknown_faults_are_rejected(simulator: Any) -> None:
     with pytest.raises(UnknownFaultError, match="pds_nap"):
         Faults(1).switch({"pds_nap": 1.0})
     with pytest.raises(RuntimeError, match="exit code 2"):
         simulator(faults={"pds_nap": 1.0})
 
 
-def test_a_fault_keeps_to_its_parameters() -> None:
+def test_a_fault_obeys_its_parameters() -> None:
     faults = Faults(1)
     faults.switch({"pds_500": {"p": 1.0, "times": 3, "host": 1, "per_did": 2}, "drop": {"every": 5}, "delay": 0.25})
     assert not faults.fire("pds_500", host=0, did="a")
@@ -53,7 +53,7 @@ def test_a_fault_keeps_to_its_parameters() -> None:
     assert set(faults.active()) == {"delay"}
 
 
-def test_listings_fail_only_where_they_touch_the_poison(simulator: Any) -> None:
+def test_lists_fail_only_on_pages_with_failing_positions(simulator: Any) -> None:
     simulation = simulator(**CONFIG, pdses=1)
     relay, pds = simulation.relays[0], simulation.pdses[0]
     only(simulation, "relay_list_500", **{"from": 7, "to": 8})
@@ -82,8 +82,8 @@ def test_listings_fail_only_where_they_touch_the_poison(simulator: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ODD_LEAVES)
-def test_odd_leaves_are_in_the_truth_and_in_the_repo(simulator: Any, kind: str) -> None:
-    """The writer makes them at chance, an operation at will; events say so, or #sync."""
+def test_odd_leaves_are_in_the_expected_state_and_in_the_repo(simulator: Any, kind: str) -> None:
+    """The writer creates them when a fault fires, an operation at once. Events announce them, or #sync if they are too large."""
     simulation = simulator(**CONFIG)
     reader = SimulatedReader(simulation)
     before = simulation.state()
@@ -152,7 +152,7 @@ def test_getrepo_faults(simulator: Any) -> None:
         assert (answer.status, answer.headers.get_content_type()) == (200, "text/html")
 
     only(simulation, "pds_hang", seconds=30)
-    while not simulation.fired("pds_hang"):  # a reader that goes away before the server has looked was never seen
+    while not simulation.fired("pds_hang"):  # a client that disconnects before the handler runs is not counted
         with pytest.raises(TimeoutError):
             urllib.request.urlopen(url, timeout=0.5)
     only(simulation, "pds_slow", seconds=0.3)
@@ -196,7 +196,7 @@ def raw(url: str) -> bytes:
 
 
 def test_hostile_lists(simulator: Any) -> None:
-    """Every kind of answer that is no page, and cursors that go round."""
+    """Every kind of malformed page, and cursors that form a cycle."""
     simulation = simulator(**CONFIG, pdses=1)
     relay, pds = simulation.relays[0], simulation.pdses[0]
     hosts = f"{relay}/xrpc/com.atproto.sync.listHosts"
@@ -271,13 +271,13 @@ def test_hosts_of_did_web_accounts(simulator: Any) -> None:
     only(simulation, "did_web_hang", did=other)
     assert get(url)["id"] == did
     only(simulation, "did_web_hang", did=did)
-    while not simulation.fired("did_web_hang"):  # a reader that goes away before the server has seen it counts nothing
+    while not simulation.fired("did_web_hang"):  # a client that disconnects before the handler runs is not counted
         with pytest.raises(TimeoutError):
             urllib.request.urlopen(url, timeout=0.5)
     assert simulation.fired("did_web_429") == 1
 
 
-def test_streams_refuse_connections(simulator: Any) -> None:
+def test_streams_reject_connections(simulator: Any) -> None:
     simulation = simulator(**CONFIG)
     only(simulation, "stream_429", times=2, status=503, retry_after=7)
     for base, method in (
@@ -301,7 +301,7 @@ READ_SECONDS = 60.0
 
 
 async def raw_messages(url: str, count: int | None) -> tuple[list[bytes], bool]:
-    """What a stream sends until it closes or, with a count, until nothing follows so many messages; and whether it closed."""
+    """(messages, whether the stream closed). With a count: stop if no message follows that many."""
     found: list[bytes] = []
     async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
         while True:
@@ -317,7 +317,7 @@ async def raw_messages(url: str, count: int | None) -> tuple[list[bytes], bool]:
 
 
 def read_stream(simulation: Simulation, count: int | None = None) -> tuple[list[bytes], bool]:
-    """`count`: of a stream that stays open, how many messages there are."""
+    """`count`: the number of messages on a stream that stays open."""
     url = f"{simulation.relays[0]}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
     return asyncio.run(raw_messages(url, count))
 
@@ -399,7 +399,7 @@ def test_relay_faults_of_the_sequence(simulator: Any) -> None:
 
 
 def account_events(simulation: Simulation, relay: int, count: int) -> list[tuple[int, str, bool, float]]:
-    """(seq, DID, active, seconds that its time is ahead) of the #account events of a relay, of `count` messages."""
+    """(seq, DID, active, seconds by which its time is ahead) of the #account events among a relay's `count` messages."""
     url = f"{simulation.relays[relay]}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
     found = []
     for message in asyncio.run(raw_messages(url, count))[0]:
@@ -411,7 +411,7 @@ def account_events(simulation: Simulation, relay: int, count: int) -> list[tuple
 
 
 def test_relay_repeats_an_old_account_event(simulator: Any) -> None:
-    """The event before the last, with its old time and a new seq, of one relay alone."""
+    """One relay repeats the previous event with its original time and a new seq; the other does not."""
     simulation = simulator(**CONFIG, relays=2)
     only(simulation, "relay_old_account", host=1)
     did = next(iter(simulation.state()))
@@ -428,7 +428,7 @@ def test_relay_repeats_an_old_account_event(simulator: Any) -> None:
 
 
 def test_a_pds_with_its_clock_ahead(simulator: Any) -> None:
-    """The accounts of one PDS say another time, to every relay alike."""
+    """Events of one PDS carry a later time, at every relay."""
     simulation = simulator(**CONFIG, relays=2, pdses=2)
     only(simulation, "pds_clock_ahead", host=1, seconds=240)
     for did in simulation.state():
@@ -444,7 +444,7 @@ def test_a_pds_with_its_clock_ahead(simulator: Any) -> None:
 
 
 def test_a_relay_takes_an_account_down_by_itself(simulator: Any) -> None:
-    """By its own clock and in its own list; the PDS and the other relay know nothing of it."""
+    """The relay's stream and list show it; the PDS and the other relay do not."""
     simulation = simulator(**CONFIG, relays=2)
     did = next(iter(simulation.state()))
     only(simulation, "pds_clock_ahead")
@@ -516,7 +516,7 @@ def test_requests_are_counted_in_a_sliding_window_and_limited(simulator: Any) ->
     assert caught.value.headers["RateLimit-Limit"] == "5"
     assert caught.value.headers["RateLimit-Remaining"] == "0"
     simulation.limits(seconds=0.1)
-    time.sleep(0.15)  # so that the five are older than the window
+    time.sleep(0.15)  # the five requests leave the window
     get(url)
     counted = simulation.faults()["hosts"][simulation.pdses[0]]
     assert counted["limit"] == 5

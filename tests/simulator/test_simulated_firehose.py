@@ -28,7 +28,7 @@ async def frames(url: str, cursor: int | None = 0) -> AsyncIterator[Frame]:
 
 
 def collect(url: str, cursor: int | None = 0, *, until: Callable[[Frame], bool]) -> list[Frame]:
-    """Frames up to and with the first that satisfies `until`, or until the socket closes."""
+    """Frames up to and including the first that satisfies `until`, or until the socket closes."""
 
     async def run() -> list[Frame]:
         found: list[Frame] = []
@@ -51,14 +51,14 @@ def up_to(seq: int) -> Callable[[Frame], bool]:
 
 
 class Unknown(mst.TreeNode):
-    """A node of which only the CID is known: reading it fails the test."""
+    """A node with a known CID and no content: reading it fails the test."""
 
     def __init__(self, cid: bytes) -> None:
         self.cid = cid  # the other slots stay unset, so that a read raises AttributeError
 
 
 def partial_tree(blocks: dict[bytes, bytes], cid: bytes) -> mst.TreeNode:
-    """The tree as far as the blocks go."""
+    """The part of the tree whose blocks are given."""
     if cid not in blocks:
         return Unknown(cid)
     node = libipld.decode_dag_cbor(blocks[cid])
@@ -74,7 +74,7 @@ def partial_tree(blocks: dict[bytes, bytes], cid: bytes) -> mst.TreeNode:
 
 
 def inverted(body: dict[str, Any]) -> bytes:
-    """The data CID before the commit, computed from its frame alone."""
+    """The data CID before the commit, computed from its frame."""
     root, blocks = read_car(body["blocks"])
     tree = partial_tree(blocks, libipld.decode_dag_cbor(blocks[root])["data"])
     for op in sorted(body["ops"], key=lambda op: op["action"] != "delete"):
@@ -135,11 +135,11 @@ def test_cursor_absent_zero_old_and_future(simulator: Any) -> None:
 
     assert seqs(0) == list(range(1000, last + 1))
     assert seqs(last - 3) == [last - 2, last - 1, last]
-    assert seqs(5) == list(range(1000, last + 1))  # older than everything, but nothing was lost
+    assert seqs(5) == list(range(1000, last + 1))  # older than every event, but no event has left the window
     (future,) = collect(url, last + 1, until=lambda _frame: False)
     assert future == ({"op": -1}, {"error": "FutureCursor", "message": future[1]["message"]})
 
-    simulation.writer(prebuild=40)  # 70 events, of which 50 are kept
+    simulation.writer(prebuild=40)  # 70 events; the window keeps 50
     last = simulation.summary()["seqs"][0]
     header, body = collect(url, 1005, until=up_to(last))[0]
     assert (header, body["name"]) == ({"op": 1, "t": "#info"}, "OutdatedCursor")
@@ -148,12 +148,12 @@ def test_cursor_absent_zero_old_and_future(simulator: Any) -> None:
     assert seqs(1005) == list(range(last - 49, last + 1))
 
     async def tip() -> int:
-        async for _, body in frames(url, last + 1000):  # as if absent, now that the future is not refused
+        async for _, body in frames(url, last + 1000):  # with future=False, handled like an absent cursor
             return int(body["seq"])
         raise AssertionError("closed")
 
     async def tip_and_commit() -> int:
-        while (await asyncio.to_thread(simulation.streams))[0]["readers"]:  # those from above
+        while (await asyncio.to_thread(simulation.streams))[0]["readers"]:  # the readers above
             await asyncio.sleep(0.01)
         task = asyncio.create_task(tip())
         while not (await asyncio.to_thread(simulation.streams))[0]["readers"]:
@@ -164,7 +164,7 @@ def test_cursor_absent_zero_old_and_future(simulator: Any) -> None:
     assert asyncio.run(tip_and_commit()) == last + 1
 
 
-def test_held_frames_come_out_together_when_released(simulator: Any) -> None:
+def test_held_frames_are_sent_together_on_release(simulator: Any) -> None:
     simulation = simulator(repos=10, churn=0.0, prebuilt_commits=5)
     url = repos_url(simulation.relays[0])
     simulation.streams(held=True)
@@ -184,14 +184,14 @@ def test_held_frames_come_out_together_when_released(simulator: Any) -> None:
     assert asyncio.run(run()) == list(range(1000, 1045))
 
 
-def test_a_reader_that_falls_out_of_the_window_is_told_so(simulator: Any) -> None:
+def test_a_reader_that_leaves_the_window_gets_consumer_too_slow(simulator: Any) -> None:
     simulation = simulator(repos=10, records_per_repo=50, churn=0.0, window=20)
     url = repos_url(simulation.relays[0])
 
     async def run() -> list[Frame]:
         found: list[Frame] = []
         async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
-            # far more than sockets buffer, while nothing is read
+            # far more bytes than the sockets buffer; the client does not read
             for _ in range(6):
                 await asyncio.to_thread(simulation.writer, prebuild=1000)
             async for message in socket:
@@ -241,7 +241,7 @@ def test_two_relays_carry_the_same_events_in_their_own_order(simulator: Any) -> 
     assert kinds == {"#commit", "#sync", "#identity", "#account"}
 
 
-def test_live_writer_ends_in_the_stated_truth(simulator: Any) -> None:
+def test_live_writer_ends_in_the_expected_state(simulator: Any) -> None:
     simulation = simulator(repos=40, records_per_repo=10, churn=0.1)
     simulation.writer(400)
     url = repos_url(simulation.relays[0])
@@ -256,7 +256,7 @@ def test_live_writer_ends_in_the_stated_truth(simulator: Any) -> None:
             assert (repo.rev, repo.data, repo.records) == (truth.rev, truth.data, truth.records)
 
 
-def test_labels_are_signed_and_end_in_the_stated_truth(simulator: Any) -> None:
+def test_labels_are_signed_and_end_in_the_expected_state(simulator: Any) -> None:
     simulation = simulator(repos=10, labelers=2, labels=60)
     simulation.op("label", uri=next(iter(simulation.state())), val="rude", neg=True)
     reader = SimulatedReader(simulation)

@@ -1,4 +1,4 @@
-"""The simulator's tree: against published roots, and built in bulk against built key by key."""
+"""The simulator's tree: compared with published roots; bulk building compared with single changes."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def test_node_bytes_are_canonical_dag_cbor() -> None:
         assert cid == cid_of(block)
 
 
-def test_removing_what_is_not_there_is_an_error() -> None:
+def test_removing_a_missing_key_is_an_error() -> None:
     with pytest.raises(KeyError):
         mst.remove(mst.put(mst.empty_tree(), b"a/b", LEAF), b"a/c")

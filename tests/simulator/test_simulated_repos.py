@@ -1,4 +1,4 @@
-"""What PDSes, relays and the PLC directory serve equals the truth that the simulator states."""
+"""PDSes, relays and the PLC directory serve the state that the control API reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def every_page(url: str, limit: int) -> list[dict[str, Any]]:
         cursor = page["cursor"]
 
 
-def test_every_served_repository_is_the_stated_truth(simulator: Any) -> None:
+def test_every_served_repository_has_the_expected_state(simulator: Any) -> None:
     simulation = simulator(repos=60, records_per_repo=25, hostile=True, big_repos=1, big_repo_records=4000)
     reader = SimulatedReader(simulation)
     state = simulation.state()
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_network(simulator: Any) -> None:
     assert first.labels() == second.labels()
 
 
-def test_single_operations_show_everywhere(simulator: Any) -> None:
+def test_single_operations_are_visible_on_every_server(simulator: Any) -> None:
     simulation = simulator(repos=20, records_per_repo=5, inactive_share=0.0)
     reader = SimulatedReader(simulation)
     did = next(iter(simulation.state()))
@@ -140,7 +140,7 @@ def test_big_repositories_are_spooled_and_whole(simulator: Any) -> None:
     assert len(read_car(car)[1]) > 300
 
 
-def test_the_process_stops_cleanly_and_refuses_a_taken_port(simulator: Any) -> None:
+def test_the_process_stops_cleanly_and_rejects_a_port_in_use(simulator: Any) -> None:
     simulation = simulator(repos=2)
     port = int(simulation.control.rpartition(":")[2])
     with pytest.raises(RuntimeError, match="exit code 2"):
