@@ -1,7 +1,6 @@
 """The thread of an index process that runs `appview.reconcile`, in one process at a time."""
 
 import logging
-import threading
 import time
 from typing import Any
 
@@ -12,7 +11,8 @@ from appview.gate_versions import prune_lapsed
 from appview.reconcile import SQL, reconcile
 from appview.state import read
 from connectors.postgres.connection import STATEMENT_SECONDS, connect
-from connectors.runtime import metrics, watchdog
+from connectors.runtime import metrics
+from connectors.runtime.worker_thread import WorkerThread
 from schemas.settings import Settings
 
 IDLE_SECONDS = 0.2
@@ -35,37 +35,27 @@ class ReconcileThread:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="appview reconcile", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        self._worker = WorkerThread("appview reconcile", self._run)
+        self.start = self._worker.start
 
     def check(self) -> None:
         """Raise ReconcileDied if the thread ended with an error."""
-        if self._error is not None:
-            raise ReconcileDied from self._error
+        if self._worker.error is not None:
+            raise ReconcileDied from self._worker.error
 
     def close(self) -> None:
         """Process notes for DRAIN_SECONDS more, then end the thread. Other notes stay for the next process."""
-        self._stop.set()
-        self._thread.join(2 * DRAIN_SECONDS)
+        self._worker.stop(2 * DRAIN_SECONDS)
 
     def _run(self) -> None:
-        try:
-            with watchdog.watched("appview reconcile"):
-                while not self._stop.is_set():
-                    try:
-                        with self._connect() as db:
-                            self._work(db)
-                    except psycopg.OperationalError as err:
-                        # the notes are still there
-                        log.warning("reconciliation undone", extra={"error": str(err).strip()})
-                        watchdog.rest(self._stop, UNDONE_SECONDS)
-        except BaseException as err:  # the flow's thread raises it in check()
-            self._error = err
+        while not self._worker.stopping:
+            try:
+                with self._connect() as db:
+                    self._work(db)
+            except psycopg.OperationalError as err:
+                # the notes are still there
+                log.warning("reconciliation undone", extra={"error": str(err).strip()})
+                self._worker.rest(UNDONE_SECONDS)
 
     def _connect(self) -> Db:
         db: Db = connect(self._settings.database, "sluice appview reconcile", statement_seconds=STATEMENT_SECONDS)
@@ -82,15 +72,15 @@ class ReconcileThread:
                 metrics.APPVIEW_QUARANTINED.set(sum(row[0] for row in db.execute(SQL["refused"])))
                 prune_lapsed(db)
                 state_at = now + STATE_SECONDS
-            if self._stop.is_set():
+            if self._worker.stopping:
                 until = until or now + DRAIN_SECONDS
                 if now > until:
                     return
             ours = ours or db.execute(SQL["lock"]).fetchone() == (True,)
             if db.execute(SQL["is_due"]).fetchone() != (True,):
-                if self._stop.is_set():
+                if self._worker.stopping:
                     return
-                watchdog.rest(self._stop, IDLE_SECONDS if ours else STANDBY_SECONDS)
+                self._worker.rest(IDLE_SECONDS if ours else STANDBY_SECONDS)
             elif not ours or not self._reconcile(db):
                 time.sleep(IDLE_SECONDS)
 

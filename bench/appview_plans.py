@@ -27,7 +27,7 @@ import psycopg
 
 from appview.sql import queries
 from connectors.postgres.migrate import migrate
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_database import EmbeddedDatabase
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "acceptance" / "official_appview.mjs"

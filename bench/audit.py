@@ -19,7 +19,8 @@ from psycopg.types.string import ByteaBinaryLoader
 
 from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Floor, Stack, floor, report, stack, until
-from ops.audit import Options, Scope, audit
+from ops.audit import audit
+from ops.audit_report import AuditOptions, AuditScope
 from schemas.sql import queries
 from steps.repo_audit import StoredHead, check_rows
 
@@ -58,7 +59,7 @@ def mirror(running: Stack, sim: Simulated, repos: int) -> int:
 def audited(running: Stack, records: int, *, bodies: bool) -> dict[str, Any]:
     """One audit of everything, which must find nothing."""
     usage, cpu = running.usage(), time.process_time()
-    told = audit(running.settings, Scope(), Options(bodies=bodies, restart=True), lambda _: None)
+    told = audit(running.settings, AuditScope(), AuditOptions(bodies=bodies, restart=True), lambda _: None)
     cpu = time.process_time() - cpu
     cost = usage.stop()
     assert told.good, told.as_text()

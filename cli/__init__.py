@@ -1,1 +1,1 @@
-"""What each command of `sluice` reads and prints; `cli/main.py` puts them together."""
+"""The command line: the options and the output of each command of `sluice`. `cli/main.py` assembles them."""

@@ -1,4 +1,4 @@
-"""`sluice appview`: the tables of the official AppView, filled and checked."""
+"""`sluice appview`: rebuild and check the tables of the official AppView."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from cli.base import AsJson, DataDir, answerable, located
 from connectors.postgres.connection import connect
 
 appview_app = typer.Typer(help="The official AppView's tables (schema bsky).", no_args_is_help=True)
-TELL_SECONDS = 2.0
+PROGRESS_SECONDS = 2.0
 
 
 @appview_app.command("rebuild")
@@ -19,32 +19,32 @@ TELL_SECONDS = 2.0
 def rebuild(
     *,
     anew: Annotated[
-        bool, typer.Option("--anew", help="Empty the tables first, which mends whatever is wrong in them.")
+        bool, typer.Option("--anew", help="Empty the tables first, which repairs any error in them.")
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Fill the tables from the mirrored records, beside a running index; goes on where it was stopped."""
+    """Fill the tables from the mirrored records, while the index runs. Resumes if it was stopped."""
     from appview import rebuild as appview  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)
-    told_at = time.monotonic()
+    reported_at = time.monotonic()
 
-    def told(progress: appview.RebuildProgress) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at > TELL_SECONDS:
+    def report(progress: appview.RebuildProgress) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at > PROGRESS_SECONDS:
             sys.stderr.write(f"{progress}\n")
-            told_at = time.monotonic()
+            reported_at = time.monotonic()
 
-    done = appview.rebuild(settings, told, from_empty=anew)
+    done = appview.rebuild(settings, report, from_empty=anew)
     typer.echo(f"{done}{'; continued' if done.resumed else ''}")
 
 
 @appview_app.command("check")
 @answerable
 def check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Count anew what is kept as differences; exit 1 if anything differs."""
+    """Recount the counters that are kept incrementally. Exit code 1 if one of them differs."""
 
     from appview import rebuild as appview  # noqa: PLC0415 - as above
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above

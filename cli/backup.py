@@ -11,7 +11,7 @@ from cli.base import AsJson, DataDir, answerable, located
 from schemas.settings import load
 
 Database = Annotated[
-    str | None, typer.Option(help="PostgreSQL URL; without it the one of `sluice up`. [SLUICE_DATABASE]")
+    str | None, typer.Option(help="PostgreSQL URL; the default is the database of `sluice up`. [SLUICE_DATABASE]")
 ]
 
 
@@ -29,7 +29,7 @@ def backup(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the database to a file, while the mirror runs; it holds the positions in the log that belong to its rows."""
+    """Write the database to a file while the mirror runs, together with the offsets in the log that match its rows."""
     from ops.backup import backup  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     done = backup(located(data_dir, "database"), file, replace=replace)
@@ -42,14 +42,14 @@ def restore(
     *,
     database: Database = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the database of the data folder, once the new one is complete.")
+        bool, typer.Option("--replace", help="Replace the database of the data folder when the new one is complete.")
     ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read a backup into an empty database, or into that of a stopped `sluice up`; it then goes on in the log from there."""
+    """Restore a backup into an empty database, or into that of a stopped `sluice up`. The index then continues from its offsets."""
     from ops.backup import restore  # noqa: PLC0415 - as above
 
     done = restore(load(data_dir=data_dir, database=database), file, replace=replace)
-    said = f"restored {done.file} in {done.seconds} s; the index reads the log first, then repos are fetched again"
-    typer.echo(json.dumps(asdict(done)) if as_json else said)
+    text = f"restored {done.file} in {done.seconds} s; the index reads the log first, then repos are fetched again"
+    typer.echo(json.dumps(asdict(done)) if as_json else text)

@@ -1,4 +1,4 @@
-"""What the commands of `sluice` share: their options, the one-line errors, and where log and database are found."""
+"""What the commands share: options, one-line errors, and how they find the log and the database."""
 
 import os
 import re
@@ -17,18 +17,18 @@ from schemas.settings import PREFIX, Settings, load
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DataDir = Annotated[Path | None, typer.Option(help="Where `sluice up` keeps its data. [SLUICE_DATA_DIR]")]
+DataDir = Annotated[Path | None, typer.Option(help="Data folder of `sluice up`. [SLUICE_DATA_DIR]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option(min=1, help="Rows at most.")]
-Parent = Annotated[int, typer.Option(hidden=True, help="End with this process.")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
+Parent = Annotated[int, typer.Option(hidden=True, help="End together with this process.")]
 
 
 UsageError: Any = typer.BadParameter.__mro__[1]
-"""What Typer raises where options and arguments do not fit; it does not export the name."""
+"""Typer's exception for wrong options and arguments, which it does not export."""
 
 
 class OneLine(TyperGroup):
-    """The command whose mistakes of usage are one line too, in place of Typer's four."""
+    """A command group that reports usage errors in one line; Typer prints four."""
 
     def main(
         self,
@@ -39,15 +39,15 @@ class OneLine(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run, and exit as Typer does."""
+        """Run the command, and exit as Typer does."""
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except UsageError as err:
-            said = err.format_message()
-            if "\n" not in said:  # else it is the help, of a group without a command
+            text = err.format_message()
+            if "\n" not in text:  # a text of several lines is the help of a group without a command
                 place = err.ctx.command_path if err.ctx else "sluice"
-                said = f"sluice: {said}{'' if said.endswith(('.', '?')) else '.'} See `{place} --help`"
-            sys.stderr.write(f"{said}\n")
+                text = f"sluice: {text}{'' if text.endswith(('.', '?')) else '.'} See `{place} --help`"
+            sys.stderr.write(f"{text}\n")
             code = EXIT_OPERATOR
         except typer.Abort:
             sys.stderr.write("sluice: stopped, nothing was changed\n")
@@ -58,7 +58,7 @@ class OneLine(TyperGroup):
 
 
 def answerable(function: F) -> F:
-    """Turn what the operator can put right into its one line."""
+    """Report operator errors as one line on standard error, with exit code 2."""
 
     @wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
@@ -79,11 +79,11 @@ OPTION_OF = {
     "SLUICE_DATABASE": ("database", "--database"),
     "SLUICE_DATA_DIR": ("data_dir", "--data-dir"),
 }
-"""Settings that are options too: the variable, the parameter of the command, the option."""
+"""Settings that are also options: variable → (parameter of the command, option)."""
 
 
 def as_given(line: str, given: Mapping[str, object]) -> str:
-    """The line with the option in place of the variable, where the operator gave the option."""
+    """Replace a variable in an error by the option, if the operator gave the option."""
     for variable, (parameter, option) in OPTION_OF.items():
         if given.get(parameter):
             line = re.sub(rf"\b{variable}\b", option, line)
@@ -91,7 +91,7 @@ def as_given(line: str, given: Mapping[str, object]) -> str:
 
 
 def one_of(nothing: str, **chosen: object) -> None:
-    """Raise OperatorError unless exactly one of these ways to choose is used; `nothing` says what to do where none is."""
+    """Raise OperatorError unless exactly one of these options is given. `nothing`: the error if there is none."""
     used = [name if name[0].isupper() else f"--{name}" for name, value in chosen.items() if value]
     if not used:
         raise OperatorError(nothing)
@@ -100,27 +100,30 @@ def one_of(nothing: str, **chosen: object) -> None:
 
 
 def all_dids(texts: Sequence[str], *, also: str = "") -> None:
-    """Raise OperatorError for the first text that is no DID; `also`: what else it could have been."""
+    """Raise OperatorError for the first text that is not a DID. `also`: added to the error."""
     from protocol.syntax import is_did  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     wrong = next((text for text in texts if not is_did(text)), None)
     if wrong is not None:
-        raise OperatorError(f"{wrong[:100]!r} is no DID{also}; write it as did:plc:… or did:web:HOST")
+        raise OperatorError(f"{wrong[:100]!r} is not a DID{also}; write it as did:plc:… or did:web:HOST")
 
 
 def unreadable(error: OSError | UnicodeDecodeError) -> str:
-    """Why a file cannot be read, without its name."""
-    return "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+    """Why a file cannot be read."""
+    return "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
 
 
 def unless_set(**defaults: object) -> dict[str, object]:
-    """Those of the defaults whose variable is not set."""
+    """The defaults of settings whose variable is not set."""
     given = {name.upper() for name in os.environ}
     return {name: value for name, value in defaults.items() if PREFIX + name.upper() not in given}
 
 
 def located(data_dir: Path | None, *needed: str) -> Settings:
-    """Settings; what they do not say of log and database comes from the `sluice up` that runs in the data folder."""
+    """The settings. Missing addresses of log and database come from the `sluice up` that runs in the data folder.
+
+    `needed`: the settings that the command needs. Raises OperatorError if one of them is missing.
+    """
     from control.process_status import registered  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     settings = load(data_dir=data_dir)

@@ -1,4 +1,4 @@
-"""`sluice audit` and `sluice replay`, and the commands beside them about what the mirror holds."""
+"""`sluice audit` and `sluice replay`. Also adds the command groups about the mirror's data."""
 
 import json
 import sys
@@ -12,10 +12,10 @@ import typer
 from cli.base import AsJson, DataDir, all_dids, answerable, located, one_of
 from cli.cursors import cursors_app
 from cli.dead_letters import dead_letters_app, skipped_app
-from cli.hosts import hosts_app
+from cli.throttles import hosts_app
 from schemas.errors import OperatorError
 
-Workers = Annotated[int, typer.Option(min=1, max=256, help="Processes that read and check.")]
+Workers = Annotated[int, typer.Option(min=1, max=256, help="Number of worker processes.")]
 
 
 def commands(app: typer.Typer) -> None:
@@ -32,26 +32,31 @@ def commands(app: typer.Typer) -> None:
 def audit(
     *,
     dids: Annotated[list[str] | None, typer.Argument(help="DIDs to audit.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every repo in sync; goes on where it was stopped.")] = False,
-    sample: Annotated[int, typer.Option(min=0, help="So many repos, chosen at random.")] = 0,
-    against_pds: Annotated[bool, typer.Option("--against-pds", help="Compare with the PDSes' heads too.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Fetch what differs again.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every repo in sync. Resumes if it was stopped.")] = False,
+    sample: Annotated[int, typer.Option(min=0, help="This many repos, chosen at random.")] = 0,
+    against_pds: Annotated[
+        bool, typer.Option("--against-pds", help="Also compare with the latest commits of the PDSes.")
+    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch repos that differ again.")] = False,
     roots_only: Annotated[bool, typer.Option("--roots-only", help="Do not hash the records again.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start over instead of resuming.")] = False,
     workers: Workers = 1,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove the rows: rebuild every repo's tree, hash every record, check every signature. Exit code 1 if one differs."""
+    """Verify the mirror: rebuild the tree of each repo, hash every record, check every signature. Exit code 1 if one differs."""
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
-    from ops.audit import Options, Scope, audit  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from ops.audit import audit  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from ops.audit_report import AuditOptions, AuditScope  # noqa: PLC0415 - as above
 
     one_of("name the DIDs to audit, or give --all, or --sample N", DIDs=dids, all=every, sample=sample)
     all_dids(dids or [])
     settings = located(data_dir, "database")
     check_database(settings)
-    scope = Scope(tuple(dids) if dids else None, sample or None)
-    options = Options(bodies=not roots_only, against_pds=against_pds, repair=repair, restart=restart, workers=workers)
+    scope = AuditScope(tuple(dids) if dids else None, sample or None)
+    options = AuditOptions(
+        bodies=not roots_only, against_pds=against_pds, repair=repair, restart=restart, workers=workers
+    )
     report = audit(settings, scope, options, _progress)
     typer.echo(json.dumps(report.as_json()) if as_json else report.as_text())
     raise typer.Exit(0 if report.good else 1)
@@ -60,28 +65,33 @@ def audit(
 @answerable
 def replay(
     *,
-    topic: Annotated[str, typer.Argument(help="Topic to replay; none with --all.")] = "",
+    topic: Annotated[str, typer.Argument(help="Topic to replay. Leave it out with --all.")] = "",
     from_offset: Annotated[
-        list[str] | None, typer.Option(help="PARTITION:OFFSET; only partitions that are named. Repeatable.")
+        list[str] | None, typer.Option(help="Start at PARTITION:OFFSET; repeatable. Other partitions are not replayed.")
     ] = None,
-    from_time: Annotated[str, typer.Option(help="Begin at the first message of this time (ISO 8601).")] = "",
-    to: Annotated[list[str] | None, typer.Option(help="End before PARTITION:OFFSET, or before a time.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="The whole log into another database.")] = False,
+    from_time: Annotated[str, typer.Option(help="Start at the first message at or after this time (ISO 8601).")] = "",
+    to: Annotated[
+        list[str] | None, typer.Option(help="Stop before PARTITION:OFFSET (repeatable), or before a time.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Rebuild another database from the whole log.")] = False,
     into: Annotated[str, typer.Option(help="PostgreSQL URL of an empty database, with --all.")] = "",
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put messages through the same guards again, beside the running index; or make a database from the log alone."""
+    """Process messages of the log again, beside the running index; or, with --all, build a database from the log alone."""
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
-    from ops import rebuild, replay  # noqa: PLC0415 - as above
+    from ops import rebuild_from_log, replay  # noqa: PLC0415 - as above
+    from ops.replay_arguments import spans_asked  # noqa: PLC0415 - as above
 
     if every:
         if topic or from_offset or from_time or to or not into:
-            raise OperatorError("--all replays the whole log into another database: give --into URL, and nothing else")
+            raise OperatorError(
+                "--all replays the whole log into another database: give --into URL, and no other option"
+            )
         settings = located(data_dir, "kafka_bootstrap")
         check_database(settings.model_copy(update={"database": into}), "--into")
-        done = rebuild.rebuild(settings, into, _every_second("messages replayed"))
-        typer.echo(json.dumps(asdict(done)) if as_json else rebuild.as_text(done))
+        done = rebuild_from_log.rebuild(settings, into, _every_second("messages replayed"))
+        typer.echo(json.dumps(asdict(done)) if as_json else rebuild_from_log.as_text(done))
         raise typer.Exit(1 if done.unfinished or done.refused else 0)
     if into:
         raise OperatorError(
@@ -91,22 +101,22 @@ def replay(
         raise OperatorError("name the topic to replay, or give --all --into URL")
     settings = located(data_dir, "kafka_bootstrap", "database")
     check_database(settings)
-    starts, ends = replay.asked(settings, topic, from_offset or [], from_time, to or [])
+    starts, ends = spans_asked(settings, topic, from_offset or [], from_time, to or [])
     replayed = replay.replay(settings, topic, starts, ends, _every_second("messages replayed"))
     typer.echo(json.dumps(asdict(replayed)) if as_json else replay.as_text(replayed))
 
 
 def _every_second(what: str) -> Callable[[int], None]:
-    """Progress on standard error, at most once a second."""
-    told = time.monotonic()
+    """A function that prints progress to standard error, at most once a second."""
+    printed = time.monotonic()
 
-    def tell(count: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= 1.0:
-            told = time.monotonic()
+    def report(count: int) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= 1.0:
+            printed = time.monotonic()
             _progress(f"{count} {what}")
 
-    return tell
+    return report
 
 
 def _progress(line: str) -> None:

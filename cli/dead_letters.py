@@ -1,4 +1,4 @@
-"""`sluice dead-letters` and `sluice skipped`: what was left aside, and what is done about it."""
+"""`sluice dead-letters` and `sluice skipped`: work that could not be done, and what to do about it."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,20 +11,20 @@ import typer
 from cli.base import AsJson, DataDir, Limit, answerable, located
 from schemas.errors import OperatorError
 
-dead_letters_app = typer.Typer(help="What could not be processed.", no_args_is_help=True)
-skipped_app = typer.Typer(help="Listing ranges that were stepped over.", no_args_is_help=True)
+dead_letters_app = typer.Typer(help="Messages and events that could not be processed.", no_args_is_help=True)
+skipped_app = typer.Typer(help="Listing ranges that were skipped.", no_args_is_help=True)
 
 Place = Annotated[str, typer.Argument(help="PARTITION:OFFSET of a dead letter.")]
 Places = Annotated[list[str] | None, typer.Argument(help="PARTITION:OFFSET of dead letters.")]
-Every = Annotated[bool, typer.Option("--all", help="All open ones.")]
-Reason = Annotated[str | None, typer.Option(help="Open ones with this reason.")]
-Origin = Annotated[str | None, typer.Option(help="Open ones from this topic or flow.")]
+Every = Annotated[bool, typer.Option("--all", help="All open dead letters.")]
+Reason = Annotated[str | None, typer.Option(help="Open dead letters with this reason.")]
+Origin = Annotated[str | None, typer.Option(help="Open dead letters from this topic or flow.")]
 
 
 @dead_letters_app.command("list")
 @answerable
 def dead_letters_list(
-    state: Annotated[str, typer.Option(help="open, retried, dismissed or all")] = "open",
+    state: Annotated[str, typer.Option(help="open, retried, dismissed or all.")] = "open",
     limit: Limit = 100,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -38,8 +38,8 @@ def dead_letters_list(
 @dead_letters_app.command("show")
 @answerable
 def dead_letters_show(place: Place, data_dir: DataDir = None) -> None:
-    """Show a dead letter with what its reason means and its payload, as JSON."""
-    with _letters(data_dir) as (letters, places):
+    """Show a dead letter, the meaning of its reason, and its payload, as JSON."""
+    with _dead_letters(data_dir) as (letters, places):
         typer.echo(json.dumps(letters.show(places([place])[0]), default=str, indent=2))
 
 
@@ -53,8 +53,8 @@ def dead_letters_retry(
     topic: Origin = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Run the code of today over what could not be processed. Exit code 1 if something stays open."""
-    with _letters(data_dir) as (letters, places):
+    """Process dead letters again with the current code. Exit code 1 if one of them stays open."""
+    with _dead_letters(data_dir) as (letters, places):
         left = 0
         for place in _chosen(letters, places, chosen, every, reason, topic):
             retried = letters.retry(place)
@@ -73,10 +73,10 @@ def dead_letters_dismiss(
     topic: Origin = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Put dead letters aside: looked at, and nothing to be done. They stay in the topic."""
-    with _letters(data_dir) as (letters, places):
+    """Dismiss dead letters that need no action. They stay in the topic."""
+    with _dead_letters(data_dir) as (letters, places):
         for place in places(chosen or []):
-            letters.open_one(place)  # all or none of those that are named
+            letters.open_one(place)  # dismiss all of the named ones, or none
         done = sum(letters.dismiss(place) for place in _chosen(letters, places, chosen, every, reason, topic))
     typer.echo(f"dismissed {done}")
 
@@ -91,28 +91,28 @@ def skipped_list(limit: Limit = 100, data_dir: DataDir = None, as_json: AsJson =
 @skipped_app.command("fill")
 @answerable
 def skipped_fill(
-    ids: Annotated[list[int] | None, typer.Argument(help="Ids of ranges; all open ones without.")] = None,
+    ids: Annotated[list[int] | None, typer.Argument(help="Ids of ranges; the default is all open ones.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make skipped ranges due now: list-repos reads them again, and lists the PDSes where the relay stays mute."""
+    """Recover skipped ranges now: list-repos lists them again, and lists the PDSes if the relay still fails."""
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
-    from control.skipped_ranges import fill_now  # noqa: PLC0415 - as above
+    from flows.list_repos.gap_recovery import recover_now  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "database")
     check_database(settings)
-    due = fill_now(settings, ids)
+    due = recover_now(settings, ids)
     missing = sorted(set(ids or []) - set(due))
     if missing and not due:
         raise OperatorError(
-            f"not open, or not known: {', '.join(map(str, missing))}; `sluice skipped list` shows the open ones first"
+            f"not open, or unknown: {', '.join(map(str, missing))}; `sluice skipped list` shows the open ones first"
         )
     typer.echo(f"{len(due)} ranges are due now")
     for number in missing:
-        typer.echo(f"{number} is not open, or not known", err=True)
+        typer.echo(f"{number} is not open, or unknown", err=True)
 
 
 @contextmanager
-def _letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
+def _dead_letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.dead_letters import DeadLetters, places  # noqa: PLC0415 - as above
 
@@ -126,7 +126,7 @@ def _letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
 
 
 def _chosen(letters: Any, places: Any, chosen: list[str] | None, every: bool, *filters: str | None) -> Iterable[Any]:
-    """Places that the command line names, or those of all open letters that fit."""
+    """The dead letters that the arguments name, or all open ones that match the options."""
     if bool(chosen) == (every or any(filters)):
         raise OperatorError("name dead letters as PARTITION:OFFSET, or give --all, --reason or --topic")
     found: Iterable[Any] = places(chosen) if chosen else letters.open_places(*filters)

@@ -1,4 +1,4 @@
-"""`sluice backfill`: jobs, and failed repos to be tried again."""
+"""`sluice backfill`: backfill jobs, and retries of failed repos."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from schemas.settings import Settings
 backfill_app = typer.Typer(help="Backfill jobs and failed repos.", no_args_is_help=True)
 
 Number = Annotated[int, typer.Argument(help="Job number, as `sluice backfill list` shows it.")]
-Lines = Annotated[Path | None, typer.Option(help="File with one on each line; - reads standard input.")]
+Lines = Annotated[Path | None, typer.Option(help="File with one per line; - reads standard input.")]
 
 
 @backfill_app.command("start")
@@ -28,7 +28,7 @@ Lines = Annotated[Path | None, typer.Option(help="File with one on each line; - 
 def start(
     *,
     relay: Annotated[
-        str | None, typer.Option(help="All repos of this relay; the default: the first of SLUICE_RELAYS.")
+        str | None, typer.Option(help="All repos of this relay. The default is the first of SLUICE_RELAYS.")
     ] = None,
     host: Annotated[list[str] | None, typer.Option(help="All repos of this PDS; repeatable.")] = None,
     hosts_file: Lines = None,
@@ -38,23 +38,23 @@ def start(
         str | None, typer.Option(help="Repos with records of this collection, as the relay lists them.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Repos listed or queued in one step.")] = 1000,
-    priority: Annotated[int, typer.Option(help="Of jobs that wait, those with more come first.")] = 0,
-    split: Annotated[int, typer.Option(min=0, help="One job for each so many hosts or DIDs.")] = 0,
+    priority: Annotated[int, typer.Option(help="Waiting jobs with a higher priority run first.")] = 0,
+    split: Annotated[int, typer.Option(min=0, help="Start one job per this many hosts or DIDs.")] = 0,
     again: Annotated[
-        bool, typer.Option("--again", help="With DIDs: fetch those that are in sync or failed again.")
+        bool, typer.Option("--again", help="With DIDs: also fetch repos that are in sync or failed.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a job; the same call again finds it and resumes it where it stands."""
+    """Start a job. The same command again resumes that job at its checkpoint."""
     from control import jobs  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from steps.job_states import split as cut  # noqa: PLC0415 - as above
 
     hosts, dids = [*(host or []), *_lines(hosts_file)], [*(did or []), *_lines(dids_file)]
     source = "collection" if collection else "hosts" if hosts else "dids" if dids else "relay"
     if not (hosts or dids) and (hosts_file or dids_file):
-        raise OperatorError(f"{hosts_file or dids_file} is empty; write one on each line")
+        raise OperatorError(f"{hosts_file or dids_file} is empty; write one per line")
     try:
         spec = JobSpec.model_validate(
             {
@@ -90,7 +90,7 @@ def start(
 @backfill_app.command("list")
 @answerable
 def list_(
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
     after: Annotated[int, typer.Option(help="Only jobs with a higher number.")] = 0,
     limit: Limit = 100,
     data_dir: DataDir = None,
@@ -110,45 +110,47 @@ def list_(
 @backfill_app.command("show")
 @answerable
 def show(job: Number, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show a job: progress, checkpoint, rate, failures, time left."""
+    """Show a job: progress, checkpoint, rate, failures, remaining time."""
     _do("get", job, data_dir, as_json=as_json)
 
 
 @backfill_app.command("pause")
 @answerable
 def pause(job: Number, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Stop listing and queueing, within seconds; what is queued is still fetched."""
+    """Stop a job within seconds, until `resume`. Queued repos are still fetched."""
     _do("pause", job, data_dir, as_json=as_json)
 
 
 @backfill_app.command("resume")
 @answerable
 def resume(job: Number, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Go on where it stands; also before a quota's time."""
+    """Resume a job at its checkpoint, even before the reset time of a quota."""
     _do("resume", job, data_dir, as_json=as_json)
 
 
 @backfill_app.command("cancel")
 @answerable
 def cancel(job: Number, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """End it where it stands; what is queued is still fetched."""
+    """End a job. Queued repos are still fetched."""
     _do("cancel", job, data_dir, as_json=as_json)
 
 
 @backfill_app.command("retry")
 @answerable
 def retry(
-    chosen: Annotated[list[str] | None, typer.Argument(help="DIDs of failed repos, or numbers of ended jobs.")] = None,
+    chosen: Annotated[
+        list[str] | None, typer.Argument(help="DIDs of failed repos, or numbers of failed or cancelled jobs.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every failed repo.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Put failed repos back to pending, or failed and cancelled jobs back to work, with the failure's fields reset."""
+    """Retry failed repos, or restart failed and cancelled jobs, and reset their failures."""
     from connectors.postgres.repo_queue import RepoQueue  # noqa: PLC0415 - as above
 
     one_of("name the DIDs or the jobs to retry, or give --all", DIDs=chosen, all=every)
     numbers = [int(one) for one in chosen or [] if one.isascii() and one.isdigit()]
     dids = [one for one in chosen or [] if not (one.isascii() and one.isdigit())]
-    all_dids(dids, also=" and no number of a job")
+    all_dids(dids, also=" and not the number of a job")
     for number in numbers:
         _do("retry", number, data_dir, as_json=False)
     if not (dids or every):
@@ -157,13 +159,13 @@ def retry(
         retried = RepoQueue(settings).retry_failed(None if every else dids)
     typer.echo(f"retried {len(retried)}")
     for did in sorted(set(dids) - set(retried)):
-        typer.echo(f"{did} is not failed, or not known", err=True)
+        typer.echo(f"{did} is not failed, or unknown", err=True)
     raise typer.Exit(1 if dids and not retried else 0)
 
 
 @contextmanager
 def _database(data_dir: Path | None) -> Iterator[tuple[Any, Settings]]:
-    """A connection, and the settings; a job that cannot do what is asked is the operator's one line."""
+    """A connection, and the settings. Raises OperatorError if the job does not exist or its status does not allow the command."""
 
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.jobs import IllegalTransition, JobNotFound  # noqa: PLC0415 - as above
@@ -192,7 +194,7 @@ def _lines(file: Path | None) -> list[str]:
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise OperatorError(f"{file}: {unreadable(err)}; give a text file with one on each line") from err
+        raise OperatorError(f"{file}: {unreadable(err)}; give a text file with one per line") from err
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -227,7 +229,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _page(job: Job) -> str:
-    """A job as lines of name and value."""
+    """A job as lines of names and values."""
     counts = job.counts
     seqs = "".join(f", {relay} at {seq}" for relay, seq in job.cutoff.relay_seqs.items())
     lines = {
@@ -260,7 +262,7 @@ def _rate(job: Job) -> str:
 
 
 def _left(job: Job) -> str:
-    """Days, hours, minutes: the two largest that are not zero."""
+    """The remaining time in days, hours and minutes, without zeros."""
     if job.eta_seconds is None:
         return ""
     minutes = round(job.eta_seconds / 60)

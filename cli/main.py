@@ -1,7 +1,8 @@
-"""The command `sluice`: design §7. What an operator can put right is one line on standard error and exit code 2."""
+"""The command `sluice`. Operator errors are one line on standard error with exit code 2."""
 
 import faulthandler
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -9,12 +10,12 @@ import typer
 from cli import backup, data
 from cli.appview import appview_app
 from cli.base import AsJson, DataDir, OneLine, Parent, answerable, located, unless_set
-from cli.doctor import doctor
 from cli.filters import filters_app
 from cli.jobs import backfill_app
-from cli.storms import storms_app
+from cli.throttles import storms_app
 from cli.topics import topics_app
 from schemas.errors import OperatorError
+from schemas.flows import PROCESSES, process_name
 from schemas.settings import load
 
 app = typer.Typer(
@@ -35,7 +36,6 @@ for name, group in (
     app.add_typer(group, name=name)
 data.commands(app)
 backup.commands(app)
-app.command()(doctor)
 
 
 def main() -> None:
@@ -48,26 +48,27 @@ def main() -> None:
 @answerable
 def up(
     *,
-    relay: Annotated[list[str] | None, typer.Option(help="Relay (or PDS) to mirror; may be repeated.")] = None,
+    relay: Annotated[list[str] | None, typer.Option(help="Relay (or PDS) to mirror; repeatable.")] = None,
     plc: Annotated[str | None, typer.Option(help="PLC directory.")] = None,
-    labeler: Annotated[list[str] | None, typer.Option(help="Labeler to mirror; may be repeated.")] = None,
-    bootstrap: Annotated[str | None, typer.Option(help="Brokers, HOST:PORT; without it one is embedded.")] = None,
-    database: Annotated[str | None, typer.Option(help="PostgreSQL URL; without it one is embedded.")] = None,
+    labeler: Annotated[list[str] | None, typer.Option(help="Labeler to mirror; repeatable.")] = None,
+    bootstrap: Annotated[
+        str | None, typer.Option(help="Brokers, HOST:PORT. The default is an embedded broker.")
+    ] = None,
+    database: Annotated[str | None, typer.Option(help="PostgreSQL URL. The default is an embedded server.")] = None,
     data_dir: DataDir = None,
-    workers: Annotated[int, typer.Option(min=1, help="Backfill and index processes, this many of each.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of backfill processes, and of index processes.")] = 1,
     simulate: Annotated[bool, typer.Option("--simulate", help="Mirror the bundled simulated network.")] = False,
     until_synced: Annotated[
-        bool, typer.Option("--until-synced", help="Exit 0 once everything is there; prints one JSON line of totals.")
+        bool,
+        typer.Option("--until-synced", help="Exit with 0 when the mirror is complete; prints one JSON line of totals."),
     ] = False,
 ) -> None:
-    """Run everything on this machine: log, PostgreSQL and all processes. Ctrl-C drains and ends it."""
-    from local.up import Options, up  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    """Run everything on this machine: log, PostgreSQL and all processes. Ctrl-C stops it cleanly."""
+    from local.up import UpOptions, up  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     if simulate and (relay or plc or labeler):
         given = "--relay" if relay else "--plc" if plc else "--labeler"
-        raise OperatorError(
-            f"--simulate mirrors the simulated network and nothing else; leave out {given}, or --simulate"
-        )
+        raise OperatorError(f"--simulate mirrors only the simulated network; leave out {given}, or --simulate")
     settings = load(
         relays=relay or None,
         plc=plc,
@@ -77,28 +78,29 @@ def up(
         data_dir=data_dir,
         **unless_set(kafka_partitions=8, kafka_replication=1),
     )
-    raise typer.Exit(up(settings, Options(simulate, until_synced, workers)))
+    raise typer.Exit(up(settings, UpOptions(simulate, until_synced, workers)))
 
 
 @app.command()
 @answerable
 def run(
-    process: Annotated[str, typer.Argument(help="list-repos, firehose, labels, backfill, index or control")],
+    process: Annotated[str, typer.Argument(help="list-repos, firehose, labels, backfill, index or control.")],
     parent: Parent = 0,
 ) -> None:
-    """Run one process, as in a pod; its settings come from the environment."""
-    from local.run import PROCESSES, die_with, run  # noqa: PLC0415 - loads the engine
+    """Run one process, as in a pod. Its settings come from the environment."""
+    from local.run import die_with, run  # noqa: PLC0415 - loads the engine
 
     die_with(parent)
-    if process not in PROCESSES:
+    name = process_name(process)
+    if name not in PROCESSES:
         raise OperatorError(f"there is no process {process!r}; choose one of {', '.join(PROCESSES)}")
-    run(process, load())
+    run(name, load())
 
 
 @app.command()
 @answerable
 def migrate(data_dir: DataDir = None) -> None:
-    """Bring the database to this release."""
+    """Apply the migrations of this release to the database."""
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from connectors.postgres.migrate import migrate  # noqa: PLC0415 - as above
 
@@ -111,13 +113,28 @@ def migrate(data_dir: DataDir = None) -> None:
 @app.command()
 @answerable
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show what the mirror is doing: repos, rates, lag, failing hosts, cursors, dead letters, jobs."""
-    from cli.status_text import look, page  # noqa: PLC0415 - as above
+    """Show the state of the mirror: repos, rates, lag, failing hosts, cursors, dead letters, jobs."""
+    from cli.status_text import collect, page  # noqa: PLC0415 - as above
     from control.attention import as_json as as_json_of  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "kafka_bootstrap", "database")
-    seen = look(settings)
+    seen = collect(settings)
     typer.echo(json.dumps(as_json_of(seen)) if as_json else page(seen))
+
+
+@app.command()
+@answerable
+def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Check database, log, clocks, upstreams and disk, and print a remedy for each problem. Exit code 1 if a check fails."""
+    from ops.doctor import CheckState, as_text, examine  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    checks = examine(located(data_dir, "kafka_bootstrap", "database"))
+    good = all(check.state is not CheckState.FAIL for check in checks)
+    if as_json:
+        typer.echo(json.dumps({"good": good, "checks": [asdict(check) for check in checks]}))
+    else:
+        typer.echo(as_text(checks))
+    raise typer.Exit(0 if good else 1)
 
 
 @app.command()
@@ -131,11 +148,11 @@ def settings() -> None:
 
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
-    help="Run the simulated network on its own; prints one JSON line of URLs. See `sluice simulate --help`.",
+    help="Run only the simulated network; prints one JSON line of URLs. See `sluice simulate --help`.",
 )
 @answerable
 def simulate(context: typer.Context, parent: Parent = 0) -> None:
-    """Hand the options to the simulator."""
+    """Run the simulator with these options."""
     from local.run import die_with  # noqa: PLC0415 - as above
     from simulator.__main__ import parser  # noqa: PLC0415 - as above
     from simulator.config import ImpossibleConfigError  # noqa: PLC0415 - as above

@@ -1,4 +1,4 @@
-"""`sluice settings`: every setting with its variable, value, default and meaning."""
+"""`sluice settings`: each setting with its variable, value, default and meaning."""
 
 from urllib.parse import urlsplit, urlunsplit
 
@@ -8,7 +8,7 @@ from schemas.settings import PREFIX, PUBLIC, SECRETS, Settings, spell
 
 
 def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
-    """(variable, value, default, meaning) of every setting, in their order. Passwords are not shown."""
+    """(variable, value, default, meaning) of each setting, in order. Passwords are hidden."""
     found = []
     for name in PUBLIC:
         field = Settings.model_fields[name]
@@ -29,7 +29,7 @@ def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
 
 
 def page(settings: Settings) -> str:
-    """The list as text: one setting in two lines, those that differ from their default marked with `*`."""
+    """The list as text: two lines per setting; `*` marks a value that differs from its default."""
     lines = []
     for variable, value, default, meaning in rows(settings):
         mark = "*" if value != default else " "
@@ -39,7 +39,7 @@ def page(settings: Settings) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL with its password blanked."""
+    """The URL with its password hidden."""
     parts = urlsplit(url)
     if not parts.password:
         return url

@@ -1,4 +1,4 @@
-"""`sluice status` and the plain tables: `Status` or rows → text for a terminal."""
+"""`sluice status` and the tables of other commands, as text for a terminal."""
 
 import json
 import time
@@ -10,9 +10,9 @@ from psycopg.rows import dict_row
 
 from connectors.postgres.connection import connect
 from control.attention import attention
-from control.process_status import look_at_all, registered
-from control.status import PHASES, SQL, Collector, Row, Status, held
-from local.progress import rated
+from control.process_status import check_processes, registered
+from control.status import PHASES, SQL, Collector, MirrorStatus, Row, held
+from local.progress_view import rated
 from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 
@@ -20,13 +20,13 @@ RATE_SECONDS = 1.0
 CELL = 60
 
 
-def look(settings: Settings) -> Status:
-    """Two looks a second apart, for the rates. Raises psycopg.Error and LogUnavailable."""
+def collect(settings: Settings) -> MirrorStatus:
+    """The status, collected twice one second apart for the rates. Raises psycopg.Error and LogUnavailable."""
     collector = Collector(settings)
     before, started = collector.collect(), time.monotonic()
     time.sleep(RATE_SECONDS)
     running = registered(settings.data_dir)
-    processes = look_at_all(running.processes, with_metrics=True) if running else []
+    processes = check_processes(running.processes, with_metrics=True) if running else []
     status = rated(before, collector.collect(processes), time.monotonic() - started)
     if running and not status.relays:
         status = replace(status, relays=running.relays)
@@ -34,7 +34,7 @@ def look(settings: Settings) -> Status:
     return status
 
 
-def page(status: Status) -> str:
+def page(status: MirrorStatus) -> str:
     """The status as text."""
     lines = [
         "repos    "
@@ -46,8 +46,8 @@ def page(status: Status) -> str:
         f"events   {status.events} ({status.events_per_second or 0:.0f}/s)",
         "lag      " + "  ".join(f"{group}/{topic} {lag}" for (group, topic), lag in status.lag.items()),
     ]
-    for trouble in attention(status, now=time.time()):
-        lines.append(f"!        {trouble.what}; {trouble.remedy}")
+    for problem in attention(status, now=time.time()):
+        lines.append(f"!        {problem.what}; {problem.remedy}")
     for row in status.failures:
         lines.append(f"failed   {row['count']} repos: {row['last_error']}")
     for job in status.jobs:
@@ -61,13 +61,13 @@ def page(status: Status) -> str:
         why = f" ({seen.why})" if seen.why else ""
         lines.append(f"process  {seen.name} pid {seen.pid} port {seen.port or '-'}: {seen.state}{why}")
     letters = "  ".join(f"{state} {count}" for state, count in status.dead_letters.items()) or "none"
-    gaps = f"{status.stream_gaps}{' (until a listing that began later ends)' if status.stream_gaps else ''}"
+    gaps = f"{status.stream_gaps}{' (until the next complete listing)' if status.stream_gaps else ''}"
     lines.append(f"dead letters  {letters}   skipped ranges {status.skipped_ranges}   stream gaps {gaps}")
     return "\n".join(lines)
 
 
 def rows(settings: Settings, query: str, values: dict[str, object]) -> list[Row]:
-    """Rows of a named query, as values that JSON knows."""
+    """Rows of a named query, as JSON values."""
     with connect(settings.database, "sluice status", dict_row) as db:
         found = db.execute(SQL[query], values or None).fetchall()
     return [
@@ -77,7 +77,7 @@ def rows(settings: Settings, query: str, values: dict[str, object]) -> list[Row]
 
 
 def table(found: list[Row]) -> str:
-    """Rows in columns; long cells are cut, `--json` has them whole."""
+    """Rows in columns. Long cells are cut; `--json` has the whole values."""
     if not found:
         return "none"
     cells = [[*found[0]], *([_cell(value) for value in row.values()] for row in found)]

@@ -1,6 +1,5 @@
-"""`sluice topics`: apply and diff what schemas/topics.yml declares; docs, the topics' pages."""
+"""`sluice topics`: apply and compare schemas/topics.yml, and print the documentation of topics."""
 
-import threading
 from typing import Annotated
 
 import typer
@@ -44,43 +43,14 @@ def topics_diff(data_dir: DataDir = None) -> None:
 
 @topics_app.command("docs")
 @answerable
-def topics_docs(
-    topic: Annotated[str | None, typer.Argument(help="Topic, with its prefix.")] = None,
-    serve: Annotated[
-        str | None, typer.Option(help="HOST:PORT where to serve all pages as a git repository, for Redpanda Console.")
-    ] = None,
-) -> None:
-    """Print the page of a topic: key, fields, who writes and reads it. Without a topic, the names."""
+def topics_docs(topic: Annotated[str | None, typer.Argument(help="Topic, with its prefix.")] = None) -> None:
+    """Print the page of a topic: key, fields, who writes and reads it. Without a topic, print all names."""
     from tools.topic_docs import pages  # noqa: PLC0415 - as above
 
-    found = pages(load().kafka_topic_prefix)
-    if serve is not None:
-        _serve(found, serve)
-    elif topic is None:
-        typer.echo("\n".join(name.removesuffix(".md") for name in found))
-    elif f"{topic}.md" in found:
-        typer.echo(found[f"{topic}.md"], nl=False)
+    found = {name.removesuffix(".md"): page for name, page in pages(load().kafka_topic_prefix).items()}
+    if topic is None:
+        typer.echo("\n".join(found))
+    elif topic in found:
+        typer.echo(found[topic], nl=False)
     else:
-        known = ", ".join(name.removesuffix(".md") for name in found)
-        raise OperatorError(f"there is no topic {topic!r}; choose one of {known}")
-
-
-def _serve(files: dict[str, str], address: str) -> None:
-    """Serve until SIGTERM."""
-    from connectors.runtime.stop import STOP, stop_on_signals  # noqa: PLC0415 - as above
-    from ops.git_pages import server  # noqa: PLC0415 - as above
-
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise OperatorError(f"--serve {address}: give HOST:PORT, such as 127.0.0.1:8000")
-    try:
-        listening = server(files, host, int(port))
-    except OSError as err:
-        raise OperatorError(
-            f"--serve {address}: {err.strerror}; choose a free port and an address of this machine"
-        ) from err
-    stop_on_signals()
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    typer.echo(f"git clone http://{address}/topics.git")
-    STOP.wait()
-    listening.shutdown()
+        raise OperatorError(f"there is no topic {topic!r}; choose one of {', '.join(found)}")

@@ -1,68 +1,62 @@
-"""`sluice cursors list|set|reset`: where upstreams are read up to, and where consumer groups stand (B9).
+"""Offsets of upstreams and of consumer groups: list, set, reset (`sluice cursors`, B9).
 
-A flow that runs holds its position and would write over what is set, so both are refused while it does. The index's
-positions in `sluice.stream_offset` are authoritative; its group's offsets in the broker follow. Stepping the index over
-messages is a loss: it is recorded, and answered with a re-list.
+A running flow holds its position in memory and would overwrite a change, so a change is refused while it runs. The index's offsets in
+`sluice.stream_offset` are authoritative; its group's offsets in the broker follow. A change that moves the index forward skips
+messages: it is recorded as a loss, which a new listing resolves.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import psycopg
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
-from connectors.kafka.log import LogUnavailable, Part, admin, answers
-from connectors.kafka.offsets import ANSWER_SECONDS, GROUP_TOPICS, Positions, Standing
+from connectors.kafka.log import ANSWER_SECONDS, LogUnavailable, Part, admin, answers
+from connectors.kafka.offsets import GROUP_TOPICS, Offsets, PartitionLag
 from connectors.postgres.connection import connect, own_transaction
 from schemas.errors import OperatorError
+from schemas.flows import LIST_REPOS
 from schemas.settings import Settings
 from schemas.sql import queries
 from schemas.topics import DEAD_LETTER
 
 SQL = queries("cursor")
-FLOWS = ("firehose", "labels", "list_repos")
+UPSTREAM_FLOWS = ("firehose", "labels", LIST_REPOS)
+"""Flows with a position at each upstream."""
 TOPICS = {**GROUP_TOPICS, "dead-letters": (DEAD_LETTER,)}
 
 
-def standings(settings: Settings) -> list[Standing]:
-    """Every group in every partition. Raises LogUnavailable, psycopg.Error."""
+def lags(settings: Settings) -> list[PartitionLag]:
+    """Every group in every partition that it reads. Raises LogUnavailable, psycopg.Error."""
     with connect(settings.database, "sluice cursors") as db:
-        return Positions(settings).standings(db)
+        return Offsets(settings).lags(db)
 
 
-def as_row(standing: Standing) -> dict[str, Any]:
-    """A row of the table; `state` says what is wrong."""
-    state = "past the end" if standing.past_end else f"lost {standing.lost}" if standing.lost else ""
-    return {
-        "group": standing.group,
-        "topic": standing.topic,
-        "partition": standing.partition,
-        "start": standing.start,
-        "position": standing.position,
-        "end": standing.end,
-        "lag": standing.lag,
-        "state": state,
-    }
+def as_row(one: PartitionLag) -> dict[str, Any]:
+    """A row for the table and for `--json`. `state` names a problem, if there is one."""
+    state = "past the end" if one.past_end else f"lost {one.lost}" if one.lost else ""
+    return {**asdict(one), "lag": one.lag, "state": state}
 
 
 def check_position(flow: str, position: str) -> None:
-    """Raise OperatorError for a position that a flow cannot have; a listing's cursor may be any text."""
-    if flow != "list_repos" and not (position.isascii() and position.isdigit()):
-        raise OperatorError(f"{position!r} is no sequence number, which the position of {flow} is")
+    """Raise OperatorError for a position that the flow cannot have. The cursor of a listing may be any text."""
+    if flow != LIST_REPOS and not (position.isascii() and position.isdigit()):
+        raise OperatorError(f"{position!r} is not a sequence number; {flow} needs one")
 
 
 def set_upstream(settings: Settings, flow: str, upstream: str, position: str | None) -> str | None:
-    """Set, or (None) forget, a flow's position at an upstream; the one it had. Raises OperatorError."""
+    """Set a flow's position at an upstream; None removes it. Returns the old position. Raises OperatorError."""
     if position is not None:
         check_position(flow, position)
     with connect(settings.database, "sluice cursors") as db:
         row = db.execute(SQL["sessions"], {"name": f"sluice {flow} cursor"}).fetchone()
         if row is not None and row[0]:
-            raise OperatorError(f"{flow} runs and would write over this; stop it first")
+            raise OperatorError(f"{flow} is running and would overwrite this; stop it first")
         names = {"flow": flow, "upstream": upstream}
         before = db.execute(SQL["find"], names).fetchone()
         if before is None:
-            raise OperatorError(f"{flow} has no cursor of {upstream}; `sluice cursors list` shows those there are")
+            raise OperatorError(f"{flow} has no cursor for {upstream}; `sluice cursors list` shows all cursors")
         if position is None:
             db.execute(SQL["forget"], names)
         else:
@@ -73,22 +67,22 @@ def set_upstream(settings: Settings, flow: str, upstream: str, position: str | N
 def set_group(
     settings: Settings, group: str, topic: str, wanted: Mapping[int, int] | str
 ) -> list[tuple[Part, int, int]]:
-    """Move a group in a topic: partition → offset, or to the log's "start" or "end". (part, from, to) of each.
+    """Move a group in a topic, to an offset per partition, or to the log's "start" or "end". Returns (part, from, to) of each.
 
     Raises OperatorError for offsets outside the log and while the group has members; LogUnavailable, psycopg.Error.
     """
     if topic not in TOPICS[group]:
         raise OperatorError(f"{group} does not read {topic}; it reads {', '.join(TOPICS[group])}")
-    positions = Positions(settings)
+    offsets = Offsets(settings)
     _refuse_members(settings, group)
-    parts = positions.parts([topic])
-    starts, ends = positions.starts(parts), positions.ends(parts)
+    parts = offsets.parts([topic])
+    starts, ends = offsets.starts(parts), offsets.ends(parts)
     with connect(settings.database, "sluice cursors") as db:
-        stood = positions.committed(group, parts) | positions.stored(db, group)
+        before = offsets.settled(db, group, parts)
         to = _targets(topic, wanted, starts, ends)
-        moves = [(part, stood.get(part, starts[part]), to[part]) for part in sorted(to)]
+        moves = [(part, before.get(part, starts[part]), to[part]) for part in sorted(to)]
         if group == "index":
-            _move_index(settings, db, positions.cluster, moves)
+            _move_index(settings, db, offsets.cluster, moves)
     _alter(settings, group, to)
     return moves
 
@@ -103,7 +97,7 @@ def _targets(
         if part not in starts:
             raise OperatorError(f"{topic} has no partition {part[1]}")
         if not starts[part] <= offset <= ends[part]:
-            raise OperatorError(f"{part[1]}:{offset}: the log of {topic} has {starts[part]} to {ends[part]}")
+            raise OperatorError(f"{part[1]}:{offset}: the log of {topic} has offsets {starts[part]} to {ends[part]}")
     return to
 
 
@@ -121,7 +115,7 @@ def _move_index(
 
 
 def _refuse_members(settings: Settings, group: str) -> None:
-    name, client = settings.group(group), admin(settings)  # kept: a client that is collected never answers
+    name, client = settings.group(group), admin(settings)  # keep a reference: a collected client never answers
     try:
         described: Any = answers(client.describe_consumer_groups([name], request_timeout=ANSWER_SECONDS))[name]
     except KafkaException as err:

@@ -1,30 +1,27 @@
-"""Dead letters: the topic's index in `sluice.dead_letter`, and what an operator does with them.
+"""What an operator does with dead letters: show, retry, dismiss.
 
-`LetterIndex.step()` keeps the index up (in control). `DeadLetters` shows a letter with its payload (read from the topic),
-retries it, which runs the code of today over the payload by its origin, or dismisses it. A retry that ends as a dead letter
-again leaves the letter open, with today's error.
+`retry` runs the current code over the payload, by the letter's origin. If that ends as a dead letter again, the letter stays open
+with the new error.
 
-    firehose URL, labels URL                       the frame through decode, verify and encode, into its topic
-    firehose_backfill, firehose_live, label_live   the message through the gate
-    repo_backfill, repo_resync                     the task is sent again: the claim is the guard
+    firehose URL, labels URL                       the frame is decoded, verified and encoded, and sent to its topic
+    firehose_backfill, firehose_live, label_live   the message goes through the gate
+    repo_backfill, repo_resync                     the task is sent again; the claim is the guard
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import msgspec
-import psycopg
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaError, TopicPartition
 
 from appview.plugin import AppView
 from connectors.atproto.stream_sockets import Frame
 from connectors.kafka import client as broker
-from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.connection import REFUSALS, alone, dicts
+from connectors.postgres.connection import REFUSALS, dicts
+from control.dead_letter_index import SQL, TOPIC, storable
 from control.tasks.scheduler import TASK_TOPICS
 from flows.firehose import flow as firehose
 from flows.index.apply import apply_events, rules_of
@@ -37,66 +34,18 @@ from schemas import wire
 from schemas.errors import OperatorError
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings
-from schemas.sql import queries
-from schemas.topics import DEAD_LETTER
 
-SQL = queries("dead_letter")
-GROUP = "dead-letters"
-TOPIC = DEAD_LETTER
 STATES = ("open", "retried", "dismissed")
-STEP_LETTERS = 1000
 READ_SECONDS = 15.0
 PAGE = 200
 
 Place = tuple[int, int]
-"""(partition, offset) of a letter in its topic."""
-
-
-def index_letters(db: psycopg.Connection[Any], messages: Iterable[Message]) -> int:
-    """Letters → rows; how many are none. A letter that is there keeps its state."""
-    rows: list[tuple[int, int, str, str | None, str, str, str]] = []
-    bad = 0
-    for message in messages:
-        try:
-            letter = wire.decode_dead_letter(message.value() or b"")
-            datetime.fromisoformat(letter.time)
-        except (msgspec.DecodeError, ValueError):
-            bad += 1
-            continue
-        place = (message.partition() or 0, message.offset() or 0)
-        rows.append((*place, letter.topic, letter.did, letter.reason, letter.error, letter.time))
-    if rows:
-        names = ("parts", "offsets", "topics", "dids", "reasons", "errors", "times")
-        values = zip(*(tuple(map(_storable, row)) for row in rows), strict=True)
-        db.execute(SQL["add"], {name: list(column) for name, column in zip(names, values, strict=True)})
-    return bad
-
-
-class LetterIndex:
-    """Follows the topic. Rows first, then the group's offsets: a crash between them reads again what is there."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._consumer = GroupConsumer(settings, GROUP, [TOPIC])
-
-    def step(self, db: psycopg.Connection[Any]) -> int:
-        """Index what has come; never waits long. Raises LogUnavailable, psycopg.OperationalError."""
-        messages = self._consumer.poll(STEP_LETTERS, 0.0)
-        if messages:
-            index_letters(alone(db), messages)
-            ends: dict[tuple[str, int], int] = {}
-            for message in messages:
-                ends[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
-            self._consumer.commit(ends)
-        return len(messages)
-
-    def close(self) -> None:
-        """Leave the group."""
-        self._consumer.close()
+"""(partition, offset) of a dead letter in its topic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """What became of a retry: "retried", or "open" and why."""
+    """The result of a retry: "retried", or "open" and why."""
 
     place: Place
     state: str
@@ -104,7 +53,7 @@ class Retried:
 
 
 class DeadLetters:
-    """What an operator does with dead letters. Connects on first use; used in one thread."""
+    """Connects on first use; used in one thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -113,14 +62,14 @@ class DeadLetters:
         self._connection = dicts(settings, "sluice dead letters")
 
     def show(self, place: Place) -> dict[str, Any]:
-        """The letter's row, its help line, and the letter itself as the topic has it (None: retention removed it)."""
+        """The row, the help text of its reason, and the letter as in the topic (None: retention removed it). Raises OperatorError."""
         row = self._row(place)
         letter = self._letter(place)
         whole = None if letter is None else msgspec.json.decode(wire.encode(letter))
         return {**row, "help": HELP[DeadReason.of(row["reason"])], "letter": whole}
 
     def open_places(self, reason: str | None = None, topic: str | None = None) -> Iterator[Place]:
-        """Places of all open letters (of a reason; of an origin: its first word)."""
+        """All open letters, or those of a reason or of an origin (its first word: a topic or flow)."""
         after: Place = (-1, -1)
         while True:
             values = {"part": after[0], "offset": after[1], "reason": reason, "topic": topic, "limit": PAGE}
@@ -132,19 +81,19 @@ class DeadLetters:
                 yield after
 
     def open_one(self, place: Place) -> None:
-        """Raise OperatorError for a letter that is not there or not open."""
+        """Raise OperatorError if the letter does not exist or is not open."""
         state = self._row(place)["state"]
         if state != "open":
             raise OperatorError(f"dead letter {place[0]}:{place[1]} is {state} already")
 
     def due_again(self, ages: Sequence[float], span: float, limit: int) -> list[Place]:
-        """Open letters of streams that lack a key, and that came to one of these ages (seconds) within the last `span`."""
+        """Open letters of events without a key that reached one of these ages (seconds) within the last `span` seconds."""
         values = {"ages": list(ages), "oldest": max(ages), "span": span, "limit": limit}
         rows = self._connection().execute(SQL["due_again"], values).fetchall()
         return [(row["part"], row["log_offset"]) for row in rows]
 
     def retry(self, place: Place) -> Retried:
-        """Run the code of today over the payload. Raises OperatorError for a letter that is not there or not open."""
+        """Run the current code over the payload. Raises OperatorError if the letter does not exist or is not open."""
         self.open_one(place)
         letter = self._letter(place)
         if letter is None:
@@ -157,13 +106,13 @@ class DeadLetters:
         why = self._again(letter, payload)
         values = {"part": place[0], "offset": place[1]}
         if why is not None:
-            self._connection().execute(SQL["note"], {**values, "error": _storable(why[:2000])})
+            self._connection().execute(SQL["note"], {**values, "error": storable(why[:2000])})
             return Retried(place, "open", why)
         self._connection().execute(SQL["settle"], {**values, "state": "retried"})
         return Retried(place, "retried")
 
     def dismiss(self, place: Place) -> bool:
-        """Put it aside; False where it is not open."""
+        """Mark it as dismissed. False if it is not open."""
         values = {"part": place[0], "offset": place[1], "state": "dismissed"}
         return self._connection().execute(SQL["settle"], values).rowcount == 1
 
@@ -174,7 +123,7 @@ class DeadLetters:
             self._tables.close()
 
     def _again(self, letter: wire.DeadLetter, payload: bytes) -> str | None:
-        """None where it went well, else why it did not."""
+        """None if it succeeded, else the error."""
         origin, _, upstream = letter.topic.partition(" ")
         if upstream and origin in (firehose.FLOW, labels.FLOW):
             flow = firehose if origin == firehose.FLOW else labels
@@ -183,21 +132,21 @@ class DeadLetters:
             return self._settle(letter, payload)
         if origin in TASK_TOPICS:
             return self._send_task(origin, payload)
-        return f"nothing is known of letters from {letter.topic[:100]!r}"
+        return f"unknown origin of a dead letter: {letter.topic[:100]!r}"
 
     def _send(self, out: Sequence[Out]) -> str | None:
-        """Messages that the steps made of a frame; letters among them are why it stays open."""
+        """Send the messages that the steps made of a frame. Dead letters among them are errors: the letter stays open."""
         letters = [wire.decode_dead_letter(one.value) for one in out if one.topic == TOPIC]
         good = [one for one in out if one.topic != TOPIC]
         if good:
             self._producer.send(good)
         if letters:
             return "; ".join(f"{letter.reason}: {letter.error}" for letter in letters[:3])
-        return None if good else "the frame says nothing"
+        return None if good else "the frame contains no event"
 
     def _settle(self, letter: wire.DeadLetter, payload: bytes) -> str | None:
-        """A message of the index through the gate, at its old place."""
-        message = _Stored(letter.topic, letter.partition or 0, letter.offset or 0, payload)
+        """Put a message through the gate, under its old offset."""
+        message = _StoredMessage(letter.topic, letter.partition or 0, letter.offset or 0, payload)
         decoded: Decoded = decode(Batch([message], {}))  # type: ignore[list-item]  # what decode reads of a Message
         if decoded.letters:
             return wire.decode_dead_letter(decoded.letters[0].value).error
@@ -232,38 +181,29 @@ class DeadLetters:
         return row
 
     def _letter(self, place: Place) -> wire.DeadLetter | None:
-        """The letter as it stands in the topic; None where it is gone. Raises LogUnavailable where nobody can say."""
+        """The letter in the topic; None if retention removed it. Raises LogUnavailable if the broker does not answer."""
         low, high = watermarks(self._settings, [TOPIC]).get((self._settings.topic(TOPIC), place[0]), (0, 0))
         if not low <= place[1] < high:
             return None
-        settings = self._settings
-        consumer = Consumer(
-            broker.options(settings, "letter")
-            | {
-                "group.id": settings.group("dead-letters-look"),
-                "enable.auto.commit": False,
-                "auto.offset.reset": "error",
-                "log_level": 0,
-            }
-        )
+        consumer = broker.reader(self._settings, "dead-letters-show", auto_offset_reset="error")
         try:
-            consumer.assign([TopicPartition(settings.topic(TOPIC), *place)])
+            consumer.assign([TopicPartition(self._settings.topic(TOPIC), *place)])
             message = consumer.poll(READ_SECONDS)
         finally:
             broker.close(consumer)
         error = None if message is None else message.error()
         if error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
-            return None  # it went in this moment
+            return None  # retention removed it just now
         if message is None or error is not None:
-            # not "gone": somebody would dismiss what is there
+            # not None: an operator would dismiss a letter that exists
             why = error.str() if error is not None else f"no answer within {READ_SECONDS:.0f} s"
-            raise LogUnavailable(f"{settings.topic(TOPIC)}/{place[0]}: {why}; is the broker up?")
+            raise LogUnavailable(f"{self._settings.topic(TOPIC)}/{place[0]}: {why}; is the broker up?")
         return wire.decode_dead_letter(message.value() or b"") if message.offset() == place[1] else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """What `decode` reads of a log's message."""
+class _StoredMessage:
+    """The part of a Kafka message that `decode` reads."""
 
     _topic: str
     _partition: int
@@ -287,7 +227,7 @@ class _Stored:
 
 
 def places(values: Sequence[str]) -> list[Place]:
-    """`PARTITION:OFFSET` texts. Raises OperatorError."""
+    """Parse `PARTITION:OFFSET` arguments. Raises OperatorError."""
     found: list[Place] = []
     for value in values:
         part, colon, offset = value.partition(":")
@@ -295,8 +235,3 @@ def places(values: Sequence[str]) -> list[Place]:
             raise OperatorError(f"{value}: write PARTITION:OFFSET, as `sluice dead-letters list` shows it")
         found.append((int(part), int(offset)))
     return found
-
-
-def _storable(value: Any) -> Any:
-    """PostgreSQL's text takes no NUL."""
-    return value.replace("\0", "\\0") if isinstance(value, str) else value

@@ -1,8 +1,8 @@
-"""Backfill jobs for the command line and the HTTP API: start, look, pause, resume, cancel, retry.
+"""Backfill jobs, for the command line and the HTTP API: start, get, list, pause, resume, cancel, retry.
 
-Every function takes an autocommit connection. What an operator asks is one guarded update: a job that is in no state for it
-stays as it is (`IllegalTransition`), and asking twice is asking once. Jobs are carried out by `flows.list_repos.flow` (listings)
-and by `control.tasks.job_steps` (lists of DIDs); both look at the rows every second or two.
+Every function takes an autocommit connection. An operator's command is one guarded update: a job whose status does not allow it is not
+changed (`IllegalTransition`), and repeating a command has no further effect. `flows.list_repos.flow` carries out the jobs that
+list, `control.tasks.job_steps` those with lists of DIDs; both read the rows every second or two.
 """
 
 import json
@@ -35,7 +35,7 @@ class JobNotFound(Exception):
 
 
 class IllegalTransition(Exception):
-    """The job is in no state for what was asked."""
+    """The status of the job does not allow the command."""
 
     def __init__(self, number: int, status: JobStatus, asked: str, remedy: str) -> None:
         super().__init__(f"job {number} is {status}: it cannot be {asked}; {remedy}")
@@ -43,11 +43,11 @@ class IllegalTransition(Exception):
 
 
 class SpecInvalid(OperatorError):
-    """A specification that no job can be made of; the message names the part and the remedy."""
+    """An invalid specification of a job. The message names the part and the remedy."""
 
 
 def start(db: Connection, spec: JobSpec, settings: Settings) -> Job | Plan:
-    """A new job, or the job with the same source resumed where it stands (R2). With `dry_run` a Plan, and no change.
+    """Create a job, or resume the job with the same source (R2). With `dry_run`, return a Plan and change nothing.
 
     Raises SpecInvalid.
     """
@@ -89,43 +89,41 @@ def get(db: Connection, number: int) -> Job:
 def list_jobs(
     db: Connection, *, status: JobStatus | None = None, after: int | None = None, limit: int = 100
 ) -> list[Job]:
-    """Jobs in order of their ids, from behind `after`."""
+    """Jobs with an id above `after`, in order of their ids."""
     values = {"status": status, "after": min(after or 0, LARGEST_ID), "limit": limit}
     return [_job(row) for row in _rows(db, "page", values)]
 
 
 def pause(db: Connection, number: int) -> Job:
-    """Stop listing and queueing until `resume`. What it has queued is still fetched. Raises JobNotFound, IllegalTransition."""
-    return _move(db, number, JobStatus.PAUSED, "paused", "only a job that is not over can be")
+    """Stop listing and queueing until `resume`. Queued repos are still fetched. Raises JobNotFound, IllegalTransition."""
+    return _move(db, number, JobStatus.PAUSED, "paused", "only an unfinished job can be")
 
 
 def resume(db: Connection, number: int) -> Job:
-    """Go on at the checkpoint, also before a quota's reset time. Raises JobNotFound, IllegalTransition."""
+    """Continue at the checkpoint, even before the reset time of a quota. Raises JobNotFound, IllegalTransition."""
     if _one(db, "resume", {"id": number}) is None:
         job = get(db, number)
         if job.status in FINAL:
             remedy = (
-                "it is over"
-                if job.status is JobStatus.COMPLETED
-                else f"`sluice backfill retry {number}` opens it again"
+                "it has ended" if job.status is JobStatus.COMPLETED else f"`sluice backfill retry {number}` restarts it"
             )
             raise IllegalTransition(number, job.status, "resumed", remedy)
     return get(db, number)
 
 
 def cancel(db: Connection, number: int) -> Job:
-    """End it where it stands. What it has queued is still fetched. Raises JobNotFound, IllegalTransition."""
-    return _move(db, number, JobStatus.CANCELLED, "cancelled", "it is over")
+    """End the job. Queued repos are still fetched. Raises JobNotFound, IllegalTransition."""
+    return _move(db, number, JobStatus.CANCELLED, "cancelled", "it has ended")
 
 
 def retry(db: Connection, number: int) -> Job:
-    """Open a failed or cancelled job again at its checkpoint. Raises JobNotFound, IllegalTransition."""
+    """Restart a failed or cancelled job at its checkpoint. Raises JobNotFound, IllegalTransition."""
     return _move(db, number, JobStatus.RETRY, "retried", "only failed and cancelled jobs can be")
 
 
 def _move(db: Connection, number: int, to: JobStatus, asked: str, remedy: str) -> Job:
     sources = sources_of(to)
-    if to is JobStatus.RETRY:  # a running one comes there by itself only
+    if to is JobStatus.RETRY:  # a running job gets this status only by its own failure
         sources = [source for source in sources if source in FINAL]
     if 0 < number <= LARGEST_ID and _one(db, "move", {"id": number, "to": to.value, "from": sources}) is not None:
         return get(db, number)
@@ -142,7 +140,7 @@ def in_sync(db: Connection, dids: Sequence[str]) -> int:
 
 
 def _name_of_next(db: Connection, name: str) -> str:
-    """Of jobs that fetch a list again: the one that is not completed, or the name of one more."""
+    """Of the jobs that fetch this list again: the name of the unfinished one, or a new name."""
     row = _one(db, "newest_again", {"name": name})
     if row is None:
         return name
@@ -216,7 +214,7 @@ _AS_THEY_ARE = (
 
 
 def _listed_total(row: DictRow) -> int | None:
-    """How many repos it will list in all; of hosts only their number is known."""
+    """How many repos the job will list in total, if known: for hosts only their number is."""
     return row["total"] if "dids" in row["source"] else None
 
 

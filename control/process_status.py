@@ -1,7 +1,7 @@
-"""What the processes say of themselves: `processes.json` of `sluice up`, their health pages and their metrics.
+"""The processes of `sluice up` and their status: the file `processes.json`, health pages, and metrics.
 
-`Registry` is the file (who writes it: `up`; who reads it: `status`, tests). `look` asks one process; it never raises for
-one that does not answer.
+`Registry` is the file: `sluice up` writes it; other commands and tests read it. `check_process` asks one process for its status, and
+does not raise if the process does not answer.
 """
 
 import http.client
@@ -33,8 +33,8 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """What one process said of itself. `state` is "down" where it did not answer; then `age_seconds`: of its process, if any."""
+class ProcessStatus:
+    """The status of one process. `state` is "down" if it did not answer; then `age_seconds` is how long it has run, if it runs."""
 
     name: str
     kind: str
@@ -47,14 +47,14 @@ class Sighting:
     age_seconds: float | None = None
 
     def total(self, metric: str) -> float | None:
-        """Sum of a metric over its labels; None where the process does not have it."""
+        """Sum of a metric over its labels; None if the process does not export it."""
         samples = self.metrics.get(metric)
         return sum(samples.values()) if samples else None
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The contents of processes.json: who runs, where log and database are, and what network it is."""
+    """The contents of processes.json: the processes, the addresses of log and database, and the mirrored network."""
 
     up: int
     bootstrap: str
@@ -70,7 +70,7 @@ class Registry:
     allow_private_hosts: bool = False
 
     def write(self, data_dir: Path) -> None:
-        """Replace the file at once. Only its owner may read it: the database URL carries a password."""
+        """Replace the file atomically. Only its owner may read it: the database URL has a password."""
         draft = data_dir / f"{FILE}.draft"
         draft.touch(mode=0o600)
         draft.write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -78,7 +78,7 @@ class Registry:
 
 
 def registered(data_dir: Path) -> Registry | None:
-    """The file of a running `sluice up`; None where there is none, or its `up` has ended."""
+    """The registry of a running `sluice up`; None if there is no file, or its `up` has ended."""
     try:
         page = json.loads((data_dir / FILE).read_text())
         found = Registry(**{**page, "processes": [Process(**row) for row in page["processes"]]})
@@ -88,18 +88,18 @@ def registered(data_dir: Path) -> Registry | None:
     return found
 
 
-def look(process: Process, *, with_metrics: bool = False) -> Sighting:
-    """Ask a process for its state, and its metrics if wanted."""
-    told = asdict(process)
+def check_process(process: Process, *, with_metrics: bool = False) -> ProcessStatus:
+    """Read the health page of a process, and its metrics if requested."""
+    known = asdict(process)
     if not process.port:
-        return Sighting(**told, state="running", ready=True)
+        return ProcessStatus(**known, state="running", ready=True)
     try:
         page = json.loads(_get(process.port, "/readyz"))
         metrics = parse(_get(process.port, "/metrics").decode()) if with_metrics else {}
     except (OSError, ValueError, http.client.HTTPException) as err:
-        return Sighting(**told, state="down", why=str(err), age_seconds=_age(process.pid))
-    return Sighting(
-        **told,
+        return ProcessStatus(**known, state="down", why=str(err), age_seconds=_age(process.pid))
+    return ProcessStatus(
+        **known,
         state=str(page.get("state", "")),
         why=str(page.get("why", "")),
         ready=bool(page.get("ready")),
@@ -107,15 +107,15 @@ def look(process: Process, *, with_metrics: bool = False) -> Sighting:
     )
 
 
-def look_at_all(processes: Iterable[Process], *, with_metrics: bool = False) -> list[Sighting]:
-    """Ask all processes at once, in their order."""
+def check_processes(processes: Iterable[Process], *, with_metrics: bool = False) -> list[ProcessStatus]:
+    """`check_process` for all of them in parallel; results in the same order."""
     listed = list(processes)
     with ThreadPoolExecutor(max(1, len(listed))) as pool:
-        return list(pool.map(lambda process: look(process, with_metrics=with_metrics), listed))
+        return list(pool.map(lambda process: check_process(process, with_metrics=with_metrics), listed))
 
 
 def parse(text: str) -> dict[str, dict[Labels, float]]:
-    """Sample name → labels → value, of a metrics page. Raises ValueError on anything else."""
+    """Sample name → labels → value, of a metrics page. Raises ValueError if it is not one."""
     found: dict[str, dict[Labels, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -124,7 +124,7 @@ def parse(text: str) -> dict[str, dict[Labels, float]]:
 
 
 def _age(pid: int) -> float | None:
-    """How long a process has run; None where there is none."""
+    """Seconds that a process has run; None if it does not run."""
     try:
         return max(0.0, time.time() - Path(f"/proc/{pid}").stat().st_mtime)
     except OSError:
@@ -135,7 +135,7 @@ def _get(port: int, path: str) -> bytes:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_SECONDS) as answer:
             return bytes(answer.read())
-    except urllib.error.HTTPError as err:  # 503 of /readyz carries the page as well
+    except urllib.error.HTTPError as err:  # /readyz answers 503 with the same page
         if err.code != 503:
             raise
         return err.read()

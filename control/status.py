@@ -1,7 +1,7 @@
-"""What the mirror is doing: database, broker and processes → `Status`, for `sluice status`, `sluice up` and the API.
+"""The status of the mirror, from database, broker and processes: `MirrorStatus`, for `sluice status`, `sluice up` and the API.
 
-Counts stay cheap on big tables: held events are counted to 100,000, records and labels are PostgreSQL's running estimates, and above a million repos `sync` is
-the estimate less every other phase. Raises psycopg.Error and LogUnavailable.
+Counts stay cheap on large tables: buffered events are counted up to 100,000, records and labels are PostgreSQL's running estimates, and
+above a million repos `sync` is the estimate minus all other phases. Raises psycopg.Error and LogUnavailable.
 """
 
 from collections import Counter
@@ -12,9 +12,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from connectors.kafka.offsets import Positions, Standing
+from connectors.kafka.offsets import Offsets, PartitionLag
 from connectors.postgres.connection import dicts
-from control.process_status import Sighting
+from control.process_status import ProcessStatus
 from schemas.settings import Settings
 from schemas.sql import queries
 from schemas.topics import FIREHOSE_LIVE
@@ -23,7 +23,7 @@ SQL = queries("control")
 EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
 JOBS_SHOWN = 100
-HELD_COUNTED = 100_000  # held events are counted so far: an estimate shows some where there are none
+HELD_COUNTED = 100_000  # not estimated: an estimate would show some when there are none
 END_PHASES = ("sync", "unavailable", "failed")
 PHASES = ("pending", "backfill", *END_PHASES)
 
@@ -31,46 +31,46 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """One look at everything. Rows of tables are dicts of their columns; ages are in seconds."""
+class MirrorStatus:
+    """Rows of tables are dicts of their columns; ages are in seconds."""
 
     repos: dict[str, int]
     retrying: int
     records: int
     labels: int
     held_events: int
-    standings: list[Standing]
+    partition_lags: list[PartitionLag]
     failing_hosts: list[Row]
     failures: list[Row]
     cursors: list[Row]
     dead_letters: dict[str, int]
-    jobs: list[Row]  # what is not over first, `JOBS_SHOWN` at most
+    jobs: list[Row]  # unfinished ones first, at most `JOBS_SHOWN`
     skipped_ranges: int
     stream_gaps: int
-    storms: dict[str, int] = field(default_factory=dict)  # reason that is held → repos that wait for it
-    jobs_found: int = 0  # in all
-    relays: list[str] = field(default_factory=list)  # of the settings
-    processes: list[Sighting] = field(default_factory=list)
-    handles: Row = field(default_factory=dict)  # verified, unverified, due (100,000 at most)
+    storms: dict[str, int] = field(default_factory=dict)  # held reason → repos that wait
+    jobs_found: int = 0  # total number
+    relays: list[str] = field(default_factory=list)  # from the settings
+    processes: list[ProcessStatus] = field(default_factory=list)
+    handles: Row = field(default_factory=dict)  # verified, unverified, due (at most 100,000)
     records_per_second: float | None = None
     events_per_second: float | None = None
 
     @property
     def lag(self) -> dict[tuple[str, str], int]:
-        """(group, topic) → messages not settled."""
+        """(group, topic) → messages not processed yet."""
         total: Counter[tuple[str, str]] = Counter()
-        for standing in self.standings:
-            total[standing.group, standing.topic] += standing.lag
+        for one in self.partition_lags:
+            total[one.group, one.topic] += one.lag
         return dict(total)
 
     @property
     def events(self) -> int:
-        """Live events that the log has ever taken."""
-        return sum(standing.end for standing in self.standings if standing.topic == FIREHOSE_LIVE)
+        """Live events ever written to the log."""
+        return sum(one.end for one in self.partition_lags if one.topic == FIREHOSE_LIVE)
 
     @property
     def paused(self) -> list[str]:
-        """What waits on purpose, and why."""
+        """Processes and hosts that are paused, and why."""
         processes = [f"{seen.name}: {seen.why}" for seen in self.processes if seen.state == "paused"]
         hosts = [
             f"{row['host']}: {row['pause_reason'] or 'paused'} for {row['paused_seconds']} s more"
@@ -80,12 +80,12 @@ class Status:
         return processes + hosts
 
     def as_json(self) -> Row:
-        """Everything as values that JSON knows."""
+        """Everything as JSON values."""
         page: Row = asdict(self)
-        for standing, row in zip(self.standings, page["standings"], strict=True):
-            row.update(lag=standing.lag, past_end=standing.past_end, lost=standing.lost)
+        for one, row in zip(self.partition_lags, page["partition_lags"], strict=True):
+            row.update(lag=one.lag, past_end=one.past_end, lost=one.lost)
         for process in page["processes"]:
-            del process["metrics"]  # what is needed of them is in `attention`; their labels are no keys of JSON
+            del process["metrics"]  # `attention` has what matters; their labels cannot be JSON keys
         page["lag"] = {f"{group}/{topic}": lag for (group, topic), lag in self.lag.items()}
         page["paused"] = self.paused
         plain: Row = _plain(page)
@@ -100,13 +100,13 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def held(status: Status) -> str:
-    """The number of held events; they are counted so far and no further."""
+def held(status: MirrorStatus) -> str:
+    """The number of buffered events; counted up to a limit."""
     return f"{status.held_events:,}{' or more' if status.held_events >= HELD_COUNTED else ''}"
 
 
 def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
-    """Phase → repos; above a million `sync` is what the other phases leave of the table's estimated size."""
+    """Phase → repos. Above a million, `sync` is the table's estimated size minus the other phases."""
     cursor = db.cursor(row_factory=dict_row)
     found = dict.fromkeys(PHASES, 0)
     row = cursor.execute(SQL["repos_estimated"]).fetchone()
@@ -120,28 +120,28 @@ def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
 
 
 class Collector:
-    """Takes looks, on one connection each to database and broker. Connects on first use."""
+    """Collects the status, on one connection each to database and broker. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._relays = settings.relays
-        self._positions = Positions(settings)
+        self._offsets = Offsets(settings)
         self._database = dicts(settings, "sluice status", connect_timeout=5)
         self.close = self._database.close
 
-    def collect(self, processes: list[Sighting] | None = None) -> Status:
-        """One look at database and broker, with what is known of the processes."""
+    def collect(self, processes: list[ProcessStatus] | None = None) -> MirrorStatus:
+        """The status of database and broker now, together with that of these processes."""
         jobs = self._rows("jobs", (JOBS_SHOWN,))
         found = jobs[0]["found"] if jobs else 0
         for job in jobs:
             del job["found"]
         estimated = {row["relname"]: row["rows"] for row in self._rows("rows_estimated")}
-        return Status(
+        return MirrorStatus(
             repos=phases(self._database()),
             retrying=self._count("retrying_repos"),
             records=estimated["record"],
             labels=estimated["label"],
             held_events=self._count("held_events"),
-            standings=self.standings(),
+            partition_lags=self.lags(),
             failing_hosts=self._rows("failing_hosts", (HOSTS_SHOWN,)),
             failures=self._rows("failed_repos"),
             cursors=self._rows("cursors"),
@@ -156,12 +156,12 @@ class Collector:
             processes=processes or [],
         )
 
-    def standings(self) -> list[Standing]:
-        """Where every group stands now."""
-        return self._positions.standings(self._database())
+    def lags(self) -> list[PartitionLag]:
+        """Every group in every partition that it reads."""
+        return self._offsets.lags(self._database())
 
     def exact(self) -> tuple[int, int]:
-        """Exact numbers of records and labels. Reads their whole indexes."""
+        """Exact numbers of records and labels. Reads whole indexes."""
         return self._count("count_records"), self._count("count_labels")
 
     def _rows(self, name: str, values: tuple[object, ...] = ()) -> list[DictRow]:

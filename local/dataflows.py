@@ -7,21 +7,14 @@ from bytewax.dataflow import Dataflow
 
 from appview.plugin import AppView
 from connectors.runtime.health import Health
+from schemas.flows import flow_name
 from schemas.settings import Settings
-
-FLOWS = {
-    "list-repos": "list_repos",
-    "firehose": "firehose",
-    "labels": "labels",
-    "backfill": "backfill",
-    "index": "index",
-}
-"""Process → its folder in `flows/`."""
 
 
 def dataflow(name: str, settings: Settings, health: Health) -> Dataflow:
-    """The flow with its real connectors. Raises OperatorError."""
-    module: Any = importlib.import_module(f"flows.{FLOWS[name]}.flow")
-    plugins = (AppView(settings),) if name == "index" else ()
+    """The flow of a process, with its real connectors. Raises OperatorError."""
+    flow = flow_name(name)
+    module: Any = importlib.import_module(f"flows.{flow}.flow")
+    plugins = (AppView(settings),) if flow == "index" else ()
     made: Dataflow = module.flow(settings, health, *plugins)
     return made

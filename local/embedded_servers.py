@@ -1,7 +1,7 @@
-"""The servers that `sluice up` brings along where it was given none: settings → running log and database.
+"""The servers that `sluice up` embeds if it was given none: Kafka and PostgreSQL.
 
-They are watched like the processes: one that dies is started again on its data, at the same address. Starting blocks for
-seconds, so each revival runs in a thread.
+They are supervised like the processes: a server that dies is restarted on its data, at the same address. A start takes seconds, so
+each restart runs in a thread.
 """
 
 import threading
@@ -10,24 +10,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from control.process_status import Process
-from local.embedded.database import EmbeddedDatabase
-from local.embedded.log import EmbeddedLog
+from local.embedded.embedded_database import EmbeddedDatabase
+from local.embedded.embedded_log import EmbeddedLog
 from local.supervisor import Say, back_off, peak_bytes
 from schemas.settings import Settings
 
-REVIVING_SECONDS = 60.0
+RESTART_SECONDS = 60.0
 START_SECONDS = 900.0  # more than the servers' own limits together
 
 Server = EmbeddedLog | EmbeddedDatabase
 
 
-class Embedded:
-    """Broker and database of our own, as far as the settings do not name others. `start` raises what they raise."""
+class EmbeddedServers:
+    """Embedded broker and database, each unless the settings name another one."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._say = say
         self._servers: dict[str, Server] = {}
-        self._reviving: dict[str, threading.Thread] = {}
+        self._restarting: dict[str, threading.Thread] = {}
         self._ends: dict[str, int] = {}
         self.peaks: dict[str, int] = {}
         self._pids: list[int] = []
@@ -39,7 +39,7 @@ class Embedded:
             self._servers["postgres"] = EmbeddedDatabase(data_dir / "database")
 
     def start(self) -> dict[str, str]:
-        """Start what is needed, side by side; the settings that follow from it."""
+        """Start the servers in parallel. Returns the settings with their addresses. Raises OperatorError."""
         with ThreadPoolExecutor(2) as pool:
             started = {name: pool.submit(server.start) for name, server in self._servers.items()}
         addresses = {name: future.result(START_SECONDS) for name, future in started.items()}
@@ -52,35 +52,35 @@ class Embedded:
         return [Process(name, name, server.pid, 0) for name, server in self._servers.items() if server.pid is not None]
 
     def tick(self) -> bool:
-        """Start again what has died; True if a server came or went. Call from one thread."""
+        """Restart servers that died. True if a server started or ended. Call it from one thread."""
         for name, server in self._servers.items():
-            if name == "kafka" and server.pid is not None:  # PostgreSQL's memory is that of many processes
+            if name == "kafka" and server.pid is not None:  # not PostgreSQL: its memory is shared by many processes
                 self.peaks[name] = max(self.peaks.get(name, 0), peak_bytes(server.pid))
-            thread = self._reviving.get(name)
+            thread = self._restarting.get(name)
             if server.running or (thread is not None and thread.is_alive()):
                 continue
             self._ends[name] = self._ends.get(name, 0) + 1
             self.restarts += 1
             wait = back_off(self._ends[name])
-            self._say(name, f"ended; starting again in {wait:.1f} s")
-            self._reviving[name] = threading.Thread(target=self._revive, args=(name, server, wait), daemon=True)
-            self._reviving[name].start()
+            self._say(name, f"ended; restarting in {wait:.1f} s")
+            self._restarting[name] = threading.Thread(target=self._restart, args=(name, server, wait), daemon=True)
+            self._restarting[name].start()
         pids = [process.pid for process in self.processes]
         changed, self._pids = pids != self._pids, pids
         return changed
 
     def stop(self) -> None:
-        """Stop them cleanly, the database last."""
-        for thread in self._reviving.values():
-            thread.join(REVIVING_SECONDS)
+        """Stop the servers cleanly, the database last."""
+        for thread in self._restarting.values():
+            thread.join(RESTART_SECONDS)
         for server in self._servers.values():
             server.stop()
 
-    def _revive(self, name: str, server: Server, wait: float) -> None:
+    def _restart(self, name: str, server: Server, wait: float) -> None:
         time.sleep(wait)
         try:
             server.start()
         except Exception as err:
             self._say(name, f"cannot be started: {err}")  # the next tick tries again, later
         else:
-            self._say(name, "runs again")
+            self._say(name, "is running again")

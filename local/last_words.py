@@ -1,8 +1,8 @@
-"""Why a process ended, from the lines of its output: `LastWords`.
+"""Why a process ended, from its output: `LastWords`.
 
-The cause is the last line that says something of its own: an error of the log, the exception of a traceback, the one line of
-an operator's error, a fatal error of the interpreter. What engines and libraries print around it is left out: frames of
-stacks, notes about backtraces, lines of librdkafka.
+The cause is the last meaningful line: an error of the log, the exception of a traceback, the one line of an operator's error, or a
+fatal error of the interpreter. It leaves out what engines and libraries print around it: stack frames, notes about backtraces, lines
+of librdkafka.
 """
 
 import json
@@ -22,13 +22,13 @@ _NOISE = re.compile(
 
 
 class LastWords:
-    """Takes every line; `text` is the cause so far, one line."""
+    """`heed` every line of output; `text` is the cause so far, as one line."""
 
     def __init__(self) -> None:
         self.text = ""
 
     def heed(self, line: str) -> dict[str, Any] | None:
-        """One line of output; the fields of a log line, None for any other."""
+        """Read one line of output. Returns the fields of a log line, None for any other line."""
         line = line.rstrip()
         page = _page(line)
         if page is None:

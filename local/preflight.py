@@ -1,4 +1,4 @@
-"""What `sluice up` can find wrong before anything starts: addresses, a database or broker that was given, what it would embed."""
+"""Checks of `sluice up` before anything starts: addresses, a database or broker that was given, and what it would embed."""
 
 import ipaddress
 import shutil
@@ -6,17 +6,17 @@ from urllib.parse import urlsplit
 
 from connectors.kafka.log import cluster_id
 from connectors.postgres.connection import check_database
-from local.embedded.database import find_binaries
+from local.embedded.embedded_database import find_binaries
 from local.embedded.kafka_jars import check_present
 from local.run import BROKER_SECONDS
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 
-ROOM_BYTES = 256 * 1024 * 1024  # free on the data folder's disk before a log or a database is embedded there
+ROOM_BYTES = 256 * 1024 * 1024  # free space that an embedded log or database needs to start
 
 
 def check_hosts(settings: Settings) -> None:
-    """Raise OperatorError for a URL of this machine where private hosts are not allowed: nothing could be fetched."""
+    """Raise OperatorError for a private address while private hosts are not allowed: every request would be refused."""
     if settings.allow_private_hosts:
         return
     for url in (*settings.relays, *settings.labelers, settings.plc):
@@ -32,7 +32,7 @@ def check_hosts(settings: Settings) -> None:
 
 
 def check_given(settings: Settings) -> None:
-    """Raise OperatorError or LogUnavailable when a database or broker that was given does not answer."""
+    """Raise OperatorError or LogUnavailable if a database or broker that was given does not answer."""
     if settings.database:
         check_database(settings)
     if settings.kafka_bootstrap:
@@ -40,7 +40,7 @@ def check_given(settings: Settings) -> None:
 
 
 def check_embeddable(settings: Settings) -> None:
-    """Raise what would stop an embedded server, before anything starts: no Java, no Maven, no PostgreSQL, a full disk."""
+    """Raise OperatorError if an embedded server could not start: no Java, Maven or PostgreSQL, or a full disk."""
     if not settings.kafka_bootstrap:
         check_present()
     if not settings.database:

@@ -1,7 +1,7 @@
-"""One process, as in a pod: `run("firehose", settings)` prepares database and topics, serves its health, runs its flow.
+"""One process, as in a pod: `run("firehose", settings)` prepares database and topics, serves the health page, and runs the flow.
 
-Raises OperatorError and its kin (one line, exit 2) for what an operator can put right; everything else ends the process
-with its traceback, and whoever supervises it starts it again.
+Problems that an operator can correct are OperatorError and its kin (one line, exit 2). Any other error ends the process with its
+traceback, and its supervisor starts it again.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ from connectors.runtime.health import Health, serve_health, watch_disk
 from connectors.runtime.logs import hide, log_to_stderr
 from connectors.runtime.stop import STOP, Stopping, stop_on_signals
 from connectors.runtime.watchdog import Signals, Watchdog
-from control import process as control_process
-from local.dataflows import FLOWS, dataflow
+from control import control_process
+from local.dataflows import dataflow
 from schemas.errors import OperatorError
+from schemas.flows import flow_name
 from schemas.settings import SECRETS, Settings
 
-PROCESSES = (*FLOWS, "control")
 BROKER_SECONDS = 10.0
 STOP_SECONDS = (
     17.0  # beyond `drain_seconds`: then a process that hangs ends itself, before `up` or the kubelet kills it
@@ -42,13 +42,13 @@ logger = logging.getLogger("sluice")
 
 
 def run(name: str, settings: Settings) -> None:
-    """Run one process until it is told to stop. Returns when it has drained."""
+    """Run one process until it is stopped. Returns when it has drained."""
     require(name, settings)
     hide(*(getattr(settings, name) for name in SECRETS))
     log_to_stderr(settings.log_format)
     stop_on_signals()
     broker.identify(name)
-    health = Health(name, settings.tuning.stalled_seconds)
+    health = Health(flow_name(name), settings.tuning.stalled_seconds)
     stop_seconds = settings.tuning.drain_seconds + STOP_SECONDS
     dog = Watchdog(health, STOP, settings.tuning.watchdog_seconds, stop_seconds, signals=Signals())
     dog.start()
@@ -75,12 +75,12 @@ def _serve_and_run(name: str, settings: Settings, health: Health) -> None:
         spool = Path(tempfile.gettempdir())
         watch_disk(name, *(("data", settings.data_dir) if name == "control" else ("spool", spool)))
     prepare(settings)
-    logger.info("started", extra={"flow": name, "http_port": port})
+    logger.info("started", extra={"flow": flow_name(name), "http_port": port})
     if name == "control":
         control_process.run(settings, health)
     else:
         _run_flow(name, settings, health)
-    logger.info("stopped", extra={"flow": name})
+    logger.info("stopped", extra={"flow": flow_name(name)})
 
 
 def _run_flow(name: str, settings: Settings, health: Health) -> None:
@@ -96,7 +96,7 @@ def _run_flow(name: str, settings: Settings, health: Health) -> None:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """What began it: the engine wraps a flow's exception, and connectors chain theirs."""
+    """The original error: the engine wraps the exceptions of a flow, and connectors chain theirs."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -115,7 +115,7 @@ def require(name: str, settings: Settings) -> None:
 
 
 def prepare(settings: Settings) -> list[str]:
-    """Migrations and topics; every process does this, the first one does the work. Names of applied migrations."""
+    """Apply migrations and topics. Every process does this; the first one does the work. Returns the applied migrations."""
     check_database(settings)
     applied = migrate(settings.database)
     cluster_id(settings, BROKER_SECONDS)
@@ -124,8 +124,8 @@ def prepare(settings: Settings) -> list[str]:
 
 
 def die_with(parent: int) -> None:
-    """End with the process that started us, however it ends. `parent` is its pid (0: no such tie)."""
+    """End together with the parent process, however it ends. `parent`: its pid; 0 does nothing."""
     if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
-            sys.exit(0)  # it ended before the tie was made
+            sys.exit(0)  # the parent ended before prctl took effect

@@ -1,8 +1,8 @@
-"""Child processes: started, watched, started again when they end by themselves, and drained in order when told to.
+"""Child processes: the supervisor starts them, restarts those that end by themselves, and drains them in order.
 
-`Supervisor.tick()` is called a few times a second from the main thread (a child dies with the *thread* that started it,
-so only that thread starts any). Output goes to bounded files under `logs/`; warnings and ends are told to `say`. A child
-that keeps ending is started with growing delays, from half a second to half a minute.
+`Supervisor.tick()` is called a few times a second from the main thread (a child dies with the *thread* that started it, so only that
+thread starts children). Output goes to bounded files under `logs/`; warnings and ends are reported to `say`. A child that keeps
+ending is restarted with growing delays, from half a second to half a minute.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from steps.backoff import backoff_seconds
 LOG_BYTES = 8 * 1024 * 1024
 BACK_OFF_FIRST_SECONDS = 0.5
 BACK_OFF_MAX_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # after this long a child's earlier ends are forgotten
+STEADY_SECONDS = 60.0  # a child that ran this long starts with the shortest delay again
 DRAIN_SECONDS = 30.0
 KILL_SECONDS = 30.0
-LAST_WORDS_SECONDS = 10.0  # its output ends with it, unless it left a process behind that holds it
+LAST_WORDS_SECONDS = 10.0  # its output ends with it, unless a process that it left behind holds the pipe
 LOUD = ("WARNING", "ERROR", "CRITICAL")
 
 Say = Callable[[str, str], None]  # (who, what)
@@ -35,18 +35,18 @@ Say = Callable[[str, str], None]  # (who, what)
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run: `env` is added to ours, without our own SLUICE_ variables."""
+    """What to run. `env` is added to our environment without its SLUICE_ variables. `on_line` gets every line of output."""
 
     name: str
     kind: str
     argv: Sequence[str]
     env: Mapping[str, str]
     port: int = 0
-    on_line: Callable[[str], None] | None = None  # told every line of output, from a thread
+    on_line: Callable[[str], None] | None = None  # called in a thread
 
 
 class LogFile:
-    """A file that is moved to `<name>.1.log` when it is full, so that two of them bound the disk."""
+    """A log file that is renamed to `<name>.1.log` when it is full: the disk holds two of them at most."""
 
     def __init__(self, path: Path, limit: int = LOG_BYTES) -> None:
         self._path = path
@@ -69,7 +69,7 @@ class LogFile:
 
 @dataclass(slots=True)
 class Child:
-    """One command and its present process."""
+    """One command and its current process."""
 
     command: Command
     logs: Path
@@ -77,7 +77,7 @@ class Child:
     parent: int = field(default_factory=os.getpid)
     restarts: int = 0
     words: LastWords = field(default_factory=LastWords)
-    start_at: float = 0.0  # monotonic time of the next start, while it does not run
+    start_at: float = 0.0  # monotonic time of the next start, while it is not running
     exit_code: int | None = None
     _process: subprocess.Popen[bytes] | None = None
     _reader: threading.Thread | None = None
@@ -86,7 +86,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the present or the last process; 0 before the first."""
+        """Of the current or the last process; 0 before the first."""
         return self._process.pid if self._process else 0
 
     @property
@@ -95,7 +95,7 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        """Why it ended, as its output says it; '' where it says nothing."""
+        """Why it ended, from its output; '' if the output does not show it."""
         return self.words.text
 
     def start(self) -> None:
@@ -124,7 +124,7 @@ class Child:
         return back_off(self._ends)
 
     def settle_end(self) -> bool:
-        """True once, when the process has ended; decides when the next one starts."""
+        """True once, when the process has ended. Sets the time of the next start."""
         if self._process is None or self.running or self.exit_code is not None:
             return False
         self.join()
@@ -140,7 +140,7 @@ class Child:
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> bool:
-        """True if it ended in time."""
+        """Wait for its end; True if it ended in time."""
         if self._process is None:
             return True
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -176,7 +176,7 @@ def back_off(ends: int) -> float:
 
 
 def peak_bytes(pid: int) -> int:
-    """Highest resident memory of a process; 0 where the system does not tell."""
+    """Highest resident memory of a process; 0 if it is unknown."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -185,7 +185,7 @@ def peak_bytes(pid: int) -> int:
 
 
 class Supervisor:
-    """All children. Use from the main thread."""
+    """All children. Used by the main thread only."""
 
     def __init__(self, logs: Path, say: Say) -> None:
         self._logs = logs
@@ -195,7 +195,7 @@ class Supervisor:
         logs.mkdir(parents=True, exist_ok=True)
 
     def add(self, command: Command) -> Child:
-        """Start a command and look after it from now on."""
+        """Start a command and supervise it from now on."""
         child = Child(command, self._logs, self._say)
         self.children.append(child)
         child.start()
@@ -203,12 +203,12 @@ class Supervisor:
 
     @property
     def restarts(self) -> int:
-        """Starts after the first, of all children."""
+        """Restarts of all children."""
         return sum(child.restarts for child in self.children)
 
     @property
     def processes(self) -> list[Process]:
-        """Who runs now, in the order of their starts."""
+        """The children that run now, in the order in which they were added."""
         return [
             Process(child.command.name, child.command.kind, child.pid, child.command.port)
             for child in self.children
@@ -216,14 +216,14 @@ class Supervisor:
         ]
 
     def tick(self) -> bool:
-        """Notice ends, start what is due again, measure memory. True if a process came or went."""
+        """Detect ends, restart what is due, measure memory. True if a process started or ended."""
         changed = False
         for child in self.children:
             if child.settle_end():
                 changed = True
-                ended = f"{ending(child.exit_code)}; starting again in {child.back_off:.1f} s"
+                ended = f"{ending(child.exit_code)}; restarting in {child.back_off:.1f} s"
                 self._say(child.command.name, f"{ended}; last words: {child.last_words}" if child.last_words else ended)
-            elif child.exit_code is not None and time.monotonic() >= child.start_at:  # an end that was told
+            elif child.exit_code is not None and time.monotonic() >= child.start_at:  # its end was reported before
                 child.restarts += 1
                 child.words = LastWords()
                 child.start()
@@ -236,7 +236,7 @@ class Supervisor:
         self.peaks[kind] = max(self.peaks.get(kind, 0), peak_bytes(child.pid) if child.running else 0)
 
     def drain(self, kinds: Sequence[str], seconds: float = DRAIN_SECONDS) -> bool:
-        """SIGTERM to all of these kinds at once, SIGKILL to what still runs after that time. True if none was killed."""
+        """Send SIGTERM to all children of these kinds, and SIGKILL to those that still run after `seconds`. True if none was killed."""
         chosen = [child for child in self.children if child.command.kind in kinds]
         for child in chosen:
             self._measure(child)
@@ -253,7 +253,7 @@ class Supervisor:
         return not late
 
     def kill(self) -> None:
-        """End everything at once."""
+        """Kill all children."""
         for child in self.children:
             child.signal(signal.SIGKILL)
         for child in self.children:

@@ -1,23 +1,23 @@
-"""`--until-synced`: looks at the mirror → is it done?
+"""`sluice up --until-synced`: when is the mirror complete? `SyncCheck(settings).check(status)`.
 
-Done means, in this order: (1) every relay's listing has reached its end, every repo is in an end state, and every queued
-repo has been taken; (2) each stream is connected and has either shown an event younger than (1), or nothing new for
-`QUIET_SECONDS` with nothing waiting in memory; (3) the index has stored every message that the topics held at (2), and
-(1) still holds. A network that goes on writing is thus mirrored up to a moment after the listing was complete.
+It is, when these have held in this order: (1) the listing of every relay has reached its end, every repo is in an end phase, and every
+queued repo was read; (2) each stream is connected, and has delivered an event younger than (1), or nothing new for
+`QUIET_SECONDS` with an empty queue; (3) the index has stored every message that the topics had at (2), and (1) still holds.
+So a network that keeps writing is mirrored up to a moment after its listing was complete.
 """
 
 import time
 from collections.abc import Callable
 
-from control.status import END_PHASES, Row, Status
+from control.status import END_PHASES, MirrorStatus, Row
 from schemas.settings import Settings
 
 QUIET_SECONDS = 3.0
 STREAMS = (("firehose", "relays"), ("labels", "labelers"))
 
 
-class Synced:
-    """Remembers what earlier looks have shown."""
+class SyncCheck:
+    """Keeps the state of earlier checks."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
@@ -25,10 +25,10 @@ class Synced:
         self._settled_at: float | None = None
         self._ends: dict[tuple[str, int], int] | None = None
         self._moved: dict[str, tuple[object, float]] = {}
-        self.waits_for = "the first look"
+        self.waits_for = "the first check"
 
-    def look(self, status: Status) -> bool:
-        """True once everything is there. `waits_for` says what is missing."""
+    def check(self, status: MirrorStatus) -> bool:
+        """True when the mirror is complete. Otherwise `waits_for` names what is missing."""
         now = self._clock()
         missing = self._unsettled(status)
         quiet = {flow: self._unchanged_for(flow, status, now) for flow, _ in STREAMS}
@@ -43,16 +43,16 @@ class Synced:
                 if upstreams and not self._caught_up(status, flow, upstreams, quiet[flow]):
                     self.waits_for = f"{flow} to catch up"
                     return False
-            self._ends = {(s.topic, s.partition): s.end for s in status.standings if s.group == "index"}
+            self._ends = {(s.topic, s.partition): s.end for s in status.partition_lags if s.group == "index"}
         behind = [
-            standing
-            for standing in status.standings
-            if standing.group == "index" and standing.position < self._ends[standing.topic, standing.partition]
+            one
+            for one in status.partition_lags
+            if one.group == "index" and one.position < self._ends[one.topic, one.partition]
         ]
         self.waits_for = f"the index in {behind[0].topic}" if behind else ""
         return not behind
 
-    def _unsettled(self, status: Status) -> str | None:
+    def _unsettled(self, status: MirrorStatus) -> str | None:
         listed = {job["source"].get("relay") for job in status.jobs if _listed(job) and not _cut(job)}
         for relay in self._settings.relays:
             if relay not in listed:
@@ -65,16 +65,14 @@ class Synced:
         queued = sum(lag for (group, _), lag in status.lag.items() if group == "backfill")
         return f"{queued} queued repos" if queued else None
 
-    def _unchanged_for(self, flow: str, status: Status, now: float) -> float:
-        seen = [sighting for sighting in status.processes if sighting.kind == flow]
-        mark = [
-            (sighting.total("sluice_upstream_seq"), sighting.total("sluice_websocket_connections")) for sighting in seen
-        ]
+    def _unchanged_for(self, flow: str, status: MirrorStatus, now: float) -> float:
+        processes = [one for one in status.processes if one.kind == flow]
+        mark = [(one.total("sluice_upstream_seq"), one.total("sluice_websocket_connections")) for one in processes]
         if self._moved.get(flow, (None, 0.0))[0] != mark:
             self._moved[flow] = (mark, now)
         return now - self._moved[flow][1]
 
-    def _caught_up(self, status: Status, flow: str, upstreams: int, quiet_seconds: float) -> bool:
+    def _caught_up(self, status: MirrorStatus, flow: str, upstreams: int, quiet_seconds: float) -> bool:
         for seen in status.processes:
             if seen.kind != flow:
                 continue
@@ -88,10 +86,10 @@ class Synced:
 
 
 def _listed(job: Row) -> bool:
-    """Has its listing come to its end? The job itself is completed later, when control has counted its repos."""
+    """Whether its listing reached the end. The job is completed later, when control has counted its repos."""
     return job["status"] == "completed" or job["checkpoint"].get("done") is True
 
 
 def _cut(job: Row) -> bool:
-    """Its newest pass ended without the list's end."""
+    """Whether its newest pass ended before the end of the list."""
     return bool((job["checkpoint"] or {}).get("cut"))

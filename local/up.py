@@ -1,68 +1,58 @@
-"""`sluice up`: everything on this machine. `up(settings, options) -> exit code`.
+"""`sluice up`: the whole mirror on one machine. `up(settings, options) -> exit code`.
 
-Embeds what it is not given, applies migrations and topics, starts one process per flow (and N for backfill and index),
-shows progress, and drains on Ctrl-C or SIGTERM: sources first, then backfill, index and control, at last the servers.
-Raises OperatorError and its kin before anything runs that could be left behind.
+It embeds the servers that are not given, applies migrations and topics, starts one process per flow (several for backfill and
+index), shows progress, and drains on Ctrl-C or SIGTERM: sources first, then backfill, index and control, at last the servers.
+Operator errors are raised before anything starts that could be left behind.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import psycopg
-
-from connectors.kafka.log import LogUnavailable
-from connectors.runtime.errors import one_line
 from connectors.runtime.stop import STOP, stop_on_signals
-from control.process_status import FILE, Registry, look_at_all
-from control.status import Collector, Status
-from local.embedded.guarded_process import free_port, port_is_free
-from local.embedded_servers import Embedded
+from control.process_status import Registry
+from control.status import MirrorStatus
+from local.commands import commands, sluice
+from local.data_folder import locked_data_folder
+from local.embedded.guarded_process import port_is_free
+from local.embedded_servers import EmbeddedServers
 from local.preflight import check_embeddable, check_given, check_hosts
-from local.progress import Progress, rated
+from local.progress_view import ProgressView, rated
 from local.run import prepare
+from local.status_poller import StatusPoller
 from local.supervisor import Command, Supervisor
 from local.terminal import foreground
-from local.until_synced import Synced
+from local.until_synced import SyncCheck
 from schemas.errors import OperatorError
-from schemas.settings import Settings, variables
+from schemas.settings import Settings
 
 TICK_SECONDS = 0.1
-LOOK_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 SIMULATOR_SECONDS = 60.0
-FIRST_LOOK_SECONDS = 30.0
-SESSION_SECONDS = 10.0
-"""Session timeout of consumer groups: on one machine a member that is gone this long was killed."""
 DRAIN_ORDER = (("list-repos", "firehose", "labels"), ("backfill",), ("index",), ("control",), ("simulator",))
 SIMULATED = ("--repos", "300", "--records-per-repo", "30", "--writer-rate", "20", "--churn", "0.02")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says beyond the settings."""
+class UpOptions:
+    """Options of the command that are not settings."""
 
     simulate: bool = False
     until_synced: bool = False
     workers: int = 1
 
 
-def up(settings: Settings, options: Options) -> int:
-    """Run until told to stop, or until synced. Returns the exit code."""
+def up(settings: Settings, options: UpOptions) -> int:
+    """Run until stopped, or until synced. Returns the exit code. Raises OperatorError, LogUnavailable."""
     if not settings.relays and not options.simulate:
         raise OperatorError(
             "there is no relay to mirror: give --relay https://…, or --simulate for a simulated network"
         )
     if options.simulate:
-        # such a network ends with its process, so its mirror begins anew each time, in a folder of its own
+        # the simulated network ends with its process, so its mirror starts over each time, in a folder of its own
         home = settings.data_dir / "simulated"
         settings = settings.model_copy(update={"data_dir": home, "allow_private_hosts": True})
     check_hosts(settings)
@@ -73,99 +63,22 @@ def up(settings: Settings, options: Options) -> int:
     check_given(settings)
     check_embeddable(settings)
     stop_on_signals()
-    with foreground(), only_one(settings.data_dir) as data_dir:
+    with foreground(), locked_data_folder(settings.data_dir) as data_dir:
         if options.simulate:
             for name in ("log", "database"):
                 shutil.rmtree(data_dir / name, ignore_errors=True)
         return _Up(settings.model_copy(update={"data_dir": data_dir}), options).run()
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[Path]:
-    """The data folder, made and locked. Raises OperatorError when another `up` has it or it cannot be made."""
-    data_dir = folder.expanduser().absolute()
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as err:
-        raise OperatorError(f"SLUICE_DATA_DIR: {data_dir} cannot be used ({err.strerror}); choose another") from err
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as err:
-        os.close(lock)
-        raise OperatorError(f"SLUICE_DATA_DIR: `sluice up` runs in {data_dir} already; choose another") from err
-    try:
-        yield data_dir
-    finally:
-        (data_dir / FILE).unlink(missing_ok=True)
-        os.close(lock)
-
-
-class _Looks:
-    """Looks at the mirror from a thread, so that a slow database never keeps the supervisor from its children."""
-
-    def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
-        self._collector = Collector(settings)
-        self._supervisor = supervisor
-        self._thread = threading.Thread(target=self._run, name="looks", daemon=True)
-        self._ended = threading.Event()
-        self._fresh: Status | None = None
-        self._died: BaseException | None = None
-        self.failure = ""
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        self._thread.join(10.0)
-
-    def take(self) -> Status | None:
-        """The newest look, once. Raises what ended the thread."""
-        if self._died is not None:
-            raise self._died
-        fresh, self._fresh = self._fresh, None
-        return fresh
-
-    def once(self) -> Status:
-        """A look now. Raises psycopg.Error and LogUnavailable."""
-        processes = [process for process in self._supervisor.processes if process.port]
-        return self._collector.collect(look_at_all(processes, with_metrics=True))
-
-    def first(self) -> Status:
-        """The first look that succeeds within `FIRST_LOOK_SECONDS`. Raises what the last one raised."""
-        deadline = time.monotonic() + FIRST_LOOK_SECONDS
-        while True:
-            try:
-                return self.once()
-            except (psycopg.Error, LogUnavailable):
-                if time.monotonic() > deadline or STOP.wait(TICK_SECONDS):
-                    raise
-
-    def exact(self) -> tuple[int, int]:
-        """Exact numbers of records and labels."""
-        return self._collector.exact()
-
-    def _run(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            try:
-                self._fresh, self.failure = self.once(), ""
-            except (psycopg.Error, LogUnavailable) as err:
-                self.failure = one_line(err)
-            except BaseException as err:  # a thread must not die in silence (B8)
-                self._died = err
-                return
-
-
 class _Up:
     """One run of `up` in its own data folder."""
 
-    def __init__(self, settings: Settings, options: Options) -> None:
+    def __init__(self, settings: Settings, options: UpOptions) -> None:
         self._settings = settings
         self._options = options
-        self._progress = Progress()
+        self._progress = ProgressView()
         self._supervisor = Supervisor(settings.data_dir / "logs", self._progress.note)
-        self._embedded = Embedded(settings, self._progress.note)
+        self._embedded = EmbeddedServers(settings, self._progress.note)
         self._simulated: dict[str, object] | None = None
 
     def run(self) -> int:
@@ -201,12 +114,12 @@ class _Up:
         self._progress.note("sluice", f"status page: http://127.0.0.1:{port}/")
 
     def _start_simulator(self) -> None:
-        def heed(line: str) -> None:
+        def read_urls(line: str) -> None:
             if self._simulated is None and line.startswith("{"):
                 self._simulated = json.loads(line)
 
         argv = (*sluice("simulate"), *SIMULATED)
-        self._supervisor.add(Command("simulator", "simulator", argv, {}, on_line=heed))
+        self._supervisor.add(Command("simulator", "simulator", argv, {}, on_line=read_urls))
 
     def _await_simulator(self) -> dict[str, object]:
         child = self._supervisor.children[0]
@@ -235,35 +148,35 @@ class _Up:
         ).write(self._settings.data_dir)
 
     def _watch(self) -> dict[str, object] | None:
-        """Until STOP (None) or synced (the totals)."""
-        looks = _Looks(self._settings, self._supervisor)
+        """Run until STOP, then return None; or until synced, then return the totals."""
+        poller = StatusPoller(self._settings, self._supervisor)
         started = time.monotonic()
-        first = looks.first()
-        before = looks.exact()[0] if self._options.until_synced else 0
-        shown, shown_at, told = first, started, ""
-        synced = Synced(self._settings) if self._options.until_synced else None
-        looks.start()
+        first = poller.first()
+        before = poller.exact()[0] if self._options.until_synced else 0
+        shown, shown_at, failure = first, started, ""
+        synced = SyncCheck(self._settings) if self._options.until_synced else None
+        poller.start()
         try:
             while not STOP.wait(TICK_SECONDS):
                 revived, restarted = self._embedded.tick(), self._supervisor.tick()
                 if revived or restarted:
                     self._register()
-                if looks.failure != told:
-                    told = looks.failure
-                    self._progress.note("status", told or "database and broker answer again")
-                status = looks.take()
+                if poller.failure != failure:
+                    failure = poller.failure
+                    self._progress.note("status", failure or "database and broker answer again")
+                status = poller.take()
                 if status is None:
                     continue
                 if time.monotonic() - shown_at >= PROGRESS_SECONDS:
                     status = rated(shown, status, time.monotonic() - shown_at)
                     self._progress.show(status, self._supervisor.restarts + self._embedded.restarts)
                     shown, shown_at = status, time.monotonic()
-                if synced is not None and synced.look(status):
+                if synced is not None and synced.check(status):
                     seconds = time.monotonic() - started
-                    return totals(status, looks.exact(), first, before, seconds)
+                    return totals(status, poller.exact(), first, before, seconds)
             return None
         finally:
-            looks.stop()
+            poller.stop()
 
     def _end(self) -> None:
         self._progress.note("sluice", "stopping")
@@ -277,8 +190,10 @@ class _Up:
         return {kind: round(peak / 1e6, 1) for kind, peak in sorted(peaks.items())}
 
 
-def totals(status: Status, exact: tuple[int, int], first: Status, before: int, seconds: float) -> dict[str, object]:
-    """The JSON line of `--until-synced`. Rates count what this run added to the `before` exactly counted records."""
+def totals(
+    status: MirrorStatus, exact: tuple[int, int], first: MirrorStatus, before: int, seconds: float
+) -> dict[str, object]:
+    """The JSON line of `--until-synced`. The rate covers the records that this run added to the `before` that existed."""
     records, labels = exact
     return {
         "repos": status.repos,
@@ -289,29 +204,3 @@ def totals(status: Status, exact: tuple[int, int], first: Status, before: int, s
         "events": status.events - first.events,
         "dead_letters": sum(status.dead_letters.values()),
     }
-
-
-def sluice(*arguments: str) -> tuple[str, ...]:
-    """A command line of ours that ends when this process ends. -P: the working folder's modules are not ours."""
-    return (sys.executable, "-P", "-m", "cli", arguments[0], "--parent", str(os.getpid()), *arguments[1:])
-
-
-def commands(settings: Settings, workers: int) -> list[Command]:
-    """The processes of `up`, readers before writers."""
-    kinds = ["control", *["index"] * workers, *["backfill"] * workers]
-    kinds += [*(["labels"] if settings.labelers else []), "firehose", "list-repos"]
-    found: list[Command] = []
-    ports: list[int] = [settings.http_port] if settings.http_port else []
-    for kind in kinds:
-        number = sum(command.kind == kind for command in found) + 1
-        name = f"{kind}-{number}" if workers > 1 and kind in ("index", "backfill") else kind
-        port = settings.http_port if kind == "control" and settings.http_port else free_port(ports)
-        ports.append(port)
-        found.append(Command(name, kind, sluice("run", kind), environment(settings, port), port))
-    return found
-
-
-def environment(settings: Settings, port: int) -> dict[str, str]:
-    """The settings as variables, with this process's own port."""
-    session = {"transport_session_seconds": SESSION_SECONDS} | settings.tuning.model_dump(exclude_unset=True)
-    return variables(settings.replaced(http_port=port, **session))

@@ -1,7 +1,7 @@
-"""The part of an audit that runs in processes of its own: some DIDs → what their rows and commits prove.
+"""The part of an audit that runs in worker processes: it checks the rows and commits of some DIDs.
 
-One repeatable-read, read-only transaction per chunk: rows and repo row agree, however busy the index is. Rows are streamed,
-so a repo of any size needs little memory. Repos that are not in `sync` in that snapshot are left out.
+Each chunk is one repeatable-read, read-only transaction, so rows and repo row agree while the index writes. Rows are streamed, so a
+repo of any size needs little memory. Repos that are not in `sync` in that snapshot are left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,33 +27,33 @@ _opened: dict[str, Database[TupleRow]] = {}
 
 
 @dataclass(slots=True)
-class Chunk:
-    """Result of one chunk. `unsigned`: heads whose stored key did not sign; they need the key of today."""
+class AuditChunk:
+    """Result of one chunk. `unsigned`: heads whose stored key did not sign them; they need the current key."""
 
     checked: list[RowAudit] = field(default_factory=list)
     heads: list[StoredHead] = field(default_factory=list)
     unsigned: list[StoredHead] = field(default_factory=list)
 
 
-def check_chunk(database: str, dids: Sequence[str], *, bodies: bool) -> Chunk:
-    """Audit these repos. Raises psycopg.Error; rows that cannot be read at all are a finding of their repo."""
+def check_chunk(database: str, dids: Sequence[str], *, bodies: bool) -> AuditChunk:
+    """Audit these repos. Rows that cannot be read are a finding. Raises psycopg.Error."""
     try:
         return _check(_connection(database), dids, bodies=bodies)
     except psycopg.DataError as err:
         if len(dids) > 1:
             parts = [check_chunk(database, [did], bodies=bodies) for did in dids]
-            return Chunk(
+            return AuditChunk(
                 [one for part in parts for one in part.checked],
                 [head for part in parts for head in part.heads],
                 [head for part in parts for head in part.unsigned],
             )
         checked = RowAudit(dids[0])
         checked.find(FindingKind.BAD_ROWS, " ".join(str(err).split()))
-        return Chunk([checked], _heads(_connection(database), dids))
+        return AuditChunk([checked], _heads(_connection(database), dids))
 
 
-def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
-    chunk = Chunk()
+def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> AuditChunk:
+    chunk = AuditChunk()
     with own_transaction(db):
         chunk.heads = _heads(db, dids)
         if not chunk.heads:
@@ -65,7 +65,7 @@ def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> Chunk:
             own = (row[1:] for row in rows) if number == at else iter(())
             checked = check_rows(head, own, bodies=bodies, filtered=filtered)
             if number == at:
-                for _ in rows:  # what a tree of bad rows left unread
+                for _ in rows:  # rows that were not read because the tree was bad
                     pass
                 number, rows = next(repos, (0, iter(())))
             for finding in check_commit(head, head.signing_key):
@@ -82,7 +82,7 @@ def _heads(db: Connection, dids: Sequence[str]) -> list[StoredHead]:
 
 
 def _by_repo(db: Connection, dids: list[str], *, bodies: bool) -> Iterator[tuple[int, Iterator[Any]]]:
-    """(number of the repo in `dids`, from 1, its rows): repos without rows are missing."""
+    """(number of the repo in `dids`, from 1, and its rows). Repos without rows are left out."""
     with db.cursor("audit", binary=True) as cursor:
         cursor.itersize = FETCH_BODIES if bodies else FETCH_ROWS
         cursor.execute(SQL["leaves" if bodies else "roots"], {"dids": dids}, binary=True)
@@ -96,7 +96,7 @@ def _connection(database: str) -> Connection:
 
 
 def _snapshots(db: Connection) -> None:
-    """Every transaction reads one moment; a record's JSON comes as its bytes."""
+    """Read one snapshot per transaction; load a record's JSON as bytes."""
     db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     db.read_only = True
     db.adapters.register_loader("json", ByteaBinaryLoader)

@@ -1,8 +1,8 @@
-"""`sluice backup FILE` and `sluice restore FILE`: the database as one file of pg_dump's custom format.
+"""`sluice backup FILE` and `sluice restore FILE`: the database as one file in pg_dump's custom format.
 
-A dump is one snapshot, so the index's positions in the log stand in it beside the rows they cover: a restored index goes on
-from there. The tools are of the server's release or newer: those beside the embedded server, else those on the PATH. A file
-gets its name when it is complete, and a restore is one transaction.
+A dump is one snapshot, so the index's offsets in the log match the rows: a restored index continues from there. The tools must be of
+the server's release or newer: first those beside the embedded server, then those on the PATH. A file gets its final name when it is
+complete, and a restore is one transaction.
 """
 
 import os
@@ -19,17 +19,17 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from connectors.postgres.connection import check_database, connect
 from connectors.runtime.logs import without_secrets
-from local.embedded.database import DATABASE, NO_SPACE, DatabaseUnavailable, EmbeddedDatabase, find_binaries
-from local.up import only_one
+from local.data_folder import locked_data_folder
+from local.embedded.embedded_database import DATABASE, NO_SPACE, DatabaseUnavailable, EmbeddedDatabase, find_binaries
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
 
 SQL = queries("restore")
-LOCK_SECONDS = 60  # pg_dump waits so long for a lock on a table
+LOCK_SECONDS = 60  # how long pg_dump waits for a lock on a table
 KILLED_SECONDS = 30.0
-STALL_SECONDS = 1800.0  # a tool that has neither written nor used the processor for so long is ended
-LOOK_SECONDS = 0.2
+STALL_SECONDS = 1800.0  # a tool that neither writes nor uses the CPU for this long is killed
+POLL_SECONDS = 0.2
 VERSION_SECONDS = 10.0
 ERROR_BYTES = 65_536
 DRAFT = "sluice_restored"
@@ -37,8 +37,8 @@ NAME = "sluice backup"
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A backup that was written, or read."""
+class BackupFile:
+    """A backup that was written or restored. `server`: the release of PostgreSQL."""
 
     file: str
     bytes: int
@@ -46,7 +46,7 @@ class Written:
     seconds: float
 
 
-def backup(settings: Settings, file: Path, *, replace: bool = False) -> Written:
+def backup(settings: Settings, file: Path, *, replace: bool = False) -> BackupFile:
     """Write the database to `file`. Raises OperatorError."""
     began = time.monotonic()
     if file.exists() and not replace:
@@ -58,7 +58,7 @@ def backup(settings: Settings, file: Path, *, replace: bool = False) -> Written:
     try:
         draft.touch(mode=0o600)
     except OSError as err:
-        raise OperatorError(f"{file} cannot be written ({err.strerror}); choose another place") from err
+        raise OperatorError(f"{file} cannot be written ({err.strerror}); choose another folder") from err
     try:
         arguments = ["--format=custom", f"--lock-wait-timeout={LOCK_SECONDS}s", f"--file={draft}"]
         _run(tool, arguments, settings.database, draft)
@@ -67,29 +67,31 @@ def backup(settings: Settings, file: Path, *, replace: bool = False) -> Written:
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
-    return Written(str(file), file.stat().st_size, release, round(time.monotonic() - began, 2))
+    return BackupFile(str(file), file.stat().st_size, release, round(time.monotonic() - began, 2))
 
 
-def restore(settings: Settings, file: Path, *, replace: bool = False) -> Written:
-    """Read `file` into the database of the settings, which has to be empty, or into the data folder's own. Raises OperatorError.
+def restore(settings: Settings, file: Path, *, replace: bool = False) -> BackupFile:
+    """Restore `file` into the database of the settings, which must be empty, or into that of the data folder. Raises OperatorError.
 
-    `replace`: the data folder's own database may hold something; it is replaced once the new one is complete.
+    `replace`: the database of the data folder need not be empty; it is replaced when the new one is complete.
     """
     began = time.monotonic()
     _check_file(file)
     if settings.database:
         if replace:
-            raise OperatorError("--replace is for the database of `sluice up`; of another one, make an empty database")
+            raise OperatorError(
+                "--replace is only for the database of `sluice up`; for another server, create an empty database"
+            )
         check_database(settings)
         release = _restore_into(settings.database, file)
     else:
         with _own_server(settings) as server:
             release = _restore_own(server, file, replace=replace)
-    return Written(str(file), file.stat().st_size, release, round(time.monotonic() - began, 2))
+    return BackupFile(str(file), file.stat().st_size, release, round(time.monotonic() - began, 2))
 
 
 def find_tool(name: str, release: int) -> Path:
-    """pg_dump or pg_restore for a server of this release: that release's or a newer one. Raises OperatorError."""
+    """The oldest pg_dump or pg_restore of this release or newer. Raises OperatorError."""
     folders = [Path(folder) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # where Debian keeps each release
     with suppress(DatabaseUnavailable):  # an image has no embedded server
@@ -98,14 +100,14 @@ def find_tool(name: str, release: int) -> Path:
     for tool in (folder / name for folder in folders):
         if os.access(tool, os.X_OK) and (version := _version(tool)) is not None:
             found.setdefault(version, tool)
-    fitting = [version for version in found if version >= release]
-    if not fitting:
-        there = ", ".join(f"{version} at {path}" for version, path in sorted(found.items())) or "none"
+    suitable = [version for version in found if version >= release]
+    if not suitable:
+        installed = ", ".join(f"{version} at {path}" for version, path in sorted(found.items())) or "none"
         raise OperatorError(
-            f"PostgreSQL {release} needs {name} {release} or newer, and there is {there};"
+            f"PostgreSQL {release} needs {name} {release} or newer; found: {installed};"
             f" install postgresql-client-{release}, or sluice[embedded]"
         )
-    return found[min(fitting)]
+    return found[min(suitable)]
 
 
 def _version(tool: Path) -> int | None:
@@ -129,13 +131,13 @@ def _check_file(file: Path) -> None:
     except OSError as err:
         raise OperatorError(f"{file}: {err.strerror}; give a file that `sluice backup` wrote") from err
     if magic != b"PGDMP":
-        raise OperatorError(f"{file} is no backup; give a file that `sluice backup` wrote")
+        raise OperatorError(f"{file} is not a backup; give a file that `sluice backup` wrote")
 
 
 @contextmanager
 def _own_server(settings: Settings) -> Iterator[EmbeddedDatabase]:
-    """The database of the data folder, which no `sluice up` may run in."""
-    with only_one(settings.data_dir) as data_dir:
+    """The embedded server of the data folder. Raises OperatorError while a `sluice up` uses the folder."""
+    with locked_data_folder(settings.data_dir) as data_dir:
         server = EmbeddedDatabase(data_dir / "database")
         server.start()
         try:
@@ -145,11 +147,11 @@ def _own_server(settings: Settings) -> Iterator[EmbeddedDatabase]:
 
 
 def _restore_own(server: EmbeddedDatabase, file: Path, *, replace: bool) -> int:
-    """Into a database beside the one that is there, which takes its place when it is complete."""
+    """Restore into a second database, which replaces the first one when it is complete."""
     with connect(server.url, NAME) as db:
         empty = db.execute(SQL["is_empty"]).fetchone() == (True,)
     if not empty and not replace:
-        raise OperatorError(f"{server.data_dir} holds a mirror already; give --replace, or another --data-dir")
+        raise OperatorError(f"{server.data_dir} already has a mirror; give --replace, or another --data-dir")
     draft, kept = sql.Identifier(DRAFT), sql.Identifier(DATABASE)
     with connect(server.url_of("postgres"), NAME) as admin:
         admin.execute(sql.SQL("drop database if exists {} with (force)").format(draft))
@@ -163,7 +165,7 @@ def _restore_own(server: EmbeddedDatabase, file: Path, *, replace: bool) -> int:
 def _restore_into(database: str, file: Path) -> int:
     with connect(database, NAME) as db:
         if db.execute(SQL["is_empty"]).fetchone() != (True,):
-            raise OperatorError("SLUICE_DATABASE holds a mirror already; restore into an empty database")
+            raise OperatorError("SLUICE_DATABASE already has a mirror; restore into an empty database")
         release = db.info.server_version // 10000
         arguments = ["--no-owner", "--exit-on-error", "--single-transaction", f"--dbname={_shown(database)}", str(file)]
         _run(find_tool("pg_restore", release), arguments, database, file)
@@ -172,7 +174,7 @@ def _restore_into(database: str, file: Path) -> int:
 
 
 def _shown(database: str) -> str:
-    """The connection without its password, which other users of the machine would see."""
+    """The connection string without the password, which other users of the machine could see."""
     return make_conninfo(
         "", **{name: value for name, value in conninfo_to_dict(database).items() if name != "password"}
     )
@@ -193,43 +195,43 @@ def _run(tool: Path, arguments: list[str], database: str, file: Path) -> None:
         env=environment,
     )
     try:
-        words = _wait(child, file)
+        output = _wait(child, file)
     finally:
         if child.poll() is None:
             child.kill()
             child.wait(KILLED_SECONDS)
     if child.returncode:
-        if NO_SPACE in words:
+        if NO_SPACE in output:
             raise OperatorError(f"{file}: the disk of the file or of the database is full; make room there")
-        lines = [line for line in words.splitlines() if "error:" in line or "ERROR:" in line] or words.splitlines()
+        lines = [line for line in output.splitlines() if "error:" in line or "ERROR:" in line] or output.splitlines()
         why = without_secrets(" ".join(lines[0].split())[:300]) if lines else f"it ended with {child.returncode}"
         raise OperatorError(f"{tool.name} failed ({why}); nothing was changed")
 
 
 def _wait(child: "subprocess.Popen[bytes]", file: Path) -> str:
-    """What it said on standard error, read as it comes. Ends it when it makes no progress."""
+    """Wait for the end of the tool; its standard error. Kills it and raises OperatorError if it makes no progress."""
     assert child.stderr is not None  # noqa: S101 - for the type checker; PIPE was asked for
     os.set_blocking(child.stderr.fileno(), False)
-    said, mark, moved_at = b"", (0.0, 0), time.monotonic()
+    output, mark, moved_at = b"", (0.0, 0), time.monotonic()
     while True:
         ended = child.poll() is not None
-        said = (said + (child.stderr.read() or b""))[-ERROR_BYTES:]
+        output = (output + (child.stderr.read() or b""))[-ERROR_BYTES:]
         if ended:
-            return said.decode(errors="replace")
-        now = (_processor(child.pid), file.stat().st_size)
+            return output.decode(errors="replace")
+        now = (_cpu_ticks(child.pid), file.stat().st_size)
         if now != mark:
             mark, moved_at = now, time.monotonic()
         if time.monotonic() - moved_at > STALL_SECONDS:
             child.kill()
             child.wait(KILLED_SECONDS)
             raise OperatorError(
-                f"the database has not moved for {STALL_SECONDS / 60:.0f} minutes; look at it, then try again"
+                f"the database made no progress for {STALL_SECONDS / 60:.0f} minutes; check it, then try again"
             )
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def _processor(pid: int) -> float:
-    """Processor time of a process, 0 where it cannot be told."""
+def _cpu_ticks(pid: int) -> float:
+    """CPU time of a process in clock ticks; 0 if it is unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

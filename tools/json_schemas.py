@@ -1,7 +1,7 @@
-"""The JSON Schemas of the topics, generated from `schemas.events`: `python -m tools.json_schemas` writes schemas/json/.
+"""JSON Schemas of the topics, generated from `schemas.events`. `python -m tools.json_schemas` writes them to schemas/json/.
 
-`schemas() -> {topic: schema}`; `register(settings)` puts them into the schema registry that the settings name (the REST
-interface that Redpanda and Confluent share), under the subject `<topic>-value`.
+`register(settings)` registers them with the schema registry of the settings (the REST interface that Redpanda and Confluent share),
+under the subject `<topic>-value`.
 """
 
 import json
@@ -21,7 +21,7 @@ ANSWER_SECONDS = 10.0
 
 
 class RegistryUnavailable(Exception):
-    """The schema registry did not answer, or refused a schema."""
+    """The schema registry did not answer, or rejected a schema."""
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -33,12 +33,12 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def text(schema: dict[str, Any]) -> str:
-    """A schema as its file holds it."""
+    """The text of a schema's file."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def write(folder: Path = FOLDER) -> list[Path]:
-    """Write one file per topic; the files."""
+    """Write one file per topic. Returns the paths."""
     folder.mkdir(exist_ok=True)
     written = []
     for topic, schema in schemas().items():
@@ -49,7 +49,7 @@ def write(folder: Path = FOLDER) -> list[Path]:
 
 
 def register(settings: Settings) -> dict[str, int]:
-    """Subject → id that the registry gave. Registering the same schema again changes nothing. Raises RegistryUnavailable."""
+    """Register all schemas: subject → id. A schema that is registered already keeps its id. Raises RegistryUnavailable."""
     found = {}
     for topic, schema in schemas().items():
         subject = f"{settings.topic(topic)}-value"
@@ -62,7 +62,7 @@ def register(settings: Settings) -> dict[str, int]:
                 found[subject] = int(json.load(answer)["id"])
         except urllib.error.HTTPError as err:
             raise RegistryUnavailable(
-                f"{subject} was refused: {err.code} {err.read(300).decode(errors='replace')}"
+                f"{subject} was rejected: {err.code} {err.read(300).decode(errors='replace')}"
             ) from err
         except (OSError, ValueError, KeyError) as err:
             raise RegistryUnavailable(

@@ -1,4 +1,4 @@
-"""`docs/metrics.md`: every metric of `connectors.runtime.metrics` as a table. Run as a module, it writes the page's tables anew."""
+"""The table of all metrics in `docs/metrics.md`, from `connectors.runtime.metrics`. `python -m tools.metrics_page` updates the page."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ Metric = Counter | Gauge | Histogram
 
 
 def declared() -> Iterator[tuple[str, Metric]]:
-    """Name of the constant (of a group: the group's) and metric, in order of declaration."""
+    """(name of the constant, metric) in order of declaration. The metrics of a dict have its name."""
     for name, value in vars(metrics).items():
         for one in value.values() if isinstance(value, dict) else (value,):
             if isinstance(one, Counter | Gauge | Histogram):
@@ -37,7 +37,7 @@ def tables() -> str:
 
 
 def page(text: str) -> str:
-    """The page's text with today's tables. Raises ValueError where its marks are missing."""
+    """The page's text with the current table. Raises ValueError if its marks are missing."""
     before, _, rest = text.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:

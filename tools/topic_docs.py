@@ -1,7 +1,6 @@
-"""The pages of docs/topics, one per topic, from `schemas/topics.yml` and `schemas.events`: `python -m tools.topic_docs` writes them.
+"""The pages of docs/topics, one per topic, generated from `schemas/topics.yml` and `schemas.events`. `python -m tools.topic_docs` writes them.
 
-`pages(prefix) -> {file name: Markdown}`. Redpanda Console shows the page whose name is that of the topic, so with a prefix the
-pages are called by it too.
+`pages(prefix) -> {file name: Markdown}`. The prefix of topic names is part of the file names.
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from schemas.events import TOPIC_MESSAGES
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "topics"
 DAY_MILLISECONDS = 24 * 3600 * 1000
-MEANINGS = {  # of fields that mean the same everywhere, where the model says nothing of its own
+MEANINGS = {  # of fields that mean the same in every message, unless the model has its own description
     "account_seq": "sequence number that belongs to `account_time`",
     "active": "may the account's content be shown",
     "attempt": "number of the attempt to fetch the repo; only the newest counts",
@@ -97,7 +96,7 @@ def _table(kind: dict[str, Any], *, only: bool) -> Iterator[str]:
 
 
 def _type(described: dict[str, Any]) -> str:
-    """What a value may be, in words."""
+    """The type of a value, in words."""
     if "const" in described:
         return f"`{described['const']}`"
     if "enum" in described:
@@ -112,7 +111,7 @@ def _type(described: dict[str, Any]) -> str:
 
 
 def write(folder: Path = FOLDER) -> None:
-    """Write all pages, and remove those of topics that are no more."""
+    """Write all pages, and remove the pages of topics that no longer exist."""
     folder.mkdir(exist_ok=True)
     made = pages()
     for path in folder.glob("*.md"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from control.process_status import Process, look
+from control.process_status import Process, check_process
 from local.embedded.guarded_process import free_port
 
 READY_SECONDS = 90.0
@@ -58,7 +58,7 @@ class Pod:
     @property
     def ready(self) -> bool:
         """What its readiness probe would say."""
-        return look(Process(self.kind, self.kind, self.pid, self.port)).ready
+        return check_process(Process(self.kind, self.kind, self.pid, self.port)).ready
 
     def await_ready(self) -> float:
         """Seconds until it was ready. Raises RuntimeError with its last words when it ended, or takes too long."""

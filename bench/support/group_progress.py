@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import psycopg
 
 from connectors.kafka.log import LogUnavailable, Part
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from schemas.settings import Settings
 
 SAMPLE_SECONDS = 0.15
@@ -69,16 +69,16 @@ class Pace:
 
     def _run(self) -> None:
         try:
-            positions = Positions(self._settings)
+            positions = Offsets(self._settings)
             with psycopg.connect(self._settings.database, autocommit=True) as db:
                 while not self._ended.wait(SAMPLE_SECONDS):
                     self._look(positions, db)
         except BaseException as err:  # raised in `stop`
             self._died = err
 
-    def _look(self, positions: Positions, db: psycopg.Connection[tuple[object, ...]]) -> None:
+    def _look(self, positions: Offsets, db: psycopg.Connection[tuple[object, ...]]) -> None:
         try:
-            standings = positions.standings(db)
+            standings = positions.lags(db)
         except LogUnavailable:
             return
         self._samples.append(

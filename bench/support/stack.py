@@ -22,8 +22,8 @@ from confluent_kafka import Consumer, TopicPartition
 from bench.support.usage import Usage
 from connectors.kafka import topics
 from connectors.postgres.migrate import migrate
-from local.embedded.database import EmbeddedDatabase
-from local.embedded.log import EmbeddedLog
+from local.embedded.embedded_database import EmbeddedDatabase
+from local.embedded.embedded_log import EmbeddedLog
 from schemas.settings import Settings, load, variables
 
 STOP_SECONDS = 60.0

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 from connectors.atproto.relay import Pager
 from connectors.runtime import metrics
+from schemas.flows import LIST_REPOS
 from steps.backoff import backoff_seconds
 
 RETRY_FIRST_SECONDS = 10.0
 RETRY_LONGEST_SECONDS = 3600.0
 
-logger = logging.getLogger("list_repos")
+logger = logging.getLogger(LIST_REPOS)
 
 
 async def follow_hosts(
@@ -25,7 +26,7 @@ async def follow_hosts(
             hosts = await pager.hosts(relay)
             if hosts.failure is not None:
                 failed = True
-                metrics.UPSTREAM_ERRORS.labels("list_repos", f"hosts_{hosts.failure.trouble}").inc()
+                metrics.UPSTREAM_ERRORS.labels(LIST_REPOS, f"hosts_{hosts.failure.trouble}").inc()
                 fields = {"upstream": relay, "why": hosts.failure.detail, "hosts": len(hosts.urls)}
                 logger.warning("a relay's list of hosts is incomplete", extra=fields)
             if hosts.urls:

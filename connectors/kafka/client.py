@@ -115,6 +115,16 @@ def options(settings: Settings, use: str) -> dict[str, Any]:
     return found
 
 
+def reader(settings: Settings, group: str, *, use: str = "", **more: Any) -> Consumer:
+    """A consumer for partitions that are assigned by hand: it never joins a group and never commits.
+
+    `group`: whose offsets it asks for, without the prefix; it also names the client, unless `use` does. `more`: settings of
+    librdkafka, with `_` for `.`.
+    """
+    own = {"group.id": settings.group(group), "enable.auto.commit": False, "log_level": 0}
+    return Consumer(options(settings, use or group) | own | {name.replace("_", "."): more[name] for name in more})
+
+
 class PermanentErrors:
     """An `error_cb` that keeps the first error that waiting does not cure."""
 

@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 from connectors.postgres.connection import Brief, reaching
 from connectors.runtime.health import Health
 from control.api.errors import Busy
-from control.status import Collector, Status
+from control.status import Collector, MirrorStatus
 from schemas.settings import Settings
 from schemas.sql import Statement
 
@@ -69,7 +69,7 @@ class Context:
         with self.db() as db, db.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(statement, values).fetchall()
 
-    def status(self) -> Status:
+    def status(self) -> MirrorStatus:
         """The state of database and broker; collected by one caller at a time. Raises psycopg.Error and LogUnavailable."""
         with self._collecting:
             return self._collector.collect()

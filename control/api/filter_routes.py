@@ -1,6 +1,6 @@
 """Routes of the filter: what of the network is mirrored."""
 
-from control import filters
+from control import filter_changes
 from control.api.router import Ctx, Router, documented
 from schemas.filter_spec import FilterSpec, FilterState
 
@@ -11,18 +11,18 @@ ROUTER = Router()
 def get_filters(context: Ctx) -> FilterState:
     """The filter and the state of pruning."""
     with context.db() as db:
-        return filters.show(db)
+        return filter_changes.show(db)
 
 
 @ROUTER.put("", responses=documented(409, 413, 415))
 def set_filters(context: Ctx, body: FilterSpec) -> FilterState:
     """Replace the whole filter."""
     with context.db() as db:
-        return filters.change(db, body)
+        return filter_changes.change(db, body)
 
 
 @ROUTER.post("/prune")
 def prune_filters(context: Ctx) -> FilterState:
     """Remove the rows outside the filter."""
     with context.db() as db:
-        return filters.prune(db)
+        return filter_changes.prune(db)

@@ -10,7 +10,7 @@ from control.api.errors import Conflict, NotFound
 from control.api.paging import cut, read_cursor
 from control.api.router import Ctx, Cursor, Limit, Router, documented
 from control.attention import as_json
-from control.skipped_ranges import fill_now
+from flows.list_repos.gap_recovery import recover_now
 from schemas.patterns import DID
 from schemas.sql import queries
 
@@ -95,7 +95,7 @@ def list_skipped_ranges(
 @ROUTER.post("/skipped/fill", responses=documented(409, 413, 415))
 def fill_skipped_ranges(context: Ctx, body: models.RangeIds = ALL) -> models.RangesDue:
     """Make ranges due now: list-repos reads them again, and asks the PDSes where the relay does not answer."""
-    due = fill_now(context.settings, body.ids)
+    due = recover_now(context.settings, body.ids)
     missing = sorted(set(body.ids or []) - set(due))
     if missing and not due:
         listed = ", ".join(map(str, missing[:20]))

@@ -151,7 +151,7 @@ class StatusAnswer(BaseModel):
     labels: int = Field(description="estimated")
     held_events: int = Field(description="counted to 100,000")
     lag: dict[str, int] = Field(description="group/topic → messages not settled")
-    standings: list[PartitionOffsets]
+    partition_lags: list[PartitionOffsets]
     failing_hosts: list[dict[str, Any]]
     failures: list[dict[str, Any]]
     cursors: list[dict[str, Any]]

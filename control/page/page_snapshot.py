@@ -9,8 +9,8 @@ from control.api import models
 from control.api.context import Context
 from control.api.dead_letter_routes import list_dead_letters
 from control.api.mirror_routes import list_repos, list_skipped_ranges
-from control.process_status import look_at_all, registered
-from control.status import Row, Status
+from control.process_status import check_processes, registered
+from control.status import MirrorStatus, Row
 from control.tasks.gauges import hosts_with_work
 from schemas.job_spec import Job, JobStatus
 
@@ -27,7 +27,7 @@ class PageSnapshot:
     """The state at one moment (`at`: monotonic). Lists have at most `ROWS` rows; the page says where there are more."""
 
     at: float
-    status: Status
+    status: MirrorStatus
     jobs: list[Job] = field(default_factory=list)
     hosts: list[Row] = field(default_factory=list)
     failed: list[models.RepoRow] = field(default_factory=list)
@@ -48,7 +48,7 @@ class SnapshotReader:
         context = self._context
         running = registered(context.settings.data_dir)
         served = [process for process in running.processes if process.port] if running else []
-        processes = look_at_all(served, with_metrics=True)
+        processes = check_processes(served, with_metrics=True)
         status = replace(context.status(), processes=processes)
         with context.db() as db:
             found = [job for state in ORDER for job in jobs.list_jobs(db, status=state, limit=ROWS)]

@@ -1,10 +1,10 @@
-"""Commits that say they are too big for their frame and lack their signed block: the PDS is asked once whether there is news.
+"""Dead letters of commits that are too big for their frame and lack the signed block: check each account once with its PDS.
 
-Such a frame proves nothing, and if it was the account's last one the repo would be old until the next listing. So its dead
-letter is looked at once: where the rev that it names is above what was seen, the account's own PDS says its latest commit.
-A rev above ours is noted as if a listing had named it, and takes that path: after a grace it is a lost event, and the storm
-breaker counts it. Anyone can send such frames: a round asks about `ROUND_DIDS` accounts at most, for `ASK_SECONDS` at most,
-each with the HTTP session and the host budgets of an audit. A letter whose PDS gave no answer stays open.
+Such a frame proves nothing, but if it was the account's last one the repo would be out of date until the next listing. So its dead
+letter is checked once: if the rev that it names is above the newest one seen, the account's own PDS is asked for its latest commit.
+A rev above ours is recorded as if a listing had named it, and takes that path: after a grace period it is a lost event, and the
+storm breaker counts it. Anyone can send such frames, so a round covers at most `ROUND_DIDS` accounts and `ASK_SECONDS`, with the
+HTTP session and the host budgets of an audit. A letter whose PDS did not answer stays open.
 """
 
 import asyncio
@@ -22,22 +22,22 @@ from schemas.sql import queries
 ROUND_DIDS = 30
 ASK_SECONDS = 15.0
 YOUNGEST_SECONDS = 15.0
-"""Other relays may bring the commit itself."""
+"""Younger letters wait: another relay may deliver the commit itself."""
 OLDEST_SECONDS = 3600.0
 
 SQL = queries("dead_letter")
 
 
 class BigCommits:
-    """Asks about the letters that are due. Connects on first use; used in one thread."""
+    """Checks the letters that are due. Connects on first use; used in one thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._repos = RepoQueue(settings)
         self._connection = dicts(settings, "sluice big commits")
 
-    def look(self) -> dict[str, int]:
-        """One round: accounts whose letters are settled now, and still open. Raises psycopg.OperationalError."""
+    def round(self) -> dict[str, int]:
+        """One round: counts of accounts whose letters are "retried" now, and still "open". Raises psycopg.OperationalError."""
         bounds = {"youngest": YOUNGEST_SECONDS, "oldest": OLDEST_SECONDS, "limit": ROUND_DIDS}
         due = self._connection().execute(SQL["too_big_due"], bounds).fetchall()
         if not due:
@@ -56,7 +56,7 @@ class BigCommits:
         self._repos.close()
 
     def _latest(self, dids: Sequence[str]) -> dict[str, str]:
-        """DID → rev of its PDS, of those that answered in time."""
+        """DID → the rev that its PDS has, for the PDSes that answered in time."""
         return asyncio.run(_latest(self._settings, dids)) if dids else {}
 
 
@@ -74,12 +74,12 @@ async def _latest(settings: Settings, dids: Sequence[str]) -> dict[str, str]:
             for did in dids:
                 asked.create_task(ask(did))
     except TimeoutError:
-        pass  # what has not answered has not confirmed it
+        pass  # no answer counts as not confirmed
     finally:
         await network.close()
     return found
 
 
 def _possible(rev: str) -> bool:
-    """Whether it is a rev, and none from the future."""
+    """Whether this is a rev, and not one from the future."""
     return is_tid(rev) and tid_micros(rev) <= time.time_ns() // 1000 + FUTURE_MICROS

@@ -1,14 +1,15 @@
-"""Letters of commits and labels whose key nobody could tell: looked at again by themselves, a few times over a day.
+"""Automatic retries of dead letters whose signing key was not available: `DeadLetterRetry`.
 
-A directory that is only partly there, a mirror of it that lags, a did:web that is silent for a moment: each refuses what is
-true, and if that was an account's last commit nothing would bring it back before the next listing. So such a letter is retried
-at the ages of `AFTER_SECONDS`, each time with the code and the keys of that moment, and what is true then takes its usual way.
-What stays without a key stays open. Commits too big for their frame have a look of their own (`control/tasks/big_commits.py`). Runs in a thread of its own, as a directory that is away is waited for; a flood of
-forged commits has a bounded share of each round, in random order.
+A PLC directory that is partly down, a mirror of it that lags, or a did:web that does not answer for a moment rejects events that
+are valid. If such an event was the account's last one, nothing would bring it back before the next listing. So its dead letter is
+retried at the ages of `AFTER_SECONDS`, with the code and the keys of that moment. A letter whose key is still not available stays
+open. Commits too big for their frame have a check of their own (control/tasks/big_commits.py).
+
+The thread may wait for a directory that does not answer, so this is not one of control's steps. A flood of forged commits gets a
+bounded share of each round, in random order.
 """
 
 import logging
-import threading
 import time
 
 import psycopg
@@ -16,7 +17,7 @@ import psycopg
 from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
-from connectors.runtime.stop import STOP, Stopping
+from connectors.runtime.worker_thread import WorkerThread
 from control.dead_letters import DeadLetters
 from control.tasks.big_commits import BigCommits
 from schemas.errors import OperatorError
@@ -25,78 +26,56 @@ from schemas.settings import Settings
 AFTER_SECONDS = (60.0, 300.0, 1500.0, 7200.0, 28_800.0, 86_400.0)
 ROUND_SECONDS = 30.0
 ROUND_LETTERS = 500
-STOP_SECONDS = 1.0
 
 logger = logging.getLogger("control")
 
 
-class SecondLooks:
-    """Retries while `leads`. Connects on first use."""
+class DeadLetterRetry:
+    """Retries while `leads` is true. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._letters = DeadLetters(settings)
         self._big_commits = BigCommits(settings)
-        self._ended = threading.Event()
-        self._died: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="second looks", daemon=True)
+        self.worker = WorkerThread("dead letter retry", self._run)
         self.leads = False
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise what ended the thread."""
-        if self._died is not None:
-            raise self._died
-
-    def stop(self) -> None:
-        """End it; a retry that runs is not waited for."""
-        self._ended.set()
-        self._thread.join(STOP_SECONDS)
-
-    def look(self, span: float) -> dict[str, int]:
-        """Retry what came to one of the ages within the last `span` seconds; how many are retried now, and still open.
+    def round(self, span: float) -> dict[str, int]:
+        """Retry the letters that reached one of the ages within the last `span` seconds; counts of "retried" and "open".
 
         Raises psycopg.OperationalError, LogUnavailable, Stopping.
         """
         counts = {"retried": 0, "open": 0}
         end = time.monotonic() + ROUND_SECONDS
         for place in self._letters.due_again(AFTER_SECONDS, span, ROUND_LETTERS):
-            if self._ended.is_set() or time.monotonic() > end:
+            if self.worker.stopping or time.monotonic() > end:
                 break
             try:
                 counts[self._letters.retry(place).state] += 1
-            except OperatorError:  # settled by somebody meanwhile
+            except OperatorError:  # an operator retried or dismissed it meanwhile
                 continue
-        _report(counts, "letters without a key looked at again")
+        _report(counts, "dead letters without a key retried")
         return counts
 
     def _run(self) -> None:
         try:
-            with watchdog.watched("second looks"):
-                self._rounds()
-        except Stopping:
-            pass
-        except BaseException as err:  # raised by `check`, in control's thread
-            self._died = err
+            self._rounds()
         finally:
             self._letters.close()
             self._big_commits.close()
 
     def _rounds(self) -> None:
-        looked = time.monotonic()
-        while not watchdog.rest(self._ended, ROUND_SECONDS) and not STOP.is_set():
+        last = time.monotonic()
+        while not self.worker.rest(ROUND_SECONDS):
             now = time.monotonic()
             if self.leads:
                 try:
-                    self.look(now - looked)
+                    self.round(now - last)
                     watchdog.mark()
-                    _report(self._big_commits.look(), "commits too big for their frame: asked their PDSes")
+                    _report(self._big_commits.round(), "commits too big for their frame checked with their PDSes")
                 except (psycopg.OperationalError, LogUnavailable) as err:
-                    logger.warning("letters are looked at again later", extra={"why": one_line(err)})
-                    continue  # what came to its age meanwhile is due still
-            looked = now
+                    logger.warning("dead letters are retried later", extra={"why": one_line(err)})
+                    continue  # `last` stays: the next round covers this time too
+            last = now
 
 
 def _report(counts: dict[str, int], what: str) -> None:

@@ -1,28 +1,24 @@
-"""Figures of the whole mirror as metrics, whoever did the work: tables and log, looked at now and then → gauges.
+"""Figures of the whole mirror as metrics: `Gauges` reads the database and the log regularly and sets the gauges.
 
-`Gauges(settings)` looks from a thread of its own, so that a slow query never keeps the scheduler waiting: every look has a
-statement timeout and costs the same with tens of millions of repos. A look that fails is counted and logged, and its
-gauges keep what they had; what else ends the thread is raised by `check()`. Each control process exports them: alerts take
-the maximum.
+The queries run in a thread of their own, so a slow one never delays the scheduler. Each has a statement timeout, and costs the
+same with tens of millions of repos. A query that fails is counted and logged, and its gauges keep their last value; any other
+error ends the thread and is raised by `worker.check()`. Every control process exports these gauges: alerts take the maximum.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import ConfigResource, ResourceType
 from psycopg.rows import DictRow, dict_row
 
-from connectors.kafka.log import LogUnavailable, admin, answers
-from connectors.kafka.offsets import GROUP_TOPICS, Positions
+from connectors.kafka.log import LogUnavailable
+from connectors.kafka.offsets import GROUP_TOPICS, Offsets
 from connectors.postgres.connection import dicts
-from connectors.runtime import metrics, watchdog
+from connectors.runtime import metrics
 from connectors.runtime.errors import one_line
-from connectors.runtime.stop import STOP
+from connectors.runtime.worker_thread import WorkerThread
 from control.status import phases
 from control.tasks.lag_age import oldest_unsettled
 from schemas.settings import Settings
@@ -30,78 +26,52 @@ from schemas.sql import queries
 
 SQL = queries("gauges")
 STATUSES = ("pending", "running", "paused", "paused_quota_limit", "retry", "completed", "failed", "cancelled")
-LOOK_SECONDS = 10.0
+REFRESH_SECONDS = 10.0
 HEAVY_SECONDS = 60.0
 STATEMENT_SECONDS = 20
 SAMPLED_ROWS = 200_000
 TOP_HOSTS = 10
-STOP_SECONDS = 1.0
 
 logger = logging.getLogger("control")
 
 
 class Gauges:
-    """Looks at tables and log and sets the gauges. Connects on first use."""
+    """Sets the gauges from database and log. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._positions = Positions(settings)
+        self._offsets = Offsets(settings)
         self._connection = dicts(
             settings, "sluice gauges", connect_timeout=5, options=f"-c statement_timeout={STATEMENT_SECONDS}s"
         )
-        self._died: BaseException | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gauges", daemon=True)
         self._failing: set[str] = set()
+        self.worker = WorkerThread("gauges", self._run)
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End it; a look that runs is not waited for."""
-        self._ended.set()
-        self._thread.join(STOP_SECONDS)
-
-    @property
-    def alive(self) -> bool:
-        """The thread runs."""
-        return self._thread.is_alive()
-
-    def check(self) -> None:
-        """Raise what ended the thread."""
-        if self._died is not None:
-            raise self._died
-
-    def look(self, *, heavy: bool) -> None:
-        """One round. `heavy`: also what reads samples, the log and sizes."""
-        looks: list[Callable[[], None]] = [self._repos, self._jobs, self._hosts, self._left_over, self._audit]
+    def refresh(self, *, heavy: bool) -> None:
+        """One round. `heavy`: also the queries that read samples, the log and sizes."""
+        groups: list[Callable[[], None]] = [self._repos, self._jobs, self._hosts, self._left_over, self._audit]
         if heavy:
-            looks += [self._hosts_with_work, self._handles, self._sizes, self._ages]
-        for one in looks:
-            name = one.__name__.strip("_")
+            groups += [self._hosts_with_work, self._handles, self._sizes, self._ages]
+        for group in groups:
+            name = group.__name__.strip("_")
             try:
-                one()
+                group()
             except (psycopg.Error, LogUnavailable) as err:
                 metrics.QUERIES_FAILED.labels(name).inc()
                 if name not in self._failing:
-                    logger.warning("figures are not up to date", extra={"look": name, "error": one_line(err)})
+                    logger.warning("gauges are out of date", extra={"gauges": name, "error": one_line(err)})
                 self._failing.add(name)
             else:
                 self._failing.discard(name)
 
     def _run(self) -> None:
         heavy_at = 0.0
-        try:
-            with watchdog.watched("gauges"):
-                while not (self._ended.is_set() or STOP.is_set()):
-                    heavy = time.monotonic() >= heavy_at
-                    self.look(heavy=heavy)
-                    if heavy:
-                        heavy_at = time.monotonic() + HEAVY_SECONDS
-                    watchdog.rest(self._ended, LOOK_SECONDS)
-        except BaseException as err:  # raised by check(), in the thread that can end the process (B8)
-            self._died = err
+        while not self.worker.stopping:
+            heavy = time.monotonic() >= heavy_at
+            self.refresh(heavy=heavy)
+            if heavy:
+                heavy_at = time.monotonic() + HEAVY_SECONDS
+            self.worker.rest(REFRESH_SECONDS)
 
     def _rows(self, name: str, **values: Any) -> list[DictRow]:
         return self._connection().execute(SQL[name], values or None).fetchall()
@@ -138,7 +108,7 @@ class Gauges:
         metrics.SKIPPED_AGE.set(skipped["age"])
         (gaps,) = self._rows("gaps")
         metrics.GAPS_OPEN.set(gaps["count"])
-        # cursors of single PDSes would be labels without end
+        # not the cursors of single PDSes: there is no limit to their number
         upstreams = [*self._settings.relays, *self._settings.labelers]
         for row in self._rows("cursors", upstreams=upstreams):
             metrics.CURSOR_AGE.labels(row["flow"], row["upstream"]).set(row["age"])
@@ -157,7 +127,7 @@ class Gauges:
 
     def _hosts_with_work(self) -> None:
         rows = hosts_with_work(self._connection(), TOP_HOSTS)
-        metrics.HOST_REPOS.clear()  # of hosts that are no longer among the few
+        metrics.HOST_REPOS.clear()  # of hosts that are no longer among the first
         for row in rows:
             metrics.HOST_REPOS.labels(row["host"], row["phase"]).set(row["repos"])
 
@@ -168,33 +138,17 @@ class Gauges:
             metrics.ESTIMATED_ROWS.labels(table["relname"]).set(table["rows"])
 
     def _ages(self) -> None:
-        standings = self._positions.standings(self._connection())
-        for (group, topic), age in oldest_unsettled(self._settings, standings).items():
+        lags = self._offsets.lags(self._connection())
+        for (group, topic), age in oldest_unsettled(self._settings, lags).items():
             metrics.OLDEST_UNSETTLED.labels(group, topic).set(age)
-        for topic, seconds in retention(self._settings).items():
+        for topic, seconds in self._offsets.retention(t for topics in GROUP_TOPICS.values() for t in topics).items():
             metrics.RETENTION.labels(topic).set(seconds)
 
 
 def hosts_with_work(db: psycopg.Connection[Any], limit: int) -> list[DictRow]:
-    """Rows (host, phase, repos) of the PDSes with most repos that are not done; from a sample above `SAMPLED_ROWS` repos."""
+    """Rows (host, phase, repos) of the PDSes with most unfinished repos; from a sample above `SAMPLED_ROWS` repos."""
     cursor = db.cursor(row_factory=dict_row)
     row = cursor.execute(queries("control")["repos_estimated"]).fetchone()
     total = max(1, int(row["count"]) if row else 1)
     values = {"percent": min(100.0, 100.0 * SAMPLED_ROWS / total), "limit": limit}
     return cursor.execute(SQL["hosts_with_work"], values).fetchall()
-
-
-def retention(settings: Settings) -> dict[str, float]:
-    """Topic → seconds that the broker keeps its messages; topics that keep for ever are left out. Raises LogUnavailable."""
-    topics = {settings.topic(topic): topic for topics in GROUP_TOPICS.values() for topic in topics}
-    asked = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
-    found = {}
-    client = admin(settings)  # held by a name: it takes its requests with it when it goes
-    try:
-        for resource, answer in answers(client.describe_configs(asked, request_timeout=10)).items():
-            kept = int(answer["retention.ms"].value)
-            if kept > 0:
-                found[topics[resource.name]] = kept / 1000
-    except KafkaException as err:
-        raise LogUnavailable(f"{settings.kafka_bootstrap}: {err}") from err
-    return found

@@ -1,9 +1,9 @@
-"""What control does for jobs: queues lists of DIDs batch by batch, counts what their repos have come to, and completes them.
+"""Control's part of the backfill jobs: it queues lists of DIDs in batches, counts the outcome of their repos, and completes the jobs.
 
-A batch is rows first, each statement by itself, then counters and checkpoint in one statement, then its messages. A crash
-between them repeats the batch: its rows carry the job's number, so they are counted once and never queued twice; a message
-that was never sent is found by the scheduler's `requeue`. A list has at most `AHEAD_BATCHES` batches on the way,
-so a pause works soon, and a million DIDs of one host do not stand before everybody else.
+A batch is written in this order: the rows, each statement its own transaction; counters and checkpoint in one statement; the
+messages. A crash in between repeats the batch: its rows carry the job's number, so they are counted once and never queued
+twice, and the scheduler's `requeue` finds a message that was never sent. A list has at most `AHEAD_BATCHES` unfinished batches, so
+a pause takes effect soon, and a million DIDs of one host do not delay all other repos.
 """
 
 import json
@@ -25,7 +25,7 @@ from steps.job_states import AHEAD_BATCHES, RATE_MEMORY, scaled
 SQL = queries("jobs")
 TOPIC = REPO_BACKFILL
 COUNT_SECONDS = 1.0
-COUNT_AT_ONCE = 20  # jobs counted in one step, those first that were not for the longest time
+COUNT_AT_ONCE = 20  # jobs counted in one step; those counted longest ago come first
 EXACT_REPOS = 200_000
 SAMPLED_REPOS = 20_000
 
@@ -34,7 +34,7 @@ logger = logging.getLogger("control")
 
 
 class JobSteps:
-    """Used by the scheduler, and so by whoever leads; a second leader for a moment changes nothing."""
+    """Used by the scheduler of the leader. A second leader at the same moment does no harm."""
 
     def __init__(self, settings: Settings, store: RepoQueue, producer: LogProducer) -> None:
         self._settings = settings
@@ -45,7 +45,7 @@ class JobSteps:
         self._count_at = 0.0
 
     def step(self) -> int:
-        """Number of repos queued. Raises psycopg.Error and LogUnavailable."""
+        """One round. Returns the number of repos queued. Raises psycopg.Error and LogUnavailable."""
         queued = self.queue()
         if time.monotonic() >= self._count_at:
             self.count()
@@ -53,13 +53,13 @@ class JobSteps:
         return queued
 
     def queue(self) -> int:
-        """Batches of lists that run, and of those whose turn has come, by priority, up to `queue_batch` repos."""
+        """Queue batches of the lists that run or are due, by priority, up to `queue_batch` repos."""
         db, sent, room = alone(self._database()), 0, self._settings.tuning.queue_batch
         for number, status, batch_size, total, again in db.execute(SQL["live_lists"], {"limit": room}).fetchall():
             if room <= 0:
                 break
             if status != "running" and db.execute(SQL["run"], {"id": number}).fetchone() is None:
-                continue  # an operator was faster
+                continue  # an operator changed it meanwhile
             tasks, read = self._batch(db, number, batch_size, total, again=again)
             room -= read
             if tasks:
@@ -70,7 +70,7 @@ class JobSteps:
     def _batch(
         self, db: Connection, number: int, batch_size: int, total: int, *, again: bool
     ) -> tuple[list[wire.RepoTask], int]:
-        """The tasks of the next batch, and how many DIDs were read; nothing while enough are on the way."""
+        """The tasks of the next batch, and how many DIDs were read; nothing while enough repos are unfinished."""
         most = batch_size * AHEAD_BATCHES
         row = db.execute(SQL["place"], {"id": number}).fetchone()
         waiting = db.execute(SQL["outstanding"], {"id": number, "most": most}).fetchone()
@@ -80,7 +80,7 @@ class JobSteps:
         rows = db.execute(SQL["next_dids"], {"id": number, "after": after, "limit": batch_size}).fetchall()
         dids = [did for _, did in rows]
         if again:
-            self._store.fetch_again(dids, number)  # control queues them as it queues what is due
+            self._store.fetch_again(dids, number)  # the scheduler queues them like all repos that are due
         found = self._store.discover([ListedRepo(did) for did in dids], number)
         at = rows[-1][0] if rows else after
         values = {"id": number, "after": after, "dids": dids}
@@ -90,7 +90,7 @@ class JobSteps:
         return found.tasks, len(rows)
 
     def count(self) -> None:
-        """Phases of the repos of jobs, the rate they end at, and the end of jobs that are done."""
+        """Count the repos of jobs by phase, update their rates, and complete the jobs that are done."""
         db = alone(self._database())
         for number, queued in db.execute(SQL["countable"], {"limit": COUNT_AT_ONCE}).fetchall():
             counts = self._phases(db, number, queued)

@@ -1,6 +1,6 @@
-"""How old is the oldest message that a group has not settled: its standings → seconds, from the messages' own times.
+"""The age of the oldest message that a group has not processed, from the message's own timestamp.
 
-Lag in messages says nothing about retention; this does. One message is read of each partition that has any left over.
+Lag in messages cannot be compared with retention; this can. One message is read of each partition that has any lag.
 """
 
 import time
@@ -10,7 +10,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, T
 
 from connectors.kafka import client as broker
 from connectors.kafka.log import LogUnavailable
-from connectors.kafka.offsets import Standing
+from connectors.kafka.offsets import PartitionLag
 from connectors.runtime import watchdog
 from schemas.settings import Settings
 from schemas.topics import MAX_MESSAGE_BYTES
@@ -18,35 +18,34 @@ from schemas.topics import MAX_MESSAGE_BYTES
 READ_SECONDS = 10.0
 
 
-def oldest_unsettled(settings: Settings, standings: Iterable[Standing]) -> dict[tuple[str, str], float]:
-    """(group, topic) → seconds, 0 where everything is settled. What cannot be read in time is left out. Raises LogUnavailable."""
+def oldest_unsettled(settings: Settings, lags: Iterable[PartitionLag]) -> dict[tuple[str, str], float]:
+    """(group, topic) → seconds; 0 if the group has processed everything. Raises LogUnavailable.
+
+    A topic whose messages could not all be read in time is left out.
+    """
     ages: dict[tuple[str, str], float] = {}
-    waiting: dict[tuple[str, str], list[Standing]] = {}
-    for standing in standings:
-        ages.setdefault((standing.group, standing.topic), 0.0)
-        if standing.lag:
-            waiting.setdefault((standing.group, standing.topic), []).append(standing)
-    if not waiting:
+    behind: dict[tuple[str, str], list[PartitionLag]] = {}
+    for one in lags:
+        ages.setdefault((one.group, one.topic), 0.0)
+        if one.lag:
+            behind.setdefault((one.group, one.topic), []).append(one)
+    if not behind:
         return ages
-    consumer = Consumer(
-        broker.options(settings, "ages")
-        | {
-            "group.id": settings.group("ages"),  # assigned by hand: never a member, never a commit
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "queued.min.messages": 1,
-            "fetch.message.max.bytes": 1024,  # of a partition; the broker sends one batch at least
-            "message.max.bytes": MAX_MESSAGE_BYTES,
-            "log_level": 0,
-        }
+    consumer = broker.reader(
+        settings,
+        "ages",
+        auto_offset_reset="earliest",
+        queued_min_messages=1,
+        fetch_message_max_bytes=1024,  # of a partition; the broker sends one batch at least
+        message_max_bytes=MAX_MESSAGE_BYTES,
     )
     try:
-        for place, parts in waiting.items():
-            oldest = _first_time(consumer, settings.topic(place[1]), parts)
+        for (group, topic), parts in behind.items():
+            oldest = _first_time(consumer, settings.topic(topic), parts)
             if oldest is None:
-                del ages[place]
+                del ages[group, topic]
             else:
-                ages[place] = max(0.0, time.time() - oldest)
+                ages[group, topic] = max(0.0, time.time() - oldest)
     except KafkaException as err:
         raise LogUnavailable(f"{settings.kafka_bootstrap}: {err}") from err
     finally:
@@ -54,8 +53,8 @@ def oldest_unsettled(settings: Settings, standings: Iterable[Standing]) -> dict[
     return ages
 
 
-def _first_time(consumer: Consumer, topic: str, parts: list[Standing]) -> float | None:
-    """Unix time of the oldest of the first messages behind these positions; None where not all answered in time."""
+def _first_time(consumer: Consumer, topic: str, parts: list[PartitionLag]) -> float | None:
+    """Unix time of the oldest among the first messages at these positions; None if one of them did not arrive in time."""
     left = {one.partition for one in parts}
     consumer.assign([TopicPartition(topic, one.partition, max(one.position, one.start)) for one in parts])
     oldest: float | None = None

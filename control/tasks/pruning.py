@@ -1,7 +1,7 @@
 """Removes rows that nothing can use any more, so that no table grows without bound.
 
 A dead letter whose message retention has removed can be neither shown nor retried, so its row goes with the message. One that
-was still open was a loss that nobody examined: it is counted and logged. Resolved losses, recovered ranges, ended audits, cached
+was still open is an unexamined loss: it is counted and logged. Resolved losses, recovered ranges, ended audits, cached
 identities and hosts that nothing has used go after `history_days`; whatever still needs work stays.
 
 `Pruning.step()` runs in the leading control process: a bounded piece each time while there is something to remove, then a check
@@ -16,14 +16,14 @@ from typing import Any
 
 import psycopg
 
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.postgres.connection import alone
 from connectors.runtime import metrics
-from control.dead_letters import TOPIC
+from control.dead_letter_index import TOPIC
 from schemas.sql import queries
 
 SQL = queries("control") | queries("dead_letter") | {"prune_hosts": queries("budget")["prune"]}
-LOOK_SECONDS = 600.0
+CHECK_SECONDS = 600.0
 PIECE = 2000
 HISTORY = ("prune_gaps", "prune_ranges", "prune_audits")
 IDENTITIES_PIECE = 20_000
@@ -34,7 +34,7 @@ logger = logging.getLogger("control")
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Rows that a step removed; `open_letters` are among the `letters`; `history`: everything but letters and hosts."""
+    """Rows that a step removed. `open_letters` is part of `letters`; `history`: everything but dead letters and hosts."""
 
     letters: int = 0
     open_letters: int = 0
@@ -43,12 +43,12 @@ class Pruned:
 
 
 class Pruning:
-    """See the module. `history_days`: how long history is kept; `clock` in seconds."""
+    """`history_days`: how long history is kept. `clock`: monotonic seconds."""
 
     def __init__(
-        self, positions: Positions, history_days: float = 30.0, clock: Callable[[], float] = time.monotonic
+        self, offsets: Offsets, history_days: float = 30.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._positions = positions
+        self._offsets = offsets
         self._seconds = history_days * DAY_SECONDS
         self._clock = clock
         self._next = 0.0
@@ -65,11 +65,11 @@ class Pruning:
         identities = self._prune_identities(db)
         was_open = self._prune_letters(db)
         if max(len(was_open), hosts, *removed) < PIECE:
-            self._next = self._clock() + min(LOOK_SECONDS, self._seconds / 10)
+            self._next = self._clock() + min(CHECK_SECONDS, self._seconds / 10)
         return Pruned(len(was_open), sum(was_open), hosts, sum(removed) + identities)
 
     def _prune_identities(self, db: psycopg.Connection[Any]) -> int:
-        """Check the next piece of the cache; how many rows were removed."""
+        """Check the next piece of the cache. Returns the number of removed rows."""
         values = {"after": self._after, "seconds": self._seconds, "limit": IDENTITIES_PIECE}
         last, removed = db.execute(SQL["prune_identities"], values).fetchone() or (None, 0)
         self._after = last or ""
@@ -77,7 +77,7 @@ class Pruning:
 
     def _prune_letters(self, db: psycopg.Connection[Any]) -> list[bool]:
         """Remove the rows of dead letters that the topic no longer holds; for each, whether it was open."""
-        starts = self._positions.starts(self._positions.parts([TOPIC]))
+        starts = self._offsets.starts(self._offsets.parts([TOPIC]))
         values = {"parts": [part for _, part in starts], "starts": list(starts.values()), "limit": PIECE}
         was_open = [row[0] for row in db.execute(SQL["prune"], values).fetchall()]
         opened = sum(was_open)

@@ -1,8 +1,8 @@
-"""The scheduler and the reaper: rows that are due become messages, and work whose owner is gone becomes due.
+"""The scheduler and the reaper: repos that are due become messages, and work whose owner is gone becomes due again.
 
-Rows are the truth and messages follow them, so every step may be repeated or cut short at any point: a task that is sent
-twice is claimed once (its attempt is the fence), and one that was never sent is found by `requeue`. Whoever holds the
-`Leader` lock does this; two leaders for a moment only waste work.
+The rows are authoritative and messages follow them, so every step may be repeated or interrupted at any point: a task that is sent
+twice is claimed once (its attempt is the fence), and `requeue` finds one that was never sent. The holder of the `Leader` lock
+runs these steps; two leaders at the same moment only waste work.
 """
 
 import logging
@@ -14,13 +14,13 @@ from confluent_kafka.admin import OffsetSpec
 from psycopg.rows import TupleRow
 
 from connectors.kafka.log import Part
-from connectors.kafka.offsets import NO_OFFSET, Positions
+from connectors.kafka.offsets import NO_OFFSET, Offsets
 from connectors.kafka.producer import LogProducer, Out, partition_of
 from connectors.postgres.connection import tuples
 from connectors.postgres.repo_queue import RepoQueue
 from control.tasks.job_steps import JobSteps
-from control.tasks.runner import Step
 from control.tasks.settled import Settled
+from control.tasks.step_thread import StepResult
 from control.tasks.storms import LOST_EVENT, Storms
 from schemas import wire
 from schemas.settings import Settings
@@ -36,81 +36,81 @@ logger = logging.getLogger("control")
 
 
 def task_topic(attempt: int) -> str:
-    """First fetches queue with the whole network; what had an attempt before does not wait behind them."""
+    """Repos with an earlier attempt have a topic of their own, so they do not wait behind the first fetches of the network."""
     return REPO_RESYNC if attempt else REPO_BACKFILL
 
 
 class Leader:
-    """One control process among many leads: it holds a session's advisory lock. Connects on first use."""
+    """Leadership of one among several control processes: a session's advisory lock. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = tuples(settings, "sluice leader", opened=self._opened, statement_seconds=LEADER_SECONDS)
         self._leads = False
 
     def _opened(self, _db: psycopg.Connection[TupleRow]) -> None:
-        self._leads = False  # the lock went with the session that held it
+        self._leads = False  # the lock ended with the old session
 
     def leads(self) -> bool:
-        """Hold or try to get the lock. Raises psycopg.OperationalError when the database does not answer."""
+        """Whether this process holds the lock now; tries to get it if not. Raises psycopg.OperationalError."""
         db = self._connection()
         if self._leads:
-            db.execute("select 1")  # the lock is as alive as this session
+            db.execute("select 1")  # the session lives, so it still holds the lock
         else:
             self._leads = db.execute(queries("control")["lead"], (LEADER_KEY,)).fetchone() == (True,)
         return self._leads
 
     def close(self) -> None:
-        """Give the lock up."""
+        """Release the lock."""
         self._connection.close()
 
 
 class Scheduler:
-    """Steps of control's work; each method is safe to repeat. Constructors never connect."""
+    """The scheduling steps; each is safe to repeat. The constructor does not connect."""
 
-    def __init__(self, settings: Settings, store: RepoQueue, producer: LogProducer, positions: Positions) -> None:
+    def __init__(self, settings: Settings, store: RepoQueue, producer: LogProducer, offsets: Offsets) -> None:
         self._settings = settings
         self._store = store
         self._producer = producer
-        self._positions = positions
+        self._offsets = offsets
         self._jobs = JobSteps(settings, store, producer)
-        self._settled = Settled(settings, positions)
+        self._settled = Settled(settings, offsets)
         self._storms = Storms(settings)
         self._next_requeue = 0.0
 
-    def step(self) -> Step:
-        """All of it once, `requeue` when it is due. Raises psycopg.Error and LogUnavailable."""
+    def step(self) -> StepResult:
+        """All steps once; `requeue` only when it is due. Raises psycopg.Error and LogUnavailable."""
         done = self.recover()
         if time.monotonic() >= self._next_requeue:
             done += self.requeued()
             self._next_requeue = time.monotonic() + self._settings.tuning.requeue_after_seconds / 3
         return done + self.queued()
 
-    def recover(self) -> Step:
-        """Take back what has lost its owner, and find events that were lost."""
-        reaped = self._store.reap(self._positions.cluster, REAP_DELAY_SECONDS)
+    def recover(self) -> StepResult:
+        """Take back the work of dead workers, and find lost events."""
+        reaped = self._store.reap(self._offsets.cluster, REAP_DELAY_SECONDS)
         lost = self.lost_events()
-        return Step(reaped=len(reaped), lost_events=len(lost))
+        return StepResult(reaped=len(reaped), lost_events=len(lost))
 
-    def queued(self) -> Step:
-        """Queue what is due, of the mirror and of jobs."""
-        return Step(queued=self.queue() + self._jobs.step())
+    def queued(self) -> StepResult:
+        """Queue the repos that are due, and the next batches of jobs."""
+        return StepResult(queued=self.queue() + self._jobs.step())
 
-    def requeued(self) -> Step:
-        """`requeue`, as a step."""
-        return Step(requeued=self.requeue())
+    def requeued(self) -> StepResult:
+        """`requeue` as a step."""
+        return StepResult(requeued=self.requeue())
 
     def close(self) -> None:
-        """Close the connections of its own."""
+        """Close the scheduler's own connections."""
         self._jobs.close()
         self._settled.close()
         self._storms.close()
 
     def lost_events(self) -> list[str]:
-        """Repos whose listed rev the streams never brought, made pending; none while the streams are behind or too many."""
+        """Make repos pending whose listed rev the streams never delivered; none while the streams are behind or a storm is held."""
         grace = self._settings.tuning.listed_rev_grace_seconds
         if not self._store.lost_candidates(grace, 1):
             if LOST_EVENT in self._storms.held():
-                self._storms.held(0, now=True)  # the cause has gone
+                self._storms.held(0, now=True)  # the cause is gone
             return []
         settled = self._settled.until()
         candidates = self._store.lost_candidates(grace, 2 * self._storms.most(), settled)
@@ -119,7 +119,7 @@ class Scheduler:
         return self._store.lost_events(grace, settled)
 
     def queue(self) -> int:
-        """Send the tasks of due repos. A crash between the row and its message is what `requeue` finds."""
+        """Send the tasks of due repos. After a crash between a row and its message, `requeue` finds the repo."""
         tasks = self._store.due(self._settings.tuning.queue_batch, self._storms.held())
         if tasks:
             self._storms.count(task.reason for task in tasks)
@@ -127,13 +127,13 @@ class Scheduler:
         return len(tasks)
 
     def requeue(self) -> int:
-        """Make repos due whose message cannot come any more: the group has passed everything as old as they are."""
+        """Make repos due whose message is lost: the group has read everything up to the time when they were queued."""
         queued = self._store.queued_long(
             self._store.now() - self._settings.tuning.requeue_after_seconds, self._settings.tuning.queue_batch
         )
         if not queued:
             return 0
-        # messages follow their rows, so one of these repos can only stand before the first message younger than all
+        # a message follows its row, so those of these repos precede the first message that is younger than all of them
         youngest = max(at for _, _, at in queued) + self._settings.tuning.requeue_after_seconds
         gone = lost_tasks(queued, self._passed(youngest))
         if gone:
@@ -141,13 +141,13 @@ class Scheduler:
         return len(gone)
 
     def _passed(self, seconds: float) -> dict[Part, bool]:
-        """Task partitions of which the backfill group has read everything that was written before a time."""
-        parts = self._positions.parts(TASK_TOPICS)
-        # positions first: a message that comes while we look is then read as one that nobody has passed
-        positions = self._positions.committed("backfill", parts)
-        ends = self._positions.ends(parts)
-        younger = self._positions.offsets(parts, OffsetSpec.for_timestamp(int(seconds * 1000)))
-        starts = self._positions.starts(parts)
+        """Task partition → whether the backfill group has read everything written before this Unix time."""
+        parts = self._offsets.parts(TASK_TOPICS)
+        # positions first: a message that arrives meanwhile then counts as unread
+        positions = self._offsets.committed("backfill", parts)
+        ends = self._offsets.ends(parts)
+        younger = self._offsets.find(parts, OffsetSpec.for_timestamp(int(seconds * 1000)))
+        starts = self._offsets.starts(parts)
         passed = {}
         for part in parts:
             first_younger = ends[part] if younger[part] == NO_OFFSET else younger[part]
@@ -156,7 +156,7 @@ class Scheduler:
 
 
 def lost_tasks(queued: Sequence[tuple[str, int, float]], passed: dict[Part, bool]) -> list[str]:
-    """DIDs of (did, attempt, queued_at) whose message was passed in the partition that it can only be in."""
+    """DIDs of (did, attempt, queued_at) whose message is not in its partition: the group has read all that it could be in."""
     partitions = {topic: sum(part[0] == topic for part in passed) for topic in TASK_TOPICS}
     return [
         did for did, attempt, _ in queued if passed[topic := task_topic(attempt), partition_of(did, partitions[topic])]

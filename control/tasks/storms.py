@@ -1,13 +1,12 @@
-"""A storm of refetches stops by itself and asks (H7).
+"""The storm breaker: mass refetches for one reason are held until an operator decides (H7).
 
-Repos are fetched again for reasons that may be false for all of them at once: a listing that lies or is ahead of a stream that
-lags, a relay that spoils every commit, an account event for everybody. Each such fetch costs a download and, until it is
-done, the repo's place in the stream. So before repos are queued again, the scheduler counts: where one reason would ask for
-more than `STORM_SHARE` of all repos (and at least `STORM_LEAST`) within an hour, counted with those that were queued in the
-last hour, that reason is held. Nothing of it is queued until few enough wait, because the cause has gone, or an operator
-lets it through (`sluice storms release REASON`).
+Some reasons to fetch a repo again may be false for all repos at once: a listing that is wrong or ahead of a lagging stream, a relay
+that corrupts every commit, an account event for every account. Each refetch costs a download and, until it is done, the repo's
+place in the stream. So the scheduler counts before it queues repos again: if one reason would queue more than `STORM_SHARE` of
+all repos (and at least `STORM_LEAST`) within an hour, including the last hour, that reason is held. None of its repos are queued
+until few enough wait, because the cause is gone, or until an operator releases it (`sluice storms release REASON`).
 
-What operators and jobs ask for, and first fetches, are no storm.
+First fetches, and refetches that operators and jobs request, never count as a storm.
 """
 
 import logging
@@ -23,14 +22,14 @@ from steps.gate.model import Reason
 
 STORM_SHARE = 0.03
 STORM_LEAST = 1000
-LOOK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
 RELEASE_HOURS = 24
 LOST_EVENT = "lost_event"
 REASONS = (
     *(LOST_EVENT, "audit", "reopened", Reason.DESYNC, Reason.OVERFLOW, Reason.INCOMPLETE, Reason.ACCOUNT_CHANGED),
     *(Reason.REACTIVATED, Reason.DELETION),
 )
-"""Why repos are fetched again without an operator's word."""
+"""Reasons to fetch repos again that no operator gave."""
 
 SQL = queries("storms")
 
@@ -44,31 +43,31 @@ class Storms:
         self._database = tuples(settings, "sluice storms")
         self.close = self._database.close
         self._held: dict[str, int] = {}
-        self._look_at = 0.0
+        self._check_at = 0.0
 
     def held(self, lost_events: int | None = None, *, now: bool = False) -> frozenset[str]:
-        """The reasons that are held. Looks every ten seconds, or `now`.
+        """The reasons that are held. Recomputed every ten seconds, or `now`.
 
-        `lost_events`: repos that would be queued for that reason beside those that wait. Only who knows it decides about it.
+        `lost_events`: repos that would be queued for `LOST_EVENT` in addition to those that wait. Without it, that reason stays as it is.
         """
-        if now or time.monotonic() >= self._look_at:
-            self._look(lost_events)
-            self._look_at = time.monotonic() + LOOK_SECONDS
+        if now or time.monotonic() >= self._check_at:
+            self._check(lost_events)
+            self._check_at = time.monotonic() + CHECK_SECONDS
         return frozenset(self._held)
 
     def most(self) -> int:
-        """How many repos one reason may ask for in an hour."""
+        """How many repos one reason may queue in an hour."""
         (count,) = alone(self._database()).execute(SQL["repos"]).fetchone() or (0,)
         return max(STORM_LEAST, int(STORM_SHARE * count))
 
     def count(self, reasons: Iterable[str | None]) -> None:
-        """Repos that were queued, by their reasons."""
+        """Count repos that were queued, by reason."""
         counted = Counter(reason for reason in reasons if reason in REASONS)
         if counted:
             values = {"reasons": list(counted), "counts": list(counted.values())}
             alone(self._database()).execute(SQL["count"], values)
 
-    def _look(self, lost_events: int | None) -> None:
+    def _check(self, lost_events: int | None) -> None:
         most, db = self.most(), self._database()
         decided = [reason for reason in REASONS if reason != LOST_EVENT or lost_events is not None]
         with own_transaction(db):
@@ -89,7 +88,7 @@ class Storms:
         for reason, count in held.items():
             if reason not in self._held:
                 logger.error(
-                    "storm of refetches: held until the cause goes, or `sluice storms release`",
+                    "storm of refetches: held until the cause is gone, or `sluice storms release`",
                     extra={"reason": reason, "waiting": count, "most_in_an_hour": most},
                 )
         for reason in REASONS:
@@ -98,7 +97,7 @@ class Storms:
 
 
 def listed(settings: Settings) -> list[dict[str, object]]:
-    """Reasons that are held or let through, for the command and the status."""
+    """Reasons that are held or released, for `sluice storms list`."""
     database = tuples(settings, "sluice storms")
     try:
         rows = alone(database()).execute(SQL["list"]).fetchall()
@@ -109,7 +108,7 @@ def listed(settings: Settings) -> list[dict[str, object]]:
 
 
 def release(settings: Settings, reason: str) -> bool:
-    """Let a held reason through for a day. False: it is not held."""
+    """Release a held reason for a day. False if it is not held."""
     database = tuples(settings, "sluice storms")
     try:
         cursor = alone(database()).execute(SQL["release"], {"reason": reason, "hours": RELEASE_HOURS})

@@ -6,12 +6,13 @@ again, by the lists of all PDSes. Used by the flow's thread, on its connection.
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
 
-from connectors.postgres.connection import Database, alone
+from connectors.postgres.connection import Database, alone, connect
 from flows.list_repos.crawler import Crawler
 from flows.list_repos.listing_loop import FLOW, DueRange
 from schemas.settings import Settings
@@ -123,3 +124,10 @@ def _narrow(db: psycopg.Connection[tuple[Any, ...]], fact: RangeNarrowed) -> Non
     first = {**values, "from_cursor": from_cursor, "to_cursor": to_cursor}
     if db.execute(SQL["narrow"], first).fetchone() is None:
         db.execute(SQL["fill"], {"id": fact.id})  # another row is that range already
+
+
+def recover_now(settings: Settings, ids: Sequence[int] | None) -> list[int]:
+    """Make these open ranges due now (None: all), also at the PDSes. Returns the ids that are due. For `sluice skipped fill`."""
+    values = {"ids": None if ids is None else list(ids), "tries": ASK_PDSES_AFTER}
+    with connect(settings.database, "sluice skipped") as db:
+        return [int(row[0]) for row in db.execute(SQL["fill_now"], values)]

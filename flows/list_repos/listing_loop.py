@@ -15,6 +15,7 @@ from connectors.atproto.relay import Pager
 from connectors.postgres.stream_cursors import Stored
 from connectors.runtime import metrics
 from connectors.runtime.background_loop import Handover
+from schemas.flows import LIST_REPOS
 from schemas.settings import Settings
 from steps.job_states import Target
 from steps.listing.list_page import ListEntry, PageFailure, PageTrouble, RepoPage
@@ -23,7 +24,7 @@ from steps.listing.paginator import Listing, ListingDecision, ListingPolicy, dec
 from steps.listing.range_fill import RangeFill, begin
 from steps.listing.skip_ahead import reached
 
-FLOW = "list_repos"
+FLOW = LIST_REPOS
 CHECK_SECONDS = 2.0  # how often gaps, skipped ranges and jobs are read from the database
 PAUSED_SECONDS = 0.5  # how often a listing of a paused job checks whether to go on
 LONGEST_RETRY_SECONDS = 3600.0

@@ -1,8 +1,8 @@
-"""A server process of ours: argv → a process that dies with us, has its data folder to itself and a stable port.
+"""A server process that ends with us, with a data folder that it alone uses and a stable port.
 
-`GuardedProcess.spawn` starts a server under `process_guard.py`. The server stops when it is told to, when this Python
-ends (in whatever way, SIGKILL included), and at the latest `stop_seconds` after that. It is in a session of its own: a
-Ctrl-C in the terminal reaches only us, so that whoever uses the server can drain first.
+`GuardedProcess.spawn` starts a server under `process_guard.py`. The server stops on request, or when this Python process ends (in any
+way, even by SIGKILL), and is killed `stop_seconds` after that. It has a session of its own: a Ctrl-C in the terminal reaches only us,
+so we can drain before the server stops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1"
 PORT_RANGE = (20_000, 32_000)
 LOG_KEEP_BYTES = 4 * 1024 * 1024
 KILLED_SECONDS = 10.0
-OBEY_SECONDS = 30.0  # for a guard on a machine that stands still for a moment; one that does not obey is killed
+OBEY_SECONDS = 30.0  # a guard on a machine that hangs for a moment needs time; after this it is killed
 
 
 class DataFolderBusy(Exception):
@@ -46,20 +46,20 @@ def port_is_free(port: int) -> bool:
 
 
 def reserve_port(port: int) -> bool:
-    """True if nobody has the port; then `reserve_port` says False of it for a minute, in every process of this machine.
+    """True if the port is free. For the next minute, `reserve_port` then returns False for it in every process of this machine.
 
-    A connection through it is left in TIME_WAIT, which servers bind past. It takes seconds until the server for which a port
-    was chosen listens there, and meanwhile another process of ours could have chosen the same.
+    It leaves a connection of the port in TIME_WAIT, which does not keep a server from binding it. A server takes seconds until it
+    listens on its port, and meanwhile another process of ours could choose the same port.
     """
     with socket.socket() as listener, socket.socket() as client:
-        listener.settimeout(1.0)  # somebody who asks for an old server of this port may come between
+        listener.settimeout(1.0)  # a client of a former server of this port may connect first
         client.settimeout(1.0)
         try:
-            listener.bind((LOOPBACK, port))  # without SO_REUSEADDR: what is in TIME_WAIT counts
+            listener.bind((LOOPBACK, port))  # without SO_REUSEADDR, so a port in TIME_WAIT counts as taken
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.listen(1)
             client.connect((LOOPBACK, port))
-            listener.accept()[0].close()  # who closes first is left in TIME_WAIT
+            listener.accept()[0].close()  # the side that closes first stays in TIME_WAIT
             client.recv(1)
         except OSError:
             return False
@@ -67,7 +67,7 @@ def reserve_port(port: int) -> bool:
 
 
 def free_port(exclude: Sequence[int] = ()) -> int:
-    """A port of 127.0.0.1 that nothing listens on now, outside the ephemeral range, and that is given to nobody else soon."""
+    """A free port of 127.0.0.1 outside the ephemeral range, reserved for a minute. Raises OSError."""
     chooser = random.SystemRandom()
     for _ in range(1000):
         port = chooser.randrange(*PORT_RANGE)
@@ -79,7 +79,7 @@ def free_port(exclude: Sequence[int] = ()) -> int:
 def remembered_ports(folder: Path, names: Sequence[str], wanted: Mapping[str, int | None]) -> dict[str, int]:
     """The ports by name, kept in `folder`/ports.json so that a restart has the same address.
 
-    A wanted port is taken as it is. A remembered port that somebody else took meanwhile is replaced.
+    A wanted port is used in any case. A remembered port that another process took meanwhile is replaced.
     """
     path = folder / "ports.json"
     saved: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
@@ -98,8 +98,8 @@ def remembered_ports(folder: Path, names: Sequence[str], wanted: Mapping[str, in
 def lock_folder(folder: Path, wait_seconds: float) -> int:
     """File descriptor of an exclusive lock on `folder`; raises DataFolderBusy after `wait_seconds`.
 
-    The server inherits it, so that the lock is held until the last of its processes is gone: a start right after a kill
-    waits for the remains instead of finding two servers on one folder.
+    The server inherits it, so the lock lasts until the last of its processes has ended: a start right after a kill waits, and two
+    servers never use one folder.
     """
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + wait_seconds
@@ -175,11 +175,11 @@ class GuardedProcess:
         return self._guard.poll() is None
 
     def stop(self) -> None:
-        """Asks the server to close; after `stop_seconds` the guard kills it. Returns when it is gone."""
+        """Stop the server; after `stop_seconds` the guard kills it. Returns when it has ended."""
         self._tell(b"s", self._stop_seconds + OBEY_SECONDS)
 
     def kill(self) -> None:
-        """SIGKILL to the server (for fault tests). Returns when it is gone."""
+        """Send SIGKILL to the server (for fault tests). Returns when it has ended."""
         self._tell(b"k", OBEY_SECONDS)
 
     def wait(self, seconds: float) -> bool:
@@ -205,7 +205,7 @@ class GuardedProcess:
                 pipe.write(order)
                 pipe.flush()
             except BrokenPipeError:
-                pass  # it ended between the look and the order
+                pass  # it ended just before the order
         if not self.wait(seconds):
             self._guard.kill()  # takes the server along (PR_SET_PDEATHSIG)
             self._guard.wait(KILLED_SECONDS)

@@ -1,8 +1,7 @@
-"""The class path of the embedded log: Java and Maven of this machine → a folder of jars, fetched once.
+"""The class path of the embedded log: a folder of jars, fetched once with the Java and Maven of this machine.
 
-The jars are what `embedded_log.pom.xml` names. They go to `<cache>/kafka-<version>/libs`, where `<cache>` is
-$SLUICE_CACHE_DIR or the project's `.sluice`. A fetch is atomic and guarded by a file lock, so that any number of starts
-at once do it once.
+`embedded_log.pom.xml` names the jars. They are stored in `<cache>/kafka-<version>/libs`, where `<cache>` is $SLUICE_CACHE_DIR or the
+project's `.sluice`. A fetch is atomic and protected by a file lock, so several starts at the same time fetch them once.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ REMEDY = (
 )
 
 
-class LogUnavailable(OperatorError):
-    """There is no log, and this is the one line that says why and what to do about it."""
+class EmbeddedLogUnavailable(OperatorError):
+    """The embedded log cannot run; the message names the reason and a remedy."""
 
     def __init__(self, reason: str, remedy: str = REMEDY) -> None:
         super().__init__(f"no embedded log: {reason}; {remedy}")
@@ -45,21 +44,21 @@ def kafka_version() -> str:
 
 
 def find_java() -> str:
-    """Path of a Java 17+ launcher: $JAVA_HOME's, else the PATH's. Raises LogUnavailable."""
+    """Path of a Java 17+ launcher: $JAVA_HOME's, else the PATH's. Raises EmbeddedLogUnavailable."""
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=f"{home}/bin") if home else None
     java = java or shutil.which("java")
     if java is None:
-        raise LogUnavailable("there is no `java` on the PATH")
+        raise EmbeddedLogUnavailable("there is no `java` on the PATH")
     try:
         answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as err:
-        raise LogUnavailable(f"{java} does not run ({err})") from err
+        raise EmbeddedLogUnavailable(f"{java} does not run ({err})") from err
     found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
     if found is None:
-        raise LogUnavailable(f"{java} does not tell its version")
+        raise EmbeddedLogUnavailable(f"{java} does not print its version")
     if int(found[1]) < MINIMUM_JAVA:
-        raise LogUnavailable(f"{java} is Java {found[1]}, and the log needs {MINIMUM_JAVA} or newer")
+        raise EmbeddedLogUnavailable(f"{java} is Java {found[1]}, and the log needs {MINIMUM_JAVA} or newer")
     return java
 
 
@@ -73,17 +72,17 @@ def cache_folder() -> Path:
 
 
 def check_present(folder: Path | None = None) -> None:
-    """Raise LogUnavailable at once where Java is missing, or Maven while the jars are not fetched yet."""
+    """Raise EmbeddedLogUnavailable if Java is missing, or if Maven is missing and the jars are not fetched yet."""
     find_java()
     home = folder or cache_folder() / f"kafka-{kafka_version()}"
     if not home.is_dir() and shutil.which("mvn") is None:
-        raise LogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
+        raise EmbeddedLogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
 
 
 def fetch_jars(folder: Path | None = None) -> list[Path]:
     """The jars in a stable order, fetched with Maven if `folder` (default: in the cache) does not hold them yet.
 
-    The first fetch moves some 45 MB over the network; raises LogUnavailable where that fails.
+    The first fetch downloads some 45 MB. Raises EmbeddedLogUnavailable if it fails.
     """
     home = folder or cache_folder() / f"kafka-{kafka_version()}"
     try:
@@ -93,17 +92,17 @@ def fetch_jars(folder: Path | None = None) -> list[Path]:
             if not home.is_dir():
                 _fetch(home)
     except OSError as err:
-        raise LogUnavailable(f"the folder for its jars cannot be used ({err})") from err
+        raise EmbeddedLogUnavailable(f"the folder for its jars cannot be used ({err})") from err
     jars = sorted((home / "libs").glob("*.jar"))
     if not jars:
-        raise LogUnavailable(f"{home / 'libs'} holds no jars; remove {home} to fetch them again")
+        raise EmbeddedLogUnavailable(f"{home / 'libs'} holds no jars; remove {home} to fetch them again")
     return jars
 
 
 def _fetch(home: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise LogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
+        raise EmbeddedLogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
     draft = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
     try:
         # a copy of its own: Maven writes beside the pom, and an installed package may be read-only
@@ -119,10 +118,10 @@ def _fetch(home: Path) -> None:
         if fetched.returncode != 0:
             errors = [line for line in fetched.stdout.splitlines() if line.startswith("[ERROR]")]
             reason = errors[0].removeprefix("[ERROR]").strip() if errors else fetched.stderr.strip()[-300:]
-            raise LogUnavailable(f"Maven could not fetch Apache Kafka ({reason})")
+            raise EmbeddedLogUnavailable(f"Maven could not fetch Apache Kafka ({reason})")
         draft.chmod(0o755)
         draft.replace(home)
     except subprocess.TimeoutExpired as err:
-        raise LogUnavailable(f"Maven did not fetch Apache Kafka within {FETCH_SECONDS} s") from err
+        raise EmbeddedLogUnavailable(f"Maven did not fetch Apache Kafka within {FETCH_SECONDS} s") from err
     finally:
         shutil.rmtree(draft, ignore_errors=True)

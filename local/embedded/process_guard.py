@@ -1,12 +1,12 @@
-"""The process between us and a server: it starts the server, obeys one-letter orders, and outlives nobody.
+"""The process between us and a server: it starts the server, executes one-letter orders, and stops the server when we end.
 
-Run as a script: `python -I -S process_guard.py SPEC`, SPEC being the JSON object that `guarded_process` writes.
-Orders come on stdin (`s` stop, `k` kill); stdin at its end means that the owner is gone, and the server is stopped.
-The first line of stdout is the server's pid. The exit code is the server's (128 + signal where a signal ended it).
+Run as a script: `python -I -S process_guard.py SPEC`; SPEC is the JSON object that `guarded_process` writes. Orders come on stdin (`s`
+stop, `k` kill); the end of stdin means that the owner is gone, and the server is stopped. The first line of stdout is the server's
+pid. The exit code is the server's (128 + signal if a signal ended it).
 
-A guard rather than PR_SET_PDEATHSIG alone: that signal fires when the *thread* that forked ends, gives the server no
-time to close its files, and is forgotten when the process changes its user. Standard library only, so that it starts in
-a few milliseconds and costs little memory.
+PR_SET_PDEATHSIG alone is not enough: that signal is sent when the *thread* that forked ends, it gives the server no time to close its
+files, and it is cleared when the process changes its user. This module uses only the standard library, so it starts in a few
+milliseconds and needs little memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ORPHAN_POLL_SECONDS = 0.5
 
 
 def _become_server(spec: dict[str, Any], guard_pid: int) -> None:
-    """In the fork: drop privileges, tie our life to the guard's, become the server. Never returns."""
+    """In the fork: drop privileges, set the parent-death signal, and execute the server. Never returns."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these, and an ignored signal survives exec
         signal.signal(number, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -35,7 +35,7 @@ def _become_server(spec: dict[str, Any], guard_pid: int) -> None:
         os.setgid(spec["gid"])
         os.setuid(spec["uid"])
     if sys.platform == "linux":
-        # after setuid, which clears it; it covers a guard that is itself killed with SIGKILL
+        # after setuid, which clears it; for the case that the guard itself is killed with SIGKILL
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != guard_pid:
             os._exit(126)
@@ -57,7 +57,7 @@ def _start(spec: dict[str, Any]) -> int:
 
 
 def _order(wake: int, parent: int) -> str:
-    """Waits for a child's end or an order: "" (look at the child), "s" or "k"."""
+    """Wait for the end of a child or an order: "" (check the child), "s" or "k"."""
     readable, _, _ = select.select([0, wake], [], [], ORPHAN_POLL_SECONDS)
     if wake in readable:
         received = os.read(wake, 64)
@@ -65,7 +65,7 @@ def _order(wake: int, parent: int) -> str:
             return "s"
     if 0 in readable:
         return os.read(0, 1).decode() or "s"
-    # a pipe that some other child of our owner inherited never ends, so look at the owner itself too
+    # a pipe that another child of our owner inherited never ends, so check the owner itself too
     return "s" if os.getppid() != parent else ""
 
 

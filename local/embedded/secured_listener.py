@@ -1,7 +1,7 @@
-"""A listener of the embedded log that asks who is there: SASL (SCRAM-SHA-256, PLAIN) for its users, over TLS if it has a PEM.
+"""A listener of the embedded log with authentication: SASL (SCRAM-SHA-256, PLAIN), over TLS if it has a PEM.
 
-For tests of clients. `SecuredListener(users, pem) → settings(port)` are broker settings, `storage_options()` what the storage
-has to be formatted with. The PEM holds a private key (PKCS#8) and then its certificate.
+For tests of clients. `SecuredListener(users, pem).settings(port)` are broker settings; `storage_options()` are options for formatting
+the storage. The PEM has a private key (PKCS#8) and then its certificate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SecuredListener:
         return found
 
     def storage_options(self) -> list[str]:
-        """The users, as the storage tool takes them."""
+        """The users, as options of the storage tool."""
         return [
             word
             for name, password in self.users.items()

@@ -1,7 +1,7 @@
--- What the HTTP API reads; run by control/api. Every list is a keyset page: at most `limit` rows after a position.
+-- Queries of the HTTP API (control/api). Each list is a keyset page: at most `limit` rows after a position.
 
 -- name: repo
--- A repo that was never in sync has no host of its own yet: the one that its DID document named serves.
+-- A repo that was never in sync has no host yet; the PDS of its DID document is shown instead.
 select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit,
        held, retry_count, desyncs, last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at,
        started_at, completed_at
@@ -24,7 +24,7 @@ where host > %(after)s and (not %(failing)s or consecutive_failures > 0 or pause
 order by host limit %(limit)s
 
 -- name: dead_letters
--- The newest first.
+-- Newest first.
 select part, log_offset, topic, did, reason, error, state, noticed_at, settled_at
 from sluice.dead_letter
 where (%(state)s = 'all' or state = %(state)s) and (%(reason)s::text is null or reason = %(reason)s)

@@ -30,7 +30,7 @@ cross join lateral (
 ) r
 
 -- name: roots
--- The same without bodies.
+-- Like `leaves`, without bodies.
 select d.number::integer, r.key, r.cid, null::bytea, null::bytea, null::text
 from unnest(%(dids)s::text[]) with ordinality as d (did, number)
 cross join lateral (

@@ -4,7 +4,7 @@
 select topic, part, next from sluice.stream_offset where cluster = %s and group_id = %s
 
 -- name: lead
--- Leadership of control is a session's advisory lock: it ends with the connection, whatever happens to the process.
+-- The leader of control holds a session's advisory lock, which ends with the connection, however the process ends.
 select pg_try_advisory_lock(%s)
 
 -- name: repos_estimated
@@ -13,7 +13,7 @@ from pg_class c left join pg_stat_user_tables s on s.relid = c.oid
 where c.oid = 'sluice.repo'::regclass
 
 -- name: repos_moving
--- Every phase but `sync`, from its partial index, so that it stays cheap with tens of millions of repos.
+-- Every phase but `sync`, from partial indexes: cheap with tens of millions of repos.
 select 'pending' as phase, count(*) from sluice.repo where phase = 'pending' and queued_at is null
 union all select 'pending', count(*) from sluice.repo where phase = 'pending' and queued_at is not null
 union all select 'backfill', count(*) from sluice.repo where phase = 'backfill'
@@ -26,7 +26,7 @@ from pg_class c left join pg_stat_user_tables s on s.relid = c.oid
 where c.oid in ('sluice.record'::regclass, 'sluice.label'::regclass, 'sluice.held_event'::regclass)
 
 -- name: held_events
--- Exact as far as it goes.
+-- Exact up to 100,000.
 select count(*) from (select from sluice.held_event limit 100000) h
 
 -- name: count_records
@@ -62,7 +62,7 @@ from sluice.dead_letter where %(state)s = 'all' or state = %(state)s
 order by noticed_at desc, part, log_offset limit %(limit)s
 
 -- name: held_back_hosts
--- Hosts that are paused, limited by their own headers, or failing.
+-- Hosts that are paused, have announced a limit, or fail.
 select host, paused_until, pause_reason, request_limit, consecutive_failures, last_error
 from sluice.host
 where paused_until > now() or consecutive_failures > 0 or request_limit is not null
@@ -84,7 +84,7 @@ select count(*) from sluice.skipped_range where filled_at is null
 select count(*) from sluice.stream_gap where answered_at is null
 
 -- name: jobs
--- What is not over first, then the standing listings of relays, then the newest; `found` is how many there are in all.
+-- Unfinished jobs first, then the permanent listings of relays, then the newest. `found`: the total number.
 select id, name, source, status, checkpoint, listed, queued, duplicates, synced, failed, unavailable, pending, rate,
        retry_count, next_retry_at, error, cutoff, started_at, completed_at, count(*) over () as found
 from sluice.backfill_job
@@ -98,7 +98,7 @@ select count(*) from sluice.repo where phase = 'pending' and queued_at is null a
 select reason, repos from sluice.storm where coalesce(released_until, '-infinity') <= now() order by reason
 
 -- name: stream_time
--- The time of the newest event of any of these relays that is durable in the log (Unix seconds).
+-- Unix time of the newest event of these relays that is durable in the log.
 select extract(epoch from max((detail ->> 'time')::timestamptz))::float8 from sluice.cursor
 where flow = 'firehose' and upstream = any(%(relays)s::text[]) and detail ->> 'time' <> ''
 
@@ -106,7 +106,7 @@ where flow = 'firehose' and upstream = any(%(relays)s::text[]) and detail ->> 't
 select extract(epoch from now())::float8 as now
 
 -- name: handles
--- Exact while the table is small, then PostgreSQL's estimates; what is due is counted up to 100,000.
+-- Exact in a small table, else PostgreSQL's estimates; `due` is counted up to 100,000.
 with size as (select reltuples::bigint as rows from pg_class where oid = 'sluice.handle'::regclass)
 select case when s.rows < 100000 then (select count(*) from sluice.handle where verified)
             else (s.rows * (1 - coalesce(g.null_frac, 0)))::bigint end as verified,

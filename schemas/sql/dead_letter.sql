@@ -1,7 +1,7 @@
 -- Statements on sluice.dead_letter, the index of the topic; run by control/dead_letters.py. The payload stays in the topic.
 
 -- name: add
--- Read again it is the same letter, and keeps its state; another letter at its place means another log.
+-- A letter that is read again keeps its state. Another letter at the same offset means a new log, so its state starts over.
 insert into sluice.dead_letter as d (part, log_offset, topic, did, reason, error, noticed_at)
 select * from unnest(%(parts)s::integer[], %(offsets)s::bigint[], %(topics)s::text[], %(dids)s::text[], %(reasons)s::text[],
                      %(errors)s::text[], %(times)s::timestamptz[])
@@ -15,7 +15,7 @@ select part, log_offset, topic, did, reason, error, state, noticed_at, settled_a
 from sluice.dead_letter where part = %(part)s and log_offset = %(offset)s
 
 -- name: open_ones
--- Keyset, oldest place first.
+-- Keyset, lowest offset first.
 select part, log_offset from sluice.dead_letter
 where state = 'open' and (part, log_offset) > (%(part)s, %(offset)s)
       and (%(reason)s::text is null or reason = %(reason)s) and (%(topic)s::text is null or split_part(topic, ' ', 1) = %(topic)s)
@@ -26,11 +26,11 @@ update sluice.dead_letter set state = %(state)s, settled_at = now()
 where part = %(part)s and log_offset = %(offset)s and state = 'open'
 
 -- name: note
--- A retry that did not help: what it says today.
+-- After a failed retry: the new error.
 update sluice.dead_letter set error = %(error)s where part = %(part)s and log_offset = %(offset)s and state = 'open'
 
 -- name: prune
--- Letters whose message retention has removed (`starts`: the first offset kept of each of `parts`); whether each was open.
+-- Remove letters whose message retention removed (`starts`: first offset kept, per partition in `parts`); was each one open?
 with gone as (
     select d.part, d.log_offset
     from unnest(%(parts)s::integer[], %(starts)s::bigint[]) as s (part, start)
@@ -42,8 +42,8 @@ where d.part = g.part and d.log_offset = g.log_offset
 returning d.state = 'open'
 
 -- name: due_again
--- Open letters of the streams without a key that came to one of these ages lately. Whose account nobody was there to answer
--- for goes first; beyond that the order is random, so that a flood of forged ones leaves nobody out for good.
+-- Open letters of the streams without a key that reached one of these ages lately. Letters whose upstream was unreachable come first;
+-- otherwise the order is random, so a flood of forged events cannot exclude any letter for good.
 select part, log_offset from sluice.dead_letter
 where state = 'open' and reason = 'no_key' and split_part(topic, ' ', 1) in ('firehose', 'labels')
       and noticed_at > now() - make_interval(secs => %(oldest)s + %(span)s)
@@ -55,8 +55,8 @@ where state = 'open' and reason = 'no_key' and split_part(topic, ' ', 1) in ('fi
 order by error not like '%%: unreachable', random() limit %(limit)s
 
 -- name: too_big_due
--- Repos in sync that open letters of commits without their block name, the highest rev named, and whether it is above what
--- has been seen. The error of such a letter is its rev until its PDS has been asked.
+-- Repos in sync with open letters of commits that lack their block: the highest rev of these, and whether it is above the newest one
+-- seen. The error of such a letter is its rev until its PDS has been asked.
 select d.did, max(d.error collate "C") as rev, max(d.error collate "C") > greatest(r.rev, r.heard_rev) as news
 from sluice.dead_letter d
 join sluice.repo r on r.did = d.did
@@ -67,7 +67,7 @@ group by d.did, r.rev, r.heard_rev
 order by random() limit %(limit)s
 
 -- name: too_big_done
--- Those letters, up to the rev that was asked for: settled where the PDS answered, else they stay open and are not asked for again.
+-- Close these letters, up to the checked rev, if the PDS answered; else they stay open and are not checked again.
 update sluice.dead_letter d
 set state = case when a.answered then 'retried' else d.state end, settled_at = case when a.answered then now() end,
     error = case when a.answered then d.error else d.error || ': its PDS did not confirm it' end

@@ -1,7 +1,7 @@
--- What control exports of the tables every few seconds (control/tasks/gauges.py): each bounded, whatever the size of the tables.
+-- The queries of control/tasks/gauges.py, run every few seconds. The cost of each is bounded, whatever the size of the tables.
 
 -- name: near_last
--- Those in back-off, whom the index of unqueued work has by their time, and those being fetched. A queued one is claimed soon.
+-- Repos in back-off, from the index of unqueued work, and repos being fetched. Queued ones are claimed soon.
 select count(*) from (
     select 1 from sluice.repo
     where phase = 'pending' and queued_at is null and next_retry_at > now() and retry_count >= %(count)s
@@ -14,7 +14,7 @@ select count(*) from sluice.repo
 where phase = 'backfill' and produced_offset is null and phase_since < now() - interval '1 hour'
 
 -- name: jobs
--- `near_last`: of those that are not over, such as one failure ends.
+-- `near_last`: unfinished jobs that the next failure ends.
 select status, count(*), count(*) filter (where completed_at is null and retry_count >= %(count)s) as near_last,
        extract(epoch from now() - min(updated_at))::float8 as still,
        extract(epoch from now() - min(started_at))::float8 as running
@@ -41,12 +41,12 @@ select flow, upstream, extract(epoch from now() - updated_at)::float8 as age
 from sluice.cursor where upstream = any(%(upstreams)s::text[])
 
 -- name: handles_late
--- Of what is due by the clock: what an event asks for has no time of its own.
+-- Only checks that are due by time: one that an event requested has no time.
 select coalesce(extract(epoch from now() - min(next_check_at)), 0)::float8 as seconds
 from sluice.handle where next_check_at > '-infinity' and next_check_at <= now()
 
 -- name: audit
--- Repos that the newest audit found wrong, and when it last moved on.
+-- Repos with findings of the newest audit, and when it last made progress.
 select count(distinct f.did), extract(epoch from r.updated_at)::float8 as time
 from (select id, updated_at from sluice.audit_run where not abandoned order by id desc limit 1) r
 left join sluice.audit_finding f on f.run = r.id
@@ -56,8 +56,8 @@ group by r.updated_at
 select pg_database_size(current_database()) as bytes
 
 -- name: hosts_with_work
--- PDSes with most repos that are not done, from a sample of the table's pages where it is large. A relay's listing names no
--- PDS: of those repos it is known as soon as their DID was resolved.
+-- PDSes with most unfinished repos, from a sample of a large table's pages. A relay's listing names no PDS: the PDS of such a repo is
+-- known when its DID was resolved.
 with counted as (
     select coalesce(r.host, i.pds, '') as host, r.phase, count(*) * 100.0 / %(percent)s as repos
     from sluice.repo r tablesample system (%(percent)s) left join sluice.identity i using (did) group by 1, 2

@@ -1,8 +1,8 @@
--- Statements on sluice.backfill_job and sluice.job_did, run by control/jobs.py, control/tasks/job_steps.py and connectors/jobs.py.
--- A change of status always names the states that it may come from; times are set by the table's trigger.
+-- Statements on sluice.backfill_job and sluice.job_did (control/jobs.py, control/tasks/job_steps.py, flows/list_repos/listing_jobs.py).
+-- Each change of status names the states that it may start from. The table's trigger sets the times.
 
 -- name: create
--- Nothing where a job of this name exists: the same source is the same job.
+-- No row if a job of this name exists: the same source is the same job.
 insert into sluice.backfill_job (name, source, batch_size, priority, total, cutoff_seqs)
 values (%(name)s, %(source)s::jsonb, %(batch_size)s, %(priority)s, %(total)s, coalesce((
     select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
@@ -36,7 +36,7 @@ where (%(status)s::text is null or status = %(status)s) and id > %(after)s
 order by id limit %(limit)s
 
 -- name: move
--- An operator's word. `retry` opens an ended job with everything of its failure reset together.
+-- A command of an operator. `retry` restarts an ended job and resets its failure.
 update sluice.backfill_job set
     status = %(to)s,
     next_retry_at = case when %(to)s = 'retry' then now() end,
@@ -46,7 +46,7 @@ where id = %(id)s and status = any(%(from)s::text[])
 returning id
 
 -- name: resume
--- Waits for its turn again if it never had one; else it goes on at once.
+-- A job that has never started waits until it is due; any other one continues at once.
 update sluice.backfill_job set
     status = case when status = 'paused' and started_at is null then 'pending' else 'running' end, error = null
 where id = %(id)s and status in ('paused', 'paused_quota_limit', 'retry')
@@ -57,9 +57,9 @@ select count(r.did) as known, count(*) filter (where r.phase = 'sync') as in_syn
 from unnest(%(dids)s::text[]) as l (did) left join sluice.repo r on r.did = l.did
 
 -- name: live_listings
--- Listings that are not over, those of higher priority first; `due`: what waits by itself has waited long enough. Of
--- PDSes' standing listings, which may be thousands, only those that are held up. An ended job that left skipped ranges
--- open is listed too, for these: its lists are at their end.
+-- Unfinished listings, higher priority first. `due`: its wait is over. There may be thousands of permanent listings of PDSes, so
+-- those are included only while they wait or are paused. A completed job with open skipped ranges is included for these ranges:
+-- its lists have ended.
 select id, source, status, batch_size, coalesce(next_retry_at <= now(), false) as due, retry_count,
        coalesce(checkpoint ->> 'done' = 'true', false) as listed_all
 from sluice.backfill_job j
@@ -72,7 +72,7 @@ where not source ? 'dids' and (
 order by priority desc, id
 
 -- name: live_lists
--- Lists of DIDs with something left to queue, those of higher priority first.
+-- Lists of DIDs that still have DIDs to queue, higher priority first.
 select id, status, batch_size, total, source ? 'again' as again
 from sluice.backfill_job
 where source ? 'dids' and coalesce(checkpoint ->> 'done', 'false') <> 'true'
@@ -80,12 +80,12 @@ where source ? 'dids' and coalesce(checkpoint ->> 'done', 'false') <> 'true'
 order by priority desc, id limit %(limit)s
 
 -- name: halted
--- Jobs that an operator, a quota or a back-off holds up.
+-- Jobs that are paused by an operator, a quota or a back-off, or have ended.
 select id, name from sluice.backfill_job
 where status in ('paused', 'paused_quota_limit', 'retry', 'failed', 'cancelled') and not source ? 'dids'
 
 -- name: run
--- Its turn has come, or its wait is over.
+-- Start a job that is due.
 update sluice.backfill_job set status = 'running'
 where id = %(id)s and (status = 'pending' or (status in ('paused_quota_limit', 'retry') and next_retry_at <= now()))
 returning id
@@ -97,7 +97,7 @@ where id = %(id)s and status = 'running'
 returning id
 
 -- name: back_off
--- A try that failed: again later, or, after the last one, the end.
+-- After a failed attempt: retry later, or fail after the last attempt.
 update sluice.backfill_job set
     status = case when retry_count + 1 >= %(max_attempts)s then 'failed' else 'retry' end,
     next_retry_at = case when retry_count + 1 < %(max_attempts)s then now() + make_interval(secs => %(seconds)s) end,
@@ -106,13 +106,13 @@ where id = %(id)s and status = 'running'
 returning status
 
 -- name: place
--- The place in its list where a job stands, if it still runs.
+-- The position of a running job in its list.
 select coalesce((checkpoint ->> 'n')::integer, 0) from sluice.backfill_job
 where id = %(id)s and status = 'running'
 
 -- name: advance_list
--- A batch of a list is queued: counters and checkpoint, once, whatever the status (a pause may come meanwhile). What the job
--- brought carries its number, so a batch that is repeated after a crash counts as it did before.
+-- After a batch of a list: update counters and checkpoint once, with any status (the job may have been paused meanwhile). Repos that
+-- the job discovered carry its number, so a batch that is repeated after a crash gives the same counts.
 update sluice.backfill_job j set
     listed = listed + cardinality(%(dids)s::text[]), queued = queued + mine.number,
     duplicates = duplicates + cardinality(%(dids)s::text[]) - mine.number, in_sync = j.in_sync + mine.in_sync,
@@ -134,14 +134,14 @@ select count(*) from (
 ) waiting
 
 -- name: advance
--- Counters and checkpoint, whatever the status: a pause may come while a step is being written.
+-- Counters and checkpoint, with any status: the job may have been paused during the step.
 update sluice.backfill_job set
     listed = listed + %(listed)s, queued = queued + %(queued)s, duplicates = duplicates + %(duplicates)s,
     checkpoint = %(checkpoint)s::jsonb
 where id = %(id)s
 
 -- name: countable
--- Jobs with repos on the way, those first that were not counted for the longest time.
+-- Jobs with unfinished repos, those counted longest ago first.
 select id, queued from sluice.backfill_job
 where (status not in ('completed', 'failed', 'cancelled') or pending > 0)
       and (counted_at is null or counted_at < now() - interval '3 seconds')
@@ -151,14 +151,14 @@ order by counted_at nulls first, id limit %(limit)s
 select phase, count(*) from sluice.repo where job = %(id)s group by phase
 
 -- name: counted_by_sample
--- Phases of a job's repos in some blocks of the table.
+-- A job's repos by phase, in a sample of the table's pages.
 select r.phase, count(*) from sluice.repo r tablesample system (%(percent)s) where r.job = %(id)s group by r.phase
 
 -- name: repo_estimate
 select greatest(reltuples, 1) from pg_class where oid = 'sluice.repo'::regclass
 
 -- name: count
--- What its repos have come to, and how fast: the newest rate counts for a part, so that it does not jump.
+-- The outcomes of the job's repos, and its rate as a moving average.
 update sluice.backfill_job set
     synced = %(synced)s, failed = %(failed)s, unavailable = %(unavailable)s, pending = %(pending)s,
     rate = case
@@ -171,7 +171,7 @@ update sluice.backfill_job set
 where id = %(id)s
 
 -- name: complete
--- All of it is listed, and every repo that it brought has reached an end once; of a job that fetches again, all have now.
+-- Complete a job when everything is listed and each of its repos has finished once; with `again`, when all are finished now.
 update sluice.backfill_job j set status = 'completed', error = null
 where id = %(id)s and status = 'running' and coalesce(checkpoint ->> 'done' = 'true', false)
       and not exists (

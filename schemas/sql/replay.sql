@@ -1,4 +1,4 @@
--- Statements of `sluice replay`, run by ops/replay.py and ops/rebuild.py.
+-- Statements of `sluice replay`, run by ops/replay.py and ops/rebuild_from_log.py.
 
 -- name: forget_offsets
 delete from sluice.stream_offset where group_id = %(group)s

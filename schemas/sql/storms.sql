@@ -1,4 +1,4 @@
--- Statements of the breaker of refetches, run by control/tasks/storms.py.
+-- Statements of the storm breaker, run by control/tasks/storms.py.
 
 -- name: repos
 select greatest(c.reltuples, s.n_live_tup, 0)::bigint
@@ -6,7 +6,7 @@ from pg_class c left join pg_stat_user_tables s on s.relid = c.oid
 where c.oid = 'sluice.repo'::regclass
 
 -- name: waiting
--- Repos that wait to be queued, by reason; counted up to a limit.
+-- Repos that wait to be queued, by reason, counted up to a limit.
 select reason, count(*) from (
     select reason from sluice.repo
     where phase = 'pending' and queued_at is null and reason = any(%(reasons)s::text[]) limit %(most)s
@@ -26,7 +26,7 @@ on conflict (reason, minute) do update set repos = r.repos + excluded.repos
 select reason from sluice.storm where released_until > now()
 
 -- name: hold
--- What is held now; what no longer is goes, but for what an operator has let through.
+-- Store the held reasons; remove those that are no longer held, except those that an operator released.
 with gone as (
     delete from sluice.storm
     where reason = any(%(decided)s::text[]) and not reason = any(%(reasons)s::text[]) and coalesce(released_until, '-infinity') <= now()

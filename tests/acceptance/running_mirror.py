@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_database import EmbeddedDatabase
 from protocol.encoding.record_json import body_cid
 from tests.support.official.servers import ROOT, OfficialNetwork
 

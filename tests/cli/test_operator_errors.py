@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from connectors.kafka import topics
 from connectors.postgres.migrate import migrate
-from ops.replay import Replayed, as_text, asked
+from ops.replay import Replayed, as_text
+from ops.replay_arguments import spans_asked
 from schemas.errors import OperatorError
 from schemas.settings import Settings, load
 from tests.support.broker import LogScope
@@ -84,6 +85,8 @@ def test_a_process_without_its_settings() -> None:
     assert "SLUICE_RELAYS is not set" in refused("run", "firehose", **places)
     assert "SLUICE_LABELERS is not set" in refused("run", "labels", **places)
     assert "choose one of list-repos, firehose" in refused("run", "everything")
+    for spelling in ("list-repos", "list_repos"):
+        assert "set it to https://RELAY for `sluice run list-repos`" in refused("run", spelling, **places)
 
 
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "not a url at all", "mysql://x"])
@@ -214,11 +217,11 @@ def test_a_database_behind_this_release(blank_database: str, tmp_path: Path) -> 
         (["filters", "set", "--signal", "x"], "--signal 'x': write an NSID, such as app"),
         (["replay", "firehose_live", "--into", "postgresql://x"], "--into goes with --all"),
         (["replay"], "name the topic to replay, or give --all --into URL"),
-        (["audit", "foo"], "'foo' is no DID; write it as did:plc:"),
+        (["audit", "foo"], "'foo' is not a DID; write it as did:plc:"),
         (["audit", "--all", "--sample", "3"], "give only one of --all and --sample"),
-        (["backfill", "retry", "xyz"], "'xyz' is no DID and no number of a job; write it as did:plc:"),
+        (["backfill", "retry", "xyz"], "'xyz' is not a DID and not the number of a job; write it as did:plc:"),
         (["backfill", "retry", "1", "--all"], "give only one of DIDs and --all"),
-        (["cursors", "set", "firehose", "https://r.test", "abc"], "'abc' is no sequence number"),
+        (["cursors", "set", "firehose", "https://r.test", "abc"], "'abc' is not a sequence number"),
         (["filters", "set", "--did-file", "/nope"], "--did-file /nope: No such file or directory; give a text file"),
     ],
 )  # fmt: skip
@@ -234,7 +237,7 @@ def test_what_the_command_line_cannot_mean(command: list[str], said: str, monkey
 
 def test_a_replay_says_what_it_takes_and_what_it_did() -> None:
     with pytest.raises(OperatorError, match="--to abc: write PARTITION:OFFSET, or a time as 2026"):
-        asked(Settings(), "firehose_live", [], "", ["abc"])
+        spans_asked(Settings(), "firehose_live", [], "", ["abc"])
     assert as_text(Replayed(4058, 0)) == "4058 messages replayed, none refused"
     assert as_text(Replayed(9, 2)) == "9 messages replayed, 2 of them cannot be decoded or were refused"
 

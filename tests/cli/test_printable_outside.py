@@ -8,12 +8,12 @@ import logging
 from rich.console import Console
 
 from cli.status_text import table
-from connectors.kafka.offsets import Standing
+from connectors.kafka.offsets import PartitionLag
 from connectors.runtime import logs
 from connectors.runtime.health import Health
-from control.process_status import Sighting
-from control.status import PHASES, Status
-from local.progress import Progress, troubles
+from control.process_status import ProcessStatus
+from control.status import PHASES, MirrorStatus
+from local.progress_view import ProgressView, problems
 from simulator.faults.hostile_lists import ESCAPES
 
 
@@ -41,15 +41,15 @@ def test_a_table_is_printable() -> None:
     assert len(shown.split("\n")) == 2
 
 
-def status() -> Status:
+def status() -> MirrorStatus:
     """A mirror of which everything that others wrote is hostile."""
-    return Status(
+    return MirrorStatus(
         repos=dict.fromkeys(PHASES, 1),
         retrying=0,
         records=0,
         labels=0,
         held_events=0,
-        standings=[Standing("index", "firehose_live", 0, 0, 7, 7)],
+        partition_lags=[PartitionLag("index", "firehose_live", 0, 0, 7, 7)],
         failing_hosts=[
             {
                 "host": f"https://{n}",
@@ -66,7 +66,7 @@ def status() -> Status:
         jobs=[],
         skipped_ranges=0,
         stream_gaps=0,
-        processes=[Sighting("list-repos", "list_repos", 1, 1, "failing", why=ESCAPES, metrics={})],
+        processes=[ProcessStatus("list-repos", "list_repos", 1, 1, "failing", why=ESCAPES, metrics={})],
     )
 
 
@@ -75,7 +75,7 @@ def test_the_view_of_up_is_printable() -> None:
     for terminal in (True, False):
         out = io.StringIO()
         console = Console(file=out, force_terminal=terminal, markup=False, highlight=False, color_system=None)
-        with Progress(console) as progress:
+        with ProgressView(console) as progress:
             progress.note("backfill-1", f"exited: {ESCAPES}")
             progress.show(status(), 0)
         shown = out.getvalue()
@@ -83,4 +83,4 @@ def test_the_view_of_up_is_printable() -> None:
         assert "\x1b]0" not in shown
         assert "\x07" not in shown
         assert not any(line.strip().startswith("WARNING") for line in shown.split("\n") if not terminal)
-    assert all(map(clean, troubles(status())))
+    assert all(map(clean, problems(status())))

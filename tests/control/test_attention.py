@@ -11,25 +11,25 @@ import psycopg
 import pytest
 
 from cli.status_text import page
-from connectors.kafka.offsets import Standing
+from connectors.kafka.offsets import PartitionLag
 from control.attention import SILENT_SECONDS, as_json, attention
 from control.page.page_snapshot import PageSnapshot
 from control.page.rendering import render_sections
-from control.process_status import Sighting
-from control.status import Collector, Status
-from local.progress import plain
+from control.process_status import ProcessStatus
+from control.status import Collector, MirrorStatus
+from local.progress_view import plain
 from ops import doctor
 from schemas.settings import Settings
 
 NOW = 1_000_000.0
 RELAY = "https://relay.test"
-QUIET = Status(
+QUIET = MirrorStatus(
     repos=dict.fromkeys(("pending", "backfill", "sync", "unavailable", "failed"), 0),
     retrying=0,
     records=0,
     labels=0,
     held_events=0,
-    standings=[],
+    partition_lags=[],
     failing_hosts=[],
     failures=[],
     cursors=[],
@@ -40,9 +40,9 @@ QUIET = Status(
 )
 
 
-def process(kind: str, state: str, *, ready: bool, started: float = NOW) -> Sighting:
+def process(kind: str, state: str, *, ready: bool, started: float = NOW) -> ProcessStatus:
     metrics = {"sluice_started_timestamp_seconds": {(("flow", kind),): started}}
-    return Sighting(f"{kind}-1", kind, 1, 1, state, "why", ready, metrics)
+    return ProcessStatus(f"{kind}-1", kind, 1, 1, state, "why", ready, metrics)
 
 
 def cursor(flow: str, upstream: str, age: float) -> dict[str, Any]:
@@ -68,26 +68,30 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, bool]] = {
     "a paused process": ({"processes": [process("backfill", "paused", ready=True)]}, "paused: backfill-1: why", False),
     "lost messages": (
         {
-            "standings": [
-                Standing("index", "firehose_live", 0, 1000, 100, 1100),
-                Standing("index", "firehose_live", 1, 986, 100, 1000),
+            "partition_lags": [
+                PartitionLag("index", "firehose_live", 0, 1000, 100, 1100),
+                PartitionLag("index", "firehose_live", 1, 986, 100, 1000),
             ]
         },
         "lost to retention: 1786 messages of firehose_live",
         True,
     ),
-    "a group past the end": ({"standings": [Standing("index", "label_live", 0, 0, 9, 1)]}, "past the end", True),
+    "a group past the end": (
+        {"partition_lags": [PartitionLag("index", "label_live", 0, 0, 9, 1)]},
+        "past the end",
+        True,
+    ),
     "a relay that fell silent": (
         {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, 540.0)]},
-        f"silent: nothing has come from {RELAY} for 9 min",
+        f"silent: no event from {RELAY} for 9 min",
         True,
     ),
     "a relay that never said anything": (
         {"relays": [RELAY], "processes": [process("firehose", "idle", ready=True, started=NOW - 540)]},
-        f"silent: nothing has come from {RELAY} for 9 min",
+        f"silent: no event from {RELAY} for 9 min",
         True,
     ),
-    "lost stretches": ({"stream_gaps": 2}, "not read: 2", False),
+    "lost stretches": ({"stream_gaps": 2}, "gaps in streams or the log: 2", False),
     "a failing host": ({"failing_hosts": [host(3)]}, "https://pds.test: 3 failures in a row (HTTP 500)", False),
     "failed repos": ({"repos": QUIET.repos | {"failed": 4}}, "failed repos: 4", False),
     "a failed job": (
@@ -103,7 +107,7 @@ FINE: dict[str, dict[str, Any]] = {
     "nothing": {},
     "a process at work": {"processes": [process("index", "working", ready=True)]},
     "a process that starts": {"processes": [replace(process("index", "down", ready=False), age_seconds=5.0)]},
-    "an embedded server": {"processes": [Sighting("kafka", "kafka", 1, 0, "running", ready=True)]},
+    "an embedded server": {"processes": [ProcessStatus("kafka", "kafka", 1, 0, "running", ready=True)]},
     "a relay that was heard": {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, SILENT_SECONDS - 1)]},
     "a relay that is no longer ours": {"relays": [RELAY], "cursors": [cursor("firehose", "https://old.test", 1e6)]},
     "a firehose that just started": {"relays": [RELAY], "processes": [process("firehose", "idle", ready=True)]},
@@ -128,7 +132,7 @@ def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyP
     class Seen:
         def __init__(self, _: Settings) -> None: ...
 
-        def collect(self, _: object) -> Status:
+        def collect(self, _: object) -> MirrorStatus:
             return status
 
         def close(self) -> None: ...
@@ -136,7 +140,7 @@ def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor, "Collector", Seen)
     checks = doctor._attention(Settings(data_dir="/nowhere"))
     assert [check.state for check in checks if what in check.detail] == [
-        doctor.State.FAIL if bad else doctor.State.WARN
+        doctor.CheckState.FAIL if bad else doctor.CheckState.WARN
     ]
 
 
@@ -155,7 +159,7 @@ def test_json_carries_the_same() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    status = replace(QUIET, dead_letters={"open": 1}, standings=[Standing("index", "label_live", 0, 0, 9, 1)])
+    status = replace(QUIET, dead_letters={"open": 1}, partition_lags=[PartitionLag("index", "label_live", 0, 0, 9, 1)])
     assert [trouble.bad for trouble in attention(status, now=NOW)] == [True, False]
 
 

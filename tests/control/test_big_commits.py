@@ -11,8 +11,7 @@ import pytest
 
 from connectors.atproto.repo_lookup import AuditNetwork
 from connectors.postgres.repo_queue import RepoQueue
-from control.tasks import big_commits
-from control.tasks import dead_letter_retry as second_looks
+from control.tasks import big_commits, dead_letter_retry
 from control.tasks.big_commits import OLDEST_SECONDS, ROUND_DIDS, YOUNGEST_SECONDS, BigCommits
 from control.tasks.storms import Storms
 from schemas.settings import Settings
@@ -79,14 +78,14 @@ def test_the_pds_is_asked_once_and_its_rev_takes_the_path_of_a_listed_one(bed: B
         bed.letter(did)
     bed.db.execute("insert into sluice.identity (did, pds, signing_key, resolved_at) values (%s, %s, '', now())", (silent, "http://127.0.0.1:9"))  # fmt: skip
     before = requests(bed)
-    assert bed.looks.look() == {"retried": 2, "open": 2}
+    assert bed.looks.round() == {"retried": 2, "open": 2}
     assert requests(bed) == before + 3
     assert bed.letters() == [
         *[("retried", NEW_REV)] * 3,
         *[("open", NEW_REV + NOT_CONFIRMED)] * 2,
     ]
     assert bed.listed() == {behind: bed.truth[behind].rev}
-    assert bed.looks.look() == {"retried": 0, "open": 0}
+    assert bed.looks.round() == {"retried": 0, "open": 0}
     assert requests(bed) == before + 3
     store, storms = RepoQueue(bed.settings), Storms(bed.settings)
     assert "lost_event" in storms.held(storms.most() + 1, now=True)
@@ -109,7 +108,7 @@ def test_nobody_is_asked_about_what_was_seen_or_is_fetched_or_is_no_such_letter(
     bed.letter(other, reason="no_commit_block")
     bed.letter(bed.dids[5])  # of no repo of ours
     before = requests(bed)
-    assert bed.looks.look() == {"retried": 1, "open": 0}
+    assert bed.looks.round() == {"retried": 1, "open": 0}
     assert requests(bed) == before
     assert [state for state, _ in bed.letters()] == ["retried", *["open"] * 5]
     assert bed.listed() == {}
@@ -120,8 +119,8 @@ def test_a_flood_of_letters_and_a_silent_pds_are_bounded(bed: Bed, monkeypatch: 
     for did in bed.dids[: ROUND_DIDS + 5]:
         bed.repo(did, OLD_REV)
         bed.letter(did)
-    assert bed.looks.look() == {"retried": ROUND_DIDS, "open": 0}
-    assert bed.looks.look() == {"retried": 5, "open": 0}
+    assert bed.looks.round() == {"retried": ROUND_DIDS, "open": 0}
+    assert bed.looks.round() == {"retried": 5, "open": 0}
 
     async def silent(_network: AuditNetwork, _did: str) -> None:
         await asyncio.sleep(3600)
@@ -129,21 +128,21 @@ def test_a_flood_of_letters_and_a_silent_pds_are_bounded(bed: Bed, monkeypatch: 
     monkeypatch.setattr(AuditNetwork, "latest", silent)
     monkeypatch.setattr(big_commits, "ASK_SECONDS", 0.05)
     bed.letter(bed.dids[0])
-    assert bed.looks.look() == {"retried": 0, "open": 1}
+    assert bed.looks.round() == {"retried": 0, "open": 1}
     assert bed.letters()[-1] == ("open", NEW_REV + NOT_CONFIRMED)
 
 
 def test_control_asks_by_itself_while_it_leads(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """H6."""
-    monkeypatch.setattr(second_looks, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(dead_letter_retry, "ROUND_SECONDS", 0.05)
     did = bed.repo(bed.dids[0], OLD_REV)
     bed.letter(did)
-    looks = second_looks.SecondLooks(bed.settings)
+    looks = dead_letter_retry.DeadLetterRetry(bed.settings)
     looks.leads = True
-    looks.start()
+    looks.worker.start()
     wait_until(lambda: bed.letters() == [("retried", NEW_REV)])
-    looks.check()
-    looks.stop()
+    looks.worker.check()
+    looks.worker.stop(1.0)
     assert bed.listed() == {did: bed.truth[did].rev}
 
 

@@ -56,7 +56,7 @@ def test_the_index_is_moved_in_the_tables_and_in_the_broker(desk: Desk) -> None:
     ends = {part: sum(place.partition == part for place in sent.values()) for part in (0, 1)}
     assert desk.sluice("set", "index", "firehose_live", "0:3").returncode == 2  # says what it would do, and wants --yes
     moved = desk.sluice("set", "index", "firehose_live", "0:3", "--yes")
-    assert (moved.returncode, "0 → 3 (stepped over" in moved.stdout) == (0, True)
+    assert (moved.returncode, "0 → 3 (skipped" in moved.stdout) == (0, True)
     standing = desk.group("index", "firehose_live")
     assert [(row["position"], row["end"], row["lag"]) for row in standing.values()] == [
         (3, ends[0], ends[0] - 3),
@@ -75,7 +75,7 @@ def test_a_group_past_the_end_is_reported(desk: Desk) -> None:
     assert desk.sluice("list").returncode == 0
     desk.db.execute("update sluice.stream_offset set next = 99 where part = 1")
     listed = desk.sluice("list")
-    assert (listed.returncode, "index stands at 99 of label_live/1" in listed.stderr) == (1, True)
+    assert (listed.returncode, "index is at 99 of label_live/1" in listed.stderr) == (1, True)
     assert desk.sluice("reset", "index", "label_live", "--yes").returncode == 0
     assert desk.sluice("list").returncode == 0
 
@@ -91,11 +91,11 @@ def test_a_group_with_members_is_not_moved(desk: Desk) -> None:
 
 
 def test_an_upstream_is_moved_only_while_its_flow_is_stopped(desk: Desk) -> None:
-    """A flow holds its position in memory, and would write over it."""
+    """A running flow has its position in memory, and would overwrite a change."""
     store = CursorStore(desk.settings, "firehose")
     store.save({RELAY: 41}, {})
     refused = desk.sluice("set", "firehose", RELAY, "7", "--yes")
-    assert (refused.returncode, "firehose runs" in refused.stderr) == (2, True)
+    assert (refused.returncode, "firehose is running" in refused.stderr) == (2, True)
     store.close()
     wait_until(lambda: desk.sluice("set", "firehose", RELAY, "7", "--yes").stdout == f"firehose {RELAY}: 41 → 7\n")
     assert desk.sluice("set", "firehose", RELAY, "seven", "--yes").returncode == 2
@@ -103,3 +103,10 @@ def test_an_upstream_is_moved_only_while_its_flow_is_stopped(desk: Desk) -> None
     assert desk.sluice("reset", "firehose", RELAY, "--yes").returncode == 0
     assert json.loads(desk.sluice("list", "--json").stdout)["upstreams"] == []
     assert desk.sluice("set", "nobody", RELAY, "7", "--yes").returncode == 2
+
+
+def test_a_flows_name_may_be_typed_in_both_spellings_and_is_stored_in_one(desk: Desk) -> None:
+    desk.db.execute("insert into sluice.cursor (flow, upstream, position) values ('list_repos', %s, '5')", (RELAY,))
+    assert desk.sluice("set", "list-repos", RELAY, "7", "--yes").stdout == f"list-repos {RELAY}: 5 → 7\n"
+    assert desk.sluice("set", "list_repos", RELAY, "9", "--yes").stdout == f"list_repos {RELAY}: 7 → 9\n"
+    assert desk.db.execute("select flow, position from sluice.cursor").fetchall() == [("list_repos", "9")]

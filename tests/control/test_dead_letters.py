@@ -18,11 +18,12 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from connectors.kafka.log import LogUnavailable, watermarks
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out, dead_letter
-from control.dead_letters import DeadLetters, LetterIndex, index_letters
-from control.tasks.dead_letter_retry import AFTER_SECONDS, SecondLooks
-from control.tasks.pruning import LOOK_SECONDS, Pruned, Pruning
+from control.dead_letter_index import DeadLetterIndex, index_dead_letters
+from control.dead_letters import DeadLetters
+from control.tasks.dead_letter_retry import AFTER_SECONDS, DeadLetterRetry
+from control.tasks.pruning import CHECK_SECONDS, Pruned, Pruning
 from protocol.event_stream import FrameReason
 from protocol.labels import LabelReason
 from protocol.verify_commit import VerifyReason
@@ -41,7 +42,7 @@ URL = "https://relay.test"
 class Desk:
     settings: Settings
     letters: DeadLetters
-    index: LetterIndex
+    index: DeadLetterIndex
     db: psycopg.Connection[tuple]
 
     def put(self, *letters: Out) -> list[tuple[int, int]]:
@@ -67,7 +68,7 @@ def desk(log: str, database: str) -> Iterator[Desk]:
     create_topics(log, prefix, 2)
     settings = load(kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix, allow_private_hosts=True)
     with psycopg.connect(database, autocommit=True) as db:
-        one = Desk(settings, DeadLetters(settings), LetterIndex(settings), db)
+        one = Desk(settings, DeadLetters(settings), DeadLetterIndex(settings), db)
         yield one
         one.index.close()
         one.letters.close()
@@ -87,7 +88,7 @@ def test_a_letter_is_indexed_once_and_keeps_its_state(desk: Desk) -> None:
     assert desk.letters.dismiss(place)
     assert not desk.letters.dismiss(place)
     topic = desk.settings.topic("dead_letter")
-    assert index_letters(desk.db, read_topic(desk.settings.kafka_bootstrap, topic)) == 0
+    assert index_dead_letters(desk.db, read_topic(desk.settings.kafka_bootstrap, topic)) == 0
     (other,) = desk.put(dead_letter("firehose_live", DeadReason.UNDECODABLE, "other", b"{", did=DID))
     assert desk.count() == 2
     assert (desk.state(place), desk.state(other)) == ("dismissed", "open")
@@ -196,8 +197,8 @@ def test_what_lacked_a_key_comes_back_by_itself_and_a_bounded_number_of_times(de
         aged(place, AFTER_SECONDS[0] + 5)
     aged(young, -3600)  # whatever the test takes
     aged(old, AFTER_SECONDS[-1] + 3600)
-    looks, span = SecondLooks(desk.settings), 200.0
-    assert looks.look(span) == {"retried": 1, "open": 1}
+    retry, span = DeadLetterRetry(desk.settings), 200.0
+    assert retry.round(span) == {"retried": 1, "open": 1}
     assert {place: desk.state(place) for place in (true, young, old, other, task, false)} == {
         true: "retried",
         **dict.fromkeys((young, old, other, task, false), "open"),
@@ -206,9 +207,9 @@ def test_what_lacked_a_key_comes_back_by_itself_and_a_bounded_number_of_times(de
     tries = 0
     for after in AFTER_SECONDS[1:]:
         aged(false, after + 5)
-        tries += looks.look(span)["open"]
+        tries += retry.round(span)["open"]
         aged(false, after + 3000)
-        assert looks.look(span)["open"] == 0
+        assert retry.round(span)["open"] == 0
     assert tries == len(AFTER_SECONDS) - 1
 
 
@@ -224,7 +225,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     for done in admin.delete_records([TopicPartition(topic, partition, places[2][1])]).values():
         done.result(60)
     now = 0.0
-    pruning = Pruning(Positions(desk.settings), clock=lambda: now)
+    pruning = Pruning(Offsets(desk.settings), clock=lambda: now)
     assert pruning.step(desk.db) == Pruned(letters=2, open_letters=1)
     assert desk.db.execute("select part, log_offset, state from sluice.dead_letter order by log_offset").fetchall() == [
         (*place, "open") for place in places[2:]
@@ -234,7 +235,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     for done in admin.delete_records([TopicPartition(topic, partition, places[3][1])]).values():
         done.result(60)
     assert pruning.step(desk.db) == Pruned()  # it looks now and then
-    now += LOOK_SECONDS
+    now += CHECK_SECONDS
     assert pruning.step(desk.db) == Pruned(letters=1, open_letters=1)
     assert desk.count() == 1
 
@@ -252,14 +253,14 @@ def test_hosts_that_nobody_uses_go(desk: Desk) -> None:
         union all select 'named', now(), null, null, null
         """
     )
-    assert Pruning(Positions(desk.settings)).step(desk.db) == Pruned(hosts=2)
+    assert Pruning(Offsets(desk.settings)).step(desk.db) == Pruned(hosts=2)
     left = desk.db.execute("select host from sluice.host order by host").fetchall()
     assert left == [("asked",), ("listed",), ("named",), ("paused",)]
 
 
 def await_leaders(desk: Desk) -> None:
     """Wait until every partition of the topic, which was just made, has a leader."""
-    positions = Positions(desk.settings)
+    positions = Offsets(desk.settings)
 
     def led() -> bool:
         try:
@@ -290,7 +291,7 @@ def test_history_that_is_over_goes_and_what_is_open_stays(desk: Desk) -> None:
         values ('did:plc:old', now() - interval '31 days'), ('did:plc:new', now());
         """
     )
-    assert Pruning(Positions(desk.settings)).step(desk.db) == Pruned(history=4)
+    assert Pruning(Offsets(desk.settings)).step(desk.db) == Pruned(history=4)
     assert desk.db.execute("select upstream from sluice.stream_gap order by 1").fetchall() == [("open",), ("recent",)]
     assert desk.db.execute("select upstream from sluice.skipped_range").fetchall() == [("open",)]
     assert desk.db.execute("select did from sluice.identity").fetchall() == [("did:plc:new",)]

@@ -10,11 +10,11 @@ import pytest
 from confluent_kafka import Producer
 from prometheus_client import REGISTRY
 
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.health import watch_disk
-from control.process import export_lag
+from control.control_process import export_lag
 from control.tasks.gauges import TOP_HOSTS, Gauges, hosts_with_work
 from schemas.settings import Settings
 
@@ -108,7 +108,7 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
     )
     looks = ("repos", "jobs", "ages", "sizes", "handles")
     failed = {look: value("sluice_gauge_queries_failed_total", query=look) for look in looks}
-    Gauges(settings).look(heavy=True)
+    Gauges(settings).refresh(heavy=True)
     assert {look: value("sluice_gauge_queries_failed_total", query=look) for look in failed} == failed
     assert [value("sluice_repos", phase=phase) for phase in ("pending", "backfill", "sync", "failed")] == [1, 2, 1, 1]
     assert value("sluice_repos_near_last_attempt") == 1
@@ -138,7 +138,7 @@ def test_only_the_hosts_with_most_work_are_labels(settings: Settings, db: psycop
     db.execute("insert into sluice.host (host) select 'https://x' || n from generate_series(1, 300) n")
     assert len({row["host"] for row in hosts_with_work(db, 3)}) == 3
     gauges = Gauges(settings)
-    gauges.look(heavy=True)
+    gauges.refresh(heavy=True)
     assert value("sluice_host_repos", host="https://h9.test", phase="pending") == 10
     shown = {sample.labels["host"] for metric in metrics.HOST_REPOS.collect() for sample in metric.samples}
     assert len(shown) == TOP_HOSTS
@@ -146,10 +146,10 @@ def test_only_the_hosts_with_most_work_are_labels(settings: Settings, db: psycop
     db.execute(
         "insert into sluice.identity (did, pds) select did, 'https://resolved.test' from sluice.repo where host is null"
     )
-    gauges.look(heavy=True)
+    gauges.refresh(heavy=True)
     assert value("sluice_host_repos", host="https://resolved.test", phase="pending") == 9, "a relay names no PDS"
     db.execute("update sluice.repo set phase = 'sync' where host = 'https://h9.test'")
-    gauges.look(heavy=True)
+    gauges.refresh(heavy=True)
     assert value("sluice_host_repos", host="https://h9.test", phase="pending") is None
 
 
@@ -160,14 +160,14 @@ def test_age_of_what_waits_stands_beside_the_topics_retention(settings: Settings
         stamp = int((time.time() - age) * 1000)
         producer.produce(settings.topic("firehose_live"), b"{}", "k", partition=part, timestamp=stamp)
     assert producer.flush(60) == 0
-    Gauges(settings).look(heavy=True)
+    Gauges(settings).refresh(heavy=True)
     assert value("sluice_oldest_unsettled_seconds", group="index", topic="firehose_live") == pytest.approx(
         2 * HOUR, abs=60
     )
     assert value("sluice_oldest_unsettled_seconds", group="index", topic="label_live") == 0
     assert value("sluice_retention_seconds", topic="firehose_live") == 7 * 24 * HOUR
     with psycopg.connect(settings.database, autocommit=True) as db:
-        export_lag(Positions(settings).standings(db))
+        export_lag(Offsets(settings).lags(db))
     assert value("sluice_topic_lag", topic="firehose_live") == 4
     assert value("sluice_lost_messages", group="index", topic="firehose_live") == 0
 
@@ -176,7 +176,7 @@ def test_a_look_that_fails_is_counted_and_the_others_go_on(settings: Settings, d
     repos(settings, db, 3)
     db.execute("alter table sluice.skipped_range rename to gone")
     before = value("sluice_gauge_queries_failed_total", query="left_over") or 0.0
-    Gauges(settings).look(heavy=False)
+    Gauges(settings).refresh(heavy=False)
     assert value("sluice_gauge_queries_failed_total", query="left_over") == before + 1
     assert value("sluice_repos", phase="pending") == 3
 
@@ -184,13 +184,13 @@ def test_a_look_that_fails_is_counted_and_the_others_go_on(settings: Settings, d
 def test_a_thread_that_dies_is_heard_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """B8: what is no failure of database or log ends the process."""
     gauges = Gauges(settings)
-    monkeypatch.setattr(gauges, "look", lambda *, heavy: json.loads("{"))
-    gauges.start()
+    monkeypatch.setattr(gauges, "refresh", lambda *, heavy: json.loads("{"))
+    gauges.worker.start()
     deadline = time.monotonic() + 30
-    while gauges.alive and time.monotonic() < deadline:
+    while gauges.worker.alive and time.monotonic() < deadline:
         time.sleep(0.01)
     with pytest.raises(json.JSONDecodeError):
-        gauges.check()
+        gauges.worker.check()
 
 
 def test_room_on_a_disk_is_read_when_it_is_scraped(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 
 from connectors.kafka.consumer import GroupConsumer
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, partition_of
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.tasks.scheduler import Leader, Scheduler, lost_tasks, task_topic
+from local.commands import environment
+from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import free_port
-from local.embedded.log import EmbeddedLog
-from local.up import environment
 from schemas import wire
 from schemas.settings import Settings
 from tests.support.broker import LogScope
@@ -51,7 +51,7 @@ def patient(settings: Settings, **more: Any) -> Settings:
 
 @pytest.fixture
 def scheduler(settings: Settings, store: RepoQueue) -> Scheduler:
-    return Scheduler(settings, store, LogProducer(settings), Positions(settings))
+    return Scheduler(settings, store, LogProducer(settings), Offsets(settings))
 
 
 def rows(store: RepoQueue, what: str) -> dict[str, object]:
@@ -178,7 +178,7 @@ def test_an_attempt_that_the_index_passed_without_closing_is_reaped(
     part = partition_of(DIDS[0], 2)
     store.produced([(claim.did, claim.attempt, part, 7)])
     assert scheduler.step().reaped == 0
-    offset = (Positions(settings).cluster, settings.group("index"), settings.topic("firehose_backfill"), part)
+    offset = (Offsets(settings).cluster, settings.group("index"), settings.topic("firehose_backfill"), part)
     statement = "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, %s, %s)"
     store._database().execute(statement, (*offset, 7))
     assert scheduler.step().reaped == 0

@@ -1,4 +1,4 @@
-"""Status and tables: what an operator sees is what the tables and the broker say."""
+"""MirrorStatus and tables: what an operator sees is what the tables and the broker say."""
 
 import io
 import json
@@ -16,10 +16,10 @@ from rich.console import Console
 
 from cli.settings_text import page as settings_page
 from cli.status_text import page, rows, table
-from connectors.kafka.offsets import Positions, Standing
+from connectors.kafka.offsets import Offsets, PartitionLag
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
-from control.status import JOBS_SHOWN, Collector, Status
-from local.progress import Progress, plain, rated, troubles
+from control.status import JOBS_SHOWN, Collector, MirrorStatus
+from local.progress_view import ProgressView, plain, problems, rated
 from schemas.settings import PUBLIC, Settings, load
 
 DIDS = [f"did:plc:{number:024}" for number in range(5)]
@@ -31,7 +31,7 @@ def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
 
 
 @pytest.fixture
-def status(settings: Settings) -> Status:
+def status(settings: Settings) -> MirrorStatus:
     """A mirror with one repo in each phase, a failing host, a paused host, a past-end group, and dead letters."""
     RepoQueue(settings).discover([ListedRepo(did) for did in DIDS])
     with psycopg.connect(settings.database, autocommit=True) as db:
@@ -49,7 +49,7 @@ def status(settings: Settings) -> Status:
             "insert into sluice.dead_letter (part, log_offset, topic, reason, error)"
             " values (0, 0, 'firehose_live', 'bad_frame', 'cut')"
         )
-        place = (Positions(settings).cluster, settings.group("index"), settings.topic("label_live"))
+        place = (Offsets(settings).cluster, settings.group("index"), settings.topic("label_live"))
         db.execute(
             "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, 0, 9)", place
         )
@@ -63,7 +63,7 @@ def status(settings: Settings) -> Status:
     return seen
 
 
-def test_counts_lag_and_troubles(status: Status) -> None:
+def test_counts_lag_and_troubles(status: MirrorStatus) -> None:
     """B9, B11, C5: phases, lag, what fails and why, what is paused, and a group past the end of its topic."""
     assert status.repos == {"pending": 1, "backfill": 1, "sync": 1, "unavailable": 1, "failed": 1}
     assert status.lag["index", "firehose_live"] == 3
@@ -73,24 +73,24 @@ def test_counts_lag_and_troubles(status: Status) -> None:
     assert status.dead_letters == {"open": 1}
     assert len(status.paused) == 1
     assert status.paused[0].startswith("https://full.test: rate limit for ")
-    told = " ".join(troubles(status))
+    told = " ".join(problems(status))
     assert "https://bad.test: 3 failures in a row (HTTP 500)" in told
     assert "past the end of label_live" in told
     assert "dead letters: 1 open" in told
 
 
-def test_pages_and_json_carry_the_same(status: Status) -> None:
+def test_pages_and_json_carry_the_same(status: MirrorStatus) -> None:
     text = page(status)
     assert "pending 1  backfill 1  sync 1  unavailable 1  failed 1" in text
     assert "cursor   firehose https://relay.test at 42" in text
     assert "failed   1 repos: boom" in text
     read = json.loads(json.dumps(status.as_json()))
     assert read["lag"]["index/firehose_live"] == 3
-    past = [standing for standing in read["standings"] if standing["past_end"]]
+    past = [standing for standing in read["partition_lags"] if standing["past_end"]]
     assert [(standing["topic"], standing["position"], standing["end"]) for standing in past] == [("label_live", 9, 0)]
 
 
-def test_jobs_are_bounded_and_an_empty_cursor_is_the_first_page(status: Status, settings: Settings) -> None:
+def test_jobs_are_bounded_and_an_empty_cursor_is_the_first_page(status: MirrorStatus, settings: Settings) -> None:
     """R5, B11: what is not over first; a mirror of every PDS has a job for each."""
     with psycopg.connect(settings.database, autocommit=True) as db:
         db.execute(
@@ -110,7 +110,7 @@ def test_jobs_are_bounded_and_an_empty_cursor_is_the_first_page(status: Status, 
     assert "cursor   firehose https://relay.test at the first page, " in text
 
 
-def test_tables_are_plain_reads(status: Status, settings: Settings) -> None:
+def test_tables_are_plain_reads(status: MirrorStatus, settings: Settings) -> None:
     found = rows(settings, "dead_letters", {"state": "open", "limit": 10})
     assert [(row["reason"], row["error"]) for row in found] == [("bad_frame", "cut")]
     assert rows(settings, "dead_letters", {"state": "retried", "limit": 10}) == []
@@ -126,7 +126,7 @@ def sluice(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_retry_puts_failed_repos_back_with_all_fields_reset(status: Status, settings: Settings) -> None:
+def test_retry_puts_failed_repos_back_with_all_fields_reset(status: MirrorStatus, settings: Settings) -> None:
     """T6: failed work is pending again, nothing of the failure is left; what has not failed is not touched."""
     with psycopg.connect(settings.database, autocommit=True) as db:
         db.execute(
@@ -134,7 +134,7 @@ def test_retry_puts_failed_repos_back_with_all_fields_reset(status: Status, sett
         )
         ended = sluice(settings, "backfill", "retry", DIDS[4], DIDS[0])
         assert (ended.returncode, ended.stdout) == (0, "retried 1\n")
-        assert f"{DIDS[0]} is not failed, or not known" in ended.stderr
+        assert f"{DIDS[0]} is not failed, or unknown" in ended.stderr
         reset = "phase, reason, retry_count, last_error, queued_at, completed_at, started_at, lease_until"
         row = db.execute(f"select {reset} from sluice.repo where did = %s", (DIDS[4],)).fetchone()
         assert row == ("pending", "retry", 0, None, None, None, None, None)
@@ -143,7 +143,7 @@ def test_retry_puts_failed_repos_back_with_all_fields_reset(status: Status, sett
 
 
 def test_lag_does_not_count_what_the_log_has_lost() -> None:
-    standing = Standing("index", "firehose_live", 0, start=10, position=4, end=25)
+    standing = PartitionLag("index", "firehose_live", 0, start=10, position=4, end=25)
     assert (standing.lag, standing.lost, standing.past_end) == (15, 6, False)
 
 
@@ -158,12 +158,12 @@ def test_a_backfill_group_stands_where_the_broker_says(settings: Settings) -> No
     reader.commit(offsets=[TopicPartition(settings.topic("repo_backfill"), 1, 2)], asynchronous=False)
     reader.close()
     with psycopg.connect(settings.database, autocommit=True) as db:
-        standings = Positions(settings).standings(db)
+        standings = Offsets(settings).lags(db)
     mine = [s for s in standings if (s.group, s.topic, s.partition) == ("backfill", "repo_backfill", 1)]
     assert [(s.start, s.position, s.end, s.lag) for s in mine] == [(0, 2, 5, 3)]
 
 
-def test_rates_are_since_the_look_before(status: Status) -> None:
+def test_rates_are_since_the_look_before(status: MirrorStatus) -> None:
     from dataclasses import replace
 
     later = rated(status, replace(status, records=status.records + 100), 4.0)
@@ -172,10 +172,10 @@ def test_rates_are_since_the_look_before(status: Status) -> None:
     assert "(25/s)" in plain(later, 0)
 
 
-def test_progress_is_lines_in_a_file_and_a_view_on_a_terminal(status: Status) -> None:
+def test_progress_is_lines_in_a_file_and_a_view_on_a_terminal(status: MirrorStatus) -> None:
     written, shown = io.StringIO(), io.StringIO()
     ticks = iter((0.0, 0.0, 1.0, 2.5, 2.5))
-    with Progress(Console(file=written, width=400), clock=lambda: next(ticks)) as progress:
+    with ProgressView(Console(file=written, width=400), clock=lambda: next(ticks)) as progress:
         for _ in range(3):
             progress.show(status, restarts=2)
         progress.note("index", "ended by SIGKILL")
@@ -183,7 +183,7 @@ def test_progress_is_lines_in_a_file_and_a_view_on_a_terminal(status: Status) ->
     assert len([line for line in lines if "repos: pending 1" in line]) == 2, "every two seconds"
     assert "restarts: 2" in lines[0]
     assert lines[-1].endswith("index: ended by SIGKILL")
-    with Progress(Console(file=shown, force_terminal=True, width=200), clock=time.monotonic) as progress:
+    with ProgressView(Console(file=shown, force_terminal=True, width=200), clock=time.monotonic) as progress:
         progress.note("index", "ended by SIGKILL")
         progress.show(status, restarts=2)
     assert "unavailable" in shown.getvalue()

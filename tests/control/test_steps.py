@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from connectors.kafka.log import LogUnavailable
-from control.tasks import runner as steps
-from control.tasks.runner import Close, Kind, Step, StepThread, Work
+from control.tasks import step_thread as steps
+from control.tasks.step_thread import Close, ControlStep, StepResult, StepThread, Work
 from tests.support.flow_process import wait_until
 
 Run = Callable[..., StepThread]
@@ -29,31 +29,31 @@ def run(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run
     started: list[StepThread] = []
 
     def start(name: str, work: Work, close: Close = lambda: None, **more: object) -> StepThread:
-        thread = StepThread(Kind(name, lambda: (work, close), 0.001, **more), leads.is_set)  # type: ignore[arg-type]
+        thread = StepThread(ControlStep(name, lambda: (work, close), 0.001, **more), leads.is_set)  # type: ignore[arg-type]
         started.append(thread)
-        thread.start()
+        thread.worker.start()
         return thread
 
     yield start
     for one in started:
-        one.stop(10)
+        one.worker.stop(10)
 
 
 def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
     """H1: pruning failed for 19 minutes, and dead letters and lag behind it in the pass never came."""
     release, calls = threading.Event(), {"fails": 0, "works": 0}
 
-    def fails() -> Step:
+    def fails() -> StepResult:
         calls["fails"] += 1
         raise LogUnavailable("list_topics: timed out")
 
-    def waits() -> Step:
+    def waits() -> StepResult:
         release.wait(30)
-        return Step()
+        return StepResult()
 
-    def works() -> Step:
+    def works() -> StepResult:
         calls["works"] += 1
-        return Step(queued=1)
+        return StepResult(queued=1)
 
     failing, waiting, working = run("pruning", fails), run("lag", waits), run("letters", works)
     wait_until(lambda: calls["fails"] > 3 and calls["works"] > 10)
@@ -62,7 +62,7 @@ def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
     assert working.take().queued > 10
     release.set()
     for one in (failing, waiting, working):
-        one.check()
+        one.worker.check()
 
 
 def test_clients_that_failed_are_built_anew(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,21 +76,21 @@ def test_clients_that_failed_are_built_anew(leads: threading.Event, monkeypatch:
         number = len(built)
         built.append(number)
 
-        def work() -> Step:
+        def work() -> StepResult:
             if number < 2:
                 raise LogUnavailable("this client is broken")
             worked.set()
-            return Step()
+            return StepResult()
 
         return work, lambda: closed.append(number)
 
-    thread = StepThread(Kind("lag", build, 0.001), leads.is_set)
-    thread.start()
+    thread = StepThread(ControlStep("lag", build, 0.001), leads.is_set)
+    thread.worker.start()
     assert worked.wait(30)
     wait_until(lambda: thread.problem == "")
     assert built == [0, 1, 2]
     assert closed == [0, 1]
-    thread.stop(10)
+    thread.worker.stop(10)
     assert closed == [0, 1, 2]
 
 
@@ -98,28 +98,28 @@ def test_a_lost_connection_is_tried_again(run: Run) -> None:
     """A database opens its connection anew by itself."""
     calls: list[int] = []
 
-    def work() -> Step:
+    def work() -> StepResult:
         calls.append(1)
         if len(calls) == 1:
             raise psycopg.OperationalError("the connection is lost")
-        return Step(reaped=1)
+        return StepResult(reaped=1)
 
     thread = run("recover", work)
     wait_until(lambda: thread.take().reaped)
-    thread.check()
+    thread.worker.check()
 
 
 def test_any_other_error_ends_the_process(run: Run) -> None:
     """B8: it is raised where the process ends of it."""
 
-    def work() -> Step:
+    def work() -> StepResult:
         raise ValueError("impossible")
 
     thread = run("recover", work)
 
     def raised() -> bool:
         try:
-            thread.check()
+            thread.worker.check()
         except ValueError:
             return True
         return False
@@ -132,9 +132,9 @@ def test_only_the_leader_works(run: Run, leads: threading.Event) -> None:
     calls: list[str] = []
 
     def noting(name: str) -> Work:
-        def work() -> Step:
+        def work() -> StepResult:
             calls.append(name)
-            return Step()
+            return StepResult()
 
         return work
 
@@ -147,6 +147,6 @@ def test_only_the_leader_works(run: Run, leads: threading.Event) -> None:
 
 
 def test_steps_add_up() -> None:
-    assert Step(queued=1, reaped=2) + Step(queued=3, lost_events=4) == Step(4, 0, 2, 4)
-    assert Step().idle
-    assert not Step(requeued=1).idle
+    assert StepResult(queued=1, reaped=2) + StepResult(queued=3, lost_events=4) == StepResult(4, 0, 2, 4)
+    assert StepResult().idle
+    assert not StepResult(requeued=1).idle

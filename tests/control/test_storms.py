@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer
 from connectors.postgres.repo_queue import FOREVER, ListedRepo, RepoQueue
 from connectors.runtime import metrics
@@ -73,7 +73,7 @@ def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
 @pytest.fixture
 def scheduler(settings: Settings) -> Iterator[Scheduler]:
     store = RepoQueue(settings)
-    one = Scheduler(settings, store, LogProducer(settings), Positions(settings))
+    one = Scheduler(settings, store, LogProducer(settings), Offsets(settings))
     yield one
     one.close()
     store.close()
@@ -90,7 +90,7 @@ def test_a_listing_is_not_compared_with_rows_that_wait_for_the_log(
     say(settings, now - GRACE - 300)  # unread, and older than the listing
     assert scheduler.lost_events() == []
     assert phases(db) == {"sync": 267}
-    cluster = Positions(settings).cluster
+    cluster = Offsets(settings).cluster
     db.execute(
         "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, 1, 1)",
         (cluster, settings.group("index"), settings.topic("firehose_live")),
@@ -116,7 +116,7 @@ def test_a_listing_is_not_compared_with_a_stream_that_has_not_come_so_far(
 
 def test_without_a_firehose_only_the_log_counts(settings: Settings, db: psycopg.Connection[Any]) -> None:
     """A mirror of snapshots alone."""
-    settled = Settled(settings, Positions(settings))
+    settled = Settled(settings, Offsets(settings))
     assert time.time() - 60 < settled.until() < FOREVER
     settled.close()
 

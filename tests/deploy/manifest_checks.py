@@ -15,8 +15,9 @@ from typer.main import get_command
 
 from cli.main import app
 from connectors.kafka.producer import DELIVERY_SECONDS
-from local.run import PROCESSES, require
+from local.run import require
 from schemas.errors import OperatorError
+from schemas.flows import PROCESSES
 from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
 from schemas.tuning import Tuning
 from tests.deploy.rendering import Document

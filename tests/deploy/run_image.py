@@ -29,7 +29,7 @@ import yaml
 from bench.support.simulated import simulated
 from bench.support.stack import stack, until
 from local.embedded.guarded_process import free_port
-from local.run import PROCESSES
+from schemas.flows import PROCESSES
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "deploy" / "k8s" / "base" / "processes"
 CGROUP = Path("/sys/fs/cgroup/memory")

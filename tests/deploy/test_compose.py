@@ -2,14 +2,13 @@
 
 import re
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from control.api.guard import TokenScope, needs_token, token_scope
-from local.run import PROCESSES, require
-from ops.git_pages import BRANCH
+from local.run import require
+from schemas.flows import PROCESSES
 from tests.deploy.manifest_checks import TAGGED, misread, settings_of
 from tests.deploy.rendering import ROOT, read
 
@@ -79,18 +78,6 @@ def test_addresses_name_services_that_listen_there() -> None:
     assert settings.database == f"postgresql://{user}:{password}@postgres:5432/{base}"
     assert config("console.yml")["kafka"]["brokers"] == [settings.kafka_bootstrap]
     assert config("console.yml")["schemaRegistry"]["urls"] == [settings.kafka_schema_registry]
-
-
-def test_console_clones_the_pages_of_the_topics() -> None:
-    """U2: from the service that serves them, whose command runs and which is up before (test_git_pages has the clone)."""
-    repository = config("console.yml")["console"]["topicDocumentation"]["git"]["repository"]
-    address = urlsplit(repository["url"])
-    service = SERVICES[str(address.hostname)]
-    assert service["command"][:3] == ["topics", "docs", "--serve"]
-    assert service["command"][3].endswith(f":{address.port}")
-    assert misread(service["command"]) is None
-    assert f"refs/heads/{repository['branch']}" == BRANCH
-    assert SERVICES["console"]["depends_on"][address.hostname] == {"condition": "service_healthy"}
 
 
 def test_prometheus_scrapes_every_process_and_has_our_rules() -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from connectors.postgres.repo_queue import ListedRepo
-from control.filters import FilterWalk
+from control.filter_changes import FilterWalk
 from schemas import wire
 from tests.filters.test_filtered_index import LIKE, POST, Bed, commit, created, op, outcome
 from tests.support.postgres import fresh_database

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
-from control import filters
-from control.filters import FilterWalk
+from control import filter_changes
+from control.filter_changes import FilterWalk
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
 from schemas import wire
@@ -61,14 +61,14 @@ class Bed:
         self.feed(*(created(did, attempt, rev, path) for path in paths), outcome(did, attempt, rev, len(paths)))
 
     def set(self, *collections: str, **more: Any) -> None:
-        filters.change(self.db, FilterSpec(collections=list(collections) or ["*"], **more))
+        filter_changes.change(self.db, FilterSpec(collections=list(collections) or ["*"], **more))
 
     def walk(self) -> None:
         walk = FilterWalk(repos=2, prune_repos=2)
         wait_until(lambda: not (walk.step(self.db).changed or self.state().walking or self.state().pruning))
 
     def state(self) -> Any:
-        return filters.show(self.db)
+        return filter_changes.show(self.db)
 
     def repo(self, did: str = ONE) -> tuple[str, str]:
         ((phase, reason),) = self.db.execute("select phase, reason from sluice.repo where did = %s", (did,)).fetchall()
@@ -145,7 +145,7 @@ def test_live_operations_outside_are_not_written_and_leave_nothing_stale(bed: Be
     assert bed.rows() == [LIKE, POST, OTHER], "narrowing removes nothing by itself"
     bed.feed(commit(ONE, "3b", "3a", op("update", LIKE), op("create", OTHER + ".new"), op("delete", POST)))
     assert (bed.rows(), bed.repo()) == ([OTHER], ("sync", "synced"))
-    filters.prune(bed.db)
+    filter_changes.prune(bed.db)
     bed.walk()
     assert (bed.rows(), bed.state().clean) == ([], True)
     bed.feed(commit(ONE, "3c", "3b", op("create", LIKE), op("create", POST)))
@@ -191,7 +191,7 @@ def test_a_prune_in_the_middle_of_an_attempt_is_no_failure_of_it(bed: Bed) -> No
     attempt = bed.claim()
     bed.feed(*(created(ONE, attempt, "3a", path) for path in (LIKE, OTHER, POST)))
     bed.set(POST)
-    filters.prune(bed.db)
+    filter_changes.prune(bed.db)
     bed.walk()
     assert bed.rows() == [POST]
     bed.feed(outcome(ONE, attempt, "3a", 3))
@@ -204,7 +204,7 @@ def test_a_prune_after_records_were_left_out_by_another_filter_is_noticed(bed: B
     attempt = bed.claim()
     bed.feed(*(created(ONE, attempt, "3a", path) for path in (LIKE, POST)))
     bed.set(LIKE)
-    filters.prune(bed.db)
+    filter_changes.prune(bed.db)
     bed.walk()
     bed.feed(outcome(ONE, attempt, "3a", 2))
     assert bed.repo() == ("pending", "filter")
@@ -237,7 +237,7 @@ def test_a_change_waits_for_transactions_under_the_old_filter(bed: Bed) -> None:
 
     def widen() -> None:
         with psycopg.connect(bed.settings.database, autocommit=True) as db:
-            filters.change(db, FilterSpec())
+            filter_changes.change(db, FilterSpec())
         changed.set()
 
     thread = threading.Thread(target=widen)
@@ -274,7 +274,7 @@ def test_a_boundary_of_dids_stops_the_others_and_takes_them_in_again(bed: Bed) -
     assert bed.store.discover([ListedRepo(three), ListedRepo(TWO, rev="3c")]).tasks == []
     assert bed.db.execute("select count(*) from sluice.repo").fetchone() == (2,)
     assert (bed.rows(TWO), bed.repo(TWO)) == ([LIKE, POST, OTHER], ("unavailable", "outside"))
-    filters.prune(bed.db)
+    filter_changes.prune(bed.db)
     bed.walk()
     assert (bed.rows(), bed.rows(TWO)) == ([LIKE, POST, OTHER], [])
     bed.set()
@@ -319,5 +319,5 @@ def test_a_signal_collection_decides_who_is_in(bed: Bed) -> None:
 
 
 def test_a_signal_has_to_be_kept(bed: Bed) -> None:
-    with pytest.raises(OperatorError, match="do not keep the signal"):
+    with pytest.raises(OperatorError, match="leave out the signal"):
         bed.set("app.bsky.*", boundary="collection", signal=OTHER)

@@ -26,12 +26,12 @@ from connectors.kafka import topics
 from connectors.kafka.back_pressure import HighWater
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.migrate import migrate
-from local.embedded.log import EmbeddedLog
+from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.secured_listener import SecuredListener
-from ops import replay
+from ops import log_spans
 from schemas.settings import Settings, SettingsError, load
 from tests.support import ROOT
 
@@ -107,10 +107,10 @@ def test_every_client_authenticates(secured: Any, database: str, mechanism: str)
     consumer.close()
     migrate(database)
     with psycopg.connect(database) as db:
-        standings = Positions(settings).standings(db)
+        standings = Offsets(settings).lags(db)
     assert [one.position for one in standings if one.topic == "repo_backfill" and one.end] == [1]
     spans = {part: span for (_, part), span in watermarks(settings, ["repo_backfill"]).items() if span[1]}
-    assert sum(len(batch) for batch in replay.read(settings, "repo_backfill", spans, 10)) == 1
+    assert sum(len(batch) for batch in log_spans.read(settings, "repo_backfill", spans, 10)) == 1
     LogProducer(settings).send([Out("repo_backfill", did, b"{}")] * 2)
     watch = HighWater(settings.replaced(kafka_high_water_messages=1), "repo_backfill", "backfill")
     watch.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from local.embedded.database import DatabaseUnavailable, EmbeddedDatabase
+from local.embedded.embedded_database import DatabaseUnavailable, EmbeddedDatabase
 
 
 def test_each_test_has_a_database_of_its_own(database: str, blank_database: str) -> None:

@@ -23,7 +23,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from local.embedded.log import EmbeddedLog, LogUnavailable
+from local.embedded.embedded_log import EmbeddedLog, EmbeddedLogUnavailable
 from tests.support.broker import LogScope, admin_client, create_topic
 from tests.support.tcp_proxy import Proxy
 
@@ -199,7 +199,7 @@ def test_an_occupied_port_is_one_line(tmp_path: Path) -> None:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
         port = squatter.getsockname()[1]
-        with pytest.raises(LogUnavailable) as refusal:
+        with pytest.raises(EmbeddedLogUnavailable) as refusal:
             EmbeddedLog(tmp_path / "log", port=port).start()
     assert f"port {port} on 127.0.0.1 is occupied" in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -230,7 +230,7 @@ def test_what_is_missing_is_one_line(
         fake_java(tools, java)
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(LogUnavailable) as refusal:
+    with pytest.raises(EmbeddedLogUnavailable) as refusal:
         EmbeddedLog(tmp_path / "log", jars=tmp_path / "jars").start()
     said = str(refusal.value)
     assert reason in said
@@ -247,7 +247,7 @@ def test_a_failed_fetch_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypat
     maven.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(LogUnavailable, match=r"Maven could not fetch Apache Kafka .*Connection refused"):
+    with pytest.raises(EmbeddedLogUnavailable, match=r"Maven could not fetch Apache Kafka .*Connection refused"):
         EmbeddedLog(tmp_path / "log", jars=tmp_path / "cache" / "jars").start()
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [".jars.lock"]
 
@@ -255,7 +255,7 @@ def test_a_failed_fetch_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypat
 def test_a_data_folder_in_use_is_one_line(
     private_log: EmbeddedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("local.embedded.log.BUSY_SECONDS", 0.2)
-    with pytest.raises(LogUnavailable, match="is in use by another process"):
+    monkeypatch.setattr("local.embedded.embedded_log.BUSY_SECONDS", 0.2)
+    with pytest.raises(EmbeddedLogUnavailable, match="is in use by another process"):
         EmbeddedLog(tmp_path / "log").start()
     assert private_log.running

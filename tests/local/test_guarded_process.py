@@ -30,8 +30,8 @@ from local.embedded.guarded_process import (
 # the owner: starts the server named in argv, tells its pid, waits to be killed
 OWNER = """
 import sys, pathlib, threading
-from local.embedded.log import EmbeddedLog
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_log import EmbeddedLog
+from local.embedded.embedded_database import EmbeddedDatabase
 server = {"log": EmbeddedLog, "database": EmbeddedDatabase}[sys.argv[1]](pathlib.Path(sys.argv[2]))
 starter = threading.Thread(target=server.start)  # a thread that ends must not take the server along
 starter.start()

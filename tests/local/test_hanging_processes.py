@@ -19,9 +19,9 @@ import pytest
 
 from connectors.kafka.producer import LogProducer, Out, dead_letter
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
+from local.commands import environment
 from local.embedded.guarded_process import free_port
 from local.supervisor import DRAIN_SECONDS, Child, Command, Supervisor
-from local.up import environment
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
@@ -59,10 +59,10 @@ IndexPartition.poll = failing
 
 BLIND = """
 from connectors.kafka.log import LogUnavailable
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 def parts(self, topics):
     raise LogUnavailable("list_topics: timed out")
-Positions.parts = parts
+Offsets.parts = parts
 """
 
 
@@ -122,7 +122,7 @@ def test_a_flow_that_hangs_in_c_is_started_again_and_says_where(run: Run, settin
     assert not flag.exists()  # the fault fired
     assert page["state"] == "hung"
     run.until(lambda: child.running and child.pid != first)
-    ((_, what),) = [(who, what) for who, what in run.said if "exit code" in what and "starting again" in what]
+    ((_, what),) = [(who, what) for who, what in run.said if "exit code" in what and "restarting" in what]
     assert f"ended with exit code {EXIT_HUNG} (it hung)" in what
     assert "last words: no progress for 3 s: the flow's thread at" in what
     assert "(hang)" in what
@@ -153,7 +153,7 @@ def test_a_flow_that_hangs_in_c_obeys_sigterm_within_its_grace(run: Run, setting
 def test_the_last_words_of_a_flow_are_its_cause(run: Run, settings: Settings) -> None:
     """H1: the engine's own lines come last, and `up` printed `run with RUST_BACKTRACE=full`."""
     run.start("index", settings, FAIL)
-    what = run.until(lambda: next((what for _, what in run.said if "starting again" in what), None), START_SECONDS)
+    what = run.until(lambda: next((what for _, what in run.said if "restarting" in what), None), START_SECONDS)
     assert what.endswith("last words: ValueError: the shape of this is impossible")
 
 

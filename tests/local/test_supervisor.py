@@ -77,14 +77,14 @@ def test_a_killed_child_is_started_again_and_named(supervisor: Supervisor, heard
     until(lambda: child.running and child.pid != first, supervisor.tick)
     assert child.restarts == supervisor.restarts == 1
     assert heard.said[0][0] == "index"
-    assert "ended by SIGKILL; starting again in 0.5 s" in heard.said[0][1]
+    assert "ended by SIGKILL; restarting in 0.5 s" in heard.said[0][1]
 
 
 def test_a_child_that_keeps_ending_is_started_ever_later(supervisor: Supervisor, heard: Heard) -> None:
     """G5: no tight loop of restarts."""
     supervisor.add(python("labels", "raise SystemExit('no such labeler')"))
     until(lambda: len(heard.said) == 3, supervisor.tick)
-    waits = [what.partition("again in ")[2].partition(" s")[0] for _, what in heard.said]
+    waits = [what.partition("restarting in ")[2].partition(" s")[0] for _, what in heard.said]
     assert [round(float(wait), 1) for wait in waits] == [0.5, 1.0, 2.0]
     assert all(what.endswith("last words: no such labeler") for _, what in heard.said)
 

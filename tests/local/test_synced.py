@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from connectors.kafka.offsets import Standing
-from control.process_status import Sighting
-from control.status import PHASES, Status
-from local.until_synced import QUIET_SECONDS, Synced
+from connectors.kafka.offsets import PartitionLag
+from control.process_status import ProcessStatus
+from control.status import PHASES, MirrorStatus
+from local.until_synced import QUIET_SECONDS, SyncCheck
 from schemas.settings import load
 
 RELAY = "https://relay.test"
@@ -21,7 +21,7 @@ class Clock:
         return self.now
 
 
-def firehose(event_time: float = 0.0, seq: float = 5, waiting: float = 0, connected: float = 1) -> Sighting:
+def firehose(event_time: float = 0.0, seq: float = 5, waiting: float = 0, connected: float = 1) -> ProcessStatus:
     labels = (("upstream", RELAY),)
     metrics = {
         "sluice_websocket_connections": {(): connected},
@@ -29,17 +29,20 @@ def firehose(event_time: float = 0.0, seq: float = 5, waiting: float = 0, connec
         "sluice_upstream_seq": {labels: seq},
         "sluice_stream_queue_frames": {(): waiting},
     }
-    return Sighting("firehose", "firehose", 1, 1, "working", metrics=metrics)
+    return ProcessStatus("firehose", "firehose", 1, 1, "working", metrics=metrics)
 
 
-def done(**repos: int) -> Status:
-    return Status(
+def done(**repos: int) -> MirrorStatus:
+    return MirrorStatus(
         repos=dict.fromkeys(PHASES, 0) | {"sync": 3} | repos,
         retrying=0,
         records=9,
         labels=0,
         held_events=0,
-        standings=[Standing("index", "firehose_live", 0, 0, 7, 7), Standing("backfill", "repo_backfill", 0, 0, 3, 3)],
+        partition_lags=[
+            PartitionLag("index", "firehose_live", 0, 0, 7, 7),
+            PartitionLag("backfill", "repo_backfill", 0, 0, 3, 3),
+        ],
         failing_hosts=[],
         failures=[],
         cursors=[],
@@ -51,13 +54,13 @@ def done(**repos: int) -> Status:
     )
 
 
-def looker() -> tuple[Synced, Clock]:
+def looker() -> tuple[SyncCheck, Clock]:
     clock = Clock()
-    return Synced(load(relays=[RELAY]), clock), clock
+    return SyncCheck(load(relays=[RELAY]), clock), clock
 
 
 def test_done_at_once_when_everything_is() -> None:
-    assert looker()[0].look(done(unavailable=1, failed=1))
+    assert looker()[0].check(done(unavailable=1, failed=1))
 
 
 def test_a_relay_s_listing_that_was_cut_is_not_its_end_but_a_pds_s_holds_up_nothing() -> None:
@@ -65,39 +68,39 @@ def test_a_relay_s_listing_that_was_cut_is_not_its_end_but_a_pds_s_holds_up_noth
     synced, _ = looker()
     cut = {"done": True, "cut": "its cursors go round"}
     relay = {"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": cut}
-    assert not synced.look(replace(done(), jobs=[relay]))
+    assert not synced.check(replace(done(), jobs=[relay]))
     assert synced.waits_for == f"the listing of {RELAY}"
     pds = {"source": {"pds": "https://pds.example"}, "status": "running", "name": "list", "checkpoint": cut}
-    assert synced.look(replace(done(), jobs=[*done().jobs, pds]))
+    assert synced.check(replace(done(), jobs=[*done().jobs, pds]))
 
 
 def test_waits_for_a_listing_that_has_not_ended() -> None:
     synced, _ = looker()
     running = [{"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": {}}]
-    assert not synced.look(replace(done(), jobs=[]))
-    assert not synced.look(replace(done(), jobs=running))
+    assert not synced.check(replace(done(), jobs=[]))
+    assert not synced.check(replace(done(), jobs=running))
     assert synced.waits_for == f"the listing of {RELAY}"
 
 
 def test_waits_for_repos_that_move_and_for_queued_ones() -> None:
     synced, _ = looker()
-    assert not synced.look(done(pending=1))
-    assert not synced.look(done(backfill=1))
-    assert not synced.look(replace(done(), standings=[Standing("backfill", "repo_resync", 0, 0, 2, 3)]))
+    assert not synced.check(done(pending=1))
+    assert not synced.check(done(backfill=1))
+    assert not synced.check(replace(done(), partition_lags=[PartitionLag("backfill", "repo_resync", 0, 0, 2, 3)]))
     assert synced.waits_for == "1 queued repos"
 
 
 def test_waits_for_a_stream_that_is_behind() -> None:
     synced, clock = looker()
     behind = replace(done(), processes=[firehose(event_time=10.0)])
-    assert not synced.look(behind)
-    assert not synced.look(replace(done(), processes=[]))
-    assert not synced.look(replace(done(), processes=[firehose(connected=0)]))
+    assert not synced.check(behind)
+    assert not synced.check(replace(done(), processes=[]))
+    assert not synced.check(replace(done(), processes=[firehose(connected=0)]))
     clock.now += QUIET_SECONDS
-    assert not synced.look(replace(done(), processes=[firehose(waiting=1)]))
-    assert not synced.look(replace(done(), processes=[firehose(seq=6)])), "it moved"
+    assert not synced.check(replace(done(), processes=[firehose(waiting=1)]))
+    assert not synced.check(replace(done(), processes=[firehose(seq=6)])), "it moved"
     clock.now += QUIET_SECONDS
-    assert synced.look(replace(done(), processes=[firehose(seq=6)]))
+    assert synced.check(replace(done(), processes=[firehose(seq=6)]))
 
 
 def test_a_stream_that_has_only_just_connected_is_not_quiet_yet() -> None:
@@ -105,23 +108,23 @@ def test_a_stream_that_has_only_just_connected_is_not_quiet_yet() -> None:
     synced, clock = looker()
     for connected in (0, 1):
         clock.now += QUIET_SECONDS
-        assert not synced.look(replace(done(), processes=[firehose(connected=connected)]))
+        assert not synced.check(replace(done(), processes=[firehose(connected=connected)]))
     clock.now += QUIET_SECONDS
-    assert synced.look(replace(done(), processes=[firehose()]))
+    assert synced.check(replace(done(), processes=[firehose()]))
 
 
 def test_waits_until_the_index_has_what_the_log_held() -> None:
     """A writer that goes on does not move the goal."""
     synced, _ = looker()
-    backfill = Standing("backfill", "repo_backfill", 0, 0, 3, 3)
+    backfill = PartitionLag("backfill", "repo_backfill", 0, 0, 3, 3)
     for position, end, expected in ((5, 7, False), (6, 20, False), (7, 30, True)):
-        standings = [Standing("index", "firehose_live", 0, 0, position, end), backfill]
-        assert synced.look(replace(done(), standings=standings)) is expected
+        standings = [PartitionLag("index", "firehose_live", 0, 0, position, end), backfill]
+        assert synced.check(replace(done(), partition_lags=standings)) is expected
 
 
 def test_a_repo_that_moves_again_before_the_end_is_waited_for() -> None:
     synced, _ = looker()
-    behind = [Standing("index", "firehose_live", 0, 0, 5, 7)]
-    assert not synced.look(replace(done(), standings=behind))
-    assert not synced.look(done(pending=1))
-    assert synced.look(done())
+    behind = [PartitionLag("index", "firehose_live", 0, 0, 5, 7)]
+    assert not synced.check(replace(done(), partition_lags=behind))
+    assert not synced.check(done(pending=1))
+    assert synced.check(done())

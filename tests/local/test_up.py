@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from control.process_status import Registry, look, registered
+from control.process_status import Registry, check_process, registered
 from tests.support.flow_process import is_running
 from tests.support.simulation import Simulation
 
@@ -142,7 +142,7 @@ def test_kills_restarts_and_a_clean_end(home: Path, simulator: Callable[..., Sim
 def _restarted(home: Path, killed: int) -> Registry | None:
     found = registered(home)
     index = [process for process in found.processes if process.kind == "index"] if found else []
-    return found if index and index[0].pid != killed and look(index[0]).ready else None
+    return found if index and index[0].pid != killed and check_process(index[0]).ready else None
 
 
 def at_rest(home: Path) -> dict[str, Any] | None:
@@ -165,7 +165,7 @@ def test_status_a_second_up_and_a_killed_one(home: Path, simulator: Callable[...
         assert page["repos"]["sync"] == len(true_records(simulation))
         assert {process["kind"] for process in page["processes"]} >= {"index", "backfill", "kafka", "postgres"}
         assert page["lag"]["index/firehose_backfill"] == 0
-        assert not any(standing["past_end"] for standing in page["standings"])
+        assert not any(standing["past_end"] for standing in page["partition_lags"])
         argv, env = command("cursors", "list", "--data-dir", str(home))
         assert simulation.relays[0] in subprocess.run(argv, env=env, capture_output=True, check=True, text=True).stdout
 

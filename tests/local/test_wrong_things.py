@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from control.process_status import FILE
-from control.status import Status
+from control.status import MirrorStatus
 from local import preflight
-from local.embedded.database import DatabaseUnavailable, EmbeddedDatabase, find_binaries, first_error
+from local.embedded.embedded_database import DatabaseUnavailable, EmbeddedDatabase, find_binaries, first_error
 from local.preflight import check_embeddable
 from local.up import totals
 from schemas.errors import OperatorError
@@ -256,6 +256,6 @@ def test_a_check_of_tables_that_are_not_kept_says_so(database: str) -> None:
 def test_the_rate_of_a_run_is_never_negative() -> None:
     """Exact counts at the end were compared with an estimate at the beginning."""
     status: Any = type("Seen", (), {"repos": {}, "events": 5, "dead_letters": {}})
-    assert isinstance(Status, type)
+    assert isinstance(MirrorStatus, type)
     assert totals(status, (90, 0), status, 100, 10.0)["records_per_second"] == 0
     assert totals(status, (150, 0), status, 100, 10.0)["records_per_second"] == 5.0

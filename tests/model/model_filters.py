@@ -1,4 +1,4 @@
-"""The filter of the model's database: `control/filters.py` and the statements of `filter.sql`, one repo a step.
+"""The filter of the model's database: `control/filter_changes.py` and the statements of `filter.sql`, one repo a step.
 
 Collections alone; the network boundary has tests of its own (tests/filters). Every change moves the clock a little first,
 as PostgreSQL's own would have: what was completed before is then older than the change.
@@ -48,7 +48,7 @@ class FilterRow:
         return self.widened_at is not None and row.completed_at < self.widened_at
 
     def set(self, collections: Iterable[str], now: float) -> None:
-        """control.filters.change."""
+        """control.filter_changes.change."""
         chosen, before = tuple(collections), self.filter
         clean = before.clean and covers(chosen, before.collections)
         if not covers(before.collections, chosen):
@@ -58,7 +58,7 @@ class FilterRow:
         self.rules.clear()
 
     def prune(self) -> None:
-        """control.filters.prune."""
+        """control.filter_changes.prune."""
         self.prune_after, self.prune_version = "", self.filter.version
 
     def pruned(self, after: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from connectors.postgres.repo_queue import Claim, Discovery, ListedRepo, RepoQueue
-from control import filters
+from control import filter_changes
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
 from flows.index.stream_offsets import PartitionLost as RealPartitionLost
@@ -185,7 +185,7 @@ class Twin:
         self.model = ModelTables(Kernel())
         self.sql = sql
         self.compared = 0
-        self.walk = filters.FilterWalk(repos=1, prune_repos=1)
+        self.walk = filter_changes.FilterWalk(repos=1, prune_repos=1)
         sql.reset()
 
     @property
@@ -283,12 +283,12 @@ class Twin:
     def set_filter(self, collections: Sequence[str]) -> None:
         self.model.set_filter(collections)
         self.sql.set_time(self.model.now)
-        filters.change(self.sql.db, FilterSpec(collections=list(collections)))
+        filter_changes.change(self.sql.db, FilterSpec(collections=list(collections)))
         self.same("set_filter", None, None)
 
     def prune(self) -> None:
         self.model.prune()
-        filters.prune(self.sql.db)
+        filter_changes.prune(self.sql.db)
         self.same("prune", None, None)
 
     def carry_out(self) -> None:

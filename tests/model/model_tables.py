@@ -381,7 +381,7 @@ class ModelTables:
             row.phase_since = self.now
             row.completed_at = self.now if new.phase in ("sync", "unavailable", "failed") else None
 
-    # --- control/filters.py
+    # --- control/filter_changes.py
 
     def set_filter(self, collections: Sequence[str]) -> None:
         self.now += TICK

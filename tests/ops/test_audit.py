@@ -18,7 +18,8 @@ import psycopg
 import pytest
 
 from connectors.atproto.repo_lookup import AuditNetwork, LookupResult
-from ops.audit import Options, Report, Scope, audit
+from ops.audit import audit
+from ops.audit_report import AuditOptions, AuditReport, AuditScope
 from schemas.settings import Settings, load
 from steps.repo_audit import StoredHead
 from tests.ops.settled_repos import settle_repos
@@ -59,8 +60,8 @@ def sql(settings: Settings, statement: str, *values: object) -> list[tuple]:
         return cursor.fetchall() if cursor.description else []
 
 
-def run(settings: Settings, *dids: str, told: Callable[[str], None] = print, **options: Any) -> Report:
-    return audit(settings, Scope(dids or None), Options(**options), told)
+def run(settings: Settings, *dids: str, told: Callable[[str], None] = print, **options: Any) -> AuditReport:
+    return audit(settings, AuditScope(dids or None), AuditOptions(**options), told)
 
 
 def test_what_was_signed_is_proven(settings: Settings) -> None:
@@ -192,14 +193,14 @@ def test_a_key_that_did_not_sign_is_asked_for_again(settings: Settings) -> None:
     settle_repos(settings, [sample(3, did=did(1))])
     sql(settings, "update sluice.repo set signing_key = %s", Key().did_key)
     report = run(settings)
-    assert (report.findings, report.tally.untold) == ([], 1)
+    assert (report.findings, report.tally.unanswered) == ([], 1)
 
 
 def test_an_audit_that_was_stopped_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """N5: resumable; what the first part found is in the report of the second."""
     settle_repos(settings, [sample(3, did=did(number)) for number in range(1, 9)])
     sql(settings, "delete from sluice.record where did = %s", did(2))
-    monkeypatch.setattr("ops.audit.TOLD_SECONDS", 0.0)
+    monkeypatch.setattr("ops.audit.PROGRESS_SECONDS", 0.0)
     told: list[str] = []
 
     def stop(line: str) -> None:

@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 from typer.testing import CliRunner
 
 from cli.main import app
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.tasks.restored import Restored
@@ -60,7 +60,7 @@ def test_a_backup_is_restored_whole_and_once(database: str, empty: str, tmp_path
         assert db.execute("select next from sluice.stream_offset").fetchall() == [(42,)]
     again = CliRunner().invoke(app, ["restore", str(tmp_path / "one"), "--database", empty])
     assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
-    assert "--database holds a mirror already; restore into an empty database" in again.stderr
+    assert "--database already has a mirror; restore into an empty database" in again.stderr
 
 
 def test_each_mistake_is_one_line_and_changes_nothing(
@@ -76,7 +76,7 @@ def test_each_mistake_is_one_line_and_changes_nothing(
     with pytest.raises(OperatorError, match="give a file that `sluice backup` wrote"):
         restore(target, tmp_path / "nothing")
     (tmp_path / "text").write_text("text")
-    with pytest.raises(OperatorError, match="is no backup"):
+    with pytest.raises(OperatorError, match="is not a backup"):
         restore(target, tmp_path / "text")
     (tmp_path / "torn").write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(OperatorError, match=r"pg_restore failed \(.*\); nothing was changed"):
@@ -99,7 +99,7 @@ def test_a_tool_that_stands_still_is_ended(database: str, tmp_path: Path, monkey
     fake.chmod(0o755)
     monkeypatch.setattr(module, "find_tool", lambda *_: fake)
     monkeypatch.setattr(module, "STALL_SECONDS", 0.5)
-    with pytest.raises(OperatorError, match="the database has not moved for"):
+    with pytest.raises(OperatorError, match="the database made no progress for"):
         backup(load(database=database), tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["pg_dump"]
 
@@ -114,7 +114,7 @@ def test_the_tool_is_of_the_servers_release_or_newer(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", ":".join([*(str(tmp_path / one) for one in ("14", "17", "16")), "/bin"]))
     assert find_tool("pg_dump", 16).parent.name == "16"
     assert find_tool("pg_dump", 18).parent.name == "bin"  # beside the embedded server
-    with pytest.raises(OperatorError, match=r"PostgreSQL 99 needs pg_dump 99 or newer, and there is .*; install"):
+    with pytest.raises(OperatorError, match=r"PostgreSQL 99 needs pg_dump 99 or newer; found: .*; install"):
         find_tool("pg_dump", 99)
 
 
@@ -127,7 +127,7 @@ def test_the_data_folders_own_database_is_replaced_when_the_new_one_is_complete(
     with data_folder() as folder:
         settings = Settings(data_dir=folder / "data")
         restore(settings, file)
-        with pytest.raises(OperatorError, match="holds a mirror already; give --replace"):
+        with pytest.raises(OperatorError, match="already has a mirror; give --replace"):
             restore(settings, file)
         restore(settings, file, replace=True)
         with module._own_server(settings) as server, psycopg.connect(server.url) as db:
@@ -145,7 +145,7 @@ def test_nothing_is_claimed_until_the_index_has_read_the_log(
     store.close()
     restore(load(database=empty), dumped(database, tmp_path))
     settings = settings_of(database=empty)
-    store, positions = RepoQueue(settings), Positions(settings)
+    store, positions = RepoQueue(settings), Offsets(settings)
     task = wire.RepoTask(did=DIDS[0], attempt=0, reason="listed")
     letter = wire.DeadLetter(topic="firehose_live", reason="bad_field", error="x", time="2026-01-01T00:00:00Z")
     LogProducer(settings).send([Out("dead_letter", DIDS[0], wire.encode(letter))])

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from connectors.kafka import topics
 from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out
-from ops.doctor import Check, State, clock_check, disk_check, examine, near_start
+from ops.doctor import Check, CheckState, clock_check, disk_check, examine, near_start
 from schemas.settings import Settings
 from tests.support.simulation import Simulation, start_simulation
 
@@ -53,7 +53,7 @@ def whole(log: str, database: str, simulation: Simulation) -> Settings:
 
 def wrong(settings: Settings, **changed: Any) -> dict[str, Check]:
     """Checks that failed, by name; each has a remedy."""
-    found = {one.name: one for one in examine(settings.replaced(**changed)) if one.state is State.FAIL}
+    found = {one.name: one for one in examine(settings.replaced(**changed)) if one.state is CheckState.FAIL}
     assert all(one.remedy for one in found.values())
     return found
 
@@ -73,7 +73,7 @@ def test_a_healthy_mirror_has_nothing_to_mend(whole: Settings) -> None:
         "relay stream",
         "plc",
     )
-    assert checks == dict.fromkeys(names, State.OK)
+    assert checks == dict.fromkeys(names, CheckState.OK)
 
 
 def test_each_part_that_is_away_is_named(whole: Settings) -> None:
@@ -139,7 +139,7 @@ def test_a_group_past_the_end_and_one_behind_the_start(whole: Settings) -> None:
         assert "behind the log's start" in wrong(whole)["retention"].detail
         db.execute(add, (*values, 6))
         close = next(one for one in examine(whole) if one.name == "retention")
-        assert (close.state, "close" in close.detail) == (State.WARN, True)
+        assert (close.state, "close" in close.detail) == (CheckState.WARN, True)
 
 
 def test_a_message_of_the_future(whole: Settings) -> None:
@@ -154,12 +154,12 @@ def test_a_message_of_the_future(whole: Settings) -> None:
 
 def test_clocks_and_disks_have_limits() -> None:
     """What cannot be broken on the machine that runs this: the judgement alone."""
-    assert clock_check("clock", 100.0, 100.0, 101.0).state is State.OK
+    assert clock_check("clock", 100.0, 100.0, 101.0).state is CheckState.OK
     assert [clock_check("clock", at, 100.0, 100.0).state for at in (90.0, 110.0, 0.0, 200.0)] == [
-        State.WARN, State.WARN, State.FAIL, State.FAIL,
+        CheckState.WARN, CheckState.WARN, CheckState.FAIL, CheckState.FAIL,
     ]  # fmt: skip
     assert [disk_check("d", free, 100).state for free in (50, 10, 1, 0)] == [
-        State.OK, State.WARN, State.FAIL, State.FAIL,
+        CheckState.OK, CheckState.WARN, CheckState.FAIL, CheckState.FAIL,
     ]  # fmt: skip
     assert not near_start(0, 0, 100), "nothing is removed yet"
     assert not near_start(50, 100, 100)

@@ -11,8 +11,8 @@ from confluent_kafka import TopicPartition
 
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.migrate import migrate
-from local.up import environment
-from ops.rebuild import rebuild
+from local.commands import environment
+from ops.rebuild_from_log import rebuild
 from schemas import wire
 from schemas.errors import OperatorError
 from schemas.settings import Settings

@@ -16,7 +16,7 @@ from psycopg import errors
 
 from connectors.postgres import connection as database
 from connectors.postgres.connection import AsyncPool, connect, tuples
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_database import EmbeddedDatabase
 from schemas.settings import Settings
 from tests.support.flow_process import ROOT
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import free_port
-from local.embedded.log import EmbeddedLog
 
 ADMIN_SECONDS = 60
 

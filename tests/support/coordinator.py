@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from local.embedded.log import EmbeddedLog
+from local.embedded.embedded_log import EmbeddedLog
 from tests.support.tcp_proxy import Proxy, _reset
 
 OFFSET_COMMIT = 8

@@ -24,7 +24,7 @@ import psycopg
 import pytest
 
 from connectors.postgres.migrate import migrate
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_database import EmbeddedDatabase
 from tests.support import ROOT
 from tests.support.broker import containers_wanted
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
+from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import LOOPBACK, free_port
-from local.embedded.log import EmbeddedLog
 
 T = TypeVar("T")
 CHUNK_BYTES = 64 * 1024

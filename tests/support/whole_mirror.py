@@ -23,7 +23,7 @@ import psycopg
 import pytest
 
 from control.process_status import Process as Listed
-from control.process_status import Registry, Sighting, look, look_at_all, registered
+from control.process_status import ProcessStatus, Registry, check_process, check_processes, registered
 from local.embedded.guarded_process import free_port
 from schemas.settings import Settings, variables
 from tests.support import ROOT
@@ -161,19 +161,19 @@ class Mirror:
         """Pid of a process of `up`, by name (`index`, `backfill-2`, `kafka`)."""
         return next((process.pid for process in self.registry.processes if process.name == name), 0)
 
-    def sightings(self, *, with_metrics: bool = True) -> dict[str, Sighting]:
+    def sightings(self, *, with_metrics: bool = True) -> dict[str, ProcessStatus]:
         """Health and metrics of every process of `up`, by name."""
-        return {seen.name: seen for seen in look_at_all(self.registry.processes, with_metrics=with_metrics)}
+        return {seen.name: seen for seen in check_processes(self.registry.processes, with_metrics=with_metrics)}
 
     def count(self, name: str, metric: str) -> float:
         """Sum of a metric of a process of `up`, by name; waits until it answers. 0 where it has counted nothing."""
 
-        def answered() -> Sighting | None:
+        def answered() -> ProcessStatus | None:
             self.alive()
             process = next((process for process in self.registry.processes if process.name == name), None)
             return process and answer_of(process)
 
-        seen: Sighting = wait_for(answered, 60, lambda: f"{name} does not answer: {self.last_lines()}")
+        seen: ProcessStatus = wait_for(answered, 60, lambda: f"{name} does not answer: {self.last_lines()}")
         return seen.total(metric) or 0.0
 
     @property
@@ -283,9 +283,9 @@ class SingleProcess:
     def _listed(self) -> Listed:
         return Listed(self.kind, self.kind, self.process.pid, self.port)
 
-    def look(self) -> Sighting:
+    def look(self) -> ProcessStatus:
         """What it says of itself now."""
-        return look(self._listed(), with_metrics=True)
+        return check_process(self._listed(), with_metrics=True)
 
     def metric(self, name: str) -> float:
         """Sum of a metric; 0 also where the process does not answer yet, or not in time: for a wait."""
@@ -293,15 +293,15 @@ class SingleProcess:
 
     def count(self, name: str) -> float:
         """The same, of a process that has to answer: waits until it does."""
-        seen: Sighting = wait_for(
+        seen: ProcessStatus = wait_for(
             lambda: self.running and answer_of(self._listed()), 60, lambda: f"{self.kind} does not answer"
         )
         return seen.total(name) or 0.0
 
 
-def answer_of(process: Listed) -> Sighting | None:
+def answer_of(process: Listed) -> ProcessStatus | None:
     """State and metrics; None where it did not answer in time."""
-    seen = look(process, with_metrics=True)
+    seen = check_process(process, with_metrics=True)
     return None if seen.state == "down" else seen
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from local.embedded.log import EmbeddedLog
+from local.embedded.embedded_log import EmbeddedLog
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 from tests.system.test_two_workers import stop
 

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from local.embedded.database import find_binaries
+from local.embedded.embedded_database import find_binaries
 from tests.support.postgres import fresh_database
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 from tests.system.test_replays import log_ends, stored

@@ -147,7 +147,7 @@ def test_ctrl_c_ends_everything(mirror: Any) -> None:
         "labels",
         "control",
     }
-    assert page["standings"]
+    assert page["partition_lags"]
     running = [process.pid for process in found.processes]
     ports = [process.port for process in found.processes if process.port]
     tree = psutil.Process(found.up).children(recursive=True)

@@ -11,7 +11,7 @@ from psycopg import errors
 
 from appview.plugin import AppView
 from appview.rebuild import check
-from control import filters
+from control import filter_changes
 from flows.index.store import IndexStore
 from schemas import wire
 from schemas.filter_spec import FilterSpec
@@ -123,10 +123,12 @@ def test_rows_of_pruned_records_go(world: World) -> None:
         )
     )
     with psycopg.connect(world.database, autocommit=True) as db:
-        filters.change(db, FilterSpec(collections=["app.bsky.graph.follow"], boundary="all", dids=[], signal=None))
-        filters.prune(db)
-        walk = filters.FilterWalk()
-        while not filters.show(db).clean:
+        filter_changes.change(
+            db, FilterSpec(collections=["app.bsky.graph.follow"], boundary="all", dids=[], signal=None)
+        )
+        filter_changes.prune(db)
+        walk = filter_changes.FilterWalk()
+        while not filter_changes.show(db).clean:
             walk.step(db)
         assert world.sql("select count(*) from sluice.record") == [(1,)]
         world.reconcile()

@@ -13,8 +13,8 @@ import psycopg
 from appview.rebuild import check, rebuild
 from appview.state import read
 from connectors.kafka.producer import LogProducer, Out
-from ops.rebuild import as_text
-from ops.rebuild import rebuild as rebuild_from_log
+from ops.rebuild_from_log import as_text
+from ops.rebuild_from_log import rebuild as rebuild_from_log
 from schemas import wire
 from schemas.settings import Settings, load
 from tests.appview.index.appview_tables_seen import differences, everything, network

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from appview.projection.rows import COLUMNS
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_database import EmbeddedDatabase
 from tests.appview.projection.row_cases import CASES, CID, DID, INDEXED
 from tests.support.official.appview_servers import VERSIONS, release
 

@@ -11,7 +11,7 @@ import pytest
 from connectors.kafka.producer import LogProducer, dead_letter
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.api.guard import BODY_BYTES
-from control.dead_letters import LetterIndex
+from control.dead_letter_index import DeadLetterIndex
 from schemas import wire
 from schemas.reasons import DeadReason
 from tests.support.flow_process import wait_until
@@ -25,7 +25,7 @@ def put(api: Api, *payloads: bytes) -> None:
     """Dead letters in the topic and in its index."""
     letters = [dead_letter("firehose_live", DeadReason.UNDECODABLE, "old", payload) for payload in payloads]
     LogProducer(api.settings).send(letters)
-    index = LetterIndex(api.settings)
+    index = DeadLetterIndex(api.settings)
     count = "select count(*) from sluice.dead_letter"
     wait_until(lambda: index.step(api.db) >= 0 and api.db.execute(count).fetchone() == (len(payloads),))
     index.close()
@@ -36,7 +36,7 @@ def test_status_says_what_the_mirror_does(api: Api) -> None:
     status, page = api.get("/api/v1/status")
     assert (status, page["repos"]["pending"]) == (200, len(DIDS))
     assert page["lag"]["index/firehose_live"] == 0
-    assert {row["topic"] for row in page["standings"]} >= {"firehose_live", "repo_backfill"}
+    assert {row["topic"] for row in page["partition_lags"]} >= {"firehose_live", "repo_backfill"}
 
 
 def test_repos_are_paged_and_failed_ones_retried(api: Api) -> None:

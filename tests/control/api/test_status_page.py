@@ -13,7 +13,7 @@ from playwright.sync_api import Error, Page, Route, expect
 from connectors.kafka.producer import LogProducer, dead_letter
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control import jobs
-from control.dead_letters import LetterIndex
+from control.dead_letter_index import DeadLetterIndex
 from control.page.poller import EVERY_SECONDS, pause
 from schemas import wire
 from schemas.job_spec import JobSpec
@@ -155,7 +155,7 @@ def test_dead_letters_are_retried_and_jobs_cancelled_and_opened_again(api: Api, 
     payloads = {"good": wire.encode(event), "of old": b"{"}
     letters = [dead_letter("firehose_live", DeadReason.UNDECODABLE, why, value) for why, value in payloads.items()]
     LogProducer(api.settings).send(letters)
-    index = LetterIndex(api.settings)
+    index = DeadLetterIndex(api.settings)
     found = "select part, log_offset, error from sluice.dead_letter order by error"
     wait_until(lambda: index.step(api.db) >= 0 and len(api.db.execute(found).fetchall()) == len(letters))
     index.close()

@@ -20,7 +20,7 @@ from control import jobs
 from flows.index.decode import Batch, Decoded
 from flows.index.sink import IndexWriter
 from flows.index.store import IndexStore
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_database import EmbeddedDatabase
 from schemas import wire
 from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from connectors.kafka.log import LogUnavailable
-from connectors.kafka.offsets import Positions
+from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control import jobs
@@ -158,7 +158,7 @@ def test_a_crash_between_rows_and_messages_loses_nothing_and_doubles_nothing(
         JobSteps(settings, store, broken).queue()
     assert broken.fired == 1
     assert queued(settings) == Counter()
-    scheduler = Scheduler(settings, store, LogProducer(settings), Positions(settings))
+    scheduler = Scheduler(settings, store, LogProducer(settings), Offsets(settings))
     wait_until(lambda: scheduler.step() and queued(settings) == Counter(DIDS))
     assert jobs.get(store._database(), job.id).counts.new == 60
 
@@ -200,7 +200,7 @@ def test_a_list_that_is_in_sync_says_so_and_again_fetches_it_once(
     first = counted(store, steps, job)
     assert (first.status, first.counts.known, first.counts.in_sync, first.counts.new) == ("completed", 60, 57, 0)
     assert jobs.in_sync(db, DIDS) == 57
-    scheduler = Scheduler(settings, store, LogProducer(settings), Positions(settings))
+    scheduler = Scheduler(settings, store, LogProducer(settings), Offsets(settings))
     for name in ("again", "again 2"):
         again = begin(store, settings, DIDS, again=True)
         assert again.name == f"{job.name} {name}"

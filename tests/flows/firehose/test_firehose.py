@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from local.embedded.log import EmbeddedLog
+from local.embedded.embedded_log import EmbeddedLog
 from schemas import wire
 from schemas.settings import Settings
 from tests.support.flow_fixtures import FlowBed

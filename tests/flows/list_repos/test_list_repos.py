@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from control.skipped_ranges import fill_now
+from flows.list_repos.gap_recovery import recover_now
 from schemas.settings import Settings
 from tests.support.flow_fixtures import FlowBed
 from tests.support.flow_process import wait_until
@@ -240,7 +240,7 @@ def test_a_range_that_keeps_failing_is_filled_by_the_pdses(simulator: Start, flo
     active = {did for did, repo in network.state().items() if repo.active}
     assert active - listed(flow_bed)
     assert flow_bed.rows("select count(*) from sluice.host") == [(0,)]
-    assert fill_now(Settings(**flow_bed.base), None)
+    assert recover_now(Settings(**flow_bed.base), None)
     wait_until(lambda: not flow_bed.rows("select 1 from sluice.skipped_range where filled_at is null"))
     assert flow_bed.rows("select filled_by from sluice.skipped_range where upstream = %s", relay) == [("pdses",)]
     assert network.fired("relay_list_500") > 5

@@ -9,7 +9,7 @@ import psutil
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from control.process_status import Sighting
+from control.process_status import ProcessStatus
 from tests.support.whole_mirror import Mirror
 
 TOPICS = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
@@ -75,7 +75,7 @@ def measure(mirror: Mirror) -> Measures:
     return found
 
 
-def _of_process(name: str, seen: Sighting) -> Measures:
+def _of_process(name: str, seen: ProcessStatus) -> Measures:
     try:
         process = psutil.Process(seen.pid)
         own: dict[str, Any] = {

