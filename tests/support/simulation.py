@@ -17,7 +17,7 @@ from tests.support import ROOT
 
 @dataclass(frozen=True, slots=True)
 class RepoTruth:
-    """What one account is and holds in the simulated network."""
+    """The expected state of one account."""
 
     did: str
     handle: str
@@ -56,7 +56,7 @@ class Simulation:
             raise AssertionError(f"{path} {body}: {error.read().decode()}") from error
 
     def state(self) -> dict[str, RepoTruth]:
-        """DID → truth, of every account that ever was."""
+        """DID → expected state, deleted accounts included."""
         with urllib.request.urlopen(self.control + "/state", timeout=300) as answer:
             rows = (RepoTruth(**json.loads(line)) for line in answer)
             return {row.did: row for row in rows}
@@ -74,7 +74,7 @@ class Simulation:
         return self._call("/faults")
 
     def fetches(self) -> dict[str, int]:
-        """DID → how often its repo was asked for."""
+        """DID → number of getRepo requests."""
         return self._call("/fetches")
 
     def fired(self, name: str) -> int:
@@ -90,15 +90,15 @@ class Simulation:
         self._call("/limits", wanted)
 
     def streams(self, **wanted: Any) -> list[dict[str, Any]]:
-        """relay (index), window, outdated, future, held: the relays' windows and manners."""
+        """relay (index), window, outdated, future, held: how the relays' streams behave; see `POST /streams` of the control API."""
         return self._call("/streams", wanted)
 
     def writer(self, rate: float = 0, **wanted: Any) -> dict[str, Any]:
-        """The live writer at this many steps a second; at once: steps=n, or prebuild=n (commits only)."""
+        """Set the writer's rate in steps per second; or perform now: steps=n, prebuild=n (commits only)."""
         return self._call("/writer", wanted or ({"rate": rate} if rate else {"stop": True}))
 
     def quiesce(self, **wanted: Any) -> dict[str, Any]:
-        """Stop the writer; returns when all frames were put out."""
+        """Stop the writer. Returns when all connected readers have received everything."""
         return self._call("/quiesce", wanted)
 
     def op(self, name: str, **arguments: Any) -> dict[str, Any]:
