@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test chaos fuzz soak lint bench scale-test image-test clean
+.PHONY: setup tools run test test-long coverage chaos fuzz soak lint bench scale-test image-test clean
 
 setup: .venv/.ready
 
@@ -36,12 +36,16 @@ tools:
 	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
-# two at a time, since most of them wait; whole systems one after the other, at the end. The official servers' packages are
-# installed meanwhile: a test that takes them waits for that, or does it and says what is missing
+# Two workers run whole systems, the others everything else; most tests wait more than they compute. What measures the machine
+# runs alone at the end. The official servers' packages are installed meanwhile: a test that needs them waits for that.
 test: setup tools
 	@nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1 & \
-	  .venv/bin/pytest -n 2 --dist worksteal -m "not acceptance"; parts=$$?; \
-	  .venv/bin/pytest -m acceptance && exit $$parts
+	  .venv/bin/pytest -n 4 --dist loadgroup -m "not alone"; parts=$$?; \
+	  .venv/bin/pytest -m alone && exit $$parts
+
+# the same tests with every sweep at its whole size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour)
+test-long:
+	@SLUICE_TEST_SIZE=long $(MAKE) test
 
 # make chaos [SEED=7] [MINUTES=10]     everything fails at random; in the end the mirror is proven
 SEED ?=

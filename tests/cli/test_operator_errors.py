@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -18,6 +19,7 @@ from ops.replay import Replayed, as_text
 from ops.replay_arguments import spans_asked
 from schemas.errors import OperatorError
 from schemas.settings import Settings, load
+from tests.support import zygote
 from tests.support.broker import LogScope
 
 SLUICE = Path(sys.executable).with_name("sluice")
@@ -27,9 +29,7 @@ NOWHERE = "127.0.0.1:1"
 def sluice(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command with no other SLUICE_ variable than these."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
-    return subprocess.run(
-        [str(SLUICE), *arguments], env=env | variables, capture_output=True, text=True, timeout=120, check=False
-    )
+    return zygote.run(["sluice", *arguments], env=env | variables, timeout=120)
 
 
 def refused(*arguments: str, **variables: str) -> str:
@@ -102,13 +102,15 @@ def test_a_wrong_database(url: str, tmp_path: Path) -> None:
 
 
 def test_a_broker_that_does_not_answer(database: str, tmp_path: Path) -> None:
-    line = refused("up", "--simulate", "--data-dir", str(tmp_path), "--bootstrap", NOWHERE)
-    assert "correct --bootstrap" in line
-    assert "KafkaError{" not in line
-    line = refused("run", "control", SLUICE_KAFKA_BOOTSTRAP=NOWHERE, SLUICE_DATABASE=database)
-    assert NOWHERE in line
-    assert "SLUICE_KAFKA_BOOTSTRAP" in line
-    assert "SLUICE_KAFKA_BOOTSTRAP" in refused("topics", "diff", SLUICE_KAFKA_BOOTSTRAP=NOWHERE)
+    with ThreadPoolExecutor() as pool:  # each waits for the broker as long as an operator would
+        up = pool.submit(refused, "up", "--simulate", "--data-dir", str(tmp_path), "--bootstrap", NOWHERE)
+        run = pool.submit(refused, "run", "control", SLUICE_KAFKA_BOOTSTRAP=NOWHERE, SLUICE_DATABASE=database)
+        diff = pool.submit(refused, "topics", "diff", SLUICE_KAFKA_BOOTSTRAP=NOWHERE)
+    assert "correct --bootstrap" in up.result()
+    assert "KafkaError{" not in up.result()
+    assert NOWHERE in run.result()
+    assert "SLUICE_KAFKA_BOOTSTRAP" in run.result()
+    assert "SLUICE_KAFKA_BOOTSTRAP" in diff.result()
 
 
 def test_an_occupied_port(log: str, database: str, taken_port: int, tmp_path: Path) -> None:

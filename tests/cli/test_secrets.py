@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import subprocess
 import sys
 
 import psycopg
@@ -16,6 +15,7 @@ from cli.settings_text import page
 from connectors.runtime import logs
 from connectors.runtime.errors import one_line
 from schemas.settings import Settings
+from tests.support import zygote
 
 PASSWORD, TOKEN = 'pa:s/s"@word', 'a "quoted" token'
 URL = f"postgresql://user:{PASSWORD}@db.test/sluice"
@@ -67,8 +67,7 @@ def test_no_command_shows_a_secret() -> None:
     }
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")} | variables
     for command in (["settings"], ["migrate"], ["run", "control"]):
-        run = [sys.executable, "-m", "cli", *command]
-        done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        done = zygote.run(["sluice", *command], env=environment, timeout=120)
         assert "hunter" not in done.stdout + done.stderr, command
         assert done.stdout + done.stderr
 

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.stream_cursors import CursorStore
 from schemas.settings import Settings, load
+from tests.support import zygote
 from tests.support.flow_process import create_topics, wait_until
 
 RELAY = "https://relay.test"
@@ -33,8 +33,7 @@ class Desk:
             **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
             "SLUICE_KAFKA_TOPIC_PREFIX": settings.kafka_topic_prefix,
         }  # fmt: skip
-        command = [sys.executable, "-m", "cli", "cursors", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return zygote.run(["sluice", "cursors", *arguments], env=environment, timeout=120)
 
     def group(self, group: str, topic: str) -> dict[int, dict]:
         rows = json.loads(self.sluice("list", "--json").stdout)["groups"]

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from schemas import wire
 from schemas.errors import OperatorError
 from schemas.reasons import HELP, DeadReason
 from schemas.settings import Settings, load
+from tests.support import zygote
 from tests.support.flow_process import create_topics, read_topic, wait_until
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
@@ -307,8 +307,7 @@ def test_the_commands(desk: Desk) -> None:
             **os.environ, "SLUICE_DATABASE": settings.database, "SLUICE_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
             "SLUICE_KAFKA_TOPIC_PREFIX": settings.kafka_topic_prefix,
         }  # fmt: skip
-        command = [sys.executable, "-m", "cli", "dead-letters", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return zygote.run(["sluice", "dead-letters", *arguments], env=environment, timeout=120)
 
     event = wire.encode(wire.AccountEvent(seq=1, time=TIME, did=DID, active=True))
     first, second = desk.put(

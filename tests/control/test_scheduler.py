@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import free_port
 from schemas import wire
 from schemas.settings import Settings
+from tests.support import zygote
 from tests.support.broker import LogScope
 from tests.support.flow_process import WAIT_SECONDS, read_topic, wait_until
 
@@ -207,11 +206,12 @@ def test_one_of_two_leads_and_the_other_takes_over(settings: Settings) -> None:
 
 
 @contextmanager
-def running_control(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def running_control(settings: Settings) -> Iterator[tuple[zygote.Forked, int]]:
     """A real control process, and its HTTP port."""
     port = free_port()
-    command = [sys.executable, "-P", "-m", "cli", "run", "control"]
-    process = subprocess.Popen(command, env=os.environ | environment(settings, port), stderr=subprocess.DEVNULL)
+    with open(os.devnull, "w") as nothing:
+        files = {"stdout": nothing.fileno(), "stderr": nothing.fileno()}
+        process = zygote.spawn(["sluice", "run", "control"], env={**os.environ, **environment(settings, port)}, **files)
     try:
         yield process, port
     finally:
@@ -244,7 +244,7 @@ def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings
     mine = patient(settings)
     with running_control(mine) as one, running_control(mine) as other:
 
-        def leading() -> list[tuple[subprocess.Popen[bytes], int]]:
+        def leading() -> list[tuple[zygote.Forked, int]]:
             pages = {port: page(port, "/readyz") for _, port in (one, other)}
             leaders = [each for each in (one, other) if "another control process leads" not in pages[each[1]]]
             return leaders if len(leaders) == 1 and all('"ready": true' in text for text in pages.values()) else []

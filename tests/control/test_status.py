@@ -4,10 +4,8 @@ import io
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -21,6 +19,7 @@ from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.status import JOBS_SHOWN, Collector, MirrorStatus
 from local.progress_view import ProgressView, plain, problems, rated
 from schemas.settings import PUBLIC, Settings, load
+from tests.support import zygote
 
 DIDS = [f"did:plc:{number:024}" for number in range(5)]
 
@@ -122,8 +121,7 @@ def test_tables_are_plain_reads(status: MirrorStatus, settings: Settings) -> Non
 def sluice(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
     env |= {"SLUICE_DATABASE": settings.database}
-    command = [str(Path(sys.executable).with_name("sluice")), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return zygote.run(["sluice", *arguments], env=env, timeout=120)
 
 
 def test_retry_puts_failed_repos_back_with_all_fields_reset(status: MirrorStatus, settings: Settings) -> None:

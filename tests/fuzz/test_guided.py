@@ -17,9 +17,10 @@ import pytest
 from tests.fuzz import targets
 from tests.fuzz.seeds import SEEDS
 from tests.support import ROOT
+from tests.support.size import sized
 
 HERE = Path(__file__).parent
-SECONDS = float(os.environ.get("FUZZ_MINUTES") or 0.2) * 60
+SECONDS = float(os.environ.get("FUZZ_MINUTES") or sized(0.1, 1)) * 60
 INPUT_SECONDS = 10  # of a single input; a frame of the largest size takes 0.1 s
 INPUT_MEMORY_MB = 1024
 

@@ -175,6 +175,7 @@ def test_being_put_off_counts_towards_nothing(
 ) -> None:
     """However often it happens to one DID, and whatever the directory says about others meanwhile."""
     monkeypatch.setattr("connectors.identity.directory_pace.SHORTEST_REST_SECONDS", 0.05)
+    monkeypatch.setattr("connectors.identity.directory_pace.LONGEST_UNNAMED_SECONDS", 0.1)  # else they double to 100 s
     monkeypatch.setattr("connectors.identity.key_lookups.REFUSED_WAIT_SECONDS", 0.01)
     know(database)
     directory.retry_after, directory.puts_off = "0", {NEW: 3 * PLC_TRIES}

@@ -19,7 +19,7 @@ from control.process_status import Registry, check_process, registered
 from tests.support.flow_process import is_running
 from tests.support.simulation import Simulation
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.acceptance]
 SLUICE = Path(sys.executable).with_name("sluice")
 WAIT_SECONDS = 240.0
 STOP_SECONDS = 120.0

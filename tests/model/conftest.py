@@ -2,7 +2,9 @@
 
 import pytest
 
-SCHEDULES = 20_000
+from tests.support.size import sized
+
+SCHEDULES = sized(4000, 20_000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

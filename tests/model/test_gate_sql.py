@@ -40,7 +40,7 @@ def test_schedules_leave_the_same_rows_in_postgresql(sql: SqlTables, schedules: 
     """G1, P2, C1, C2, N9: claims, reaping, buffered events, outcomes, filters and offsets, transaction by transaction."""
     fired: Counter[str] = Counter()
     compared = 0
-    plain = [(seed, None) for seed in range(max(20, schedules // SHARE))]
+    plain = [(seed, None) for seed in range(max(100, schedules // SHARE))]
     filtered = [(seed, FILTERED) for seed in range(200) if gate_model.run(seed, focus=FILTERED).fired[UNDER_TWO]]
     for seed, focus in plain + filtered[:3]:
         twin = Twin(sql)

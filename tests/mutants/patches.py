@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -97,10 +98,15 @@ def _edited(source: str, name: str, edits: Sequence[Edit]) -> str:
     return source
 
 
-def killed_by(mutant: Mutant, schedules: int, focus: Mapping[str, float] | None = None) -> str | None:
-    """The first violation within so many schedules; None: it survived. `focus`: which faults to try it with."""
+def killed_by(
+    mutant: Mutant, schedules: int, focus: Mapping[str, float] | None = None, first: int | None = None
+) -> str | None:
+    """The first violation within so many schedules; None: it survived. `focus`: which faults to try it with.
+
+    `first`: the seed that killed it before, which is played before all others.
+    """
     model = load(mutant.edits)
-    for seed in range(schedules):
+    for seed in chain([] if first is None else [first], range(schedules)):
         try:
             model.run(seed, focus=focus)
         except model.Violation as violation:

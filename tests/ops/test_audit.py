@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from ops.audit_report import AuditOptions, AuditReport, AuditScope
 from schemas.settings import Settings, load
 from steps.repo_audit import StoredHead
 from tests.ops.settled_repos import settle_repos
+from tests.support import zygote
 from tests.support.flow_process import wait_until
 from tests.support.tiny_repo import Key, Repo, cid_of, sample
 
@@ -322,8 +322,7 @@ def test_the_command(settings: Settings) -> None:
 
     def sluice(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "SLUICE_DATABASE": settings.database}
-        command = [sys.executable, "-m", "cli", "audit", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return zygote.run(["sluice", "audit", *arguments], env=environment, timeout=120)
 
     settle_repos(settings, [odd(1), odd(2)])
     done = sluice("--all", "--json")

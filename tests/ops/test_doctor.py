@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out
 from ops.doctor import Check, CheckState, clock_check, disk_check, examine, near_start
 from schemas.settings import Settings
+from tests.support import zygote
 from tests.support.simulation import Simulation, start_simulation
 
 PARTITIONS = 2
@@ -180,8 +180,7 @@ def test_the_command_says_it_with_its_exit_code(whole: Settings) -> None:
     }
 
     def doctor(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cli", "doctor", *options]
-        return subprocess.run(command, capture_output=True, text=True, env=environment | more, timeout=100, check=False)
+        return zygote.run(["sluice", "doctor", *options], env=environment | more, timeout=100)
 
     told = json.loads(doctor("--json").stdout)
     assert {one["name"] for one in told["checks"] if one["state"] == "fail"} <= {"disk"}

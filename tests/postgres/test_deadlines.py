@@ -18,7 +18,7 @@ from connectors.postgres import connection as database
 from connectors.postgres.connection import AsyncPool, connect, tuples
 from local.embedded.embedded_database import EmbeddedDatabase
 from schemas.settings import Settings
-from tests.support.flow_process import ROOT
+from tests.support import ROOT
 
 FOLDERS = ("connectors", "appview", "flows", "control", "local", "ops", "cli")
 UNBOUNDED = {"result", "join", "wait", "acquire", "flush", "list_topics", "getconn", "communicate"}

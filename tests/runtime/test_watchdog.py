@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from connectors.runtime import watchdog
-from tests.support.flow_process import ROOT, wait_until
+from tests.support import ROOT
+from tests.support.flow_process import wait_until
 
 PRELUDE = """
 import ctypes, sys, threading, time

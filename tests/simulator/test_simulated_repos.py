@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests.simulator.read_simulated import SimulatedReader, check_car, get, get_bytes, read_car, refused
+from tests.support import ROOT
 from tests.support.flow_process import is_running
-from tests.support.simulation import ROOT
 
 
 def every_page(url: str, limit: int) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +18,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.settings import Settings, variables
-from tests.support import ROOT
+from tests.support import zygote
 
 PER_REPO = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
 WAIT_SECONDS = 60.0
@@ -44,16 +43,15 @@ cli_main(flow, epoch_interval=timedelta(seconds=settings.tuning.epoch_seconds))
 
 
 class FlowProcess:
-    """`python -c` around `flows.<name>.flow`, with settings from the environment."""
+    """A process around `flows.<name>.flow`, with settings from the environment."""
 
     def __init__(self, name: str, settings: Settings, log_file: Path) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
         environment |= variables(settings)
         self.log_file = log_file
         with log_file.open("ab") as errors:
-            command = [sys.executable, "-c", _RUN, name]
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
+            self.process = zygote.spawn(
+                ["code", _RUN, name], stdout=subprocess.PIPE, stderr=errors.fileno(), env=environment
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

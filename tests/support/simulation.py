@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import zygote
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class RepoTruth:
 class Simulation:
     """A running simulated network, driven over its control API."""
 
-    def __init__(self, process: subprocess.Popen[str], urls: dict[str, Any]) -> None:
+    def __init__(self, process: zygote.Forked, urls: dict[str, Any]) -> None:
         self.process = process
         self.plc: str = urls["plc"]
         self.dns: str = urls["dns"]
@@ -116,14 +115,14 @@ class Simulation:
 
 def start_simulation(**config: Any) -> Simulation:
     """Start `python -m simulator` with SimulatorConfig fields as keywords."""
-    command = [sys.executable, "-m", "simulator"]
+    command = ["module", "simulator"]
     for name, value in config.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             command += [flag] if value else []
         else:
             command += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = zygote.spawn(command, stdout=subprocess.PIPE, stderr=2)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:

@@ -26,7 +26,7 @@ from control.process_status import Process as Listed
 from control.process_status import ProcessStatus, Registry, check_process, check_processes, registered
 from local.embedded.guarded_process import free_port
 from schemas.settings import Settings, variables
-from tests.support import ROOT
+from tests.support import ROOT, zygote
 from tests.support.mirror_truth import difference
 from tests.support.simulation import Simulation
 
@@ -196,10 +196,7 @@ class Mirror:
 
     def cli(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command of `sluice` over this mirror's folder."""
-        command = [sys.executable, "-m", "cli", *arguments]
-        return subprocess.run(
-            command, check=False, capture_output=True, text=True, cwd=ROOT, env=self.environment(), timeout=seconds
-        )
+        return zygote.run(["sluice", *arguments], env=self.environment(), timeout=seconds)
 
     def status(self) -> dict[str, Any]:
         """`sluice status --json`."""
@@ -256,14 +253,16 @@ class SingleProcess:
         self.port = free_port()
         self.log_file = mirror.folder / f"{number}-{kind}.log"
         with self.log_file.open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "cli", "run", kind],
-                stdout=out,
-                stderr=out,
-                cwd=code,
-                env=mirror.environment(http_port=self.port, **settings),
-                start_new_session=True,
-            )
+            environment = mirror.environment(http_port=self.port, **settings)
+            self.process: subprocess.Popen[bytes] | zygote.Forked
+            if code == ROOT:
+                files = {"stdout": out.fileno(), "stderr": out.fileno()}
+                self.process = zygote.spawn(["sluice", "run", kind], env=environment, session=True, **files)
+            else:
+                command = [sys.executable, "-m", "cli", "run", kind]
+                self.process = subprocess.Popen(
+                    command, stdout=out, stderr=out, cwd=code, env=environment, start_new_session=True
+                )
 
     @property
     def running(self) -> bool:

@@ -12,16 +12,17 @@ import psutil
 import pytest
 
 from tests.support.simulation import Simulation
+from tests.support.size import sized
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 from tests.system.test_running_mirror import Prober, Stillness
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.alone]
 
 MOST_MB = 400
 LATENCY_SECONDS = (
     15.0  # 4.4 s at the most on a machine with one free core; the goal is 5, the rest is for busy machines
 )
-SECONDS = 60.0
+SECONDS = sized(25.0, 60.0)
 HOSTILE = {
     "hostile": {"every": 40},
     "garbage": {"every": 60},
@@ -125,5 +126,5 @@ def test_no_process_grows_while_everything_hostile_is_sent(
     assert [name for name, count in fired.items() if not count] == []
     assert peaks.gone() == []
     assert {name: round(mb) for name, mb in peaks.mb.items() if mb > MOST_MB} == {}
-    assert len(spans) > 60
+    assert len(spans) > SECONDS
     assert p99 < LATENCY_SECONDS

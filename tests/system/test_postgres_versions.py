@@ -8,12 +8,13 @@ import psycopg
 import pytest
 
 from tests.support.postgres import NEWEST, OLDER, ROOT, database_server, fresh_database
+from tests.support.size import sized
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 
 
-@pytest.mark.parametrize("major", sorted(OLDER))
+@pytest.mark.parametrize("major", sized(sorted(OLDER)[:1], sorted(OLDER)))
 def test_a_mirror_on_an_older_postgres(simulator: Any, log: str, mirror: Any, major: str) -> None:
     """U1: migrations, every process, the AppView's tables, the audit; in the end the tables are the network."""
     simulation = simulator(seed=15, repos=40, records_per_repo=12, labels=30, churn=0.03, writer_rate=20)

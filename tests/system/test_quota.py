@@ -11,7 +11,7 @@ from tests.support.whole_mirror import Mirror, prefix, wait_for
 
 pytestmark = pytest.mark.acceptance
 
-REPOS, PAGE, RESET_SECONDS = 160, 20, 20  # the stop has to come before the reset
+REPOS, PAGE, RESET_SECONDS = 160, 20, 15  # the stop has to come before the reset
 JOB = "select status, checkpoint->>'cursor', listed, next_retry_at, duplicates, now() from sluice.backfill_job where id = 1"
 
 

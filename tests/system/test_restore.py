@@ -13,12 +13,14 @@ from confluent_kafka.admin import AdminClient
 
 from local.embedded.embedded_database import find_binaries
 from tests.support.postgres import fresh_database
+from tests.support.size import sized
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 from tests.system.test_replays import log_ends, stored
 from tests.system.test_two_workers import stop
 
 pytestmark = pytest.mark.acceptance
 KINDS = ("control", "index", "backfill", "firehose", "labels", "list-repos")
+REPOS = sized(140, 250)
 
 
 def forget_log(bootstrap: str, ends: dict[tuple[str, int], int]) -> None:
@@ -48,7 +50,7 @@ def test_a_dump_and_the_log_are_the_mirror(
 
     The log as it is, the log whose retention has passed what the dump had not read, and another log.
     """
-    simulation = simulator(seed=71, repos=250, records_per_repo=10, labels=60, churn=0.03, writer_rate=40)
+    simulation = simulator(seed=71, repos=REPOS, records_per_repo=10, labels=60, churn=0.03, writer_rate=40)
     simulation.set_faults(pds_slow={"p": 0.3, "seconds": 1})  # so that it is dumped in the middle, however late we look
     name = prefix()
     one: Mirror = mirror(
@@ -56,12 +58,12 @@ def test_a_dump_and_the_log_are_the_mirror(
     )
     for kind in KINDS:
         one.run(kind)
-    wait_for(lambda: one.phases().get("sync", 0) > 40, 90, one.last_lines)
+    wait_for(lambda: one.phases().get("sync", 0) > 0.15 * REPOS, 90, one.last_lines)
     file = tmp_path / "sluice.backup"
     said = one.cli("backup", str(file))
     assert said.returncode == 0, said.stderr
     simulation.set_faults(clear=True)
-    wait_for(lambda: one.phases().get("sync", 0) > 180, 120, one.last_lines)
+    wait_for(lambda: one.phases().get("sync", 0) > 0.7 * REPOS, 120, one.last_lines)
     stop(one)
     after = one.query("select count(*) from sluice.repo where phase = 'sync'")[0][0]
     ends = log_ends(log, name)
@@ -87,7 +89,7 @@ def test_a_dump_and_the_log_are_the_mirror(
             other_log(restored, name, new)
         for kind in KINDS:
             two.run(kind)
-        wait_for(lambda: two.phases().get("sync", 0) > 220, 120, two.last_lines)
+        wait_for(lambda: two.phases().get("sync", 0) > 0.85 * REPOS, 120, two.last_lines)
         gaps = {
             reason
             for (reason,) in two.query("select distinct reason from sluice.stream_gap where upstream like 'log:%%'")

@@ -93,6 +93,7 @@ class Prober:
         self.spans.append((sent, time.monotonic()))
 
 
+@pytest.mark.alone
 def test_live_events_arrive_while_a_backfill_runs(simulator: Any, log: str, database: str, mirror: Any) -> None:
     """A live event reaches its table within 5 s (p99) while the backfill runs at full speed."""
     simulation = simulator(seed=41, repos=800, records_per_repo=200, labelers=0, inactive_share=0.0)

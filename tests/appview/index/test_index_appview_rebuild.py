@@ -18,6 +18,7 @@ from appview.state import AppviewUnavailable, begin
 from schemas.settings import load
 from tests.appview.index.appview_tables_seen import differences, everything, network
 from tests.appview.index.appview_world import World, gone, like, post
+from tests.support import zygote
 
 SLUICE = Path(sys.executable).with_name("sluice")
 
@@ -101,9 +102,7 @@ def sluice(world: World, *words: str, **settings: str) -> subprocess.CompletedPr
     environment |= {"SLUICE_DATABASE": world.database} | {
         f"SLUICE_{name.upper()}": value for name, value in settings.items()
     }
-    return subprocess.run(
-        [str(SLUICE), "appview", *words], env=environment, capture_output=True, text=True, check=False
-    )
+    return zygote.run(["sluice", "appview", *words], env=environment, timeout=120)
 
 
 def test_a_check_finds_every_count_that_is_wrong(filled: World) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 from tests.support.flow_fixtures import FlowBed
 from tests.support.flow_process import wait_until
 from tests.support.simulation import Simulation
+from tests.support.size import sized
 
 Start = Callable[..., Simulation]
 SIZE: dict[str, Any] = {"repos": 30, "records_per_repo": 2}
+LABELS = sized(900, 3000)
 
 
 def cursor_of(bed: FlowBed, labeler: str) -> int:
@@ -63,9 +65,14 @@ def test_the_whole_history_of_every_labeler_is_read_and_kept_up_with(simulator: 
 
 def test_kill_9_and_faults_lose_no_label(simulator: Start, flow_bed: FlowBed) -> None:
     """G1, G7, G8: killed in the middle of dropped sockets, garbage, unknown types and error frames."""
-    network = simulator(**SIZE, labels=3000)
+    network = simulator(**SIZE, labels=LABELS)
     (labeler,) = network.labelers
-    faults = {"label_drop": 0.003, "label_garbage": 0.01, "label_unknown_type": 0.01, "label_error_frame": 0.003}
+    faults = {
+        "label_drop": {"every": 300},
+        "label_garbage": 0.01,
+        "label_unknown_type": 0.01,
+        "label_error_frame": {"every": 250},
+    }
     # while it is to be killed the socket is cut every 20 labels: the whole history takes longer than any slow moment
     network.set_faults(**faults | {"label_drop": {"every": 20}})
     for _ in range(3):
@@ -74,11 +81,11 @@ def test_kill_9_and_faults_lose_no_label(simulator: Start, flow_bed: FlowBed) ->
         wait_until(lambda before=before: cursor_of(flow_bed, labeler) > before)
         flow.kill()
         durable = cursor_of(flow_bed, labeler)
-        assert durable < 3000, "it was killed in the middle"
+        assert durable < LABELS, "it was killed in the middle"
         assert set(range(1, durable + 1)) <= {value["seq"] for _, value in flow_bed.messages("label_live")}
     network.set_faults(**faults)
     flow = flow_bed.start("labels", plc=network.plc, labelers=[labeler])
-    wait_until(lambda: cursor_of(flow_bed, labeler) >= 3000, 180)  # some twenty cuts, each with its back-off
+    wait_until(lambda: cursor_of(flow_bed, labeler) >= LABELS, 180)  # each cut has its back-off
     assert all(network.fired(name) for name in faults)
     assert same(flow_bed, network)
     assert {value["reason"] for _, value in flow_bed.messages("dead_letter")} <= {"undecodable"}

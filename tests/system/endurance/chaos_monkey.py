@@ -19,6 +19,7 @@ from typing import Protocol
 
 import psutil
 
+from tests.support.size import sized
 from tests.support.tcp_proxy import Proxy
 from tests.support.whole_mirror import Mirror
 
@@ -27,7 +28,7 @@ FROZEN = ("firehose", "backfill-1", "index-1", "index-2")
 FREEZE_SECONDS = (2.0, 11.0)  # the group's session ends after six
 WIRE_SECONDS = (1.0, 8.0)
 DOWN_SECONDS = (0.0, 4.0)
-PAUSE_SECONDS = (0.5, 4.5)
+PAUSE_SECONDS = sized((0.5, 2.5), (0.5, 4.5))
 SLOW_MILLISECONDS = 150
 
 

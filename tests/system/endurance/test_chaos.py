@@ -25,6 +25,7 @@ from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import free_port
 from simulator.faults.faults import NAMES
 from tests.support.simulation import Simulation
+from tests.support.size import sized
 from tests.support.whole_mirror import ROOT, Mirror, prefix, wait_for
 from tests.system.endurance.chaos_monkey import PROCESSES, Monkey
 from tests.system.endurance.chaos_watch import Watch
@@ -33,7 +34,7 @@ from tests.system.test_proofs import EQUAL, tables
 pytestmark = pytest.mark.acceptance
 
 SEED = int(os.environ.get("CHAOS_SEED", "11"))
-SECONDS = float(os.environ.get("CHAOS_MINUTES", "1")) * 60
+SECONDS = float(os.environ.get("CHAOS_MINUTES") or sized(0.6, 1)) * 60
 REPOS = 1000 if SECONDS <= 60 else 2000
 FEW_FAILED = 20  # five attempts in a row, of which every fourth meets a fault
 LONGEST_STALL_SECONDS = 150.0  # blows come every few seconds all the while

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from tests.support.simulation import Simulation
+from tests.support.size import sized
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 from tests.system.endurance.soak_watch import OF_THE_NETWORK, Measures, Retention, growing, measure
 
 pytestmark = pytest.mark.acceptance
 
-DAYS = int(os.environ.get("SOAK_DAYS", "16"))
+DAYS = int(os.environ.get("SOAK_DAYS") or sized(8, 16))
 DAY_SECONDS = 8.0
 KEPT_DAYS = 3
 KILLED = ("control", "list-repos", "firehose", "labels", "backfill", "index")
