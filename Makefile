@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test test-long coverage chaos fuzz soak lint bench scale-test image-test clean
+.PHONY: setup tools run test test-long chaos fuzz soak lint bench scale-test image-test clean
 
 setup: .venv/.ready
 

@@ -21,7 +21,9 @@ MONITORING = K8S / "base" / "monitoring"
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((MONITORING / "rules.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
 ]
-TESTS: dict[str, Any] = yaml.safe_load((MONITORING / "rules_test.yml").read_text("utf-8"))
+TESTS: dict[str, Any] = yaml.load(
+    (MONITORING / "rules_test.yml").read_text("utf-8"), yaml.BaseLoader
+)  # to others 0x20 is a number
 CASES: list[dict[str, Any]] = TESTS["tests"]
 FUNCTIONS = {
     "absent",
