@@ -25,7 +25,7 @@ from tests.support import ROOT
 
 PRELOADED = (
     "cli.main", "flows.backfill.flow", "flows.firehose.flow", "flows.index.flow", "flows.labels.flow",
-    "flows.list_repos.flow", "control.process", "simulator.__main__", "bytewax.run",
+    "flows.list_repos.flow", "control.control_process", "simulator.__main__", "bytewax.run",
 )  # fmt: skip
 START_SECONDS = 120
 _server: tuple[int, str, subprocess.Popen[bytes]] | None = None
