@@ -72,7 +72,7 @@ def test_registers_every_topic_under_its_full_name(schema_registry: tuple[str, P
 
 def test_a_refusal_names_the_subject(schema_registry: tuple[str, Posted]) -> None:
     url, _ = schema_registry
-    with pytest.raises(registry.RegistryUnavailable, match="refused-repo_backfill-value was refused: 422"):
+    with pytest.raises(registry.RegistryUnavailable, match="refused-repo_backfill-value was rejected: 422"):
         registry.register(load(kafka_schema_registry=url, kafka_topic_prefix="refused-"))
 
 
