@@ -2,9 +2,12 @@
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,6 +19,8 @@ ROOMS = ("protocol", "schemas", "steps", "connectors", "flows", "appview", "cont
 PACKAGES = (*ROOMS, "simulator")
 MAY_IMPORT = {room: set(ROOMS[: at + 1]) for at, room in enumerate(ROOMS)} | {"simulator": {"simulator", "schemas"}}
 MAY_IMPORT["cli"] |= {"simulator"}
+MAX_LINES, MEDIAN_LINES, MAX_FILES = 350, 150, 15
+MAX_FUNCTION_LINES, MEAN_FUNCTION_LINES = 60, 9.5
 IMPURE = {
     "asyncio", "aiohttp", "bytewax", "confluent_kafka", "logging", "os", "prometheus_client", "psycopg", "socket",
     "subprocess", "threading", "time", "urllib3", "uvloop",
@@ -73,6 +78,58 @@ def test_steps_and_protocol_do_no_io_and_read_no_clock() -> None:
         if (bad := (imported(path) & IMPURE) - SPOOLED.get(path.name, set()))
     }
     assert wrong == {}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Path → syntax tree of every module of the product and the simulator."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text("utf-8")) for path in paths}
+
+
+def test_modules_and_folders_are_small() -> None:
+    """A module is read in one sitting, a folder in one listing."""
+    lines = {name: len((ROOT / name).read_text("utf-8").splitlines()) for name in modules()}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+    assert statistics.median(count for name, count in lines.items() if not name.endswith("__init__.py")) <= MEDIAN_LINES
+    files = Counter(str(Path(name).parent) for name in lines)
+    assert {folder: count for folder, count in files.items() if count > MAX_FILES} == {}
+
+
+def test_functions_are_small() -> None:
+    functions = [
+        (name, node.name, (node.end_lineno or node.lineno) - node.lineno + 1)
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [one for one in functions if one[2] > MAX_FUNCTION_LINES] == []
+    assert statistics.mean(lines for _, _, lines in functions) < MEAN_FUNCTION_LINES
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_no_module_imports_itself_by_others() -> None:
+    """Imports at the top of modules have no cycle."""
+    trees = {name.removesuffix(".py").replace("/", "."): tree for name, tree in modules().items()}
+    imports = {name: _imported_modules(tree, set(trees)) for name, tree in trees.items()}
+    TopologicalSorter(imports).prepare()  # raises CycleError with the cycle
+
+
+def _imported_modules(tree: ast.Module, known: set[str]) -> set[str]:
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known
 
 
 def test_every_dependency_says_why_it_is_there() -> None:
