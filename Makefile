@@ -11,7 +11,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test test-long chaos fuzz soak lint bench scale-test image-test clean
+.PHONY: setup tools run test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
 
 setup: .venv/.ready
 
@@ -47,6 +47,11 @@ test: setup tools
 test-long:
 	@SLUICE_TEST_SIZE=long $(MAKE) test
 
+# lines and branches that the tests reach, per module; whole systems are left out
+coverage: setup tools
+	@.venv/bin/pytest -n 2 --dist loadgroup -m "not acceptance and not alone" --cov --cov-report=term --cov-report=html:.coverage_html; \
+	  echo "by line: .coverage_html/index.html"
+
 # make chaos [SEED=7] [MINUTES=10]     everything fails at random; in the end the mirror is proven
 SEED ?=
 MINUTES ?= 10
@@ -81,5 +86,5 @@ image-test: setup
 
 # What `make setup` and the tools made. The mirror's data in .sluice stays; remove that folder yourself.
 clean:
-	@rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .tools .coverage_html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
