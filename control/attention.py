@@ -1,8 +1,7 @@
 """What needs an operator's attention: `attention(status) -> list[Problem]`.
 
-`sluice status`, `sluice up`, the status page and `sluice doctor` all show this list and no other. A process that works without making
-progress reports itself as not `ready`. A relay is judged by the age of its cursor, or, before it has one, by how long the firehose
-has run.
+`sluice status`, `sluice up`, the status page and `sluice doctor` all show this list. A process that works without making progress
+reports itself as not `ready`. A relay is silent for the age of its cursor; without a cursor, for the uptime of the firehose.
 """
 
 import time
@@ -20,7 +19,7 @@ STREAMS = {"firehose": "relay"}  # not labels: a labeler may be quiet for days
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. `bad`: the mirror is wrong or makes no progress; else it works, and something waits for an operator."""
+    """One problem. `bad`: the mirror is wrong or makes no progress; otherwise it works, but an operator should act."""
 
     what: str
     remedy: str

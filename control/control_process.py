@@ -1,7 +1,7 @@
 """The control process: scheduler, reaper, dead letters and gauges, each a step in a thread of its own.
 
-`run(settings, health)` returns soon after `STOP` is set, even if a call waits for a broker that is gone: a step may be
-interrupted at any point. Steps run independently (control/tasks/step_thread.py): one whose database or broker does not answer is
+`run(settings, health)` returns soon after `STOP` is set, even while a call to an unreachable broker blocks: every step is safe to
+interrupt. Steps run independently (control/tasks/step_thread.py): one whose database or broker does not answer is
 retried, and the health page shows why; any other error ends the process (B8).
 """
 
@@ -54,7 +54,7 @@ def run(settings: Settings, health: Health) -> None:
 
 
 class _Control:
-    """Leadership, and the threads of the steps."""
+    """Holds the leadership and the threads of the steps."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
@@ -196,7 +196,7 @@ def _dead_letters(settings: Settings) -> tuple[Work, Close]:
 
 
 def export_lag(lags: list[PartitionLag]) -> None:
-    """The lag of every group as metrics. A group past the end of its topic has a metric that an alert watches (B9)."""
+    """Export the lag of every group. `PAST_END` is 1 for a group past the end of its topic; an alert uses it (B9)."""
     for one in lags:
         labels = (one.group, one.topic, str(one.partition))
         metrics.LAG.labels(*labels).set(one.lag)

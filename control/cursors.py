@@ -28,7 +28,7 @@ TOPICS = {**GROUP_TOPICS, "dead-letters": (DEAD_LETTER,)}
 
 
 def lags(settings: Settings) -> list[PartitionLag]:
-    """Every group in every partition that it reads. Raises LogUnavailable, psycopg.Error."""
+    """The lag of every group in each of its partitions. Raises LogUnavailable, psycopg.Error."""
     with connect(settings.database, "sluice cursors") as db:
         return Offsets(settings).lags(db)
 
@@ -40,7 +40,7 @@ def as_row(one: PartitionLag) -> dict[str, Any]:
 
 
 def check_position(flow: str, position: str) -> None:
-    """Raise OperatorError for a position that the flow cannot have. The cursor of a listing may be any text."""
+    """Raise OperatorError for a position of the wrong form. The cursor of a listing may be any text."""
     if flow != LIST_REPOS and not (position.isascii() and position.isdigit()):
         raise OperatorError(f"{position!r} is not a sequence number; {flow} needs one")
 
@@ -115,7 +115,7 @@ def _move_index(
 
 
 def _refuse_members(settings: Settings, group: str) -> None:
-    name, client = settings.group(group), admin(settings)  # keep a reference: a collected client never answers
+    name, client = settings.group(group), admin(settings)  # keep a reference: a garbage-collected client never answers
     try:
         described: Any = answers(client.describe_consumer_groups([name], request_timeout=ANSWER_SECONDS))[name]
     except KafkaException as err:

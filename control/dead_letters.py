@@ -1,11 +1,11 @@
-"""What an operator does with dead letters: show, retry, dismiss.
+"""Show, retry and dismiss dead letters.
 
-`retry` runs the current code over the payload, by the letter's origin. If that ends as a dead letter again, the letter stays open
-with the new error.
+`retry` processes the payload with the current code, by the letter's origin. If it fails again, the letter stays open with the new
+error.
 
     firehose URL, labels URL                       the frame is decoded, verified and encoded, and sent to its topic
     firehose_backfill, firehose_live, label_live   the message goes through the gate
-    repo_backfill, repo_resync                     the task is sent again; the claim is the guard
+    repo_backfill, repo_resync                     the task is sent again; the claim prevents double work
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,13 +87,13 @@ class DeadLetters:
             raise OperatorError(f"dead letter {place[0]}:{place[1]} is {state} already")
 
     def due_again(self, ages: Sequence[float], span: float, limit: int) -> list[Place]:
-        """Open letters of events without a key that reached one of these ages (seconds) within the last `span` seconds."""
+        """Open letters for a missing key that reached one of these ages (seconds) within the last `span` seconds."""
         values = {"ages": list(ages), "oldest": max(ages), "span": span, "limit": limit}
         rows = self._connection().execute(SQL["due_again"], values).fetchall()
         return [(row["part"], row["log_offset"]) for row in rows]
 
     def retry(self, place: Place) -> Retried:
-        """Run the current code over the payload. Raises OperatorError if the letter does not exist or is not open."""
+        """Process the payload with the current code. Raises OperatorError if the letter does not exist or is not open."""
         self.open_one(place)
         letter = self._letter(place)
         if letter is None:
@@ -195,7 +195,7 @@ class DeadLetters:
         if error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
             return None  # retention removed it just now
         if message is None or error is not None:
-            # not None: an operator would dismiss a letter that exists
+            # not None, or an operator would dismiss a letter that exists
             why = error.str() if error is not None else f"no answer within {READ_SECONDS:.0f} s"
             raise LogUnavailable(f"{self._settings.topic(TOPIC)}/{place[0]}: {why}; is the broker up?")
         return wire.decode_dead_letter(message.value() or b"") if message.offset() == place[1] else None

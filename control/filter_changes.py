@@ -1,6 +1,6 @@
 """The filter: show it, change it, and apply a change to the existing repos in bounded steps.
 
-`change` stores the filter and returns when no index transaction with the old one is left; the index and the listings follow at once.
+`change` stores the filter and returns when no index transaction uses the old one; the index and the listings use the new one at once.
 The control process applies the change to existing repos (`FilterWalk`): repos outside the boundary stop (`unavailable`, reason
 `outside`); repos inside again, and those that lack records, are fetched (`pending`, reason `filter`). Rows outside stay until `prune`.
 """
@@ -24,7 +24,7 @@ STEP_REPOS = 1000
 PRUNE_REPOS = 100
 STEP_SECONDS = 0.5
 LAG_SECONDS = 10.0
-"""Repos that come inside wait this long: a replica of their PDS may lack the events that were dropped just before."""
+"""Delay before repos that come inside are fetched: a replica of their PDS may lack the events dropped just before."""
 
 logger = logging.getLogger("control")
 

@@ -140,7 +140,7 @@ def in_sync(db: Connection, dids: Sequence[str]) -> int:
 
 
 def _name_of_next(db: Connection, name: str) -> str:
-    """Of the jobs that fetch this list again: the name of the unfinished one, or a new name."""
+    """The name for fetching this list again: that of its unfinished job, or a new one."""
     row = _one(db, "newest_again", {"name": name})
     if row is None:
         return name
@@ -173,7 +173,7 @@ def _plan(db: Connection, spec: JobSpec, wanted: JobIdentity) -> Plan:
     return Plan(
         name=wanted.name,
         source=spec.source,
-        would=would,  # type: ignore[arg-type]  # one of its three words
+        would=would,  # type: ignore[arg-type]  # one of its three values
         job=None if existing is None else existing["id"],
         status=status,
         total=wanted.total,
@@ -214,7 +214,7 @@ _AS_THEY_ARE = (
 
 
 def _listed_total(row: DictRow) -> int | None:
-    """How many repos the job will list in total, if known: for hosts only their number is."""
+    """How many repos the job will list; None unless it has a list of DIDs."""
     return row["total"] if "dids" in row["source"] else None
 
 

@@ -23,7 +23,7 @@ SQL = queries("control")
 EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
 JOBS_SHOWN = 100
-HELD_COUNTED = 100_000  # not estimated: an estimate would show some when there are none
+HELD_COUNTED = 100_000  # not estimated: an estimate for an empty table may be above 0
 END_PHASES = ("sync", "unavailable", "failed")
 PHASES = ("pending", "backfill", *END_PHASES)
 
@@ -47,7 +47,7 @@ class MirrorStatus:
     jobs: list[Row]  # unfinished ones first, at most `JOBS_SHOWN`
     skipped_ranges: int
     stream_gaps: int
-    storms: dict[str, int] = field(default_factory=dict)  # held reason → repos that wait
+    storms: dict[str, int] = field(default_factory=dict)  # held reason → repos not queued
     jobs_found: int = 0  # total number
     relays: list[str] = field(default_factory=list)  # from the settings
     processes: list[ProcessStatus] = field(default_factory=list)
@@ -85,7 +85,7 @@ class MirrorStatus:
         for one, row in zip(self.partition_lags, page["partition_lags"], strict=True):
             row.update(lag=one.lag, past_end=one.past_end, lost=one.lost)
         for process in page["processes"]:
-            del process["metrics"]  # `attention` has what matters; their labels cannot be JSON keys
+            del process["metrics"]  # their labels cannot be JSON keys; `attention` covers them
         page["lag"] = {f"{group}/{topic}": lag for (group, topic), lag in self.lag.items()}
         page["paused"] = self.paused
         plain: Row = _plain(page)
@@ -157,7 +157,7 @@ class Collector:
         )
 
     def lags(self) -> list[PartitionLag]:
-        """Every group in every partition that it reads."""
+        """The lag of every group in each of its partitions."""
         return self._offsets.lags(self._database())
 
     def exact(self) -> tuple[int, int]:

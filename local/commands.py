@@ -8,7 +8,7 @@ from local.supervisor import Command
 from schemas.settings import Settings, variables
 
 SESSION_SECONDS = 10.0
-"""Session timeout of consumer groups: on one machine, a member that is silent this long is dead."""
+"""Session timeout of consumer groups: on one machine, a member without heartbeats for this long is dead."""
 
 
 def commands(settings: Settings, workers: int) -> list[Command]:

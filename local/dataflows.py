@@ -1,4 +1,4 @@
-"""The dataflow of each process. Here the index gets its projection: the only place that chooses one for a running system."""
+"""The dataflow of each process. Only this module chooses the index's projection for a running system."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""The servers that `sluice up` embeds if it was given none: Kafka and PostgreSQL.
+"""The servers that `sluice up` embeds if the settings name none: Kafka and PostgreSQL.
 
 They are supervised like the processes: a server that dies is restarted on its data, at the same address. A start takes seconds, so
 each restart runs in a thread.

@@ -40,7 +40,7 @@ class LastWords:
 
 
 def spoken(page: dict[str, Any]) -> str:
-    """A log line as an operator reads it."""
+    """A log line as text for an operator."""
     fields = " ".join(f"{key}={value}" for key, value in page.items() if key not in _FRAME)
     return f"{page['event']} {fields}".strip()
 

@@ -1,7 +1,7 @@
 """One process, as in a pod: `run("firehose", settings)` prepares database and topics, serves the health page, and runs the flow.
 
-Problems that an operator can correct are OperatorError and its kin (one line, exit 2). Any other error ends the process with its
-traceback, and its supervisor starts it again.
+Problems that an operator can correct are OperatorError or similar (one line, exit 2). Any other error ends the process with its
+traceback, and its supervisor restarts it.
 """
 
 import ctypes
@@ -33,9 +33,7 @@ from schemas.flows import flow_name
 from schemas.settings import SECRETS, Settings
 
 BROKER_SECONDS = 10.0
-STOP_SECONDS = (
-    17.0  # beyond `drain_seconds`: then a process that hangs ends itself, before `up` or the kubelet kills it
-)
+STOP_SECONDS = 17.0  # beyond `drain_seconds`: a process that hangs ends itself before `up` or the kubelet kills it
 PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger("sluice")
@@ -124,7 +122,7 @@ def prepare(settings: Settings) -> list[str]:
 
 
 def die_with(parent: int) -> None:
-    """End together with the parent process, however it ends. `parent`: its pid; 0 does nothing."""
+    """End when the parent process ends, even by SIGKILL. `parent`: its pid; 0 does nothing."""
     if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:

@@ -1,8 +1,8 @@
-"""Child processes: the supervisor starts them, restarts those that end by themselves, and drains them in order.
+"""Child processes: the supervisor starts them, restarts those that end unexpectedly, and drains them in order.
 
 `Supervisor.tick()` is called a few times a second from the main thread (a child dies with the *thread* that started it, so only that
-thread starts children). Output goes to bounded files under `logs/`; warnings and ends are reported to `say`. A child that keeps
-ending is restarted with growing delays, from half a second to half a minute.
+thread starts children). Output goes to bounded files under `logs/`; warnings and exits are reported to `say`. A child that exits
+again and again is restarted with growing delays, from half a second to half a minute.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the current or the last process; 0 before the first."""
+        """Pid of the current or the last process; 0 before the first."""
         return self._process.pid if self._process else 0
 
     @property

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def foreground() -> Iterator[None]:
-    """Take the terminal, and give it back at the end."""
+    """Take the terminal, and restore its foreground group at the end."""
     if "MAKELEVEL" not in os.environ or not sys.stdin.isatty() or os.tcgetpgrp(0) != os.getpgrp():
         yield
         return

@@ -1,6 +1,6 @@
 """`sluice up --until-synced`: when is the mirror complete? `SyncCheck(settings).check(status)`.
 
-It is, when these have held in this order: (1) the listing of every relay has reached its end, every repo is in an end phase, and every
+It is complete once these have held in this order: (1) the listing of every relay has reached its end, every repo is in an end phase, and every
 queued repo was read; (2) each stream is connected, and has delivered an event younger than (1), or nothing new for
 `QUIET_SECONDS` with an empty queue; (3) the index has stored every message that the topics had at (2), and (1) still holds.
 So a network that keeps writing is mirrored up to a moment after its listing was complete.

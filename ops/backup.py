@@ -94,7 +94,7 @@ def find_tool(name: str, release: int) -> Path:
     """The oldest pg_dump or pg_restore of this release or newer. Raises OperatorError."""
     folders = [Path(folder) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # where Debian keeps each release
-    with suppress(DatabaseUnavailable):  # an image has no embedded server
+    with suppress(DatabaseUnavailable):  # container images have no embedded server
         folders.insert(0, find_binaries())
     found: dict[int, Path] = {}
     for tool in (folder / name for folder in folders):

@@ -35,7 +35,7 @@ BROKER_SECONDS = 10.0
 CLOCK_SECONDS = 5.0
 CLOCK_FAILS_SECONDS = 60.0
 NEAR_START = 0.25
-"""A group within this share of the start of a log that retention shortens is close to losing messages."""
+"""Share of a log that retention has shortened: a group nearer to its start is about to lose messages."""
 
 DISK_WARNS = 0.15
 DISK_FAILS = 0.05

@@ -1,7 +1,7 @@
 """`sluice replay --all --into URL`: a new database from the log alone.
 
 Reads `firehose_backfill` to its end, then `firehose_live`, then `label_live`, through the gate with its ordinary rules: a newer
-attempt starts by itself, and live events before its snapshot are dropped by their rev. Repos that reach `sync` are the same as in
+attempt needs no claim, and live events before its snapshot are dropped by their rev. Repos that reach `sync` are the same as in
 the live tables. The target stores the index's own offsets, so a rebuild that was stopped resumes, and an index that is started on
 the finished database follows the log from there.
 """
@@ -89,7 +89,7 @@ def as_text(done: Rebuilt) -> str:
 
 
 def _whole_log(offsets: Offsets) -> Ends:
-    """The end of every partition. The backfill topic's are read first: a repo that it lacks is unfinished. Raises OperatorError."""
+    """The end of every partition, the backfill topic's first: a repo without a snapshot there is unfinished. Raises OperatorError."""
     ends: Ends = {}
     for topic in ORDER:
         parts = offsets.parts([topic])

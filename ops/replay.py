@@ -2,7 +2,7 @@
 
     firehose_backfill, firehose_live, label_live   through the gate, in bounded batches, each one transaction; events are not new
                                                    here, so none is buffered, counted as seen, or causes a fetch (`Rules.replayed`)
-    repo_backfill, repo_resync                     tasks whose repo still waits for them are sent again; the claim is the guard
+    repo_backfill, repo_resync                     tasks of repos that are still queued are sent again; the claim prevents double work
     dead_letter                                    into the table of dead letters
 
 A replay never goes beyond the offset of the group that processes the topic: it would overtake that group. While it runs, its own
@@ -50,7 +50,7 @@ class Replayed:
 
 
 class RefusedCounter:
-    """In place of the producer of dead letters: they exist since the first time, so a replay only counts them."""
+    """Replaces the producer of dead letters: they exist from the first processing, so a replay only counts them."""
 
     def __init__(self) -> None:
         self.count = 0

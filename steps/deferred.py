@@ -1,6 +1,6 @@
 """Events deferred beside a stream: their order per key, their bytes, and the positions that they hold back. Pure state.
 
-A key is deferred from its first event on that cannot be judged yet. Later events of the key queue behind it; other keys pass.
+A key is deferred from its first event that cannot be checked yet. Later events of the key queue behind it; other keys pass.
 The cursor of an upstream may not pass a deferred event that the upstream sent.
 
 Two limits in bytes apply: one for events that wait for the PLC directory (trusted), one for events that wait for other hosts
@@ -36,7 +36,7 @@ class DeferredEvent(Generic[X]):
 
 @dataclass(slots=True)
 class Deferred(Generic[X]):
-    """See the module. The caller checks the limits with `full` before it adds. `more`: some events can be judged now."""
+    """See the module. The caller checks the limits with `full` before it adds. `more`: some events can be checked now."""
 
     trusted_limit: int
     untrusted_limit: int

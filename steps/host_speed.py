@@ -1,4 +1,4 @@
-"""How fast a host is: starts, ends and bytes of its transfers → its permits, its queue limit, the delay of evicted repos.
+"""Speed of a host: starts, ends and bytes of its transfers → its permits, its queue limit, the delay of evicted repos.
 
 A slow or hanging host must not fill a worker with repos that wait for it. Repos that would wait longer than `line_seconds` are
 evicted; their delays are spread at the rate at which the host serves repos. The slower a host, the fewer permits it may hold.

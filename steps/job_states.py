@@ -1,11 +1,11 @@
-"""Jobs as a machine: states, their transitions as a table, and what makes two jobs the same. Values in, values out.
+"""Jobs as a state machine: states, the table of transitions, and the identity of a job. Pure.
 
-    pending ──▶ running ──▶ completed            paused               an operator's word; `resume` ends it
-                   │  ▲                          paused_quota_limit   until the time that the host named, then by itself
-                   ▼  │                          retry                until a back-off is over, then by itself
-        paused, paused_quota_limit, retry        failed, cancelled    ended; `retry` opens them again at their checkpoint
+    pending ──▶ running ──▶ completed            paused               by an operator, until `resume`
+                   │  ▲                          paused_quota_limit   until the time that the host named
+                   ▼  │                          retry                until a back-off is over
+        paused, paused_quota_limit, retry        failed, cancelled    ended; `retry` restarts them at their checkpoint
 
-The same table stands in the database (`sluice.job_may_become`), and a test holds them together.
+`sluice.job_may_become` in the database has the same table; a test compares them.
 """
 
 import re
@@ -31,24 +31,24 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     S.CANCELLED: frozenset({S.RETRY}),
 }
 FINAL = frozenset({S.COMPLETED, S.FAILED, S.CANCELLED})
-WAITING = frozenset({S.PAUSED_QUOTA_LIMIT, S.RETRY})  # these go on by themselves, at `next_retry_at`
+WAITING = frozenset({S.PAUSED_QUOTA_LIMIT, S.RETRY})  # these continue automatically at `next_retry_at`
 
-AHEAD_BATCHES = 10  # batches that a DID list may have queued and not brought to an end
+AHEAD_BATCHES = 10  # unfinished batches that a DID list may have
 RATE_MEMORY = 0.7  # share of the old rate in a new one
 
 
 class SpecRefused(Exception):
-    """A specification that no job can be made of; the message is one line that names the part and the remedy."""
+    """An invalid specification of a job; the message is one line that names the part and the remedy."""
 
 
 def sources_of(new: JobStatus) -> list[str]:
-    """States from which one may come to `new`."""
+    """States that may change to `new`."""
     return sorted(old.value for old, following in TRANSITIONS.items() if new in following)
 
 
 @dataclass(frozen=True, slots=True)
 class JobIdentity:
-    """What a job is: its unique name, its source as it is stored, and its list (DIDs only: hosts are in the source)."""
+    """A job's unique name, its source as stored, and its list of DIDs (hosts are in the source)."""
 
     name: str
     source: dict[str, Any]
@@ -57,7 +57,7 @@ class JobIdentity:
 
 
 def identify(spec: JobSpec, default_relay: str | None) -> JobIdentity:
-    """The job that a specification means. Order and repetition in lists change nothing. Raises SpecRefused."""
+    """The identity of the specified job. Order and repetition in lists do not matter. Raises SpecRefused."""
     if spec.source == "dids":
         dids = list(dict.fromkeys(spec.dids))
         wrong = next((did for did in dids if not (is_did(did) and _can_be(did))), None)
@@ -85,7 +85,7 @@ def identify(spec: JobSpec, default_relay: str | None) -> JobIdentity:
 
 
 def spec_of(source: dict[str, Any], batch_size: int, priority: int) -> JobSpec | None:
-    """A stored source as a specification; None where it is none of ours."""
+    """A stored source as a specification; None for an unknown form."""
     match source:
         case {"relay": str(relay)}:
             asked: dict[str, Any] = {"source": "relay", "relay": relay}
@@ -103,7 +103,7 @@ def spec_of(source: dict[str, Any], batch_size: int, priority: int) -> JobSpec |
 
 
 def split(spec: JobSpec, size: int) -> list[JobSpec]:
-    """A range of hosts or DIDs cut into jobs of so many each (T4); other sources are one job."""
+    """Split a range of hosts or DIDs into jobs of `size` each (T4); other sources are one job."""
     field = spec.source
     if field not in ("hosts", "dids"):
         return [spec]
@@ -125,7 +125,7 @@ def service_url(text: str, part: str) -> str:
 
 
 def eta(*, rate: float | None, pending: int, listed: int, total: int | None, done: bool) -> float | None:
-    """Seconds left. None where nothing can be said: no rate yet, or nobody knows how much is still to be listed."""
+    """Seconds left; None without a rate, or if the number of repos still to be listed is unknown."""
     if not rate or rate <= 0 or not (done or total is not None):
         return None
     left = pending + (0 if done or total is None else max(0, total - listed))
@@ -133,7 +133,7 @@ def eta(*, rate: float | None, pending: int, listed: int, total: int | None, don
 
 
 def scaled(sample: dict[str, int], total: int) -> dict[str, int]:
-    """Shares found in a sample, as numbers of a whole. Nothing found: nothing is known, and all of it may wait."""
+    """Scale the counts of a sample to `total`. If the sample is empty, all count as pending."""
     found = sum(sample.values())
     if not found:
         return {"pending": total}
@@ -141,7 +141,7 @@ def scaled(sample: dict[str, int], total: int) -> dict[str, int]:
 
 
 def _can_be(did: str) -> bool:
-    """A DID of the PLC directory is a hash of one length; any other would be asked for for ever."""
+    """Whether the DID can exist: a did:plc of another form would be requested for ever."""
     return not did.startswith("did:plc:") or _PLC.fullmatch(did) is not None
 
 
@@ -154,13 +154,13 @@ def _mark(items: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One list that a flow pages through. `key`: its full upstream URL, with the job where it is a job's alone."""
+    """One list that a flow pages through. `key`: its full upstream URL, with the job's id if it belongs to a job."""
 
     key: str
     url: str
-    relay: bool = False  # it names repos of other hosts, with numeric cursors
+    relay: bool = False  # it lists repos of other hosts, with numeric cursors
     collection: str | None = None
-    job: int | None = None  # it ends with this job; None: a standing listing, continued for ever
+    job: int | None = None  # it ends with this job; None: a permanent listing
     page_size: int = 1000
 
     @property
@@ -175,7 +175,7 @@ class Target:
 
 
 def targets(source: dict[str, Any], job: int, batch_size: int) -> list[Target]:
-    """The lists of a listing job; none of a job that is a list of DIDs itself."""
+    """The lists of a listing job; empty for a job over DIDs."""
     match source:
         case {"relay": str(relay)}:
             return [Target(relay, relay, relay=True, job=job, page_size=batch_size)]

@@ -7,5 +7,5 @@
 
 A success is a model as JSON. Every other answer is `{"version": 1, "error": {"code", "message", "remedy"}}` with a 4xx or 5xx
 status. Lists are paged: `limit` bounds a page, `cursor` of an answer asks for the next page, null marks the last one.
-`guard.py` decides who may call what. Import this package in the control process only: FastAPI takes long to load.
+`guard.py` checks access. Import this package in the control process only: FastAPI takes long to load.
 """

@@ -1,11 +1,11 @@
-"""Who may call what, and how large a request may be: `Guard`, the outermost middleware.
+"""Access control and the limit of a request's size: `Guard`, the outermost middleware.
 
 - `SLUICE_API_TOKEN` allows everything, `SLUICE_API_READ_TOKEN` reading, as `Authorization: Bearer …`.
 - Without any token the API is open on a loopback address and closed on others.
 - A page of another site in the operator's browser must not reach an open loopback API: a request is refused if its Host is
   not a name of loopback (DNS rebinding), or if the browser sends it on behalf of another site.
 
-Health and metrics need no token. They answer under an IP address, a name of this machine or cluster, and SLUICE_HTTP_NAMES.
+Health and metrics need no token. Their Host must be an IP address, a name of this machine or cluster, or in SLUICE_HTTP_NAMES.
 Tokens are compared in constant time and never logged.
 """
 
@@ -74,7 +74,7 @@ def check(request: Request, settings: Settings) -> None:
 
 
 def refuse_foreign_names(request: Request, settings: Settings) -> None:
-    """Raise ApiError 403 where the Host is a public name that the settings do not have: a page's name, rebound to us."""
+    """Raise ApiError 403 if the Host is a public name that is not in the settings (DNS rebinding)."""
     host = request.headers.get("Host", "")
     if not is_own_name(host_name(host), settings.http_names):
         raise ApiError(

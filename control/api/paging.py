@@ -30,7 +30,7 @@ def read_cursor(cursor: str, *kinds: type) -> Key | None:
 
 
 def cut(rows: list[dict[str, Any]], limit: int, *keys: str) -> tuple[list[dict[str, Any]], str | None]:
-    """`limit + 1` rows were asked for → the rows of the page, and the cursor of the next page or None."""
+    """Up to `limit + 1` rows → the rows of the page, and the cursor of the next page or None."""
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], write_cursor([rows[limit - 1][key] for key in keys])

@@ -1,7 +1,7 @@
 """What the route modules share: `Router`, the types of parameters, documented error answers.
 
-A handler is a plain function `(context, parameters…) → model`. `Router` runs it in one of the context's threads, and refuses
-query parameters that it does not take, or that are given twice.
+A handler is a plain function `(context, parameters…) → model`. `Router` runs it in one of the context's threads, and rejects
+unknown and repeated query parameters.
 """
 
 from collections import Counter

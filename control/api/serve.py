@@ -21,7 +21,7 @@ from control.api.context import Context
 from schemas.settings import Settings
 
 HEAD_BYTES = 64 * 1024
-"""Of a request's line and headers that are not complete yet."""
+"""Limit of an incomplete request line and headers."""
 
 
 class ApiServer:

@@ -4,7 +4,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 def count(number: float) -> str:
-    """Whole, with separators."""
+    """A whole number with thousands separators."""
     return f"{number:,.0f}"
 
 

@@ -1,4 +1,4 @@
-"""What the page shows: database, broker and processes → `PageSnapshot`. Blocks; raises psycopg.Error and LogUnavailable."""
+"""The page's data, from database, broker and processes: `PageSnapshot`. Blocks; raises psycopg.Error and LogUnavailable."""
 
 import time
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,7 @@
 """One snapshot for all open pages: `Poller` reads snapshots while a stream is open, keeps their history, wakes the streams.
 
 It runs in the API's event loop; snapshots are read in the context's threads. Reading takes at most a tenth of the time: on a
-large database snapshots come less often. A failure is shown on the page, and the next snapshot is tried all the same.
+large database snapshots come less often. A failure is shown on the page, and polling continues.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class Poller:
         return self._rendered[1]
 
     async def next(self, number: int) -> None:
-        """Wait for a snapshot after this number, or for the end."""
+        """Wait for a snapshot with a higher number, or for `close`."""
         async with self._fresh:
             await self._fresh.wait_for(lambda: self.number > number or self.closing)
 

@@ -69,6 +69,6 @@ def render_sections(snapshot: PageSnapshot, history: Mapping[str, Points]) -> di
 
 
 def render_page(sections: Mapping[str, str], error: str, *, locked: bool) -> str:
-    """The whole page. `locked`: it asks for a token instead of showing sections."""
+    """The whole page. `locked`: it has a form for a token instead of sections."""
     values = {"sections": list(map(Markup, sections.values())), "error": error, "locked": locked}
     return TEMPLATES.get_template("page.html").render(values)

@@ -1,7 +1,7 @@
 """Routes of the status page: `/`, `/events` (server-sent events), and its style, script and icon under `/page/`.
 
-The page follows the API's rules. Where a token is needed, `/` without one only asks for it; the script sends it as a header
-of every request. Style and script are files, so that the content security policy can forbid inline code.
+The API's access rules apply. If a token is needed, `/` without one is only a form for it; the script sends it as a header of
+every request. Style and script are files, so that the content security policy can forbid inline code.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def add_page(app: FastAPI) -> None:
 
 
 async def page(request: Request) -> Response:
-    """The whole page; without a token that it needs, only the form that asks for one."""
+    """The whole page; without a required token, only the form for one."""
     poller: Poller = request.app.state.page
     if not _allowed(request):
         return HTMLResponse(render_page({}, "", locked=True), headers=SAFE_HEADERS)

@@ -1,10 +1,10 @@
 """Dead letters of commits that are too big for their frame and lack the signed block: check each account once with its PDS.
 
 Such a frame proves nothing, but if it was the account's last one the repo would be out of date until the next listing. So its dead
-letter is checked once: if the rev that it names is above the newest one seen, the account's own PDS is asked for its latest commit.
-A rev above ours is recorded as if a listing had named it, and takes that path: after a grace period it is a lost event, and the
-storm breaker counts it. Anyone can send such frames, so a round covers at most `ROUND_DIDS` accounts and `ASK_SECONDS`, with the
-HTTP session and the host budgets of an audit. A letter whose PDS did not answer stays open.
+letter is checked once: if its rev is above the newest one seen, the account's PDS is queried for its latest commit. A rev above
+ours is recorded like one from a listing: after a grace period it counts as a lost event, also for the storm breaker. Anyone can
+send such frames, so a round covers at most `ROUND_DIDS` accounts and `ASK_SECONDS`, with the HTTP session and the host budgets of
+an audit. A letter whose PDS did not answer stays open.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from schemas.sql import queries
 ROUND_DIDS = 30
 ASK_SECONDS = 15.0
 YOUNGEST_SECONDS = 15.0
-"""Younger letters wait: another relay may deliver the commit itself."""
+"""Minimum age of a letter: another relay may deliver the commit itself."""
 OLDEST_SECONDS = 3600.0
 
 SQL = queries("dead_letter")

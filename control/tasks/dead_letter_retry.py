@@ -1,12 +1,12 @@
 """Automatic retries of dead letters whose signing key was not available: `DeadLetterRetry`.
 
-A PLC directory that is partly down, a mirror of it that lags, or a did:web that does not answer for a moment rejects events that
-are valid. If such an event was the account's last one, nothing would bring it back before the next listing. So its dead letter is
-retried at the ages of `AFTER_SECONDS`, with the code and the keys of that moment. A letter whose key is still not available stays
-open. Commits too big for their frame have a check of their own (control/tasks/big_commits.py).
+A PLC directory that is partly down or lags, or a did:web that is briefly unavailable, causes valid events to be rejected. If it was
+the account's last event, it would be missing until the next listing. So its dead letter is retried at the ages `AFTER_SECONDS`,
+with the keys available then. A letter whose key is still not available stays open. Commits too big for their frame have a check of
+their own (control/tasks/big_commits.py).
 
-The thread may wait for a directory that does not answer, so this is not one of control's steps. A flood of forged commits gets a
-bounded share of each round, in random order.
+The thread may block on the directory, so this is not one of control's steps. A flood of forged commits gets a bounded share of
+each round, in random order.
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""Figures of the whole mirror as metrics: `Gauges` reads the database and the log regularly and sets the gauges.
+"""Metrics of the whole mirror: `Gauges` reads the database and the log regularly and sets the gauges.
 
-The queries run in a thread of their own, so a slow one never delays the scheduler. Each has a statement timeout, and costs the
-same with tens of millions of repos. A query that fails is counted and logged, and its gauges keep their last value; any other
-error ends the thread and is raised by `worker.check()`. Every control process exports these gauges: alerts take the maximum.
+The queries run in a thread of their own, so a slow one never delays the scheduler. Each has a statement timeout, and a cost that
+does not grow with the number of repos. A query that fails is counted and logged, and its gauges keep their last value; any other
+error ends the thread and is raised by `worker.check()`. Every control process exports these gauges; alerts use the maximum.
 """
 
 import logging
@@ -127,7 +127,7 @@ class Gauges:
 
     def _hosts_with_work(self) -> None:
         rows = hosts_with_work(self._connection(), TOP_HOSTS)
-        metrics.HOST_REPOS.clear()  # of hosts that are no longer among the first
+        metrics.HOST_REPOS.clear()  # removes hosts no longer among the first
         for row in rows:
             metrics.HOST_REPOS.labels(row["host"], row["phase"]).set(row["repos"])
 

@@ -1,4 +1,4 @@
-"""Control's part of the backfill jobs: it queues lists of DIDs in batches, counts the outcome of their repos, and completes the jobs.
+"""Control's part of the backfill jobs: queue lists of DIDs in batches, count the outcomes of their repos, complete the jobs.
 
 A batch is written in this order: the rows, each statement its own transaction; counters and checkpoint in one statement; the
 messages. A crash in between repeats the batch: its rows carry the job's number, so they are counted once and never queued
@@ -34,7 +34,7 @@ logger = logging.getLogger("control")
 
 
 class JobSteps:
-    """Used by the scheduler of the leader. A second leader at the same moment does no harm."""
+    """Used by the leader's scheduler; safe with two leaders at once."""
 
     def __init__(self, settings: Settings, store: RepoQueue, producer: LogProducer) -> None:
         self._settings = settings

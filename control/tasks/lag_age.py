@@ -1,6 +1,6 @@
 """The age of the oldest message that a group has not processed, from the message's own timestamp.
 
-Lag in messages cannot be compared with retention; this can. One message is read of each partition that has any lag.
+Unlike lag in messages, this can be compared with retention. Reads one message of each partition that has lag.
 """
 
 import time

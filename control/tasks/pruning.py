@@ -1,11 +1,10 @@
-"""Removes rows that nothing can use any more, so that no table grows without bound.
+"""Removes obsolete rows, so that no table grows without bound.
 
-A dead letter whose message retention has removed can be neither shown nor retried, so its row goes with the message. One that
-was still open is an unexamined loss: it is counted and logged. Resolved losses, recovered ranges, ended audits, cached
-identities and hosts that nothing has used go after `history_days`; whatever still needs work stays.
+A dead letter whose message retention has removed can be neither shown nor retried, so its row is removed too; if it was still
+open, that is counted and logged as a loss. Resolved losses, recovered ranges, ended audits, unused identities and unused hosts
+are removed after `history_days`; rows that still need work stay.
 
-`Pruning.step()` runs in the leading control process: a bounded piece each time while there is something to remove, then a check
-now and then.
+`Pruning.step()` runs in the leading control process: bounded pieces while there are rows to remove, then every CHECK_SECONDS.
 """
 
 import logging
@@ -55,7 +54,7 @@ class Pruning:
         self._after = ""  # the DID up to which cached identities were checked
 
     def step(self, db: psycopg.Connection[Any]) -> Pruned:
-        """One piece, if it is time. Raises psycopg.Error and LogUnavailable."""
+        """Remove one piece if it is due. Raises psycopg.Error and LogUnavailable."""
         if self._clock() < self._next:
             return Pruned()
         alone(db)

@@ -1,8 +1,8 @@
 """After `sluice restore`, control waits until the index has read the log.
 
-The log has attempts with numbers that were given out after the backup. A repo claimed before the index has read them would get
-the same number again. So while the mark of `sluice restore` exists, no repo is claimed (`claim`) and control schedules nothing.
-Dead letters that came after the backup are indexed again: the group's offset in their topic is the broker's.
+The log has attempts whose numbers were assigned after the backup. A repo claimed before the index has read them would get the
+same number again. So while the mark of `sluice restore` exists, no repo is claimed (`claim`) and control schedules nothing.
+Dead letters written after the backup are indexed again: their group's offset is in the broker, so it is past them.
 """
 
 import json
@@ -38,7 +38,7 @@ class Restored:
         self._done = False
 
     def waits(self, db: psycopg.Connection[Any]) -> bool:
-        """Whether the index still has to read what the log had. Raises psycopg.Error and LogUnavailable."""
+        """Whether the index has yet to reach the log's ends as of the first call. Raises psycopg.Error and LogUnavailable."""
         if self._done:
             return False
         row = alone(db).execute(SQL["restoring"]).fetchone()

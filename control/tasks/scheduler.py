@@ -1,4 +1,4 @@
-"""The scheduler and the reaper: repos that are due become messages, and work whose owner is gone becomes due again.
+"""The scheduler and the reaper: send a message for each repo that is due, and make the repos of dead workers due again.
 
 The rows are authoritative and messages follow them, so every step may be repeated or interrupted at any point: a task that is sent
 twice is claimed once (its attempt is the fence), and `requeue` finds one that was never sent. The holder of the `Leader` lock
@@ -36,12 +36,12 @@ logger = logging.getLogger("control")
 
 
 def task_topic(attempt: int) -> str:
-    """Repos with an earlier attempt have a topic of their own, so they do not wait behind the first fetches of the network."""
+    """Refetches have a topic of their own, so that they do not queue behind the first fetches of the network."""
     return REPO_RESYNC if attempt else REPO_BACKFILL
 
 
 class Leader:
-    """Leadership of one among several control processes: a session's advisory lock. Connects on first use."""
+    """Elects one of several control processes by a session's advisory lock. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = tuples(settings, "sluice leader", opened=self._opened, statement_seconds=LEADER_SECONDS)
@@ -133,7 +133,7 @@ class Scheduler:
         )
         if not queued:
             return 0
-        # a message follows its row, so those of these repos precede the first message that is younger than all of them
+        # a message is sent after its row, so those of these repos precede the first message younger than all of them
         youngest = max(at for _, _, at in queued) + self._settings.tuning.requeue_after_seconds
         gone = lost_tasks(queued, self._passed(youngest))
         if gone:
@@ -156,7 +156,7 @@ class Scheduler:
 
 
 def lost_tasks(queued: Sequence[tuple[str, int, float]], passed: dict[Part, bool]) -> list[str]:
-    """DIDs of (did, attempt, queued_at) whose message is not in its partition: the group has read all that it could be in."""
+    """DIDs of (did, attempt, queued_at) whose message is lost: the group has read its partition far enough."""
     partitions = {topic: sum(part[0] == topic for part in passed) for topic in TASK_TOPICS}
     return [
         did for did, attempt, _ in queued if passed[topic := task_topic(attempt), partition_of(did, partitions[topic])]

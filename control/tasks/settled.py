@@ -1,6 +1,6 @@
-"""Up to which moment everything that the relays delivered is in the tables.
+"""The time up to which everything that the relays delivered is indexed.
 
-A listing may name a rev that the stream delivers later. A rev that is missing is lost only when everything up to some time after
+A listing may name a rev that the stream delivers later. A missing rev counts as lost only when everything up to some time after
 the listing is indexed. Two parts may be behind: the index (its oldest unread live message), and the firehose (the time of its last
 event; a relay without new events is up to date).
 """

@@ -26,7 +26,7 @@ logger = logging.getLogger("control")
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Repos that steps queued, queued again because their message was lost, took back from dead workers; lost events found."""
+    """Counts. `requeued`: repos whose message was lost; `reaped`: claims of dead workers; `lost_events`: found in this round."""
 
     queued: int = 0
     requeued: int = 0
@@ -48,7 +48,7 @@ Close = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class ControlStep:
-    """One kind of work. `again`: a round that queued this many repos is followed by the next one at once."""
+    """One kind of work. `again`: after a round that queued this many repos, the next one starts at once."""
 
     name: str
     build: Callable[[], tuple[Work, Close]]
@@ -71,7 +71,7 @@ class StepThread:
         self.worker = WorkerThread(f"control step {step.name}", self._run)
 
     def take(self) -> StepResult:
-        """What was done since the last call."""
+        """Return the sum of the results since the last call."""
         with self._lock:
             done, self._done = self._done, StepResult()
         return done

@@ -1,10 +1,10 @@
 """The storm breaker: mass refetches for one reason are held until an operator decides (H7).
 
 Some reasons to fetch a repo again may be false for all repos at once: a listing that is wrong or ahead of a lagging stream, a relay
-that corrupts every commit, an account event for every account. Each refetch costs a download and, until it is done, the repo's
-place in the stream. So the scheduler counts before it queues repos again: if one reason would queue more than `STORM_SHARE` of
-all repos (and at least `STORM_LEAST`) within an hour, including the last hour, that reason is held. None of its repos are queued
-until few enough wait, because the cause is gone, or until an operator releases it (`sluice storms release REASON`).
+that corrupts every commit, an account event for every account. Each refetch costs a download, and the repo gets no live updates
+until it is done. So the scheduler counts before it queues repos again: if one reason would queue more than `STORM_SHARE` of all
+repos (and at least `STORM_LEAST`) within an hour, including the last hour, that reason is held. Its repos are queued again when
+their number is below the limit (the cause is gone), or when an operator releases it (`sluice storms release REASON`).
 
 First fetches, and refetches that operators and jobs request, never count as a storm.
 """
@@ -29,7 +29,7 @@ REASONS = (
     *(LOST_EVENT, "audit", "reopened", Reason.DESYNC, Reason.OVERFLOW, Reason.INCOMPLETE, Reason.ACCOUNT_CHANGED),
     *(Reason.REACTIVATED, Reason.DELETION),
 )
-"""Reasons to fetch repos again that no operator gave."""
+"""Reasons of automatic refetches."""
 
 SQL = queries("storms")
 
@@ -48,7 +48,7 @@ class Storms:
     def held(self, lost_events: int | None = None, *, now: bool = False) -> frozenset[str]:
         """The reasons that are held. Recomputed every ten seconds, or `now`.
 
-        `lost_events`: repos that would be queued for `LOST_EVENT` in addition to those that wait. Without it, that reason stays as it is.
+        `lost_events`: repos to be queued for `LOST_EVENT`, besides those already due. Without it, that reason keeps its state.
         """
         if now or time.monotonic() >= self._check_at:
             self._check(lost_events)

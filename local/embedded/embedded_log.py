@@ -35,7 +35,7 @@ __all__ = ["EmbeddedLog", "EmbeddedLogUnavailable"]
 
 LOGGING = Path(__file__).with_name("embedded_log.log4j2.properties")
 WAKE_SECONDS = 5.0
-START_SECONDS = 300.0  # a machine that is busy with something else takes minutes; recovery after a kill too
+START_SECONDS = 300.0  # a busy machine, or recovery after a kill, takes minutes
 BUSY_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
@@ -185,7 +185,7 @@ class EmbeddedLog(EmbeddedServer):
                     _wake_coordinator(client)
                     return
             except KafkaException:
-                continue  # not up yet; list_topics itself waited
+                continue  # not up yet; list_topics has waited
         ended = not self._process.running
         self._process.kill()
         what = "it ended while starting" if ended else f"it did not answer within {START_SECONDS:.0f} s"
@@ -214,7 +214,7 @@ def _spell(listeners: dict[str, int]) -> str:
     return ",".join(f"{name}://{LOOPBACK}:{port}" for name, port in listeners.items())
 
 
-# they would add options of their own to ours, and print that they did
+# removed from the environment: the JVM would add their options and print a notice
 JAVA_VARIABLES = frozenset({"JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH"})
 
 BROKER_SETTINGS = {

@@ -31,7 +31,7 @@ class EmbeddedServer(ABC):
         return self._process is not None and self._process.running
 
     def stop(self) -> None:
-        """Ends the server in its own orderly way. No-op when it does not run."""
+        """Stops the server cleanly. No-op if it does not run."""
         if self._process is not None:
             self._process.stop()
 

@@ -1,7 +1,7 @@
 """The process between us and a server: it starts the server, executes one-letter orders, and stops the server when we end.
 
 Run as a script: `python -I -S process_guard.py SPEC`; SPEC is the JSON object that `guarded_process` writes. Orders come on stdin (`s`
-stop, `k` kill); the end of stdin means that the owner is gone, and the server is stopped. The first line of stdout is the server's
+stop, `k` kill); the end of stdin means that the owner has ended, and the server is stopped. The first line of stdout is the server's
 pid. The exit code is the server's (128 + signal if a signal ended it).
 
 PR_SET_PDEATHSIG alone is not enough: that signal is sent when the *thread* that forked ends, it gives the server no time to close its

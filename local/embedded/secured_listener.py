@@ -23,7 +23,7 @@ class SecuredListener:
 
     @property
     def protocol(self) -> str:
-        """Kafka's name of it."""
+        """Kafka's name of the protocol."""
         return "SASL_SSL" if self.pem else "SASL_PLAINTEXT"
 
     def settings(self) -> dict[str, str]:

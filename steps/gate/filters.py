@@ -1,4 +1,4 @@
-"""Which part of the network is mirrored: patterns of collections, and the network boundary. Pure.
+"""The part of the network that is mirrored: patterns of collections, and the network boundary. Pure.
 
 A pattern is `*` (all), an NSID (that collection), or `NSID.*` (every collection below it: `app.bsky.*` matches
 `app.bsky.feed.post`, not `app.bsky` and not `app.bskyx.post`). Matching never raises, for any string.

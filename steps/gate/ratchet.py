@@ -2,7 +2,7 @@
 
 These events have no rev. Within one relay the sequence number decides. Their `time` cannot: relays pass on the time of a PDS, even
 if its clock is wrong, and stamp takedowns with their own clock. Between relays, whose sequences cannot be compared, time
-decides, among events of one kind: an #identity must not make the #account of a slower relay look old. The firehose limits a time
+decides, among events of one kind: an #identity must not make the #account of a slower relay count as old. The firehose limits a time
 to the time of receipt, so a clock that is ahead gains nothing.
 
 A repo stores relay, seq and time of the last event applied (`Position`), and as JSON only what differs from it: the highest

@@ -80,7 +80,7 @@ def leave_out(repo: Repo, count: int, rules: Rules) -> Repo:
         return repo
     version = rules.filter.version
     if repo.left and repo.left_filter != version:
-        version = 0  # left out under several versions: no current filter tells what is missing
+        version = 0  # left out under several versions: which records is unknown
     return replace(repo, left_out=repo.left + count, left_attempt=repo.attempt, left_filter=version)
 
 
@@ -220,7 +220,7 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
 
 
 def _opened(repo: Repo, attempt: int) -> Repo:
-    """A newer attempt than the row's opens by itself, as when a log is replayed into another database."""
+    """Open an attempt newer than the row's without a claim, as when a log is replayed into another database."""
     if attempt <= repo.attempt:
         return repo
     return replace(
@@ -284,5 +284,5 @@ def _advanced(repo: Repo, event: Streamed) -> Repo:
 
 
 def _seen(repo: Repo, rev: str) -> Repo:
-    """Raise seen_rev to a rev above `min_rev`. A lower one is no news, and recording it would make a replay change the row."""
+    """Raise seen_rev to a rev above `min_rev`. Recording a lower one would only make a replay change the row."""
     return replace(repo, seen_rev=rev) if rev > repo.min_rev else repo

@@ -1,8 +1,8 @@
-"""Going back to a skipped range: which page to request next, and what is left of the range. Pure; never raises on wire input.
+"""Filling a skipped range: which page to request next, and what is left of the range. Pure; never raises on wire input.
 
 The range is cut into pieces, and the widest piece is next. A piece whose page fails is halved if its cursors allow it
 (numbers, and `<millis>::<did>`). So everything readable is read, and the range shrinks to the part that fails. A round ends
-after a number of failures, fewer with every earlier round; what is left waits for the next round.
+after a number of failures, fewer with every earlier round; the rest is left for the next round.
 """
 
 from dataclasses import dataclass, field
