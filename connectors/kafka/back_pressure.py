@@ -1,11 +1,11 @@
 """Back-pressure by high-water marks: a producer pauses while its consumers are too far behind (B7).
 
 `HighWater(settings, topic, group)` reads the group's committed offsets every two seconds in a thread. `.paused` is None, or the
-reason with its figures. Nothing is dropped: the source stops taking from its bounded queue, and so, in the end, from its socket.
-Between the mark and three quarters of it the answer does not change.
+reason with its figures. Nothing is dropped: the source stops reading its bounded queue, which fills, and then its socket is no
+longer read. A pause ends below three quarters of the mark (hysteresis).
 
-Work topics pause at `high_water_messages` of lag. The live topic pauses when its oldest unprocessed message has used half of
-the topic's retention, and not before: a pause of the live stream spends the relay's window, which is shorter.
+For work topics the mark is `kafka_high_water_messages` of lag. For the live topic it is an oldest unprocessed message that has
+used half of the topic's retention: the relay keeps its events for a shorter time, so the live stream pauses as late as possible.
 """
 
 import time
@@ -25,7 +25,7 @@ LIVE_TOPIC = FIREHOSE_LIVE
 
 
 class HighWater:
-    """The mark between one topic and the group that reads it. `start` it once; it ends with the process or with `stop`."""
+    """Watches the lag of one group on one topic. Call `start` once; it ends with the process or with `stop`."""
 
     def __init__(self, settings: Settings, topic: str, group: str, *, check_seconds: float = CHECK_SECONDS) -> None:
         self._settings = settings
@@ -41,7 +41,7 @@ class HighWater:
 
     @property
     def paused(self) -> str | None:
-        """Why the producer has to pause, or None; also None before the first check. Raises what ended the thread (B8)."""
+        """Why the producer must pause, or None; None before the first check. Raises RuntimeError if the thread failed (B8)."""
         if self._worker.error is not None:
             raise RuntimeError(f"the back-pressure of {self._topic} failed") from self._worker.error
         return self._paused
@@ -51,14 +51,14 @@ class HighWater:
             while not self._worker.stopping:
                 with suppress(
                     LogUnavailable
-                ):  # the last answer stays valid; the producer notices if the broker is gone
+                ):  # keep the last result; the producer itself reports an unavailable broker
                     self._paused = self._check()
                 self._worker.rest(self._check_seconds)
         finally:
             self._offsets.close()
 
     def _check(self) -> str | None:
-        """The reason to pause. Raises LogUnavailable."""
+        """The reason to pause, or None. Raises LogUnavailable."""
         parts = self._offsets.parts([self._topic])
         ends, starts = self._offsets.ends(parts), self._offsets.starts(parts)
         committed = self._offsets.committed(self._group, parts)
@@ -77,7 +77,7 @@ class HighWater:
         return why if over else None
 
     def _older_than(self, seconds: float, positions: dict[Part, int], ends: dict[Part, int]) -> bool:
-        """Whether an unprocessed message is older than `seconds`: it precedes the first message that is younger."""
+        """Whether an unprocessed message is older than `seconds`: its offset is below the first younger message's."""
         moment = int((time.time() - seconds) * 1000)
         younger = self._offsets.find(positions, OffsetSpec.for_timestamp(moment))
         return any(positions[part] < (ends[part] if first == NO_OFFSET else first) for part, first in younger.items())

@@ -1,8 +1,7 @@
-"""How every client of ours reaches the broker: one place for addresses, TLS, SASL, names and time-outs.
+"""Configuration of all librdkafka clients: addresses, TLS, SASL, client ids and timeouts.
 
-`options(settings, use) -> dict` is what each librdkafka client is made with. `PermanentErrors` listens to a client's errors for
-those that no waiting cures: a wrong password, a certificate that nobody trusts. `LOG` takes librdkafka's own log lines, at
-most LOG_LINES a minute.
+`options(settings, use)` returns the options common to all clients. `PermanentErrors` records errors that retries cannot fix,
+such as a wrong password or an untrusted certificate. `LOG` receives librdkafka's log lines, at most LOG_LINES a minute.
 """
 
 import logging
@@ -31,7 +30,7 @@ FILES = {
     "ssl.certificate.location": "kafka_certificate",
     "ssl.key.location": "kafka_key",
 }
-TRANSIENT = {  # errors that pass by themselves: the protocol's retriable ones, and librdkafka's own of the same kind
+TRANSIENT = {  # worth a retry: the protocol's retriable errors, and librdkafka's local errors of the same kind
     KafkaError._PARTITION_EOF,
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
@@ -40,7 +39,7 @@ TRANSIENT = {  # errors that pass by themselves: the protocol's retriable ones, 
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._WAIT_COORD,
     KafkaError._WAIT_CACHE,
-    KafkaError._MAX_POLL_EXCEEDED,  # the next poll joins the group again
+    KafkaError._MAX_POLL_EXCEEDED,  # the next poll rejoins the group
     KafkaError.INVALID_MSG,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -67,7 +66,7 @@ TRANSIENT = {  # errors that pass by themselves: the protocol's retriable ones, 
     KafkaError.LISTENER_NOT_FOUND,
 }
 REQUEST_SECONDS = 20.0
-"""A broker that does not answer a request for so long loses the connection; librdkafka asks again on a new one."""
+"""Request timeout: librdkafka then closes the connection and retries on a new one."""
 CLOSE_SECONDS = 5.0
 LOG_LINES = 20
 
@@ -75,23 +74,23 @@ _flow = ["cli"]
 
 
 def identify(flow: str) -> None:
-    """Clients made from now on carry this flow's name."""
+    """Set the flow name in the client ids of all clients created afterwards."""
     _flow[0] = flow
 
 
 def client_id(use: str) -> str:
-    """Name of a client at the broker: `sluice-FLOW-USE-HOST`, of the characters that Kafka's own tools accept."""
+    """`sluice-FLOW-USE-HOST`, restricted to the characters that Kafka's tools accept."""
     name = "-".join(part for part in ("sluice", _flow[0], use, socket.gethostname()) if part)
     return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:200]
 
 
 def transient(error: KafkaError) -> bool:
-    """Whether this error passes by itself."""
+    """Whether a retry may succeed."""
     return not error.fatal() and (error.retriable() or error.code() in TRANSIENT)
 
 
 def options(settings: Settings, use: str) -> dict[str, Any]:
-    """librdkafka's settings of the connection. Raises SettingsError for a file that cannot be read."""
+    """librdkafka's connection options. Raises SettingsError for an unreadable PEM file."""
     found: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_bootstrap,
         "client.id": client_id(use),
@@ -116,17 +115,17 @@ def options(settings: Settings, use: str) -> dict[str, Any]:
 
 
 def reader(settings: Settings, group: str, *, use: str = "", **more: Any) -> Consumer:
-    """A consumer for partitions that are assigned by hand: it never joins a group and never commits.
+    """A consumer with manual assignment: it never joins a group and never commits.
 
-    `group`: whose offsets it asks for, without the prefix; it also names the client, unless `use` does. `more`: settings of
-    librdkafka, with `_` for `.`.
+    `group`: the group whose offsets it queries, without the prefix. `use`: for the client id; default: the group. `more`:
+    librdkafka options, with `_` for `.`.
     """
     own = {"group.id": settings.group(group), "enable.auto.commit": False, "log_level": 0}
     return Consumer(options(settings, use or group) | own | {name.replace("_", "."): more[name] for name in more})
 
 
 class PermanentErrors:
-    """An `error_cb` that keeps the first error that waiting does not cure."""
+    """An `error_cb` that keeps the first error that retries cannot fix."""
 
     def __init__(self) -> None:
         self.first: KafkaError | None = None
@@ -137,7 +136,7 @@ class PermanentErrors:
 
     @property
     def remedy(self) -> str | None:
-        """The error and its remedy; None without one."""
+        """The first permanent error with its remedy, or None."""
         if self.first is None:
             return None
         said = self.first.str().partition(": ")[2] or self.first.str()
@@ -145,7 +144,7 @@ class PermanentErrors:
 
 
 class _Limit(logging.Filter):
-    """At most `lines` records in `seconds`; the next one that passes says how many did not."""
+    """Passes at most `lines` records per `seconds`. The next record that passes carries the number of suppressed ones."""
 
     def __init__(self, lines: int, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -172,14 +171,14 @@ class _Limit(logging.Filter):
 
 
 LOG = logging.getLogger("rdkafka")
-"""Given to each client that writes a log: librdkafka would write to standard error by itself, without a limit."""
+"""Logger for librdkafka clients; by default librdkafka writes to standard error without a limit."""
 LOG.addFilter(_Limit(LOG_LINES))
 
 
 def close(consumer: Consumer, seconds: float = CLOSE_SECONDS) -> bool:
-    """Close a consumer; False where that takes longer than `seconds`: it goes on in a thread that nothing waits for.
+    """Close a consumer in a thread; False on a timeout, after which the daemon thread is abandoned.
 
-    librdkafka waits in there for the answers to its last requests, and has no limit of its own.
+    librdkafka's `close` waits for the responses to its last requests without a time limit.
     """
     thread = threading.Thread(target=consumer.close, name="close consumer", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Readers of the log: a consumer group shares the partitions of several topics among its members."""
+"""Consumer group members that read several topics."""
 
 import logging
 import threading
@@ -17,14 +17,14 @@ from schemas.topics import MAX_MESSAGE_BYTES
 POLL_BYTES = 64 * 1024 * 1024
 CHUNK_MESSAGES = 200
 COMMIT_SECONDS = 10.0
-"""After so long without an answer a commit counts as lost, and the next one carries its positions as well."""
+"""A commit without a response for this long counts as lost; its offsets are sent again with the next one."""
 AGAIN_SECONDS = 0.5
 SETTLE_SECONDS = 5.0
-"""How long `close` waits for the last commit."""
+"""Time limit of `close` for the last commit."""
 UNKNOWN_SECONDS = 45.0
-"""A topic that is unknown for so long does not exist; librdkafka asks for it every ten seconds."""
+"""A topic that is unknown for this long does not exist; librdkafka refreshes metadata every ten seconds."""
 FAILING_SECONDS = 60.0
-"""A group that commits nothing for so long is named in the log, once in this time."""
+"""A warning is logged when no commit is confirmed for this long, at most once in this time."""
 _NOT_OURS = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -38,13 +38,13 @@ log = logging.getLogger("log_consumer")
 
 
 class GroupConsumer:
-    """One member of a consumer group over several co-partitioned topics (range assignor: the same k of each).
+    """One member of a consumer group over several co-partitioned topics (range assignor: partition k of each topic together).
 
-    `starts(parts)` is called at every assignment for positions that override the group's (None: the group's own, or the
-    log's start). `lost(parts)` is called with partitions that went away.
+    `starts(parts)` is called at every assignment and returns start offsets that override the group's. Partitions missing in
+    it start at the group's offset, or at the start of the log. `lost(parts)` is called with revoked partitions.
 
-    Commits are asynchronous: librdkafka's synchronous commit waits without a limit for a coordinator that has lost it. One
-    commit at a time is on its way; positions that come meanwhile, or whose commit failed or had no answer, go with the next.
+    Commits are asynchronous, because librdkafka's synchronous commit can block forever if the coordinator loses the request.
+    One commit is in flight at a time; newer offsets, and those of a failed or unanswered commit, go with the next one.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class GroupConsumer:
         self._lost = lost
         self._consumer: Consumer | None = None
         self._commits = _Commits(self._group)
-        self._unknown = float("-inf"), float("-inf")  # when a topic was unknown: first, and last
+        self._unknown = float("-inf"), float("-inf")  # time.monotonic of the first and last "unknown topic" error
         self.assigned: set[Part] = set()
 
     def _client(self) -> Consumer:
@@ -80,14 +80,14 @@ class GroupConsumer:
                     "session.timeout.ms": int(self._settings.tuning.transport_session_seconds * 1000),
                     "heartbeat.interval.ms": int(self._settings.tuning.transport_session_seconds * 1000 / 6),
                     "max.poll.interval.ms": 600_000,
-                    "fetch.message.max.bytes": 128 * 1024,  # of a partition, compressed: records shrink tenfold
+                    "fetch.message.max.bytes": 128 * 1024,  # per partition, compressed; records compress about tenfold
                     "message.max.bytes": MAX_MESSAGE_BYTES,
                     "receive.message.max.bytes": 100 * 1024 * 1024,
                     "queued.min.messages": 10_000,
                     "queued.max.messages.kbytes": 16 * 1024,
                     "fetch.wait.max.ms": 100,
-                    # the member that assigns the group's partitions leaves out topics that a broker has no leader for while
-                    # it starts, and checks them again only after this long (five minutes by default)
+                    # the group leader omits topics that have no partition leader while a broker starts, and checks them
+                    # again only after this interval (default: five minutes)
                     "topic.metadata.refresh.interval.ms": 10_000,
                     "log_level": 3,
                 },
@@ -100,7 +100,7 @@ class GroupConsumer:
         return self._consumer
 
     def poll(self, limit: int, wait_seconds: float = 0.05, most_bytes: int = POLL_BYTES) -> list[Message]:
-        """Up to `limit` messages, and few more bytes. Raises LogUnavailable on errors that do not pass by themselves."""
+        """Up to `limit` messages, and about `most_bytes` bytes. Raises LogUnavailable on permanent errors."""
         try:
             messages = self._consume(limit, wait_seconds, most_bytes)
         except KafkaException as err:
@@ -113,11 +113,11 @@ class GroupConsumer:
             elif not (self._passes(error) or error.code() in _NOT_OURS):
                 raise self._gone(error, message.topic() or self._group)
         self._commits.check()
-        self._send()  # what failed or had no answer, also where nothing new is to be committed
+        self._send()  # retries failed or unanswered commits even if there are no new offsets
         return good
 
     def _consume(self, limit: int, wait_seconds: float, most_bytes: int) -> list[Message]:
-        """In chunks, since a call takes as many as it is asked for, of whatever size."""
+        """Consume in chunks: one librdkafka call is limited by the number of messages, not by their size."""
         taken: list[Message] = []
         size, end = 0, time.monotonic() + wait_seconds
         while len(taken) < limit and size < most_bytes:
@@ -131,7 +131,7 @@ class GroupConsumer:
         return taken
 
     def _passes(self, error: KafkaError) -> bool:
-        """Also a topic that is unknown for a short time: a broker that starts has not read all of them."""
+        """Whether an error is transient. So is an unknown topic at first: a starting broker has not loaded all topics."""
         if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
             return broker.transient(error)
         now = time.monotonic()
@@ -141,7 +141,7 @@ class GroupConsumer:
         return now - self._unknown[0] < UNKNOWN_SECONDS
 
     def _gone(self, error: KafkaError, what: str) -> LogUnavailable:
-        """A client with a fatal error never works again: the next call makes a new one."""
+        """The exception for an error. A client with a fatal error is unusable and closed; the next call creates a new one."""
         if error.fatal() and self._consumer is not None:
             broker.close(self._consumer)
             self._consumer = None
@@ -149,9 +149,9 @@ class GroupConsumer:
         return LogUnavailable(f"{what}: {error.str()}")
 
     def commit(self, positions: dict[Part, int]) -> None:
-        """Move the group's offsets (next to read), soon; never waits. Partitions that are no longer ours are left out.
+        """Commit offsets (next to read) asynchronously. Partitions that are no longer assigned are left out.
 
-        Raises LogUnavailable where an earlier commit was refused for a reason that does not pass by itself.
+        Raises LogUnavailable if an earlier commit failed permanently.
         """
         self._commits.check()
         self._commits.add(positions)
@@ -161,24 +161,21 @@ class GroupConsumer:
         return self._consumer is not None and self._commits.send(self._consumer, self.assigned)
 
     def settle(self, seconds: float) -> bool:
-        """Wait at most so long until every position is committed; for the thread that polls, when nothing more is read.
-
-        False where the broker has not confirmed all of them.
-        """
+        """Wait until all offsets are committed; False after `seconds`. Only for the polling thread, after its last `poll`."""
         deadline = time.monotonic() + seconds
         while self._send():
             if time.monotonic() > deadline or self._consumer is None:
                 return False
             watchdog.mark()
-            self._consumer.poll(0.05)  # serves the answers; nothing is read any more, so a message in here is not lost
+            self._consumer.poll(0.05)  # runs callbacks; a message dropped here is not committed, so it is not lost
         return True
 
     def seek(self, part: Part, offset: int) -> None:
-        """Go on reading at `offset`."""
+        """Continue reading at `offset`."""
         self._client().seek(TopicPartition(part[0], part[1], offset))
 
     def pause(self, parts: Iterable[Part]) -> None:
-        """Read nothing from these partitions until `resume`."""
+        """Stop reading these partitions until `resume`."""
         self._client().pause([TopicPartition(*part) for part in parts])
 
     def resume(self, parts: Iterable[Part]) -> None:
@@ -186,9 +183,9 @@ class GroupConsumer:
         self._client().resume([TopicPartition(*part) for part in parts])
 
     def close(self) -> None:
-        """Settle what is committed and leave the group, each within a few seconds."""
+        """Wait for the last commit and leave the group, each within a few seconds."""
         if self._consumer is not None:
-            with suppress(KafkaException):  # nothing more is read, only answers
+            with suppress(KafkaException):  # paused, so that polls return no messages
                 self._consumer.pause(self._consumer.assignment())
             if not self.settle(SETTLE_SECONDS):
                 log.warning("the last positions are not confirmed by the broker", extra={"group": self._group})
@@ -204,7 +201,7 @@ class GroupConsumer:
                 partition.offset = start
         self.assigned = set(parts)
         consumer.assign(partitions)
-        consumer.resume(partitions)  # one that was paused when it went away would come back paused, for ever
+        consumer.resume(partitions)  # a partition revoked while paused would be paused when assigned again
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         parts = [(p.topic, p.partition) for p in partitions]
@@ -215,7 +212,7 @@ class GroupConsumer:
 
 
 class _Commits:
-    """Positions on their way to the coordinator. Used by the thread that commits and the one that polls."""
+    """Offsets to commit and the commit in flight. Thread-safe: one thread commits, another polls."""
 
     def __init__(self, group: str) -> None:
         self._group = group
@@ -229,14 +226,14 @@ class _Commits:
         self._refused: KafkaError | None = None
 
     def add(self, positions: dict[Part, int]) -> None:
-        """These are to be committed."""
+        """Add offsets to commit."""
         with self._lock:
             if not self._wanted and self._sent_at is None:
                 self._confirmed_at = time.monotonic()
             self._wanted |= positions
 
     def check(self) -> None:
-        """Raise LogUnavailable, once, for a refusal that does not pass by itself; warn where nothing is confirmed."""
+        """Raise LogUnavailable, once, for a permanent failure; log a warning if no commit is confirmed for a long time."""
         with self._lock:
             refused, self._refused = self._refused, None
             now = time.monotonic()
@@ -250,7 +247,7 @@ class _Commits:
             log.warning("the broker confirms no offsets", extra={"group": self._group, "seconds": FAILING_SECONDS})
 
     def send(self, consumer: Consumer, assigned: set[Part]) -> bool:
-        """Send what is wanted, unless a commit is on its way; False where nothing is left to send or to confirm."""
+        """Send the offsets, unless a commit is in flight. False if nothing is left to send or to confirm."""
         with self._lock:
             now = time.monotonic()
             if self._sent_at is not None and now - self._sent_at > COMMIT_SECONDS:
@@ -269,10 +266,10 @@ class _Commits:
         return True
 
     def answered(self, error: KafkaError | None, positions: list[TopicPartition]) -> None:
-        """The broker's answer, called within a poll."""
+        """librdkafka's `on_commit` callback; runs inside `poll`."""
         with self._lock:
             if {(one.topic, one.partition): one.offset for one in positions} != self._sent:
-                return  # of a commit that counted as lost
+                return  # a late response to a commit that counted as lost
             if error is None:
                 self._sent, self._sent_at, self._confirmed_at = {}, None, time.monotonic()
             elif error.code() in _NOT_OURS:

@@ -1,7 +1,6 @@
-"""The log: a Kafka-compatible broker. What it is asked, and what its writers and readers share.
+"""Admin requests to the log (a Kafka-compatible broker), and types that its writers and readers share.
 
-Only what Redpanda documents is used. `connectors/kafka/producer.py` writes, with checked deliveries;
-`connectors/kafka/consumer.py` reads, in consumer groups.
+Only features that Redpanda documents are used. Writer: `connectors/kafka/producer.py`; reader: `connectors/kafka/consumer.py`.
 """
 
 import time
@@ -17,9 +16,9 @@ from connectors.runtime import watchdog
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 
-ANSWER_SECONDS = 10.0  # for the broker to answer a question
-LATE_SECONDS = 5.0  # for its client to say that it did not
-SETTLING_SECONDS = 20.0  # for a partition to have a leader, a group its coordinator
+ANSWER_SECONDS = 10.0  # timeout of a request
+LATE_SECONDS = 5.0  # beyond it, for the client to report the timeout
+SETTLING_SECONDS = 20.0  # for a partition to elect a leader
 
 Part = tuple[str, int]  # (topic, partition)
 K = TypeVar("K")
@@ -27,19 +26,19 @@ X = TypeVar("X")
 
 
 class LogUnavailable(OperatorError):
-    """The broker did not answer or did not take a message; the message names the topic and the remedy."""
+    """The broker did not answer or did not accept a message. The text names the topic and the remedy."""
 
 
 def admin(settings: Settings, refused: broker.PermanentErrors | None = None) -> AdminClient:
-    """An admin client for the broker of these settings; `refused` is told its errors."""
+    """An admin client. `refused`: its error callback."""
     quiet = {"log_level": 0, "socket.timeout.ms": 10_000} | ({"error_cb": refused} if refused else {})
     return AdminClient(broker.options(settings, "admin") | quiet)
 
 
 def answers(futures: Mapping[K, Future[X]], seconds: float = ANSWER_SECONDS) -> dict[K, X]:
-    """Results of an admin client's requests, all within this time and a little. Raises KafkaException.
+    """Results of an admin client's requests, all within `seconds` plus LATE_SECONDS. Raises KafkaException.
 
-    The client answers each of them after its own request time-out; this is for the case that it does not.
+    The client normally completes each future after its own request timeout; this limit applies if it does not.
     """
     deadline = time.monotonic() + seconds + LATE_SECONDS
     found = {}
@@ -53,20 +52,20 @@ def answers(futures: Mapping[K, Future[X]], seconds: float = ANSWER_SECONDS) -> 
 
 
 def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
-    """The broker's cluster id, under which offsets are kept. Raises LogUnavailable when nobody answers in time."""
+    """The broker's cluster id, part of the key of stored offsets. Raises LogUnavailable if no broker answers in time."""
     refused = broker.PermanentErrors()
     client, deadline = admin(settings, refused), time.monotonic() + wait_seconds
     answer_seconds = 0.5
     while True:
         why = "it has not said its cluster's id"
         try:
-            # not describe_cluster: where the broker names no broker, as one does that is busy starting, librdkafka 2.16 aborts
-            # the process (rd_kafka_admin_response_parse)
+            # not describe_cluster: librdkafka 2.16 aborts the process if the response lists no brokers, as it does during a
+            # broker's start (rd_kafka_admin_response_parse)
             if known := client.list_topics(timeout=answer_seconds).cluster_id:
                 return str(known)
         except KafkaException as err:
             why = str(err)
-        client.poll(0)  # its errors are heard in here
+        client.poll(0)  # runs the error callback
         if refused.remedy:
             raise LogUnavailable(f"{settings.kafka_bootstrap}: {refused.remedy}")
         if time.monotonic() > deadline:
@@ -78,14 +77,14 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
 
 
 def watermarks(settings: Settings, topics: Iterable[str]) -> dict[Part, tuple[int, int]]:
-    """(topic with prefix, partition) → (first offset kept, next to be written), all at once. Raises LogUnavailable."""
+    """(topic with prefix, partition) → (first offset, next offset). Raises LogUnavailable."""
     client, deadline = admin(settings), time.monotonic() + SETTLING_SECONDS
     names = [settings.topic(topic) for topic in topics]
     while True:
         try:
             return _marks(client, names)
         except KafkaException as err:
-            # a topic that was just made, or whose leader moves, has no leader for a moment
+            # a topic has no leader shortly after its creation and during an election
             error: KafkaError = err.args[0]
             if time.monotonic() > deadline or not broker.transient(error):
                 raise LogUnavailable(f"{settings.kafka_bootstrap}: {err}") from err

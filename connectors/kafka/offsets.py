@@ -131,8 +131,8 @@ class Offsets:
         return {asked[place.topic, place.partition]: place.offset for place in answer if place.offset >= 0}
 
     def _reader(self, group: str) -> Consumer:
-        # not the admin client's list_consumer_group_offsets: while a coordinator loads, its refresh dereferences the
-        # consumer group that an admin client does not have (librdkafka 2.16: rd_kafka_handle_OffsetFetch), and crashes
+        # not the admin client's list_consumer_group_offsets: while a coordinator loads, librdkafka 2.16 dereferences the
+        # admin client's missing consumer group and crashes (rd_kafka_handle_OffsetFetch)
         if group not in self._readers:
             self._readers[group] = broker.reader(self._settings, group, use=f"offsets-{group}")
         return self._readers[group]
@@ -144,7 +144,7 @@ class Offsets:
 
     @contextmanager
     def _request(self, target: str, remedy: str = "") -> Iterator[None]:
-        """Errors become LogUnavailable and close the clients: an old client may fail forever after the broker is back."""
+        """Turn KafkaException into LogUnavailable and close the clients, which may keep failing after the broker is back."""
         watchdog.mark()
         try:
             yield
@@ -169,7 +169,7 @@ class Offsets:
         return {(str(topic).removeprefix(prefix), int(part)): int(next_) for topic, part, next_ in cursor}
 
     def settled(self, db: psycopg.Connection[Any], group: str, parts: Iterable[Part]) -> dict[Part, int]:
-        """What the group has processed: its offsets in the broker, and over them those in the database. Raises psycopg.Error."""
+        """The group's offsets: the database's, or else the broker's. Raises psycopg.Error."""
         return self.committed(group, parts) | self.stored(db, group)
 
     def lags(self, db: psycopg.Connection[Any]) -> list[PartitionLag]:
@@ -177,7 +177,7 @@ class Offsets:
         every = self.parts(topic for topics in GROUP_TOPICS.values() for topic in topics)
         parts = {group: [part for part in every if part[0] in topics] for group, topics in GROUP_TOPICS.items()}
         positions = {group: self.settled(db, group, mine) for group, mine in parts.items()}
-        # after the positions, or a group that keeps up would seem to be past the end
+        # read after the positions, otherwise a group that keeps up would appear to be past the end
         starts, ends = self.starts(every), self.ends(every)
         return [
             PartitionLag(group, *part, starts[part], positions[group].get(part, starts[part]), ends[part])

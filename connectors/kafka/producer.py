@@ -1,7 +1,7 @@
-"""Messages of the log, and their writer.
+"""Messages of the log, and their producer.
 
-Keys are DIDs and the partitioner is Java's murmur2, so that partition k of every per-repo topic belongs to the same repos.
-A produced message counts when its delivery report says so: `LogProducer.send` returns when all are, or raises.
+Keys are DIDs and the partitioner is Java's murmur2, so partition k of every per-repo topic has the same repos.
+`LogProducer.send` returns when all messages are acknowledged, or raises.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ DEAD_LETTER_PAYLOAD_BYTES = 256 * 1024
 DELIVERY_SECONDS = 120.0
 FLUSH_SECONDS = 1.0
 LARGE_BYTES = 64 * 1024
-"""Larger messages are compressed with snappy, which shrinks nothing to less than a twentieth. A consumer's fetch is bounded in
-compressed bytes, and zstd would make 60 messages of 12 MB of one repeated character a single fetch of 700 MB."""
-STOPPING_SECONDS = 8.0  # for the last messages of a process that stops
+"""Larger messages use snappy, whose compression ratio is at most about 20. Fetches are bounded in compressed bytes: with zstd,
+60 messages of 12 MB of one repeated character would be a single fetch of 700 MB."""
+STOPPING_SECONDS = 8.0  # for the last messages of a stopping process
 
 
-class Out(msgspec.Struct, frozen=True, gc=False):  # thousands a batch: a frozen dataclass costs five times as much
-    """A message to write: topic without prefix, DID key, JSON value, and its time in ms of the epoch (0: when it is written)."""
+class Out(msgspec.Struct, frozen=True, gc=False):  # thousands per batch: a frozen dataclass takes five times as long
+    """A message to write: topic without prefix, DID key, JSON value, and timestamp in Unix ms (0: time of writing)."""
 
     topic: str
     key: str
@@ -47,7 +47,7 @@ class Out(msgspec.Struct, frozen=True, gc=False):  # thousands a batch: a frozen
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Where a message stands in the log."""
+    """Partition and offset of a written message."""
 
     partition: int
     offset: int
@@ -73,7 +73,7 @@ def _murmur2(data: bytes) -> int:
 
 
 def now_text() -> str:
-    """The present as the messages write it: `YYYY-MM-DDTHH:MM:SS.mmmZ`."""
+    """The current time in UTC as `YYYY-MM-DDTHH:MM:SS.mmmZ`."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
@@ -86,7 +86,7 @@ def dead_letter(
     did: str | None = None,
     at: tuple[int, int] | None = None,
 ) -> Out:
-    """A dead letter: the payload up to 256 KiB, and its hash and size. `at` is (partition, offset) of its origin."""
+    """A dead letter with up to 256 KiB of the payload, its hash and size. `at`: (partition, offset) of the original message."""
     letter = wire.DeadLetter(
         topic=topic,
         reason=reason.value,
@@ -103,7 +103,7 @@ def dead_letter(
 
 
 class LogProducer:
-    """An idempotent producer whose every delivery is checked. Connects on first use, and anew after a failure."""
+    """An idempotent producer that checks every delivery. Connects on first use, and again after a failure."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -131,11 +131,11 @@ class LogProducer:
         return self._producers[compression]
 
     def send(self, messages: Sequence[Out], places_of: Collection[int] = ()) -> dict[int, Delivered]:
-        """Write all messages, in order; where those of the indexes `places_of` stand.
+        """Write all messages. Returns index → Delivered for the indexes in `places_of`.
 
-        Raises LogUnavailable unless every one was acknowledged within DELIVERY_SECONDS, and Stopping where the process stops
-        and the log does not take them. A report of its own costs a message more than writing it, so only those whose place
-        is asked for have one. Messages of one key stay in order: those of a key with a large one all take the same way.
+        Raises LogUnavailable unless all are acknowledged within DELIVERY_SECONDS, and Stopping if the process stops and the
+        log does not accept them. A callback that records the offset costs more than the write, so only `places_of` have one.
+        Messages of one key stay in order: if one of them is large, all of them use the same (snappy) producer.
         """
         reports, patience = _Reports(), _Patience()
         try:
@@ -176,7 +176,7 @@ class LogProducer:
                     raise LogUnavailable(f"{topics[message.topic]}: {err}") from err
 
     def _flush(self, patience: "_Patience") -> int:
-        """Wait for all reports, in short calls that mark the turn; how many did not come."""
+        """Wait for all delivery reports, marking progress for the watchdog. Returns the number of missing reports."""
         for client in self._producers.values():
             while left := client.flush(FLUSH_SECONDS):
                 if patience.spent():
@@ -184,7 +184,7 @@ class LogProducer:
         return 0
 
     def _discard(self) -> None:
-        """Forget a client that failed: its messages count as not sent, and a fatal error of it would never end."""
+        """Drop the clients and their queues after a failure: a client with a fatal error is unusable."""
         for client in self._producers.values():
             client.purge()
             client.poll(0)
@@ -192,14 +192,14 @@ class LogProducer:
 
 
 class _Patience:
-    """The time that one `send` may take."""
+    """Time limit of one `send`."""
 
     def __init__(self) -> None:
         self._until = time.monotonic() + DELIVERY_SECONDS + FLUSH_SECONDS
         self._stopping: float | None = None
 
     def spent(self) -> bool:
-        """Whether it is over; marks the turn. Raises Stopping some seconds after the process was told to stop."""
+        """Whether the limit is reached. Marks progress. Raises Stopping STOPPING_SECONDS after STOP was first seen set."""
         watchdog.mark()
         now = time.monotonic()
         if STOP.is_set():
@@ -230,7 +230,7 @@ class _Reports:
 
 
 class LogSink(DynamicSink[Out]):
-    """Output of a flow to the log: a batch is durable when the engine goes on."""
+    """Output of a flow to the log. `write_batch` returns when the batch is durable."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

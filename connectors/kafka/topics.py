@@ -1,7 +1,7 @@
-"""Topics: schemas/topics.yml → the broker. `diff` tells what differs, `apply` creates topics and updates their settings.
+"""Topics: schemas/topics.yml → the broker. `diff` lists differences, `apply` creates topics and updates their settings.
 
-A partition count is never changed: partition k of every per-repo topic belongs to the same repos, and a change would
-scatter them. Nothing is ever deleted. Raises LogUnavailable, and OperatorError where a count differs.
+A partition count is never changed, because partition k of every per-repo topic must have the same repos. Nothing is deleted.
+Raises LogUnavailable, and OperatorError if a count differs.
 """
 
 import time
@@ -31,7 +31,7 @@ ANSWER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as it should be; `name` carries the prefix."""
+    """The desired state of a topic; `name` includes the prefix."""
 
     name: str
     partitions: int
@@ -41,7 +41,7 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that the broker has otherwise. `what` is "missing", "partitions" or the name of a setting."""
+    """One difference between broker and declaration. `what`: "missing", "partitions" or the name of a topic setting."""
 
     topic: str
     what: str
@@ -58,7 +58,7 @@ def declared(settings: Settings) -> list[Topic]:
     """The topics of schemas/topics.yml, with the partitions and the replication of the settings."""
     document = yaml.safe_load((files("schemas") / "topics.yml").read_text("utf-8"))
     common: dict[str, Any] = document["defaults"]["config"]
-    # an acknowledgement cannot ask for more replicas than there are
+    # acks=all fails if min.insync.replicas exceeds the number of replicas
     insync = min(int(common["min.insync.replicas"]), settings.kafka_replication)
     found = []
     for name, topic in document["topics"].items():
@@ -75,7 +75,7 @@ def declared(settings: Settings) -> list[Topic]:
 
 
 def diff(settings: Settings) -> list[Difference]:
-    """What `apply` would change, and what it would refuse to."""
+    """The differences that `apply` would remove, and partition counts, which it refuses to change."""
     client = admin(settings)
     try:
         known = client.list_topics(timeout=ANSWER_SECONDS / 3).topics
@@ -95,7 +95,7 @@ def diff(settings: Settings) -> list[Difference]:
 
 
 def apply(settings: Settings) -> list[Difference]:
-    """Make the broker so; what was changed. Raises OperatorError, before any change, where a partition count differs."""
+    """Apply the declaration; returns the changes. Raises OperatorError, before any change, if a partition count differs."""
     differences = diff(settings)
     refused = [difference for difference in differences if difference.what == "partitions"]
     if refused:
@@ -130,7 +130,7 @@ def _config_differences(client: AdminClient, settings: Settings, topics: list[To
         have = described[resources[topic.name]]
         for key, want in sorted(topic.config.items()):
             value = have[key].value if key in have else None
-            # a broker that does not know a setting (Redpanda: min.insync.replicas) does not differ in it
+            # a setting that the broker does not support (Redpanda: min.insync.replicas) is no difference
             if value is not None and value != want:
                 found.append(Difference(topic.name, key, value, want))
     return found
@@ -148,7 +148,7 @@ def _create(client: AdminClient, settings: Settings, topics: list[Topic]) -> Non
         except KafkaException as err:
             code = err.args[0].code()
             if code == KafkaError.TOPIC_ALREADY_EXISTS:
-                continue  # another process of ours made it in this moment
+                continue  # created concurrently by another process
             if code == KafkaError.INVALID_REPLICATION_FACTOR:
                 raise OperatorError(
                     f"topic {name}: {err.args[0].str()}; set SLUICE_KAFKA_REPLICATION to the number of brokers, or fewer"
@@ -158,7 +158,7 @@ def _create(client: AdminClient, settings: Settings, topics: list[Topic]) -> Non
 
 
 def _await_leaders(client: AdminClient, topics: list[Topic]) -> None:
-    """A new partition answers only when its leader has taken it over, some moments after the creation."""
+    """Wait until every new partition has a leader, which takes a moment after the creation. Raises LogUnavailable."""
     deadline = time.monotonic() + ANSWER_SECONDS
     waiting = [TopicPartition(topic.name, part) for topic in topics for part in range(topic.partitions)]
     while True:

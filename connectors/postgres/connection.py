@@ -1,13 +1,13 @@
-"""Connections to PostgreSQL: one place for their deadlines. Autocommit; transactions are explicit.
+"""Connections to PostgreSQL with bounded waits. Autocommit; transactions are explicit.
 
-No wait is without an end. Connecting and a dead network are bounded by libpq's options; a statement's wait by
-`statement_seconds`, and every PROBE_SECONDS of it by a probe: a server that does not take a new connection does not work on
-the statement either. The waiting thread marks its turn (connectors/runtime/watchdog.py). A wait that ends so raises
-psycopg.OperationalError and closes the connection.
+libpq's options bound the connect and the detection of a dead network. `statement_seconds` bounds a statement; every
+PROBE_SECONDS during one, a probe opens a new connection: a server that accepts none is not working on the statement either.
+The waiting thread marks progress (connectors/runtime/watchdog.py). On a timeout or a failed probe the connection is closed and
+psycopg.OperationalError raised.
 
-`connect` is for one piece of work, `Database` (`tuples`, `dicts`) for a flow: opened on first use, and again when it is gone;
-sessions of flows also bound the wait for a lock and the life of a transaction that does nothing. `AsyncPool` is for
-concurrent workers in a loop: its statements are tried again while the database is away.
+`connect` is for short work, `Database` (`tuples`, `dicts`) for a flow: it opens on first use and reopens after a loss. Sessions
+of flows also bound waits for locks and idle transactions. `AsyncPool` is for concurrent tasks of one loop, and retries
+statements while the database is unavailable.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ R = TypeVar("R")
 X = TypeVar("X")
 
 CONNECT_SECONDS = 10
-NETWORK = {  # libpq's: a peer that is gone is known within half a minute, whether we wait or send
+NETWORK = {  # of libpq: detect a dead peer within half a minute, both while waiting and while sending
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -42,25 +42,23 @@ NETWORK = {  # libpq's: a peer that is gone is known within half a minute, wheth
 }
 PROBE_SECONDS = 20.0
 PROBE_CONNECT_SECONDS = 5
-STATEMENT_SECONDS = 600.0  # of a flow: the removal of the largest repo takes minutes
+STATEMENT_SECONDS = 600.0  # in a flow: removing the largest repo takes minutes
 LOCK_SECONDS = 20
-IDLE_SECONDS = (
-    120  # of a transaction between two statements: its process hangs or was suspended, and others wait for its locks
-)
+IDLE_SECONDS = 120  # in a transaction: its process is hung or suspended, and its locks block others
 POOL_SECONDS = 10.0
 POOL_STATEMENT_SECONDS = 30.0
 PATIENCE_SECONDS = 300.0
 
 REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
-"""What a row of its own makes the database say; a row too large for an index is one, though psycopg calls it operational."""
+"""Errors caused by the data of one row. ProgramLimitExceeded: a row too large for an index; psycopg's OperationalError."""
 
 
 class NestedTransaction(Exception):
-    """A function that commits by itself was called inside a transaction: an error of ours."""
+    """A function with its own transaction was called inside another one: a bug."""
 
 
 def alone(db: psycopg.Connection[R]) -> psycopg.Connection[R]:
-    """The connection, outside any transaction: each statement commits by itself. Raises NestedTransaction."""
+    """The connection, checked to be outside any transaction. Raises NestedTransaction."""
     if db.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
         raise NestedTransaction("this function commits by itself; call it before or after the transaction")
     return db
@@ -68,13 +66,13 @@ def alone(db: psycopg.Connection[R]) -> psycopg.Connection[R]:
 
 @contextmanager
 def own_transaction(db: psycopg.Connection[R]) -> Iterator[None]:
-    """A transaction that commits where the block ends, so its locks end there. Raises NestedTransaction inside another."""
+    """A transaction that commits, and releases its locks, at the end of the block. Raises NestedTransaction inside another."""
     with alone(db).transaction():
         yield
 
 
 class Bounded(psycopg.Connection[R]):
-    """A connection whose waits end. `limit`: of each, in seconds, None: as long as the server answers probes."""
+    """A connection with bounded waits. `limit`: seconds per wait; None: as long as the server accepts probes."""
 
     limit: float | None = None
     url: str = ""
@@ -102,7 +100,7 @@ class Bounded(psycopg.Connection[R]):
             return cast(X, end.value)
 
     def _probe(self) -> None:
-        """Raise OperationalError where the server takes no connection; one that refuses it with a word of its own lives."""
+        """Raise OperationalError if the server accepts no connection. A FATAL message means that the server is alive."""
         if not self.url:
             return
         try:
@@ -117,7 +115,7 @@ class Bounded(psycopg.Connection[R]):
 
 
 class Brief(Bounded[Any]):
-    """For a pool whose statements are short."""
+    """A connection for short statements."""
 
     limit = POOL_STATEMENT_SECONDS
 
@@ -130,7 +128,7 @@ def connect(
     statement_seconds: float | None = None,
     **options: Any,
 ) -> psycopg.Connection[Any]:
-    """A connection in autocommit for one piece of work. Raises psycopg.OperationalError."""
+    """An autocommit connection for short work. Raises psycopg.OperationalError."""
     given = {"application_name": name, **reaching(CONNECT_SECONDS), **options}
     made = Bounded[Any].connect(url, autocommit=True, row_factory=rows, **given)
     assert isinstance(made, Bounded)  # noqa: S101 - for the type checker
@@ -139,12 +137,12 @@ def connect(
 
 
 def reaching(connect_timeout: int = CONNECT_SECONDS) -> dict[str, Any]:
-    """libpq's options of every connection."""
+    """libpq's network options of every connection."""
     return {"connect_timeout": connect_timeout, **NETWORK}
 
 
 def _session(statement_seconds: float) -> str:
-    """libpq's `options` of a flow's session: the server ends what we would give up."""
+    """libpq's `options` for a flow's session: timeouts enforced by the server."""
     limits = {
         "statement_timeout": int(statement_seconds * 1000),
         "lock_timeout": LOCK_SECONDS * 1000,
@@ -154,10 +152,10 @@ def _session(statement_seconds: float) -> str:
 
 
 class Database(Generic[R]):
-    """`database()` is the connection. Used by one thread at a time; `options` are psycopg's and libpq's.
+    """`database()` returns the connection, and opens or reopens it. For one thread at a time; `options` are psycopg's and libpq's.
 
-    `opened` is called with every new connection before it is used: what a session keeps has to be made again. What was being
-    done when a connection broke is its user's to do again (connectors/runtime/retry_database.py).
+    `opened` is called with every new connection, to set up session state. The caller repeats work that a lost connection
+    interrupted (connectors/runtime/retry_database.py).
     """
 
     def __init__(
@@ -193,23 +191,23 @@ class Database(Generic[R]):
         return self._db
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, if any."""
         if self._db is not None:
             self._db.close()
 
 
 def tuples(settings: Settings, name: str, **options: Any) -> Database[TupleRow]:
-    """A connection whose rows are tuples."""
+    """A Database whose rows are tuples."""
     return Database(settings.database, name, tuple_row, **options)
 
 
 def dicts(settings: Settings, name: str, **options: Any) -> Database[DictRow]:
-    """A connection whose rows are dicts of their columns."""
+    """A Database whose rows are dicts."""
     return Database(settings.database, name, dict_row, **options)
 
 
 class AsyncBounded(psycopg.AsyncConnection[TupleRow]):
-    """The same for a loop: every wait ends after POOL_STATEMENT_SECONDS."""
+    """An async connection whose waits end after POOL_STATEMENT_SECONDS."""
 
     @override
     async def wait(self, gen: Generator[Any, Any, X], interval: float = 0.1, timeout: float | None = None) -> X:
@@ -224,7 +222,7 @@ class AsyncBounded(psycopg.AsyncConnection[TupleRow]):
 
 
 async def connect_async(url: str, name: str) -> psycopg.AsyncConnection[TupleRow]:
-    """A connection in autocommit for a loop. Raises psycopg.OperationalError."""
+    """An async autocommit connection. Raises psycopg.OperationalError."""
     return await AsyncBounded.connect(
         url,
         autocommit=True,
@@ -236,10 +234,10 @@ async def connect_async(url: str, name: str) -> psycopg.AsyncConnection[TupleRow
 
 
 class AsyncPool:
-    """A few connections for the concurrent work of one loop. Opens on first use; close it in that loop.
+    """A few connections for concurrent tasks of one loop. Opens on first use; close it in that loop.
 
-    Each statement is its own transaction and is sent again when its connection was lost, for `patience` seconds: what it
-    does must be safe to repeat. Raises psycopg.OperationalError after that.
+    Each statement is its own transaction and must be safe to repeat: after an OperationalError it is retried for `patience`
+    seconds, then psycopg.OperationalError is raised.
     """
 
     def __init__(self, url: str, name: str, size: int, patience: float = PATIENCE_SECONDS) -> None:
@@ -252,7 +250,7 @@ class AsyncPool:
     async def fetch(
         self, statement: Statement, values: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[tuple[Any, ...]]:
-        """The rows of a statement; none where it has none."""
+        """The rows of a statement; [] if it returns none."""
 
         async def work(db: AsyncBounded) -> list[tuple[Any, ...]]:
             cursor = await db.execute(statement, values or None)
@@ -261,7 +259,7 @@ class AsyncPool:
         return await self._patiently(work)
 
     async def many(self, statement: Statement, rows: Iterable[Sequence[Any]]) -> None:
-        """The same statement for each of these rows."""
+        """Execute a statement once per row of values."""
         listed = list(rows)
 
         async def work(db: AsyncBounded) -> None:
@@ -271,7 +269,7 @@ class AsyncPool:
         await self._patiently(work)
 
     def stats(self) -> dict[str, int]:
-        """Figures of the pool; empty before the first use."""
+        """Statistics of psycopg_pool; empty before the first use."""
         return self._pool.get_stats() if self._pool is not None else {}
 
     async def close(self) -> None:
@@ -302,7 +300,7 @@ class AsyncPool:
                 max_size=self._size,
                 open=False,
                 timeout=POOL_SECONDS,
-                # one that died while it was not used is not handed out (kill -9 of PostgreSQL)
+                # never hand out a connection that was lost while idle (kill -9 of PostgreSQL)
                 check=AsyncConnectionPool.check_connection,
                 kwargs={
                     "autocommit": True,
@@ -320,11 +318,11 @@ NO_URL = "this is no URL of a PostgreSQL (postgresql://USER@HOST/NAME)"
 
 
 def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None:
-    """Raise OperatorError when the database does not answer. `setting` is the setting or option that holds its URL."""
+    """Raise OperatorError if the database does not answer. `setting`: the setting or option with its URL, for the message."""
     try:
         connect(settings.database, "sluice check").close()
     except psycopg.Error as err:
         reason = " ".join(str(err).split())
-        if isinstance(err, psycopg.ProgrammingError):  # libpq read the text as "key=value ..." and failed
+        if isinstance(err, psycopg.ProgrammingError):  # libpq could not parse it as "key=value ..."
             reason = NO_URL
         raise OperatorError(f"{setting}: {reason}; start PostgreSQL there or correct the URL") from err

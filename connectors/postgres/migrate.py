@@ -1,9 +1,8 @@
-"""Migrations: plain SQL files applied once, in order, by whoever comes first.
+"""Migrations: plain SQL files, each applied once, in order.
 
-`migrate(url) -> list[str]` applies what is missing and returns the names it applied. Each file runs in its own
-transaction (unless its first line is `-- no-transaction`, for concurrent index builds), recorded with a checksum. Many
-processes may start together: one holds a polled advisory lock, the others wait. A file that was changed after it had been
-applied is an error, never a silent difference.
+`migrate(url)` applies the missing ones and returns their names. Each file runs in its own transaction (unless its first line
+is `-- no-transaction`, for concurrent index builds) and is recorded with a checksum. An advisory lock serializes processes
+that start together. An applied file that has changed is an error.
 """
 
 import hashlib
@@ -16,12 +15,12 @@ import psycopg
 from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
 
-LOCK_KEY = 0x51_01_CE  # any constant; polled, so that CREATE INDEX CONCURRENTLY cannot deadlock with the waiters
+LOCK_KEY = 0x51_01_CE  # arbitrary; polled, because CREATE INDEX CONCURRENTLY would deadlock with blocked waiters
 LOCK_WAIT_SECONDS = 300.0
 
 
 class MigrationError(OperatorError):
-    """A migration cannot be applied; the message names the file and the remedy."""
+    """A migration cannot be applied. The message names the file or lock, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Migration:
 
 
 def available() -> list[Migration]:
-    """Migrations of this release, in order of their names."""
+    """Migrations of this release, sorted by name."""
     folder = files("schemas.sql") / "migrations"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     texts = [(name, (folder / name).read_text("utf-8")) for name in names]
@@ -46,7 +45,7 @@ def available() -> list[Migration]:
 
 
 def migrate(url: str) -> list[str]:
-    """Bring the database at `url` to this release; names of what was applied. Raises MigrationError, psycopg.Error."""
+    """Apply the missing migrations; returns their names. Raises MigrationError, psycopg.Error."""
     with connect(url, "sluice migrate") as db:
         _take_lock(db)
         try:
@@ -61,7 +60,7 @@ def migrate(url: str) -> list[str]:
 
 
 def missing(url: str) -> list[str]:
-    """Names of migrations that the database lacks."""
+    """Names of the missing migrations. Raises MigrationError, psycopg.Error."""
     with connect(url, "sluice migrate") as db:
         if db.execute("select to_regclass('sluice.migration')").fetchone() == (None,):
             return [migration.name for migration in available()]

@@ -1,7 +1,7 @@
 """Columns → array literals of PostgreSQL, for statements that unnest thousands of rows.
 
-psycopg's own dumper looks at every element by itself, which was a third of the index's time for live events (bench/).
-Here a column of plain texts is one join. The literal is text: the statement casts it (`%(dids)s::text[]`).
+psycopg's dumper inspects every element, which took a third of the index's time for live events (bench/). Here a column of
+plain texts is a single join. The literal is text; the statement casts it (`%(dids)s::text[]`).
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ Element = str | int | float | bool | bytes | None
 
 
 def array(values: Sequence[Element]) -> str:
-    """The literal of a one-dimensional array, NULLs included. Elements of one type, as the column has one."""
+    """The literal of a one-dimensional array. Elements have one type, or are None (NULL)."""
     if not values:
         return "{}"
     if type(values[0]) is str:
         try:
-            joined = '","'.join(values)  # type: ignore[arg-type]  # TypeError where there is something else
+            joined = '","'.join(values)  # type: ignore[arg-type]  # TypeError if one is not a str
         except TypeError:
             return "{" + ",".join(map(_element, values)) + "}"
         if "\\" not in joined and joined.count('"') == 2 * (len(values) - 1):

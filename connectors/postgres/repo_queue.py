@@ -1,8 +1,8 @@
 """The rows of `sluice.repo` as a work queue: discover, queue, claim, release, reap.
 
-Each method is one short transaction on the RepoQueue's connection (`discover` is several). All times are the database's.
-Rows are locked in DID order, as everywhere. A repo leaves the phase `backfill` here in two statements, first the lock and then
-the rest: a buffered event that the index commits during the wait for the lock must not outlive the phase.
+Each method is one short transaction on the RepoQueue's connection (`discover`, `lost_candidates`: several). All times are the
+database's. Rows are locked in DID order, as everywhere. A repo leaves the phase `backfill` in two statements: the first takes
+the lock, the second then also sees, and deletes, events that the index buffered while the first one waited.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ ON_THE_WAY = ("pending", "backfill")
 
 @dataclass(frozen=True, slots=True)
 class ListedRepo:
-    """One repo of a listRepos page. `rev`: '' if the page had none; `host`: the PDS, if it is a PDS's list."""
+    """One repo of a listRepos page. `rev`: '' if missing; `host`: the PDS, if the page is from a PDS."""
 
     did: str
     rev: str = ""
@@ -39,7 +39,7 @@ class ListedRepo:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """Result of a page: tasks to queue, and how many of its repos were new and known."""
+    """Result of a page: tasks to queue, and the numbers of new and known repos."""
 
     tasks: list[wire.RepoTask]
     new: int
@@ -64,7 +64,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Repos that an audit found wrong. `left`: DID → why neither this repair nor a queued fetch will fix it."""
+    """Repos that an audit found wrong. `left`: DID → why neither this repair nor a queued fetch fixes it."""
 
     repaired: list[str]
     queued: list[str]
@@ -72,7 +72,7 @@ class Repair:
 
 
 def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
-    """Queue these repos for a fetch, in the caller's transaction, which keeps their locks. Each DID is in the result."""
+    """Queue these repos for a fetch in the caller's transaction, which holds their locks until its end."""
     rows = db.execute(SQL["audit_repair"], {"dids": sorted(set(dids))}).fetchall()
     found = {did: (phase, reason) for did, phase, reason in rows}
     left = {did: f"{phase} ({reason})" for did, (phase, reason) in found.items() if phase not in ("sync", *ON_THE_WAY)}
@@ -93,14 +93,13 @@ class RepoQueue:
         self.close = self._database.close
 
     def _db(self) -> Connection[tuple[Any, ...]]:
-        """The connection, outside of any transaction: each method ends its own."""
+        """The connection, outside any transaction. Raises NestedTransaction."""
         return alone(self._database())
 
     def discover(self, listed: Sequence[ListedRepo], job: int | None = None) -> Discovery:
         """Insert rows for new repos, and update known ones from the listing. Commits before it returns.
 
-        Each statement is its own transaction: together they would take locks out of DID order, and could deadlock with the
-        index.
+        Each statement is its own transaction: in one, locks would be taken out of DID order and could deadlock with the index.
         """
         unique = list({entry.did: entry for entry in listed}.values())
         values: dict[str, Any] = {
@@ -140,7 +139,7 @@ class RepoQueue:
                 db.execute(SQL["take_down"], values | {"taken_down": dids})
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
-        """Claim the repos of these tasks. Missing from the result: those claimed by another worker, or done."""
+        """Claim the repos of these tasks. Repos that another worker claimed, or that are done, are missing in the result."""
         values = {
             "dids": [task.did for task in tasks],
             "attempts": [task.attempt for task in tasks],
@@ -156,7 +155,7 @@ class RepoQueue:
         return {(did, attempt) for did, attempt in self._db().execute(SQL["renew"], values)}
 
     def produced(self, outcomes: Sequence[tuple[str, int, int, int]]) -> None:
-        """Store where outcomes are in the log: (did, attempt, partition, offset), after the acknowledgement."""
+        """Store the log positions of acknowledged outcomes: (did, attempt, partition, offset)."""
         dids, attempts, parts, offsets = (list(column) for column in zip(*outcomes, strict=True))
         values = {"dids": dids, "attempts": attempts, "parts": parts, "offsets": offsets}
         self._db().execute(SQL["produced"], values)
@@ -175,18 +174,18 @@ class RepoQueue:
     ) -> str | None:
         """Release a claim with its error. Returns 'pending', or 'failed' after the last counted attempt; None: not our claim.
 
-        `last`: a further attempt would fail the same way. `patience`: seconds of uncounted attempts, after which the next one
-        is counted. `slower`: wait half as long as attempts have been uncounted.
+        `last`: a further attempt would fail the same way. `patience`: after this many seconds of uncounted attempts the next
+        one is counted. `slower`: wait at least half of the time since the first uncounted attempt.
         """
         ours = {"dids": [did], "attempts": [attempt], "patience": patience, "slower": slower}
         return self._leave("lock_claims", ours, error, delay_seconds, counted=counted, last=last).get(did)
 
     def release_all(self, worker: str) -> int:
-        """Release all claims of a worker that stops, uncounted and due at once. Returns their number."""
+        """Release all claims of a stopping worker, uncounted and due immediately. Returns their number."""
         return len(self._leave("lock_worker", {"worker": worker}, None, 0.0, counted=False))
 
     def reap(self, cluster: str, delay_seconds: float, limit: int = 1000) -> dict[str, str]:
-        """Release expired claims, and attempts whose outcome the index has passed without closing them. DID → new phase."""
+        """Release expired claims, and claims still open after the index passed their outcome. Returns DID → new phase."""
         values = {
             "cluster": cluster,
             "group": self._settings.group("index"),
@@ -198,7 +197,7 @@ class RepoQueue:
         )
 
     def stale(self, did: str, attempt: int, grace_seconds: float = STALE_GRACE_SECONDS) -> str | None:
-        """A snapshot was below min_rev. Returns the min_rev to use next, lowered after `grace_seconds`. None: not our claim."""
+        """Record a snapshot below min_rev. Returns the next min_rev, lowered after `grace_seconds`; None: not our claim."""
         values = {"did": did, "attempt": attempt, "grace": grace_seconds}
         row = self._db().execute(SQL["stale"], values).fetchone()
         return None if row is None else str(row[0])
@@ -214,7 +213,7 @@ class RepoQueue:
         return float(row[0]) if row else 0.0
 
     def due(self, limit: int, held: Collection[str] = ()) -> list[wire.RepoTask]:
-        """Tasks of pending repos that are due. They are marked as queued: produce them now. First fetches have attempt 0.
+        """Tasks of due pending repos, marked as queued: the caller must produce them. First fetches have attempt 0.
 
         Repos at their hourly limit (`resyncs_per_repo_hour`), or whose reason is in `held`, are deferred instead.
         """
@@ -240,18 +239,18 @@ class RepoQueue:
         return [(did, attempt, float(at)) for did, attempt, at in rows]
 
     def unqueue(self, dids: Sequence[str]) -> None:
-        """Their messages no longer exist: mark them as not queued, so that control queues them again."""
+        """Mark repos whose messages no longer exist as not queued, so that control queues them again."""
         self._db().execute(SQL["unqueue"], {"dids": list(dids)})
 
     def lost_candidates(self, grace_seconds: float, limit: int, settled: float = FOREVER) -> int:
-        """How many repos `lost_events` would find, up to `limit`. Clears those that have caught up."""
+        """Number of repos that `lost_events` would find, up to `limit`. Clears those that have caught up."""
         values = {"grace": grace_seconds, "settled": settled, "limit": limit}
         self._db().execute(SQL["caught_up"], values)
         row = self._db().execute(SQL["lost_candidates"], values).fetchone()
         return 0 if row is None else int(row[0])
 
     def lost_events(self, grace_seconds: float, settled: float = FOREVER, limit: int = 1000) -> list[str]:
-        """Make repos pending whose listed rev stayed above ours; returns their DIDs. Clears those that have caught up.
+        """Make repos pending whose listed rev stayed above ours. Returns their DIDs. Clears those that have caught up.
 
         `settled`: Unix time up to which all stream events are indexed.
         """

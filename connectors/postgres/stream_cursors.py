@@ -1,6 +1,6 @@
-"""Durable positions of upstreams (`sluice.cursor`), and in the same transaction the gaps before them.
+"""Durable positions of upstreams (`sluice.cursor`), stored in one transaction with the gaps before them.
 
-One row per (flow, full URL of the upstream). An invalid position is an error: guessing another would lose events silently.
+One row per (flow, full URL of the upstream). An invalid position is an error: any substitute would lose events silently.
 """
 
 import json
@@ -19,7 +19,7 @@ SQL = queries("cursor")
 
 
 class CursorUnreadable(Exception):
-    """A stored position is not valid for this flow; the message names it and the remedy."""
+    """A stored position is invalid. The message names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class CursorStore:
         *,
         answered: bool = False,
     ) -> None:
-        """Store positions, and the gaps that they pass. `answered`: nothing can fill these gaps."""
+        """Store positions, and the gaps before them. `answered`: store the gaps as resolved, because nothing can fill them."""
         db = self._database()
         with own_transaction(db):
             for gap in gaps:
@@ -74,14 +74,14 @@ class CursorStore:
                 put(db, self._flow, upstream, str(positions[upstream]), details.get(upstream))
 
     def caught_up(self, upstreams: Sequence[str], time: str) -> None:
-        """Record that the streams of these upstreams have reached this time, without events."""
+        """Record that these upstreams, without new events, are caught up at this time."""
         values = {"flow": self._flow, "upstreams": list(upstreams), "time": time}
         alone(self._database()).execute(SQL["caught_up"], values)
 
     def begin(self, upstream: str, position: int, detail: dict[str, Any], gap: Gap) -> None:
-        """Store the first position of an upstream that is read from its tip; and the gap before it, if any repo is known.
+        """Store the first position of an upstream that is read from its tip, and the gap before it if any repo is known.
 
-        Such a repo may have been fetched before the connection; only a new listing shows what it wrote in between.
+        A known repo may have been fetched before the connection; only a new listing finds its events in between.
         """
         db = self._database()
         with own_transaction(db):

@@ -1,7 +1,7 @@
-"""One asyncio loop in a thread of its own, for a source's sockets and requests, with no silent death (B8).
+"""An asyncio loop in its own thread, for a source's sockets and requests. Its errors reach the flow's thread (B8).
 
-`Background(main)` runs the coroutine function `main` until it returns. `check()` raises, in the caller's thread, whatever
-ended it. The bounded queue between it and the flow makes the loop wait: that is the back-pressure to the socket.
+`Background(name, main)` runs the coroutine function `main` until it returns. `check()` raises its error in the caller's thread.
+`Handover` is the bounded queue from the loop to the flow; `put` waits while it is full, which is the back-pressure to the socket.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ BEGIN_SECONDS = 30.0
 
 
 class BackgroundDied(Exception):
-    """The background work of a source ended with an error, which is its cause."""
+    """The background work ended with an error (`__cause__`)."""
 
 
 class Background:
@@ -38,7 +38,7 @@ class Background:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the thread; returns when its loop can be told something: a stop may be the first word."""
+        """Start the thread; returns when its loop runs, so that `cancel` works immediately afterwards."""
         self._thread.start()
         self._begun.wait(BEGIN_SECONDS)
 
@@ -49,16 +49,16 @@ class Background:
 
     @property
     def finished(self) -> bool:
-        """The work has returned."""
+        """Whether the work has ended."""
         return self._done.is_set()
 
     def call(self, function: Callable[[], object]) -> None:
-        """Run a function in the loop's thread; nothing where the loop has ended."""
+        """Run a function in the loop's thread; ignored if the loop is closed."""
         if self._loop is not None:
             _tell(self._loop, function)
 
     def cancel(self, wait_seconds: float = 5.0) -> None:
-        """Cancel the work and wait for its end."""
+        """Cancel the work and wait for its end, at most `wait_seconds`."""
         self.call(lambda: self._task.cancel() if self._task else None)
         self._done.wait(wait_seconds)
 
@@ -77,7 +77,7 @@ class Background:
             uvloop.run(main())
         except asyncio.CancelledError:
             pass
-        except BaseException as err:  # handed to the flow's thread, which dies of it
+        except BaseException as err:  # `check` raises it in the flow's thread
             self._error = err
         finally:
             self._begun.set()
@@ -85,7 +85,7 @@ class Background:
 
 
 class Handover(Generic[X]):
-    """A bounded queue from the loop to the flow: `put` waits in the loop while full, `take` never blocks."""
+    """A bounded queue from the loop to the flow: `put` waits in the loop while it is full, `take` never blocks."""
 
     def __init__(self, limit: int, size: Callable[[X], int] = lambda _: 1) -> None:
         self._limit = limit
@@ -114,7 +114,7 @@ class Handover(Generic[X]):
             await self._room.wait()
 
     def take(self, limit: int, most_size: int | None = None) -> list[X]:
-        """Up to `limit` items that are there, and of a size in sum up to `most_size`, but one at least."""
+        """Up to `limit` queued items with a total size up to `most_size`, but at least one if there is one."""
         with self._lock:
             count = min(limit, len(self._items))
             if most_size is not None:
@@ -128,5 +128,5 @@ class Handover(Generic[X]):
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    with suppress(RuntimeError):  # it is closed, and nobody is there any more; asked before, it could close in between
+    with suppress(RuntimeError):  # the loop is closed; a check with is_closed() first would be a race
         loop.call_soon_threadsafe(function)

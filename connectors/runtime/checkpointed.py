@@ -1,11 +1,10 @@
-"""The source that all flows share: a position covers what is durable, never what was merely received (G8).
+"""The source that all flows share. A committed position covers only what is durable, never what was merely received (G8).
 
-How the engine calls a partition: `next_batch()` again and again; at the end of every epoch `snapshot()`; and the first
-`next_batch()` after that only when all sinks have written everything emitted before. So the position is remembered in
-`snapshot()` and committed in the `next_batch()` that follows. `close()` is called before the last items are written:
-nothing is ever committed there.
+The engine calls `next_batch()` repeatedly and `snapshot()` at the end of every epoch. It calls the next `next_batch()` only
+after all sinks have written everything emitted before. So the position is recorded in `snapshot()` and committed in the
+following `next_batch()`. `close()` runs before the last items are written, so nothing is committed there.
 
-On `STOP` a partition drains: it takes no more from upstream, gives out what it has, commits, and ends.
+On `STOP` a partition drains: it stops reading from upstream, emits what it has, commits, and ends.
 """
 
 from abc import abstractmethod
@@ -26,11 +25,11 @@ X = TypeVar("X")
 P = TypeVar("P")
 
 FLOW_TURN = "the flow's thread"
-IDLE_SECONDS = 0.01  # how long the engine waits after an empty poll; far below a second, or other sources would stall
+IDLE_SECONDS = 0.01  # the engine's wait after an empty poll; a long wait would stall other sources
 
 
 class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
-    """One partition with a durable position. Subclasses say what poll, position, commit and drained mean."""
+    """One partition with a durable position. Subclasses implement poll, position and commit, and if needed drain and drained."""
 
     _turn: AbstractContextManager[object] | None = None
 
@@ -43,26 +42,25 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
 
     @abstractmethod
     def poll(self) -> list[X]:
-        """Items that are ready now; never blocks. Raises what killed the background work (B8)."""
+        """Items that are ready now; never blocks. Raises the error that ended the background work (B8)."""
 
     @abstractmethod
     def position(self) -> P | None:
-        """Where a restart would continue, covering everything polled so far; None: nothing is ours, so nothing to commit."""
+        """The position after everything polled so far, where a restart would continue. None: nothing to commit."""
 
     @abstractmethod
     def commit(self, position: P) -> P | None:
-        """What has been emitted up to `position` is durable downstream: make the position durable too.
+        """Make `position` durable; everything emitted up to it is durable downstream.
 
-        Returns the position that is durable now where it is an earlier one: some of it waits to be emitted.
-
-        Called again where it raised psycopg.OperationalError: what it took must then still be there.
+        Returns None, or the earlier position that was made durable because items before `position` are not emitted yet.
+        Must be safe to repeat: it is called again after a psycopg.OperationalError.
         """
 
     def drain(self) -> None:  # optional
-        """Called once when the process is to stop: take no more from upstream."""
+        """Stop reading from upstream. Called once when the process stops."""
 
     def drained(self) -> bool:
-        """After `drain`: has everything taken been polled?"""
+        """Whether everything read before `drain` has been polled."""
         return True
 
     @override
@@ -84,7 +82,7 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
         return batch
 
     def _mark(self) -> None:
-        """The flow's thread must come here again, and go on, within `watchdog_seconds` (connectors/runtime/watchdog.py)."""
+        """Register the flow's thread with the watchdog on the first call, and mark its progress."""
         if self._turn is None:
             self._turn = watchdog.watched(FLOW_TURN)
             self._turn.__enter__()

@@ -1,4 +1,4 @@
-"""Errors that an operator can mend: each is one line that names the setting and the remedy, with exit code 2."""
+"""Errors that an operator can fix: one line that names the setting and the remedy, and exit code 2."""
 
 import re
 
@@ -10,14 +10,14 @@ from schemas.errors import OperatorError
 
 EXIT_OPERATOR = 2
 BEHIND = (UndefinedTable, UndefinedColumn, UndefinedFunction)
-"""What PostgreSQL raises when the database lacks a migration."""
+"""Errors of PostgreSQL if the database lacks a migration."""
 
 OPERATOR_ERRORS = (OperatorError, psycopg.OperationalError, *BEHIND)
 _KAFKA = re.compile(r'KafkaError\{[^"}]*str="([^"]*)"\}')
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line. A database that does not answer, or lacks a migration, names its setting and the remedy."""
+    """The error as one line without secrets. Database errors get the setting and the remedy."""
     if isinstance(error, BEHIND):
         lacks = error.diag.message_primary or " ".join(str(error).split())
         return f"SLUICE_DATABASE: {lacks}: the database is behind this release; run `sluice migrate`"

@@ -1,7 +1,7 @@
 """State of the process and its health pages.
 
-`Health` holds what the flow reports about itself; `serve_health` answers /healthz, /readyz and /metrics from a thread of
-its own (connectors/http/server.py).
+`Health` holds the state that the flow reports. `serve_health` serves /healthz, /readyz and /metrics from its own thread
+(connectors/http/server.py).
 """
 
 import logging
@@ -20,9 +20,9 @@ WHY_CHARACTERS = 1000
 
 @dataclass(slots=True)
 class Health:
-    """State of this process: idle, working, paused (why) or failing (why), and when it last made progress.
+    """State of this process (starting, idle, working, paused or failing), its reason, and the time of the last progress.
 
-    `exported`: export the state as metrics; not where another process does part of a flow's work.
+    `exported`: export the state as metrics; False in a process that does only part of a flow's work.
     """
 
     flow: str
@@ -32,10 +32,10 @@ class Health:
     connected: bool = False
     progress_at: float = field(default_factory=time.monotonic)
     exported: bool = True
-    hung: str = ""  # what the watchdog found, just before it ends the process
+    hung: str = ""  # the watchdog's finding, set just before it ends the process
 
     def report(self, state: str, why: str = "") -> None:
-        """Enter a state; a change is logged once."""
+        """Set the state; a change is logged."""
         why = printable(why, WHY_CHARACTERS)
         if (state, why) != (self.state, self.why):
             logging.getLogger(self.flow).info("state", extra={"state": state, "why": why})
@@ -50,13 +50,13 @@ class Health:
         metrics.PAUSED.labels(self.flow).set(1.0 if self.state == "paused" else 0.0)
 
     def progressed(self) -> None:
-        """A position has become durable."""
+        """Record that a position has become durable."""
         self.progress_at = time.monotonic()
         metrics.LAST_CHECKPOINT.labels(self.flow).set_to_current_time()
 
     @property
     def ready(self) -> bool:
-        """Connected, and not stalled while there is work."""
+        """Whether the process is connected, not hung, and not stalled while there is work."""
         stalled = self.state == "working" and time.monotonic() - self.progress_at > self.stalled_seconds
         return self.connected and not stalled and not self.hung
 
@@ -67,9 +67,9 @@ class Health:
 
 
 def serve_health(health: Health, host: str, port: int, names: Collection[str] = ()) -> int:
-    """Serve the health pages from a daemon thread; the port it got. Raises OSError when the port is taken.
+    """Serve the health pages from a daemon thread; returns the port. Raises OSError if the port is in use.
 
-    `names`: host names of this process besides IP addresses and names of this machine or cluster.
+    `names`: accepted Host names besides IP addresses and local or cluster names.
     """
     port = HttpServer(health_app(health, names), host, port, "health").start()
     metrics.STARTED.labels(health.flow).set_to_current_time()
@@ -77,7 +77,7 @@ def serve_health(health: Health, host: str, port: int, names: Collection[str] = 
 
 
 def watch_disk(flow: str, folder: str, path: Path) -> None:
-    """Export size and free space of the disk that holds a path or its nearest existing parent, read at each scrape."""
+    """Export size and free space of the disk of a path, or of its nearest existing parent; read at each scrape."""
 
     def usage(figure: str) -> float:
         there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())

@@ -13,12 +13,12 @@ _hidden: set[str] = set()
 
 
 def hide(*secrets: str) -> None:
-    """These never appear in a log line of this process."""
+    """Mask these strings in all log lines of this process."""
     _hidden.update(form for secret in secrets if secret for form in (secret, json.dumps(secret)[1:-1]))
 
 
 def without_secrets(text: str) -> str:
-    """The text with passwords of URLs, and what was hidden, blanked."""
+    """The text with passwords in URLs and the strings of `hide` masked."""
     for secret in _hidden:
         text = text.replace(secret, "***")
     return _PASSWORD.sub(r"\1***@", text)
@@ -53,7 +53,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def log_to_stderr(style: str = "auto") -> None:
-    """Structured logs on standard error: JSON in pods, readable on a terminal."""
+    """Configure logging to standard error. `style`: json, text, or auto (text on a terminal)."""
     handler = logging.StreamHandler(sys.stderr)
     text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler.setFormatter(_Text() if text else _Json())

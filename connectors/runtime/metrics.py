@@ -1,7 +1,7 @@
 """All metrics of all processes.
 
-No label takes unbounded values: DIDs and URLs of users are never labels. `upstream` is the URL of a configured relay or
-labeler; of the PDSes only a few are exported at a time.
+Label values are bounded: never DIDs or URLs of users. `upstream` is the URL of a configured relay or labeler; only a few PDSes
+are exported at a time.
 """
 
 from prometheus_client import Counter, Gauge, Histogram

@@ -1,8 +1,8 @@
 """Repeat work while the database is unavailable: `retry_database(work, health)`.
 
-A lost connection, a restarting server, a lock timeout and a transaction that the database rolled back are transient: a
-restarted process would meet the same. So the flow waits in place, reports why on its health page, and marks its progress
-for the watchdog. After OUTAGE_SECONDS the error is raised: the process ends and is restarted.
+A lost connection, a restarting server, a lock timeout and a transaction rolled back by the database are transient, and a
+restart of the process would not help. So the flow retries in place, reports the error on its health page and marks progress
+for the watchdog. After OUTAGE_SECONDS it raises the error, and the process ends and is restarted.
 """
 
 import logging
@@ -23,7 +23,7 @@ X = TypeVar("X")
 OUTAGE_SECONDS = 300.0
 FIRST_SECONDS = 0.05
 LONGEST_SECONDS = 5.0
-STOPPING_SECONDS = 5.0  # for a last try while the process stops
+STOPPING_SECONDS = 5.0  # of retries while the process stops
 
 log = logging.getLogger("retry_database")
 
@@ -34,7 +34,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def back_off(failures: int) -> float:
-    """Seconds to wait after the n-th failure in a row."""
+    """Seconds to wait after this many failures in a row."""
     return backoff_seconds(failures, FIRST_SECONDS, LONGEST_SECONDS, growth=4.0)
 
 
@@ -45,7 +45,7 @@ def retry_database(
     seconds: float = OUTAGE_SECONDS,
     what: str = "the database is tried again",
 ) -> X:
-    """The result of `work`, which must be safe to repeat. Raises Stopping when the process stops meanwhile."""
+    """The result of `work`, which must be safe to repeat. `what`: log message of a retry. Raises Stopping during a stop."""
     began, failures = time.monotonic(), 0
     while True:
         watchdog.mark()

@@ -1,4 +1,4 @@
-"""The stop flag of the process: SIGTERM and SIGINT set `STOP`; sources drain and end when it is set."""
+"""The stop flag of the process. SIGTERM and SIGINT set `STOP`; sources then drain and end."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ STOP = threading.Event()
 
 
 class Stopping(Exception):
-    """The process stops while a step waits; its batch is not done, and no position covers it."""
+    """The process stops while a step waits. The batch is unfinished, and no position covers it."""
 
 
 def stop_on_signals() -> None:
-    """SIGTERM and SIGINT set `STOP`; a second one ends the process at once."""
+    """Install handlers: SIGTERM and SIGINT set `STOP`; a second signal ends the process immediately."""
     received: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:

@@ -1,14 +1,13 @@
-"""A process that hangs ends, and says where it hung.
+"""Ends a process that hangs, and logs where it hung.
 
-Every thread that must not hang has a turn: `watched(name)` registers the calling thread, `mark()` says that it still makes
-progress, `beat(name)` marks an event loop. Calls that wait for something outside are bounded by deadlines of
-their own and mark while they wait; a thread that has not marked for `watchdog_seconds` hangs in code that has none.
+Every thread that must not hang has a `Turn`, the time of its last progress. `watched(name)` registers the calling thread,
+`mark()` records progress, `beat(name)` marks an event loop. Calls that wait for I/O have their own deadlines and mark while
+they wait. A thread without a mark for `watchdog_seconds` is hung.
 
-`Watchdog` checks the turns from a thread. A hang is written to the log with the stacks of all threads, `/healthz` answers
-503, and the process exits with EXIT_HUNG. A process that has not ended `stop_seconds` after SIGTERM exits with EXIT_STUCK,
-also where its main thread never returns to the interpreter: the signal arrives through a pipe. Code that keeps the
-interpreter to itself stops the watchdog as well; then the timer of `faulthandler`, which needs no interpreter, ends the
-process with its stacks and exit code 1.
+`Watchdog` checks the turns from its own thread. On a hang it logs the stacks of all threads, `/healthz` answers 503, and the
+process exits with EXIT_HUNG. A process that has not ended `stop_seconds` after SIGTERM exits with EXIT_STUCK. The signal arrives
+through a pipe, so this works even if the main thread is blocked in C code. Code that never releases the GIL blocks the
+watchdog too; then the timer of `faulthandler`, which does not need the GIL, ends the process with stacks and exit code 1.
 """
 
 import asyncio
@@ -29,10 +28,10 @@ from typing import Protocol
 EXIT_HUNG = 71
 EXIT_STUCK = 72
 TICK_SECONDS = 0.5
-FROZEN_SECONDS = 5.0  # the watchdog itself did not run for so long: the whole process was suspended
+FROZEN_SECONDS = 5.0  # if the watchdog itself did not run for this long, the whole process was suspended
 SHOWN_SECONDS = 3.0  # between the 503 and the exit
-LOG_SECONDS = 5.0  # to write the log line and the stacks; a thread that hangs may hold the log
-INTERPRETER_SECONDS = 30.0  # beyond `watchdog_seconds`: the watchdog cannot run
+LOG_SECONDS = 5.0  # to write the log line and the stacks; a hung thread may hold the logging lock
+INTERPRETER_SECONDS = 30.0  # beyond `watchdog_seconds`, until the faulthandler timer fires
 BEAT_SECONDS = 0.5
 REST_SECONDS = 0.5
 ARM_SECONDS = 5.0
@@ -42,21 +41,21 @@ logger = logging.getLogger("watchdog")
 
 
 class Hangs(Protocol):
-    """What the health page reads."""
+    """`hung` is shown on the health page."""
 
     hung: str
 
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """When a thread last made progress. `name` is shown to operators."""
+    """Time (monotonic) of a thread's last progress. `name` is shown to operators; `thread` is its ident, 0 for a task."""
 
     name: str
     thread: int
     marked_at: float
 
     def mark(self) -> None:
-        """Progress was made now."""
+        """Record progress."""
         self.marked_at = time.monotonic()
 
 
@@ -79,7 +78,7 @@ def _leave(turn: Turn) -> None:
 
 @contextmanager
 def watched(name: str) -> Iterator[Turn]:
-    """The calling thread must `mark()` from now on, until the end of the block."""
+    """Watch the calling thread until the end of the block; it must call `mark()` regularly."""
     turn, before = _enter(name), _mine.get(threading.get_ident())
     _mine[turn.thread] = turn
     try:
@@ -94,14 +93,14 @@ def watched(name: str) -> Iterator[Turn]:
 
 
 def mark() -> None:
-    """Progress of the calling thread; nothing where it is not watched."""
+    """Record progress of the calling thread; ignored if it is not watched."""
     turn = _mine.get(threading.get_ident())
     if turn is not None:
         turn.marked_at = time.monotonic()
 
 
 def rest(event: threading.Event, seconds: float) -> bool:
-    """`event.wait(seconds)` of a thread that is watched."""
+    """`event.wait(seconds)` that marks progress meanwhile."""
     until = time.monotonic() + seconds
     while True:
         mark()
@@ -115,7 +114,7 @@ def rest(event: threading.Event, seconds: float) -> bool:
 
 @contextmanager
 def chore(name: str) -> Iterator[Turn]:
-    """A turn that belongs to a task and not to a thread: mark the turn itself."""
+    """A turn of a task instead of a thread; the task calls `mark` of the yielded turn."""
     turn = _enter(name)
     turn.thread = 0
     try:
@@ -125,7 +124,7 @@ def chore(name: str) -> Iterator[Turn]:
 
 
 async def beat(name: str) -> None:
-    """Mark the running loop, until cancelled."""
+    """Mark the running event loop every BEAT_SECONDS, until cancelled."""
     turn = _enter(name)
     try:
         while True:
@@ -136,21 +135,21 @@ async def beat(name: str) -> None:
 
 
 def late(seconds: float) -> list[Turn]:
-    """Turns without a mark for so long."""
+    """Turns without a mark for `seconds`."""
     limit = time.monotonic() - seconds
     with _lock:
         return [turn for turn in _turns if turn.marked_at < limit]
 
 
 def forgive() -> None:
-    """All turns begin anew: nobody could mark."""
+    """Mark all turns: the process was suspended, so no thread could."""
     with _lock:
         for turn in _turns:
             turn.mark()
 
 
 def where(thread: int) -> str:
-    """File, line and function of the innermost frame of a thread, and of the innermost one that is ours."""
+    """File, line and function of a thread's innermost frame in our code, and of its innermost frame."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "no thread of the interpreter"
@@ -165,7 +164,7 @@ def _short(path: str) -> str:
 
 
 class Signals:
-    """SIGTERM and SIGINT as bytes of a pipe, written by the C handler even while the main thread hangs in C."""
+    """SIGTERM and SIGINT through a wakeup pipe, which the C handler writes even while the main thread is blocked in C code."""
 
     def __init__(self) -> None:
         self._read, write = os.pipe()
@@ -174,14 +173,14 @@ class Signals:
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def wait(self, seconds: float) -> int:
-        """How many of these signals have come; waits at most so long for the first."""
+        """Wait at most `seconds` for a signal; returns the number of signals received."""
         if not select.select([self._read], [], [], seconds)[0]:
             return 0
         return sum(number in (signal.SIGTERM, signal.SIGINT) for number in os.read(self._read, 4096))
 
 
 class Watchdog:
-    """One per process. `stop` is set when a signal comes; `exit` ends the process at once."""
+    """One per process. `stop` is set when a signal arrives; `exit` ends the process immediately."""
 
     def __init__(
         self,
@@ -208,7 +207,7 @@ class Watchdog:
         self._thread.start()
 
     def ending(self) -> None:
-        """The process's work is done: only the interpreter's own end is left, which must not hang either."""
+        """Stop watching when the work is done; a timer ends the process if the interpreter's shutdown hangs."""
         self._ended.set()
         self._thread.join(2 * TICK_SECONDS + LOG_SECONDS)
         faulthandler.dump_traceback_later(self._stop_seconds, exit=True)
@@ -216,7 +215,7 @@ class Watchdog:
     def _run(self) -> None:
         try:
             self._watch()
-        except BaseException:  # without its watchdog the process must not go on
+        except BaseException:  # the process must not continue without a watchdog
             logger.exception("the watchdog failed")
             self._exit(EXIT_HUNG)
 
@@ -224,7 +223,7 @@ class Watchdog:
         stop_at, signalled, ran_at, armed_at = float("inf"), 0, time.monotonic(), float("-inf")
         while not self._ended.is_set():
             if ran_at - armed_at > ARM_SECONDS:
-                # without the interpreter this thread does not get here again, and the timer ends the process
+                # if another thread never releases the GIL, this is not rearmed, and the timer ends the process
                 faulthandler.dump_traceback_later(self._seconds + INTERPRETER_SECONDS, exit=True)
                 armed_at = ran_at
             came = self._pause()

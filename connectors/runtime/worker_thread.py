@@ -1,18 +1,18 @@
-"""`WorkerThread`: a background thread whose errors reach the thread that owns it (B8).
+"""`WorkerThread`: a background thread whose errors reach its owner thread (B8).
 
     worker = WorkerThread("gauges", run)
     worker.start()
-    worker.check()      # the owner calls it regularly: it raises the error that ended `run`
+    worker.check()      # called regularly by the owner: raises the error that ended `run`
     worker.stop(1.0)    # asks `run` to return, and waits at most one second
 
-    def run() -> None:  # one round after the other
+    def run() -> None:
         while not worker.stopping:
             ...
             worker.rest(10.0)
 
-The watchdog watches the thread (connectors/runtime/watchdog.py). `run` has to call `rest()` or `watchdog.mark()` more often than
-every `watchdog_seconds`, or the process ends. `Stopping` ends the thread without an error. An owner that raises an error of its
-own reads `error` instead of calling `check()`.
+The watchdog watches the thread (connectors/runtime/watchdog.py): `run` must call `rest()` or `watchdog.mark()` at least every
+`watchdog_seconds`, or the process ends. `Stopping` ends the thread without an error. An owner that raises its own error reads
+`error` instead of calling `check()`.
 
 Threads that run an asyncio loop use `connectors.runtime.background_loop.Background`.
 """
@@ -43,7 +43,7 @@ class WorkerThread:
             raise self.error
 
     def stop(self, seconds: float = 0.0) -> None:
-        """Ask `run` to return, and wait for it for at most `seconds`. A thread that was never started is left alone."""
+        """Ask `run` to return, and wait at most `seconds`. Does nothing else if the thread was never started."""
         self._stop.set()
         if self.alive:
             self._thread.join(seconds)
@@ -55,7 +55,7 @@ class WorkerThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def rest(self, seconds: float) -> bool:
