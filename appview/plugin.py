@@ -15,7 +15,7 @@ from steps.gate.batch import Row, WriteBatch
 
 
 class AppView(Projection):
-    """Tables in the schema `bsky`, kept where SLUICE_APPVIEW has switched them on."""
+    """Tables in the schema `bsky`, maintained if SLUICE_APPVIEW is on."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -39,7 +39,7 @@ class AppView(Projection):
 
 
 class AppViewChanges(ProjectedChanges):
-    """Collects changes by path and CID; `apply` projects what they come to."""
+    """Collects changes by path and CID; `apply` projects their net result."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db

@@ -136,7 +136,7 @@ def _start(db: Db, *, from_empty: bool) -> tuple[RebuildProgress, str]:
 def _chunk(db: Db, after: str, progress: RebuildProgress, *, singly: bool = False) -> str | None:
     """Rebuild the next repos in one transaction; returns the last of them, None after the end.
 
-    `singly`: one record per savepoint, so a record that the database refuses costs nothing but itself.
+    `singly`: one record per savepoint, so a refused record does not affect the others.
     """
     with own_transaction(db):
         dids = [row[0] for row in db.execute(SQL["next_repos"], {"after": after, "limit": REPOS})]

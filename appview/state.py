@@ -1,7 +1,7 @@
 """State of the AppView's tables: on or off, complete or not, and the version that wrote them (`sluice.appview`).
 
 Every index process calls `begin(settings)` before it reads: it creates the indexes that the tables need, or raises an error of
-one line. Tables that lack records (they were off, or an older version wrote them) are kept up from then on, and
+one line. Tables that lack records (they were off, or an older version wrote them) are maintained from then on, and
 `sluice appview rebuild` fills them.
 """
 
@@ -56,7 +56,7 @@ def read(db: Db) -> AppViewState:
 
 
 def is_active(db: Db) -> bool:
-    """Whether every writer of records must keep up the tables."""
+    """Whether every writer of records must maintain the tables."""
     return read(db).active
 
 

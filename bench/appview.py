@@ -43,7 +43,7 @@ def main() -> None:
         assert likes == [(repos,)], likes
         with psycopg.connect(running.settings.database, autocommit=True) as db:
             drift = check(db).found
-        # what came while it was off is not in it
+        # records indexed while it was off are missing
         assert not any(drift[kind][0] for kind in ("posts", "profiles")), drift
     ratio = round(on["records_per_second"] / off["records_per_second"], 3)
     report("appview", records=repos * PER_REPO, workers=options.workers, on=on, off=off, ratio=ratio)
@@ -81,8 +81,8 @@ def _index(running: Stack, family: str, repos: int, workers: int, appview: str) 
 
 
 def _produce(running: Stack, family: str, repos: int) -> int:
-    """Snapshots, each with its outcome; the number of messages."""
-    producer, chance = LogProducer(running.settings), random.Random(family)  # the same load every time
+    """Write snapshots, each with its outcome; returns the number of messages."""
+    producer, chance = LogProducer(running.settings), random.Random(family)  # the same load in every run
     batch: list[Out] = []
     for number in range(repos):
         did = _did(family, number)

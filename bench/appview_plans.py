@@ -45,14 +45,14 @@ SQL = ROOT / "bench" / "appview_plans.sql"
 
 @dataclass
 class Seen:
-    """One query as the AppView sends it, whatever its values."""
+    """One query of the AppView, without its values."""
 
     milliseconds: list[float] = field(default_factory=list)
     plans: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
 def fill(database: str, records: int) -> None:
-    """`records` rows of sluice.record and what the projection makes of them, in sets."""
+    """Insert `records` rows of sluice.record and the projection's rows for them, set by set."""
     people = max(50, records // 100)
     with psycopg.connect(database) as connection:
         connection.execute("SELECT sluice.appview_prepare()")
@@ -65,7 +65,7 @@ def fill(database: str, records: int) -> None:
 
 @contextmanager
 def appview(modules: Path, node: str, database: str) -> Iterator[str]:
-    """URL of the official AppView over that database. Nobody is asked who does not look at it: no PLC directory, no PDS."""
+    """URL of the official AppView over that database, without a PLC directory or PDS."""
     nowhere = "http://127.0.0.1:9"
     command = [node, str(SCRIPT), "--modules", str(modules), "--database", database, "--plc", nowhere, "--pds", nowhere]
     process = subprocess.Popen(
@@ -80,7 +80,7 @@ def appview(modules: Path, node: str, database: str) -> Iterator[str]:
 
 
 def visit(url: str, people: list[str], posts: list[str], visits: int) -> None:
-    """What a visitor's app asks: a profile, its feed, threads, likes, followers."""
+    """The requests of a client app: a profile, its feed, threads, likes, followers."""
     dice = random.Random(1)
     for _ in range(visits):
         person, post = dice.choice(people), dice.choice(posts)
@@ -102,7 +102,7 @@ ENTRY = re.compile(r"duration: ([\d.]+) ms  plan:\n((?:\t.*\n?)+)")
 
 
 def explained(log: str) -> dict[str, Seen]:
-    """Query without its values → what PostgreSQL said of it."""
+    """Query without its values → its plans and times in PostgreSQL's log."""
     found: dict[str, Seen] = defaultdict(Seen)
     for took, text in ENTRY.findall(log):
         told = json.loads(text.replace("\n\t", "\n"))
@@ -123,7 +123,7 @@ def walk(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def scan_of(node: dict[str, Any]) -> str:
-    """The index that a node reads; or the table, if it reads the whole of one that is not small."""
+    """The index that a node reads, or the table if it scans a large one sequentially."""
     if "Index Name" in node:
         return str(node["Index Name"])
     read = node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)

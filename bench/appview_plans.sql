@@ -1,5 +1,5 @@
--- A network of :records records by :people people, as sets: sluice.record, and the rows that the projection makes of each.
--- Everything prefers the first people and posts (random() squared), as in the real network: a few are liked by many.
+-- A network of :records records by :people people, set by set: sluice.record, and the projection's rows for each.
+-- The first people and posts are the most frequent subjects (random() squared), as in the real network.
 create function pg_temp.at(n bigint) returns text language sql immutable as
 $$ select to_char(timestamp '2026-01-01' + n * interval '1 second', 'YYYY-MM-DD"T"HH24:MI:SS".000Z"') $$;
 create function pg_temp.person(n bigint) returns text language sql immutable as

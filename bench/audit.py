@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def mirror(running: Stack, sim: Simulated, repos: int) -> int:
-    """Every repo through the pipeline; the number of their records."""
+    """Mirror every repo through the pipeline; returns the number of records."""
     in_sync = "select count(*) from sluice.repo where phase = 'sync'"
     with ExitStack() as processes:
         for kind in KINDS:
@@ -57,7 +57,7 @@ def mirror(running: Stack, sim: Simulated, repos: int) -> int:
 
 
 def audited(running: Stack, records: int, *, bodies: bool) -> dict[str, Any]:
-    """One audit of everything, which must find nothing."""
+    """Measure one audit of all repos, which must find nothing."""
     usage, cpu = running.usage(), time.process_time()
     told = audit(running.settings, AuditScope(), AuditOptions(bodies=bodies, restart=True), lambda _: None)
     cpu = time.process_time() - cpu
@@ -70,7 +70,7 @@ def audited(running: Stack, records: int, *, bodies: bool) -> dict[str, Any]:
 
 
 def check_floor(running: Stack, *, bodies: bool) -> Floor:
-    """The checks of all rows, which are in memory, and nothing else."""
+    """Measure only the checks, of all rows in memory."""
     with psycopg.connect(running.settings.database) as db:
         db.adapters.register_loader("json", ByteaBinaryLoader)
         heads = [StoredHead(*row) for row in db.execute(SQL["heads"], {"dids": dids(running)}, binary=True)]
@@ -83,7 +83,7 @@ def check_floor(running: Stack, *, bodies: bool) -> Floor:
 
 
 def dids(running: Stack) -> list[str]:
-    """Of all repos."""
+    """The DIDs of all repos."""
     return [row[0] for row in running.sql("select did from sluice.repo order by did")]
 
 

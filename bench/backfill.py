@@ -58,7 +58,7 @@ LIMITS = Limits(1 << 40, 1 << 40)
 
 
 def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
-    """How many records there are, and what cannot be avoided."""
+    """The number of records, and the cost of the unavoidable work."""
     attempt = Attempt("did:plc:floor", 1, "2026-01-01T00:00:00.000Z")
     records, size = 0, 0
     with floor() as measured:
@@ -82,7 +82,7 @@ def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
 def backfill(
     running: Stack, sim: Simulated, accounts: list[tuple[str, str]], records: int
 ) -> tuple[float, dict[str, object]]:
-    """Seconds for all records (start-up not counted), and what it cost."""
+    """Seconds for all records (without start-up), and the cost."""
     store = RepoQueue(running.settings)
     tasks = store.discover([ListedRepo(did, host=pds) for did, pds in accounts]).tasks
     store.close()

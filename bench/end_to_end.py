@@ -54,7 +54,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, writer: float) -> dict[st
         pids = {}
         for kind in KINDS:
             if kind == "list-repos":
-                # the stream is connected before the first repo is claimed, so that the writer is heard from the start
+                # the stream is connected before the first repo is claimed, so that no live event is missed
                 until(lambda: sim.ask("/streams", {})[0]["readers"] > 0)
                 sim.ask("/writer", {"rate": writer})
             pids[kind] = processes.enter_context(running.process(kind)).pid
@@ -77,7 +77,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, writer: float) -> dict[st
 
 
 def commits_in_log(running: Stack) -> dict[int, int]:
-    """Partition → end of the live topic."""
+    """Partition of the live topic → its end."""
     topic, parts = running.settings.topic(FIREHOSE_LIVE), range(running.settings.kafka_partitions)
     consumer = Consumer({"bootstrap.servers": running.settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
     try:
@@ -87,7 +87,7 @@ def commits_in_log(running: Stack) -> dict[int, int]:
 
 
 def latencies(running: Stack, ends: dict[int, int], began: str, ended: str) -> dict[str, Any]:
-    """Seconds from event to visible row, of the live rows of this period that are still as the event wrote them."""
+    """Seconds from event to visible row, of this period's live rows that no later event has changed."""
     written = live_writes(running, ends, began, ended)
     rows = running.sql(
         "select did, collection, rkey, rev, indexed_at,"
@@ -108,7 +108,7 @@ def latencies(running: Stack, ends: dict[int, int], began: str, ended: str) -> d
 
 
 def live_writes(running: Stack, ends: dict[int, int], began: str, ended: str) -> set[tuple[str, str, str, str, str]]:
-    """(did, collection, rkey, rev, time) of every create and update that the live topic holds of this period."""
+    """(did, collection, rkey, rev, time) of every create and update of this period in the live topic."""
     consumer = Consumer({"bootstrap.servers": running.settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
     topic = running.settings.topic(FIREHOSE_LIVE)
     left = {part: end for part, end in ends.items() if end}

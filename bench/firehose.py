@@ -48,7 +48,7 @@ def main() -> None:
 
 
 async def read(relay: str, count: int) -> list[bytes]:
-    """The first frames of the relay's window: the input of the floor. The simulator has encoded them by then."""
+    """The first frames of the relay's window, as input of the floor. Makes the simulator encode them."""
     frames: list[bytes] = []
     url = f"{relay}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
     async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=MAX_SOCKET_BYTES) as socket:
@@ -58,7 +58,7 @@ async def read(relay: str, count: int) -> list[bytes]:
 
 
 def floor_of(frames: list[bytes], relay: str) -> Floor:
-    """What cannot be avoided."""
+    """The cost of the unavoidable work."""
     now_micros, size = time.time_ns() // 1000, 0
     with floor(len(frames)) as measured:
         for frame in frames:
@@ -77,7 +77,7 @@ def floor_of(frames: list[bytes], relay: str) -> Floor:
 
 
 def firehose(running: Stack, sim: Simulated, events: int) -> tuple[float, dict[str, object]]:
-    """Events a second (start-up not counted), and what it cost."""
+    """Events per second (without start-up), and the cost."""
     ends = Ends(running.settings, FIREHOSE_LIVE)
     with running.process("firehose") as process:
         seen = watch(running, ends.messages, events, firehose=process.pid, simulator=sim.pid)

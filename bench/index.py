@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def dids(records: int, per_repo: int) -> Iterator[str]:
-    """Bench repos: their DIDs."""
+    """The DIDs of the benchmark's repos."""
     return (f"did:plc:bench{number:019d}" for number in range(records // per_repo))
 
 
@@ -70,7 +70,7 @@ def body(number: int) -> bytes:
 
 
 def preload(running: Stack, rows: int) -> None:
-    """Rows that are in the table before."""
+    """Insert the rows that exist before the measurement."""
     running.sql(
         "insert into sluice.record select 'did:plc:old' || lpad((n / 60)::text, 21, '0'), 'app.bsky.feed.post',"
         " '3k' || lpad(n::text, 11, '0'), %s, %s, 1, %s::json, null, null, '2026-01-01T00:00:00.000Z'"
@@ -81,7 +81,7 @@ def preload(running: Stack, rows: int) -> None:
 
 
 def produce(running: Stack, records: int, per_repo: int) -> int:
-    """A log of snapshots, each with its outcome; the number of messages."""
+    """Write snapshots to the log, each with its outcome; returns the number of messages."""
     producer, messages = LogProducer(running.settings), 0
     batch: list[Out] = []
     for did in dids(records, per_repo):
@@ -123,7 +123,7 @@ def produce(running: Stack, records: int, per_repo: int) -> int:
 
 
 def index(running: Stack, topic: str, messages: int) -> tuple[float, dict[str, Any]]:
-    """Messages a second from the first transaction to the last (start-up not counted), and what it cost."""
+    """Messages per second from the first transaction to the last (without start-up), and the cost."""
     settled = "select coalesce(sum(next), 0)::bigint from sluice.stream_offset where topic = %s"
     with running.process("index") as process, psycopg.connect(running.settings.database, autocommit=True) as db:
 
@@ -138,7 +138,7 @@ def index(running: Stack, topic: str, messages: int) -> tuple[float, dict[str, A
 
 
 def make_live_repos(running: Stack, commits: int) -> None:
-    """One repo in sync for every commit, so that a batch locks and saves as many repos as it has events."""
+    """Insert one repo in sync per commit, so that a batch locks and saves as many repos as it has events."""
     running.sql(
         "insert into sluice.repo (did, phase, attempt, rev, data, commit, host, handle, from_snapshot, first_attempt)"
         " select 'did:plc:live' || lpad(n::text, 20, '0'), 'sync', 1, %s, %s, %s, 'https://pds.example', 'user.example', true, 1"
@@ -149,7 +149,7 @@ def make_live_repos(running: Stack, commits: int) -> None:
 
 
 def produce_live(running: Stack, commits: int) -> None:
-    """A log of commits of one create each, in the order of a firehose: no repo twice."""
+    """Write commits of one create each to the log, no repo twice."""
     producer = LogProducer(running.settings)
     block = "o2NkaWR4" * 28  # a commit block has about 220 bytes
     for start in range(0, commits, 10_000):
@@ -183,7 +183,7 @@ def produce_live(running: Stack, commits: int) -> None:
 
 
 def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
-    """COPY BINARY into the same table."""
+    """Measure COPY BINARY into the same table."""
     running.sql("delete from sluice.record where did like 'did:plc:bench%%'")
     running.sql("vacuum sluice.record")
     rows = [

@@ -34,14 +34,14 @@ KINDS = {
     "range, static": ("range", True),
     "cooperative": ("cooperative-sticky", False),
 }
-CALM_SECONDS = 0.5  # a partition that was read so lately is read
+CALM_SECONDS = 0.5  # a partition read within this time counts as read
 READ_SECONDS = 0.05
 
 Place = tuple[int, int]  # (number of the topic, partition)
 
 
 def main() -> None:
-    """Measure the kinds, print a line each and one JSON line."""
+    """Measure the kinds; print a line per kind and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--session", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=2)
@@ -69,7 +69,7 @@ def topics(group: str) -> list[str]:
 
 
 def member(bootstrap: str, group: str, assignor: str, instance: str, *, session: float) -> None:
-    """One member: a JSON line `[topic, partition, monotonic seconds]` for what it reads. Waiting times are those of `connectors.kafka.consumer`."""
+    """One member: prints `[topic, partition, monotonic seconds]` as JSON for each read. Timeouts as in `connectors.kafka.consumer`."""
     going = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: going.set())
     own: dict[str, Any] = {
@@ -95,7 +95,7 @@ def member(bootstrap: str, group: str, assignor: str, instance: str, *, session:
 
 
 class Group:
-    """Members of one group, by name, and when each partition was read by whom."""
+    """Members of one group by name, and the time and reader of each partition's newest read."""
 
     def __init__(self, running: Stack, name: str, assignor: str, session: float, *, static: bool) -> None:
         self._running, self._name, self._assignor, self._session, self._static = (
@@ -113,7 +113,7 @@ class Group:
 
     def measure(self, rounds: int) -> dict[str, float]:
         """Event → longest stall in seconds, rounded; `split`."""
-        client = admin(self._running.settings)  # kept: a client that is collected never answers
+        client = admin(self._running.settings)  # keep a reference: a garbage-collected client never answers
         made = client.create_topics([NewTopic(topic, PARTITIONS, 1) for topic in topics(self._name)])
         for done in made.values():
             done.result()
@@ -135,7 +135,7 @@ class Group:
         return {event: round(seconds, 1) for event, seconds in longest.items()} | {"split": self._split}
 
     def _events(self) -> dict[str, Callable[[], None]]:
-        """What happens, in this order; after the last there are two members again."""
+        """The events, in this order; after the last there are two members again."""
         return {
             "joins": lambda: self._start(next(self._names)),
             "leaves": lambda: self._stop(self._newest()),
@@ -147,7 +147,7 @@ class Group:
         }
 
     def _roll(self) -> None:
-        """As a Deployment: the new one, under a new name, reads before the old one hears SIGTERM."""
+        """Like a Deployment: the new member, under a new name, reads before the old one gets SIGTERM."""
         for old in list(self._members):
             self._start(next(self._names))
             until(self._calm, 60)
@@ -156,7 +156,7 @@ class Group:
             until(self._calm, 60)
 
     def _again(self, end: Callable[[str], None]) -> None:
-        """As a container that ends and is started again in the same pod."""
+        """Like a container that is restarted in the same pod."""
         name = self._newest()
         end(name)
         self._start(name)
@@ -165,7 +165,7 @@ class Group:
         return list(self._members)[-1]
 
     def _stall(self, change: Callable[[], None]) -> float:
-        """Longest time in which a partition was not read, from the event until all is calm."""
+        """Longest time in which a partition was not read, from the event until the group is stable."""
         begin = time.monotonic()
         change()
         time.sleep(2 * CALM_SECONDS)
@@ -181,7 +181,7 @@ class Group:
         )
 
     def _calm(self) -> bool:
-        """Every partition is read, and every member reads."""
+        """Whether every partition is read, and every member reads."""
         since = time.monotonic() - CALM_SECONDS
         lately = {place: reads[-1][1] for place, reads in list(self._read.items()) if reads[-1][0] >= since}
         return len(lately) == 2 * PARTITIONS and set(lately.values()) == set(self._members)

@@ -40,7 +40,7 @@ COLUMNS = ("step", "seconds", "records_per_second", "live_per_second", "ready", 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one change cost; times in seconds."""
+    """The cost of one change; times in seconds."""
 
     step: str
     seconds: float
@@ -57,7 +57,7 @@ Change = Callable[[], tuple[float | None, list[Stopped]]]
 
 
 def measured(name: str, pace: Pace, fleet: Fleet, change: Change, *, hold: float, level: int) -> Step:
-    """Make a change, wait `hold` seconds and until live events are settled at once again. Raises when a process died."""
+    """Make a change, wait `hold` seconds and until live events are settled promptly again. Raises if a process died."""
     begin = time.monotonic()
     ready, ended = change()
     for one in ended:
@@ -82,7 +82,7 @@ def measured(name: str, pace: Pace, fleet: Fleet, change: Change, *, hold: float
 
 
 def main() -> None:
-    """Run, print a table and one JSON line. Exit code 1: the tables are not the network."""
+    """Run, print a table and one JSON line. Exit code 1: the tables differ from the network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repos", type=int, default=20_000)
     parser.add_argument("--records-per-repo", type=int, default=30)
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def mirror(fleet: Fleet, pace: Pace, sim: Simulated, options: argparse.Namespace) -> list[Step]:
-    """All steps, each printed when it is over."""
+    """Run all steps; prints each at its end."""
     for kind in ("control", "firehose", "labels", *SCALED):
         fleet.start(kind).await_ready()
     until(lambda: sim.ask("/streams", {})[0]["readers"] > 0)
@@ -150,7 +150,7 @@ def mirror(fleet: Fleet, pace: Pace, sim: Simulated, options: argparse.Namespace
 
 
 def prove(running: Stack, sim: Simulated, pace: Pace) -> dict[str, Any]:
-    """Stop the writer, wait until all is settled, compare."""
+    """Stop the writer, wait until everything is settled, compare."""
     sim.ask("/quiesce", {})
     moving = "select count(*) from sluice.repo where phase in ('pending', 'backfill')"
     until(lambda: running.sql(moving)[0][0] == 0 and not any(pace.last.lag(topic) for topic in (LIVE, BACKFILL)))
@@ -172,7 +172,7 @@ def prove(running: Stack, sim: Simulated, pace: Pace) -> dict[str, Any]:
 
 
 def differing(running: Stack, sim: Simulated) -> int:
-    """Active repos whose rev, root or records are not those of the network; inactive ones that have a row in sync."""
+    """Number of active repos whose rev, root or records differ from the network, and of inactive repos in sync."""
     rows: dict[str, dict[str, str]] = {}
     for did, path, cid in running.sql("select did, collection || '/' || rkey, cid from sluice.record"):
         rows.setdefault(did, {})[path] = cid

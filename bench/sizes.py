@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
-    """Every repo through the pipeline, then live commits."""
+    """Mirror every repo, then live commits."""
     synced = "select count(*) from sluice.repo where phase = 'sync'"
     ends = Ends(running.settings, FIREHOSE_LIVE)
     with ExitStack() as open_:
@@ -85,7 +85,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
 
 
 def replayed(running: Stack) -> int:
-    """Write the recorded frames as the firehose would; operations in them."""
+    """Write the recorded frames as the firehose does; returns the number of operations."""
     page = json.loads(lzma.decompress(RECORDED.read_bytes()))
     found, out = 0, []
     for event in (decode(base64.b64decode(frame)) for frame in page["frames"]):
@@ -99,8 +99,8 @@ def replayed(running: Stack) -> int:
 
 
 def segments(running: Stack, topic: str) -> dict[str, int]:
-    """Messages of a topic, and bytes of its segments a message."""
-    time.sleep(1.0)  # what the broker has not written to the file yet
+    """Messages of a topic, and bytes of its segments per message."""
+    time.sleep(1.0)  # until the broker has written everything to the files
     messages = Ends(running.settings, topic).messages()
     files = running.folder.rglob(f"{running.settings.topic(topic)}-*/*.log")
     size = sum(path.stat().st_size for path in files)
@@ -108,7 +108,7 @@ def segments(running: Stack, topic: str) -> dict[str, int]:
 
 
 def table(running: Stack, name: str) -> dict[str, int]:
-    """Rows, and bytes a row: of the heap, of the indexes, of what is stored out of line and maps."""
+    """Rows, and bytes per row: of the heap, of the indexes, of TOAST and maps."""
     heap, indexes, rest, rows = running.sql(RELATIONS.format(name))[0]
     return {
         "rows": rows,

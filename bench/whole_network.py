@@ -30,7 +30,7 @@ class Network:
         return sum(self.hosts)
 
     def days(self, addresses: int, requests: int, window: float, failing: float, share: float = 1.0) -> float:
-        """Days until this share of the accounts is fetched when every host is asked as often as it allows."""
+        """Days until this share of the accounts is fetched at the full rate that every host allows."""
         rate = addresses * requests / window * (1.0 - failing)  # repos a second, of each host
         low, high = 0.0, max(self.hosts) / rate
         wanted = share * self.accounts
@@ -42,7 +42,7 @@ class Network:
 
 
 def spread(accounts: int, large: int, large_share: float, small: int) -> Network:
-    """Equal large hosts, and a tail of small ones whose n-th has 1/n of its first."""
+    """Equal large hosts, and a tail of small ones; the n-th has 1/n of the accounts of the first."""
     own = round(accounts * large_share)
     hosts = [own // large + (number < own % large) for number in range(large)]
     weights = [1.0 / rank for rank in range(1, small + 1)]

@@ -220,7 +220,7 @@ class CarIndex:
         return at
 
     def _begin_large(self, buffer: bytes, start: int, size: int) -> int:
-        """Set up the passing of an oversized block; returns the offset of its body."""
+        """Start hashing an oversized block that is not kept; returns the offset of its body."""
         if buffer[start : start + 4] in OUR_PREFIXES:
             body = start + CID_SIZE
             self._large = _Large(buffer[start:body], size - CID_SIZE, size - CID_SIZE, sha256())
@@ -232,7 +232,7 @@ class CarIndex:
 
 @dataclass(slots=True)
 class _Large:
-    """An oversized block that is being passed. `left`: bytes still to come. `hash`: None for another codec or hash function."""
+    """An oversized block that is being hashed. `left`: bytes still to come. `hash`: None for another codec or hash function."""
 
     cid: bytes
     size: int

@@ -32,7 +32,7 @@ def _interaction(kind: str, source: Source, record: Record) -> Projected:
     row: Row = (uri, source.cid, source.did, about, subject["cid"], via_uri, via_cid, created, indexed)
     notices = []
     author = at_uri_parts(about)[0]
-    if author != source.did:  # an action on one's own post notifies nobody, not even its reposter
+    if author != source.did:  # an action on one's own post makes no notification, not even for its reposter
         notices.append(Notice(author, kind, about.rstrip("/"), sort_at))
         if via_uri is not None and (reposter := at_uri_parts(via_uri)[0]) != source.did:
             notices.append(Notice(reposter, f"{kind}-via-repost", via_uri.rstrip("/"), sort_at))

@@ -12,7 +12,7 @@ DISABLED = "app.bsky.feed.postgate#disableRule"
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """`closed`: replying (or embedding) is restricted. `mentioned` to `lists`: who may all the same."""
+    """`closed`: replying (or embedding) is restricted. `mentioned` to `lists`: accounts that may do so."""
 
     closed: bool
     mentioned: bool = False
@@ -23,7 +23,7 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 def stricter(one: Terms, other: Terms) -> Terms:
-    """Terms that admit only whom both admit, and hide nothing."""
+    """Terms that admit only accounts that both admit, and hide no replies."""
     if not one.closed or not other.closed:
         shut = one if one.closed else other
         return msgspec.structs.replace(shut, hidden=())

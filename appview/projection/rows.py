@@ -62,7 +62,7 @@ UNIQUE: dict[str, tuple[str, ...]] = {
     "post_gate": ("postUri",),
 }
 """Table → its unique key besides `uri`. All rows of one key come from one repo (the oldest `indexedAt`, then `uri`, holds it): a
-list item is only projected when its list is in its own repo, a gate only when its post is its neighbour."""
+list item is only projected when its list is in its own repo, a gate only when its post has its repo and key."""
 
 OWNER: dict[str, str] = {
     "op_thread_reply": "uri",

@@ -51,11 +51,11 @@ class Projected(msgspec.Struct, frozen=True):
 
     rows        table → rows in the order of `rows.COLUMNS`; no key for a table without rows
     notices     at most one per receiver and reason, none for a duplicate. Of a post, at most one per receiver: reply
-                notices, which need the parents' authors, come after these and skip who has one. Never the author,
-                but for `follow` and `verified`. Reason `quote` does not hold while the post violates embedding rules:
+                notices, which need the parents' authors, follow these and skip receivers that have one. Never for the
+                author, except `follow` and `verified`. Reason `quote` does not hold while the post violates embedding rules:
                 then a reply notice to the same receiver does.
     sort_at     least(createdAt, indexedAt)
-    mentions    DIDs that a post's facets mention: who a gate with the mention rule lets in
+    mentions    DIDs that a post's facets mention: a gate with the mention rule admits them
     """
 
     uri: str

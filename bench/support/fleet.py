@@ -1,8 +1,7 @@
-"""Processes that come and go as a Deployment's pods do: started all at once, stopped with SIGTERM, grace, SIGKILL.
+"""Processes started and stopped like a Deployment's pods: started all at once, stopped with SIGTERM, grace, SIGKILL.
 
-`Fleet(environment, folder)` starts `sluice run KIND`, each with a port of its own, so that readiness is what its health page
-says. `roll` replaces one after another: the new one is ready before the old one is told to go (maxSurge 1,
-maxUnavailable 0, as in deploy/k8s).
+`Fleet(environment, folder)` starts `sluice run KIND`, each with its own port; readiness is read from its health page. `roll`
+replaces one after another: the new one is ready before the old one gets SIGTERM (maxSurge 1, maxUnavailable 0, as in deploy/k8s).
 """
 
 import os
@@ -24,7 +23,7 @@ READY_SECONDS = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """How a process ended: seconds from SIGTERM to its end, its exit code; `killed`: the grace was over before."""
+    """How a process ended: seconds from SIGTERM to its end, its exit code; `killed`: by SIGKILL after the grace."""
 
     kind: str
     seconds: float
@@ -57,11 +56,11 @@ class Pod:
 
     @property
     def ready(self) -> bool:
-        """What its readiness probe would say."""
+        """The result of its readiness probe."""
         return check_process(Process(self.kind, self.kind, self.pid, self.port)).ready
 
     def await_ready(self) -> float:
-        """Seconds until it was ready. Raises RuntimeError with its last words when it ended, or takes too long."""
+        """Seconds until it was ready. Raises RuntimeError with its last output if it ended, or takes too long."""
         begin = time.monotonic()
         while not self.ready:
             if not self.running or time.monotonic() - begin > READY_SECONDS:
@@ -70,7 +69,7 @@ class Pod:
         return time.monotonic() - begin
 
     def stop(self, grace_seconds: float) -> Stopped:
-        """SIGTERM; SIGKILL when the grace is over."""
+        """SIGTERM; SIGKILL after the grace period."""
         begin, killed = time.monotonic(), False
         self._process.terminate()
         try:
@@ -81,7 +80,7 @@ class Pod:
         return Stopped(self.kind, time.monotonic() - begin, self._process.returncode, killed)
 
     def kill(self) -> None:
-        """SIGKILL; returns when it is gone."""
+        """SIGKILL; returns when it has ended."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
@@ -97,20 +96,20 @@ class Fleet:
         self.pods: list[Pod] = []
 
     def of(self, kind: str) -> list[Pod]:
-        """Those of a kind, the oldest first."""
+        """The processes of a kind, the oldest first."""
         return [pod for pod in self.pods if pod.kind == kind]
 
     def start(self, kind: str) -> Pod:
-        """One more."""
+        """Start one more process."""
         self._started += 1
         pod = Pod(kind, self._environment, self._folder / f"{self._started}-{kind}.log")
         self.pods.append(pod)
         return pod
 
     def scale(self, count: int, *kinds: str) -> tuple[float, list[Stopped]]:
-        """As `kubectl scale`: what is missing starts at once, the newest of the surplus are stopped at once.
+        """Like `kubectl scale`: starts the missing ones, or stops the newest ones, all at once.
 
-        Seconds until all were ready, or gone; and how those that went ended.
+        Returns the seconds until all were ready or ended, and how the stopped ones ended.
         """
         begin = time.monotonic()
         started = [self.start(kind) for kind in kinds for _ in range(count - len(self.of(kind)))]
@@ -120,7 +119,7 @@ class Fleet:
         return time.monotonic() - begin, ended
 
     def roll(self, *kinds: str) -> tuple[float, list[Stopped]]:
-        """As `kubectl rollout restart`, the kinds side by side as Deployments are. Seconds, and how the old ones ended."""
+        """Like `kubectl rollout restart`, all kinds in parallel. Returns the seconds, and how the old ones ended."""
         begin, ended = time.monotonic(), list[Stopped]()
         old = [self.of(kind) for kind in kinds]
         # started from this thread: a child ends with the thread that started it (local.run.die_with)
@@ -132,7 +131,7 @@ class Fleet:
         return time.monotonic() - begin, ended
 
     def stop(self, pods: list[Pod]) -> list[Stopped]:
-        """Stop these at once."""
+        """Stop these in parallel."""
         if not pods:
             return []
         with ThreadPoolExecutor(len(pods)) as pool:
@@ -141,12 +140,12 @@ class Fleet:
         return ended
 
     def kill(self, pod: Pod) -> None:
-        """As when its node is gone."""
+        """Like the failure of its node."""
         pod.kill()
         self.pods.remove(pod)
 
     def check(self) -> None:
-        """Raises RuntimeError when one has ended by itself."""
+        """Raises RuntimeError if one has ended unexpectedly."""
         for pod in self.pods:
             if not pod.running:
                 raise RuntimeError(f"{pod.kind} ended: {pod.log.read_text()[-2000:]}")

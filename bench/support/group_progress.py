@@ -1,7 +1,6 @@
-"""How a group moves: positions and ends of all its partitions, looked at several times a second from a thread.
+"""Progress of consumer groups: positions and ends of all their partitions, sampled several times a second in a thread.
 
-What is asked of a rebalance is asked of the samples: `stall` is the longest time that any partition stood still although
-messages waited in it, `lag` how much waited, `rate` what was settled a second.
+Functions of samples: `stall` is the longest time without progress of a partition with lag, `rate` the messages settled per second.
 """
 
 import threading
@@ -20,22 +19,22 @@ SAMPLE_SECONDS = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Where partitions stood at a moment (monotonic seconds): part → (position, end)."""
+    """Part → (position, end) at one moment (monotonic seconds)."""
 
     at: float
     parts: dict[Part, tuple[int, int]]
 
     def lag(self, topic: str) -> int:
-        """Messages of a topic that waited."""
+        """Lag of a topic in messages."""
         return sum(max(0, end - at) for (name, _), (at, end) in self.parts.items() if name == topic)
 
     def settled(self, topic: str) -> int:
-        """Messages of a topic that were done."""
+        """Sum of a topic's positions."""
         return sum(at for (name, _), (at, _) in self.parts.items() if name == topic)
 
 
 class Pace:
-    """Samples the groups of these settings from `start` until `stop`. A broker that does not answer leaves a hole."""
+    """Samples the groups of these settings from `start` until `stop`. No samples while the broker does not answer."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -45,19 +44,19 @@ class Pace:
         self._died: BaseException | None = None
 
     def start(self) -> "Pace":
-        """Begin."""
+        """Start sampling."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """End, and raise what ended the thread before its time."""
+        """Stop sampling. Raises the error that ended the thread."""
         self._ended.set()
         self._thread.join()
         if self._died is not None:
             raise self._died
 
     def between(self, begin: float, end: float) -> list[Sample]:
-        """Samples of this time, and the one before it: a stall may have begun there."""
+        """Samples of this period, and the one before it: a stall may have begun there."""
         chosen = [sample for sample in self._samples if sample.at <= end]
         first = max((n for n, sample in enumerate(chosen) if sample.at <= begin), default=0)
         return chosen[first:]
@@ -87,7 +86,7 @@ class Pace:
 
 
 def stall(samples: Sequence[Sample], topic: str) -> float:
-    """Longest seconds for which a partition of the topic stood still with messages waiting in it."""
+    """Longest time in seconds without progress of a partition of the topic that had lag."""
     longest, since = 0.0, dict[Part, tuple[int, float]]()
     for sample in samples:
         for part, (position, end) in sample.parts.items():
@@ -104,13 +103,13 @@ def stall(samples: Sequence[Sample], topic: str) -> float:
 
 
 def rate(samples: Sequence[Sample], topic: str) -> float:
-    """Messages of the topic settled a second."""
+    """Messages of the topic settled per second."""
     seconds = samples[-1].at - samples[0].at
     return (samples[-1].settled(topic) - samples[0].settled(topic)) / seconds if seconds > 0 else 0.0
 
 
 def recovery(samples: Sequence[Sample], topic: str, level: int) -> tuple[int, float | None]:
-    """Highest lag of the topic, and the seconds from the first sample until it was at `level` for good (None: never)."""
+    """Highest lag of the topic, and the seconds from the first sample until it stayed at or below `level` (None: never)."""
     peak = max(sample.lag(topic) for sample in samples)
     above = [sample.at for sample in samples if sample.lag(topic) > level]
     if above and above[-1] == samples[-1].at:

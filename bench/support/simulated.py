@@ -1,4 +1,4 @@
-"""The simulated network as a process of a benchmark, with its repositories made before the clock runs."""
+"""The simulated network as a process of a benchmark; its repositories are made before the measurement."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ class Simulated:
     urls: dict[str, Any]
 
     def ask(self, path: str, body: Any = None) -> Any:
-        """A call of its control API."""
+        """Call its control API."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.urls["control"] + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=300) as answer:
@@ -39,7 +39,7 @@ class Simulated:
         return found
 
     def cars(self, accounts: list[tuple[str, str]]) -> list[bytes]:
-        """getRepo of every account: warms the simulator, and gives the floor its input."""
+        """getRepo of every account: warms the simulator's cache, and is the input of the floor."""
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(lambda at: _read(f"{at[1]}/xrpc/com.atproto.sync.getRepo?did={at[0]}"), accounts))
 

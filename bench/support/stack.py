@@ -1,6 +1,6 @@
-"""What every benchmark runs on: an embedded log and database in a temporary folder, and our own processes.
+"""The environment of every benchmark: an embedded log and database in a temporary folder, and our own processes.
 
-Figures are ratios measured in one run on one machine: every benchmark prints its rate and the floor it was measured with.
+Figures are ratios measured in one run on one machine: every benchmark prints its rate and its floor.
 """
 
 import json
@@ -37,7 +37,7 @@ class Stack:
     settings: Settings
     environment: dict[str, str]
     servers: dict[str, int]  # kind → pid
-    folder: Path  # where log and database have their files
+    folder: Path  # of the files of log and database
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows of a statement (none for a command)."""
@@ -61,13 +61,13 @@ class Stack:
                     child.kill()
 
     def usage(self, **processes: int) -> Usage:
-        """CPU and memory of these processes and of the servers, counted from now on."""
+        """CPU and memory of these processes and of the servers, from now on."""
         return Usage({**processes, **self.servers, "bench": os.getpid()})
 
 
 @contextmanager
 def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
-    """Start log and database, migrate, apply the topics. The database remembers when each transaction was committed."""
+    """Start log and database, migrate, apply the topics. The database has track_commit_timestamp on."""
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
         root = Path(folder)
         root.chmod(0o755)  # PostgreSQL runs as a user of its own
@@ -81,7 +81,7 @@ def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
                 kafka_partitions=partitions,
                 kafka_replication=1,
                 allow_private_hosts=True,
-                identity_requests_per_second=100_000,  # manners towards a directory of ours would be all that is measured
+                identity_requests_per_second=100_000,  # otherwise the rate limit of identity requests would dominate
                 **overrides,
             )
             migrate(settings.database)
@@ -91,7 +91,7 @@ def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
 
 
 def until(condition: Callable[[], bool], seconds: float = 600.0, every: float = 0.05) -> float:
-    """Wait for a condition; the seconds it took. Raises TimeoutError."""
+    """Wait for a condition; returns the seconds. Raises TimeoutError."""
     begin = time.monotonic()
     while not condition():
         if time.monotonic() - begin > seconds:
@@ -102,7 +102,7 @@ def until(condition: Callable[[], bool], seconds: float = 600.0, every: float = 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """What was watched of a running pipeline: what was done before, the seconds for the rest, and what that cost."""
+    """A measured period of a pipeline: the count at its begin, the seconds for the rest, and the cost of the rest."""
 
     first: int
     seconds: float
@@ -110,7 +110,7 @@ class Stretch:
 
 
 def watch(running: Stack, done: Callable[[], int], wanted: int, **processes: int) -> Stretch:
-    """From the first that is done, so that no start-up counts, until all that is wanted is."""
+    """Measure from the first result, without start-up, until `done()` reaches `wanted`."""
     until(lambda: done() > 0, every=0.01)
     first, begin = done(), time.monotonic()
     usage = running.usage(**processes)
@@ -119,27 +119,27 @@ def watch(running: Stack, done: Callable[[], int], wanted: int, **processes: int
 
 
 class Ends:
-    """Where a topic ends, asked often: messages in it since the topic was made."""
+    """The number of messages ever written to a topic, for frequent polling."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._consumer = Consumer({"bootstrap.servers": settings.kafka_bootstrap, "group.id": "bench", "log_level": 0})
         self._parts = [TopicPartition(settings.topic(topic), part) for part in range(settings.kafka_partitions)]
 
     def messages(self) -> int:
-        """All partitions together."""
+        """The sum over all partitions."""
         return sum(self._consumer.get_watermark_offsets(part, timeout=10)[1] for part in self._parts)
 
 
 @dataclass(slots=True)
 class Floor:
-    """What a loop without the pipeline around it took for the same work: seconds by the clock and of our CPU."""
+    """The cost of the same work in a plain loop, without the pipeline: wall-clock seconds and CPU seconds."""
 
     count: int
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
     def figures(self, rate: float) -> dict[str, Any]:
-        """For the report of a pipeline that reached `rate`. On a shared machine the CPU time is the steadier figure."""
+        """For the report of a pipeline that reached `rate`. On a shared machine CPU time varies less."""
         own = self.count / self.seconds
         micros = round(self.cpu_seconds / self.count * 1e6, 1)
         return {"floor_per_second": round(own), "ratio": round(rate / own, 3), "floor_cpu_micros": micros}

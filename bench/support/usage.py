@@ -1,6 +1,6 @@
-"""What processes cost: CPU seconds and peak memory of each, and how much of the machine others took meanwhile.
+"""CPU seconds and peak memory of processes, and the CPU that other processes of the machine used meanwhile.
 
-A benchmark on a shared machine means little without the last figure, so every report carries it.
+Every report has the last figure, since results on a shared machine depend on it.
 """
 
 import os
@@ -64,7 +64,7 @@ class Usage:
 
 
 def _look(process: psutil.Process) -> tuple[float, int]:
-    """CPU seconds of a process and its children, and the largest resident size among them (0, 0: it is gone)."""
+    """CPU seconds of a process and its children, and the largest resident size among them (0, 0: it has ended)."""
     cpu, largest = 0.0, 0
     try:
         family = [process] if process.pid == os.getpid() else [process, *process.children(recursive=True)]

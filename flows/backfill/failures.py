@@ -1,4 +1,4 @@
-"""What a failed attempt leads to: `steps.retry` decides; here the decision is applied to the host, the row and the metrics."""
+"""Applies the decision of `steps.retry` on a failed attempt to the host, the row and the metrics."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""PDS → firehose_backfill. The way of one repo, and the module of each step:
+"""PDS → firehose_backfill. The steps of one repo, and the module of each:
 
     1  read      task_feed.py a message of `repo_resync` or `repo_backfill` names the repo
     2  claim     source.py    one transaction claims its row; worker.py starts a pipeline for the claim

@@ -111,7 +111,7 @@ class RepoPipeline:
                 await self._result(run, await self._submit(run, run.claim.min_rev, None, state))
 
     async def _mirror(self, run: ClaimRun) -> None:
-        """Fetch, verify and emit, again if need be. Raises FetchFailed, also for a rejected snapshot."""
+        """Fetch, verify and emit, with repeats. Raises FetchFailed, also for a rejected snapshot."""
         claim, stale, fresh = run.claim, _Staleness(), False
         min_rev: str | None = claim.min_rev
         while min_rev is not None:
@@ -138,7 +138,7 @@ class RepoPipeline:
                 raise failed
 
     async def _resolve(self, claim: Claim, *, fresh: bool) -> tuple[ResolvedIdentity, str]:
-        """The identity and its PDS. After repeated failures the cached document is doubted: the account may have moved."""
+        """The identity and its PDS, resolved afresh after repeated failures: the account may have moved."""
         did = claim.did
         try:
             if claim.retry_count >= DOUBTED_AFTER and not fresh:

@@ -2,7 +2,7 @@
 
 Small tasks are open side by side, up to a number of bytes. Of the heavy ones a single task is open at a time, beside the
 small ones: it is either a CAR on disk, or a small CAR that expanded and was parked. Tasks are served in the order of
-their newest slice, so that each gets its turn even if one round has no room for all.
+their newest slice, so that none starves if one round has no room for all.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class TimeSlices:
 
     @property
     def empty(self) -> bool:
-        """Whether no task is open or waits."""
+        """Whether no task is open or queued."""
         return not (self.busy or self.small or self.large)
 
     def next_chunks(self) -> list[MessageChunk]:

@@ -1,8 +1,8 @@
 """The source of the backfill flow: messages that name a repo → claims → pipelines → chunks of messages.
 
-Messages are read and claimed as there is room for them. A claim is a row: from then on the database holds the work and the
-offset may move, so that a slow repo does not hold back its partition. A message that cannot be read becomes a dead
-letter, and its offset moves when that is durable.
+Messages are read and claimed as there is room for them. A claim is stored in the repo's row, so the offset may move at once
+and a slow repo does not hold back its partition. A message that cannot be read becomes a dead letter, and its offset moves
+when that is durable.
 """
 
 import asyncio

@@ -103,7 +103,7 @@ class BackfillWorker:
                 _fence(run, task)
 
     async def finish(self, seconds: float) -> None:
-        """Let the pipelines end for that long, then stop the rest."""
+        """Wait that long for the pipelines to end, then stop the rest."""
         if self._running:
             await asyncio.wait([task for _, task in self._running.values()], timeout=seconds)
         rest = list(self._running.values())
@@ -122,7 +122,7 @@ class BackfillWorker:
 
 
 def _fence(run: ClaimRun, task: asyncio.Task[None]) -> None:
-    """Stop the pipeline, and let the flow write nothing more of it."""
+    """Stop the pipeline, and prevent further writes of its task by the flow."""
     if run.task is not None:
         run.task.fenced = True
     task.cancel()

@@ -93,7 +93,7 @@ def commit_message(verified: Verified, relay: str, time: str) -> Encoded:
 
 
 def _bodies(event: Commit, verified: Verified) -> dict[bytes, RecordBody] | Refused:
-    """The bodies of a commit that may be too large, each made once; or the refusal, found before any operation is encoded.
+    """The distinct bodies of a commit that may be too large; or the refusal, before any operation is encoded.
 
     Empty for ordinary commits: their records are distinct, and their JSON cannot exceed a message.
     """

@@ -41,7 +41,7 @@ from steps.deferred import Deferred
 TOPIC = FIREHOSE_LIVE
 FLOW = "firehose"
 EVENTS = (Commit, Sync, Identity, Account)
-TIMES = 15  # the time of a relay is the median of so many events
+TIMES = 15  # a relay's time is the median of this many events
 
 
 def build(
@@ -227,7 +227,7 @@ def _own_time(message: object) -> object:
 
 
 def retry_frame(frame: Frame, settings: Settings) -> list[Out]:
-    """Pass the frame of a dead letter through today's steps, without `cursor` and `dedup`. Raises Stopping."""
+    """Pass the frame of a dead letter through the current steps, without `cursor` and `dedup`. Raises Stopping."""
     ring, deferred = KeyRing(settings, Health(FLOW, exported=False), signing_key), new_deferred()
     check = signature_checker(settings, ring, DedupCache(1), deferred)
     try:

@@ -1,4 +1,4 @@
-"""The collection filter of a transaction, read under a lock that a change of the filter waits for.
+"""The collection filter of a transaction, read under a shared lock; a change of the filter takes it exclusively.
 
 So no transaction commits rows of an outdated filter, and a change sees all rows written before it.
 """
@@ -43,7 +43,7 @@ class CurrentFilter:
 
 
 def admitted(db: psycopg.Connection[Any], kept: Filter, queues: Queues) -> dict[str, Sequence[OffsetEvent]]:
-    """The queues of repos within the boundary. An event may bring its repo into it."""
+    """The queues of repos within the boundary, including repos that one of these events brings into it."""
     if kept.boundary == "all" or not queues:
         return dict(queues)
     rows = db.execute(SQL["outsiders"], {"dids": list(queues)})

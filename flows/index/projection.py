@@ -1,6 +1,6 @@
 """The index's plug-in interface: tables that are derived from `sluice.record` in the index's own transaction.
 
-The index knows no projection. `local/dataflows.py` and the commands of `ops/` and `control/` hand one to `IndexStore`.
+The index imports no projection. `local/dataflows.py` and the commands of `ops/` and `control/` pass one to `IndexStore`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class ProjectedChanges(Protocol):
     def apply(self, *, singly: bool) -> None:
         """Update the derived tables, last before the commit. Raises psycopg.Error.
 
-        `singly`: isolate each record in a savepoint, so that one which the database refuses costs nothing but itself.
+        `singly`: isolate each record in a savepoint, so that a refused record does not affect the others.
         """
 
 
@@ -48,17 +48,17 @@ class Maintenance(Protocol):
         """Raise the error that ended the thread."""
 
     def close(self) -> None:
-        """Stop the thread; waits for it within bounds."""
+        """Stop the thread; waits for it a limited time."""
 
 
 class Projection(Protocol):
     """A plug-in of the index."""
 
     def prepare(self) -> None:
-        """Switch on or off in the database, as the settings say, before the index reads. Raises OperatorError."""
+        """Switch it on or off in the database, as configured, before the index reads. Raises OperatorError."""
 
     def is_active(self, db: Connection) -> bool:
-        """Whether the database has it switched on: then every writer of records must keep it up, a replay too."""
+        """Whether the database has it switched on: then every writer of records must maintain it, a replay too."""
 
     def changes(self, db: Connection) -> ProjectedChanges:
         """A collector for one transaction (or savepoint) of this connection."""

@@ -31,7 +31,7 @@ class RecordRows:
     staged: bool = False  # rows of an earlier write batch are in the temporary table
 
     def write(self, writes: WriteBatch) -> None:
-        """Rows that attempts left behind go first; then deletes, inserts and updates."""
+        """Delete the rows of former attempts; then delete, insert and update."""
         if writes.drop_rows:
             attempts = sorted(writes.drop_rows, key=lambda drop: drop[0])
             values = {"dids": [did for did, _ in attempts], "befores": [before for _, before in attempts]}
@@ -55,7 +55,7 @@ class RecordRows:
                 metrics.COLLECTION_RECORDS.labels(kind).inc(number)
 
     def _copy(self, rows: Sequence[Row]) -> bool:
-        """COPY straight into the table; False, with nothing written, if one of the rows exists after all."""
+        """COPY straight into the table; False, with nothing written, if one of the rows exists already."""
         try:
             with self.db.transaction():
                 copy_rows(self.db, "copy_records", rows)
@@ -91,7 +91,7 @@ def copy_rows(db: Connection, statement: str, rows: Sequence[Row]) -> None:
 
 
 def unbase64(text: str | None) -> bytes | None:
-    """Bytes of base64 without padding; None as it is."""
+    """Unpadded base64 → bytes; None → None."""
     return None if text is None else from_base64(text)
 
 

@@ -47,7 +47,7 @@ def start_positions(
 
 
 def move(db: Connection, scope: Mapping[str, str], spans: Spans) -> None:
-    """Move each offset from where its span begins to where it ends. Raises PartitionLost if one is elsewhere by now."""
+    """Move each offset from the begin of its span to the end. Raises PartitionLost if one is not at the begin."""
     begins, ends = [begin for begin, _ in spans.values()], [end for _, end in spans.values()]
     values: dict[str, Any] = {**scope, **_columns(spans), "froms": begins, "nexts": ends}
     moved = db.execute(SQL["move_offsets"], values).rowcount

@@ -112,7 +112,7 @@ def _detail(details: list[str]) -> str:
 
 
 def retry_frame(frame: Frame, settings: Settings) -> list[Out]:
-    """Pass the frame of a dead letter through today's steps, without `cursor`. Raises Stopping."""
+    """Pass the frame of a dead letter through the current steps, without `cursor`. Raises Stopping."""
     ring, deferred = KeyRing(settings, Health(FLOW, exported=False), label_signer), new_deferred()
     try:
         (one,) = decode_all([frame])

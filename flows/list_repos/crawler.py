@@ -1,7 +1,7 @@
 """All listings of the flow, in one event loop of a thread of its own: one `ListingLoop` per target, pages out.
 
-Pages leave through a bounded queue. The flow's thread says which targets to list (`follow`), which of them are paused
-(`paused`), and what else to do (`request_*`).
+Pages leave through a bounded queue. The flow's thread adds targets (`follow`), sets which are paused (`paused`), and makes
+other requests (`request_*`).
 """
 
 import asyncio
@@ -30,8 +30,8 @@ class Crawler:
         self._clock = clock
         self.loops: dict[str, ListingLoop] = {}
         self.paused: frozenset[str] = frozenset()  # keys of paused jobs' listings; replaced by the flow's thread
-        self.hosts: dict[str, list[str]] = {}  # relay → PDSes to write down; taken by the flow's thread
-        self.list_pdses = asyncio.Event()  # set when a relay's range cannot be filled, whatever the settings are
+        self.hosts: dict[str, list[str]] = {}  # relay → PDSes to store; taken by the flow's thread
+        self.list_pdses = asyncio.Event()  # set when a relay's range cannot be filled; overrides the settings
         self.queue: Handover[ListedPage] = Handover(QUEUE_ENTRIES, lambda page: 1 + len(page.entries))
         self._new: asyncio.Queue[Target] = asyncio.Queue()
         self._permits = asyncio.Semaphore(settings.tuning.list_hosts_at_once)
@@ -40,7 +40,7 @@ class Crawler:
         self.cancel, self._call = self._background.cancel, self._background.call
 
     def problems(self) -> str:
-        """Relays of the settings that cannot be listed. A PDS that fails is no problem of ours; a job reports its own."""
+        """Relays of the settings that cannot be listed. Failing PDSes are left out; jobs report their own problems."""
         return "; ".join(
             f"{one.target.url}: {one.problem}"
             for one in list(self.loops.values())
@@ -62,7 +62,7 @@ class Crawler:
         self._call(self.list_pdses.set)
 
     def request_relist(self, key: str) -> None:
-        """List it again from its first page, as soon as the settings allow."""
+        """Restart the listing from its first page, as soon as the settings allow."""
 
         def change(loop: ListingLoop) -> None:
             loop.relist = True
@@ -70,7 +70,7 @@ class Crawler:
         self._change(key, change)
 
     def request_fill(self, due: DueRange) -> None:
-        """Go back to a skipped range when the listing is at its end."""
+        """Fill a skipped range when the listing is at its end."""
 
         def change(loop: ListingLoop) -> None:
             if loop.state.done and not loop.fills and loop.fill_at <= self._clock():
@@ -79,7 +79,7 @@ class Crawler:
         self._change(due.upstream, change)
 
     def request_now(self, key: str) -> None:
-        """End its wait: an operator resumed the job, or its back-off is over."""
+        """End the listing's wait: an operator resumed the job, or its back-off is over."""
 
         def change(loop: ListingLoop) -> None:
             loop.problem, loop.throttled_until, loop.hurry = None, 0.0, True
@@ -105,7 +105,7 @@ class Crawler:
                 self._follow(group, pager, await self._new.get())
 
     async def _find_hosts(self, group: asyncio.TaskGroup, pager: Pager) -> None:
-        """Follow every PDS that a relay names, and those that it names later."""
+        """Follow every PDS that a relay names, now or later."""
         if not self._settings.crawl_hosts:
             await self.list_pdses.wait()
 

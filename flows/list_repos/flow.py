@@ -73,10 +73,10 @@ def discoverer(queue: RepoQueue, jobs: ListingJobs) -> Callable[[ListedPage], li
 
 
 def as_listed(page: ListedPage, entry: ListEntry) -> ListedRepo | None:
-    """What to believe of an entry. From a relay: rev and status. From a PDS: only that it hosts an active account.
+    """The trusted part of an entry. From a relay: rev and status. From a PDS: only that it hosts an active account.
 
-    Anyone can run a PDS and list other people's DIDs as gone or as far ahead. An account that a PDS calls active is not
-    reopened either before the PDS of its DID document has served it (`listed_reopens`).
+    Anyone can run a PDS and list other people's DIDs as gone or with a high rev. Nor does a PDS's entry reopen an account
+    before the PDS of its DID document has served it (`listed_reopens`).
     """
     if page.host is None:
         return ListedRepo(entry.did, entry.rev, entry.active, entry.status, None)

@@ -1,7 +1,7 @@
-"""What listings go back to: gaps of the streams, and skipped ranges.
+"""Recovery by listings: gaps of the streams, and skipped ranges.
 
-A gap is resolved by a complete new listing. A skipped range is filled by the listing that skipped it; if that fails again and
-again, by the lists of all PDSes. Used by the flow's thread, on its connection.
+A gap is resolved by a complete new listing. A skipped range is filled by the listing that skipped it; if that keeps failing,
+by the lists of all PDSes. Used by the flow's thread, on its connection.
 """
 
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(FLOW)
 
 
 class GapRecovery:
-    """Gaps and skipped ranges of the relays in the settings, and the database's clock, by which they are timed."""
+    """Gaps and skipped ranges of the relays in the settings, timed by the database's clock."""
 
     def __init__(self, settings: Settings, database: Database[TupleRow]) -> None:
         self._relays = settings.relays

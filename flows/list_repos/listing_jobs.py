@@ -1,7 +1,7 @@
 """Jobs that list: which targets to follow, which are paused, and how far each job is.
 
-Every check reads the job rows: what an operator changes takes effect within `CHECK_SECONDS`, and a job whose wait is over goes
-on. A job whose lists are all throttled waits for its quota (`paused_quota_limit`, not a failure). A job whose lists all fail
+Every check reads the job rows: an operator's change takes effect within `CHECK_SECONDS`, and a job whose wait is over
+continues. A job whose lists are all throttled waits for its quota (`paused_quota_limit`, not a failure). A job whose lists all fail
 backs off (`retry`) and ends as `failed`. Listings of the settings (relays, and their PDSes) never fail: they are requested
 again without end, and the health page reports the problem.
 """

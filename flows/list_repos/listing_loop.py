@@ -1,6 +1,6 @@
 """One listing: request a page, decide, wait, again. `steps.listing.paginator` decides after every request.
 
-Skipped ranges are gone back to between passes (`steps.listing.range_fill`). Pages and changes of the listing's state leave
+Skipped ranges are filled between passes (`steps.listing.range_fill`). Pages and changes of the listing's state leave
 through the crawler's bounded queue, which stops the loop while the flow is behind.
 """
 
@@ -26,9 +26,9 @@ from steps.listing.skip_ahead import reached
 
 FLOW = LIST_REPOS
 CHECK_SECONDS = 2.0  # how often gaps, skipped ranges and jobs are read from the database
-PAUSED_SECONDS = 0.5  # how often a listing of a paused job checks whether to go on
+PAUSED_SECONDS = 0.5  # how often a listing of a paused job checks whether to continue
 LONGEST_RETRY_SECONDS = 3600.0
-FILL_REST = 10.0  # times the retry wait that a listing rests for each failed request of a fill
+FILL_REST = 10.0  # pause after a fill, per failed request, in retry waits
 
 logger = logging.getLogger(FLOW)
 
@@ -51,7 +51,7 @@ class ListedPage:
 
 @dataclass(frozen=True, slots=True)
 class DueRange:
-    """A skipped range to go back to now."""
+    """A skipped range to fill now."""
 
     id: int
     upstream: str
@@ -91,7 +91,7 @@ class ListingLoop:
         self.throttled_until = 0.0
 
     async def run(self) -> None:
-        """Never ends. A listing of a job has one pass; after it, only skipped ranges are gone back to."""
+        """Runs until cancelled. A listing of a job has one pass; after it, only skipped ranges are filled."""
         until = 0.0
         while True:
             while self.target.key in self._context.paused():
@@ -191,7 +191,7 @@ class ListingLoop:
             left = fill.left()
             reason = fill.detail or "not read to its end"
             fact: Fact = RangeNarrowed(due.id, left, due.retry_count, reason) if left else RangeFilled(due.id)
-            # a list that ends in a skipped range is followed from its last page on
+            # after a range at the end of the list, continue from the last page read
             moved = fill.furthest not in ("", self.state.cursor) and reached(fill.furthest, self.state.cursor)
             if moved:
                 self.state = replace(self.state, cursor=fill.furthest, safe=fill.furthest)
@@ -218,7 +218,7 @@ class ListingLoop:
 
 
 def policy_of(settings: Settings, target: Target) -> ListingPolicy:
-    """How a listing of a relay, or of a PDS, behaves."""
+    """The policy for a listing of a relay or of a PDS."""
     return ListingPolicy(
         page_size=min(settings.tuning.list_page_size, target.page_size),
         skip_after=settings.tuning.skip_after_failures,

@@ -2,8 +2,8 @@
 
 Pages come from the crawler (`crawler.py`). A page's repos are committed as rows (`discover`), then their messages are
 acknowledged, then the listing's cursor moves: in one transaction with the skipped ranges that it passed and the counters of
-its job (`listing_jobs.py`). Every CHECK_SECONDS the flow's thread reads what operators want of jobs, and which gaps and
-skipped ranges to go back to (`gap_recovery.py`).
+its job (`listing_jobs.py`). Every CHECK_SECONDS the flow's thread reads the changes of jobs, and the gaps and skipped ranges
+that are due (`gap_recovery.py`).
 """
 
 import time
@@ -37,7 +37,7 @@ KEPT = ("done", "began", "safe", "entries", "cut", "rounds")  # of a listing's s
 
 
 class CommitUnknown(Exception):
-    """Whether the last transaction was committed cannot be known; the process starts again from the database's state."""
+    """It is unknown whether the last transaction was committed; the process restarts from the database's state."""
 
 
 class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):

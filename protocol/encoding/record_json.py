@@ -78,9 +78,7 @@ def record_body(block: bytes) -> RecordBody:
         return RecordBody(None, block, beyond)
     try:
         value = _from_cbor(block, True)
-        if (
-            block[0] & _MAJOR_TYPE != _MAP
-        ):  # the value's type does not tell: a bare link or byte string becomes a dict too
+        if block[0] & _MAJOR_TYPE != _MAP:  # not the value's type: a bare link or byte string becomes a dict too
             return RecordBody(None, block, BodyReason.NOT_A_MAP)
         json = _encode(value)
     except UnicodeDecodeError:
