@@ -13,6 +13,7 @@ import atexit
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,7 @@ def _address() -> str:
         assert process.stdout.readline() == b"ready\n"
         _server = os.getpid(), path, process
         atexit.register(process.kill)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return _server[1]
 
 
