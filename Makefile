@@ -45,7 +45,7 @@ test: setup tools
 
 # the same tests with every sweep at its whole size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour)
 test-long:
-	@SLUICE_TEST_SIZE=long $(MAKE) test
+	@TEST_SIZE=long $(MAKE) test
 
 # lines and branches that the tests reach, per module; whole systems are left out
 coverage: setup tools

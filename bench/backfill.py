@@ -93,7 +93,7 @@ def backfill(
         left = running.sql("select count(*) from sluice.repo where phase <> 'backfill' or attempt <> 1")[0][0]
         assert left == 0, left
     assert ends.messages() == wanted
-    return seen.seconds * wanted / (wanted - seen.first), seen.figures
+    return seen.seconds * wanted / max(1, wanted - seen.first), seen.figures  # 1: a tiny run ends before the first look
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import psycopg
 
 from local.embedded.embedded_database import EmbeddedDatabase
 from protocol.encoding.record_json import body_cid
+from schemas.settings import Settings, variables
 from tests.support.official.servers import ROOT, OfficialNetwork
 
 SLUICE = Path(sys.executable).with_name("sluice")
@@ -38,8 +39,8 @@ class Mirror:
         if network.labeler:
             self._command += ["--labeler", network.labeler]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
-        given = {f"SLUICE_{name.upper()}": str(value) for name, value in settings.items()}
-        self._environment = {**inherited, "SLUICE_ALLOW_PRIVATE_HOSTS": "true", **given}
+        given = variables(Settings(allow_private_hosts=True, **settings))
+        self._environment = {**inherited, **given}
         self._process: subprocess.Popen[bytes] | None = None
         self.log = folder.with_suffix(".log")
 

@@ -208,7 +208,7 @@ def test_a_database_behind_this_release(blank_database: str, tmp_path: Path) -> 
         (["up", "--simulate", "--relay", "https://x.test"], "leave out --relay, or --simulate"),
         (["up", "--simulate", "--labeler", "https://x.test"], "leave out --labeler, or --simulate"),
         (["simulate", "--faults", "nosuchfault=1"], "nosuchfault"),
-        (["simulate", "--port", "99999999"], "--port 99999999: 8 ports are taken from there on; give 65528 or less"),
+        (["simulate", "--port", "99999999"], "--port 99999999: the network needs 8 consecutive ports from there; give 65528 or less"),
         (["simulate", "--repos", "-5"], "--repos -5: give 0 or more"),
         (["simulate", "--pdses", "0"], "--pdses 0: give 1 or more"),
         (["simulate", "--churn", "nan"], "--churn nan: give a share from 0 to 1"),

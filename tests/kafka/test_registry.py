@@ -86,7 +86,7 @@ def test_topics_apply_registers_them(schema_registry: tuple[str, Posted], log_sc
     url, posted = schema_registry
     given = {"BOOTSTRAP": log_scope.bootstrap, "TOPIC_PREFIX": log_scope.prefix, "PARTITIONS": "1", "REPLICATION": "1"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
-    environment |= {f"SLUICE_{name}": value for name, value in given.items()}
+    environment |= {f"SLUICE_KAFKA_{name}": value for name, value in given.items()}
 
     def applied(registry_url: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -135,9 +135,7 @@ def test_a_flow_that_hangs_in_c_obeys_sigterm_within_its_grace(run: Run, setting
     """H1: it was killed after 60 s; now it ends itself, with its stacks in the log."""
     flag = tmp_path / "hang"
     brief = settings.replaced(drain_seconds=0.0)
-    child = run.start(
-        "index", brief, HANG.format(flag=str(flag)) + "import local.run\ncontrol.run.STOP_SECONDS = 2.0\n"
-    )
+    child = run.start("index", brief, HANG.format(flag=str(flag)) + "import local.run\nlocal.run.STOP_SECONDS = 2.0\n")
     run.until(lambda: run.health("index")[0] == 200, START_SECONDS)
     flag.touch()
     wait_until(lambda: not flag.exists())  # the fault fired

@@ -259,7 +259,10 @@ def test_one_block_that_many_leaves_name_is_too_large_before_anything_is_made_of
     index = index_of_file(data) if in_file else index_bytes(data)
     total = 200 * len(block) + sum(len(repo.blocks[cid]) for cid in repo.leaves.values())
     assert [one.size for one in opening(index, DID, repo.key.did_key, limits=Limits(total + 20_000)) if one] == [total]
-    for limits, setting in ((Limits(total - 1), "SNAPSHOT_MAX_BYTES"), (Limits(records=202), "CAR_MAX_BLOCKS")):
+    for limits, setting in (
+        (Limits(total - 1), "BACKFILL_MAX_CAR_BYTES"),
+        (Limits(records=202), "BACKFILL_MAX_CAR_BLOCKS"),
+    ):
         with pytest.raises(SnapshotRejected) as caught:
             list(opening(index, DID, repo.key.did_key, limits=limits))
         assert (caught.value.reason, caught.value.transient) == (SnapshotReason.TOO_LARGE, False)

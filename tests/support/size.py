@@ -1,11 +1,11 @@
-"""How large the sweeps are: schedules, mutants, chaos, soak, fuzzing. `SLUICE_TEST_SIZE=long` (`make test-long`) runs them whole."""
+"""How large the sweeps are: schedules, mutants, chaos, soak, fuzzing. `TEST_SIZE=long` (`make test-long`) runs them whole."""
 
 import os
 from typing import TypeVar
 
 N = TypeVar("N")
 
-LONG = os.environ.get("SLUICE_TEST_SIZE") == "long"
+LONG = os.environ.get("TEST_SIZE") == "long"
 
 
 def sized(small: N, whole: N) -> N:
