@@ -1,4 +1,4 @@
-"""Events that a flow has deferred because a key is unknown: their limits, what the source needs to know, and a single frame's wait."""
+"""Events that a flow has deferred because a key is unknown: memory limits, their status for the source, and `run_to_end`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -12,15 +12,15 @@ from steps.deferred import Deferred
 T = TypeVar("T")
 
 TRUSTED_BYTES = 64 * 1024 * 1024
-"""Deferred events that wait for the PLC directory; above it the stream waits."""
+"""Limit of events that wait for the PLC directory; above it the stream is paused."""
 UNTRUSTED_BYTES = 24 * 1024 * 1024
-"""Deferred events that wait for did:web hosts; above it further ones are refused."""
+"""Limit of events that wait for did:web hosts; above it further ones are refused."""
 RELEASE_BYTES = 6 * 1024 * 1024
-"""Frames of deferred events released at once: as many as a batch from the upstreams has."""
+"""Limit of deferred frames released in one batch; the same as that of a batch from the upstreams."""
 
 
 class HasFrame(Protocol):
-    """A frame and its message, as the flows pass it between steps. The message of WAKE is None."""
+    """A frame and its decoded message, as passed between steps. The message of WAKE is None."""
 
     @property
     def frame(self) -> Frame: ...
@@ -34,12 +34,12 @@ def new_deferred() -> Deferred[Any]:
 
 
 def seq_of(message: Any) -> int:
-    """The seq of a repo's event, before or after `verify`."""
+    """The seq of a repo event, before or after `verify`."""
     return int(message.event.seq if isinstance(message, Verified) else message.seq)
 
 
 class DeferralStatus:
-    """What a flow's source asks about the events that the flow's steps have deferred."""
+    """Status of the deferred events, for the flow's source."""
 
     def __init__(self, flow: str, deferred: Deferred[Any], ring: KeyRing[Any]) -> None:
         self._flow = flow
@@ -76,7 +76,7 @@ class DeferralStatus:
 def run_to_end(
     step: Callable[[list[T]], Sequence[Any]], one: T, deferred: Deferred[Any], ring: KeyRing[Any]
 ) -> list[Any]:
-    """A step's whole output for one frame: waits for the keys of what the step defers. Raises Stopping."""
+    """The complete output of a step for one frame; blocks until the keys of deferred events arrive. Raises Stopping."""
     out = [*step([one])]
     while len(deferred):
         if not deferred.more:

@@ -1,12 +1,11 @@
-"""Permits to fetch repos at the same time: a total for ordinary work, extra permits for urgent work, a limit per host.
+"""Permits for concurrent repo fetches: a total for ordinary work, extra permits for urgent work, a limit per host.
 
-Order: urgent work first; within a priority, hosts that hold no permit; then FIFO. A host at its limit does not block
-others. When a host's queue is longer than the host can serve soon, the end of it is evicted (`QueueFull`).
+Order: urgent work first; within a priority, hosts that hold no permit; then FIFO. A host at its limit does not block others.
+If a host's queue is longer than the host can serve soon, the end of the queue is evicted (`QueueFull`).
 
-While work waits for a permit, a transfer below the minimum speed (`steps.host_speed`) is ended after 30 s: `TooSlow`,
-uncounted. Its host then counts as slow. Slow hosts share a fifth of the permits; there a transfer has five minutes while
-others wait, and is then ended as `TooSlow`, counted. Hosts that have not served a repo yet cannot take the last fifth of
-the permits from hosts that have.
+While work waits for a permit, a transfer below the minimum speed (`steps.host_speed`) ends after 30 s with `TooSlow`, not counted
+as an attempt, and its host is marked slow. Slow hosts share a fifth of the permits; their transfers end after five minutes, if
+other hosts wait, with `TooSlow`, counted. A fifth of the permits is reserved for hosts that have already served a repo.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ CONFINED_SECONDS = 300.0  # time limit of a slow host's transfer while another h
 
 
 class QueueFull(Exception):
-    """More repos wait for this host than it can serve soon; retry after `seconds`."""
+    """The host's queue is longer than it can serve soon; retry after `seconds`."""
 
     def __init__(self, host: str, seconds: float) -> None:
         super().__init__(f"{host}: more repos wait than the host can serve soon")
@@ -34,7 +33,7 @@ class QueueFull(Exception):
 
 
 class TooSlow(Exception):
-    """The transfer was ended because other repos wait. `counted`: it used up its time on a permit for slow hosts."""
+    """The transfer was ended because other repos wait. `counted`: it used up the time limit of slow hosts."""
 
     def __init__(self, host: str, speed: float, seconds: float, *, counted: bool) -> None:
         super().__init__(f"{host}: {speed:.0f} bytes per second while other repos wait")
@@ -49,7 +48,7 @@ class _Waiter:
 
 
 class FetchSlots:
-    """For one event loop. `taken`: permits in use."""
+    """Permits for one event loop. `taken`: number in use."""
 
     def __init__(self, ordinary: int, urgent: int, per_host: int, line_seconds: float) -> None:
         self._limits = {True: ordinary + urgent, False: ordinary}
@@ -70,7 +69,7 @@ class FetchSlots:
         return self._limits[urgent]
 
     def queued(self, *, urgent: bool) -> int:
-        """How much work of this priority waits because its host is at its limit."""
+        """Number of waiters of this priority whose host is at its limit."""
         return sum(self._blocked(waiter.host) for waiter in self._queues[urgent])
 
     @asynccontextmanager
@@ -87,7 +86,7 @@ class FetchSlots:
 
     @asynccontextmanager
     async def fetching(self, host: str) -> AsyncIterator[Transfer]:
-        """Time one request to the host; its duration decides how many repos may queue for the host. Raises TooSlow."""
+        """Time one request to the host, for its queue limit and speed. Raises TooSlow."""
         pace, began = self._pace(host), time.monotonic()
         pace.began(began)
         transfer = Transfer(host, confined=pace.slow)
@@ -107,7 +106,7 @@ class FetchSlots:
             pace.ended(began, time.monotonic())
 
     def evict_overdue(self) -> None:
-        """End transfers that are too slow; evict from the end of each queue what its host would not reach soon."""
+        """End transfers that are too slow, and evict the ends of queues that are too long for their hosts."""
         now = time.monotonic()
         self._end_slow_transfers(now)
         self._next_eviction = max(self._next_eviction, now - 1.0)

@@ -1,4 +1,4 @@
-"""The lists of PDSes of all relays, read periodically; with back-off while a relay has no complete list."""
+"""Reads the PDS lists of all relays periodically, with back-off while a list is incomplete."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(LIST_REPOS)
 async def follow_hosts(
     pager: Pager, relays: Sequence[str], recheck_seconds: float, found: Callable[[str, list[str]], None]
 ) -> None:
-    """Call `found(relay, urls)` for each list. Never returns. An incomplete list counts as far as it was read."""
+    """Call `found(relay, urls)` for each list, even an incomplete one. Never returns."""
     failures = 0
     while True:
         failed = False
@@ -36,7 +36,7 @@ async def follow_hosts(
 
 
 def _wait(failures: int, recheck_seconds: float) -> float:
-    """After a few failures sooner than a recheck, after many later."""
+    """Seconds until the next round: the recheck interval, or a back-off after failures."""
     if failures == 0:
         return recheck_seconds
     return backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)

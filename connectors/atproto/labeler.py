@@ -1,4 +1,4 @@
-"""Labelers: the streams of their labels, from the first label on."""
+"""Labelers: their label streams, from the first label on."""
 
 from connectors.atproto.deferred_events import DeferralStatus
 from connectors.atproto.stream import StreamPartition

@@ -1,7 +1,7 @@
 """com.atproto.sync.getRepo at a PDS: (DID, host) → Download, or FetchFailed with a typed reason.
 
-Redirects are followed here, not by the HTTP library: every hop passes the host guard and the budget of its own host. The
-body is streamed into a Spool, so that memory is bounded whatever size the host sends.
+Redirects are followed here, not by the HTTP library, because every hop must pass the host guard and the budget of its own host.
+The body is streamed into a Spool, which bounds memory.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from steps.host_speed import Transfer
 from steps.retry import ACCOUNT_ERRORS, Failure, FailureReason
 
 MAX_REDIRECTS = 4
-CAR_START_BYTES = 24  # enough to recognize what is not a CAR
+CAR_START_BYTES = 24  # enough to recognize a body that is not a CAR
 MAX_ERROR_BYTES = 16 * 1024
 
 
@@ -89,7 +89,7 @@ class PdsClient:
         return Download(did, pds, now_text(), spool)
 
     async def _follow(self, url: str, spool: Spool, transfer: Transfer) -> None:
-        """Request, and follow redirects. The first host is blamed for its redirects; only its own answers change its budget."""
+        """Request, and follow redirects. Failures are attributed to the first host; only its own responses change its budget."""
         asked: str | None = None
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -176,7 +176,7 @@ def _joined(url: str, location: str, host: str) -> str:
 
 
 def _refusal(response: aiohttp.ClientResponse, body: bytes, host: str) -> Failure:
-    """The failure that an error status stands for."""
+    """The failure for an error status."""
     name, message = xrpc_error(body)
     wait = retry_after(response.headers, time.time())
     if response.status == 429:

@@ -1,9 +1,8 @@
-"""What one PDS may be asked: requests per window, shared by all workers through `sluice.host`, and requests at the same time.
+"""Rate limits per PDS: requests per window, shared by all workers through `sluice.host`, and concurrent requests per worker.
 
-`async with HostBudget.request(host)` waits for one request, or raises HostPaused. Tokens are leased in small batches, so that
-not every request needs the database; unused tokens expire. Burst, refill, the lifetime of a lease and the latency to the host
-are chosen so that no sliding window, as the host counts it, holds more than `pds_requests` of all workers together. A host's
-own RateLimit headers can only lower that.
+`async with HostBudget.request(host)` waits for a permit and a token, or raises HostPaused. Tokens are leased in small batches, so
+that most requests need no database access; unused tokens expire. Burst, refill and lease lifetime ensure that no sliding window
+of the host contains more than `pds_requests` of all workers. The host's RateLimit headers can only lower that limit.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from schemas.sql import queries
 from steps.retry import FailureReason
 
 BURST_SHARE = 0.1
-LEASE_SHARE = 1 / 30  # of the window: lifetime of a lease, and as much again for the latency to the host
+LEASE_SHARE = 1 / 30  # of the window: lifetime of a lease, plus the same for the latency to the host
 SHORTEST_LEASE = 0.5
 LARGEST_LEASE = 32
 PATIENCE_SECONDS = 60.0
@@ -42,7 +41,7 @@ class HostPaused(Exception):
 
 @dataclass(slots=True)
 class _Host:
-    """What this worker knows about a host. `users`: requests that run or wait. Times are time.monotonic."""
+    """This worker's state of a host. `users`: running and waiting requests. Times are time.monotonic."""
 
     permits: asyncio.Semaphore
     users: int = 0
@@ -55,7 +54,7 @@ class _Host:
     pause_reason: str = ""
     request_limit: int | None = None
     checked: float = 0.0  # when the pause was last read from the database
-    pauses: int = 0  # in a row, without a repo served in between
+    pauses: int = 0  # in a row, since the last served repo
     heeded: float = 0.0
     failing: bool = False
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -88,7 +87,7 @@ class HostBudget:
             state.users -= 1
 
     async def acquire(self, host: str) -> None:
-        """Take one token; waits for it. Raises HostPaused during a pause, or if the wait would be too long."""
+        """Wait for one token and take it. Raises HostPaused during a pause, or if the wait would be too long."""
         state = self._state(host)
         state.waiting += 1
         try:
@@ -105,7 +104,7 @@ class HostBudget:
             state.waiting -= 1
 
     async def pause(self, host: str, seconds: float, reason: str) -> None:
-        """Stop requests of all workers to this host for `seconds`. Pauses in a row without a repo served double, up to an hour."""
+        """Pause a host for all workers for at least `seconds`. With pauses in a row the minimum doubles, up to an hour."""
         state, now = self._state(host), time.monotonic()
         if state.paused_until <= now:  # else this answer belongs to the same burst
             state.pauses += 1
@@ -115,7 +114,7 @@ class HostBudget:
         await self._execute("pause", host=host, seconds=seconds, reason=reason)
 
     async def heed(self, host: str, headers: Mapping[str, str]) -> None:
-        """Lower the budget to what the headers RateLimit-Limit, -Policy and -Remaining allow."""
+        """Lower the budget according to the headers RateLimit-Limit, -Policy and -Remaining."""
         allowed = requests_allowed(headers, self._settings.tuning.host_window_seconds)
         if allowed is None:
             return
@@ -193,7 +192,7 @@ class HostBudget:
 
 
 def requests_allowed(headers: Mapping[str, str], window_seconds: float) -> int | None:
-    """Requests that the host's headers allow per `window_seconds`; None if there are none that can be read.
+    """Requests per `window_seconds` that the headers allow; None if they are missing or invalid.
 
     `RateLimit-Policy: 3000;w=300` names the host's window; `RateLimit-Limit` alone is taken as per `window_seconds`.
     """

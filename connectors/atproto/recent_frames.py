@@ -1,4 +1,4 @@
-"""The newest frames of one upstream, in bounded memory: a reconnect needs their highest seq and the last error frame."""
+"""The newest frames of one upstream, in bounded memory. A reconnect needs their highest seq and the last error frame."""
 
 from collections import deque
 
@@ -6,20 +6,20 @@ from protocol.event_stream import position
 
 FRAMES = 16
 FRAME_BYTES = 16 * 1024
-"""Of a larger frame only the seq is kept."""
+"""Only the seq of a larger frame is kept."""
 
 
 class RecentFrames:
-    """At most FRAMES frames of FRAME_BYTES. The loop adds; the flow's thread may read `last_seq` at the same time.
+    """At most FRAMES frames of FRAME_BYTES. The loop adds frames; the flow's thread may call `last_seq` concurrently.
 
-    Frames are decoded on demand: decoding every frame twice would cost the loop about 4 µs each.
+    Frames are decoded on demand: decoding each one here would cost the loop about 4 µs.
     """
 
     def __init__(self) -> None:
         self._kept: deque[bytes | int | None] = deque(maxlen=FRAMES)
 
     def add(self, frame: bytes) -> None:
-        """A frame was received."""
+        """Add a received frame."""
         self._kept.append(frame if len(frame) <= FRAME_BYTES else position(frame))
 
     def newest(self) -> bytes | None:

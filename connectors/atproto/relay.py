@@ -32,7 +32,7 @@ MAX_HOSTS = 20_000
 def firehose_source(
     settings: Settings, health: Health, cursors: Cursors, deferral: DeferralStatus
 ) -> CheckpointedSource[Frame]:
-    """Frames of all relays of the settings. Stops reading while the index is half of the live topic's retention behind."""
+    """Frames of all relays of the settings. Paused while the index lags by half of the live topic's retention."""
     return CheckpointedSource(
         lambda: StreamPartition(
             settings,
@@ -57,7 +57,7 @@ class HostList:
 
 
 class Pager:
-    """Requests for pages of lists, to relays and PDSes."""
+    """Requests list pages from relays and PDSes."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self._settings = settings
@@ -66,7 +66,7 @@ class Pager:
     async def repos(
         self, upstream: str, cursor: str, limit: int, collection: str | None = None
     ) -> RepoPage | PageFailure:
-        """One page of listRepos, or with `collection` of listReposByCollection, which has DIDs only."""
+        """One page of listRepos, or with `collection` of listReposByCollection, which returns only DIDs."""
         if collection is None:
             answer = await self._ask(upstream, LIST_REPOS, cursor, limit)
         else:
@@ -74,7 +74,7 @@ class Pager:
         return answer if isinstance(answer, PageFailure) else read_page(answer, time.time_ns() // 1000)
 
     async def hosts(self, relay: str) -> HostList:
-        """URLs of the PDSes that a relay lists as active. Stops at pages without new hosts."""
+        """URLs of the PDSes that a relay lists as active. Stops after more than MAX_BARREN pages in a row without new hosts."""
         found: dict[str, None] = {}
         cursor, cursors, barren = "", {""}, 0
         while len(found) < MAX_HOSTS:
@@ -102,7 +102,7 @@ class Pager:
         return HostList(list(found), PageFailure(PageTrouble.MALFORMED, f"more than {MAX_HOSTS} hosts"))
 
     async def _ask(self, upstream: str, method: str, cursor: str, limit: int, **more: str) -> Any:
-        """The decoded JSON of an answer, or a PageFailure."""
+        """The decoded JSON of the response, or a PageFailure."""
         params = more | {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
         private = self._settings.allow_private_hosts
         try:
@@ -122,7 +122,7 @@ class Pager:
             return PageFailure(PageTrouble.MALFORMED, str(err))
 
     def _host_url(self, row: object) -> str | None:
-        """The URL of a row of listHosts, or None if the host is inactive or refused. Loopback hosts have no TLS."""
+        """The URL of a row of listHosts; None if the host is inactive or refused. http for loopback hosts."""
         name = row.get("hostname") if isinstance(row, dict) else None
         if not isinstance(name, str) or row.get("status") in ("banned", "offline"):  # type: ignore[attr-defined]  # a dict
             return None

@@ -1,4 +1,4 @@
-"""Lookups of an audit: the current signing key of a repo, and its newest commit at its PDS. For one event loop."""
+"""Lookups for an audit: a repo's current signing key, and its newest commit at its PDS. For one event loop."""
 
 import asyncio
 import time
@@ -23,12 +23,12 @@ CATCH_UP_SECONDS = 15.0
 RECHECK_SECONDS = 0.5
 
 ReadHead = Callable[[str], tuple[str, str | None] | None]
-"""DID → (rev, commit) of its row while in `sync`, read now."""
+"""DID → current (rev, commit) of its row; None if it is not in `sync`."""
 
 
 @dataclass(slots=True)
 class LookupResult:
-    """Findings, repos compared, and repos without an answer (which is not a finding)."""
+    """Findings, number of repos compared, and of repos without an answer (not a finding)."""
 
     findings: list[Finding] = field(default_factory=list)
     compared: int = 0
@@ -53,7 +53,7 @@ class AuditNetwork:
         await self._session.close()
 
     async def signatures(self, heads: list[StoredHead]) -> LookupResult:
-        """Check commits that the stored key did not sign against the current keys. A directory outage is not a finding."""
+        """Check commits against the current keys, after the stored keys did not match. A directory outage is not a finding."""
         result = LookupResult()
         await asyncio.gather(*(self._signature(head, result) for head in heads))
         return result
@@ -65,7 +65,7 @@ class AuditNetwork:
         return result
 
     async def latest(self, did: str) -> tuple[str, str] | str | None:
-        """(rev, commit); or the reason why the PDS has none; or None without an answer."""
+        """(rev, commit), or the reason why the PDS has none, or None without an answer."""
         try:
             pds = (await self._resolver.resolve(did)).pds
             if pds is None:
@@ -77,7 +77,7 @@ class AuditNetwork:
             return str(err)
         except (IdentityUnreachable, HostPaused, HostRefused, Unreachable):
             return None
-        if answer.status == 429:  # pause the host for all processes, as after a 429 to a download
+        if answer.status == 429:  # pause the host for all processes, as downloads do
             wait = retry_after(answer.headers, time.time())
             pause = self._settings.tuning.rate_limit_pause_seconds if wait is None else wait
             await self._budget.pause(pds, min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE), f"{LATEST} answered 429")
@@ -130,7 +130,7 @@ class AuditNetwork:
 
 
 def head_reader(database: str) -> ReadHead:
-    """Read rows, on a new connection for each call: few repos need it."""
+    """A ReadHead that opens a connection for each call, as few repos need it."""
 
     def read_head(did: str) -> tuple[str, str | None] | None:
         with connect(database, "sluice audit") as db:

@@ -1,8 +1,8 @@
 """Bytes of downloads: in memory if small, in an unlinked file if large; bounded over all downloads of a process.
 
-A Spool is written in the loop's thread and read in the flow's. If the memory of all downloads is used up, a download goes on
-to disk instead of waiting: downloads that each hold a part could wait for one another forever. If the disk's share is used up
-too, `write` raises SpoolFull, and the repo is deferred.
+A Spool is written in the loop's thread and read in the flow's. If the memory budget is used up, a download continues on disk
+instead of waiting: partial downloads that wait for each other's memory would deadlock. If the disk budget is used up too,
+`write` raises SpoolFull, and the repo is deferred.
 """
 
 import os
@@ -16,7 +16,7 @@ READ_BYTES = 4 * 1024 * 1024
 
 
 class SpoolFull(Exception):
-    """No memory and no disk space is left for downloads."""
+    """The memory and disk budgets of downloads are used up, or the file system is full."""
 
 
 class SpoolBudget:
@@ -46,13 +46,13 @@ class SpoolBudget:
 
 
 class Spool:
-    """The bytes of one download. `limit`: bytes kept in memory at most. `car`: limits of the index."""
+    """The bytes of one download. `limit`: maximum bytes in memory. `car`: limits of the index."""
 
     def __init__(self, budget: SpoolBudget, limit: int, car: CarLimits) -> None:
         self._budget = budget
         self._limit = limit
         self._car = car
-        self._data = bytearray()  # a list of chunks would take forty bytes for a chunk of one
+        self._data = bytearray()  # a list of 1-byte chunks would take 40 bytes per chunk
         self._fd: int | None = None
         self._reserved = {"memory": 0, "disk": 0}
         self.size = 0
@@ -79,7 +79,7 @@ class Spool:
         self.size += len(chunk)
 
     def spill(self) -> None:
-        """Move the bytes from memory to disk. Raises SpoolFull, and keeps them in memory then."""
+        """Move the bytes from memory to disk. If it raises SpoolFull, they stay in memory."""
         if self._fd is None:
             try:
                 self._move()
@@ -119,7 +119,7 @@ class Spool:
         _write_all(self._fd, chunk)
 
     def _move(self) -> None:
-        """From memory into an unlinked file, which disappears with the process however it ends."""
+        """Move the bytes into an unlinked file, which the system deletes when the process ends."""
         if not self._take("disk", self.size):
             raise SpoolFull(f"{self._budget.held('disk')} bytes of downloads are on disk")
         self._fd, path = tempfile.mkstemp(prefix="sluice-car-")

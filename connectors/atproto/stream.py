@@ -1,8 +1,8 @@
 """Event streams over websockets: the source that the firehose and the labelers share.
 
 One process reads many upstreams. `stream_sockets.Sockets` reads them in a background loop; `poll` takes frames from its queue.
-The position of an upstream is what the flow's `cursor` step has seen of it (`steps.cursor.Cursors`). It becomes durable after
-the log has acknowledged the messages made of it, so a restart continues after the last durable frame.
+An upstream's position is the last seq that the flow's `cursor` step has seen (`steps.cursor.Cursors`). It is stored after the
+log has acknowledged the messages up to it, so a restart continues after the last durable frame.
 """
 
 import time
@@ -24,7 +24,7 @@ from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 
 POLL_FRAMES = 3000
-POLL_BYTES = 6 * 1024 * 1024  # of frames in one batch; their messages have at most about 16 times as many bytes
+POLL_BYTES = 6 * 1024 * 1024  # of frames in one batch; their messages are at most about 16 times as large
 IDLE_AFTER_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # for deferred events at a stop; longer than the time limit of an untrusted host
 TOUCH_SECONDS = 5.0  # between writes of "caught up" for quiet upstreams
@@ -33,8 +33,8 @@ TOUCH_SECONDS = 5.0  # between writes of "caught up" for quiet upstreams
 class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
     """The frames of all upstreams of a flow.
 
-    `start`: the cursor for an upstream without a stored one (None: its newest event). `fillable`: a listing of repos can recover
-    what a gap lost, which is true of a firehose and not of labels.
+    `start`: the cursor for an upstream without a stored one (None: its newest event). `fillable`: whether a listing can recover
+    the events of a gap: true for a firehose, false for labels.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         return self._passable(self._cursors.positions) or None
 
     def _passable(self, positions: Mapping[str, int]) -> dict[str, int]:
-        """Positions lowered to pass no deferred event, but never below the durable position."""
+        """Positions, lowered to before the first deferred event, but never below the durable position."""
         found = {}
         for url, seq in positions.items():
             passable, durable = self._deferral.passable(url, seq), self._durable.get(url, -1)
@@ -104,7 +104,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
 
     @override
     def commit(self, position: dict[str, int]) -> dict[str, int]:
-        # again: an event up to this position may have been deferred after `position` was called
+        # an event up to this position may have been deferred since `position` was called
         position = self._passable(position)
         self._gaps += self._cursors.take_gaps()
         moved = {url: seq for url, seq in position.items() if self._durable.get(url) != seq}
@@ -116,13 +116,13 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
 
     @override
     def drain(self) -> None:
-        """Stop reading. Frames still in the queue are dropped; no position covers them, so the next start reads them again."""
+        """Stop reading. Queued frames are dropped; no position covers them, so the next start reads them again."""
         self._sockets.cancel()
         self._drain_until = time.monotonic() + DRAIN_SECONDS
 
     @override
     def drained(self) -> bool:
-        """Wait up to DRAIN_SECONDS for deferred events. They hold the cursor back, so a restart would repeat every later event."""
+        """Wait up to DRAIN_SECONDS for deferred events: the cursor stays before them, so a restart would repeat later events."""
         return not self._deferral.waiting or self._drain_until is None or time.monotonic() > self._drain_until
 
     @override
@@ -133,9 +133,9 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
             self._pressure.stop()
 
     def _anchor(self, frames: list[Frame]) -> None:
-        """Store the position before the first event of an upstream without a cursor, before the event is emitted.
+        """For upstreams without a cursor, store the position before the first event, before that event is emitted.
 
-        Otherwise a crash after it would restart at the newest event and lose what lies between.
+        Otherwise a crash would restart at the newest event and lose the events in between.
         """
         for upstream in {frame.upstream for frame in frames} - self._durable.keys():
             seqs = (position(frame.data) for frame in frames if frame.upstream == upstream)
@@ -145,9 +145,9 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
                 self._cursors.positions.setdefault(upstream, max(0, first - 1))
 
     def _anchor_quiet(self) -> None:
-        """Store cursor 0 for an upstream that has no cursor and sends nothing: the next connection reads all that it keeps.
+        """Store cursor 0 for upstreams that have no cursor and send nothing; the next connection reads all that they keep.
 
-        A connection without a cursor would lose the events between this connection and the next one.
+        Without a cursor the events between this connection and the next one would be lost.
         """
         for one in self._sockets.upstreams:
             if one.is_quiet() and one.url not in self._durable and one.last_seq() is None:
@@ -155,7 +155,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
                 one.cursor = 0
 
     def _touch(self) -> None:
-        """Record that quiet upstreams are caught up. Without it they look the same as upstreams that are behind."""
+        """Record that quiet upstreams are caught up, to distinguish them from upstreams that are behind."""
         self._touch_at = time.monotonic() + TOUCH_SECONDS
         positions = self._cursors.positions
         quiet = [one.url for one in self._sockets.upstreams if one.is_quiet()]
@@ -163,7 +163,7 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
             self._store.caught_up(settled, from_unix(time.time()))
 
     def _begin(self, upstream: str, position: int, missed: int | None) -> None:
-        """Store the first position of an upstream. If it began at the newest event, all earlier ones are a gap for a listing to fill."""
+        """Store the first position of an upstream. If it began at the newest event, record all earlier events as a gap."""
         if self._start is None and self._fillable:
             gap, detail = Gap(upstream, None, missed, "began_at_tip"), self._cursors.detail(upstream)
             retry_database(lambda: self._store.begin(upstream, position, detail, gap), self.health)

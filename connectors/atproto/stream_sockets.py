@@ -1,8 +1,8 @@
 """The websockets of a flow's upstreams, in one background loop.
 
-Each upstream has its own socket and cursor. Frames go to the flow through a bounded queue: while it is full nothing is read,
-and TCP makes the upstream wait. A reconnect continues after the last frame received. If the first event of a connection lies
-before the cursor that was asked for, the upstream has restarted its sequence, and the frame is marked `restarted`.
+Each upstream has its own socket and cursor. Frames reach the flow through a bounded queue; while it is full the sockets are not
+read, so TCP flow control stops the upstreams. A reconnect continues after the last frame received. If the first event of a
+connection is before the requested cursor, the upstream has restarted its sequence, and the frame is marked `restarted`.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from schemas.settings import Settings
 from steps.backoff import STEADY_SECONDS, reconnect_seconds
 
 QUEUE_UNIT_BYTES = 2048  # a frame counts as 1 unit in the queue, plus 1 for each full 2,048 bytes
-LONGEST_REST_SECONDS = 300.0  # at most, of a Retry-After that an upstream sends
-PATIENCE_WITHOUT_CURSOR = 10  # times the limit of silence: without a cursor, a reconnect could lose an event
-RECOVERED_SECONDS = 10.0  # a connection that is open this long is healthy, even if no event came over it
+LONGEST_REST_SECONDS = 300.0  # maximum wait for an upstream's Retry-After
+PATIENCE_WITHOUT_CURSOR = 10  # factor of the silence limit: without a cursor, a reconnect could lose an event
+RECOVERED_SECONDS = 10.0  # a connection open for this long is healthy, even without events
 QUIET_SECONDS = 2.0  # without a frame: the upstream has no backlog to send
-_KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # as metric labels; other names come from outside and are unbounded
+_KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # allowed as metric labels; other names are untrusted and unbounded
 
 logger = logging.getLogger("stream")
 
@@ -83,15 +83,15 @@ class UpstreamSocket:
         self.recent = RecentFrames()
         self.received_at = time.monotonic()
         self.connected = False
-        self.blocked = False  # the queue is full: no frame is read, so silence is not the upstream's fault
-        self.failures = 0  # connections in a row that brought no event
+        self.blocked = False  # the queue is full and no frame is read, so the upstream is not silent
+        self.failures = 0  # connections in a row without an event
         self.rest = 0.0  # seconds of the last Retry-After
         self.short = 0  # connections in a row that lasted less than STEADY_SECONDS
         self.too_large = 0  # frames in a row above MAX_SOCKET_BYTES
         self.problem: str | None = None
 
     def last_seq(self) -> int | None:
-        """The highest seq received, or the cursor that the connection began with."""
+        """The highest seq received, or the connection's initial cursor."""
         seqs = [seq for seq in (self.recent.last_seq(), self.cursor) if seq is not None]
         return max(seqs, default=None)
 
@@ -193,9 +193,9 @@ class Sockets:
         raise _Closed(f"closed by the upstream (code {socket.close_code})")
 
     def _restarted(self, upstream: UpstreamSocket, asked: int, first: int) -> bool:
-        """Whether the first event lies before the cursor asked for: the upstream restarted its sequence, which we follow.
+        """Whether the first event is before the requested cursor: the upstream restarted its sequence. Sets the new cursor.
 
-        A cursor that skipped frames that were too large may lie ahead of an unchanged sequence.
+        A cursor that skipped too large frames may be ahead of an unchanged sequence.
         """
         if first >= asked or upstream.too_large:
             return False
@@ -205,7 +205,7 @@ class Sockets:
         return True
 
     async def _watch(self, reader: "asyncio.Task[None]", upstream: UpstreamSocket) -> None:
-        """Wait for the reader to end. Return earlier after a silence: frames count, pings do not (B8)."""
+        """Wait for the reader to end. Return earlier if no frame arrives for the silence limit; pings do not count (B8)."""
         limit = self._settings.stream_silence_seconds
         if upstream.last_seq() is None:
             limit *= PATIENCE_WITHOUT_CURSOR

@@ -1,11 +1,11 @@
 """Which IP addresses may be connected to: public unicast addresses. Pure.
 
-Refused are the entries of the IANA registries that are not globally reachable, and multicast:
+Refused are multicast and the entries of the IANA registries that are not globally reachable:
   https://www.iana.org/assignments/iana-ipv4-special-registry (2024-12)
   https://www.iana.org/assignments/iana-ipv6-special-registry (2024-12)
   https://www.iana.org/assignments/ipv6-address-space: of IPv6 only 2000::/3 is global unicast
-and addresses, public by the registries, at which clouds serve metadata and credentials to their machines. An IPv6 address
-that embeds an IPv4 address must pass both checks.
+and the public addresses at which cloud providers serve metadata and credentials. An IPv6 address that embeds an IPv4 address
+must pass both checks.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -54,14 +54,14 @@ IPV6_REFUSED = tuple(
 )
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-_NAT64 = IPv6Network("64:ff9b::/96")  # well-known prefix of translators [RFC6052]: as global as the embedded address
+_NAT64 = IPv6Network("64:ff9b::/96")  # well-known prefix of translators [RFC6052]: global if the embedded address is
 _SIX_TO_FOUR = IPv6Network("2002::/16")  # [RFC3056]
 _TEREDO = IPv6Network("2001::/32")  # [RFC4380]
 _ISATAP = (0x00005EFE, 0x02005EFE)  # third and fourth group of an interface identifier [RFC5214]
 
 
 def address_allowed(address: str) -> bool:
-    """Whether a host of the network may have this address. False for an invalid address."""
+    """Whether this address may be connected to. False for an invalid address."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -84,6 +84,6 @@ def embedded(ip: IPv6Address) -> list[IPv4Address]:
         found.append(low)
     if ip in _SIX_TO_FOUR:
         found.append(IPv4Address(value >> 80 & 0xFFFFFFFF))
-    if ip in _TEREDO:  # its server, and its client, whose bits are inverted
+    if ip in _TEREDO:  # the server, and the client with inverted bits
         found += [IPv4Address(value >> 64 & 0xFFFFFFFF), IPv4Address(~value & 0xFFFFFFFF)]
     return found

@@ -1,9 +1,9 @@
-"""HTTP to untrusted hosts: one guarded session, bounded answers, typed failures.
+"""HTTP to untrusted hosts: a guarded session, bounded responses, typed failures.
 
-`open_session(settings)` makes the session for all requests of a process. The guard creates its sockets, so no private,
-loopback or link-local address is reached: not by name, literal or redirect, nor by a name that changes between check and
-use. `fetch` reads an answer up to a size. It returns every HTTP status, and raises `HostRefused` (permanent) or
-`Unreachable` (transient, except for its two subclasses).
+`open_session(settings)` creates the session for all requests of a process. Its socket factory checks every address, so private,
+loopback and link-local addresses are unreachable, whether by name, literal, redirect or DNS rebinding. `fetch` reads a response
+up to a size. It returns any HTTP status, and raises `HostRefused` (permanent) or `Unreachable` (transient, except for its two
+subclasses).
 """
 
 import asyncio
@@ -38,7 +38,7 @@ TOTAL_SECONDS = 30.0
 IDLE_SECONDS = 15.0
 LONGEST_WAIT_SECONDS = 86_400.0
 _WELL_KNOWN_PORTS = (80, 443)
-_FIRST_FREE_PORT = 1024  # lower ports belong to mail, shells and other services, never to a PDS
+_FIRST_FREE_PORT = 1024  # lower ports are for mail, shells and other services, not for a PDS
 
 
 class HostRefused(Exception):
@@ -46,15 +46,15 @@ class HostRefused(Exception):
 
 
 class Unreachable(Exception):
-    """No complete answer: DNS, connection, TLS, timeout, size or an early end. Transient."""
+    """No complete response: DNS, connection, TLS, timeout, size or truncation. Transient."""
 
 
 class BodyTooLarge(Unreachable):
-    """The answer is longer than the limit."""
+    """The response is longer than the limit."""
 
 
 class NoSuchHost(Unreachable):
-    """The name has no address: an answer of DNS, not a failure of it."""
+    """DNS answered that the name has no address."""
 
 
 class _RefusedAddress(OSError):
@@ -63,7 +63,7 @@ class _RefusedAddress(OSError):
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """A complete HTTP answer."""
+    """A complete HTTP response."""
 
     status: int
     headers: Mapping[str, str]
@@ -130,9 +130,9 @@ def check_url(url: str, *, allow_private: bool) -> None:
 def open_session(
     settings: Settings, *, connections: int = 0, resolver: AbstractResolver | None = None
 ) -> aiohttp.ClientSession:
-    """The process's session; call it in the loop that uses it. `connections`: limit of sockets; 0: no limit.
+    """The session of a process; call it in the loop that uses it. `connections`: limit of sockets; 0: no limit.
 
-    `resolver`: for host names, instead of the system's.
+    `resolver`: replaces the system's resolver.
     """
     connector = aiohttp.TCPConnector(
         limit=connections,
@@ -154,7 +154,7 @@ def open_session(
 
 
 def translated(err: Exception, url: str) -> Exception:
-    """The error of this module for an error that a request through the session raised."""
+    """Convert an error of aiohttp or the socket to HostRefused or Unreachable."""
     causes: list[BaseException | None] = [err, getattr(err, "os_error", None), err.__cause__]
     for cause in causes:
         nested = getattr(cause, "exceptions", ())
@@ -177,9 +177,9 @@ async def fetch(
     limit: int = SMALL_JSON.size,
     total_seconds: float = TOTAL_SECONDS,
 ) -> HttpAnswer:
-    """GET a URL and read at most `limit` bytes. Any status is an HttpAnswer. Raises HostRefused, Unreachable.
+    """GET a URL and read at most `limit` bytes. Returns any status. Raises HostRefused, Unreachable.
 
-    Every hop of a redirect is checked like the first URL. An error status is an answer however long its body is.
+    Redirect targets are checked like the first URL. A body that is too long is cut if the status is an error.
     """
     timeout = aiohttp.ClientTimeout(total=total_seconds, sock_connect=10.0, sock_read=min(IDLE_SECONDS, total_seconds))
     here = url
@@ -203,17 +203,16 @@ async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > most:
-            if failed:  # the status is what counts
+            if failed:
                 return bytes(body[:most])
             raise BodyTooLarge(f"{response.url.host}: answer of more than {limit} bytes")
     return bytes(body)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that the server asks to wait, at most a day: Retry-After (seconds or date), else RateLimit-Reset; None if
-    neither can be read.
+    """Seconds from Retry-After (seconds or date), else from RateLimit-Reset, at most a day; None if neither can be parsed.
 
-    `now`: seconds since 1970. RateLimit-Reset is in seconds or, as servers of this network write it, a Unix time.
+    `now`: Unix time. RateLimit-Reset is in seconds or, as servers of this network send it, a Unix time.
     """
     value = headers.get("Retry-After", "")
     seconds = _seconds(value)
@@ -239,7 +238,7 @@ def _port_allowed(port: int) -> bool:
 
 
 def _redirect_guard(*, allow_private: bool) -> aiohttp.TraceConfig:
-    """Checks every hop that aiohttp follows itself, as it does for websockets."""
+    """Checks redirects that aiohttp follows itself, which it does for websockets."""
 
     async def check(_session: object, _context: object, hop: aiohttp.TraceRequestRedirectParams) -> None:
         location = hop.response.headers.get("Location", "")

@@ -1,8 +1,8 @@
-"""Name resolution of untrusted hosts in threads of its own.
+"""Name resolution of untrusted hosts, each lookup in its own thread.
 
-A name server that does not answer blocks a thread until the system's resolver times out. The event loop's default pool has
-very few threads: two such names would block every other lookup of the process. So each lookup gets its own thread. Their number
-is limited for untrusted names, and not for the names in our settings.
+An unresponsive name server blocks a thread until the system's resolver times out. In the event loop's small default pool, a few
+such names would block all other lookups of the process. The number of threads is limited for untrusted names, but not for the
+names in our settings.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ NAMES_AT_ONCE = 64
 
 
 class HostNames(AbstractResolver):
-    """For one event loop. `trusted`: host names to which the limit does not apply."""
+    """Resolver for one event loop. `trusted`: host names to which the limit does not apply."""
 
     def __init__(self, trusted: Collection[str] = ()) -> None:
         self._trusted = frozenset(trusted)
@@ -65,7 +65,7 @@ class HostNames(AbstractResolver):
 
     @override
     async def close(self) -> None:
-        """Running threads end with the process."""
+        """Does nothing: running threads are daemons."""
 
 
 def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:

@@ -1,12 +1,11 @@
-"""The HTTP port of a process: /healthz, /readyz and /metrics for probes and Prometheus; in control the API as well.
+"""The HTTP port of a process: /healthz, /readyz and /metrics, and in control also the API.
 
-`HttpServer(app, host, port)` serves an application in one thread with its own event loop, so that a busy flow still answers.
-It bounds connections in number and time, whichever library parses HTTP: a connection is closed if it sends no complete
-request or does not read its answer in time, and at the limit the oldest idle connection is closed for a new one.
+`HttpServer(app, host, port)` serves an application in a thread with its own event loop, so that a busy flow still answers. It
+bounds the number of connections and their time: a connection is closed if it does not send a complete request or read its
+response in time, and at the limit the oldest idle connection is closed for a new one.
 
-`health_app` is the application of a flow, on aiohttp, which bounds a line and a header by LINE_BYTES and the body by
-BODY_BYTES. It refuses requests under a foreign host name: a web page could rebind its own name to this address and read the
-metrics.
+`health_app` is the aiohttp application of a flow. Lines and headers are limited to LINE_BYTES, the body to BODY_BYTES. Requests
+with a foreign Host are refused, because a web page could rebind its name to this address (DNS rebinding) and read the metrics.
 """
 
 import asyncio
@@ -28,25 +27,25 @@ from connectors.runtime import watchdog
 
 CONNECTIONS = 100
 REQUEST_SECONDS = 10.0
-"""For a connection to send its first request."""
+"""Time limit for a connection's first request."""
 IDLE_SECONDS = 60.0
-"""Between two requests of a connection: Prometheus keeps its connections between scrapes."""
+"""Time limit between two requests of a connection; Prometheus reuses connections between scrapes."""
 ANSWER_SECONDS = 120.0
-"""For an answer to be made and read."""
+"""Time limit to create and send a response."""
 SWEEP_SECONDS = 1.0
 LINE_BYTES = 8190
 BODY_BYTES = 64 * 1024
 SHUTDOWN_SECONDS = 2.0
 CLOSE_SECONDS = 10.0
 START_SECONDS = 30.0
-OWN_SUFFIXES = (".localhost", ".svc", ".cluster.local")  # no public name ends so
+OWN_SUFFIXES = (".localhost", ".svc", ".cluster.local")  # not used by public names
 HEALTH_PATHS = ("/healthz", "/readyz", "/metrics")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HealthPages(Protocol):
-    """What the health pages show."""
+    """Data of the health pages."""
 
     hung: str
 
@@ -66,9 +65,9 @@ def host_name(host: str) -> str:
 
 
 def is_own_name(name: str, names: Collection[str] = ()) -> bool:
-    """Whether a Host can mean this process: an IP address, a name without a dot or of the cluster, one of `names`.
+    """Whether a Host header may refer to this process: an IP address, a local or cluster name, or one of `names`.
 
-    `names` are the only public DNS names among them, so a web page's own name is always foreign.
+    Public DNS names are accepted only if they are in `names`, so a web page's own name is refused.
     """
     name = name.lower().rstrip(".")
     if not name:
@@ -89,7 +88,7 @@ def health_answer(health: HealthPages, path: str) -> tuple[int, str, bytes]:
 
 
 def health_app(health: HealthPages, names: Collection[str] = ()) -> "AiohttpApp":
-    """The application of a flow: health and metrics, and nothing else."""
+    """The application of a flow: health and metrics only."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -108,7 +107,7 @@ def health_app(health: HealthPages, names: Collection[str] = ()) -> "AiohttpApp"
 
 
 class HttpApp(Protocol):
-    """What an `HttpServer` serves."""
+    """An application for `HttpServer`."""
 
     async def start(self) -> Callable[["BoundedConnection"], asyncio.Protocol]:
         """A factory of protocols, one per connection."""
@@ -144,7 +143,7 @@ class AiohttpApp:
 
 @web.middleware
 async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """aiohttp's outermost middleware: tell the connection that a request is being answered."""
+    """aiohttp's outermost middleware: mark the connection as busy during a request."""
     connection = request.transport and request.transport.get_protocol()
     if not isinstance(connection, BoundedConnection):
         return await handler(request)
@@ -153,7 +152,7 @@ async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class HttpServer:
-    """One per process. `start` listens; `close` is for tests, a process just ends."""
+    """One per process. `close` is only for tests."""
 
     def __init__(self, app: HttpApp, host: str, port: int, name: str = "http") -> None:
         self._app = app
@@ -165,7 +164,7 @@ class HttpServer:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> int:
-        """Listen; the port. Raises OSError when it is taken."""
+        """Listen; returns the port. Raises OSError if it is in use."""
         self._thread.start()
         try:
             return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(START_SECONDS)
@@ -174,7 +173,7 @@ class HttpServer:
             raise
 
     def close(self) -> None:
-        """Stop listening and end the thread; open requests have a moment."""
+        """Stop listening and end the thread; running requests have SHUTDOWN_SECONDS."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_SECONDS)
@@ -199,7 +198,7 @@ class HttpServer:
 
 
 class BoundedConnection(asyncio.Protocol):
-    """A connection with a deadline. It passes everything on to the protocol of the application's library."""
+    """A connection with a deadline; delegates to the protocol of the application's HTTP library."""
 
     def __init__(self, limit: "ConnectionLimit", protocol: Callable[["BoundedConnection"], asyncio.Protocol]) -> None:
         self._limit = limit
@@ -238,7 +237,7 @@ class BoundedConnection(asyncio.Protocol):
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """While a request is answered: a longer deadline, and no other connection takes this one's place."""
+        """During a request: extend the deadline, and protect the connection from eviction."""
         self.busy, self.until = True, time.monotonic() + ANSWER_SECONDS
         try:
             yield
@@ -246,13 +245,13 @@ class BoundedConnection(asyncio.Protocol):
             self.busy, self.until = False, time.monotonic() + IDLE_SECONDS
 
     def cut(self) -> None:
-        """Close at once."""
+        """Close immediately."""
         if self._transport is not None:
             self._transport.abort()
 
 
 class ConnectionLimit:
-    """All connections, the oldest first: at most CONNECTIONS."""
+    """All connections, oldest first; at most CONNECTIONS."""
 
     def __init__(self) -> None:
         self._open: dict[BoundedConnection, None] = {}

@@ -1,7 +1,7 @@
-"""Single calls combined into batches: keys requested while a batch is running go into the next one.
+"""Combines single calls into batches: keys requested while a batch is running go into the next one.
 
-`await BatchLoader(many).one(key)`: `many(keys)` returns a mapping; a key that is missing in it gets None. An error of `many` is
-raised to every caller of that batch. For one event loop.
+`await BatchLoader(many).one(key)`: `many(keys)` returns a mapping; a missing key gets None. An error of `many` is raised to every
+caller of the batch. For one event loop.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class BatchLoader(Generic[K, V]):
-    """Calls `many` with one batch at a time. A call while no batch runs starts one immediately."""
+    """Runs one batch at a time. A call while no batch is running starts one immediately."""
 
     def __init__(self, many: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._many = many

@@ -1,6 +1,6 @@
-"""Signatures of commits: refuse what the account did not sign, and defer events while the account's key is unknown.
+"""Verifies signatures of commits, and defers events while the account's key is unknown.
 
-A commit whose key is unknown is deferred, and behind it every later event of its DID, in order. Other DIDs pass.
+A commit whose key is unknown is deferred, and so is every later event of its DID, in order. Other DIDs are not affected.
 
 A stored key may be outdated. After an #identity event the key is looked up again. After a signature that does not verify, the
 DID is resolved once more, at most once in `reresolve_seconds` (schemas/tuning.py), before the commit is refused.
@@ -22,13 +22,16 @@ from protocol.event_stream import Account, Identity
 from protocol.verify_commit import Refused, Verified, VerifyReason, signed
 from steps.deferred import Deferred
 
-_NO_ANSWER = Key[str | None](KeyUnavailable.UNREACHABLE, None)  # for hosts whose events may not wait
+_NO_ANSWER = Key[str | None](KeyUnavailable.UNREACHABLE, None)  # for events of untrusted hosts above the limit
 
 A = TypeVar("A", bound=HasFrame)
 
 
 class CommitSignatures(Generic[A]):
-    """The check of one flow. `ring` holds each account's #atproto key (did:key), or None if its document has none."""
+    """The check for one flow. `ring`: each account's #atproto key (did:key), None if its document has none.
+
+    `identity`: message → key of the dedup cache. `unproven`: called with a commit refused without a key.
+    """
 
     def __init__(
         self,
@@ -47,10 +50,10 @@ class CommitSignatures(Generic[A]):
         self._identity = identity
         self._unproven = unproven
         self._ready: dict[str, Key[str | None]] = {}  # deferred DIDs whose key has arrived
-        self._asked_behind: dict[str, int] = {}  # deferred DID → number of its events that are older than the look-up
+        self._asked_behind: dict[str, int] = {}  # deferred DID → number of its events older than the look-up
 
     def check(self, batch: Sequence[A]) -> list[A]:
-        """What can be judged now: first the deferred events whose key has arrived, then this batch's."""
+        """Events that are decided now: first the deferred events whose key has arrived, then this batch's."""
         out: list[A] = []
         self._release(out)
         known, outdated = self._known(batch), set[str]()
@@ -82,7 +85,7 @@ class CommitSignatures(Generic[A]):
         return known
 
     def _judge(self, one: A, key: Key[str | None], out: list[A], *, final: bool = False) -> bool:
-        """Append a commit, or its refusal, to `out`. False: the signature does not verify and the key must be resolved again."""
+        """Append a commit, or its refusal, to `out`. False: the signature is invalid and the key must be resolved again."""
         message = one.message
         if _signed(message, key):
             out.append(one)
@@ -93,7 +96,7 @@ class CommitSignatures(Generic[A]):
         return True
 
     def _defer(self, did: str, one: A, out: list[A]) -> None:
-        """Queue an event behind the others of its DID. Above the limit of untrusted hosts, refuse all of them instead."""
+        """Defer an event after the others of its DID. Above the limit of untrusted hosts, refuse all of them instead."""
         trusted = did.startswith("did:plc:")
         if not trusted and self._deferred.full(trusted=False):
             self._asked_behind.pop(did, None)
@@ -127,7 +130,7 @@ class CommitSignatures(Generic[A]):
         self._ring.ask([did])
 
     def _release(self, out: list[A]) -> None:
-        """Judge the deferred events whose key has arrived, up to RELEASE_BYTES of frames."""
+        """Check the deferred events whose key has arrived, up to RELEASE_BYTES of frames."""
         ready, self._ready = self._ready | self._ring.answers(), {}
         room = RELEASE_BYTES
         for did, key in ready.items():
@@ -135,9 +138,9 @@ class CommitSignatures(Generic[A]):
         self._deferred.more = bool(self._ready)
 
     def _resume(self, did: str, key: Key[str | None], out: list[A], room: int) -> int:
-        """Judge the deferred events of a DID; returns the room that is left, in bytes.
+        """Check the deferred events of a DID; returns the remaining room in bytes.
 
-        Commits behind an #identity that is newer than the look-up stay deferred, and the key is looked up again.
+        Commits after an #identity that is newer than the look-up stay deferred, and the key is looked up again.
         """
         older, taken, changed = self._asked_behind.pop(did, 0), 0, False
 
@@ -188,7 +191,7 @@ def _with(one: A, message: object) -> A:
 
 
 def _signed(message: Verified, key: Key[str | None]) -> bool:
-    """Whether the key signed the commit; the previous key counts if the network did not answer."""
+    """Whether the signature is valid under the key, or under the previous key if the network did not answer."""
     if type(key.value) is str:
         return signed(message, key.value)
     return key.value is KeyUnavailable.UNREACHABLE and type(key.old) is str and signed(message, key.old)

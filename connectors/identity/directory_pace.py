@@ -1,6 +1,6 @@
-"""The rate of requests to the PLC directory: a limit per second, no request during a cooldown, fewer while it fails.
+"""The rate of requests to the PLC directory: a limit per second, none during a cooldown, and fewer while it fails.
 
-`await pace.wait()` before each request; `throttled`, `answered` or `failed` after it. Requests queued when the directory
+Call `await pace.wait()` before each request, and `throttled`, `answered` or `failed` after it. Requests queued when the directory
 answers 429 wait out the cooldown, then go one at a time. For one event loop; `resting` may be read from any thread.
 """
 
@@ -13,7 +13,7 @@ from steps.backoff import backoff_seconds
 
 SHORTEST_REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 300.0
-LONGEST_UNNAMED_SECONDS = 60.0  # of a cooldown without a Retry-After
+LONGEST_UNNAMED_SECONDS = 60.0  # maximum cooldown without a Retry-After
 LOG_AGAIN_SECONDS = 300.0
 FAILURES_BORNE = 20  # in a row; beyond it the interval grows up to LONGEST_BETWEEN_SECONDS
 LONGEST_BETWEEN_SECONDS = 1.0
@@ -22,7 +22,7 @@ log = logging.getLogger("identities")
 
 
 class DirectoryPace:
-    """See the module. `per_second`: the limit of requests. All times are of time.monotonic."""
+    """See the module. `per_second`: maximum requests per second. All times are time.monotonic."""
 
     def __init__(self, per_second: float) -> None:
         self._between = 1 / per_second
@@ -49,10 +49,10 @@ class DirectoryPace:
                 return
 
     def throttled(self, wait: float | None) -> None:
-        """The directory answered that our requests are too many. `wait`: the seconds of its Retry-After, if it sent one."""
+        """The directory answered with a rate limit: begin a cooldown. `wait`: its Retry-After in seconds, if any."""
         metrics.DIRECTORY_THROTTLED.inc()
         now = time.monotonic()
-        if not self.resting:  # otherwise the answer belongs to the same burst
+        if not self.resting:  # otherwise the response belongs to the same burst
             self._rests += 1
         least = backoff_seconds(max(self._rests, 1), SHORTEST_REST_SECONDS, LONGEST_UNNAMED_SECONDS)
         rest = min(max(wait or 0.0, least), LONGEST_REST_SECONDS)
@@ -65,11 +65,11 @@ class DirectoryPace:
             )
 
     def answered(self) -> None:
-        """The directory answered a request, with or without a document."""
+        """Record a response, with or without a document."""
         self._rests = self._failures = 0
 
     def failed(self) -> None:
-        """The directory did not answer, or with a server error."""
+        """Record a server error or a request without a response."""
         self._failures += 1
 
     def _interval(self) -> float:

@@ -1,7 +1,7 @@
-"""Whether SLUICE_PLC is a PLC directory and up: it has recently returned a document that we could check.
+"""Checks whether SLUICE_PLC is a working PLC directory, that is, has recently returned a valid document.
 
-A 404 in plain text means "no such identity" if the directory is proven. Otherwise it may come from a proxy or a wrong path. For
-one event loop.
+Only then does a 404 in plain text mean "no such identity"; otherwise it may come from a proxy or a wrong path. For one event
+loop.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from connectors.http.client import DOCUMENT_JSON, HttpAnswer
 from protocol.did_document import IdentityReason, IdentityRejected, ResolvedIdentity, parse_document
 from protocol.encoding.bounded_json import BadJson
 
-PROBE_AGAIN_SECONDS = 5.0  # how long a failed probe is not repeated
+PROBE_AGAIN_SECONDS = 5.0  # minimum interval after a failed probe
 
 
 class DirectoryProof:
-    """`probe` requests documents that the directory is known to have, and returns whether one came."""
+    """`probe` requests documents that the directory is known to have, and returns whether it got one."""
 
     def __init__(self, probe: Callable[[], Awaitable[bool]]) -> None:
         self._probe = probe
@@ -25,11 +25,11 @@ class DirectoryProof:
         self._failed_at = float("-inf")
 
     def seen(self) -> None:
-        """The directory returned the right document for a DID."""
+        """Record that the directory returned a valid document of the requested DID."""
         self._seen_at = time.monotonic()
 
     async def since(self, moment: float) -> bool:
-        """Whether the directory has returned a right document since then. If unknown, one probe serves all callers."""
+        """Whether the directory has returned a valid document since `moment`. Otherwise probe; concurrent callers share one."""
         async with self._probing:
             if self._seen_at >= moment:
                 return True
@@ -43,7 +43,7 @@ class DirectoryProof:
 
 
 def says_no(answer: HttpAnswer) -> bool:
-    """Whether a 404 or 410 has the JSON message of a PLC directory. Without it the directory has to be proven."""
+    """Whether a 404 or 410 has the JSON message of a PLC directory; otherwise use DirectoryProof."""
     try:
         body = answer.json(DOCUMENT_JSON)
     except BadJson:
@@ -52,7 +52,7 @@ def says_no(answer: HttpAnswer) -> bool:
 
 
 def read_document(did: str, answer: HttpAnswer) -> ResolvedIdentity | IdentityRejected:
-    """The identity of a 200 answer."""
+    """The identity in a 200 response."""
     try:
         return parse_document(did, answer.json(DOCUMENT_JSON))
     except BadJson as err:

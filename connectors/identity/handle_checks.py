@@ -1,10 +1,9 @@
 """Handle verification in both directions: `HandleResolver` queries a domain, `HandleChecks` checks the rows of `sluice.handle`.
 
 A check resolves the DID, takes the handle that its document claims, and queries the handle's domain by DNS and HTTPS, with the
-SSRF guard. The DID that the domain names becomes the owner: one transaction gives it the handle and takes the handle from the
-previous owner. A unique index rules out two owners. An unavailable directory, DNS server or host delays a check and changes
-nothing. Events schedule a check of their DID first (flows/index/transaction.py); all other rows are checked periodically, at a
-limited rate.
+SSRF guard. A DID that the domain confirms becomes the owner: the same transaction removes the handle from the previous owner,
+and a unique index prevents two owners. An unavailable directory, DNS server or host delays a check and changes nothing. Events
+schedule an immediate check of their DID (flows/index/transaction.py); other rows are checked periodically, at a limited rate.
 """
 
 import asyncio
@@ -54,7 +53,7 @@ MAX_BODY_BYTES = 64 * 1024
 BATCH_SECONDS = 3.0
 IDLE_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
-PATIENCE = 2.0  # recheck intervals until the handle of an unavailable web host is no longer verified
+PATIENCE = 2.0  # recheck intervals after which a handle loses `verified` if its web host is unavailable
 MAX_DETAIL = 300
 
 log = logging.getLogger("handles")
@@ -70,7 +69,7 @@ def dns_client(settings: Settings) -> dns.asyncresolver.Resolver:
 
 
 class HostAddresses(AbstractResolver):
-    """Addresses of the handles' web hosts, from the same DNS server as their TXT records. The SSRF guard checks them later."""
+    """Resolves the handles' web hosts at the same DNS server as their TXT records. The SSRF guard checks the addresses later."""
 
     def __init__(self, client: dns.asyncresolver.Resolver) -> None:
         self._client = client
@@ -109,7 +108,7 @@ class HandleResolver:
         self._dns: dns.asyncresolver.Resolver | None = None
 
     async def query(self, handle: str) -> DomainAnswer:
-        """Query DNS, then HTTPS if DNS has no answer. Never raises on a domain's answer or failure."""
+        """Query DNS, then HTTPS if DNS has no result. A failure is a DomainAnswer, not an exception."""
         if not is_resolvable(handle, own_network=self._settings.allow_private_hosts):
             return DomainAnswer(DomainResult.NOTHING, detail="a name of this kind cannot be owned")
         found = await self._query_dns(handle)
@@ -150,7 +149,7 @@ class HandleResolver:
 
 @dataclass(frozen=True, slots=True)
 class _Due:
-    """A DID to check. `asked`: the row's request number; an event during the check raises it, and the result is then not stored."""
+    """A DID to check. `asked`: the row's request number; if an event changes it during the check, the result is not stored."""
 
     did: str
     asked: int
@@ -173,7 +172,7 @@ class HandleChecks:
         self._background: Background | None = None
 
     def step(self, *, leads: bool) -> None:
-        """Start the work when this process becomes the leader, stop it otherwise. Raises BackgroundDied."""
+        """Start the work if this process is the leader, stop it otherwise. Raises BackgroundDied."""
         if self._background is not None:
             self._background.check()
         if leads and self._background is None:
@@ -210,7 +209,7 @@ class HandleChecks:
     async def _batch(
         self, db: psycopg.AsyncConnection[tuple[Any, ...]], resolver: Resolver, domains: HandleResolver
     ) -> None:
-        """Check what is due, as much as the rate allows, and sleep for the rest of the time."""
+        """Check due rows, as many as the rate allows, and sleep for the rest of the time."""
         rate, started = self._settings.handle_checks_per_second, time.monotonic()
         limit = max(1, int(rate * BATCH_SECONDS))
         due = [_Due(*row) for row in await (await db.execute(self._sql["due"], {"limit": limit})).fetchall()]
@@ -231,7 +230,7 @@ class HandleChecks:
         return [_checked(one, identities[one.did], answers) for one in due]
 
     async def _settle(self, db: psycopg.AsyncConnection[tuple[Any, ...]], checked: Collection[_Checked]) -> None:
-        """Store the results. Previous owners lose their handle first, in the same transaction: a handle never has two owners."""
+        """Store the results in one transaction, in which previous owners lose their handle first: a handle has one owner."""
         settings = self._settings
         won = sorted((one.due.did, one.handle) for one in checked if one.verdict.status is HandleStatus.VERIFIED)
         elsewhere = [(one.verdict.owner, one.handle) for one in checked if one.verdict.owner is not None]

@@ -1,12 +1,12 @@
-"""Look-ups of identities at the network, in a loop of its own: `ask` starts them, `take` returns the results.
+"""Network look-ups of identities in a background loop: `ask` starts them, `take` returns the results, one per DID.
 
-Each DID gets one result. The PLC directory is trusted: while it is down or limits our requests, look-ups are repeated. A did:plc
-is reported unreachable only if the directory answers for other DIDs, after PLC_TRIES failures or PLC_SECONDS of rate limits. A
-did:web host is untrusted: it gets one request with WEB_SECONDS. At most WEB_PER_HOST requests run per host and WEB_AT_ONCE
-for all hosts; the directory's requests do not count towards these.
+The PLC directory is trusted: while it is down or limits our requests, look-ups are repeated. A did:plc is reported unreachable
+only if the directory answers for other DIDs, after PLC_TRIES failures or PLC_SECONDS of rate limits. A did:web host is
+untrusted: it gets one request with WEB_SECONDS. At most WEB_PER_HOST requests run per host and WEB_AT_ONCE for all hosts; the
+directory's requests do not count towards these.
 
-The loop runs in a thread of its own, because the flow must go on while look-ups wait. `ask`, `take`, `stored` and `forget` are
-for one other thread.
+The loop has its own thread, so that look-ups do not block the flow. `ask`, `take`, `stored` and `forget` are for one other
+thread.
 """
 
 import asyncio
@@ -44,8 +44,8 @@ PLC_TRIES = 4  # failures of one DID, while the directory answers for others
 PLC_SECONDS = 600.0  # of rate limits for one DID, while the directory answers for others
 WAIT_FIRST_SECONDS = 0.25
 WAIT_MAX_SECONDS = 15.0
-REFUSED_WAIT_SECONDS = 0.25  # times the refusals of a DID, in addition to the cooldown of all requests
-PROBE_SECONDS = 5.0  # how long the result of a probe is used
+REFUSED_WAIT_SECONDS = 0.25  # multiplied by the DID's rate-limited tries; in addition to the cooldown of all requests
+PROBE_SECONDS = 5.0  # lifetime of a probe's result
 POLL_SECONDS = 0.1
 CLOSE_SECONDS = 2.0
 THROTTLED = "waiting for the directory: rate limit"
@@ -55,7 +55,7 @@ _DATABASE_AWAY = (psycopg.OperationalError, psycopg_pool.PoolTimeout)
 
 
 class HostBusy(IdentityUnreachable):
-    """No request was sent: no permit became free in time."""
+    """No request was sent, because no permit became free in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,13 @@ class Found:
 
 
 def web_host(did: str, *, ports: bool) -> str:
-    """The host of a did:web. `ports`: with its port, for networks on one machine."""
+    """The host of a did:web. `ports`: include the port, for test networks on one machine."""
     host = unquote(did.removeprefix("did:web:"))
     return host if ports else host.partition(":")[0]
 
 
 class WebPermits:
-    """Limits of concurrent requests to untrusted hosts, in all and per host. For one event loop."""
+    """Limits of concurrent requests to untrusted hosts, total and per host. For one event loop."""
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(WEB_AT_ONCE)
@@ -95,7 +95,7 @@ class WebPermits:
 
 
 class KeyLookups:
-    """See the module. The first call starts the loop."""
+    """See the module. The first look-up starts the loop."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
@@ -128,7 +128,7 @@ class KeyLookups:
         return self._plc_trouble if self._plc_pending else ""
 
     def ask(self, dids: Collection[str]) -> None:
-        """Start look-ups that bypass all caches, except of DIDs whose look-up is running."""
+        """Start look-ups that bypass the table. DIDs whose result is pending are skipped."""
         new = [did for did in dids if did not in self._pending]
         self._pending.update(new)
         if new:
@@ -149,7 +149,7 @@ class KeyLookups:
             raise Stopping("identities")
 
     def stored(self, dids: Collection[str]) -> dict[str, tuple[ResolvedIdentity, float]]:
-        """The rows of these DIDs, with their age in seconds. Waits while PostgreSQL is unavailable. Raises Stopping."""
+        """The stored rows of these DIDs, with their age in seconds. Waits while PostgreSQL is unavailable. Raises Stopping."""
         found: dict[str, tuple[ResolvedIdentity, float]] = self._patient(lambda resolver: resolver.stored(dids))
         return found
 
@@ -261,7 +261,7 @@ class KeyLookups:
         return answer
 
     async def _at_directory(self, resolver: Resolver, did: str) -> LookupResult:
-        """Repeat requests to the PLC directory until it answers, or until it answers only for other DIDs."""
+        """Repeat requests to the PLC directory until it answers, or for a limited time if it answers for other DIDs."""
         began, tries, refusals = time.monotonic(), 0, 0
         self._plc_pending += 1
         try:
@@ -293,7 +293,7 @@ class KeyLookups:
                 self._plc_trouble = ""
 
     async def _answers_others(self, resolver: Resolver, since: float) -> bool:
-        """Whether the directory has answered for any DID since then. If unknown, one probe serves all look-ups."""
+        """Whether the directory has answered for any DID since `since`. Otherwise probe; concurrent look-ups share one."""
         async with self._probe:
             if self._answered_at > since:
                 return True

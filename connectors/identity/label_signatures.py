@@ -1,10 +1,10 @@
-"""Signatures of labels: refuse what the labeler did not sign, and defer frames while a source's key is unknown.
+"""Verifies signatures of labels, and defers frames while a source's key is unknown.
 
-The `src` of a label must be a labeler whose DID document names the URL that sent the label, and its key must have signed it. A
-frame with a source whose key is unknown is deferred, and behind it every later frame of its URL, in order. Other URLs pass.
+The `src` of a label must be a labeler whose DID document names the URL that sent the label, and whose key signed it. A frame
+with a source whose key is unknown is deferred, and so is every later frame of its URL, in order. Other URLs are not affected.
 
-A stored key may be outdated: after a label that fails, its source is resolved once more, at most once in
-`reresolve_seconds` (schemas/tuning.py), before the label is refused. `label_sources` limits the look-ups that a URL can cause.
+A stored key may be outdated: before a label is refused, its source is resolved once more, at most once in `reresolve_seconds`
+(schemas/tuning.py). `label_sources` limits the look-ups that a URL can cause.
 """
 
 import time
@@ -26,7 +26,7 @@ A = TypeVar("A", bound=HasFrame)
 
 
 class CheckedFrame(NamedTuple, Generic[A]):
-    """A frame, and why labels of it are refused, by their index."""
+    """A frame. `wrong`: index of a refused label → reason."""
 
     item: A
     wrong: dict[int, LabelRejected]
@@ -36,7 +36,7 @@ class CheckedFrame(NamedTuple, Generic[A]):
 class _Lookup:
     """The sources of the first deferred frame of a URL.
 
-    `allowed`: sources that may be looked up. `missing`: those without an answer. `final`: failed ones were resolved again.
+    `allowed`: sources that may be looked up. `missing`: those without a result. `final`: failed sources were resolved again.
     """
 
     allowed: set[str]
@@ -46,7 +46,7 @@ class _Lookup:
 
 
 class LabelSignatures(Generic[A]):
-    """The check of one flow. `ring` holds each source's key and URL."""
+    """The check for one flow. `ring`: each source's key and URL."""
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class LabelSignatures(Generic[A]):
         self._clock = clock
         self._sources: dict[str, LabelSources] = {}
         self._lookups: dict[str, _Lookup] = {}  # of deferred URLs
-        self._ready: dict[str, None] = {}  # deferred URLs whose first frame can be judged
+        self._ready: dict[str, None] = {}  # deferred URLs whose first frame can be checked
 
     def check(self, batch: Sequence[A]) -> list[CheckedFrame[A]]:
-        """What can be judged now: first the deferred frames whose keys have arrived, then this batch's."""
+        """Frames that are decided now: first the deferred frames whose keys have arrived, then this batch's."""
         out: list[CheckedFrame[A]] = []
         self._release(out)
         for one in batch:
@@ -83,7 +83,7 @@ class LabelSignatures(Generic[A]):
         return out
 
     def _release(self, out: list[CheckedFrame[A]]) -> None:
-        """Judge the deferred frames whose keys have arrived, up to RELEASE_BYTES."""
+        """Check the deferred frames whose keys have arrived, up to RELEASE_BYTES."""
         for did, key in self._ring.answers().items():
             for url, lookup in self._lookups.items():
                 if did in lookup.missing:
@@ -98,7 +98,7 @@ class LabelSignatures(Generic[A]):
         self._deferred.more = bool(self._ready)
 
     def _resume(self, url: str, out: list[CheckedFrame[A]], room: int) -> int:
-        """Judge the deferred frames of a URL, up to one that needs another key; returns the room that is left, in bytes."""
+        """Check the deferred frames of a URL until one needs another key; returns the remaining room in bytes."""
         waits = False
 
         def accept(one: A) -> bool:
@@ -119,7 +119,7 @@ class LabelSignatures(Generic[A]):
         self._ring.ask(lookup.missing)
 
     def _defer(self, url: str, one: A, out: list[CheckedFrame[A]]) -> None:
-        """Queue a frame behind the others of its URL. Above the limit of untrusted hosts, judge them without an answer."""
+        """Defer a frame after the others of its URL. Above the limit of untrusted hosts, check them without the missing keys."""
         message = one.message
         if not isinstance(message, Labels):  # a rejected frame needs no key
             out.append(CheckedFrame(one, {}))
@@ -133,7 +133,7 @@ class LabelSignatures(Generic[A]):
             self._resume(url, out, TRUSTED_BYTES)
 
     def _trusted(self, url: str) -> bool:
-        """Whether the first frame of a URL waits for the PLC directory, or for nothing outside this process."""
+        """Whether the first frame of a URL waits for the PLC directory, or for no look-up."""
         return url not in self._lookups or any(did.startswith("did:plc:") for did in self._lookups[url].missing)
 
     def _judge(self, one: A, lookup: _Lookup | None, out: list[CheckedFrame[A]]) -> _Lookup | None:
@@ -162,7 +162,7 @@ class LabelSignatures(Generic[A]):
         return None
 
     def _begin(self, labels: list[Any], sources: LabelSources, now: float) -> _Lookup:
-        """The sources of a frame: what needs no network, and what is missing."""
+        """The sources of a frame: those known without the network, and the missing ones."""
         named = dict.fromkeys(src for value in labels if (src := _source(value)) is not None)
         allowed = {src for src in named if sources.may_look_up(src, now)}
         known = self._ring.known(allowed)
@@ -176,7 +176,7 @@ class LabelSignatures(Generic[A]):
         return {} if self._enforcement is Enforcement.REPORT else wrong
 
     def _wrong(self, url: str, value: Any, lookup: _Lookup) -> LabelRejected | None:
-        """Why a label is refused. The previous key counts if the network did not answer."""
+        """Why a label is refused, or None. If the network did not answer, the previous key is used."""
         src = _source(value)
         if src is None:
             return None  # `parse_label` rejects it

@@ -1,8 +1,8 @@
-"""The sources (`src`) that the labels of one URL name: which are proven to be the labeler at this URL, and which may be looked up.
+"""The sources (`src`) in the labels of one URL: which are proven to be the labeler at this URL, and which may be looked up.
 
-A labeler may write any `src` into its labels, and an unknown one costs a look-up at the PLC directory or at a did:web host that
-may not answer. So a URL gets UNPROVEN_LOOKUPS look-ups of sources that are not proven to be its own, and one more every
-UNPROVEN_SECONDS. A result holds for a while; labels of any further source are refused without a look-up.
+A labeler can write any `src` into its labels, and an unknown one costs a look-up at the PLC directory or at a did:web host. So
+each URL has a token bucket for look-ups of unproven sources: UNPROVEN_LOOKUPS, plus one every UNPROVEN_SECONDS. Results are
+cached; labels of further sources are refused without a look-up.
 """
 
 from typing import NamedTuple
@@ -13,10 +13,10 @@ from cachetools import LRUCache
 from connectors.identity.key_ring import KeyUnavailable
 from protocol.labels import LabelReason, LabelRejected
 
-UNPROVEN_LOOKUPS = 4  # of sources that are not proven to belong to the URL
-UNPROVEN_SECONDS = 60.0  # for each further look-up
-FOREIGN_SECONDS = 240.0  # how long the source of another URL is refused without a look-up
-SOURCES_KEPT = 1000  # per URL, proven ones and refused ones each
+UNPROVEN_LOOKUPS = 4  # of sources not proven to belong to the URL
+UNPROVEN_SECONDS = 60.0  # per further look-up
+FOREIGN_SECONDS = 240.0  # in which a source of another URL is refused without a look-up
+SOURCES_KEPT = 1000  # proven, and as many refused, per URL
 
 
 class Signer(NamedTuple):
@@ -59,7 +59,7 @@ class LabelSources:
             self._refused[src] = wrong, now + seconds
 
     def refusal(self, src: str) -> LabelRejected:
-        """Why the labels of a source are refused that may not be looked up now."""
+        """Why labels are refused if their source may not be looked up now."""
         if src in self._refused:
             return self._refused[src][0]
         return LabelRejected(LabelReason.BAD_SRC, f"{self._url} names too many sources to look up {src}")
@@ -75,7 +75,7 @@ def foreign(url: str, src: str, signer: Signer | KeyUnavailable) -> LabelRejecte
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Whether two URLs have the same scheme, host and port. Case and default ports make no difference."""
+    """Whether two URLs have the same scheme, host and port, ignoring case and default ports."""
     return _origin(one) == _origin(other)
 
 

@@ -1,9 +1,9 @@
 """DID → ResolvedIdentity: through a bounded cache in memory, `sluice.identity`, and the PLC directory or the did:web host.
 
 `Resolver(settings, session).resolve(did)` sends one request for concurrent callers. It raises `IdentityNotFound` (there is no
-such identity, or it must not be requested; cached for a while) or `IdentityUnreachable` (no answer, so nothing is known). An
-expired row of the table is used while the directory is down, except with `fresh`. Requests have a limited rate; after a 429, or
-a 503 with Retry-After, the directory gets no request for that time.
+such identity, or its host is refused; cached for a while) or `IdentityUnreachable` (no usable response). An expired row of the
+table is used while the directory is down, except with `fresh`. Requests are rate-limited; after a 429, or a 503 with
+Retry-After, no request is sent to the directory for that time.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ REQUESTS_AT_ONCE = 64
 WEB_REQUESTS_AT_ONCE = 256  # to did:web hosts; separate, so that hanging hosts cannot block the directory
 KNOWN_TO_ASK = 3
 STORE_CONNECTIONS = 2
-MEMORY_SECONDS = 10.0  # then the table is read again: an #identity event deletes its row for all processes
+MEMORY_SECONDS = 10.0  # lifetime in memory; short, because other processes invalidate identities through the table
 NEGATIVE_ENTRIES = 20_000
 
 log = logging.getLogger("identities")
@@ -36,7 +36,7 @@ log = logging.getLogger("identities")
 class IdentityNotFound(Exception):
     """The DID has no usable document: unknown, tombstoned, of another method, malformed, or at a refused host.
 
-    `gone`: the directory or host states that the document was removed.
+    `gone`: the directory or host answered that the document was removed.
     """
 
     def __init__(self, detail: str, *, gone: bool = False) -> None:
@@ -45,7 +45,7 @@ class IdentityNotFound(Exception):
 
 
 class IdentityUnreachable(Exception):
-    """The directory or host gave no answer. `retry_after`: seconds, if it sent that header.
+    """No usable response from the directory or host. `retry_after`: seconds, if it sent that header.
 
     `throttled`: the directory limits our requests; never set for a did:web host. `unusable`: the directory is up, but its
     answer is not this DID's document.
@@ -98,9 +98,9 @@ class Resolver:
         return await asyncio.shield(flight)  # shield: a caller that is cancelled must not cancel the others
 
     async def resolve_many(self, dids: Collection[str], *, max_age: float) -> dict[str, LookupResult]:
-        """Answers for many DIDs: one query, then the network. Does not fill the cache in memory.
+        """Results for many DIDs: one query, then the network. Does not fill the cache in memory.
 
-        `max_age`: of a stored identity, in seconds. An older one is used if the network does not answer.
+        `max_age`: of a stored identity, in seconds. An older one is used only if the network does not answer.
         """
         stored = await self._stored_many(dids)
         found: dict[str, LookupResult] = {did: identity for did, (identity, age) in stored.items() if age <= max_age}
@@ -112,15 +112,15 @@ class Resolver:
         return found
 
     async def ask(self, did: str, seconds: float) -> LookupResult:
-        """The network's answer as a value, bypassing memory and table. `seconds`: time limit."""
+        """The network's result as a value, bypassing memory and table except cached "not found". `seconds`: time limit."""
         return await self._ask_for(did, seconds)
 
     async def store(self, identity: ResolvedIdentity) -> None:
-        """Write an answer of `ask` to the table."""
+        """Write a result of `ask` to the table."""
         await self._stores.one(identity)
 
     async def stored(self, dids: Collection[str]) -> dict[str, tuple[ResolvedIdentity, float]]:
-        """The rows of many DIDs, with their age in seconds."""
+        """The stored rows of many DIDs, with their age in seconds."""
         return await self._stored_many(dids)
 
     @property
@@ -129,7 +129,7 @@ class Resolver:
         return self._pace.resting
 
     def forget(self, did: str) -> None:
-        """Remove a DID from memory, because an #identity event arrived."""
+        """Remove a DID from memory, for example after an #identity event."""
         self._cache.pop(did, None)
         self._missing.pop(did, None)
 
@@ -140,10 +140,10 @@ class Resolver:
         await self._pool.fetch(self._sql["forget"], (sorted(dids),))
 
     async def directory_answers(self) -> bool:
-        """Whether the PLC directory is up at all: does it answer for DIDs that resolved before?
+        """Whether the PLC directory is up: it answers for DIDs that resolved before.
 
-        Its health page is used only if no DID is known yet: a proxy may answer for a directory that is gone, and a mirror may
-        have no such page.
+        Its health page is used only if no DID is known yet, because a proxy may serve one without the directory, and a mirror
+        may have none.
         """
         rows = await self._some_known()
         if rows:
@@ -179,12 +179,12 @@ class Resolver:
         except IdentityUnreachable:
             if stored is None:
                 raise
-            return stored  # expired, but better than nothing while the directory is down
+            return stored  # expired, but used while the directory is down
         await self._stores.one(identity)
         return self._keep(identity, self._settings.tuning.identity_cache_seconds)
 
     async def _ask_all(self, dids: Collection[str], seconds: float | None) -> list[LookupResult]:
-        """The network's answers in the order of the DIDs. `seconds`: time limit of all together."""
+        """The network's results in the order of the DIDs. `seconds`: time limit for all together."""
         asked = {did: asyncio.create_task(self._ask_for(did, seconds)) for did in dids}
         try:
             if asked:
@@ -199,7 +199,7 @@ class Resolver:
         ]
 
     async def _ask_for(self, did: str, seconds: float | None) -> LookupResult:
-        """The network's answer as a value. A cached IdentityNotFound is returned without a request."""
+        """The network's result as a value. A cached IdentityNotFound is returned without a request."""
         missing = self._missing.get(did)
         if missing is not None:
             return missing
@@ -209,7 +209,7 @@ class Resolver:
             return err
         except IdentityNotFound as err:
             return err
-        if seconds is None:  # immediately: behind a rate limit, a batch takes minutes, and the process may end before
+        if seconds is None:  # not after the batch: with a rate limit it takes minutes, and the process may end before
             await self._stores.one(identity)
         return identity
 
@@ -224,7 +224,7 @@ class Resolver:
             TypeError,
             OverflowError,
             RecursionError,
-        ) as err:  # a defect in our code, met by an unusual answer
+        ) as err:  # a bug in our code, triggered by an unusual response
             log.warning("an identity's answer", extra={"did": did, "error": repr(err)[:300]})
             raise IdentityUnreachable(f"{did}: {err!r}"[:300]) from err
 
@@ -260,7 +260,7 @@ class Resolver:
         return parsed
 
     async def _answer(self, did: str, url: str, seconds: float, *, plc: bool) -> HttpAnswer:
-        """An answer with status 200, 404 or 410. Raises IdentityNotFound, IdentityUnreachable."""
+        """A response with status 200, 404 or 410. Raises IdentityNotFound, IdentityUnreachable."""
         try:
             async with self._permits if plc else self._web_permits:
                 if plc:  # after the permit, because a cooldown may have begun during the wait for it
