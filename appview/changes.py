@@ -11,7 +11,7 @@ from steps.gate.batch import Row as RecordRow
 class Changes:
     """Changed paths of known collections: whether each existed before the transaction, and its record now.
 
-    invalid   refused edits: reason, and `came` of the version that is shown instead (`sluice.appview_record.kept_json`)
+    invalid   refused edits: reason, and `came` of the version shown instead (`sluice.appview_record.kept_json`)
     passed    records that were created and removed within the transaction, with the time of their removal
     """
 

@@ -76,7 +76,7 @@ def note_lapsed(db: Db, lapsed: Iterable[tuple[str, str, int, int]]) -> None:
 
 
 def prune_lapsed(db: Db) -> None:
-    """Remove those that are an hour old, or too many. Replies that arrive later are judged without them, which is stricter."""
+    """Remove those older than an hour, or too many. Later replies are judged without them, which is stricter."""
     db.execute(SQL["prune_lapsed"], {"seconds": LAPSED_SECONDS, "rows": MAX_LAPSED})
 
 

@@ -1,7 +1,7 @@
 """`sluice appview`: fill the AppView's tables from `sluice.record`, and check them against it.
 
 `rebuild` replaces the rows repo by repo, locked as the index locks them, so the index may keep running. One transaction removes
-the old rows of a repo and inserts the new ones: readers see either. An interrupted rebuild resumes from its checkpoint.
+the old rows of a repo and inserts the new ones, so readers see one or the other. An interrupted rebuild resumes from its checkpoint.
 `check` recounts what the tables keep as counters.
 """
 

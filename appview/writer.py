@@ -1,7 +1,7 @@
 """The AppView's tables, written in the index transaction (SLUICE_APPVIEW=true).
 
-`AppViewWriter.write` turns the record changes of a transaction into rows, once, at its end. The tables are a function of the
-records in `sluice.record`, whatever the order of their arrival. Rows that depend on one repo are exact here; those that depend
+`AppViewWriter.write` turns the record changes of a transaction into rows, once, at its end. The tables depend only on the
+records in `sluice.record`, not on the order of their arrival. Rows that depend on one repo are exact here; those that depend
 on several are left to `appview.reconcile`, by notes in `sluice.appview_dirty`.
 """
 

@@ -54,7 +54,7 @@ class DeadLetterIndex:
         self.close = self._consumer.close
 
     def step(self, db: psycopg.Connection[Any]) -> int:
-        """Index the messages that have arrived; never waits. Raises LogUnavailable, psycopg.OperationalError."""
+        """Index the messages that have arrived, without blocking. Raises LogUnavailable, psycopg.OperationalError."""
         messages = self._consumer.poll(STEP_LETTERS, 0.0)
         if messages:
             index_dead_letters(alone(db), messages)

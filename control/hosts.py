@@ -1,6 +1,6 @@
 """`sluice hosts clear`: end the pause of a PDS.
 
-Workers notice within `connectors.atproto.rate_budget.PAUSE_CHECK_SECONDS`. Repos that waited for the end of the pause become due at once.
+It takes effect within `connectors.atproto.rate_budget.PAUSE_CHECK_SECONDS`. Repos deferred to the end of the pause are due at once.
 """
 
 from collections.abc import Sequence

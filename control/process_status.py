@@ -1,7 +1,7 @@
 """The processes of `sluice up` and their status: the file `processes.json`, health pages, and metrics.
 
-`Registry` is the file: `sluice up` writes it; other commands and tests read it. `check_process` asks one process for its status, and
-does not raise if the process does not answer.
+`Registry` is the file: `sluice up` writes it; other commands and tests read it. `check_process` reads the status of one process,
+and does not raise if the process does not answer.
 """
 
 import http.client

@@ -100,7 +100,7 @@ def _count_gap(gap: Gap) -> None:
 
 
 def dead_frame(flow: str, frame: Frame, reason: str, error: str, did: str | None = None) -> Out:
-    """The dead letter of a frame. A reason without a code of its own is put before the error text."""
+    """The dead letter of a frame. A reason without its own code is put before the error text."""
     code = DeadReason.of(reason)
     metrics.DEAD_LETTERS.labels(flow, code.value).inc()
     error = error if code == reason else f"{reason}: {error}"

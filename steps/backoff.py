@@ -1,8 +1,8 @@
-"""How long to wait after failures in a row: exponential back-off, and its use for reconnecting streams. Pure, in seconds."""
+"""Exponential back-off after failures in a row, and its use for reconnecting streams. Pure, in seconds."""
 
 FIRST_SECONDS = 0.5
-FAILED_MAX_SECONDS = 30.0  # after connections that brought no event
-SHORT_MAX_SECONDS = 5.0  # after connections that brought events and ended soon
+FAILED_MAX_SECONDS = 30.0  # after connections that delivered no event
+SHORT_MAX_SECONDS = 5.0  # after connections that delivered events and ended soon
 STEADY_SECONDS = 10.0  # a connection that lasted this long is neither
 
 

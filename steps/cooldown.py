@@ -1,4 +1,4 @@
-"""Cooldowns: how long a peer that failed is not asked again, longer with each failure in a row. Pure, bounded.
+"""Cooldowns: the time without requests to a peer that failed, longer with each failure in a row. Pure, bounded.
 
 `now` is in seconds. A peer is a DID, or a host with all its DIDs.
 """
@@ -26,21 +26,21 @@ class Cooldowns(Generic[W]):
         return len(self._failed)
 
     def why(self, peer: str, now: float) -> W | None:
-        """Why the peer may not be asked now; None if it may."""
+        """The reason of the peer's cooldown; None if it has none now."""
         entry = self._failed.get(peer)
         return entry[0] if entry is not None and entry[1] > now else None
 
     def failed(self, peer: str, why: W, now: float, at_least: float = 0.0) -> float:
-        """Record a failure; returns the end of the cooldown: the first one's length, doubled with each failure in a row.
+        """Record a failure; returns the end of the cooldown, whose length doubles with each failure in a row.
 
-        `at_least`: the seconds that the peer named. LONGEST_SECONDS bounds both.
+        `at_least`: the seconds that the peer asked for. LONGEST_SECONDS bounds both.
         """
         failures = self._failed[peer][2] + 1 if peer in self._failed else 1
         seconds = max(backoff_seconds(failures, self._first, LONGEST_SECONDS), min(at_least, LONGEST_SECONDS))
         return self._put(peer, why, now + seconds, failures)
 
     def busy(self, peer: str, why: W, now: float, seconds: float) -> float:
-        """The peer was not asked because no permit was free. Does not count as a failure; returns when to ask it."""
+        """Start a cooldown because no permit was free; not a failure. Returns its end."""
         return self._put(peer, why, now + seconds, self._failed[peer][2] if peer in self._failed else 0)
 
     def succeeded(self, peer: str) -> None:

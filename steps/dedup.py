@@ -1,7 +1,7 @@
 """Deduplication of events from several relays, in bounded memory.
 
 A key is the whole identity of an event: kind, DID, rev and commit, or kind, DID, time and payload. Python's keyed hash prevents
-deliberate collisions, so a forged commit with the rev of another one hides nothing. An event whose key was evicted passes again;
+deliberate collisions, so a forged commit cannot hide another one of the same rev. An event whose key was evicted passes again;
 the index drops it by its rev or its ratchet.
 
 Not an LRU of cachetools: `add` takes about as long (0.33 to 0.41 µs), but a key takes 65 bytes instead of several hundred.

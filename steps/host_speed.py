@@ -1,8 +1,8 @@
 """Speed of a host: starts, ends and bytes of its transfers → its permits, its queue limit, the delay of evicted repos.
 
-A slow or hanging host must not fill a worker with repos that wait for it. Repos that would wait longer than `line_seconds` are
-evicted; their delays are spread at the rate at which the host serves repos. The slower a host, the fewer permits it may hold.
-A host whose transfer was ended for being too slow is `slow` until it has served a number of repos, which doubles each time.
+A slow or hanging host must not fill a worker's queue. Repos that would wait longer than `line_seconds` are evicted; their delays
+are spread at the rate at which the host serves repos. The slower a host, the fewer permits it may hold. A host whose transfer was
+ended for being too slow is `slow` until it has served a number of repos; the number doubles with each such transfer.
 No clock: `now` in seconds.
 """
 
@@ -34,7 +34,7 @@ class Transfer:
             self.began, self._marks = now, ((now, 0), (now, 0))
 
     def speed(self, now: float) -> float:
-        """Bytes per second lately; infinite during the first SLOW_SECONDS."""
+        """Recent bytes per second; infinite during the first SLOW_SECONDS."""
         if self.began is None or now < self.began + SLOW_SECONDS:
             return inf
         if now >= self._marks[1][0] + SLOW_SECONDS:
@@ -84,7 +84,7 @@ class HostPace:
 
     @property
     def slow(self) -> bool:
-        """Whether it has to share the permits of slow hosts."""
+        """Whether it may hold only the permits shared by slow hosts."""
         return self._owed > 0
 
     @property

@@ -1,7 +1,7 @@
 """What follows a failed attempt: (failure, failures so far) → RetryIn | GiveUp | Unavailable | PauseHost. No clock, no randomness.
 
-A failure only names what happened. `decide` knows which failures are a state of the account (an outcome), which are a quota
-(pause the host, uncounted), which are not the repo's or its host's fault (retry, uncounted), and which count.
+`decide` sorts failures into states of the account (an outcome), quotas (pause the host, uncounted), failures not caused by the
+repo or its host (retry, uncounted), and counted ones.
 """
 
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ _PATIENCE: Mapping[StrEnum, float] = {
 
 
 def patience(reason: StrEnum) -> float:
-    """Seconds for which attempts with this reason stay uncounted, if no counted one comes in between."""
+    """Seconds for which attempts with this reason stay uncounted, without a counted one in between."""
     return _PATIENCE.get(reason, _DAY)
 
 
@@ -90,7 +90,7 @@ _BEYOND_US = frozenset({FailureReason.TOO_LARGE, SnapshotReason.TOO_LARGE, Snaps
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`reason`: a FailureReason or a SnapshotReason; `wait_seconds`: the wait that the server asked for, if any."""
+    """`reason`: a FailureReason or a SnapshotReason; `wait_seconds`: requested by the server, if any."""
 
     reason: StrEnum
     detail: str

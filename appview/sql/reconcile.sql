@@ -57,7 +57,7 @@ create temporary table if not exists wanted_notification (
 ) on commit delete rows
 
 -- name: horizon
--- For replies that are new under a gate: transactions that may not have seen them have lower numbers than this.
+-- For new replies under a gate: a transaction that may not have seen them has a lower number than this.
 update sluice.appview_gated set horizon = pg_snapshot_xmax(pg_current_snapshot()) where not settled and horizon is null
 
 -- name: note_settled
@@ -83,9 +83,9 @@ select uri from bsky.post where "replyParent" = any(%(posts)s::text[])
 
 -- name: judge
 -- The rules of tests/appview/projection/gates.py. A reply or quote is judged by the terms that its gate had when
--- the log received it (`at`), and by the mentions, follows and lists of that time. A record that the first fetch of a repo
--- brought (came < 0) counts as old. A reply once let in stays in (`let_in`). A parent existed before its reply, which names
--- its CID.
+-- the log received it (`at`), and by the mentions, follows and lists of that time. A record from the first fetch of its repo
+-- (came < 0) counts as old. An admitted reply stays admitted (`let_in`). A parent existed before its reply, which names its
+-- CID.
 with judged as materialized (
     select p.uri, p."violatesThreadGate" is true as violated, p."invalidReplyRoot" is true as was_invalid,
            p."violatesEmbeddingRules" is true as embedded, t.under, coalesce(t.granted, false) as granted,

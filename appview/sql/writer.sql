@@ -112,8 +112,8 @@ on conflict (did, collection, rkey) do update
 set invalid = excluded.invalid, kept_cid = null, kept_json = null, kept_at = null
 
 -- name: keep
--- Before an invalid edit: keep the current version to show it on. If it is invalid too, or a version is kept already, nothing
--- changes.
+-- Before an invalid edit: keep the current version, which stays visible. If it is invalid too, or a version is kept already,
+-- nothing changes.
 insert into sluice.appview_record as x (did, collection, rkey, invalid, kept_cid, kept_json, kept_at)
 select r.did, r.collection, r.rkey, u.reason, r.cid, r.json::text, r.indexed_at
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[]) as u (did, collection, rkey, reason)

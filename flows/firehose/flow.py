@@ -127,7 +127,7 @@ def deduplicator(seen: DedupCache, deferred: Deferred[Received]) -> Step:
 
     A commit that lacks its proof or a record is dropped if any relay has sent a complete copy, even later in this batch.
     A copy of a deferred event also holds back the cursor of its own relay, because the event is not durable yet.
-    #account events are never duplicates: each relay has its own order of them, and the ratchet needs to know it.
+    #account events are never duplicates: each relay has its own order of them, which the ratchet needs.
     """
 
     def first_ones(batch: list[Received]) -> list[Received]:

@@ -1,4 +1,4 @@
-"""All listings of the flow, in one event loop of a thread of its own: one `ListingLoop` per target, pages out.
+"""All listings of the flow, in one event loop with its own thread: one `ListingLoop` per target.
 
 Pages leave through a bounded queue. The flow's thread adds targets (`follow`), sets which are paused (`paused`), and makes
 other requests (`request_*`).

@@ -111,7 +111,7 @@ def write_fact(db: psycopg.Connection[tuple[Any, ...]], upstream: str, fact: Fac
 
 
 def fill_delay(retry_count: int) -> float:
-    """Seconds until the next round of a range, whatever its requests returned; `retry_count`: rounds before this one."""
+    """Seconds until the next round of a range; `retry_count`: rounds before this one."""
     return backoff_seconds(retry_count + 1, FILL_FIRST_SECONDS, FILL_LONGEST_SECONDS)
 
 

@@ -118,7 +118,7 @@ class ListingJobs:
         return [name.removeprefix("list ")]
 
     def _lists(self, row: tuple[Any, ...]) -> bool:
-        """Whether the job counts towards AT_ONCE: not listings of the settings, nor jobs that are listed and wait for their repos."""
+        """Whether the job counts towards AT_ONCE: not listings of the settings, nor jobs whose lists have ended."""
         return not row[6] and row[1].get("relay") not in self._settings.relays and "pds" not in row[1]
 
     def _group(self, number: int, source: dict[str, Any], batch_size: int) -> list[Target]:

@@ -1,4 +1,4 @@
-"""One listing: request a page, decide, wait, again. `steps.listing.paginator` decides after every request.
+"""One listing: request a page, decide, wait, repeat. `steps.listing.paginator` decides after every request.
 
 Skipped ranges are filled between passes (`steps.listing.range_fill`). Pages and changes of the listing's state leave
 through the crawler's bounded queue, which stops the loop while the flow is behind.
@@ -83,7 +83,7 @@ class ListingLoop:
         fresh = Listing(size=self._policy.page_size, began=self._clock())
         self.state = fresh if stored is None else _restored(stored, fresh)
         self.relist = False  # start another pass as soon as the settings allow
-        self.hurry = False  # request now, whatever the wait
+        self.hurry = False  # request now, without further wait
         self.fills: dict[int, DueRange] = {}
         self.fill_at = 0.0  # not before
         self.wake = asyncio.Event()

@@ -36,7 +36,7 @@ class EmbeddedServer(ABC):
             self._process.stop()
 
     def kill(self) -> None:
-        """SIGKILL, for fault tests. `start` brings the same data back at the same address."""
+        """SIGKILL, for fault tests. The next `start` has the same data and address."""
         if self._process is not None:
             self._process.kill()
 

@@ -3,7 +3,7 @@
 `settle(repos, queues)` is a generator without I/O. It yields a `WriteBatch`; the caller performs the writes and sends back
 `DatabaseFacts` for the repos in `awaiting`, or for some of them: the others are in the next `awaiting` again. Repos are
 independent and advance together, so a batch takes as many rounds as its busiest repo has outcomes. The events of one repo are
-decided in log order, each on the repo that the previous one left.
+decided in log order, each on the repo after the previous one.
 """
 
 from collections import Counter, deque
@@ -55,8 +55,8 @@ ORDERED = frozenset(
 )
 """Collections whose rows have `came`: when our log received the record (see `came_at`). The AppView's gates compare it.
 
-Negative: a fetch brought the record, so it existed by then, since an unknown time. That is the first fetch of the repo, or any
-fetch after the filter has changed. None: unknown. No author can write this time."""
+Negative: the record came with the first fetch of its repo, or with any fetch after a change of the filter: it existed before, since
+an unknown time. None: unknown. Authors cannot choose this time."""
 
 TICKS = 1_000_000
 """Units of `came` in a millisecond."""
@@ -164,7 +164,7 @@ def _creates(repo: Repo, queue: deque[OffsetEvent], first: wire.CreateEvent, wri
     if refused is None and transition.repo.first_attempt == attempt:
         writes.fresh.add(repo.did)
     did, run, left_out = repo.did, 0, 0
-    # False for a first fetch, and once the filter has changed: a fetch may then bring collections left out before
+    # False for a first fetch, and after a change of the filter: a fetch may then have collections left out before
     known = repo.rev and transition.repo.rev and transition.repo.first_attempt != attempt and rules.filter.version == 1
     sign = 1 if known else -1
     keeps = None if rules.filter.everything else rules.filter.keeps

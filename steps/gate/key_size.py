@@ -1,7 +1,6 @@
-"""Limits of table keys, checked before the database sees them.
+"""Limits of table keys, checked before a row is written.
 
-An entry of a PostgreSQL index has at most 2,704 bytes. The database refuses a larger one, and the whole transaction with it;
-a check of the size costs none.
+An entry of a PostgreSQL index has at most 2,704 bytes. A larger one makes the whole transaction fail.
 """
 
 from typing import Any

@@ -53,8 +53,8 @@ def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) ->
         case Phase.BACKFILL:
             return _while_backfill(repo, event, rules, size)
         case Phase.UNAVAILABLE if repo.reason in _NOT_THERE and event.rev > repo.rev:
-            # A verified commit: the account exists after all. It stays hidden until it is fetched. Comparing the event with
-            # seen_rev instead would let one forged rev block it for ever.
+            # A verified commit: the account exists. It stays hidden until it is fetched. If the event were compared with
+            # seen_rev instead, one forged rev would block it for ever.
             return _pending(replace(_seen(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
         case _:
             # The fetch has not started: its snapshot contains this event, or is refused as stale.
@@ -119,8 +119,8 @@ def on_outcome(
 def on_account(repo: Repo, event: wire.AccountEvent) -> Transition:
     """#account in any phase, by the ratchet.
 
-    A deletion or deactivation hides the repo at once and is then confirmed at the current PDS, by a claim of its own: the PDS
-    that an account has left sends both, and later than the new PDS sends that it is active.
+    A deletion or deactivation hides the repo at once and is then confirmed at the current PDS, by a separate claim: a PDS that
+    the account has left sends them too, possibly after the new PDS has reported it as active.
     """
     ratcheted, newer = ratchet.advanced(repo, event)
     if not newer:
@@ -156,7 +156,7 @@ def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Transition:
     if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):
         return Transition(repo, (Drop(Reason.STALE_REV),))
     if event.rev == repo.rev:
-        # Two commits with one rev: fetch once to learn which one is valid; a snapshot decides for good.
+        # Two commits with one rev: fetch once: the snapshot shows which one is valid.
         if repo.from_snapshot:
             return Transition(repo, (Drop(Reason.SAME_REV_OF_SNAPSHOT),))
         return _desync(repo, event, rules)

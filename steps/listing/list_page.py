@@ -94,7 +94,7 @@ def _entry(row: object, now_micros: int) -> ListEntry | None:
 
 
 def failure_of(status: int, error: str | None, retry_after: float | None) -> PageFailure:
-    """The failure that an HTTP status other than 200 stands for."""
+    """The failure for an HTTP status other than 200."""
     detail = f"HTTP {status}" + (f" {error}" if error else "")
     if status == 429:
         return PageFailure(PageTrouble.THROTTLED, detail, retry_after)

@@ -3,12 +3,12 @@
 `decide(state, answer, now, policy) -> ListingDecision`: what a page or a failure changes. The next request is for
 `state.cursor` and `state.size`, not before `ListingDecision.wait_until`. Times are seconds since 1970.
 
-    page with a new cursor           go on there at once
+    page with a new cursor           request its next page at once
     no cursor, or an unchanged one   the end: a re-check starts from the end's own cursor after `recheck_seconds`
     429                              wait as long as the server asks; not a failure
     no answer                        wait, longer each time; the cursor is not at fault
-    error answer                     wait; after `skip_after` of them at one cursor skip it (steps.listing.skip_ahead), where
-                                     cursors are opaque only after narrowing the page to the one entry that fails
+    error answer                     wait; after `skip_after` of them at one cursor skip it (steps.listing.skip_ahead); if
+                                     cursors are opaque, only after narrowing the page to the one entry that fails
     200 without a valid page         wait; after `skip_after` of them end the pass: no other cursor would help
     cursors that repeat              end the pass
     pages with nothing new           wait as after a failure; after many of them end the pass
@@ -178,7 +178,7 @@ def _further(state: Listing, page: RepoPage, cursor: str, now: float, policy: Li
 
 
 def _cut(state: Listing, why: str, now: float, policy: ListingPolicy) -> ListingDecision:
-    """End a pass before the end of the list. The next pass goes on from its cursor."""
+    """End a pass before the end of the list. The next pass continues at its cursor."""
     rounds = state.rounds + 1
     ended = replace(state, done=True, failures=0, skips=0, **_FRESH | {"cut": why, "rounds": rounds})
     return ListingDecision(ended, now + _between_rounds(rounds, policy), ended=True, stuck=why)
