@@ -1,9 +1,9 @@
-# One image for every process: `docker run IMAGE run firehose`, as uid 10001, with a read-only root and /tmp writable.
+# One image for all processes: `docker run IMAGE run firehose`, as uid 10001, with a read-only root and a writable /tmp.
 #
 #   docker build -t sluice:0.1.0 .
 #
-# BASE may be any image with Python 3.11 or 3.12 as python3; give it with @sha256:… where builds must be repeatable to the
-# bit. A base whose Python came from Debian needs python3-dev and python3-venv in BUILD_PACKAGES.
+# BASE may be any image with Python 3.11 or 3.12 as python3; pin it with @sha256:… for reproducible builds. A base with Debian's
+# Python needs python3-dev and python3-venv in BUILD_PACKAGES.
 ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS build
@@ -15,7 +15,7 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/sluice \
     UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
     UV_NO_CACHE=1
-# hadolint ignore=DL3008 # a compiler that only builds; what it is given is pinned in uv.lock
+# hadolint ignore=DL3008 # only a compiler for the build; its input is pinned in uv.lock
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ${BUILD_PACKAGES} \
  && rm -rf /var/lib/apt/lists/*

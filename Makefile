@@ -1,4 +1,4 @@
-# Two commands do all the set-up on a fresh machine: `make run` and `make test`.
+# `make run` and `make test` do all the set-up on a fresh machine.
 UV_VERSION := 0.13.9
 PYTHON ?= python3
 UV := .tools/bin/uv
@@ -23,12 +23,12 @@ $(UV):
 	@$(UV) sync --frozen --quiet
 	@touch $@
 
-# exec, so that Ctrl-C and SIGTERM reach sluice itself and its exit code is the recipe's
+# exec, so that sluice receives Ctrl-C and SIGTERM, and its exit code becomes the recipe's
 run: setup
 	@exec .venv/bin/sluice up $(if $(RELAY),$(foreach url,$(RELAY),--relay $(url)),--simulate) \
 	  $(foreach url,$(LABELER),--labeler $(url)) $(if $(PLC),--plc $(PLC)) $(ARGS)
 
-# promtool and prometheus for the alert rules, chromium for the status page; installed where that needs no question
+# promtool and prometheus for tests of alert rules, chromium for the status page; installed if root on Debian
 tools:
 	@missing=""; command -v promtool >/dev/null && command -v prometheus >/dev/null || missing=prometheus; \
 	  command -v chromium >/dev/null || missing="$$missing chromium"; [ -z "$$missing" ] || \
@@ -36,14 +36,14 @@ tools:
 	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
-# Two workers run whole systems, the others everything else; most tests wait more than they compute. What measures the machine
-# runs alone at the end. The official servers' packages are installed meanwhile: a test that needs them waits for that.
+# Two workers run whole systems, the others all other tests, which mostly wait. Tests that measure time run alone at the end.
+# The official servers' packages are installed in the background; tests that need them wait for that.
 test: setup tools
 	@nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1 & \
 	  .venv/bin/pytest -n 4 --dist loadgroup -m "not alone"; parts=$$?; \
 	  .venv/bin/pytest -m alone && exit $$parts
 
-# the same tests with every sweep at its whole size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour)
+# the same tests with all sweeps at full size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour)
 test-long:
 	@TEST_SIZE=long $(MAKE) test
 
@@ -52,10 +52,10 @@ coverage: setup tools
 	@.venv/bin/pytest -n 2 --dist loadgroup -m "not acceptance and not alone" --cov --cov-report=term --cov-report=html:.coverage_html; \
 	  echo "by line: .coverage_html/index.html"
 
-# make chaos [SEED=7] [MINUTES=10]     everything fails at random; in the end the mirror is proven
+# make chaos [SEED=7] [MINUTES=10]     random faults everywhere; at the end the mirror is verified
 SEED ?=
 MINUTES ?= 10
-# make soak [DAYS=60]     weeks of operation with clocks that run faster; nothing may grow without bound
+# make soak [DAYS=60]     weeks of operation with accelerated clocks; nothing may grow without bound
 DAYS ?= 60
 soak: setup
 	@SOAK_DAYS=$(DAYS) .venv/bin/pytest -rP tests/system/endurance/test_soak.py
@@ -64,7 +64,7 @@ chaos: setup
 	@seed=$(or $(SEED),$$(date +%s)); echo "chaos: SEED=$$seed MINUTES=$(MINUTES)"; \
 	  CHAOS_SEED=$$seed CHAOS_MINUTES=$(MINUTES) .venv/bin/pytest -rP tests/system/endurance/test_chaos.py
 
-# make fuzz [MINUTES=10]     the coverage-guided fuzzer over every parser of bytes from outside; a find fails with its bytes
+# make fuzz [MINUTES=10]     coverage-guided fuzzing of every parser of untrusted bytes; a failure prints its input
 fuzz: setup
 	@FUZZ_MINUTES=$(MINUTES) .venv/bin/pytest -rP -k finds_nothing tests/fuzz/test_guided.py
 
@@ -76,7 +76,7 @@ lint: setup
 bench: setup
 	@for name in index backfill firehose end_to_end; do .venv/bin/python -m bench.$$name || exit 1; done
 
-# index and backfill from 1 to 4 processes and back under load, rolled and killed: what each step costs; nothing lost
+# scales index and backfill from 1 to 4 processes and back under load, restarts and kills them: cost of each step, no loss
 scale-test: setup
 	@.venv/bin/python -m bench.scale
 
@@ -84,7 +84,7 @@ scale-test: setup
 image-test: setup
 	@deploy/image_acceptance.sh
 
-# What `make setup` and the tools made. The mirror's data in .sluice stays; remove that folder yourself.
+# removes files created by `make setup` and the tools, but not the mirror's data in .sluice
 clean:
 	@rm -rf .venv .tools .coverage_html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What settings say of where things are: URLs of services and databases, addresses of brokers and servers."""
+"""Validation of URLs and addresses in settings."""
 
 import ipaddress
 import re
@@ -7,10 +7,10 @@ BROKER = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s/:@]+)(:\d{1,5})?")
 
 
 def is_postgresql(value: str) -> bool:
-    """Whether libpq takes this text for a connection: a URL, or words of the form key=value."""
+    """Whether libpq accepts this text as a connection string (URL or key=value). True for ''."""
     if not value:
         return True
-    from psycopg import ProgrammingError  # noqa: PLC0415 - only where a database is named
+    from psycopg import ProgrammingError  # noqa: PLC0415 - only if a database is set
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - as above
 
     try:
@@ -30,7 +30,7 @@ def is_address(value: str) -> bool:
 
 
 def service_url(value: str) -> str:
-    """The http(s) URL of a service. Raises ValueError."""
+    """The URL without a trailing slash, ws(s) replaced by http(s). Raises ValueError."""
     url = value.rstrip("/")
     scheme = url.partition("://")[0]
     if scheme in ("ws", "wss"):

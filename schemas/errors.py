@@ -1,4 +1,4 @@
-"""The base of every error that an operator can mend."""
+"""The base of all errors that an operator can fix."""
 
 
 class OperatorError(Exception):

@@ -1,4 +1,4 @@
-"""What of the network is mirrored, as operators say it. Patterns and matching: `steps/gate/filters.py`."""
+"""The filter: which repos and collections are mirrored. Matching: `steps/gate/filters.py`."""
 
 import re
 from datetime import datetime

@@ -1,7 +1,7 @@
-"""The names of flows and processes, decided here.
+"""The names of flows and processes.
 
-A flow has one name with underscores: in metrics (label `flow`), logs, the database, and as its folder in `flows/`. Its process is
-named with hyphens, as in Kubernetes and in `sluice run list-repos`. Commands accept both spellings.
+A flow's name has underscores: in metrics (label `flow`), logs, the database, and as its folder in `flows/`. The name of its
+process has hyphens: in Kubernetes and in `sluice run list-repos`. Commands accept both.
 """
 
 LIST_REPOS = "list_repos"
@@ -9,12 +9,12 @@ FLOWS = (LIST_REPOS, "firehose", "labels", "backfill", "index")
 
 
 def flow_name(process: str) -> str:
-    """The flow that a process runs; for `control`, its own name."""
+    """The flow of a process; `control` is returned unchanged."""
     return process.replace("-", "_")
 
 
 def process_name(flow: str) -> str:
-    """The process that runs a flow. Also accepts the name of a process."""
+    """The process of a flow. Also accepts the name of a process."""
     return flow.replace("_", "-")
 
 

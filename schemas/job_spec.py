@@ -1,6 +1,6 @@
-"""Backfill jobs as operators see them: what is asked for (`JobSpec`), what became of it (`Job`), what would be done (`Plan`).
+"""Backfill jobs in the command line and HTTP API: request (`JobSpec`), state (`Job`) and dry run (`Plan`).
 
-The command line and the HTTP API take and give these models; the rows behind them are `sluice.backfill_job`.
+Jobs are stored in `sluice.backfill_job`.
 """
 
 from datetime import datetime

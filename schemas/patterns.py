@@ -1,6 +1,6 @@
-"""Patterns of what people type, and what to write where something does not fit: `mistake(error) -> (where, what)`.
+"""Patterns of operators' input, and error messages for input that does not match: `mistake(error) -> (where, what)`.
 
-They stand in the HTTP API's description, so they are looser than `protocol/syntax.py`, which judges what the network sends.
+They are part of the HTTP API's description, and looser than `protocol/syntax.py`, which validates data of the network.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ WRITE = {
 
 
 def mistake(error: ValidationError) -> tuple[tuple[str, ...], str]:
-    """The first mistake of a model: `first_mistake`."""
+    """`first_mistake` of a model's errors."""
     return first_mistake(error.errors(include_url=False, include_input=False))
 
 
 def first_mistake(errors: Sequence[Any]) -> tuple[tuple[str, ...], str]:
-    """pydantic's errors → where the first one is (field, index, …; empty: the whole) and what is wrong, without a regex."""
+    """The first of pydantic's errors: location (field, index, …; empty: the whole) and message, without a regex."""
     first = errors[0]
     where = tuple(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":

@@ -1,4 +1,4 @@
-"""Why something became a dead letter: the codes, each with a line of help. What is refused has its code here (a test holds it)."""
+"""Reason codes of dead letters, each with a line of help. A test checks that every rejection reason is listed."""
 
 from enum import StrEnum
 
@@ -53,7 +53,7 @@ class DeadReason(StrEnum):
 
     @classmethod
     def of(cls, code: str) -> "DeadReason":
-        """The reason with this code. One that is not listed must not stop a flow; the letter's error still names it."""
+        """The reason with this code, or UNLISTED: an unknown code must not stop a flow; the dead letter's error has it."""
         return _BY_CODE.get(code, cls.UNLISTED)
 
 

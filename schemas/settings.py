@@ -1,7 +1,7 @@
-"""The settings of every process. Each public one is also an environment variable `SLUICE_<NAME>`.
+"""The settings of every process. Each is also an environment variable `SLUICE_<NAME>`.
 
 `load(**overrides) -> Settings` raises `SettingsError`, one line that names the setting and the remedy. An unknown
-`SLUICE_…` variable is an error too: a misspelt setting must not be ignored in silence.
+`SLUICE_…` variable is also an error, so that a misspelt setting is not silently ignored.
 """
 
 import difflib
@@ -23,7 +23,7 @@ PREFIX = "SLUICE_"
 SECRETS = ("api_token", "api_read_token", "kafka_password")
 """Settings whose value is never shown. Of `database` only the password is hidden."""
 FOREIGN = {"SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS"}
-"""Variables with our prefix that are no settings."""
+"""Variables with our prefix that are not settings."""
 URLs = Annotated[list[str], NoDecode]
 
 
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     api_read_token: str = Field("", repr=False, description="bearer token with read access to the API")
     log_format: str = Field("auto", pattern="^(auto|json|text)$", description="json, text, or auto: text on a terminal")
 
-    # private; the tests set it as JSON in SLUICE_TUNING
+    # private; tests set it as JSON in SLUICE_TUNING
     tuning: Tuning = Field(Tuning(), repr=False)
 
     @model_validator(mode="before")
@@ -209,7 +209,7 @@ class Settings(BaseSettings):
         return service_url(value)
 
     def replaced(self, **changes: Any) -> "Settings":
-        """A copy with these settings changed, validated."""
+        """A validated copy with these settings changed."""
         return Settings(**{name: getattr(self, name) for name in self.model_fields_set} | changes)
 
     def topic(self, name: str) -> str:
@@ -225,7 +225,7 @@ PUBLIC = tuple(name for name in Settings.model_fields if name != "tuning")
 
 
 def load(**overrides: Any) -> Settings:
-    """Settings from the environment, overridden by `overrides` (those that are not None)."""
+    """Settings from the environment, overridden by `overrides` that are not None. Raises SettingsError."""
     for name in os.environ:
         if name.startswith(PREFIX):
             _check_name(name)
@@ -244,7 +244,7 @@ def load(**overrides: Any) -> Settings:
 
 
 def _check_name(variable: str) -> None:
-    """Raise on an unknown variable."""
+    """Raise SettingsError for an unknown variable."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     if variable.upper() in known | FOREIGN:
         return
@@ -259,7 +259,7 @@ def _check_name(variable: str) -> None:
 
 
 def _check_broker(settings: Settings) -> None:
-    """Check the settings of the broker connection against each other."""
+    """Check that the settings of the broker connection are consistent. Raises SettingsError."""
     protocol = f"{PREFIX}KAFKA_PROTOCOL"
     if settings.kafka_protocol.startswith("sasl_"):
         for name in ("kafka_username", "kafka_password"):
@@ -282,7 +282,7 @@ def _check_broker(settings: Settings) -> None:
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """The settings that were given, as environment variables of a child process."""
+    """The explicitly set settings, as environment variables for a child process."""
     return {PREFIX + name.upper(): spell(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
 
 

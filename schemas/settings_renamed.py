@@ -1,4 +1,4 @@
-"""Former names of settings → their names today."""
+"""Former names of settings → current names."""
 
 RENAMED = {
     "bootstrap": "kafka_bootstrap",

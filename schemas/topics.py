@@ -12,4 +12,4 @@ DEAD_LETTER: Final = "dead_letter"
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """`max.message.bytes` of every topic and client."""
 MAX_VALUE_BYTES = MAX_MESSAGE_BYTES - 8192
-"""Largest value: the rest is for headers, key and batch."""
+"""Maximum size of a value; the rest is for headers, key and batch."""

@@ -1,6 +1,6 @@
-"""Intervals, limits and sizes that no operator needs to change. Private: not settings, listed nowhere.
+"""Intervals, limits and sizes that operators need not change. Private: not listed among the settings.
 
-Tests replace them, also in child processes: `SLUICE_TUNING='{"lease_seconds": 2}'`.
+Tests override them, also in child processes: `SLUICE_TUNING='{"lease_seconds": 2}'`.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,11 +31,11 @@ class Tuning(BaseModel):
     identity_cache_entries: int = Field(default=50_000, ge=1)
     """Resolved DIDs in memory, per process."""
     identity_negative_seconds: float = Field(default=60.0, ge=0)
-    """First wait before a DID without a document or answer is resolved again; doubles up to an hour."""
+    """First wait before a DID without a document or response is resolved again; doubles up to an hour."""
     key_cache_entries: int = Field(default=200_000, ge=100)
     """Signing keys in memory."""
     key_cache_seconds: float = Field(default=86_400.0, gt=0)
-    """Lifetime of a signing key without an #identity event or a bad signature."""
+    """Lifetime of a cached signing key; an #identity event or a bad signature ends it earlier."""
     reresolve_seconds: float = Field(default=60.0, ge=0)
     """Minimum interval between resolutions of one DID after bad signatures."""
     handle_retry_seconds: float = Field(default=3600.0, gt=0)
@@ -49,11 +49,11 @@ class Tuning(BaseModel):
     list_relist_seconds: float = Field(default=86_400.0, gt=0)
     """Interval at which a relay is listed again from the start."""
     list_hosts_at_once: int = Field(default=20, ge=1)
-    """PDSes with a listRepos request in flight."""
+    """Maximum PDSes with a listRepos request in flight."""
     list_hosts_recheck_seconds: float = Field(default=3600.0, gt=0)
     """Interval at which a finished listing of a PDS continues from its end."""
     list_host_repos: int = Field(default=5_000_000, ge=1)
-    """Entries read of one PDS's listing; a longer one is cut and recorded."""
+    """Maximum entries read of one PDS's listing; a longer listing is cut, and that is recorded."""
     list_retry_seconds: float = Field(default=0.5, gt=0)
     """First back-off of a failed listRepos page."""
     gap_relist_seconds: float = Field(default=3600.0, gt=0)
@@ -69,13 +69,13 @@ class Tuning(BaseModel):
     stream_queue_frames: int = Field(default=20_000, ge=100)
     """Frames buffered per flow; a frame above 2 KiB counts as several."""
     dedup_entries: int = Field(default=500_000, ge=1000)
-    """(did, rev) pairs remembered to drop duplicates of several relays."""
+    """(did, rev) pairs kept to drop duplicates from several relays."""
 
     # backfill
     lease_seconds: float = Field(default=60.0, gt=1)
     """Lease of a claim; renewed while its worker lives and its download progresses."""
     resyncs_per_repo_hour: int = Field(default=12, ge=1)
-    """Maximum fetches of one repo within an hour, whatever its events request."""
+    """Maximum fetches of one repo within an hour, regardless of its events."""
     retry_first_seconds: float = Field(default=5.0, ge=0)
     """First back-off of a failed repo."""
     retry_max_seconds: float = Field(default=3600.0, ge=0)
@@ -87,7 +87,7 @@ class Tuning(BaseModel):
     host_window_seconds: float = Field(default=300.0, gt=0)
     """Window of `pds_requests`."""
     rate_limit_pause_seconds: float = Field(default=60.0, gt=0)
-    """Pause of a host that answers 429 without a time."""
+    """Pause of a host that answers 429 without Retry-After."""
     fetch_connect_seconds: float = Field(default=10.0, gt=0)
     """Connect timeout of every request."""
     fetch_idle_seconds: float = Field(default=300.0, gt=0)
@@ -95,22 +95,22 @@ class Tuning(BaseModel):
     fetch_total_seconds: float = Field(default=3600.0, gt=0)
     """Maximum time of one getRepo."""
     car_memory_bytes: int = Field(default=8 * 1024**2, ge=0)
-    """Larger CARs are spooled to disk."""
+    """CARs above this size are spooled to disk."""
     snapshot_max_bytes: int = Field(default=0, ge=0)
-    """Maximum bytes of a repo's records, each counted as often as the tree names it; 0: as `backfill_max_car_bytes`."""
+    """Maximum bytes of a repo's records, counted once per leaf of the tree; 0: `backfill_max_car_bytes`."""
 
     # index
     index_batch_seconds: float = Field(default=2.0, gt=0)
-    """After a batch that took longer, the next one is half as large: rebalances wait for a batch."""
+    """A batch that takes longer halves the next one, because rebalances wait for the end of a batch."""
     buffered_events_per_repo: int = Field(default=10_000, ge=1)
-    """Live events buffered for one repo before it is fetched again."""
+    """Maximum live events buffered for one repo; above it the repo is fetched again."""
     buffered_bytes_per_repo: int = Field(default=64 * 1024 * 1024, ge=1)
-    """Bytes of live events buffered for one repo before it is fetched again."""
+    """Maximum bytes of live events buffered for one repo; above it the repo is fetched again."""
 
     # control
     control_interval_seconds: float = Field(default=1.0, gt=0)
     """Interval at which control checks for due and expired work."""
     queue_batch: int = Field(default=2000, ge=1)
-    """Repos that control queues in one step."""
+    """Maximum repos that control queues in one step."""
     requeue_after_seconds: float = Field(default=30.0, gt=0)
-    """A queued repo whose message does not exist is queued again after this long."""
+    """A queued repo without a message is queued again after this long."""

@@ -1,8 +1,8 @@
-"""The messages of `schemas.events`, compiled: same names, same fields, msgspec speed.
+"""The messages of `schemas.events` as msgspec structs with the same names and fields.
 
-`schemas.events` stays the one definition: each class here is generated from the pydantic model of its name, so that hot
-paths neither validate twice nor decode a record's body only to encode it again (`RawJson` fields are `msgspec.Raw`).
-`decode_*(bytes)` raise `msgspec.DecodeError` (its subclass `ValidationError` included) on anything that does not fit.
+Each class is generated from the pydantic model of its name. Hot paths thus validate only once, and record bodies pass through
+undecoded (`RawJson` fields are `msgspec.Raw`). `decode_*(bytes)` raise `msgspec.DecodeError` (or its subclass
+`ValidationError`) on malformed messages.
 """
 
 from types import UnionType
@@ -74,7 +74,7 @@ else:
 
 
 ABSENT: Final = msgspec.Raw(b"null")
-"""The body of an op or record that has none. `is_absent` also knows a literal `null`."""
+"""Default of a missing body of an op or record."""
 
 if not TYPE_CHECKING:
     RepoTask = _compile(events.RepoTask)
@@ -100,7 +100,7 @@ decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
 
 
 def body(raw: Any) -> bytes | None:
-    """JSON text of a `RawJson` field, or None where the message has none. Sound for `msgspec.Raw` and absent bodies."""
+    """JSON text of a `RawJson` field; None if it is missing or null."""
     text = bytes(raw) if raw is not None else b"null"
     return None if text == b"null" else text
 
