@@ -166,13 +166,13 @@ class AppViewWriter:
             self.db.execute(SQL["drop_thread_replies"], {"roots": array(roots), "uris": array(uris)})
 
     def _lapse(self, uri: str, holder: str, member: str) -> None:
-        """Keep a removed follow or list item: replies of its time are judged by it."""
+        """Store a removed follow or list item, to judge replies from its lifetime."""
         came, gone = self.ended.get(uri, (None, None))
         if came is not None and gone is not None:
             self.lapsed.add((holder, member, max(came, gates.EVER), gone))
 
     def _pass(self, changes: Changes) -> None:
-        """Keep follows, list items and gates that existed only within this transaction."""
+        """Store follows, list items and gates that existed only within this transaction."""
         back: dict[Key, int | None] = {}
         for row, gone in changes.passed:
             page = RecordPage()

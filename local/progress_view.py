@@ -1,4 +1,4 @@
-"""The output of `sluice up` while it runs: a rich view on a terminal, plain lines elsewhere. It goes to standard error only."""
+"""The output of `sluice up` while it runs, on standard error: a rich view on a terminal, plain lines elsewhere."""
 
 import sys
 import time

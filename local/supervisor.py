@@ -27,7 +27,7 @@ BACK_OFF_MAX_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a child that ran this long starts with the shortest delay again
 DRAIN_SECONDS = 30.0
 KILL_SECONDS = 30.0
-LAST_WORDS_SECONDS = 10.0  # its output ends with it, unless a process that it left behind holds the pipe
+LAST_WORDS_SECONDS = 10.0  # for the end of its output: a descendant may hold the pipe open
 LOUD = ("WARNING", "ERROR", "CRITICAL")
 
 Say = Callable[[str, str], None]  # (who, what)

@@ -49,7 +49,7 @@ _KEY_MAY_HAVE_CHANGED = (SnapshotReason.BAD_SIGNATURE, SnapshotReason.NO_KEY)
 
 @dataclass(slots=True, eq=False)
 class ClaimRun:
-    """Progress of one claim, for the worker. `waiting`: it has had no fetch slot yet; `task`: what the flow works on."""
+    """Progress of one claim, for the worker. `waiting`: it has had no fetch slot yet; `task`: its task in the flow."""
 
     claim: Claim
     resync: bool
@@ -198,7 +198,7 @@ class RepoPipeline:
     async def _submit(
         self, run: ClaimRun, min_rev: str, identity: ResolvedIdentity | None, fetched: Download | Unavailable
     ) -> asyncio.Future[Result]:
-        """Hand over to the flow's thread; blocks while the flow is behind. The future gets the result."""
+        """Hand over to the flow's thread; blocks while the flow is behind. Returns a future of the result."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         task = run.task = SnapshotTask(
             run.claim,

@@ -1,8 +1,8 @@
 """Time slices of the flow's thread: which tasks are verified and encoded next, and how much of each.
 
 Small tasks are open side by side, up to a number of bytes. Of the heavy ones a single task is open at a time, beside the
-small ones: it is either a CAR on disk, or a small CAR that expanded and was parked. Tasks are served in the order of
-their newest slice, so that none starves if one round has no room for all.
+small ones: it is either a CAR on disk, or a small CAR that expanded and was parked. The least recently served task comes
+first, so that none starves if one round has no room for all.
 """
 
 from collections.abc import Iterator

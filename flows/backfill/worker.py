@@ -64,7 +64,7 @@ class BackfillWorker:
         return len(self._running)
 
     def room(self, *, resync: bool) -> int:
-        """How many claims of this kind to add now: enough to fill the free slots and to queue as many again.
+        """How many claims of this kind to add now: enough to fill the free slots and to queue about one per slot.
 
         0 while the flow is behind. Backlog claims take no room from resyncs. Claims that wait because their host is at its
         limit do not count as queued, up to QUEUED_PER_SLOT per slot; FetchSlots evicts what its host cannot serve soon.

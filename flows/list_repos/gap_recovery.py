@@ -123,7 +123,7 @@ def _narrow(db: psycopg.Connection[tuple[Any, ...]], fact: RangeNarrowed) -> Non
     from_cursor, to_cursor = fact.left[0]
     first = {**values, "from_cursor": from_cursor, "to_cursor": to_cursor}
     if db.execute(SQL["narrow"], first).fetchone() is None:
-        db.execute(SQL["fill"], {"id": fact.id})  # another row is that range already
+        db.execute(SQL["fill"], {"id": fact.id})  # another row has that range already
 
 
 def recover_now(settings: Settings, ids: Sequence[int] | None) -> list[int]:

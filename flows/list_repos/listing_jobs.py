@@ -36,7 +36,7 @@ logger = logging.getLogger(FLOW)
 
 
 class ListingJobs:
-    """For the flow's thread. A listing of the settings opens its job when its first page arrives."""
+    """Used by the flow's thread. A listing of the settings opens its job when its first page arrives."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -51,7 +51,7 @@ class ListingJobs:
         self._database.close()
 
     def job_of(self, key: str) -> int:
-        """`of`, committed before it returns."""
+        """Like `of`, in a transaction of its own."""
         return self._ids.get(key) or self.of(alone(self._database()), key)
 
     def of(self, db: Connection, key: str) -> int:

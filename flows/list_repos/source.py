@@ -104,7 +104,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
                 self._write(db, position, waiting)
                 written = True
         except psycopg.OperationalError as err:
-            if written:  # the connection was lost within the commit itself: written again, a job would count twice
+            if written:  # the connection was lost during the commit: a retry could count repos twice
                 raise CommitUnknown(f"{err}; the listings go on from what the database holds") from err
             raise
 

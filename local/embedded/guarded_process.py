@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1"
 PORT_RANGE = (20_000, 32_000)
 LOG_KEEP_BYTES = 4 * 1024 * 1024
 KILLED_SECONDS = 10.0
-OBEY_SECONDS = 30.0  # a guard on a machine that hangs for a moment needs time; after this it is killed
+OBEY_SECONDS = 30.0  # limit for the guard's reaction to an order, then it is killed
 
 
 class DataFolderBusy(Exception):

@@ -156,7 +156,7 @@ def _in_sync(repo: Repo, event: Streamed, rules: Rules) -> Transition:
     if event.rev < repo.rev or (event.rev == repo.rev and event.data == repo.data):
         return Transition(repo, (Drop(Reason.STALE_REV),))
     if event.rev == repo.rev:
-        # Two commits with one rev: fetch once: the snapshot shows which one is valid.
+        # Two commits with one rev. Fetch once: the snapshot shows which one is valid.
         if repo.from_snapshot:
             return Transition(repo, (Drop(Reason.SAME_REV_OF_SNAPSHOT),))
         return _desync(repo, event, rules)
@@ -192,7 +192,7 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
         phase=Phase.SYNC,
         reason=Reason.SYNCED,
         active=True,
-        status=repo.status if repo.active else None,  # the claim cleared it: this one was reported later
+        status=repo.status if repo.active else None,  # the claim cleared it, so it was reported later
         rev=rev,
         data=outcome.data,
         commit=outcome.commit,

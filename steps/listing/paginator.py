@@ -36,7 +36,7 @@ THROTTLE_SECONDS = 60.0  # after a 429 without Retry-After
 
 @dataclass(frozen=True, slots=True)
 class ListingPolicy:
-    """How a listing behaves. `relay`: its cursors are those of a relay; `most`: entries to read at most. Times in seconds."""
+    """Parameters of a listing. `relay`: its cursors are those of a relay; `most`: entries to read at most. Times in seconds."""
 
     page_size: int
     skip_after: int
@@ -158,7 +158,7 @@ _FRESH: dict[str, Any] = {"cut": "", "rounds": 0, "pages": 0, "barren": 0, "mark
 
 
 def _further(state: Listing, page: RepoPage, cursor: str, now: float, policy: ListingPolicy) -> ListingDecision:
-    """On to the next page, unless the pages repeat.
+    """Continue with the next page, unless the pages repeat.
 
     Brent's cycle detection: one page is remembered, and replaced by the newest whenever the number of pages has doubled.
     Any cycle is found before it has been read three times, in constant memory.
