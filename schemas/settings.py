@@ -21,7 +21,7 @@ from schemas.tuning import Tuning
 
 PREFIX = "SLUICE_"
 SECRETS = ("api_token", "api_read_token", "kafka_password")
-"""Settings whose value is never shown. Of `database` only the password is hidden."""
+"""Settings whose value is never shown. In `database` only the password is masked."""
 FOREIGN = {"SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS"}
 """Variables with our prefix that are not settings."""
 URLs = Annotated[list[str], NoDecode]

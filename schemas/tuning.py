@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Tuning(BaseModel):
-    """Seconds unless the name says otherwise."""
+    """Times are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +73,7 @@ class Tuning(BaseModel):
 
     # backfill
     lease_seconds: float = Field(default=60.0, gt=1)
-    """Lease of a claim; renewed while its worker lives and its download progresses."""
+    """Lease of a claim; renewed while its worker runs and its download progresses."""
     resyncs_per_repo_hour: int = Field(default=12, ge=1)
     """Maximum fetches of one repo within an hour, regardless of its events."""
     retry_first_seconds: float = Field(default=5.0, ge=0)

@@ -37,7 +37,7 @@ MAX_ERROR_BYTES = 16 * 1024
 
 
 class FetchFailed(Exception):
-    """No CAR. `host`: the origin to blame, if any."""
+    """The fetch failed. `host`: the origin that counts as the cause, if any."""
 
     def __init__(self, failure: Failure, host: str | None = None) -> None:
         super().__init__(str(failure))
@@ -47,7 +47,7 @@ class FetchFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A complete CAR. `time`: when it was complete. Close the spool after use."""
+    """A complete CAR. `time`: of its completion. Close the spool after use."""
 
     did: str
     host: str
@@ -116,7 +116,7 @@ class PdsClient:
     async def _request(self, url: str, host: str, asked: str, spool: Spool, *, transfer: Transfer) -> str | None:
         """One request: stream the body into the spool, or return the Location of a redirect.
 
-        `asked`: the first host, to blame for failures.
+        `asked`: the first host, to which failures are attributed.
         """
         transfer.asked(time.monotonic())
         try:

@@ -169,7 +169,7 @@ class Sockets:
         """Put frames into the queue until the socket ends. Raises _Closed or _FrameTooLarge."""
         queue, received, url, binary = self.queue, upstream.recent.add, upstream.url, WSMsgType.BINARY
         upstream.received_at = time.monotonic()
-        asked = upstream.cursor  # None after the first event
+        asked = upstream.cursor  # set to None after the first event
         while True:
             message = await socket.receive()
             if message.type is not binary:

@@ -259,7 +259,7 @@ class HandleChecks:
                 await db.execute(self._sql["settle"], values)
                 asked = {"owners": [owner for owner, _ in elsewhere], "handles": [handle for _, handle in elsewhere]}
                 await db.execute(self._sql["ask_owners"], asked)
-        except (errors.UniqueViolation, errors.DeadlockDetected):  # a concurrent leader, or the index: all stay due
+        except (errors.UniqueViolation, errors.DeadlockDetected):  # with a concurrent leader or the index: all stay due
             metrics.HANDLE_CHECKS.labels("undone").inc(len(checked))
             return
         for one in checked:

@@ -1,7 +1,7 @@
 """Offsets of topics and consumer groups, from the broker and from the database: `Offsets`.
 
-The index stores its offsets in `sluice.stream_offset`, in the transaction of its rows: these are authoritative, and the broker's
-copy follows them. For other groups the broker's offsets count. Topic names go in and come out without the prefix.
+The index stores its offsets in `sluice.stream_offset`, in the transaction of its rows. These are authoritative; the broker's are
+a copy. For other groups the broker's offsets are authoritative. Topic names in arguments and results have no prefix.
 
 Used by control, ops and back-pressure. Every request has a deadline; all methods raise LogUnavailable when the broker does not
 answer.
@@ -34,7 +34,7 @@ GROUP_TOPICS = {
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """One group in one partition. `position`: the next offset that the group processes; `start` and `end` are the log's."""
+    """Lag of one group in one partition. `position`: the group's next offset. `start`, `end`: watermarks of the partition."""
 
     group: str
     topic: str
@@ -50,7 +50,7 @@ class PartitionLag:
 
     @property
     def past_end(self) -> bool:
-        """The position is beyond the end of the log (B9): the log was replaced or restored."""
+        """Whether the position is beyond the end of the log (B9), because the log was replaced or restored."""
         return self.position > self.end
 
     @property
@@ -94,7 +94,7 @@ class Offsets:
         return {part: int(result.offset) for part, result in self._list(parts, spec).items()}
 
     def starts(self, parts: Iterable[Part]) -> dict[Part, int]:
-        """The first offset that the log still has."""
+        """The first available offset."""
         return self.find(parts, OffsetSpec.earliest())
 
     def ends(self, parts: Iterable[Part]) -> dict[Part, int]:

@@ -1,7 +1,7 @@
 """An asyncio loop in its own thread, for a source's sockets and requests. Its errors reach the flow's thread (B8).
 
 `Background(name, main)` runs the coroutine function `main` until it returns. `check()` raises its error in the caller's thread.
-`Handover` is the bounded queue from the loop to the flow; `put` waits while it is full, which is the back-pressure to the socket.
+`Handover` is the bounded queue from the loop to the flow; while it is full `put` waits, so the socket is not read (back-pressure).
 """
 
 import asyncio

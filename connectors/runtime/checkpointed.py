@@ -105,7 +105,7 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
 
 
 class CheckpointedSource(FixedPartitionedSource[X, None]):
-    """A source of one checkpointed partition, built when the flow starts (constructors never connect)."""
+    """A source with one checkpointed partition, which is built, and connects, when the flow starts."""
 
     def __init__(self, build: Callable[[], CheckpointedPartition[X, Any]]) -> None:
         self._build = build
