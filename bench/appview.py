@@ -1,9 +1,9 @@
-"""Benchmark: the index with the AppView's projection on, beside the same with it off. Records a second, log → PostgreSQL.
+"""Benchmark: the index with the AppView's projection on and off. Records per second, log → PostgreSQL.
 
     .venv/bin/python -m bench.appview [--records 120000] [--workers 1]
 
-Mix: likes 45 %, follows 25 %, posts 15 % (half of them replies), reposts 10 %, rest 5 %. Everybody likes one hot post; other
-subjects are posts of other repos, most of which come later. `fold` is what was left to be reconciled when the log was empty.
+Mix: likes 45 %, follows 25 %, posts 15 % (half of them replies), reposts 10 %, rest 5 %. Every repo likes one hot post; other
+subjects are posts of other repos, mostly indexed later. `fold`: notes left to reconcile at the end of the log.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Query plans of the AppView's most frequent queries: `python -m bench.appview_plans [--records 1000000]`.
 
 Fills the schema `bsky` with a network of that many records (likes 45 %, follows 25 %, posts 20 %, reposts 10 %), starts the
-official AppView on it as the tests do (npm), asks it what visitors ask, lets PostgreSQL explain every query that the AppView
-sends (auto_explain, with times), and prints the ten queries that came most often as a table in Markdown.
+official AppView on it as the tests do (npm), sends it the requests of a client app, logs the plan of every query (auto_explain,
+with times), and prints the ten most frequent queries as a Markdown table.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Benchmark: how fast `sluice audit --all` proves a mirror, by its roots only, and with every record hashed again.
+"""Benchmark: the speed of `sluice audit --all`, by roots only, and with every record hashed again.
 
     .venv/bin/python -m bench.audit [--repos 2000] [--records-per-repo 100]
 
-A simulated network is mirrored first, by every process but the firehose; those have ended when the clock starts. The audits are
-the command's own, with one worker, from the first query to the report. `per_core_second`: records by the audit's CPU seconds, which
-is what a further worker adds; PostgreSQL's are in `cpu_seconds`. Floor: the same rows out of memory through the same checks.
+A simulated network is mirrored first, by every process but the firehose; these have ended before the measurement. The audits run
+as in the command, with one worker, from the first query to the report. `per_core_second`: records per CPU second of the audit,
+which a further worker adds; PostgreSQL's CPU time is in `cpu_seconds`. Floor: the same checks of the same rows in memory.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Benchmark (b): PDS → log. Records a second of the backfill flow, from the first message in the log to the last.
+"""Benchmark (b): PDS → log. Records per second of the backfill flow, from the first message in the log to the last.
 
     .venv/bin/python -m bench.backfill [--repos 2000] [--records-per-repo 100]
 
 Floor, measured in the same run on the same CARs: hashing, decoding, walking the tree and encoding the JSON, in a plain loop.
-The simulator has made all repositories before; it shares the machine, and `cpu_seconds` says what it took.
+The simulator makes all repositories beforehand; it shares the machine, and `cpu_seconds` includes its share.
 """
 
 import argparse

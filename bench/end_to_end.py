@@ -1,11 +1,10 @@
-"""Benchmark (d): listRepos → PostgreSQL with every process of the pipeline, while a live writer writes.
+"""Benchmark (d): listRepos → PostgreSQL with every process of the pipeline, during live commits.
 
     .venv/bin/python -m bench.end_to_end [--repos 3000] [--records-per-repo 100] [--writer 50] [--big-mb 0]
 
-Records a second from the first getRepo to the last row. Meanwhile the simulated network commits `--writer` times a second:
-`live_p99_seconds` is how long after its event a live row could be read (the commit time of its transaction, which the
-database remembers, less the event's own time), over the events of the time in which the backfill ran.
-`--big-mb 200`: one repository of that size passes through as well; see `peak_mb`.
+Records per second from the first getRepo to the last row. Meanwhile the simulated network commits `--writer` times a second.
+`live_p99_seconds`: delay from an event to its visible row (commit timestamp of the transaction minus the event's time), over
+the events during the backfill. `--big-mb 200`: adds one repository of that size; see `peak_mb`.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Benchmark (c): frames → log. Events a second of the firehose flow, from the first message in the log to the last.
+"""Benchmark (c): frames → log. Events per second of the firehose flow, from the first message in the log to the last.
 
     .venv/bin/python -m bench.firehose [--events 100000]
 
 Floor, measured in the same run on the same frames: decoding, inverting and encoding the same JSON in a plain loop,
-without signatures. The simulated relay holds the frames encoded in its window; the flow reads from the oldest event on.
+without signatures. The simulated relay has the encoded frames in its window; the flow reads from the oldest event on.
 """
 
 import argparse

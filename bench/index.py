@@ -1,9 +1,9 @@
-"""Benchmark (a): log → PostgreSQL. Records a second of the index flow, with rows already in the table; then live events.
+"""Benchmark (a): log → PostgreSQL. Records per second of the index flow, with rows already in the table; then live events.
 
     .venv/bin/python -m bench.index [--records 300000] [--present 1000000]
 
 Floor, measured in the same run: COPY BINARY of the same rows into the same keyed table.
-`live`: commits of one operation each, every one of another repo in sync: the worst case for locking and saving repos.
+`live`: commits of one operation, each of a different repo in sync: the worst case for locking and saving repos.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What each kind of group membership costs: how long a partition is not read when members come, go, restart or die.
+"""The cost of each kind of group membership: how long a partition is unread when members start, stop, restart or crash.
 
     .venv/bin/python -m bench.membership [--session 6] [--rounds 2] [--only "range, static"]
 
-Members are processes with nothing but a consumer of two topics, so that only the group is measured: `range` with dynamic and with
-static members, and `cooperative-sticky`. Every partition gets a message each 50 ms. A line per kind with the longest stall per event
-in seconds (of all rounds), and `split`: partitions k whose two topics were read by different members when all was calm, at worst.
-The same k at one member is what keeps a repo in one process; a kind that splits is out, whatever it costs.
+Members are processes that only consume two topics, so that only the group is measured: `range` with dynamic and with static
+members, and `cooperative-sticky`. Every partition gets a message each 50 ms. Prints a line per kind with the longest stall per
+event in seconds (of all rounds), and `split`: the highest number of partitions k whose two topics were read by different members
+in a stable group. A repo needs both partitions k at one member, so a kind that splits is unusable.
 """
 
 import argparse

@@ -1,17 +1,17 @@
-"""Scaling under load: index and backfill from 1 to 4 processes and back, a rolling restart, a kill; nothing lost or doubled.
+"""Scaling under load: index and backfill from 1 to 4 processes and back, a rolling restart, a kill; no losses, no duplicates.
 
     .venv/bin/python -m bench.scale [--repos 20000] [--writer 60] [--hold 8] [--session 10]
 
-Every process is real, and so are broker, database and rebalances; the simulated network writes on throughout. A line per
-step, and all as one JSON line at the end:
+Processes, broker, database and rebalances are real; the simulated network keeps writing. Prints a line per step, and all as one
+JSON line at the end:
 
-- `records/s`, `live/s`: messages settled in the tables while the step lasted.
-- `ready`: seconds until the new processes were ready; `drain`: longest from SIGTERM to the end of a process.
-- `stall`: longest time that any partition of the live topic stood still with messages waiting: what a take-over costs.
-- `lag`: most live messages that waited; `caught up`: seconds from the begin of the step until they were fewer than a second's.
+- `records/s`, `live/s`: messages settled in the tables during the step.
+- `ready`: seconds until the new processes were ready; `drain`: longest time from SIGTERM to the end of a process.
+- `stall`: longest time without progress of a partition of the live topic that had lag: the cost of a take-over.
+- `lag`: highest lag of the live topic; `caught up`: seconds from the begin of the step until it was below one second's messages.
 
 At the end the tables equal the network (records, revs, roots, labels counted), `sluice audit --all` proves every repo from its
-signed root, and `fetched twice` says how many repos a kill made others fetch again.
+signed root, and `fetched twice` is the number of repos fetched again because of a kill.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Bytes on disk per record: in the log's segments and in PostgreSQL, of a mirrored simulated network and of recorded real frames.
+"""Bytes on disk per record in the log and in PostgreSQL, of a mirrored simulated network and of recorded real frames.
 
     .venv/bin/python -m bench.sizes [--repos 600] [--records-per-repo 100] [--live 4000]
 
-The simulated network's records have the real one's mix (44 % likes, 22 % posts, 18 % follows, …). Its repos go through the whole
-pipeline; then its accounts write `--live` times at 400 a second; then the frames that the official PDS once sent
-(tests/protocol/recorded, one record or a few each) are written to `firehose_live` of a log of its own. Segments are what the producer
-compressed (zstd); PostgreSQL's figures are of tables filled in the order of the backfill, before and after `vacuum full`.
+The simulated network's records have the real one's mix (44 % likes, 22 % posts, 18 % follows, …). Its repos pass the whole
+pipeline; then its accounts write `--live` times at 400 a second; then recorded frames of the official PDS
+(tests/protocol/recorded, one record or a few each) are written to `firehose_live` of a separate log. Segments are compressed by the
+producer (zstd); PostgreSQL's figures are of tables filled in the order of the backfill, before and after `vacuum full`.
 """
 
 import argparse

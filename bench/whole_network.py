@@ -1,10 +1,10 @@
-"""How long the first pass over the whole network takes, by what the PDSes allow: a calculation, not a measurement.
+"""Duration of the first pass over the whole network, given the rate limits of the PDSes: a calculation, not a measurement.
 
     .venv/bin/python -m bench.whole_network [--accounts 45000000] [--addresses 1 2 4 8] [--requests 3000] [--window 300]
 
 Every PDS answers `--requests` in `--window` seconds to one address, and a repo is one request. So a host with n accounts takes
-n / (addresses x requests) windows, all hosts at once, and the largest host decides. What the pipeline itself can take is a second
-bound: `--repos-per-core` and `--records-per-core` as measured (docs/scale.md), times the cores given to backfill.
+n / (addresses x requests) windows. Hosts are fetched in parallel, so the largest one decides. The pipeline's throughput is a
+second bound: `--repos-per-core` and `--records-per-core` as measured (docs/scale.md), times the cores given to backfill.
 
 Assumptions, each an option: `--large` hosts of equal size hold `--large-share` of the accounts (the servers of Bluesky itself, to
 which accounts are assigned evenly); the rest is spread over `--small` hosts with sizes of a Zipf distribution. `--failing` is
