@@ -24,14 +24,14 @@ class FilterSpec(BaseModel):
         default=["*"],
         min_length=1,
         max_length=1000,
-        description="an NSID, or NSID.* for whatever is below it, or * for everything",
+        description="an NSID, NSID.* for everything below it, or * for everything",
     )
     boundary: Boundary = Field(
         default="all", description="all repos, those of a list of DIDs, or those with records of a signal collection"
     )
-    dids: list[Did] = Field(default=[], max_length=MAX_DIDS, description="boundary dids: these")
+    dids: list[Did] = Field(default=[], max_length=MAX_DIDS, description="boundary dids: the DIDs")
     signal: Annotated[str, StringConstraints(pattern=NSID, max_length=317)] | None = Field(
-        default=None, description="boundary collection: the NSID; the collections have to keep it"
+        default=None, description="boundary collection: the NSID; `collections` must include it"
     )
 
     @model_validator(mode="after")
@@ -44,18 +44,18 @@ class FilterSpec(BaseModel):
 
 
 class FilterState(BaseModel):
-    """The filter as it stands."""
+    """The current filter."""
 
     version: int
     collections: list[str]
     boundary: Boundary
     signal: str | None
-    dids: int = Field(description="how many, of boundary dids")
+    dids: int = Field(description="number of DIDs of boundary dids")
     outside: int = Field(description="known repos outside the boundary, counted to 100,000")
     set_at: datetime
-    walking: bool = Field(description="repos are still put outside, or scheduled because they lack records")
-    pruning: bool = Field(description="rows outside are being removed")
-    clean: bool = Field(description="no rows outside are left")
+    walking: bool = Field(description="repos are still being excluded, or scheduled because records are missing")
+    pruning: bool = Field(description="rows outside the filter are being removed")
+    clean: bool = Field(description="no rows outside the filter are left")
 
 
 def is_pattern(text: str) -> bool:

@@ -37,17 +37,17 @@ class JobSpec(BaseModel):
 
     source: Source = Field(description="where the repos come from")
     relay: Name | None = Field(
-        None, description="URL of the relay (relay, collection); none: the first of the settings"
+        None, description="URL of the relay (relay, collection); default: the first relay of the settings"
     )
     hosts: list[Name] = Field(default_factory=list, max_length=MAX_HOSTS, description="PDSes, by URL or name (hosts)")
     dids: list[Name] = Field(default_factory=list, max_length=MAX_DIDS, description="repos, by DID (dids)")
     collection: Name | None = Field(None, description="NSID of the signal collection (collection)")
     batch_size: int = Field(1000, ge=1, le=1000, description="repos listed or queued in one step")
     priority: int = Field(
-        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="of jobs that wait, those with more come first"
+        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="waiting jobs with a higher priority run first"
     )
     again: bool = Field(False, description="dids: fetch those that are in sync or failed again, too")
-    dry_run: bool = Field(False, description="say what would be done, and change nothing")
+    dry_run: bool = Field(False, description="report what would be done without changing anything")
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -66,42 +66,42 @@ class JobSpec(BaseModel):
 class JobCounts(BaseModel):
     """Repos of a job. The last four are counted every few seconds, from a sample where there are very many; they are `new`."""
 
-    listed: int = Field(description="entries that its source has named so far, those of repeated passes too")
+    listed: int = Field(description="entries listed by its source so far, including repeated passes")
     new: int = Field(
-        description="of these, repos that nobody knew, or that are fetched again; inactive ones become unavailable, the others"
+        description="of these, new repos and repos fetched again; inactive ones become unavailable, the others"
         " are queued"
     )
-    known: int = Field(description="of these, known already")
-    in_sync: int = Field(description="of the known of a list of DIDs, those already in sync: only `again` fetches them")
+    known: int = Field(description="of these, already known")
+    in_sync: int = Field(description="of the known DIDs of a list, those already in sync; only `again` fetches them")
     synced: int = Field(description="repos of this job that are complete")
-    failed: int = Field(description="repos given up after the last attempt")
+    failed: int = Field(description="repos that failed their last attempt")
     unavailable: int = Field(description="repos that are deactivated, taken down, deleted or not found")
-    pending: int = Field(description="repos that wait or are being fetched")
+    pending: int = Field(description="repos queued or being fetched")
 
 
 class JobCutoff(BaseModel):
-    """What the job covers: the repos known then. Later ones come by the stream; records are never filtered by time."""
+    """What the job covers: repos that existed at its creation. Later ones arrive by the stream. Records are never filtered by time."""
 
     time: datetime
-    relay_seqs: dict[str, int] = Field(description="relay → sequence number its stream had reached here")
+    relay_seqs: dict[str, int] = Field(description="relay → sequence number that its stream had reached")
 
 
 class Job(BaseModel):
-    """A job and how far it is. Times are the database's."""
+    """A job and its progress. Times are those of the database."""
 
     id: int
     name: str
     source: Source
-    spec: JobSpec | None = Field(description="what was asked for; of a DID list only the first few")
+    spec: JobSpec | None = Field(description="the request; of a DID list only the first entries")
     status: JobStatus
     cutoff: JobCutoff
-    checkpoint: dict[str, Any] = Field(description="where it goes on: the listing's cursor, or the place in the list")
+    checkpoint: dict[str, Any] = Field(description="position to continue from: the cursor of the listing, or the index in the list")
     total: int | None = Field(description="hosts or DIDs in its list")
     counts: JobCounts
-    rate_per_second: float | None = Field(description="repos that came to an end lately, per second")
-    eta_seconds: float | None = Field(description="estimate of the time left, once everything is listed")
+    rate_per_second: float | None = Field(description="recent rate of finished repos, per second")
+    eta_seconds: float | None = Field(description="estimated time left, once everything is listed")
     retry_count: int
-    resume_at: datetime | None = Field(description="when it goes on by itself (paused_quota_limit, retry)")
+    resume_at: datetime | None = Field(description="when it resumes automatically (paused_quota_limit, retry)")
     error: str | None
     created_at: datetime
     started_at: datetime | None
@@ -110,15 +110,15 @@ class Job(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a start would do; nothing was changed."""
+    """What a start would do. Nothing was changed."""
 
     name: str
     source: Source
     would: Literal["create", "resume", "nothing"]
-    job: int | None = Field(description="the job that exists already")
+    job: int | None = Field(description="the job that already exists")
     status: JobStatus | None = Field(description="its state")
-    total: int | None = Field(description="hosts or DIDs in the list; not known of a relay or a collection")
-    new: int | None = Field(description="DIDs in the list that nobody knows yet")
-    known: int | None = Field(description="DIDs in the list that are known already")
-    in_sync: int | None = Field(description="of these, already in sync: only `again` fetches them")
-    items: list[str] = Field(description="the first of what it would list or queue")
+    total: int | None = Field(description="hosts or DIDs in the list; unknown for a relay or a collection")
+    new: int | None = Field(description="DIDs in the list that are new")
+    known: int | None = Field(description="DIDs in the list that are already known")
+    in_sync: int | None = Field(description="of these, already in sync; only `again` fetches them")
+    items: list[str] = Field(description="the first entries that it would list or queue")
