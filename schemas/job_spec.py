@@ -95,7 +95,9 @@ class Job(BaseModel):
     spec: JobSpec | None = Field(description="the request; of a DID list only the first entries")
     status: JobStatus
     cutoff: JobCutoff
-    checkpoint: dict[str, Any] = Field(description="position to continue from: the cursor of the listing, or the index in the list")
+    checkpoint: dict[str, Any] = Field(
+        description="position to continue from: the cursor of the listing, or the index in the list"
+    )
     total: int | None = Field(description="hosts or DIDs in its list")
     counts: JobCounts
     rate_per_second: float | None = Field(description="recent rate of finished repos, per second")

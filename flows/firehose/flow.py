@@ -209,11 +209,15 @@ def _encode(one: Received, now: str, latest: str, out: list[Out]) -> None:
             metrics.REPORTED_FAILURES.labels(FLOW, reason.value).inc()
         if encoded.problem is not None:
             out.append(dead_frame(FLOW, one.frame, encoded.problem.reason.value, encoded.problem.detail, event.did))
-    elif isinstance(message, Account):
-        # at most now: a clock that is ahead must not make this event newer than a later one of another relay
-        out.append(Out(TOPIC, message.did, account_value(message, relay, one.epoch, moment(message.time, now, now))))
-    elif isinstance(message, Identity):
-        out.append(Out(TOPIC, message.did, identity_value(message, relay, one.epoch, moment(message.time, now, now))))
+    elif isinstance(message, Account | Identity):
+        # at most the receipt: a clock that is ahead must not make this event newer than a later one of another relay
+        receipt = from_unix(one.frame.received / 1000) if one.frame.received else now
+        at = moment(message.time, receipt, receipt)
+        if isinstance(message, Account):
+            value = account_value(message, relay, one.epoch, at)
+        else:
+            value = identity_value(message, relay, one.epoch, at)
+        out.append(Out(TOPIC, message.did, value))
     elif isinstance(message, Refused | Rejected):
         out.append(dead_frame(FLOW, one.frame, message.reason.value, message.detail, message.did))
     else:

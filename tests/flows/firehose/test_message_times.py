@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+from cbrrr import encode_dag_cbor
+
 from connectors.atproto.stream_sockets import Frame
 from flows.firehose import flow as firehose
 from flows.index.decode import Batch, decode
@@ -30,3 +33,20 @@ def test_a_commit_is_written_with_the_time_when_its_frame_came() -> None:
     for stamp, came in (((1, CAME), CAME), ((0, 0), None)):  # the log's time, and none
         decoded = decode(Batch([Logged(stamp)], {}))  # type: ignore[list-item]
         assert [[one.received for one in queue] for queue in decoded.queues.values()] == [[came]]
+
+
+@pytest.mark.parametrize("kind", ["account", "identity"])
+@pytest.mark.parametrize(
+    ("time", "written"),
+    [
+        ("2023-11-14T22:13:20.000Z", "2023-11-14T22:13:20.000Z"),
+        ("2024-01-01T00:00:00.000Z", "2023-11-14T22:13:20.123Z"),
+    ],
+    ids=["earlier than the receipt", "later than the receipt"],
+)
+def test_the_time_of_an_account_event_is_at_most_its_receipt(kind: str, time: str, written: str) -> None:
+    """H6: a deferred event is encoded later than it was received; a PDS whose clock is ahead must gain nothing by that."""
+    body = {"seq": 5, "did": "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "time": time, "active": True}
+    frame = encode_dag_cbor({"op": 1, "t": f"#{kind}"}) + encode_dag_cbor(body)
+    (out,) = firehose.encode_all(firehose.decode_all([Frame("wss://relay", frame, received=CAME)]))
+    assert f'"time":"{written}"' in out.value.decode()
