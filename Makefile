@@ -36,12 +36,12 @@ tools:
 	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
-# Two workers run whole systems, the others all other tests, which mostly wait. Tests that measure time run alone at the end.
+# Two workers, since most tests wait; then whole systems one after the other, since each needs the whole machine.
 # The official servers' packages are installed in the background; tests that need them wait for that.
 test: setup tools
 	@nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1 & \
-	  .venv/bin/pytest -n 4 --dist loadgroup -m "not alone"; parts=$$?; \
-	  .venv/bin/pytest -m alone && exit $$parts
+	  .venv/bin/pytest -n 2 --dist worksteal -m "not acceptance and not alone"; parts=$$?; \
+	  .venv/bin/pytest -m "acceptance or alone" && exit $$parts
 
 # the same tests with all sweeps at full size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour)
 test-long:
@@ -49,7 +49,7 @@ test-long:
 
 # lines and branches that the tests reach, per module; whole systems are left out
 coverage: setup tools
-	@.venv/bin/pytest -n 2 --dist loadgroup -m "not acceptance and not alone" --cov --cov-report=term --cov-report=html:.coverage_html; \
+	@.venv/bin/pytest -n 2 --dist worksteal -m "not acceptance and not alone" --cov --cov-report=term --cov-report=html:.coverage_html; \
 	  echo "by line: .coverage_html/index.html"
 
 # make chaos [SEED=7] [MINUTES=10]     random faults everywhere; at the end the mirror is verified

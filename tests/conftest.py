@@ -31,18 +31,7 @@ pytest_plugins = [
 ]
 
 
-SYSTEMS = 2
-"""Groups of whole systems: as many run at the same time, each with a broker, PostgreSQL and ten processes."""
-
-
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole systems run in groups, which xdist starts first; what needs official packages, which `make test` installs
-    meanwhile, comes last in its group. Only files that share a costly fixture stay together otherwise."""
-    systems = [item for item in items if item.get_closest_marker("acceptance") and not item.get_closest_marker("alone")]
-    systems.sort(key=lambda item: "official" in item.nodeid)
-    for number, item in enumerate(systems):
-        item.add_marker(pytest.mark.xdist_group(f"systems-{number % SYSTEMS + 1}"))
-    rest = [item for item in items if item not in set(systems)]
-    rest.sort(key=lambda item: "official_tables" in getattr(item, "fixturenames", ()))
-    items[:] = systems + rest
+    """Tests that need official packages, which `make test` installs meanwhile, come last."""
+    items.sort(key=lambda item: "official" in item.nodeid or "official_tables" in getattr(item, "fixturenames", ()))
