@@ -74,7 +74,7 @@ def rebuild(settings: Settings, report: Report, *, from_empty: bool = False) -> 
         if settings.appview:
             begin(settings)
         if not read(db).active:
-            raise OperatorError("SLUICE_APPVIEW is off here and at the index; set it to true for both")
+            raise OperatorError("SLUICE_APPVIEW is off; set it to true here and for the index")
         prepare(db)
         _index_uris(db)
         progress, after = _start(db, from_empty=from_empty)

@@ -90,7 +90,7 @@ def _by_halves(db: Db, notes: list[Note], work: Work) -> int:
 
 def _quarantine(db: Db, kind: str, uri: str, refused: list[str]) -> None:
     reason = "; ".join(refused)[:500]
-    log.warning("refused by the AppView's tables, quarantined", extra={"kind": kind, "uri": uri, "why": reason})
+    log.warning("rejected by the AppView's tables, quarantined", extra={"kind": kind, "uri": uri, "why": reason})
     db.execute(SQL["quarantine"], {"kind": kind, "uri": uri, "reason": reason})
 
 

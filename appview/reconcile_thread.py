@@ -54,7 +54,7 @@ class ReconcileThread:
                     self._work(db)
             except psycopg.OperationalError as err:
                 # the notes are still there
-                log.warning("reconciliation undone", extra={"error": str(err).strip()})
+                log.warning("reconciliation rolled back", extra={"error": str(err).strip()})
                 self._worker.rest(UNDONE_SECONDS)
 
     def _connect(self) -> Db:
@@ -89,7 +89,7 @@ class ReconcileThread:
             with metrics.RECONCILE_SECONDS.time():
                 taken = reconcile(db)
         except errors.DeadlockDetected as err:  # an index transaction removed rows that this one flags
-            log.warning("reconciliation undone", extra={"error": str(err).strip()})
+            log.warning("reconciliation rolled back", extra={"error": str(err).strip()})
             return 0
         metrics.RECONCILED.inc(taken)
         return taken

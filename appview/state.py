@@ -79,7 +79,7 @@ def begin(settings: Settings) -> AppViewState:
     with connect(settings.database, "sluice appview") as db:
         if not settings.appview:
             if db.execute(SQL["switch_off"]).rowcount:
-                log.warning("the AppView's tables are no longer kept up: SLUICE_APPVIEW is off")
+                log.warning("the AppView's tables are no longer maintained: SLUICE_APPVIEW is off")
             return read(db)
         prepare(db)
         row = db.execute(SQL["has_records"], {"many": SMALL}).fetchone()

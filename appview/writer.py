@@ -99,8 +99,8 @@ class AppViewWriter:
                     one.finish()
             except REFUSALS as err:
                 invalid += 1
-                log.warning("refused by the AppView's tables", extra={"record": "/".join(record[:3]), "why": str(err)})
-                self._mark_invalid([(*record[:3], f": is refused by the database: {err}"[:500])])
+                log.warning("rejected by the AppView's tables", extra={"record": "/".join(record[:3]), "why": str(err)})
+                self._mark_invalid([(*record[:3], f": is rejected by the database: {err}"[:500])])
         return invalid
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from cli.base import AsJson, DataDir, answerable, located
 from connectors.postgres.connection import connect
+from schemas.errors import OperatorError
 
 appview_app = typer.Typer(help="The official AppView's tables (schema bsky).", no_args_is_help=True)
 PROGRESS_SECONDS = 2.0
@@ -18,15 +19,18 @@ PROGRESS_SECONDS = 2.0
 @answerable
 def rebuild(
     *,
-    anew: Annotated[
-        bool, typer.Option("--anew", help="Empty the tables first, which repairs any error in them.")
+    from_empty: Annotated[
+        bool, typer.Option("--from-empty", help="Empty the tables first, which repairs any error in them.")
     ] = False,
+    anew: Annotated[bool, typer.Option("--anew", hidden=True)] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Fill the tables from the mirrored records, while the index runs. Resumes if it was stopped."""
     from appview import rebuild as appview  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
 
+    if anew:
+        raise OperatorError("--anew is now --from-empty; rename it")
     settings = located(data_dir, "database")
     check_database(settings)
     reported_at = time.monotonic()
@@ -37,7 +41,7 @@ def rebuild(
             sys.stderr.write(f"{progress}\n")
             reported_at = time.monotonic()
 
-    done = appview.rebuild(settings, report, from_empty=anew)
+    done = appview.rebuild(settings, report, from_empty=from_empty)
     typer.echo(f"{done}{'; continued' if done.resumed else ''}")
 
 

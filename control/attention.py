@@ -38,7 +38,7 @@ def as_json(status: MirrorStatus) -> Row:
 
 
 def _processes(status: MirrorStatus) -> list[Problem]:
-    found = [Problem(f"paused: {what}", "it continues by itself") for what in status.paused]
+    found = [Problem(f"paused: {what}", "it resumes automatically") for what in status.paused]
     for seen in status.processes:
         if seen.state == "failing":
             found.append(Problem(f"failing: {seen.name}: {seen.why}", "correct what the error names", bad=True))

@@ -113,7 +113,7 @@ class _Control:
             metrics.SCHEDULED.labels(name).inc(getattr(done, name))
         if done.requeued or done.reaped or done.lost_events:
             fields = {"requeued": done.requeued, "reaped": done.reaped, "lost_events": done.lost_events}
-            logger.warning("work was taken back", extra=fields)
+            logger.warning("repos were queued again or reclaimed", extra=fields)
         failing = [f"{name}: {step.problem}" for name, step in self._steps.items() if step.problem]
         if problem or failing:
             self._health.report("failing", "; ".join([problem] if problem else failing)[:1000])

@@ -86,7 +86,7 @@ def _gate(table: str, source: Source, record: Record) -> Projected:
     uri, governed = source.uri, record["post"]
     authority, _, rkey = at_uri_parts(governed)
     if authority != source.did or rkey != source.rkey:
-        return Projected(uri, invalid="/post: has not the gate's own repository and record key")
+        return Projected(uri, invalid="/post: is not in the gate's own repository, or has another record key")
     created = created_at(record["createdAt"])
     row: Row = (uri, source.cid, source.did, governed, created, source.indexed_at)
     return Projected(uri, {table: [row]}, sort_at=min(created, source.indexed_at))

@@ -169,7 +169,7 @@ class HostBudget:
         rate = max(limit - max(1, limit * BURST_SHARE), 0.99) / self._span
         ahead = (state.waiting - tokens) / rate
         if ahead > PATIENCE_SECONDS and state.waiting > 1:
-            raise HostPaused(host, ahead, FailureReason.HOST_BUSY, f"its budget of {limit} requests is used up")
+            raise HostPaused(host, ahead, FailureReason.HOST_BUSY, f"the budget of {limit} requests is used up")
         await asyncio.sleep(min(PATIENCE_SECONDS, max(0.05, (1 - tokens) / rate)))
 
     def _state(self, host: str) -> _Host:

@@ -96,7 +96,7 @@ class Pager:
                 return HostList(list(found))
             barren = barren + 1 if len(found) == before else 0
             if following in cursors or barren > MAX_BARREN:
-                return HostList(list(found), PageFailure(PageTrouble.MALFORMED, "its pages have no new hosts"))
+                return HostList(list(found), PageFailure(PageTrouble.MALFORMED, "pages without new hosts"))
             cursors.add(following)
             cursor = following
         return HostList(list(found), PageFailure(PageTrouble.MALFORMED, f"more than {MAX_HOSTS} hosts"))

@@ -93,7 +93,7 @@ def health_app(health: HealthPages, names: Collection[str] = ()) -> "AiohttpApp"
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not is_own_name(host_name(request.host), names):
-            return web.Response(status=403, text="not addressed to this process; see SLUICE_HTTP_NAMES\n")
+            return web.Response(status=403, text="unknown name of this process; see SLUICE_HTTP_NAMES\n")
         return await handler(request)
 
     async def answer(request: web.Request) -> web.Response:

@@ -50,7 +50,7 @@ class CommitSignatures(Generic[A]):
         self._identity = identity
         self._unproven = unproven
         self._ready: dict[str, Key[str | None]] = {}  # deferred DIDs whose key has arrived
-        self._asked_behind: dict[str, int] = {}  # deferred DID → number of its events older than the look-up
+        self._asked_behind: dict[str, int] = {}  # deferred DID → number of its events older than the lookup
 
     def check(self, batch: Sequence[A]) -> list[A]:
         """Events that are decided now: first the deferred events whose key has arrived, then this batch's."""
@@ -140,7 +140,7 @@ class CommitSignatures(Generic[A]):
     def _resume(self, did: str, key: Key[str | None], out: list[A], room: int) -> int:
         """Check the deferred events of a DID; returns the remaining room in bytes.
 
-        Commits after an #identity that is newer than the look-up stay deferred, and the key is looked up again.
+        Commits after an #identity that is newer than the lookup stay deferred, and the key is looked up again.
         """
         older, taken, changed = self._asked_behind.pop(did, 0), 0, False
 

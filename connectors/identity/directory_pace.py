@@ -61,7 +61,7 @@ class DirectoryPace:
             self._logged_at = now
             fields = {"rest_seconds": round(rest, 1), "our_limit_per_second": round(1 / self._between, 3)}
             log.warning(
-                "the PLC directory limits our requests: identity look-ups are slower, none is lost", extra=fields
+                "the PLC directory limits our requests: identity lookups are slower; none is lost", extra=fields
             )
 
     def answered(self) -> None:

@@ -110,7 +110,7 @@ class HandleResolver:
     async def query(self, handle: str) -> DomainAnswer:
         """Query DNS, then HTTPS if DNS has no result. A failure is a DomainAnswer, not an exception."""
         if not is_resolvable(handle, own_network=self._settings.allow_private_hosts):
-            return DomainAnswer(DomainResult.NOTHING, detail="a name of this kind cannot be owned")
+            return DomainAnswer(DomainResult.NOTHING, detail="names of this top-level domain cannot be owned")
         found = await self._query_dns(handle)
         if found.result in (DomainResult.FOUND, DomainResult.AMBIGUOUS):
             return found

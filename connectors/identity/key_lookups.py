@@ -1,11 +1,11 @@
-"""Network look-ups of identities in a background loop: `ask` starts them, `take` returns the results, one per DID.
+"""Network lookups of identities in a background loop: `ask` starts them, `take` returns the results, one per DID.
 
-The PLC directory is trusted: while it is down or limits our requests, look-ups are repeated. A did:plc is reported unreachable
+The PLC directory is trusted: while it is down or limits our requests, lookups are repeated. A did:plc is reported unreachable
 only if the directory answers for other DIDs, after PLC_TRIES failures or PLC_SECONDS of rate limits. A did:web host is
 untrusted: it gets one request with WEB_SECONDS. At most WEB_PER_HOST requests run per host and WEB_AT_ONCE for all hosts; the
 directory's requests do not count towards these.
 
-The loop has its own thread, so that look-ups do not block the flow. `ask`, `take`, `stored` and `forget` are for one other
+The loop has its own thread, so that lookups do not block the flow. `ask`, `take`, `stored` and `forget` are for one other
 thread.
 """
 
@@ -60,7 +60,7 @@ class HostBusy(IdentityUnreachable):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The result of one look-up."""
+    """The result of one lookup."""
 
     did: str
     answer: LookupResult
@@ -95,7 +95,7 @@ class WebPermits:
 
 
 class KeyLookups:
-    """See the module. The first look-up starts the loop."""
+    """See the module. The first lookup starts the loop."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
@@ -128,16 +128,16 @@ class KeyLookups:
         return self._plc_trouble if self._plc_pending else ""
 
     def ask(self, dids: Collection[str]) -> None:
-        """Start look-ups that bypass the table. DIDs whose result is pending are skipped."""
+        """Start lookups that bypass the table. DIDs whose result is pending are skipped."""
         new = [did for did in dids if did not in self._pending]
         self._pending.update(new)
         if new:
             self._submit(self._begin(new))
 
     def take(self) -> list[Found]:
-        """The results since the last call. Raises RuntimeError if a look-up ended with an unexpected error."""
+        """The results since the last call. Raises RuntimeError if a lookup ended with an unexpected error."""
         if self._died is not None:
-            raise RuntimeError("a look-up of an identity failed") from self._died
+            raise RuntimeError("a lookup of an identity failed") from self._died
         self._arrived.clear()
         taken = [self._found.popleft() for _ in range(len(self._found))]
         self._pending.difference_update(found.did for found in taken)
@@ -257,7 +257,7 @@ class KeyLookups:
                 asked = True
                 answer = await resolver.ask(did, WEB_SECONDS)
         if isinstance(answer, IdentityUnreachable) and (not asked or self._names.full):
-            return HostBusy(f"{did}: too many look-ups of did:web hosts are running")
+            return HostBusy(f"{did}: too many lookups of did:web hosts are running")
         return answer
 
     async def _at_directory(self, resolver: Resolver, did: str) -> LookupResult:
@@ -269,7 +269,7 @@ class KeyLookups:
                 answer = await resolver.ask(did, self._settings.tuning.fetch_connect_seconds)
                 if not isinstance(answer, IdentityUnreachable):
                     self._answered_at = time.monotonic()
-                    if self._plc_trouble != THROTTLED:  # otherwise other look-ups still wait for the rate limit
+                    if self._plc_trouble != THROTTLED:  # otherwise other lookups still wait for the rate limit
                         self._plc_trouble = ""
                     return answer
                 if answer.throttled:
@@ -293,7 +293,7 @@ class KeyLookups:
                 self._plc_trouble = ""
 
     async def _answers_others(self, resolver: Resolver, since: float) -> bool:
-        """Whether the directory has answered for any DID since `since`. Otherwise probe; concurrent look-ups share one."""
+        """Whether the directory has answered for any DID since `since`. Otherwise probe; concurrent lookups share one."""
         async with self._probe:
             if self._answered_at > since:
                 return True

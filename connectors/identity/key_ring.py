@@ -1,7 +1,7 @@
 """Account keys for a flow's step: from memory, from `sluice.identity`, and from the network without blocking.
 
 `known(dids)` returns keys from memory and the table; while PostgreSQL is unavailable it blocks and reports that on the health
-page. `ask` starts network look-ups, and `answers` returns their results: the value that `extract` takes from the identity, or a
+page. `ask` starts network lookups, and `answers` returns their results: the value that `extract` takes from the identity, or a
 `KeyUnavailable`. An outdated key is used while the network does not answer. Failures are cached (`steps.cooldown`) per DID or
 per did:web host. For one thread.
 """
@@ -25,7 +25,7 @@ X = TypeVar("X")
 
 RERESOLVED_ENTRIES = 20_000
 OLD_ENTRIES = 20_000
-BUSY_SECONDS = 5.0  # wait before another look-up for which no permit was free
+BUSY_SECONDS = 5.0  # wait before another lookup for which no permit was free
 
 
 class KeyUnavailable(Enum):
@@ -36,7 +36,7 @@ class KeyUnavailable(Enum):
 
 
 class Key(NamedTuple, Generic[X]):
-    """The result of a look-up. `old`: with a `KeyUnavailable`, the previously known key, if any."""
+    """The result of a lookup. `old`: with a `KeyUnavailable`, the previously known key, if any."""
 
     value: X | KeyUnavailable
     old: X | None
@@ -52,7 +52,7 @@ class KeyRing(Generic[X]):
         self._lookups = KeyLookups(settings, health)
         # key and its expiry (time.monotonic). A TTLCache takes 3.4 µs per access, this 0.2 µs.
         self._kept: FIFOCache[str, tuple[X, float]] = FIFOCache(settings.tuning.key_cache_entries)
-        self._old: FIFOCache[str, X] = FIFOCache(OLD_ENTRIES)  # outdated keys from the table, during a look-up
+        self._old: FIFOCache[str, X] = FIFOCache(OLD_ENTRIES)  # outdated keys from the table, during a lookup
         self._failures: Cooldowns[KeyUnavailable] = Cooldowns(settings.tuning.identity_negative_seconds)
         self._reresolved: TTLCache[str, bool] = TTLCache(RERESOLVED_ENTRIES, settings.tuning.reresolve_seconds)
         self.close = self._lookups.close
@@ -90,7 +90,7 @@ class KeyRing(Generic[X]):
         return found
 
     def ask(self, dids: Collection[str]) -> None:
-        """Start network look-ups, bypassing memory and table. `answers` later returns one result per DID."""
+        """Start network lookups, bypassing memory and table. `answers` later returns one result per DID."""
         self._lookups.ask(dids)
 
     def answers(self) -> dict[str, Key[X]]:

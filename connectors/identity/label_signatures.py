@@ -4,7 +4,7 @@ The `src` of a label must be a labeler whose DID document names the URL that sen
 with a source whose key is unknown is deferred, and so is every later frame of its URL, in order. Other URLs are not affected.
 
 A stored key may be outdated: before a label is refused, its source is resolved once more, at most once in `reresolve_seconds`
-(schemas/tuning.py). `label_sources` limits the look-ups that a URL can cause.
+(schemas/tuning.py). `label_sources` limits the lookups that a URL can cause.
 """
 
 import time
@@ -133,11 +133,11 @@ class LabelSignatures(Generic[A]):
             self._resume(url, out, TRUSTED_BYTES)
 
     def _trusted(self, url: str) -> bool:
-        """Whether the first frame of a URL waits for the PLC directory, or for no look-up."""
+        """Whether the first frame of a URL waits for the PLC directory, or for no lookup."""
         return url not in self._lookups or any(did.startswith("did:plc:") for did in self._lookups[url].missing)
 
     def _judge(self, one: A, lookup: _Lookup | None, out: list[CheckedFrame[A]]) -> _Lookup | None:
-        """Append a frame with its refused labels to `out`, or return the look-up that it needs first."""
+        """Append a frame with its refused labels to `out`, or return the lookup that it needs first."""
         url, labels, now = one.frame.upstream, one.message.labels, self._clock()
         sources = self._sources.setdefault(url, LabelSources(url, now))
         if lookup is None:

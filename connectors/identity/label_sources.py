@@ -1,8 +1,8 @@
 """The sources (`src`) in the labels of one URL: which are proven to be the labeler at this URL, and which may be looked up.
 
-A labeler can write any `src` into its labels, and an unknown one costs a look-up at the PLC directory or at a did:web host. So
-each URL has a token bucket for look-ups of unproven sources: UNPROVEN_LOOKUPS, plus one every UNPROVEN_SECONDS. Results are
-cached; labels of further sources are refused without a look-up.
+A labeler can write any `src` into its labels, and an unknown one costs a lookup at the PLC directory or at a did:web host. So
+each URL has a token bucket for lookups of unproven sources: UNPROVEN_LOOKUPS, plus one every UNPROVEN_SECONDS. Results are
+cached; labels of further sources are refused without a lookup.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from connectors.identity.key_ring import KeyUnavailable
 from protocol.labels import LabelReason, LabelRejected
 
 UNPROVEN_LOOKUPS = 4  # of sources not proven to belong to the URL
-UNPROVEN_SECONDS = 60.0  # per further look-up
-FOREIGN_SECONDS = 240.0  # in which a source of another URL is refused without a look-up
+UNPROVEN_SECONDS = 60.0  # per further lookup
+FOREIGN_SECONDS = 240.0  # in which a source of another URL is refused without a lookup
 SOURCES_KEPT = 1000  # proven, and as many refused, per URL
 
 
@@ -36,7 +36,7 @@ class LabelSources:
         self._lookups, self._at = float(UNPROVEN_LOOKUPS), now
 
     def may_look_up(self, src: str, now: float) -> bool:
-        """Whether to look this source up now. An unproven source uses up one look-up."""
+        """Whether to look this source up now. An unproven source uses up one lookup."""
         if src in self._proven:
             return True
         if src in self._refused and self._refused[src][1] > now:
@@ -49,7 +49,7 @@ class LabelSources:
         return True
 
     def found(self, src: str, wrong: LabelRejected | None, now: float) -> None:
-        """Record the result of a look-up. `wrong`: why the source is not the labeler at this URL, None if it is."""
+        """Record the result of a lookup. `wrong`: why the source is not the labeler at this URL, None if it is."""
         self._proven.pop(src, None)
         self._refused.pop(src, None)
         if wrong is None:

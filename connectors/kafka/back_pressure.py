@@ -43,7 +43,7 @@ class HighWater:
     def paused(self) -> str | None:
         """Why the producer must pause, or None; None before the first check. Raises RuntimeError if the thread failed (B8)."""
         if self._worker.error is not None:
-            raise RuntimeError(f"the back-pressure of {self._topic} failed") from self._worker.error
+            raise RuntimeError(f"the lag check of {self._topic} failed") from self._worker.error
         return self._paused
 
     def _run(self) -> None:
@@ -69,11 +69,11 @@ class HighWater:
         if self._topic == LIVE_TOPIC:
             mark = self._retention_seconds() * self._settings.tuning.live_high_water_fraction
             over = lag > 0 and mark < float("inf") and self._older_than(mark * share, positions, ends)
-            why = f"{group} has {lag:,} messages of {topic} to settle, the oldest over {_span(mark)} old"
+            why = f"{group} has {lag:,} messages of {topic} to process, the oldest over {_span(mark)} old"
         else:
             high = self._settings.kafka_high_water_messages
             over = lag > high * share
-            why = f"{group} is {lag:,} messages behind on {topic}, the mark is {high:,}"
+            why = f"{group} is {lag:,} messages behind on {topic}; the limit is {high:,}"
         return why if over else None
 
     def _older_than(self, seconds: float, positions: dict[Part, int], ends: dict[Part, int]) -> bool:

@@ -184,5 +184,5 @@ def close(consumer: Consumer, seconds: float = CLOSE_SECONDS) -> bool:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        LOG.warning("a consumer does not close and is left behind", extra={"seconds": seconds})
+        LOG.warning("a consumer does not close; its thread is abandoned", extra={"seconds": seconds})
     return not thread.is_alive()

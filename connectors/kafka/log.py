@@ -57,7 +57,7 @@ def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:
     client, deadline = admin(settings, refused), time.monotonic() + wait_seconds
     answer_seconds = 0.5
     while True:
-        why = "it has not said its cluster's id"
+        why = "it did not report its cluster id"
         try:
             # not describe_cluster: librdkafka 2.16 aborts the process if the response lists no brokers, as it does during a
             # broker's start (rd_kafka_admin_response_parse)

@@ -314,7 +314,7 @@ class AsyncPool:
         return self._pool
 
 
-NO_URL = "this is no URL of a PostgreSQL (postgresql://USER@HOST/NAME)"
+NO_URL = "not a PostgreSQL URL (postgresql://USER@HOST/NAME)"
 
 
 def check_database(settings: Settings, setting: str = "SLUICE_DATABASE") -> None:

@@ -103,5 +103,5 @@ def _take_lock(db: psycopg.Connection[tuple[object, ...]]) -> None:
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     while db.execute("select pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone() != (True,):
         if time.monotonic() > deadline:
-            raise MigrationError("another process holds the migration lock for five minutes; look for it in pg_locks")
+            raise MigrationError("another process has held the migration lock for five minutes; find it in pg_locks")
         time.sleep(0.2)

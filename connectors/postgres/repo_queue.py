@@ -193,7 +193,11 @@ class RepoQueue:
             "limit": limit,
         }
         return self._leave(
-            "lock_expired", values, "lease expired, or the outcome did not close", delay_seconds, counted=True
+            "lock_expired",
+            values,
+            "lease expired, or the outcome did not close the attempt",
+            delay_seconds,
+            counted=True,
         )
 
     def stale(self, did: str, attempt: int, grace_seconds: float = STALE_GRACE_SECONDS) -> str | None:

@@ -43,7 +43,7 @@ def retry_database(
     health: Health | None = None,
     *,
     seconds: float = OUTAGE_SECONDS,
-    what: str = "the database is tried again",
+    what: str = "the database failed; retrying",
 ) -> X:
     """The result of `work`, which must be safe to repeat. `what`: log message of a retry. Raises Stopping during a stop."""
     began, failures = time.monotonic(), 0

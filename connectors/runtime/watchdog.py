@@ -239,7 +239,7 @@ class Watchdog:
             if self._stop.is_set():
                 stop_at = min(stop_at, now + (SECOND_SIGNAL_SECONDS if signalled > 1 else self._stop_seconds))
             if now > stop_at:
-                self._end(EXIT_STUCK, f"it did not end within {self._stop_seconds:.0f} s of being told to stop", 0.0)
+                self._end(EXIT_STUCK, f"it did not end within {self._stop_seconds:.0f} s of the request to stop", 0.0)
             elif hanging := late(self._seconds):
                 names = "; ".join(f"{one.name} at {where(one.thread)}" for one in hanging)
                 self._end(EXIT_HUNG, f"no progress for {self._seconds:.0f} s: {names}", SHOWN_SECONDS)
@@ -253,7 +253,7 @@ class Watchdog:
     def _end(self, code: int, why: str, shown_seconds: float) -> None:
         self._health.hung = why
         faulthandler.dump_traceback_later(LOG_SECONDS + shown_seconds, exit=True)
-        logger.critical("the process ends itself", extra={"reason": why, "exit_code": code})
+        logger.critical("the process exits", extra={"reason": why, "exit_code": code})
         faulthandler.dump_traceback(all_threads=True)
         time.sleep(shown_seconds)
         self._exit(code)

@@ -18,7 +18,7 @@ from control.api.router import documented
 from control.page.routes import add_page
 
 DESCRIPTION = (
-    "Watch and steer a mirror of the AT Protocol network. GET takes a token for reading, the rest an admin token."
+    "Monitor and control a mirror of the AT Protocol network. GET needs a read token, other methods an admin token."
 )
 ROUTERS = [
     (mirror_routes.ROUTER, "/api/v1", "/api"),

@@ -81,7 +81,7 @@ def _after(cursor: str) -> tuple[str | None, int, int]:
     try:
         datetime.fromisoformat(key[0])
     except ValueError as err:
-        raise Invalid("cursor: not one of this list") from err
+        raise Invalid("cursor: not from this list") from err
     return key[0], key[1], key[2]
 
 

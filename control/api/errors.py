@@ -1,6 +1,6 @@
 """Errors of a request → a status and `{"version": 1, "error": {"code", "message", "remedy"}}`.
 
-`answer` is FastAPI's exception handler for everything in HANDLED. Codes are stable, messages are for people. An unexpected
+`answer` is FastAPI's exception handler for everything in HANDLED. Codes are stable, messages may change. An unexpected
 error (500) carries no detail; its traceback is in the log.
 """
 
@@ -20,8 +20,8 @@ from schemas.patterns import first_mistake
 
 VERSION = 1
 HTTP_ERRORS = {
-    404: ("no_such_route", "there is nothing here"),
-    405: ("method_not_allowed", "this route does not take this method"),
+    404: ("no_such_route", "there is no such route"),
+    405: ("method_not_allowed", "this route does not support this method"),
     413: ("too_large", "the body is too large"),
 }
 
@@ -32,7 +32,7 @@ class ErrorBody(BaseModel):
     """What went wrong, and what to do about it."""
 
     code: str = Field(description="stable, for programs")
-    message: str = Field(description="for people")
+    message: str = Field(description="for the operator")
     remedy: str = Field(description="what to do about it")
 
 
@@ -58,21 +58,21 @@ class ApiError(Exception):
 
 
 class Invalid(ApiError):
-    """The request is not what the route takes."""
+    """The request is invalid."""
 
     def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(status, "invalid", message, "see /api/openapi.json for what this route takes")
+        super().__init__(status, "invalid", message, "see /api/openapi.json for the parameters of this route")
 
 
 class NotFound(ApiError):
-    """What the path names does not exist."""
+    """The path names something that does not exist."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(404, "not_found", message, remedy)
 
 
 class Conflict(ApiError):
-    """It exists, and its state does not allow this."""
+    """Not possible in the current state of the resource."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(409, "conflict", message, remedy)
@@ -82,7 +82,7 @@ class Busy(ApiError):
     """Too many requests are queued."""
 
     def __init__(self) -> None:
-        super().__init__(503, "busy", "too many requests wait already", "ask again in a moment")
+        super().__init__(503, "busy", "too many requests are queued", "retry in a moment")
 
 
 HANDLED = (ApiError, HTTPException, RequestValidationError, psycopg.Error, LogUnavailable, OperatorError, Exception)
@@ -106,7 +106,7 @@ def _known(error: Exception) -> ApiError:
         path = ".".join(where[1:])[:200]  # without "query", "path" or "body"
         return Invalid(f"{path}: {what}" if path else what)
     if isinstance(error, psycopg.errors.QueryCanceled):
-        return ApiError(503, "too_slow", "the database took too long", "ask for less at once, or again later")
+        return ApiError(503, "too_slow", "the database took too long", "request less at once, or retry later")
     if isinstance(error, psycopg.OperationalError):
         return ApiError(
             503, "database_unavailable", "the database does not answer", "see SLUICE_DATABASE and PostgreSQL"
@@ -114,9 +114,9 @@ def _known(error: Exception) -> ApiError:
     if isinstance(error, BEHIND):
         return ApiError(503, "not_migrated", "the database is of another release", "run `sluice migrate`")
     if isinstance(error, psycopg.DataError):
-        return Invalid("a value that the database does not take")
+        return Invalid("a value that the database rejects")
     if isinstance(error, LogUnavailable):
         return ApiError(503, "log_unavailable", one_line(error), "see SLUICE_KAFKA_BOOTSTRAP and the brokers")
     if isinstance(error, OperatorError):
         return Conflict(one_line(error), "see the message")
-    return ApiError(500, "internal", "something failed here", "the log of the control process says what")
+    return ApiError(500, "internal", "internal error", "see the log of the control process")

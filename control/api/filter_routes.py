@@ -1,4 +1,4 @@
-"""Routes of the filter: what of the network is mirrored."""
+"""Routes of the filter, which selects what is mirrored."""
 
 from control import filter_changes
 from control.api.router import Ctx, Router, documented

@@ -80,7 +80,7 @@ def refuse_foreign_names(request: Request, settings: Settings) -> None:
         raise ApiError(
             403,
             "foreign_host",
-            f"not addressed to this process: Host {host[:100]}",
+            f"unknown name of this process: Host {host[:100]}",
             "use its IP address, or add the name to SLUICE_HTTP_NAMES",
         )
 
@@ -89,9 +89,7 @@ def refuse_foreign_pages(request: Request, settings: Settings) -> None:
     """Raise ApiError 403 for requests that a page of another site makes a browser send."""
     host = request.headers.get("Host", "")
     if not needs_token(settings) and not is_loopback(host_name(host)):
-        raise ApiError(
-            403, "foreign_host", f"not addressed to this machine: Host {host[:100]}", "use localhost, or set a token"
-        )
+        raise ApiError(403, "foreign_host", f"not a local name: Host {host[:100]}", "use localhost, or set a token")
     if request.method in SAFE:
         return
     origin = request.headers.get("Origin")

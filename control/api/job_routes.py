@@ -20,7 +20,7 @@ JobId = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 @ROUTER.post("", responses=documented(409, 413, 415))
 def start_job(context: Ctx, body: JobSpec) -> Job | Plan:
-    """Start a job, or resume the one with the same source. With `dry_run`: what would be done."""
+    """Start a job, or resume the one with the same source. With `dry_run`, return what would be done."""
     with context.db() as db:
         try:
             return jobs.start(db, body, context.settings)
@@ -54,13 +54,13 @@ def pause_job(context: Ctx, id: JobId) -> Job:
 
 @ROUTER.post("/{id}/resume", responses=documented(404, 409))
 def resume_job(context: Ctx, id: JobId) -> Job:
-    """Continue at the checkpoint."""
+    """Resume a paused job at its checkpoint."""
     return _moved(context, id, jobs.resume)
 
 
 @ROUTER.post("/{id}/cancel", responses=documented(404, 409))
 def cancel_job(context: Ctx, id: JobId) -> Job:
-    """End the job. What it has queued stays queued."""
+    """End the job. Repos that it has queued stay queued."""
     return _moved(context, id, jobs.cancel)
 
 

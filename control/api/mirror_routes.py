@@ -24,7 +24,7 @@ RepoHost = Annotated[str | None, Query(max_length=1000, pattern=r"^[\x20-\x7e]*$
 
 @ROUTER.get("/status")
 def get_status(context: Ctx) -> models.StatusAnswer:
-    """What the mirror is doing."""
+    """Repos, lag, rates, failures, cursors and problems of the mirror."""
     return models.StatusAnswer.model_validate(as_json(context.status()))
 
 
@@ -32,7 +32,7 @@ def get_status(context: Ctx) -> models.StatusAnswer:
 def list_repos(
     context: Ctx, phase: models.Phase = "failed", host: RepoHost = None, limit: Limit = 100, cursor: Cursor = ""
 ) -> models.RepoPage:
-    """Repos in a phase, in DID order; failed ones unless another phase is named."""
+    """Repos in a phase (default: failed), in DID order."""
     after = read_cursor(cursor, str) or [""]
     values = {"phase": phase, "host": host, "after": after[0], "limit": limit + 1}
     page, following = cut(context.rows(SQL["repos"], values), limit, "did")
@@ -44,7 +44,7 @@ def get_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
     """One repo."""
     rows = context.rows(SQL["repo"], {"did": did})
     if not rows:
-        raise NotFound(f"{did} is not known", "it is known when a relay or a PDS that is mirrored lists it")
+        raise NotFound(f"{did} is not known", "a repo is known once a mirrored relay or PDS has listed it")
     return models.RepoRow.model_validate(rows[0])
 
 
@@ -65,7 +65,7 @@ def retry_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
 @ROUTER.get("/hosts")
 def list_hosts(
     context: Ctx,
-    failing: Annotated[bool, Query(description="only those that fail or are paused")] = False,
+    failing: Annotated[bool, Query(description="only hosts that fail or are paused")] = False,
     limit: Limit = 100,
     cursor: Cursor = "",
 ) -> models.HostPage:
@@ -80,7 +80,7 @@ def list_hosts(
 @ROUTER.get("/skipped")
 def list_skipped_ranges(
     context: Ctx,
-    open: Annotated[bool, Query(description="only those that are not filled")] = False,
+    open: Annotated[bool, Query(description="only ranges that are not recovered")] = False,
     limit: Limit = 100,
     cursor: Cursor = "",
 ) -> models.SkippedRangePage:
@@ -94,7 +94,7 @@ def list_skipped_ranges(
 
 @ROUTER.post("/skipped/fill", responses=documented(409, 413, 415))
 def fill_skipped_ranges(context: Ctx, body: models.RangeIds = ALL) -> models.RangesDue:
-    """Make ranges due now: list-repos reads them again, and asks the PDSes where the relay does not answer."""
+    """Make ranges due now: list-repos reads them again, and asks the PDSes if the relay does not answer."""
     due = recover_now(context.settings, body.ids)
     missing = sorted(set(body.ids or []) - set(due))
     if missing and not due:

@@ -17,7 +17,7 @@ class ItemPage(BaseModel, Generic[T]):
     """A page of a list."""
 
     items: list[T]
-    cursor: str | None = Field(description="asks for the next page; null: this was the last")
+    cursor: str | None = Field(description="`cursor` of the request for the next page; null: this is the last page")
 
 
 class RepoRow(BaseModel):
@@ -117,7 +117,9 @@ class RangeIds(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    ids: list[int] | None = Field(default=None, max_length=1000, description="each of them open")
+    ids: list[int] | None = Field(
+        default=None, max_length=1000, description="ids of open ranges; default: all open ranges"
+    )
 
 
 class RangesDue(BaseModel):
@@ -150,7 +152,7 @@ class StatusAnswer(BaseModel):
     records: int = Field(description="estimated")
     labels: int = Field(description="estimated")
     held_events: int = Field(description="counted to 100,000")
-    lag: dict[str, int] = Field(description="group/topic → messages not settled")
+    lag: dict[str, int] = Field(description="group/topic → messages that the group has not processed")
     partition_lags: list[PartitionOffsets]
     failing_hosts: list[dict[str, Any]]
     failures: list[dict[str, Any]]
@@ -160,7 +162,9 @@ class StatusAnswer(BaseModel):
     jobs_found: int = Field(description="jobs in all; GET /api/v1/jobs pages through them")
     skipped_ranges: int
     stream_gaps: int
-    attention: list[dict[str, Any]] = Field(description="what needs an operator: what, remedy, bad (or it only waits)")
+    attention: list[dict[str, Any]] = Field(
+        description="problems for the operator: what, remedy, bad (the mirror is wrong or makes no progress)"
+    )
     paused: list[str] = Field(description="what is paused on purpose, and why")
 
 

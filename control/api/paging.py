@@ -21,11 +21,11 @@ def read_cursor(cursor: str, *kinds: type) -> Key | None:
     try:
         key = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, RecursionError) as err:
-        raise Invalid("cursor: not one of this list") from err
+        raise Invalid("cursor: not from this list") from err
     if not isinstance(key, list) or [type(part) for part in key] != list(kinds):
-        raise Invalid("cursor: not one of this list")
+        raise Invalid("cursor: not from this list")
     if any(isinstance(part, int) and abs(part) > 2**62 for part in key):
-        raise Invalid("cursor: not one of this list")
+        raise Invalid("cursor: not from this list")
     return key
 
 

@@ -18,11 +18,11 @@ from control.api.errors import ErrorAnswer, Invalid
 
 MAX_ID = 2**63 - 1
 STATUSES = {
-    400: "The request is not what the route takes.",
+    400: "The request is invalid.",
     401: "A token is needed.",
-    403: "The token does not allow it, or a page of another site sent it.",
+    403: "The token does not permit this, or a page of another site sent the request.",
     404: "Not found.",
-    409: "Its state does not allow it.",
+    409: "Not possible in the current state.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     503: "Database or broker do not answer, or too many requests are queued.",
@@ -50,9 +50,9 @@ async def checked(request: Request) -> None:
 
 
 Ctx = Annotated[Context, Depends(context_of)]
-Limit = Annotated[int, Query(ge=1, le=500, description="rows at most")]
+Limit = Annotated[int, Query(ge=1, le=500, description="maximum rows")]
 Cursor = Annotated[
-    str, Query(max_length=4000, pattern=r"^[A-Za-z0-9_-]*$", description="`cursor` of the page before this one")
+    str, Query(max_length=4000, pattern=r"^[A-Za-z0-9_-]*$", description="`cursor` of the previous page")
 ]
 
 

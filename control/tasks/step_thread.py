@@ -95,7 +95,7 @@ class StepThread:
         except (psycopg.OperationalError, LogUnavailable) as err:
             return self._failed(err)
         if self.problem:
-            logger.info("step works again", extra={"step": self._step.name})
+            logger.info("step succeeds again", extra={"step": self._step.name})
         self._failures, self.problem = 0, ""
         with self._lock:
             self._done += done

@@ -4,7 +4,7 @@ One process reads every relay. A frame that cannot be processed becomes a dead l
 The functions below follow the order of the steps. Everything runs in the flow's thread. Two other threads hand over to it:
 
 - the sockets' loop (`connectors.atproto.stream_sockets`): reading must go on while the flow waits for PostgreSQL or Kafka;
-- the key look-ups' loop (`connectors.identity.key_lookups`): a slow directory must delay only the events of the unknown key.
+- the key lookups' loop (`connectors.identity.key_lookups`): a slow directory must delay only the events of the unknown key.
 
 librdkafka sends messages from threads of its own; the sink waits for its delivery reports.
 """

@@ -107,7 +107,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             transaction.move(decoded.batch.spans)
 
     def _with_retries(self, work: Callable[[], None]) -> None:
-        retry_database(work, self._health, what="transaction undone")
+        retry_database(work, self._health, what="transaction rolled back")
 
     def _halve(self, decoded: Decoded) -> None:
         """Write a refused batch in parts, live events first."""

@@ -97,7 +97,7 @@ class ListingJobs:
                     continue
                 if db.execute(JOBS["run"], {"id": number}).fetchone() is None:
                     continue  # an operator has changed it meanwhile; the next check reads that
-                logger.info("job runs", extra={"job": number, "was": status})
+                logger.info("job started", extra={"job": number, "was": status})
                 free -= self._lists(row)
                 status = JobStatus.RUNNING
                 paused.difference_update(target.key for target in group)
@@ -149,7 +149,11 @@ class ListingJobs:
             return
         until = min(one.throttled_until for one in open_lists)
         if until - now > SHORT_WAIT_SECONDS:
-            values: dict[str, Any] = {"id": number, "seconds": until - now, "error": "the host asks to wait"}
+            values: dict[str, Any] = {
+                "id": number,
+                "seconds": until - now,
+                "error": "the hosts are paused by their rate limits",
+            }
             db.execute(JOBS["wait_for_quota"], values)
             logger.info("job waits for its quota", extra={"job": number, "seconds": round(until - now)})
         elif open_lists[0].target.job is not None and all(one.problem for one in open_lists):
@@ -162,4 +166,4 @@ class ListingJobs:
                 "max_attempts": self._settings.backfill_max_attempts,
             }
             row = db.execute(JOBS["back_off"], values).fetchone()
-            logger.warning("job cannot list", extra={"job": number, "status": row and row[0], "why": why})
+            logger.warning("listing of a job failed", extra={"job": number, "status": row and row[0], "why": why})

@@ -131,9 +131,7 @@ class ListingLoop:
                 await self._emit([], [] if decision.skip is None else [decision.skip])
         elif decision.stuck and not decision.ended:
             metrics.UPSTREAM_ERRORS.labels(FLOW, "too_many_repos").inc()
-            logger.warning(
-                "a PDS's list is read no further", extra={"upstream": self.target.key, "why": decision.stuck}
-            )
+            logger.warning("a PDS's listing is cut", extra={"upstream": self.target.key, "why": decision.stuck})
         else:
             await self._emit(answer.entries, later=later)
         if decision.ended:
@@ -189,7 +187,7 @@ class ListingLoop:
             fill = begin(due.from_cursor, due.to_cursor, self._policy.page_size, due.retry_count)
             await self._read_range(fill)
             left = fill.left()
-            reason = fill.detail or "not read to its end"
+            reason = fill.detail or "the range was not read to its end"
             fact: Fact = RangeNarrowed(due.id, left, due.retry_count, reason) if left else RangeFilled(due.id)
             # after a range at the end of the list, continue from the last page read
             moved = fill.furthest not in ("", self.state.cursor) and reached(fill.furthest, self.state.cursor)

@@ -105,7 +105,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
                 written = True
         except psycopg.OperationalError as err:
             if written:  # the connection was lost during the commit: a retry could count repos twice
-                raise CommitUnknown(f"{err}; the listings go on from what the database holds") from err
+                raise CommitUnknown(f"{err}; the listings continue from the state in the database") from err
             raise
 
     def _write(self, db: psycopg.Connection[Any], position: ListingProgress, waiting: ListingProgress) -> None:

@@ -165,10 +165,10 @@ def _further(state: Listing, page: RepoPage, cursor: str, now: float, policy: Li
     """
     mark, content = _hash(cursor), _hash(*(entry.did for entry in page.entries))
     if state.pages and mark == state.mark:
-        return _cut(state, "its cursors go round", now, policy)
+        return _cut(state, "the cursors repeat", now, policy)
     barren = state.barren + (not page.entries or (state.pages > 0 and content == state.content))
     if barren > MAX_BARREN + state.pages // 4:
-        return _cut(state, "its pages bring nothing new", now, policy)
+        return _cut(state, "the pages contain no new repos", now, policy)
     wait = _backoff(barren, policy) if barren > state.barren else 0.0
     pages = state.pages + 1
     if pages & (pages - 1):

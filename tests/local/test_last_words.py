@@ -43,7 +43,7 @@ def log_line(level: str, event: str, **fields: object) -> str:
         (log_line("ERROR", "the flow failed", reason="OperationalError: gone", error="Traceback…") + PANIC, "OperationalError: gone"),
         (PANIC + log_line("ERROR", "the flow failed", reason="LogUnavailable:\nno broker"), "LogUnavailable: no broker"),
         (TRACEBACK, "ValueError: what it was"),
-        (log_line("CRITICAL", "the process ends itself", reason="no progress for 60 s", exit_code=71) + "\n" + STACKS, "no progress for 60 s"),
+        (log_line("CRITICAL", "the process exits", reason="no progress for 60 s", exit_code=71) + "\n" + STACKS, "no progress for 60 s"),
         ("Fatal Python error: Segmentation fault\n" + STACKS, "Fatal Python error: Segmentation fault"),
         ("Timeout (0:01:30)!\n" + STACKS, "Timeout (0:01:30)!"),
         ("sluice: SLUICE_RELAYS is not set\n", "sluice: SLUICE_RELAYS is not set"),

@@ -66,7 +66,7 @@ def test_done_at_once_when_everything_is() -> None:
 def test_a_relay_s_listing_that_was_cut_is_not_its_end_but_a_pds_s_holds_up_nothing() -> None:
     """H3."""
     synced, _ = looker()
-    cut = {"done": True, "cut": "its cursors go round"}
+    cut = {"done": True, "cut": "the cursors repeat"}
     relay = {"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": cut}
     assert not synced.check(replace(done(), jobs=[relay]))
     assert synced.waits_for == f"the listing of {RELAY}"

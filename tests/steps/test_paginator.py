@@ -289,7 +289,7 @@ def test_repeating_opaque_cursors_end_the_pass(lead: int, cycle: int) -> None:
         state, requests = decision.state, requests + 1
         assert requests <= 3 * (lead + cycle) + 3
     assert decision.ended
-    assert (decision.stuck, state.cut, state.passes) == ("its cursors go round",) * 2 + (0,)
+    assert (decision.stuck, state.cut, state.passes) == ("the cursors repeat",) * 2 + (0,)
 
 
 def test_cut_passes_have_growing_intervals_until_one_reaches_the_end() -> None:
@@ -315,7 +315,7 @@ def test_pages_with_new_cursors_but_no_new_repos_end_the_pass(content: int) -> N
         decision = decide(state, RepoPage(same, 0, f"c{requests}"), now, RELAY)
         state, now, requests = decision.state, decision.wait_until, requests + 1
         assert requests <= 40
-    assert state.cut == "its pages bring nothing new"
+    assert state.cut == "the pages contain no new repos"
     assert now > 300
 
 

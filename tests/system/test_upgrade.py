@@ -88,7 +88,7 @@ def test_two_releases_side_by_side(simulator: Any, log: str, database: str, mirr
     stop(one)
     said = "".join(process.log_file.read_text() for process in one.single)
     assert "Traceback" not in said
-    assert "transaction undone" not in said
+    assert "transaction rolled back" not in said
 
 
 def works(process: SingleProcess) -> bool:

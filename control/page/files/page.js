@@ -55,7 +55,7 @@ function replace(name, html) {
   }
 }
 
-// A button that is replaced between press and release gets no click: changes that arrive meanwhile are shown after it.
+// A button that is replaced between press and release gets no click: delay changes until the release.
 let pressed = false;
 let delayed = null;
 
@@ -97,7 +97,7 @@ async function read(answer) {
   }
 }
 
-// One stream at a time. A new token ends the stream before, whose refusal may arrive later and must not remove the new token.
+// One stream at a time. A new token aborts the previous stream: its late 401 must not remove the new token.
 let stream = new AbortController();
 
 async function follow() {

@@ -114,7 +114,7 @@ def test_a_check_finds_every_count_that_is_wrong(filled: World) -> None:
     )
     wrong = sluice(filled, "check")
     assert (wrong.returncode, wrong.stdout.splitlines()[-1]) == (1, "drift = 1")
-    mended = sluice(filled, "rebuild", "--anew", appview="true")
+    mended = sluice(filled, "rebuild", "--from-empty", appview="true")
     assert mended.returncode == 0, mended.stderr
     assert sluice(filled, "check").returncode == 0
 

@@ -201,7 +201,7 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
         other.execute("select from sluice.stream_offset for update")
         writing = pool.submit(writer.write, end)
         killed = wait_until(lambda: db.execute(KILL_WHO_WAITS).fetchall())
-        wait_until(lambda: "transaction undone" in caplog.messages)
+        wait_until(lambda: "transaction rolled back" in caplog.messages)
         assert _halves(db) == before
         other.rollback()
         writing.result(60)

@@ -90,7 +90,7 @@ def test_repeating_cursors_end_their_pass_with_a_reason(simulator: Start, flow_b
     flow = flow_bed.start("list_repos", relays=[relay], crawl_hosts=True, list_page_size=20, **slow)
     for url in (relay, pds):
         found = wait_until(lambda url=url: (point := checkpoint(flow_bed, url)).get("done") and point)
-        assert found["cut"] == "its cursors go round"
+        assert found["cut"] == "the cursors repeat"
     assert network.fired("list_cycle") <= 10
     assert network.fired("hosts_cycle") <= 4
     assert flow.terminate() == 0
