@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaError, TopicPartition
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, TIMESTAMP_NOT_AVAILABLE, KafkaError, TopicPartition
 
 from appview.plugin import AppView
 from connectors.atproto.stream_sockets import Frame
@@ -127,9 +127,9 @@ class DeadLetters:
         origin, _, upstream = letter.topic.partition(" ")
         if upstream and origin in (firehose.FLOW, labels.FLOW):
             flow = firehose if origin == firehose.FLOW else labels
-            return self._send(flow.retry_frame(Frame(upstream, payload), self._settings))
+            return self._send(flow.retry_frame(frame_of(letter), self._settings))
         if origin in TOPICS:
-            return self._settle(letter, payload)
+            return self._settle(letter)
         if origin in TASK_TOPICS:
             return self._send_task(origin, payload)
         return f"unknown origin of a dead letter: {letter.topic[:100]!r}"
@@ -144,9 +144,9 @@ class DeadLetters:
             return "; ".join(f"{letter.reason}: {letter.error}" for letter in letters[:3])
         return None if good else "the frame contains no event"
 
-    def _settle(self, letter: wire.DeadLetter, payload: bytes) -> str | None:
+    def _settle(self, letter: wire.DeadLetter) -> str | None:
         """Put a message through the gate, under its old offset."""
-        message = _StoredMessage(letter.topic, letter.partition or 0, letter.offset or 0, payload)
+        message = StoredMessage(letter)
         decoded: Decoded = decode(Batch([message], {}))  # type: ignore[list-item]  # what decode reads of a Message
         if decoded.letters:
             return wire.decode_dead_letter(decoded.letters[0].value).error
@@ -201,29 +201,38 @@ class DeadLetters:
         return wire.decode_dead_letter(message.value() or b"") if message.offset() == place[1] else None
 
 
-@dataclass(frozen=True, slots=True)
-class _StoredMessage:
-    """The part of a Kafka message that `decode` reads."""
+def frame_of(letter: wire.DeadLetter) -> Frame:
+    """The frame of a dead letter, with the time of its receipt: a retry must not make an event newer than it is."""
+    upstream = letter.topic.partition(" ")[2]
+    return Frame(upstream, from_base64(letter.payload or ""), received=letter.received or 0)
 
-    _topic: str
-    _partition: int
-    _offset: int
-    _value: bytes
+
+class StoredMessage:
+    """The message of a dead letter, as far as `decode` reads a Kafka message."""
+
+    def __init__(self, letter: wire.DeadLetter) -> None:
+        self._letter = letter
 
     def topic(self) -> str:
-        return self._topic
+        """Name without prefix."""
+        return self._letter.topic
 
     def partition(self) -> int:
-        return self._partition
-
-    def timestamp(self) -> tuple[int, int]:
-        return TIMESTAMP_NOT_AVAILABLE, 0
+        """Partition of the original message."""
+        return self._letter.partition or 0
 
     def offset(self) -> int:
-        return self._offset
+        """Offset of the original message."""
+        return self._letter.offset or 0
+
+    def timestamp(self) -> tuple[int, int]:
+        """Kind, and the original message's time in ms."""
+        at = self._letter.received
+        return (TIMESTAMP_NOT_AVAILABLE, 0) if at is None else (TIMESTAMP_LOG_APPEND_TIME, at)
 
     def value(self) -> bytes:
-        return self._value
+        """The payload."""
+        return from_base64(self._letter.payload or "")
 
 
 def places(values: Sequence[str]) -> list[Place]:

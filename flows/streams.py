@@ -104,7 +104,7 @@ def dead_frame(flow: str, frame: Frame, reason: str, error: str, did: str | None
     code = DeadReason.of(reason)
     metrics.DEAD_LETTERS.labels(flow, code.value).inc()
     error = error if code == reason else f"{reason}: {error}"
-    return dead_letter(f"{flow} {frame.upstream}", code, error, frame.data, did=did)
+    return dead_letter(f"{flow} {frame.upstream}", code, error, frame.data, did=did, received=frame.received or None)
 
 
 def note_event_times(flow: str, times: Mapping[str, object], latest: str) -> None:

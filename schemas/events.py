@@ -180,6 +180,9 @@ class DeadLetter(Message):
     payload: str | None = Field(default=None, description="base64, cut at 256 KiB")
     payload_sha256: str | None = None
     payload_size: int = 0
+    received: int | None = Field(
+        default=None, description="Unix time in ms when the frame or message was received; a retry keeps it"
+    )
 
 
 LiveEvent = CommitEvent | SyncEvent | IdentityEvent | AccountEvent

@@ -85,8 +85,12 @@ def dead_letter(
     *,
     did: str | None = None,
     at: tuple[int, int] | None = None,
+    received: int | None = None,
 ) -> Out:
-    """A dead letter with up to 256 KiB of the payload, its hash and size. `at`: (partition, offset) of the original message."""
+    """A dead letter with up to 256 KiB of the payload, its hash and size.
+
+    `at`: (partition, offset) of the original message; `received`: when we received it, Unix time in ms.
+    """
     letter = wire.DeadLetter(
         topic=topic,
         reason=reason.value,
@@ -98,6 +102,7 @@ def dead_letter(
         payload=to_base64(payload[:DEAD_LETTER_PAYLOAD_BYTES]),
         payload_sha256=hashlib.sha256(payload).hexdigest(),
         payload_size=len(payload),
+        received=received,
     )
     return Out(DEAD_LETTER, did or topic, wire.encode(letter))
 

@@ -52,9 +52,9 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
                 continue
             event: Any = wire.decode_live(value) if topic == FIREHOSE_LIVE else wire.decode_backfill(value)
             check_size(topic, event)
-            kind, received = message.timestamp()
-            came = received if kind != TIMESTAMP_NOT_AVAILABLE else None
-            decoded.queues[event.did].append(OffsetEvent(message.offset() or 0, event, len(value), came))
+            decoded.queues[event.did].append(
+                OffsetEvent(message.offset() or 0, event, len(value), received_at(message))
+            )
             if topic == FIREHOSE_LIVE:
                 decoded.newest_time = max(decoded.newest_time, event.time)
         except (msgspec.MsgspecError, KeyTooLarge) as err:
@@ -62,5 +62,11 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
             decoded.too_large += large
             reason = DeadReason.REFUSED_BY_DATABASE if large else DeadReason.UNDECODABLE
             at = (message.partition() or 0, message.offset() or 0)
-            decoded.letters.append(dead_letter(topic, reason, str(err), value, at=at))
+            decoded.letters.append(dead_letter(topic, reason, str(err), value, at=at, received=received_at(message)))
     return decoded
+
+
+def received_at(message: Message) -> int | None:
+    """When the log received the message, Unix time in ms."""
+    kind, received = message.timestamp()
+    return received if kind != TIMESTAMP_NOT_AVAILABLE else None

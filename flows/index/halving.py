@@ -13,6 +13,7 @@ from confluent_kafka import Message
 from connectors.kafka.log import Part
 from connectors.kafka.producer import Out, dead_letter
 from connectors.postgres.connection import REFUSALS
+from flows.index.decode import received_at
 from flows.index.stream_offsets import Spans
 from schemas.reasons import DeadReason
 
@@ -76,4 +77,5 @@ def refusal(message: Message, prefix: str, error: psycopg.Error) -> Out:
     topic, number = part_of(message)
     at = (number, message.offset() or 0)
     value = message.value() or b""
-    return dead_letter(topic.removeprefix(prefix), DeadReason.REFUSED_BY_DATABASE, str(error), value, at=at)
+    reason, received = DeadReason.REFUSED_BY_DATABASE, received_at(message)
+    return dead_letter(topic.removeprefix(prefix), reason, str(error), value, at=at, received=received)
