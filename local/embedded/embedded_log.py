@@ -10,8 +10,8 @@ It listens on loopback only, without authentication: every user of this machine 
 from __future__ import annotations
 
 import os
+import signal
 import time
-from base64 import urlsafe_b64encode
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from local.embedded.guarded_process import (
     remembered_ports,
 )
 from local.embedded.kafka_jars import EmbeddedLogUnavailable, fetch_jars, find_java
+from local.embedded.kafka_shortcuts import META, ClassArchive, format_storage, new_id
 from local.embedded.secured_listener import NAME, SecuredListener
 from schemas.topics import MAX_MESSAGE_BYTES
 
@@ -66,6 +67,7 @@ class EmbeddedLog(EmbeddedServer):
         self.advertised_port = advertised_port
         self._secured = secured
         self._ports: dict[str, int] = {}
+        self._archive: ClassArchive | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -87,7 +89,9 @@ class EmbeddedLog(EmbeddedServer):
         if self.running:
             return self.bootstrap
         java = find_java()
-        command = [java, *self._java_options(), "-cp", os.pathsep.join(str(jar) for jar in fetch_jars(self._jars))]
+        jars = fetch_jars(self._jars)
+        home = jars[0].parent.parent
+        command = [java, *self._java_options(), "-cp", os.pathsep.join(str(jar) for jar in jars)]
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(self.data_dir, BUSY_SECONDS)
@@ -96,26 +100,36 @@ class EmbeddedLog(EmbeddedServer):
         try:
             self._choose_ports()
             settings = self._write_settings()
-            if not (self.data_dir / "data" / "meta.properties").exists():
-                users = self._secured.storage_options() if self._secured else []
-                fresh = ["-t", _new_cluster(), "-c", str(settings)]
-                self._run_to_end([*command, "kafka.tools.StorageTool", "format", *fresh, *users])
+            if not (self.data_dir / "data" / META).exists():
+                self._format(home, [*command, "kafka.tools.StorageTool", "format", "-c", str(settings)])
+            self._archive = ClassArchive(home, java, JVM_OPTIONS)
+            argv = [java, *self._archive.options(), *command[1:], "kafka.Kafka", str(settings)]
         except BaseException:
             os.close(lock)
             raise
-        self._process = self._spawn([*command, "kafka.Kafka", str(settings)], lock)
+        self._process = self._spawn(argv, lock)
         self._await_answer()
         return self.bootstrap
+
+    def stop(self) -> None:
+        """Close its files and stop it. No-op if it does not run."""
+        super().stop()
+        if self._archive is not None and self._process is not None:
+            self._archive.collect(ended_cleanly=self._process.exit_code in CLEAN_EXITS)
+
+    def _format(self, home: Path, tool: list[str]) -> None:
+        def run_tool(cluster: str, *more: str) -> None:
+            self._run_to_end([*tool, "-t", cluster, *more])
+
+        if self._secured:
+            run_tool(new_id(), *self._secured.storage_options())
+        else:
+            format_storage(home, self.data_dir / "data", run_tool)
 
     def _java_options(self) -> list[str]:
         return [
             f"-Xmx{self._heap_mb}m",
-            "-Xms64m",
-            "-XX:+UseSerialGC",  # one core's worth of broker: smaller and no slower than G1 here
-            "-XX:TieredStopAtLevel=1",
-            "-XX:+ExitOnOutOfMemoryError",
-            "-XX:-UsePerfData",  # no file under the temporary directory that a kill leaves behind
-            "-Djava.awt.headless=true",
+            *JVM_OPTIONS,
             f"-Dlog4j2.configurationFile={LOGGING.as_uri()}",
             f"-Dsluice.log={self.data_dir / 'kafka.log'}",
         ]
@@ -169,7 +183,7 @@ class EmbeddedLog(EmbeddedServer):
 
     def _run_to_end(self, argv: list[str]) -> None:
         process = self._spawn(argv, os.open(os.devnull, os.O_RDONLY))
-        if not process.wait(START_SECONDS) or not (self.data_dir / "data" / "meta.properties").exists():
+        if not process.wait(START_SECONDS) or not (self.data_dir / "data" / META).exists():
             process.kill()
             raise EmbeddedLogUnavailable(f"its storage cannot be prepared ({process.last_words()})")
 
@@ -198,11 +212,6 @@ class EmbeddedLog(EmbeddedServer):
         return said[-1] if said else (self._process.last_words() if self._process else "no output")
 
 
-def _new_cluster() -> str:
-    """A new id for each log, in Kafka's spelling of a UUID: offsets of one log are invalid in another."""
-    return urlsafe_b64encode(b"s" + os.urandom(15)).decode().rstrip("=")
-
-
 def _wake_coordinator(client: AdminClient) -> None:
     """Make the broker create its offsets topic now; otherwise its first consumer group would wait 3 s for it."""
     for described in client.describe_consumer_groups(["nobody"], request_timeout=WAKE_SECONDS).values():
@@ -216,6 +225,16 @@ def _spell(listeners: dict[str, int]) -> str:
 
 # removed from the environment: the JVM would add their options and print a notice
 JAVA_VARIABLES = frozenset({"JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH"})
+
+JVM_OPTIONS = [
+    "-Xms64m",
+    "-XX:+UseSerialGC",  # one core's worth of broker: smaller and no slower than G1 here
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-XX:-UsePerfData",  # no file under the temporary directory that a kill leaves behind
+    "-Djava.awt.headless=true",
+]
+CLEAN_EXITS = (0, 128 + signal.SIGTERM)
 
 BROKER_SETTINGS = {
     "auto.create.topics.enable": "false",

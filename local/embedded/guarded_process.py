@@ -174,6 +174,11 @@ class GuardedProcess:
     def running(self) -> bool:
         return self._guard.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """The server's exit code (128 + signal if a signal ended it); None while it runs."""
+        return self._guard.poll()
+
     def stop(self) -> None:
         """Stop the server; after `stop_seconds` the guard kills it. Returns when it has ended."""
         self._tell(b"s", self._stop_seconds + OBEY_SECONDS)

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -50,16 +51,22 @@ def find_java() -> str:
     java = java or shutil.which("java")
     if java is None:
         raise EmbeddedLogUnavailable("there is no `java` on the PATH")
-    try:
-        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise EmbeddedLogUnavailable(f"{java} does not run ({err})") from err
-    found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
+    found = re.search(r'version "(?:1\.)?(\d+)', java_version(java))
     if found is None:
         raise EmbeddedLogUnavailable(f"{java} does not print its version")
     if int(found[1]) < MINIMUM_JAVA:
         raise EmbeddedLogUnavailable(f"{java} is Java {found[1]}, and the log needs {MINIMUM_JAVA} or newer")
     return java
+
+
+@cache
+def java_version(java: str) -> str:
+    """What `java -version` prints. Raises EmbeddedLogUnavailable."""
+    try:
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise EmbeddedLogUnavailable(f"{java} does not run ({err})") from err
+    return answer.stderr + answer.stdout
 
 
 def cache_folder() -> Path:

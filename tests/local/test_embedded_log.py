@@ -119,6 +119,7 @@ def test_committed_group_offsets_survive_a_clean_restart(private_log: EmbeddedLo
     private_log.stop()
     assert not private_log.running
     assert private_log.start() == address
+    assert "-XX:SharedArchiveFile=" in Path(f"/proc/{private_log.pid}/cmdline").read_text(), "kept by a clean stop"
     consumer = group_consumer(address, "readers")
     consumer.subscribe(["kept"])
     assert [message.value() for message in consume(consumer, 2)] == [b"2", b"3"]
