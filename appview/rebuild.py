@@ -23,6 +23,7 @@ from appview.state import SQL, begin, prepare, read
 from appview.writer import SQL as WRITER_SQL
 from appview.writer import AppViewWriter
 from connectors.postgres.connection import REFUSALS, connect, own_transaction
+from connectors.postgres.migrate import schema_lock
 from connectors.postgres.pg_array import array
 from schemas.errors import OperatorError
 from schemas.settings import Settings
@@ -75,7 +76,8 @@ def rebuild(settings: Settings, report: Report, *, from_empty: bool = False) -> 
             begin(settings)
         if not read(db).active:
             raise OperatorError("SLUICE_APPVIEW is off; set it to true here and for the index")
-        prepare(db)
+        with schema_lock(db):
+            prepare(db)
         _index_uris(db)
         progress, after = _start(db, from_empty=from_empty)
         began = time.monotonic()

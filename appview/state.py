@@ -15,7 +15,7 @@ from psycopg import errors
 from appview.projection.project import VERSION
 from appview.sql import queries
 from connectors.postgres.connection import connect
-from connectors.postgres.migrate import LOCK_KEY
+from connectors.postgres.migrate import schema_lock
 from connectors.runtime import metrics
 from schemas.errors import OperatorError
 from schemas.settings import Settings
@@ -61,10 +61,9 @@ def is_active(db: Db) -> bool:
 
 
 def prepare(db: Db) -> None:
-    """Create the extension and the indexes, if missing. Raises AppviewUnavailable."""
+    """Create the extension and the indexes, if missing. The caller holds the schema lock. Raises AppviewUnavailable."""
     try:
-        with db.transaction():
-            db.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY,))
+        if db.execute(SQL["is_prepared"]).fetchone() != (True,):  # else no table is locked that another process writes
             db.execute(SQL["prepare"])
     except (errors.InsufficientPrivilege, errors.FeatureNotSupported, errors.UndefinedFile) as err:
         why = str(err).strip().splitlines()[0]
@@ -75,21 +74,26 @@ def prepare(db: Db) -> None:
 
 
 def begin(settings: Settings) -> AppViewState:
-    """Switch the projection on or off as the settings say. Raises AppviewUnavailable, psycopg.Error."""
+    """Switch the projection on or off as the settings say. Raises AppviewUnavailable, MigrationError, psycopg.Error."""
     with connect(settings.database, "sluice appview") as db:
         if not settings.appview:
             if db.execute(SQL["switch_off"]).rowcount:
                 log.warning("the AppView's tables are no longer maintained: SLUICE_APPVIEW is off")
             return read(db)
-        prepare(db)
-        row = db.execute(SQL["has_records"], {"many": SMALL}).fetchone()
-        some, many = row or (True, True)
-        if not many:
-            db.execute(SQL["index_uris"])
-        db.execute(SQL["switch_on"], {"version": VERSION, "empty": not some})
-        state = read(db)
+        with schema_lock(db):  # processes that start together: PostgreSQL's `if not exists` fails if both create it
+            state = _switch_on(db)
     metrics.APPVIEW_INCOMPLETE.set(not state.current)
     if not state.current:
         made = "holds only part of the records" if state.version in (None, VERSION) else "was made by another version"
         log.warning(f"the AppView's projection {made}; run `sluice appview rebuild`; the index may keep running")
     return state
+
+
+def _switch_on(db: Db) -> AppViewState:
+    prepare(db)
+    row = db.execute(SQL["has_records"], {"many": SMALL}).fetchone()
+    some, many = row or (True, True)
+    if not many and db.execute(SQL["has_uri_index"]).fetchone() != (True,):
+        db.execute(SQL["index_uris"])
+    db.execute(SQL["switch_on"], {"version": VERSION, "empty": not some})
+    return read(db)

@@ -3,6 +3,11 @@
 -- name: state
 select active, complete, version, rebuild_after, rebuild_version from sluice.appview
 
+-- name: is_prepared
+-- `create index if not exists` would lock the tables even if the indexes exist.
+select to_regclass('bsky.actor_handle_tgrm_idx') is not null and to_regclass('bsky.profile_display_name_tgrm_idx') is not null
+and to_regclass('bsky.starter_pack_name_tgrm_idx') is not null
+
 -- name: prepare
 select sluice.appview_prepare()
 
@@ -19,6 +24,9 @@ where not active or %(empty)s
 
 -- name: switch_off
 update sluice.appview set active = false, complete = false, rebuild_after = null, changed_at = now() where active
+
+-- name: has_uri_index
+select to_regclass('sluice.record_uri') is not null
 
 -- name: index_uris
 -- The expression and condition of the view `bsky.record`.

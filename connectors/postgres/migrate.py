@@ -7,8 +7,11 @@ that start together. An applied file that has changed is an error.
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import psycopg
 
@@ -46,17 +49,23 @@ def available() -> list[Migration]:
 
 def migrate(url: str) -> list[str]:
     """Apply the missing migrations; returns their names. Raises MigrationError, psycopg.Error."""
-    with connect(url, "sluice migrate") as db:
-        _take_lock(db)
-        try:
-            db.execute("create schema if not exists sluice")
-            db.execute(
-                "create table if not exists sluice.migration"
-                " (name text primary key, checksum text not null, applied_at timestamptz not null default now())"
-            )
-            return [migration.name for migration in _missing(db) if _apply(db, migration)]
-        finally:
-            db.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
+    with connect(url, "sluice migrate") as db, schema_lock(db):
+        db.execute("create schema if not exists sluice")
+        db.execute(
+            "create table if not exists sluice.migration"
+            " (name text primary key, checksum text not null, applied_at timestamptz not null default now())"
+        )
+        return [migration.name for migration in _missing(db) if _apply(db, migration)]
+
+
+@contextmanager
+def schema_lock(db: psycopg.Connection[Any]) -> Iterator[None]:
+    """Hold the lock for schema changes, in one process at a time. Raises MigrationError if it is not free in time."""
+    _take_lock(db)
+    try:
+        yield
+    finally:
+        db.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
 
 
 def missing(url: str) -> list[str]:

@@ -9,9 +9,9 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from confluent_kafka import Consumer, TopicPartition
@@ -21,7 +21,8 @@ from schemas.settings import Settings, variables
 from tests.support import zygote
 
 PER_REPO = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
+TAIL = 3000  # characters of a log in a failure's message
 
 _RUN = """
 import sys
@@ -55,7 +56,7 @@ class FlowProcess:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"{name} did not start: {log_file.read_text()[-3000:]}"
+        assert line, f"{name} did not start: {_tail(log_file)}"
         self.page = f"http://127.0.0.1:{line.strip()}"
 
     def health(self) -> dict[str, Any]:
@@ -93,6 +94,11 @@ class FlowProcess:
     def running(self) -> bool:
         return self.process.poll() is None
 
+    def story(self) -> str:
+        """Whether it runs, or its exit code, and the end of its log."""
+        code = self.process.poll()
+        return f"{self.log_file.name}: {'runs' if code is None else f'exit code {code}'}\n{_tail(self.log_file)}"
+
 
 def is_running(pid: int) -> bool:
     """False too for a process that nobody has waited for yet."""
@@ -102,16 +108,39 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS, what: str | Callable[[], str] = "") -> Any:
-    """Poll until the condition holds; its value. Fails after `seconds`."""
+class Running(Protocol):
+    """A flow, in a process of its own or not."""
+
+    @property
+    def running(self) -> bool: ...
+
+    def story(self) -> str:
+        """What explains that it does not do what it should."""
+        ...
+
+
+def wait_until(
+    condition: Callable[[], Any],
+    seconds: float = WAIT_SECONDS,
+    what: str | Callable[[], str] = "",
+    of: Sequence[Running] = (),
+) -> Any:
+    """Poll until the condition holds; its value. Fails after `seconds`, and at once when one of `of` has ended."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"not within {seconds} s: {(what() if callable(what) else what) or condition}")
+        ended = not all(process.running for process in of)
+        if ended or time.monotonic() >= deadline:
+            why = "a flow ended" if ended else f"not within {seconds} s"
+            stories = (process.story() for process in of)
+            raise AssertionError("\n".join([f"{why}: {(what() if callable(what) else what) or condition}", *stories]))
         time.sleep(0.05)
+
+
+def _tail(path: Path) -> str:
+    return path.read_text()[-TAIL:]
 
 
 def create_topics(bootstrap: str, prefix: str, partitions: int = 4, **config: Any) -> list[str]:

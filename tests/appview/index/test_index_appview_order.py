@@ -11,7 +11,7 @@ from tests.appview.index.appview_world import World, Write, gone
 from tests.support.postgres import fresh_database
 
 
-def test_any_order_of_repos_gives_the_same_tables(world: World, postgres: str, migrated_template: str) -> None:
+def test_any_order_of_repos_gives_the_same_tables(world: World, postgres: str, appview_template: str) -> None:
     """N10: likes before posts, replies before parents, gates after replies."""
     repos = network()
     for name, writes in repos.items():
@@ -29,7 +29,7 @@ def test_any_order_of_repos_gives_the_same_tables(world: World, postgres: str, m
     assert by_rkey["3keeeeeeeeee2"] == "(t,f,)"
     assert by_rkey["3kdddddddddd4"] == "(,,t)"
     for seed in range(4):
-        with fresh_database(postgres, migrated_template) as url:
+        with fresh_database(postgres, appview_template) as url:
             other = World(url)
             chance = random.Random(seed)
             shuffled(other, repos, chance)

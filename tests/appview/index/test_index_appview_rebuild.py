@@ -6,6 +6,8 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,11 +17,14 @@ import pytest
 from appview import rebuild as appview
 from appview.rebuild import RebuildProgress, rebuild
 from appview.state import AppviewUnavailable, begin
-from schemas.settings import load
+from schemas.settings import Settings, load
 from tests.appview.index.appview_tables_seen import differences, everything, network
 from tests.appview.index.appview_world import World, gone, like, post
 from tests.support import zygote
+from tests.support.postgres import fresh_database
+from tests.support.size import sized
 
+STARTERS = 4
 SLUICE = Path(sys.executable).with_name("sluice")
 
 
@@ -82,6 +87,28 @@ def test_a_rebuild_that_was_stopped_goes_on(filled: World, monkeypatch: pytest.M
     assert filled.sql("select complete, rebuild_after from sluice.appview") == [(True, None)]
 
 
+def test_processes_that_start_together_switch_it_on_once(postgres: str, migrated_template: str) -> None:
+    """PostgreSQL's `create index if not exists` fails if another transaction creates the index at the same time."""
+    for _ in range(sized(3, 20)):
+        with fresh_database(postgres, migrated_template) as url, ThreadPoolExecutor(STARTERS) as pool:
+            settings, gate = load(database=url, appview=True), threading.Barrier(STARTERS)
+
+            def start(settings: Settings = settings, gate: threading.Barrier = gate) -> bool:
+                gate.wait()
+                return begin(settings).current
+
+            assert all(future.result() for future in [pool.submit(start) for _ in range(STARTERS)])
+
+
+def test_a_start_waits_for_no_transaction_of_an_index_that_runs(filled: World) -> None:
+    """Neither the indexes nor the tables of the projection are locked if they exist."""
+    with psycopg.connect(filled.database) as held:
+        held.execute("lock table sluice.record, bsky.actor, bsky.profile, bsky.starter_pack in row exclusive mode")
+        with psycopg.connect(filled.database, autocommit=True) as db:
+            db.execute(f"alter role current_user in database {db.info.dbname} set lock_timeout = 100".encode())
+        assert begin(filled.settings).active
+
+
 def test_what_was_written_while_it_was_off_is_filled_in(filled: World) -> None:
     """Off and on again: not complete, until it is rebuilt."""
     off = World(filled.database, appview=False)
@@ -127,15 +154,15 @@ def test_a_rebuild_without_the_projection_is_refused(database: str) -> None:
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_database_that_may_not_have_trigrams_is_one_clear_line(database: str) -> None:
+def test_a_database_that_may_not_have_trigrams_is_one_clear_line(plain_database: str) -> None:
     """Only with SLUICE_APPVIEW: a plain installation needs no extension."""
-    with psycopg.connect(database, autocommit=True) as db:
+    with psycopg.connect(plain_database, autocommit=True) as db:
         name = f"r{secrets.token_hex(4)}"
         db.execute(f"create role {name} login password 'x'")
         db.execute(
             f"grant all on all tables in schema sluice, bsky to {name}; grant usage on schema sluice, bsky to {name}"
         )
-        place = urlsplit(database)
+        place = urlsplit(plain_database)
         poor = urlunsplit(place._replace(netloc=f"{name}:x@{place.hostname}:{place.port}"))
         try:
             with pytest.raises(AppviewUnavailable, match=r"pg_trgm.*create extension pg_trgm"):

@@ -27,7 +27,7 @@ def refused_by_check(world: World) -> tuple[int, str | None]:
 
 
 def test_what_only_the_fold_is_refused_costs_only_itself(
-    log: str, database: str, postgres: str, migrated_template: str, tmp_path: Path
+    log: str, database: str, postgres: str, appview_template: str, tmp_path: Path
 ) -> None:
     """G5, G7, N10: the process keeps running, the rest of the transaction is written, and a later rebuild repairs it."""
     root = post("ann", "3kaaaaaaaaaa2", 1)
@@ -36,7 +36,7 @@ def test_what_only_the_fold_is_refused_costs_only_itself(
     shares = [like(name, "3kccccccccccc", 3, root, REPOST) for name in ("cat", "dan")]
     bad = {("post", quotes[7].uri), ("post", quotes[8].uri), ("post", quotes[22].uri), ("repost", shares[1].uri)}
     bad |= {("post", root.uri)}  # whose quotes are not all there
-    with fresh_database(postgres, migrated_template) as other:
+    with fresh_database(postgres, appview_template) as other:
         peaceful = World(other)
         events = [*peaceful.snapshot("ann", [root]), *peaceful.snapshot("bob", quotes)]
         events += [
