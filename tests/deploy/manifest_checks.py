@@ -28,6 +28,7 @@ OUTSIDE = SINGLE | {"backfill", "control"}  # who asks servers of strangers; con
 SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database")}
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
+COMMAND: Any = get_command(app)
 UNITS = {"Mi": 1024**2, "Gi": 1024**3}
 
 
@@ -244,7 +245,7 @@ def _commands(pod: Pod) -> Iterator[str]:
 
 def misread(args: list[str]) -> str | None:
     """What the command line has against these arguments, or None."""
-    command: Any = get_command(app)
+    command = COMMAND
     context, name, rest = None, "sluice", list(args)
     try:
         while hasattr(command, "resolve_command"):

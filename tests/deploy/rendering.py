@@ -1,8 +1,11 @@
-"""Manifests as `kubectl apply -k` would send them: `render(folder) -> documents`, and copies of deploy/k8s to break."""
+"""Manifests as `kubectl apply -k` would send them: `rendered(overlay, components)` of this repository, `render(folder)` of a copy."""
 
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ class RenderError(Exception):
     """kustomize refused; the message is its own."""
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.CSafeLoader):
     """YAML in which a key may not come twice."""
 
 
@@ -44,11 +47,28 @@ def read(text: str) -> list[Any]:
 
 
 def render(folder: Path) -> list[Document]:
-    """What kustomize makes of a folder. Raises RenderError."""
+    """Documents that kustomize makes of a folder. Raises RenderError."""
+    return read(_kustomize(folder))
+
+
+def rendered(overlay: str, components: Iterable[str] = ()) -> list[Document]:
+    """Documents of an overlay with components, to be changed at will. kustomize runs once for each combination."""
+    return read(_text(overlay, tuple(components)))
+
+
+@cache
+def _text(overlay: str, components: tuple[str, ...]) -> str:
+    if not components:
+        return _kustomize(K8S / "overlays" / overlay)
+    with tempfile.TemporaryDirectory() as folder:
+        return _kustomize(with_components(copy(Path(folder)), overlay, components))
+
+
+def _kustomize(folder: Path) -> str:
     done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RenderError(done.stderr.strip())
-    return read(done.stdout)
+    return done.stdout
 
 
 def copy(folder: Path) -> Path:
@@ -56,8 +76,8 @@ def copy(folder: Path) -> Path:
     return Path(shutil.copytree(K8S, folder / "k8s"))
 
 
-def with_components(k8s: Path, overlay: str, components: list[str]) -> Path:
-    """A folder in a copy that adds components to an overlay, as somebody would who uses them."""
+def with_components(k8s: Path, overlay: str, components: Iterable[str]) -> Path:
+    """A new folder in a copy of deploy/k8s that adds components to an overlay, as a user does it."""
     folder = k8s / "overlays" / f"{overlay}-and-{'-'.join(components)}"
     folder.mkdir()
     kustomization = {

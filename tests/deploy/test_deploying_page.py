@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.manifest_checks import faults
-from tests.deploy.rendering import KUBECTL, ROOT, RenderError, copy, render, with_components
+from tests.deploy.rendering import KUBECTL, ROOT, RenderError, render, rendered
 from tests.deploy.test_manifests import DOCUMENTED, NEWEST, refused, spec
 
 BLOCKS = [
@@ -59,9 +59,9 @@ def test_pdses_on_other_ports_get_their_way(tmp_path: Path) -> None:
     assert list(refused(documents, NEWEST)) == []
 
 
-def test_what_is_stopped_for_a_restore_stays_stopped(tmp_path: Path) -> None:
+def test_what_is_stopped_for_a_restore_stays_stopped() -> None:
     """G1, G2: an autoscaler that may not go to 0 is taken away first, and nothing is asked of a process that is stopped."""
-    documents = render(with_components(copy(tmp_path), "production", ["keda"]))
+    documents = rendered("production", ["keda"])
     scaled = [doc["spec"]["minReplicaCount"] for doc in documents if doc["kind"] == "ScaledObject"]
     assert min(scaled) > 0, "it would let them be"
     commands = block("deployment --all --replicas=0").splitlines()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import kubernetes_validate
@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from connectors.kafka.offsets import GROUP_TOPICS
 from schemas.settings import Settings
 from tests.deploy.manifest_checks import faults, misread, pods
-from tests.deploy.rendering import COMPONENTS, K8S, OVERLAYS, ROOT, Document, copy, read, render, with_components
+from tests.deploy.rendering import COMPONENTS, OVERLAYS, ROOT, Document, read, rendered
 
 OLDEST, NEWEST = "1.29", "1.37"  # matchLabelKeys of topology spread came with 1.27, and 1.29 is what we promise
 CRDS = {path.stem: path for path in (ROOT / "tests" / "deploy" / "crds").glob("*.json")}
@@ -23,25 +23,33 @@ CASES = [(overlay, []) for overlay in OVERLAYS] + [(o, [c]) for o in OVERLAYS fo
 CASES += [(overlay, COMPONENTS) for overlay in OVERLAYS]
 
 
+CRD_VALIDATORS = {kind: Draft202012Validator(json.loads(path.read_text("utf-8"))) for kind, path in CRDS.items()}
+
+
 def refused(documents: list[Document], version: str) -> Iterator[str]:
-    """What the API server would say; a kind without a schema is an error."""
+    """Errors that the API server would report; a kind without a schema is an error."""
     for doc in documents:
-        name = f"{doc['kind']} {doc['metadata']['name']}"
-        if doc["kind"] in CRDS:
-            for error in Draft202012Validator(json.loads(CRDS[doc["kind"]].read_text("utf-8"))).iter_errors(doc):
-                yield f"{name}: {error.message}"
-            continue
-        try:
-            kubernetes_validate.validate(deepcopy(doc), version, strict=True)
-        except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as err:
-            yield f"{name}: {err.message}"
+        for message in validation_errors(json.dumps(doc), version):
+            yield f"{doc['kind']} {doc['metadata']['name']}: {message}"
+
+
+@cache
+def validation_errors(document: str, version: str) -> list[str]:
+    """Errors in one document, as JSON. Most documents are the same in several overlays, so results are kept."""
+    doc = json.loads(document)
+    if doc["kind"] in CRDS:
+        return [error.message for error in CRD_VALIDATORS[doc["kind"]].iter_errors(doc)]
+    try:
+        kubernetes_validate.validate(doc, version, strict=True)
+    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as err:
+        return [err.message]
+    return []
 
 
 @pytest.mark.parametrize(("overlay", "components"), CASES)
-def test_overlay_fits_the_kubernetes_api_and_the_code(tmp_path: Path, overlay: str, components: list[str]) -> None:
+def test_overlay_fits_the_kubernetes_api_and_the_code(overlay: str, components: list[str]) -> None:
     """U1, N8."""
-    k8s = copy(tmp_path)
-    documents = render(with_components(k8s, overlay, components) if components else k8s / "overlays" / overlay)
+    documents = rendered(overlay, components)
     assert [*refused(documents, OLDEST), *refused(documents, NEWEST)] == []
     assert faults(documents, DOCUMENTED) == []
     assert {doc["kind"] for doc in documents} & set(CRDS) == set() if not components else True
@@ -171,9 +179,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def production() -> list[Document]:
-    return render(K8S / "overlays" / "production")
+    return rendered("production")
 
 
 @pytest.mark.parametrize("what", BROKEN)
@@ -211,8 +219,8 @@ def test_what_the_api_refuses_is_named(production: list[Document], change: Break
         ("PrometheusRule", lambda s: s["groups"][0]["rules"][0].pop("expr")),
     ],
 )
-def test_what_a_crd_refuses_is_named(tmp_path: Path, kind: str, change: Callable[[dict[str, Any]], object]) -> None:
-    documents = render(with_components(copy(tmp_path), "production", COMPONENTS))
+def test_what_a_crd_refuses_is_named(kind: str, change: Callable[[dict[str, Any]], object]) -> None:
+    documents = rendered("production", COMPONENTS)
     doc = next(doc for doc in documents if doc["kind"] == kind)
     assert list(refused(documents, NEWEST)) == []
     change(doc["spec"])
@@ -229,9 +237,9 @@ def test_no_source_has_a_key_twice() -> None:
         read("a: 1\na: 2\n")
 
 
-def test_scaling_follows_the_groups_of_the_code(tmp_path: Path) -> None:
+def test_scaling_follows_the_groups_of_the_code() -> None:
     """U1: by lag, up to the number of partitions."""
-    documents = render(with_components(copy(tmp_path), "production", ["keda"]))
+    documents = rendered("production", ["keda"])
     scaled = [doc["spec"] for doc in documents if doc["kind"] == "ScaledObject"]
     assert len(scaled) == 2
     partitions = int(settings(documents)["SLUICE_KAFKA_PARTITIONS"])
@@ -252,9 +260,9 @@ def test_the_dashboard_is_where_grafana_looks_for_it(production: list[Document])
     assert json.loads(found["data"]["sluice.json"])["title"] == "Sluice"
 
 
-def test_the_secret_of_the_brokers_is_documented(tmp_path: Path) -> None:
+def test_the_secret_of_the_brokers_is_documented() -> None:
     """Its user, its password and the file that is mounted: each is named where nobody is told to make it."""
-    documents = render(with_components(copy(tmp_path), "production", ["broker-security"]))
+    documents = rendered("production", ["broker-security"])
     found = faults(documents, DOCUMENTED.replace("secret generic sluice-broker", "a secret"))
     for what in ("sluice-broker with username", "sluice-broker with password", "sluice-broker with ca.crt is mounted"):
         assert [fault for fault in found if what in fault]
@@ -263,7 +271,7 @@ def test_the_secret_of_the_brokers_is_documented(tmp_path: Path) -> None:
 def test_image_is_of_this_release() -> None:
     release = (ROOT / "pyproject.toml").read_text("utf-8").partition('version = "')[2].partition('"')[0]
     for overlay in OVERLAYS:
-        images = {c["image"] for pod in pods(render(K8S / "overlays" / overlay)) if pod.ours for c in pod.containers}
+        images = {c["image"] for pod in pods(rendered(overlay)) if pod.ours for c in pod.containers}
         assert {image.rpartition(":")[2] for image in images} == {release}
 
 
