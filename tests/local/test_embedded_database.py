@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from local.embedded.embedded_database import DatabaseUnavailable, EmbeddedDatabase
+from tests.support.postgres import data_folder
 
 
 def test_each_test_has_a_database_of_its_own(database: str, blank_database: str) -> None:
@@ -65,12 +66,12 @@ def test_without_the_password_nobody_comes_in(private_postgres: EmbeddedDatabase
     assert password.stat().st_mode & 0o077 == 0
 
 
-def test_a_half_made_cluster_is_made_anew(tmp_path: Path) -> None:
-    folder = tmp_path / "half"
-    (folder / "pgdata.draft" / "base").mkdir(parents=True)
-    (folder / "initdb.password").touch()
-    with EmbeddedDatabase(folder) as server, psycopg.connect(server.url) as client:
-        assert client.execute("SELECT 1").fetchone() == (1,)
+def test_a_half_made_cluster_is_made_anew() -> None:
+    with data_folder() as folder:
+        (folder / "half" / "pgdata.draft" / "base").mkdir(parents=True)
+        (folder / "half" / "initdb.password").touch()
+        with EmbeddedDatabase(folder / "half") as server, psycopg.connect(server.url) as client:
+            assert client.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_an_occupied_port_is_one_line(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_an_occupied_port_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_a_wrong_setting_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseUnavailable, match="no_such_setting") as refusal:
-        EmbeddedDatabase(tmp_path / "db", settings={"no_such_setting": "1"}).start()
+def test_a_wrong_setting_is_one_line() -> None:
+    with data_folder() as folder, pytest.raises(DatabaseUnavailable, match="no_such_setting") as refusal:
+        EmbeddedDatabase(folder / "db", settings={"no_such_setting": "1"}).start()
     assert "\n" not in str(refusal.value)

@@ -34,6 +34,8 @@ OLDER = {"15": "15.19.0", "16": "16.15.0", "17": "17.11.0"}
 OLDER_INITDB = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"]  # the built-in locale came with 17
 TEMPLATE = "sluice_template"
 PATIENCE_SECONDS = 60.0
+FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+"""Settings of the session's server: a commit waits for no disk. `private_postgres`, for tests of durability, has none of these."""
 
 
 def url_of(server_url: str, database: str) -> str:
@@ -45,7 +47,8 @@ def url_of(server_url: str, database: str) -> str:
 def fresh_database(server_url: str, template: str = "template1") -> Iterator[str]:
     name = f"t{secrets.token_hex(6)}"
     with psycopg.connect(server_url, autocommit=True) as admin:
-        patiently(admin, f"CREATE DATABASE {name} TEMPLATE {template}")
+        # file_copy takes a tenth of the CPU time of wal_log, which is the default
+        patiently(admin, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
             yield url_of(server_url, name)
         finally:
@@ -113,7 +116,7 @@ def database_server(major: str) -> Iterator[str]:
             yield container.get_connection_url()
         return
     older = {} if major == NEWEST else {"binaries": older_binaries(major), "initdb_options": OLDER_INITDB}
-    with data_folder() as folder, EmbeddedDatabase(folder / "postgres", **older) as server:
+    with data_folder() as folder, EmbeddedDatabase(folder / "postgres", settings=FAST, **older) as server:
         yield server.url
 
 
