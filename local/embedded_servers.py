@@ -12,7 +12,7 @@ from pathlib import Path
 from control.process_status import Process
 from local.embedded.embedded_database import EmbeddedDatabase
 from local.embedded.embedded_log import EmbeddedLog
-from local.supervisor import Say, back_off, peak_bytes
+from local.supervisor import Say, peak_bytes, restart_seconds
 from schemas.settings import Settings
 
 RESTART_SECONDS = 60.0
@@ -61,7 +61,7 @@ class EmbeddedServers:
                 continue
             self._ends[name] = self._ends.get(name, 0) + 1
             self.restarts += 1
-            wait = back_off(self._ends[name])
+            wait = restart_seconds(self._ends[name])
             self._say(name, f"ended; restarting in {wait:.1f} s")
             self._restarting[name] = threading.Thread(target=self._restart, args=(name, server, wait), daemon=True)
             self._restarting[name].start()

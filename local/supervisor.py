@@ -22,9 +22,9 @@ from local.last_words import LastWords, spoken
 from steps.backoff import backoff_seconds
 
 LOG_BYTES = 8 * 1024 * 1024
-BACK_OFF_FIRST_SECONDS = 0.5
-BACK_OFF_MAX_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # a child that ran this long starts with the shortest delay again
+RESTART_FIRST_SECONDS = 0.5
+RESTART_MAX_SECONDS = 30.0
+LONG_RUN_SECONDS = 60.0  # a child that ran this long starts with the shortest delay again
 DRAIN_SECONDS = 30.0
 KILL_SECONDS = 30.0
 LAST_WORDS_SECONDS = 10.0  # for the end of its output: a descendant may hold the pipe open
@@ -119,9 +119,9 @@ class Child:
         self._reader.start()
 
     @property
-    def back_off(self) -> float:
+    def restart_wait(self) -> float:
         """Seconds from the last end to the next start."""
-        return back_off(self._ends)
+        return restart_seconds(self._ends)
 
     def settle_end(self) -> bool:
         """True once, when the process has ended. Sets the time of the next start."""
@@ -130,8 +130,8 @@ class Child:
         self.join()
         self.exit_code = self._process.returncode
         now = time.monotonic()
-        self._ends = 1 if now - self._started > STEADY_SECONDS else self._ends + 1
-        self.start_at = now + self.back_off
+        self._ends = 1 if now - self._started > LONG_RUN_SECONDS else self._ends + 1
+        self.start_at = now + self.restart_wait
         return True
 
     def signal(self, number: int) -> None:
@@ -170,9 +170,9 @@ class Child:
 _PASSED_ON = ("SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS")
 
 
-def back_off(ends: int) -> float:
+def restart_seconds(ends: int) -> float:
     """Seconds until the start after the n-th end in a row."""
-    return backoff_seconds(max(1, ends), BACK_OFF_FIRST_SECONDS, BACK_OFF_MAX_SECONDS)
+    return backoff_seconds(max(1, ends), RESTART_FIRST_SECONDS, RESTART_MAX_SECONDS)
 
 
 def peak_bytes(pid: int) -> int:
@@ -221,7 +221,7 @@ class Supervisor:
         for child in self.children:
             if child.settle_end():
                 changed = True
-                ended = f"{ending(child.exit_code)}; restarting in {child.back_off:.1f} s"
+                ended = f"{ending(child.exit_code)}; restarting in {child.restart_wait:.1f} s"
                 self._say(child.command.name, f"{ended}; last words: {child.last_words}" if child.last_words else ended)
             elif child.exit_code is not None and time.monotonic() >= child.start_at:  # its end was reported before
                 child.restarts += 1

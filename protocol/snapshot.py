@@ -207,15 +207,6 @@ def opening(
     yield snapshot
 
 
-def open_snapshot(
-    car: CarIndex, did: str, signing_key: str | None, min_rev: str | None = None, max_rev: str | None = None
-) -> Snapshot:
-    """`opening` without steps. Raises SnapshotRejected."""
-    *_, snapshot = opening(car, did, signing_key, min_rev, max_rev)
-    assert snapshot is not None  # noqa: S101  # the last one
-    return snapshot
-
-
 def from_car_error(err: CarError) -> SnapshotRejected:
     """The rejection of a CAR that could not be indexed."""
     if err.reason is CarReason.TOO_MANY_BLOCKS:

@@ -59,6 +59,10 @@ def tid_micros(tid: str) -> int:
     return int(tid.translate(_TO_BASE32HEX), 32) >> _CLOCK_BITS
 
 
+FUTURE_MICROS = 300 * 1_000_000
+"""How far a rev may be ahead of our clock, in microseconds. A later one is refused."""
+
+
 def tid_from_micros(micros: int, clock: int = 0) -> str:
     """The TID of a time (microseconds since 1970, below 2**53) and a clock id (below 1024). Raises ValueError outside these."""
     if not 0 <= micros < 1 << (_TID_BITS - _CLOCK_BITS) or not 0 <= clock < 1 << _CLOCK_BITS:
@@ -72,24 +76,4 @@ def split_path(path: str) -> tuple[str, str] | None:
     collection, _, rkey = path.partition("/")
     if is_rkey(rkey) and is_nsid(collection):
         return collection, rkey
-    return None
-
-
-def split_at_uri(uri: str) -> tuple[str, str | None, str | None] | None:
-    """(did, collection, rkey) of an AT-URI; the last two may be None. None if the URI is not a reference to a record.
-
-    URIs with a handle as authority, a query or a fragment are not such references.
-    """
-    if not uri.startswith("at://"):
-        return None
-    did, *path = uri[5:].split("/", 2)
-    if not is_did(did):
-        return None
-    match path:
-        case []:
-            return did, None, None
-        case [collection] if is_nsid(collection):
-            return did, collection, None
-        case [collection, rkey] if is_nsid(collection) and is_rkey(rkey):
-            return did, collection, rkey
     return None

@@ -27,9 +27,8 @@ from protocol.event_stream import MAX_FRAME_BYTES, Commit, Sync
 from protocol.mst.invert import NOT_GIVEN, Change, Unproven, UnprovenReason, invert
 from protocol.mst.node import MAX_KEY
 from protocol.mst.record_path import row_path
-from protocol.syntax import tid_micros
+from protocol.syntax import FUTURE_MICROS, tid_micros
 
-FUTURE_MICROS = 300 * 1_000_000
 MAX_OPS = 200
 MAX_BLOCKS_BYTES = 2_000_000
 MAX_SYNC_BYTES = 10_000

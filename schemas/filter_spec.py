@@ -1,6 +1,5 @@
 """The filter: which repos and collections are mirrored. Matching: `steps/gate/filters.py`."""
 
-import re
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -56,8 +55,3 @@ class FilterState(BaseModel):
     walking: bool = Field(description="repos are still being excluded, or scheduled because records are missing")
     pruning: bool = Field(description="rows outside the filter are being removed")
     clean: bool = Field(description="no rows outside the filter are left")
-
-
-def is_pattern(text: str) -> bool:
-    """Whether a collection pattern is well-formed."""
-    return re.fullmatch(PATTERN, text) is not None

@@ -7,15 +7,13 @@ repo or its host (retry, uncounted), and counted ones.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import sha256
 
 from protocol.encoding.safe_text import printable
 from protocol.snapshot import SnapshotReason
-from steps.backoff import backoff_seconds
+from steps.backoff import fraction_of, retry_seconds
 
 SHORTEST_PAUSE = 1.0
 LONGEST_PAUSE = 3600.0
-_GROWTH = 8.0  # 5 s, 40 s, 5 min, 43 min: five attempts outlast a host that is down for most of an hour
 
 
 class FailureReason(StrEnum):
@@ -154,23 +152,10 @@ def decide(failure: Failure, retry_count: int, policy: RetryPolicy, *, key: str,
         return RetryIn(_after(min(LONGEST_PAUSE, wait), key), counted=False)
     if failure.reason in _BEYOND_US or retry_count + 1 >= policy.max_attempts:
         return GiveUp()
-    seconds = backoff(retry_count + 1, key, policy.first_seconds, policy.longest_seconds)
+    seconds = retry_seconds(retry_count + 1, key, policy.first_seconds, policy.longest_seconds)
     return RetryIn(max(seconds, min(LONGEST_PAUSE, failure.wait_seconds or 0.0)), counted=True)
-
-
-def backoff(n: int, key: str, first: float, longest: float) -> float:
-    """Seconds before the retry after failure `n` (from 1): growing from `first` to `longest`, less up to half by jitter.
-
-    The jitter comes from a hash of key and n: the same every time, and different for repos that failed together.
-    """
-    full = backoff_seconds(n, first, longest, _GROWTH)
-    return full * (1.0 - 0.5 * _fraction(f"{key}/{n}"))
 
 
 def _after(seconds: float, key: str) -> float:
     """A moment after the pause, spread over half its length, so that repos do not all return at once."""
-    return seconds * (1.0 + 0.5 * _fraction(key))
-
-
-def _fraction(key: str) -> float:
-    return int.from_bytes(sha256(key.encode()).digest()[:8]) / 2**64
+    return seconds * (1.0 + 0.5 * fraction_of(key))

@@ -16,7 +16,7 @@ from connectors.postgres.connection import AsyncPool
 from connectors.runtime import metrics
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.retry import FailureReason
+from steps.retry import LONGEST_PAUSE, FailureReason
 
 BURST_SHARE = 0.1
 LEASE_SHARE = 1 / 30  # of the window: lifetime of a lease, plus the same for the latency to the host
@@ -27,7 +27,6 @@ KEPT_HOSTS = 20_000
 CONNECTIONS = 2
 HEED_EVERY_SECONDS = 1.0
 PAUSE_CHECK_SECONDS = 5.0  # how soon a worker notices that an operator ended a pause
-LONGEST_PAUSE_SECONDS = 3600.0
 
 
 class HostPaused(Exception):
@@ -108,7 +107,7 @@ class HostBudget:
         state, now = self._state(host), time.monotonic()
         if state.paused_until <= now:  # else this answer belongs to the same burst
             state.pauses += 1
-        seconds = max(seconds, min(2.0 ** min(state.pauses - 1, 20), LONGEST_PAUSE_SECONDS))
+        seconds = max(seconds, min(2.0 ** min(state.pauses - 1, 20), LONGEST_PAUSE))
         state.paused_until, state.checked = max(state.paused_until, now + seconds), now
         state.pause_reason, state.left = reason, 0
         await self._execute("pause", host=host, seconds=seconds, reason=reason)

@@ -33,7 +33,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, psycopg.OperationalError) and not isinstance(error, errors.ProgramLimitExceeded)
 
 
-def back_off(failures: int) -> float:
+def wait_seconds(failures: int) -> float:
     """Seconds to wait after this many failures in a row."""
     return backoff_seconds(failures, FIRST_SECONDS, LONGEST_SECONDS, growth=4.0)
 
@@ -63,6 +63,6 @@ def retry_database(
             if health is not None and failures > 1:
                 health.report("failing", f"SLUICE_DATABASE: {why}")
             if STOP.is_set():
-                time.sleep(min(0.5, back_off(failures)))
+                time.sleep(min(0.5, wait_seconds(failures)))
             else:
-                watchdog.rest(STOP, back_off(failures))
+                watchdog.rest(STOP, wait_seconds(failures))

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from connectors.atproto.repo_lookup import AuditNetwork
 from connectors.postgres.connection import dicts
 from connectors.postgres.repo_queue import RepoQueue
-from protocol.syntax import is_tid, tid_micros
-from protocol.verify_commit import FUTURE_MICROS
+from protocol.syntax import FUTURE_MICROS, is_tid, tid_micros
 from schemas.settings import Settings
 from schemas.sql import queries
 

@@ -31,8 +31,9 @@ from flows.backfill.task import Result, SnapshotTask
 from protocol.did_document import ResolvedIdentity
 from protocol.snapshot import Limits, SnapshotReason, SnapshotRejected
 from schemas.settings import Settings
+from steps.backoff import retry_seconds
 from steps.host_speed import Transfer
-from steps.retry import Failure, FailureReason, RetryPolicy, Unavailable, backoff, decide
+from steps.retry import Failure, FailureReason, RetryPolicy, Unavailable, decide
 
 DOUBTED_AFTER = 2  # counted failures, after which the DID document is resolved afresh
 STALE_FIRST_SECONDS = 2.0
@@ -240,7 +241,7 @@ class RepoPipeline:
         stale.times += 1
         if current == min_rev:
             first, longest = min(STALE_FIRST_SECONDS, self._grace / 20), min(STALE_LONGEST_SECONDS, self._grace / 5)
-            await asyncio.sleep(backoff(stale.times, claim.did, first, longest))
+            await asyncio.sleep(retry_seconds(stale.times, claim.did, first, longest))
         if current is not None and not await self._queue.run(lambda queue: queue.refetch(claim.did, claim.attempt)):
             raise failed
         return current

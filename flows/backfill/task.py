@@ -22,7 +22,7 @@ from flows.backfill.encode import Attempt, creates, gone, synced
 from protocol.car_format import CarError
 from protocol.did_document import ResolvedIdentity
 from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
-from protocol.syntax import tid_from_micros
+from protocol.syntax import FUTURE_MICROS, tid_from_micros
 from schemas.topics import MAX_VALUE_BYTES
 from steps.retry import Unavailable
 
@@ -31,7 +31,6 @@ SLICE_BYTES = 4 * 1024 * 1024  # of JSON
 SLICE_SECONDS = 0.1  # for records that are slow to decode
 HEAVY_BYTES = 32 * 1024 * 1024  # of records
 HEAVY_BLOCKS = 80_000  # about 16 MB of index
-FUTURE_MICROS = 5 * 60 * 1_000_000
 
 Result = SnapshotRejected | None
 

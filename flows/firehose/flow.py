@@ -30,7 +30,8 @@ from protocol.did_document import ResolvedIdentity
 from protocol.encoding.safe_text import failure, shown
 from protocol.encoding.timestamps import canonical, from_unix
 from protocol.event_stream import Account, Commit, Identity, Rejected, Sync
-from protocol.verify_commit import FUTURE_MICROS, Refused, Verified, verify
+from protocol.syntax import FUTURE_MICROS
+from protocol.verify_commit import Refused, Verified, verify
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
 from schemas.topics import FIREHOSE_LIVE

@@ -21,10 +21,10 @@ from flows.list_repos.listing_loop import FLOW, ListingLoop
 from schemas.job_spec import JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
+from steps.backoff import retry_seconds
 from steps.job_states import WAITING, Target, targets
 from steps.listing.listing_progress import ListingTally
 from steps.listing.paginator import Listing
-from steps.retry import backoff
 
 JOBS = queries("jobs")
 SQL = queries("listing")
@@ -161,7 +161,7 @@ class ListingJobs:
             why = "; ".join(f"{one.target.url}: {one.problem}" for one in open_lists[:3])
             values = {
                 "id": number,
-                "seconds": backoff(retry_count + 1, str(number), first, longest),
+                "seconds": retry_seconds(retry_count + 1, str(number), first, longest),
                 "error": why[:1000],
                 "max_attempts": self._settings.backfill_max_attempts,
             }

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from protocol.account_status import LEFT_BEHIND, is_served, status_beside
 from schemas import wire
+from steps.backoff import retry_seconds
 from steps.gate import ratchet
 from steps.gate.model import (
     Apply,
@@ -28,7 +29,6 @@ from steps.gate.model import (
     Streamed,
     Transition,
 )
-from steps.retry import backoff
 
 MISSING_BLOCK = "missing_block"
 """Reason of an operation whose record block the relay left out."""
@@ -248,7 +248,7 @@ def _desync(repo: Repo, event: Streamed, rules: Rules) -> Transition:
 
 
 def _delay(count: int, repo: Repo, rules: Rules) -> float:
-    return backoff(count, repo.did, rules.retry_first_seconds, rules.retry_max_seconds)
+    return retry_seconds(count, repo.did, rules.retry_first_seconds, rules.retry_max_seconds)
 
 
 def _retried(repo: Repo, reason: Reason, rules: Rules) -> Transition:

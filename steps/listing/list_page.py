@@ -8,10 +8,9 @@ import msgspec
 
 from protocol.account_status import is_served
 from protocol.encoding.safe_text import is_printable, printable
-from protocol.syntax import is_did, is_tid, tid_micros
+from protocol.syntax import FUTURE_MICROS, is_did, is_tid, tid_micros
 
 MAX_CURSOR_BYTES = 1000  # two of them and a URL fit into one row of an index
-FUTURE_MICROS = 300 * 1_000_000
 
 
 class ListEntry(msgspec.Struct, frozen=True, gc=False):

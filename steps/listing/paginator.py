@@ -113,13 +113,13 @@ def decide(state: Listing, answer: RepoPage | PageFailure, now: float, policy: L
         return ListingDecision(throttled, now + min(max(asked, least), LONGEST_THROTTLE_SECONDS))
     if answer.trouble is PageTrouble.UNREACHABLE:
         outages = state.outages + 1
-        wait = max(_backoff(outages, policy), min(answer.retry_after or 0.0, LONGEST_THROTTLE_SECONDS))
+        wait = max(_wait_seconds(outages, policy), min(answer.retry_after or 0.0, LONGEST_THROTTLE_SECONDS))
         stuck = answer.detail if outages >= policy.skip_after else None
         return ListingDecision(replace(state, outages=outages), now + wait, stuck=stuck)
     if answer.trouble is PageTrouble.MALFORMED:
         failed = replace(state, failures=state.failures + 1, streak=0, outages=0)
         if failed.failures < policy.skip_after:
-            return ListingDecision(failed, now + _backoff(failed.failures, policy))
+            return ListingDecision(failed, now + _wait_seconds(failed.failures, policy))
         return _cut(failed, answer.detail, now, policy)
     return _bad_answer(state, answer, now, policy)
 
@@ -169,7 +169,7 @@ def _further(state: Listing, page: RepoPage, cursor: str, now: float, policy: Li
     barren = state.barren + (not page.entries or (state.pages > 0 and content == state.content))
     if barren > MAX_BARREN + state.pages // 4:
         return _cut(state, "the pages contain no new repos", now, policy)
-    wait = _backoff(barren, policy) if barren > state.barren else 0.0
+    wait = _wait_seconds(barren, policy) if barren > state.barren else 0.0
     pages = state.pages + 1
     if pages & (pages - 1):
         mark, content = state.mark, state.content
@@ -198,7 +198,7 @@ def _bad_answer(state: Listing, failure: PageFailure, now: float, policy: Listin
     opaque = not policy.relay or not (state.cursor == "" or is_number(state.cursor))
     narrowed = opaque and state.size < policy.page_size
     if failures < policy.skip_after and not (narrowed and state.size > 1):
-        return ListingDecision(failed, now + _backoff(failures, policy))
+        return ListingDecision(failed, now + _wait_seconds(failures, policy))
     if opaque and state.size > 1:
         return ListingDecision(replace(failed, size=state.size // 2, failures=0), now + policy.first_wait)
     to = beyond(state.cursor, skips=state.skips, step=policy.skip_step, relay=policy.relay)
@@ -221,5 +221,5 @@ def _goes_round(cursor: str, following: str) -> bool:
     return is_number(cursor) and is_number(following) and int(following) <= int(cursor)
 
 
-def _backoff(count: int, policy: ListingPolicy) -> float:
+def _wait_seconds(count: int, policy: ListingPolicy) -> float:
     return backoff_seconds(count, policy.first_wait, policy.longest_wait)

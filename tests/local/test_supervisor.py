@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from local.supervisor import Command, LogFile, Supervisor, back_off, ending
+from local.supervisor import Command, LogFile, Supervisor, ending, restart_seconds
 
 WAIT_SECONDS = 60.0
 OBEDIENT = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('up', flush=True)\ntime.sleep(600)"
@@ -60,7 +60,7 @@ def alive(pid: int) -> bool:
 
 
 def test_back_off_grows_to_half_a_minute() -> None:
-    assert [back_off(ends) for ends in (1, 2, 3, 7, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0]
+    assert [restart_seconds(ends) for ends in (1, 2, 3, 7, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0]
 
 
 def test_endings_are_put_in_words() -> None:

@@ -8,11 +8,11 @@ from flows.backfill.encode import Attempt, creates, synced
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
 from protocol.car import index_bytes
-from protocol.snapshot import open_snapshot
 from schemas import wire
 from schemas.settings import Settings
 from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
+from tests.support.opened_snapshot import open_snapshot
 from tests.support.tiny_repo import Repo, car
 
 TIME = "2026-01-01T00:00:00.000Z"

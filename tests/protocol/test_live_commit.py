@@ -17,8 +17,8 @@ from protocol.encoding.record_json import body_cid
 from protocol.enforcement import Enforcement
 from protocol.event_stream import Commit, Sync
 from protocol.mst.invert import Change, invert
-from protocol.syntax import tid_from_micros, tid_micros
-from protocol.verify_commit import FUTURE_MICROS, MAX_OPS, Refused, Verified, VerifyReason, signed, verify
+from protocol.syntax import FUTURE_MICROS, tid_from_micros, tid_micros
+from protocol.verify_commit import MAX_OPS, Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
 from tests.support.tiny_repo import DID, REV, Key, Repo, car, cid_of, sample, tree
 

@@ -16,9 +16,10 @@ from protocol.did_document import ResolvedIdentity, document_url, parse_document
 from protocol.encoding.record_json import body_cid, leaf_body, record_body
 from protocol.event_stream import Commit, decode
 from protocol.mst.tree import build
-from protocol.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error, open_snapshot
+from protocol.snapshot import Snapshot, SnapshotReason, SnapshotRejected, from_car_error
 from protocol.verify_commit import Verified, verify
 from simulator.repo.odd_leaves import KINDS as ODD_LEAVES
+from tests.support.opened_snapshot import open_snapshot
 from tests.support.simulation import RepoTruth, Simulation
 
 

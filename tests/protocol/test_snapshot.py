@@ -24,12 +24,12 @@ from protocol.snapshot import (
     SnapshotReason,
     SnapshotRejected,
     from_car_error,
-    open_snapshot,
     opening,
 )
 from schemas import wire
 from tests.protocol.car_file import index_file
 from tests.protocol.mst.row_key import key_of
+from tests.support.opened_snapshot import open_snapshot
 from tests.support.tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample, tree
 
 REPO = sample(120)

@@ -128,7 +128,7 @@ def test_tids_round_trip_and_sort_as_their_time(a: int, clock_a: int, b: int, cl
     assert (tid_a < tid_b) == ((a, clock_a) < (b, clock_b))
 
 
-def test_paths_and_uris() -> None:
+def test_paths() -> None:
     assert syntax.split_path("app.bsky.feed.post/3jui7kd54zh2y") == ("app.bsky.feed.post", "3jui7kd54zh2y")
     for path in (
         "",
@@ -140,19 +140,6 @@ def test_paths_and_uris() -> None:
         "x/y",
     ):
         assert syntax.split_path(path) is None
-    assert syntax.split_at_uri(f"at://{DID}") == (DID, None, None)
-    assert syntax.split_at_uri(f"at://{DID}/app.bsky.feed.post") == (DID, "app.bsky.feed.post", None)
-    assert syntax.split_at_uri(f"at://{DID}/app.bsky.feed.post/self") == (DID, "app.bsky.feed.post", "self")
-    for uri in (
-        DID,
-        f"at://{DID}/",
-        f"at://{DID}/x",
-        f"at://{DID}/app.bsky.feed.post/",
-        f"at://{DID}/app.bsky.feed.post/a/b",
-        "at://jay.bsky.social",
-        f"at://{DID}#a",
-    ):
-        assert syntax.split_at_uri(uri) is None
 
 
 def test_hostile_lengths_cost_little() -> None:
@@ -174,6 +161,5 @@ def test_checks_never_raise(text: str) -> None:
         syntax.is_rkey,
         syntax.is_tid,
         syntax.split_path,
-        syntax.split_at_uri,
     ):
         check(text)

@@ -69,7 +69,7 @@ def test_a_stop_ends_it_without_an_error(stop: threading.Event, monkeypatch: pyt
 
 
 def test_the_wait_grows_and_is_bounded() -> None:
-    waits = [retry_module.back_off(failures) for failures in range(1, 30)]
+    waits = [retry_module.wait_seconds(failures) for failures in range(1, 30)]
     assert waits == sorted(waits)
     assert waits[0] == retry_module.FIRST_SECONDS
     assert waits[-1] == retry_module.LONGEST_SECONDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.snapshot import SnapshotReason
+from steps.backoff import retry_seconds
 from steps.retry import (
     ACCOUNT_ERRORS,
     Failure,
@@ -14,7 +15,6 @@ from steps.retry import (
     RetryIn,
     RetryPolicy,
     Unavailable,
-    backoff,
     decide,
 )
 
@@ -36,9 +36,9 @@ def test_failures_count_until_the_last_attempt() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 60, 1000])
 def test_backoff_stays_within_its_bounds_and_is_spread(n: int) -> None:
     """C5: between half of 5 s and 1 h; the same for the same repo, different for others."""
-    delays = [backoff(n, f"did:plc:{i}", 5.0, 3600.0) for i in range(200)]
+    delays = [retry_seconds(n, f"did:plc:{i}", 5.0, 3600.0) for i in range(200)]
     assert all(2.5 <= one <= 3600.0 for one in delays)
-    assert delays == [backoff(n, f"did:plc:{i}", 5.0, 3600.0) for i in range(200)]
+    assert delays == [retry_seconds(n, f"did:plc:{i}", 5.0, 3600.0) for i in range(200)]
     assert max(delays) / min(delays) > 1.8
 
 
