@@ -1,10 +1,12 @@
-"""`sluice audit` and `sluice replay`. Also adds the command groups about the mirror's data."""
+"""`sluice audit`, `sluice replay` and `sluice export`. Also adds the command groups about the mirror's data."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +16,7 @@ from cli.cursors import cursors_app
 from cli.dead_letters import dead_letters_app, skipped_app
 from cli.throttles import hosts_app
 from schemas.errors import OperatorError
+from schemas.patterns import PATTERN, WRITE, time_of
 
 Workers = Annotated[int, typer.Option(min=1, max=256, help="Number of worker processes.")]
 
@@ -22,6 +25,7 @@ def commands(app: typer.Typer) -> None:
     """Add these commands to the application."""
     app.command("audit")(audit)
     app.command("replay")(replay)
+    app.command("export")(export)
     app.add_typer(cursors_app, name="cursors")
     app.add_typer(dead_letters_app, name="dead-letters")
     app.add_typer(skipped_app, name="skipped")
@@ -104,6 +108,34 @@ def replay(
     starts, ends = spans_asked(settings, topic, from_offset or [], from_time, to or [])
     replayed = replay.replay(settings, topic, starts, ends, _every_second("messages replayed"))
     typer.echo(json.dumps(asdict(replayed)) if as_json else replay.as_text(replayed))
+
+
+@answerable
+def export(
+    *,
+    parquet: Annotated[
+        Path, typer.Option(help="Folder to write Parquet files to; an unfinished export in it is resumed.")
+    ],
+    collection: Annotated[
+        list[str] | None, typer.Option(help="Only this collection, or NSID.* for all below it; repeatable.")
+    ] = None,
+    since: Annotated[str, typer.Option(help="Only records indexed at or after this time (ISO 8601).")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the records of repos in sync to Parquet files, by collection and day, for DuckDB, pandas or Spark."""
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from ops.export import ExportScope, export  # noqa: PLC0415 - as above
+
+    wrong = next((one for one in collection or [] if not re.match(PATTERN, one) or one == "*"), None)
+    if wrong is not None:
+        raise OperatorError(f"--collection {wrong[:100]}: {'leave it out for all' if wrong == '*' else WRITE[PATTERN]}")
+    start = time_of("--since", since).isoformat() if since else ""
+    settings = located(data_dir, "database")
+    check_database(settings)
+    done = export(settings, parquet, ExportScope(tuple(sorted(collection or [])), start), _progress)
+    text = f"{done.records} records of {done.repos} repos in {done.files} files, {done.bytes} bytes: {parquet}"
+    typer.echo(json.dumps(asdict(done)) if as_json else text)
 
 
 def _every_second(what: str) -> Callable[[int], None]:

@@ -1,13 +1,13 @@
 """The arguments of `sluice replay`: offsets and times → the first and last offset of each partition."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from confluent_kafka.admin import OffsetSpec
 
 from connectors.kafka.offsets import NO_OFFSET, Offsets
 from ops.replay import GROUPS
 from schemas.errors import OperatorError
+from schemas.patterns import time_of
 from schemas.settings import Settings
 
 
@@ -45,11 +45,7 @@ def _is_offset(text: str) -> bool:
 
 def _at_time(settings: Settings, topic: str, option: str, text: str, other: str = "") -> dict[int, int]:
     """In each partition, the offset of the first message at or after this time; the log's end if there is none."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as err:
-        raise OperatorError(f"{option} {text}: write {other}a time as 2026-01-31T12:00:00Z") from err
-    seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    seconds = time_of(option, text, other).timestamp()
     offsets = Offsets(settings)
     parts = offsets.parts([topic])
     found, ends = offsets.find(parts, OffsetSpec.for_timestamp(int(seconds * 1000))), offsets.ends(parts)

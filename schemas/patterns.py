@@ -4,9 +4,12 @@ They are part of the HTTP API's description, and looser than `protocol/syntax.py
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
+
+from schemas.errors import OperatorError
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,62})"
 NSID = rf"^{_LABEL}(?:\.{_LABEL}){{2,}}$"
@@ -36,3 +39,12 @@ def first_mistake(errors: Sequence[Any]) -> tuple[tuple[str, ...], str]:
     if first["type"] == "string_pattern_mismatch":
         return where, WRITE.get(first["ctx"]["pattern"], "has characters that it cannot have")
     return where, first["msg"].removeprefix("Value error, ")
+
+
+def time_of(option: str, text: str, other: str = "") -> datetime:
+    """The time of an option, ISO 8601; UTC if it has no zone. `other`: what it accepts besides, for the OperatorError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as err:
+        raise OperatorError(f"{option} {text}: write {other}a time as 2026-01-31T12:00:00Z") from err
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
