@@ -3,7 +3,8 @@
     DIR/collection=app.bsky.feed.post/day=2026-11-29/000001-0.parquet
 
 Exported are repos in sync of active accounts, in DID order. `day` is the UTC day of `indexed_at`. The folder names hold collection
-and day (Hive partitioning, which DuckDB, pandas and Spark read), the files the other columns, see `columns()`.
+and day (Hive partitioning, which DuckDB, pandas and Spark read), the files the other columns, see `columns()`. Anybody can invent
+collections: those with very long names, and those after the first MAX_COLLECTIONS, share the folder `collection=other`.
 
 Files are written to DIR/.unfinished, and moved in place after about BUFFER_BYTES of records, at the end of a page of repos. Then
 DIR/export.json stores how far the export is. A stopped export resumes there; files that were moved after the last such position
@@ -45,6 +46,9 @@ STATE, LOCK, UNFINISHED = "export.json", ".lock", ".unfinished"
 BUFFER_BYTES = 64 * 1024 * 1024  # of records as text; in memory they take about three times as much
 ROW_BYTES = 200  # of a row beside its record
 PAGE_REPOS = 200
+MAX_COLLECTIONS = 5000
+MAX_NAME = 200  # of a folder; a collection can have 317 characters and a file name 255
+OTHER = "other"  # not an NSID, which has two dots
 FETCH_ROWS = 1000
 STATEMENT_SECONDS = 600.0
 PROGRESS_SECONDS = 2.0
@@ -98,11 +102,16 @@ class ExportProgress:
     complete: bool = False
 
 
-def columns() -> pa.Schema:
-    """Columns of a file. `record`: the JSON text as signed; null where only the block is kept (`raw`, DAG-CBOR)."""
+def columns(*, other: bool = False) -> pa.Schema:
+    """Columns of a file. `record`: the JSON text as signed; null where only the block is kept (`raw`, DAG-CBOR).
+
+    `other`: with the column `nsid`, the collection.
+    """
     text = pa.string()
     at = pa.timestamp("us", tz="UTC")
     fields = {"did": text, "rkey": text, "cid": text, "rev": text, "record": text, "raw": pa.binary(), "indexed_at": at}
+    if other:
+        fields["nsid"] = text
     return pa.schema(list(fields.items()))
 
 
@@ -111,7 +120,9 @@ def export(settings: Settings, folder: Path, scope: ExportScope, report: Callabl
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder), connect(settings.database, "sluice export", statement_seconds=STATEMENT_SECONDS) as db:
         progress = _resumed(folder, scope)
-        writer = _Writer(folder, progress.number)
+        writer = _Writer(
+            folder, progress.number, {path.name.partition("=")[2] for path in folder.glob("collection=*")} - {OTHER}
+        )
         reported = time.monotonic()
         while dids := _page(db, progress.after):
             for row in _records(db, dids, scope):
@@ -206,6 +217,7 @@ class _Writer:
 
     folder: Path
     number: int
+    _known: set[str]  # names of the collections' folders
     due: bool = False  # enough is buffered or written for `publish`
     _rows: dict[tuple[str, str], list[ExportRow]] = field(default_factory=dict)
     _size: int = 0
@@ -214,11 +226,20 @@ class _Writer:
 
     def add(self, row: ExportRow) -> None:
         """Add a row; rows of a very large page are written at once, to files that `publish` moves."""
-        self._rows.setdefault((row.collection, f"{row.indexed_at.astimezone(UTC):%Y-%m-%d}"), []).append(row)
+        day = f"{row.indexed_at.astimezone(UTC):%Y-%m-%d}"
+        self._rows.setdefault((self._folder_of(row.collection), day), []).append(row)
         self._size += ROW_BYTES + len(row.json or "") + len(row.raw or b"")
         if self._size >= BUFFER_BYTES:
             self._write()
             self.due = True
+
+    def _folder_of(self, collection: str) -> str:
+        name = quote(collection, safe="")
+        if name not in self._known:
+            if len(name) > MAX_NAME or len(self._known) >= MAX_COLLECTIONS:
+                return OTHER
+            self._known.add(name)
+        return name
 
     def publish(self) -> tuple[int, int]:
         """Move all files in place; their number and bytes."""
@@ -236,13 +257,12 @@ class _Writer:
 
     def _write(self) -> None:
         for (collection, day), rows in self._rows.items():
-            path = Path(
-                f"collection={quote(collection, safe='')}", f"day={day}", f"{self.number:06d}-{self._part}.parquet"
-            )
+            path = Path(f"collection={collection}", f"day={day}", f"{self.number:06d}-{self._part}.parquet")
             draft = self.folder / UNFINISHED / path
             draft.parent.mkdir(parents=True, exist_ok=True)
-            did, _, rkey, cid, rev, record, raw, at = map(list, zip(*rows, strict=True))
-            table = pa.table([did, rkey, cid, rev, record, raw, at], schema=columns())
+            did, nsid, *others = map(list, zip(*rows, strict=True))
+            other = collection == OTHER
+            table = pa.table([did, *others, *([nsid] if other else [])], schema=columns(other=other))
             parquet.write_table(table, draft, compression="zstd")
             self._written.append(path)
         self._part += bool(self._rows)

@@ -159,6 +159,23 @@ def test_the_queries_of_the_docs_run(settings: Settings, tmp_path: Path) -> None
     assert sorted(accounts) == [(f"did:web:host{number}.example", 12) for number in range(6)]
 
 
+def test_invented_collections_share_a_folder(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name longer than a file name can be, and more collections than MAX_COLLECTIONS; also after a resume."""
+    monkeypatch.setattr(module, "MAX_COLLECTIONS", 3)
+    found = load(database=database)
+    long = ".".join(["a" * 60] * 5)
+    names = [long, *(f"com.example.c{number}" for number in range(6))]
+    settle_repos(found, [Repo({f"{name}/r": {"n": name} for name in names}, did="did:web:many.example")])
+    done = export(found, tmp_path / "out", ALL, nothing)
+    assert done.records == len(names)
+    folders = {path.name for path in (tmp_path / "out").glob("collection=*")}
+    assert folders == {"collection=other", *(f"collection=com.example.c{number}" for number in range(3))}
+    rest = duckdb.sql(
+        f"select nsid, record ->> 'n' from read_parquet('{tmp_path}/out/collection=other/*/*')"
+    ).fetchall()
+    assert sorted(rest) == sorted((name, name) for name in [long, *names[4:]])
+
+
 def test_each_mistake_is_one_line(settings: Settings, tmp_path: Path) -> None:
     export(settings, tmp_path / "done", ALL, nothing)
     with pytest.raises(OperatorError, match="holds a complete export"):
