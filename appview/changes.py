@@ -12,7 +12,7 @@ class Changes:
     """Changed paths of known collections: whether each existed before the transaction, and its record now.
 
     invalid   refused edits: reason, and `came` of the version shown instead (`sluice.appview_record.kept_json`)
-    passed    records that were created and removed within the transaction, with the time of their removal
+    transient    records that were created and removed within the transaction, with the time of their removal
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Changes:
         self._came: dict[Key, int | None] = {}
         self._gone: dict[Key, int | None] = {}
         self.invalid: dict[Key, tuple[str, int | None]] = {}
-        self.passed: list[tuple[RecordRow, int | None]] = []
+        self.transient: list[tuple[RecordRow, int | None]] = []
 
     def put(self, row: RecordRow, *, existed: bool, came: int | None = None) -> None:
         """A row that is new or has another CID. `existed`, `came`: of the row it replaces."""
@@ -38,7 +38,7 @@ class Changes:
         """An invalid edit: the previous version stays visible."""
         self.invalid[key] = reason, came
 
-    def gone(self, rows: Iterable[tuple[str, str, str, int | None]], when: Mapping[Key, int | None]) -> None:
+    def delete(self, rows: Iterable[tuple[str, str, str, int | None]], when: Mapping[Key, int | None]) -> None:
         """Deleted rows with their `came`. `when`: the log's time of the deletion, where it is known."""
         for *path, came in rows:
             key = path[0], path[1], path[2]
@@ -50,7 +50,7 @@ class Changes:
                 self.invalid.pop(key, None)
 
     def __bool__(self) -> bool:
-        return bool(self._now or self.invalid or self.passed)
+        return bool(self._now or self.invalid or self.transient)
 
     def former(self) -> list[Key]:
         """Paths that existed before the transaction: their derived rows are out of date."""

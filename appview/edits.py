@@ -19,7 +19,7 @@ POST = "app.bsky.feed.post"
 Db = psycopg.Connection[Any]
 
 
-def passed(writes: WriteBatch) -> list[tuple[Row, int | None]]:
+def transient(writes: WriteBatch) -> list[tuple[Row, int | None]]:
     """Follows, list items and gates that a later operation of the same batch replaced or deleted, with its time."""
     return [
         (row, gone)

@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from appview import state
 from appview.changes import Changes
-from appview.edits import note_changed, passed
+from appview.edits import note_changed, transient
 from appview.reconcile_thread import ReconcileThread
 from appview.writer import AppViewWriter
 from flows.index.projection import Connection, Key, Maintenance, ProjectedChanges, Projection
@@ -56,11 +56,11 @@ class AppViewChanges(ProjectedChanges):
 
     @override
     def deleted(self, rows: Iterable[tuple[str, str, str, int | None]], when: Mapping[Key, int | None]) -> None:
-        self._changes.gone(rows, when)
+        self._changes.delete(rows, when)
 
     @override
     def written(self, writes: WriteBatch) -> None:
-        self._changes.passed += passed(writes)
+        self._changes.transient += transient(writes)
 
     @override
     def apply(self, *, singly: bool) -> None:

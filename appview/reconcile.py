@@ -123,7 +123,7 @@ def _removed(db: Db, notes: set[Note], alone: bool) -> list[str]:
     db.execute(SQL["lock_repos"], {"dids": dids})
     paths = {"dids": dids, "collections": collections, "rkeys": rkeys}
     changes = Changes()
-    changes.gone([(*key, None) for key in keys - set(db.execute(SQL["existing"], paths).fetchall())], {})
+    changes.delete([(*key, None) for key in keys - set(db.execute(SQL["existing"], paths).fetchall())], {})
     try:
         with db.transaction():
             AppViewWriter(db).write(changes, singly=alone)

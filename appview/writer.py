@@ -174,7 +174,7 @@ class AppViewWriter:
     def _pass(self, changes: Changes) -> None:
         """Store follows, list items and gates that existed only within this transaction."""
         back: dict[Key, int | None] = {}
-        for row, gone in changes.passed:
+        for row, gone in changes.transient:
             page = RecordPage()
             project_row(row, page)
             for source, made in page.made:

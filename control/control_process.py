@@ -27,7 +27,7 @@ from control.filter_changes import FilterWalk
 from control.tasks.dead_letter_retry import DeadLetterRetry
 from control.tasks.gauges import Gauges
 from control.tasks.pruning import Pruning
-from control.tasks.restored import WHY, Restored
+from control.tasks.restored import WHY, RestoreBarrier
 from control.tasks.scheduler import Leader, Scheduler
 from control.tasks.step_thread import Close, ControlStep, StepResult, StepThread, Work
 from schemas.settings import Settings
@@ -99,10 +99,10 @@ class _Control:
 
     def _restored_step(self) -> tuple[Work, Close]:
         database = tuples(self._settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
-        restored = Restored(self._settings, Offsets(self._settings))
+        restored = RestoreBarrier(self._settings, Offsets(self._settings))
 
         def work() -> StepResult:
-            self._restoring = restored.waits(database())
+            self._restoring = restored.pending(database())
             return StepResult()
 
         return work, database.close

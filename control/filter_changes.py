@@ -78,14 +78,14 @@ def prune(db: Connection) -> FilterState:
 
 
 @dataclass(frozen=True, slots=True)
-class Walked:
-    """What a step did: repos moved outside, moved inside, to be fetched again; rows removed. `looked`: there was work to do."""
+class WalkResult:
+    """What a step did: repos moved outside, moved inside, to be fetched again; rows removed. `had_work`: there was work to do."""
 
     outside: int = 0
     inside: int = 0
     again: int = 0
     removed: int = 0
-    looked: bool = False
+    had_work: bool = False
 
     @property
     def changed(self) -> bool:
@@ -102,27 +102,27 @@ class FilterWalk:
     def steps(self, db: Connection, seconds: float = STEP_SECONDS) -> None:
         """Steps for at most `seconds`. Raises psycopg.Error."""
         end = time.monotonic() + seconds
-        while self.step(db).looked and time.monotonic() < end:
+        while self.step(db).had_work and time.monotonic() < end:
             pass
 
-    def step(self, db: Connection) -> Walked:
+    def step(self, db: Connection) -> WalkResult:
         """One piece. Raises psycopg.Error."""
         with own_transaction(db):
             row = db.execute(SQL["walk_state"]).fetchone()
             if row is None or (row[0] is None and row[2] is None):
-                return Walked()
+                return WalkResult()
             walk_after, again, prune_after, _, _, collections, _ = row
-            walked = Walked() if walk_after is None else self._walk(db, walk_after, again=again)
+            walked = WalkResult() if walk_after is None else self._walk(db, walk_after, again=again)
             # not during the walk: it would miss the rows of repos that the walk moves outside later
             prunes = prune_after is not None and walk_after is None
             removed = self._prune(db, prune_after, collections) if prunes else 0
-        done = Walked(walked.outside, walked.inside, walked.again, removed, looked=prunes or walked.looked)
+        done = WalkResult(walked.outside, walked.inside, walked.again, removed, had_work=prunes or walked.had_work)
         if done.changed:
             fields = {"outside": done.outside, "inside": done.inside, "again": done.again, "removed": done.removed}
             logger.info("filter applied", extra=fields)
         return done
 
-    def _walk(self, db: Connection, after: str, *, again: bool) -> Walked:
+    def _walk(self, db: Connection, after: str, *, again: bool) -> WalkResult:
         dids = [row[0] for row in db.execute(SQL["next_dids"], {"after": after, "limit": self._repos})]
         values = {"dids": dids, "delay": LAG_SECONDS}
         outside = db.execute(SQL["put_outside"], values).rowcount
@@ -134,7 +134,7 @@ class FilterWalk:
         if len(dids) < self._repos:
             place, again = ("", False) if again else (None, False)  # walk again for the repos that are being fetched
         db.execute(SQL["walked"], {"after": place, "again": again})
-        return Walked(outside, inside, fetched, looked=bool(place))
+        return WalkResult(outside, inside, fetched, had_work=bool(place))
 
     def _prune(self, db: Connection, after: str, collections: list[str]) -> int:
         dids = [row[0] for row in db.execute(SQL["next_dids"], {"after": after, "limit": self._prune_repos})]

@@ -22,12 +22,12 @@ _NOISE = re.compile(
 
 
 class LastWords:
-    """`heed` every line of output; `text` is the cause so far, as one line."""
+    """`read_line` every line of output; `text` is the cause so far, as one line."""
 
     def __init__(self) -> None:
         self.text = ""
 
-    def heed(self, line: str) -> dict[str, Any] | None:
+    def read_line(self, line: str) -> dict[str, Any] | None:
         """Read one line of output. Returns the fields of a log line, None for any other line."""
         line = line.rstrip()
         page = _page(line)
@@ -35,11 +35,11 @@ class LastWords:
             if line and not _NOISE.match(line):
                 self.text = _short(line)
         elif page["level"] in GRAVE:
-            self.text = _short(str(page.get("reason") or spoken(page)))
+            self.text = _short(str(page.get("reason") or log_text(page)))
         return page
 
 
-def spoken(page: dict[str, Any]) -> str:
+def log_text(page: dict[str, Any]) -> str:
     """A log line as text for an operator."""
     fields = " ".join(f"{key}={value}" for key, value in page.items() if key not in _FRAME)
     return f"{page['event']} {fields}".strip()

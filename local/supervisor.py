@@ -18,7 +18,7 @@ from typing import IO
 
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
 from control.process_status import Process
-from local.last_words import LastWords, spoken
+from local.last_words import LastWords, log_text
 from steps.backoff import backoff_seconds
 
 LOG_BYTES = 8 * 1024 * 1024
@@ -123,7 +123,7 @@ class Child:
         """Seconds from the last end to the next start."""
         return restart_seconds(self._ends)
 
-    def settle_end(self) -> bool:
+    def record_end(self) -> bool:
         """True once, when the process has ended. Sets the time of the next start."""
         if self._process is None or self.running or self.exit_code is not None:
             return False
@@ -162,9 +162,9 @@ class Child:
         log.close()
 
     def _heed(self, line: bytes) -> None:
-        page = self.words.heed(line.decode(errors="replace"))
+        page = self.words.read_line(line.decode(errors="replace"))
         if page is not None and page["level"] in LOUD:
-            self.say(self.command.name, spoken(page))
+            self.say(self.command.name, log_text(page))
 
 
 _PASSED_ON = ("SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS")
@@ -219,7 +219,7 @@ class Supervisor:
         """Detect ends, restart what is due, measure memory. True if a process started or ended."""
         changed = False
         for child in self.children:
-            if child.settle_end():
+            if child.record_end():
                 changed = True
                 ended = f"{ending(child.exit_code)}; restarting in {child.restart_wait:.1f} s"
                 self._say(child.command.name, f"{ended}; last words: {child.last_words}" if child.last_words else ended)

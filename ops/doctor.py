@@ -17,7 +17,7 @@ import psycopg
 
 from connectors.atproto.labeler import SUBSCRIBE as SUBSCRIBE_LABELS
 from connectors.atproto.relay import LIST_REPOS, SUBSCRIBE
-from connectors.http.client import LIST_JSON, HostRefused, Unreachable, check_url, fetch, open_session, translated
+from connectors.http.client import LIST_JSON, HostRefused, Unreachable, check_url, fetch, open_session, to_http_error
 from connectors.kafka import topics
 from connectors.kafka.log import LogUnavailable, cluster_id
 from connectors.kafka.offsets import GROUP_TOPICS, Offsets
@@ -234,7 +234,7 @@ async def _streams(session: aiohttp.ClientSession, settings: Settings, name: str
             return Check(f"{name} stream", CheckState.OK, f"{url} streams")
     except (aiohttp.ClientError, TimeoutError, OSError) as err:
         remedy = f"{SETTINGS[name]} must name a host that streams; make proxies in front of it pass websockets"
-        return Check(f"{name} stream", CheckState.FAIL, one_line(translated(err, url)), remedy)
+        return Check(f"{name} stream", CheckState.FAIL, one_line(to_http_error(err, url)), remedy)
 
 
 def _disk(settings: Settings) -> Check:

@@ -1,6 +1,6 @@
 """Speed of a host: starts, ends and bytes of its transfers → its permits, its queue limit, the delay of evicted repos.
 
-A slow or hanging host must not fill a worker's queue. Repos that would wait longer than `line_seconds` are evicted; their delays
+A slow or hanging host must not fill a worker's queue. Repos that would wait longer than `queue_seconds` are evicted; their delays
 are spread at the rate at which the host serves repos. The slower a host, the fewer permits it may hold. A host whose transfer was
 ended for being too slow is `slow` until it has served a number of repos; the number doubles with each such transfer.
 No clock: `now` in seconds.
@@ -48,11 +48,11 @@ class Transfer:
 
 
 @dataclass(slots=True)
-class HostPace:
-    """Speed of one host. `slots`: its permits at most; `line_seconds`: how long a repo may wait; `proven`: it has served a repo."""
+class HostSpeed:
+    """Speed of one host. `slots`: its permits at most; `queue_seconds`: how long a repo may wait; `proven`: it has served a repo."""
 
     slots: int
-    line_seconds: float
+    queue_seconds: float
     proven: bool = False
     _typical: float = 0.0  # moving average of a request's seconds
     _running: Counter[float] = field(default_factory=Counter)  # start times of the requests in progress
@@ -76,7 +76,7 @@ class HostPace:
         self.proven = True
         self._owed = max(0, self._owed - 1)
 
-    def struck(self) -> None:
+    def ended_for_speed(self) -> None:
         """A transfer was ended for being too slow."""
         if not self.slow:
             self._strikes = min(_MOST_STRIKES, self._strikes + 1)
@@ -97,20 +97,20 @@ class HostPace:
         return max(self._typical, now - min(self._running, default=now))
 
     def share(self, now: float) -> int:
-        """Permits that it may hold. Fewer if a request takes longer than `line_seconds`, or hanging hosts would hold them all."""
+        """Permits that it may hold. Fewer if a request takes longer than `queue_seconds`, or hanging hosts would hold them all."""
         if self.slow:
             return 1
         seconds = self.seconds(now)
-        return self.slots if seconds <= self.line_seconds else max(1, int(self.slots * self.line_seconds / seconds))
+        return self.slots if seconds <= self.queue_seconds else max(1, int(self.slots * self.queue_seconds / seconds))
 
     def queue_limit(self, now: float) -> float:
         """How many repos may wait; at least as many as may have permits."""
         seconds = self.seconds(now)
-        return max(self.slots, self.line_seconds * self.share(now) / seconds) if seconds > 0 else inf
+        return max(self.slots, self.queue_seconds * self.share(now) / seconds) if seconds > 0 else inf
 
     def delay(self, now: float) -> float:
         """Seconds until an evicted repo may return: after the queue, and after those evicted before it."""
-        self._next_return = max(self._next_return, now + self.line_seconds) + self.seconds(now) / self.share(now)
+        self._next_return = max(self._next_return, now + self.queue_seconds) + self.seconds(now) / self.share(now)
         # limited, so that a host that recovers is not idle for as long as it was slow
         self._next_return = min(self._next_return, now + LONGEST_DELAY_SECONDS)
         return self._next_return - now

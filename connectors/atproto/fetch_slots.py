@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import inf
 
-from steps.host_speed import HostPace, Transfer
+from steps.host_speed import HostSpeed, Transfer
 
 KEPT_HOSTS = 20_000
 EVICT_EVERY_SECONDS = 0.02  # paced: each eviction costs a transaction, and the repo returns later
@@ -50,14 +50,14 @@ class _Waiter:
 class FetchSlots:
     """Permits for one event loop. `taken`: number in use."""
 
-    def __init__(self, ordinary: int, urgent: int, per_host: int, line_seconds: float) -> None:
+    def __init__(self, ordinary: int, urgent: int, per_host: int, queue_seconds: float) -> None:
         self._limits = {True: ordinary + urgent, False: ordinary}
         self._queues: dict[bool, list[_Waiter]] = {True: [], False: []}
         self._per_host = per_host
-        self._line_seconds = line_seconds
+        self._line_seconds = queue_seconds
         self._next_eviction = 0.0  # time.monotonic
         self._hosts: Counter[str] = Counter()
-        self._paces: dict[str, HostPace] = {}
+        self._paces: dict[str, HostSpeed] = {}
         self._for_slow = max(1, ordinary // SLOW_SHARE)
         self._for_proven = ordinary // SLOW_SHARE
         self._transfers: dict[Transfer, asyncio.Timeout] = {}
@@ -137,7 +137,7 @@ class FetchSlots:
         if any(not self._blocked(host) for host in waiting):
             allowed = min(self._for_slow, self._limits[False] - 1)
             for transfer in loose[: max(0, len(loose) + confined - allowed)]:
-                self._pace(transfer.host).struck()
+                self._pace(transfer.host).ended_for_speed()
                 self._end(transfer, now, counted=False)
         for transfer in slow:
             late = transfer.began is not None and now > transfer.began + CONFINED_SECONDS
@@ -205,12 +205,12 @@ class FetchSlots:
                     self._take(waiter.host)
                     waiter.future.set_result(None)
 
-    def _pace(self, host: str) -> HostPace:
+    def _pace(self, host: str) -> HostSpeed:
         pace = self._paces.get(host)
         if pace is None:
             if len(self._paces) >= KEPT_HOSTS:
                 self._forget()
-            pace = self._paces[host] = HostPace(self._per_host, self._line_seconds)
+            pace = self._paces[host] = HostSpeed(self._per_host, self._line_seconds)
         return pace
 
     def _forget(self) -> None:

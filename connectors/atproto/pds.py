@@ -20,7 +20,7 @@ from connectors.http.client import (
     origin,
     redirected,
     retry_after,
-    translated,
+    to_http_error,
     xrpc_error,
 )
 from connectors.kafka.producer import now_text
@@ -142,7 +142,7 @@ class PdsClient:
         except (aiohttp.ClientError, OSError, ValueError) as err:
             if isinstance(err, TimeoutError):
                 raise  # of the total timeout
-            known = translated(err, url)
+            known = to_http_error(err, url)
             reason = FailureReason.FORBIDDEN_HOST if isinstance(known, HostRefused) else FailureReason.UNREACHABLE
             raise FetchFailed(Failure(reason, str(known)), asked) from err
 

@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import WSMsgType
 
 from connectors.atproto.recent_frames import RecentFrames
-from connectors.http.client import HostRefused, Unreachable, check_url, open_session, retry_after, translated
+from connectors.http.client import HostRefused, Unreachable, check_url, open_session, retry_after, to_http_error
 from connectors.runtime import metrics
 from connectors.runtime.background_loop import Background, Handover
 from protocol.event_stream import MAX_SOCKET_BYTES, StreamError, decode, position
@@ -71,7 +71,7 @@ def _connect_error(err: Exception, url: str) -> Exception:
         seconds = retry_after(err.headers or {}, time.time())
         if seconds is not None:
             return _RateLimited(f"answered {err.status} with Retry-After {seconds:.0f} s", seconds)
-    return translated(err, url)
+    return to_http_error(err, url)
 
 
 class UpstreamSocket:

@@ -153,7 +153,7 @@ def open_session(
     )
 
 
-def translated(err: Exception, url: str) -> Exception:
+def to_http_error(err: Exception, url: str) -> Exception:
     """Convert an error of aiohttp or the socket to HostRefused or Unreachable."""
     causes: list[BaseException | None] = [err, getattr(err, "os_error", None), err.__cause__]
     for cause in causes:
@@ -193,7 +193,7 @@ async def fetch(
                     here, params = redirected(str(response.url), response.headers["Location"]), None
             raise Unreachable(f"{urlsplit(url).hostname}: more than {MAX_REDIRECTS} redirects")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as err:
-        raise translated(err, url) from err
+        raise to_http_error(err, url) from err
 
 
 async def _body(response: aiohttp.ClientResponse, limit: int) -> bytes:

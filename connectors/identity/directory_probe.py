@@ -42,7 +42,7 @@ class DirectoryProof:
             return False
 
 
-def says_no(answer: HttpAnswer) -> bool:
+def has_directory_message(answer: HttpAnswer) -> bool:
     """Whether a 404 or 410 has the JSON message of a PLC directory; otherwise use DirectoryProof."""
     try:
         body = answer.json(DOCUMENT_JSON)

@@ -17,7 +17,7 @@ from cachetools import TLRUCache, TTLCache
 from connectors.http.client import DOCUMENT_JSON, HostRefused, HttpAnswer, Unreachable, fetch, retry_after
 from connectors.identity.batch_loader import BatchLoader
 from connectors.identity.directory_pace import DirectoryPace
-from connectors.identity.directory_probe import DirectoryProof, read_document, says_no
+from connectors.identity.directory_probe import DirectoryProof, has_directory_message, read_document
 from connectors.postgres.connection import PATIENCE_SECONDS, AsyncPool
 from protocol.did_document import IdentityRejected, ResolvedIdentity, document_url
 from schemas.settings import Settings
@@ -244,7 +244,7 @@ class Resolver:
         plc, asked_at = did.startswith("did:plc:"), time.monotonic()
         answer = await self._answer(did, url, seconds, plc=plc)
         if answer.status in (404, 410):
-            if plc and not says_no(answer) and not await self._proof.since(asked_at):
+            if plc and not has_directory_message(answer) and not await self._proof.since(asked_at):
                 why = f"{did}: {url} answered {answer.status} without a directory's message"
                 raise IdentityUnreachable(f"{why}; is SLUICE_PLC a PLC directory?")
             raise IdentityNotFound(f"{did}: {url} answered {answer.status}", gone=answer.status == 410 or not plc)

@@ -125,7 +125,7 @@ class RepoQueue:
         ]
         return Discovery(tasks, len(rows), len(listed) - len(rows))
 
-    def ahead(self, revs: Mapping[str, str]) -> None:
+    def note_ahead(self, revs: Mapping[str, str]) -> None:
         """`revs`: DID → rev at its PDS. A rev above ours is recorded as a lost event, as from a listing."""
         dids = sorted(revs)
         self._db().execute(SQL["listed_ahead"], {"dids": dids, "revs": [revs[did] for did in dids]})

@@ -113,7 +113,7 @@ def rest(event: threading.Event, seconds: float) -> bool:
 
 
 @contextmanager
-def chore(name: str) -> Iterator[Turn]:
+def task_turn(name: str) -> Iterator[Turn]:
     """A turn of a task instead of a thread; the task calls `mark` of the yielded turn."""
     turn = _enter(name)
     turn.thread = 0
@@ -141,7 +141,7 @@ def late(seconds: float) -> list[Turn]:
         return [turn for turn in _turns if turn.marked_at < limit]
 
 
-def forgive() -> None:
+def mark_all() -> None:
     """Mark all turns: the process was suspended, so no thread could."""
     with _lock:
         for turn in _turns:
@@ -229,7 +229,7 @@ class Watchdog:
             came = self._pause()
             now = time.monotonic()
             if now - ran_at > min(FROZEN_SECONDS, self._seconds / 2 + TICK_SECONDS):
-                forgive()
+                mark_all()
                 if stop_at != float("inf"):
                     stop_at = max(stop_at, now + FROZEN_SECONDS)
             ran_at = now

@@ -43,7 +43,7 @@ class BigCommits:
             return {"retried": 0, "open": 0}
         revs = self._latest([row["did"] for row in due if row["news"]])
         if revs:
-            self._repos.ahead(revs)
+            self._repos.note_ahead(revs)
         answered = [not row["news"] or row["did"] in revs for row in due]
         values = {"dids": [row["did"] for row in due], "revs": [row["rev"] for row in due], "answered": answered}
         self._connection().execute(SQL["too_big_done"], values)

@@ -29,15 +29,15 @@ WHY = "restored from a backup: the index reads the log first"
 logger = logging.getLogger("control")
 
 
-class Restored:
-    """Used by the leader."""
+class RestoreBarrier:
+    """Keeps control from queueing work after a restore, until the index has read the log. For the leader."""
 
     def __init__(self, settings: Settings, offsets: Offsets) -> None:
         self._settings = settings
         self._offsets = offsets
         self._done = False
 
-    def waits(self, db: psycopg.Connection[Any]) -> bool:
+    def pending(self, db: psycopg.Connection[Any]) -> bool:
         """Whether the index has yet to reach the log's ends as of the first call. Raises psycopg.Error and LogUnavailable."""
         if self._done:
             return False

@@ -102,7 +102,7 @@ def synced(head: SnapshotHead, attempt: Attempt, count: int) -> bytes:
     )
 
 
-def gone(attempt: Attempt, status: str, *, deleted: bool) -> bytes:
+def unavailable(attempt: Attempt, status: str, *, deleted: bool) -> bytes:
     """The outcome of an account that cannot be fetched. `status`: why (takendown, deactivated, not_found, …)."""
     return _outcome(attempt, "deleted" if deleted else "unavailable", active=False, reason=status)
 

@@ -55,7 +55,7 @@ class _AttemptSinkPartition(StatelessSinkPartition[MessageChunk | Out]):
         outcomes = [(t.claim.did, t.claim.attempt, written[at].partition, written[at].offset) for t, at in closing]
         retry_database(lambda: self._queue.produced(outcomes), self._health)
         for task, _ in closing:
-            metrics.REPOS_PROCESSED.labels(task.gone.status if task.gone else "synced").inc()
+            metrics.REPOS_PROCESSED.labels(task.unavailable.status if task.unavailable else "synced").inc()
             task.finish(None)
 
     @override

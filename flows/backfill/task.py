@@ -18,7 +18,7 @@ from connectors.atproto.pds import Download
 from connectors.atproto.spool import SpoolFull
 from connectors.postgres.repo_queue import Claim
 from connectors.runtime import metrics
-from flows.backfill.encode import Attempt, creates, gone, synced
+from flows.backfill.encode import Attempt, creates, synced, unavailable
 from protocol.car_format import CarError
 from protocol.did_document import ResolvedIdentity
 from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
@@ -53,7 +53,7 @@ _slices = count()
 
 
 class SnapshotTask:
-    """A claim with what was fetched for it: a download, or the account's state (`gone`)."""
+    """A claim with what was fetched for it: a download, or the account's state (`unavailable`)."""
 
     __slots__ = (
         "_blocks",
@@ -68,9 +68,9 @@ class SnapshotTask:
         "download",
         "fenced",
         "finished",
-        "gone",
         "min_rev",
         "newest_slice",
+        "unavailable",
     )
 
     def __init__(
@@ -87,7 +87,7 @@ class SnapshotTask:
         self.claim = claim
         self.min_rev = min_rev
         self.download = fetched if isinstance(fetched, Download) else None
-        self.gone = fetched if isinstance(fetched, Unavailable) else None
+        self.unavailable = fetched if isinstance(fetched, Unavailable) else None
         self.attempt = Attempt(
             did=claim.did,
             number=claim.attempt,
@@ -155,9 +155,13 @@ class SnapshotTask:
         """The next messages of a verified task, the outcome last. At most one message goes beyond `room`, in bytes."""
         self.newest_slice = next(_slices)
         if self._snapshot is None:
-            assert self.gone is not None  # noqa: S101  # a task has one of the two
+            assert self.unavailable is not None  # noqa: S101  # a task has one of the two
             self.finished = True
-            return MessageChunk(self, [gone(self.attempt, self.gone.status, deleted=self.gone.deleted)], closes=True)
+            return MessageChunk(
+                self,
+                [unavailable(self.attempt, self.unavailable.status, deleted=self.unavailable.deleted)],
+                closes=True,
+            )
         if self._values is None:
             self._values = creates(self._snapshot, self.attempt, MAX_VALUE_BYTES)
         values: list[bytes] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from connectors.atproto.fetch_slots import CONFINED_SECONDS, FetchSlots, QueueFull, TooSlow
-from steps.host_speed import LEAST_BYTES_PER_SECOND, SLOW_SECONDS, HostPace, Transfer
+from steps.host_speed import LEAST_BYTES_PER_SECOND, SLOW_SECONDS, HostSpeed, Transfer
 
 DRIP = (0.2, 5.0)  # bytes a second, and after how many seconds each part comes
 
@@ -136,11 +136,11 @@ def test_a_burst_does_not_hide_later_dripping() -> None:
 
 def test_a_host_is_slow_until_it_has_served_well_twice_as_often_as_before() -> None:
     """A host that serves one repo well for each that it drips is slow for ever longer."""
-    pace = HostPace(5, 30.0)
+    pace = HostSpeed(5, 30.0)
     needed = []
     for _ in range(12):
-        pace.struck()
-        pace.struck()  # two transfers at once are one time
+        pace.ended_for_speed()
+        pace.ended_for_speed()  # two transfers at once are one time
         needed.append(0)
         assert pace.share(0.0) == 1
         while pace.slow:

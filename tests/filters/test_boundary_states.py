@@ -129,7 +129,7 @@ class World(Bed):
     def settle(self) -> None:
         """Walk and fetch until nothing changes."""
         for _ in range(60):
-            while self.walker.step(self.db).looked:
+            while self.walker.step(self.db).had_work:
                 pass
             self.db.execute("update sluice.repo set next_retry_at = now() where phase = 'pending'")
             rows = self.db.execute("select did, attempt from sluice.repo where phase = 'pending'").fetchall()

@@ -23,7 +23,7 @@ from connectors.http.client import (
     retry_after,
     xrpc_error,
 )
-from connectors.identity.directory_probe import read_document, says_no
+from connectors.identity.directory_probe import has_directory_message, read_document
 from connectors.identity.label_signatures import CheckedFrame
 from connectors.kafka.producer import Out
 from flows.firehose import flow as firehose
@@ -162,7 +162,7 @@ def listing(data: bytes) -> None:
 def document(data: bytes) -> None:
     """DID documents, the directory's refusals, and small answers such as getRepoStatus."""
     answer = HttpAnswer(200, {}, data)
-    says_no(answer)
+    has_directory_message(answer)
     found = read_document(DID, answer)
     if isinstance(found, IdentityRejected):
         _shown(f"{found.reason}: {found.detail}")

@@ -22,7 +22,7 @@ from connectors.http.client import (
     fetch,
     open_session,
     retry_after,
-    translated,
+    to_http_error,
 )
 from protocol.encoding.bounded_json import BadJson
 from schemas.settings import Settings
@@ -284,5 +284,5 @@ def test_error_names_and_failures_are_printable() -> None:
 
     answer, _ = _get(OPEN, handler)
     assert answer.error == "Bad\ufffd]0;owned\ufffd"
-    failure = translated(aiohttp.ClientError("status line \x1b[2J\r\nWARNING forged"), "https://a.example/")
+    failure = to_http_error(aiohttp.ClientError("status line \x1b[2J\r\nWARNING forged"), "https://a.example/")
     assert str(failure) == "a.example: status line \ufffd[2J WARNING forged"

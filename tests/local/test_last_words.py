@@ -58,5 +58,5 @@ def test_the_cause_is_found(output: str, cause: str) -> None:
     """H1: `up` said `run with RUST_BACKTRACE=full`."""
     words = LastWords()
     for line in output.splitlines(keepends=True):
-        words.heed(line)
+        words.read_line(line)
     assert words.text == cause

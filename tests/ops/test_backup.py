@@ -16,7 +16,7 @@ from cli.main import app
 from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
-from control.tasks.restored import Restored
+from control.tasks.restored import RestoreBarrier
 from ops import backup as module
 from ops.backup import backup, find_tool, restore
 from schemas import wire
@@ -152,19 +152,19 @@ def test_nothing_is_claimed_until_the_index_has_read_the_log(
     producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     producer.produce(settings.topic("firehose_live"), b"{}", DIDS[0], partition=1)
     assert producer.flush(60) == 0
-    restored = Restored(settings, positions)
+    restored = RestoreBarrier(settings, positions)
     with psycopg.connect(empty, autocommit=True) as db:
-        assert restored.waits(db)
+        assert restored.pending(db)
         assert store.claim([task], "w") == []
         assert db.execute("select reason from sluice.dead_letter").fetchall() == [("bad_field",)]
         producer.produce(settings.topic("firehose_live"), b"{}", DIDS[0], partition=1)  # later: nothing waits for this
         assert producer.flush(60) == 0
-        assert Restored(settings, positions).waits(db)
+        assert RestoreBarrier(settings, positions).pending(db)
         place = (positions.cluster, settings.group("index"), settings.topic("firehose_live"))
         db.execute(
             "insert into sluice.stream_offset (cluster, group_id, topic, part, next) values (%s, %s, %s, 1, 1)", place
         )
-        wait_until(lambda: not restored.waits(db))
+        wait_until(lambda: not restored.pending(db))
         assert [claim.did for claim in store.claim([task], "w")] == [DIDS[0]]
         assert db.execute("select count(*) from sluice.cursor where flow = 'restore'").fetchone() == (0,)
     store.close()

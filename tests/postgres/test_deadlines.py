@@ -32,7 +32,7 @@ ALLOWED = {  # (module, function): why no argument is needed
     ("connectors/atproto/deferred_events.py", "run_to_end"): "KeyRing.wait has a time of its own",
     ("connectors/atproto/stream_sockets.py", "_watch"): "a task that is done",
     ("connectors/identity/resolver.py", "_ask_all"): "tasks that are done",
-    ("local/supervisor.py", "settle_end"): "Child.join is bounded",
+    ("local/supervisor.py", "record_end"): "Child.join is bounded",
     ("local/supervisor.py", "drain"): "Child.join is bounded",
     ("control/page/poller.py", "_run"): "within wait_for",
     ("cli/topics.py", "_serve"): "a command that serves until Ctrl-C",

@@ -194,7 +194,7 @@ def test_marks_are_of_the_thread_that_makes_them() -> None:
             watchdog.mark()
             assert inner not in watchdog.late(50)
         assert outer not in watchdog.late(50)  # the inner block was its progress
-        with watchdog.chore("a call in another thread") as chore:
+        with watchdog.task_turn("a call in another thread") as chore:
             chore.marked_at -= 100
             watchdog.mark()
             assert chore in watchdog.late(50)

@@ -90,7 +90,7 @@ def test_the_end_of_a_slow_queue_is_evicted_and_returns_spread(timeless: asyncio
     """A host's queue is bounded by its speed. Repos that wait for a free slot do not count as its queue."""
 
     async def run() -> list[float]:
-        slots = FetchSlots(3, 1, per_host=1, line_seconds=0.05)
+        slots = FetchSlots(3, 1, per_host=1, queue_seconds=0.05)
         away: list[float] = []
         done: list[str] = []
         hang = asyncio.Event()
@@ -134,7 +134,7 @@ def test_hanging_hosts_do_not_take_all_slots_again(timeless: asyncio.Runner) -> 
             at_once[host] -= 1
 
     async def scenario() -> None:
-        slots = FetchSlots(4, 0, 2, line_seconds=0.2)
+        slots = FetchSlots(4, 0, 2, queue_seconds=0.2)
         for seconds in (0.5, 0.1, 0.001):
             hanging = [fetch(slots, host, seconds) for host in ("a", "b") for _ in range(4 if seconds > 0.01 else 20)]
             quick = [fetch(slots, "quick", 0.01) for _ in range(8)]

@@ -260,7 +260,7 @@ def test_an_account_state_is_one_message() -> None:
 
 def test_urgent_work_has_its_own_slots_and_goes_first() -> None:
     async def main() -> list[str]:
-        slots, order = FetchSlots(2, 1, per_host=3, line_seconds=30.0), []
+        slots, order = FetchSlots(2, 1, per_host=3, queue_seconds=30.0), []
 
         async def take(name: str, gate: asyncio.Event, *, urgent: bool = False) -> None:
             async with slots.slot("pds", urgent=urgent):
