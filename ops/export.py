@@ -7,7 +7,7 @@ and day (Hive partitioning, which DuckDB, pandas and Spark read), the files the 
 collections: those with very long names, and those after the first MAX_COLLECTIONS, share the folder `collection=other`.
 
 Files are written to DIR/.unfinished, and moved in place after about BUFFER_BYTES of records, at the end of a page of repos. Then
-DIR/export.json stores how far the export is. A stopped export resumes there; files that were moved after the last such position
+DIR/_export.json stores how far the export is. A stopped export resumes there; files that were moved after the last such position
 have its number and are written again. A page of repos is read in one statement, so it is consistent in itself; the whole export
 is not one snapshot of the database.
 """
@@ -42,7 +42,7 @@ except ImportError as err:  # an extra: the flows do not need it
 
 SQL = queries("export")
 FORMAT = 1
-STATE, LOCK, UNFINISHED = "export.json", ".lock", ".unfinished"
+STATE, LOCK, UNFINISHED = "_export.json", ".lock", ".unfinished"
 BUFFER_BYTES = 64 * 1024 * 1024  # of records as text; in memory they take about three times as much
 ROW_BYTES = 200  # of a row beside its record
 PAGE_REPOS = 200
@@ -87,7 +87,7 @@ class ExportScope:
 
 @dataclass(slots=True)
 class ExportProgress:
-    """Content of export.json. `after`: the last exported DID; `number`: of the next files."""
+    """Content of _export.json. `after`: the last exported DID; `number`: of the next files."""
 
     format: int
     collections: list[str]

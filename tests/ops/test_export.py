@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import psycopg
 import pytest
+from pyarrow import parquet
 
 from ops import export as module
 from ops.export import ExportScope, export
@@ -79,6 +80,10 @@ def test_the_files_hold_the_records_of_active_accounts(settings: Settings, tmp_p
     assert len(files) == done.files == 3
     assert {path.parts[0] for path in files} == {f"collection={kind}" for kind in (POST, LIKE, OTHER)}
     assert done.bytes == sum((tmp_path / "out" / path).stat().st_size for path in files)
+    posts = parquet.read_table(
+        tmp_path / "out", filters=[("collection", "==", POST)], columns=["did", "record"]
+    )  # as pandas
+    assert posts.num_rows == 24
     days = duckdb.sql(
         f"select distinct day, indexed_at::date from read_parquet('{tmp_path}/out/*/*/*.parquet')"
     ).fetchall()
@@ -125,7 +130,7 @@ def test_a_stopped_export_resumes(settings: Settings, tmp_path: Path) -> None:
 def test_files_moved_without_their_position_are_written_again(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full when export.json is written."""
+    """The disk is full when _export.json is written."""
     stores = 0
 
     def full(*arguments: Any, **options: Any) -> None:
@@ -186,7 +191,7 @@ def test_each_mistake_is_one_line(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "else" / "file").touch()
     with pytest.raises(OperatorError, match="is not empty and holds no export"):
         export(settings, tmp_path / "else", ALL, nothing)
-    (tmp_path / "done" / "export.json").write_text("{}")
+    (tmp_path / "done" / "_export.json").write_text("{}")
     with pytest.raises(OperatorError, match="not the state of an export"):
         export(settings, tmp_path / "done", ALL, nothing)
     with module._locked(tmp_path / "else"), pytest.raises(OperatorError, match="another `sluice export` writes"):
