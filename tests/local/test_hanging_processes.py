@@ -1,13 +1,10 @@
-"""Real processes under the supervisor of `sluice up`: one that hangs comes back and says why; a coordinator that stumbles
-stops none."""
+"""Real processes: one that hangs is restarted and reports why; a failing step or coordinator stops none."""
 
 from __future__ import annotations
 
 import json
-import signal
+import os
 import sys
-import textwrap
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,39 +18,41 @@ from connectors.kafka.producer import LogProducer, Out, dead_letter
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
 from local.commands import environment
 from local.embedded.guarded_process import free_port
-from local.supervisor import DRAIN_SECONDS, Child, Command, Supervisor
+from local.supervisor import DRAIN_SECONDS, KILL_SECONDS, Child, Command, Supervisor
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings
-from tests.support import ROOT
+from tests.support import ROOT, zygote
 from tests.support.coordinator import Coordinator
 from tests.support.flow_process import group_positions, wait_until
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2026-01-01T00:00:00.000Z"
-START_SECONDS = 120.0
-WORK_SECONDS = 60.0  # H1: within a minute every process works on
+WORK_SECONDS = 120.0
+WATCHDOG_SECONDS = 4.0
+STOP_SECONDS = 1.0
 RUN = "from cli.main import main; main()"
-HANG = """
-import ctypes, pathlib
+FAIL_AND_HANG = """
+import ctypes, pathlib, local.run
 def hang():
     mutex = ctypes.create_string_buffer(64)
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
+def due(name):
+    path = pathlib.Path({folder!r}, name)
+    due = path.exists()
+    path.unlink(missing_ok=True)
+    return due
 from flows.index.source import IndexPartition
 poll = IndexPartition.poll
-def hanging(self):
-    if pathlib.Path({flag!r}).exists():
-        pathlib.Path({flag!r}).unlink()
+def failing_or_hanging(self):
+    if due("fail"):
+        raise ValueError("the shape of this is impossible")
+    if due("hang"):
         hang()
     return poll(self)
-IndexPartition.poll = hanging
-"""
-FAIL = """
-from flows.index.source import IndexPartition
-def failing(self):
-    raise ValueError("the shape of this is impossible")
-IndexPartition.poll = failing
+IndexPartition.poll = failing_or_hanging
+local.run.STOP_SECONDS = {stop_seconds}
 """
 
 
@@ -75,11 +74,34 @@ class Run:
         self.supervisor = Supervisor(folder / "logs", lambda who, what: self.said.append((who, what)))
         self.ports: dict[str, int] = {}
 
-    def start(self, kind: str, settings: Settings, patch: str = "") -> Child:
+        self.forks: list[zygote.Forked] = []
+
+    def start(self, kind: str, settings: Settings, patch: str) -> Child:
+        """A process under the supervisor."""
         self.ports[kind] = free_port(list(self.ports.values()))
-        argv = (sys.executable, "-P", "-c", textwrap.dedent(patch) + RUN, "run", kind)
+        argv = (sys.executable, "-P", "-c", patch + RUN, "run", kind)
         command = Command(kind, kind, argv, environment(settings, self.ports[kind]) | {"PYTHONPATH": str(ROOT)})
         return self.supervisor.add(command)
+
+    def fork(self, kind: str, settings: Settings, patch: str = "") -> zygote.Forked:
+        """A process of its own, not restarted; its output is in KIND.log."""
+        self.ports[kind] = free_port(list(self.ports.values()))
+        with (self.folder / f"{kind}.log").open("ab") as log:
+            files = {"stdout": log.fileno(), "stderr": log.fileno()}
+            env = os.environ | environment(settings, self.ports[kind])
+            self.forks.append(zygote.spawn(["code", patch + RUN, "run", kind], env=env, **files))
+        return self.forks[-1]
+
+    def logged(self) -> str:
+        """The end of each log, and what the supervisor has reported."""
+        logs = [*self.folder.glob("*.log"), *self.folder.glob("logs/*.log")]
+        return "\n".join([str(self.said), *(f"{log.name}: {log.read_text(errors='replace')[-2000:]}" for log in logs)])
+
+    def close(self) -> None:
+        self.supervisor.kill()
+        for fork in self.forks:
+            fork.kill()
+            fork.wait(KILL_SECONDS)
 
     def health(self, kind: str, path: str = "/readyz") -> tuple[int, dict[str, Any]]:
         try:
@@ -95,14 +117,14 @@ class Run:
             self.supervisor.tick()
             return condition()
 
-        return wait_until(ticking, seconds, lambda: f"{self.said}")
+        return wait_until(ticking, seconds, self.logged)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     made = Run(tmp_path)
     yield made
-    made.supervisor.kill()
+    made.close()
 
 
 @pytest.fixture
@@ -110,55 +132,55 @@ def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
     return settings_of(database=database, transport_session_seconds=6, epoch_seconds=0.2, log_format="json")
 
 
-def test_a_flow_that_hangs_in_c_is_started_again_and_says_where(run: Run, settings: Settings, tmp_path: Path) -> None:
-    """H1: unnoticed for 15 minutes, with /healthz 200; now 503, exit 71, restart, and the cause in `up`."""
-    flag = tmp_path / "hang"
-    watched = settings.replaced(watchdog_seconds=3.0)
-    child = run.start("index", watched, HANG.format(flag=str(flag)))
-    run.until(lambda: run.health("index")[0] == 200, START_SECONDS)
-    first = child.pid
-    flag.touch()
-    page = wait_until(lambda: (found := run.health("index", "/healthz"))[0] == 503 and found[1])
-    assert not flag.exists()  # the fault fired
+def test_a_flow_that_fails_or_hangs_is_restarted_and_its_cause_is_reported(
+    run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    """H1: one process fails, hangs in C code, and hangs in C code when SIGTERM arrives.
+
+    - The last words of a failure are its cause; the engine's own lines come last, `run with RUST_BACKTRACE=full` among them.
+    - A hang was unnoticed for 15 minutes, with /healthz 200: now 503, exit code 71, a restart, and the place in `up`.
+    - A process that hangs obeys SIGTERM within its grace, with its stacks in the log; it was killed after 60 s.
+    """
+    fail, hang = tmp_path / "fail", tmp_path / "hang"
+    fail.touch()
+    watched = settings.replaced(watchdog_seconds=WATCHDOG_SECONDS, drain_seconds=0.0)
+    child = run.start("index", watched, FAIL_AND_HANG.format(folder=str(tmp_path), stop_seconds=STOP_SECONDS))
+
+    def restarting() -> list[str]:
+        return [what for _, what in run.said if "restarting" in what]
+
+    run.until(restarting)
+    assert not fail.exists()  # the fault fired
+    assert restarting()[0].endswith("last words: ValueError: the shape of this is impossible")
+    run.until(lambda: run.health("index")[0] == 200)
+
+    failed, hung = child.pid, child.restarts
+    hang.touch()
+    page = wait_until(
+        lambda: (found := run.health("index", "/healthz"))[0] == 503 and found[1], WORK_SECONDS, run.logged
+    )
+    assert not hang.exists()  # the fault fired
     assert page["state"] == "hung"
-    run.until(lambda: child.running and child.pid != first)
-    ((_, what),) = [(who, what) for who, what in run.said if "exit code" in what and "restarting" in what]
+    run.until(lambda: child.running and child.pid != failed)
+    assert child.restarts == hung + 1
+    _, what = restarting()
     assert f"ended with exit code {EXIT_HUNG} (it hung)" in what
-    assert "last words: no progress for 3 s: the flow's thread at" in what
+    assert f"last words: no progress for {WATCHDOG_SECONDS:.0f} s: the flow's thread at" in what
     assert "(hang)" in what
-    run.until(lambda: run.health("index")[0] == 200, START_SECONDS)
-    assert run.supervisor.drain(["index"])
-    assert child.exit_code in (None, 0)
+    run.until(lambda: run.health("index")[0] == 200)
 
-
-def test_a_flow_that_hangs_in_c_obeys_sigterm_within_its_grace(run: Run, settings: Settings, tmp_path: Path) -> None:
-    """H1: it was killed after 60 s; now it ends itself, with its stacks in the log."""
-    flag = tmp_path / "hang"
-    brief = settings.replaced(drain_seconds=0.0)
-    child = run.start("index", brief, HANG.format(flag=str(flag)) + "import local.run\nlocal.run.STOP_SECONDS = 2.0\n")
-    run.until(lambda: run.health("index")[0] == 200, START_SECONDS)
-    flag.touch()
-    wait_until(lambda: not flag.exists())  # the fault fired
-    began = time.monotonic()
-    child.signal(signal.SIGTERM)
-    assert child.wait(DRAIN_SECONDS)
-    assert time.monotonic() - began < DRAIN_SECONDS
-    run.supervisor.tick()
+    hang.touch()
+    wait_until(lambda: not hang.exists(), WORK_SECONDS, run.logged)  # the fault fired
+    assert run.supervisor.drain(["index"]), "it was killed"
+    child.settle_end()
     assert child.exit_code == EXIT_STUCK
     assert "(hang)" in child.last_words or "most recent call first" in (run.folder / "logs" / "index.log").read_text()
 
 
-def test_the_last_words_of_a_flow_are_its_cause(run: Run, settings: Settings) -> None:
-    """H1: the engine's own lines come last, and `up` printed `run with RUST_BACKTRACE=full`."""
-    run.start("index", settings, FAIL)
-    what = run.until(lambda: next((what for _, what in run.said if "restarting" in what), None), START_SECONDS)
-    assert what.endswith("last words: ValueError: the shape of this is impossible")
-
-
 def test_a_step_of_control_that_fails_for_ever_holds_up_no_other(run: Run, settings: Settings, database: str) -> None:
     """H1: pruning failed each time, and dead letters, lag and the queue behind it never came."""
-    child = run.start("control", settings, BLIND)
-    run.until(lambda: run.health("control")[0] == 200, START_SECONDS)
+    process = run.fork("control", settings, BLIND)
+    run.until(lambda: run.health("control")[0] == 200)
     with psycopg.connect(database, autocommit=True) as db:
         db.execute("insert into sluice.repo (did, phase, active) values (%s, 'pending', true)", (DID,))
         letter = dead_letter("firehose https://relay.test", DeadReason.UNDECODABLE, "x", b"x", did=DID)
@@ -168,8 +190,8 @@ def test_a_step_of_control_that_fails_for_ever_holds_up_no_other(run: Run, setti
     # the fault fired; the page names one of the steps that ask for partitions
     page = run.until(lambda: (found := run.health("control")[1]).get("state") == "failing" and found)
     assert "list_topics: timed out" in page["why"]
-    assert child.restarts == 0
-    assert run.supervisor.drain(["control"])
+    process.terminate()
+    assert process.wait(DRAIN_SECONDS) == 0
 
 
 def test_a_coordinator_that_stumbles_stops_no_flow(
@@ -179,8 +201,8 @@ def test_a_coordinator_that_stumbles_stops_no_flow(
     behind = settings.model_copy(
         update={"kafka_bootstrap": coordinator.address, "plc": "http://127.0.0.1:1", "allow_private_hosts": True}
     )
-    children = [run.start(kind, behind) for kind in ("index", "backfill", "control")]
-    run.until(lambda: all(run.health(kind)[0] == 200 for kind in run.ports), START_SECONDS)
+    processes = [run.fork(kind, behind) for kind in ("index", "backfill", "control")]
+    run.until(lambda: all(run.health(kind)[0] == 200 for kind in run.ports))
     producer = LogProducer(settings)
     with psycopg.connect(database, autocommit=True) as db:
 
@@ -223,6 +245,7 @@ def test_a_coordinator_that_stumbles_stops_no_flow(
             )
 
         run.until(caught_up)
-    assert [child.restarts for child in children] == [0, 0, 0]
-    assert run.supervisor.drain(["index", "backfill", "control"])
-    assert not [what for _, what in run.said if "was killed" in what or "exit code" in what]
+    assert [process.poll() for process in processes] == [None] * 3
+    for process in processes:
+        process.terminate()
+    assert [process.wait(DRAIN_SECONDS) for process in processes] == [0] * 3
