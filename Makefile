@@ -3,6 +3,8 @@ UV_VERSION := 0.13.9
 PYTHON ?= python3
 UV := .tools/bin/uv
 export UV_PYTHON_DOWNLOADS := never
+# processes keep their compiled modules; without them each start takes twice the CPU time
+unexport PYTHONDONTWRITEBYTECODE
 
 # make run                              the simulated network
 # make run RELAY=https://… [LABELER=https://…] [PLC=https://…] [ARGS="--workers 2"]

@@ -18,13 +18,13 @@ from connectors.kafka.producer import LogProducer, partition_of
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.tasks.scheduler import Leader, Scheduler, lost_tasks, task_topic
 from local.commands import environment
-from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import free_port
 from schemas import wire
 from schemas.settings import Settings
 from tests.support import zygote
 from tests.support.broker import LogScope
 from tests.support.flow_process import WAIT_SECONDS, read_topic, wait_until
+from tests.support.tcp_proxy import Proxy
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0  # within what a pod is given
@@ -227,18 +227,6 @@ def page(port: int, path: str) -> str:
         return ""
 
 
-def test_the_process_queues_serves_its_health_and_stops_at_once(settings: Settings, store: RepoQueue) -> None:
-    """B11: lag is exported; C4: due work is queued without anybody asking."""
-    with running_control(patient(settings)) as (process, port):
-        wait_until(lambda: '"ready": true' in page(port, "/readyz"), START_SECONDS)
-        store.discover([ListedRepo(did) for did in DIDS])
-        store._database().execute("update sluice.repo set queued_at = null")
-        wait_until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
-        wait_until(lambda: _lag(page(port, "/metrics")) == len(DIDS))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_SECONDS) == 0
-
-
 def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings, store: RepoQueue) -> None:
     """C4, G1: kill -9 of the leader; its lock ends with its session, and the other process queues what is due."""
     mine = patient(settings)
@@ -249,14 +237,16 @@ def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings
             leaders = [each for each in (one, other) if "another control process leads" not in pages[each[1]]]
             return leaders if len(leaders) == 1 and all('"ready": true' in text for text in pages.values()) else []
 
-        ((leader, port),) = wait_until(leading, START_SECONDS)
+        ((leader, _),) = wait_until(leading, START_SECONDS)
         leader.kill()
         assert leader.wait(WAIT_SECONDS) == -signal.SIGKILL  # the fault fired
         store.discover([ListedRepo(did) for did in DIDS])
         store._database().execute("update sluice.repo set queued_at = null")
         wait_until(lambda: len(messages(settings, "repo_backfill")) == len(DIDS))
-        (stood_by,) = {one[1], other[1]} - {port}
-        wait_until(lambda: "another control process leads" not in page(stood_by, "/readyz"))
+        (stood_by, port) = other if leader is one[0] else one
+        wait_until(lambda: "another control process leads" not in page(port, "/readyz"))
+        stood_by.send_signal(signal.SIGTERM)
+        assert stood_by.wait(STOP_SECONDS) == 0
 
 
 def _lag(text: str) -> float:
@@ -264,24 +254,33 @@ def _lag(text: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def test_a_broker_that_died_is_waited_for(settings: Settings, store: RepoQueue, private_log: EmbeddedLog) -> None:
-    """G1: control outlives its broker, says why it waits, stops at once meanwhile, and queues later what was due."""
-    mine = patient(settings, kafka_bootstrap=private_log.bootstrap)
-    store.discover([ListedRepo(did) for did in DIDS])
+def test_the_process_queues_serves_its_health_and_stops_at_once(
+    settings: Settings, store: RepoQueue, log_proxy: Proxy
+) -> None:
+    """B11, C4, G1: due work is queued and lag is exported.
+
+    Without its broker control lives on, reports why it waits, queues later what was due, and stops at once meanwhile.
+    """
+    behind = patient(settings, kafka_bootstrap=log_proxy.address)
 
     def waits(port: int) -> bool:
-        told = page(port, "/readyz")
-        return '"failing"' in told and private_log.bootstrap in told
+        shown = page(port, "/readyz")
+        return '"failing"' in shown and log_proxy.address in shown
 
-    with running_control(mine) as (process, port):
-        wait_until(lambda: '"ready": true' in page(port, "/readyz"), START_SECONDS)
-        private_log.kill()
-        wait_until(lambda: waits(port))
-        private_log.start()
-        assert messages(mine, "repo_backfill") == []
+    def queues(port: int, count: int) -> None:
         store._database().execute("update sluice.repo set queued_at = null")
-        wait_until(lambda: len(messages(mine, "repo_backfill")) == len(DIDS))
-        private_log.kill()
-        wait_until(lambda: waits(port))
+        wait_until(lambda: len(messages(settings, "repo_backfill")) == count, START_SECONDS)
+        wait_until(lambda: _lag(page(port, "/metrics")) == count, START_SECONDS)
+
+    with running_control(behind) as (process, port):
+        wait_until(lambda: '"ready": true' in page(port, "/readyz"), START_SECONDS)
+        store.discover([ListedRepo(did) for did in DIDS])
+        queues(port, len(DIDS))
+        log_proxy.refuse()
+        wait_until(lambda: waits(port), START_SECONDS)
+        log_proxy.restore()
+        queues(port, 2 * len(DIDS))
+        log_proxy.refuse()
+        wait_until(lambda: waits(port), START_SECONDS)
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_SECONDS) == 0

@@ -93,7 +93,8 @@ def walk(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
             yield " ".join((*path, name)), command
 
 
-COMMANDS = dict(walk(typer.main.get_command(app)))
+COMMAND: Any = typer.main.get_command(app)
+COMMANDS = dict(walk(COMMAND))
 READERS = sorted(COMMANDS.keys() - {"simulate"})  # commands that read settings
 HAVE = {name: {parameter.name for parameter in command.params} for name, command in COMMANDS.items()}
 LOCATED = sorted(
@@ -107,6 +108,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("SLUICE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLUICE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr("typer.testing._get_command", lambda _: COMMAND)  # it would be built for each call
 
 
 def refused(command: str, *more: str, seconds: float = 10.0, **variables: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from typer.testing import CliRunner, Result
 
+from cli.main import app
 from tools import topic_docs
 from tools.json_schemas import schemas
 
@@ -25,13 +25,12 @@ def test_every_field_of_every_message_is_on_its_topics_page() -> None:
 
 
 def test_the_command_prints_a_page_or_the_names() -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cli", "topics", "docs", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["topics", "docs", *arguments], prog_name="sluice")
 
     assert run("label_live").stdout == topic_docs.pages()["label_live.md"]
     assert run().stdout.split() == list(schemas())
     unknown = run("labels")
-    assert unknown.returncode == 2
+    assert unknown.exit_code == 2
     assert "label_live" in unknown.stderr
     assert unknown.stderr.count("\n") == 1
