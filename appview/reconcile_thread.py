@@ -55,7 +55,7 @@ class ReconcileThread:
             except psycopg.OperationalError as err:
                 # the notes are still there
                 log.warning("reconciliation rolled back", extra={"error": str(err).strip()})
-                self._worker.rest(UNDONE_SECONDS)
+                self._worker.wait(UNDONE_SECONDS)
 
     def _connect(self) -> Db:
         db: Db = connect(self._settings.database, "sluice appview reconcile", statement_seconds=STATEMENT_SECONDS)
@@ -80,7 +80,7 @@ class ReconcileThread:
             if db.execute(SQL["is_due"]).fetchone() != (True,):
                 if self._worker.stopping:
                     return
-                self._worker.rest(IDLE_SECONDS if ours else STANDBY_SECONDS)
+                self._worker.wait(IDLE_SECONDS if ours else STANDBY_SECONDS)
             elif not ours or not self._reconcile(db):
                 time.sleep(IDLE_SECONDS)
 

@@ -12,7 +12,7 @@ from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
-from flows.backfill.encode import Attempt, creates
+from flows.backfill.encode import Attempt, create_messages
 from protocol.car import index_bytes
 from protocol.cid import cid_str
 from protocol.commit import CommitObject, parse_commit
@@ -72,7 +72,7 @@ def floor_of(cars: list[bytes]) -> tuple[int, Floor]:
             snapshot = Snapshot(index, head, commit.data)
             for _ in snapshot.survey(LIMITS):
                 pass
-            size += sum(len(value) for value in creates(snapshot, attempt, MAX_VALUE_BYTES))
+            size += sum(len(value) for value in create_messages(snapshot, attempt, MAX_VALUE_BYTES))
             records += snapshot.count
         measured.count = records
     assert size > records

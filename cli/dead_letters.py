@@ -39,8 +39,8 @@ def dead_letters_list(
 @answerable
 def dead_letters_show(place: Place, data_dir: DataDir = None) -> None:
     """Show a dead letter, the meaning of its reason, and its payload, as JSON."""
-    with _dead_letters(data_dir) as (letters, places):
-        typer.echo(json.dumps(letters.show(places([place])[0]), default=str, indent=2))
+    with _dead_letters(data_dir) as (letters, parse_places):
+        typer.echo(json.dumps(letters.show(parse_places([place])[0]), default=str, indent=2))
 
 
 @dead_letters_app.command("retry")
@@ -54,9 +54,9 @@ def dead_letters_retry(
     data_dir: DataDir = None,
 ) -> None:
     """Process dead letters again with the current code. Exit code 1 if one of them stays open."""
-    with _dead_letters(data_dir) as (letters, places):
+    with _dead_letters(data_dir) as (letters, parse_places):
         left = 0
-        for place in _chosen(letters, places, chosen, every, reason, topic):
+        for place in _chosen(letters, parse_places, chosen, every, reason, topic):
             retried = letters.retry(place)
             left += retried.state == "open"
             typer.echo(f"{place[0]}:{place[1]} {retried.state}{': ' + retried.why if retried.why else ''}")
@@ -74,10 +74,10 @@ def dead_letters_dismiss(
     data_dir: DataDir = None,
 ) -> None:
     """Dismiss dead letters that need no action. They stay in the topic."""
-    with _dead_letters(data_dir) as (letters, places):
-        for place in places(chosen or []):
-            letters.open_one(place)  # dismiss all of the named ones, or none
-        done = sum(letters.dismiss(place) for place in _chosen(letters, places, chosen, every, reason, topic))
+    with _dead_letters(data_dir) as (letters, parse_places):
+        for place in parse_places(chosen or []):
+            letters.require_open(place)  # dismiss all of the named ones, or none
+        done = sum(letters.dismiss(place) for place in _chosen(letters, parse_places, chosen, every, reason, topic))
     typer.echo(f"dismissed {done}")
 
 
@@ -114,22 +114,24 @@ def skipped_fill(
 @contextmanager
 def _dead_letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
-    from control.dead_letters import DeadLetters, places  # noqa: PLC0415 - as above
+    from control.dead_letters import DeadLetters, parse_places  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "kafka_bootstrap", "database")
     check_database(settings)
     letters = DeadLetters(settings)
     try:
-        yield letters, places
+        yield letters, parse_places
     finally:
         letters.close()
 
 
-def _chosen(letters: Any, places: Any, chosen: list[str] | None, every: bool, *filters: str | None) -> Iterable[Any]:
+def _chosen(
+    letters: Any, parse_places: Any, chosen: list[str] | None, every: bool, *filters: str | None
+) -> Iterable[Any]:
     """The dead letters that the arguments name, or all open ones that match the options."""
     if bool(chosen) == (every or any(filters)):
         raise OperatorError("name dead letters as PARTITION:OFFSET, or give --all, --reason or --topic")
-    found: Iterable[Any] = places(chosen) if chosen else letters.open_places(*filters)
+    found: Iterable[Any] = parse_places(chosen) if chosen else letters.open_places(*filters)
     return found
 
 

@@ -15,7 +15,7 @@ import psycopg
 from connectors.identity.handle_checks import HandleChecks
 from connectors.kafka.offsets import Offsets, PartitionLag
 from connectors.kafka.producer import LogProducer
-from connectors.postgres.connection import tuples
+from connectors.postgres.connection import tuple_database
 from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
@@ -77,7 +77,7 @@ class _Control:
             while not STOP.is_set():
                 watchdog.mark()
                 self._report(self._lead())
-                watchdog.rest(STOP, min(self._settings.tuning.control_interval_seconds, LEAD_SECONDS))
+                watchdog.wait(STOP, min(self._settings.tuning.control_interval_seconds, LEAD_SECONDS))
         finally:
             self._stop()
 
@@ -98,7 +98,7 @@ class _Control:
         return self._leads and self._restoring is False
 
     def _restored_step(self) -> tuple[Work, Close]:
-        database = tuples(self._settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
+        database = tuple_database(self._settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
         restored = RestoreBarrier(self._settings, Offsets(self._settings))
 
         def work() -> StepResult:
@@ -155,7 +155,7 @@ def steps(settings: Settings) -> list[ControlStep]:
 
     def with_database(made: Callable[[], Callable[[Connection], object]]) -> Callable[[], tuple[Work, Close]]:
         def build() -> tuple[Work, Close]:
-            database, run = tuples(settings, "sluice control", statement_seconds=STATEMENT_SECONDS), made()
+            database, run = tuple_database(settings, "sluice control", statement_seconds=STATEMENT_SECONDS), made()
 
             def work() -> StepResult:
                 run(database())
@@ -181,7 +181,7 @@ def steps(settings: Settings) -> list[ControlStep]:
 
 
 def _dead_letters(settings: Settings) -> tuple[Work, Close]:
-    database = tuples(settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
+    database = tuple_database(settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
     index = DeadLetterIndex(settings)
 
     def work() -> StepResult:

@@ -9,7 +9,7 @@ import psycopg
 from confluent_kafka import Message
 
 from connectors.kafka.consumer import GroupConsumer
-from connectors.postgres.connection import alone
+from connectors.postgres.connection import outside_transaction
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -57,7 +57,7 @@ class DeadLetterIndex:
         """Index the messages that have arrived, without blocking. Raises LogUnavailable, psycopg.OperationalError."""
         messages = self._consumer.poll(STEP_LETTERS, 0.0)
         if messages:
-            index_dead_letters(alone(db), messages)
+            index_dead_letters(outside_transaction(db), messages)
             ends: dict[tuple[str, int], int] = {}
             for message in messages:
                 ends[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1

@@ -20,7 +20,7 @@ from connectors.atproto.stream_sockets import Frame
 from connectors.kafka import client as broker
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.connection import REFUSALS, dicts
+from connectors.postgres.connection import REFUSALS, dict_database
 from control.dead_letter_index import SQL, TOPIC, storable
 from control.tasks.scheduler import TASK_TOPICS
 from flows.firehose import flow as firehose
@@ -44,7 +44,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Retried:
+class RetryResult:
     """The result of a retry: "retried", or "open" and why."""
 
     place: Place
@@ -59,7 +59,7 @@ class DeadLetters:
         self._settings = settings
         self._producer = LogProducer(settings)
         self._tables: IndexStore | None = None
-        self._connection = dicts(settings, "sluice dead letters")
+        self._connection = dict_database(settings, "sluice dead letters")
 
     def show(self, place: Place) -> dict[str, Any]:
         """The row, the help text of its reason, and the letter as in the topic (None: retention removed it). Raises OperatorError."""
@@ -80,7 +80,7 @@ class DeadLetters:
                 after = (row["part"], row["log_offset"])
                 yield after
 
-    def open_one(self, place: Place) -> None:
+    def require_open(self, place: Place) -> None:
         """Raise OperatorError if the letter does not exist or is not open."""
         state = self._row(place)["state"]
         if state != "open":
@@ -92,24 +92,24 @@ class DeadLetters:
         rows = self._connection().execute(SQL["due_again"], values).fetchall()
         return [(row["part"], row["log_offset"]) for row in rows]
 
-    def retry(self, place: Place) -> Retried:
+    def retry(self, place: Place) -> RetryResult:
         """Process the payload with the current code. Raises OperatorError if the letter does not exist or is not open."""
-        self.open_one(place)
+        self.require_open(place)
         letter = self._letter(place)
         if letter is None:
-            return Retried(place, "open", "retention has removed its payload; dismiss it")
+            return RetryResult(place, "open", "retention has removed its payload; dismiss it")
         payload = from_base64(letter.payload or "")
         if letter.payload_size > len(payload):
-            return Retried(
+            return RetryResult(
                 place, "open", f"cannot be retried: only {len(payload)} of {letter.payload_size} bytes are kept"
             )
         why = self._again(letter, payload)
         values = {"part": place[0], "offset": place[1]}
         if why is not None:
             self._connection().execute(SQL["note"], {**values, "error": storable(why[:2000])})
-            return Retried(place, "open", why)
+            return RetryResult(place, "open", why)
         self._connection().execute(SQL["settle"], {**values, "state": "retried"})
-        return Retried(place, "retried")
+        return RetryResult(place, "retried")
 
     def dismiss(self, place: Place) -> bool:
         """Mark it as dismissed. False if it is not open."""
@@ -235,7 +235,7 @@ class StoredMessage:
         return from_base64(self._letter.payload or "")
 
 
-def places(values: Sequence[str]) -> list[Place]:
+def parse_places(values: Sequence[str]) -> list[Place]:
     """Parse `PARTITION:OFFSET` arguments. Raises OperatorError."""
     found: list[Place] = []
     for value in values:

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from connectors.kafka.offsets import Offsets, PartitionLag
-from connectors.postgres.connection import dicts
+from connectors.postgres.connection import dict_database
 from control.process_status import ProcessStatus
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -125,7 +125,7 @@ class Collector:
     def __init__(self, settings: Settings) -> None:
         self._relays = settings.relays
         self._offsets = Offsets(settings)
-        self._database = dicts(settings, "sluice status", connect_timeout=5)
+        self._database = dict_database(settings, "sluice status", connect_timeout=5)
         self.close = self._database.close
 
     def collect(self, processes: list[ProcessStatus] | None = None) -> MirrorStatus:

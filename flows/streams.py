@@ -79,7 +79,7 @@ def _advance(cursors: Cursors, frame: Frame, message: Message, now: int) -> None
         return
     assert seq is not None  # noqa: S101 (for mypy: all other messages have one)
     restarted = frame.restarted
-    gap = cursors.restart(frame.upstream, seq, now) if restarted else cursors.see(frame.upstream, seq)
+    gap = cursors.restart(frame.upstream, seq, now) if restarted else cursors.advance(frame.upstream, seq)
     if gap is not None:
         _count_gap(gap)
 
@@ -88,7 +88,7 @@ def _note_info(flow: str, cursors: Cursors, upstream: str, message: Info | Strea
     if isinstance(message, StreamError):
         metrics.REJECTED.labels(flow, "error_frame").inc()  # the source reports the end of the connection
     elif message.name == "OutdatedCursor":
-        _count_gap(cursors.lose(Gap(upstream, cursors.positions.get(upstream), None, "outdated_cursor")))
+        _count_gap(cursors.record_gap(Gap(upstream, cursors.positions.get(upstream), None, "outdated_cursor")))
     else:
         metrics.DROPPED.labels(flow, "info").inc()
 

@@ -57,7 +57,7 @@ class StatusPoller:
                     raise
 
     def _run(self) -> None:
-        while not self._worker.rest(POLL_SECONDS):
+        while not self._worker.wait(POLL_SECONDS):
             try:
                 self._fresh, self.failure = self.poll(), ""
             except (psycopg.Error, LogUnavailable) as err:

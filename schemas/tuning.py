@@ -82,7 +82,7 @@ class Tuning(BaseModel):
     """Longest back-off of a failed repo."""
     stale_seconds: float = Field(default=600.0, gt=0)
     """Time in which a PDS may serve a snapshot older than an event seen."""
-    host_line_seconds: float = Field(default=30.0, gt=0)
+    host_queue_seconds: float = Field(default=30.0, gt=0)
     """A repo is deferred if its PDS's queue would take longer than this."""
     host_window_seconds: float = Field(default=300.0, gt=0)
     """Window of `pds_requests`."""

@@ -36,7 +36,7 @@ class Cursors:
     gaps: list[Gap] = field(default_factory=list)
     repeats: int = 0
 
-    def see(self, upstream: str, seq: int) -> Gap | None:
+    def advance(self, upstream: str, seq: int) -> Gap | None:
         """Move the position to this seq. Returns the gap before it, if any."""
         last = self.positions.get(upstream)
         if last is None or seq == last + 1:
@@ -46,22 +46,22 @@ class Cursors:
             self.repeats += 1
             return None
         self.positions[upstream] = seq
-        return self.lose(Gap(upstream, last + 1, seq - 1, "sequence_gap"))
+        return self.record_gap(Gap(upstream, last + 1, seq - 1, "sequence_gap"))
 
     def restart(self, upstream: str, seq: int, now: int = 0) -> Gap | None:
         """Follow a restarted sequence from this seq on. `now`: Unix time. Returns the gap, which is unbounded."""
         if seq > self.positions.get(upstream, -1):
-            return self.see(upstream, seq)
+            return self.advance(upstream, seq)
         self.positions[upstream] = seq
         self.epochs[upstream] = max(now, self.epochs.get(upstream, 0) + 1)
-        return self.lose(Gap(upstream, None, None, "sequence_restarted"))
+        return self.record_gap(Gap(upstream, None, None, "sequence_restarted"))
 
     def pass_by(self, upstream: str, seq: int) -> None:
         """Pass the seq of a frame that was not read completely. It may only move the position by one."""
         if self.positions.get(upstream) == seq - 1:
             self.positions[upstream] = seq
 
-    def lose(self, gap: Gap) -> Gap:
+    def record_gap(self, gap: Gap) -> Gap:
         """Record a gap; returns it. It is stored before, or together with, the position behind it."""
         if len(self.gaps) >= MAX_GAPS:
             at = next((i for i in range(MAX_GAPS - 1, -1, -1) if self.gaps[i].upstream == gap.upstream), None)

@@ -28,7 +28,7 @@ class Transfer:
     began: float | None = None
     _marks: tuple[tuple[float, int], tuple[float, int]] = ((0.0, 0), (0.0, 0))
 
-    def asked(self, now: float) -> None:
+    def request_sent(self, now: float) -> None:
         """The request is sent. A redirect continues the same transfer."""
         if self.began is None:
             self.began, self._marks = now, ((now, 0), (now, 0))
@@ -60,11 +60,11 @@ class HostSpeed:
     _strikes: int = 0
     _owed: int = 0  # repos to serve before it is no longer slow
 
-    def began(self, now: float) -> None:
+    def request_began(self, now: float) -> None:
         """A request starts."""
         self._running[now] += 1
 
-    def ended(self, began: float, now: float) -> None:
+    def request_ended(self, began: float, now: float) -> None:
         """The request that started at `began` has ended, with or without an answer."""
         self._running[began] -= 1
         if not self._running[began]:
@@ -96,7 +96,7 @@ class HostSpeed:
         """Expected duration of a request: the average, or the age of the oldest in progress if longer; 0 if unknown."""
         return max(self._typical, now - min(self._running, default=now))
 
-    def share(self, now: float) -> int:
+    def permits(self, now: float) -> int:
         """Permits that it may hold. Fewer if a request takes longer than `queue_seconds`, or hanging hosts would hold them all."""
         if self.slow:
             return 1
@@ -106,11 +106,11 @@ class HostSpeed:
     def queue_limit(self, now: float) -> float:
         """How many repos may wait; at least as many as may have permits."""
         seconds = self.seconds(now)
-        return max(self.slots, self.queue_seconds * self.share(now) / seconds) if seconds > 0 else inf
+        return max(self.slots, self.queue_seconds * self.permits(now) / seconds) if seconds > 0 else inf
 
     def delay(self, now: float) -> float:
         """Seconds until an evicted repo may return: after the queue, and after those evicted before it."""
-        self._next_return = max(self._next_return, now + self.queue_seconds) + self.seconds(now) / self.share(now)
+        self._next_return = max(self._next_return, now + self.queue_seconds) + self.seconds(now) / self.permits(now)
         # limited, so that a host that recovers is not idle for as long as it was slow
         self._next_return = min(self._next_return, now + LONGEST_DELAY_SECONDS)
         return self._next_return - now

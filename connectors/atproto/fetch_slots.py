@@ -54,10 +54,10 @@ class FetchSlots:
         self._limits = {True: ordinary + urgent, False: ordinary}
         self._queues: dict[bool, list[_Waiter]] = {True: [], False: []}
         self._per_host = per_host
-        self._line_seconds = queue_seconds
+        self._queue_seconds = queue_seconds
         self._next_eviction = 0.0  # time.monotonic
         self._hosts: Counter[str] = Counter()
-        self._paces: dict[str, HostSpeed] = {}
+        self._speeds: dict[str, HostSpeed] = {}
         self._for_slow = max(1, ordinary // SLOW_SHARE)
         self._for_proven = ordinary // SLOW_SHARE
         self._transfers: dict[Transfer, asyncio.Timeout] = {}
@@ -87,15 +87,15 @@ class FetchSlots:
     @asynccontextmanager
     async def fetching(self, host: str) -> AsyncIterator[Transfer]:
         """Time one request to the host, for its queue limit and speed. Raises TooSlow."""
-        pace, began = self._pace(host), time.monotonic()
-        pace.began(began)
-        transfer = Transfer(host, confined=pace.slow)
+        speed, began = self._speed(host), time.monotonic()
+        speed.request_began(began)
+        transfer = Transfer(host, confined=speed.slow)
         try:
             async with asyncio.timeout(None) as deadline:
                 self._transfers[transfer] = deadline
                 yield transfer
             if not transfer.slow(time.monotonic()):
-                pace.served()
+                speed.served()
         except TimeoutError:
             if transfer not in self._ended:
                 raise
@@ -103,26 +103,26 @@ class FetchSlots:
         finally:
             self._ended.pop(transfer, None)
             del self._transfers[transfer]
-            pace.ended(began, time.monotonic())
+            speed.request_ended(began, time.monotonic())
 
     def evict_overdue(self) -> None:
         """End transfers that are too slow, and evict the ends of queues that are too long for their hosts."""
         now = time.monotonic()
         self._end_slow_transfers(now)
         self._next_eviction = max(self._next_eviction, now - 1.0)
-        limits = {host: self._pace(host).queue_limit(now) for host in self._hosts if self._full(host)}
+        limits = {host: self._speed(host).queue_limit(now) for host in self._hosts if self._full(host)}
         slow_left = 2 * self._for_slow
         seen: Counter[str] = Counter()
         for urgent in (True, False):
             for waiter in self._queues[urgent]:
-                pace = self._paces.get(waiter.host)
+                speed = self._speeds.get(waiter.host)
                 seen[waiter.host] += 1
                 over = seen[waiter.host] > limits.get(waiter.host, inf)
-                if pace is not None and pace.slow:
+                if speed is not None and speed.slow:
                     slow_left -= 1
                     over = over or slow_left < 0
                 if over and self._next_eviction <= now:
-                    waiter.future.set_exception(QueueFull(waiter.host, self._pace(waiter.host).delay(now)))
+                    waiter.future.set_exception(QueueFull(waiter.host, self._speed(waiter.host).delay(now)))
                     self._next_eviction += EVICT_EVERY_SECONDS
             self._queues[urgent] = [waiter for waiter in self._queues[urgent] if not waiter.future.done()]
 
@@ -137,17 +137,17 @@ class FetchSlots:
         if any(not self._blocked(host) for host in waiting):
             allowed = min(self._for_slow, self._limits[False] - 1)
             for transfer in loose[: max(0, len(loose) + confined - allowed)]:
-                self._pace(transfer.host).ended_for_speed()
+                self._speed(transfer.host).ended_for_speed()
                 self._end(transfer, now, counted=False)
         for transfer in slow:
             late = transfer.began is not None and now > transfer.began + CONFINED_SECONDS
-            confines = transfer.confined or self._pace(transfer.host).slow
+            confines = transfer.confined or self._speed(transfer.host).slow
             if confines and late and any(host != transfer.host for host in waiting):
                 self._end(transfer, now, counted=True)
 
     def _end(self, transfer: Transfer, now: float, *, counted: bool) -> None:
         if transfer not in self._ended:
-            seconds = self._pace(transfer.host).delay(now)
+            seconds = self._speed(transfer.host).delay(now)
             self._ended[transfer] = TooSlow(transfer.host, transfer.speed(now), seconds, counted=counted)
             self._transfers[transfer].reschedule(asyncio.get_running_loop().time())
 
@@ -155,23 +155,23 @@ class FetchSlots:
         limit = self._limits[urgent]
         if self.taken >= limit or self._blocked(host):
             return False
-        if self._pace(host).proven:
+        if self._speed(host).proven:
             return True
-        unproven = sum(held for other, held in self._hosts.items() if not self._pace(other).proven)
+        unproven = sum(held for other, held in self._hosts.items() if not self._speed(other).proven)
         return unproven < limit - self._for_proven
 
     def _blocked(self, host: str) -> bool:
         """Whether the host is at its limit, or is slow and slow hosts are at theirs."""
         if self._full(host):
             return True
-        pace = self._paces.get(host)
-        if pace is None or not pace.slow:
+        speed = self._speeds.get(host)
+        if speed is None or not speed.slow:
             return False
-        return sum(held for other, held in self._hosts.items() if self._pace(other).slow) >= self._for_slow
+        return sum(held for other, held in self._hosts.items() if self._speed(other).slow) >= self._for_slow
 
     def _full(self, host: str) -> bool:
         held = self._hosts[host]
-        return held > 0 and held >= self._pace(host).share(time.monotonic())
+        return held > 0 and held >= self._speed(host).permits(time.monotonic())
 
     def _take(self, host: str) -> None:
         self.taken += 1
@@ -205,16 +205,16 @@ class FetchSlots:
                     self._take(waiter.host)
                     waiter.future.set_result(None)
 
-    def _pace(self, host: str) -> HostSpeed:
-        pace = self._paces.get(host)
-        if pace is None:
-            if len(self._paces) >= KEPT_HOSTS:
+    def _speed(self, host: str) -> HostSpeed:
+        speed = self._speeds.get(host)
+        if speed is None:
+            if len(self._speeds) >= KEPT_HOSTS:
                 self._forget()
-            pace = self._paces[host] = HostSpeed(self._per_host, self._line_seconds)
-        return pace
+            speed = self._speeds[host] = HostSpeed(self._per_host, self._queue_seconds)
+        return speed
 
     def _forget(self) -> None:
         """Drop idle hosts that are not slow, then the oldest idle slow ones."""
-        self._paces = {host: one for host, one in self._paces.items() if one.slow or not one.idle}
-        for host in [host for host, one in self._paces.items() if one.idle][: len(self._paces) - KEPT_HOSTS // 2]:
-            del self._paces[host]
+        self._speeds = {host: one for host, one in self._speeds.items() if one.slow or not one.idle}
+        for host in [host for host, one in self._speeds.items() if one.idle][: len(self._speeds) - KEPT_HOSTS // 2]:
+            del self._speeds[host]

@@ -118,13 +118,13 @@ class PdsClient:
 
         `asked`: the first host, to which failures are attributed.
         """
-        transfer.asked(time.monotonic())
+        transfer.request_sent(time.monotonic())
         try:
             async with self._session.get(
                 url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
             ) as response:
                 if host == asked:
-                    await self._budget.heed(host, response.headers)
+                    await self._budget.apply_headers(host, response.headers)
                 if response.status in REDIRECTS and "Location" in response.headers:
                     return response.headers["Location"]
                 if response.status != 200:

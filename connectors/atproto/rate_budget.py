@@ -25,7 +25,7 @@ LARGEST_LEASE = 32
 PATIENCE_SECONDS = 60.0
 KEPT_HOSTS = 20_000
 CONNECTIONS = 2
-HEED_EVERY_SECONDS = 1.0
+LOWER_EVERY_SECONDS = 1.0
 PAUSE_CHECK_SECONDS = 5.0  # how soon a worker notices that an operator ended a pause
 
 
@@ -54,7 +54,7 @@ class _Host:
     request_limit: int | None = None
     checked: float = 0.0  # when the pause was last read from the database
     pauses: int = 0  # in a row, since the last served repo
-    heeded: float = 0.0
+    lowered_at: float = 0.0
     failing: bool = False
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -112,7 +112,7 @@ class HostBudget:
         state.pause_reason, state.left = reason, 0
         await self._execute("pause", host=host, seconds=seconds, reason=reason)
 
-    async def heed(self, host: str, headers: Mapping[str, str]) -> None:
+    async def apply_headers(self, host: str, headers: Mapping[str, str]) -> None:
         """Lower the budget according to the headers RateLimit-Limit, -Policy and -Remaining."""
         allowed = requests_allowed(headers, self._settings.tuning.host_window_seconds)
         if allowed is None:
@@ -120,21 +120,23 @@ class HostBudget:
         state, now = self._state(host), time.monotonic()
         limit = min(allowed, self._settings.pds_requests)
         remaining = _number(headers.get("RateLimit-Remaining"))
-        scarce = remaining is not None and remaining < limit * BURST_SHARE and now > state.heeded + HEED_EVERY_SECONDS
+        scarce = (
+            remaining is not None and remaining < limit * BURST_SHARE and now > state.lowered_at + LOWER_EVERY_SECONDS
+        )
         if limit == (state.request_limit or self._settings.pds_requests) and not scarce:
             return
         state.request_limit = limit
         if scarce and remaining is not None:
-            state.heeded = now
+            state.lowered_at = now
             state.left = min(state.left, remaining)
         await self._execute("lower", host=host, request_limit=limit, remaining=remaining if scarce else limit)
 
-    async def failed(self, host: str, error: str) -> None:
+    async def record_failure(self, host: str, error: str) -> None:
         """Record that a request failed, for operators."""
         self._state(host).failing = True
         await self._execute("failed", host=host, error=error[:500])
 
-    async def answered(self, host: str) -> None:
+    async def record_served(self, host: str) -> None:
         """Record that the host has served a repo."""
         state = self._state(host)
         state.pauses = 0

@@ -85,7 +85,7 @@ class UpstreamSocket:
         self.connected = False
         self.blocked = False  # the queue is full and no frame is read, so the upstream is not silent
         self.failures = 0  # connections in a row without an event
-        self.rest = 0.0  # seconds of the last Retry-After
+        self.retry_after = 0.0  # seconds of the last Retry-After
         self.short = 0  # connections in a row that lasted less than STEADY_SECONDS
         self.too_large = 0  # frames in a row above MAX_SOCKET_BYTES
         self.problem: str | None = None
@@ -133,7 +133,7 @@ class Sockets:
                 self._after(upstream, err)
                 upstream.short = upstream.short + 1 if time.monotonic() - began < STEADY_SECONDS else 0
             fraction = random.random()  # noqa: S311 (jitter)
-            await asyncio.sleep(reconnect_seconds(upstream.failures, upstream.short, fraction, upstream.rest))
+            await asyncio.sleep(reconnect_seconds(upstream.failures, upstream.short, fraction, upstream.retry_after))
 
     async def _connection(self, session: aiohttp.ClientSession, upstream: UpstreamSocket) -> None:
         url = f"{upstream.url}/xrpc/{self._method}"
@@ -245,7 +245,7 @@ class Sockets:
                 upstream.cursor += 1 << upstream.too_large  # skip it; the `cursor` step records the gap
                 upstream.too_large = min(upstream.too_large + 1, 16)
         upstream.failures += 1
-        upstream.rest = min(err.seconds, LONGEST_REST_SECONDS) if isinstance(err, _RateLimited) else 0.0
+        upstream.retry_after = min(err.seconds, LONGEST_REST_SECONDS) if isinstance(err, _RateLimited) else 0.0
         metrics.UPSTREAM_ERRORS.labels(self._flow, reason).inc()
         if upstream.failures > 1 or isinstance(last, StreamError) or isinstance(err, HostRefused):
             if upstream.problem != text:

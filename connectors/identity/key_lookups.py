@@ -184,7 +184,7 @@ class KeyLookups:
                 return running.result()
             except _DATABASE_AWAY as err:
                 self._health.report("failing", f"identities: {err}"[:300])
-                watchdog.rest(STOP, backoff_seconds(tries + 1, WAIT_FIRST_SECONDS, WAIT_MAX_SECONDS))
+                watchdog.wait(STOP, backoff_seconds(tries + 1, WAIT_FIRST_SECONDS, WAIT_MAX_SECONDS))
                 tries = min(tries + 1, 10)
                 if STOP.is_set():
                     raise Stopping(str(err)) from err

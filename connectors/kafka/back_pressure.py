@@ -53,7 +53,7 @@ class HighWater:
                     LogUnavailable
                 ):  # keep the last result; the producer itself reports an unavailable broker
                     self._paused = self._check()
-                self._worker.rest(self._check_seconds)
+                self._worker.wait(self._check_seconds)
         finally:
             self._offsets.close()
 

@@ -5,7 +5,7 @@ PROBE_SECONDS during one, a probe opens a new connection: a server that accepts 
 The waiting thread marks progress (connectors/runtime/watchdog.py). On a timeout or a failed probe the connection is closed and
 psycopg.OperationalError raised.
 
-`connect` is for short work, `Database` (`tuples`, `dicts`) for a flow: it opens on first use and reopens after a loss. Sessions
+`connect` is for short work, `Database` (`tuple_database`, `dict_database`) for a flow: it opens on first use and reopens after a loss. Sessions
 of flows also bound waits for locks and idle transactions. `AsyncPool` is for concurrent tasks of one loop, and retries
 statements while the database is unavailable.
 """
@@ -57,7 +57,7 @@ class NestedTransaction(Exception):
     """A function with its own transaction was called inside another one: a bug."""
 
 
-def alone(db: psycopg.Connection[R]) -> psycopg.Connection[R]:
+def outside_transaction(db: psycopg.Connection[R]) -> psycopg.Connection[R]:
     """The connection, checked to be outside any transaction. Raises NestedTransaction."""
     if db.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
         raise NestedTransaction("this function commits by itself; call it before or after the transaction")
@@ -67,7 +67,7 @@ def alone(db: psycopg.Connection[R]) -> psycopg.Connection[R]:
 @contextmanager
 def own_transaction(db: psycopg.Connection[R]) -> Iterator[None]:
     """A transaction that commits, and releases its locks, at the end of the block. Raises NestedTransaction inside another."""
-    with alone(db).transaction():
+    with outside_transaction(db).transaction():
         yield
 
 
@@ -104,7 +104,7 @@ class Bounded(psycopg.Connection[R]):
         if not self.url:
             return
         try:
-            psycopg.connect(self.url, application_name="sluice probe", **reaching(PROBE_CONNECT_SECONDS)).close()
+            psycopg.connect(self.url, application_name="sluice probe", **network_options(PROBE_CONNECT_SECONDS)).close()
         except psycopg.OperationalError as err:
             if "FATAL" not in str(err):
                 raise self._silent(f"neither a statement nor a new connection is answered ({err})") from err
@@ -129,14 +129,14 @@ def connect(
     **options: Any,
 ) -> psycopg.Connection[Any]:
     """An autocommit connection for short work. Raises psycopg.OperationalError."""
-    given = {"application_name": name, **reaching(CONNECT_SECONDS), **options}
+    given = {"application_name": name, **network_options(CONNECT_SECONDS), **options}
     made = Bounded[Any].connect(url, autocommit=True, row_factory=rows, **given)
     assert isinstance(made, Bounded)  # noqa: S101 - for the type checker
     made.url, made.limit = url, statement_seconds
     return made
 
 
-def reaching(connect_timeout: int = CONNECT_SECONDS) -> dict[str, Any]:
+def network_options(connect_timeout: int = CONNECT_SECONDS) -> dict[str, Any]:
     """libpq's network options of every connection."""
     return {"connect_timeout": connect_timeout, **NETWORK}
 
@@ -196,12 +196,12 @@ class Database(Generic[R]):
             self._db.close()
 
 
-def tuples(settings: Settings, name: str, **options: Any) -> Database[TupleRow]:
+def tuple_database(settings: Settings, name: str, **options: Any) -> Database[TupleRow]:
     """A Database whose rows are tuples."""
     return Database(settings.database, name, tuple_row, **options)
 
 
-def dicts(settings: Settings, name: str, **options: Any) -> Database[DictRow]:
+def dict_database(settings: Settings, name: str, **options: Any) -> Database[DictRow]:
     """A Database whose rows are dicts."""
     return Database(settings.database, name, dict_row, **options)
 
@@ -229,7 +229,7 @@ async def connect_async(url: str, name: str) -> psycopg.AsyncConnection[TupleRow
         row_factory=tuple_row,
         application_name=name,
         options=_session(POOL_STATEMENT_SECONDS),
-        **reaching(CONNECT_SECONDS),
+        **network_options(CONNECT_SECONDS),
     )
 
 
@@ -306,7 +306,7 @@ class AsyncPool:
                     "autocommit": True,
                     "application_name": self._name,
                     "options": _session(POOL_STATEMENT_SECONDS),
-                    **reaching(CONNECT_SECONDS),
+                    **network_options(CONNECT_SECONDS),
                 },
             )
             self._pool = pool

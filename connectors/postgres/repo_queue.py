@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from connectors.postgres.connection import STATEMENT_SECONDS, alone, own_transaction, tuples
+from connectors.postgres.connection import STATEMENT_SECONDS, outside_transaction, own_transaction, tuple_database
 from protocol.account_status import TAKEN_DOWN, status_beside
 from schemas import wire
 from schemas.settings import Settings
@@ -89,12 +89,12 @@ class RepoQueue:
 
     def __init__(self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS) -> None:
         self._settings = settings
-        self._database = tuples(settings, "sluice repos", statement_seconds=statement_seconds)
+        self._database = tuple_database(settings, "sluice repos", statement_seconds=statement_seconds)
         self.close = self._database.close
 
     def _db(self) -> Connection[tuple[Any, ...]]:
         """The connection, outside any transaction. Raises NestedTransaction."""
-        return alone(self._database())
+        return outside_transaction(self._database())
 
     def discover(self, listed: Sequence[ListedRepo], job: int | None = None) -> Discovery:
         """Insert rows for new repos, and update known ones from the listing. Commits before it returns.

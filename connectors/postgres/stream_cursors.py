@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.postgres.connection import alone, own_transaction, tuples
+from connectors.postgres.connection import outside_transaction, own_transaction, tuple_database
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.cursor import Gap
@@ -36,12 +36,12 @@ class CursorStore:
 
     def __init__(self, settings: Settings, flow: str) -> None:
         self._flow = flow
-        self._database = tuples(settings, f"sluice {flow} cursor")
+        self._database = tuple_database(settings, f"sluice {flow} cursor")
         self.close = self._database.close
 
     def load(self) -> dict[str, Stored]:
         """Upstream → its position."""
-        rows = alone(self._database()).execute(SQL["load"], {"flow": self._flow})
+        rows = outside_transaction(self._database()).execute(SQL["load"], {"flow": self._flow})
         return {upstream: Stored(position, detail, age) for upstream, position, detail, age in rows}
 
     def load_sequences(self) -> dict[str, tuple[int, int]]:
@@ -76,7 +76,7 @@ class CursorStore:
     def caught_up(self, upstreams: Sequence[str], time: str) -> None:
         """Record that these upstreams, without new events, are caught up at this time."""
         values = {"flow": self._flow, "upstreams": list(upstreams), "time": time}
-        alone(self._database()).execute(SQL["caught_up"], values)
+        outside_transaction(self._database()).execute(SQL["caught_up"], values)
 
     def begin(self, upstream: str, position: int, detail: dict[str, Any], gap: Gap) -> None:
         """Store the first position of an upstream that is read from its tip, and the gap before it if any repo is known.

@@ -24,14 +24,14 @@ from connectors.runtime.stop import STOP
 X = TypeVar("X")
 P = TypeVar("P")
 
-FLOW_TURN = "the flow's thread"
+FLOW_THREAD = "the flow's thread"
 IDLE_SECONDS = 0.01  # the engine's wait after an empty poll; a long wait would stall other sources
 
 
 class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
     """One partition with a durable position. Subclasses implement poll, position and commit, and if needed drain and drained."""
 
-    _turn: AbstractContextManager[object] | None = None
+    _watched: AbstractContextManager[object] | None = None
 
     def __init__(self, health: Health) -> None:
         self.health = health
@@ -83,15 +83,15 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
 
     def _mark(self) -> None:
         """Register the flow's thread with the watchdog on the first call, and mark its progress."""
-        if self._turn is None:
-            self._turn = watchdog.watched(FLOW_TURN)
-            self._turn.__enter__()
+        if self._watched is None:
+            self._watched = watchdog.watched(FLOW_THREAD)
+            self._watched.__enter__()
         watchdog.mark()
 
     def _leave(self) -> None:
-        if self._turn is not None:
-            self._turn.__exit__(None, None, None)
-            self._turn = None
+        if self._watched is not None:
+            self._watched.__exit__(None, None, None)
+            self._watched = None
 
     @override
     def next_awake(self) -> datetime | None:

@@ -65,4 +65,4 @@ def retry_database(
             if STOP.is_set():
                 time.sleep(min(0.5, wait_seconds(failures)))
             else:
-                watchdog.rest(STOP, wait_seconds(failures))
+                watchdog.wait(STOP, wait_seconds(failures))

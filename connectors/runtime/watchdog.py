@@ -1,6 +1,6 @@
 """Ends a process that hangs, and logs where it hung.
 
-Every thread that must not hang has a `Turn`, the time of its last progress. `watched(name)` registers the calling thread,
+Every thread that must not hang has a `Progress`, the time of its last progress. `watched(name)` registers the calling thread,
 `mark()` records progress, `beat(name)` marks an event loop. Calls that wait for I/O have their own deadlines and mark while
 they wait. A thread without a mark for `watchdog_seconds` is hung.
 
@@ -33,7 +33,7 @@ SHOWN_SECONDS = 3.0  # between the 503 and the exit
 LOG_SECONDS = 5.0  # to write the log line and the stacks; a hung thread may hold the logging lock
 INTERPRETER_SECONDS = 30.0  # beyond `watchdog_seconds`, until the faulthandler timer fires
 BEAT_SECONDS = 0.5
-REST_SECONDS = 0.5
+WAIT_STEP_SECONDS = 0.5
 ARM_SECONDS = 5.0
 SECOND_SIGNAL_SECONDS = 1.0
 
@@ -47,7 +47,7 @@ class Hangs(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class Progress:
     """Time (monotonic) of a thread's last progress. `name` is shown to operators; `thread` is its ident, 0 for a task."""
 
     name: str
@@ -60,24 +60,24 @@ class Turn:
 
 
 _lock = threading.Lock()
-_turns: list[Turn] = []
-_mine: dict[int, Turn] = {}  # thread → its turn
+_turns: list[Progress] = []
+_mine: dict[int, Progress] = {}  # thread → its turn
 
 
-def _enter(name: str) -> Turn:
-    turn = Turn(name, threading.get_ident(), time.monotonic())
+def _enter(name: str) -> Progress:
+    turn = Progress(name, threading.get_ident(), time.monotonic())
     with _lock:
         _turns.append(turn)
     return turn
 
 
-def _leave(turn: Turn) -> None:
+def _leave(turn: Progress) -> None:
     with _lock:
         _turns.remove(turn)
 
 
 @contextmanager
-def watched(name: str) -> Iterator[Turn]:
+def watched(name: str) -> Iterator[Progress]:
     """Watch the calling thread until the end of the block; it must call `mark()` regularly."""
     turn, before = _enter(name), _mine.get(threading.get_ident())
     _mine[turn.thread] = turn
@@ -99,21 +99,21 @@ def mark() -> None:
         turn.marked_at = time.monotonic()
 
 
-def rest(event: threading.Event, seconds: float) -> bool:
+def wait(event: threading.Event, seconds: float) -> bool:
     """`event.wait(seconds)` that marks progress meanwhile."""
     until = time.monotonic() + seconds
     while True:
         mark()
         left = until - time.monotonic()
-        if event.wait(max(0.0, min(left, REST_SECONDS))):
+        if event.wait(max(0.0, min(left, WAIT_STEP_SECONDS))):
             return True
-        if left <= REST_SECONDS:
+        if left <= WAIT_STEP_SECONDS:
             mark()
             return False
 
 
 @contextmanager
-def task_turn(name: str) -> Iterator[Turn]:
+def watched_task(name: str) -> Iterator[Progress]:
     """A turn of a task instead of a thread; the task calls `mark` of the yielded turn."""
     turn = _enter(name)
     turn.thread = 0
@@ -134,7 +134,7 @@ async def beat(name: str) -> None:
         _leave(turn)
 
 
-def late(seconds: float) -> list[Turn]:
+def late(seconds: float) -> list[Progress]:
     """Turns without a mark for `seconds`."""
     limit = time.monotonic() - seconds
     with _lock:

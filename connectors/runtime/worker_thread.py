@@ -8,9 +8,9 @@
     def run() -> None:
         while not worker.stopping:
             ...
-            worker.rest(10.0)
+            worker.wait(10.0)
 
-The watchdog watches the thread (connectors/runtime/watchdog.py): `run` must call `rest()` or `watchdog.mark()` at least every
+The watchdog watches the thread (connectors/runtime/watchdog.py): `run` must call `wait()` or `watchdog.mark()` at least every
 `watchdog_seconds`, or the process ends. `Stopping` ends the thread without an error. An owner that raises its own error reads
 `error` instead of calling `check()`.
 
@@ -58,9 +58,9 @@ class WorkerThread:
         """Whether the thread is running."""
         return self._thread.is_alive()
 
-    def rest(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Wait, marking progress for the watchdog. True if `stop` was called meanwhile. For `run`."""
-        return watchdog.rest(self._stop, seconds)
+        return watchdog.wait(self._stop, seconds)
 
     def _guarded(self) -> None:
         try:

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
-from connectors.postgres.connection import Brief, reaching
+from connectors.postgres.connection import Brief, network_options
 from connectors.runtime.health import Health
 from control.api.errors import Busy
 from control.status import Collector, MirrorStatus
@@ -84,7 +84,7 @@ class Context:
         kwargs = {
             "autocommit": True,
             "application_name": "sluice api",
-            **reaching(CONNECT_SECONDS),
+            **network_options(CONNECT_SECONDS),
             "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
         }
         return ConnectionPool(

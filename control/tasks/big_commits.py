@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from connectors.atproto.repo_lookup import AuditNetwork
-from connectors.postgres.connection import dicts
+from connectors.postgres.connection import dict_database
 from connectors.postgres.repo_queue import RepoQueue
 from protocol.syntax import FUTURE_MICROS, is_tid, tid_micros
 from schemas.settings import Settings
@@ -33,7 +33,7 @@ class BigCommits:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._repos = RepoQueue(settings)
-        self._connection = dicts(settings, "sluice big commits")
+        self._connection = dict_database(settings, "sluice big commits")
 
     def round(self) -> dict[str, int]:
         """One round: counts of accounts whose letters are "retried" now, and still "open". Raises psycopg.OperationalError."""

@@ -65,7 +65,7 @@ class DeadLetterRetry:
 
     def _rounds(self) -> None:
         last = time.monotonic()
-        while not self.worker.rest(ROUND_SECONDS):
+        while not self.worker.wait(ROUND_SECONDS):
             now = time.monotonic()
             if self.leads:
                 try:

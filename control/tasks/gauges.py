@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.offsets import GROUP_TOPICS, Offsets
-from connectors.postgres.connection import dicts
+from connectors.postgres.connection import dict_database
 from connectors.runtime import metrics
 from connectors.runtime.errors import one_line
 from connectors.runtime.worker_thread import WorkerThread
@@ -41,7 +41,7 @@ class Gauges:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._offsets = Offsets(settings)
-        self._connection = dicts(
+        self._connection = dict_database(
             settings, "sluice gauges", connect_timeout=5, options=f"-c statement_timeout={STATEMENT_SECONDS}s"
         )
         self._failing: set[str] = set()
@@ -71,7 +71,7 @@ class Gauges:
             self.refresh(heavy=heavy)
             if heavy:
                 heavy_at = time.monotonic() + HEAVY_SECONDS
-            self.worker.rest(REFRESH_SECONDS)
+            self.worker.wait(REFRESH_SECONDS)
 
     def _rows(self, name: str, **values: Any) -> list[DictRow]:
         return self._connection().execute(SQL[name], values or None).fetchall()

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from connectors.kafka.producer import LogProducer, Out
-from connectors.postgres.connection import alone, tuples
+from connectors.postgres.connection import outside_transaction, tuple_database
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from schemas import wire
 from schemas.settings import Settings
@@ -40,7 +40,7 @@ class JobSteps:
         self._settings = settings
         self._store = store
         self._producer = producer
-        self._database = tuples(settings, "sluice control jobs")
+        self._database = tuple_database(settings, "sluice control jobs")
         self.close = self._database.close
         self._count_at = 0.0
 
@@ -54,7 +54,7 @@ class JobSteps:
 
     def queue(self) -> int:
         """Queue batches of the lists that run or are due, by priority, up to `queue_batch` repos."""
-        db, sent, room = alone(self._database()), 0, self._settings.tuning.queue_batch
+        db, sent, room = outside_transaction(self._database()), 0, self._settings.tuning.queue_batch
         for number, status, batch_size, total, again in db.execute(SQL["live_lists"], {"limit": room}).fetchall():
             if room <= 0:
                 break
@@ -91,7 +91,7 @@ class JobSteps:
 
     def count(self) -> None:
         """Count the repos of jobs by phase, update their rates, and complete the jobs that are done."""
-        db = alone(self._database())
+        db = outside_transaction(self._database())
         for number, queued in db.execute(SQL["countable"], {"limit": COUNT_AT_ONCE}).fetchall():
             counts = self._phases(db, number, queued)
             pending = counts.get("pending", 0) + counts.get("backfill", 0)

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from connectors.kafka.offsets import Offsets
-from connectors.postgres.connection import alone
+from connectors.postgres.connection import outside_transaction
 from connectors.runtime import metrics
 from control.dead_letter_index import TOPIC
 from schemas.sql import queries
@@ -57,7 +57,7 @@ class Pruning:
         """Remove one piece if it is due. Raises psycopg.Error and LogUnavailable."""
         if self._clock() < self._next:
             return Pruned()
-        alone(db)
+        outside_transaction(db)
         values = {"seconds": self._seconds, "limit": PIECE}
         hosts = db.execute(SQL["prune_hosts"], values).rowcount
         removed = [db.execute(SQL[name], values).rowcount for name in HISTORY]

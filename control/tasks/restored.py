@@ -16,7 +16,7 @@ from confluent_kafka import TopicPartition
 from connectors.kafka import client as broker
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.offsets import Offsets
-from connectors.postgres.connection import alone
+from connectors.postgres.connection import outside_transaction
 from connectors.runtime import watchdog
 from control.dead_letter_index import STEP_LETTERS, TOPIC, index_dead_letters
 from schemas.settings import Settings
@@ -41,7 +41,7 @@ class RestoreBarrier:
         """Whether the index has yet to reach the log's ends as of the first call. Raises psycopg.Error and LogUnavailable."""
         if self._done:
             return False
-        row = alone(db).execute(SQL["restoring"]).fetchone()
+        row = outside_transaction(db).execute(SQL["restoring"]).fetchone()
         if row is None:
             self._done = True
             return False

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from connectors.kafka.log import Part
 from connectors.kafka.offsets import NO_OFFSET, Offsets
 from connectors.kafka.producer import LogProducer, Out, partition_of
-from connectors.postgres.connection import tuples
+from connectors.postgres.connection import tuple_database
 from connectors.postgres.repo_queue import RepoQueue
 from control.tasks.job_steps import JobSteps
 from control.tasks.settled import Settled
@@ -44,7 +44,9 @@ class Leader:
     """Elects one of several control processes by a session's advisory lock. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
-        self._connection = tuples(settings, "sluice leader", opened=self._opened, statement_seconds=LEADER_SECONDS)
+        self._connection = tuple_database(
+            settings, "sluice leader", opened=self._opened, statement_seconds=LEADER_SECONDS
+        )
         self._leads = False
 
     def _opened(self, _db: psycopg.Connection[TupleRow]) -> None:

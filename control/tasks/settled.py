@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from connectors.kafka.offsets import Offsets, PartitionLag
-from connectors.postgres.connection import tuples
+from connectors.postgres.connection import tuple_database
 from connectors.postgres.repo_queue import FOREVER
 from control.tasks.lag_age import oldest_unsettled
 from schemas.settings import Settings
@@ -29,7 +29,7 @@ class Settled:
     def __init__(self, settings: Settings, offsets: Offsets) -> None:
         self._settings = settings
         self._offsets = offsets
-        self._database = tuples(settings, "sluice settled")
+        self._database = tuple_database(settings, "sluice settled")
         self.close = self._database.close
         self._found, self._until = 0.0, 0.0
 

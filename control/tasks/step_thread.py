@@ -80,10 +80,10 @@ class StepThread:
         try:
             while not self.worker.stopping:
                 if self._leads() or not self._step.leader_only:
-                    self.worker.rest(self._once())
+                    self.worker.wait(self._once())
                 else:
                     self.problem = ""
-                    self.worker.rest(self._step.every_seconds)
+                    self.worker.wait(self._step.every_seconds)
         finally:
             self._close()
 

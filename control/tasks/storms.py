@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from connectors.postgres.connection import alone, own_transaction, tuples
+from connectors.postgres.connection import outside_transaction, own_transaction, tuple_database
 from connectors.runtime import metrics
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -40,7 +40,7 @@ class Storms:
     """Which reasons are held. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
-        self._database = tuples(settings, "sluice storms")
+        self._database = tuple_database(settings, "sluice storms")
         self.close = self._database.close
         self._held: dict[str, int] = {}
         self._check_at = 0.0
@@ -57,7 +57,7 @@ class Storms:
 
     def most(self) -> int:
         """How many repos one reason may queue in an hour."""
-        (count,) = alone(self._database()).execute(SQL["repos"]).fetchone() or (0,)
+        (count,) = outside_transaction(self._database()).execute(SQL["repos"]).fetchone() or (0,)
         return max(STORM_LEAST, int(STORM_SHARE * count))
 
     def count(self, reasons: Iterable[str | None]) -> None:
@@ -65,7 +65,7 @@ class Storms:
         counted = Counter(reason for reason in reasons if reason in REASONS)
         if counted:
             values = {"reasons": list(counted), "counts": list(counted.values())}
-            alone(self._database()).execute(SQL["count"], values)
+            outside_transaction(self._database()).execute(SQL["count"], values)
 
     def _check(self, lost_events: int | None) -> None:
         most, db = self.most(), self._database()
@@ -98,9 +98,9 @@ class Storms:
 
 def listed(settings: Settings) -> list[dict[str, object]]:
     """Reasons that are held or released, for `sluice storms list`."""
-    database = tuples(settings, "sluice storms")
+    database = tuple_database(settings, "sluice storms")
     try:
-        rows = alone(database()).execute(SQL["list"]).fetchall()
+        rows = outside_transaction(database()).execute(SQL["list"]).fetchall()
     finally:
         database.close()
     names = ("reason", "repos", "began_at", "released_until")
@@ -109,9 +109,9 @@ def listed(settings: Settings) -> list[dict[str, object]]:
 
 def release(settings: Settings, reason: str) -> bool:
     """Release a held reason for a day. False if it is not held."""
-    database = tuples(settings, "sluice storms")
+    database = tuple_database(settings, "sluice storms")
     try:
-        cursor = alone(database()).execute(SQL["release"], {"reason": reason, "hours": RELEASE_HOURS})
+        cursor = outside_transaction(database()).execute(SQL["release"], {"reason": reason, "hours": RELEASE_HOURS})
         return cursor.rowcount > 0
     finally:
         database.close()

@@ -37,7 +37,7 @@ class Attempt:
     signing_key: str | None = None
 
 
-def creates(snapshot: Snapshot, attempt: Attempt, limit_bytes: int) -> Iterator[bytes]:
+def create_messages(snapshot: Snapshot, attempt: Attempt, limit_bytes: int) -> Iterator[bytes]:
     """One message per record, in key order; none is longer than `limit_bytes`."""
     head, did, number, time = snapshot.head, attempt.did, attempt.number, attempt.time
     rev, commit = head.rev, head.commit
@@ -88,7 +88,7 @@ class _Bodies:
         return self._body
 
 
-def synced(head: SnapshotHead, attempt: Attempt, count: int) -> bytes:
+def synced_outcome(head: SnapshotHead, attempt: Attempt, count: int) -> bytes:
     """The outcome of a snapshot of `count` records."""
     return _outcome(
         attempt,
@@ -102,7 +102,7 @@ def synced(head: SnapshotHead, attempt: Attempt, count: int) -> bytes:
     )
 
 
-def unavailable(attempt: Attempt, status: str, *, deleted: bool) -> bytes:
+def unavailable_outcome(attempt: Attempt, status: str, *, deleted: bool) -> bytes:
     """The outcome of an account that cannot be fetched. `status`: why (takendown, deactivated, not_found, …)."""
     return _outcome(attempt, "deleted" if deleted else "unavailable", active=False, reason=status)
 

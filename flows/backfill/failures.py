@@ -32,7 +32,7 @@ class FailureHandler:
         self._budget = budget
         self._policy = policy
 
-    async def settle(self, claim: Claim, failure: Failure, host: str | None) -> Unavailable | None:
+    async def handle(self, claim: Claim, failure: Failure, host: str | None) -> Unavailable | None:
         """Release the claim: retry later, or give up. `host`: the origin to blame.
 
         If the failure is a state of the account, the claim is kept and the state returned: it becomes the outcome.
@@ -50,7 +50,7 @@ class FailureHandler:
         if counted:
             metrics.ATTEMPTS_FAILED.labels(failure.reason).inc()
             if host is not None:
-                await self._budget.failed(host, str(failure))
+                await self._budget.record_failure(host, str(failure))
         await self._release(claim, failure, seconds, counted=counted, last=isinstance(decision, GiveUp))
         return None
 

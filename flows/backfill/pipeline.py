@@ -107,7 +107,7 @@ class RepoPipeline:
         try:
             await self._mirror(run)
         except FetchFailed as err:
-            state = await self._failures.settle(run.claim, err.failure, err.host)
+            state = await self._failures.handle(run.claim, err.failure, err.host)
             if state is not None:
                 await self._result(run, await self._submit(run, run.claim.min_rev, None, state))
 
@@ -190,7 +190,7 @@ class RepoPipeline:
                 raise
             return newer, await self._client.get_repo(newer.did, newer.pds, transfer)
         try:
-            await self._budget.answered(host)
+            await self._budget.record_served(host)
         except BaseException:
             download.spool.close()
             raise

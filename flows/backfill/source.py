@@ -136,7 +136,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
             worker.evict_overdue()
             resync, backlog = (0, 0) if why else (worker.room(resync=True), worker.room(resync=False))
             worker.changed.clear()
-            with watchdog.task_turn("reading of tasks"):  # in a thread, which the loop's own watchdog does not cover
+            with watchdog.watched_task("reading of tasks"):  # in a thread, which the loop's own watchdog does not cover
                 messages = await asyncio.to_thread(self._feed.take, resync, backlog)
             if messages:
                 await self._claim_messages(group, worker, messages)

@@ -18,7 +18,7 @@ from connectors.atproto.pds import Download
 from connectors.atproto.spool import SpoolFull
 from connectors.postgres.repo_queue import Claim
 from connectors.runtime import metrics
-from flows.backfill.encode import Attempt, creates, synced, unavailable
+from flows.backfill.encode import Attempt, create_messages, synced_outcome, unavailable_outcome
 from protocol.car_format import CarError
 from protocol.did_document import ResolvedIdentity
 from protocol.snapshot import Limits, Snapshot, SnapshotRejected, from_car_error, opening
@@ -159,11 +159,11 @@ class SnapshotTask:
             self.finished = True
             return MessageChunk(
                 self,
-                [unavailable(self.attempt, self.unavailable.status, deleted=self.unavailable.deleted)],
+                [unavailable_outcome(self.attempt, self.unavailable.status, deleted=self.unavailable.deleted)],
                 closes=True,
             )
         if self._values is None:
-            self._values = creates(self._snapshot, self.attempt, MAX_VALUE_BYTES)
+            self._values = create_messages(self._snapshot, self.attempt, MAX_VALUE_BYTES)
         values: list[bytes] = []
         size, deadline = 0, time.monotonic() + SLICE_SECONDS
         for value in self._values:
@@ -171,7 +171,7 @@ class SnapshotTask:
             size += len(value)
             if size > room or len(values) == SLICE_RECORDS or time.monotonic() > deadline:
                 return MessageChunk(self, values, closes=False)
-        values.append(synced(self._snapshot.head, self.attempt, self._snapshot.count))
+        values.append(synced_outcome(self._snapshot.head, self.attempt, self._snapshot.count))
         metrics.RECORDS_EXTRACTED.inc(self._snapshot.count)
         if self._snapshot.bad_paths:
             metrics.REJECTED.labels("backfill", "bad_path").inc(self._snapshot.bad_paths)

@@ -45,7 +45,7 @@ class BackfillWorker:
             settings.backfill_concurrency,
             max(1, settings.backfill_concurrency // 4),
             settings.pds_concurrency,
-            settings.tuning.host_line_seconds,
+            settings.tuning.host_queue_seconds,
         )
         self._pipeline = RepoPipeline(
             settings,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from connectors.kafka.log import Part
-from connectors.postgres.connection import own_transaction, tuples
+from connectors.postgres.connection import own_transaction, tuple_database
 from flows.index.current_filter import CurrentFilter
 from flows.index.projection import Connection, Projection
 from flows.index.record_rows import RecordRows
@@ -27,7 +27,7 @@ class IndexStore:
     def __init__(self, settings: Settings, cluster: str, projection: Projection | None, group: str = "index") -> None:
         self._scope = {"cluster": cluster, "group": settings.group(group)}
         self._backfill = settings.topic(FIREHOSE_BACKFILL)
-        self._database = tuples(settings, "sluice index", opened=self._opened)
+        self._database = tuple_database(settings, "sluice index", opened=self._opened)
         self.close = self._database.close
         self._filter = CurrentFilter()
         self._projection = projection

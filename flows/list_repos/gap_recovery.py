@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import TupleRow
 
-from connectors.postgres.connection import Database, alone, connect
+from connectors.postgres.connection import Database, connect, outside_transaction
 from flows.list_repos.crawler import Crawler
 from flows.list_repos.listing_loop import FLOW, DueRange
 from schemas.settings import Settings
@@ -45,7 +45,7 @@ class GapRecovery:
 
     def read(self) -> dict[str, float]:
         """Upstream → when its newest open gap was noticed, by the database's clock. Sets `clock`."""
-        rows = alone(self._database()).execute(SQL["gaps"]).fetchall()
+        rows = outside_transaction(self._database()).execute(SQL["gaps"]).fetchall()
         self._offset = rows[-1][2] - time.time()
         return {upstream: noticed for upstream, noticed, _ in rows if noticed is not None}
 
@@ -58,11 +58,13 @@ class GapRecovery:
             if relay is not None and noticed > relay.state.began and not relay.relist:
                 crawler.request_relist(url)
         values = {"upstreams": list(crawler.loops)}
-        for row in alone(self._database()).execute(SQL["due_ranges"], values).fetchall():
+        for row in outside_transaction(self._database()).execute(SQL["due_ranges"], values).fetchall():
             crawler.request_fill(DueRange(*row))
         while crawler.hosts:
             relay_url, hosts = next(iter(crawler.hosts.items()))
-            alone(self._database()).execute(SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))})
+            outside_transaction(self._database()).execute(
+                SQL["see_hosts"], {"relay": relay_url, "hosts": sorted(set(hosts))}
+            )
             self._seen_hosts_of.add(relay_url)
             if crawler.hosts.get(relay_url) is hosts:
                 del crawler.hosts[relay_url]
@@ -80,7 +82,7 @@ class GapRecovery:
 
     def _list_pdses(self, crawler: Crawler) -> None:
         """Ranges of relays that keep failing count as filled once all PDSes were listed after the skip."""
-        db = alone(self._database())
+        db = outside_transaction(self._database())
         values: dict[str, Any] = {"relays": self._relays, "tries": ASK_PDSES_AFTER}
         if db.execute(SQL["stubborn_ranges"], values).fetchone() == (0,):
             return

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from connectors.postgres.connection import alone, tuples
+from connectors.postgres.connection import outside_transaction, tuple_database
 from connectors.postgres.stream_cursors import CursorStore, Stored
 from flows.list_repos.crawler import Crawler
 from flows.list_repos.listing_loop import FLOW, ListingLoop
@@ -40,7 +40,7 @@ class ListingJobs:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._database = tuples(settings, "sluice list_repos jobs")
+        self._database = tuple_database(settings, "sluice list_repos jobs")
         self._ids: dict[str, int] = {}  # key → job
         self._targets: dict[int, list[Target]] = {}  # of jobs that an operator started
         self._done: dict[int, set[str]] = defaultdict(set)  # their keys whose end is durable
@@ -52,7 +52,7 @@ class ListingJobs:
 
     def job_of(self, key: str) -> int:
         """Like `of`, in a transaction of its own."""
-        return self._ids.get(key) or self.of(alone(self._database()), key)
+        return self._ids.get(key) or self.of(outside_transaction(self._database()), key)
 
     def of(self, db: Connection, key: str) -> int:
         """Id of the job that a listing belongs to."""
@@ -83,7 +83,7 @@ class ListingJobs:
 
     def check(self, db: Connection, store: CursorStore, crawler: Crawler, now: float) -> None:
         """Follow new targets, pause listings of paused jobs, and change the status of jobs."""
-        alone(db)
+        outside_transaction(db)
         paused = {key for row in db.execute(JOBS["halted"]) for key in self._keys(*row)}
         rows = db.execute(JOBS["live_listings"]).fetchall()
         free = AT_ONCE - sum(self._lists(row) for row in rows if row[2] == JobStatus.RUNNING)

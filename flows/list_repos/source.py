@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from connectors.kafka.back_pressure import HighWater
 from connectors.postgres import stream_cursors as cursors
-from connectors.postgres.connection import own_transaction, tuples
+from connectors.postgres.connection import own_transaction, tuple_database
 from connectors.postgres.stream_cursors import CursorStore
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedPartition
@@ -48,7 +48,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
         self._progress = ListingProgress()
         self._durable: dict[str, Listing] = {}
         self._store = CursorStore(settings, FLOW)
-        self._database = tuples(settings, "sluice list_repos")
+        self._database = tuple_database(settings, "sluice list_repos")
         self._jobs = jobs
         self._pressure = HighWater(settings, REPO_BACKFILL, "backfill")
         self._gaps = GapRecovery(settings, self._database)

@@ -120,11 +120,13 @@ def test_the_hosts_headers_lower_the_budget_and_never_raise_it(database: str) ->
     async def main() -> None:
         budget = HostBudget(settings(database))
         await budget.acquire(HOST)
-        await budget.heed(HOST, {"RateLimit-Limit": "20", "RateLimit-Policy": "20;w=3", "RateLimit-Remaining": "19"})
+        await budget.apply_headers(
+            HOST, {"RateLimit-Limit": "20", "RateLimit-Policy": "20;w=3", "RateLimit-Remaining": "19"}
+        )
         assert host_row(database)["request_limit"] == 20
-        await budget.heed(HOST, {"RateLimit-Limit": "900000"})
+        await budget.apply_headers(HOST, {"RateLimit-Limit": "900000"})
         assert host_row(database)["request_limit"] == 60
-        await budget.heed(HOST, {"RateLimit-Limit": "60", "RateLimit-Remaining": "0"})
+        await budget.apply_headers(HOST, {"RateLimit-Limit": "60", "RateLimit-Remaining": "0"})
         assert float(str(host_row(database)["tokens"])) <= 0
         await budget.close()
 
@@ -153,11 +155,11 @@ def test_a_used_up_budget_is_reported_instead_of_waited_for(database: str) -> No
 def test_failures_are_counted_in_the_hosts_row(database: str) -> None:
     async def main() -> None:
         budget = HostBudget(settings(database))
-        await budget.failed(HOST, "it was down")
-        await budget.failed(HOST, "it was down again")
+        await budget.record_failure(HOST, "it was down")
+        await budget.record_failure(HOST, "it was down again")
         row = host_row(database)
         assert (row["failures"], row["consecutive_failures"], row["last_error"]) == (2, 2, "it was down again")
-        await budget.answered(HOST)
+        await budget.record_served(HOST)
         row = host_row(database)
         assert (row["failures"], row["consecutive_failures"]) == (2, 0)
         await budget.close()

@@ -43,7 +43,7 @@ class Worker:
                 await asyncio.sleep(err.seconds)
 
     async def _fetch(self, transfer: Transfer, size: int, speed: float) -> None:
-        transfer.asked(asyncio.get_running_loop().time())
+        transfer.request_sent(asyncio.get_running_loop().time())
         step = max(0.05, min(5.0, size / speed))
         while transfer.received < size:
             await asyncio.sleep(step)
@@ -125,7 +125,7 @@ def test_a_burst_does_not_hide_later_dripping() -> None:
     """The speed is that of the last half or whole minute."""
     transfer = Transfer("host")
     assert not transfer.slow(10_000.0), "the host was not asked yet"
-    transfer.asked(100.0)
+    transfer.request_sent(100.0)
     transfer.received = 100 * LEAST_BYTES_PER_SECOND
     for now in range(101, 160):
         assert not transfer.slow(now)
@@ -142,7 +142,7 @@ def test_a_host_is_slow_until_it_has_served_well_twice_as_often_as_before() -> N
         pace.ended_for_speed()
         pace.ended_for_speed()  # two transfers at once are one time
         needed.append(0)
-        assert pace.share(0.0) == 1
+        assert pace.permits(0.0) == 1
         while pace.slow:
             pace.served()
             needed[-1] += 1

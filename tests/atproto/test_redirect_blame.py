@@ -135,7 +135,7 @@ def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch:
             monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
             shared, other = HostBudget(settings), HostBudget(settings)
             try:
-                await shared.heed(host, {"RateLimit-Limit": "1"})
+                await shared.apply_headers(host, {"RateLimit-Limit": "1"})
                 await shared.pause(host, 3600.0, "429")
                 with pytest.raises(HostPaused):
                     await shared.acquire(host)

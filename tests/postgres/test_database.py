@@ -7,7 +7,13 @@ import ast
 import psycopg
 import pytest
 
-from connectors.postgres.connection import NestedTransaction, alone, dicts, own_transaction, tuples
+from connectors.postgres.connection import (
+    NestedTransaction,
+    dict_database,
+    outside_transaction,
+    own_transaction,
+    tuple_database,
+)
 from schemas.settings import Settings
 from tests.support import ROOT
 
@@ -15,7 +21,7 @@ from tests.support import ROOT
 def test_a_connection_that_was_ended_is_opened_anew(database: str) -> None:
     """G1: what was being done is the caller's to do again; the next call has a connection."""
     settings = Settings(database=database)
-    first, other = tuples(settings, "sluice one"), dicts(settings, "sluice other")
+    first, other = tuple_database(settings, "sluice one"), dict_database(settings, "sluice other")
     pid = first().info.backend_pid
     assert first().info.backend_pid == pid
     assert other().execute("select pg_terminate_backend(%s) as ended", (pid,)).fetchone() == {"ended": True}
@@ -31,7 +37,7 @@ def test_a_connection_that_was_ended_is_opened_anew(database: str) -> None:
 
 def test_every_new_connection_is_prepared_before_it_is_used(database: str) -> None:
     """G1: what a session keeps (a temporary table, a lock) is made again in the next one."""
-    connection = tuples(
+    connection = tuple_database(
         Settings(database=database), "sluice prepared", opened=lambda db: db.execute("create temporary table kept ()")
     )
     for _ in range(2):
@@ -40,7 +46,7 @@ def test_every_new_connection_is_prepared_before_it_is_used(database: str) -> No
 
 
 def test_a_server_that_is_not_there_is_an_error_of_the_call(database: str) -> None:
-    nowhere = tuples(Settings(database="postgresql://nobody@127.0.0.1:1/none"), "sluice nowhere")
+    nowhere = tuple_database(Settings(database="postgresql://nobody@127.0.0.1:1/none"), "sluice nowhere")
     with pytest.raises(psycopg.OperationalError):
         nowhere()
     nowhere.close()
@@ -48,14 +54,14 @@ def test_a_server_that_is_not_there_is_an_error_of_the_call(database: str) -> No
 
 def test_what_commits_by_itself_refuses_to_run_inside_a_transaction(database: str) -> None:
     """Its locks would last until the end of a transaction that it knows nothing of."""
-    connection = tuples(Settings(database=database), "sluice outer")
+    connection = tuple_database(Settings(database=database), "sluice outer")
     db = connection()
     with own_transaction(db):
         with pytest.raises(NestedTransaction), own_transaction(db):
             pass
         with pytest.raises(NestedTransaction):
-            alone(db)
-    assert alone(db) is db
+            outside_transaction(db)
+    assert outside_transaction(db) is db
     connection.close()
 
 

@@ -15,7 +15,7 @@ import pytest
 from psycopg import errors
 
 from connectors.postgres import connection as database
-from connectors.postgres.connection import AsyncPool, connect, tuples
+from connectors.postgres.connection import AsyncPool, connect, tuple_database
 from local.embedded.embedded_database import EmbeddedDatabase
 from schemas.settings import Settings
 from tests.support import ROOT
@@ -121,7 +121,7 @@ def test_a_database_that_stands_still_is_no_wait_without_an_end(
     """H1: its kernel still answers for the network, so nothing but a deadline of ours ends the wait."""
     monkeypatch.setattr(database, "PROBE_SECONDS", 0.5)
     monkeypatch.setattr(database, "PROBE_CONNECT_SECONDS", 2)
-    connection = tuples(settings, "sluice frozen")
+    connection = tuple_database(settings, "sluice frozen")
     assert connection().execute("select 1").fetchone() == (1,)
     _stop(private_postgres, signal.SIGSTOP)
     try:
@@ -147,7 +147,7 @@ def test_a_long_statement_of_a_server_that_lives_is_waited_for(
 def test_a_statement_and_a_lock_have_their_limits(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """H1: a lock that another session holds is a reason to try again, not to hang."""
     monkeypatch.setattr(database, "LOCK_SECONDS", 1)
-    flow = tuples(settings, "sluice flow", statement_seconds=2.0)
+    flow = tuple_database(settings, "sluice flow", statement_seconds=2.0)
     with connect(settings.database, "holder") as holder, holder.transaction():
         holder.execute("create table held ()")
         flow()  # before anything is held

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.backfill import encode as messages
-from flows.backfill.encode import Attempt, creates
+from flows.backfill.encode import Attempt, create_messages
 from protocol import snapshot as module
 from protocol.car import CarIndex, CarLimits, index_bytes
 from protocol.car_format import CarError
@@ -209,7 +209,7 @@ def test_leaves_that_cannot_be_checked_are_rows_without_a_body() -> None:
         found = {f"{collection}/{rkey}": (cid, block) for collection, rkey, cid, block in rows_of(got)}
         assert {path: cid for path, (cid, _) in found.items()} == leaves
         assert cid_str(build((path, cid) for path, (cid, _) in sorted(found.items()))) == got.head.data
-        events = [wire.decode_backfill(value) for value in creates(got, Attempt(DID, 1, "t"), 1 << 24)]
+        events = [wire.decode_backfill(value) for value in create_messages(got, Attempt(DID, 1, "t"), 1 << 24)]
         bodies = {
             event.rkey: (event.cid, event.reason, event.raw is not None)
             for event in events
@@ -281,7 +281,7 @@ def test_control_characters_of_a_block_that_is_named_often_count_as_json_writes_
             *_, snapshot = steps
             assert snapshot is not None
             if leaves > 1:
-                assert sum(map(len, creates(snapshot, Attempt(DID, 1, "t"), 1 << 24))) < limit
+                assert sum(map(len, create_messages(snapshot, Attempt(DID, 1, "t"), 1 << 24))) < limit
         else:
             with pytest.raises(SnapshotRejected, match="SLUICE_BACKFILL_MAX_CAR_BYTES"):
                 list(steps)
@@ -305,7 +305,7 @@ def test_a_bomb_that_many_leaves_name_is_decoded_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         messages, "leaf_body", lambda cid, block, missing: decoded.append(cid) or leaf_body(cid, block, missing)
     )
-    events = [wire.decode_backfill(value) for value in creates(got, Attempt(DID, 1, "t"), 1 << 24)]
+    events = [wire.decode_backfill(value) for value in create_messages(got, Attempt(DID, 1, "t"), 1 << 24)]
     assert [event.reason for event in events if event.collection == "a.b.c"] == ["too_deep"] * 50
     assert len(decoded) == 3
 

@@ -114,7 +114,7 @@ def test_an_event_loop_that_stands_still_ends_the_process(probe: Callable[..., P
     Background("pages", main).start()
     with watchdog.watched("the flow"):
         while True:
-            watchdog.rest(threading.Event(), 0.1)
+            watchdog.wait(threading.Event(), 0.1)
     """
     hanging = probe(code)
     assert hanging.process.wait(30) == watchdog.EXIT_HUNG
@@ -194,7 +194,7 @@ def test_marks_are_of_the_thread_that_makes_them() -> None:
             watchdog.mark()
             assert inner not in watchdog.late(50)
         assert outer not in watchdog.late(50)  # the inner block was its progress
-        with watchdog.task_turn("a call in another thread") as chore:
+        with watchdog.watched_task("a call in another thread") as chore:
             chore.marked_at -= 100
             watchdog.mark()
             assert chore in watchdog.late(50)

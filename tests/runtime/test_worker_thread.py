@@ -45,7 +45,7 @@ def test_stop_wakes_a_rest_and_waits_for_the_end() -> None:
         while not worker.stopping:
             rounds.append(1)
             resting.set()
-            worker.rest(600)
+            worker.wait(600)
 
     worker = WorkerThread("rests", run)
     worker.start()

@@ -64,7 +64,7 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
             return ResolvedIdentity(did, f"https://{did.rpartition(':')[2]}.test", None, None, None, None)
 
         async def get_repo(self, did: str, host: str, transfer: Transfer) -> Any:
-            transfer.asked(time.monotonic())
+            transfer.request_sent(time.monotonic())
             try:
                 if "drip" not in host:
                     raise FetchFailed(Failure(FailureReason.HTTP_STATUS, "503"), host)

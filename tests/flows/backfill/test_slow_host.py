@@ -26,7 +26,7 @@ def world(tmp_path: Path, log: str, database: str, simulator: Callable[..., Simu
         simulation,
         backfill_concurrency=CONCURRENCY,
         pds_concurrency=SHARE,
-        host_line_seconds=10.0,
+        host_queue_seconds=10.0,
     )
     yield made
     made.close()
