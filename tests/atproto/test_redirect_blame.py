@@ -190,7 +190,7 @@ def test_a_host_that_always_answers_429_is_asked_at_growing_intervals(
             hours[min(23, int((clock.now - 1000.0) // 3600))] += 1
             clock.now += 0.1
             if served and asked % served == 0:
-                await shared.answered("h")
+                await shared.record_served("h")
             else:
                 await shared.pause("h", 0.0, "429")
         return hours

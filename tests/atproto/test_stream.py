@@ -64,8 +64,8 @@ def test_the_time_that_an_upstream_names_is_bounded_and_jittered() -> None:
     upstream = UpstreamSocket("http://relay.test", None)
     sockets = Sockets(Settings(), "firehose", "stream", {})
     sockets._after(upstream, _RateLimited("answered 429", 86_400.0))
-    waits = {reconnect_seconds(upstream.failures, upstream.short, n / 100, upstream.rest) for n in range(100)}
+    waits = {reconnect_seconds(upstream.failures, upstream.short, n / 100, upstream.retry_after) for n in range(100)}
     assert min(waits) >= LONGEST_REST_SECONDS
     assert LONGEST_REST_SECONDS < max(waits) <= 1.25 * LONGEST_REST_SECONDS
     sockets._after(upstream, ConnectionError("gone"))  # the rest was of that answer only
-    assert reconnect_seconds(upstream.failures, upstream.short, 1.0, upstream.rest) <= FAILED_MAX_SECONDS
+    assert reconnect_seconds(upstream.failures, upstream.short, 1.0, upstream.retry_after) <= FAILED_MAX_SECONDS
