@@ -172,7 +172,7 @@ def test_a_flow_that_fails_or_hangs_is_restarted_and_its_cause_is_reported(
     hang.touch()
     wait_until(lambda: not hang.exists(), WORK_SECONDS, run.logged)  # the fault fired
     assert run.supervisor.drain(["index"]), "it was killed"
-    child.settle_end()
+    child.record_end()
     assert child.exit_code == EXIT_STUCK
     assert "(hang)" in child.last_words or "most recent call first" in (run.folder / "logs" / "index.log").read_text()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flows.backfill.encode import Attempt, create_messages, synced
+from flows.backfill.encode import Attempt, create_messages, synced_outcome
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
 from protocol.car import index_bytes
@@ -24,7 +24,7 @@ def messages_of(repo: Repo, number: int = 1) -> list[bytes]:
     key = repo.key.did_key
     snapshot = open_snapshot(index_bytes(car(repo.commit, repo.blocks)), repo.did, key)
     attempt = Attempt(repo.did, number, TIME, signing_key=key)
-    return [*create_messages(snapshot, attempt, LIMIT), synced(snapshot.head, attempt, snapshot.count)]
+    return [*create_messages(snapshot, attempt, LIMIT), synced_outcome(snapshot.head, attempt, snapshot.count)]
 
 
 def settle_events(settings: Settings, queues: dict[str, list[object]]) -> None:

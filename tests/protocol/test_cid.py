@@ -53,7 +53,7 @@ def test_only_value_errors_for_bytes(raw: bytes) -> None:
 
 @given(
     st.binary(max_size=90)
-    | st.tuple_database(
+    | st.tuples(
         st.sampled_from([b"\x01\x71\x12\x20", b"\x01\x55\x13\x40", b"\x12\x20", b"\x01\x85\x01\x1e\x20"]),
         st.binary(min_size=31, max_size=65),
     ).map(b"".join)
