@@ -13,20 +13,31 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools run test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
+.PHONY: setup tools java run test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
 
 setup: .venv/.ready
 
-$(UV):
-	@$(PYTHON) -m venv .tools
-	@.tools/bin/pip install --quiet uv==$(UV_VERSION)
+# `$(call step,TEXT,COMMAND)` says what it does, and how long it took
+step = printf 'sluice: %s …\n' "$(1)" >&2; begun=$$(date +%s); { $(2); } && printf 'sluice: … %s s\n' $$(($$(date +%s) - begun)) >&2
 
+$(UV):
+	@$(call step,installing uv into .tools,$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet uv==$(UV_VERSION))
+
+# uv shows its progress on a terminal only
 .venv/.ready: $(UV) pyproject.toml uv.lock
-	@$(UV) sync --frozen --quiet
+	@$(call step,installing Python packages into .venv,if [ -t 2 ]; then $(UV) sync --frozen; else $(UV) sync --frozen --quiet; fi)
 	@touch $@
 
+# before anything is installed: what the embedded broker needs and nothing here can install
+java:
+	@case '$(ARGS)'"$${SLUICE_KAFKA_BOOTSTRAP:+--bootstrap}" in *--bootstrap*) exit 0;; esac; missing=; \
+	  [ -x "$${JAVA_HOME:-/none}/bin/java" ] || command -v java >/dev/null || missing=" java"; \
+	  ls -d .sluice/kafka-* >/dev/null 2>&1 || command -v mvn >/dev/null || missing="$$missing mvn"; \
+	  [ -z "$$missing" ] || { echo "sluice: not found on the PATH:$$missing; install a Java 17+ runtime and Maven," \
+	    'or give a broker: make run ARGS="--bootstrap HOST:PORT"' >&2; exit 2; }
+
 # exec, so that sluice receives Ctrl-C and SIGTERM, and its exit code becomes the recipe's
-run: setup
+run: java setup
 	@exec .venv/bin/sluice up $(if $(RELAY),$(foreach url,$(RELAY),--relay $(url)),--simulate) \
 	  $(foreach url,$(LABELER),--labeler $(url)) $(if $(PLC),--plc $(PLC)) $(ARGS)
 
@@ -35,7 +46,7 @@ tools:
 	@missing=""; command -v promtool >/dev/null && command -v prometheus >/dev/null || missing=prometheus; \
 	  command -v chromium >/dev/null || missing="$$missing chromium"; [ -z "$$missing" ] || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
+	  echo "sluice: installing Debian packages: $$missing" >&2 && { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
 # Two workers, since most tests wait; then whole systems one after the other, since each needs the whole machine.
