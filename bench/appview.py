@@ -11,20 +11,17 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import msgspec
 import psycopg
 
 from appview.rebuild import check
-from bench.index import CID, REV, TEXT
+from bench.support.load import CID, TEXT, Record, send_all, snapshot
 from bench.support.stack import Stack, report, stack, until
-from connectors.kafka.producer import LogProducer, Out
-from schemas import wire
-from schemas.topics import FIREHOSE_BACKFILL
 
 PER_REPO = 60
-TIME = "2026-01-01T00:00:00.000Z"
 HOT = "at://did:plc:bencha000000000000000000/app.bsky.feed.post/3kaaaaaaapost0"
 MIX = ("like",) * 27 + ("follow",) * 15 + ("post",) * 9 + ("repost",) * 6 + ("block", "profile", "list")
 
@@ -82,39 +79,19 @@ def _index(running: Stack, family: str, repos: int, workers: int, appview: str) 
 
 def _produce(running: Stack, family: str, repos: int) -> int:
     """Write snapshots, each with its outcome; returns the number of messages."""
-    producer, chance = LogProducer(running.settings), random.Random(family)  # the same load in every run
-    batch: list[Out] = []
-    for number in range(repos):
-        did = _did(family, number)
-        for collection, rkey, record in _records(family, number, repos, chance):
-            event = wire.CreateEvent(
-                did=did,
-                attempt=1,
-                rev=REV,
-                collection=collection,
-                rkey=rkey,
-                cid=CID,
-                time=TIME,
-                commit=CID,
-                record=msgspec.Raw(msgspec.json.encode({"$type": collection, **record})),
-                raw=None,
-                reason=None,
-            )
-            batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(event)))
-        outcome = wire.RepoOutcome(
-            did=did, attempt=1, status="synced", active=True, time=TIME, rev=REV, commit=CID, data=CID, count=PER_REPO,
-            reason=None, account_time="",
-        )  # fmt: skip
-        batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(outcome)))
-        if len(batch) > 10_000:
-            producer.send(batch)
-            batch = []
-    producer.send(batch)
-    return repos * (PER_REPO + 1)
+    chance = random.Random(family)  # the same load in every run
+    snapshots = (snapshot(_did(family, n), _records(family, n, repos, chance)) for n in range(repos))
+    return send_all(running.settings, chain.from_iterable(snapshots))
 
 
-def _records(family: str, number: int, repos: int, chance: random.Random) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Collection, key and body of every record of a repo."""
+def _records(family: str, number: int, repos: int, chance: random.Random) -> Iterator[Record]:
+    """Every record of a repo."""
+    for collection, rkey, body in _bodies(family, number, repos, chance):
+        yield collection, rkey, msgspec.json.encode({"$type": collection, **body})
+
+
+def _bodies(family: str, number: int, repos: int, chance: random.Random) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Collection, key and body of every record, without its type."""
 
     def ref(uri: str) -> dict[str, str]:
         return {"uri": uri, "cid": CID}

@@ -8,22 +8,23 @@ Floor, measured in the same run: COPY BINARY of the same rows into the same keye
 
 import argparse
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import msgspec
 import psycopg
 
+from bench.support.load import CID, REV, TEXT, TIME, send_all, snapshot
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
-from connectors.kafka.producer import LogProducer, Out
+from connectors.kafka.producer import Out
 from flows.index.record_rows import copy_rows
 from schemas import wire
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
-TEXT = "The quick brown fox jumps over the lazy dog, and the relay tells everybody about it at once. "
-REV = "3lbenchmark22"
-CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+POST = "app.bsky.feed.post"
 LIVE_REV = "3lbenchmark33"
 LIVE_CID = "bafyreicd7dqocjtfkvqdyfyegiwtf7ejtnwqj5lgzzvrfdpf2a6zyfwbvi"
+COMMIT_BLOCK = "o2NkaWR4" * 28  # a commit block has about 220 bytes
 
 
 def main() -> None:
@@ -82,44 +83,8 @@ def preload(running: Stack, rows: int) -> None:
 
 def produce(running: Stack, records: int, per_repo: int) -> int:
     """Write snapshots to the log, each with its outcome; returns the number of messages."""
-    producer, messages = LogProducer(running.settings), 0
-    batch: list[Out] = []
-    for did in dids(records, per_repo):
-        for number in range(per_repo):
-            event = wire.CreateEvent(
-                did=did,
-                attempt=1,
-                rev=REV,
-                collection="app.bsky.feed.post",
-                rkey=f"3k{number:011d}",
-                cid=CID,
-                time="2026-01-01T00:00:00.000Z",
-                commit=CID,
-                record=msgspec.Raw(body(number)),
-                raw=None,
-                reason=None,
-            )
-            batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(event)))
-        outcome = wire.RepoOutcome(
-            did=did,
-            attempt=1,
-            status="synced",
-            active=True,
-            time="2026-01-01T00:00:00.000Z",
-            rev=REV,
-            commit=CID,
-            data=CID,
-            count=per_repo,
-            reason=None,
-            account_time="",
-        )
-        batch.append(Out(FIREHOSE_BACKFILL, did, wire.encode(outcome)))
-        messages += per_repo + 1
-        if len(batch) > 10_000:
-            producer.send(batch)
-            batch = []
-    producer.send(batch)
-    return messages
+    rows = [(POST, f"3k{number:011d}", body(number)) for number in range(per_repo)]
+    return send_all(running.settings, chain.from_iterable(snapshot(did, rows) for did in dids(records, per_repo)))
 
 
 def index(running: Stack, topic: str, messages: int) -> tuple[float, dict[str, Any]]:
@@ -150,36 +115,35 @@ def make_live_repos(running: Stack, commits: int) -> None:
 
 def produce_live(running: Stack, commits: int) -> None:
     """Write commits of one create each to the log, no repo twice."""
-    producer = LogProducer(running.settings)
-    block = "o2NkaWR4" * 28  # a commit block has about 220 bytes
-    for start in range(0, commits, 10_000):
-        batch = []
-        for number in range(start, min(start + 10_000, commits)):
-            op = wire.Op(
-                action="create",
-                collection="app.bsky.feed.post",
-                rkey=f"3k{number:011d}",
-                cid=CID,
-                record=msgspec.Raw(body(number)),
-                raw=None,
-                reason=None,
-                prev=None,
-            )
-            event = wire.CommitEvent(
-                seq=number,
-                time="2026-01-01T00:00:00.000Z",
-                did=f"did:plc:live{number:020d}",
-                rev=LIVE_REV,
-                since=REV,
-                commit=CID,
-                commit_block=block,
-                data=LIVE_CID,
-                prev_data=CID,
-                ops=[op],
-                relay="https://relay.example",
-            )
-            batch.append(Out(FIREHOSE_LIVE, event.did, wire.encode(event)))
-        producer.send(batch)
+    send_all(running.settings, map(live_commit, range(commits)))
+
+
+def live_commit(number: int) -> Out:
+    """The message of a commit that creates one post."""
+    op = wire.Op(
+        action="create",
+        collection=POST,
+        rkey=f"3k{number:011d}",
+        cid=CID,
+        record=msgspec.Raw(body(number)),
+        raw=None,
+        reason=None,
+        prev=None,
+    )
+    event = wire.CommitEvent(
+        seq=number,
+        time=TIME,
+        did=f"did:plc:live{number:020d}",
+        rev=LIVE_REV,
+        since=REV,
+        commit=CID,
+        commit_block=COMMIT_BLOCK,
+        data=LIVE_CID,
+        prev_data=CID,
+        ops=[op],
+        relay="https://relay.example",
+    )
+    return Out(FIREHOSE_LIVE, event.did, wire.encode(event))
 
 
 def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
@@ -187,7 +151,7 @@ def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
     running.sql("delete from sluice.record where did like 'did:plc:bench%%'")
     running.sql("vacuum sluice.record")
     rows = [
-        (did, "app.bsky.feed.post", f"3k{n:011d}", CID, REV, 1, body(n), None, None, "2026-01-01T00:00:00.000Z", -1)
+        (did, POST, f"3k{n:011d}", CID, REV, 1, body(n), None, None, TIME, -1)
         for did in dids(records, per_repo)
         for n in range(per_repo)
     ]
