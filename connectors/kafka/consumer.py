@@ -65,6 +65,7 @@ class GroupConsumer:
         self._consumer: Consumer | None = None
         self._commits = _Commits(self._group)
         self._unknown = float("-inf"), float("-inf")  # time.monotonic of the first and last "unknown topic" error
+        self._taken: list[Message] = []  # by the running `poll`
         self.assigned: set[Part] = set()
 
     def _client(self) -> Consumer:
@@ -117,8 +118,12 @@ class GroupConsumer:
         return good
 
     def _consume(self, limit: int, wait_seconds: float, most_bytes: int) -> list[Message]:
-        """Consume in chunks: one librdkafka call is limited by the number of messages, not by their size."""
-        taken: list[Message] = []
+        """Consume in chunks: one librdkafka call is limited by the number of messages, not by their size.
+
+        A rebalance during a chunk drops the earlier ones: their partitions may already belong to another member, or are read
+        again from their start offsets.
+        """
+        taken = self._taken = []
         size, end = 0, time.monotonic() + wait_seconds
         while len(taken) < limit and size < most_bytes:
             wanted = min(CHUNK_MESSAGES, limit - len(taken))
@@ -206,6 +211,7 @@ class GroupConsumer:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         parts = [(p.topic, p.partition) for p in partitions]
         self.assigned -= set(parts)
+        self._taken.clear()
         if self._lost:
             self._lost(parts)
         consumer.unassign()

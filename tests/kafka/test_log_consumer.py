@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from typing import Any
 
-from connectors.kafka.consumer import GroupConsumer
+from confluent_kafka import TopicPartition
+
+from connectors.kafka.consumer import CHUNK_MESSAGES, GroupConsumer
 from connectors.kafka.producer import LogProducer, Out
-from schemas.settings import load
+from schemas.settings import Settings, load
 from tests.support.flow_process import create_topics, wait_until
 
 TOPIC = "repo_backfill"
@@ -39,3 +42,48 @@ def test_a_partition_that_was_paused_when_it_went_away_is_read_when_it_comes_bac
     wait_until(all_read, what=lambda: f"{len(read)}, only of partitions { {part for part, _ in read} }")
     assert {part for part, _ in read} == {0, 1}
     mine.close()
+
+
+class _Message:
+    def __init__(self, part: int) -> None:
+        self.part = part
+
+    def error(self) -> None:
+        return None
+
+    def value(self) -> bytes:
+        return b"x"
+
+
+class _Rebalancing:
+    """A consumer whose second call serves a rebalance: partition 0 goes, partition 1 stays."""
+
+    def __init__(self, member: GroupConsumer) -> None:
+        self.member = member
+        self.calls = 0
+
+    def consume(self, limit: int, _seconds: float) -> list[_Message]:
+        self.calls += 1
+        if self.calls == 1:
+            return [_Message(0)] * limit
+        if self.calls == 2:
+            self.member._on_revoke(self, [TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)])  # type: ignore[arg-type]
+            self.member._on_assign(self, [TopicPartition(TOPIC, 1)])  # type: ignore[arg-type]
+            return [_Message(1)]
+        return []
+
+    def unassign(self) -> None:
+        pass
+
+    def assign(self, _: Any) -> None:
+        pass
+
+    resume = assign
+
+
+def test_what_was_read_before_a_rebalance_of_the_same_poll_is_dropped() -> None:
+    """G2: else the member writes a partition that is another's by now, and one of the two ends with PartitionLost."""
+    member = GroupConsumer(Settings(), "index", [TOPIC])
+    member._consumer = _Rebalancing(member)  # type: ignore[assignment]
+    assert [message.part for message in member.poll(2 * CHUNK_MESSAGES)] == [1]  # type: ignore[attr-defined]
+    assert member.assigned == {(TOPIC, 1)}
