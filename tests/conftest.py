@@ -29,6 +29,7 @@ pytest_plugins = [
     "tests.support.official.appview_servers",
     "tests.support.whole_mirror",
     "tests.support.flow_fixtures",
+    "tests.support.live_flow",
     "tests.support.virtual_time",
     "tests.support.browser",
     "tests.support.served_api",

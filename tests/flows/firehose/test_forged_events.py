@@ -1,4 +1,4 @@
-"""Forged and broken events through the real firehose and index flows: each ends as its named reason, and no row changes."""
+"""Forged and broken events through the real steps of the firehose and the index: each ends as its named reason, and no row changes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from protocol.event_stream import FrameReason
 from protocol.syntax import tid_from_micros
 from protocol.verify_commit import VerifyReason
 from tests.flows.firehose.hostile_relay import HostileRelay
-from tests.support.flow_fixtures import FlowBed
 from tests.support.flow_process import wait_until
+from tests.support.live_flow import LiveBed
 from tests.support.tiny_repo import Key, Repo, car, cid_of
 
 NOW = time.time_ns() // 1000
@@ -45,7 +45,7 @@ def did(number: int) -> str:
 class Author:
     """An account whose repo is in the tables, and what it may say next."""
 
-    def __init__(self, number: int, bed: FlowBed, relay: HostileRelay) -> None:
+    def __init__(self, number: int, bed: LiveBed, relay: HostileRelay) -> None:
         self.did, self.key = did(number), Key("p256" if number % 3 == 0 else "secp256k1")
         relay.account(self.did, self.key)
         self.relay = relay
@@ -121,12 +121,12 @@ class Author:
         self.relay.send("#commit", body)
         return body
 
-    def stands(self, bed: FlowBed) -> bool:
+    def stands(self, bed: LiveBed) -> bool:
         """Whether the tables hold exactly the honest repo, in sync."""
         row = bed.rows("select phase, rev, data from sluice.repo where did = %s", self.did)
         return row == [("sync", self.repo.rev, cid_str(self.repo.data))] and self.rows(bed) == self.truth()
 
-    def rows(self, bed: FlowBed) -> dict[str, str]:
+    def rows(self, bed: LiveBed) -> dict[str, str]:
         query = "select collection || '/' || rkey, cid from sluice.record where did = %s"
         return dict(bed.rows(query, self.did))  # type: ignore[arg-type]  # two columns
 
@@ -226,9 +226,9 @@ def forgeries(author: Author) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "no_key", "#sync", {**sync, "did": did(21), "rev": nobody.rev, "blocks": car(nobody.commit, only)}
 
 
-def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay, flow_bed: FlowBed) -> None:
+def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay, live_bed: LiveBed) -> None:
     """N1, G7, H6: nor does it cost a fetch, whatever is wrong with its frame."""
-    author = Author(1, flow_bed, relay)
+    author = Author(1, live_bed, relay)
     first = author.says()
     wanted = []
     for reason, kind, body in forgeries(author):
@@ -242,103 +242,103 @@ def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay
     old = author.next(rev=tid_from_micros(START - 5_000_000))  # one that was signed long ago, of another history
     relay.send("#commit", old)
     author.says()
-    flow_bed.start("index")
-    flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
-    wait_until(lambda: author.stands(flow_bed), what="the tables hold the honest commits")
+    live_bed.index()
+    flow = live_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    wait_until(lambda: author.stands(live_bed), what="the tables hold the honest commits")
     # one batch, two topics: the broker may have the letters later than what the index has settled already
-    wait_until(lambda: len(flow_bed.messages("dead_letter")) >= len(wanted), what=f"{len(wanted)} letters")
-    letters = [value for _, value in flow_bed.messages("dead_letter")]
+    wait_until(lambda: len(live_bed.messages("dead_letter")) >= len(wanted), what=f"{len(wanted)} letters")
+    letters = [value for _, value in live_bed.messages("dead_letter")]
     assert sorted(letter["reason"] for letter in letters) == sorted(wanted)
     unnamed = sorted(letter["reason"] for letter in letters if letter.get("did") is None)
     assert unnamed == ["bad_field", "bad_header", "bad_header", "bad_header", "too_large", "undecodable"]
-    assert [value["rev"] for _, value in flow_bed.messages("firehose_live")].count(author.repo.rev) == 1
+    assert [value["rev"] for _, value in live_bed.messages("firehose_live")].count(author.repo.rev) == 1
     # what an account signed once is true, only late: the log has it, and the gate drops it by its rev
-    assert [value["rev"] for _, value in flow_bed.messages("firehose_live")] == [
+    assert [value["rev"] for _, value in live_bed.messages("firehose_live")] == [
         first["rev"],
         old["rev"],
         author.repo.rev,
     ]
-    assert flow_bed.rows("select did from sluice.repo") == [(author.did,)]
+    assert live_bed.rows("select did from sluice.repo") == [(author.did,)]
     # the key was asked for once more, not once per forgery
     assert relay.asked.count(author.did) == 2
     assert flow.terminate() == 0
 
 
-def test_what_cannot_be_known_is_fetched_again_and_named(relay: HostileRelay, flow_bed: FlowBed) -> None:
+def test_what_cannot_be_known_is_fetched_again_and_named(relay: HostileRelay, live_bed: LiveBed) -> None:
     """N1, H6: a signed commit whose frame is wrong costs a fetch, and no row is written from it."""
     cases: dict[str, Author] = {}
-    reasons = [reason for reason, _, _ in oddities(Author(23, flow_bed, relay))]
+    reasons = [reason for reason, _, _ in oddities(Author(23, live_bed, relay))]
     assert set(reasons) == set(DESYNCS)
     for number, reason in enumerate(dict.fromkeys(reasons)):
-        author = cases[reason] = Author(number, flow_bed, relay)
+        author = cases[reason] = Author(number, live_bed, relay)
         for _, kind, body in [one for one in oddities(author) if one[0] == reason]:
             relay.send(kind, body)
-    flow_bed.start("index")
-    flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    live_bed.index()
+    live_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
 
     def desynced() -> bool:
-        rows = flow_bed.rows("select did from sluice.repo where phase = 'pending' and reason = 'desync'")
+        rows = live_bed.rows("select did from sluice.repo where phase = 'pending' and reason = 'desync'")
         return {row[0] for row in rows} == {author.did for author in cases.values()}
 
     wait_until(desynced, what="every repo waits for a fetch")
-    wait_until(lambda: len(flow_bed.messages("dead_letter")) >= len(reasons), what="a letter of each")
-    assert {value["did"]: value["reason"] for _, value in flow_bed.messages("dead_letter")} == {
+    wait_until(lambda: len(live_bed.messages("dead_letter")) >= len(reasons), what="a letter of each")
+    assert {value["did"]: value["reason"] for _, value in live_bed.messages("dead_letter")} == {
         author.did: reason for reason, author in cases.items()
     }
-    assert all(author.rows(flow_bed) == author.truth() for author in cases.values())
+    assert all(author.rows(live_bed) == author.truth() for author in cases.values())
     # several events of one repo ask for one fetch
-    assert {row[0] for row in flow_bed.rows("select desyncs from sluice.repo where phase = 'pending'")} == {1}
+    assert {row[0] for row in live_bed.rows("select desyncs from sluice.repo where phase = 'pending'")} == {1}
 
 
 def test_a_new_key_is_learned_from_identity_or_from_the_first_signature_that_fails(
-    relay: HostileRelay, flow_bed: FlowBed
+    relay: HostileRelay, live_bed: LiveBed
 ) -> None:
     """N1: neither an #identity nor a lost one costs a commit."""
-    told, silent = Author(1, flow_bed, relay), Author(2, flow_bed, relay)
-    flow_bed.start("index")
-    flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    told, silent = Author(1, live_bed, relay), Author(2, live_bed, relay)
+    live_bed.index()
+    live_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
     for author in (told, silent):
         author.says()
-    wait_until(lambda: told.stands(flow_bed) and silent.stands(flow_bed))
+    wait_until(lambda: told.stands(live_bed) and silent.stands(live_bed))
     for author in (told, silent):
         author.key = Key()
         relay.account(author.did, author.key)
         if author is told:
             relay.send("#identity", {"did": author.did, "time": "2026-01-01T00:00:01.000Z"})
         author.says()
-    wait_until(lambda: told.stands(flow_bed) and silent.stands(flow_bed))
-    assert flow_bed.messages("dead_letter") == []
+    wait_until(lambda: told.stands(live_bed) and silent.stands(live_bed))
+    assert live_bed.messages("dead_letter") == []
     assert relay.asked.count(told.did) == relay.asked.count(silent.did) == 2
 
 
-def test_a_directory_that_is_away_delays_and_refuses_nothing(relay: HostileRelay, flow_bed: FlowBed) -> None:
+def test_a_directory_that_is_away_delays_and_refuses_nothing(relay: HostileRelay, live_bed: LiveBed) -> None:
     """N1, G7: the reason is on the health page; one DID that alone gets no answer does not hold up the others."""
-    author = Author(1, flow_bed, relay)
+    author = Author(1, live_bed, relay)
     relay.plc_status = 500
     author.says()
-    flow_bed.start("index")
-    flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    live_bed.index()
+    flow = live_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
     wait_until(lambda: (page := flow.health())["state"] == "failing" and "answered 500" in page["why"])
-    assert flow_bed.messages("firehose_live") == flow_bed.messages("dead_letter") == []
+    assert live_bed.messages("firehose_live") == live_bed.messages("dead_letter") == []
     relay.plc_status = 200
-    wait_until(lambda: author.stands(flow_bed))
-    assert flow_bed.messages("dead_letter") == []
+    wait_until(lambda: author.stands(live_bed))
+    assert live_bed.messages("dead_letter") == []
     relay.plc_status = 500
     flow.kill()
-    other = Author(2, flow_bed, relay)
+    other = Author(2, live_bed, relay)
     other.says()
-    flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
+    flow = live_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest")
     wait_until(lambda: flow.health()["state"] == "failing")
     flow.terminate()  # ends, though the directory is still away
-    assert flow_bed.messages("dead_letter") == []
+    assert live_bed.messages("dead_letter") == []
 
 
-def test_a_reported_bad_signature_passes_and_is_counted(relay: HostileRelay, flow_bed: FlowBed) -> None:
-    author = Author(1, flow_bed, relay)
+def test_a_reported_bad_signature_passes_and_is_counted(relay: HostileRelay, live_bed: LiveBed) -> None:
+    author = Author(1, live_bed, relay)
     relay.account(author.did, Key())  # so that nothing verifies
     author.says()
-    flow_bed.start("index")
-    flow = flow_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest", verify="report")
-    wait_until(lambda: author.stands(flow_bed))
+    live_bed.index()
+    flow = live_bed.start("firehose", relays=[relay.url], plc=relay.url, firehose_start="oldest", verify="report")
+    wait_until(lambda: author.stands(live_bed))
     counted = flow.metric("sluice_reported_failures_total", reason="bad_signature")
     assert (counted, len(relay.asked)) == (1, 1)

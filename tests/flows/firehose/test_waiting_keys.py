@@ -6,8 +6,8 @@ import json
 import time
 from collections.abc import Callable
 
-from tests.support.flow_fixtures import FlowBed
-from tests.support.flow_process import read_topic, wait_until
+from tests.support.flow_process import wait_until
+from tests.support.live_flow import LiveBed
 from tests.support.simulation import Simulation
 
 Start = Callable[..., Simulation]
@@ -17,7 +17,7 @@ HOSTS = 25
 MOST_SECONDS = 1.5  # a held stream waits three seconds and more; a shared machine takes a part of one
 
 
-def cursor_of(bed: FlowBed, relay: str) -> int:
+def cursor_of(bed: LiveBed, relay: str) -> int:
     query = "select position::bigint from sluice.cursor where flow = 'firehose' and upstream = %s"
     return int(rows[0][0]) if (rows := bed.rows(query, relay)) else 0
 
@@ -26,27 +26,27 @@ def last_seq(network: Simulation) -> int:
     return int(network.summary()["seqs"][0])
 
 
-def heard(bed: FlowBed) -> dict[tuple[str, str], float]:
+def heard(bed: LiveBed) -> dict[tuple[str, str], float]:
     """(DID, rev) of every commit in the log → when it was written, in seconds."""
     found = {}
-    for message in read_topic(bed.bootstrap, bed.prefix + "firehose_live"):
+    for message in bed.log.read("firehose_live"):
         value = json.loads(message.value())
         if value["type"] == "commit":
-            found[value["did"], value["rev"]] = message.timestamp()[1] / 1000
+            found[value["did"], value["rev"]] = message.written
     return found
 
 
-def test_hosts_that_hang_delay_no_event_of_another_account(simulator: Start, flow_bed: FlowBed) -> None:
+def test_hosts_that_hang_delay_no_event_of_another_account(simulator: Start, live_bed: LiveBed) -> None:
     """H3, G8: 25 of them held every live event for 4 to 6 seconds."""
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())
     web, others = dids[-HOSTS:], dids[:-HOSTS]
     assert {did.startswith("did:web:") for did in web} == {True}
-    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
+    flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     for did in others:
         network.op("create", did=did)
-    wait_until(lambda: cursor_of(flow_bed, relay) >= last_seq(network))
+    wait_until(lambda: cursor_of(live_bed, relay) >= last_seq(network))
 
     network.set_faults(did_web_hang=1.0)
     first = last_seq(network) + 1
@@ -56,51 +56,51 @@ def test_hosts_that_hang_delay_no_event_of_another_account(simulator: Start, flo
     for did in others:
         began = time.time()
         times[did, network.op("create", did=did)["rev"]] = began
-    wait_until(lambda: times.keys() <= heard(flow_bed).keys())
-    assert cursor_of(flow_bed, relay) < first  # their events are not durable
-    assert made.isdisjoint(heard(flow_bed))
-    found = heard(flow_bed)
+    wait_until(lambda: times.keys() <= heard(live_bed).keys())
+    assert cursor_of(live_bed, relay) < first  # their events are not durable
+    assert made.isdisjoint(heard(live_bed))
+    found = heard(live_bed)
     assert max(found[key] - began for key, began in times.items()) < MOST_SECONDS
 
-    wait_until(lambda: cursor_of(flow_bed, relay) >= last_seq(network))
-    letters = [value for _, value in flow_bed.messages("dead_letter")]
+    wait_until(lambda: cursor_of(live_bed, relay) >= last_seq(network))
+    letters = [value for _, value in live_bed.messages("dead_letter")]
     assert {(letter["did"], letter["reason"]) for letter in letters} == {(did, "no_key") for did in web}
     assert flow.terminate() == 0
 
 
-def test_kill_9_while_events_wait_loses_none(simulator: Start, flow_bed: FlowBed) -> None:
+def test_a_kill_while_events_wait_loses_none(simulator: Start, live_bed: LiveBed) -> None:
     """G1, G8: the cursor stands before the first event that waits, the others are in the log already."""
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())
     network.set_faults(did_web_hang=1.0)
     made = {(did, network.op("create", did=did)["rev"]) for did in (*dids[-HOSTS:], *dids[:-HOSTS])}
-    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
-    wait_until(lambda: len(heard(flow_bed)) == len(dids) - HOSTS)
+    flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
+    wait_until(lambda: len(heard(live_bed)) == len(dids) - HOSTS)
     flow.kill()
     assert network.fired("did_web_hang") == HOSTS
     network.set_faults(clear=True)
-    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
-    wait_until(lambda: cursor_of(flow_bed, relay) >= last_seq(network))
-    assert heard(flow_bed).keys() == made
-    assert flow_bed.messages("dead_letter") == []
+    flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
+    wait_until(lambda: cursor_of(live_bed, relay) >= last_seq(network))
+    assert heard(live_bed).keys() == made
+    assert live_bed.messages("dead_letter") == []
     assert flow.terminate() == 0
 
 
-def test_sigterm_while_events_wait_ends_soon_and_the_restart_brings_them(simulator: Start, flow_bed: FlowBed) -> None:
+def test_a_stop_while_events_wait_ends_soon_and_the_restart_brings_them(simulator: Start, live_bed: LiveBed) -> None:
     """G8, H1"""
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())
     network.set_faults(plc_429={"rate": 0, "retry_after": 300})  # for longer than a host is waited for
     made = {(did, network.op("create", did=did)["rev"]) for did in dids}
-    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
-    wait_until(lambda: len(heard(flow_bed)) == HOSTS)
+    flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
+    wait_until(lambda: len(heard(live_bed)) == HOSTS)
     assert network.fired("plc_429")
     assert flow.terminate(20) == 0
-    assert flow_bed.messages("dead_letter") == []
+    assert live_bed.messages("dead_letter") == []
     network.set_faults(clear=True)
-    flow = flow_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
-    wait_until(lambda: cursor_of(flow_bed, relay) >= last_seq(network))
-    assert heard(flow_bed).keys() == made
+    flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
+    wait_until(lambda: cursor_of(live_bed, relay) >= last_seq(network))
+    assert heard(live_bed).keys() == made
     assert flow.terminate() == 0
