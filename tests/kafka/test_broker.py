@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -33,7 +31,7 @@ from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.secured_listener import SecuredListener
 from ops import log_spans
 from schemas.settings import Settings, SettingsError, load
-from tests.support import ROOT
+from tests.support import zygote
 
 USER, PASSWORD = "mirror", "correct-horse-7f"
 
@@ -150,15 +148,7 @@ def test_a_process_ends_with_one_line_and_without_the_password(secured: Any, dat
         "SLUICE_KAFKA_PASSWORD": "guessed-secret",
         "SLUICE_KAFKA_CA": str(pem),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "run", "index"],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = zygote.run(["sluice", "run", "index"], env=environment, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "SLUICE_KAFKA_PASSWORD" in done.stderr.strip().splitlines()[-1]
     assert "guessed-secret" not in done.stderr + done.stdout

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +11,7 @@ import pytest
 
 from schemas import wire
 from schemas.settings import load
+from tests.support import zygote
 from tests.support.broker import LogScope
 from tools import json_schemas as registry
 
@@ -89,14 +89,8 @@ def test_topics_apply_registers_them(schema_registry: tuple[str, Posted], log_sc
     environment |= {f"SLUICE_KAFKA_{name}": value for name, value in given.items()}
 
     def applied(registry_url: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli", "topics", "apply"],
-            env=environment | {"SLUICE_KAFKA_SCHEMA_REGISTRY": registry_url},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        named = environment | {"SLUICE_KAFKA_SCHEMA_REGISTRY": registry_url}
+        return zygote.run(["sluice", "topics", "apply"], env=named, timeout=120)
 
     log_scope.created += [f"{log_scope.prefix}{topic}" for topic in registry.schemas()]
     unanswered = applied("http://127.0.0.1:1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from connectors.runtime import watchdog
-from tests.support import ROOT
+from tests.support import zygote
 from tests.support.flow_process import wait_until
 
 PRELUDE = """
@@ -50,13 +49,7 @@ class Probe:
         self.errors = folder / "errors"
         program = PRELUDE + textwrap.dedent(code)
         with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", program, str(seconds)],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=ROOT,
-                text=True,
-            )
+            self.process = zygote.spawn(["code", program, str(seconds)], stdout=subprocess.PIPE, stderr=errors.fileno())
         assert self.process.stdout is not None
         self.url = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
 

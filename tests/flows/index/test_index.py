@@ -20,8 +20,10 @@ from flows.index.stream_offsets import PartitionLost
 from schemas import wire
 from schemas.settings import Settings, load
 from tests.support.flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
+from tests.support.size import sized
 
 PARTITIONS = 4
+REPOS = sized(150, 400)
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 TIME = "2026-01-01T00:00:00.000Z"
 
@@ -56,7 +58,7 @@ class World:
         return self.sql("select coalesce(sum(next), 0)::bigint from sluice.stream_offset where topic = %s", name)[0][0]
 
     def wait_settled(self, topic: str, messages: int) -> None:
-        wait_until(lambda: self.settled(topic) >= messages, what=f"{messages} settled of {topic}")
+        wait_until(lambda: self.settled(topic) >= messages, what=f"{messages} settled of {topic}", of=self.started[-1:])
 
 
 @pytest.fixture
@@ -141,13 +143,13 @@ def test_snapshots_and_live_events_reach_the_tables(world: World) -> None:
 
 def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(world: World) -> None:
     """G1, G2: kill -9 in the middle, three times; afterwards every row is there and every repo in sync."""
-    messages = [message for number in range(400) for message in snapshot(number, 50)]
+    messages = [message for number in range(REPOS) for message in snapshot(number, 50)]
     world.producer.send(messages)
     world.sql(SLOW)
     for _ in range(3):
         before = world.settled("firehose_backfill")
-        index = world.index(index_batch_messages=500)  # forty batches, and as many seconds
-        wait_until(lambda seen=before: world.settled("firehose_backfill") > seen)
+        index = world.index(index_batch_messages=500)  # at least fifteen batches, and as many seconds
+        wait_until(lambda seen=before: world.settled("firehose_backfill") > seen, of=[index])
         index.kill()
         assert not index.running
     assert world.settled("firehose_backfill") < len(messages), "the kills came too late to interrupt anything"
@@ -155,8 +157,8 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(world: World) ->
     index = world.index()
     world.wait_settled("firehose_backfill", len(messages))
     assert index.terminate() == 0
-    assert world.sql("select phase, count(*) from sluice.repo group by 1") == [("sync", 400)]
-    assert world.sql("select count(*) from sluice.record") == [(20_000,)]
+    assert world.sql("select phase, count(*) from sluice.repo group by 1") == [("sync", REPOS)]
+    assert world.sql("select count(*) from sluice.record") == [(50 * REPOS,)]
 
 
 def test_one_bad_message_costs_only_itself(world: World) -> None:
