@@ -1,14 +1,26 @@
-"""Each benchmark of the pipeline runs, with a size of seconds, and prints its figures (bench/)."""
+"""Each benchmark of the pipeline runs, with a size of seconds, and prints its figures (bench/).
+
+`index` runs as an operator runs it, with servers of its own. The others are called here, over the session's servers, and their
+processes are forked: what they do with servers and processes is the same code.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
+import psycopg
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, zygote
+from tests.support.broker import LogScope
 
 SMALL = {
     "index": ("--records", "600", "--present", "600", "--per-repo", "20", "--live", "300"),
@@ -17,11 +29,53 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_benchmark_runs_and_prints_its_figures(name: str) -> None:
-    command = [sys.executable, "-m", f"bench.{name}", *SMALL[name]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
+@contextmanager
+def forked(command: list[str], *, env: Any = None, stdout: int = 2, stderr: Any = None, text: bool = True) -> Any:
+    """`subprocess.Popen` of `python -m MODULE …`. Its parent is another process than ours, so it is not given one."""
+    job = [word for at, word in enumerate(command) if "--parent" not in command[max(0, at - 1) : at + 1]]
+    child = zygote.spawn(["module", *job[2:]], env=env, stdout=stdout, stderr=2)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait(60)
+
+
+@pytest.fixture
+def shared_servers(log_scope: LogScope, blank_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Benchmarks use the session's servers and forked processes."""
+    processes = SimpleNamespace(Popen=forked, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    server = SimpleNamespace(pid=os.getpid(), bootstrap=log_scope.bootstrap, url=blank_database)
+    for name in ("EmbeddedLog", "EmbeddedDatabase"):
+        monkeypatch.setattr(f"bench.support.stack.{name}", lambda *_, **__: nullcontext(server))
+    for module in ("stack", "simulated"):
+        monkeypatch.setattr(f"bench.support.{module}.subprocess", processes)
+    monkeypatch.setenv("SLUICE_KAFKA_TOPIC_PREFIX", log_scope.prefix)
+    yield
+    made = log_scope.admin.list_topics(timeout=60).topics
+    log_scope.created += [name for name in made if name.startswith(log_scope.prefix)]
+
+
+def check(name: str, printed: str) -> None:
+    figures = json.loads(printed.splitlines()[-1])
     assert figures["bench"] == name
     assert figures["floor_per_second"] > 0, "the rate itself is 0 where one look sees all of so small a run"
+
+
+def test_a_benchmark_runs_with_servers_of_its_own() -> None:
+    command = [sys.executable, "-m", "bench.index", *SMALL["index"]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check("index", done.stdout)
+
+
+@pytest.mark.usefixtures("shared_servers")
+@pytest.mark.parametrize("name", ["firehose", "backfill"])
+def test_a_benchmark_runs_and_prints_its_figures(
+    name: str, blank_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"bench.{name}", *SMALL[name]])
+    importlib.import_module(f"bench.{name}").main()
+    check(name, capsys.readouterr().out)
+    with psycopg.connect(blank_database) as db:
+        assert db.execute("select count(*) > 0 from sluice.migration").fetchone() == (True,)  # it used these servers
