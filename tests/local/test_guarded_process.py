@@ -27,21 +27,24 @@ from local.embedded.guarded_process import (
     reserve_port,
 )
 
-# the owner: starts the server named in argv, tells its pid, waits to be killed
+# the owner: starts the server named in argv, prints its pid when it is ready or, with "early", when it exists; waits to be killed
 OWNER = """
-import sys, pathlib, threading
+import sys, pathlib, threading, time
 from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.embedded_database import EmbeddedDatabase
 server = {"log": EmbeddedLog, "database": EmbeddedDatabase}[sys.argv[1]](pathlib.Path(sys.argv[2]))
 starter = threading.Thread(target=server.start)  # a thread that ends must not take the server along
 starter.start()
-starter.join()
+if sys.argv[3] != "early":
+    starter.join()
+while server.pid is None:
+    time.sleep(0.01)
 print(server.pid, flush=True)
 sys.stdin.read()
 """
 
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 
 
 def poll_until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
@@ -58,16 +61,19 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+Owned = Callable[..., tuple[subprocess.Popen[str], list[psutil.Process]]]
+
+
 @pytest.fixture
-def owned() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]]:
+def owned() -> Iterator[Owned]:
     """Starts an owner of a server; returns it with every process below it: guard, server, the server's children."""
     owners: list[subprocess.Popen[str]] = []
     # not pytest's own folder: another pytest that starts closes that to the user as whom PostgreSQL runs
     folder = tempfile.TemporaryDirectory(prefix="sluice-test-", ignore_cleanup_errors=True)
 
-    def start(kind: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    def start(kind: str, when: str = "ready") -> tuple[subprocess.Popen[str], list[psutil.Process]]:
         owner = subprocess.Popen(
-            [sys.executable, "-c", OWNER, kind, str(Path(folder.name) / kind)],
+            [sys.executable, "-c", OWNER, kind, str(Path(folder.name) / kind), when],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -90,9 +96,7 @@ def owned() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], list[psutil
 
 
 @pytest.mark.parametrize("kind", ["log", "database"])
-def test_nothing_is_left_when_the_owner_is_killed(
-    kind: str, owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]
-) -> None:
+def test_nothing_is_left_when_the_owner_is_killed(kind: str, owned: Owned) -> None:
     owner, family = owned(kind)
     owner.kill()
     owner.wait()
@@ -100,28 +104,16 @@ def test_nothing_is_left_when_the_owner_is_killed(
 
 
 @pytest.mark.parametrize("kind", ["log", "database"])
-def test_nothing_is_left_when_the_guard_is_killed(
-    kind: str, owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]
-) -> None:
-    owner, family = owned(kind)
+def test_nothing_is_left_when_the_guard_is_killed(kind: str, owned: Owned) -> None:
+    owner, family = owned(kind, "early" if kind == "log" else "ready")
     guard = psutil.Process(owner.pid).children()[0]
     guard.kill()
     poll_until(lambda: not any(alive(process) for process in family))
     assert owner.poll() is None
 
 
-def test_nothing_is_left_when_the_owner_simply_ends(
-    owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]],
-) -> None:
-    owner, family = owned("database")
-    assert owner.stdin is not None
-    owner.stdin.close()
-    assert owner.wait(WAIT_SECONDS) == 0
-    poll_until(lambda: not any(alive(process) for process in family))
-
-
-def test_a_ctrl_c_in_the_terminal_does_not_reach_the_server(
-    owned: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]],
+def test_nothing_is_left_when_the_owner_simply_ends_and_a_ctrl_c_in_its_terminal_does_not_reach_the_server(
+    owned: Owned,
 ) -> None:
     owner, family = owned("database")
     living = [process for process in family if alive(process)]
@@ -130,6 +122,10 @@ def test_a_ctrl_c_in_the_terminal_does_not_reach_the_server(
         with suppress(ProcessLookupError):  # it ended meanwhile
             assert os.getpgid(process.pid) != os.getpgid(owner.pid)
             assert os.getsid(process.pid) != os.getsid(owner.pid)
+    assert owner.stdin is not None
+    owner.stdin.close()
+    assert owner.wait(WAIT_SECONDS) == 0
+    poll_until(lambda: not any(alive(process) for process in family))
 
 
 def spawn(folder: Path, script: str, **options: float) -> GuardedProcess:
