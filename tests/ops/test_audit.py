@@ -8,7 +8,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -22,8 +22,10 @@ from ops.audit_report import AuditOptions, AuditReport, AuditScope
 from schemas.settings import Settings, load
 from steps.repo_audit import StoredHead
 from tests.ops.settled_repos import settle_repos
+from tests.ops.tampering import TAMPERED
 from tests.support import zygote
 from tests.support.flow_process import wait_until
+from tests.support.postgres import fresh_database
 from tests.support.tiny_repo import Key, Repo, cid_of, sample
 
 PATHS = [
@@ -51,6 +53,10 @@ def odd(number: int, key: Key | None = None) -> Repo:
 
 @pytest.fixture
 def settings(database: str) -> Settings:
+    return settings_over(database)
+
+
+def settings_over(database: str) -> Settings:
     return load(database=database, kafka_bootstrap="unused:1", plc="http://127.0.0.1:9", allow_private_hosts=True)
 
 
@@ -120,61 +126,36 @@ def test_odd_leaves_are_proven_and_never_repaired(settings: Settings) -> None:
             db.execute("delete from sluice.record; insert into sluice.record select * from kept; drop table kept")
 
 
-TAMPERED = {
-    "a row is gone": ("delete from sluice.record where did = %s and rkey = 'self'", {"root"}),
-    "a row too many": (
-        "insert into sluice.record select did, collection, 'more', cid, rev, attempt, json, raw, reason, indexed_at"
-        " from sluice.record where did = %s and rkey = 'self'",
-        {"root"},
-    ),
-    "a row that stands for no path": (
-        "update sluice.record set rkey = '\\%%' where did = %s and rkey = 'self'",
-        {"bad_rows"},
-    ),
-    "a changed body": (
-        "update sluice.record set json = replace(json::text, 'hello', 'hellO')::json where did = %s",
-        {"record"},
-    ),
-    "a body that is no JSON of ours": (
-        "update sluice.record set json = '[1]' where did = %s and rkey = '3kaaaaaaaaaa2'",
-        {"record"},
-    ),
-    "a changed cid": (
-        "update sluice.record set cid = overlay(cid placing 'aaa' from 20) where did = %s and rkey = 'self'",
-        {"root", "record"},
-    ),
-    "no cid": ("update sluice.record set cid = 'x' where did = %s and rkey = 'self'", {"root", "record", "bad_cid"}),
-    "no body": (
-        "update sluice.record set json = null, raw = null, reason = null where did = %s and rkey = 'self'",
-        {"no_body"},
-    ),
-    "json that is not what raw says": (
-        "update sluice.record set json = '{}' where did = %s and rkey = 'self' and raw is not null",
-        {"json"},
-    ),
-    "another root": (
-        "update sluice.repo set data = overlay(data placing 'aaa' from 20) where did = %s",
-        {"root", "commit"},
-    ),
-    "another rev": ("update sluice.repo set rev = '3lzzzzzzzzzz2' where did = %s", {"commit"}),
-    "a changed commit block": (
-        "update sluice.repo set commit_block = set_byte(commit_block, 40, 1) where did = %s",
-        {"commit"},
-    ),
-    "no commit block": ("update sluice.repo set commit_block = null where did = %s", {"no_commit"}),
-}
+@pytest.fixture(scope="module")
+def settled(postgres: str, migrated_template: str) -> Iterator[Settings]:
+    """A database with three repos, and copies of their rows, from which each test restores what it changed."""
+    with fresh_database(postgres, migrated_template) as url:
+        settings = settings_over(url)
+        settle_repos(settings, [odd(1), odd(2), odd(3)])
+        for table in ("record", "repo"):
+            sql(settings, f"create table kept_{table} as select * from sluice.{table}")
+        yield settings
+
+
+RESTORED = (
+    "delete from sluice.record",
+    "insert into sluice.record select * from kept_record",
+    "update sluice.repo as r set data = k.data, rev = k.rev, commit_block = k.commit_block from kept_repo as k where k.did = r.did",
+)
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_what_was_changed_is_found(settings: Settings, name: str) -> None:
+def test_what_was_changed_is_found(settled: Settings, name: str) -> None:
     """G3, N5: and only there."""
     statement, kinds = TAMPERED[name]
-    settle_repos(settings, [odd(1), odd(2), odd(3)])
-    sql(settings, statement, did(2))
-    report = run(settings)
+    sql(settled, statement, did(2))
+    report = run(settled)
+    for restore in RESTORED:
+        sql(settled, restore)
     assert {finding.kind.value for finding in report.findings} == kinds
     assert {finding.did for finding in report.findings} == {did(2)}
     assert (report.good, report.tally.repos, report.tally.proven) == (False, 3, 2)
+    assert run(settled).good, "the restored rows are the first ones"
 
 
 def test_a_repo_that_cannot_be_read_does_not_hide_the_others(settings: Settings) -> None:
