@@ -101,7 +101,7 @@ def kind(process: psutil.Process) -> str:
     if process.name() in ("java", "postgres"):
         return process.name()
     if "run" in words or "simulate" in words:
-        return next((word for word in reversed(words) if word[0].isalpha()), "other")
+        return next((word for word in reversed(words) if word[:1].isalpha()), "other")
     return "up" if "up" in words else "other"
 
 

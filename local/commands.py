@@ -11,6 +11,20 @@ SESSION_SECONDS = 10.0
 """Session timeout of consumer groups: on one machine, a member without heartbeats for this long is dead."""
 
 
+MODULES = {
+    "control": "control.api.serve",
+    "list-repos": "flows.list_repos.flow",
+    **{kind: f"flows.{kind}.flow" for kind in ("index", "backfill", "labels", "firehose")},
+}
+"""What each process loads, and the fork server beforehand."""
+SIMULATOR = "simulator.server"
+
+
+def preloaded(*, simulate: bool) -> list[str]:
+    """The modules of all processes, in the order in which these are started."""
+    return [*([SIMULATOR] if simulate else []), "local.run", *MODULES.values(), "bytewax.run"]
+
+
 def commands(settings: Settings, workers: int) -> list[Command]:
     """The processes of the mirror, readers of topics before their writers."""
     kinds = ["control", *["index"] * workers, *["backfill"] * workers]
@@ -22,7 +36,7 @@ def commands(settings: Settings, workers: int) -> list[Command]:
         name = f"{kind}-{number}" if workers > 1 and kind in ("index", "backfill") else kind
         port = settings.http_port if kind == "control" and settings.http_port else free_port(ports)
         ports.append(port)
-        found.append(Command(name, kind, sluice("run", kind), environment(settings, port), port))
+        found.append(Command(name, kind, sluice("run", kind), environment(settings, port), port, module=MODULES[kind]))
     return found
 
 

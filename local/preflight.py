@@ -8,7 +8,7 @@ from connectors.kafka.log import cluster_id
 from connectors.postgres.connection import check_database
 from local.embedded.embedded_database import find_binaries
 from local.embedded.kafka_jars import check_present
-from local.run import BROKER_SECONDS
+from local.prepare import BROKER_SECONDS
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 

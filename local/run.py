@@ -17,10 +17,6 @@ from bytewax.errors import BytewaxRuntimeError
 from bytewax.run import cli_main
 
 from connectors.kafka import client as broker
-from connectors.kafka import topics
-from connectors.kafka.log import cluster_id
-from connectors.postgres.connection import check_database
-from connectors.postgres.migrate import migrate
 from connectors.runtime.garbage import collect_rarely
 from connectors.runtime.health import Health, serve_health, watch_disk
 from connectors.runtime.logs import hide, log_to_stderr
@@ -28,11 +24,11 @@ from connectors.runtime.stop import STOP, Stopping, stop_on_signals
 from connectors.runtime.watchdog import Signals, Watchdog
 from control import control_process
 from local.dataflows import dataflow
+from local.prepare import prepare
 from schemas.errors import OperatorError
 from schemas.flows import flow_name
 from schemas.settings import SECRETS, Settings
 
-BROKER_SECONDS = 10.0
 STOP_SECONDS = 17.0  # beyond `drain_seconds`: a process that hangs ends itself before `up` or the kubelet kills it
 PR_SET_PDEATHSIG = 1
 
@@ -110,15 +106,6 @@ def require(name: str, settings: Settings) -> None:
     for setting, example in needed.items():
         if not getattr(settings, setting):
             raise OperatorError(f"SLUICE_{setting.upper()} is not set; set it to {example} for `sluice run {name}`")
-
-
-def prepare(settings: Settings) -> list[str]:
-    """Apply migrations and topics. Every process does this; the first one does the work. Returns the applied migrations."""
-    check_database(settings)
-    applied = migrate(settings.database)
-    cluster_id(settings, BROKER_SECONDS)
-    topics.apply(settings)
-    return applied
 
 
 def die_with(parent: int) -> None:

@@ -1,7 +1,7 @@
 """Child processes: the supervisor starts them, restarts those that end unexpectedly, and drains them in order.
 
 `Supervisor.tick()` is called a few times a second from the main thread (a child dies with the *thread* that started it, so only that
-thread starts children). Output goes to bounded files under `logs/`; warnings and exits are reported to `say`. A child that exits
+thread starts children). With a fork server, children are forks of it where they have a `module`. Output goes to bounded files under `logs/`; warnings and exits are reported to `say`. A child that exits
 again and again is restarted with growing delays, from half a second to half a minute.
 """
 
@@ -18,6 +18,7 @@ from typing import IO
 
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
 from control.process_status import Process
+from local.forks.forked_process import Forked, ForkServer
 from local.last_words import LastWords, log_text
 from steps.backoff import backoff_seconds
 
@@ -35,7 +36,10 @@ Say = Callable[[str, str], None]  # (who, what)
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run. `env` is added to our environment without its SLUICE_ variables. `on_line` gets every line of output."""
+    """What to run. `env` is added to our environment without its SLUICE_ variables. `on_line` gets every line of output.
+
+    `module`: what a Python command line loads. A fork server runs it if there is one.
+    """
 
     name: str
     kind: str
@@ -43,6 +47,7 @@ class Command:
     env: Mapping[str, str]
     port: int = 0
     on_line: Callable[[str], None] | None = None  # called in a thread
+    module: str = ""
 
 
 class LogFile:
@@ -74,12 +79,12 @@ class Child:
     command: Command
     logs: Path
     say: Say
-    parent: int = field(default_factory=os.getpid)
+    forks: ForkServer | None = None
     restarts: int = 0
     words: LastWords = field(default_factory=LastWords)
     start_at: float = 0.0  # monotonic time of the next start, while it is not running
     exit_code: int | None = None
-    _process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes] | Forked | None = None
     _reader: threading.Thread | None = None
     _started: float = 0.0
     _ends: int = 0
@@ -102,21 +107,28 @@ class Child:
         """Start the process in a session of its own, so that a Ctrl-C reaches only the supervisor."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_") or key in _PASSED_ON}
         log = LogFile(self.logs / f"{self.command.name}.log")
-        self._process = subprocess.Popen(
-            [*self.command.argv],
-            env=env | dict(self.command.env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None  # noqa: S101 - for the type checker; PIPE was asked for
+        reading, writing = os.pipe()
+        try:
+            self._process = self._spawn(env | dict(self.command.env), writing)
+        finally:
+            os.close(writing)
         self._started = time.monotonic()
         self.exit_code = None
+        pipe = os.fdopen(reading, "rb")
         self._reader = threading.Thread(
-            target=self._read, args=(self._process.stdout, log), name=f"log-{self.command.name}", daemon=True
+            target=self._read, args=(pipe, log), name=f"log-{self.command.name}", daemon=True
         )
         self._reader.start()
+
+    def _spawn(self, env: dict[str, str], output: int) -> subprocess.Popen[bytes] | Forked:
+        argv = list(self.command.argv)
+        if self.forks is not None and self.command.module:
+            title = " ".join(("sluice", *argv[4:]))
+            module = self.command.module
+            return self.forks.spawn(argv, env=env, stdout=output, stderr=output, title=title, module=module)
+        return subprocess.Popen(
+            argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
 
     @property
     def restart_wait(self) -> float:
@@ -187,8 +199,9 @@ def peak_bytes(pid: int) -> int:
 class Supervisor:
     """All children. Used by the main thread only."""
 
-    def __init__(self, logs: Path, say: Say) -> None:
+    def __init__(self, logs: Path, say: Say, forks: ForkServer | None = None) -> None:
         self._logs = logs
+        self._forks = forks
         self._say = say
         self.children: list[Child] = []
         self.peaks: dict[str, int] = {}  # kind → highest resident memory of any of its processes
@@ -196,7 +209,7 @@ class Supervisor:
 
     def add(self, command: Command) -> Child:
         """Start a command and supervise it from now on."""
-        child = Child(command, self._logs, self._say)
+        child = Child(command, self._logs, self._say, self._forks)
         self.children.append(child)
         child.start()
         return child

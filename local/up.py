@@ -2,7 +2,7 @@
 
 It embeds the servers that are not given, applies migrations and topics, starts one process per flow (several for backfill and
 index), shows progress, and drains on Ctrl-C or SIGTERM: sources first, then backfill, index and control, at last the servers.
-Operator errors are raised before anything starts that could be left behind.
+The processes are forks of one interpreter (`local.forks.fork_server`). Operator errors are raised before anything starts that could be left behind.
 """
 
 import json
@@ -10,18 +10,20 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from connectors.runtime.stop import STOP, stop_on_signals
 from control.process_status import Registry
 from control.status import MirrorStatus
-from local.commands import commands, sluice
+from local.commands import SIMULATOR, commands, preloaded, sluice
 from local.data_folder import locked_data_folder
 from local.embedded.guarded_process import port_is_free
 from local.embedded_servers import EmbeddedServers
+from local.forks.forked_process import AVAILABLE, ForkServer
 from local.preflight import check_embeddable, check_given, check_hosts
+from local.prepare import prepare
 from local.progress_view import ProgressView, rated
-from local.run import prepare
 from local.status_poller import StatusPoller
 from local.supervisor import Command, Supervisor
 from local.terminal import foreground
@@ -60,24 +62,27 @@ def up(settings: Settings, options: UpOptions) -> int:
         raise OperatorError(
             f"SLUICE_HTTP_PORT: port {settings.http_port} is taken; choose another, or 0 for a free one"
         )
-    check_given(settings)
     check_embeddable(settings)
+    forks = ForkServer(preloaded(simulate=options.simulate)) if AVAILABLE else None
+    if forks is not None:
+        forks.start(fork=True)  # first: this process has no threads yet
+    check_given(settings)
     stop_on_signals()
     with foreground(), locked_data_folder(settings.data_dir) as data_dir:
         if options.simulate:
             for name in ("log", "database"):
                 shutil.rmtree(data_dir / name, ignore_errors=True)
-        return _Up(settings.model_copy(update={"data_dir": data_dir}), options).run()
+        return _Up(settings.model_copy(update={"data_dir": data_dir}), options, forks).run()
 
 
 class _Up:
     """One run of `up` in its own data folder."""
 
-    def __init__(self, settings: Settings, options: UpOptions) -> None:
+    def __init__(self, settings: Settings, options: UpOptions, forks: ForkServer | None) -> None:
         self._settings = settings
         self._options = options
         self._progress = ProgressView()
-        self._supervisor = Supervisor(settings.data_dir / "logs", self._progress.note)
+        self._supervisor = Supervisor(settings.data_dir / "logs", self._progress.note, forks)
         self._embedded = EmbeddedServers(settings, self._progress.note)
         self._simulated: dict[str, object] | None = None
 
@@ -98,11 +103,13 @@ class _Up:
         return 1 if self._options.until_synced and not STOP.is_set() else 0
 
     def _begin(self) -> None:
-        if self._options.simulate:
-            self._start_simulator()
-        found: dict[str, object] = {**self._embedded.start()}
-        if self._options.simulate:
-            found |= self._await_simulator()
+        found: dict[str, object] = {}
+        with ThreadPoolExecutor(1) as pool:
+            servers = pool.submit(self._embedded.start)
+            if self._options.simulate:
+                self._start_simulator()
+                found |= self._await_simulator()
+            found |= servers.result()
         self._settings = self._settings.model_copy(update=found)
         for name in prepare(self._settings):
             self._progress.note("database", f"applied migration {name}")
@@ -119,7 +126,7 @@ class _Up:
                 self._simulated = json.loads(line)
 
         argv = (*sluice("simulate"), *SIMULATED)
-        self._supervisor.add(Command("simulator", "simulator", argv, {}, on_line=read_urls))
+        self._supervisor.add(Command("simulator", "simulator", argv, {}, on_line=read_urls, module=SIMULATOR))
 
     def _await_simulator(self) -> dict[str, object]:
         child = self._supervisor.children[0]

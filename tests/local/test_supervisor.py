@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from local.forks.forked_process import ForkServer
 from local.supervisor import Command, LogFile, Supervisor, ending, restart_seconds
 
 WAIT_SECONDS = 60.0
@@ -78,6 +79,25 @@ def test_a_killed_child_is_started_again_and_named(supervisor: Supervisor, heard
     assert child.restarts == supervisor.restarts == 1
     assert heard.said[0][0] == "index"
     assert "ended by SIGKILL; restarting in 0.5 s" in heard.said[0][1]
+
+
+def test_children_of_a_fork_server_come_back_also_when_it_was_killed(tmp_path: Path, heard: Heard) -> None:
+    forks = ForkServer(["json"])
+    forks.start()
+    supervisor = Supervisor(tmp_path / "logs", heard, forks)
+    try:
+        child = supervisor.add(Command("index", "index", (sys.executable, "-c", OBEDIENT), {}, module="json"))
+        until(lambda: "up" in (tmp_path / "logs" / "index.log").read_text())
+        first = child.pid
+        os.kill(forks.pid, signal.SIGKILL)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: child.running and child.pid != first, supervisor.tick)
+        assert heard.said[0][1].startswith("ended by SIGKILL; restarting")
+        until(lambda: (tmp_path / "logs" / "index.log").read_text().count("up") == 2)
+        assert supervisor.drain(["index"])
+    finally:
+        supervisor.kill()
+        forks.close()
 
 
 def test_a_child_that_keeps_ending_is_started_ever_later(supervisor: Supervisor, heard: Heard) -> None:

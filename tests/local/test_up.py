@@ -123,6 +123,7 @@ def test_kills_restarts_and_a_clean_end(home: Path, simulator: Callable[..., Sim
         until(lambda: mirrored(home), up)
         first = until(lambda: registered(home), up)  # as they run now: one may have been started again meanwhile
         index = next(process for process in first.processes if process.kind == "index")
+        assert "index" in Path(f"/proc/{index.pid}/cmdline").read_text(), "`ps` tells which process it is"
         os.kill(index.pid, signal.SIGKILL)
         for kind in ("postgres", "kafka"):
             os.kill(next(process.pid for process in first.processes if process.kind == kind), signal.SIGKILL)

@@ -257,7 +257,7 @@ class SingleProcess:
             self.process: subprocess.Popen[bytes] | zygote.Forked
             if code == ROOT:
                 files = {"stdout": out.fileno(), "stderr": out.fileno()}
-                self.process = zygote.spawn(["sluice", "run", kind], env=environment, session=True, **files)
+                self.process = zygote.spawn(["sluice", "run", kind], env=environment, **files)
             else:
                 command = [sys.executable, "-m", "cli", "run", kind]
                 self.process = subprocess.Popen(

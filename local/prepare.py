@@ -1,0 +1,18 @@
+"""What every process does first: `prepare(settings)` applies migrations and topics."""
+
+from connectors.kafka import topics
+from connectors.kafka.log import cluster_id
+from connectors.postgres.connection import check_database
+from connectors.postgres.migrate import migrate
+from schemas.settings import Settings
+
+BROKER_SECONDS = 10.0
+
+
+def prepare(settings: Settings) -> list[str]:
+    """Apply migrations and topics. Every process does this; the first one does the work. Returns the applied migrations."""
+    check_database(settings)
+    applied = migrate(settings.database)
+    cluster_id(settings, BROKER_SECONDS)
+    topics.apply(settings)
+    return applied
