@@ -39,10 +39,11 @@ WAKE_SECONDS = 5.0
 START_SECONDS = 300.0  # a busy machine, or recovery after a kill, takes minutes
 BUSY_SECONDS = 30.0
 STOP_SECONDS = 15.0
+ARCHIVE_SECONDS = 45.0  # more, once, for a broker that writes the archive of its classes at its end
 
 
 class EmbeddedLog(EmbeddedServer):
-    """One broker over `data_dir`. `stop` closes its files, and kills it after 15 s.
+    """One broker over `data_dir`. `stop` closes its files, and kills it after `STOP_SECONDS`.
 
     `port`: the broker's port (default: a free one, remembered in `data_dir`). `jars`: folder with `libs/*.jar`
     (default: the cache). `heap_mb`: Java heap. `advertised_port`: opens a second listener that advertises this
@@ -107,7 +108,7 @@ class EmbeddedLog(EmbeddedServer):
         except BaseException:
             os.close(lock)
             raise
-        self._process = self._spawn(argv, lock)
+        self._process = self._spawn(argv, lock, STOP_SECONDS + (ARCHIVE_SECONDS if self._archive.writes else 0))
         self._await_answer()
         return self.bootstrap
 
@@ -171,14 +172,14 @@ class EmbeddedLog(EmbeddedServer):
         path.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         return path
 
-    def _spawn(self, argv: list[str], lock: int) -> GuardedProcess:
+    def _spawn(self, argv: list[str], lock: int, stop_seconds: float = STOP_SECONDS) -> GuardedProcess:
         return GuardedProcess.spawn(
             argv,
             log_path=self.data_dir / "java.log",
             lock=lock,
             cwd=self.data_dir,
             env={key: value for key, value in os.environ.items() if key not in JAVA_VARIABLES},
-            stop_seconds=STOP_SECONDS,
+            stop_seconds=stop_seconds,
         )
 
     def _run_to_end(self, argv: list[str]) -> None:

@@ -76,6 +76,11 @@ class ClassArchive:
         self._draft = self._home / f".{self._name}-{secrets.token_hex(4)}"
         return [f"-XX:ArchiveClassesAtExit={self._draft}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
 
+    @property
+    def writes(self) -> bool:
+        """Whether the broker with these options writes an archive at its end."""
+        return self._draft is not None
+
     def collect(self, *, ended_cleanly: bool) -> None:
         """After the broker's end: keep what it wrote. One that was killed may have written a part of it."""
         if self._draft is not None and self._draft.exists():
