@@ -218,10 +218,17 @@ class Checks(State):
         self.tables.index(queues, {}, replayed=True)
         for did, (repo, records, buffered) in before.items():
             row = self.tables.rows[did]
-            brought = row.records.keys() - records.keys() if self.lacks(repo) else set()
+            brought = self.brought_by(repo, records, row.records) if self.lacks(repo) else set()
             rows = {rkey: record for rkey, record in row.records.items() if rkey not in brought}
-            if (rows, row.buffered) != (records, buffered) or self.facts(row.repo) != self.facts(repo):
+            kept = {rkey: record for rkey, record in records.items() if rkey not in brought}
+            if (rows, row.buffered) != (kept, buffered) or self.facts(row.repo) != self.facts(repo):
                 self.fail(f"a replay of {topic} from {begin} changed {did}: {repo} {records} -> {self.show(did)}")
+
+    def brought_by(self, repo: Any, before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+        """rkeys of rows of the open attempt that are new, or replace a row of an earlier one."""
+        return {
+            rkey for rkey, row in after.items() if row[2] == repo.attempt and before.get(rkey, (0, 0, 0))[2] != row[2]
+        }
 
     def lacks(self, repo: Any) -> bool:
         """Whether an open attempt lacks rows because of another filter: a replay may bring them, and its outcome cannot count."""

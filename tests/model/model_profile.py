@@ -74,6 +74,11 @@ FILTERED |= {"stale": 0.0, "steps": 110, "filter": 6, "control": 12, "claim": 8,
 """Focus: the filter changes in the middle of attempts."""
 PRUNED = FILTERED | {"filter": 12, "control": 40, "claim": 16, "fetch": 16, "replay": 4, "repos": 1, "empty": 0.0}
 """Focus: and it is carried out at once."""
+PRUNED_TWICE = PRUNED | {"filter": 16, "control": 80, "index": 8, "produce": 4, "claim": 20, "fetch": 20, "write": 20}
+PRUNED_TWICE |= {"replay": 0, "zombie_index": 0, "pds_listing": 0, "false_news": 0, "takedown": 0, "identity": 0}
+PRUNED_TWICE |= {"restart": 0, "reread": 0, "clock": 0, "sync": 0, "rewind_tasks": 0, "pass_time": 1, "listing": 4}
+PRUNED_TWICE |= {"crash": 0.0, "steps": 200}
+"""Focus: and a second filter prunes what the first one kept of an open attempt."""
 
 
 def draw_profile(rng: Random) -> Profile:

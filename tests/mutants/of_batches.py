@@ -1,6 +1,6 @@
 """Mutants of what the index writes in a batch, and of the filter."""
 
-from tests.model.model_profile import FILTERED, PRUNED, UNDISTURBED
+from tests.model.model_profile import FILTERED, PRUNED, PRUNED_TWICE, UNDISTURBED
 from tests.mutants.changes import always, never, removed, replaced, without
 from tests.mutants.mutant import mutant
 
@@ -79,7 +79,7 @@ FILTERS = (
     mutant("a row outside that the stream changed stays", never(BATCH + "_apply", "rules.filter.clean"), **FILTERED),
     mutant("widening schedules nothing", never(TABLES + "carry_out", "asked.older(row)")),
     mutant("a prune of an open attempt is not counted", never(TABLES + "_prune", "repo.phase == 'backfill'"), **PRUNED),
-    mutant("a prune of several filters is of the last", never(TABLES + "_prune", "repo.left_filter"), **PRUNED),
+    mutant("a prune of several filters is of the last", never(TABLES + "_prune", "repo.left_filter"), **PRUNED_TWICE),
     mutant(
         "narrowing leaves it clean",
         replaced(FILTER + "set", "before.clean and covers(chosen, before.collections)", "True"),
