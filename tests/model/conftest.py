@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.size import sized
 
-SCHEDULES = sized(4000, 20_000)
+SCHEDULES = sized(1500, 20_000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -79,6 +79,8 @@ PRUNED_TWICE |= {"replay": 0, "zombie_index": 0, "pds_listing": 0, "false_news":
 PRUNED_TWICE |= {"restart": 0, "reread": 0, "clock": 0, "sync": 0, "rewind_tasks": 0, "pass_time": 1, "listing": 4}
 PRUNED_TWICE |= {"crash": 0.0, "steps": 200}
 """Focus: and a second filter prunes what the first one kept of an open attempt."""
+LISTED = {"pds_listing": 6.0, "unwell": 0.3, "account": 4.0, "steps": 110}
+"""Focus: a PDS lists repos that were not found."""
 
 
 def draw_profile(rng: Random) -> Profile:

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import pytest
 
 from tests.model import gate_model
-from tests.model.model_profile import FILTERED
+from tests.model.model_profile import FILTERED, LISTED, PRUNED
 
 CHUNK = 500
 
@@ -56,9 +56,13 @@ FAULTS = {
 """What the schedules must have done at least once for a run to mean something."""
 
 
+RARE = {0: FILTERED, 3: LISTED, 5: PRUNED}
+"""Three schedules in ten are about what rarely happens otherwise: filters that change, and are carried out, in the middle of
+attempts, and what a PDS lists."""
+
+
 def focus(seed: int) -> dict[str, float] | None:
-    """One schedule in ten is about filters that change in the middle of attempts: else they rarely do."""
-    return None if seed % 10 else FILTERED
+    return RARE.get(seed % 10)
 
 
 def play(first: int) -> tuple[Counter[str], int | None]:
