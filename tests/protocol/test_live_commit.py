@@ -15,53 +15,13 @@ from flows.firehose.encode import commit_message, moment
 from protocol.cid import cid_str
 from protocol.encoding.record_json import body_cid
 from protocol.enforcement import Enforcement
-from protocol.event_stream import Commit, Sync
+from protocol.event_stream import Sync
 from protocol.mst.invert import Change, invert
-from protocol.syntax import FUTURE_MICROS, tid_from_micros, tid_micros
+from protocol.syntax import FUTURE_MICROS, tid_from_micros
 from protocol.verify_commit import MAX_OPS, Refused, Verified, VerifyReason, signed, verify
 from schemas import wire
-from tests.support.tiny_repo import DID, REV, Key, Repo, car, cid_of, sample, tree
-
-NOW = tid_micros(REV) + 1_000_000
-TIME = "2026-01-01T00:00:00.000Z"
-
-
-def event(repo: Repo, ops: list[Any] | None = None, **changes: Any) -> Commit:
-    if ops is None:
-        ops = [{"action": "create", "path": path, "cid": cid} for path, cid in repo.leaves.items()]
-    fields: dict[str, Any] = {
-        "seq": 5,
-        "did": DID,
-        "rev": REV,
-        "time": TIME,
-        "since": None,
-        "commit": repo.commit,
-        "blocks": repo.car(),
-        "ops": ops,
-        "data_before": None,
-        "no_blocks": False,
-    }
-    return Commit(**fields | changes)
-
-
-def verified(it: Commit | Sync) -> Verified:
-    result = verify(it, NOW)
-    assert isinstance(result, Verified), result
-    return result
-
-
-def problem_of(it: Commit | Sync) -> VerifyReason:
-    """Why the commit stands and its operations are unknown."""
-    result = verify(it, NOW)
-    assert isinstance(result, Verified), result
-    assert (result.ops, result.problem is None) == (None, False)
-    assert isinstance(message(result), wire.SyncEvent)
-    assert result.problem is not None
-    return result.problem.reason
-
-
-def message(result: Verified) -> Any:
-    return wire.decode_live(commit_message(result, "https://relay.example", TIME).value)
+from tests.protocol.live_events import NOW, TIME, event, following, message, problem_of, refusal, verified
+from tests.support.tiny_repo import DID, REV, Repo, car, cid_of, sample, tree
 
 
 def test_a_commit_becomes_its_message_and_every_body_hashes_back_to_its_cid() -> None:
@@ -213,13 +173,6 @@ def test_a_sync_event_carries_the_commit() -> None:
     assert (synced.seq, synced.data) == (7, cid_str(repo.data))
 
 
-def refusal(it: Commit | Sync) -> VerifyReason:
-    result = verify(it, NOW)
-    assert isinstance(result, Refused), result
-    assert result.did == DID
-    return result.reason
-
-
 def test_refusals() -> None:
     """G7, G9: no commit of the account is found, or one that could freeze it. Each names its DID."""
     repo = sample(3)
@@ -273,84 +226,6 @@ def test_a_commit_block_is_found_in_a_damaged_car_wherever_it_stands(last: bool)
     assert signed(verified(event(repo, blocks=blocks)), repo.key.did_key)
     tampered = blocks.replace(repo.blocks[repo.commit], bytes(len(repo.blocks[repo.commit])))
     assert refusal(event(repo, blocks=tampered)) is VerifyReason.BAD_CAR
-
-
-def following(before: Repo, **changes: Any) -> tuple[Repo, Commit]:
-    """A commit upon a repo: one record more, one changed, one gone; the blocks of both trees at hand."""
-    paths = sorted(before.records)
-    records = {path: value for path, value in before.records.items() if path != paths[0]}
-    records[paths[1]] = {"$type": "x", "text": "changed"}
-    records["app.bsky.feed.post/3knew"] = {"$type": "x", "text": "new"}
-    after = Repo(records, key=before.key)
-    ops = [
-        {"action": "create", "path": "app.bsky.feed.post/3knew", "cid": after.leaves["app.bsky.feed.post/3knew"]},
-        {"action": "update", "path": paths[1], "cid": after.leaves[paths[1]], "prev": before.leaves[paths[1]]},
-        {"action": "delete", "path": paths[0], "cid": None, "prev": before.leaves[paths[0]]},
-    ]
-    blocks = {cid: before.blocks[cid] for cid in before.nodes} | after.blocks
-    fields: dict[str, Any] = {"ops": ops, "blocks": car(after.commit, blocks), "data_before": before.data}
-    return after, event(after, **fields | changes)
-
-
-def test_operations_are_proven_by_inversion() -> None:
-    """N1"""
-    before = sample(20)
-    after, commit = following(before)
-    result = verified(commit)
-    assert (len(result.ops or []), result.data_before) == (3, before.data)
-    assert signed(result, after.key.did_key)
-    assert not signed(result, Key().did_key)
-
-
-def test_without_prev_data_the_message_says_what_the_inversion_gave() -> None:
-    """A legacy event: the gate then compares a proven root, not a claim."""
-    before = sample(20)
-    _, commit = following(before, data_before=None)
-    assert message(verified(commit)).prev_data == cid_str(before.data)
-
-
-def test_operations_that_the_trees_deny_are_not_taken() -> None:
-    """N1, H6: each is named, none passes, and the commit stands without them."""
-    before = sample(20)
-    after, commit = following(before)
-    create, update, delete = commit.ops
-    hidden = event(after, ops=[create, update], blocks=commit.blocks, data_before=before.data)
-    assert problem_of(hidden) is VerifyReason.WRONG_PREV_DATA
-    swapped = {**update, "cid": before.leaves[update["path"]]}
-    assert problem_of(following(before, ops=[create, swapped, delete])[1]) is VerifyReason.OP_NOT_IN_TREE
-    kept = {**delete, "path": sorted(after.leaves)[5]}
-    assert problem_of(following(before, ops=[create, update, kept])[1]) is VerifyReason.OP_NOT_IN_TREE
-    lied = {**update, "prev": before.data}
-    assert problem_of(following(before, ops=[create, lied, delete])[1]) is VerifyReason.WRONG_PREV_DATA
-    assert problem_of(following(before, data_before=after.data)[1]) is VerifyReason.WRONG_PREV_DATA
-
-
-def test_a_tree_that_is_none_is_not_taken() -> None:
-    records: dict[str, object] = {"app.bsky.feed.post/3ka": {"$type": "x"}}
-    node = cbrrr.encode_dag_cbor({"e": "none", "l": None})
-    repo = Repo(records, overrides={"data": cbrrr.CID(cid_of(node))})
-    assert problem_of(event(repo, blocks=car(repo.commit, repo.blocks | {cid_of(node): node}))) is VerifyReason.BAD_TREE
-
-
-def test_what_cannot_be_proven_is_not_called_false() -> None:
-    """G7: the commit stands, its operations are unknown, the repo is fetched."""
-    before = sample(20)
-    after, commit = following(before)
-    lean = {cid: block for cid, block in after.blocks.items() if cid != after.data}
-    assert problem_of(event(after, ops=commit.ops, blocks=car(after.commit, lean))) is VerifyReason.MISSING_PROOF
-
-
-def test_an_update_or_delete_without_prev_makes_us_fetch() -> None:
-    """H6: no root that never existed is named, beside a prevData and in a legacy event alike."""
-    before = sample(20)
-    create, update, delete = following(before)[1].ops
-    bare, lone = ({key: value for key, value in op.items() if key != "prev"} for op in (delete, update))
-    for root in (before.data, None):
-        assert problem_of(following(before, ops=[create, update, bare], data_before=root)[1]) is VerifyReason.NO_PREV
-        assert problem_of(following(before, ops=[create, lone, delete], data_before=root)[1]) is VerifyReason.NO_PREV
-        assert problem_of(following(before, ops=[{**update, "prev": None}], data_before=root)[1]) is (
-            VerifyReason.NO_PREV
-        )
 
 
 def test_the_protocol_s_limits() -> None:

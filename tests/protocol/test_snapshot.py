@@ -15,7 +15,7 @@ from protocol import snapshot as module
 from protocol.car import CarIndex, CarLimits, index_bytes
 from protocol.car_format import CarError
 from protocol.cid import cid_str
-from protocol.commit import CommitObject, CommitReason, CommitRejected, parse_commit, verify_commit
+from protocol.commit import CommitObject, CommitRejected, parse_commit
 from protocol.encoding.record_json import leaf_body
 from protocol.mst.tree import build
 from protocol.snapshot import (
@@ -29,21 +29,9 @@ from protocol.snapshot import (
 from schemas import wire
 from tests.protocol.car_file import index_file
 from tests.protocol.mst.row_key import key_of
+from tests.protocol.snapshots_of import REPO, opened, refused
 from tests.support.opened_snapshot import open_snapshot
 from tests.support.tiny_repo import DID, REV, Key, Repo, car, cid_of, put, sample, tree
-
-REPO = sample(120)
-
-
-def opened(repo: Repo, data: bytes | None = None, min_rev: str | None = None, **changes: str | None) -> Snapshot:
-    arguments = {"did": DID, "signing_key": repo.key.did_key, "min_rev": min_rev} | changes
-    return open_snapshot(index_bytes(repo.car() if data is None else data), **arguments)
-
-
-def refused(repo: Repo, data: bytes | None = None, **changes: str | None) -> SnapshotRejected:
-    with pytest.raises(SnapshotRejected) as caught:
-        opened(repo, data, **changes)
-    return caught.value
 
 
 def truth(repo: Repo) -> list[tuple[str, str, bytes, bytes]]:
@@ -322,60 +310,6 @@ def test_odd_record_blocks_are_given_out_as_they_are() -> None:
     got = opened(repo, car(signed.commit, blocks | signed.blocks))
     assert odd in [block for *_, block in rows_of(got)]
     assert got.count == 4
-
-
-def test_commits() -> None:
-    commit = parse_commit(REPO.blocks[REPO.commit])
-    assert isinstance(commit, CommitObject)
-    assert (commit.did, commit.rev, commit.data, commit.prev, commit.version) == (DID, REV, REPO.data, None, 3)
-    assert verify_commit(commit, REPO.key.did_key)
-    assert not verify_commit(commit, "nonsense")
-
-
-def test_what_is_signed_is_kept_exactly() -> None:
-    """`prev: null`, a present prev, an absent one, and fields nobody knows yet: each is part of the signed bytes."""
-    for overrides in ({"prev": None}, {"prev": cbrrr.CID(REPO.commit)}, {"future": [1, {"a": b"x"}]}):
-        repo = sample(2, overrides=overrides)
-        commit = parse_commit(repo.blocks[repo.commit])
-        assert isinstance(commit, CommitObject)
-        assert verify_commit(commit, repo.key.did_key)
-    value = cbrrr.decode_dag_cbor(REPO.blocks[REPO.commit])
-    del value["prev"]
-    commit = parse_commit(cbrrr.encode_dag_cbor(value))
-    assert isinstance(commit, CommitObject)
-    assert not verify_commit(commit, REPO.key.did_key)  # the null was signed, and is gone
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "reason"),
-    [
-        ("version", 2, CommitReason.BAD_VERSION),
-        ("version", "3", CommitReason.BAD_VERSION),
-        ("version", 3.0, CommitReason.BAD_VERSION),
-        ("version", True, CommitReason.BAD_VERSION),
-        ("did", "alice.example.com", CommitReason.BAD_FIELD),
-        ("did", None, CommitReason.BAD_FIELD),
-        ("rev", "2026-01-01", CommitReason.BAD_FIELD),
-        ("rev", "kznmn7xqxl22a", CommitReason.BAD_FIELD),
-        ("rev", 5, CommitReason.BAD_FIELD),
-        ("data", "bafyrei", CommitReason.BAD_FIELD),
-        ("data", b"x" * 36, CommitReason.BAD_FIELD),
-        ("data", cbrrr.CID(b"\x01\x55\x12\x20" + bytes(32)), CommitReason.BAD_FIELD),
-        ("data", cbrrr.CID(b"\x01\x71\x12\x20"), CommitReason.BAD_FIELD),
-        ("prev", "x", CommitReason.BAD_FIELD),
-        ("sig", b"x" * 63, CommitReason.BAD_FIELD),
-        ("sig", "x" * 64, CommitReason.BAD_FIELD),
-        ("sig", None, CommitReason.BAD_FIELD),
-        ("x", "x" * 20_000, CommitReason.UNDECODABLE),
-    ],
-)
-def test_malformed_commits(field: str, value: object, reason: CommitReason) -> None:
-    commit = cbrrr.decode_dag_cbor(REPO.blocks[REPO.commit])
-    block = cbrrr.encode_dag_cbor(commit | {field: value})
-    rejected = parse_commit(block)
-    assert isinstance(rejected, CommitRejected)
-    assert rejected.reason is reason
-    assert refused(REPO, car(cid_of(block), REPO.blocks | {cid_of(block): block})).reason is SnapshotReason.BAD_COMMIT
 
 
 @settings(max_examples=300)

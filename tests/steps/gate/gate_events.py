@@ -1,7 +1,7 @@
 """Events and repos for examples of the gate, with defaults that do not matter to the example."""
 
 from schemas import wire
-from steps.gate.model import Phase, Repo
+from steps.gate.model import Drop, Phase, Reason, Repo, Transition
 
 DID = "did:plc:one"
 TIME = "2026-01-01T00:00:00.000Z"
@@ -83,3 +83,11 @@ def repo_in(phase: Phase, **fields: object) -> Repo:
     """A repo under attempt 1 at rev 5 with root "five", from live commits."""
     defaults: dict[str, object] = {"attempt": 1, "rev": "5", "data": "five", "first_attempt": 1}
     return Repo(DID, phase=phase, **(defaults | fields))  # type: ignore[arg-type]  # fields of Repo by name
+
+
+SYNC = repo_in(Phase.SYNC)
+BACKFILL = repo_in(Phase.BACKFILL, rev="", data=None, first_attempt=None)
+
+
+def dropped(step: Transition) -> Reason | None:
+    return next((effect.reason for effect in step.effects if isinstance(effect, Drop)), None)
