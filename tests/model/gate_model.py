@@ -22,8 +22,9 @@ from tests.model.model_index import Index
 from tests.model.model_network import Account, Network
 from tests.model.model_profile import FAULTS, WORK, draw_profile
 from tests.model.model_relays import Relay
+from tests.model.model_rows import Kernel
 from tests.model.model_state import TASK_TOPICS, IndexWorker, Violation
-from tests.model.model_tables import Kernel, ModelTables
+from tests.model.model_tables import ModelTables
 
 QUIET_ROUNDS = 120
 QUIET_FETCHES = 12  # of one repo, after the last fault

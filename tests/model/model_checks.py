@@ -9,8 +9,9 @@ from schemas import wire
 from steps.gate.model import Phase
 from tests.model.model_filters import FilterRow
 from tests.model.model_network import Account, data_of, records_of
+from tests.model.model_rows import HOUR, HOURLY
 from tests.model.model_state import State
-from tests.model.model_tables import HOUR, HOURLY, ModelTables
+from tests.model.model_tables import ModelTables
 
 
 class Checks(State):

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from schemas import wire
+from tests.model.model_rows import Crash, PartitionLost
 from tests.model.model_state import IndexWorker
-from tests.model.model_tables import Crash, PartitionLost
 from tests.model.model_workers import Workers
 
 

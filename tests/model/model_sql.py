@@ -19,19 +19,8 @@ from schemas import wire
 from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
 from tests.model.model_filters import FilterRow
-from tests.model.model_tables import (
-    GRACE,
-    HOURLY,
-    LEASE,
-    PDS,
-    REAP_DELAY,
-    TOPICS,
-    Crash,
-    Kernel,
-    ModelTables,
-    PartitionLost,
-    Row,
-)
+from tests.model.model_rows import GRACE, HOURLY, LEASE, PDS, REAP_DELAY, TOPICS, Crash, Kernel, PartitionLost, Row
+from tests.model.model_tables import ModelTables
 
 CLUSTER = "c"
 EPOCH = 1_800_000_000

@@ -10,7 +10,7 @@ from tests.model.model_messages import Job, short
 from tests.model.model_network import Account, Network, stamped
 from tests.model.model_profile import Profile
 from tests.model.model_relays import Relay, content
-from tests.model.model_tables import Kernel
+from tests.model.model_rows import Kernel
 
 TASK_TOPICS = ("repo_backfill", "repo_resync")
 

@@ -12,7 +12,7 @@ from tests.model.model_filters import CHOICES
 from tests.model.model_messages import short
 from tests.model.model_network import Account, stamped
 from tests.model.model_relays import Relay
-from tests.model.model_tables import PDS
+from tests.model.model_rows import PDS
 
 
 class Upstream(Checks):

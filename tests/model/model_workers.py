@@ -2,8 +2,8 @@
 
 from tests.model.model_messages import Job, outcome, short, snapshot
 from tests.model.model_network import Commit
+from tests.model.model_rows import GRACE
 from tests.model.model_state import TASK_TOPICS
-from tests.model.model_tables import GRACE
 from tests.model.model_upstream import Upstream
 
 REQUEUE_AFTER = 60.0
