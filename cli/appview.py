@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.base import AsJson, DataDir, answerable, located
+from cli.base import AsJson, DataDir, answerable, with_database
 from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
 
@@ -27,12 +27,10 @@ def rebuild(
 ) -> None:
     """Fill the tables from the mirrored records, while the index runs. Resumes if it was stopped."""
     from appview import rebuild as appview  # noqa: PLC0415 - loads what `sluice settings` has no need of
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
 
     if anew:
         raise OperatorError("--anew is now --from-empty; rename it")
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     reported_at = time.monotonic()
 
     def report(progress: appview.RebuildProgress) -> None:
@@ -51,10 +49,8 @@ def check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Recount the counters that are kept incrementally. Exit code 1 if one of them differs."""
 
     from appview import rebuild as appview  # noqa: PLC0415 - as above
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     with connect(settings.database, "sluice appview check") as db:
         drift = appview.check(db)
     if as_json:

@@ -152,3 +152,12 @@ def located(data_dir: Path | None, *needed: str) -> Settings:
     raise OperatorError(
         f"SLUICE_{missing.upper()} is not set, and no `sluice up` runs in {settings.data_dir}; set it, or give --data-dir"
     )
+
+
+def with_database(data_dir: Path | None, *needed: str) -> Settings:
+    """The settings, as `located` finds them. Raises OperatorError also if the database does not answer."""
+    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
+
+    settings = located(data_dir, "database", *needed)
+    check_database(settings)
+    return settings

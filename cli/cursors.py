@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.base import AsJson, DataDir, answerable, located
+from cli.base import AsJson, DataDir, answerable, with_database
 from schemas.errors import OperatorError
 from schemas.flows import flow_name, process_name
 
@@ -27,11 +27,9 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def cursors_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List all positions and offsets. Exit code 1 if a group is past the end of its topic."""
     from cli.status_text import rows, table  # noqa: PLC0415 - as above
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.cursors import as_row, lags  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
-    settings = located(data_dir, "database", "kafka_bootstrap")
-    check_database(settings)
+    settings = with_database(data_dir, "kafka_bootstrap")
     upstreams, groups = rows(settings, "cursors", {}), lags(settings)
     found = [as_row(one) for one in groups]
     if as_json:
@@ -104,11 +102,9 @@ def _reader(reader: str) -> tuple[str, bool]:
 
 def _move(data_dir: Path | None, reader: str, source: str, wanted: Any, what: str, *, yes: bool) -> None:
     """Ask for confirmation, move, and print the old and the new position."""
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.cursors import set_group, set_upstream  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "kafka_bootstrap", "database")
-    check_database(settings)
+    settings = with_database(data_dir, "kafka_bootstrap")
     if not yes:
         if not sys.stdin.isatty():
             raise OperatorError(f"this would {what}; confirm with --yes")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli.base import AsJson, DataDir, all_dids, answerable, located, one_of
+from cli.base import AsJson, DataDir, all_dids, answerable, located, one_of, with_database
 from cli.cursors import cursors_app
 from cli.dead_letters import dead_letters_app, skipped_app
 from cli.throttles import hosts_app
@@ -49,14 +49,12 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Verify the mirror: rebuild the tree of each repo, hash every record, check every signature. Exit code 1 if one differs."""
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from ops.audit import audit  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from ops.audit_report import AuditOptions, AuditScope  # noqa: PLC0415 - as above
 
     one_of("name the DIDs to audit, or give --all, or --sample N", DIDs=dids, all=every, sample=sample)
     all_dids(dids or [])
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     scope = AuditScope(tuple(dids) if dids else None, sample or None)
     options = AuditOptions(
         bodies=not roots_only, against_pds=against_pds, repair=repair, restart=restart, workers=workers
@@ -103,8 +101,7 @@ def replay(
         )
     if not topic:
         raise OperatorError("name the topic to replay, or give --all --into URL")
-    settings = located(data_dir, "kafka_bootstrap", "database")
-    check_database(settings)
+    settings = with_database(data_dir, "kafka_bootstrap")
     starts, ends = spans_asked(settings, topic, from_offset or [], from_time, to or [])
     replayed = replay.replay(settings, topic, starts, ends, _every_second("messages replayed"))
     typer.echo(json.dumps(asdict(replayed)) if as_json else replay.as_text(replayed))
@@ -124,15 +121,13 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the records of repos in sync to Parquet files, by collection and day, for DuckDB, pandas or Spark."""
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from ops.export import ExportScope, export  # noqa: PLC0415 - as above
 
     wrong = next((one for one in collection or [] if not re.match(PATTERN, one) or one == "*"), None)
     if wrong is not None:
         raise OperatorError(f"--collection {wrong[:100]}: {'leave it out for all' if wrong == '*' else WRITE[PATTERN]}")
     start = time_of("--since", since).isoformat() if since else ""
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     done = export(settings, parquet, ExportScope(tuple(sorted(collection or [])), start), _progress)
     text = f"{done.records} records of {done.repos} repos in {done.files} files, {done.bytes} bytes: {parquet}"
     typer.echo(json.dumps(asdict(done)) if as_json else text)

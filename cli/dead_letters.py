@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.base import AsJson, DataDir, Limit, answerable, located
+from cli.base import AsJson, DataDir, Limit, answerable, located, with_database
 from schemas.errors import OperatorError
 
 dead_letters_app = typer.Typer(help="Messages and events that could not be processed.", no_args_is_help=True)
@@ -95,11 +95,9 @@ def skipped_fill(
     data_dir: DataDir = None,
 ) -> None:
     """Recover skipped ranges now: list-repos lists them again, and lists the PDSes if the relay still fails."""
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from flows.list_repos.gap_recovery import recover_now  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     due = recover_now(settings, ids)
     missing = sorted(set(ids or []) - set(due))
     if missing and not due:
@@ -113,11 +111,9 @@ def skipped_fill(
 
 @contextmanager
 def _dead_letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.dead_letters import DeadLetters, parse_places  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "kafka_bootstrap", "database")
-    check_database(settings)
+    settings = with_database(data_dir, "kafka_bootstrap")
     letters = DeadLetters(settings)
     try:
         yield letters, parse_places

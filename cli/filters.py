@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from cli.base import AsJson, DataDir, answerable, located, unreadable
+from cli.base import AsJson, DataDir, answerable, unreadable, with_database
 from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
@@ -24,7 +24,7 @@ filters_app = typer.Typer(
 @answerable
 def show(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show the filter, and whether it is applied to all repos."""
-    _show(_with_database(data_dir, None), as_json=as_json)
+    _show(_filter_state(data_dir, None), as_json=as_json)
 
 
 @filters_app.command("set")
@@ -65,7 +65,7 @@ def change(
         )
         given = repr(str(err.errors()[0]["input"])[:100])
         raise OperatorError(f"{option} {given}: {what}" if option else what) from err
-    _show(_with_database(data_dir, spec), as_json=as_json)
+    _show(_filter_state(data_dir, spec), as_json=as_json)
 
 
 @filters_app.command("prune")
@@ -73,23 +73,19 @@ def change(
 def prune(data_dir: DataDir = None) -> None:
     """Remove the rows outside the filter. The control process does it in small steps."""
 
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control import filter_changes  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     with connect(settings.database, "sluice filters") as db:
         filter_changes.prune(db)
     typer.echo("rows outside are being removed; `sluice filters show` shows when it is done")
 
 
-def _with_database(data_dir: Path | None, spec: FilterSpec | None) -> FilterState:
+def _filter_state(data_dir: Path | None, spec: FilterSpec | None) -> FilterState:
 
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control import filter_changes  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     with connect(settings.database, "sluice filters") as db:
         return filter_changes.show(db) if spec is None else filter_changes.change(db, spec)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from cli.base import AsJson, DataDir, Limit, all_dids, answerable, located, one_of, unreadable
+from cli.base import AsJson, DataDir, Limit, all_dids, answerable, one_of, unreadable, with_database
 from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
 from schemas.job_spec import Job, JobSpec, JobStatus, Plan
@@ -167,11 +167,9 @@ def retry(
 def _database(data_dir: Path | None) -> Iterator[tuple[Any, Settings]]:
     """A connection, and the settings. Raises OperatorError if the job does not exist or its status does not allow the command."""
 
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.jobs import IllegalTransition, JobNotFound  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     try:
         with connect(settings.database, "sluice jobs") as db:
             yield db, settings

@@ -9,7 +9,7 @@ import typer
 
 from cli import backup, data
 from cli.appview import appview_app
-from cli.base import AsJson, DataDir, OneLine, Parent, answerable, located, unless_set
+from cli.base import AsJson, DataDir, OneLine, Parent, answerable, located, unless_set, with_database
 from cli.filters import filters_app
 from cli.jobs import backfill_app
 from cli.throttles import storms_app
@@ -101,11 +101,9 @@ def run(
 @answerable
 def migrate(data_dir: DataDir = None) -> None:
     """Apply the migrations of this release to the database."""
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from connectors.postgres.migrate import migrate  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     applied = migrate(settings.database)
     typer.echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.base import AsJson, DataDir, Limit, answerable, located
+from cli.base import AsJson, DataDir, Limit, answerable, located, with_database
 from schemas.errors import OperatorError
 
 hosts_app = typer.Typer(help="PDSes: pauses, limits and failures.", no_args_is_help=True)
@@ -29,11 +29,9 @@ def hosts_clear(
     data_dir: DataDir = None,
 ) -> None:
     """End pauses and remove limits: workers send requests to these hosts again within seconds."""
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
     from control.hosts import clear  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     done = clear(settings, hosts)
     typer.echo(f"{len(done.hosts)} hosts are no longer paused; {done.repos} repos are due now")
 
@@ -43,11 +41,9 @@ def hosts_clear(
 def storms_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the reasons that are held, with their waiting repos, and those that were released."""
     from cli.status_text import table  # noqa: PLC0415 - as above
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from control.tasks.storms import listed  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     rows = [{name: value if value is None else str(value) for name, value in row.items()} for row in listed(settings)]
     typer.echo(json.dumps(rows) if as_json else table(rows))
 
@@ -59,11 +55,9 @@ def storms_release(
     data_dir: DataDir = None,
 ) -> None:
     """Release a held reason for a day: its repos are fetched again at the normal rate."""
-    from connectors.postgres.connection import check_database  # noqa: PLC0415 - loads what `sluice settings` has no need of
     from control.tasks.storms import RELEASE_HOURS, release  # noqa: PLC0415 - as above
 
-    settings = located(data_dir, "database")
-    check_database(settings)
+    settings = with_database(data_dir)
     if not release(settings, reason):
         raise OperatorError(f"{reason!r} is not held; `sluice storms list` shows what is")
     typer.echo(f"{reason}: released for {RELEASE_HOURS} hours")
