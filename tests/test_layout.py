@@ -132,7 +132,7 @@ def _imported_modules(tree: ast.Module, known: set[str]) -> set[str]:
     return found & known
 
 
-def test_every_dependency_says_why_it_is_there() -> None:
+def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
     names = {_distribution(requirement) for requirement in wanted}

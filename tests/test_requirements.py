@@ -60,7 +60,7 @@ def test_every_id_in_a_docstring_is_a_requirement() -> None:
     assert wrong == []
 
 
-def test_what_is_not_held_yet_says_so() -> None:
+def test_requirements_not_met_yet_are_marked() -> None:
     texts = entries()
     assert {one for one, text in texts.items() if not proofs(text)} == NOT_YET
     assert {one for one in NOT_YET if "Not yet:" not in texts[one]} == set()

@@ -49,7 +49,7 @@ def test_the_schema_is_that_of_the_newest_version(database: str, official_tables
     assert found == set(ACCEPTED), "\n".join(sorted(found ^ set(ACCEPTED)))
 
 
-def test_the_older_version_asks_for_nothing_more(database: str, official_tables: Callable[[str], str]) -> None:
+def test_the_older_version_needs_no_other_tables(database: str, official_tables: Callable[[str], str]) -> None:
     """N10: every table and column of the older version is there with its type."""
     with bsky(official_tables(VERSIONS[0])) as theirs, bsky(database) as ours:
         wanted, has = catalog(theirs), catalog(ours)

@@ -238,7 +238,7 @@ def test_what_the_command_line_cannot_mean(command: list[str], said: str, monkey
     assert said in ended.stderr
 
 
-def test_a_replay_says_what_it_takes_and_what_it_did() -> None:
+def test_a_replay_reports_its_arguments_and_its_result() -> None:
     with pytest.raises(OperatorError, match="--to abc: write PARTITION:OFFSET, or a time as 2026"):
         spans_asked(Settings(), "firehose_live", [], "", ["abc"])
     assert as_text(Replayed(4058, 0)) == "4058 messages replayed, none refused"

@@ -95,7 +95,7 @@ def test_the_pds_is_asked_once_and_its_rev_takes_the_path_of_a_listed_one(bed: B
     storms.close()
 
 
-def test_nobody_is_asked_about_what_was_seen_or_is_fetched_or_is_no_such_letter(bed: Bed) -> None:
+def test_no_request_for_commits_already_seen_or_being_fetched_or_for_other_dead_letters(bed: Bed) -> None:
     """H6."""
     seen, fetched, young, old, other = bed.dids[:5]
     for did in (seen, young, old, other):
@@ -132,7 +132,7 @@ def test_a_flood_of_letters_and_a_silent_pds_are_bounded(bed: Bed, monkeypatch: 
     assert bed.letters()[-1] == ("open", NEW_REV + NOT_CONFIRMED)
 
 
-def test_control_asks_by_itself_while_it_leads(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_checks_big_commits_only_while_it_leads(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """H6."""
     monkeypatch.setattr(dead_letter_retry, "ROUND_SECONDS", 0.05)
     did = bed.repo(bed.dids[0], OLD_REV)

@@ -111,7 +111,7 @@ def test_a_message_of_the_index_is_settled_when_it_is_retried(desk: Desk) -> Non
     assert list(desk.letters.open_places()) == [second]
 
 
-def test_a_frame_goes_through_the_steps_of_today(desk: Desk) -> None:
+def test_a_retried_frame_passes_the_current_steps(desk: Desk) -> None:
     """N4: from its bytes to its topic."""
     header = cbrrr.encode_dag_cbor({"op": 1, "t": "#identity"})
     body = cbrrr.encode_dag_cbor({"seq": 5, "did": DID, "time": TIME, "handle": "Alice.test"})
@@ -170,7 +170,7 @@ def test_a_slow_broker_is_not_taken_for_retention(desk: Desk, monkeypatch: pytes
     assert "retention has removed its payload" in desk.letters.retry(place).why
 
 
-def test_what_lacked_a_key_comes_back_by_itself_and_a_bounded_number_of_times(desk: Desk) -> None:
+def test_dead_letters_without_a_key_are_retried_automatically_a_bounded_number_of_times(desk: Desk) -> None:
     """N1: a directory that is partly away refuses what may be an account's last commit."""
     header = cbrrr.encode_dag_cbor({"op": 1, "t": "#identity"})
     body = cbrrr.encode_dag_cbor({"seq": 5, "did": DID, "time": TIME, "handle": "a.test"})
@@ -240,7 +240,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     assert desk.count() == 1
 
 
-def test_hosts_that_nobody_uses_go(desk: Desk) -> None:
+def test_unused_hosts_are_removed(desk: Desk) -> None:
     """Any account can name a host in its document; each had a row for ever."""
     await_leaders(desk)
     desk.db.execute(
@@ -271,7 +271,7 @@ def await_leaders(desk: Desk) -> None:
     wait_until(led)
 
 
-def test_history_that_is_over_goes_and_what_is_open_stays(desk: Desk) -> None:
+def test_resolved_history_is_removed_and_open_rows_stay(desk: Desk) -> None:
     """G6: resolved losses, recovered ranges, ended audits and cached identities stayed for ever."""
     await_leaders(desk)
     desk.db.execute(

@@ -153,7 +153,7 @@ def test_only_the_hosts_with_most_work_are_labels(settings: Settings, db: psycop
     assert value("sluice_host_repos", host="https://h9.test", phase="pending") is None
 
 
-def test_age_of_what_waits_stands_beside_the_topics_retention(settings: Settings) -> None:
+def test_the_age_of_the_oldest_message_is_exported_with_the_retention(settings: Settings) -> None:
     """The oldest unsettled message by its own time, per group and topic, whatever stands behind it in other partitions."""
     producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     for part, age in ((0, 60), (0, 5 * HOUR), (1, 2 * HOUR), (1, HOUR)):
@@ -172,7 +172,7 @@ def test_age_of_what_waits_stands_beside_the_topics_retention(settings: Settings
     assert value("sluice_lost_messages", group="index", topic="firehose_live") == 0
 
 
-def test_a_look_that_fails_is_counted_and_the_others_go_on(settings: Settings, db: psycopg.Connection) -> None:
+def test_a_failed_query_is_counted_and_the_others_continue(settings: Settings, db: psycopg.Connection) -> None:
     repos(settings, db, 3)
     db.execute("alter table sluice.skipped_range rename to gone")
     before = value("sluice_gauge_queries_failed_total", query="left_over") or 0.0
@@ -181,7 +181,7 @@ def test_a_look_that_fails_is_counted_and_the_others_go_on(settings: Settings, d
     assert value("sluice_repos", phase="pending") == 3
 
 
-def test_a_thread_that_dies_is_heard_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_death_of_a_thread_is_reported(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """B8: what is no failure of database or log ends the process."""
     gauges = Gauges(settings)
     monkeypatch.setattr(gauges, "refresh", lambda *, heavy: json.loads("{"))

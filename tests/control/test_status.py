@@ -145,7 +145,7 @@ def test_lag_does_not_count_what_the_log_has_lost() -> None:
     assert (standing.lag, standing.lost, standing.past_end) == (15, 6, False)
 
 
-def test_a_backfill_group_stands_where_the_broker_says(settings: Settings) -> None:
+def test_the_position_of_the_backfill_group_is_the_brokers(settings: Settings) -> None:
     from confluent_kafka import Consumer
 
     producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
@@ -161,7 +161,7 @@ def test_a_backfill_group_stands_where_the_broker_says(settings: Settings) -> No
     assert [(s.start, s.position, s.end, s.lag) for s in mine] == [(0, 2, 5, 3)]
 
 
-def test_rates_are_since_the_look_before(status: MirrorStatus) -> None:
+def test_rates_are_since_the_previous_poll(status: MirrorStatus) -> None:
     from dataclasses import replace
 
     later = rated(status, replace(status, records=status.records + 100), 4.0)

@@ -65,7 +65,7 @@ def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
         one.worker.check()
 
 
-def test_clients_that_failed_are_built_anew(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_clients_are_rebuilt(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """H1: an old client failed each time although the broker answered."""
     monkeypatch.setattr(steps, "WAIT_FIRST_SECONDS", 0.001)
     built: list[int] = []

@@ -253,7 +253,7 @@ def test_scaling_follows_the_groups_of_the_code() -> None:
             assert trigger["metadata"]["bootstrapServersFromEnv"] in settings(documents)
 
 
-def test_the_dashboard_is_where_grafana_looks_for_it(production: list[Document]) -> None:
+def test_the_dashboard_is_in_the_folder_that_grafana_reads(production: list[Document]) -> None:
     """U3: one ConfigMap with the label that its sidecar asks for, under a name that an upgrade replaces."""
     (found,) = (doc for doc in production if doc.get("metadata", {}).get("labels", {}).get("grafana_dashboard") == "1")
     assert (found["kind"], found["metadata"]["name"]) == ("ConfigMap", "sluice-dashboard")

@@ -296,7 +296,7 @@ def test_a_repo_that_is_being_fetched_is_put_outside_when_it_is_done(bed: Bed) -
     assert bed.repo(TWO) == ("unavailable", "outside")
 
 
-def test_a_signal_collection_decides_who_is_in(bed: Bed) -> None:
+def test_a_signal_collection_decides_which_repos_are_inside(bed: Bed) -> None:
     """N9: those with its records stay, those that write one come in, a listing by it brings others."""
     bed.fetch()
     bed.fetch(TWO, paths=(POST,))

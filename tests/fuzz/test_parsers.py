@@ -119,7 +119,7 @@ def test_a_damaged_frame(data: bytes) -> None:
 
 @settings(max_examples=1000, deadline=None)
 @given(damaged(FRAMES))
-def test_no_damage_passes_as_the_account_s_word(data: bytes) -> None:
+def test_no_damaged_snapshot_passes_as_signed(data: bytes) -> None:
     """N1: what still verifies in full says exactly what was signed."""
     message = decode(data)
     if isinstance(message, Commit) and isinstance(result := verify(message, NOW), Verified):

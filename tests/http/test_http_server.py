@@ -52,7 +52,7 @@ def ask(port: int, path: str = "/healthz", host: str = "127.0.0.1", method: str 
         connection.close()
 
 
-def test_half_requests_take_no_threads_and_keep_nobody_out(serve: Callable[..., int]) -> None:
+def test_incomplete_requests_take_no_threads_and_do_not_block_others(serve: Callable[..., int]) -> None:
     """H1, G6: 3,000 half requests were 3,016 threads."""
     port, before = serve(), threading.active_count()
     slow = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(HALF_OPEN)]
@@ -120,7 +120,7 @@ def test_large_requests_are_refused(serve: Callable[..., int], path: str, body: 
     assert ask(port) == 200
 
 
-def test_the_pages_say_how_the_process_is(serve: Callable[..., int], health: Health) -> None:
+def test_the_health_pages_show_the_state_of_the_process(serve: Callable[..., int], health: Health) -> None:
     port = serve()
     assert (ask(port), ask(port, "/readyz")) == (200, 200)
     health.connected = False

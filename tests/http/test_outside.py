@@ -37,7 +37,7 @@ LIMITS = JsonLimits(1024 * 1024, 40_000)
     ],
     ids=lambda body: f"{body[:12]!r}x{len(body)}",
 )
-def test_json_that_is_none_or_too_much_is_one_kind_of_error_at_once(body: bytes) -> None:
+def test_malformed_or_too_much_json_is_one_kind_of_error_at_once(body: bytes) -> None:
     """H2, H3: invalid UTF-8 ended list_repos, eight megabytes of lists held its loop for 19 s."""
     started = time.perf_counter()
     with pytest.raises(BadJson) as raised:

@@ -111,7 +111,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(monkeypatch)
 
 
-def test_an_event_without_a_key_waits_by_itself_and_in_order(bench: Bench) -> None:
+def test_only_the_events_of_an_unknown_key_wait_and_in_order(bench: Bench) -> None:
     """G4: every later event of its DID goes behind it, the events of others pass."""
     bench.ring.keys[OTHER] = "key"
     batch = [bench.commit(PLC), bench.commit(OTHER), bench.account(PLC), bench.commit(PLC), bench.account(OTHER)]

@@ -128,7 +128,7 @@ def desk(database: str) -> Iterator[Desk]:
     one.directory.server.server_close()
 
 
-def test_a_labeler_of_many_foreign_sources_is_looked_for_a_few_times_and_delays_nobody(desk: Desk) -> None:
+def test_a_labeler_with_many_foreign_sources_causes_few_lookups_and_delays_no_other(desk: Desk) -> None:
     """G9: each source is a question that all labelers wait for; a frame holds tens of thousands."""
     found = desk.judged(frame(URL, [*STRANGERS, MINE]), frame(OTHER, [THEIRS]))
     wrong = {one.item.frame.upstream: one.wrong for one in found}
@@ -139,13 +139,13 @@ def test_a_labeler_of_many_foreign_sources_is_looked_for_a_few_times_and_delays_
     assert desk.asked() <= 2 * UNPROVEN_LOOKUPS  # a doubtful one is looked for once more
 
 
-def test_a_source_that_is_proven_needs_no_look_and_outlasts_a_flood(desk: Desk) -> None:
+def test_a_proven_source_needs_no_lookup_and_survives_a_flood(desk: Desk) -> None:
     assert desk.check(URL, MINE) == [None]
     for _ in range(3):
         assert desk.check(URL, *STRANGERS, MINE)[-1] is None
 
 
-def test_a_look_comes_back_with_time_and_a_foreign_source_holds_meanwhile(desk: Desk) -> None:
+def test_a_lookup_permit_returns_with_time_and_a_foreign_source_stays_refused_meanwhile(desk: Desk) -> None:
     """Whoever names his labeler's URL in his document later is believed later."""
     first, *others = STRANGERS[: UNPROVEN_LOOKUPS + 1]
     late = others.pop()

@@ -15,7 +15,7 @@ from schemas.settings import Settings
 SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
 
 
-def test_a_client_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_id_names_its_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     """G6: flow, use and host, so that a broker's operator finds the process."""
     monkeypatch.setattr(broker, "_flow", ["cli"])
     broker.identify("index")

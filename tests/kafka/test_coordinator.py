@@ -45,7 +45,7 @@ def committed(log: str, settings: Settings) -> dict[int, int]:
     return group_positions(log, settings.group("backfill"), settings.topic(TOPIC))
 
 
-def test_a_commit_whose_answer_is_swallowed_hangs_nobody(
+def test_a_commit_without_a_response_blocks_nothing(
     member: GroupConsumer, settings: Settings, coordinator: Coordinator, log: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """H1: the index hung for ever in a synchronous commit; now it goes on, and the positions follow."""
@@ -201,7 +201,7 @@ def test_one_commit_at_a_time_carries_the_newest_positions(monkeypatch: pytest.M
     assert made._commits._sent == {(TOPIC, 0): 1000, (TOPIC, 1): 7}
 
 
-def test_a_producer_that_failed_is_made_anew(log: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_producer_is_rebuilt(log: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """H1: after a fatal error a producer takes nothing any more."""
     producer = LogProducer(settings.replaced(kafka_bootstrap=log))
     producer.send([Out(TOPIC, "did:plc:one", b"x")])

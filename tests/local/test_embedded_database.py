@@ -58,7 +58,7 @@ def test_stop_ends_open_sessions_and_keeps_the_rows(private_postgres: EmbeddedDa
     lingering.close()
 
 
-def test_without_the_password_nobody_comes_in(private_postgres: EmbeddedDatabase) -> None:
+def test_a_connection_needs_the_password(private_postgres: EmbeddedDatabase) -> None:
     host, port = private_postgres.address
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(host=host, port=port, user="sluice", dbname="sluice", passfile="/dev/null")
@@ -66,7 +66,7 @@ def test_without_the_password_nobody_comes_in(private_postgres: EmbeddedDatabase
     assert password.stat().st_mode & 0o077 == 0
 
 
-def test_a_half_made_cluster_is_made_anew() -> None:
+def test_an_incomplete_cluster_is_made_again() -> None:
     with data_folder() as folder:
         (folder / "half" / "pgdata.draft" / "base").mkdir(parents=True)
         (folder / "half" / "initdb.password").touch()

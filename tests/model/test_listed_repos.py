@@ -82,7 +82,7 @@ def test_what_only_a_listing_closed_a_listing_reopens_at_once(database: str) -> 
 
 
 @pytest.mark.parametrize("status", ["deleted", "deactivated", "something-of-tomorrow"])
-def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status: str) -> None:
+def test_a_listing_recovers_a_lost_account_event(database: str, status: str) -> None:
     """G5: a repo in sync that a relay lists as inactive is hidden, and waits for its PDS to confirm, as after an #account."""
     store = claimed(database)
     settle(IndexStore(settings_for(database), "c", None), synced(1, "3k2", "root", 0))
@@ -97,7 +97,7 @@ def test_a_listing_tells_of_an_account_event_that_was_lost(database: str, status
 
 
 @pytest.mark.parametrize("status", ["takendown", "suspended"])
-def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_pds(database: str, status: str) -> None:
+def test_a_takedown_by_a_relay_that_only_a_listing_has_is_not_confirmed_at_the_pds(database: str, status: str) -> None:
     """G5: the PDS serves what its relay has taken down, and would bring it back; a running backfill is fenced as well."""
     store = claimed(database)
     tables = IndexStore(settings_for(database), "c", None)
@@ -125,7 +125,7 @@ def test_a_relays_takedown_that_only_a_listing_tells_of_is_not_asked_for_at_the_
     store.close()
 
 
-def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> None:
+def test_the_listing_of_a_pds_alone_does_not_reopen_a_repo(database: str) -> None:
     """G5: only the PDS that the DID document names is listened to, and what it lists is hidden until it has been served."""
     store = claimed(database)
     tables = IndexStore(settings_for(database), "c", None)
@@ -171,7 +171,7 @@ def test_a_pds_that_lists_a_repo_does_not_reopen_it_by_itself(database: str) -> 
     store.close()
 
 
-def test_what_a_listing_says_of_a_repo_that_is_being_fetched_is_remembered(database: str) -> None:
+def test_a_listed_state_of_a_repo_being_fetched_is_kept(database: str) -> None:
     """G1: the snapshot may be older than the list; and a repo that leaves `sync` meanwhile has seen it."""
     store = claimed(database)
     tables = IndexStore(settings_for(database), "c", None)

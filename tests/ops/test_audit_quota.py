@@ -14,7 +14,7 @@ from steps.repo_audit import StoredHead
 REPOS = 3 * AT_ONCE
 
 
-def test_a_pds_that_limits_an_audit_is_left_alone_for_as_long_as_it_said(database: str) -> None:
+def test_a_pds_that_limits_an_audit_is_paused_for_the_time_it_named(database: str) -> None:
     """R3: the audit went on asking."""
     asked = 0
 

@@ -76,7 +76,7 @@ def test_a_healthy_mirror_has_nothing_to_mend(whole: Settings) -> None:
     assert checks == dict.fromkeys(names, CheckState.OK)
 
 
-def test_each_part_that_is_away_is_named(whole: Settings) -> None:
+def test_each_unavailable_part_is_named(whole: Settings) -> None:
     """And a part that is away does not hide the others."""
     assert set(wrong(whole, database="postgresql://nobody@127.0.0.1:1/none")) == {"database"}
     assert set(wrong(whole, kafka_bootstrap="127.0.0.1:1")) == {"broker"}
@@ -166,7 +166,7 @@ def test_clocks_and_disks_have_limits() -> None:
     assert near_start(50, 60, 100)
 
 
-def test_the_command_says_it_with_its_exit_code(whole: Settings) -> None:
+def test_the_exit_code_reports_a_failed_check(whole: Settings) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
     environment |= {
         "SLUICE_KAFKA_BOOTSTRAP": whole.kafka_bootstrap,

@@ -67,7 +67,7 @@ when (new.did = 'did:plc:{REPOS // 2:024}' and new.rkey = 'r0') execute function
 WAITING = "select pid from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database())"
 
 
-def test_a_rebuild_that_was_killed_goes_on_where_it_stood(settings: Settings, blank_database: str) -> None:
+def test_a_killed_rebuild_resumes_at_its_position(settings: Settings, blank_database: str) -> None:
     """G2: SIGKILL in the middle of a transaction; the next one begins at the durable position, and the result is whole."""
     given = os.environ | environment(settings.model_copy(update={"database": ""}), 0)
     command = [sys.executable, "-P", "-m", "cli", "replay", "--all", "--into", blank_database]

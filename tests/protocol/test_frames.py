@@ -42,7 +42,7 @@ def test_commit() -> None:
 
 
 @pytest.mark.parametrize("flag", ["tooBig", "rebase"])
-def test_a_commit_that_says_its_ops_are_nothing(flag: str) -> None:
+def test_a_commit_whose_ops_are_null(flag: str) -> None:
     message = decode(frame("#commit", COMMIT | {flag: True}))
     assert isinstance(message, frames.Commit)
     assert message.no_blocks

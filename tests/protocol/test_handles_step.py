@@ -70,7 +70,7 @@ def test_a_web_host_names_a_did_and_nothing_else(status: int, body: bytes, answe
         (NOTHING, HOST_SILENT, HOST_SILENT),
     ],
 )
-def test_dns_goes_first_and_silence_is_no_answer(
+def test_dns_has_priority_and_a_timeout_is_no_answer(
     dns: DomainAnswer, web: DomainAnswer | None, expected: DomainAnswer
 ) -> None:
     assert joined(dns, web) == expected
@@ -102,7 +102,7 @@ def test_a_handle_is_verified_only_if_both_ways_agree(
     assert verdict.owner == (TWO if standing is HandleStatus.ELSEWHERE else None)
 
 
-def test_names_that_nobody_can_own_are_not_asked() -> None:
+def test_names_that_cannot_be_owned_are_not_looked_up() -> None:
     assert is_resolvable("a.bsky.social", own_network=False)
     assert not is_resolvable("a.TEST", own_network=False)
     assert is_resolvable("a.test", own_network=True)

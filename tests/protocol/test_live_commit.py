@@ -129,7 +129,7 @@ def test_a_path_that_no_record_can_have_costs_that_op_its_body_only() -> None:
         {"action": "delete", "path": "app.bsky.feed.post/3k", "cid": None, "prev": "text"},
     ],
 )
-def test_ops_that_make_no_sense_become_a_sync_that_makes_us_look_again(op: Any) -> None:
+def test_contradictory_ops_become_a_sync_so_that_the_repo_is_fetched(op: Any) -> None:
     """G7: the repo's state is known, how it came about is not."""
     repo = sample(2)
     result = verified(event(repo, ops=[op]))

@@ -18,7 +18,7 @@ def test_operations_are_proven_by_inversion() -> None:
     assert not signed(result, Key().did_key)
 
 
-def test_without_prev_data_the_message_says_what_the_inversion_gave() -> None:
+def test_without_prev_data_the_message_has_the_root_of_the_inversion() -> None:
     """A legacy event: the gate then compares a proven root, not a claim."""
     before = sample(20)
     _, commit = following(before, data_before=None)
@@ -41,7 +41,7 @@ def test_operations_that_the_trees_deny_are_not_taken() -> None:
     assert problem_of(following(before, data_before=after.data)[1]) is VerifyReason.WRONG_PREV_DATA
 
 
-def test_a_tree_that_is_none_is_not_taken() -> None:
+def test_a_malformed_tree_is_refused() -> None:
     records: dict[str, object] = {"app.bsky.feed.post/3ka": {"$type": "x"}}
     node = cbrrr.encode_dag_cbor({"e": "none", "l": None})
     repo = Repo(records, overrides={"data": cbrrr.CID(cid_of(node))})

@@ -40,7 +40,7 @@ def test_what_a_loop_left_behind_is_taken_after_its_end() -> None:
     background.call(lambda: None)
 
 
-def test_what_is_said_to_a_loop_that_has_hardly_begun_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_to_a_loop_that_has_just_started_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """C4: a stop while the process starts: the claims' loop was never told, and the process did not end."""
     run = uvloop.run
 

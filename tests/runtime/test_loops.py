@@ -215,7 +215,9 @@ def test_a_directory_that_fails_is_asked_once_a_second_at_most(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("named", [None, 0.0, 1.0])
-def test_a_directory_that_only_says_429_gets_longer_rests(monkeypatch: pytest.MonkeyPatch, named: float | None) -> None:
+def test_a_directory_that_answers_only_429_gets_longer_cooldowns(
+    monkeypatch: pytest.MonkeyPatch, named: float | None
+) -> None:
     """H5: also one that names no time, or none to speak of."""
     hours = Hours()
 

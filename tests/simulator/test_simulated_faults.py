@@ -443,7 +443,7 @@ def test_a_pds_with_its_clock_ahead(simulator: Any) -> None:
         assert {did for _, did, _, seconds in events if seconds <= 0} == simulation.state().keys() - ahead
 
 
-def test_a_relay_takes_an_account_down_by_itself(simulator: Any) -> None:
+def test_a_relay_takes_an_account_down_without_its_pds(simulator: Any) -> None:
     """The relay's stream and list show it; the PDS and the other relay do not."""
     simulation = simulator(**CONFIG, relays=2)
     did = next(iter(simulation.state()))

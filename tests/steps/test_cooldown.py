@@ -15,7 +15,7 @@ def test_a_cooldown_grows_with_each_failure_up_to_an_hour() -> None:
     assert held == [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, *[LONGEST_SECONDS] * 3]
 
 
-def test_a_success_begins_anew_and_news_of_a_peer_does_not() -> None:
+def test_a_success_resets_the_failures_and_a_change_of_the_peer_does_not() -> None:
     cooldowns = Cooldowns[str](60.0)
     cooldowns.failed("peer", "why", 0.0)
     cooldowns.ask_again("peer")

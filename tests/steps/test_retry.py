@@ -48,7 +48,7 @@ def test_an_account_state_is_not_a_failure(reason: FailureReason, retry_count: i
     assert decide(Failure(reason, ""), retry_count, POLICY, key=DID) == Unavailable(str(reason), deleted=False)
 
 
-def test_only_what_is_gone_confirms_a_deletion() -> None:
+def test_only_a_missing_account_confirms_a_deletion() -> None:
     """A reported deletion is confirmed when the PDS does not know the repo, or the DID has none."""
     confirmed = {
         reason

@@ -86,7 +86,9 @@ def test_refuse_closes_the_port_until_restored(proxy: MakeProxy, echo: tuple[str
         assert say(client, b"again") == b"again"
 
 
-def test_half_open_connects_and_says_nothing_until_restored(proxy: MakeProxy, echo: tuple[str, int]) -> None:
+def test_half_open_accepts_connections_without_an_answer_until_restored(
+    proxy: MakeProxy, echo: tuple[str, int]
+) -> None:
     between = proxy(echo)
     with connect(between) as early:
         assert say(early, b"1") == b"1"

@@ -71,7 +71,7 @@ def scraped(port: int, query: str) -> float:
     return float(result[0]["value"][1]) if result else 0.0
 
 
-def test_lag_alerts_fire_while_the_index_stands_and_resolve_after(
+def test_lag_alerts_fire_while_the_index_is_stopped_and_resolve_after(
     tmp_path: Path,
     simulator: Callable[..., Simulation],
     log: str,

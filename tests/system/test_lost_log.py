@@ -14,7 +14,7 @@ from tests.system.test_two_workers import stop
 pytestmark = pytest.mark.acceptance
 
 
-def test_a_new_log_goes_on_where_the_tables_stand(
+def test_a_new_log_continues_at_the_positions_of_the_tables(
     simulator: Any, log: str, private_log: EmbeddedLog, database: str, mirror: Any
 ) -> None:
     """G1: lost with outcomes, live events and labels that nobody had indexed; offsets begin at 0, cursors go on."""

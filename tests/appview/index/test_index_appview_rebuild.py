@@ -64,7 +64,7 @@ def test_a_rebuild_makes_what_the_live_path_made(filled: World) -> None:
     assert filled.sql('select count(*) from bsky.actor where "takedownRef" = \'x\' and "trustedVerifier"') == [(1,)]
 
 
-def test_a_rebuild_that_was_stopped_goes_on(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_rebuild_resumes(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
     live = everything(filled)
     monkeypatch.setattr(appview, "REPOS", 2)
     seen: list[int] = []

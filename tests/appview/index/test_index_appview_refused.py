@@ -82,7 +82,7 @@ def test_what_only_the_fold_is_refused_costs_only_itself(
     assert refused_by_check(world) == (0, None)
 
 
-def test_a_note_that_comes_again_is_put_aside_no_more(database: str) -> None:
+def test_a_quarantined_note_that_recurs_leaves_quarantine(database: str) -> None:
     world = World(database)
     root = post("ann", "3kaaaaaaaaaa2", 1)
     quoted = quote("bob", "3kbbbbbbbbbb2", 2, root)
@@ -98,7 +98,7 @@ def test_a_note_that_comes_again_is_put_aside_no_more(database: str) -> None:
     assert quarantine(world) == []
 
 
-def test_what_is_gone_or_judged_again_and_refused_costs_only_itself(database: str) -> None:
+def test_a_rejected_removal_or_new_decision_affects_only_its_own_rows(database: str) -> None:
     """G5, G7: notes of pruned records, and of replies under a gate whose transactions have ended."""
     world = World(database)
     fan = {"$type": "app.bsky.feed.threadgate#followerRule"}

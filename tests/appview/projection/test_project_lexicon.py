@@ -61,7 +61,7 @@ def test_times_are_read_as_javascript_reads_them() -> None:
         ({"text": "", "createdAt": "2024-01-02T03:04:05Z", "embed": {"$type": "app.bsky.embed.images", "images": [{"alt": ""}]}}, "/embed/images/0: lacks image"),
     ],
 )  # fmt: skip
-def test_reason_says_where_and_why(record: dict[str, object], why: str) -> None:
+def test_a_reason_names_place_and_cause(record: dict[str, object], why: str) -> None:
     whole = {"$type": "app.bsky.feed.post"} | record
     found = project(Source("did:plc:a", "app.bsky.feed.post", "a", "b", json.dumps(whole), "2024-01-02T03:04:05.000Z"))
     assert found is not None

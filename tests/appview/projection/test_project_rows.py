@@ -57,7 +57,7 @@ def test_like() -> None:
 
 
 @pytest.mark.parametrize("kind", ["like", "repost"])
-def test_an_action_on_a_post_of_ones_own_notifies_nobody(kind: str) -> None:
+def test_an_action_on_an_own_post_makes_no_notification(kind: str) -> None:
     mine = f"at://{ME}/app.bsky.feed.post/3k2aaaaaaaaaa"
     assert projected(f"app.bsky.feed.{kind}", subject=ref(mine), via=ref(REPOST)).notices == []
     via_mine = projected(f"app.bsky.feed.{kind}", subject=ref(POST), via=ref(mine))
@@ -85,7 +85,7 @@ def test_record_dated_ahead_sorts_where_it_was_indexed() -> None:
     assert rows(found)["feed_item"][0]["sortAt"] == found.sort_at == found.notices[0].sort_at == INDEXED
 
 
-def test_collection_that_no_table_knows_is_none() -> None:
+def test_a_collection_without_a_table_has_no_rows() -> None:
     assert project(Source(ME, "com.example.thing", KEY, CID, "{}", INDEXED)) is None
     assert "com.example.thing" not in KNOWN
 

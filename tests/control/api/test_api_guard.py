@@ -19,7 +19,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_loopback_is_open_without_a_token_and_says_what_is_wrong(api: Api) -> None:
+def test_loopback_is_open_without_a_token_and_errors_have_remedies(api: Api) -> None:
     assert api.get("/api/hosts") == (200, {"items": [], "cursor": None})
     status, answer = api.post(DISMISS)
     assert (status, answer["version"], answer["error"]["code"]) == (404, 1, "not_found")
@@ -96,7 +96,7 @@ def test_an_empty_token_is_no_token() -> None:
     ("host", "loopback"),
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("LOCALHOST", True), ("0.0.0.0", False), ("", False)],
 )
-def test_loopback_is_told_from_the_rest(host: str, loopback: bool) -> None:
+def test_loopback_addresses_are_recognized(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
 
 

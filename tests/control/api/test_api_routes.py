@@ -31,7 +31,7 @@ def put(api: Api, *payloads: bytes) -> None:
     index.close()
 
 
-def test_status_says_what_the_mirror_does(api: Api) -> None:
+def test_status_has_the_state_of_the_mirror(api: Api) -> None:
     RepoQueue(api.settings).discover([ListedRepo(did) for did in DIDS])
     status, page = api.get("/api/v1/status")
     assert (status, page["repos"]["pending"]) == (200, len(DIDS))
@@ -138,7 +138,7 @@ def test_the_filter_is_shown_and_set(api: Api) -> None:
     assert api.post("/api/v1/filters/prune")[1]["pruning"] is True
 
 
-def test_a_broker_or_database_that_is_gone_is_an_answer(api_with) -> None:
+def test_an_unavailable_broker_or_database_is_an_error_answer(api_with) -> None:
     """B8"""
     api = api_with(database="postgresql://nobody@127.0.0.1:1/none")
     status, answer = api.get("/api/v1/hosts")  # within the minute that a request may take

@@ -102,7 +102,7 @@ def test_lists_show_what_scripts_and_people_need(cli: Cli) -> None:
     assert cli.json("show", "1")["name"] == f"list {RELAY}"
 
 
-def test_a_dry_run_says_what_and_changes_nothing(cli: Cli, database: str, tmp_path: Path) -> None:
+def test_a_dry_run_prints_its_plan_and_changes_nothing(cli: Cli, database: str, tmp_path: Path) -> None:
     """T4"""
     store = RepoQueue(Settings(database=database))
     store.discover([ListedRepo(did) for did in DIDS[:2]])

@@ -108,7 +108,7 @@ def test_what_a_state_does_not_allow_is_refused_and_changes_nothing(db: psycopg.
                 move(db, missing)
 
 
-def test_a_dry_run_says_what_it_would_do_and_changes_nothing(db: psycopg.Connection, settings: Settings) -> None:
+def test_a_dry_run_returns_its_plan_and_changes_nothing(db: psycopg.Connection, settings: Settings) -> None:
     """T4"""
     db.execute("insert into sluice.repo (did) values (%s)", (DIDS[0],))
     plan = jobs.start(db, SPECS[3].model_copy(update={"dry_run": True}), settings)
@@ -170,6 +170,6 @@ def test_a_relay_must_be_known_from_somewhere(db: psycopg.Connection, database: 
         {"source": "relay", "since": "2024-01-01"},
     ],
 )
-def test_a_specification_says_one_thing(asked: dict[str, object]) -> None:
+def test_a_specification_has_one_source(asked: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         JobSpec.model_validate(asked)

@@ -80,7 +80,7 @@ def test_what_is_no_server_is_refused(host: str) -> None:
         identify(JobSpec.model_construct(source="hosts", hosts=[host]), None)
 
 
-def test_time_left_is_said_only_where_it_is_known() -> None:
+def test_time_left_is_none_where_it_is_unknown() -> None:
     """R5"""
     assert eta(rate=2.0, pending=10, listed=10, total=None, done=True) == 5.0
     assert eta(rate=2.0, pending=10, listed=40, total=100, done=False) == 35.0

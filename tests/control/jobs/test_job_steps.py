@@ -99,7 +99,7 @@ def test_a_job_is_not_completed_while_a_repo_has_never_been_fetched_but_a_desync
     assert counted(store, steps, job).status == "completed"
 
 
-def test_a_paused_or_cancelled_list_stands_still_and_goes_on_at_its_place(
+def test_a_paused_or_cancelled_list_stops_and_resumes_at_its_checkpoint(
     settings: Settings, store: RepoQueue, steps: JobSteps
 ) -> None:
     """R2"""
@@ -186,7 +186,7 @@ def test_a_pause_that_comes_while_a_batch_is_written_waits_for_it(settings: Sett
     assert jobs.get(store._database(), job.id).checkpoint == {}
 
 
-def test_a_list_that_is_in_sync_says_so_and_again_fetches_it_once(
+def test_a_list_in_sync_is_reported_and_again_fetches_it_once(
     settings: Settings, store: RepoQueue, steps: JobSteps
 ) -> None:
     """R5: a job over repos in sync said "completed" and nothing else."""

@@ -99,7 +99,7 @@ def test_an_account_s_former_pds_is_never_believed(simulator: Simulator, world: 
     assert run.attempts().keys() == {(moved, 1)}
 
 
-def test_what_a_pds_says_cannot_end_a_worker(simulator: Simulator, world: Make) -> None:
+def test_no_response_of_a_pds_can_end_a_worker(simulator: Simulator, world: Make) -> None:
     """G7, B8: words that PostgreSQL takes for no text; the repo fails, the others are fetched, the process goes on."""
     run = world(simulator(repos=20, records_per_repo=5, inactive_share=0.0), backfill_max_attempts=2)
     truth = run.simulation.state()

@@ -204,7 +204,7 @@ def test_a_poisonous_live_event_costs_only_itself_among_events_of_its_repo(world
     assert world.sql("select count(*) from sluice.label") == [(1,)]
 
 
-def test_halving_goes_on_until_one_message_is_done() -> None:
+def test_halving_continues_until_one_message_is_done() -> None:
     """H3: also where the time is over before it begins, or nothing would ever end."""
     messages: list[Any] = [Message(LABELS, at, b"") for at in range(8)]
 

@@ -37,6 +37,6 @@ def test_a_valid_path_is_itself() -> None:
 
 
 @pytest.mark.parametrize("row", [("a.b.c", "\\%"), ("\\a", "x")])
-def test_a_row_that_stands_for_no_key_is_refused(row: tuple[str, str]) -> None:
+def test_a_row_without_a_valid_key_is_refused(row: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match=r"."):
         key_of(*row)

@@ -34,7 +34,7 @@ def test_every_frame_is_what_it_says(recorded: dict[str, Any]) -> None:
     assert kinds[Commit] > 300
 
 
-def test_every_commit_stands_by_structure_inversion_and_signature(recorded: dict[str, Any]) -> None:
+def test_every_commit_passes_structure_inversion_and_signature(recorded: dict[str, Any]) -> None:
     """N1: nothing of the reference implementation's is refused, loosened or in need of another fetch."""
     actions: Counter[str] = Counter()
     for event in map(decode, recorded["frames"]):

@@ -62,7 +62,7 @@ def test_other_texts_are_none(text: str) -> None:
         FilterSpec(collections=[text])
 
 
-def test_a_boundary_says_one_thing() -> None:
+def test_a_boundary_has_one_kind() -> None:
     for wrong in ({"boundary": "dids"}, {"dids": ["did:plc:a"]}, {"boundary": "collection"}, {"signal": "a.b.c"}):
         with pytest.raises(ValidationError):
             FilterSpec(**wrong)

@@ -52,7 +52,7 @@ def test_the_same_rev_with_other_data_is_fetched_once() -> None:
     assert (step.repo.phase, step.repo.reason, step.repo.min_rev) == (Phase.PENDING, Reason.DESYNC, "5")
 
 
-def test_the_word_of_a_snapshot_on_its_rev_is_final() -> None:
+def test_a_snapshot_is_final_for_its_rev() -> None:
     """G5: two commits with one rev do not cause a fetch each time that one of them comes again."""
     from_snapshot = repo_in(Phase.SYNC, from_snapshot=True)
     step = gate.on_live(from_snapshot, commit("5", "four", "other"))
@@ -120,7 +120,7 @@ def test_what_was_applied_is_not_seen_again(phase: Phase, rev: str) -> None:
 
 
 @pytest.mark.parametrize("reason", ["not_found", "did_not_found", "no_pds"])
-def test_a_commit_of_a_repo_that_was_not_found_asks_for_it_again(reason: str) -> None:
+def test_a_commit_of_a_repo_that_was_not_found_queues_it_again(reason: str) -> None:
     """G5: a directory that lags is no end. Hidden until it is fetched, with all that was seen, and nothing for old news."""
     away = repo_in(Phase.UNAVAILABLE, reason=reason, active=False, status=reason, seen_rev="6")
     step = gate.on_live(away, commit("7", "six", "seven"))
@@ -132,7 +132,7 @@ def test_a_commit_of_a_repo_that_was_not_found_asks_for_it_again(reason: str) ->
 
 
 @pytest.mark.parametrize("reason", ["takendown", "suspended", "deactivated", "deleted", "outside"])
-def test_what_is_away_for_another_reason_stays_away(reason: str) -> None:
+def test_a_repo_unavailable_for_another_reason_stays_unavailable(reason: str) -> None:
     away = repo_in(Phase.UNAVAILABLE, reason=reason, active=False, status=reason)
     step = gate.on_live(away, commit("7", "six", "seven"))
     assert (step.repo.phase, step.repo.seen_rev) == (Phase.UNAVAILABLE, "7")

@@ -36,7 +36,7 @@ def test_older_account_news_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("status", ["deleted", "deactivated"])
-def test_what_an_abandoned_pds_may_say_is_confirmed_first(status: str) -> None:
+def test_states_that_a_former_pds_may_report_are_confirmed_first(status: str) -> None:
     step = gate.on_account(SYNC, account("t1", active=False, status=status))
     assert (step.repo.phase, step.repo.reason, step.repo.active) == (Phase.PENDING, Reason.DELETION, False)
     assert step.repo.status == status
@@ -92,7 +92,7 @@ def test_identity_news_takes_the_handle_as_a_hint() -> None:
 
 
 @pytest.mark.parametrize("status", ["takendown", "deleted", "something new"])
-def test_beside_an_active_account_stands_no_status_that_hides_it(status: str) -> None:
+def test_an_active_account_has_no_status_that_hides_it(status: str) -> None:
     """If an event has both, `active` decides."""
     repo = gate.on_account(SYNC, account("t1", active=True, status=status)).repo
     assert (repo.phase, repo.active, repo.status) == (Phase.SYNC, True, None)
@@ -115,7 +115,7 @@ def test_a_relays_takedown_holds_whatever_the_clock_of_the_pds_says(ahead: str) 
         assert dropped(late) == Reason.OLD_ACCOUNT_EVENT
 
 
-def test_account_news_of_several_relays_goes_by_time_and_then_by_sequence() -> None:
+def test_account_events_of_several_relays_are_ordered_by_time_then_by_sequence() -> None:
     """A sequence number means nothing beside another relay's; the event's own time does."""
     repo = gate.on_account(SYNC, account("t2", 3, active=False, status="takendown")).repo
     late_relay = gate.on_account(repo, account("t1", 900, active=True))
@@ -126,7 +126,7 @@ def test_account_news_of_several_relays_goes_by_time_and_then_by_sequence() -> N
 
 @pytest.mark.parametrize("active", [True, False])
 @pytest.mark.parametrize("status", ["desynchronized", "throttled"])
-def test_an_account_that_a_relay_does_not_follow_is_not_gone(status: str, *, active: bool) -> None:
+def test_an_account_that_a_relay_does_not_follow_stays_active(status: str, *, active: bool) -> None:
     """Its PDS serves it: a small PDS's accounts above the relay's limit, for one. What was hidden is asked for there."""
     busy = gate.on_account(SYNC, account("t1", active=active, status=status))
     assert (busy.repo.phase, busy.repo.active, busy.repo.status, busy.effects) == (Phase.SYNC, True, status, ())
@@ -147,7 +147,7 @@ def test_unknown_statuses_are_tolerated() -> None:
     assert (back.repo.phase, back.repo.reason, back.repo.status) == (Phase.PENDING, Reason.REACTIVATED, None)
 
 
-def test_what_the_pds_that_was_left_says_ends_with_the_account_shown() -> None:
+def test_reports_of_a_former_pds_end_with_the_account_active() -> None:
     """After a migration the old PDS sends `deactivated`: the attempt at the PDS of today finds the account, and shows it."""
     hidden = gate.on_account(SYNC, account("t1", active=False, status="deactivated")).repo
     claimed = replace(hidden, phase=Phase.BACKFILL, attempt=hidden.attempt + 1)

@@ -107,7 +107,7 @@ def test_an_unavailable_account_is_an_end_state() -> None:
     assert (step.repo.seen_rev, step.effects) == ("7", (DropBuffered(),))
 
 
-def test_news_of_the_account_outdates_a_fetch_that_found_it_gone() -> None:
+def test_a_newer_account_event_outdates_a_fetch_that_found_it_unavailable() -> None:
     """G1: the fetch said deactivated, but the account has been seen of since it was claimed."""
     step = gate.on_outcome(repo_in(Phase.BACKFILL, account_time="t2"), ended(1, "deactivated", ("t1", 1)))
     assert (step.repo.phase, step.repo.reason, step.repo.retry_in) == (Phase.PENDING, Reason.ACCOUNT_CHANGED, 0.0)
@@ -127,7 +127,7 @@ def test_a_replayed_outcome_adopts_its_ratchet() -> None:
     assert dropped(gate.on_account(opened, account("t4", active=False, status="takendown"))) == Reason.OLD_ACCOUNT_EVENT
 
 
-def test_a_status_told_since_the_claim_outlives_the_outcome() -> None:
+def test_a_status_reported_since_the_claim_survives_the_outcome() -> None:
     """G2: so it does in a replay, where the event comes after the outcome."""
     throttled = gate.on_account(BACKFILL, account("t1", status="throttled")).repo
     assert gate.on_outcome(throttled, synced(1, "5", "five", 0)).repo.status == "throttled"

@@ -98,7 +98,7 @@ def test_rows_carry_their_rev_attempt_and_body() -> None:
     assert work.rows[DID]["c.o.l", "a"] == (DID, "c.o.l", "a", "cid", "6", 3, b'{"x":1}', None, None, event.time, None)
 
 
-def test_what_was_buffered_in_this_batch_goes_with_the_phase() -> None:
+def test_events_buffered_in_this_batch_are_dropped_with_the_phase() -> None:
     """P1, P3: buffered events exist only in backfill."""
     events = [commit("6", "five", "six"), account("t1", active=False, status="takendown")]
     (work,), after = play({DID: repo_in(Phase.BACKFILL)}, {DID: events})
