@@ -45,6 +45,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "dead-letters retry": ["0:1"],
     "dead-letters show": ["0:1"],
     "doctor": [],
+    "export": ["--parquet", "export"],
     "filters prune": [],
     "filters set": ["--did", DID],
     "filters show": [],
