@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import cbrrr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.labels.encode import label_value
-from protocol.labels import Label, LabelReason, LabelRejected, parse_label, subject_key
+from protocol.labels import Label, LabelReason, LabelRejected, label_signed, parse_label, subject_key
 from schemas import wire
+from tests.support.tiny_repo import Key
 
 SRC = "did:plc:labeler"
 DID = "did:plc:subject"
@@ -107,3 +109,19 @@ def test_a_label_that_is_no_map() -> None:
 def test_nothing_raises(changes: dict[str, Any]) -> None:
     """G7"""
     parse_label(GOOD | changes)
+
+
+def test_a_label_is_signed_as_it_came_or_as_the_official_labeler_signs_it() -> None:
+    """Null values and a false `neg` are not in what the official labeler signs; any other change is refused."""
+    key = Key()
+    bare = {name: value for name, value in GOOD.items() if name != "sig"}
+    sig = key.sign(cbrrr.encode_dag_cbor(bare))
+    for value in (bare, bare | {"neg": False, "cid": None}, bare | {"x": 1}):
+        assert label_signed(value | {"sig": sig}, key.did_key)
+    own = bare | {"neg": False, "x": 1}
+    assert label_signed(own | {"sig": key.sign(cbrrr.encode_dag_cbor(own))}, key.did_key)
+    for value in (bare | {"val": "other"}, bare | {"neg": True}, bare | {"uri": object()}):
+        assert not label_signed(value | {"sig": sig}, key.did_key)
+    for wrong in (None, "text", sig[:-1]):
+        assert not label_signed(bare | {"sig": wrong}, key.did_key)
+    assert not label_signed(bare | {"sig": sig}, Key().did_key)
