@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ from simulator.network import Network
 from simulator.servers.control_api import ControlApi
 from simulator.servers.dns import NameServer
 from simulator.servers.labeler import Labeler
+from simulator.servers.loopback import HOST, Listener, Loopback
 from simulator.servers.pds import Pds
 from simulator.servers.plc import PlcDirectory
 from simulator.servers.relay import Relay
@@ -31,8 +31,6 @@ from simulator.writer import Writer
 
 __all__ = ["SimulatedNetwork", "SimulatorConfig", "serve"]
 
-_HOST = "127.0.0.1"
-
 Ready = Callable[[dict[str, Any]], None]
 
 
@@ -40,15 +38,16 @@ class SimulatedNetwork:
     """PLC directory, DNS, PDSes, relays, labelers, writer and control API of one configuration.
 
     `urls`, after `start`: {"plc", "dns": "HOST:PORT", "relays": […], "pds": […], "labelers": […], "labeler_dids": […],
-    "control"}.
+    "control"}. `listener`: where the servers listen; by default at loopback ports.
     """
 
-    def __init__(self, config: SimulatorConfig) -> None:
+    def __init__(self, config: SimulatorConfig, listener: Listener | None = None) -> None:
         self.config = config
+        self._listener = listener or Loopback(config.port)
         self.faults = Faults(config.seed)
         self.faults.switch(config.faults)
         after = config.port and config.port + 3 + config.pdses + config.relays + config.labelers
-        self.web_hosts = WebHosts(config.web_accounts, self.faults, _HOST, after)
+        self.web_hosts = WebHosts(config.web_accounts, self.faults, HOST, after)
         self.network = Network(config, self.faults, self.web_hosts.dids)
         self.plc = PlcDirectory(self.network, self.faults)
         self.names = NameServer(self.network, self.faults)
@@ -66,19 +65,18 @@ class SimulatedNetwork:
         self.urls: dict[str, Any] = {}
         self._runners: list[web.AppRunner] = []
         self._writing: asyncio.Task[None] | None = None
-        self._next_port = config.port
 
     async def start(self) -> dict[str, Any]:
         """Start all servers, prebuild what the configuration requests, start the writer. Returns `urls`."""
-        plc = await self._listen(self.plc.application())
-        control = await self._listen(self.control.application())
-        relays = [await self._listen(relay.application()) for relay in self.relays]
-        pds_urls = [await self._listen(pds.application()) for pds in self.pdses]
+        plc = await self._listener.serve(self.plc.application())
+        control = await self._listener.serve(self.control.application())
+        relays = [await self._listener.serve(relay.application()) for relay in self.relays]
+        pds_urls = [await self._listener.serve(pds.application()) for pds in self.pdses]
         for pds in self.pdses:
             pds.others = pds_urls
-        labelers = [await self._listen(labeler.application()) for labeler in self.labelers]
+        labelers = [await self._listener.serve(labeler.application()) for labeler in self.labelers]
         self.urls = {"plc": plc, "relays": relays, "pds": pds_urls, "labelers": labelers, "control": control}
-        self.urls["dns"] = await self.names.listen(_HOST, self._next_port)
+        self.urls["dns"] = await self._listener.serve_names(self.names)
         self.urls["labeler_dids"] = [labeler.did for labeler in self.labelers]
         self.control.urls = self.urls
         self.plc.pds_urls = pds_urls
@@ -103,21 +101,9 @@ class SimulatedNetwork:
         """Stop the writer, close all servers and connections."""
         if self._writing is not None:
             self._writing.cancel()
-        self.names.close()
+        await self._listener.close()
         for runner in self._runners:
             await runner.cleanup()
-
-    async def _listen(self, application: web.Application) -> str:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((_HOST, self._next_port))
-        if self._next_port:
-            self._next_port += 1
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
-        await runner.setup()
-        await web.SockSite(runner, listener, backlog=1024).start()
-        self._runners.append(runner)
-        return f"http://{_HOST}:{listener.getsockname()[1]}"
 
 
 def _exit_on_failure(task: asyncio.Task[None]) -> None:

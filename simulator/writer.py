@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 
 from simulator.accounts import SimulatedAccount
 from simulator.faults.faults import Faults
@@ -47,22 +46,25 @@ class Writer:
 
     async def run(self) -> None:
         """Perform steps at the current rate until cancelled."""
-        due, last = 0.0, time.monotonic()
+        due, last = 0.0, self._now()
         while True:
             if self.rate <= 0:
                 self._changed.clear()
                 await self._changed.wait()
-                due, last = 0.0, time.monotonic()
-            now = time.monotonic()
+                due, last = 0.0, self._now()
+            now = self._now()
             due = min(due + (now - last) * self.rate, self.rate)  # after a stall, catch up at most one second
             last = now
             while due >= 1 and self.rate > 0:
                 due -= 1
                 await self.step()
-                if time.monotonic() - now > 0.05:
+                if self._now() - now > 0.05:
                     await asyncio.sleep(0)
-                    now = time.monotonic()
+                    now = self._now()
             await asyncio.sleep(_TICK)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def set_rate(self, rate: float) -> None:
         """Set the rate in steps per second; 0 pauses."""

@@ -11,7 +11,7 @@ other hosts wait, with `TooSlow`, counted. A fifth of the permits is reserved fo
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import inf
@@ -50,12 +50,20 @@ class _Waiter:
 class FetchSlots:
     """Permits for one event loop. `taken`: number in use."""
 
-    def __init__(self, ordinary: int, urgent: int, per_host: int, queue_seconds: float) -> None:
+    def __init__(
+        self,
+        ordinary: int,
+        urgent: int,
+        per_host: int,
+        queue_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._limits = {True: ordinary + urgent, False: ordinary}
         self._queues: dict[bool, list[_Waiter]] = {True: [], False: []}
         self._per_host = per_host
         self._queue_seconds = queue_seconds
-        self._next_eviction = 0.0  # time.monotonic
+        self._next_eviction = 0.0
         self._hosts: Counter[str] = Counter()
         self._speeds: dict[str, HostSpeed] = {}
         self._for_slow = max(1, ordinary // SLOW_SHARE)
@@ -87,14 +95,14 @@ class FetchSlots:
     @asynccontextmanager
     async def fetching(self, host: str) -> AsyncIterator[Transfer]:
         """Time one request to the host, for its queue limit and speed. Raises TooSlow."""
-        speed, began = self._speed(host), time.monotonic()
+        speed, began = self._speed(host), self._clock()
         speed.request_began(began)
         transfer = Transfer(host, confined=speed.slow)
         try:
             async with asyncio.timeout(None) as deadline:
                 self._transfers[transfer] = deadline
                 yield transfer
-            if not transfer.slow(time.monotonic()):
+            if not transfer.slow(self._clock()):
                 speed.served()
         except TimeoutError:
             if transfer not in self._ended:
@@ -103,11 +111,11 @@ class FetchSlots:
         finally:
             self._ended.pop(transfer, None)
             del self._transfers[transfer]
-            speed.request_ended(began, time.monotonic())
+            speed.request_ended(began, self._clock())
 
     def evict_overdue(self) -> None:
         """End transfers that are too slow, and evict the ends of queues that are too long for their hosts."""
-        now = time.monotonic()
+        now = self._clock()
         self._end_slow_transfers(now)
         self._next_eviction = max(self._next_eviction, now - 1.0)
         limits = {host: self._speed(host).queue_limit(now) for host in self._hosts if self._full(host)}
@@ -171,7 +179,7 @@ class FetchSlots:
 
     def _full(self, host: str) -> bool:
         held = self._hosts[host]
-        return held > 0 and held >= self._speed(host).permits(time.monotonic())
+        return held > 0 and held >= self._speed(host).permits(self._clock())
 
     def _take(self, host: str) -> None:
         self.taken += 1

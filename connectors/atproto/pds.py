@@ -6,6 +6,7 @@ The body is streamed into a Spool, which bounds memory.
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -59,8 +60,14 @@ class PdsClient:
     """getRepo for one process, in one event loop."""
 
     def __init__(
-        self, settings: Settings, session: aiohttp.ClientSession, budget: HostBudget, spools: SpoolBudget
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        budget: HostBudget,
+        spools: SpoolBudget,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._settings = settings
         self._session = session
         self._budget = budget
@@ -118,7 +125,7 @@ class PdsClient:
 
         `asked`: the first host, to which failures are attributed.
         """
-        transfer.request_sent(time.monotonic())
+        transfer.request_sent(self._clock())
         try:
             async with self._session.get(
                 url, allow_redirects=False, headers={"Accept-Encoding": "identity"}

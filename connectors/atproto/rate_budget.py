@@ -7,7 +7,7 @@ of the host contains more than `pds_requests` of all workers. The host's RateLim
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +40,7 @@ class HostPaused(Exception):
 
 @dataclass(slots=True)
 class _Host:
-    """This worker's state of a host. `users`: running and waiting requests. Times are time.monotonic."""
+    """This worker's state of a host. `users`: running and waiting requests. Times are of the budget's clock."""
 
     permits: asyncio.Semaphore
     users: int = 0
@@ -62,8 +62,9 @@ class _Host:
 class HostBudget:
     """One per process, used in one event loop. Close it in that loop. Hosts are origins: `https://host[:port]`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
+        self._clock = clock
         self._sql = queries("budget")
         self._hosts: dict[str, _Host] = {}
         self._pool = AsyncPool(settings.database, "sluice budget", CONNECTIONS)
@@ -92,7 +93,7 @@ class HostBudget:
         try:
             async with state.order:  # FIFO
                 while True:
-                    now = time.monotonic()
+                    now = self._clock()
                     if state.paused_until > now and now < state.checked + PAUSE_CHECK_SECONDS:
                         raise HostPaused(host, state.paused_until - now, FailureReason.HOST_PAUSED, state.pause_reason)
                     if state.left > 0 and state.expires > now:
@@ -104,7 +105,7 @@ class HostBudget:
 
     async def pause(self, host: str, seconds: float, reason: str) -> None:
         """Pause a host for all workers for at least `seconds`. With pauses in a row the minimum doubles, up to an hour."""
-        state, now = self._state(host), time.monotonic()
+        state, now = self._state(host), self._clock()
         if state.paused_until <= now:  # else this answer belongs to the same burst
             state.pauses += 1
         seconds = max(seconds, min(2.0 ** min(state.pauses - 1, 20), LONGEST_PAUSE))
@@ -117,7 +118,7 @@ class HostBudget:
         allowed = requests_allowed(headers, self._settings.tuning.host_window_seconds)
         if allowed is None:
             return
-        state, now = self._state(host), time.monotonic()
+        state, now = self._state(host), self._clock()
         limit = min(allowed, self._settings.pds_requests)
         remaining = _number(headers.get("RateLimit-Remaining"))
         scarce = (
@@ -177,7 +178,7 @@ class HostBudget:
         state = self._hosts.get(host)
         if state is None:
             if len(self._hosts) >= KEPT_HOSTS:
-                now = time.monotonic()
+                now = self._clock()
                 idle = [
                     n for n, one in self._hosts.items() if not (one.waiting or one.users) and one.paused_until < now
                 ]

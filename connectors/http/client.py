@@ -140,6 +140,11 @@ def open_session(
         ttl_dns_cache=60,
         socket_factory=None if settings.allow_private_hosts else _guarded_socket,
     )
+    return session_over(connector, settings)
+
+
+def session_over(connector: aiohttp.BaseConnector, settings: Settings) -> aiohttp.ClientSession:
+    """The session over any connector. The connector must check addresses, unless private hosts are allowed."""
     return aiohttp.ClientSession(
         connector=connector,
         headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},

@@ -7,6 +7,7 @@ answers 429 wait out the cooldown, then go one at a time. For one event loop; `r
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from connectors.runtime import metrics
 from steps.backoff import backoff_seconds
@@ -22,9 +23,10 @@ log = logging.getLogger("identities")
 
 
 class DirectoryPace:
-    """See the module. `per_second`: maximum requests per second. All times are time.monotonic."""
+    """See the module. `per_second`: maximum requests per second. All times are of `clock`."""
 
-    def __init__(self, per_second: float) -> None:
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._between = 1 / per_second
         self._next = 0.0
         self._rest_until = 0.0
@@ -35,12 +37,12 @@ class DirectoryPace:
     @property
     def resting(self) -> bool:
         """Whether a cooldown is active."""
-        return time.monotonic() < self._rest_until
+        return self._clock() < self._rest_until
 
     async def wait(self) -> None:
         """Wait until the next request may be sent."""
         while True:
-            now = time.monotonic()
+            now = self._clock()
             at = max(now, self._next, self._rest_until)
             self._next = at + self._interval()
             if at > now:
@@ -51,7 +53,7 @@ class DirectoryPace:
     def throttled(self, wait: float | None) -> None:
         """The directory answered with a rate limit: begin a cooldown. `wait`: its Retry-After in seconds, if any."""
         metrics.DIRECTORY_THROTTLED.inc()
-        now = time.monotonic()
+        now = self._clock()
         if not self.resting:  # otherwise the response belongs to the same burst
             self._rests += 1
         least = backoff_seconds(max(self._rests, 1), SHORTEST_REST_SECONDS, LONGEST_UNNAMED_SECONDS)

@@ -18,27 +18,28 @@ PROBE_AGAIN_SECONDS = 5.0  # minimum interval after a failed probe
 class DirectoryProof:
     """`probe` requests documents that the directory is known to have, and returns whether it got one."""
 
-    def __init__(self, probe: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, probe: Callable[[], Awaitable[bool]], clock: Callable[[], float] = time.monotonic) -> None:
         self._probe = probe
+        self._clock = clock
         self._probing = asyncio.Lock()
-        self._seen_at = float("-inf")  # times are of time.monotonic
+        self._seen_at = float("-inf")
         self._failed_at = float("-inf")
 
     def seen(self) -> None:
         """Record that the directory returned a valid document of the requested DID."""
-        self._seen_at = time.monotonic()
+        self._seen_at = self._clock()
 
     async def since(self, moment: float) -> bool:
         """Whether the directory has returned a valid document since `moment`. Otherwise probe; concurrent callers share one."""
         async with self._probing:
             if self._seen_at >= moment:
                 return True
-            if time.monotonic() < self._failed_at + PROBE_AGAIN_SECONDS:
+            if self._clock() < self._failed_at + PROBE_AGAIN_SECONDS:
                 return False
             if await self._probe():
                 self.seen()
                 return True
-            self._failed_at = time.monotonic()
+            self._failed_at = self._clock()
             return False
 
 

@@ -9,7 +9,7 @@ Retry-After, no request is sent to the directory for that time.
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import aiohttp
 from cachetools import TLRUCache, TTLCache
@@ -66,20 +66,27 @@ LookupResult = ResolvedIdentity | IdentityNotFound | IdentityUnreachable
 class Resolver:
     """One per process, for one event loop; close it in that loop. `patience`: seconds to wait for PostgreSQL."""
 
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        patience: float = PATIENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._settings = settings
         self._session = session
         self._cache: TLRUCache[str, tuple[ResolvedIdentity, float]] = TLRUCache(
-            settings.tuning.identity_cache_entries, ttu=lambda _did, entry, now: now + entry[1], timer=time.monotonic
+            settings.tuning.identity_cache_entries, ttu=lambda _did, entry, now: now + entry[1], timer=clock
         )
         self._flights: dict[tuple[str, bool], asyncio.Task[ResolvedIdentity]] = {}
         self._missing: TTLCache[str, IdentityNotFound] = TTLCache(
-            NEGATIVE_ENTRIES, settings.tuning.identity_negative_seconds
+            NEGATIVE_ENTRIES, settings.tuning.identity_negative_seconds, timer=clock
         )
         self._permits = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._web_permits = asyncio.Semaphore(WEB_REQUESTS_AT_ONCE)
-        self._pace = DirectoryPace(settings.identity_requests_per_second)
-        self._proof = DirectoryProof(self._known_documents)
+        self._pace = DirectoryPace(settings.identity_requests_per_second, clock)
+        self._proof = DirectoryProof(self._known_documents, clock)
         self._sql = queries("identity")
         self._pool = AsyncPool(settings.database, "sluice resolver", STORE_CONNECTIONS, patience)
         self._look_ups: BatchLoader[str, tuple[ResolvedIdentity, float]] = BatchLoader(self._stored_many)
@@ -241,7 +248,7 @@ class Resolver:
         url = document_url(did, self._settings.plc)
         if url is None:
             raise IdentityNotFound(f"{did[:200]}: not a DID that the network uses")
-        plc, asked_at = did.startswith("did:plc:"), time.monotonic()
+        plc, asked_at = did.startswith("did:plc:"), self._clock()
         answer = await self._answer(did, url, seconds, plc=plc)
         if answer.status in (404, 410):
             if plc and not has_directory_message(answer) and not await self._proof.since(asked_at):

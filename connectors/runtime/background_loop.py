@@ -17,6 +17,7 @@ import uvloop
 from connectors.runtime import watchdog
 
 X = TypeVar("X")
+Main = Callable[[], Awaitable[None]]
 
 BEGIN_SECONDS = 30.0
 
@@ -28,7 +29,7 @@ class BackgroundDied(Exception):
 class Background:
     """A thread with an asyncio loop that runs `main` until it returns or `cancel` is called."""
 
-    def __init__(self, name: str, main: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, name: str, main: Main) -> None:
         self._main = main
         self._error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None

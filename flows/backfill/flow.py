@@ -14,7 +14,7 @@
 The dataflow carries chunks of messages and dead letters. Steps 1 to 4 and 8 are coroutines of one event loop, since they
 wait for sockets. Steps 5 to 7 run in the flow's thread: they take CPU, and what they emit must reach the log in order.
 Threads hand over in four places. Loop → flow: a bounded queue of downloads (slices.py). Flow → loop: the result of a task
-(`_deliver` in pipeline.py). The loop uses two helper threads for calls that block: the consumer's poll (source.py), and one
+(`_deliver` in pipeline.py). The loop uses two helper threads for calls that block: the consumer's poll (task_feed.py), and one
 database transaction at a time (async_queue.py).
 """
 
@@ -30,9 +30,11 @@ from connectors.kafka.producer import Out
 from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.garbage import collect_rarely
 from connectors.runtime.health import Health
+from connectors.runtime.loop_environment import LoopEnvironment
 from flows.backfill.sink import TOPIC, AttemptSink
 from flows.backfill.source import BackfillSource
 from flows.backfill.task import MessageChunk
+from flows.backfill.task_feed import LogFeed
 from schemas.settings import Settings
 
 SWITCH_SECONDS = 0.0005  # how long the loop's thread waits for the GIL after every socket call, while the flow computes
@@ -55,6 +57,6 @@ def flow(settings: Settings, health: Health) -> Dataflow:
     def repos() -> BackfillSource:
         pressure = HighWater(settings, TOPIC, "index")
         pressure.start()
-        return BackfillSource(settings, health, lambda: pressure.paused)
+        return BackfillSource(settings, health, LogFeed(settings), lambda: pressure.paused, LoopEnvironment())
 
     return build(CheckpointedSource(repos), AttemptSink(settings, health))

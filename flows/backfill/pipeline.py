@@ -11,8 +11,7 @@ does not verify, and when the snapshot is older than the rev already seen.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +80,9 @@ class RepoPipeline:
         small: Handover[SnapshotTask],
         large: Handover[SnapshotTask],
         changed: asyncio.Event,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._grace = settings.tuning.stale_seconds
         self._limits = Limits(
             settings.tuning.snapshot_max_bytes or settings.backfill_max_car_bytes, settings.backfill_max_car_blocks
@@ -234,8 +235,8 @@ class RepoPipeline:
         The claim is kept, so live events stay buffered and the row does not change. Within `stale_seconds`, counted over
         all attempts, RepoQueue lowers min_rev. Raises `failed` after that, or at the hourly limit of fetches.
         """
-        stale.since = stale.since or time.monotonic()
-        if time.monotonic() - stale.since > self._grace * 1.5:
+        stale.since = stale.since or self._clock()
+        if self._clock() - stale.since > self._grace * 1.5:
             raise failed
         current = await self._queue.run(lambda queue: queue.stale(claim.did, claim.attempt, self._grace))
         stale.times += 1

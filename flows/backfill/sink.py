@@ -1,9 +1,12 @@
 """Chunks and dead letters → `firehose_backfill`; the offset of an outcome → the claim's row, as soon as it is durable."""
 
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from typing_extensions import override
 
-from connectors.kafka.producer import LogProducer, Out
+from connectors.kafka.producer import Delivered, LogProducer, Out
 from connectors.postgres.repo_queue import RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.health import Health
@@ -15,6 +18,13 @@ from schemas.topics import FIREHOSE_BACKFILL
 TOPIC = FIREHOSE_BACKFILL
 
 
+class Log(Protocol):
+    """The part of LogProducer that the sink needs."""
+
+    def send(self, messages: Sequence[Out], places_of: Collection[int] = ()) -> dict[int, Delivered]:
+        """See LogProducer."""
+
+
 class AttemptSink(DynamicSink[MessageChunk | Out]):
     """Writes chunks, and closes the attempts whose outcome is in the log."""
 
@@ -23,14 +33,16 @@ class AttemptSink(DynamicSink[MessageChunk | Out]):
         self._health = health
 
     @override
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_AttemptSinkPartition":
-        return _AttemptSinkPartition(self._settings, self._health)
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "AttemptSinkPartition":
+        return AttemptSinkPartition(LogProducer(self._settings), RepoQueue(self._settings), self._health)
 
 
-class _AttemptSinkPartition(StatelessSinkPartition[MessageChunk | Out]):
-    def __init__(self, settings: Settings, health: Health) -> None:
-        self._producer = LogProducer(settings)
-        self._queue = RepoQueue(settings)
+class AttemptSinkPartition(StatelessSinkPartition[MessageChunk | Out]):
+    """The sink over any log. Closes the queue's connection at its end."""
+
+    def __init__(self, log: Log, queue: RepoQueue, health: Health) -> None:
+        self._log = log
+        self._queue = queue
         self._health = health
 
     @override
@@ -48,7 +60,7 @@ class _AttemptSinkPartition(StatelessSinkPartition[MessageChunk | Out]):
                 messages += [Out(TOPIC, did, value) for value in item.values]
                 if item.closes:
                     closing.append((item.task, len(messages) - 1))
-        written = self._producer.send(messages, {at for _, at in closing})
+        written = self._log.send(messages, {at for _, at in closing})
         self._health.progressed()
         if not closing:
             return

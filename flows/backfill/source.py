@@ -20,14 +20,13 @@ from typing_extensions import override
 from connectors.atproto.pds import PdsClient
 from connectors.atproto.rate_budget import HostBudget
 from connectors.atproto.spool import SpoolBudget
-from connectors.http.client import open_session
 from connectors.identity.resolver import Resolver
 from connectors.kafka.producer import Out
 from connectors.postgres.repo_queue import RepoQueue
-from connectors.runtime import metrics, watchdog
-from connectors.runtime.background_loop import Background
+from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.health import Health
+from connectors.runtime.loop_environment import LoopEnvironment
 from flows.backfill.slices import TimeSlices
 from flows.backfill.task import MessageChunk
 from flows.backfill.task_feed import Positions, TaskFeed, read_task
@@ -44,17 +43,25 @@ log = logging.getLogger("backfill")
 class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
     """Emits chunks and dead letters. `paused()`: why no claims are made at present, or None."""
 
-    def __init__(self, settings: Settings, health: Health, paused: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        feed: TaskFeed,
+        paused: Callable[[], str | None],
+        environment: LoopEnvironment,
+    ) -> None:
         super().__init__(health)
         self._settings = settings
+        self._feed = feed
         self._paused = paused
+        self._environment = environment
         self._worker_name = f"{socket.gethostname()}/{os.getpid()}/{time.time_ns() & 0xFFFFFF:x}"
-        self._feed = TaskFeed(settings)
         self._slices = TimeSlices(settings.backfill_memory_bytes)
         self._claimed: deque[tuple[list[Out], Positions]] = deque()
         self._position: Positions = {}
         self._stopping: asyncio.Event | None = None
-        self._background = Background("claims", self._run)
+        self._background = environment.background("claims", self._run)
         self._background.start()
 
     @override
@@ -95,10 +102,10 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
 
     async def _run(self) -> None:
         """The loop's side: claims and their pipelines, until the process stops."""
-        settings = self._settings
+        settings, clock = self._settings, self._environment.clock
         self._stopping = asyncio.Event()
-        session = open_session(settings)
-        resolver, budget = Resolver(settings, session), HostBudget(settings)
+        session = self._environment.session(settings)
+        resolver, budget = Resolver(settings, session, clock=clock), HostBudget(settings, clock)
         queue = RepoQueue(settings, STATEMENT_SECONDS)
         spools = SpoolBudget(settings.backfill_memory_bytes, settings.backfill_spool_bytes)
         worker = BackfillWorker(
@@ -106,9 +113,10 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
             queue=queue,
             resolver=resolver,
             budget=budget,
-            client=PdsClient(settings, session, budget, spools),
+            client=PdsClient(settings, session, budget, spools, clock),
             small=self._slices.small,
             large=self._slices.large,
+            clock=clock,
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -136,8 +144,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
             worker.evict_overdue()
             resync, backlog = (0, 0) if why else (worker.room(resync=True), worker.room(resync=False))
             worker.changed.clear()
-            with watchdog.watched_task("reading of tasks"):  # in a thread, which the loop's own watchdog does not cover
-                messages = await asyncio.to_thread(self._feed.take, resync, backlog)
+            messages = await self._feed.take(resync, backlog)
             if messages:
                 await self._claim_messages(group, worker, messages)
             elif resync <= 0 and not why:

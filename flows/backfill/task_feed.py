@@ -3,7 +3,9 @@
 `repo_resync` is always read first, so that a desynced repo does not queue behind the backlog.
 """
 
+import asyncio
 import time
+from typing import Protocol
 
 import msgspec
 from confluent_kafka import Message
@@ -11,7 +13,7 @@ from confluent_kafka import Message
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import Part
 from connectors.kafka.producer import Out, dead_letter
-from connectors.runtime import metrics
+from connectors.runtime import metrics, watchdog
 from protocol.syntax import is_did
 from schemas import wire
 from schemas.reasons import DeadReason
@@ -26,26 +28,40 @@ FULL_SECONDS = 0.5
 Positions = dict[Part, int]
 
 
-class TaskFeed:
-    """Messages of both topics. Only `commit` may be called while another thread is in `take`."""
+class TaskFeed(Protocol):
+    """Messages of both topics. `take` is for the event loop, `commit` and `close` for the flow's thread."""
+
+    async def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
+        """Up to that many messages of each topic, as (message, is a resync). Waits for 0.1 s if there are none."""
+
+    def commit(self, positions: Positions) -> None:
+        """Move the group's offsets."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class LogFeed:
+    """The TaskFeed of the log. The consumer's poll blocks, so it runs in a thread, beside which `commit` may be called."""
 
     def __init__(self, settings: Settings) -> None:
         self._resync = _PausableConsumer(GroupConsumer(settings, GROUP, [RESYNC]))
         self._backlog = _PausableConsumer(GroupConsumer(settings, GROUP, [BACKLOG]))
 
-    def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
-        """Up to that many messages of each topic, as (message, is a resync). Blocks for 0.1 s if there are none."""
+    async def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
+        with watchdog.watched_task("reading of tasks"):  # in a thread, which the loop's own watchdog does not cover
+            return await asyncio.to_thread(self._take, resync_room, backlog_room)
+
+    def _take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
         urgent = self._resync.take(resync_room, 0.01)  # short: a slot for the backlog may become free meanwhile
         others = self._backlog.take(backlog_room - len(urgent), 0.0 if urgent else 0.1)
         return [(message, True) for message in urgent] + [(message, False) for message in others]
 
     def commit(self, positions: Positions) -> None:
-        """Move the group's offsets."""
         self._resync.consumer.commit(positions)
         self._backlog.consumer.commit(positions)
 
     def close(self) -> None:
-        """Leave the group."""
         self._resync.consumer.close()
         self._backlog.consumer.close()
 

@@ -6,6 +6,8 @@ pipeline ends the task group, and so the process (B8).
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 
 from connectors.atproto.fetch_slots import FetchSlots
 from connectors.atproto.pds import PdsClient
@@ -38,6 +40,7 @@ class BackfillWorker:
         client: PdsClient,
         small: Handover[SnapshotTask],
         large: Handover[SnapshotTask],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queue = AsyncRepoQueue(queue)
         self.changed = asyncio.Event()  # a pipeline has ended, or its task has left the flow
@@ -46,6 +49,7 @@ class BackfillWorker:
             max(1, settings.backfill_concurrency // 4),
             settings.pds_concurrency,
             settings.tuning.host_queue_seconds,
+            clock,
         )
         self._pipeline = RepoPipeline(
             settings,
@@ -57,6 +61,7 @@ class BackfillWorker:
             small=small,
             large=large,
             changed=self.changed,
+            clock=clock,
         )
         self._running: dict[Key, tuple[ClaimRun, asyncio.Task[None]]] = {}
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from connectors.atproto.host_lists import follow_hosts
 from connectors.atproto.relay import Pager
-from connectors.http.client import open_session
 from connectors.postgres.stream_cursors import Stored
 from connectors.runtime import metrics
-from connectors.runtime.background_loop import Background, Handover
+from connectors.runtime.background_loop import Handover
+from connectors.runtime.loop_environment import LoopEnvironment
 from flows.list_repos.listing_loop import FLOW, CrawlContext, DueRange, ListedPage, ListingLoop
 from schemas.settings import Settings
 from steps.job_states import Target
@@ -24,7 +24,13 @@ MAX_UPSTREAMS = 20_000  # a relay may name any number of hosts; the network has 
 class Crawler:
     """Runs the listings. `stored`: positions by target key; `clock`: seconds since 1970."""
 
-    def __init__(self, settings: Settings, stored: dict[str, Stored], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stored: dict[str, Stored],
+        clock: Callable[[], float],
+        environment: LoopEnvironment = LoopEnvironment(),  # noqa: B008  # it is frozen
+    ) -> None:
         self._settings = settings
         self._stored = stored
         self._clock = clock
@@ -35,7 +41,8 @@ class Crawler:
         self.queue: Handover[ListedPage] = Handover(QUEUE_ENTRIES, lambda page: 1 + len(page.entries))
         self._new: asyncio.Queue[Target] = asyncio.Queue()
         self._permits = asyncio.Semaphore(settings.tuning.list_hosts_at_once)
-        self._background = Background(f"{FLOW} pages", self._main)
+        self._session = environment.session
+        self._background = environment.background(f"{FLOW} pages", self._main)
         self.start, self.check = self._background.start, self._background.check
         self.cancel, self._call = self._background.cancel, self._background.call
 
@@ -96,7 +103,7 @@ class Crawler:
         self._call(changed)
 
     async def _main(self) -> None:
-        async with open_session(self._settings) as session, asyncio.TaskGroup() as group:
+        async with self._session(self._settings) as session, asyncio.TaskGroup() as group:
             pager = Pager(self._settings, session)
             for url in self._settings.relays:
                 self._follow(group, pager, Target(url, url, relay=True))

@@ -16,11 +16,13 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
+from connectors.kafka.back_pressure import HighWater
 from connectors.kafka.producer import LogSink, Out
 from connectors.postgres.repo_queue import Discovery, ListedRepo, RepoQueue
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.health import Health
+from connectors.runtime.loop_environment import LoopEnvironment
 from connectors.runtime.retry_database import retry_database
 from flows.list_repos.listing_jobs import ListingJobs
 from flows.list_repos.listing_loop import FLOW, ListedPage
@@ -45,8 +47,13 @@ def build(crawl: Source[ListedPage], discover: Callable[[ListedPage], list[Out]]
 def flow(settings: Settings, health: Health) -> Dataflow:
     """The dataflow with the relays, the database and the log of the settings."""
     jobs = ListingJobs(settings)
-    source = CheckpointedSource(lambda: CrawlSource(settings, health, jobs))
-    return build(source, discoverer(RepoQueue(settings), jobs), LogSink(settings))
+
+    def crawl() -> CrawlSource:
+        pressure = HighWater(settings, TOPIC, "backfill")
+        pressure.start()
+        return CrawlSource(settings, health, jobs, pressure, LoopEnvironment())
+
+    return build(CheckpointedSource(crawl), discoverer(RepoQueue(settings), jobs), LogSink(settings))
 
 
 def discoverer(queue: RepoQueue, jobs: ListingJobs) -> Callable[[ListedPage], list[Out]]:

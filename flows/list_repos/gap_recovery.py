@@ -5,8 +5,7 @@ by the lists of all PDSes. Used by the flow's thread, on its connection.
 """
 
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -33,20 +32,21 @@ logger = logging.getLogger(FLOW)
 class GapRecovery:
     """Gaps and skipped ranges of the relays in the settings, timed by the database's clock."""
 
-    def __init__(self, settings: Settings, database: Database[TupleRow]) -> None:
+    def __init__(self, settings: Settings, database: Database[TupleRow], monotonic: Callable[[], float]) -> None:
         self._relays = settings.relays
         self._database = database
-        self._offset = 0.0  # seconds that the database's clock is ahead of ours
+        self._monotonic = monotonic
+        self._offset = 0.0  # seconds that the database's clock is ahead of `monotonic`
         self._seen_hosts_of: set[str] = set()  # relays whose list of PDSes this process has read and stored
 
     def clock(self) -> float:
         """Seconds since 1970 by the database's clock, as of the last `read`."""
-        return time.time() + self._offset
+        return self._monotonic() + self._offset
 
     def read(self) -> dict[str, float]:
         """Upstream → when its newest open gap was noticed, by the database's clock. Sets `clock`."""
         rows = outside_transaction(self._database()).execute(SQL["gaps"]).fetchall()
-        self._offset = rows[-1][2] - time.time()
+        self._offset = rows[-1][2] - self._monotonic()
         return {upstream: noticed for upstream, noticed, _ in rows if noticed is not None}
 
     def check(self, crawler: Crawler) -> None:

@@ -6,19 +6,18 @@ its job (`listing_jobs.py`). Every CHECK_SECONDS the flow's thread reads the cha
 that are due (`gap_recovery.py`).
 """
 
-import time
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from typing_extensions import override
 
-from connectors.kafka.back_pressure import HighWater
 from connectors.postgres import stream_cursors as cursors
 from connectors.postgres.connection import own_transaction, tuple_database
 from connectors.postgres.stream_cursors import CursorStore
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.health import Health
+from connectors.runtime.loop_environment import LoopEnvironment
 from connectors.runtime.retry_database import retry_database
 from flows.list_repos.crawler import Crawler
 from flows.list_repos.gap_recovery import GapRecovery, write_fact
@@ -26,7 +25,6 @@ from flows.list_repos.listing_jobs import ListingJobs
 from flows.list_repos.listing_loop import CHECK_SECONDS, FLOW, ListedPage
 from schemas.settings import Settings
 from schemas.sql import queries
-from schemas.topics import REPO_BACKFILL
 from steps.listing.listing_progress import ListingProgress
 from steps.listing.paginator import Listing, RangeSkipped
 
@@ -40,25 +38,38 @@ class CommitUnknown(Exception):
     """It is unknown whether the last transaction was committed; the process restarts from the database's state."""
 
 
+class Pressure(Protocol):
+    """The part of HighWater that the source needs."""
+
+    @property
+    def paused(self) -> str | None:
+        """Why no pages may be emitted, or None."""
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """End the watching."""
+
+
 class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
     """Pages of all listings. A position is what the pages emitted since the last commit change."""
 
-    def __init__(self, settings: Settings, health: Health, jobs: ListingJobs) -> None:
+    def __init__(
+        self, settings: Settings, health: Health, jobs: ListingJobs, pressure: Pressure, environment: LoopEnvironment
+    ) -> None:
         super().__init__(health)
         self._progress = ListingProgress()
         self._durable: dict[str, Listing] = {}
         self._store = CursorStore(settings, FLOW)
         self._database = tuple_database(settings, "sluice list_repos")
         self._jobs = jobs
-        self._pressure = HighWater(settings, REPO_BACKFILL, "backfill")
-        self._gaps = GapRecovery(settings, self._database)
+        self._pressure = pressure
+        self._monotonic = environment.clock
+        self._gaps = GapRecovery(settings, self._database, self._monotonic)
         self._check_at = 0.0
-        self._polled_at = time.monotonic()
+        self._polled_at = self._monotonic()
         self._drained = False
         self._gaps.read()
-        self._crawler = Crawler(settings, self._store.load(), self._gaps.clock)
+        self._crawler = Crawler(settings, self._store.load(), self._gaps.clock, environment)
         self._check_jobs()  # before the first page: a job may be paused
-        self._pressure.start()
         self._crawler.start()
 
     @override
@@ -69,7 +80,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
         if why := self._pressure.paused:
             self.health.report("paused", why)
             return []
-        if time.monotonic() >= self._check_at:
+        if self._monotonic() >= self._check_at:
             retry_database(self._check, self.health)
         pages = self._crawler.queue.take(POLL_PAGES)
         for page in pages:
@@ -148,7 +159,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
         self._database.close()
 
     def _check(self) -> None:
-        self._check_at = time.monotonic() + CHECK_SECONDS
+        self._check_at = self._monotonic() + CHECK_SECONDS
         self._gaps.check(self._crawler)
         self._check_jobs()
 
@@ -156,7 +167,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
         self._jobs.check(self._database(), self._store, self._crawler, self._gaps.clock())
 
     def _report(self, has_pages: bool) -> None:
-        now = time.monotonic()
+        now = self._monotonic()
         if has_pages:
             self._polled_at = now
         problems = self._crawler.problems()

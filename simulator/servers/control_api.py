@@ -204,8 +204,9 @@ class ControlApi:
         streams = [relay.stream for relay in self.relays] + [labeler.stream for labeler in self.labelers]
         for relay in self.relays:
             relay.flush()
-        deadline = time.monotonic() + float(wanted.get("timeout", 30))
-        while time.monotonic() < deadline:
+        now = asyncio.get_running_loop().time
+        deadline = now() + float(wanted.get("timeout", 30))
+        while now() < deadline:
             if all(reader.position >= stream.end for stream in streams for reader in stream.readers):
                 break
             await asyncio.sleep(0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from aiohttp import web
@@ -54,7 +53,7 @@ class PlcDirectory:
         self.faults = faults
         self.pds_urls: list[str] = []
         self.labelers: dict[str, dict[str, Any]] = {}
-        self._allowance, self._allowed_at = 0.0, time.monotonic()
+        self._allowance, self._allowed_at = 0.0, asyncio.get_running_loop().time()
 
     def application(self) -> web.Application:
         """The routes."""
@@ -91,7 +90,7 @@ class PlcDirectory:
         limit = self.faults.parameters("plc_429")
         if limit is None:
             return None
-        rate, now = float(limit.get("rate", 0)), time.monotonic()
+        rate, now = float(limit.get("rate", 0)), asyncio.get_running_loop().time()
         self._allowance = min(rate, self._allowance + (now - self._allowed_at) * rate)
         self._allowed_at = now
         if self._allowance >= 1:

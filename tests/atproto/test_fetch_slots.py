@@ -76,7 +76,7 @@ def ordinary(hosts: int, repos: int) -> list[tuple[str, str, int, float]]:
 @pytest.mark.parametrize("repos_per_host", [1, 5])
 def test_ten_dripping_hosts_delay_the_others_by_a_minute_at_most(timeless: asyncio.Runner, repos_per_host: int) -> None:
     """H3, B3: before, ten transfers of an hour each had every permit, and the others waited as long."""
-    worker = Worker(FetchSlots(10, 2, 5, 30.0))
+    worker = Worker(FetchSlots(10, 2, 5, 30.0, timeless.get_loop().time))
     good = ordinary(5, 4)
     timeless.run(played(worker, 200, *dripping(10, repos_per_host), *good))
     waited = [worker.done.get(name, 999.0) for name, *_ in good]
@@ -87,7 +87,7 @@ def test_ten_dripping_hosts_delay_the_others_by_a_minute_at_most(timeless: async
 
 def test_proven_hosts_keep_a_fifth_of_the_permits(timeless: asyncio.Runner) -> None:
     """H3: however many unknown hosts drip at once, those that work go on within a moment."""
-    worker = Worker(FetchSlots(10, 2, 5, 30.0))
+    worker = Worker(FetchSlots(10, 2, 5, 30.0, timeless.get_loop().time))
 
     async def run() -> None:
         await played(worker, 20, *[(f"first{n}", f"good{n}", 100, 1e6) for n in range(5)])
@@ -99,7 +99,7 @@ def test_proven_hosts_keep_a_fifth_of_the_permits(timeless: asyncio.Runner) -> N
 
 def test_slow_hosts_share_few_permits_and_their_transfers_end_counted(timeless: asyncio.Runner) -> None:
     """G5: no transfer is deferred without end: on a permit of slow hosts it has its time, and then it counts."""
-    worker = Worker(FetchSlots(10, 2, 5, 30.0))
+    worker = Worker(FetchSlots(10, 2, 5, 30.0, timeless.get_loop().time))
 
     async def run() -> None:
         good = [(f"g{n}", "good", 2_000_000, 100_000.0) for n in range(400)]
@@ -115,7 +115,7 @@ def test_slow_hosts_share_few_permits_and_their_transfers_end_counted(timeless: 
 
 def test_a_slow_transfer_continues_while_no_repo_waits(timeless: asyncio.Runner) -> None:
     """A slow host is no fault: where permits are free, its repos are fetched."""
-    worker = Worker(FetchSlots(4, 1, 2, 30.0))
+    worker = Worker(FetchSlots(4, 1, 2, 30.0, timeless.get_loop().time))
     timeless.run(played(worker, 2000, *[(f"slow/{n}", "slow", 1_000_000, 1000.0) for n in range(2)], *ordinary(2, 5)))
     assert {"slow/0", "slow/1"} <= worker.done.keys()
     assert not any(worker.ended.values())

@@ -116,7 +116,7 @@ def test_a_redirect_to_a_paused_host_pauses_the_redirecting_host(database: str) 
     assert (failed.failure.reason, failed.host) == (FailureReason.RATE_LIMITED, asked)
 
 
-def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_ends_a_pause_and_workers_notice(database: str) -> None:
     """H4: an hour's pause stayed in each worker's memory, whatever the database said."""
     settings, host = Settings(database=database), "https://pds.example"
     with psycopg.connect(database, autocommit=True) as db:
@@ -132,8 +132,7 @@ def test_an_operator_ends_a_pause_and_workers_notice(database: str, monkeypatch:
 
         async def main() -> None:
             clock = SimpleNamespace(now=1000.0)
-            monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-            shared, other = HostBudget(settings), HostBudget(settings)
+            shared, other = (HostBudget(settings, lambda: clock.now) for _ in range(2))
             try:
                 await shared.apply_headers(host, {"RateLimit-Limit": "1"})
                 await shared.pause(host, 3600.0, "429")
@@ -171,8 +170,7 @@ def test_a_host_that_always_answers_429_is_asked_at_growing_intervals(
 
     async def main() -> list[int]:
         clock = SimpleNamespace(now=1000.0)
-        monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-        shared = HostBudget(Settings(database="postgresql://unused@localhost/unused"))
+        shared = HostBudget(Settings(database="postgresql://unused@localhost/unused"), lambda: clock.now)
 
         async def execute(name: str, **values: Any) -> tuple[Any, ...] | None:
             paused = max(0.0, state.paused_until - clock.now)

@@ -16,7 +16,6 @@ import pytest
 
 from connectors.atproto.host_lists import follow_hosts
 from connectors.atproto.relay import MAX_BARREN, HostList, Pager
-from connectors.identity import directory_pace
 from connectors.identity.directory_pace import DirectoryPace
 from control.tasks.dead_letter_retry import AFTER_SECONDS
 from flows.list_repos.crawler import Crawler
@@ -198,13 +197,12 @@ def test_one_list_of_hosts_has_an_end(monkeypatch: pytest.MonkeyPatch, new: bool
 
 
 @pytest.mark.parametrize("every", [0, 50])
-def test_a_directory_that_fails_is_asked_once_a_second_at_most(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+def test_a_directory_that_fails_is_asked_once_a_second_at_most(every: int) -> None:
     """H5: the PLC directory, whatever the callers do; `every`: one request in so many is answered."""
     hours = Hours()
 
     async def main(loop: VirtualLoop) -> None:
-        monkeypatch.setattr(directory_pace, "time", SimpleNamespace(monotonic=lambda: loop.now))
-        pace = DirectoryPace(10.0)
+        pace = DirectoryPace(10.0, loop.time)
         while True:
             await pace.wait()
             hours.count(loop.now)
@@ -215,15 +213,12 @@ def test_a_directory_that_fails_is_asked_once_a_second_at_most(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("named", [None, 0.0, 1.0])
-def test_a_directory_that_answers_only_429_gets_longer_cooldowns(
-    monkeypatch: pytest.MonkeyPatch, named: float | None
-) -> None:
+def test_a_directory_that_answers_only_429_gets_longer_cooldowns(named: float | None) -> None:
     """H5: also one that names no time, or none to speak of."""
     hours = Hours()
 
     async def main(loop: VirtualLoop) -> None:
-        monkeypatch.setattr(directory_pace, "time", SimpleNamespace(monotonic=lambda: loop.now))
-        pace = DirectoryPace(10.0)
+        pace = DirectoryPace(10.0, loop.time)
         while True:
             await pace.wait()
             hours.count(loop.now)

@@ -37,6 +37,9 @@ class Simulation:
 
     def __init__(self, process: zygote.Forked, urls: dict[str, Any]) -> None:
         self.process = process
+        self._set_urls(urls)
+
+    def _set_urls(self, urls: dict[str, Any]) -> None:
         self.plc: str = urls["plc"]
         self.dns: str = urls["dns"]
         self.relays: list[str] = urls["relays"]

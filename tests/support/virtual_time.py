@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,8 +30,7 @@ class VirtualTime(asyncio.SelectorEventLoop):
 
 
 @pytest.fixture
-def timeless(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
-    """Runs a coroutine in virtual time, which is that of the places, too."""
+def timeless() -> Iterator[asyncio.Runner]:
+    """Runs coroutines in virtual time. What reads a clock there takes `timeless.get_loop().time`."""
     with asyncio.Runner(loop_factory=VirtualTime) as runner:
-        monkeypatch.setattr("connectors.atproto.fetch_slots.time", SimpleNamespace(monotonic=runner.get_loop().time))
         yield runner

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,44 +33,33 @@ class Attempted:
         return {f"{event.collection}/{event.rkey}": event.cid for event in self.creates}
 
 
-class World:
-    """Processes that it started end with `close`."""
+class BackfillWorld(ABC):
+    """Everything but the flow itself, which runs in processes (`World`) or in the test's own loop (`WorldHere`)."""
 
-    def __init__(self, folder: Path, bootstrap: str, database: str, simulation: Simulation, **settings: Any) -> None:
-        self.folder = folder
-        self.simulation = simulation
-        given = {
-            "kafka_bootstrap": bootstrap,
-            "database": database,
-            "kafka_topic_prefix": folder.name.replace("_", "-") + "-",
-            "plc": simulation.plc,
-            "allow_private_hosts": True,
-            "transport_session_seconds": 6.0,
-            "epoch_seconds": 0.2,
-            "retry_first_seconds": 0.2,
-            "retry_max_seconds": 1.0,
-            "rate_limit_pause_seconds": 1.0,
-            "kafka_partitions": 4,
-            "kafka_replication": 1,
-        } | settings
-        self.settings = Settings(**given)
-        self.store = RepoQueue(self.settings)
-        self.producer = LogProducer(self.settings)
-        self.processes: list[FlowProcess] = []
-        create_topics(bootstrap, self.settings.kafka_topic_prefix)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = RepoQueue(settings)
+        self._db = psycopg.connect(settings.database, autocommit=True)
 
-    def start(self, **overrides: Any) -> FlowProcess:
-        settings = self.settings.replaced(**overrides)
-        process = FlowProcess("backfill", settings, self.folder / f"backfill-{len(self.processes)}.log")
-        self.processes.append(process)
-        return process
+    @abstractmethod
+    def send(self, messages: list[Out]) -> None:
+        """Write to the log."""
+
+    @abstractmethod
+    def read(self, topic: str) -> list[Any]:
+        """All messages of a topic."""
+
+    @abstractmethod
+    def until(self, condition: Callable[[], Any], seconds: float = 120.0, what: Callable[[], str] | None = None) -> Any:
+        """Wait until the condition holds; its value."""
+
+    @abstractmethod
+    def cluster(self) -> str:
+        """Id of the log's cluster."""
 
     def close(self) -> None:
-        for process in self.processes:
-            if process.running:
-                process.kill()
         self.store.close()
-        del self.producer  # or it goes on calling for a broker that ends with the session
+        self._db.close()
 
     def list_all(self, truth: dict[str, RepoTruth], topic: str = "repo_backfill") -> list[wire.RepoTask]:
         """As list_repos: rows first, then messages. Every account that the network calls active."""
@@ -79,7 +70,7 @@ class World:
 
     def queue(self, tasks: list[wire.RepoTask], topic: str = "repo_backfill") -> None:
         if tasks:
-            self.producer.send([Out(topic, task.did, wire.encode(task)) for task in tasks])
+            self.send([Out(topic, task.did, wire.encode(task)) for task in tasks])
 
     def schedule(self) -> int:
         """As control: queue what is due."""
@@ -88,18 +79,17 @@ class World:
         return len(tasks)
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        with psycopg.connect(self.settings.database, row_factory=psycopg.rows.dict_row) as db:
-            return {row["did"]: row for row in db.execute("select * from sluice.repo")}
+        with self._db.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+            return {row["did"]: row for row in cursor.execute("select * from sluice.repo")}
 
     def execute(self, sql: str, *values: Any) -> list[Any]:
-        with psycopg.connect(self.settings.database, autocommit=True) as db:
-            cursor = db.execute(sql, values)
-            return cursor.fetchall() if cursor.description else []
+        cursor = self._db.execute(sql.encode(), values)
+        return cursor.fetchall() if cursor.description else []
 
     def attempts(self) -> dict[tuple[str, int], Attempted]:
         """(did, attempt) → what the log holds of it. Fails where a message follows its attempt's outcome."""
         found: dict[tuple[str, int], Attempted] = defaultdict(Attempted)
-        for message in read_topic(self.settings.kafka_bootstrap, self.settings.topic("firehose_backfill")):
+        for message in self.read("firehose_backfill"):
             event = wire.decode_backfill(message.value())
             assert message.key().decode() == event.did
             attempt = found[event.did, event.attempt]
@@ -111,21 +101,22 @@ class World:
         return dict(found)
 
     def produced(self) -> int:
-        """Attempts whose outcome is known to stand in the log, and repos that ended."""
-        return self.execute(
+        """Attempts whose outcome is known to be in the log, and repos that ended."""
+        query = (
             "select count(*) from sluice.repo where produced_offset is not null or phase in ('failed', 'unavailable')"
-        )[0][0]
+        )
+        return int(self.execute(query)[0][0])
 
-    def run_to_end(self, count: int, seconds: float = 90.0) -> None:
+    def run_to_end(self, count: int) -> None:
         """As control: reap and schedule, until so many repos have produced an outcome."""
-        cluster = cluster_id(self.settings)
+        cluster = self.cluster()
 
         def done() -> bool:
             self.store.reap(cluster, 0.0)
             self.schedule()
             return self.produced() >= count
 
-        wait_until(done, seconds, lambda: f"{count} produced; rows {self.summary()}")
+        self.until(done, what=lambda: f"{count} produced; rows {self.summary()}")
 
     def summary(self) -> str:
         rows = self.execute(
@@ -146,3 +137,60 @@ class World:
             assert newest.outcome.rev == one.rev
             assert newest.outcome.count == len(newest.creates) == len(one.records)
             assert newest.records == one.records
+
+
+class World(BackfillWorld):
+    """The flow as processes, on a real log. Those that it started end with `close`."""
+
+    def __init__(self, folder: Path, bootstrap: str, database: str, simulation: Simulation, **settings: Any) -> None:
+        self.folder = folder
+        self.simulation = simulation
+        given = {
+            "kafka_bootstrap": bootstrap,
+            "kafka_topic_prefix": folder.name.replace("_", "-") + "-",
+            "transport_session_seconds": 6.0,
+            "epoch_seconds": 0.2,
+        }
+        super().__init__(Settings(**common(simulation, database) | given | settings))
+        self.producer = LogProducer(self.settings)
+        self.processes: list[FlowProcess] = []
+        create_topics(bootstrap, self.settings.kafka_topic_prefix)
+
+    def start(self, **overrides: Any) -> FlowProcess:
+        settings = self.settings.replaced(**overrides)
+        process = FlowProcess("backfill", settings, self.folder / f"backfill-{len(self.processes)}.log")
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.running:
+                process.kill()
+        super().close()
+        del self.producer  # or it goes on calling for a broker that ends with the session
+
+    def send(self, messages: list[Out]) -> None:
+        self.producer.send(messages)
+
+    def read(self, topic: str) -> list[Any]:
+        return read_topic(self.settings.kafka_bootstrap, self.settings.topic(topic))
+
+    def until(self, condition: Callable[[], Any], seconds: float = 120.0, what: Callable[[], str] | None = None) -> Any:
+        return wait_until(condition, seconds, what or "")
+
+    def cluster(self) -> str:
+        return cluster_id(self.settings)
+
+
+def common(simulation: Simulation, database: str) -> dict[str, Any]:
+    """Settings of both kinds of worlds: short waits between attempts."""
+    return {
+        "database": database,
+        "plc": simulation.plc,
+        "allow_private_hosts": True,
+        "retry_first_seconds": 0.2,
+        "retry_max_seconds": 1.0,
+        "rate_limit_pause_seconds": 1.0,
+        "kafka_partitions": 4,
+        "kafka_replication": 1,
+    }

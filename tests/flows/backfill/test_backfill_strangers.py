@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
-import socket
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from collections.abc import Callable
 
 import pytest
+from aiohttp import web
 
 from flows.backfill.pipeline import DOUBTED_AFTER
-from tests.flows.backfill.backfill_world import World
-from tests.support.flow_process import wait_until
-from tests.support.simulation import Simulation
+from tests.flows.backfill.backfill_here import WorldHere
 
-Make = Callable[..., World]
-Simulator = Callable[..., Simulation]
+Here = Callable[..., WorldHere]
 
 
 @pytest.mark.parametrize(
     "fault", [None, "plc_500", "plc_429"], ids=["at once", "directory away", "directory limits us"]
 )
-def test_an_account_that_moved_is_fetched_where_it_lives_now(
-    simulator: Simulator, world: Make, fault: str | None
-) -> None:
+def test_an_account_that_moved_is_fetched_where_it_lives_now(here: Here, fault: str | None) -> None:
     """G5: what a former PDS reports about an account does not count: the DID is resolved afresh, and the worker waits for the directory."""
-    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), rate_limit_pause_seconds=1.0)
+    run = here({"repos": 4, "records_per_repo": 10, "inactive_share": 0.0}, rate_limit_pause_seconds=1.0)
     truth = run.simulation.state()
     moved = next(iter(truth))
     identity = {"did": moved, "pds": run.simulation.pdses[truth[moved].pds]}
@@ -50,48 +41,33 @@ def test_an_account_that_moved_is_fetched_where_it_lives_now(
     assert run.attempts()[moved, last].outcome.host == run.simulation.pdses[truth[moved].pds]
 
 
-@contextmanager
-def old_pds(answer: bytes, status: int = 200) -> Iterator[str]:
+def old_pds(run: WorldHere, answer: bytes, status: int = 200) -> str:
     """A PDS of a stranger's making, which gives everybody the same answer; its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    async def same(_: web.Request) -> web.Response:
+        return web.Response(status=status, body=answer)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    app = web.Application()
+    app.router.add_get("/{any:.*}", same)
+    return run.own.run(run.own.network.serve(app))
 
 
-def got(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        return bytes(answer.read())
-
-
-def test_an_account_s_former_pds_is_never_believed(simulator: Simulator, world: Make) -> None:
+def test_an_account_s_former_pds_is_never_believed(here: Here) -> None:
     """G5, G7: the former PDS serves a snapshot below the rev already seen; the directory names another PDS, which is asked first."""
-    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), stale_seconds=0.5)
+    run = here({"repos": 4, "records_per_repo": 10, "inactive_share": 0.0}, stale_seconds=0.5)
     truth = run.simulation.state()
     moved = next(iter(truth))
-    before = got(f"{run.simulation.pdses[truth[moved].pds]}/xrpc/com.atproto.sync.getRepo?did={moved}")
-    (method,) = json.loads(got(f"{run.simulation.plc}/{moved}"))["verificationMethod"]
+    before = run.simulation.get(f"{run.simulation.pdses[truth[moved].pds]}/xrpc/com.atproto.sync.getRepo?did={moved}")
+    (method,) = json.loads(run.simulation.get(f"{run.simulation.plc}/{moved}"))["verificationMethod"]
     run.simulation.op("create", did=moved)
     truth = {moved: run.simulation.state()[moved]}
-    with old_pds(before) as url:
-        run.execute(
-            "insert into sluice.identity (did, pds, signing_key) values (%s, %s, %s)",
-            *(moved, url, f"did:key:{method['publicKeyMultibase']}"),
-        )
-        run.list_all(truth)
-        process = run.start()
-        run.run_to_end(1)
+    run.execute(
+        "insert into sluice.identity (did, pds, signing_key) values (%s, %s, %s)",
+        *(moved, old_pds(run, before), f"did:key:{method['publicKeyMultibase']}"),
+    )
+    run.list_all(truth)
+    process = run.start()
+    run.run_to_end(1)
     run.check(truth)
     assert process.metric("sluice_backfill_verification_errors_total", reason="stale") == 1, (
         "the old one was asked, once"
@@ -99,38 +75,33 @@ def test_an_account_s_former_pds_is_never_believed(simulator: Simulator, world: 
     assert run.attempts().keys() == {(moved, 1)}
 
 
-def test_no_response_of_a_pds_can_end_a_worker(simulator: Simulator, world: Make) -> None:
+def test_no_response_of_a_pds_can_end_a_worker(here: Here) -> None:
     """G7, B8: words that PostgreSQL takes for no text; the repo fails, the others are fetched, the process goes on."""
-    run = world(simulator(repos=20, records_per_repo=5, inactive_share=0.0), backfill_max_attempts=2)
+    run = here({"repos": 20, "records_per_repo": 5, "inactive_share": 0.0}, backfill_max_attempts=2)
     truth = run.simulation.state()
     hostile, *others = list(truth)
-    with old_pds(b'{"error": "No\\u0000thing", "message": "a\\u0000b"}', status=500) as url:
-        run.execute("insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", hostile, url)
-        run.list_all(truth)
-        process = run.start()
-        wait_until(lambda: run.schedule() >= 0 and run.rows()[hostile]["phase"] == "failed")
-        run.run_to_end(len(truth))
+    url = old_pds(run, b'{"error": "No\\u0000thing", "message": "a\\u0000b"}', status=500)
+    run.execute("insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", hostile, url)
+    run.list_all(truth)
+    process = run.start()
+    run.until(lambda: run.schedule() >= 0 and run.rows()[hostile]["phase"] == "failed")
+    run.run_to_end(len(truth))
     run.check({did: truth[did] for did in others})
     assert process.running
     assert "No\ufffdthing a\ufffdb" in run.rows()[hostile]["last_error"]
 
 
-def test_an_account_whose_move_was_missed_is_found(simulator: Simulator, world: Make) -> None:
+def test_an_account_whose_move_was_missed_is_found(here: Here) -> None:
     """G5: its old PDS is gone for good and the cached document names it: after some failures the directory is asked again."""
-    run = world(simulator(repos=4, records_per_repo=10, inactive_share=0.0), retry_first_seconds=0.2)
+    run = here({"repos": 4, "records_per_repo": 10, "inactive_share": 0.0}, retry_first_seconds=0.2)
     truth = run.simulation.state()
     moved = next(iter(truth))
     truth = {moved: truth[moved]}
-    with socket.socket() as gone:  # bound, so that no other process gets the port, and not listening
-        gone.bind(("127.0.0.1", 0))
-        run.execute(
-            "insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')",
-            moved,
-            f"http://127.0.0.1:{gone.getsockname()[1]}",
-        )
-        run.list_all(truth)
-        process = run.start()
-        run.run_to_end(1)
+    gone = "http://127.0.0.1:9"
+    run.execute("insert into sluice.identity (did, pds, signing_key) values (%s, %s, 'did:key:zold')", moved, gone)
+    run.list_all(truth)
+    process = run.start()
+    run.run_to_end(1)
     run.check(truth)
     assert process.metric("sluice_backfill_fetch_errors_total", reason="unreachable") == DOUBTED_AFTER
     assert run.attempts().keys() == {(moved, DOUBTED_AFTER + 1)}

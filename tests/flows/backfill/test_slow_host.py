@@ -3,94 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import pytest
+from collections.abc import Callable
 
 from connectors.atproto.fetch_slots import FetchSlots, QueueFull
-from tests.flows.backfill.backfill_world import World
-from tests.support.flow_process import wait_until
-from tests.support.simulation import Simulation
+from tests.flows.backfill.backfill_here import WorldHere
 
+Here = Callable[..., WorldHere]
 CONCURRENCY, SHARE = 6, 2
 
 
-@pytest.fixture
-def world(tmp_path: Path, log: str, database: str, simulator: Callable[..., Simulation]) -> Iterator[World]:
-    simulation = simulator(repos=240, records_per_repo=5, inactive_share=0.0, pdses=3)
-    made = World(
-        tmp_path,
-        log,
-        database,
-        simulation,
+def test_a_host_that_hangs_delays_only_its_own_repos(here: Here) -> None:
+    """P4, B3, C4: its repos stand first in the log; the others are done while it hangs, and then it is done too."""
+    run = here(
+        {"repos": 240, "records_per_repo": 5, "inactive_share": 0.0, "pdses": 3},
         backfill_concurrency=CONCURRENCY,
         pds_concurrency=SHARE,
         host_queue_seconds=10.0,
     )
-    yield made
-    made.close()
-
-
-def test_a_host_that_hangs_delays_only_its_own_repos(world: World) -> None:
-    """P4, B3, C4: its repos stand first in the log; the others are done while it hangs, and then it is done too."""
-    simulation = world.simulation
+    simulation = run.simulation
     truth = simulation.state()
     slow = {did: one for did, one in truth.items() if one.pds == 0}
     others = {did: one for did, one in truth.items() if one.pds != 0}
     assert len(slow) > CONCURRENCY * 10, "more than may wait for it"
     simulation.set_faults(pds_hang={"host": 0, "seconds": 600, "per_did": 0})
-    world.list_all(slow)
-    process = world.start()
-    wait_until(lambda: simulation.fired("pds_hang") >= SHARE)
-    world.list_all(others)
-    # on a machine that is slow enough the other hosts are slow too, and some of theirs are put off for a while
-    wait_until(lambda: world.schedule() >= 0 and world.produced() == len(others), 120, world.summary)
+    run.list_all(slow)
+    flow = run.start()
+    run.until(lambda: simulation.fired("pds_hang") >= SHARE)
+    run.list_all(others)
+    run.until(lambda: run.schedule() >= 0 and run.produced() == len(others), 20, run.summary)
     assert simulation.fired("pds_hang") == SHARE, "no more of its slots than its share were taken"
-    away = "sluice_claims_total"
-    wait_until(lambda: process.metric(away, result="deferred"), 60, "what is too much for it comes back later")
-    assert process.metric("sluice_backfill_fetch_errors_total") == 0, "and is not a failure"
-    assert {row["retry_count"] for row in world.rows().values()} == {0}
-    process.kill()  # with what hangs
+    # what is too much for it comes back later, and is not a failure
+    run.until(lambda: flow.metric("sluice_claims_total", result="deferred"), 20)
+    assert flow.metric("sluice_backfill_fetch_errors_total") == 0
+    assert {row["retry_count"] for row in run.rows().values()} == {0}
+    flow.kill()  # with what hangs
     simulation.set_faults(clear=True)
-    world.execute("update sluice.repo set lease_until = now() where phase = 'backfill'")
-    world.execute("update sluice.repo set next_retry_at = now() where phase = 'pending'")  # when their time has come
-    world.start()
-    world.run_to_end(len(truth), 90)
-    world.check(truth)
+    run.execute("update sluice.repo set lease_until = now() where phase = 'backfill'")
+    run.execute("update sluice.repo set next_retry_at = now() where phase = 'pending'")  # when their time has come
+    run.start()
+    run.run_to_end(len(truth))
+    run.check(truth)
 
 
-def test_ten_dripping_hosts_delay_other_repos_by_a_minute_at_most(
-    tmp_path: Path, log: str, database: str, simulator: Callable[..., Simulation]
-) -> None:
+def test_ten_dripping_hosts_delay_other_repos_by_a_minute_at_most(here: Here) -> None:
     """H3, B3: one byte in five seconds from each of ten PDSes; before, five ordinary repos waited eleven minutes."""
-    simulation = simulator(repos=75, records_per_repo=5, inactive_share=0.0, pdses=15)
-    world = World(tmp_path, log, database, simulation, fetch_idle_seconds=300.0)
-    try:
-        truth = simulation.state()
-        slow = {did: one for did, one in truth.items() if one.pds < 10}
-        others = {did: one for did, one in truth.items() if one.pds >= 10}
-        simulation.set_faults(pds_trickle={"hosts": list(range(10)), "chunk": 1, "interval": 5.0, "per_did": 0})
-        world.list_all(slow)
-        process = world.start()
-        wait_until(lambda: simulation.fired("pds_trickle") >= 8)
-        world.list_all(others)
-        wait_until(lambda: world.schedule() >= 0 and world.produced() == len(others), 150, world.summary)
-        errors = [str(row["last_error"]) for row in world.rows().values() if row["last_error"]]
-        assert any(error.startswith("host_slow") for error in errors), errors
-        assert {row["retry_count"] for row in world.rows().values()} == {0}
-        assert process.metric("sluice_backfill_fetch_errors_total", reason="host_slow") >= 6
-        process.kill()  # with what drips
-        world.check(others)
-    finally:
-        world.close()
+    run = here({"repos": 75, "records_per_repo": 5, "inactive_share": 0.0, "pdses": 15}, fetch_idle_seconds=300.0)
+    truth = run.simulation.state()
+    slow = {did: one for did, one in truth.items() if one.pds < 10}
+    others = {did: one for did, one in truth.items() if one.pds >= 10}
+    run.simulation.set_faults(pds_trickle={"hosts": list(range(10)), "chunk": 1, "interval": 5.0, "per_did": 0})
+    run.list_all(slow)
+    flow = run.start()
+    run.until(lambda: run.simulation.fired("pds_trickle") >= 8)
+    run.list_all(others)
+    run.until(lambda: run.schedule() >= 0 and run.produced() == len(others), 65, run.summary)
+    errors = [str(row["last_error"]) for row in run.rows().values() if row["last_error"]]
+    assert any(error.startswith("host_slow") for error in errors), errors
+    assert {row["retry_count"] for row in run.rows().values()} == {0}
+    assert flow.metric("sluice_backfill_fetch_errors_total", reason="host_slow") >= 6
+    run.check(others)
 
 
 def test_the_end_of_a_slow_queue_is_evicted_and_returns_spread(timeless: asyncio.Runner) -> None:
     """A host's queue is bounded by its speed. Repos that wait for a free slot do not count as its queue."""
 
     async def run() -> list[float]:
-        slots = FetchSlots(3, 1, per_host=1, queue_seconds=0.05)
+        slots = FetchSlots(3, 1, 1, 0.05, timeless.get_loop().time)
         away: list[float] = []
         done: list[str] = []
         hang = asyncio.Event()
@@ -134,7 +112,7 @@ def test_hanging_hosts_do_not_take_all_slots_again(timeless: asyncio.Runner) -> 
             at_once[host] -= 1
 
     async def scenario() -> None:
-        slots = FetchSlots(4, 0, 2, queue_seconds=0.2)
+        slots = FetchSlots(4, 0, 2, 0.2, timeless.get_loop().time)
         for seconds in (0.5, 0.1, 0.001):
             hanging = [fetch(slots, host, seconds) for host in ("a", "b") for _ in range(4 if seconds > 0.01 else 20)]
             quick = [fetch(slots, "quick", 0.01) for _ in range(8)]
