@@ -95,8 +95,8 @@ def test_no_claims_are_made_while_the_index_is_behind(here: Here) -> None:
     tasks = run.list_all(truth)
     run.simulation.set_faults(pds_trickle={"chunk": 20_000, "interval": 0.5, "per_did": 0})
     process = run.start()
-    run.until(lambda: process.health.state == "paused")
-    assert "behind on firehose_backfill" in process.health.why
+    run.until(lambda: process.health()["state"] == "paused")
+    assert "behind on firehose_backfill" in process.health()["why"]
     run.own.pass_time(600.0)
     stopped_at = run.produced()
     run.own.pass_time(600.0)

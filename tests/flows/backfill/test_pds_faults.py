@@ -32,7 +32,8 @@ def test_a_pds_fault_is_recorded_and_the_repo_retried(here: Here, reason: str) -
         {"repos": 12, "records_per_repo": 30, "inactive_share": 0.0},
         backfill_concurrency=20,
         pds_concurrency=20,
-        fetch_total_seconds=600.0,
+        fetch_idle_seconds=30.0,
+        fetch_total_seconds=60.0,
     )
     truth = run.simulation.state()
     run.simulation.set_faults(**FAULTS[reason])

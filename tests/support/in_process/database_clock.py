@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-STEP_SECONDS = 0.2  # smaller jumps of the loop's clock are passed on together
+STEP_SECONDS = 0.5  # smaller jumps of the loop's clock are passed on together
 
 _SETUP = """
 create schema clock;

@@ -26,7 +26,7 @@ from tests.support.virtual_loop import VirtualLoop
 X = TypeVar("X")
 
 STEPS_SECONDS = (0.02, 1.0)  # between two checks of a condition: the first, and the longest
-IDLE_SECONDS = 0.05  # the flow's thread, while it has nothing to do
+IDLE_SECONDS = 0.1  # the flow's thread, while it has nothing to do
 
 
 class InLoop(Background):
@@ -109,7 +109,10 @@ class OwnLoop:
 
         async def turns() -> None:
             while True:
-                items = source.next_batch()
+                try:
+                    items = source.next_batch()
+                except StopIteration:  # it has drained
+                    return
                 if items:
                     write(items)
                 source.snapshot()

@@ -1,0 +1,89 @@
+"""When a listing pauses, ends and begins again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.flows.list_repos.listing_here import Here
+
+QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 1.0, "list_hosts_recheck_seconds": 1.0}
+
+
+def test_a_recheck_finds_new_accounts_and_keeps_the_job_completed(here: Here) -> None:
+    """B1, R4: a job's cutoff and end stay what they were; accounts that come later are found."""
+    run = here({"repos": 50, "records_per_repo": 1})
+    network = run.simulation
+    (relay,) = network.relays
+    flow = run.start(relays=[relay], **QUICK)
+    run.until(lambda: run.completed(relay))
+    before = run.job(relay)
+    network.op("new_account")
+    run.until(lambda: len(run.listed()) == 51)
+    run.until(lambda: sum(run.tasks().values()) == sum(repo.active for repo in network.state().values()))
+    run.until(lambda: run.job(relay)["listed"] > before["listed"])
+    after = run.job(relay)
+    assert [after[key] for key in ("status", "cutoff", "completed_at")] == [
+        before[key] for key in ("status", "cutoff", "completed_at")
+    ]
+    assert after["queued"] == before["queued"]
+    assert run.rows("select count(*) from sluice.repo where job is null") == [(1,)]
+    assert flow.terminate() == 0
+
+
+def test_a_gap_of_the_stream_is_resolved_by_a_new_listing(here: Here) -> None:
+    run = here({"repos": 60, "records_per_repo": 1})
+    network = run.simulation
+    (relay,) = network.relays
+    settings = QUICK | {"list_recheck_seconds": 3600, "gap_relist_seconds": 0.5}
+    flow = run.start(relays=[relay], list_page_size=20, **settings)
+    run.until(lambda: run.completed(relay))
+    listed_once = run.job(relay)["listed"]
+    # at once: the flow may look between two statements, and would list once more for the second one
+    both = (
+        "insert into sluice.stream_gap (upstream, reason) values (%s, 'sequence_gap'), ('firehose_live', 'log_start')"
+    )
+    run.db.execute(both.encode(), (relay,))
+    run.until(lambda: not run.rows("select 1 from sluice.stream_gap where answered_at is null"))
+    assert run.job(relay)["listed"] >= listed_once + 60
+    detail = run.rows("select detail from sluice.cursor where flow = 'list_repos'")[0][0]
+    assert (detail["pass"], detail["done"]) == (2, True)
+    assert flow.terminate() == 0
+
+
+def test_throttled_and_absent_relays_move_no_cursor(here: Here) -> None:
+    """R3, B11"""
+    run = here({"repos": 30, "records_per_repo": 1})
+    network = run.simulation
+    (relay,) = network.relays
+    network.set_faults(relay_list_429={"times": 3})
+    closed = "http://127.0.0.1:9"
+    flow = run.start(relays=[relay, closed], **QUICK)
+    run.until(lambda: run.completed(relay))
+    assert network.fired("relay_list_429") == 3
+    page = run.until(lambda: (page := flow.health())["state"] == "failing" and page)
+    assert closed in page["why"]
+    assert run.rows("select * from sluice.skipped_range") == []
+    assert run.listed() == set(network.state())
+    assert flow.terminate() == 0
+
+
+def test_back_pressure_pauses_the_listing_and_resumes_without_loss(here: Here) -> None:
+    """B7: no worker takes the tasks, so the listing waits; when they are done it continues."""
+    run = here({"repos": 1000, "records_per_repo": 1, "faults": {"list_slow": {"seconds": 0.05}}})
+    network = run.simulation
+    (relay,) = network.relays
+    network.op("new_account")
+    slow = {"list_page_size": 1, "kafka_high_water_messages": 100}
+    flow = run.start(relays=[relay], **QUICK, **slow)
+    page = run.until(lambda: (page := flow.health())["state"] == "paused" and page)
+    assert "behind on" in page["why"]
+    assert len(run.listed()) < 1001  # page by page the listing takes longer than the looks at the lag are apart
+    network.set_faults(clear=True)
+
+    def settled() -> bool:
+        run.fetched |= run.log.ends("repo_backfill")
+        return run.completed(relay)
+
+    run.until(settled, 120)
+    assert run.listed() == set(network.state())
+    assert flow.terminate() == 0
