@@ -18,7 +18,7 @@ Simulator = Callable[..., Simulation]
 
 def test_every_record_of_every_repo_reaches_the_log_before_its_outcome(simulator: Simulator, world: Make) -> None:
     """B3, G3, G4: the whole snapshot, verified, each body hashing back to its CID, hostile records included."""
-    run = world(simulator(repos=60, records_per_repo=40, hostile=True))
+    run = world(simulator(repos=30, records_per_repo=40, hostile=True))
     truth = run.simulation.state()
     tasks = run.list_all(truth)
     run.start()
@@ -179,8 +179,8 @@ def test_a_large_repo_passes_in_bounded_memory(simulator: Simulator, world: Make
             records_per_repo=10,
             inactive_share=0.0,
             big_repos=1,
-            big_repo_records=40_000,
-            big_record_bytes=2000,
+            big_repo_records=8_000,
+            big_record_bytes=11_000,
         )
     )
     truth = run.simulation.state()

@@ -1,7 +1,7 @@
-"""The clock of a test's database, moved along with the loop's: `now()` there is the real time and what passed in the loop.
+"""The clock of a test's database: it stands still, and moves with the loop's.
 
-A schema before `pg_catalog` in the search path has its own `now()` and `clock_timestamp()`. Defaults of columns keep the real
-time: they are bound when the table is made.
+A schema before `pg_catalog` in the search path has its own `now()` and `clock_timestamp()`; defaults of columns are bound to
+them again.
 """
 
 from __future__ import annotations
@@ -10,25 +10,34 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-STEP_SECONDS = 0.5  # smaller jumps of the loop's clock are passed on together
+STEP_SECONDS = 0.5  # smaller jumps of the loop's clock are passed on together, unless a test needs them exactly
 
 _SETUP = """
 create schema clock;
-create unlogged table clock.ahead (seconds float8 not null);
-insert into clock.ahead values (0);
+create unlogged table clock.time (began timestamptz not null, seconds float8 not null);
+insert into clock.time values (pg_catalog.now(), 0);
 create function clock.now() returns timestamptz language sql stable
-    as $$ select pg_catalog.now() + make_interval(secs => (select seconds from clock.ahead)) $$;
-create function clock.clock_timestamp() returns timestamptz language sql volatile
-    as $$ select pg_catalog.clock_timestamp() + make_interval(secs => (select seconds from clock.ahead)) $$;
+    as $$ select began + make_interval(secs => seconds) from clock.time $$;
+create function clock.clock_timestamp() returns timestamptz language sql stable as $$ select clock.now() $$;
 alter database {name} set search_path = clock, pg_catalog, public;
 alter database {name} set synchronous_commit = off;
+do $$
+declare found record;
+begin
+    for found in select table_name, column_name, column_default from information_schema.columns
+                 where table_schema = 'sluice' and column_default ~ 'now[(][)]' loop
+        execute format('alter table sluice.%I alter %I set default %s', found.table_name, found.column_name,
+                       replace(found.column_default, 'now()', 'clock.now()'));
+    end loop;
+end $$;
 """
 
 
 class DatabaseClock:
     """Holds a connection until `close`. Make it before anything else connects to the database."""
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, step_seconds: float = STEP_SECONDS) -> None:
+        self._step = step_seconds
         self._db = psycopg.connect(database, autocommit=True)
         self._db.execute(_SETUP.format(name=urlsplit(database).path.strip("/")).encode())
         self._waiting = 0.0
@@ -36,8 +45,8 @@ class DatabaseClock:
     def passed(self, seconds: float) -> None:
         """So much time has passed in the loop."""
         self._waiting += seconds
-        if self._waiting >= STEP_SECONDS:
-            self._db.execute("update clock.ahead set seconds = seconds + %s", (self._waiting,))
+        if self._waiting and self._waiting >= self._step:
+            self._db.execute("update clock.time set seconds = seconds + %s", (self._waiting,))
             self._waiting = 0.0
 
     def close(self) -> None:

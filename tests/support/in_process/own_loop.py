@@ -19,7 +19,7 @@ from connectors.runtime.background_loop import Background, Main
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.loop_environment import LoopEnvironment
 from schemas.settings import Settings
-from tests.support.in_process.database_clock import DatabaseClock
+from tests.support.in_process.database_clock import STEP_SECONDS, DatabaseClock
 from tests.support.in_process.memory_http import MemoryConnector, MemoryNetwork
 from tests.support.virtual_loop import VirtualLoop
 
@@ -61,10 +61,10 @@ class InLoop(Background):
 
 
 class OwnLoop:
-    """The loop of one test. `close` it after all that runs in it."""
+    """The loop of one test. `close` it after all that runs in it. `step_seconds`: how exactly the database's clock follows."""
 
-    def __init__(self, database: str) -> None:
-        self._clock = DatabaseClock(database)
+    def __init__(self, database: str, step_seconds: float = STEP_SECONDS) -> None:
+        self._clock = DatabaseClock(database, step_seconds)
         self.loop = VirtualLoop(self._clock.passed)
         self.network = MemoryNetwork()
         self.environment = LoopEnvironment(
