@@ -88,7 +88,7 @@ def test_two_workers_never_exceed_the_limit_in_any_window(database: str, limit: 
         budgets = [HostBudget(given, clock) for _ in sent]
         callers = [ask(budget, times) for budget, times in zip(budgets, sent, strict=True) for _ in range(8)]
         tasks = [asyncio.create_task(caller) for caller in callers]
-        await asyncio.wait(tasks, timeout=20.0, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(tasks, timeout=20.0 + 40.0 / limit, return_when=asyncio.FIRST_EXCEPTION)
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)

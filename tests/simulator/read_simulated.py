@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import libipld
+import pytest
 from atproto_crypto.verify import verify_signature
 from cbrrr import CID, decode_dag_cbor, encode_dag_cbor
 
 from tests.support.simulation import Simulation
+
+CONFIG = {"repos": 12, "records_per_repo": 12, "inactive_share": 0.0, "churn": 0.0}
+
+
+def list_url(base: str, limit: int, cursor: str = "") -> str:
+    return f"{base}/xrpc/com.atproto.sync.listRepos?limit={limit}" + (f"&cursor={cursor}" if cursor else "")
+
+
+def only(simulation: Simulation, name: str, **parameters: Any) -> None:
+    simulation.set_faults(clear=True, **{name: {"per_did": 0, **parameters}})
 
 
 def get(url: str) -> Any:
@@ -37,6 +48,12 @@ def refused(url: str) -> tuple[int, str]:
         with error:
             return error.code, json.load(error)["error"]
     raise AssertionError(f"did not fail: {url}")
+
+
+def refused_plain(url: str) -> int:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url)
+    return caught.value.code
 
 
 def text(cid: bytes) -> str:
