@@ -35,11 +35,12 @@ def test_nothing_is_written_for_a_lost_claim(here: Here) -> None:
     run = here({"repos": 1, "records_per_repo": 20, "inactive_share": 0.0}, lease_seconds=1.5)
     truth = run.simulation.state()
     run.list_all(truth)
-    run.simulation.set_faults(pds_hang={"seconds": 600, "times": 1})
+    run.simulation.set_faults(pds_trickle={"chunk": 100, "interval": 1.0, "times": 1})
     process = run.start()
-    run.until(lambda: run.simulation.fired("pds_hang") == 1)
+    run.until(lambda: run.simulation.fired("pds_trickle") == 1)
     run.execute("update sluice.repo set attempt = attempt + 1, worker = 'another'")
     run.until(lambda: process.metric("sluice_claims_total", result="lost") == 1)
+    run.own.pass_time(600.0)  # longer than the download would have taken
     assert run.attempts() == {}
     assert process.running
 

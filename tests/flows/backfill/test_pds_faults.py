@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.backfill.pipeline import STALE_FIRST_SECONDS
 from tests.flows.backfill.backfill_here import WorldHere
 
 Here = Callable[..., WorldHere]
@@ -131,13 +132,14 @@ def test_a_stale_snapshot_is_not_taken(here: Here) -> None:
     truth = run.simulation.state()
     run.simulation.set_faults(pds_stale={"per_did": 2})
     tasks = run.list_all(truth)
-    process = run.start(stale_seconds=600.0)
+    process, began = run.start(stale_seconds=600.0), run.own.loop.now
     run.run_to_end(len(tasks))
     assert run.simulation.fired("pds_stale") > 0
     assert process.metric("sluice_backfill_verification_errors_total", reason="stale") == run.simulation.fired(
         "pds_stale"
     )
     assert {row["attempt"] for row in run.rows().values()} == {1}, "the claim was kept"
+    assert run.own.loop.now - began >= 2 * STALE_FIRST_SECONDS, "it waits before it asks again"
     run.check(truth)
 
 
