@@ -72,7 +72,7 @@ def test_a_transfer_that_is_ended_for_others_is_deferred_once_and_then_counts(mo
             finally:
                 closed.append(did)
 
-        async def failed(self, host: str, error: str) -> None:
+        async def record_failure(self, host: str, error: str) -> None:
             pass
 
     class Store:
