@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from schemas.settings import Settings
 from tests.support.broker import LogScope
-from tests.support.flow_process import WAIT_SECONDS, FlowProcess, create_topics, read_topic
+from tests.support.flow_process import FlowProcess, create_topics, read_topic, watermarks
 
 PARTITIONS = 4
 
@@ -56,7 +56,7 @@ class FlowBed:
         name = self.prefix + topic
         ends = [TopicPartition(name, part) for part in range(PARTITIONS)]
         for end in ends:
-            end.offset = consumer.get_watermark_offsets(end, timeout=WAIT_SECONDS)[1]
+            end.offset = watermarks(consumer, end)[1]
         consumer.commit(offsets=ends, asynchronous=False)
         consumer.close()
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from connectors.kafka.client import transient
 from schemas.settings import Settings, variables
 from tests.support import zygote
 
@@ -167,9 +168,7 @@ def read_topic(bootstrap: str, topic: str, seconds: float = WAIT_SECONDS) -> lis
     )
     try:
         parts = list(consumer.list_topics(topic, timeout=WAIT_SECONDS).topics[topic].partitions)
-        ends = {
-            part: consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=WAIT_SECONDS) for part in parts
-        }
+        ends = {part: watermarks(consumer, TopicPartition(topic, part)) for part in parts}
         left = {part: high for part, (low, high) in ends.items() if high > low}
         consumer.assign([TopicPartition(topic, part, ends[part][0]) for part in left])
         found = []
@@ -184,6 +183,20 @@ def read_topic(bootstrap: str, topic: str, seconds: float = WAIT_SECONDS) -> lis
         return found
     finally:
         consumer.close()
+
+
+def watermarks(consumer: Consumer, part: TopicPartition) -> tuple[int, int]:
+    """First and next offset of a partition; waits for its leader, which a new topic on a busy broker does not have yet."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            found: tuple[int, int] = consumer.get_watermark_offsets(part, timeout=WAIT_SECONDS)
+        except KafkaException as err:
+            if time.monotonic() >= deadline or not transient(err.args[0]):
+                raise
+            time.sleep(0.1)
+        else:
+            return found
 
 
 def group_positions(bootstrap: str, group: str, topic: str) -> dict[int, int]:

@@ -40,6 +40,7 @@ class HostileRelay:
         return seq
 
     def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
@@ -54,10 +55,10 @@ class HostileRelay:
         app.router.add_get("/xrpc/com.atproto.sync.subscribeRepos", self._stream)
         app.router.add_get("/_health", self._health)
         app.router.add_get("/{did}", self._document)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)  # a stream does not end by itself
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()

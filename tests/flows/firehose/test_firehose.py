@@ -213,9 +213,10 @@ def test_lost_sequence_numbers_are_recorded_before_the_cursor_passes_them(simula
 
 
 def test_a_relay_that_is_back_and_quiet_is_no_failure(
-    simulator: Start, live_bed: LiveBed, proxy: Callable[..., Proxy]
+    simulator: Start, live_bed: LiveBed, proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B8, R3: the health page names what is wrong, and no longer than it is: a labeler may have no word for hours."""
+    monkeypatch.setattr("connectors.atproto.stream_sockets.RECOVERED_SECONDS", 1.0)
     network = simulator(**SIZE)
     host, _, port = network.relays[0].removeprefix("http://").partition(":")
     way = proxy((host, int(port)))
