@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -39,15 +40,22 @@ FOREIGN = re.compile(
 BINARY = (".png", ".jar", ".gz", ".car")
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file, parsed once for all tests."""
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Top-level names that a file imports, wherever in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
-    return found
+    return frozenset(found)
 
 
 def tracked() -> list[Path]:
@@ -83,7 +91,7 @@ def test_steps_and_protocol_do_no_io_and_read_no_clock() -> None:
 def modules() -> dict[str, ast.Module]:
     """Path → syntax tree of every module of the product and the simulator."""
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return {str(path.relative_to(ROOT)): ast.parse(path.read_text("utf-8")) for path in paths}
+    return {str(path.relative_to(ROOT)): parsed(path) for path in paths}
 
 
 def test_modules_and_folders_are_small() -> None:
