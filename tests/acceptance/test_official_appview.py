@@ -16,6 +16,7 @@ from tests.acceptance.appview_tables import Expected, unlike_rows
 from tests.acceptance.running_mirror import Mirror
 from tests.support.official.appview_servers import VERSIONS, HandleServer, OfficialAppView, bsky
 from tests.support.official.servers import OfficialNetwork
+from tests.support.postgres import data_folder
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
@@ -46,12 +47,19 @@ NEEDED = {
 }
 
 
+@pytest.fixture
+def mirror_folder() -> Iterator[Path]:
+    """A folder that the embedded PostgreSQL's user can reach."""
+    with data_folder() as folder:
+        yield folder
+
+
 def test_the_official_appview_answers_the_same_from_our_tables(
     official_network: Callable[..., OfficialNetwork],
     official_appview: Callable[..., OfficialAppView],
     blank_databases: Callable[[], str],
     handle_server: Callable[[OfficialNetwork], HandleServer],
-    tmp_path: Path,
+    mirror_folder: Path,
 ) -> None:
     """N10: history, live writes, labels, and accounts that change their handle, hide, come back, arrive and go."""
     network = official_network(ozone=blank_databases(), accounts=9, posts=2)
@@ -65,7 +73,7 @@ def test_the_official_appview_answers_the_same_from_our_tables(
     official = {v: official_appview(v, database, network, index=True) for v, database in references.items()}
     names = handle_server(network)
     mirror = Mirror(
-        tmp_path / "mirror", network,
+        mirror_folder / "mirror", network,
         appview="true", handle_dns=names.address, handle_retry_seconds=1, handle_checks_per_second=100,
     )  # fmt: skip
     started = stamp()

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
 from control.process_status import Registry, check_process, registered
 from tests.support.flow_process import is_running
 from tests.support.simulation import Simulation
+from tests.support.whole_mirror import Mirror, mirrors, wait_for
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.acceptance]
 SLUICE = Path(sys.executable).with_name("sluice")
@@ -31,6 +33,13 @@ def home() -> Iterator[Path]:
     """A data folder that the embedded PostgreSQL's user can reach."""
     with tempfile.TemporaryDirectory(prefix="sluice-up-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def mirror(home: Path) -> Iterator[Mirror]:
+    """A mirror of no network: `up --simulate` brings its own."""
+    with mirrors(home) as factory:
+        yield factory(None)
 
 
 def command(*arguments: str, **variables: str) -> tuple[list[str], dict[str, str]]:
@@ -117,9 +126,11 @@ def test_a_simulated_network_until_synced(home: Path) -> None:
 
 
 def test_kills_restarts_and_a_clean_end(home: Path, simulator: Callable[..., Simulation]) -> None:
-    """G1: kill -9 of a flow, of the broker and of the database; then Ctrl-C: exit 0 and nothing left running."""
+    """G1: kill -9 of a flow, of the broker and of the database, and at last of `up` itself: nothing is left running, and the
+    next `up` goes on with the same data, ends with 0 and writes nothing twice. A second `up` beside the first is refused."""
     simulation = simulator(repos=60, records_per_repo=15, writer_rate=20, seed=5)
-    with running(home, *options(simulation), SLUICE_ALLOW_PRIVATE_HOSTS="true") as up:
+    variables = {"SLUICE_ALLOW_PRIVATE_HOSTS": "true"}
+    with running(home, *options(simulation), **variables) as up:
         until(lambda: mirrored(home), up)
         first = until(lambda: registered(home), up)  # as they run now: one may have been started again meanwhile
         index = next(process for process in first.processes if process.kind == "index")
@@ -134,10 +145,23 @@ def test_kills_restarts_and_a_clean_end(home: Path, simulator: Callable[..., Sim
         text = (home / "up.log").read_text()
         for name in ("index", "postgres", "kafka"):
             assert f" {name}: ended" in text, "the kill was noticed"
-        up.send_signal(signal.SIGINT)
-        assert up.wait(STOP_SECONDS) == 0
+        status_is_whole(home, simulation, up)
+
+        argv, env = command("up", "--data-dir", str(home), *options(simulation), **variables)
+        second = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=STOP_SECONDS, check=False)
+        assert second.returncode == 2
+        assert "runs in" in second.stderr
+
+        up.kill()
+        up.wait()
         until(lambda: gone(pids(first) + pids(changed)))
-        assert not (home / "processes.json").exists()
+    argv, env = command("up", "--data-dir", str(home), "--until-synced", *options(simulation), **variables)
+    again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert not (home / "processes.json").exists()
+    totals = json.loads(again.stdout)
+    assert totals["records"] == sum(len(records) for records in truth.values())
+    assert totals["records_per_second"] == 0, "nothing was written twice"
 
 
 def _restarted(home: Path, killed: int) -> Registry | None:
@@ -155,32 +179,87 @@ def at_rest(home: Path) -> dict[str, Any] | None:
     return page if answer and stored else None
 
 
-def test_status_a_second_up_and_a_killed_one(home: Path, simulator: Callable[..., Simulation]) -> None:
-    """kill -9 of `up` leaves nothing running, and the next one goes on with the same data."""
-    simulation = simulator(repos=20, records_per_repo=5, seed=6)
-    variables = {"SLUICE_ALLOW_PRIVATE_HOSTS": "true"}
-    with running(home, *options(simulation), **variables) as up:
-        found = until(lambda: registered(home), up)
-        until(lambda: mirrored(home) == true_records(simulation), up)
-        page = until(lambda: at_rest(home), up)
-        assert page["repos"]["sync"] == len(true_records(simulation))
-        assert {process["kind"] for process in page["processes"]} >= {"index", "backfill", "kafka", "postgres"}
-        assert page["lag"]["index/firehose_backfill"] == 0
-        assert not any(standing["past_end"] for standing in page["partition_lags"])
-        argv, env = command("cursors", "list", "--data-dir", str(home))
-        assert simulation.relays[0] in subprocess.run(argv, env=env, capture_output=True, check=True, text=True).stdout
+def status_is_whole(home: Path, simulation: Simulation, up: subprocess.Popen[str]) -> None:
+    """`sluice status` and `sluice cursors` of a mirror at rest."""
+    page = until(lambda: at_rest(home), up)
+    assert page["repos"]["sync"] == len(true_records(simulation))
+    assert {process["kind"] for process in page["processes"]} >= {"index", "backfill", "kafka", "postgres"}
+    assert page["lag"]["index/firehose_backfill"] == 0
+    assert not any(standing["past_end"] for standing in page["partition_lags"])
+    argv, env = command("cursors", "list", "--data-dir", str(home))
+    assert simulation.relays[0] in subprocess.run(argv, env=env, capture_output=True, check=True, text=True).stdout
 
-        argv, env = command("up", "--data-dir", str(home), *options(simulation), **variables)
-        second = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=STOP_SECONDS, check=False)
-        assert second.returncode == 2
-        assert "runs in" in second.stderr
 
-        up.kill()
-        up.wait()
-        until(lambda: gone(pids(found)))
-    argv, env = command("up", "--data-dir", str(home), "--until-synced", *options(simulation), **variables)
-    again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert again.returncode == 0, again.stderr
-    totals = json.loads(again.stdout)
-    assert totals["records"] == sum(len(records) for records in true_records(simulation).values())
-    assert totals["records_per_second"] == 0, "nothing was written twice"
+def test_ctrl_c_ends_everything(mirror: Mirror) -> None:
+    """`sluice up --simulate` shows what it does; a killed index starts again; Ctrl-C ends it with exit 0, and nothing of it
+    is left."""
+    one = mirror
+    one.up("--simulate")
+    folder, found = one.data_dir / "simulated", simulated(one, 200)
+    page = one.status()
+    assert page["repos"]["sync"] > 150  # some may be fetched again
+    assert {row["name"] for row in page["processes"]} >= {
+        "index",
+        "backfill",
+        "firehose",
+        "list-repos",
+        "labels",
+        "control",
+    }
+    assert page["partition_lags"]
+    running = [process.pid for process in found.processes]
+    ports = [process.port for process in found.processes if process.port]
+    tree = psutil.Process(found.up).children(recursive=True)
+    assert len(running) >= 9
+    assert len(tree) >= 9
+    index = next(process.pid for process in found.processes if process.name == "index")
+    os.kill(index, signal.SIGKILL)
+    wait_for(lambda: one.alive() and _restarted(folder, index), WAIT_SECONDS, one.last_lines)
+    assert one.interrupt() == 0
+    assert not (folder / "processes.json").exists()
+    assert_gone(one, [*running, *(process.pid for process in tree)], ports)
+
+
+def test_a_killed_up_leaves_nothing(mirror: Mirror) -> None:
+    """SIGKILL of `sluice up`: its flows, servers and simulated network end with it."""
+    one = mirror
+    one.up("--simulate")
+    found = simulated(one, 0)
+    tree = psutil.Process(found.up).children(recursive=True)
+    ports = [process.port for process in found.processes if process.port]
+    os.kill(found.up, signal.SIGKILL)
+    assert one.leader is not None
+    assert one.leader.wait(120) == -signal.SIGKILL
+    assert_gone(one, [process.pid for process in tree], ports)
+
+
+def simulated(one: Mirror, repos: int) -> Any:
+    """The registry of `up --simulate`, once more than so many of its 300 repos are in sync."""
+    folder = one.data_dir / "simulated"
+    found = wait_for(lambda: one.alive() and registered(folder), 120, one.last_lines)
+
+    def synced() -> bool:
+        one.alive()
+        try:
+            with psycopg.connect(found.database) as db:
+                row = db.execute("select count(*) from sluice.repo where phase = 'sync'").fetchone()
+        except psycopg.errors.UndefinedTable:
+            return False
+        return row is not None and row[0] > repos
+
+    wait_for(synced, 120, one.last_lines)
+    again = registered(folder)
+    assert again is not None
+    return again
+
+
+def assert_gone(one: Mirror, pids: list[int], ports: list[int]) -> None:
+    """Nothing of it runs or listens."""
+
+    def left() -> list[str]:
+        alive = [f"pid {pid}" for pid in pids if is_running(pid)]
+        return alive + one.left_behind()
+
+    wait_for(lambda: not left(), 120, lambda: f"left: {left()}")
+    listening = {one.laddr.port for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
+    assert not listening & set(ports)

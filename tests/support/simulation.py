@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,9 +134,9 @@ def start_simulation(**config: Any) -> Simulation:
     return Simulation(process, json.loads(line))
 
 
-@pytest.fixture
-def simulator() -> Iterator[Any]:
-    """Factory: `simulator(repos=50, seed=7, …) -> Simulation`; all are stopped at the end of the test."""
+@contextmanager
+def simulations() -> Iterator[Callable[..., Simulation]]:
+    """Factory: `simulator(repos=50, seed=7, …) -> Simulation`; all are stopped at the end."""
     started: list[Simulation] = []
 
     def factory(**config: Any) -> Simulation:
@@ -143,7 +144,16 @@ def simulator() -> Iterator[Any]:
         started.append(simulation)
         return simulation
 
-    yield factory
-    for simulation in started:
-        if simulation.process.poll() is None:
-            simulation.stop()
+    try:
+        yield factory
+    finally:
+        for simulation in started:
+            if simulation.process.poll() is None:
+                simulation.stop()
+
+
+@pytest.fixture
+def simulator() -> Iterator[Any]:
+    """The factory of `simulations`; all are stopped at the end of the test."""
+    with simulations() as factory:
+        yield factory

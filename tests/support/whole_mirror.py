@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,16 +233,18 @@ class Mirror:
                 return
             again = not found
             if time.monotonic() > deadline and found:
+                found += difference(self.database, simulation)
                 raise AssertionError("\n".join(["not the network's state:", *found, self.last_lines()]))
             time.sleep(1.0)
 
     def _difference(self, simulation: Simulation) -> list[str]:
         try:
             moving = self.query("select count(*) from sluice.repo where phase in ('pending', 'backfill')")[0][0]
-            found = difference(self.database, simulation)
+            if moving:
+                return [f"{moving} repos are being fetched"]
+            return difference(self.database, simulation)
         except (psycopg.errors.UndefinedTable, psycopg.OperationalError) as err:
             return [f"the database does not answer: {err}"]
-        return found or ([f"{moving} repos are being fetched"] if moving else [])
 
 
 class SingleProcess:
@@ -318,23 +320,30 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: Callable[[], st
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
-@pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[Callable[..., Mirror]]:
-    """Factory: `mirror(simulation, kafka_bootstrap=…, database=…, **settings) -> Mirror`; ended with the test.
-
-    Ask for it after `simulator`, `log` and `database`: pytest ends fixtures in reverse, and these have to outlive it.
-    """
+@contextmanager
+def mirrors(parent: Path) -> Iterator[Callable[..., Mirror]]:
+    """Factory: `mirror(simulation, kafka_bootstrap=…, database=…, **settings) -> Mirror`; all are ended at the end."""
     made: list[Mirror] = []
 
     def factory(simulation: Simulation | None, **settings: Any) -> Mirror:
-        folder = tmp_path / f"mirror-{len(made)}"
+        folder = parent / f"mirror-{len(made)}"
         folder.mkdir()
         made.append(Mirror(folder, simulation, **settings))
         closing.callback(made[-1].close)  # each, also when another does not end well
         return made[-1]
 
     with ExitStack() as closing:
+        yield factory
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[Callable[..., Mirror]]:
+    """The factory of `mirrors`, for one test.
+
+    Ask for it after `simulator`, `log` and `database`: pytest ends fixtures in reverse, and these have to outlive it.
+    """
+    with mirrors(tmp_path) as factory:
         yield factory

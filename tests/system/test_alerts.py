@@ -82,15 +82,15 @@ def test_lag_alerts_fire_while_the_index_is_stopped_and_resolve_after(
     simulation = simulator(repos=20, records_per_repo=2, writer_rate=30, seed=11)
     mirrored = mirror(simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix())
     processes = {"control": mirrored.run("control")}  # makes the topics; the others start when these have leaders
-    wait_for(lambda: processes["control"].look().ready, 90, mirrored.last_lines)
+    wait_for(lambda: processes["control"].look().ready, 120, mirrored.last_lines)
     processes |= {kind: mirrored.run(kind) for kind in KINDS if kind != "control"}
     index = processes["index"]
-    wait_for(lambda: index.metric("sluice_indexed_events_total") > 0, 90, mirrored.last_lines)
+    wait_for(lambda: index.metric("sluice_indexed_events_total") > 0, 120, mirrored.last_lines)
     folder = tmp_path / "prometheus"
     folder.mkdir()
     with prometheus(folder, [f"127.0.0.1:{one.port}" for one in processes.values()]) as port:
-        wait_for(lambda: scraped(port, "sum(rate(sluice_indexed_events_total[10s]))") > 0, 60, "nothing was scraped")
-        wait_for(lambda: not firing(port) & LAG, 60, lambda: f"firing: {firing(port)}")
+        wait_for(lambda: scraped(port, "sum(rate(sluice_indexed_events_total[10s]))") > 0, 120, "nothing was scraped")
+        wait_for(lambda: not firing(port) & LAG, 120, lambda: f"firing: {firing(port)}")
         index.process.send_signal(signal.SIGSTOP)
         try:
             wait_for(lambda: firing(port) >= LAG, 120, lambda: f"firing: {firing(port)}")
@@ -98,7 +98,7 @@ def test_lag_alerts_fire_while_the_index_is_stopped_and_resolve_after(
             index.process.send_signal(signal.SIGCONT)
         wait_for(lambda: not firing(port) & LAG, 120, lambda: f"still firing: {firing(port)}")
         # a scrape that took longer than its second counts as none
-        wait_for(lambda: scraped(port, 'sum(up{job="sluice"})') == len(KINDS), 60, "not all were scraped in the end")
+        wait_for(lambda: scraped(port, 'sum(up{job="sluice"})') == len(KINDS), 120, "not all were scraped in the end")
 
 
 def test_hurried_rules_are_the_rules() -> None:

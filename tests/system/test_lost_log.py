@@ -27,10 +27,10 @@ def test_a_new_log_continues_at_the_positions_of_the_tables(
     for kind in ("control", "backfill", "firehose", "labels", "list-repos"):
         one.run(kind)
     index = one.run("index")
-    wait_for(lambda: one.phases().get("sync", 0) > 20, 90, one.last_lines)
+    wait_for(lambda: one.phases().get("sync", 0) > 20, 120, one.last_lines)
     index.kill()
     produced = "select count(*) from sluice.repo where phase = 'backfill' and produced_offset is not null"
-    wait_for(lambda: one.query(produced)[0][0] > 80, 90, one.last_lines)
+    wait_for(lambda: one.query(produced)[0][0] > 80, 120, one.last_lines)
     stop(one)
     before = one.phases()
     print(f"lost while {before}, {one.query(produced)[0][0]} outcomes in the lost log")
@@ -44,16 +44,16 @@ def test_a_new_log_continues_at_the_positions_of_the_tables(
     two.run("index")
     with psycopg.connect(database, autocommit=True) as db:
         noticed = "select count(distinct upstream) from sluice.stream_gap where reason = 'the log is another one'"
-        wait_for(lambda: db.execute(noticed).fetchone() == (3 * 8,), 90, two.last_lines)
+        wait_for(lambda: db.execute(noticed).fetchone() == (3 * 8,), 120, two.last_lines)
     for kind in ("backfill", "firehose", "labels", "list-repos"):
         two.run(kind)
-    wait_for(lambda: two.phases().get("sync", 0) > 200, 90, two.last_lines)
+    wait_for(lambda: two.phases().get("sync", 0) > 200, 120, two.last_lines)
     two.quiesce()
-    two.await_truth(90)
+    two.await_truth(120)
     unanswered = (
         "select count(*) from sluice.stream_gap where answered_at is null"  # by a listing, which takes its time
     )
-    wait_for(lambda: two.query(unanswered) == [(0,)], 60, two.last_lines)
+    wait_for(lambda: two.query(unanswered) == [(0,)], 120, two.last_lines)
     audit = two.cli("audit", "--all", "--json")
     assert audit.returncode == 0, audit.stdout[-2000:] + audit.stderr[-2000:]
     stop(two)

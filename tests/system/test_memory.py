@@ -14,23 +14,22 @@ import pytest
 from tests.support.simulation import Simulation
 from tests.support.size import sized
 from tests.support.whole_mirror import Mirror, prefix, wait_for
-from tests.system.test_running_mirror import Prober, Stillness
+from tests.system.live_probe import Prober, Stillness
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.alone]
+pytestmark = pytest.mark.acceptance
 
 MOST_MB = 400
-LATENCY_SECONDS = (
-    15.0  # 4.4 s at the most on a machine with one free core; the goal is 5, the rest is for busy machines
-)
-SECONDS = sized(25.0, 60.0)
+LATENCY_SECONDS = sized(60.0, 15.0)  # beside other tests it says only that they go on arriving
+REPOS = sized(600, 2000)
+SECONDS = sized(15.0, 60.0)
 HOSTILE = {
-    "hostile": {"every": 40},
-    "garbage": {"every": 60},
+    "hostile": {"every": 20},
+    "garbage": {"every": 30},
     "label_hostile": {"every": 10},
     "label_giant": {"every": 5},
     "list_malformed": {"p": 0.1, "kind": "huge"},
-    "leaf_repeated": {"every": 30},
-    "leaf_large": {"every": 100},
+    "leaf_repeated": {"every": 20},
+    "leaf_large": {"every": 50},
 }
 OPS = 200
 
@@ -80,13 +79,13 @@ def test_no_process_grows_while_everything_hostile_is_sent(
     """G6, H2, H3: no process above 400 MB, none ends, and live events of others go on arriving."""
     network: Simulation = simulator(
         seed=43,
-        repos=2000,
+        repos=REPOS,
         records_per_repo=15,
         labels=200,
         faults=HOSTILE,
         inactive_share=0.0,
         window=100_000,
-        writer_repos=500,
+        writer_repos=REPOS // 4,
     )
     dids = [*network.state()]
     attackers = dids[:40:2]
@@ -114,7 +113,7 @@ def test_no_process_grows_while_everything_hostile_is_sent(
     for prober in probers:
         prober.stop()
     stillness.stop()
-    wait_for(lambda: one.phases().get("sync", 0) > 1900, 180, lambda: f"{one.phases()} {one.last_lines()}")
+    wait_for(lambda: one.phases().get("sync", 0) > 0.95 * REPOS, 180, lambda: f"{one.phases()} {one.last_lines()}")
     peaks.stop()
     spans = sorted(stillness.left(*span) for prober in probers for span in prober.spans)
     p99 = spans[int(len(spans) * 0.99)]
@@ -126,5 +125,5 @@ def test_no_process_grows_while_everything_hostile_is_sent(
     assert [name for name, count in fired.items() if not count] == []
     assert peaks.gone() == []
     assert {name: round(mb) for name, mb in peaks.mb.items() if mb > MOST_MB} == {}
-    assert len(spans) > SECONDS
+    assert len(spans) > sized(len(probers), SECONDS)
     assert p99 < LATENCY_SECONDS

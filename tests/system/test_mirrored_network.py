@@ -32,7 +32,7 @@ def test_hostile_records_keep_their_cid(simulator: Any, log: str, database: str,
     one.up()
     wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 120, one.last_lines)
     time_written = simulation.summary()["steps"]
-    wait_for(lambda: simulation.summary()["steps"] > time_written + 100, 60)
+    wait_for(lambda: simulation.summary()["steps"] > time_written + 100, 120)
     one.quiesce()
     one.await_truth()
     waits = dict(one.query(FETCHED_TO_INDEXED))
@@ -110,7 +110,7 @@ def test_odd_leaves_are_mirrored_live_and_from_snapshots_and_the_audit_proves_th
     }
     assert len(posts) == 2
     assert {reason for (reason,) in one.query("select reason from sluice.dead_letter")} <= {"message_too_large"}
-    wait_for(lambda: {uri for (uri,) in one.query("select uri from bsky.post")} >= posts, 30, one.last_lines)
+    wait_for(lambda: {uri for (uri,) in one.query("select uri from bsky.post")} >= posts, 120, one.last_lines)
     assert one.interrupt() == 0
 
 
@@ -128,10 +128,10 @@ def test_what_is_written_before_the_firehose_connects_is_found(
         list_relist_seconds=3600.0,
     )
     one.run("control")
-    wait_for(lambda: one.single[0].look().ready, 90, one.last_lines)  # the topics are there
+    wait_for(lambda: one.single[0].look().ready, 120, one.last_lines)  # the topics are there
     for kind in ("index", "backfill", "list-repos"):
         one.run(kind)
-    wait_for(lambda: one.phases() == {"sync": 40}, 90, one.last_lines)
+    wait_for(lambda: one.phases() == {"sync": 40}, 120, one.last_lines)
     written = [simulation.op("create", did=did)["did"] for did in [*simulation.state()][:10]]
     one.run("firehose")
     busy = [*simulation.state()][20]
@@ -140,6 +140,6 @@ def test_what_is_written_before_the_firehose_connects_is_found(
         simulation.op("create", did=busy)  # a quiet stream would be read from its oldest event
         return bool(one.query("select 1 from sluice.cursor where flow = 'firehose' and position::bigint > 10"))
 
-    wait_for(begun, 90, one.last_lines)
-    one.await_truth(90)
+    wait_for(begun, 120, one.last_lines)
+    one.await_truth(120)
     assert one.query("select count(*) from sluice.repo where attempt > 1 and did = any(%s)", written) == [(10,)]

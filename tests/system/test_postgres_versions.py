@@ -27,9 +27,9 @@ def test_a_mirror_on_an_older_postgres(simulator: Any, log: str, mirror: Any, ma
         one.up()
         wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 30, 120, one.last_lines)
         one.quiesce()
-        one.await_truth(90)
+        one.await_truth(120)
         unfolded = "select count(*) from sluice.appview_dirty"  # counts follow soon after the transaction
-        wait_for(lambda: one.query(unfolded) == [(0,)], 60, one.last_lines)
+        wait_for(lambda: one.query(unfolded) == [(0,)], 120, one.last_lines)
         for command in (["audit", "--all", "--json"], ["appview", "check"], ["status"]):
             done = one.cli(*command)
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

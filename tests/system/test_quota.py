@@ -40,7 +40,7 @@ def test_a_job_outlives_its_quota_and_a_restart_of_everything(
     wait_for(lambda: one.alive() and simulation.fired("relay_list_500") and paused_host(one), 120, one.last_lines)
     quota = {"from": REPOS // 2, "times": 1, "retry_after": RESET_SECONDS}
     simulation.set_faults(relay_list_500=None, relay_list_429=quota)
-    wait_for(lambda: job(one)[0] == "paused_quota_limit", 60, lambda: str(job(one)))
+    wait_for(lambda: job(one)[0] == "paused_quota_limit", 120, lambda: str(job(one)))
     assert one.interrupt() == 0
     status, cursor, listed, reset, _, _ = job(one)
     assert (status, bool(cursor)) == ("paused_quota_limit", True), "what stands is the checkpoint, and why"
@@ -53,7 +53,7 @@ def test_a_job_outlives_its_quota_and_a_restart_of_everything(
     assert simulation.fired("relay_list_429") == 1
     wait_for(lambda: job(one)[0] == "completed", 120, lambda: str(job(one)))
     one.quiesce()
-    one.await_truth(90)
+    one.await_truth(120)
     _, _, listed, _, duplicates, _ = job(one)
     assert listed - duplicates <= REPOS <= listed, "all were listed; a page that was read again brought nothing new"
     pds = simulation.faults()["hosts"][simulation.pdses[1]]

@@ -30,11 +30,11 @@ def test_two_relays_that_disagree(simulator: Any, log: str, database: str, mirro
     lag(one, network)
     take_down_under_a_clock_ahead(one, network)
     network.streams(relay=1, held=False)
-    wait_for(lambda: behind(one, network, 1) == 0, 60, one.last_lines)
+    wait_for(lambda: behind(one, network, 1) == 0, 120, one.last_lines)
     repeat_at_the_relay_that_is_followed(network)
     one.quiesce()
     assert unfired(network) == []
-    one.await_truth(60)
+    one.await_truth(120)
     assert one.interrupt() == 0
 
 
@@ -68,7 +68,7 @@ def listen(one: Mirror, network: Simulation) -> None:
         network.op("create", did=did)  # a relay that says nothing has no cursor
         return max(behind(one, network, relay) for relay in (0, 1)) < 20
 
-    wait_for(begun, 60, one.last_lines)
+    wait_for(begun, 120, one.last_lines)
 
 
 def active_dids(network: Simulation, count: int) -> list[str]:
@@ -83,7 +83,7 @@ def lag(one: Mirror, network: Simulation) -> None:
     for did in active_dids(network, 5):
         network.op("takedown", did=did)
         network.op("activate", did=did)
-    wait_for(lambda: behind(one, network, 0) == 0, 60, one.last_lines)
+    wait_for(lambda: behind(one, network, 0) == 0, 120, one.last_lines)
     assert behind(one, network, 1) > LAGGING_STEPS / 2
     network.set_faults(relay_old_account=None)
 
@@ -97,7 +97,7 @@ def take_down_under_a_clock_ahead(one: Mirror, network: Simulation) -> None:
         network.op("activate", did=did)
         network.op("relay_takedown", did=did, relay=0)
     hidden = "select count(*) from sluice.repo where did = any(%s) and not active and status = 'takendown'"
-    wait_for(lambda: one.query(hidden, dids) == [(len(dids),)], 30, one.last_lines)
+    wait_for(lambda: one.query(hidden, dids) == [(len(dids),)], 120, one.last_lines)
     for did in dids:
         network.op("relay_restore", did=did, relay=0)
 

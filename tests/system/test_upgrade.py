@@ -61,11 +61,11 @@ def test_two_releases_side_by_side(simulator: Any, log: str, database: str, mirr
         simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), backfill_concurrency=2, **calm
     )
     old = {kind: one.run(kind) for kind in ("control", "index", "backfill", "firehose", "labels", "list-repos")}
-    wait_for(lambda: works(old["index"]), 90, one.last_lines)
+    wait_for(lambda: works(old["index"]), 120, one.last_lines)
     before = one.query("select count(*) from sluice.migration")[0][0]
 
     new = {kind: one.run(kind, code=next_one) for kind in ("index", "backfill", "control")}
-    wait_for(lambda: applied(one) == before + 2, 90, one.last_lines)
+    wait_for(lambda: applied(one) == before + 2, 120, one.last_lines)
     assert one.phases().get("pending", 0) + one.phases().get("backfill", 0) > 50, "the backfill was over before"
     share_the_work(one, old["index"], new["index"])
     simulation.set_faults(clear=True)
@@ -81,10 +81,10 @@ def test_two_releases_side_by_side(simulator: Any, log: str, database: str, mirr
     assert again.terminate(GRACE_SECONDS) == 0
 
     last = {kind: one.run(kind, code=after_it) for kind in ("control", "firehose", "labels", "list-repos", "index")}
-    wait_for(lambda: applied(one) == before + 3, 90, one.last_lines)
+    wait_for(lambda: applied(one) == before + 3, 120, one.last_lines)
     share_the_work(one, new["index"], last["index"])
     one.quiesce()
-    one.await_truth(90)
+    one.await_truth(120)
     stop(one)
     said = "".join(process.log_file.read_text() for process in one.single)
     assert "Traceback" not in said
@@ -111,4 +111,4 @@ def share_the_work(one: Mirror, first: SingleProcess, second: SingleProcess) -> 
         now = [process.metric("sluice_indexed_events_total") for process in (first, second)]
         return all(after > before for before, after in zip(begin, now, strict=True))
 
-    wait_for(moved, 60, one.last_lines)
+    wait_for(moved, 120, one.last_lines)

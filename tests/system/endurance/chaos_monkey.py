@@ -25,10 +25,10 @@ from tests.support.whole_mirror import Mirror
 
 PROCESSES = ("control", "list-repos", "firehose", "labels", "backfill-1", "backfill-2", "index-1", "index-2")
 FROZEN = ("firehose", "backfill-1", "index-1", "index-2")
-FREEZE_SECONDS = (2.0, 11.0)  # the group's session ends after six
-WIRE_SECONDS = (1.0, 8.0)
+FREEZE_SECONDS = sized((2.0, 9.0), (2.0, 11.0))  # the group's session ends after six
+WIRE_SECONDS = sized((1.0, 5.0), (1.0, 8.0))
 DOWN_SECONDS = (0.0, 4.0)
-PAUSE_SECONDS = sized((0.5, 2.5), (0.5, 4.5))
+PAUSE_SECONDS = sized((0.2, 1.2), (0.5, 4.5))
 SLOW_MILLISECONDS = 150
 
 
@@ -83,10 +83,13 @@ class Monkey:
             while time.monotonic() < begun + seconds or self.missed():
                 assert time.monotonic() < begun + seconds + 240, f"no chance to: {self.missed()}"
                 blow = next(blows)
+                pause = rng.uniform(*PAUSE_SECONDS)
                 if self._strike(blow, rng):
                     self.hits[blow] += 1
                     self.log.append((time.monotonic() - begun, blow))
-                self._rest(rng.uniform(*PAUSE_SECONDS), meanwhile)
+                    self._rest(pause, meanwhile)
+                else:
+                    self._rest(0.1, meanwhile)
         finally:
             self.calm()
 

@@ -34,14 +34,15 @@ from tests.system.test_proofs import EQUAL, tables
 pytestmark = pytest.mark.acceptance
 
 SEED = int(os.environ.get("CHAOS_SEED", "11"))
-SECONDS = float(os.environ.get("CHAOS_MINUTES") or sized(0.6, 1)) * 60
-REPOS = 1000 if SECONDS <= 60 else 2000
+SECONDS = float(os.environ.get("CHAOS_MINUTES") or sized(0.4, 1)) * 60
+REPOS = int(min(2000, max(500, 1000 * SECONDS / 60)))
+PAGE = REPOS // 5  # of the listing
 FEW_FAILED = 20  # five attempts in a row, of which every fourth meets a fault
 LONGEST_STALL_SECONDS = 150.0  # blows come every few seconds all the while
 
-# The listing's page size is 200: pages that touch these uids fail until the faults end.
+# Pages of the listing that touch these uids fail until the faults end.
 FIRST_PAGE = {"from": 1, "to": 20, "times": 12}  # no cursor to step over
-MIDDLE = {"from": 450, "to": 480}
+MIDDLE = {"from": REPOS * 45 // 100, "to": REPOS * 48 // 100}
 LISTING = {
     "relay_list_500": FIRST_PAGE,
     "relay_list_429": {"every": 15, "times": 20},
@@ -56,8 +57,8 @@ FETCHING = {
     "pds_500": {"p": 0.04},
     "pds_escapes": {"p": 0.02},
     "pds_truncate": {"p": 0.04, "mode": "boundary"},
-    "pds_hang": {"p": 0.01},
-    "pds_trickle": {"p": 0.01, "chunk": 2000, "interval": 0.05},
+    "pds_hang": {"p": 0.02},
+    "pds_trickle": {"p": 0.02, "chunk": 2000, "interval": 0.05},
     "pds_slow": {"p": 0.02, "seconds": 1},
     "pds_tamper": {"p": 0.04},
     "pds_stale": {"p": 0.3},
@@ -65,7 +66,7 @@ FETCHING = {
     "pds_wrong_did": {"p": 0.02},
     "pds_html": {"p": 0.02},
     "plc_500": {"p": 0.05},
-    "plc_slow": {"p": 0.01, "seconds": 1},
+    "plc_slow": {"p": 0.02, "seconds": 1},
     "did_web_hang": {"p": 0.3, "seconds": 10},
     "did_web_429": {"p": 0.2},
 }
@@ -74,12 +75,12 @@ STREAMING = {
     "garbage": {"every": 110},
     "hostile": {"every": 170},
     "unknown_type": {"every": 130},
-    "error_frame": {"every": 700},
-    "silence": {"every": 1100, "times": 6},
+    "error_frame": {"every": 500},
+    "silence": {"every": 800, "times": 6},
     "lost_commit": {"every": 40},
     "duplicate": {"every": 25},
     "delay": {"every": 30},
-    "seq_gap": {"every": 900},
+    "seq_gap": {"every": 600},
     "relay_bad_sig": {"every": 60},
     "pds_clock_ahead": {"p": 0.3},
     "stream_429": {"every": 4},
@@ -169,7 +170,8 @@ class Chaos:
             kafka_bootstrap=self.wires["log"].address,
             kafka_topic_prefix=prefix(),
             skip_after_failures=3,
-            skip_step=100,
+            list_page_size=PAGE,
+            skip_step=PAGE // 2,
             crawl_hosts=True,
             list_hosts_recheck_seconds=5.0,
             fetch_idle_seconds=4.0,
@@ -187,7 +189,7 @@ def run(chaos: Chaos) -> None:
     one, found = chaos.mirror, dict[str, Any]()
     one.up("--workers", "2")
     one.started()
-    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 10, 90, one.last_lines)
+    wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 10, 120, one.last_lines)
     try:
         rage(chaos)
         found["faults"] = chaos.network.faults()["fired"]
@@ -202,7 +204,7 @@ def run(chaos: Chaos) -> None:
             last
         )
         unread = "select 1 from sluice.skipped_range where filled_at is null"
-        wait_for(lambda: not chaos.rows(unread), 60, "a range that was stepped over was never read")
+        wait_for(lambda: not chaos.rows(unread), 120, "a range that was stepped over was never read")
         found |= prove(chaos)
         assert one.interrupt() == 0
         found |= rebuild(chaos)
@@ -232,8 +234,8 @@ def rage(chaos: Chaos) -> None:
 
     chaos.watch.start()
     chaos.monkey.play(SECONDS, meanwhile=meanwhile)
-    wait_for(lambda: not unfired(network), 60, lambda: f"never fired: {unfired(network)}")
-    wait_for(lambda: ready() >= {*PROCESSES}, 90, lambda: f"not ready: { {*PROCESSES} - ready() } {one.last_lines()}")
+    wait_for(lambda: not unfired(network), 120, lambda: f"never fired: {unfired(network)}")
+    wait_for(lambda: ready() >= {*PROCESSES}, 120, lambda: f"not ready: { {*PROCESSES} - ready() } {one.last_lines()}")
     assert chaos.rows("select count(*) from sluice.skipped_range")[0][0] > 0
 
 
