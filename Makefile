@@ -49,20 +49,24 @@ tools:
 	  echo "sluice: installing Debian packages: $$missing" >&2 && { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
-# Two workers, since most tests wait; then whole systems one after the other, since each needs the whole machine.
+# Three files at a time, since every test waits for something, and in the order of tests/conftest.py: the longest first.
 # The official servers' packages are installed in the background; tests that need them wait for that.
-test: setup tools
-	@nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1 & \
-	  .venv/bin/pytest -n 2 --dist worksteal -m "not acceptance and not alone"; parts=$$?; \
-	  .venv/bin/pytest -m "acceptance or alone" && exit $$parts
+AT_ONCE ?= 3
+PYTEST_AT_ONCE := .venv/bin/pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
+OFFICIAL := nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1
 
-# the same tests with all sweeps at full size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour)
-test-long:
-	@TEST_SIZE=long $(MAKE) test
+test: setup tools
+	@$(OFFICIAL) & $(PYTEST_AT_ONCE)
+
+# the same tests with all sweeps at full size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour);
+# at the end, by themselves, those that measure time
+test-long: export TEST_SIZE := long
+test-long: setup tools
+	@$(OFFICIAL) & $(PYTEST_AT_ONCE) -m "not alone"; most=$$?; .venv/bin/pytest -m alone && exit $$most
 
 # lines and branches that the tests reach, per module; whole systems are left out
 coverage: setup tools
-	@.venv/bin/pytest -n 2 --dist worksteal -m "not acceptance and not alone" --cov --cov-report=term --cov-report=html:.coverage_html; \
+	@$(PYTEST_AT_ONCE) -m "not acceptance" --cov --cov-report=term --cov-report=html:.coverage_html; \
 	  echo "by line: .coverage_html/index.html"
 
 # make chaos [SEED=7] [MINUTES=10]     random faults everywhere; at the end the mirror is verified

@@ -36,7 +36,30 @@ pytest_plugins = [
 ]
 
 
+ORDER = (
+    "tests/system/endurance/",
+    "tests/system/",
+    "test_up.py",
+    "tests/filters/",
+    "tests/flows/",
+    "/test_official_",
+    "tests/",
+)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need official packages, which `make test` installs meanwhile, come last."""
-    items.sort(key=lambda item: "official" in item.nodeid or "official_tables" in getattr(item, "fixturenames", ()))
+    """Long files come first, so that several workers end together; files that need official packages, which `make test`
+    installs meanwhile, come later, and the short ones of them last."""
+    files = {file_of(item) for item in items if "official_tables" in getattr(item, "fixturenames", ())}
+
+    def rank(item: pytest.Item) -> int:
+        if file_of(item) in files:
+            return len(ORDER)
+        return next(at for at, part in enumerate(ORDER) if part in file_of(item))
+
+    items.sort(key=rank)
+
+
+def file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]

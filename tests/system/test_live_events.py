@@ -12,7 +12,7 @@ from tests.support.size import sized
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 from tests.system.live_probe import Prober, Stillness
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.alone]
 
 REPOS, RECORDS = sized(250, 800), 200
 LATENCY_SECONDS = sized(60.0, 5.0)  # 5 s on a machine with nothing else to do

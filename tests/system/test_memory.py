@@ -16,7 +16,7 @@ from tests.support.size import sized
 from tests.support.whole_mirror import Mirror, prefix, wait_for
 from tests.system.live_probe import Prober, Stillness
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.alone]
 
 MOST_MB = 400
 LATENCY_SECONDS = sized(60.0, 15.0)  # beside other tests it says only that they go on arriving
