@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Protocol
 
 from control.process_status import Process, check_process
 from local.embedded.guarded_process import free_port
 
-READY_SECONDS = 90.0
+READY_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +32,38 @@ class Stopped:
     killed: bool
 
 
+class Started(Protocol):
+    """What a pod needs of `subprocess.Popen`."""
+
+    pid: int
+    returncode: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def terminate(self) -> None: ...
+
+
+Start = Callable[[str, dict[str, str], int], Started]
+"""(kind, environment, file descriptor for its output) → the process `sluice run KIND`"""
+
+
+def start_interpreter(kind: str, environment: dict[str, str], output: int) -> Started:
+    """An interpreter of its own."""
+    command = [sys.executable, "-m", "cli", "run", kind, "--parent", str(os.getpid())]
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+
 class Pod:
     """One process."""
 
-    def __init__(self, kind: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, kind: str, environment: Mapping[str, str], log: Path, start: Start) -> None:
         self.kind = kind
         self.port = free_port()
         self.log = log
+        given = {**environment, "SLUICE_HTTP_PORT": str(self.port), "SLUICE_LOG_FORMAT": "json"}
         with log.open("ab") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cli", "run", kind, "--parent", str(os.getpid())],
-                env={**environment, "SLUICE_HTTP_PORT": str(self.port), "SLUICE_LOG_FORMAT": "json"},
-                stdout=out,
-                stderr=out,
-            )
+            self._process = start(kind, given, out.fileno())
 
     @property
     def pid(self) -> int:
@@ -88,8 +107,15 @@ class Pod:
 class Fleet:
     """All processes of a mirror, some kinds several times."""
 
-    def __init__(self, environment: Mapping[str, str], folder: Path, grace_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        folder: Path,
+        grace_seconds: float = 30.0,
+        start: Start = start_interpreter,
+    ) -> None:
         self._environment = environment
+        self._start_process = start
         self._folder = folder
         self._grace = grace_seconds
         self._started = 0
@@ -102,7 +128,7 @@ class Fleet:
     def start(self, kind: str) -> Pod:
         """Start one more process."""
         self._started += 1
-        pod = Pod(kind, self._environment, self._folder / f"{self._started}-{kind}.log")
+        pod = Pod(kind, self._environment, self._folder / f"{self._started}-{kind}.log", self._start_process)
         self.pods.append(pod)
         return pod
 

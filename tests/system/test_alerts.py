@@ -79,7 +79,7 @@ def test_lag_alerts_fire_while_the_index_is_stopped_and_resolve_after(
     mirror: Callable[..., Mirror],
 ) -> None:
     """U3, N8: SIGSTOP of the index is seen as lag by the real rules in a real Prometheus, and its end as well."""
-    simulation = simulator(repos=20, records_per_repo=2, writer_rate=30, seed=11)
+    simulation = simulator(repos=20, records_per_repo=2, writer_rate=15, seed=11)
     mirrored = mirror(simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix())
     processes = {"control": mirrored.run("control")}  # makes the topics; the others start when these have leaders
     wait_for(lambda: processes["control"].look().ready, 120, mirrored.last_lines)
