@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.appview_accepted import reconcile
-from tests.acceptance.appview_content import Author, Written, authors_of, stamp, write_everything
+from tests.acceptance.appview_author import Author, Written, authors_of, stamp
+from tests.acceptance.appview_content import write_everything
 from tests.acceptance.appview_questions import answer, different, questions, tokens_of, unlike
 from tests.acceptance.appview_tables import Expected, unlike_rows
 from tests.acceptance.running_mirror import Mirror
