@@ -35,7 +35,7 @@ def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simu
     """C1, C2, P4: every task is in the log three times, in both topics; one claim each, the others are dropped and counted."""
     run = world(simulator(repos=80, records_per_repo=20, inactive_share=0.0), backfill_concurrency=4)
     truth = run.simulation.state()
-    run.simulation.set_faults(pds_trickle={"chunk": 2000, "interval": 3.0, "per_did": 0})
+    run.simulation.set_faults(pds_trickle={"chunk": 2000, "interval": 1.0, "per_did": 0})
     tasks = run.list_all(truth)
     run.queue(tasks, "repo_backfill")
     run.queue(tasks, "repo_resync")
