@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from tests.acceptance.appview_content import Doubled, Written
+from tests.acceptance.appview_author import Doubled, Written
 
 # %(gone)s: DIDs of accounts that were deleted; %(doubled)s: edits that made duplicates; %(early)s, %(undone)s: of the fetched history
 ACCEPTED = {

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 
 from tests.support.official.appview_servers import SERVICE, OfficialAppView
 from tests.support.official.servers import OfficialNetwork
+from tests.support.size import sized
 
 AT_ONCE = 4
 ASKED_AGAIN = 3
+THREADS, REST, VIEWED = sized((4, 8, 24), (2, 4, 12))
+"""Every so many-th post is asked for its thread, for everything else, and for its thread as a viewer."""
 FILTERS = (
     "posts_with_replies",
     "posts_no_replies",
@@ -86,13 +89,12 @@ def about_actor(did: str, handle: str | None) -> Iterator[Question]:
 
 
 def about_post(uri: str, at: int) -> Iterator[Question]:
-    """Who reposted it is asked of every post, for few are; the thread of every second, the rest of every fourth; in `getPosts`
-    are all."""
+    """Who reposted it is asked of every post, for few are; the thread and the rest of some; in `getPosts` are all."""
     yield ask("app.bsky.feed.getRepostedBy", uri=uri)
-    if at % 2 == 0:
-        sort = SORTS[at // 2 % len(SORTS)]
+    if at % THREADS == 0:
+        sort = SORTS[at // THREADS % len(SORTS)]
         yield ask("app.bsky.unspecced.getPostThreadV2", anchor=uri, below=10, branchingFactor=20, sort=sort)
-    if at % 4 == 0:
+    if at % REST == 0:
         yield ask("app.bsky.feed.getPostThread", uri=uri, depth=10)
         for method in ("getLikes", "getQuotes"):
             yield ask(f"app.bsky.feed.{method}", uri=uri)
@@ -122,7 +124,7 @@ def as_viewer(viewer: str, dids: list[str], posts: list[str]) -> Iterator[Questi
     yield ask("app.bsky.graph.getKnownFollowers", viewer, actor=dids[0])
     yield ask("app.bsky.feed.getActorLikes", viewer, actor=viewer)
     yield ask("app.bsky.feed.getAuthorFeed", viewer, actor=dids[0], filter=FILTERS[0], limit=30)
-    for at in range(0, len(posts), 12):
+    for at in range(0, len(posts), VIEWED):
         yield ask("app.bsky.feed.getPostThread", viewer, uri=posts[at])
 
 

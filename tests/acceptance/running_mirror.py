@@ -125,12 +125,12 @@ def name_of(process: psutil.Process) -> str:
 
 
 def until(true: Callable[[], bool], seconds: float) -> bool:
-    """Looks ten times a second; False when the time is over."""
+    """Polls twice a second; False when the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if true():
             return True
-        time.sleep(0.1)
+        time.sleep(0.5)
     return true()
 
 

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.appview_accepted import reconcile
-from tests.acceptance.appview_content import Author, Written, authors_of, stamp, write_everything
+from tests.acceptance.appview_author import Author, Written, authors_of, stamp
+from tests.acceptance.appview_content import write_everything
 from tests.acceptance.appview_questions import answer, different, questions, tokens_of, unlike
 from tests.acceptance.appview_tables import Expected, unlike_rows
 from tests.acceptance.running_mirror import Mirror
 from tests.support.official.appview_servers import VERSIONS, HandleServer, OfficialAppView, bsky
 from tests.support.official.servers import OfficialNetwork
+from tests.support.postgres import data_folder
+from tests.support.size import sized
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 EQUAL_SECONDS = 120
 SHOWN = 60
-OLDER = 3  # every so many-th question is for the older version too
+OLDER = sized(6, 3)  # every so many-th question is for the older version too
 
 NEWER = {VERSIONS[0]: frozenset({"op_thread_reply", "post_embed_gallery_image"}), VERSIONS[1]: frozenset()}  # tables
 
@@ -46,12 +49,19 @@ NEEDED = {
 }
 
 
+@pytest.fixture
+def mirror_folder() -> Iterator[Path]:
+    """A folder that the embedded PostgreSQL's user can reach."""
+    with data_folder() as folder:
+        yield folder
+
+
 def test_the_official_appview_answers_the_same_from_our_tables(
     official_network: Callable[..., OfficialNetwork],
     official_appview: Callable[..., OfficialAppView],
     blank_databases: Callable[[], str],
     handle_server: Callable[[OfficialNetwork], HandleServer],
-    tmp_path: Path,
+    mirror_folder: Path,
 ) -> None:
     """N10: history, live writes, labels, and accounts that change their handle, hide, come back, arrive and go."""
     network = official_network(ozone=blank_databases(), accounts=9, posts=2)
@@ -65,7 +75,7 @@ def test_the_official_appview_answers_the_same_from_our_tables(
     official = {v: official_appview(v, database, network, index=True) for v, database in references.items()}
     names = handle_server(network)
     mirror = Mirror(
-        tmp_path / "mirror", network,
+        mirror_folder / "mirror", network,
         appview="true", handle_dns=names.address, handle_retry_seconds=1, handle_checks_per_second=100,
     )  # fmt: skip
     started = stamp()
@@ -88,7 +98,8 @@ def test_the_official_appview_answers_the_same_from_our_tables(
 
         asked = questions(truth, gone, [author.did for author in authors[:2]])
         tokens = tokens_of(network, asked)
-        assert len(asked) > 500
+        print(len(asked), "questions")
+        assert len(asked) > sized(300, 500)
         for version, appview in official.items():
             ours = official_appview(version, mirror.database_url(), network)
             some = asked if version == VERSIONS[-1] else asked[::OLDER]

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 
 from protocol.event_stream import Account, Commit, Identity, Sync, decode
-from tests.acceptance.test_official_pds import write_in_every_way
+from tests.acceptance.test_official_network import write_in_every_way
 from tests.support.official.servers import OfficialNetwork, install, start_official_network
 
 HERE = Path(__file__).resolve().parent
