@@ -24,6 +24,7 @@ from local.forks.fork_server import serve
 AVAILABLE = sys.platform == "linux"
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = (0.001, 0.05)
+ANSWER_SECONDS = 60.0  # of a server that may still be importing
 
 
 class Forked:
@@ -90,6 +91,7 @@ class ForkServer:
             argv = [sys.executable, "-P", "-m", serve.__module__, str(theirs.fileno()), *self._modules]
             self.pid = os.posix_spawn(sys.executable, argv, dict(os.environ), setsid=True)
         theirs.close()
+        ours.settimeout(ANSWER_SECONDS)
         self._connection = ours
 
     def _forked(self, ours: socket.socket, theirs: socket.socket) -> int:
@@ -125,12 +127,12 @@ class ForkServer:
         page = json.dumps(request).encode()
         with self._lock:
             for attempt in (1, 2):
-                with suppress(ConnectionError):
+                with suppress(ConnectionError, TimeoutError):
                     pid = self._ask(page, (stdout, stderr))
                     if pid:
                         return Forked(argv, pid)
                 if attempt == 1:
-                    self.start()  # it has died, or was not started yet
+                    self.start()  # it has died, hangs, or was not started yet
         raise ConnectionError("the fork server does not answer")
 
     def _ask(self, page: bytes, files: tuple[int, int]) -> int:

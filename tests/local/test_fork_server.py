@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from local.forks import forked_process
 from local.forks.forked_process import Forked, ForkServer
 from tests.support.flow_process import is_running, wait_until
 
@@ -131,6 +133,7 @@ def test_several_threads_start_processes(server: ForkServer, tmp_path: Path) -> 
 
 OWNER = f"""
 import os, signal, sys, time
+from local.forks import forked_process
 from local.forks.forked_process import ForkServer
 forks = ForkServer(["json"])
 forks.start(fork=True)
@@ -153,3 +156,17 @@ def test_a_server_that_is_a_fork_ends_with_its_owner(tmp_path: Path) -> None:
             wait_until(lambda: not is_running(server), SECONDS)
         finally:
             os.kill(job, signal.SIGKILL)
+
+
+def test_a_server_that_hangs_is_replaced(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is suspended; the next start waits ANSWER_SECONDS for it, and not for ever."""
+    monkeypatch.setattr(forked_process, "ANSWER_SECONDS", 2.0)
+    server.start()
+    hanging = server.pid
+    os.kill(hanging, signal.SIGSTOP)
+    monkeypatch.setattr(forked_process, "ANSWER_SECONDS", SECONDS)
+    began = time.monotonic()
+    assert Job(server, tmp_path, "raise SystemExit(5)").result()[0] == 5
+    assert time.monotonic() - began > 1.9
+    assert server.pid != hanging
+    assert not is_running(hanging)
