@@ -56,6 +56,7 @@ PYTEST_AT_ONCE := .venv/bin/pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-
 OFFICIAL := nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1
 
 test: setup tools
+	@.venv/bin/python -m tests.support.broker_archive
 	@$(OFFICIAL) & $(PYTEST_AT_ONCE)
 
 # the same tests with all sweeps at full size: schedules, mutants, chaos, soak, fuzzing, PostgreSQL releases (an hour);

@@ -53,7 +53,8 @@ def new_id() -> str:
 class ClassArchive:
     """The JVM's archive of the broker's loaded classes (AppCDS): 50 MB, half of the CPU seconds of a start.
 
-    A broker that finds none writes one when it is stopped cleanly; `collect` keeps it. Each Java and set of options has its own.
+    A broker that finds none writes one when it is stopped cleanly; `collect` keeps it. That broker costs more CPU than usual, so
+    others that start meanwhile write none. Each Java and set of options has its own.
     """
 
     def __init__(self, home: Path, java: str, options: list[str]) -> None:
@@ -62,7 +63,7 @@ class ClassArchive:
         self._draft: Path | None = None
 
     def options(self) -> list[str]:
-        """The JVM's option that uses the archive, or writes it at the end."""
+        """The JVM's options to use the archive, or to write it at the end; none if another broker writes it."""
         self._draft = None
         found = kept(self._home, self._name)
         if found is not None:
@@ -73,7 +74,12 @@ class ClassArchive:
             with suppress(OSError):
                 if time.time() - stale.stat().st_mtime > STALE_SECONDS:
                     stale.unlink()
-        self._draft = self._home / f".{self._name}-{secrets.token_hex(4)}"
+        draft = self._home / f".{self._name}-draft"
+        try:
+            draft.touch(exist_ok=False)
+        except OSError:
+            return []  # another broker writes it
+        self._draft = draft
         return [f"-XX:ArchiveClassesAtExit={self._draft}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
 
     @property
@@ -84,7 +90,7 @@ class ClassArchive:
     def collect(self, *, ended_cleanly: bool) -> None:
         """After the broker's end: keep what it wrote. One that was killed may have written a part of it."""
         if self._draft is not None and self._draft.exists():
-            if ended_cleanly:
+            if ended_cleanly and self._draft.stat().st_size:
                 keep(self._draft, self._home, self._name)
             self._draft.unlink(missing_ok=True)
         self._draft = None

@@ -76,8 +76,25 @@ def test_a_killed_or_damaged_archive_is_made_again(home: Path, java: str) -> Non
     assert path.read_bytes() == b"classes again"
 
 
+def test_one_broker_at_a_time_writes_the_archive(home: Path, java: str) -> None:
+    """Writing costs more than it saves; several brokers that start on a new machine must not all do it."""
+    first, second = ClassArchive(home, java, OPTIONS), ClassArchive(home, java, OPTIONS)
+    written_by(first, b"classes")
+    assert (second.options(), second.writes) == ([], False)
+    second.collect(ended_cleanly=True)
+    first.collect(ended_cleanly=True)
+    assert second.options()[0].startswith("-XX:SharedArchiveFile=")
+
+
+def test_an_archive_that_was_not_written_is_not_kept(home: Path, java: str) -> None:
+    archive = ClassArchive(home, java, OPTIONS)
+    assert archive.options()
+    archive.collect(ended_cleanly=True)
+    assert list(home.iterdir()) == []
+
+
 def test_the_draft_of_a_killed_process_is_removed_later(home: Path, java: str) -> None:
-    left = home / ".classes-0.jsa-1234"
+    left = home / ".classes-0.jsa-draft"
     left.write_bytes(b"cla")
     ClassArchive(home, java, OPTIONS).options()
     assert left.exists(), "it may be in the making"
