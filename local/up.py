@@ -19,7 +19,7 @@ from control.status import MirrorStatus
 from local.commands import SIMULATOR, commands, preloaded, sluice
 from local.data_folder import locked_data_folder
 from local.embedded.guarded_process import port_is_free
-from local.embedded_servers import EmbeddedServers
+from local.embedded_servers import START_SECONDS, EmbeddedServers
 from local.forks.forked_process import AVAILABLE, ForkServer
 from local.preflight import check_embeddable, check_given, check_hosts
 from local.prepare import prepare
@@ -109,7 +109,7 @@ class _Up:
             if self._options.simulate:
                 self._start_simulator()
                 found |= self._await_simulator()
-            found |= servers.result()
+            found |= servers.result(START_SECONDS)
         self._settings = self._settings.model_copy(update=found)
         for name in prepare(self._settings):
             self._progress.note("database", f"applied migration {name}")
