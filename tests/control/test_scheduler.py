@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -206,14 +207,18 @@ def test_one_of_two_leads_and_the_other_takes_over(settings: Settings) -> None:
 
 
 @contextmanager
-def running_control(settings: Settings) -> Iterator[tuple[zygote.Forked, int]]:
-    """A real control process, and its HTTP port."""
+def running_control(settings: Settings, folder: Path) -> Iterator[tuple[zygote.Forked, int]]:
+    """A real control process, and its HTTP port. If the block fails, the end of the process's log is printed."""
     port = free_port()
-    with open(os.devnull, "w") as nothing:
-        files = {"stdout": nothing.fileno(), "stderr": nothing.fileno()}
+    log_file = folder / f"control-{port}.log"
+    with log_file.open("w") as log:
+        files = {"stdout": log.fileno(), "stderr": log.fileno()}
         process = zygote.spawn(["sluice", "run", "control"], env={**os.environ, **environment(settings, port)}, **files)
     try:
         yield process, port
+    except BaseException:
+        print(f"control at {port}, exit code {process.poll()}: {page(port, '/readyz')}\n{log_file.read_text()[-4000:]}")
+        raise
     finally:
         process.kill()
         process.wait()
@@ -227,10 +232,12 @@ def page(port: int, path: str) -> str:
         return ""
 
 
-def test_a_killed_leader_is_followed_by_the_one_that_stood_by(settings: Settings, store: RepoQueue) -> None:
+def test_a_killed_leader_is_followed_by_the_one_that_stood_by(
+    settings: Settings, store: RepoQueue, tmp_path: Path
+) -> None:
     """C4, G1: kill -9 of the leader; its lock ends with its session, and the other process queues what is due."""
     mine = patient(settings)
-    with running_control(mine) as one, running_control(mine) as other:
+    with running_control(mine, tmp_path) as one, running_control(mine, tmp_path) as other:
 
         def leading() -> list[tuple[zygote.Forked, int]]:
             pages = {port: page(port, "/readyz") for _, port in (one, other)}
@@ -255,7 +262,7 @@ def _lag(text: str) -> float:
 
 
 def test_the_process_queues_serves_its_health_and_stops_at_once(
-    settings: Settings, store: RepoQueue, log_proxy: Proxy
+    settings: Settings, store: RepoQueue, log_proxy: Proxy, tmp_path: Path
 ) -> None:
     """B11, C4, G1: due work is queued and lag is exported.
 
@@ -272,7 +279,7 @@ def test_the_process_queues_serves_its_health_and_stops_at_once(
         wait_until(lambda: len(messages(settings, "repo_backfill")) == count, START_SECONDS)
         wait_until(lambda: _lag(page(port, "/metrics")) == count, START_SECONDS)
 
-    with running_control(behind) as (process, port):
+    with running_control(behind, tmp_path) as (process, port):
         wait_until(lambda: '"ready": true' in page(port, "/readyz"), START_SECONDS)
         store.discover([ListedRepo(did) for did in DIDS])
         queues(port, len(DIDS))
