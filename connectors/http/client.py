@@ -128,16 +128,17 @@ def check_url(url: str, *, allow_private: bool) -> None:
 
 
 def open_session(
-    settings: Settings, *, connections: int = 0, resolver: AbstractResolver | None = None
+    settings: Settings, *, connections: int = 0, resolver: AbstractResolver | None = None, reuse: bool = True
 ) -> aiohttp.ClientSession:
     """The session of a process; call it in the loop that uses it. `connections`: limit of sockets; 0: no limit.
 
-    `resolver`: replaces the system's resolver.
+    `resolver`: replaces the system's resolver. `reuse`: keep a connection for the next request to its host.
     """
     connector = aiohttp.TCPConnector(
         limit=connections,
         resolver=resolver,
         ttl_dns_cache=60,
+        force_close=not reuse,
         socket_factory=None if settings.allow_private_hosts else _guarded_socket,
     )
     return session_over(connector, settings)

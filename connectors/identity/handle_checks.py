@@ -50,6 +50,8 @@ DNS_PORT = 53
 DNS_SECONDS = 5.0
 WEB_SECONDS = 8.0
 MAX_BODY_BYTES = 64 * 1024
+QUERIES_AT_ONCE = 100
+"""Maximum number of domains that are queried at once; each query has a socket."""
 BATCH_SECONDS = 3.0
 IDLE_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
@@ -95,8 +97,12 @@ class HostAddresses(AbstractResolver):
 
 
 def open_handle_session(settings: Settings) -> aiohttp.ClientSession:
-    """The session for `HandleResolver`. Call it in the event loop that uses the session."""
-    return open_session(settings, resolver=HostAddresses(dns_client(settings)) if settings.handle_dns else None)
+    """The session for `HandleResolver`. Call it in the event loop that uses the session.
+
+    It keeps no connections: each handle is a host of its own, and is queried again a day later.
+    """
+    resolver = HostAddresses(dns_client(settings)) if settings.handle_dns else None
+    return open_session(settings, resolver=resolver, reuse=False)
 
 
 class HandleResolver:
@@ -106,15 +112,17 @@ class HandleResolver:
         self._settings = settings
         self._session = session
         self._dns: dns.asyncresolver.Resolver | None = None
+        self._permits = asyncio.Semaphore(QUERIES_AT_ONCE)
 
     async def query(self, handle: str) -> DomainAnswer:
         """Query DNS, then HTTPS if DNS has no result. A failure is a DomainAnswer, not an exception."""
         if not is_resolvable(handle, own_network=self._settings.allow_private_hosts):
             return DomainAnswer(DomainResult.NOTHING, detail="names of this top-level domain cannot be owned")
-        found = await self._query_dns(handle)
-        if found.result in (DomainResult.FOUND, DomainResult.AMBIGUOUS):
-            return found
-        return joined(found, await self._query_web(handle))
+        async with self._permits:
+            found = await self._query_dns(handle)
+            if found.result in (DomainResult.FOUND, DomainResult.AMBIGUOUS):
+                return found
+            return joined(found, await self._query_web(handle))
 
     async def _query_dns(self, handle: str) -> DomainAnswer:
         try:

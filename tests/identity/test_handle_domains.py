@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -201,6 +202,59 @@ def test_a_web_host_names_the_did_where_dns_does_not(tmp_path: Path) -> None:
                 state.update(status=status, text=text)
                 assert (await resolver.query("a.example.com")).result is expected
         await runner.cleanup()
+
+    run(body)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_the_sockets_of_many_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch has as many handles as the rate allows; a DNS server that does not answer must not cost a socket for each."""
+    monkeypatch.setattr("connectors.identity.handle_checks.DNS_SECONDS", 0.2)
+    monkeypatch.setattr("connectors.identity.handle_checks.QUERIES_AT_ONCE", 10)
+
+    async def query_all(settings: Settings, most: list[int]) -> None:
+        async with open_handle_session(settings) as session:
+            resolver = HandleResolver(settings, session)
+            queries = asyncio.gather(*(resolver.query(f"a{number}.example.com") for number in range(60)))
+            while not queries.done():
+                most.append(open_files())
+                await asyncio.sleep(0.005)
+            assert {one.result for one in queries.result()} == {DomainResult.SILENT}
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        settings = Settings(handle_dns=f"127.0.0.1:{silent.getsockname()[1]}", allow_private_hosts=True)
+        before, most = open_files(), list[int]()
+        asyncio.run(query_all(settings, most))
+        assert 10 <= max(most) - before <= 10 + 5  # 5: those of the event loop
+        assert open_files() == before
+
+
+def test_no_connection_to_a_handles_host_is_kept() -> None:
+    """Each handle is a host of its own: with 50 checks a second, connections kept for 15 seconds would be 750 sockets."""
+
+    async def body(names: Names, settings: Settings) -> None:
+        kept: list[bool] = []
+
+        async def answer(request: web.Request) -> web.Response:
+            kept.append(request.keep_alive)
+            return web.Response(text=DID)
+
+        app = web.Application()
+        app.router.add_get("/", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with open_handle_session(settings) as session:
+            for number in range(3):
+                names.records[f"a{number}.example.com"] = ("A", ["127.0.0.1"])
+                async with session.get(f"http://a{number}.example.com:{runner.addresses[0][1]}/") as answered:
+                    assert await answered.text() == DID
+        await runner.cleanup()
+        assert kept == [False] * 3
 
     run(body)
 
