@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from connectors.identity.handle_checks import QUERIES_AT_ONCE
+from connectors.identity.resolver import REQUESTS_AT_ONCE
 from control.process_status import ProcessStatus
 from tests.support.whole_mirror import Mirror
 
@@ -32,6 +37,7 @@ ALLOWED = {
     "series": Allowance(1.05, 10),
     "rss_mb": Allowance(1.3, 30),
     "fds": Allowance(1.2, 15),
+    "peers": Allowance(1.0, REQUESTS_AT_ONCE + QUERIES_AT_ONCE),  # a batch of handle checks: to the directory, and DNS
     "threads": Allowance(1.2, 5),
     "files": Allowance(1.2, 10),
 }
@@ -69,25 +75,37 @@ def measure(mirror: Mirror) -> Measures:
     kinds = mirror.query("select table_name from information_schema.views where table_schema = 'sluice'")
     for name in sorted({name for (name,) in tables} - {name for (name,) in kinds} - OF_THE_NETWORK):
         found[f"rows {name}"] = mirror.query(f"select count(*) from sluice.{name}")[0][0]
+    servers = {urlsplit(mirror.database).port, urlsplit(f"//{mirror.registry.bootstrap}").port}
     for name, seen in mirror.sightings().items():
-        found |= _of_process(name, seen)
+        found |= _of_process(name, seen, servers)
     found["files data folder"] = sum(1 for path in mirror.data_dir.rglob("*") if path.is_file())
     return found
 
 
-def _of_process(name: str, seen: ProcessStatus) -> Measures:
+def _of_process(name: str, seen: ProcessStatus, servers: set[int | None]) -> Measures:
     try:
         process = psutil.Process(seen.pid)
         own: dict[str, Any] = {
             "rss_mb": process.memory_info().rss / 2**20,
-            "fds": process.num_fds(),
             "threads": process.num_threads(),
+            **_descriptors(process, servers),
         }
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return {}  # killed a moment ago
     if seen.metrics:
         own["series"] = sum(len(samples) for samples in seen.metrics.values())
     return {f"{what} {name}": value for what, value in own.items()}
+
+
+def _descriptors(process: psutil.Process, servers: set[int | None]) -> Measures:
+    """`fds`: files, pipes, and sockets to the broker and the database. `peers`: other sockets, which come and go with requests."""
+    links = []
+    for fd in os.listdir(f"/proc/{process.pid}/fd"):
+        with suppress(OSError):  # closed a moment ago
+            links.append(os.readlink(f"/proc/{process.pid}/fd/{fd}"))
+    sockets = process.net_connections("inet")
+    kept = sum(bool(one.raddr) and one.raddr.port in servers for one in sockets)
+    return {"fds": kept + sum(not link.startswith("socket:") for link in links), "peers": len(sockets) - kept}
 
 
 def growing(days: list[Measures]) -> list[str]:

@@ -23,7 +23,7 @@ from tests.system.endurance.soak_watch import OF_THE_NETWORK, Measures, Retentio
 
 pytestmark = pytest.mark.acceptance
 
-DAYS = int(os.environ.get("SOAK_DAYS") or sized(8, 16))
+DAYS = int(os.environ.get("SOAK_DAYS") or sized(5, 16))
 DAY_SECONDS = 8.0
 KEPT_DAYS = 3
 KILLED = ("control", "list-repos", "firehose", "labels", "backfill", "index")
@@ -37,11 +37,11 @@ FAULTS = {
     "seq_gap": {"every": 40},
     "relay_bad_sig": {"every": 90},
     "relay_list_500": {"p": 0.02, "from": 50, "to": 60},
-    "pds_500": {"p": 0.03},
-    "pds_429": {"p": 0.02, "retry_after": 1},
+    "pds_500": {"p": 0.06},
+    "pds_429": {"p": 0.05, "retry_after": 1},
     "plc_500": {"p": 0.02},
-    "label_drop": {"every": 60},
-    "label_garbage": {"every": 40},
+    "label_drop": {"every": 20},
+    "label_garbage": {"every": 25},
 }
 
 
