@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from tests.support.official.appview_servers import SERVICE, OfficialAppView
+from tests.support.official.appview_servers import SERVICE, AppView
 from tests.support.official.servers import OfficialNetwork
 from tests.support.size import sized
 
@@ -19,6 +19,8 @@ AT_ONCE = 4
 ASKED_AGAIN = 3
 THREADS, REST, VIEWED = sized((4, 8, 24), (2, 4, 12))
 """Every so many-th post is asked for its thread, for everything else, and for its thread as a viewer."""
+WHOLE = sized(3, 1000)  # so many accounts that answer are asked everything, and each that is hidden or gone
+REPOSTED = sized(8, 1)  # every so many-th post that was not reposted is asked who did
 FILTERS = (
     "posts_with_replies",
     "posts_no_replies",
@@ -46,17 +48,23 @@ def ask(method: str, viewer: str | None = None, **parameters: Any) -> Question:
     return Question(method, tuple(parameters.items()), viewer)
 
 
-def questions(truth: Mapping[str, Mapping[str, Any]], gone: list[str], viewers: list[str]) -> list[Question]:
-    """`truth`: of `OfficialNetwork`; `gone`: DIDs that it has no more; `viewers` ask some things logged in."""
+def questions(
+    truth: Mapping[str, Mapping[str, Any]], gone: list[str], viewers: list[str], reposted: set[str]
+) -> list[Question]:
+    """`truth`: of `OfficialNetwork`; `gone`: DIDs of deleted accounts; `viewers` ask some questions logged in; `reposted`: URIs."""
     dids = [*truth, *gone]
     uris: dict[str, list[str]] = {}
     for did, account in truth.items():
         for path in sorted(account.get("records", ())):
             uris.setdefault(path.split("/")[0], []).append(f"at://{did}/{path}")
-    made = [question for did in dids for question in about_actor(did, truth.get(did, {}).get("handle"))]
+    active = [did for did in dids if truth.get(did, {}).get("active")]
+    some = {did: at for at, did in enumerate(active) if at >= WHOLE}
+    made = [question for did in dids for question in about_actor(did, truth.get(did, {}).get("handle"), some.get(did))]
     made += [ask("app.bsky.actor.getProfiles", actors=dids[at : at + 25]) for at in range(0, len(dids), 25)]
     posts = uris.get(POST, [])
     made += [ask("app.bsky.feed.getPosts", uris=posts[at : at + 25]) for at in range(0, len(posts), 25)]
+    made += [ask("app.bsky.feed.getRepostedBy", uri=uri) for uri in sorted(reposted)]
+    made += [ask("app.bsky.feed.getRepostedBy", uri=uri) for uri in [u for u in posts if u not in reposted][::REPOSTED]]
     made += [question for at, uri in enumerate(posts) for question in about_post(uri, at)]
     for uri in uris.get("app.bsky.graph.list", []):
         made += [ask("app.bsky.graph.getList", list=uri), ask("app.bsky.feed.getListFeed", list=uri, limit=30)]
@@ -74,23 +82,25 @@ def questions(truth: Mapping[str, Mapping[str, Any]], gone: list[str], viewers: 
     return made
 
 
-def about_actor(did: str, handle: str | None) -> Iterator[Question]:
+def about_actor(did: str, handle: str | None, at: int | None) -> Iterator[Question]:
+    """Everything; with a number `at`, the profile and every fourth of the others, from another one on for each number."""
     yield ask("app.bsky.actor.getProfile", actor=did)
-    for kind in FILTERS:
-        yield ask("app.bsky.feed.getAuthorFeed", actor=did, filter=kind, limit=100)
-    yield ask("app.bsky.feed.getAuthorFeed", actor=did, includePins="true", limit=7)
-    yield ask("app.bsky.feed.getActorFeeds", actor=did)
+    others = [ask("app.bsky.feed.getAuthorFeed", actor=did, filter=kind, limit=100) for kind in FILTERS]
+    others += [
+        ask("app.bsky.feed.getAuthorFeed", actor=did, includePins="true", limit=7),
+        ask("app.bsky.feed.getActorFeeds", actor=did),
+    ]
     for method in ("getFollowers", "getFollows", "getLists", "getActorStarterPacks"):
-        yield ask(f"app.bsky.graph.{method}", actor=did)
-    yield ask("app.bsky.graph.getFollowers", actor=did, limit=2)
+        others.append(ask(f"app.bsky.graph.{method}", actor=did))
+    others.append(ask("app.bsky.graph.getFollowers", actor=did, limit=2))
+    yield from others if at is None else others[at % 4 :: 4]
     if handle:
         yield ask("app.bsky.actor.getProfile", actor=handle)
         yield ask("com.atproto.identity.resolveHandle", handle=handle)
 
 
 def about_post(uri: str, at: int) -> Iterator[Question]:
-    """Who reposted it is asked of every post, for few are; the thread and the rest of some; in `getPosts` are all."""
-    yield ask("app.bsky.feed.getRepostedBy", uri=uri)
+    """The thread and the rest, of some posts; `getPosts` has all."""
     if at % THREADS == 0:
         sort = SORTS[at // THREADS % len(SORTS)]
         yield ask("app.bsky.unspecced.getPostThreadV2", anchor=uri, below=10, branchingFactor=20, sort=sort)
@@ -137,14 +147,14 @@ def tokens_of(network: OfficialNetwork, asked: list[Question]) -> dict[tuple[str
     }
 
 
-def answers(appview: OfficialAppView, asked: list[Question], tokens: Mapping[tuple[str, str], str]) -> list[Answer]:
+def answers(appview: AppView, asked: list[Question], tokens: Mapping[tuple[str, str], str]) -> list[Answer]:
     """Status and body of each, in the order asked."""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda question: answer(appview, question, tokens), asked))
 
 
-def answer(appview: OfficialAppView, question: Question, tokens: Mapping[tuple[str, str], str]) -> Answer:
+def answer(appview: AppView, question: Question, tokens: Mapping[tuple[str, str], str]) -> Answer:
     token = tokens.get((question.viewer or "", question.method))
     status, body = appview.ask(question.method, token, **dict(question.parameters))
     known = settled(json.loads(json.dumps(body).replace(appview.url, "APPVIEW")))
@@ -186,7 +196,7 @@ def settled(body: Any) -> Any:
 
 
 def unlike(
-    one: OfficialAppView, other: OfficialAppView, asked: list[Question], tokens: Mapping[tuple[str, str], str]
+    one: AppView, other: AppView, asked: list[Question], tokens: Mapping[tuple[str, str], str]
 ) -> tuple[list[str], list[Answer]]:
     """One line for each place where the answers differ; and what `one` answered. Parts of an answer that come from another
     of its services the AppView leaves out when they took too long: an answer that differs is asked for again, of both, when

@@ -4,9 +4,11 @@
 //   node official_appview.mjs --modules DIR/node_modules --database URL --plc URL --pds URL [--labeler DID]
 //        [--index ws://PDS]    migrates, then indexes every event since the first, strictly one after the other
 //
-// The tables are those of the schema `bsky`. One JSON line on stdout when it serves: {url, control, version}. POST /indexed on
-// the control port: {seq, errors}, the last event that is wholly in the tables, and what was refused. It ends with SIGTERM, and
-// when whoever started it is gone (stdin at its end, or another parent).
+// The tables are those of the schema `bsky`. One JSON line on stdout when it serves: {url, control, version}. On the control port:
+// /indexed       {seq, errors}: the last event that is wholly in the tables, and what was refused
+// /open/URL      starts a second AppView in this process, over the database of this (encoded) URL: {url}
+// /close         stops every AppView but the first: {}
+// It ends with SIGTERM, and when the process that started it is gone (stdin at its end, or another parent).
 import './loopback.mjs'
 import { endAfter } from './ending.mjs'
 import { createRequire } from 'node:module'
@@ -52,25 +54,32 @@ if (given.index || given['migrate-only']) await migrate()
 if (given['migrate-only']) process.exit(0)
 
 // ------------------------------------------------------------------------------------------------ the AppView
-const port = await freePort()
-// the data plane has no resolver of .test handles before it serves, and nothing is asked of it before
-const { appView, dataPlane, database, stop } = await serve(official, await Secp256k1Keypair.create(), {
-  database: given.database,
-  pool: 8,
-  port,
-  publicUrl: `http://127.0.0.1:${port}`,
-  did: SERVICE,
-  plc: given.plc,
-  labelers: given.labeler ? [given.labeler] : [],
-  privateHosts: true,
-})
-
 // handles under .test have no DNS: their PDS knows them
 async function askPds(handle) {
   const answer = await fetch(`${given.pds}/xrpc/com.atproto.identity.resolveHandle?handle=${encodeURIComponent(handle)}`)
   return answer.ok ? (await answer.json()).did : undefined
 }
-for (const resolver of [dataPlane.idResolver, appView.ctx.idResolver]) resolver.handle.resolve = askPds
+
+async function open(database) {
+  const port = await freePort()
+  const running = await serve(official, await Secp256k1Keypair.create(), {
+    database,
+    pool: 8,
+    port,
+    publicUrl: `http://127.0.0.1:${port}`,
+    did: SERVICE,
+    plc: given.plc,
+    labelers: given.labeler ? [given.labeler] : [],
+    privateHosts: true,
+  })
+  // the data plane has no resolver of .test handles before it serves, and nothing is asked of it before
+  for (const resolver of [running.dataPlane.idResolver, running.appView.ctx.idResolver]) resolver.handle.resolve = askPds
+  return running
+}
+
+const first = await open(given.database)
+const { dataPlane, database } = first
+const others = []
 
 // ------------------------------------------------------------------------------------------------ its own indexer
 let seq = 0
@@ -117,18 +126,37 @@ const firehose =
 void firehose?.start()
 
 // ------------------------------------------------------------------------------------------------ orders and end
-const control = createServer((request, response) => response.writeHead(200).end(JSON.stringify({ seq, errors })))
+async function obey(path) {
+  const [, order, argument] = path.split('/')
+  if (order === 'indexed') return { seq, errors }
+  if (order === 'open') {
+    others.push(await open(decodeURIComponent(argument)))
+    return { url: others.at(-1).url }
+  }
+  if (order === 'close') {
+    while (others.length) await others.pop().stop()
+    return {}
+  }
+  throw new Error(`there is no order ${path}`)
+}
+
+const control = createServer((request, response) =>
+  obey(request.url).then(
+    (answer) => response.writeHead(200).end(JSON.stringify(answer)),
+    (error) => response.writeHead(500).end(String(error?.stack ?? error)),
+  ),
+)
 await new Promise((done) => control.listen(0, done))
 
 endAfter(async () => {
   control.close()
   await firehose?.destroy()
-  await stop()
+  for (const running of [...others, first]) await running.stop()
 })
 
 console.log(
   JSON.stringify({
-    url: `http://127.0.0.1:${port}`,
+    url: first.url,
     control: `http://127.0.0.1:${control.address().port}`,
     version: require('@atproto/bsky/package.json').version,
   }),

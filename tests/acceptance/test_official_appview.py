@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 EQUAL_SECONDS = 120
 SHOWN = 60
 OLDER = sized(6, 3)  # every so many-th question is for the older version too
+INDEXERS = sized(VERSIONS[-1:], VERSIONS)  # versions whose own indexer runs; the other reads the newest's tables
 
 NEWER = {VERSIONS[0]: frozenset({"op_thread_reply", "post_embed_gallery_image"}), VERSIONS[1]: frozenset()}  # tables
 
@@ -71,7 +72,8 @@ def test_the_official_appview_answers_the_same_from_our_tables(
     network.order("deactivate", did=hidden.did)
     network.order("delete_account", did=early.did)
 
-    references = {version: blank_databases() for version in VERSIONS}
+    references = {version: blank_databases() for version in INDEXERS}
+    newest = VERSIONS[-1]
     official = {v: official_appview(v, database, network, index=True) for v, database in references.items()}
     names = handle_server(network)
     mirror = Mirror(
@@ -96,23 +98,27 @@ def test_the_official_appview_answers_the_same_from_our_tables(
                 reconcile(reference, gone, doubled, history, started)
             assert_equal_tables(version, references[version], mirror, expected)
 
-        asked = questions(truth, gone, [author.did for author in authors[:2]])
+        with bsky(references[newest]) as reference:
+            reposted = {uri for (uri,) in reference.execute("SELECT subject FROM repost")}
+        asked = questions(truth, gone, [author.did for author in authors[:2]], reposted)
         tokens = tokens_of(network, asked)
         print(len(asked), "questions")
-        assert len(asked) > sized(300, 500)
-        for version, appview in official.items():
-            ours = official_appview(version, mirror.database_url(), network)
-            some = asked if version == VERSIONS[-1] else asked[::OLDER]
-            found, right = unlike(appview, ours, some, tokens)
+        assert len(asked) > sized(250, 500)
+        for version in VERSIONS:
+            if version not in official:
+                make_readable_for_older(references[newest])
+                official[version] = official_appview(version, references[newest], network)
+            some = asked if version == newest else asked[::OLDER]
+            with official[version].answering_from(mirror.database_url()) as ours:
+                found, right = unlike(official[version].answers, ours, some, tokens)
             assert not found, f"{version}: {len(found)} places\n" + "\n".join(found[:SHOWN])
-            assert ours.stop() == 0
 
-    newest = official[VERSIONS[-1]]
     for table, method in NEEDED.items():
         known = [pair for pair in zip(asked, right, strict=True) if pair[0].method == method]
         known.sort(key=lambda pair: -len(repr(pair)))  # who has much to say has much to lose
-        with emptied(table, references[VERSIONS[-1]]):
-            differs = any(any(different(was, answer(newest, question, tokens), "")) for question, was in known)
+        with emptied(table, references[newest]):
+            again = (different(was, answer(official[newest].answers, question, tokens), "") for question, was in known)
+            differs = any(any(places) for places in again)
         assert differs, f"nothing is asked that needs {table}"
 
 
@@ -123,6 +129,12 @@ def emptied(table: str, database: str) -> Iterator[None]:
     yield
     with bsky(database) as connection:
         connection.execute(f'DROP TABLE "{table}"; ALTER TABLE kept RENAME TO "{table}"')
+
+
+def make_readable_for_older(database: str) -> None:
+    """The only column that the older version needs and the newest has dropped (tests/appview/test_catalog.py)."""
+    with bsky(database) as connection:
+        connection.execute('ALTER TABLE actor_state ADD COLUMN "lastSeenPriorityNotifs" varchar')
 
 
 def write_labels(network: OfficialNetwork, authors: list[Author], value: str) -> None:

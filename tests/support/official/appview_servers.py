@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -74,14 +74,11 @@ def release(version: str) -> Release:
     return Release(modules, str(node))
 
 
-class OfficialAppView(OfficialProcess):
-    """A running AppView; the same questions to two of them tell their databases apart."""
+class AppView:
+    """Where an AppView answers; the same questions to two of them tell their databases apart."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        super().__init__(command, log)
-        self.url: str = self.facts["url"]
-        self.version: str = self.facts["version"]
-        self._control: str = self.facts["control"]
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def ask(self, method: str, token: str | None = None, **parameters: Any) -> tuple[int, Any]:
         """Status and answer of one XRPC query."""
@@ -93,12 +90,34 @@ class OfficialAppView(OfficialProcess):
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null")
 
+
+class OfficialAppView(OfficialProcess):
+    """A running process of one version. It serves `answers`, over the database that it was started with."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        super().__init__(command, log)
+        self.answers = AppView(self.facts["url"])
+        self.version: str = self.facts["version"]
+        self._control: str = self.facts["control"]
+
+    @contextmanager
+    def answering_from(self, database: str) -> Iterator[AppView]:
+        """A second AppView in the same process, over `database`: its code is loaded and compiled already."""
+        url = self._order(f"open/{urllib.parse.quote(database, safe='')}")["url"]
+        try:
+            yield AppView(url)
+        finally:
+            self._order("close")
+
+    def _order(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self._control}/{path}", timeout=START_SECONDS) as answer:
+            return json.load(answer)
+
     def await_indexed(self, seq: int) -> list[str]:
         """Until its own indexer has stored every event up to `seq`; what it refused, one line each."""
         deadline = time.monotonic() + INDEX_SECONDS
         while True:
-            with urllib.request.urlopen(f"{self._control}/indexed", timeout=60) as answer:
-                stands = json.load(answer)
+            stands = self._order("indexed")
             if stands["seq"] >= seq:
                 return list(stands["errors"])
             assert time.monotonic() < deadline, f"the official indexer stands at {stands}, not at {seq}"
