@@ -1,7 +1,8 @@
 """A soak: every clock of Sluice runs faster, so that weeks of operation pass in minutes.
 
 A simulated day lasts `DAY_SECONDS`. Re-lists, handle checks, caches, history and the log's retention are as many days long as in
-production or fewer, so that each comes round several times. `make soak DAYS=60` runs a long one; the suite has two weeks.
+production or fewer, so that each comes round several times. `make soak DAYS=60` runs a long one;
+`make test` has five days, `make test-long` 16.
 """
 
 from __future__ import annotations
