@@ -26,7 +26,7 @@ STALL_SECONDS = sized(60.0, 25.0)  # of a partition with live events waiting, on
 
 def forked(kind: str, environment: dict[str, str], output: int) -> Any:
     """`sluice run KIND` from the zygote."""
-    return zygote.spawn(["sluice", "run", kind], env=environment, stdout=output, stderr=output, session=True)
+    return zygote.spawn(["sluice", "run", kind], env=environment, stdout=output, stderr=output)
 
 
 @pytest.fixture

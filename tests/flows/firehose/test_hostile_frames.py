@@ -26,7 +26,7 @@ from protocol.event_stream import MAX_FRAME_BYTES, Labels, Rejected, decode, pos
 from protocol.verify_commit import Verified, VerifyReason
 from schemas import wire
 from schemas.settings import Settings
-from steps.cursor import Cursors
+from steps.cursor import Cursors, Gap
 from steps.dedup import DedupCache
 from tests.flows.firehose.hostile_frames import framed, item_bomb, many_names, nested_field, nested_header
 from tests.support import ROOT
@@ -148,7 +148,7 @@ def test_an_exception_outside_of_a_frame_still_ends_the_process() -> None:
     """H3."""
 
     class Broken(Cursors):
-        def see(self, upstream: str, seq: int) -> None:
+        def advance(self, upstream: str, seq: int) -> Gap | None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
