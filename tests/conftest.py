@@ -36,30 +36,38 @@ pytest_plugins = [
 ]
 
 
-ORDER = (
+LONG = (
     "tests/system/endurance/",
     "tests/system/",
-    "test_up.py",
-    "tests/filters/",
-    "tests/flows/",
     "/test_official_",
-    "tests/",
+    "test_up.py",
+    "test_filtered_mirror.py",
 )
+"""Files that run whole systems, in this order."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first, so that several workers end together; files that need official packages, which `make test`
-    installs meanwhile, come later, and the short ones of them last."""
-    files = {file_of(item) for item in items if "official_tables" in getattr(item, "fixturenames", ())}
+    """Put the short files evenly between the long ones: at any time some workers compute, and others wait.
 
-    def rank(item: pytest.Item) -> int:
-        if file_of(item) in files:
-            return len(ORDER)
-        return next(at for at, part in enumerate(ORDER) if part in file_of(item))
+    Files that need official packages, which `make test` installs meanwhile, come last.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    last = [name for name, those in files.items() if any("official_tables" in fixtures_of(item) for item in those)]
+    long = sorted((name for name in files if rank(name) < len(LONG) and name not in last), key=rank)
+    short = [name for name in files if name not in long and name not in last]
+    share = len(short) / max(1, len(long))
+    order = short if not long else []
+    for number, name in enumerate(long):
+        order += [name, *short[round(number * share) : round((number + 1) * share)]]
+    items[:] = [item for name in (*order, *last) for item in files[name]]
 
-    items.sort(key=rank)
+
+def rank(name: str) -> int:
+    return next((at for at, part in enumerate(LONG) if part in name), len(LONG))
 
 
-def file_of(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+def fixtures_of(item: pytest.Item) -> tuple[str, ...]:
+    return tuple(getattr(item, "fixturenames", ()))
