@@ -1,8 +1,9 @@
 """Handle verification: the claim of a DID document and the answer of the handle's domain → HandleVerdict.
 
 A domain names its DID in a DNS TXT record of `_atproto.<handle>` or at `https://<handle>/.well-known/atproto-did`; DNS has
-priority. A handle is verified if document and domain name each other. If a directory, DNS server or web host does not answer,
-the previous result stays. Source: the specification page `handle`. Pure; never raises on wire input.
+priority. A handle is verified if document and domain name each other. Without an answer from the directory or DNS the previous
+result stays; without one from the web host, only for a time (`HandleStatus`). Source: the specification page `handle`. Pure;
+never raises on wire input.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ class DomainAnswer:
 
 
 class HandleStatus(StrEnum):
-    """The status of a handle after a check. The `SILENT` ones leave the previous status in force."""
+    """The status after a check. The `SILENT` ones keep a previous VERIFIED; HOST_SILENT for two recheck intervals only."""
 
     VERIFIED = "verified"
     NO_HANDLE = "no_handle"
@@ -108,7 +109,8 @@ def joined(dns: DomainAnswer, web: DomainAnswer | None) -> DomainAnswer:
 def next_check(status: HandleStatus, failures: int, did: str, *, recheck: float, retry: float) -> float:
     """Seconds until the next check. `failures`: checks in a row that verified nothing, before this one.
 
-    Unanswered checks are repeated soon, failed ones at growing intervals; jitter shortens each by up to a quarter.
+    After VERIFIED: `recheck`. After a failed check: `retry`, doubled with each further one, at most `recheck`. Without an answer: the
+    same, from a twelfth of `retry`. Jitter shortens each wait by up to a quarter.
     """
     if status is HandleStatus.VERIFIED:
         full = recheck

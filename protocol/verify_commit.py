@@ -8,8 +8,8 @@ Only the commit block is signed. The rest of the frame is a claim of a PDS or re
 because of its frame: the result is `Verified` without operations, `problem` is the reason, and if the signature is valid the repo
 has to be fetched. The rev of the result is the signed one.
 
-The result is `Refused` (no commit of this account; no row may change), `Verified` with operations, or `Verified` without. Before
-the signature is checked, a `Verified` may not change anything either.
+The result is `Refused` (no commit of this account; no row may change), `Verified` with operations, or `Verified` without. A
+`Verified` must not change any row until `signed` has confirmed its signature.
 """
 
 from enum import StrEnum
@@ -92,7 +92,7 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
     """What the blocks of an event prove.
 
     `ops`: None if the operations are unknown; `problem` is then the reason, except for a #sync, which has none. `data_before`: the
-    root before the operations, from the event or from the inversion. `counted`: failed checks with Enforcement.COUNT.
+    root before the operations, from the event or from the inversion. `counted`: failed checks under Enforcement.REPORT.
     """
 
     event: Commit | Sync

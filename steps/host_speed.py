@@ -1,7 +1,7 @@
-"""Speed of a host: starts, ends and bytes of its transfers → its permits, its queue limit, the delay of evicted repos.
+"""Speed of a host: starts, ends and bytes of its transfers → its slots, its queue limit, the delay of evicted repos.
 
 A slow or hanging host must not fill a worker's queue. Repos that would wait longer than `queue_seconds` are evicted; their delays
-are spread at the rate at which the host serves repos. The slower a host, the fewer permits it may hold. A host whose transfer was
+are spread at the rate at which the host serves repos. The slower a host, the fewer slots it may hold. A host whose transfer was
 ended for being too slow is `slow` until it has served a number of repos; the number doubles with each such transfer.
 No clock: `now` in seconds.
 """
@@ -20,7 +20,7 @@ _MOST_STRIKES = 10
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """One getRepo in progress. `confined`: it holds one of the permits that slow hosts share."""
+    """One getRepo in progress. `confined`: it holds one of the slots that slow hosts share."""
 
     host: str
     confined: bool = False
@@ -49,7 +49,7 @@ class Transfer:
 
 @dataclass(slots=True)
 class HostSpeed:
-    """Speed of one host. `slots`: its permits at most; `queue_seconds`: how long a repo may wait; `proven`: it has served a repo."""
+    """Speed of one host. `slots`: its limit; `queue_seconds`: how long a repo may wait; `proven`: it has served a repo."""
 
     slots: int
     queue_seconds: float
@@ -84,7 +84,7 @@ class HostSpeed:
 
     @property
     def slow(self) -> bool:
-        """Whether it may hold only the permits shared by slow hosts."""
+        """Whether it may hold only the slots shared by slow hosts."""
         return self._owed > 0
 
     @property
@@ -97,14 +97,14 @@ class HostSpeed:
         return max(self._typical, now - min(self._running, default=now))
 
     def permits(self, now: float) -> int:
-        """Permits that it may hold. Fewer if a request takes longer than `queue_seconds`, or hanging hosts would hold them all."""
+        """Slots that it may hold. Fewer if a request takes longer than `queue_seconds`, or hanging hosts would hold them all."""
         if self.slow:
             return 1
         seconds = self.seconds(now)
         return self.slots if seconds <= self.queue_seconds else max(1, int(self.slots * self.queue_seconds / seconds))
 
     def queue_limit(self, now: float) -> float:
-        """How many repos may wait; at least as many as may have permits."""
+        """How many repos may wait; at least as many as may have slots."""
         seconds = self.seconds(now)
         return max(self.slots, self.queue_seconds * self.permits(now) / seconds) if seconds > 0 else inf
 

@@ -65,7 +65,7 @@ NOT_ASKED = frozenset({FailureReason.HOST_PAUSED, FailureReason.HOST_BUSY})
 
 _OURS = frozenset({FailureReason.DIRECTORY_UNREACHABLE, FailureReason.SPOOL_FULL})
 _DEFERRED = NOT_ASKED | _OURS | {FailureReason.HOST_SLOW}
-"""Uncounted. The first transfer ended for its speed is `host_slow`; its host is slow then, and the next is `too_slow`, counted."""
+"""Uncounted. A transfer that ends with `host_slow` marks its host slow; transfers of a slow host end with `too_slow`, counted."""
 
 _DAY = 86_400.0
 _PATIENCE: Mapping[StrEnum, float] = {

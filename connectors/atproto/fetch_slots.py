@@ -1,11 +1,11 @@
-"""Permits for concurrent repo fetches: a total for ordinary work, extra permits for urgent work, a limit per host.
+"""Slots for concurrent repo fetches: a total for ordinary work, extra slots for urgent work, a limit per host.
 
-Order: urgent work first; within a priority, hosts that hold no permit; then FIFO. A host at its limit does not block others.
+Order: urgent work first; within a priority, hosts that hold no slot; then FIFO. A host at its limit does not block others.
 If a host's queue is longer than the host can serve soon, the end of the queue is evicted (`QueueFull`).
 
-While work waits for a permit, a transfer below the minimum speed (`steps.host_speed`) ends after 30 s with `TooSlow`, not counted
-as an attempt, and its host is marked slow. Slow hosts share a fifth of the permits; their transfers end after five minutes, if
-other hosts wait, with `TooSlow`, counted. A fifth of the permits is reserved for hosts that have already served a repo.
+While work waits for a slot, a transfer below the minimum speed (`steps.host_speed`) ends after 30 s with `TooSlow`, not counted
+as an attempt, and its host is marked slow. Slow hosts share a fifth of the slots; their transfers end after five minutes, if
+other hosts wait, with `TooSlow`, counted. A fifth of the slots is reserved for hosts that have already served a repo.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from steps.host_speed import HostSpeed, Transfer
 
 KEPT_HOSTS = 20_000
 EVICT_EVERY_SECONDS = 0.02  # paced: each eviction costs a transaction, and the repo returns later
-SLOW_SHARE = 5  # slow hosts share one in five permits
+SLOW_SHARE = 5  # slow hosts share one in five slots
 CONFINED_SECONDS = 300.0  # time limit of a slow host's transfer while another host waits
 
 
@@ -48,7 +48,7 @@ class _Waiter:
 
 
 class FetchSlots:
-    """Permits for one event loop. `taken`: number in use."""
+    """Slots for one event loop. `taken`: number in use."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class FetchSlots:
         self.taken = 0
 
     def limit(self, *, urgent: bool) -> int:
-        """Permits available to work of this priority."""
+        """Slots available to work of this priority."""
         return self._limits[urgent]
 
     def queued(self, *, urgent: bool) -> int:
@@ -82,7 +82,7 @@ class FetchSlots:
 
     @asynccontextmanager
     async def slot(self, host: str, *, urgent: bool) -> AsyncIterator[None]:
-        """Hold one of the host's permits. Raises QueueFull."""
+        """Hold one of the host's slots. Raises QueueFull."""
         if self._free(host, urgent=urgent):
             self._take(host)
         else:
@@ -135,7 +135,7 @@ class FetchSlots:
             self._queues[urgent] = [waiter for waiter in self._queues[urgent] if not waiter.future.done()]
 
     def _end_slow_transfers(self, now: float) -> None:
-        """While work waits only for a permit, end the slowest transfers beyond the share of slow hosts."""
+        """While work waits only for a slot, end the slowest transfers beyond the share of slow hosts."""
         slow = sorted((one for one in self._transfers if one.slow(now)), key=lambda one: one.speed(now))
         waiting = [waiter.host for queue in self._queues.values() for waiter in queue if not waiter.future.done()]
         if not slow or not waiting:
@@ -189,12 +189,12 @@ class FetchSlots:
         waiter = _Waiter(host, asyncio.get_running_loop().create_future())
         self._queues[urgent].append(waiter)
         try:
-            await waiter.future  # the releasing task has already counted the permit as taken
+            await waiter.future  # the releasing task has already counted the slot as taken
         except asyncio.CancelledError:
             if waiter in self._queues[urgent]:
                 self._queues[urgent].remove(waiter)
             elif waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                self._release(host)  # the permit was granted at the moment of the cancellation
+                self._release(host)  # the slot was granted at the moment of the cancellation
             raise
 
     def _release(self, host: str) -> None:
@@ -204,7 +204,7 @@ class FetchSlots:
             del self._hosts[host]
         for urgent in (True, False):
             queue = self._queues[urgent] = [waiter for waiter in self._queues[urgent] if not waiter.future.done()]
-            # hosts that hold no permit go first, so that hosts with many repos do not take all permits
+            # hosts that hold no slot go first, so that hosts with many repos do not take all slots
             for waiter in sorted(queue, key=lambda one: self._hosts[one.host] > 0):
                 if self.taken >= self._limits[urgent]:
                     break

@@ -19,7 +19,7 @@ from schemas.sql import queries
 from steps.retry import LONGEST_PAUSE, FailureReason
 
 BURST_SHARE = 0.1
-LEASE_SHARE = 1 / 30  # of the window: lifetime of a lease, plus the same for the latency to the host
+LEASE_SHARE = 1 / 30  # lifetime of leased tokens, as a share of the window; requests may reach the host as much later
 SHORTEST_LEASE = 0.5
 LARGEST_LEASE = 32
 PATIENCE_SECONDS = 60.0

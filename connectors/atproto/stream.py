@@ -95,7 +95,10 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         return self._passable(self._cursors.positions) or None
 
     def _passable(self, positions: Mapping[str, int]) -> dict[str, int]:
-        """Positions, lowered to before the first deferred event, but never below the durable position."""
+        """Each position, at most the one before the upstream's first deferred event, but at least the durable position.
+
+        A position below the durable one is from a restarted sequence: the durable one is then no lower limit.
+        """
         found = {}
         for url, seq in positions.items():
             passable, durable = self._deferral.passable(url, seq), self._durable.get(url, -1)

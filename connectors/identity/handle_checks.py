@@ -2,8 +2,9 @@
 
 A check resolves the DID, takes the handle that its document claims, and queries the handle's domain by DNS and HTTPS, with the
 SSRF guard. A DID that the domain confirms becomes the owner: the same transaction removes the handle from the previous owner,
-and a unique index prevents two owners. An unavailable directory, DNS server or host delays a check and changes nothing. Events
-schedule an immediate check of their DID (flows/index/transaction.py); other rows are checked periodically, at a limited rate.
+and a unique index prevents two owners. An unavailable directory or DNS server delays a check and changes nothing; an unavailable web
+host ends `verified` after PATIENCE recheck intervals. Events schedule an immediate check of their DID
+(flows/index/transaction.py); other rows are checked periodically, at a limited rate.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The rows of `sluice.repo` as a work queue: discover, queue, claim, release, reap.
 
 Each method is one short transaction on the RepoQueue's connection (`discover`, `lost_candidates`: several). All times are the
-database's. Rows are locked in DID order, as everywhere. A repo leaves the phase `backfill` in two statements: the first takes
-the lock, the second then also sees, and deletes, events that the index buffered while the first one waited.
+database's. Rows are locked in DID order, as everywhere. To leave the phase `backfill`, one statement locks the row and a
+second one deletes the buffered events: being later, it also sees events that the index buffered while the first one waited.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -175,7 +175,8 @@ class RepoQueue:
         """Release a claim with its error. Returns 'pending', or 'failed' after the last counted attempt; None: not our claim.
 
         `last`: a further attempt would fail the same way. `patience`: after this many seconds of uncounted attempts the next
-        one is counted. `slower`: wait at least half of the time since the first uncounted attempt.
+        one is counted. `slower`: the wait grows: at least half of the time since the first uncounted
+        attempt, up to an hour.
         """
         ours = {"dids": [did], "attempts": [attempt], "patience": patience, "slower": slower}
         return self._leave("lock_claims", ours, error, delay_seconds, counted=counted, last=last).get(did)

@@ -1,6 +1,6 @@
 """The source that all flows share. A committed position covers only what is durable, never what was merely received (G8).
 
-The engine calls `next_batch()` repeatedly and `snapshot()` at the end of every epoch. It calls the next `next_batch()` only
+The engine calls `next_batch()` repeatedly and `snapshot()` at the end of every checkpoint interval. It calls the next `next_batch()` only
 after all sinks have written everything emitted before. So the position is recorded in `snapshot()` and committed in the
 following `next_batch()`. `close()` runs before the last items are written, so nothing is committed there.
 
@@ -52,7 +52,8 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
     def commit(self, position: P) -> P | None:
         """Make `position` durable; everything emitted up to it is durable downstream.
 
-        Returns None, or the earlier position that was made durable because items before `position` are not emitted yet.
+        Returns the position made durable; None stands for `position`. It is an earlier one while items before `position`
+        have not been emitted.
         Must be safe to repeat: it is called again after a psycopg.OperationalError.
         """
 

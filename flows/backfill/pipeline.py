@@ -232,8 +232,8 @@ class RepoPipeline:
     async def _await_newer(self, claim: Claim, min_rev: str, stale: _Staleness, failed: FetchFailed) -> str | None:
         """Wait, with back-off, before the next fetch; returns its min_rev, or None if the claim was lost.
 
-        The claim is kept, so live events stay buffered and the row does not change. Within `stale_seconds`, counted over
-        all attempts, RepoQueue lowers min_rev. Raises `failed` after that, or at the hourly limit of fetches.
+        The claim is kept, so live events stay buffered. After `stale_seconds` of stale snapshots, counted over all attempts,
+        RepoQueue lowers min_rev. Raises `failed` after 1.5 times as long in this claim, or at the hourly limit of fetches.
         """
         stale.since = stale.since or self._clock()
         if self._clock() - stale.since > self._grace * 1.5:

@@ -5,8 +5,8 @@
 `crawl` requests pages. After every request it decides what follows: the next cursor, a wait, the end of the pass, or a
 range to skip (`steps.listing.paginator`, `steps.listing.skip_ahead`). It decides in the source, because the next request
 depends on it. `discover` commits a row in `sluice.repo` for every repo. The sink writes a message for each that is new.
-Only then does the checkpoint move the listing's cursor. A crash at any point lists an epoch's pages again, and queues no
-repo twice.
+Only then does the checkpoint move the listing's cursor. After a crash at any point the pages since the last checkpoint
+are listed again, and no repo is queued twice.
 """
 
 from collections.abc import Callable

@@ -8,10 +8,10 @@ contradict the commit's own tree.
 A set of leaves has exactly one valid tree, so the result does not depend on the order. Deleted keys are inserted first, because
 that needs fewer blocks.
 
-Only one key per node has its layer checked, because the firehose does this for every commit. A leaf that no operation names is
-at the same position in the tree before, so if the result is the root of a valid tree, its position is right. A created key is
-not in the tree before, so its position is checked here: its layer, the order of the keys right before and after it, and that its
-removal leaves no empty node.
+The layer is checked for one key per node only: hashing every key of every commit would cost too much. That is enough for a leaf
+that no operation names: it is at the same position in the tree before, whose root is compared. A created key is not in the tree
+before, so its position is checked here: its layer, the order of the keys right before and after it, and that its removal leaves
+no empty node.
 """
 
 from bisect import bisect_left

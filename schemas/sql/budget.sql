@@ -1,6 +1,6 @@
 -- The request budget of a host: a token bucket that all workers share. All times are the database's.
--- Parameters: host, requests (in a window), span (seconds in which the bucket refills: window + life of a lease + travel),
--- burst_share. Grants of any span of that length never exceed burst + refill <= requests.
+-- Parameters: host, requests (in a window), span (seconds in which the bucket refills: window + life of a lease + latency),
+-- burst_share. In any `span` seconds at most burst + refill tokens are granted, and that is at most `requests`.
 
 -- name: lease
 -- Up to `want` tokens in one atomic statement. None (leased = 0): the bucket is empty, or the host is paused.

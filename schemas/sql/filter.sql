@@ -1,4 +1,4 @@
--- Statements on sluice.filter, run by flows/index/current_filter.py and control/filters.py. Repo rows are locked in DID order.
+-- Statements on sluice.filter, run by flows/index/current_filter.py and control/filter_changes.py. Repo rows are locked in DID order.
 
 -- name: fence
 -- Index transactions take it shared, a change exclusively: when a change commits, no transaction under the old filter is open.

@@ -1,8 +1,8 @@
 -- Statements on sluice.handle, run by connectors/identity/handle_checks.py. Rows are locked in DID order.
 
 -- name: due
--- Checks that events ask for, then handles never checked, then scheduled checks: an unknown handle is shown as `handle.invalid`,
--- an overdue one was verified once. The later parts are read only if the earlier ones have few rows.
+-- In this order: checks that events ask for, handles never checked, scheduled checks. Scheduled ones come last, since these handles
+-- keep their last result, while one never checked is shown as `handle.invalid`. They are read only if the others leave room.
 with first as materialized (
     select did, asked, failures from sluice.handle
     where (checked_at is null or next_check_at = '-infinity') and next_check_at <= now()
@@ -29,8 +29,8 @@ where h.did = l.did
 returning h.did
 
 -- name: settle
--- Results of checks. No answer leaves a verified handle as it is; no answer from a web host only for %(patience)s seconds. A
--- check that an event asked for after this one began stays due.
+-- Results of checks. Without an answer a verified handle stays verified; without one from its web host only until %(patience)s
+-- seconds after it was last verified. A check that an event asked for after this one began stays due.
 insert into sluice.handle as h (did, handle, verified, verified_at, checked_at, next_check_at, failures, reason, detail)
 select u.did, u.handle, u.standing = 'verified', case when u.standing = 'verified' then now() end, now(),
        now() + make_interval(secs => u.delay), (u.standing <> 'verified')::integer, nullif(u.standing, 'verified'), u.detail

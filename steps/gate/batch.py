@@ -33,7 +33,7 @@ Key = tuple[str, str, str]  # DID, collection, rkey
 
 @dataclass(frozen=True, slots=True)
 class OffsetEvent:
-    """An event with its offset and size (bytes) in the log, and the log's time (ms of the epoch; None: unknown)."""
+    """An event with its offset and size (bytes) in the log, and the log's time (Unix time in ms; None: unknown)."""
 
     offset: int
     event: Event
@@ -55,15 +55,15 @@ ORDERED = frozenset(
 )
 """Collections whose rows have `came`: when our log received the record (see `came_at`). The AppView's gates compare it.
 
-Negative: the record came with the first fetch of its repo, or with any fetch after a change of the filter: it existed before, since
-an unknown time. None: unknown. Authors cannot choose this time."""
+Negative: the record already existed, since an unknown time, when we received it: it came with the first fetch of its repo, or with a
+fetch after any change of the filter. None: unknown. Authors cannot choose this time."""
 
 TICKS = 1_000_000
 """Units of `came` in a millisecond."""
 
 
 def came_at(received: int | None, seq: int = 0) -> int | None:
-    """`came` of a record: the log's time (ms of the epoch), and the relay's sequence within one millisecond."""
+    """`came` of a record: the log's time (Unix time in ms), and the relay's sequence within one millisecond."""
     return None if received is None else received * TICKS + max(seq, 0) % TICKS
 
 

@@ -1,14 +1,14 @@
 """The ratchet of a repo: whether an #account or #identity event is newer than the last one applied. Pure.
 
-These events have no rev. Within one relay the sequence number decides. Their `time` cannot: relays pass on the time of a PDS, even
-if its clock is wrong, and stamp takedowns with their own clock. Between relays, whose sequences cannot be compared, time
-decides, among events of one kind: an #identity must not make the #account of a slower relay count as old. The firehose limits a time
-to the time of receipt, so a clock that is ahead gains nothing.
+These events have no rev. Within one relay the sequence number decides. Their `time` cannot: relays pass on the time of a PDS,
+even if its clock is wrong, and stamp takedowns with their own clock. Between relays, whose sequences cannot be compared, time
+decides, for #account and #identity separately: otherwise an #identity would outdate an earlier #account that a slower relay
+delivers after it. The firehose limits a time to the time of receipt, so a clock that is ahead gains nothing.
 
-A repo stores relay, seq and time of the last event applied (`Position`), and as JSON only what differs from it: the highest
-seq seen of other relays, and relay and time of the last event of each kind. An event at or below a seq seen was decided before,
-so a replay changes nothing. Times never decrease. When a relay restarts its sequence, a new `epoch` begins, which counts as
-another relay.
+A repo stores relay, seq and time of the last event applied (`Position`). The JSON in `account_seen` adds the highest seq seen of
+each other relay, and relay and time of the last event of each kind if they differ from the `Position`. An event at or below a seq
+seen was decided before, so a replay changes nothing. Times never decrease. When a relay restarts its sequence, a new `epoch`
+begins, which counts as another relay.
 """
 
 import json
@@ -41,7 +41,7 @@ def advanced(repo: Repo, event: wire.AccountEvent | wire.IdentityEvent) -> tuple
     """The repo after this event, and whether the event is newer than the last one applied."""
     source, seq, time = source_of(event), event.seq, event.time
     here, _, highest = position(repo)
-    if not source and not here:  # from a release that named no relay: by time, then by seq
+    if not source and not here:  # by an old version of Sluice: compare time, then seq
         if (time, seq) <= (highest, repo.account_seq):
             return repo, False
         return replace(repo, account_seq=seq, account_time=time), True
