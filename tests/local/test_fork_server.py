@@ -99,7 +99,7 @@ def test_signals_reach_the_process_and_its_end_is_seen_once(server: ForkServer, 
     interrupted = Job(server, tmp_path, f"try:\n {SLEEP}\nexcept KeyboardInterrupt:\n raise SystemExit(7)").process
     wait_until(lambda: "/out" in os.readlink(f"/proc/{interrupted.pid}/fd/1"), SECONDS)
     wait_until(lambda: interrupted.send_signal(signal.SIGINT) or interrupted.poll() is not None, SECONDS)
-    assert interrupted.returncode in (7, 1)
+    assert interrupted.returncode in (7, 1, -signal.SIGINT)  # in its code, or before it
 
 
 def test_a_killed_server_is_started_again_and_its_processes_go_on(server: ForkServer, tmp_path: Path) -> None:

@@ -259,8 +259,8 @@ def test_every_forgery_ends_as_its_reason_and_changes_no_row(relay: HostileRelay
         author.repo.rev,
     ]
     assert live_bed.rows("select did from sluice.repo") == [(author.did,)]
-    # the key was asked for once more, not once per forgery
-    assert relay.asked.count(author.did) == 2
+    # asked for at most once more, not once per forgery; not at all if the key is newer than their receipt
+    assert relay.asked.count(author.did) in (1, 2)
     assert flow.terminate() == 0
 
 
