@@ -29,7 +29,7 @@ from connectors.runtime.stop import STOP, stop_on_signals
 log_to_stderr("json")
 stop_on_signals()
 health = Health("probe")
-dog = watchdog.Watchdog(health, STOP, float(sys.argv[1]), 1.0, signals=watchdog.Signals())
+dog = watchdog.Watchdog(health, STOP, float(sys.argv[1]), float(sys.argv[2]), signals=watchdog.Signals())
 dog.start()
 print(serve_health(health, "127.0.0.1", 0), flush=True)
 
@@ -43,13 +43,14 @@ WITH_THE_INTERPRETER = "hang(ctypes.PyDLL(None))"
 
 
 class Probe:
-    """A process with a watchdog whose main thread runs this code."""
+    """A process with a watchdog whose main thread runs this code. `stop_seconds`: its time to end after SIGTERM."""
 
-    def __init__(self, folder: Path, code: str, seconds: float) -> None:
+    def __init__(self, folder: Path, code: str, seconds: float, stop_seconds: float) -> None:
         self.errors = folder / "errors"
         program = PRELUDE + textwrap.dedent(code)
         with self.errors.open("wb") as errors:
-            self.process = zygote.spawn(["code", program, str(seconds)], stdout=subprocess.PIPE, stderr=errors.fileno())
+            job = ["code", program, str(seconds), str(stop_seconds)]
+            self.process = zygote.spawn(job, stdout=subprocess.PIPE, stderr=errors.fileno())
         assert self.process.stdout is not None
         self.url = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
 
@@ -71,8 +72,8 @@ class Probe:
 def probe(tmp_path: Path) -> Iterator[Callable[..., Probe]]:
     made: list[Probe] = []
 
-    def make(code: str, seconds: float = 1.0) -> Probe:
-        made.append(Probe(tmp_path, code, seconds))
+    def make(code: str, seconds: float = 1.0, stop_seconds: float = 1.0) -> Probe:
+        made.append(Probe(tmp_path, code, seconds, stop_seconds))
         return made[-1]
 
     yield make
@@ -141,7 +142,7 @@ def test_one_sigterm_is_not_taken_for_two(probe: Callable[..., Probe]) -> None:
         STOP.wait(0.05)
     time.sleep(0.5)
     """
-    obedient = probe(code, seconds=600.0)
+    obedient = probe(code, seconds=600.0, stop_seconds=60.0)
     wait_until(lambda: obedient.healthz()[0] == 200)
     obedient.process.send_signal(signal.SIGTERM)
     assert obedient.process.wait(20) == 0
@@ -156,18 +157,18 @@ def test_a_process_that_was_suspended_goes_on(probe: Callable[..., Probe]) -> No
             for _ in range(10):
                 time.sleep(0.12)  # so that the next mark comes well after the end of the suspension
     """
-    frozen = probe(code, seconds=2.0)
+    frozen = probe(code, seconds=4.0, stop_seconds=60.0)
     wait_until(lambda: frozen.healthz()[0] == 200)
     frozen.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert not threading.Event().wait(3.0)  # longer than the watchdog's limit
+    assert not threading.Event().wait(5.0)  # longer than the watchdog's limit
     frozen.process.send_signal(signal.SIGCONT)
-    assert time.monotonic() - began > 2.5
+    assert time.monotonic() - began > 4.5
     wait_until(lambda: frozen.healthz()[0] == 200)
     with pytest.raises(subprocess.TimeoutExpired):
-        frozen.process.wait(2.5)
+        frozen.process.wait(4.5)
     frozen.process.send_signal(signal.SIGTERM)
-    assert frozen.process.wait(20) == 0
+    assert frozen.process.wait(60) == 0
 
 
 def test_an_interpreter_that_does_not_end_is_ended(probe: Callable[..., Probe]) -> None:
