@@ -38,12 +38,12 @@ pytest_plugins = [
 
 LONG = (
     "tests/system/endurance/",
-    "tests/system/",
-    "/test_official_",
     "test_up.py",
+    "/test_official_",
+    "tests/system/",
     "test_filtered_mirror.py",
 )
-"""Files that run whole systems, in this order."""
+"""Files that run whole systems, in this order: the longest first."""
 
 
 @pytest.hookimpl(trylast=True)
