@@ -49,9 +49,9 @@ tools:
 	  echo "sluice: installing Debian packages: $$missing" >&2 && { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
 
-# Four files at a time, since every test waits for something, and in the order of tests/conftest.py: short ones between the long.
+# Three files at a time, since every test waits for something, and in the order of tests/conftest.py: short ones between the long.
 # The official servers' packages are installed in the background; tests that need them wait for that.
-AT_ONCE ?= 4
+AT_ONCE ?= 3
 PYTEST_AT_ONCE := .venv/bin/pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 OFFICIAL := nice .venv/bin/python -m tests.support.official.appview_servers >/dev/null 2>&1
 
