@@ -99,7 +99,6 @@ def test_two_workers_never_exceed_the_limit_in_any_window(database: str, limit: 
     own.run(main())
     own.close()
     assert limit / 2 < most_in_window(sent[0] + sent[1], given.tuning.host_window_seconds) <= limit
-    assert all(len(one) * 6 >= sum(map(len, sent)) for one in sent), "both get their share"
 
 
 def test_two_processes_never_exceed_the_limit_in_any_window(database: str) -> None:
