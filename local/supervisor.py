@@ -1,8 +1,9 @@
 """Child processes: the supervisor starts them, restarts those that end unexpectedly, and drains them in order.
 
 `Supervisor.tick()` is called a few times a second from the main thread (a child dies with the *thread* that started it, so only that
-thread starts children). With a fork server, children are forks of it where they have a `module`. Output goes to bounded files under `logs/`; warnings and exits are reported to `say`. A child that exits
-again and again is restarted with growing delays, from half a second to half a minute.
+thread starts children). With a fork server, a child that has a `module` is a fork of it. Output goes to bounded files under `logs/`;
+warnings and exits are reported to `say`. A child that exits again and again is restarted with growing delays, from half a second to
+half a minute.
 """
 
 import contextlib
@@ -110,6 +111,9 @@ class Child:
         reading, writing = os.pipe()
         try:
             self._process = self._spawn(env | dict(self.command.env), writing)
+        except BaseException:
+            os.close(reading)
+            raise
         finally:
             os.close(writing)
         self._started = time.monotonic()
@@ -125,7 +129,10 @@ class Child:
         if self.forks is not None and self.command.module:
             title = " ".join(("sluice", *argv[4:]))
             module = self.command.module
-            return self.forks.spawn(argv, env=env, stdout=output, stderr=output, title=title, module=module)
+            try:
+                return self.forks.spawn(argv, env=env, stdout=output, stderr=output, title=title, module=module)
+            except OSError as err:
+                self.say(self.command.name, f"the fork server failed ({err}); started as a process of its own")
         return subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )

@@ -2,7 +2,8 @@
 
 It embeds the servers that are not given, applies migrations and topics, starts one process per flow (several for backfill and
 index), shows progress, and drains on Ctrl-C or SIGTERM: sources first, then backfill, index and control, at last the servers.
-The processes are forks of one interpreter (`local.forks.fork_server`). Operator errors are raised before anything starts that could be left behind.
+The processes are forks of one interpreter (`local.forks.fork_server`). Operator errors are raised before anything starts that could
+be left behind.
 """
 
 import json

@@ -49,7 +49,7 @@ PAGE_REPOS = 200
 MAX_COLLECTIONS = 5000
 MAX_NAME = 200  # of a folder; a collection can have 317 characters and a file name 255
 OTHER = "other"  # not an NSID, which has two dots
-FETCH_ROWS = 1000
+FETCH_ROWS = 50  # at once from the server: one hostile record can have 12 MB as JSON
 STATEMENT_SECONDS = 600.0
 PROGRESS_SECONDS = 2.0
 

@@ -100,6 +100,21 @@ def test_children_of_a_fork_server_come_back_also_when_it_was_killed(tmp_path: P
         forks.close()
 
 
+def test_a_child_starts_without_a_fork_server_that_fails(tmp_path: Path, heard: Heard) -> None:
+    """Its interpreter ends at once, again and again: the mirror must not end with it."""
+    forks = ForkServer(["no.such.module"])
+    forks.start = lambda **_: None  # type: ignore[method-assign]  # each new server is dead
+    supervisor = Supervisor(tmp_path / "logs", heard, forks)
+    try:
+        child = supervisor.add(Command("index", "index", (sys.executable, "-c", OBEDIENT), {}, module="json"))
+        until(lambda: "up" in (tmp_path / "logs" / "index.log").read_text())
+        assert child.running
+        assert heard.said[0][1].startswith("the fork server failed")
+        assert supervisor.drain(["index"])
+    finally:
+        supervisor.kill()
+
+
 def test_a_child_that_keeps_ending_is_started_ever_later(supervisor: Supervisor, heard: Heard) -> None:
     """G5: no tight loop of restarts."""
     supervisor.add(python("labels", "raise SystemExit('no such labeler')"))
