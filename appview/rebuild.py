@@ -78,7 +78,6 @@ def rebuild(settings: Settings, report: Report, *, from_empty: bool = False) -> 
             raise OperatorError("SLUICE_APPVIEW is off; set it to true here and for the index")
         with schema_lock(db):
             prepare(db)
-        _index_uris(db)
         progress, after = _start(db, from_empty=from_empty)
         began = time.monotonic()
         while last := _chunk_retried(db, after, progress):
@@ -190,12 +189,6 @@ def _chunk_retried(db: Db, after: str, progress: RebuildProgress) -> str | None:
                 raise
             singly = True
     return _chunk(db, after, progress, singly=singly)
-
-
-def _index_uris(db: Db) -> None:
-    if db.execute(SQL["broken_index"]).fetchone() == (True,):
-        db.execute(SQL["drop_index"])
-    db.execute(SQL["index_uris_concurrently"])
 
 
 def reconcile_all(db: Db, report: Callable[[int], None]) -> None:

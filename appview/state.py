@@ -21,8 +21,6 @@ from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 SQL = queries("state")
-SMALL = 200_000
-"""Records up to which the index on URIs is created at the start. Above, `sluice appview rebuild` creates it without locks."""
 
 log = logging.getLogger("appview")
 
@@ -91,9 +89,6 @@ def begin(settings: Settings) -> AppViewState:
 
 def _switch_on(db: Db) -> AppViewState:
     prepare(db)
-    row = db.execute(SQL["has_records"], {"many": SMALL}).fetchone()
-    some, many = row or (True, True)
-    if not many and db.execute(SQL["has_uri_index"]).fetchone() != (True,):
-        db.execute(SQL["index_uris"])
+    ((some,),) = db.execute(SQL["has_records"]).fetchall()
     db.execute(SQL["switch_on"], {"version": VERSION, "empty": not some})
     return read(db)

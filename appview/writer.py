@@ -84,6 +84,8 @@ class AppViewWriter:
         page = RecordPage()
         for record in records:
             project_row(record, page)
+        if records:
+            self.db.execute(SQL["add_uris"], paths_of(record[:3] for record in records))
         duplicates = self._insert(page)
         self._insert_sides(page, duplicates)
         return len(page.invalid)
@@ -131,6 +133,7 @@ class AppViewWriter:
                 self.dirty |= {("repost", uri) for uri in uris}
         gone = [uri for uris in by_collection.values() for uri in uris]
         self.db.execute(SQL["drop_notifications"], {"uris": array(gone)})
+        self.db.execute(SQL["drop_uris"], {"uris": array(gone)})  # those that still exist are added again
         self._unmark(former, changes)
         return self._next_owners(by_collection, changes)
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import psycopg
 
-from appview.sql import queries
 from connectors.postgres.migrate import migrate
 from local.embedded.embedded_database import EmbeddedDatabase
 
@@ -58,7 +57,6 @@ def fill(database: str, records: int) -> None:
         connection.execute("SELECT sluice.appview_prepare()")
         for statement in SQL.read_text().split(";\n"):
             connection.execute(statement.replace(":people", str(people)).replace(":records", str(records)).encode())
-        connection.execute(queries("state")["index_uris"])
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
 

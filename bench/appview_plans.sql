@@ -22,14 +22,19 @@ analyze posts;
 create temporary table about as
 select m.*, p.uri as subject, p.cid as subject_cid, pg_temp.somebody() as person
 from (select made.*, (1 + random() * random() * (:records / 5 - 2))::bigint as k from made) m join posts p using (k);
-insert into sluice.record (did, collection, rkey, cid, rev, attempt, json, indexed_at)
-select did, collection, rkey, cid, '3l22222222222', 1, json_build_object('$type', collection, 'createdAt', at,
-       'subject', json_build_object('uri', subject, 'cid', subject_cid), 'text', 'about river and lamp, number ' || n), at
-from about;
-insert into sluice.record (did, collection, rkey, cid, rev, attempt, json, indexed_at)
-select did, 'app.bsky.actor.profile', 'self', 'bafyreiprofile', '3l22222222222', 1,
-       json_build_object('$type', 'app.bsky.actor.profile', 'displayName', handle, 'description', 'somebody'), pg_temp.at(0)
-from bsky.actor;
+insert into sluice.repo (did, phase) select did, 'sync' from bsky.actor;
+insert into sluice.collection (name) select distinct collection from made union select 'app.bsky.actor.profile';
+insert into sluice.record_row (repo, collection, rkey, cid, rev, attempt, json, indexed_at)
+select r.id, c.id, rkey, sluice.cid_bytes(cid), sluice.tid_number('3l22222222222'), 1, json_build_object('$type', collection, 'createdAt', at,
+       'subject', json_build_object('uri', subject, 'cid', subject_cid), 'text', 'about river and lamp, number ' || n), at::timestamptz
+from about join sluice.repo r using (did) join sluice.collection c on c.name = about.collection;
+insert into sluice.record_row (repo, collection, rkey, cid, rev, attempt, json, indexed_at)
+select r.id, c.id, 'self', sluice.cid_bytes('bafyreiprofile'), sluice.tid_number('3l22222222222'), 1,
+       json_build_object('$type', 'app.bsky.actor.profile', 'displayName', a.handle, 'description', 'somebody'), pg_temp.at(0)::timestamptz
+from bsky.actor a join sluice.repo r using (did) join sluice.collection c on c.name = 'app.bsky.actor.profile';
+insert into sluice.appview_uri (uri, repo, collection)
+select 'at://' || r.did || '/' || c.name || '/' || p.rkey, p.repo, p.collection
+from sluice.record_row p join sluice.repo r on r.id = p.repo join sluice.collection c on c.id = p.collection;
 insert into bsky.profile (uri, cid, creator, "displayName", description, "indexedAt", "createdAt")
 select 'at://' || did || '/app.bsky.actor.profile/self', 'bafyreiprofile', did, handle, 'somebody', pg_temp.at(0), pg_temp.at(0)
 from bsky.actor;

@@ -89,9 +89,10 @@ def latencies(running: Stack, ends: dict[int, int], began: str, ended: str) -> d
     """Seconds from event to visible row, of this period's live rows that no later event has changed."""
     written = live_writes(running, ends, began, ended)
     rows = running.sql(
-        "select did, collection, rkey, rev, indexed_at,"
-        " extract(epoch from pg_xact_commit_timestamp(xmin) - indexed_at::timestamptz)::float8"
-        " from sluice.record where indexed_at between %s and %s",
+        "select r.did, c.name, p.rkey, sluice.tid_text(p.rev), sluice.time_text(p.indexed_at),"
+        " extract(epoch from pg_xact_commit_timestamp(p.xmin) - p.indexed_at)::float8"
+        " from sluice.record_row p join sluice.repo r on r.id = p.repo join sluice.collection c on c.id = p.collection"
+        " where p.indexed_at between %s and %s",
         *(began, ended),
     )
     waits = sorted(wait for *key, wait in rows if tuple(key) in written)

@@ -7,7 +7,9 @@ Floor, measured in the same run: COPY BINARY of the same rows into the same keye
 """
 
 import argparse
+from base64 import b32encode
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import chain
 from typing import Any
 
@@ -17,7 +19,7 @@ import psycopg
 from bench.support.load import CID, REV, TEXT, TIME, send_all, snapshot
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import Out
-from flows.index.record_rows import copy_rows
+from flows.index.record_rows import copy_rows, stored
 from schemas import wire
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
@@ -58,8 +60,11 @@ def main() -> None:
 
 
 def dids(records: int, per_repo: int) -> Iterator[str]:
-    """The DIDs of the benchmark's repos."""
-    return (f"did:plc:bench{number:019d}" for number in range(records // per_repo))
+    """The DIDs of the benchmark's repos: random, as the network's are."""
+    return (
+        "did:plc:" + b32encode(sha256(b"%d" % number).digest())[:24].decode().lower()
+        for number in range(records // per_repo)
+    )
 
 
 def body(number: int) -> bytes:
@@ -73,12 +78,19 @@ def body(number: int) -> bytes:
 def preload(running: Stack, rows: int) -> None:
     """Insert the rows that exist before the measurement."""
     running.sql(
-        "insert into sluice.record select 'did:plc:old' || lpad((n / 60)::text, 21, '0'), 'app.bsky.feed.post',"
-        " '3k' || lpad(n::text, 11, '0'), %s, %s, 1, %s::json, null, null, '2026-01-01T00:00:00.000Z'"
-        " from generate_series(1, %s) n",
-        *(CID, REV, body(0).decode(), rows),
+        "insert into sluice.repo (did, phase) select 'did:plc:old' || lpad(n::text, 21, '0'), 'sync'"
+        " from generate_series(0, %s / 60) n",
+        rows,
     )
-    running.sql("vacuum analyze sluice.record")
+    running.sql("insert into sluice.collection (name) values (%s)", POST)
+    running.sql(
+        "insert into sluice.record_row (rev, indexed_at, repo, collection, attempt, rkey, cid, json)"
+        " select sluice.tid_number(%s), '2026-01-01Z', r.id, c.id, 1, '3k' || lpad(n::text, 11, '0'), sluice.cid_bytes(%s), %s::json"
+        " from generate_series(1, %s) n join sluice.repo r on r.did = 'did:plc:old' || lpad((n / 60)::text, 21, '0'),"
+        " sluice.collection c",
+        *(REV, CID, body(0).decode(), rows),
+    )
+    running.sql("vacuum analyze sluice.record_row")
 
 
 def produce(running: Stack, records: int, per_repo: int) -> int:
@@ -148,16 +160,20 @@ def live_commit(number: int) -> Out:
 
 def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
     """Measure COPY BINARY into the same table."""
-    running.sql("delete from sluice.record where did like 'did:plc:bench%%'")
-    running.sql("vacuum sluice.record")
-    rows = [
+    ours = "select id from sluice.repo where did not like 'did:plc:old%%'"
+    running.sql(f"delete from sluice.record_row where repo in ({ours})")
+    running.sql("vacuum sluice.record_row")
+    repos = dict(running.sql("select did, id from sluice.repo"))
+    collections = dict(running.sql("select name, id from sluice.collection"))
+    rows = (
         (did, POST, f"3k{n:011d}", CID, REV, 1, body(n), None, None, TIME, -1)
         for did in dids(records, per_repo)
         for n in range(per_repo)
-    ]
-    with psycopg.connect(running.settings.database) as db, floor(len(rows)) as measured:
-        for start in range(0, len(rows), 5000):
-            copy_rows(db, "copy_records", rows[start : start + 5000])
+    )
+    made = list(stored(rows, repos, collections))
+    with psycopg.connect(running.settings.database) as db, floor(len(made)) as measured:
+        for start in range(0, len(made), 5000):
+            copy_rows(db, "copy_records", made[start : start + 5000])
             db.commit()
     return measured
 

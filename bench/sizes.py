@@ -34,9 +34,9 @@ select collection, count(*) * 100.0 / sum(count(*)) over (), avg(octet_length(js
 from sluice.record group by 1 order by 2 desc
 """
 RELATIONS = """
-select pg_relation_size(t) , pg_indexes_size(t), pg_total_relation_size(t) - pg_relation_size(t) - pg_indexes_size(t),
+select sum(pg_relation_size(t)), sum(pg_indexes_size(t)), sum(pg_total_relation_size(t) - pg_relation_size(t) - pg_indexes_size(t)),
        (select count(*) from {0})
-from (select '{0}'::regclass as t) x
+from (select relid as t from pg_partition_tree('{0}'::regclass) where isleaf) x
 """
 
 
@@ -57,10 +57,10 @@ def main() -> None:
                 FIREHOSE_LIVE: segments(running, FIREHOSE_LIVE),
                 "body": round(running.sql("select avg(octet_length(json::text)) from sluice.record")[0][0]),
                 "mix": {row[0]: [round(float(row[1]), 1), round(row[2]), round(row[3])] for row in running.sql(MIX)},
-                "tables": {name: table(running, name) for name in ("sluice.record", "sluice.repo")},
+                "tables": {name: table(running, name) for name in ("sluice.record_row", "sluice.repo")},
             }
-            running.sql("vacuum full sluice.record")
-            figures["packed"] = table(running, "sluice.record")
+            running.sql("vacuum full sluice.record_row")
+            figures["packed"] = table(running, "sluice.record_row")
     with stack() as alone:
         frames = replayed(alone)
         figures["recorded"] = {"ops": frames, **segments(alone, FIREHOSE_LIVE)}
@@ -81,7 +81,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
         waiting = "select coalesce(sum(next), 0) from sluice.stream_offset where topic = %s"
         topic = running.settings.topic(FIREHOSE_LIVE)
         until(lambda: running.sql(waiting, topic)[0][0] >= ends.messages())
-    running.sql("vacuum analyze sluice.record")
+    running.sql("vacuum analyze sluice.record_row")
 
 
 def replayed(running: Stack) -> int:

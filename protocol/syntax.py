@@ -52,6 +52,14 @@ def is_tid(text: str) -> bool:
     return _tid(text) is not None
 
 
+def tid_number(tid: str) -> int:
+    """A TID as a signed 64-bit integer; in the order of the texts, as long as the highest bit is zero. Raises ValueError."""
+    if _tid(tid) is None:
+        raise ValueError(f"not a TID: {tid!r}")
+    value = int(tid.translate(_TO_BASE32HEX), 32)
+    return value if not value >> _TID_BITS else value - (2 << _TID_BITS)
+
+
 def tid_micros(tid: str) -> int:
     """Microseconds since 1970 of a TID. Raises ValueError if it is not a TID."""
     if _tid(tid) is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.cid import any_cid_bytes, cid_bytes, cid_str, dag_cbor_cid
+from protocol.cid import cid_bytes, cid_str, dag_cbor_cid, is_any_cid
 from protocol.commit import CommitRejected, parse_commit, verify_commit
 from protocol.encoding.record_json import BodyReason, RecordBody, body_cid, leaf_body
 from protocol.keys import parse_did_key
@@ -23,8 +23,8 @@ KEPT_FINDINGS = 20
 
 _WITHOUT_JSON_ONCE = (BodyReason.NOT_CANONICAL, BodyReason.INVALID_UTF8)
 
-Row = tuple[bytes, str, bytes | None, bytes | None, str | None]
-"""key, cid, json, raw, reason: a row of `sluice.record`."""
+Row = tuple[bytes, bytes, bytes | None, bytes | None, str | None]
+"""key, cid, json, raw, reason: a row of `sluice.record_row`."""
 
 
 class FindingKind(StrEnum):
@@ -146,16 +146,14 @@ def _leaves(rows: Iterable[Row], checked: RowAudit, bodies: bool) -> Iterator[tu
         checked.records += 1
         if bodies:
             _check_body(row, checked)
-        try:
-            value = any_cid_bytes(cid)
-        except ValueError:
-            checked.find(FindingKind.BAD_CID, f"{_path(key)}: {cid[:100]}")
+        if not is_any_cid(cid):
+            checked.find(FindingKind.BAD_CID, f"{_path(key)}: {cid[:100]!r}")
             continue
-        yield key, value
+        yield key, cid
 
 
 def _check_body(row: Row, checked: RowAudit) -> None:
-    key, cid, json, raw, reason = row
+    key, stored, json, raw, reason = row
     if json is None and raw is None:
         if reason is None:
             checked.find(FindingKind.NO_BODY, _path(key))
@@ -164,6 +162,7 @@ def _check_body(row: Row, checked: RowAudit) -> None:
         return
     checked.bodies += 1
     try:
+        cid = cid_str(stored)
         found = body_cid(json, raw, cid)
     except ValueError as err:
         checked.find(FindingKind.RECORD, f"{_path(key)}: {err}")

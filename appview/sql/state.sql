@@ -12,8 +12,7 @@ and to_regclass('bsky.starter_pack_name_tgrm_idx') is not null
 select sluice.appview_prepare()
 
 -- name: has_records
--- Whether there are any records, and more than `many`.
-select exists (select from sluice.record), (select count(*) from (select from sluice.record limit %(many)s + 1) r) > %(many)s
+select exists (select from sluice.record_row)
 
 -- name: switch_on
 -- In an empty database the tables are complete at once; if they were off for a time, they are not.
@@ -24,39 +23,6 @@ where not active or %(empty)s
 
 -- name: switch_off
 update sluice.appview set active = false, complete = false, rebuild_after = null, changed_at = now() where active
-
--- name: has_uri_index
-select to_regclass('sluice.record_uri') is not null
-
--- name: index_uris
--- The expression and condition of the view `bsky.record`.
-create index if not exists record_uri on sluice.record (('at://' || did || '/' || collection || '/' || rkey))
-where collection in (
-    'app.bsky.actor.profile', 'app.bsky.actor.status', 'app.bsky.feed.generator', 'app.bsky.feed.like',
-    'app.bsky.feed.post', 'app.bsky.feed.postgate', 'app.bsky.feed.repost', 'app.bsky.feed.threadgate',
-    'app.bsky.graph.block', 'app.bsky.graph.follow', 'app.bsky.graph.list', 'app.bsky.graph.listblock',
-    'app.bsky.graph.listitem', 'app.bsky.graph.referencelistoptout', 'app.bsky.graph.starterpack',
-    'app.bsky.graph.verification', 'app.bsky.labeler.service', 'app.bsky.notification.declaration',
-    'chat.bsky.actor.declaration', 'com.germnetwork.declaration'
-) and json is not null
-
--- name: index_uris_concurrently
-create index concurrently if not exists record_uri on sluice.record (('at://' || did || '/' || collection || '/' || rkey))
-where collection in (
-    'app.bsky.actor.profile', 'app.bsky.actor.status', 'app.bsky.feed.generator', 'app.bsky.feed.like',
-    'app.bsky.feed.post', 'app.bsky.feed.postgate', 'app.bsky.feed.repost', 'app.bsky.feed.threadgate',
-    'app.bsky.graph.block', 'app.bsky.graph.follow', 'app.bsky.graph.list', 'app.bsky.graph.listblock',
-    'app.bsky.graph.listitem', 'app.bsky.graph.referencelistoptout', 'app.bsky.graph.starterpack',
-    'app.bsky.graph.verification', 'app.bsky.labeler.service', 'app.bsky.notification.declaration',
-    'chat.bsky.actor.declaration', 'com.germnetwork.declaration'
-) and json is not null
-
--- name: broken_index
--- An interrupted concurrent build leaves an invalid index.
-select exists (select from pg_index where indexrelid = to_regclass('sluice.record_uri') and not indisvalid)
-
--- name: drop_index
-drop index concurrently if exists sluice.record_uri
 
 -- name: begin_rebuild
 -- Resumes a rebuild of the same version, unless it has to start from empty tables.
@@ -87,14 +53,14 @@ select count(*), count(*) filter (where did <= %(after)s) from sluice.repo
 -- name: bodies
 -- Records of these repos, in the columns of `steps.gate.batch.Row`.
 select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
-       r.reason, coalesce(x.kept_at, r.indexed_at), r.came
+       r.reason, coalesce(x.kept_at, sluice.time_text(r.indexed_at)), r.came
 from sluice.record r
 left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
 where r.did = any(%(dids)s::text[]) and r.collection = any(%(collections)s::text[])
 
 -- name: kept_bodies
 -- Current versions of the records that are shown as they were before an edit.
-select r.did, r.collection, r.rkey, r.cid, r.rev, r.attempt, r.json::text, null, r.reason, r.indexed_at, r.came
+select r.did, r.collection, r.rkey, r.cid, r.rev, r.attempt, r.json::text, null, r.reason, sluice.time_text(r.indexed_at), r.came
 from sluice.appview_record x
 join sluice.record r on r.did = x.did and r.collection = x.collection and r.rkey = x.rkey
 where x.did = any(%(dids)s::text[]) and x.kept_json is not null and r.json is not null
@@ -109,7 +75,7 @@ truncate bsky.post, bsky.feed_item, bsky.quote, bsky."like", bsky.repost, bsky.f
     bsky.list_block, bsky.reference_list_opt_out, bsky.starter_pack, bsky.verification, bsky.feed_generator, bsky.labeler,
     bsky.profile, bsky.thread_gate, bsky.post_gate, bsky.op_thread_reply, bsky.post_embed_image, bsky.post_embed_gallery_image,
     bsky.post_embed_external, bsky.post_embed_record, bsky.post_embed_video, bsky.notification, bsky.profile_agg, sluice.appview_mention,
-    sluice.appview_dirty
+    sluice.appview_uri, sluice.appview_dirty
 
 -- name: empty_counts
 with kept as (delete from bsky.post_agg returning uri, "bookmarkCount")

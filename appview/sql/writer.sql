@@ -2,18 +2,31 @@
 
 -- name: changed
 -- Staged rows whose path or CID is new: whether the path exists, and its `came`.
-select s.did, s.collection, s.rkey, r.did is not null, r.came
+select o.did, c.name, s.rkey, r.repo is not null, r.came
 from stage_record s
-left join sluice.record r on r.did = s.did and r.collection = s.collection and r.rkey = s.rkey
+join sluice.repo o on o.id = s.repo
+join sluice.collection c on c.id = s.collection
+left join sluice.record_row r on r.repo = s.repo and r.collection = s.collection and r.rkey = s.rkey
 where r.cid is distinct from s.cid
 
 -- name: records
 -- Records by path, as the AppView shows them, in the columns of `steps.gate.batch.Row`.
 select r.did, r.collection, r.rkey, coalesce(x.kept_cid, r.cid), r.rev, r.attempt, coalesce(x.kept_json, r.json::text), null,
-       r.reason, coalesce(x.kept_at, r.indexed_at), r.came
+       r.reason, coalesce(x.kept_at, sluice.time_text(r.indexed_at)), r.came
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
 join sluice.record r on r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
 left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
+
+-- name: add_uris
+insert into sluice.appview_uri (uri, repo, collection)
+select 'at://' || u.did || '/' || u.collection || '/' || u.rkey, r.id, c.id
+from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as u (did, collection, rkey)
+join sluice.repo r on r.did = u.did
+join sluice.collection c on c.name = u.collection
+on conflict (uri) do nothing
+
+-- name: drop_uris
+delete from sluice.appview_uri where uri = any(%(uris)s::text[])
 
 -- name: duplicates_of_uris
 -- Duplicates of removed records: one of them becomes the owner of the key.
@@ -51,7 +64,8 @@ delete from bsky.notification where "recordUri" = any(%(uris)s::text[])
 -- reconcile.sql; decisions about gates stay.
 with d as (select 'at://' || did || '/' as low, 'at://' || did || '0' as high from unnest(%(dids)s::text[]) as u (did)),
 duplicates as (delete from bsky.duplicate_record t using d where t.uri > d.low and t.uri < d.high),
-mentions as (delete from sluice.appview_mention t using d where t.uri > d.low and t.uri < d.high)
+mentions as (delete from sluice.appview_mention t using d where t.uri > d.low and t.uri < d.high),
+uris as (delete from sluice.appview_uri t using d where t.uri > d.low and t.uri < d.high)
 delete from bsky.notification t using d
 where t."recordUri" > d.low and t."recordUri" < d.high and split_part(t."recordUri", '/', 4) <> 'app.bsky.feed.post'
 
@@ -115,7 +129,7 @@ set invalid = excluded.invalid, kept_cid = null, kept_json = null, kept_at = nul
 -- Before an invalid edit: keep the current version, which stays visible. If it is invalid too, or a version is kept already,
 -- nothing changes.
 insert into sluice.appview_record as x (did, collection, rkey, invalid, kept_cid, kept_json, kept_at)
-select r.did, r.collection, r.rkey, u.reason, r.cid, r.json::text, r.indexed_at
+select r.did, r.collection, r.rkey, u.reason, r.cid, r.json::text, sluice.time_text(r.indexed_at)
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[]) as u (did, collection, rkey, reason)
 join sluice.record r on r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
 where r.json is not null
@@ -141,9 +155,11 @@ with flagged as (
     from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(reasons)s::text[]) as u (did, collection, rkey, reason)
     where x.did = u.did and x.collection = u.collection and x.rkey = u.rkey
 )
-update sluice.record r set came = u.came
+update sluice.record_row r set came = u.came
 from unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[], %(times)s::bigint[]) as u (did, collection, rkey, came)
-where r.did = u.did and r.collection = u.collection and r.rkey = u.rkey
+join sluice.repo o on o.did = u.did
+join sluice.collection c on c.name = u.collection
+where r.repo = o.id and r.collection = c.id and r.rkey = u.rkey
 
 -- name: unkeep
 update sluice.appview_record x set invalid = null, kept_cid = null, kept_json = null, kept_at = null

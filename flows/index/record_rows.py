@@ -1,8 +1,8 @@
-"""Writes of `sluice.record`: COPY for the first rows of a repo, an upsert through a temporary table for others, bulk deletes."""
+"""Writes of `sluice.record_row`: COPY for the first rows of a repo, an upsert through a temporary table for others, bulk deletes."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -10,16 +10,22 @@ from psycopg import errors
 
 from connectors.postgres.pg_array import array
 from connectors.runtime import metrics
+from flows.index.collection_ids import CollectionIds
 from flows.index.projection import Connection, Key, ProjectedChanges
+from flows.index.stored_forms import cid_column, rev_column, time_column
 from protocol.encoding.unpadded_base64 import from_base64
 from schemas.sql import queries
 from steps.gate.batch import Row, WriteBatch
 
 SQL = queries("index")
-COPY_TYPES = ["text", "text", "text", "text", "text", "int4", "bytea", "bytea", "text", "text", "int8"]
-"""Of a `Row` in binary COPY. The binary form of json is its text."""
+COPY_TYPES = ["int8", "int8", "int8", "int4", "int4", "int4", "text", "bytea", "bytea", "bytea", "text"]
+"""Of a `StoredRow` in binary COPY. The binary form of timestamptz is an int8, that of json its text."""
 
-RETURNING = b" returning r.did, r.collection, r.rkey, r.came"
+NAMED = {name: SQL["deleted_names"].replace(b"DELETE", SQL[name]) for name in ("drop_rows", "delete_records")}
+"""The deletes as statements that return what they deleted, with names."""
+
+StoredRow = tuple[int, int, int | None, int, int, int, str, bytes, bytes | None, bytes | None, str | None]
+"""rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason: the columns of `sluice.record_row`."""
 
 
 @dataclass(slots=True)
@@ -27,19 +33,25 @@ class RecordRows:
     """The record writes of one transaction, reported to the projection where there is one."""
 
     db: Connection
+    collections: CollectionIds
     changes: ProjectedChanges | None = None
     staged: bool = False  # rows of an earlier write batch are in the temporary table
+    repos: dict[str, int] = field(default_factory=dict)  # ids of the locked repos
 
     def write(self, writes: WriteBatch) -> None:
         """Delete the rows of former attempts; then delete, insert and update."""
         if writes.drop_rows:
-            attempts = sorted(writes.drop_rows, key=lambda drop: drop[0])
-            values = {"dids": [did for did, _ in attempts], "befores": [before for _, before in attempts]}
-            self._delete("drop_rows", values, {})
+            dids, befores = zip(*writes.drop_rows, strict=True)
+            self._delete("drop_rows", {"repos": [self.repos[did] for did in dids], "befores": list(befores)}, {})
         copied, upserted, deleted = _by_path(writes)
         if deleted:
-            dids, collections, rkeys = (array(column) for column in zip(*deleted, strict=True))
-            self._delete("delete_records", {"dids": dids, "collections": collections, "rkeys": rkeys}, writes.deleted)
+            ids = self.collections.of(collection for _, collection, _ in deleted)
+            values = {
+                "repos": array([self.repos[did] for did, _, _ in deleted]),
+                "collections": array([ids[collection] for _, collection, _ in deleted]),
+                "rkeys": array([rkey for _, _, rkey in deleted]),
+            }
+            self._delete("delete_records", values, writes.deleted)
         fits = not copied or self._copy(copied)
         if not fits:
             upserted += copied
@@ -58,7 +70,7 @@ class RecordRows:
         """COPY straight into the table; False, with nothing written, if one of the rows exists already."""
         try:
             with self.db.transaction():
-                copy_rows(self.db, "copy_records", rows)
+                copy_rows(self.db, "copy_records", self._stored(rows))
         except errors.UniqueViolation:
             metrics.COPY_FALLBACKS.inc()
             return False
@@ -70,24 +82,45 @@ class RecordRows:
         if self.changes is None:
             self.db.execute(SQL[statement], values)
         else:
-            self.changes.deleted(self.db.execute(SQL[statement] + RETURNING, values).fetchall(), when)
+            self.changes.deleted(self.db.execute(NAMED[statement], values).fetchall(), when)
 
     def _upsert(self, rows: Sequence[Row], writes: WriteBatch) -> None:
         if self.staged:
             self.db.execute("truncate stage_record")
-        copy_rows(self.db, "copy_stage", rows)
+        copy_rows(self.db, "copy_stage", self._stored(rows))
         if self.changes is not None:
             self.changes.staged(rows, writes)
         self.db.execute(SQL["upsert_stage"])
         self.staged = True
 
+    def _stored(self, rows: Sequence[Row]) -> Iterator[StoredRow]:
+        return stored(rows, self.repos, self.collections.of(row[1] for row in rows))
 
-def copy_rows(db: Connection, statement: str, rows: Sequence[Row]) -> None:
+
+def copy_rows(db: Connection, statement: str, rows: Iterable[StoredRow]) -> None:
     """Binary COPY of rows into the table of a `copy_…` statement. Raises psycopg.Error."""
     with db.cursor() as cursor, cursor.copy(SQL[statement]) as copy:
         copy.set_types(COPY_TYPES)
         for row in rows:
-            copy.write_row(row if row[7] is None else (*row[:7], unbase64(row[7]), *row[8:]))
+            copy.write_row(row)
+
+
+def stored(rows: Iterable[Row], repos: Mapping[str, int], collections: Mapping[str, int]) -> Iterator[StoredRow]:
+    """Records in the form of the table. Raises ValueError for a rev that is not a TID."""
+    for did, collection, rkey, cid, rev, attempt, json, raw, reason, time, came in rows:
+        yield (
+            rev_column(rev),
+            time_column(time),
+            came,
+            repos[did],
+            collections[collection],
+            attempt,
+            rkey,
+            cid_column(cid),
+            json,
+            None if raw is None else unbase64(raw),
+            reason,
+        )
 
 
 def unbase64(text: str | None) -> bytes | None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from connectors.kafka.log import Part
 from connectors.postgres.connection import own_transaction, tuple_database
+from flows.index.collection_ids import CollectionIds
 from flows.index.current_filter import CurrentFilter
 from flows.index.projection import Connection, Projection
 from flows.index.record_rows import RecordRows
@@ -28,7 +29,7 @@ class IndexStore:
         self._scope = {"cluster": cluster, "group": settings.group(group)}
         self._backfill = settings.topic(FIREHOSE_BACKFILL)
         self._database = tuple_database(settings, "sluice index", opened=self._opened)
-        self.close = self._database.close
+        self._collections = CollectionIds(settings)
         self._filter = CurrentFilter()
         self._projection = projection
         self._active: Projection | None = None
@@ -47,13 +48,18 @@ class IndexStore:
         db = self._database()
         with db.transaction() if within else own_transaction(db):
             changes = None if self._active is None else self._active.changes(db)
-            rows = RecordRows(db, changes, staged=within)
+            rows = RecordRows(db, self._collections, changes, staged=within)
             transaction = IndexTransaction(db, self._scope, self._filter.read(db), rows)
             yield transaction
             if changes is not None:
                 changes.apply(singly=singly)
         for report in transaction.committed:
             report()
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._database.close()
+        self._collections.close()
 
     def starts(self, marks: Mapping[Part, tuple[int, int]]) -> dict[Part, int]:
         """Where to read each partition, given its (log start, log end). Raises PositionAheadOfLog, psycopg.Error."""

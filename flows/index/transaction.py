@@ -56,8 +56,9 @@ class IndexTransaction:
         return repos
 
     def _load(self, dids: list[str], *, known: bool = True) -> dict[str, Repo]:
-        rows = self.db.execute(SQL["lock"], {"dids": array(dids)})
-        return {row[0]: _repo(row, known=known) for row in rows}
+        rows = self.db.execute(SQL["lock"], {"dids": array(dids)}).fetchall()
+        self.rows.repos |= {row[1]: row[0] for row in rows}
+        return {row[1]: _repo(row[1:], known=known) for row in rows}
 
     def write(self, writes: WriteBatch) -> None:
         """Perform the writes, in the order of `WriteBatch`."""
@@ -88,8 +89,9 @@ class IndexTransaction:
             if not number or total <= most_bytes
         }
         awaiting = {did: attempt for did, attempt in awaiting.items() if did in now}
-        values = {"dids": list(awaiting), "attempts": list(awaiting.values())}
-        counts: dict[str, int] = dict(self.db.execute(SQL["count_rows"], values).fetchall())
+        dids = {self.rows.repos[did]: did for did in awaiting}
+        values = {"repos": list(dids), "attempts": list(awaiting.values())}
+        counts = {dids[repo]: rows for repo, rows in self.db.execute(SQL["count_rows"], values)}
         buffered: dict[str, list[Any]] = {}
         times: dict[str, dict[str, int | None]] = {}
         for did, event, rev, received in self.db.execute(SQL["buffered_events"], {"dids": list(awaiting)}):

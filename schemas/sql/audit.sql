@@ -12,8 +12,12 @@ select not ('*' = any(collections)) or walk_after is not null from sluice.filter
 -- name: leaves
 -- Rows of these repos, in the order given, and within a repo in the key order of its tree (bytes of collection/rkey).
 -- A part with a backslash is the base64 of a key that is not a path (protocol/mst/record_path.py).
-select d.number::integer, r.key, r.cid, r.json, r.raw, r.reason
-from unnest(%(dids)s::text[]) with ordinality as d (did, number)
+with d as materialized (
+    select u.number::integer, r.id
+    from unnest(%(dids)s::text[]) with ordinality as u (did, number) join sluice.repo r on r.did = u.did order by u.number
+)
+select d.number, r.key, r.cid, r.json, r.raw, r.reason
+from d
 cross join lateral (
     select case when strpos(l.collection || l.rkey, '\') = 0 then convert_to(l.collection || '/' || l.rkey, 'UTF8')
                 when l.rkey = '\' then l.head
@@ -21,18 +25,23 @@ cross join lateral (
                                                      else convert_to(l.rkey, 'UTF8') end
            end as key, l.cid, l.json, l.raw, l.reason
     from (
-        select i.collection, i.rkey, i.cid, i.json, i.raw, i.reason,
-               case when starts_with(i.collection, '\') then decode(substr(i.collection, 2), 'base64')
-                    else convert_to(i.collection, 'UTF8') end as head
-        from sluice.record i where i.did = d.did
+        select c.name as collection, i.rkey, i.cid, i.json, i.raw, i.reason,
+               case when starts_with(c.name, '\') then decode(substr(c.name, 2), 'base64')
+                    else convert_to(c.name, 'UTF8') end as head
+        from sluice.record_row i join sluice.collection c on c.id = i.collection
+        where i.repo = d.id
     ) l
     order by key
 ) r
 
 -- name: roots
 -- Like `leaves`, without bodies.
-select d.number::integer, r.key, r.cid, null::bytea, null::bytea, null::text
-from unnest(%(dids)s::text[]) with ordinality as d (did, number)
+with d as materialized (
+    select u.number::integer, r.id
+    from unnest(%(dids)s::text[]) with ordinality as u (did, number) join sluice.repo r on r.did = u.did order by u.number
+)
+select d.number, r.key, r.cid, null::bytea, null::bytea, null::text
+from d
 cross join lateral (
     select case when strpos(l.collection || l.rkey, '\') = 0 then convert_to(l.collection || '/' || l.rkey, 'UTF8')
                 when l.rkey = '\' then l.head
@@ -40,10 +49,11 @@ cross join lateral (
                                                      else convert_to(l.rkey, 'UTF8') end
            end as key, l.cid
     from (
-        select i.collection, i.rkey, i.cid,
-               case when starts_with(i.collection, '\') then decode(substr(i.collection, 2), 'base64')
-                    else convert_to(i.collection, 'UTF8') end as head
-        from sluice.record i where i.did = d.did
+        select c.name as collection, i.rkey, i.cid,
+               case when starts_with(c.name, '\') then decode(substr(c.name, 2), 'base64')
+                    else convert_to(c.name, 'UTF8') end as head
+        from sluice.record_row i join sluice.collection c on c.id = i.collection
+        where i.repo = d.id
     ) l
     order by key
 ) r

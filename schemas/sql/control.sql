@@ -21,16 +21,21 @@ union all select 'unavailable', count(*) from sluice.repo where phase = 'unavail
 union all select 'failed', count(*) from sluice.repo where phase = 'failed'
 
 -- name: rows_estimated
-select c.relname, greatest(c.reltuples, s.n_live_tup, 0)::bigint as rows
-from pg_class c left join pg_stat_user_tables s on s.relid = c.oid
-where c.oid in ('sluice.record'::regclass, 'sluice.label'::regclass, 'sluice.held_event'::regclass)
+-- Records: the sum over the parts.
+select case when p.relname is null then c.relname else 'record' end as relname, sum(greatest(c.reltuples, s.n_live_tup, 0))::bigint as rows
+from pg_class c
+left join pg_stat_user_tables s on s.relid = c.oid
+left join pg_inherits i on i.inhrelid = c.oid
+left join pg_class p on p.oid = i.inhparent
+where c.oid in ('sluice.label'::regclass, 'sluice.held_event'::regclass) or i.inhparent = 'sluice.record_row'::regclass
+group by 1
 
 -- name: held_events
 -- Exact up to 100,000.
 select count(*) from (select from sluice.held_event limit 100000) h
 
 -- name: count_records
-select count(*) from sluice.record
+select count(*) from sluice.record_row
 
 -- name: count_labels
 select count(*) from sluice.label

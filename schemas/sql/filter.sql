@@ -111,12 +111,12 @@ update sluice.filter set prune_after = '', prune_version = version
 -- Notes for the AppView, which removes its rows (appview/reconcile.py). Rows of an open attempt count as left out from now on;
 -- otherwise its outcome would be incomplete.
 with gone as (
-    delete from sluice.record c
-    using sluice.repo r
-    where r.did = any(%(dids)s::text[]) and c.did = r.did
+    delete from sluice.record_row c
+    using sluice.repo r, sluice.collection n
+    where r.did = any(%(dids)s::text[]) and c.repo = r.id and n.id = c.collection
           and ((r.phase = 'unavailable' and r.reason = 'outside')
-               or not (c.collection = any(%(exact)s::text[]) or c.collection like any(%(below)s::text[])))
-    returning c.did, c.attempt, 'at://' || c.did || '/' || c.collection || '/' || c.rkey as uri
+               or not (n.name = any(%(exact)s::text[]) or n.name like any(%(below)s::text[])))
+    returning r.did, c.attempt, 'at://' || r.did || '/' || n.name || '/' || c.rkey as uri
 ), counted as (
     update sluice.repo r
     set left_out = g.rows + case when r.left_attempt = r.attempt then r.left_out else 0 end, left_attempt = r.attempt,

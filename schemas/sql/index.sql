@@ -1,7 +1,7 @@
 -- Statements of the index transaction, run by flows/index/. Repo rows are locked in DID order.
 
 -- name: lock
-select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
+select id, did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
        first_attempt, held, held_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
        signing_key, left_out, left_attempt, left_filter, held_bytes, account_relay, account_seen
 from sluice.repo where did = any(%(dids)s::text[]) order by did for update
@@ -66,41 +66,57 @@ select did, sum(octet_length(event))::bigint from sluice.held_event where did = 
 -- name: buffered_events
 select did, event, rev, received from sluice.held_event where did = any(%(dids)s::text[]) order by did, log_offset
 
+-- name: add_collections
+insert into sluice.collection (name)
+select name from unnest(%(names)s::text[]) as u (name)
+where not exists (select from sluice.collection c where c.name = u.name)
+on conflict (name) do nothing
+
+-- name: collections
+select name, id from sluice.collection where name = any(%(names)s::text[])
+
 -- name: drop_rows
-delete from sluice.record r
-using unnest(%(dids)s::text[], %(befores)s::integer[]) as d (did, before)
-where r.did = d.did and (d.before is null or r.attempt < d.before)
+delete from sluice.record_row r
+using unnest(%(repos)s::integer[], %(befores)s::integer[]) as d (repo, before)
+where r.repo = d.repo and (d.before is null or r.attempt < d.before)
+
+-- name: delete_records
+delete from sluice.record_row r
+using unnest(%(repos)s::integer[], %(collections)s::integer[], %(rkeys)s::text[]) as d (repo, collection, rkey)
+where r.repo = d.repo and r.collection = d.collection and r.rkey = d.rkey
+
+-- name: deleted_names
+-- Around one of the two deletes: what it deleted, with names.
+with gone as (DELETE returning r.repo, r.collection, r.rkey, r.came)
+select r.did, c.name, g.rkey, g.came
+from gone g join sluice.repo r on r.id = g.repo join sluice.collection c on c.id = g.collection
 
 -- name: count_rows
-select r.did, count(*)
-from unnest(%(dids)s::text[], %(attempts)s::integer[]) as d (did, attempt)
-join sluice.record r on r.did = d.did and r.attempt = d.attempt
-group by r.did
+select r.repo, count(*)
+from unnest(%(repos)s::integer[], %(attempts)s::integer[]) as d (repo, attempt)
+join sluice.record_row r on r.repo = d.repo and r.attempt = d.attempt
+group by r.repo
 
 -- name: copy_records
-copy sluice.record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came) from stdin (format binary)
+copy sluice.record_row (rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason)
+from stdin (format binary)
 
 -- name: make_stage
 -- Only these columns: a column that a later release adds gets its default.
 create temporary table stage_record on commit delete rows as
-select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came from sluice.record with no data
+select rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason from sluice.record_row with no data
 
 -- name: copy_stage
-copy stage_record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came) from stdin (format binary)
+copy stage_record (rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason) from stdin (format binary)
 
 -- name: upsert_stage
 -- A record fetched again with the same CID keeps indexed_at and came.
-insert into sluice.record as r (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came)
-select did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at, came from stage_record
-on conflict (did, collection, rkey) do update
+insert into sluice.record_row as r (rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason)
+select rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason from stage_record
+on conflict (repo, collection, rkey) do update
 set cid = excluded.cid, rev = excluded.rev, attempt = excluded.attempt, json = excluded.json, raw = excluded.raw,
     reason = excluded.reason, indexed_at = case when r.cid = excluded.cid then r.indexed_at else excluded.indexed_at end,
     came = case when r.cid = excluded.cid then r.came else excluded.came end
-
--- name: delete_records
-delete from sluice.record r
-using unnest(%(dids)s::text[], %(collections)s::text[], %(rkeys)s::text[]) as d (did, collection, rkey)
-where r.did = d.did and r.collection = d.collection and r.rkey = d.rkey
 
 -- name: forget_identity
 delete from sluice.identity where did = any(%(dids)s::text[])

@@ -12,7 +12,8 @@ select l.did, l.host, l.active, l.status,
        %(job)s
 from unnest(%(dids)s::text[], %(hosts)s::text[], %(revs)s::text[], %(actives)s::boolean[], %(statuses)s::text[])
      as l (did, host, rev, active, status)
-where sluice.admits(l.did, %(job)s)
+-- not those of known repos: each attempt to insert one would use up an id
+where sluice.admits(l.did, %(job)s) and not exists (select from sluice.repo k where k.did = l.did)
 order by l.did
 on conflict (did) do nothing
 returning did, attempt, host, heard_rev, phase
@@ -315,12 +316,12 @@ select phase, count(*) from sluice.repo group by phase
 -- that are being fetched stay as they are. Returns every known DID with its phase under the lock. Rows of attempts above the
 -- current one belong to no attempt and are deleted.
 with wrong as (
-    select did, phase, reason, attempt from sluice.repo
+    select id, did, phase, reason, attempt from sluice.repo
     where did = any(%(dids)s::text[])
     order by did for update
 ), foreign_rows as (
-    delete from sluice.record c using wrong w
-    where c.did = w.did and c.attempt > w.attempt and w.phase in ('sync', 'pending', 'backfill')
+    delete from sluice.record_row c using wrong w
+    where c.repo = w.id and c.attempt > w.attempt and w.phase in ('sync', 'pending', 'backfill')
 ), again as (
     update sluice.repo r
     set phase = 'pending', reason = 'audit', next_retry_at = now(), queued_at = null, completed_at = null, retry_count = 0,

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from connectors.postgres.repo_queue import ListedRepo
 from control.filter_changes import FilterWalk
+from protocol.syntax import tid_from_micros
 from schemas import wire
 from tests.filters.test_filtered_index import LIKE, POST, Bed, commit, created, op, outcome
 from tests.support.postgres import fresh_database
 from tests.support.size import sized
+from tests.support.writable_records import make_writable
 
 TAKEN_DOWN = ("takendown", "suspended")
 
@@ -88,6 +90,7 @@ class World(Bed):
 
     def __init__(self, database: str) -> None:
         super().__init__(database)
+        make_writable(database)
         self.walker = FilterWalk()
 
     def reset(self) -> None:
@@ -95,7 +98,7 @@ class World(Bed):
             self._fill()
 
     def _fill(self) -> None:
-        self.db.execute("truncate sluice.repo, sluice.record, sluice.held_event, sluice.filter_did")
+        self.db.execute("truncate sluice.repo, sluice.record_row, sluice.held_event, sluice.filter_did")
         self.db.execute("delete from sluice.filter")
         self.db.execute("insert into sluice.filter default values")
         self.taken_down = {did for did, (state, _) in REPOS.items() if state.status in TAKEN_DOWN}
@@ -106,19 +109,20 @@ class World(Bed):
             values = {
                 "did": did,
                 **{name: getattr(state, name) for name in ("phase", "reason", "active", "status")},
-                "rev": "3a" if fetched else "",
+                "rev": "3a22222222222" if fetched else "",
                 "ended": state.phase in ("sync", "failed", "unavailable"),
             }
             self.db.execute(ROW, values)
             for path in paths_of(did) if fetched else []:
                 self.db.execute(
-                    "insert into sluice.record values (%s, %s, 'self', 'cid', '3a', 1, '{}', null, null, '')",
+                    "insert into sluice.record (did, collection, rkey, cid, rev, attempt, json)"
+                    " values (%s, %s, 'self', 'cid', '3a22222222222', 1, '{}')",
                     (did, path),
                 )
 
     def next_rev(self) -> str:
         self.revs += 1
-        return f"3b{self.revs:06}"
+        return tid_from_micros((1 << 50) + (7 << 45) + self.revs)
 
     def answer(self, did: str, attempt: int) -> list[Any]:
         """The events of an attempt's end: what the PDS has."""
@@ -157,7 +161,7 @@ class World(Bed):
                 *(wire.AccountEvent(seq=seq, time=time, did=did, active=True, status=None, relay="r") for did in dids)
             )
         elif event in ("commit", "desync"):
-            rev, since = self.next_rev(), "3a" if event == "commit" else "never"
+            rev, since = self.next_rev(), "3a22222222222" if event == "commit" else "never"
             self.feed(*(commit(did, rev, since, op("create", LIKE)) for did in dids))
         elif event == "relay lists":
             self.store.discover([ListedRepo(did) for did in dids if did not in self.gone | self.taken_down])

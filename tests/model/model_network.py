@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from protocol.syntax import tid_from_micros
 from schemas import wire
 from tests.model.model_filters import COLLECTIONS
 
@@ -88,7 +89,7 @@ class Network:
     def tid(self) -> str:
         """The next rev, which is also the next time."""
         self.counter += 1
-        return f"{self.counter:05d}"
+        return tid_from_micros(self.counter)
 
     def add(self, did: str, *, empty: bool = False) -> Account:
         records = {rkey: self._cid() for rkey in RKEYS if self.rng.random() < 0.3 and not empty}

@@ -100,7 +100,7 @@ class SqlTables:
     def reset(self) -> None:
         tables = (
             "repo",
-            "record",
+            "record_row",
             "held_event",
             "stream_offset",
             "filter",

@@ -16,6 +16,8 @@ from steps.gate.batch import settle as settle_rounds
 from steps.gate.model import Rules
 from tests.model.settled_tables import DID, buffered_and_phase, claimed, commit, create, settings_for, settle, synced
 
+ONE, TWO = "3l22222222222", "3l33333333333"  # revs
+
 
 def settle_and_cut(tables: IndexStore, admin: psycopg.Connection[tuple[object, ...]], events: tuple[Any, ...]) -> None:
     """Everything is written; then, before the commit, the server ends the connection."""
@@ -31,8 +33,8 @@ def test_a_cut_between_transition_and_release_leaves_neither_half(database: str)
     """P5, P2: the connection is killed after the buffered events were applied and before the commit; then it is done again."""
     claimed(database).close()
     tables = IndexStore(settings_for(database), "c", None)
-    settle(tables, commit("2", "one", "two", b="2"))
-    end = (create(1, "1", "a"), synced(1, "1", "one", 1))
+    settle(tables, commit(TWO, "one", "two", b="2"))
+    end = (create(1, ONE, "a"), synced(1, ONE, "one", 1))
     with psycopg.connect(database, autocommit=True) as db:
         assert buffered_and_phase(db) == (1, 0, "backfill")
         with pytest.raises(psycopg.OperationalError):
@@ -40,7 +42,7 @@ def test_a_cut_between_transition_and_release_leaves_neither_half(database: str)
         assert buffered_and_phase(db) == (1, 0, "backfill")
         settle(tables, *end)
         assert buffered_and_phase(db) == (0, 2, "sync")
-        assert db.execute("select rev, data from sluice.repo").fetchone() == ("2", "two")
+        assert db.execute("select rev, data from sluice.repo").fetchone() == (TWO, "two")
 
 
 def test_rows_that_are_there_after_all_are_upserted_and_counted(database: str) -> None:
@@ -48,9 +50,9 @@ def test_rows_that_are_there_after_all_are_upserted_and_counted(database: str) -
     claimed(database).close()
     tables = IndexStore(settings_for(database), "c", None)
     before = metrics.COPY_FALLBACKS._value.get()
-    settle(tables, create(1, "1", "a", "old"))
+    settle(tables, create(1, ONE, "a", "old"))
     assert metrics.COPY_FALLBACKS._value.get() == before
-    settle(tables, create(1, "1", "a", "new"), create(1, "1", "b"), synced(1, "1", "one", 2))
+    settle(tables, create(1, ONE, "a", "new"), create(1, ONE, "b"), synced(1, ONE, "one", 2))
     assert metrics.COPY_FALLBACKS._value.get() == before + 1
     with psycopg.connect(database) as db:
         assert db.execute("select rkey, cid from sluice.record order by rkey").fetchall() == [("a", "new"), ("b", "1")]

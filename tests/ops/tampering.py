@@ -3,7 +3,8 @@
 TAMPERED = {
     "a row is gone": ("delete from sluice.record where did = %s and rkey = 'self'", {"root"}),
     "a row too many": (
-        "insert into sluice.record select did, collection, 'more', cid, rev, attempt, json, raw, reason, indexed_at"
+        "insert into sluice.record (did, collection, rkey, cid, rev, attempt, json, raw, reason, indexed_at)"
+        " select did, collection, 'more', cid, rev, attempt, json, raw, reason, indexed_at"
         " from sluice.record where did = %s and rkey = 'self'",
         {"root"},
     ),

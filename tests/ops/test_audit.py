@@ -27,6 +27,7 @@ from tests.support import zygote
 from tests.support.flow_process import wait_until
 from tests.support.postgres import fresh_database
 from tests.support.tiny_repo import Key, Repo, cid_of, sample
+from tests.support.writable_records import make_writable
 
 PATHS = [
     "app.bsky.feed.post/3kaaaaaaaaaa2", "app.bsky.feed.post/..", "app.bsky.feed/self", "app.bsky.feed.post-x/1",
@@ -57,6 +58,7 @@ def settings(database: str) -> Settings:
 
 
 def settings_over(database: str) -> Settings:
+    make_writable(database)
     return load(database=database, kafka_bootstrap="unused:1", plc="http://127.0.0.1:9", allow_private_hosts=True)
 
 

@@ -60,9 +60,14 @@ def count(database: str, what: str) -> int:
 # In the middle of its partition, one repo's first row waits for a lock that the test holds.
 STANDS_STILL = f"""
 create function public.stand_still() returns trigger language plpgsql as $$
-begin perform pg_advisory_xact_lock(7); return new; end $$;
-create trigger stand_still before insert on sluice.record for each row
-when (new.did = 'did:plc:{REPOS // 2:024}' and new.rkey = 'r0') execute function public.stand_still()
+begin
+    if (select did from sluice.repo where id = new.repo) = 'did:plc:{REPOS // 2:024}' then
+        perform pg_advisory_xact_lock(7);
+    end if;
+    return new;
+end $$;
+create trigger stand_still before insert on sluice.record_row for each row
+when (new.rkey = 'r0') execute function public.stand_still()
 """
 WAITING = "select pid from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database())"
 
@@ -82,7 +87,7 @@ def test_a_killed_rebuild_resumes_at_its_position(settings: Settings, blank_data
                 process.kill()
         db.execute("select pg_terminate_backend(%s)", (session,))
         wait_until(lambda: not db.execute(WAITING).fetchall())
-        db.execute("drop trigger stand_still on sluice.record")
+        db.execute("drop trigger stand_still on sluice.record_row")
     written = count(blank_database, "record")
     assert 0 < written < REPOS * RECORDS
     done = rebuild(settings, blank_database, lambda _: None)

@@ -33,6 +33,8 @@ NEWEST = "18"  # of the wheel that the environment has
 OLDER = {"15": "15.19.0", "16": "16.15.0", "17": "17.11.0"}
 OLDER_INITDB = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"]  # the built-in locale came with 17
 TEMPLATE = "sluice_template"
+FEW_PARTS = "?options=-c%20sluice.record_parts%3D2"
+"""A database of 64 parts takes a second more to copy and drop."""
 PATIENCE_SECONDS = 60.0
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """Settings of the session's server: a commit waits for no disk. `private_postgres`, for tests of durability, has none of these."""
@@ -132,7 +134,7 @@ def migrated_template(postgres: str) -> str:
     """Name of a database with every migration applied, to be cloned. Migrations run once in a session."""
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {TEMPLATE}")
-    migrate(url_of(postgres, TEMPLATE))
+    migrate(url_of(postgres, TEMPLATE) + FEW_PARTS)
     return TEMPLATE
 
 

@@ -17,8 +17,8 @@ GRACE_SECONDS = 90.0  # in deploy/k8s it is 150
 PACKAGES = ("flows", "steps", "connectors", "schemas", "control", "simulator")
 # what a release may add while the one before still runs: columns with and without a default, tables, constraints, indexes
 EXPAND = """
-alter table sluice.record add column language text;
-alter table sluice.record add column seen_at timestamptz not null default now();
+alter table sluice.record_row add column language text;
+alter table sluice.record_row add column seen_at timestamptz not null default now();
 alter table sluice.repo add column tier smallint not null default 0;
 alter table sluice.label add column note text;
 alter table sluice.cursor add column region text;
@@ -26,12 +26,13 @@ alter table sluice.host add column tier smallint not null default 0;
 create table sluice.of_the_next_release (did text primary key, seen_at timestamptz not null default now());
 alter table sluice.repo add constraint tier_is_small check (tier between 0 and 9) not valid;
 """
+# (of a partitioned table each part's index is built for itself)
 CONCURRENT = """-- no-transaction
-create index concurrently record_language on sluice.record (language) where language is not null;
+create index concurrently record_language on sluice.record_row_00 (language) where language is not null;
 """
 # and what a later one may take away, once nothing that runs uses it
 CONTRACT = """
-alter table sluice.record drop column language;
+alter table sluice.record_row drop column language;
 alter table sluice.repo drop constraint tier_is_small, drop column tier;
 drop table sluice.of_the_next_release;
 """

@@ -23,6 +23,7 @@ from schemas import wire
 from schemas.settings import Settings, load
 from steps.gate.batch import OffsetEvent
 from steps.gate.model import Rules
+from tests.support.writable_records import make_writable
 
 POST = "app.bsky.feed.post"
 LIKE = "app.bsky.feed.like"
@@ -90,6 +91,7 @@ class World:
         self.settings = load(database=self.database, appview=self.appview, kafka_bootstrap="none:1")
         self.tables = IndexStore(self.settings, "test", AppView(self.settings))
         begin(self.settings)
+        make_writable(self.database)
 
     def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.database, autocommit=True) as db:

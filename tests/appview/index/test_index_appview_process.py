@@ -70,7 +70,7 @@ def test_workers_that_are_killed_leave_the_same_tables(
             of=workers,
         )
         with psycopg.connect(plain_database) as held:
-            held.execute("lock table sluice.record in share mode")
+            held.execute("lock table sluice.record_row in share mode")
             producer.send([out(event) for event in fans])
             wait_until(lambda: sql(BLOCKED) == [(2,)], what="both in the middle of a transaction", of=workers)
             workers[0].kill()

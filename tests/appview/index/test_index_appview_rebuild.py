@@ -103,7 +103,7 @@ def test_processes_that_start_together_switch_it_on_once(postgres: str, migrated
 def test_a_start_waits_for_no_transaction_of_an_index_that_runs(filled: World) -> None:
     """Neither the indexes nor the tables of the projection are locked if they exist."""
     with psycopg.connect(filled.database) as held:
-        held.execute("lock table sluice.record, bsky.actor, bsky.profile, bsky.starter_pack in row exclusive mode")
+        held.execute("lock table sluice.record_row, bsky.actor, bsky.profile, bsky.starter_pack in row exclusive mode")
         with psycopg.connect(filled.database, autocommit=True) as db:
             db.execute(f"alter role current_user in database {db.info.dbname} set lock_timeout = 100".encode())
         assert begin(filled.settings).active

@@ -21,6 +21,7 @@ from flows.index.decode import Batch, Decoded
 from flows.index.sink import IndexWriter
 from flows.index.store import IndexStore
 from local.embedded.embedded_database import EmbeddedDatabase
+from protocol.syntax import tid_from_micros
 from schemas import wire
 from schemas.job_spec import Job, JobSpec, JobStatus
 from schemas.settings import Settings
@@ -190,10 +191,10 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
     assert before == ("backfill", HELD, 0, 0)
 
     first = wire.CreateEvent(
-        did=did, attempt=1, rev="0000", collection="c.o.l", rkey="first", cid="1", time="t", commit="c"
+        did=did, attempt=1, rev=rev_of(0), collection="c.o.l", rkey="first", cid="1", time="t", commit="c"
     )
     outcome = wire.RepoOutcome(
-        did=did, attempt=1, status="synced", active=True, time="t", rev="0000", commit="c", data="0000", count=1
+        did=did, attempt=1, status="synced", active=True, time="t", rev=rev_of(0), commit="c", data=rev_of(0), count=1
     )
     end = Decoded(Batch([], {BACKFILL: (0, 2)}), {did: [OffsetEvent(0, first), OffsetEvent(1, outcome)]})
     with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as other:
@@ -207,7 +208,7 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
         writing.result(60)
     assert len(killed) == 1
     assert _halves(db) == ("sync", 0, HELD + 1, 2)
-    assert db.execute("select rev, data, heard_rev from sluice.repo").fetchone() == ("0150", "0150", "")
+    assert db.execute("select rev, data, heard_rev from sluice.repo").fetchone() == (rev_of(150), rev_of(150), "")
     assert [line for line in caplog.messages if line.startswith("released")][-1] == f"released {HELD}/{HELD}"
     tables.close()
     store.close()
@@ -224,9 +225,14 @@ class _NoLetters:
         raise AssertionError(messages)
 
 
+def rev_of(number: int) -> str:
+    """The revs of a chain."""
+    return tid_from_micros(number)
+
+
 def _commit(did: str, number: int) -> wire.CommitEvent:
     """Commit `number` of a chain: record `number` is created."""
-    rev, before = f"{number + 1:04}", f"{number:04}"
+    rev, before = rev_of(number + 1), rev_of(number)
     op = wire.Op(action="create", collection="c.o.l", rkey=before, cid="1")
     return wire.CommitEvent(
         seq=number, time="t", did=did, rev=rev, commit=rev, commit_block="AAAA", data=rev, prev_data=before, ops=[op]

@@ -17,6 +17,7 @@ from tests.flows.firehose.hostile_relay import HostileRelay
 from tests.support.flow_process import wait_until
 from tests.support.live_flow import LiveBed
 from tests.support.tiny_repo import Key, Repo, car, cid_of
+from tests.support.writable_records import make_writable
 
 NOW = time.time_ns() // 1000
 START = NOW - 3_600_000_000
@@ -52,6 +53,7 @@ class Author:
         records: dict[str, object] = {f"a.b.c/3k{at}": {"$type": "a.b.c", "n": at} for at in range(8)}
         self.repo = Repo(records, key=self.key, did=self.did, rev=tid_from_micros(START))
         self.micros = START
+        make_writable(bed.base["database"])
         bed.db.execute(
             "insert into sluice.repo (did, phase, reason, attempt, rev, data, commit, from_snapshot)"
             " values (%s, 'sync', 'synced', 1, %s, %s, %s, true)",
@@ -60,7 +62,7 @@ class Author:
         for path, cid in self.repo.leaves.items():
             bed.db.execute(
                 "insert into sluice.record (did, collection, rkey, cid, rev, attempt, json, indexed_at)"
-                " values (%s, %s, %s, %s, %s, 1, '{}', '')",
+                " values (%s, %s, %s, %s, %s, 1, '{}', '2026-01-01Z')",
                 (self.did, *path.split("/"), cid_str(cid), self.repo.rev),
             )
 

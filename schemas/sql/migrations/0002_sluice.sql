@@ -1,8 +1,9 @@
--- The tables of the pipeline itself. Times of jobs and phases come from now(); revs and CIDs are compared as "C" text.
-create schema if not exists sluice;
+-- The tables of the pipeline itself. Times of jobs and phases come from now(); revs are compared as "C" text.
 
+-- `id` names the repo in sluice.record_row. Ids ascend as repos are found, so that a backfill fills the right edge of indexes.
 create table sluice.repo (
     did               text collate "C" primary key,
+    id                integer not null unique generated always as identity,
     host              text,                              -- PDS that the DID document names (or the listing, until then)
     handle            text,
     signing_key       text,                              -- did:key of #atproto
@@ -19,29 +20,39 @@ create table sluice.repo (
     rev               text collate "C" not null default '',
     heard_rev         text collate "C" not null default '',
     from_snapshot     boolean not null default false,    -- rev came from a snapshot, not from a live commit
-    account_time      text collate "C" not null default '', -- ratchet of #account and #identity: (time, seq)
+    account_time      text collate "C" not null default '', -- ratchet of #account and #identity (steps/gate/ratchet.py)
     account_seq       bigint not null default 0,
+    account_relay     text collate "C" not null default '', -- whose sequence account_seq belongs to
+    account_seen      text collate "C" not null default '', -- JSON: what differs from it
     commit            text,
     commit_block      bytea,
     data              text,                              -- MST root at rev
     first_attempt     integer,                           -- attempt that wrote this repo's first rows
     held              integer not null default 0,        -- held events that wait for this backfill
     held_rev          text collate "C" not null default '', -- highest rev among them
+    held_bytes        bigint not null default 0,         -- of them; meaningless if there are none
+    left_out          integer not null default 0,        -- records of an attempt that the filter left out: they count
+    left_attempt      integer,
+    left_filter       bigint,
     desyncs           integer not null default 0,        -- survives success: a chain that never fits pays back-off
     desynced_at       timestamptz,
     retry_count       integer not null default 0,
     next_retry_at     timestamptz not null default now(),
     queued_at         timestamptz,                       -- null: control has to queue it
     last_error        text,
+    fetched_at        timestamptz[] not null default '{}', -- when the newest attempts began, oldest first
+    deferred_since    timestamptz,                       -- attempts have ended without being counted since then
     stale_since       timestamptz,                       -- snapshots have stayed below min_rev since then
     listed_rev        text collate "C",                  -- a listing's rev above ours, and since when
     listed_since      timestamptz,
     job               bigint,
     phase_since       timestamptz not null default now(),
     discovered_at     timestamptz not null default now(),
+    let_in_at         timestamptz,                       -- when a signal collection or a listing admitted it to the boundary
     started_at        timestamptz,
     completed_at      timestamptz,
-    check (completed_at is null or started_at is null or completed_at >= started_at)
+    check (completed_at is null or started_at is null or completed_at >= started_at),
+    constraint repo_active_status check (not active or status is null or status in ('throttled', 'desynchronized'))
 ) with (fillfactor = 70);
 -- Only columns that change with a phase are indexed, so that a live commit stays a HOT update.
 create index repo_unqueued on sluice.repo (next_retry_at) where phase = 'pending' and queued_at is null;
@@ -49,26 +60,54 @@ create index repo_queued on sluice.repo (queued_at) where phase = 'pending' and 
 create index repo_claimed on sluice.repo (did) where phase = 'backfill';
 create index repo_listed on sluice.repo (listed_since) where listed_since is not null;
 create index repo_phase on sluice.repo (phase) where phase in ('unavailable', 'failed');
+create index repo_job on sluice.repo (job, phase) where job is not null;
 
-create table sluice.record (
-    did        text collate "C" not null,
-    collection text collate "C" not null,
-    rkey       text collate "C" not null,
-    cid        text collate "C" not null,
-    rev        text collate "C" not null,
+-- Names of collections by a small number. Written in transactions of their own (flows/index/collections.py); never deleted.
+create table sluice.collection (
+    id   integer primary key generated always as identity,
+    name text collate "C" not null unique
+);
+
+-- The records, compact: 64 parts by hash of the repo. Read `sluice.record`. Eight bytes each, then four, then the rest: no gaps.
+create table sluice.record_row (
+    rev        bigint not null,                          -- sluice.tid_text
+    indexed_at timestamptz not null,                     -- the message's time
+    came       bigint,                                   -- when our log took it (steps/gate/batch.py, came_at)
+    repo       integer not null,                         -- sluice.repo.id
+    collection integer not null,                         -- sluice.collection.id
     attempt    integer not null,
+    rkey       text collate "C" not null,
+    cid        bytea not null,                           -- sluice.cid_text
     json       json,                                     -- text as written: it must hash back to the cid
     raw        bytea,                                    -- the block, where JSON cannot reproduce its cid
     reason     text,                                     -- why json is null or not exact
-    indexed_at text collate "C" not null,
-    primary key (did, collection, rkey)
-);
+    primary key (repo, collection, rkey)
+) partition by hash (repo);
+do $$
+declare parts constant integer := coalesce(current_setting('sluice.record_parts', true), '64');  -- fewer: for tests
+begin
+    for part in 0..parts - 1 loop
+        execute format('create table sluice.record_row_%s partition of sluice.record_row for values with (modulus %s, remainder %s)',
+                       lpad(part::text, 2, '0'), parts, part);
+    end loop;
+end $$;
+-- Rows are added in the order of their times: a small index finds those of a span.
+create index record_row_time on sluice.record_row using brin (indexed_at) with (pages_per_range = 32, autosummarize = on);
+
+-- What people query: a record with its names.
+create view sluice.record as
+select r.did, c.name as collection, p.rkey, 'at://' || r.did || '/' || c.name || '/' || p.rkey as uri,
+       sluice.cid_text(p.cid) as cid, sluice.tid_text(p.rev) as rev, p.attempt, p.json, p.raw, p.reason, p.indexed_at, p.came
+from sluice.record_row p
+join sluice.repo r on r.id = p.repo
+join sluice.collection c on c.id = p.collection;
 
 create table sluice.held_event (
     did        text collate "C" not null,
     log_offset bigint not null,                          -- order of the live topic's partition
     rev        text collate "C" not null,
     event      bytea not null,                           -- the message as it stands in the log
+    received   bigint,                                   -- the log's time, ms of the epoch
     primary key (did, log_offset)
 );
 
@@ -142,10 +181,21 @@ create table sluice.backfill_job (
     status        text not null default 'pending' check (status in
                   ('pending', 'running', 'paused', 'paused_quota_limit', 'retry', 'completed', 'failed', 'cancelled')),
     cutoff        timestamptz not null default now(),
+    batch_size    integer not null default 1000 check (batch_size between 1 and 1000),
+    priority      integer not null default 0,
+    cutoff_seqs   jsonb not null default '{}',           -- relay → what its stream had reached here at the cutoff
     checkpoint    jsonb not null default '{}',
+    total         bigint,                                -- DIDs or hosts in its list
     listed        bigint not null default 0,
     queued        bigint not null default 0,
     duplicates    bigint not null default 0,
+    in_sync       bigint not null default 0,             -- of a list: DIDs in sync already when they were queued
+    synced        bigint not null default 0,             -- its repos by their outcome; control counts
+    failed        bigint not null default 0,
+    unavailable   bigint not null default 0,
+    pending       bigint not null default 0,
+    rate          double precision,                      -- outcomes per second, lately
+    counted_at    timestamptz,
     retry_count   integer not null default 0,
     next_retry_at timestamptz,
     error         text,
@@ -154,7 +204,8 @@ create table sluice.backfill_job (
     completed_at  timestamptz,
     updated_at    timestamptz not null default now(),
     check (completed_at is null or completed_at >= started_at),
-    check ((completed_at is not null) = (status in ('completed', 'failed', 'cancelled')))
+    check ((completed_at is not null) = (status in ('completed', 'failed', 'cancelled'))),
+    constraint backfill_job_resumes check ((next_retry_at is not null) = (status in ('paused_quota_limit', 'retry')))
 );
 
 create table sluice.skipped_range (
@@ -167,6 +218,7 @@ create table sluice.skipped_range (
     next_retry_at timestamptz not null default now(),
     skipped_at   timestamptz not null default now(),
     filled_at    timestamptz,
+    filled_by    text,                                   -- its own upstream, or the listings of all PDSes
     unique (upstream, from_cursor, to_cursor)
 );
 

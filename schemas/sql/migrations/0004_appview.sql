@@ -498,7 +498,17 @@ create table sluice.appview_record (
     invalid      text,
     takedown_ref varchar collate "C",
     tags         jsonb,
+    kept_cid     text collate "C",                       -- after an edit that is invalid: what it was before stays shown
+    kept_json    text,
+    kept_at      text collate "C",
     primary key (did, collection, rkey)
+);
+
+-- Which records have a row in bsky.record, which is read by URI. Written with the tables of `bsky`.
+create table sluice.appview_uri (
+    uri        text collate "C" primary key,
+    repo       integer not null,
+    collection integer not null
 );
 
 -- What of a post or gate the rules between repos need and the AppView's own tables do not have.
@@ -508,16 +518,19 @@ create table sluice.appview_mention (
     did text collate "C" not null,
     primary key (uri, n)
 );
+-- A gate's terms over time, one row for each that differs: what was decided under former terms stays decided.
 create table sluice.appview_gate (
-    uri       text collate "C" primary key,              -- of the gate
+    uri       text collate "C" not null,                 -- of the gate
+    came      bigint not null,                           -- from when on these terms hold; 0: since ever
+    standing  boolean not null default true,             -- false: deleted at that time
     post_uri  text collate "C" not null,
-    sort_at   text collate "C" not null,
     closed    boolean not null,                          -- thread gate: somebody may not reply; post gate: nobody may embed
     mentioned boolean not null default false,            -- those who may all the same
     follower  boolean not null default false,
     following boolean not null default false,
     lists     text[] not null default '{}',
-    hidden    text[] not null default '{}'               -- replies that the thread's author hides
+    hidden    text[] not null default '{}',              -- replies that the thread's author hides
+    primary key (uri, came)
 );
 create index appview_gate_post on sluice.appview_gate (post_uri);
 
@@ -527,20 +540,16 @@ create table sluice.appview_dirty (
     uri  text collate "C" not null
 );
 
--- One copy of the JSON. Lookups by URI need the index `record_uri` (schemas/sql/appview_state.sql).
+-- One copy of the JSON.
 create view bsky.record as
-select ('at://' || r.did || '/' || r.collection || '/' || r.rkey)::varchar as uri, r.cid::varchar as cid, r.did::varchar as did,
-       r.json::text as json, r.indexed_at::varchar as "indexedAt", x.takedown_ref as "takedownRef", x.tags
-from sluice.record r
-left join sluice.appview_record x on x.did = r.did and x.collection = r.collection and x.rkey = r.rkey
-where r.collection in (
-    'app.bsky.actor.profile', 'app.bsky.actor.status', 'app.bsky.feed.generator', 'app.bsky.feed.like',
-    'app.bsky.feed.post', 'app.bsky.feed.postgate', 'app.bsky.feed.repost', 'app.bsky.feed.threadgate',
-    'app.bsky.graph.block', 'app.bsky.graph.follow', 'app.bsky.graph.list', 'app.bsky.graph.listblock',
-    'app.bsky.graph.listitem', 'app.bsky.graph.referencelistoptout', 'app.bsky.graph.starterpack',
-    'app.bsky.graph.verification', 'app.bsky.labeler.service', 'app.bsky.notification.declaration',
-    'chat.bsky.actor.declaration', 'com.germnetwork.declaration'
-) and r.json is not null and x.invalid is null;
+select k.uri::varchar as uri, coalesce(x.kept_cid, sluice.cid_text(p.cid))::varchar as cid,
+       split_part(k.uri, '/', 3)::varchar as did, coalesce(x.kept_json, p.json::text) as json,
+       coalesce(x.kept_at, sluice.time_text(p.indexed_at))::varchar as "indexedAt", x.takedown_ref as "takedownRef", x.tags
+from sluice.appview_uri k
+join sluice.record_row p on p.repo = k.repo and p.collection = k.collection and p.rkey = split_part(k.uri, '/', 5)
+left join sluice.appview_record x on x.did = split_part(k.uri, '/', 3) and x.collection = split_part(k.uri, '/', 4)
+                                     and x.rkey = split_part(k.uri, '/', 5)
+where p.json is not null and (x.invalid is null or x.kept_json is not null);
 
 -- The AppView writes takedowns and tags of records; all else in them is the network's.
 create function sluice.appview_mark_record() returns trigger language plpgsql as $$
@@ -570,7 +579,7 @@ begin
     where a.did = any(dids) and r.did = a.did and r.phase = 'unavailable' and r.reason = 'deleted';
     insert into bsky.actor as a (did, handle, "indexedAt", "upstreamStatus")
     select r.did, case when h.verified then h.handle end,
-           to_char(r.discovered_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+           sluice.time_text(r.discovered_at),
            case when not r.active and r.status in ('deactivated', 'suspended', 'takendown') then r.status end
     from sluice.repo r left join sluice.handle h on h.did = r.did
     where r.did = any(dids) and (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.reason = 'deleted')
@@ -613,7 +622,29 @@ create table sluice.appview_gated (
     author   text collate "C" not null,
     owner    text collate "C" not null,                  -- of the thread
     horizon  xid8,                                       -- transactions before this one were under way
-    settled  boolean not null default false
+    settled  boolean not null default false,
+    let_in   bigint                                      -- a follow or a list let it in under the terms of that time: it stays in
 );
 create index appview_gated_author on sluice.appview_gated (author, owner);
 create index appview_gated_unsettled on sluice.appview_gated (uri) where not settled;
+
+-- Follows and list items that ended lately: a reply that came while they held may still be judged by them. Pruned by the fold.
+create table sluice.appview_lapsed (
+    holder   text collate "C" not null,                  -- who followed, or the list
+    member   text collate "C" not null,                  -- who was followed, or listed
+    came     bigint not null,
+    gone     bigint not null,
+    noted_at timestamptz not null default now()
+);
+create index appview_lapsed_of on sluice.appview_lapsed (holder, member);
+create index appview_lapsed_noted on sluice.appview_lapsed (noted_at);
+
+-- Notes of sluice.appview_dirty that the AppView's tables refuse to fold (appview/reconcile.py): put aside, so that they
+-- hold nothing up, until they are noted again or `sluice appview rebuild` tries them.
+create table sluice.appview_refused (
+    kind       text not null,
+    uri        text collate "C" not null,
+    reason     text not null,                            -- what the database said
+    refused_at timestamptz not null default now(),
+    primary key (kind, uri)
+);

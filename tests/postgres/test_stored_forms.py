@@ -1,0 +1,120 @@
+"""CIDs, TIDs and times in their stored form: Python and SQL agree, and both give back the text."""
+
+from __future__ import annotations
+
+import base64
+import lzma
+import re
+from random import Random
+
+import psycopg
+import pytest
+
+from flows.index.stored_forms import cid_column, rev_column, time_column
+from protocol.cid import any_cid_bytes, cid_str
+from protocol.syntax import is_tid, tid_from_micros
+from tests.support import ROOT
+
+CID = re.compile(rb"\b(?:b[a-z2-7]{20,130}|Qm[1-9A-HJ-NP-Za-km-z]{44})\b")
+BLOCK = re.compile(rb"[A-Za-z0-9+/]{100,}")
+RAW = re.compile(rb"\x01[\x71\x55]\x12\x20.{32}", re.DOTALL)
+SUFFIXES = {".py", ".json", ".xz", ".md", ".mjs", ".txt", ".sql"}
+
+
+def cids_of_the_suite() -> list[str]:
+    """Every CID in a file of the tests, benchmarks and docs: as text, and as bytes in recorded frames and CARs (base64)."""
+    found: set[str] = set()
+    for folder in ("tests", "bench", "docs"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in SUFFIXES and path.is_file():
+                data = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+                found |= {cid.decode() for cid in CID.findall(data)}
+                for block in BLOCK.findall(data):
+                    found |= {cid_str(cid) for cid in RAW.findall(base64.b64decode(block[: len(block) // 4 * 4]))}
+    return sorted(text for text in found if is_canonical(text))
+
+
+def is_canonical(text: str) -> bool:
+    try:
+        any_cid_bytes(text)
+    except Exception:
+        return False
+    return True
+
+
+def odd_cids(random: Random) -> list[str]:
+    """CIDs of other codecs, hash functions and lengths, and of version 0."""
+    made = [cid_str(b"\x12\x20" + random.randbytes(32)) for _ in range(50)] + [cid_str(b"\x12\x20" + bytes(32))]
+    for size in range(0, 65):
+        made.append(cid_str(bytes([1, 0x55, 0x12, size]) + random.randbytes(size)))
+        made.append(cid_str(b"\x01\xa9\x02\x13" + bytes([size]) + random.randbytes(size)))
+    return made
+
+
+NO_CIDS = [
+    "",
+    "x",
+    "b",
+    "bafy",
+    "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvykU",
+    "Qm" + "z" * 44,
+    "ü\\x",
+    "bb" * 40,
+]
+
+
+def test_every_cid_of_the_suite_comes_back(database: str) -> None:
+    """G2: bytes and text of a CID, in Python and in SQL, also of odd ones; what is no CID is kept as it is."""
+    known = cids_of_the_suite()
+    assert len(known) > 500
+    texts = known + odd_cids(Random(1)) + NO_CIDS
+    with psycopg.connect(database) as db:
+        rows = db.execute(
+            "select t, sluice.cid_bytes(t), sluice.cid_text(sluice.cid_bytes(t)) from unnest(%s::text[]) as u (t)",
+            (texts,),
+        ).fetchall()
+    assert len(rows) == len(texts)
+    for text, stored, back in rows:
+        assert (stored, back) == (cid_column(text), text), text
+        if text not in NO_CIDS:
+            assert stored == any_cid_bytes(text)
+    assert all(cid_column(text)[:1] == b"\0" for text in NO_CIDS)
+
+
+def test_a_tid_is_a_number_in_the_same_order(database: str) -> None:
+    """G2."""
+    random = Random(2)
+    tids = sorted({tid_from_micros(random.randrange(1 << 53), random.randrange(1024)) for _ in range(500)})
+    tids += ["2222222222222", "7zzzzzzzzzzzz", "3lbenchmark22"]
+    with psycopg.connect(database) as db:
+        rows = db.execute(
+            "select t, sluice.tid_number(t), sluice.tid_text(sluice.tid_number(t)) from unnest(%s::text[]) as u (t)",
+            (tids,),
+        ).fetchall()
+        high = db.execute("select sluice.tid_text(sluice.tid_number('jzzzzzzzzzzzz'))").fetchone()
+        none = db.execute("select sluice.tid_number('3l2'), sluice.tid_number('zzzzzzzzzzzzz')").fetchone()
+    assert all((number, back) == (rev_column(text), text) for text, number, back in rows)
+    assert sorted(tids) == sorted(tids, key=rev_column)
+    assert (high, none) == (("jzzzzzzzzzzzz",), (None, None))
+    assert is_tid("jzzzzzzzzzzzz")
+    assert rev_column("jzzzzzzzzzzzz") < 0
+    with pytest.raises(ValueError, match="not a TID"):
+        rev_column("3l2")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000Z"),
+        ("2026-01-01T00:00:00.123456Z", "2026-01-01T00:00:00.123Z"),
+        ("1999-12-31T23:59:59.9Z", "1999-12-31T23:59:59.900Z"),
+        ("2026-01-01T02:00:00+02:00", "2026-01-01T00:00:00.000Z"),
+        ("yesterday", "1970-01-01T00:00:00.000Z"),
+    ],
+)
+def test_a_time_is_stored_to_the_millisecond(database: str, text: str, shown: str) -> None:
+    with psycopg.connect(database) as db:
+        row = db.execute(
+            "select sluice.time_text(timestamptz '2000-01-01Z' + %s * interval '1 microsecond')", (time_column(text),)
+        ).fetchone()
+    assert row == (shown,)
