@@ -1,7 +1,7 @@
 """The filter: show it, change it, and apply a change to the existing repos in bounded steps.
 
 `change` stores the filter and returns when no index transaction uses the old one; the index and the listings use the new one at once.
-The control process applies the change to existing repos (`FilterWalk`): repos outside the boundary stop (`unavailable`, reason
+The control process applies the change to existing repos (`FilterWalk`): repos outside the boundary stop (`excluded`, reason
 `outside`); repos inside again, and those that lack records, are fetched (`pending`, reason `filter`). Rows outside
 stay until an event on them, a fetch of their repo or `prune` removes them.
 """

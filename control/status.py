@@ -24,7 +24,7 @@ EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
 JOBS_SHOWN = 100
 HELD_COUNTED = 100_000  # not estimated: an estimate for an empty table may be above 0
-END_PHASES = ("sync", "unavailable", "failed")
+END_PHASES = ("sync", "unavailable", "failed", "excluded")
 PHASES = ("pending", "backfill", *END_PHASES)
 
 Row = dict[str, Any]

@@ -75,7 +75,9 @@ class JobCounts(BaseModel):
     in_sync: int = Field(description="of the known DIDs of a list, those already in sync; only `again` fetches them")
     synced: int = Field(description="repos of this job that are complete")
     failed: int = Field(description="repos that failed their last attempt")
-    unavailable: int = Field(description="repos that are deactivated, taken down, deleted or not found")
+    unavailable: int = Field(
+        description="repos that are deactivated, taken down, deleted, not found or outside the boundary"
+    )
     pending: int = Field(description="repos queued or being fetched")
 
 

@@ -123,7 +123,7 @@ where (coalesce(c.followers, 0), coalesce(c.follows, 0), coalesce(c.posts, 0))
 -- Accounts whose row is missing, or should not exist.
 select count(*), min(coalesce(r.did, a.did)) from (
     select r.did from sluice.repo r left join sluice.handle h using (did)
-    where (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.reason = 'deleted')
+    where (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.status = 'deleted')
 ) r full join bsky.actor a on a.did = r.did
 where r.did is null or a.did is null
 

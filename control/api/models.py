@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.job_spec import Job
 
-Phase = Literal["pending", "backfill", "sync", "unavailable", "failed"]
+Phase = Literal["pending", "backfill", "sync", "unavailable", "failed", "excluded"]
 DeadLetterState = Literal["open", "retried", "dismissed"]
 
 T = TypeVar("T", bound=BaseModel)

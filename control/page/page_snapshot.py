@@ -76,4 +76,4 @@ def by_host(rows: list[Row]) -> list[Row]:
 
 
 def _done(host: Row) -> int:
-    return int(host.get("sync", 0) + host.get("unavailable", 0))
+    return int(host.get("sync", 0) + host.get("unavailable", 0) + host.get("excluded", 0))

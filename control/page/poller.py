@@ -19,6 +19,7 @@ from control.api.context import Context
 from control.api.errors import Busy
 from control.page.page_snapshot import PageSnapshot, SnapshotReader
 from control.page.rendering import render_sections
+from control.status import END_PHASES
 from schemas.errors import OperatorError
 
 EVERY_SECONDS = 2.0
@@ -54,7 +55,7 @@ class History:
 
 def _totals(snapshot: PageSnapshot) -> tuple[int, int, int]:
     status = snapshot.status
-    return status.records, status.events, sum(status.repos[phase] for phase in ("sync", "unavailable", "failed"))
+    return status.records, status.events, sum(status.repos[phase] for phase in END_PHASES)
 
 
 def pause(took: Iterable[float]) -> float:

@@ -95,9 +95,8 @@ class JobSteps:
         for number, queued in db.execute(SQL["countable"], {"limit": COUNT_AT_ONCE}).fetchall():
             counts = self._phases(db, number, queued)
             pending = counts.get("pending", 0) + counts.get("backfill", 0)
-            ended = {"synced": counts.get("sync", 0)} | {
-                name: counts.get(name, 0) for name in ("failed", "unavailable")
-            }
+            unavailable = counts.get("unavailable", 0) + counts.get("excluded", 0)
+            ended = {"synced": counts.get("sync", 0), "failed": counts.get("failed", 0), "unavailable": unavailable}
             db.execute(SQL["count"], {"id": number, "pending": pending, "memory": RATE_MEMORY, **ended})
             if db.execute(SQL["complete"], {"id": number}).fetchone() is not None:
                 logger.info("job completed", extra={"job": number, **ended})

@@ -19,6 +19,7 @@ union all select 'pending', count(*) from sluice.repo where phase = 'pending' an
 union all select 'backfill', count(*) from sluice.repo where phase = 'backfill'
 union all select 'unavailable', count(*) from sluice.repo where phase = 'unavailable'
 union all select 'failed', count(*) from sluice.repo where phase = 'failed'
+union all select 'excluded', count(*) from sluice.repo where phase = 'excluded'
 
 -- name: rows_estimated
 -- Records: the sum over the parts.

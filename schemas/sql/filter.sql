@@ -14,13 +14,13 @@ select version, collections, boundary, signal, clean from sluice.filter
 -- Repos of a batch outside the boundary: unknown ones that it does not admit, and those already excluded.
 select u.did
 from unnest(%(dids)s::text[]) as u (did) left join sluice.repo r on r.did = u.did
-where (r.did is null and not sluice.admits(u.did, null)) or (r.phase = 'unavailable' and r.reason = 'outside')
+where (r.did is null and not sluice.admits(u.did, null)) or r.phase = 'excluded'
 
 -- name: let_in
 -- Repos that wrote a record of the signal collection.
 with chosen as (
     select did, b.phase, b.reason from sluice.repo r, sluice.back_inside(r.active, r.status) b
-    where did = any(%(dids)s::text[]) and r.phase = 'unavailable' and r.reason = 'outside'
+    where did = any(%(dids)s::text[]) and r.phase = 'excluded'
     order by did for update of r
 )
 update sluice.repo r
@@ -33,7 +33,7 @@ from chosen c where r.did = c.did
 -- Counted up to 100,000: a boundary may exclude most of the network.
 select version, collections, boundary, signal, (select count(*) from sluice.filter_did) as dids, set_at,
        (select count(*) from (
-           select from sluice.repo where phase = 'unavailable' and reason = 'outside' limit 100000
+           select from sluice.repo where phase = 'excluded' limit 100000
        ) o) as outside,
        walk_after is not null as walking, prune_after is not null as pruning, clean
 from sluice.filter
@@ -69,10 +69,10 @@ select did from sluice.repo where did > %(after)s order by did limit %(limit)s f
 -- waiting for a confirmed deletion: the walk returns to them. With a signal collection, also except repos admitted since, which
 -- have no rows yet.
 update sluice.repo r
-set phase = 'unavailable', reason = 'outside', queued_at = null, phase_since = now(), completed_at = greatest(now(), r.started_at)
+set phase = 'excluded', reason = 'outside', queued_at = null, phase_since = now(), completed_at = greatest(now(), r.started_at)
 from sluice.filter f
-where r.did = any(%(dids)s::text[]) and r.phase <> 'backfill' and (r.active or r.phase <> 'pending')
-      and r.reason is distinct from 'outside' and not sluice.inside(r.did)
+where r.did = any(%(dids)s::text[]) and r.phase not in ('backfill', 'excluded') and (r.active or r.phase <> 'pending')
+      and not sluice.inside(r.did)
       and (f.boundary = 'dids' or greatest(r.discovered_at, r.let_in_at) < f.bounded_at)
 
 -- name: being_fetched
@@ -90,7 +90,7 @@ update sluice.repo r
 set phase = b.phase, reason = b.reason, next_retry_at = now() + make_interval(secs => %(delay)s), queued_at = null,
     completed_at = case when b.phase = 'unavailable' then r.completed_at end, retry_count = 0, phase_since = now()
 from sluice.repo o, sluice.back_inside(o.active, o.status) b
-where r.did = any(%(dids)s::text[]) and o.did = r.did and r.phase = 'unavailable' and r.reason = 'outside'
+where r.did = any(%(dids)s::text[]) and o.did = r.did and r.phase = 'excluded'
       and sluice.inside(r.did)
 
 -- name: fetch_again
@@ -114,7 +114,7 @@ with gone as (
     delete from sluice.record_row c
     using sluice.repo r, sluice.collection n
     where r.did = any(%(dids)s::text[]) and c.repo = r.id and n.id = c.collection
-          and ((r.phase = 'unavailable' and r.reason = 'outside')
+          and (r.phase = 'excluded'
                or not (n.name = any(%(exact)s::text[]) or n.name like any(%(below)s::text[])))
     returning r.did, c.attempt, 'at://' || r.did || '/' || n.name || '/' || c.rkey as uri
 ), counted as (

@@ -62,7 +62,7 @@ with counted as (
     select coalesce(r.host, i.pds, '') as host, r.phase, count(*) * 100.0 / %(percent)s as repos
     from sluice.repo r tablesample system (%(percent)s) left join sluice.identity i using (did) group by 1, 2
 ), top as (
-    select host, sum(repos) filter (where phase not in ('sync', 'unavailable')) as left_over
+    select host, sum(repos) filter (where phase not in ('sync', 'unavailable', 'excluded')) as left_over
     from counted where host <> '' group by host order by left_over desc nulls last, host limit %(limit)s
 )
 select c.host, c.phase, c.repos::bigint from counted c join top using (host) where top.left_over > 0

@@ -31,12 +31,12 @@ with behind as (
 update sluice.repo r set listed_rev = b.rev, listed_since = now() from behind b where r.did = b.did
 
 -- name: listed_raises
--- In phases whose rows do not follow the stream (pending, failed, unavailable), the rev of a listing raises heard_rev.
+-- In phases whose rows do not follow the stream, the rev of a listing raises heard_rev.
 with behind as (
     select r.did, l.rev
     from sluice.repo r
     join unnest(%(dids)s::text[], %(revs)s::text[]) as l (did, rev) on l.did = r.did
-    where r.phase in ('pending', 'failed', 'unavailable') and l.rev > greatest(r.rev, r.heard_rev)
+    where r.phase in ('pending', 'failed', 'unavailable', 'excluded') and l.rev > greatest(r.rev, r.heard_rev)
     order by r.did for update of r
 )
 update sluice.repo r set heard_rev = b.rev, stale_since = null from behind b where r.did = b.did
@@ -51,11 +51,11 @@ with closed as (
     from sluice.repo r
     join unnest(%(dids)s::text[], %(actives)s::boolean[], %(hosts)s::text[]) as l (did, active, host) on l.did = r.did
     left join sluice.identity i on i.did = r.did
-    where r.phase = 'unavailable' and l.active
-          and case when r.reason = 'outside' then sluice.admits(r.did, %(job)s)
+    where r.phase in ('unavailable', 'excluded') and l.active
+          and case when r.phase = 'excluded' then sluice.admits(r.did, %(job)s)
                    else (r.attempt = 0 and r.account_time = '')
                         or r.phase_since < now() - make_interval(secs => %(reopen)s) end
-          and (l.host is null or (r.reason = 'outside' and r.active)
+          and (l.host is null or (r.phase = 'excluded' and r.active)
                or (coalesce(r.status, '') <> all (%(final)s::text[])
                    and l.host = coalesce(i.pds, case when r.commit is not null then r.host end)))
     order by r.did for update of r
@@ -64,7 +64,7 @@ update sluice.repo r
 set phase = 'pending', reason = case when c.hidden then 'deletion' else 'reopened' end, active = not c.hidden,
     status = case when c.hidden then r.status end, next_retry_at = now(), queued_at = null,
     completed_at = null, phase_since = now(), retry_count = 0,
-    let_in_at = case when r.reason = 'outside' then clock_timestamp() else r.let_in_at end
+    let_in_at = case when r.phase = 'excluded' then clock_timestamp() else r.let_in_at end
 from closed c where r.did = c.did
 
 -- name: listed_closes
@@ -144,7 +144,7 @@ with wanted as (
     select r.did
     from sluice.repo r
     join unnest(%(dids)s::text[], %(attempts)s::integer[]) as t (did, attempt) on t.did = r.did and t.attempt = r.attempt
-    where r.phase = 'pending' and (r.active or r.reason = 'deletion') and r.next_retry_at <= now()
+    where r.phase = 'pending' and r.next_retry_at <= now()
           and not exists (select from sluice.cursor where flow = 'restore' and upstream = 'log')
     order by r.did for update of r
 )
@@ -158,7 +158,7 @@ set phase = 'backfill', attempt = r.attempt + 1, lease_until = now() + make_inte
 from wanted w where r.did = w.did
 returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host,
           -- 'not found' proves a deletion only if one was reported; a deactivated repo is hidden and keeps its rows
-          case when r.reason = 'deletion' and r.status is distinct from 'deleted' then 'deactivation' else r.reason end,
+          case when not r.confirm_deletion then r.reason when r.status = 'deleted' then 'deletion' else 'deactivation' end,
           r.account_time, r.account_seq, r.retry_count, r.account_relay, r.account_seen
 
 -- name: renew
@@ -265,7 +265,7 @@ with due as (
     select did, reason = any(%(held)s::text[]) as is_held,
            fetched_at[cardinality(fetched_at) - %(hourly)s + 1] + interval '1 hour' as again
     from sluice.repo
-    where phase = 'pending' and (active or reason = 'deletion') and queued_at is null and next_retry_at <= now()
+    where phase = 'pending' and queued_at is null and next_retry_at <= now()
     order by next_retry_at limit %(limit)s for update skip locked
 ), waits as (
     update sluice.repo r set next_retry_at = greatest(due.again, case when due.is_held then now() + interval '1 minute' end)

@@ -35,6 +35,7 @@ class Phase(StrEnum):
     SYNC = "sync"
     UNAVAILABLE = "unavailable"
     FAILED = "failed"
+    EXCLUDED = "excluded"  # outside the boundary
 
 
 class Reason(StrEnum):
@@ -57,6 +58,7 @@ class Reason(StrEnum):
     SYNCED = "synced"
     SETTLED_BEFORE = "settled_before"
     FILTERED = "filtered"
+    OUTSIDE = "outside"
     FILTER = "filter"
 
 

@@ -34,8 +34,10 @@ MISSING_BLOCK = "missing_block"
 """Reason of an operation whose record block the relay left out."""
 
 RULES = Rules()
+DELETED = "deleted"
+"""The status of an account whose deletion its PDS has confirmed, in phase `unavailable`."""
 _NOT_THERE = frozenset({"not_found", "did_not_found", "no_pds"})
-"""Reasons of an unavailable repo that a newer commit refutes."""
+"""Statuses of an unavailable repo that a newer commit refutes."""
 
 
 def unknown(did: str) -> Repo:
@@ -47,12 +49,14 @@ def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) ->
     """A commit or #sync, in any phase. `size`: its bytes in the log."""
     if rules.replayed and repo.phase != Phase.SYNC:
         return Transition(repo, (Drop(Reason.SETTLED_BEFORE),))
+    if repo.phase == Phase.EXCLUDED:
+        return Transition(repo, (Drop(Reason.OUTSIDE),))
     match repo.phase:
         case Phase.SYNC:
             return _in_sync(repo, event, rules)
         case Phase.BACKFILL:
             return _while_backfill(repo, event, rules, size)
-        case Phase.UNAVAILABLE if repo.reason in _NOT_THERE and event.rev > repo.rev:
+        case Phase.UNAVAILABLE if repo.status in _NOT_THERE and event.rev > repo.rev:
             # A verified commit: the account exists. It stays hidden until it is fetched. If the event were compared with
             # seen_rev instead, one forged rev would block it for ever.
             return _pending(replace(_seen(repo, event.rev), retry_count=0), Reason.REACTIVATED, retry_in=0.0)
@@ -111,7 +115,7 @@ def on_outcome(
         return _pending(reported, Reason.REACTIVATED, retry_in=_delay(1, opened, rules))  # it has committed since
     ended = _left(reported, Phase.UNAVAILABLE, outcome.reason or outcome.status)
     if outcome.status == "deleted":
-        gone = replace(ended, active=False, status="deleted", reason=Reason.DELETED, first_attempt=None)
+        gone = replace(ended, active=False, status=DELETED, reason=Reason.DELETED, first_attempt=None)
         return Transition(gone, (DropBuffered(), DropRows(None)))
     return Transition(ended, (DropBuffered(),))
 
@@ -122,6 +126,8 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Transition:
     A deletion or deactivation hides the repo at once and is then confirmed at the current PDS, by a separate claim: a PDS that
     the account has left sends them too, possibly after the new PDS has reported it as active.
     """
+    if repo.phase == Phase.EXCLUDED:
+        return Transition(repo, (Drop(Reason.OUTSIDE),))
     ratcheted, newer = ratchet.advanced(repo, event)
     if not newer:
         return Transition(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
@@ -135,8 +141,8 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Transition:
     hidden = replace(ratcheted, active=False, status=status_beside(False, event.status))
     # attempt 0: only a listing reported the deletion. It is confirmed too, since a rebuild from the log has no listings.
     if event.status in LEFT_BEHIND:
-        if repo.phase == Phase.UNAVAILABLE and repo.reason == Reason.DELETED and repo.attempt:
-            return Transition(hidden)
+        if repo.phase == Phase.UNAVAILABLE and repo.status == DELETED and repo.attempt:
+            return Transition(replace(hidden, status=DELETED))  # a deactivation does not undo it
         return _pending(replace(hidden, retry_count=0), Reason.DELETION, retry_in=0.0)
     ended = _left(hidden, Phase.UNAVAILABLE, hidden.status or "inactive")
     return Transition(ended, (DropBuffered(),) if repo.phase == Phase.BACKFILL else ())
@@ -144,6 +150,8 @@ def on_account(repo: Repo, event: wire.AccountEvent) -> Transition:
 
 def on_identity(repo: Repo, event: wire.IdentityEvent) -> Transition:
     """#identity in any phase, by the ratchet. The handle is a hint until it is verified both ways."""
+    if repo.phase == Phase.EXCLUDED:
+        return Transition(repo, (Drop(Reason.OUTSIDE),))
     ratcheted, newer = ratchet.advanced(repo, event)
     if not newer:
         return Transition(ratcheted, (Drop(Reason.OLD_ACCOUNT_EVENT),))
@@ -221,7 +229,7 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
 
 def _opened(repo: Repo, attempt: int) -> Repo:
     """Open an attempt newer than the row's without a claim, as when a log is replayed into another database."""
-    if attempt <= repo.attempt:
+    if attempt <= repo.attempt or repo.phase == Phase.EXCLUDED:
         return repo
     return replace(
         repo,

@@ -143,9 +143,9 @@ def test_no_maven(tmp_path: Path) -> None:
 def test_a_migration_that_was_changed(blank_database: str) -> None:
     migrate(blank_database)
     with psycopg.connect(blank_database, autocommit=True) as db:
-        db.execute("update sluice.migration set checksum = 'other' where name = '0001_sluice.sql'")
+        db.execute("update sluice.migration set checksum = 'other' where name = '0001_stored_forms.sql'")
     line = refused("migrate", SLUICE_DATABASE=blank_database)
-    assert "0001_sluice.sql was changed" in line
+    assert "0001_stored_forms.sql was changed" in line
 
 
 def test_a_partition_count_that_differs(log_scope: LogScope, database: str, tmp_path: Path) -> None:

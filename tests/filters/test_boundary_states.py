@@ -179,7 +179,7 @@ def inside(change: str, did: str) -> bool:
 def check(world: World, change: str, *, end: bool = False) -> None:
     """What must hold after a change has been carried out. `end`: every account is active again, and no repo was given up."""
     rows = world.db.execute("select did, phase, reason, active, status from sluice.repo").fetchall()
-    outside = {did for did, phase, reason, _, _ in rows if (phase, reason) == ("unavailable", "outside")}
+    outside = {did for did, phase, reason, _, _ in rows if (phase, reason) == ("excluded", "outside")}
     records = {did for (did,) in world.db.execute("select distinct did from sluice.record")}
     for did, phase, reason, active, status in rows:
         if change == "signal":  # what was never fetched has nothing that proves it inside

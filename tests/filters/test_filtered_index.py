@@ -270,7 +270,7 @@ def test_a_boundary_of_dids_stops_the_others_and_takes_them_in_again(bed: Bed) -
     bed.fetch(TWO)
     bed.set(boundary="dids", dids=[ONE])
     bed.walk()
-    assert (bed.repo(), bed.repo(TWO)) == (("sync", "synced"), ("unavailable", "outside"))
+    assert (bed.repo(), bed.repo(TWO)) == (("sync", "synced"), ("excluded", "outside"))
     three = "did:plc:three"
     bed.feed(
         commit(TWO, "3b22222222222", "3a22222222222", op("delete", POST)),
@@ -279,7 +279,7 @@ def test_a_boundary_of_dids_stops_the_others_and_takes_them_in_again(bed: Bed) -
     )
     assert bed.store.discover([ListedRepo(three), ListedRepo(TWO, rev="3c22222222222")]).tasks == []
     assert bed.db.execute("select count(*) from sluice.repo").fetchone() == (2,)
-    assert (bed.rows(TWO), bed.repo(TWO)) == ([LIKE, POST, OTHER], ("unavailable", "outside"))
+    assert (bed.rows(TWO), bed.repo(TWO)) == ([LIKE, POST, OTHER], ("excluded", "outside"))
     filter_changes.prune(bed.db)
     bed.walk()
     assert (bed.rows(), bed.rows(TWO)) == ([LIKE, POST, OTHER], [])
@@ -299,7 +299,7 @@ def test_a_repo_that_is_being_fetched_is_put_outside_when_it_is_done(bed: Bed) -
     assert (bed.repo(TWO)[0], bed.state().walking) == ("backfill", True)
     bed.feed(created(TWO, attempt, "3a22222222222", POST), outcome(TWO, attempt, "3a22222222222", 1))
     bed.walk()
-    assert bed.repo(TWO) == ("unavailable", "outside")
+    assert bed.repo(TWO) == ("excluded", "outside")
 
 
 def test_a_signal_collection_decides_which_repos_are_inside(bed: Bed) -> None:
@@ -308,14 +308,14 @@ def test_a_signal_collection_decides_which_repos_are_inside(bed: Bed) -> None:
     bed.fetch(TWO, paths=(POST,))
     bed.set(boundary="collection", signal=OTHER)
     bed.walk()
-    assert (bed.repo(), bed.repo(TWO)) == (("sync", "synced"), ("unavailable", "outside"))
+    assert (bed.repo(), bed.repo(TWO)) == (("sync", "synced"), ("excluded", "outside"))
     three, four = "did:plc:three", "did:plc:four"
     bed.feed(
         commit(three, "3b22222222222", "3a22222222222", op("create", POST)),
         commit(four, "3b22222222222", "3a22222222222", op("create", OTHER)),
     )
     bed.feed(commit(TWO, "3b22222222222", "3a22222222222", op("create", POST)))
-    assert (bed.repo(four), bed.repo(TWO)) == (("pending", "discovered"), ("unavailable", "outside"))
+    assert (bed.repo(four), bed.repo(TWO)) == (("pending", "discovered"), ("excluded", "outside"))
     bed.feed(commit(TWO, "3c22222222222", "3b22222222222", op("create", OTHER)))
     assert bed.repo(TWO)[0] == "pending"
     assert bed.store.discover([ListedRepo(three)]).tasks == []

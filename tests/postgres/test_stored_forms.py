@@ -10,7 +10,7 @@ from random import Random
 import psycopg
 import pytest
 
-from flows.index.stored_forms import cid_column, rev_column, time_column
+from connectors.postgres.stored_forms import cid_column, rev_column, time_column
 from protocol.cid import any_cid_bytes, cid_str
 from protocol.syntax import is_tid, tid_from_micros
 from tests.support import ROOT

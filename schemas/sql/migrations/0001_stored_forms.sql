@@ -1,4 +1,4 @@
--- Compact forms of CIDs and TIDs, and back to text. The writer has the same functions in Python (flows/index/stored_forms.py).
+-- Compact forms of CIDs and TIDs, and back to text. The writer has the same functions in Python (connectors/postgres/stored_forms.py).
 create schema if not exists sluice;
 
 -- A CID as its bytes. Text that is not in the canonical form of a CID is kept as a zero byte, which no CID begins with, and the text.

@@ -10,8 +10,10 @@ create table sluice.repo (
     active            boolean not null default true,
     status            text,                              -- upstream account status while not (fully) active
     phase             text not null default 'pending'
-                      check (phase in ('pending', 'backfill', 'sync', 'unavailable', 'failed')),
-    reason            text,                              -- why it is in this phase
+                      check (phase in ('pending', 'backfill', 'sync', 'unavailable', 'failed', 'excluded')),
+    reason            text,                              -- why it is in this phase: for people, nothing is decided by it
+    -- a hidden repo is fetched to learn whether its PDS has deleted or deactivated it
+    confirm_deletion  boolean not null generated always as (not active and phase in ('pending', 'backfill')) stored,
     attempt           integer not null default 0,        -- fencing number of the newest claim
     lease_until       timestamptz,
     worker            text,                              -- who holds the claim
@@ -59,10 +61,10 @@ create index repo_unqueued on sluice.repo (next_retry_at) where phase = 'pending
 create index repo_queued on sluice.repo (queued_at) where phase = 'pending' and queued_at is not null;
 create index repo_claimed on sluice.repo (did) where phase = 'backfill';
 create index repo_listed on sluice.repo (listed_since) where listed_since is not null;
-create index repo_phase on sluice.repo (phase) where phase in ('unavailable', 'failed');
+create index repo_phase on sluice.repo (phase) where phase in ('unavailable', 'failed', 'excluded');
 create index repo_job on sluice.repo (job, phase) where job is not null;
 
--- Names of collections by a small number. Written in transactions of their own (flows/index/collections.py); never deleted.
+-- Names of collections by a small number. Written in transactions of their own (flows/index/collection_ids.py); never deleted.
 create table sluice.collection (
     id   integer primary key generated always as identity,
     name text collate "C" not null unique

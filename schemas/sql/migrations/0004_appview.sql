@@ -569,20 +569,20 @@ from sluice.label;
 create view bsky.actor_sync as
 select did::varchar as did, commit::varchar as "commitCid", rev::varchar as "repoRev"
 from sluice.repo
-where rev <> '' and commit is not null and not (phase = 'unavailable' and reason = 'deleted');
+where rev <> '' and commit is not null and not (phase = 'unavailable' and status = 'deleted');
 
 -- Accounts: a row for whoever has records or a handle that was checked; gone when a deletion is confirmed. What operators
 -- write stays. Of a row that is there each caller writes only what it has locked: its repo's status, or its handle.
 create function sluice.appview_actors(dids text[], of_repo boolean, of_handle boolean) returns void language plpgsql as $$
 begin
     delete from bsky.actor a using sluice.repo r
-    where a.did = any(dids) and r.did = a.did and r.phase = 'unavailable' and r.reason = 'deleted';
+    where a.did = any(dids) and r.did = a.did and r.phase = 'unavailable' and r.status = 'deleted';
     insert into bsky.actor as a (did, handle, "indexedAt", "upstreamStatus")
     select r.did, case when h.verified then h.handle end,
            sluice.time_text(r.discovered_at),
            case when not r.active and r.status in ('deactivated', 'suspended', 'takendown') then r.status end
     from sluice.repo r left join sluice.handle h on h.did = r.did
-    where r.did = any(dids) and (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.reason = 'deleted')
+    where r.did = any(dids) and (r.rev <> '' or h.checked_at is not null) and not (r.phase = 'unavailable' and r.status = 'deleted')
     order by r.did
     on conflict (did) do update
     set handle = case when of_handle then excluded.handle else a.handle end,

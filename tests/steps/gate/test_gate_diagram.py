@@ -11,8 +11,11 @@ from tests.support import ROOT
 
 Event = wire.CommitEvent | wire.SyncEvent | wire.IdentityEvent | wire.AccountEvent | wire.RepoOutcome
 PAGE = ROOT / "docs" / "design.md"
-BY_STATEMENTS = {("pending", "backfill")}
-"""Made by SQL alone: a claim."""
+BY_STATEMENTS = {("pending", "backfill")} | {
+    *((phase, "excluded") for phase in ("pending", "sync", "failed", "unavailable")),
+    *(("excluded", phase) for phase in ("pending", "unavailable")),
+}
+"""Made by SQL alone: a claim, and what a change of the boundary does."""
 
 REASONS = [None, Reason.DESYNC, Reason.DELETION, Reason.DELETED, "not_found", "takendown"]
 REPOS = [
