@@ -9,10 +9,10 @@ from typing import Any
 from psycopg import errors
 
 from connectors.postgres.pg_array import array
+from connectors.postgres.stored_forms import cid_column, rev_column, time_column
 from connectors.runtime import metrics
 from flows.index.collection_ids import CollectionIds
 from flows.index.projection import Connection, Key, ProjectedChanges
-from connectors.postgres.stored_forms import cid_column, rev_column, time_column
 from protocol.encoding.unpadded_base64 import from_base64
 from schemas.sql import queries
 from steps.gate.batch import Row, WriteBatch
