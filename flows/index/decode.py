@@ -8,6 +8,7 @@ import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from connectors.kafka.producer import Out, dead_letter
+from connectors.postgres.stored_forms import rev_column
 from flows.index.stream_offsets import Spans
 from schemas import wire
 from schemas.reasons import DeadReason
@@ -52,12 +53,14 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
                 continue
             event: Any = wire.decode_live(value) if topic == FIREHOSE_LIVE else wire.decode_backfill(value)
             check_size(topic, event)
+            if isinstance(event, wire.CreateEvent | wire.CommitEvent):
+                rev_column(event.rev)
             decoded.queues[event.did].append(
                 OffsetEvent(message.offset() or 0, event, len(value), received_at(message))
             )
             if topic == FIREHOSE_LIVE:
                 decoded.newest_time = max(decoded.newest_time, event.time)
-        except (msgspec.MsgspecError, KeyTooLarge) as err:
+        except (msgspec.MsgspecError, KeyTooLarge, ValueError) as err:  # ValueError: a rev that is not a TID
             large = isinstance(err, KeyTooLarge)
             decoded.too_large += large
             reason = DeadReason.REFUSED_BY_DATABASE if large else DeadReason.UNDECODABLE

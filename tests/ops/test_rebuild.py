@@ -20,7 +20,7 @@ from tests.support import ROOT
 from tests.support.broker import LogScope
 from tests.support.flow_process import wait_until
 
-REV = "3l33333330001"
+REV = "3l33333333333"
 TIME = "2026-01-01T00:00:00.000Z"
 CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 REPOS, RECORDS = 150, 20

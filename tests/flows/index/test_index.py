@@ -17,6 +17,7 @@ from connectors.kafka.log import cluster_id
 from connectors.kafka.producer import LogProducer, Out, partition_of
 from flows.index.store import IndexStore
 from flows.index.stream_offsets import PartitionLost
+from protocol.syntax import tid_from_micros
 from schemas import wire
 from schemas.settings import Settings, load
 from tests.support.flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
@@ -110,10 +111,14 @@ def snapshot(number: int, records: int) -> list[Out]:
     return [*(create(number, f"3k{n:011d}") for n in range(records)), outcome(number, records)]
 
 
+def live_rev(step: int) -> str:
+    return tid_from_micros((1 << 50) + (20 << 45) + step)
+
+
 def commit(number: int, step: int, rkey: str, *, prev_step: int | None = None) -> Out:
     before = step - 1 if prev_step is None else prev_step
     event = wire.CommitEvent(
-        seq=step, time=TIME, did=did(number), rev=f"3l3333333{step:04d}", commit=CID, commit_block="oA", data=f"root-{step}",
+        seq=step, time=TIME, did=did(number), rev=live_rev(step), commit=CID, commit_block="oA", data=f"root-{step}",
         prev_data=f"root-{before}",
         ops=[wire.Op(action="create", collection="app.bsky.feed.post", rkey=rkey, cid=CID, record=msgspec.Raw(b'{"n":1}'))],
     )  # fmt: skip
@@ -134,7 +139,7 @@ def test_snapshots_and_live_events_reach_the_tables(world: World) -> None:
     assert index.terminate() == 0
     assert world.sql("select phase, count(*) from sluice.repo group by 1") == [("sync", 20)]
     assert world.sql("select count(*), count(*) filter (where rkey = 'live') from sluice.record") == [(220, 20)]
-    assert world.sql("select distinct rev, data from sluice.repo") == [("3l33333330001", "root-1")]
+    assert world.sql("select distinct rev, data from sluice.repo") == [(live_rev(1), "root-1")]
     assert world.sql("select src, val, neg from sluice.label") == [("did:plc:labeler", "spam", False)]
     committed = _group_positions(world)
     stored = {(t, p): n for t, p, n in world.sql("select topic, part, next from sluice.stream_offset")}
