@@ -12,6 +12,7 @@ import argparse
 import base64
 import json
 import lzma
+import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,7 +37,7 @@ from sluice.record group by 1 order by 2 desc
 RELATIONS = """
 select sum(pg_relation_size(t)), sum(pg_indexes_size(t)), sum(pg_total_relation_size(t) - pg_relation_size(t) - pg_indexes_size(t)),
        (select count(*) from {0})
-from (select relid as t from pg_partition_tree('{0}'::regclass) where isleaf) x
+from (select relid as t from pg_partition_tree('{0}') where isleaf union select '{0}'::regclass) parts
 """
 
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--records-per-repo", type=int, default=100)
     parser.add_argument("--live", type=int, default=4000)
     options = parser.parse_args()
+    os.environ["PGOPTIONS"] = "-c sluice.record_parts=4"  # 64 parts of so few rows would be mostly empty pages
     network: dict[str, Any] = {"repos": options.repos, "records_per_repo": options.records_per_repo, "churn": 0.0}
     with simulated(**network, labelers=0, inactive_share=0.0, prebuild=True, window=1_000_000) as sim:
         overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "pds_requests": 1_000_000}

@@ -19,6 +19,7 @@ from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
 
 LOCK_KEY = 0x51_01_CE  # arbitrary; polled, because CREATE INDEX CONCURRENTLY would deadlock with blocked waiters
+FIRST_OF_0_1 = "0001_sluice.sql"
 LOCK_WAIT_SECONDS = 300.0
 
 
@@ -78,6 +79,11 @@ def missing(url: str) -> list[str]:
 
 def _missing(db: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
     applied = {str(name): str(checksum) for name, checksum in db.execute("select name, checksum from sluice.migration")}
+    if FIRST_OF_0_1 in applied:
+        raise MigrationError(
+            "this database was filled by release 0.1, whose tables are not upgraded; create an empty database and run"
+            " `sluice replay --all --into URL` with this release, then set SLUICE_DATABASE to it"
+        )
     todo = []
     for migration in available():
         known = applied.get(migration.name)

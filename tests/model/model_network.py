@@ -185,7 +185,7 @@ class Network:
     def clock(self, account: Account) -> str:
         """The time as the account's PDS has it."""
         self.tid()
-        return f"{max(1, self.counter + account.skew):05d}"
+        return tid_from_micros(max(1, self.counter + account.skew))
 
     def identity_event(self, account: Account, seq: int) -> wire.IdentityEvent:
         return wire.IdentityEvent(seq=seq, time=self.clock(account), did=account.did, handle=f"h{self.counter}.test")

@@ -2,7 +2,10 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from connectors.postgres.migrate import available, migrate, missing
+import psycopg
+import pytest
+
+from connectors.postgres.migrate import MigrationError, available, migrate, missing
 
 
 def test_many_processes_that_start_together_apply_each_migration_once(blank_database: str) -> None:
@@ -13,3 +16,15 @@ def test_many_processes_that_start_together_apply_each_migration_once(blank_data
         applied = list(pool.map(migrate, [blank_database] * 6))
     assert sorted(applied, key=len) == [[]] * 5 + [names]
     assert migrate(blank_database) == missing(blank_database) == []
+
+
+def test_a_database_of_0_1_is_refused_with_the_way_out(blank_database: str) -> None:
+    """U1: its tables cannot be upgraded; the log is replayed into a new database."""
+    with psycopg.connect(blank_database, autocommit=True) as db:
+        db.execute(
+            "create schema sluice; create table sluice.migration (name text primary key, checksum text not null)"
+        )
+        db.execute("insert into sluice.migration values ('0001_sluice.sql', 'x')")
+    for call in (migrate, missing):
+        with pytest.raises(MigrationError, match=r"release 0\.1.*sluice replay --all --into URL"):
+            call(blank_database)
