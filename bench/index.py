@@ -10,7 +10,7 @@ import argparse
 from base64 import b32encode
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -170,10 +170,11 @@ def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
         for did in dids(records, per_repo)
         for n in range(per_repo)
     )
-    made = list(stored(rows, repos, collections))
-    with psycopg.connect(running.settings.database) as db, floor(len(made)) as measured:
-        for start in range(0, len(made), 5000):
-            copy_rows(db, "copy_records", made[start : start + 5000])
+    batches = iter(lambda: list(islice(rows, 5000)), [])
+    made = [stored(batch, repos, collections) for batch in batches]
+    with psycopg.connect(running.settings.database) as db, floor(sum(map(len, made))) as measured:
+        for batch in made:
+            copy_rows(db, "copy_records", batch)
             db.commit()
     return measured
 

@@ -5,7 +5,7 @@
 The simulated network's records have the real one's mix (44 % likes, 22 % posts, 18 % follows, …). Its repos pass the whole
 pipeline; then its accounts write `--live` times at 400 a second; then recorded frames of the official PDS
 (tests/protocol/recorded, one record or a few each) are written to `firehose_live` of a separate log. Segments are compressed by the
-producer (zstd); PostgreSQL's figures are of tables filled in the order of the backfill, before and after `vacuum full`.
+producer (zstd); PostgreSQL's figures are of the tables as the backfill leaves them, after the live writes, and after `vacuum full`.
 """
 
 import argparse
@@ -53,12 +53,13 @@ def main() -> None:
     with simulated(**network, labelers=0, inactive_share=0.0, prebuild=True, window=1_000_000) as sim:
         overrides = {"relays": sim.urls["relays"], "plc": sim.urls["plc"], "pds_requests": 1_000_000}
         with stack(**overrides) as running:
-            mirror(running, sim, options.repos, options.live)
+            backfilled = mirror(running, sim, options.repos, options.live)
             figures = {
                 FIREHOSE_BACKFILL: segments(running, FIREHOSE_BACKFILL),
                 FIREHOSE_LIVE: segments(running, FIREHOSE_LIVE),
                 "body": round(running.sql("select avg(octet_length(json::text)) from sluice.record")[0][0]),
                 "mix": {row[0]: [round(float(row[1]), 1), round(row[2]), round(row[3])] for row in running.sql(MIX)},
+                "backfilled": backfilled,
                 "tables": {name: table(running, name) for name in ("sluice.record_row", "sluice.repo")},
             }
             running.sql("vacuum full sluice.record_row")
@@ -69,14 +70,16 @@ def main() -> None:
     report("sizes", repos=options.repos, **figures)
 
 
-def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
-    """Mirror every repo, then live commits."""
+def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> dict[str, int]:
+    """Mirror every repo, then live commits; returns the figures of the records between."""
     synced = "select count(*) from sluice.repo where phase = 'sync'"
     ends = Ends(running.settings, FIREHOSE_LIVE)
     with ExitStack() as open_:
         for kind in KINDS:
             open_.enter_context(running.process(kind))
         until(lambda: running.sql(synced)[0][0] >= repos)
+        running.sql("vacuum analyze sluice.record_row")
+        backfilled = table(running, "sluice.record_row")
         sim.ask("/writer", {"rate": WRITER})
         until(lambda: ends.messages() >= live)
         sim.ask("/quiesce", {})
@@ -84,6 +87,7 @@ def mirror(running: Stack, sim: Simulated, repos: int, live: int) -> None:
         topic = running.settings.topic(FIREHOSE_LIVE)
         until(lambda: running.sql(waiting, topic)[0][0] >= ends.messages())
     running.sql("vacuum analyze sluice.record_row")
+    return backfilled
 
 
 def replayed(running: Stack) -> int:

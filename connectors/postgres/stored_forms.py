@@ -8,23 +8,31 @@ from base64 import b32decode, b32encode
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from protocol.cid import any_cid_bytes, cid_bytes
+from protocol.cid import CID_SIZE, DAG_CBOR, any_cid_bytes, cid_bytes
 from protocol.encoding.timestamps import canonical
 from protocol.syntax import tid_number
 
 EPOCH = "1970-01-01T00:00:00.000Z"
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _BASE32 = re.compile("b[a-z2-7]{7,}").fullmatch
+_HASH_SIZE = 32
 _WHOLE = (0, 2, 4, 5, 7)  # letters after the last eight that are whole bytes
 _CACHED = 4096  # the records of a snapshot have one rev and, mostly, one time
 
 
 def cid_column(text: str) -> bytes:
-    """The bytes of a CID. Text that is not in its canonical form: a zero byte, which no CID begins with, and the text."""
+    """The stored form of a CID. Of text that is not in canonical form: a zero byte, which no CID begins with, and the text."""
     try:
-        return cid_bytes(text)
+        return _stored(cid_bytes(text))
     except ValueError:
-        return _odd_cid(text) or b"\0" + text.encode()
+        return _stored(_odd_cid(text) or b"\0" + text.encode())
+
+
+def _stored(raw: bytes) -> bytes:
+    """Of a DAG-CBOR CID the hash alone; other bytes as they are, except that 32 of them have 0xff before them."""
+    if len(raw) == CID_SIZE and raw[:4] == DAG_CBOR:
+        return raw[4:]
+    return b"\xff" + raw if len(raw) == _HASH_SIZE else raw
 
 
 def _odd_cid(text: str) -> bytes | None:

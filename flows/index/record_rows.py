@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from psycopg import errors
@@ -26,6 +27,8 @@ NAMED = {name: SQL["deleted_names"].replace(b"DELETE", SQL[name]) for name in ("
 
 StoredRow = tuple[int, int, int | None, int, int, int, str, bytes, bytes | None, bytes | None, str | None]
 """rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason: the columns of `sluice.record_row`."""
+
+_KEY = itemgetter(3, 4, 6)
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ class RecordRows:
         self.db.execute(SQL["upsert_stage"])
         self.staged = True
 
-    def _stored(self, rows: Sequence[Row]) -> Iterator[StoredRow]:
+    def _stored(self, rows: Sequence[Row]) -> list[StoredRow]:
         return stored(rows, self.repos, self.collections.of(row[1] for row in rows))
 
 
@@ -105,8 +108,15 @@ def copy_rows(db: Connection, statement: str, rows: Iterable[StoredRow]) -> None
             copy.write_row(row)
 
 
-def stored(rows: Iterable[Row], repos: Mapping[str, int], collections: Mapping[str, int]) -> Iterator[StoredRow]:
-    """Records in the form of the table. Raises ValueError for a rev that is not a TID."""
+def stored(rows: Iterable[Row], repos: Mapping[str, int], collections: Mapping[str, int]) -> list[StoredRow]:
+    """Records in the form of the table. Raises ValueError for a rev that is not a TID.
+
+    In the order of the key: PostgreSQL then leaves full pages behind in the index (63 → 45 bytes a record).
+    """
+    return sorted(_stored_rows(rows, repos, collections), key=_KEY)
+
+
+def _stored_rows(rows: Iterable[Row], repos: Mapping[str, int], collections: Mapping[str, int]) -> Iterator[StoredRow]:
     for did, collection, rkey, cid, rev, attempt, json, raw, reason, time, came in rows:
         yield (
             rev_column(rev),

@@ -25,7 +25,7 @@ cross join lateral (
                                                      else convert_to(l.rkey, 'UTF8') end
            end as key, l.cid, l.json, l.raw, l.reason
     from (
-        select c.name as collection, i.rkey, i.cid, i.json, i.raw, i.reason,
+        select c.name as collection, i.rkey, sluice.cid_raw(i.cid) as cid, i.json, i.raw, i.reason,
                case when starts_with(c.name, '\') then decode(substr(c.name, 2), 'base64')
                     else convert_to(c.name, 'UTF8') end as head
         from sluice.record_row i join sluice.collection c on c.id = i.collection
@@ -49,7 +49,7 @@ cross join lateral (
                                                      else convert_to(l.rkey, 'UTF8') end
            end as key, l.cid
     from (
-        select c.name as collection, i.rkey, i.cid,
+        select c.name as collection, i.rkey, sluice.cid_raw(i.cid) as cid,
                case when starts_with(c.name, '\') then decode(substr(c.name, 2), 'base64')
                     else convert_to(c.name, 'UTF8') end as head
         from sluice.record_row i join sluice.collection c on c.id = i.collection

@@ -60,6 +60,8 @@ NO_CIDS = [
     "Qm" + "z" * 44,
     "ü\\x",
     "bb" * 40,
+    "x" * 31,
+    "x" * 32,
 ]
 
 
@@ -70,15 +72,23 @@ def test_every_cid_of_the_suite_comes_back(database: str) -> None:
     texts = known + odd_cids(Random(1)) + NO_CIDS
     with psycopg.connect(database) as db:
         rows = db.execute(
-            "select t, sluice.cid_bytes(t), sluice.cid_text(sluice.cid_bytes(t)) from unnest(%s::text[]) as u (t)",
+            "select t, sluice.cid_bytes(t), sluice.cid_raw(sluice.cid_bytes(t)), sluice.cid_text(sluice.cid_bytes(t)) from unnest(%s::text[]) as u (t)",
             (texts,),
         ).fetchall()
     assert len(rows) == len(texts)
-    for text, stored, back in rows:
+    for text, stored, raw, back in rows:
         assert (stored, back) == (cid_column(text), text), text
-        if text not in NO_CIDS:
-            assert stored == any_cid_bytes(text)
-    assert all(cid_column(text)[:1] == b"\0" for text in NO_CIDS)
+        assert raw == (any_cid_bytes(text) if text not in NO_CIDS else b"\0" + text.encode())
+    assert len({stored for _, stored, _, _ in rows}) == len(set(texts))
+
+
+def test_a_usual_cid_is_stored_as_its_hash() -> None:
+    """G2: without the four bytes that they all begin with; what has 32 bytes by chance is not taken for a hash."""
+    digest = Random(3).randbytes(32)
+    assert cid_column(cid_str(b"\1\x71\x12\x20" + digest)) == digest
+    assert cid_column(cid_str(b"\1\x55\x12\x20" + digest)) == b"\1\x55\x12\x20" + digest
+    assert cid_column(cid_str(b"\1\x55\x12\x1c" + digest[:28])) == b"\xff\1\x55\x12\x1c" + digest[:28]
+    assert cid_column("x" * 31) == b"\xff\0" + b"x" * 31
 
 
 def test_a_tid_is_a_number_in_the_same_order(database: str) -> None:

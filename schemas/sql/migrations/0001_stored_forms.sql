@@ -1,7 +1,21 @@
 -- Compact forms of CIDs and TIDs, and back to text. The writer has the same functions in Python (connectors/postgres/stored_forms.py).
 create schema if not exists sluice;
 
--- A CID as its bytes. Text that is not in the canonical form of a CID is kept as a zero byte, which no CID begins with, and the text.
+-- The stored form of a CID's bytes: of a DAG-CBOR CID, which almost every record has, the 32 bytes of the hash; else the bytes.
+-- Other bytes that are 32 have \xff before them, which no CID begins with.
+create function sluice.cid_stored(raw bytea) returns bytea language sql immutable strict parallel safe as $$
+    select case when length(raw) = 36 and substr(raw, 1, 4) = '\x01711220' then substr(raw, 5)
+                when length(raw) = 32 then '\xff'::bytea || raw
+                else raw end
+$$;
+
+create function sluice.cid_raw(stored bytea) returns bytea language sql immutable strict parallel safe as $$
+    select case when length(stored) = 32 then '\x01711220'::bytea || stored
+                when substr(stored, 1, 1) = '\xff' then substr(stored, 2)
+                else stored end
+$$;
+
+-- Text to stored form. Text that is not in the canonical form of a CID is kept as a zero byte, which no CID begins with, and the text.
 create function sluice.cid_bytes(cid text) returns bytea language plpgsql immutable strict parallel safe as $$
 declare
     base32 constant text := 'abcdefghijklmnopqrstuvwxyz234567';
@@ -28,10 +42,11 @@ begin
             digits := div(digits, 256);
         end loop;
     end if;
-    if substr(found, 1, case when cid ~ '^b' then 1 else 2 end) in ('\x01', '\x1220') and sluice.cid_text(found) = cid then
-        return found;
+    if substr(found, 1, case when cid ~ '^b' then 1 else 2 end) in ('\x01', '\x1220')
+       and sluice.cid_text(sluice.cid_stored(found)) = cid then
+        return sluice.cid_stored(found);
     end if;
-    return '\x00'::bytea || convert_to(cid, 'UTF8');
+    return sluice.cid_stored('\x00'::bytea || convert_to(cid, 'UTF8'));
 end $$;
 
 -- Two letters of base 32 at a time, from a table of all pairs.
@@ -43,8 +58,11 @@ begin
     select string_agg(substr(base32, n / 32 + 1, 1) || substr(base32, n % 32 + 1, 1), '' order by n) into pairs
     from generate_series(0, 1023) n;
     execute format($f$
-        create function sluice.cid_text(cid bytea) returns text language plpgsql immutable strict parallel safe as $$
+        create function sluice.cid_text(stored bytea) returns text language plpgsql immutable strict parallel safe as $$
         declare
+            cid constant bytea := case when length(stored) = 32 then '\x01711220'::bytea || stored
+                                       when substr(stored, 1, 1) = '\xff' then substr(stored, 2)
+                                       else stored end;  -- sluice.cid_raw, without a call
             size constant integer := length(cid);
             padded constant bytea := cid || '\x00000000';
             found bytea := '';

@@ -79,7 +79,7 @@ create table sluice.record_row (
     collection integer not null,                         -- sluice.collection.id
     attempt    integer not null,
     rkey       text collate "C" not null,
-    cid        bytea not null,                           -- sluice.cid_text
+    cid        bytea not null,                           -- sluice.cid_stored
     json       json,                                     -- text as written: it must hash back to the cid
     raw        bytea,                                    -- the block, where JSON cannot reproduce its cid
     reason     text,                                     -- why json is null or not exact
