@@ -277,6 +277,7 @@ SERVER_SETTINGS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "max_connections": "100",
+    "max_locks_per_transaction": "256",  # a query of all 64 parts of the records locks each and its two indexes
     "shared_buffers": "256MB",
     # durable in full: guarantees are tested against this server
     "fsync": "on",

@@ -9,8 +9,11 @@ import psycopg
 import pytest
 
 from connectors.postgres.migrate import migrate
+from local.embedded.embedded_database import SERVER_SETTINGS
+from tests.support import ROOT
 
 PARTS = 64
+LOCKS = 256
 FILL = """
 insert into sluice.repo (did, phase) select 'did:plc:' || md5(n::text), 'sync' from generate_series(1, 2000) n;
 insert into sluice.collection (name) values ('app.bsky.feed.post'), ('app.bsky.feed.like'), ('app.bsky.graph.follow');
@@ -86,9 +89,24 @@ def test_a_span_of_time_reads_only_its_pages(filled: psycopg.Connection[Any]) ->
     assert len([node for node in found if "Relation Name" in node]) == PARTS
 
 
+def test_a_query_of_all_parts_holds_fewer_locks_than_a_connection_may(filled: psycopg.Connection[Any]) -> None:
+    """`max_locks_per_transaction` is set in every server that Sluice starts, and named for those that it does not."""
+    with filled.transaction():
+        filled.execute("select count(*) from sluice.record")
+        held = filled.execute(
+            "select count(*) from pg_locks where pid = pg_backend_pid() and relation is not null"
+        ).fetchone()
+    assert held is not None
+    assert 3 * PARTS < held[0] < LOCKS
+    assert int(SERVER_SETTINGS["max_locks_per_transaction"]) == LOCKS
+    for name in ("redpanda.yml", "deploy/k8s/overlays/local/postgres.yaml"):
+        assert f"-c, max_locks_per_transaction={LOCKS}," in (ROOT / name).read_text("utf-8"), name
+    assert f"`max_locks_per_transaction = {LOCKS}`" in (ROOT / "docs/deploying.md").read_text("utf-8")
+
+
 def test_a_row_has_the_names_of_what_it_stores(filled: psycopg.Connection[Any]) -> None:
     query = f"select did, collection, rkey, uri, cid, rev, json::text, sluice.time_text(indexed_at) from sluice.record where {REPO} limit 1"
-    did, collection, rkey, uri, cid, rev, json, at = filled.execute(query.encode()).fetchone() or ()
+    ((did, collection, rkey, uri, cid, rev, json, at),) = filled.execute(query.encode()).fetchall()
     assert uri == f"at://{did}/{collection}/{rkey}"
     assert (cid, rev, json) == (
         "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku",
