@@ -55,6 +55,8 @@ class RecordRows:
                 "rkeys": array([rkey for _, _, rkey in deleted]),
             }
             self._delete("delete_records", values, writes.deleted)
+        if copied:
+            self._renew_ids({row[0] for row in copied})
         fits = not copied or self._copy(copied)
         if not fits:
             upserted += copied
@@ -68,6 +70,9 @@ class RecordRows:
         for kind, number in Counter(kinds).items():
             if kind in metrics.COLLECTIONS:
                 metrics.COLLECTION_RECORDS.labels(kind).inc(number)
+
+    def _renew_ids(self, dids: set[str]) -> None:
+        self.repos.update(self.db.execute(SQL["renew_ids"], {"dids": array(list(dids))}).fetchall())
 
     def _copy(self, rows: Sequence[Row]) -> bool:
         """COPY straight into the table; False, with nothing written, if one of the rows exists already."""

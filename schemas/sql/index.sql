@@ -75,6 +75,13 @@ on conflict (name) do nothing
 -- name: collections
 select name, id from sluice.collection where name = any(%(names)s::text[])
 
+-- name: renew_ids
+-- Before the first rows of these repos: the highest ids, so that the rows go to the right edge of the index, whose pages then stay
+-- full. A repo that has rows keeps its id.
+update sluice.repo r set id = default
+where r.did = any(%(dids)s::text[]) and not exists (select from sluice.record_row p where p.repo = r.id)
+returning did, id
+
 -- name: drop_rows
 delete from sluice.record_row r
 using unnest(%(repos)s::integer[], %(befores)s::integer[]) as d (repo, before)

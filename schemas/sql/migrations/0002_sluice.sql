@@ -1,6 +1,7 @@
 -- The tables of the pipeline itself. Times of jobs and phases come from now(); revs are compared as "C" text.
 
--- `id` names the repo in sluice.record_row. Ids ascend as repos are found, so that a backfill fills the right edge of indexes.
+-- `id` names the repo in sluice.record_row. A repo gets a new one before its first rows (index.sql, renew_ids), so that a backfill
+-- fills the right edge of indexes.
 create table sluice.repo (
     did               text collate "C" primary key,
     id                integer not null unique generated always as identity,
