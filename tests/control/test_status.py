@@ -64,7 +64,7 @@ def status(settings: Settings) -> MirrorStatus:
 
 def test_counts_lag_and_troubles(status: MirrorStatus) -> None:
     """B9, B11, C5: phases, lag, what fails and why, what is paused, and a group past the end of its topic."""
-    assert status.repos == {"pending": 1, "backfill": 1, "sync": 1, "unavailable": 1, "failed": 1}
+    assert status.repos == {"pending": 1, "backfill": 1, "sync": 1, "unavailable": 1, "failed": 1, "excluded": 0}
     assert status.lag["index", "firehose_live"] == 3
     assert status.lag["backfill", "repo_backfill"] == 0
     assert status.events == 3
@@ -93,7 +93,7 @@ def test_jobs_are_bounded_and_an_empty_cursor_is_the_first_page(status: MirrorSt
     """R5, B11: what is not over first; a mirror of every PDS has a job for each."""
     with psycopg.connect(settings.database, autocommit=True) as db:
         db.execute(
-            "insert into sluice.backfill_job (name, source) select 'list https://h' || n, jsonb_build_object('pds', 'https://h' || n)"
+            "insert into sluice.backfill_job (name, kind, hosts) select 'list https://h' || n, 'pds', array['https://h' || n]"
             f" from generate_series(1, {JOBS_SHOWN + 5}) n"
         )
         db.execute("update sluice.backfill_job set status = 'running' where id = 3 or id > 7")

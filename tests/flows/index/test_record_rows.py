@@ -1,0 +1,70 @@
+"""The order in which rows reach `sluice.record_row`."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import psycopg
+
+from flows.index.collection_ids import CollectionIds
+from flows.index.record_rows import RecordRows
+from schemas.settings import Settings
+from steps.gate.batch import WriteBatch
+
+CID = "bafyreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+TIME = "2026-01-01T00:00:00.000Z"
+
+
+def write(db: psycopg.Connection[Any], collections: CollectionIds, did: str, rkey: str) -> None:
+    """The first rows of a repo, as a transaction writes them: two collections, 100 records each."""
+    with db.transaction():
+        (number,) = db.execute("select id from sluice.repo where did = %s for update", (did,)).fetchone() or (0,)
+        batch = WriteBatch()
+        batch.fresh.add(did)
+        batch.rows[did] = {
+            (kind, f"{rkey}{n:03d}"): (
+                did,
+                kind,
+                f"{rkey}{n:03d}",
+                CID,
+                "3l22222222222",
+                1,
+                b"{}",
+                None,
+                None,
+                TIME,
+                None,
+            )
+            for kind in ("com.example.b", "com.example.a")
+            for n in Random(n0(did)).sample(range(100), 100)
+        }
+        RecordRows(db, collections, repos={did: number}).write(batch)
+
+
+def n0(did: str) -> int:
+    return int(did.rsplit("n", 1)[1])
+
+
+def test_a_backfill_leaves_full_pages_in_the_index(database: str) -> None:
+    """Numbers ascend in the order of the first writes, whatever the order in which repos were found; later writes keep them."""
+    dids = [f"did:web:n{n}" for n in range(60)]
+    collections = CollectionIds(Settings(database=database))
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute(
+            "insert into sluice.repo (did, phase) select did, 'sync' from unnest(%s::text[]) as u (did)", (dids,)
+        )
+        shuffled = Random(1).sample(dids, len(dids))
+        for did in shuffled:
+            write(db, collections, did, "3k")
+        assert [did for (did,) in db.execute("select did from sluice.repo order by id")] == shuffled
+        (size,) = db.execute(
+            "select sum(pg_relation_size(t)) / 12000.0"
+            " from pg_partition_tree('sluice.record_row_pkey') as p (t, parent, leaf, level) where leaf"
+        ).fetchone() or (0,)
+        assert size < 48, "bytes a record in the index; 65 where the pages are left half full"
+        before: dict[str, int] = dict(db.execute("select did, id from sluice.repo").fetchall())
+        write(db, collections, dids[7], "3l")
+        assert dict(db.execute("select did, id from sluice.repo").fetchall()) == before
+        assert db.execute("select count(*) from sluice.record where did = %s", (dids[7],)).fetchone() == (400,)
+    collections.close()
