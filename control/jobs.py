@@ -5,9 +5,8 @@ changed (`IllegalTransition`), and repeating a command has no further effect. `f
 list, `control.tasks.job_steps` those with lists of DIDs; both read the rows every second or two.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import psycopg
@@ -19,7 +18,7 @@ from schemas.errors import OperatorError
 from schemas.job_spec import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
 from schemas.sql import queries
-from steps.job_states import FINAL, JobIdentity, SpecRefused, eta, identify, sources_of, spec_of
+from steps.job_states import FINAL, JobIdentity, JobSource, SpecRefused, eta, identify, sources_of, spec_of
 
 Connection = psycopg.Connection[Any]
 SQL = queries("jobs")
@@ -58,7 +57,7 @@ def start(db: Connection, spec: JobSpec, settings: Settings) -> Job | Plan:
         return _plan(db, spec, wanted)
     values = {
         "name": wanted.name,
-        "source": json.dumps(wanted.source),
+        **asdict(wanted.source),
         "total": wanted.total,
         "batch_size": spec.batch_size,
         "priority": spec.priority,
@@ -152,7 +151,7 @@ def _identified(spec: JobSpec, settings: Settings) -> JobIdentity:
         wanted = identify(spec, settings.relays[0] if settings.relays else None)
     except SpecRefused as err:
         raise SpecInvalid(str(err)) from err
-    for url in [wanted.source.get("relay"), wanted.source.get("at"), *wanted.source.get("hosts", [])]:
+    for url in [wanted.source.relay, *(wanted.source.hosts or ())]:
         try:
             if url is not None:
                 check_url(url, allow_private=settings.allow_private_hosts)
@@ -169,7 +168,7 @@ def _plan(db: Connection, spec: JobSpec, wanted: JobIdentity) -> Plan:
     if wanted.dids:
         row = _one(db, "plan_dids", {"dids": list(wanted.dids)}) or {"known": 0, "in_sync": 0}
         known, synced = int(row["known"]), int(row["in_sync"])
-    places = [wanted.source[key] for key in ("relay", "at") if key in wanted.source]
+    places = [wanted.source.relay] if wanted.source.relay else list(wanted.source.hosts or ())
     return Plan(
         name=wanted.name,
         source=spec.source,
@@ -180,17 +179,17 @@ def _plan(db: Connection, spec: JobSpec, wanted: JobIdentity) -> Plan:
         new=None if known is None else len(wanted.dids) - known,
         known=known,
         in_sync=synced,
-        items=list(wanted.dids[:SHOWN]) or wanted.source.get("hosts", places)[:SHOWN],
+        items=list(wanted.dids[:SHOWN]) or places[:SHOWN],
     )
 
 
 def _job(row: DictRow) -> Job:
-    spec = spec_of(row["source"], row["batch_size"], row["priority"])
+    spec = spec_of(JobSource(**{name: row[name] for name in _SOURCE}), row["batch_size"], row["priority"])
     done = row["checkpoint"].get("done") is True
     over = JobStatus(row["status"]) in FINAL
     left = eta(rate=row["rate"], pending=row["pending"], listed=row["listed"], total=_listed_total(row), done=done)
     return Job(
-        source=spec.source if spec else "relay",
+        source=spec.source,
         spec=spec,
         cutoff=JobCutoff(time=row["cutoff"], relay_seqs=row["cutoff_seqs"]),
         counts=JobCounts(
@@ -207,6 +206,7 @@ def _job(row: DictRow) -> Job:
     )
 
 
+_SOURCE = tuple(field.name for field in fields(JobSource))
 _AS_THEY_ARE = (
     *("id", "name", "status", "checkpoint", "total", "retry_count", "error"),
     *("created_at", "started_at", "completed_at", "updated_at"),
@@ -215,7 +215,7 @@ _AS_THEY_ARE = (
 
 def _listed_total(row: DictRow) -> int | None:
     """How many repos the job will list; None unless it has a list of DIDs."""
-    return row["total"] if "dids" in row["source"] else None
+    return row["total"] if row["kind"] == "dids" else None
 
 
 def _rows(db: Connection, name: str, values: dict[str, Any]) -> list[DictRow]:

@@ -53,7 +53,7 @@ class SyncCheck:
         return not behind
 
     def _unsettled(self, status: MirrorStatus) -> str | None:
-        listed = {job["source"].get("relay") for job in status.jobs if _listed(job) and not _cut(job)}
+        listed = {job["relay"] for job in status.jobs if job["kind"] == "relay" and _listed(job) and not _cut(job)}
         for relay in self._settings.relays:
             if relay not in listed:
                 return f"the listing of {relay}"

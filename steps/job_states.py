@@ -47,11 +47,23 @@ def sources_of(new: JobStatus) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class JobSource:
+    """What a job covers: columns of `sluice.backfill_job`."""
+
+    kind: str  # relay, pds (a permanent listing), hosts, dids, collection
+    relay: str | None = None
+    hosts: Sequence[str] | None = None
+    collection: str | None = None
+    first_dids: Sequence[str] | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class JobIdentity:
-    """A job's unique name, its source as stored, and its list of DIDs (hosts are in the source)."""
+    """A job's unique name, its source, and its list of DIDs (hosts are in the source)."""
 
     name: str
-    source: dict[str, Any]
+    source: JobSource
     total: int | None = None
     dids: Sequence[str] = ()
 
@@ -66,13 +78,12 @@ def identify(spec: JobSpec, default_relay: str | None) -> JobIdentity:
                 f"dids: {wrong[:100]!r} is not a DID; write did:plc: and 24 of a-z and 2-7, or did:web:HOST"
             )
         mark = _mark(dids)
-        again = {"again": True} if spec.again else {}
-        name = f"dids {len(dids)} {mark}{' again' if again else ''}"
-        return JobIdentity(name, {"dids": mark, "first": dids[:5], **again}, len(dids), dids)
+        name = f"dids {len(dids)} {mark}{' again' if spec.again else ''}"
+        return JobIdentity(name, JobSource("dids", first_dids=dids[:5], again=spec.again), len(dids), dids)
     if spec.source == "hosts":
         hosts = sorted({service_url(host, "hosts") for host in spec.hosts})
         more = f" and {len(hosts) - 1} more {_mark(hosts)}" if len(hosts) > 1 else ""
-        return JobIdentity(f"hosts {hosts[0]}{more}", {"hosts": hosts}, len(hosts))
+        return JobIdentity(f"hosts {hosts[0]}{more}", JobSource("hosts", hosts=hosts), len(hosts))
     if spec.collection is not None and not is_nsid(spec.collection):
         raise SpecRefused(f"collection: {spec.collection[:100]!r} is not an NSID; write it as app.bsky.actor.profile")
     relay = spec.relay or default_relay
@@ -80,26 +91,25 @@ def identify(spec: JobSpec, default_relay: str | None) -> JobIdentity:
         raise SpecRefused("relay: none is given and SLUICE_RELAYS is not set; give the URL of a relay")
     relay = service_url(relay, "relay")
     if spec.source == "relay":
-        return JobIdentity(f"list {relay}", {"relay": relay})
-    return JobIdentity(f"collection {spec.collection} {relay}", {"collection": spec.collection, "at": relay})
+        return JobIdentity(f"list {relay}", JobSource("relay", relay))
+    return JobIdentity(
+        f"collection {spec.collection} {relay}", JobSource("collection", relay, collection=spec.collection)
+    )
 
 
-def spec_of(source: dict[str, Any], batch_size: int, priority: int) -> JobSpec | None:
-    """A stored source as a specification; None for an unknown form."""
-    match source:
-        case {"relay": str(relay)}:
-            asked: dict[str, Any] = {"source": "relay", "relay": relay}
-        case {"pds": str(host)}:
-            asked = {"source": "hosts", "hosts": [host]}
-        case {"hosts": [_, *_] as hosts}:
-            asked = {"source": "hosts", "hosts": hosts}
-        case {"dids": str(), "first": [_, *_] as first}:
-            asked = {"source": "dids", "dids": first, "again": source.get("again") is True}
-        case {"collection": str(collection), "at": str(relay)}:
-            asked = {"source": "collection", "collection": collection, "relay": relay}
-        case _:
-            return None
-    return JobSpec(**asked, batch_size=batch_size, priority=priority)
+def spec_of(source: JobSource, batch_size: int, priority: int) -> JobSpec:
+    """A stored source as a specification."""
+    asked: dict[str, Any] = {"source": "hosts" if source.kind == "pds" else source.kind}
+    return JobSpec(
+        **asked,
+        relay=source.relay,
+        hosts=list(source.hosts or ()),
+        collection=source.collection,
+        dids=list(source.first_dids or ()),
+        again=source.again,
+        batch_size=batch_size,
+        priority=priority,
+    )
 
 
 def split(spec: JobSpec, size: int) -> list[JobSpec]:
@@ -174,13 +184,13 @@ class Target:
         return "job" if self.job else self.url if self.relay else "pds"
 
 
-def targets(source: dict[str, Any], job: int, batch_size: int) -> list[Target]:
+def targets(source: JobSource, job: int, batch_size: int) -> list[Target]:
     """The lists of a listing job; empty for a job over DIDs."""
     match source:
-        case {"relay": str(relay)}:
+        case JobSource(kind="relay", relay=str(relay)):
             return [Target(relay, relay, relay=True, job=job, page_size=batch_size)]
-        case {"hosts": [*hosts]}:
+        case JobSource(kind="hosts", hosts=[*hosts]):
             return [Target(f"{host}#job={job}", host, job=job, page_size=batch_size) for host in hosts]
-        case {"collection": str(collection), "at": str(relay)}:
+        case JobSource(kind="collection", collection=str(collection), relay=str(relay)):
             return [Target(f"{relay}#job={job}", relay, collection=collection, job=job, page_size=batch_size)]
     return []

@@ -22,7 +22,7 @@ from schemas.job_spec import JobStatus
 from schemas.settings import Settings
 from schemas.sql import queries
 from steps.backoff import retry_seconds
-from steps.job_states import WAITING, Target, targets
+from steps.job_states import WAITING, JobSource, Target, targets
 from steps.listing.listing_progress import ListingTally
 from steps.listing.paginator import Listing
 
@@ -57,8 +57,10 @@ class ListingJobs:
     def of(self, db: Connection, key: str) -> int:
         """Id of the job that a listing belongs to."""
         if key not in self._ids:
-            source = json.dumps({"relay" if key in self._settings.relays else "pds": key})
-            row = db.execute(SQL["open_job"], {"name": f"list {key}", "source": source}).fetchone()
+            source = {"kind": "pds", "relay": None, "hosts": [key]}
+            if key in self._settings.relays:
+                source = {"kind": "relay", "relay": key, "hosts": None}
+            row = db.execute(SQL["open_job"], {"name": f"list {key}", **source}).fetchone()
             self._ids[key] = row[0] if row else 0
         return self._ids[key]
 
@@ -86,11 +88,11 @@ class ListingJobs:
         outside_transaction(db)
         paused = {key for row in db.execute(JOBS["halted"]) for key in self._keys(*row)}
         rows = db.execute(JOBS["live_listings"]).fetchall()
-        free = AT_ONCE - sum(self._lists(row) for row in rows if row[2] == JobStatus.RUNNING)
-        waiting = {row[0] for row in rows if row[2] in WAITING}
+        free = AT_ONCE - sum(self._lists(row) for row in rows if row[1] == JobStatus.RUNNING)
+        waiting = {row[0] for row in rows if row[1] in WAITING}
         for row in rows:
-            number, source, status, batch_size, due, retry_count, listed_all = row
-            group = self._group(number, source, batch_size)
+            number, status, batch_size, due, retry_count, listed_all, *source = row
+            group = self._group(number, JobSource(*source), batch_size)
             if status == JobStatus.PENDING or due:
                 if group[0].job is not None and not listed_all and free <= 0:
                     paused.update(target.key for target in group)
@@ -119,13 +121,15 @@ class ListingJobs:
 
     def _lists(self, row: tuple[Any, ...]) -> bool:
         """Whether the job counts towards AT_ONCE: not listings of the settings, nor jobs whose lists have ended."""
-        return not row[6] and row[1].get("relay") not in self._settings.relays and "pds" not in row[1]
+        listed_all, source = row[5], JobSource(*row[6:])
+        return not listed_all and not self._permanent(source)
 
-    def _group(self, number: int, source: dict[str, Any], batch_size: int) -> list[Target]:
-        if source.get("relay") in self._settings.relays:
-            return [Target(source["relay"], source["relay"], relay=True)]
-        if "pds" in source:
-            return [Target(source["pds"], source["pds"])]
+    def _permanent(self, source: JobSource) -> bool:
+        return source.kind == "pds" or (source.kind == "relay" and source.relay in self._settings.relays)
+
+    def _group(self, number: int, source: JobSource, batch_size: int) -> list[Target]:
+        if self._permanent(source):
+            return [Target(url, url, relay=source.kind == "relay") for url in source.hosts or [source.relay or ""]]
         return self._targets.setdefault(number, targets(source, number, batch_size))
 
     def _follow(self, store: CursorStore, crawler: Crawler, number: int, group: list[Target]) -> None:

@@ -91,10 +91,10 @@ select count(*) from sluice.stream_gap where answered_at is null
 
 -- name: jobs
 -- Unfinished jobs first, then the permanent listings of relays, then the newest. `found`: the total number.
-select id, name, source, status, checkpoint, listed, queued, duplicates, synced, failed, unavailable, pending, rate,
+select id, name, kind, relay, status, checkpoint, listed, queued, duplicates, synced, failed, unavailable, pending, rate,
        retry_count, next_retry_at, error, cutoff, started_at, completed_at, count(*) over () as found
 from sluice.backfill_job
-order by status in ('completed', 'failed', 'cancelled'), not (source ? 'relay' and name like 'list %%'), id desc
+order by status in ('completed', 'failed', 'cancelled'), not (kind = 'relay' and name like 'list %%'), id desc
 limit %s
 
 -- name: retrying_repos

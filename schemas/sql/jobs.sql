@@ -3,8 +3,8 @@
 
 -- name: create
 -- No row if a job of this name exists: the same source is the same job.
-insert into sluice.backfill_job (name, source, batch_size, priority, total, cutoff_seqs)
-values (%(name)s, %(source)s::jsonb, %(batch_size)s, %(priority)s, %(total)s, coalesce((
+insert into sluice.backfill_job (name, kind, relay, hosts, collection, first_dids, again, batch_size, priority, total, cutoff_seqs)
+values (%(name)s, %(kind)s, %(relay)s, %(hosts)s, %(collection)s, %(first_dids)s, %(again)s, %(batch_size)s, %(priority)s, %(total)s, coalesce((
     select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
     where flow = 'firehose' and position ~ '^[0-9]{1,18}$'
 ), '{}'))
@@ -60,11 +60,11 @@ from unnest(%(dids)s::text[]) as l (did) left join sluice.repo r on r.did = l.di
 -- Unfinished listings, higher priority first. `due`: its wait is over. There may be thousands of permanent listings of PDSes, so
 -- those are included only while they wait or are paused. A completed job with open skipped ranges is included for these ranges:
 -- its lists have ended.
-select id, source, status, batch_size, coalesce(next_retry_at <= now(), false) as due, retry_count,
-       coalesce(checkpoint ->> 'done' = 'true', false) as listed_all
+select id, status, batch_size, coalesce(next_retry_at <= now(), false) as due, retry_count,
+       coalesce(checkpoint ->> 'done' = 'true', false) as listed_all, kind, relay, hosts, collection
 from sluice.backfill_job j
-where not source ? 'dids' and (
-    (status not in ('completed', 'failed', 'cancelled') and not (source ? 'pds' and status = 'running'))
+where kind <> 'dids' and (
+    (status not in ('completed', 'failed', 'cancelled') and not (kind = 'pds' and status = 'running'))
     or (status = 'completed' and exists (
         select from sluice.skipped_range s where s.filled_at is null and split_part(s.upstream, '#job=', 2) = j.id::text
     ))
@@ -73,16 +73,16 @@ order by priority desc, id
 
 -- name: live_lists
 -- Lists of DIDs that still have DIDs to queue, higher priority first.
-select id, status, batch_size, total, source ? 'again' as again
+select id, status, batch_size, total, again
 from sluice.backfill_job
-where source ? 'dids' and coalesce(checkpoint ->> 'done', 'false') <> 'true'
+where kind = 'dids' and coalesce(checkpoint ->> 'done', 'false') <> 'true'
       and (status in ('pending', 'running') or (status in ('paused_quota_limit', 'retry') and next_retry_at <= now()))
 order by priority desc, id limit %(limit)s
 
 -- name: halted
 -- Jobs that are paused by an operator, a quota or a back-off, or have ended.
 select id, name from sluice.backfill_job
-where status in ('paused', 'paused_quota_limit', 'retry', 'failed', 'cancelled') and not source ? 'dids'
+where status in ('paused', 'paused_quota_limit', 'retry', 'failed', 'cancelled') and kind <> 'dids'
 
 -- name: run
 -- Start a job that is due.
@@ -176,6 +176,6 @@ update sluice.backfill_job j set status = 'completed', error = null
 where id = %(id)s and status = 'running' and coalesce(checkpoint ->> 'done' = 'true', false)
       and not exists (
           select from sluice.repo r where r.job = j.id and r.phase in ('pending', 'backfill')
-                and (j.source ? 'again' or (r.first_attempt is null and r.rev = ''))
+                and (j.again or (r.first_attempt is null and r.rev = ''))
       )
 returning id

@@ -2,8 +2,8 @@
 
 -- name: open_job
 -- Starting a listing again returns its existing job, with the cutoff and counters of the first start.
-insert into sluice.backfill_job (name, source, status, cutoff_seqs)
-values (%(name)s, %(source)s::jsonb, 'running', coalesce((
+insert into sluice.backfill_job (name, kind, relay, hosts, status, cutoff_seqs)
+values (%(name)s, %(kind)s, %(relay)s, %(hosts)s, 'running', coalesce((
     select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
     where flow = 'firehose' and position ~ '^[0-9]{1,18}$'
 ), '{}'))

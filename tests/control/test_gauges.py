@@ -45,7 +45,7 @@ def repos(settings: Settings, db: psycopg.Connection, count: int) -> list[str]:
 
 def job(db: psycopg.Connection, name: str, status: str, retries: int) -> None:
     """A job that came to this status as jobs do."""
-    db.execute("insert into sluice.backfill_job (name, source) values (%s, '{}')", (name,))
+    db.execute("insert into sluice.backfill_job (name, kind, relay) values (%s, 'relay', 'https://r')", (name,))
     if status == "pending":
         return
     db.execute("update sluice.backfill_job set status = 'running' where name = %s", (name,))

@@ -319,8 +319,8 @@ def test_a_signal_collection_decides_which_repos_are_inside(bed: Bed) -> None:
     bed.feed(commit(TWO, "3c22222222222", "3b22222222222", op("create", OTHER)))
     assert bed.repo(TWO)[0] == "pending"
     assert bed.store.discover([ListedRepo(three)]).tasks == []
-    make = "insert into sluice.backfill_job (name, source) values ('by signal', %s) returning id"
-    (job,) = bed.db.execute(make, (f'{{"collection": "{OTHER}", "at": "https://r"}}',)).fetchone() or (0,)
+    make = "insert into sluice.backfill_job (name, kind, relay, collection) values ('by signal', 'collection', 'https://r', %s) returning id"
+    (job,) = bed.db.execute(make, (OTHER,)).fetchone() or (0,)
     assert [task.did for task in bed.store.discover([ListedRepo(three)], job).tasks] == [three]
     bed.set(boundary="collection", signal=OTHER)
     bed.walk()

@@ -47,7 +47,7 @@ def done(**repos: int) -> MirrorStatus:
         failures=[],
         cursors=[],
         dead_letters={},
-        jobs=[{"source": {"relay": RELAY}, "status": "completed", "name": "list", "checkpoint": {}}],
+        jobs=[{"kind": "relay", "relay": RELAY, "status": "completed", "name": "list", "checkpoint": {}}],
         skipped_ranges=0,
         stream_gaps=0,
         processes=[firehose(event_time=2000.0)],
@@ -67,16 +67,16 @@ def test_a_relay_s_listing_that_was_cut_is_not_its_end_but_a_pds_s_holds_up_noth
     """H3."""
     synced, _ = looker()
     cut = {"done": True, "cut": "the cursors repeat"}
-    relay = {"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": cut}
+    relay = {"kind": "relay", "relay": RELAY, "status": "running", "name": "list", "checkpoint": cut}
     assert not synced.check(replace(done(), jobs=[relay]))
     assert synced.waits_for == f"the listing of {RELAY}"
-    pds = {"source": {"pds": "https://pds.example"}, "status": "running", "name": "list", "checkpoint": cut}
+    pds = {"kind": "pds", "relay": None, "status": "running", "name": "list", "checkpoint": cut}
     assert synced.check(replace(done(), jobs=[*done().jobs, pds]))
 
 
 def test_waits_for_a_listing_that_has_not_ended() -> None:
     synced, _ = looker()
-    running = [{"source": {"relay": RELAY}, "status": "running", "name": "list", "checkpoint": {}}]
+    running = [{"kind": "relay", "relay": RELAY, "status": "running", "name": "list", "checkpoint": {}}]
     assert not synced.check(replace(done(), jobs=[]))
     assert not synced.check(replace(done(), jobs=running))
     assert synced.waits_for == f"the listing of {RELAY}"

@@ -180,7 +180,12 @@ create table sluice.stream_offset (
 create table sluice.backfill_job (
     id            bigint generated always as identity primary key,
     name          text not null unique,
-    source        jsonb not null,
+    kind          text not null check (kind in ('relay', 'pds', 'hosts', 'dids', 'collection')), -- pds: a permanent listing
+    relay         text,                                  -- whose list (relay), or who lists a collection's repos
+    hosts         text[],                                -- of a pds or hosts
+    collection    text,
+    first_dids    text[],                                -- of dids: to show; sluice.job_did has all
+    again         boolean not null default false,        -- of dids: those in sync, too
     status        text not null default 'pending' check (status in
                   ('pending', 'running', 'paused', 'paused_quota_limit', 'retry', 'completed', 'failed', 'cancelled')),
     cutoff        timestamptz not null default now(),
@@ -208,6 +213,10 @@ create table sluice.backfill_job (
     updated_at    timestamptz not null default now(),
     check (completed_at is null or completed_at >= started_at),
     check ((completed_at is not null) = (status in ('completed', 'failed', 'cancelled'))),
+    check ((relay is not null) = (kind in ('relay', 'collection'))),
+    check ((hosts is not null) = (kind in ('pds', 'hosts'))),
+    check ((collection is not null) = (kind = 'collection')),
+    check ((first_dids is not null) = (kind = 'dids')),
     constraint backfill_job_resumes check ((next_retry_at is not null) = (status in ('paused_quota_limit', 'retry')))
 );
 

@@ -99,7 +99,7 @@ create function sluice.admits(asked text, job bigint) returns boolean language s
            when 'dids' then exists (select from sluice.filter_did d where d.did = asked)
            else exists (
                select from sluice.backfill_job j
-               where j.id = job and j.source ->> 'collection' = f.signal
+               where j.id = job and j.collection = f.signal
            )
            end
     from sluice.filter f

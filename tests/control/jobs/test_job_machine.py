@@ -6,7 +6,8 @@ import psycopg
 import pytest
 
 from schemas.job_spec import JobSpec, JobStatus
-from steps.job_states import FINAL, TRANSITIONS, SpecRefused, eta, identify, scaled, spec_of, split, targets
+from schemas.sql import queries
+from steps.job_states import FINAL, TRANSITIONS, JobSource, SpecRefused, eta, identify, scaled, spec_of, split, targets
 
 RELAY = "https://relay.test"
 
@@ -46,21 +47,40 @@ def test_a_source_is_stored_and_read_back(spec: JobSpec) -> None:
     assert spec_of(identify(spec, None).source, spec.batch_size, spec.priority) == spec
 
 
-def test_a_foreign_source_is_no_specification() -> None:
-    for source in ({}, {"relay": 1}, {"hosts": []}, {"dids": "x"}, {"dids": "x", "first": []}):
-        assert spec_of(source, 1000, 0) is None
-        assert targets(source, 1, 1000) == []
+def test_a_permanent_listing_is_a_job_of_its_host_and_a_list_of_dids_has_no_listing() -> None:
+    assert spec_of(JobSource("pds", hosts=["https://a.test"]), 1000, 0) == JobSpec(
+        source="hosts", hosts=["https://a.test"]
+    )
+    assert targets(JobSource("dids", first_dids=["did:web:a.test"]), 1, 1000) == []
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"kind": "relay"},
+        {"kind": "hosts", "relay": RELAY},
+        {"kind": "dids", "relay": RELAY, "first_dids": ["did:web:a.test"]},
+        {"kind": "collection", "relay": RELAY},
+        {"kind": "other"},
+    ],
+    ids=lambda columns: columns["kind"],
+)
+def test_the_database_refuses_a_source_that_is_no_specification(database: str, columns: dict[str, object]) -> None:
+    row = {"name": "x", "relay": None, "hosts": None, "collection": None, "first_dids": None, "again": False} | columns
+    values = row | {"batch_size": 1000, "priority": 0, "total": None}
+    with psycopg.connect(database) as db, pytest.raises(psycopg.errors.CheckViolation):
+        db.execute(queries("jobs")["create"], values)
 
 
 def test_lists_of_jobs_have_keys_of_their_own_and_a_relay_the_standing_one() -> None:
     """Beside a standing listing of the same host a job keeps its own cursor; of a relay it is the same listing."""
-    (relay,) = targets({"relay": RELAY}, 7, 100)
+    (relay,) = targets(JobSource("relay", RELAY), 7, 100)
     assert (relay.key, relay.url, relay.host, relay.label) == (RELAY, RELAY, None, "job")
-    hosts = targets({"hosts": ["https://a.test", "https://b.test"]}, 7, 100)
+    hosts = targets(JobSource("hosts", hosts=["https://a.test", "https://b.test"]), 7, 100)
     assert [(one.key, one.url, one.host) for one in hosts] == [
         (f"https://{name}.test#job=7", f"https://{name}.test", f"https://{name}.test") for name in "ab"
     ]
-    (collection,) = targets({"collection": "a.b.c", "at": RELAY}, 7, 100)
+    (collection,) = targets(JobSource("collection", RELAY, collection="a.b.c"), 7, 100)
     assert (collection.key, collection.host, collection.collection) == (f"{RELAY}#job=7", None, "a.b.c")
 
 
