@@ -63,6 +63,11 @@ def test_a_backfill_leaves_full_pages_in_the_index(database: str) -> None:
             " from pg_partition_tree('sluice.record_row_pkey') as p (t, parent, leaf, level) where leaf"
         ).fetchone() or (0,)
         assert size < 48, "bytes a record in the index; 65 where the pages are left half full"
+        written = db.execute(
+            "select p.collection, p.rkey from sluice.record_row p join sluice.repo r on r.id = p.repo where r.did = %s order by p.ctid",
+            (dids[3],),
+        ).fetchall()
+        assert written == sorted(written)
         before: dict[str, int] = dict(db.execute("select did, id from sluice.repo").fetchall())
         write(db, collections, dids[7], "3l")
         assert dict(db.execute("select did, id from sluice.repo").fetchall()) == before
