@@ -24,11 +24,11 @@ from schemas.settings import Settings
 NOW = 1_000_000.0
 RELAY = "https://relay.test"
 QUIET = MirrorStatus(
-    repos=dict.fromkeys(("pending", "backfill", "sync", "unavailable", "failed"), 0),
+    repos=dict.fromkeys(("pending", "backfill", "sync", "unavailable", "failed", "excluded"), 0),
     retrying=0,
     records=0,
     labels=0,
-    held_events=0,
+    buffered_events=0,
     partition_lags=[],
     failing_hosts=[],
     failures=[],
@@ -166,15 +166,15 @@ def test_the_worst_comes_first() -> None:
 def test_held_events_are_counted_and_not_estimated(settings_of: Callable[..., Settings], database: str) -> None:
     """B11: PostgreSQL's statistics went on saying nine when there were none."""
     with psycopg.connect(database, autocommit=True) as db:
-        db.execute("insert into sluice.held_event select 'did:plc:x', n, '', '' from generate_series(1, 9) n")
-        db.execute("analyze sluice.held_event")
+        db.execute("insert into sluice.buffered_event select 'did:plc:x', n, '', '' from generate_series(1, 9) n")
+        db.execute("analyze sluice.buffered_event")
         collector = Collector(settings_of(database=database))
-        assert collector.collect().held_events == 9
-        db.execute("delete from sluice.held_event")
+        assert collector.collect().buffered_events == 9
+        db.execute("delete from sluice.buffered_event")
         seen = collector.collect()
         collector.close()
         ((estimated,),) = db.execute(
-            "select reltuples from pg_class where oid = 'sluice.held_event'::regclass"
+            "select reltuples from pg_class where oid = 'sluice.buffered_event'::regclass"
         ).fetchall()
     assert estimated == 9
-    assert seen.held_events == 0
+    assert seen.buffered_events == 0
