@@ -38,7 +38,7 @@ class MirrorStatus:
     retrying: int
     records: int
     labels: int
-    held_events: int
+    buffered_events: int
     partition_lags: list[PartitionLag]
     failing_hosts: list[Row]
     failures: list[Row]
@@ -102,7 +102,7 @@ def _plain(value: Any) -> Any:
 
 def held(status: MirrorStatus) -> str:
     """The number of buffered events; counted up to a limit."""
-    return f"{status.held_events:,}{' or more' if status.held_events >= HELD_COUNTED else ''}"
+    return f"{status.buffered_events:,}{' or more' if status.buffered_events >= HELD_COUNTED else ''}"
 
 
 def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
@@ -140,7 +140,7 @@ class Collector:
             retrying=self._count("retrying_repos"),
             records=estimated["record"],
             labels=estimated["label"],
-            held_events=self._count("held_events"),
+            buffered_events=self._count("buffered_events"),
             partition_lags=self.lags(),
             failing_hosts=self._rows("failing_hosts", (HOSTS_SHOWN,)),
             failures=self._rows("failed_repos"),

@@ -32,10 +32,10 @@ class RepoRow(BaseModel):
     status: str | None = Field(description="the account's status upstream, while it is not active")
     attempt: int
     rev: str = Field(description="rev of the rows; empty before the first backfill")
-    heard_rev: str
+    seen_rev: str
     data: str | None = Field(description="root of the tree at rev")
     commit: str | None
-    held: int = Field(description="live events that wait for this backfill")
+    buffered: int = Field(description="live events that wait for this backfill")
     retry_count: int
     desyncs: int
     last_error: str | None
@@ -151,7 +151,7 @@ class StatusAnswer(BaseModel):
     retrying: int
     records: int = Field(description="estimated")
     labels: int = Field(description="estimated")
-    held_events: int = Field(description="counted to 100,000")
+    buffered_events: int = Field(description="counted to 100,000")
     lag: dict[str, int] = Field(description="group/topic → messages that the group has not processed")
     partition_lags: list[PartitionOffsets]
     failing_hosts: list[dict[str, Any]]

@@ -29,7 +29,7 @@ SAVED = [
     *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter", "buffered_bytes"),
     *("account_relay", "account_seen"),
 ]
-"""Fields of the gate's `Repo` that are columns. `seen_rev` and `buffered…` are the columns heard_rev and held… (docs/glossary.md)."""
+"""Fields of the gate's `Repo` that are columns."""
 
 
 @dataclass(slots=True)

@@ -2,15 +2,15 @@
 
 -- name: repo
 -- A repo that was never in sync has no host yet; the PDS of its DID document is shown instead.
-select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit,
-       held, retry_count, desyncs, last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at,
+select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, seen_rev, data, commit,
+       buffered, retry_count, desyncs, last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at,
        started_at, completed_at
 from sluice.repo r left join sluice.identity i on i.did = r.did
 where r.did = %(did)s
 
 -- name: repos
-select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, heard_rev, data, commit,
-       held, retry_count, desyncs, last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at,
+select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, seen_rev, data, commit,
+       buffered, retry_count, desyncs, last_error, worker, job, next_retry_at, queued_at, lease_until, phase_since, discovered_at,
        started_at, completed_at
 from sluice.repo r left join sluice.identity i on i.did = r.did
 where phase = %(phase)s and r.did > %(after)s and (%(host)s::text is null or coalesce(r.host, i.pds) = %(host)s)

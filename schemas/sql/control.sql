@@ -28,12 +28,12 @@ from pg_class c
 left join pg_stat_user_tables s on s.relid = c.oid
 left join pg_inherits i on i.inhrelid = c.oid
 left join pg_class p on p.oid = i.inhparent
-where c.oid in ('sluice.label'::regclass, 'sluice.held_event'::regclass) or i.inhparent = 'sluice.record_row'::regclass
+where c.oid in ('sluice.label'::regclass, 'sluice.buffered_event'::regclass) or i.inhparent = 'sluice.record_row'::regclass
 group by 1
 
--- name: held_events
+-- name: buffered_events
 -- Exact up to 100,000.
-select count(*) from (select from sluice.held_event limit 100000) h
+select count(*) from (select from sluice.buffered_event limit 100000) h
 
 -- name: count_records
 select count(*) from sluice.record_row

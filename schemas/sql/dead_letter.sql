@@ -57,13 +57,13 @@ order by error not like '%%: unreachable', random() limit %(limit)s
 -- name: too_big_due
 -- Repos in sync with open letters of commits that lack their block: the highest rev of these, and whether it is above the newest one
 -- seen. The error of such a letter is its rev until its PDS has been asked.
-select d.did, max(d.error collate "C") as rev, max(d.error collate "C") > greatest(r.rev, r.heard_rev) as news
+select d.did, max(d.error collate "C") as rev, max(d.error collate "C") > greatest(r.rev, r.seen_rev) as news
 from sluice.dead_letter d
 join sluice.repo r on r.did = d.did
 where d.state = 'open' and d.reason = 'too_big_no_block' and length(d.error) = 13 and r.phase = 'sync'
       and d.noticed_at < now() - make_interval(secs => %(youngest)s)
       and d.noticed_at > now() - make_interval(secs => %(oldest)s)
-group by d.did, r.rev, r.heard_rev
+group by d.did, r.rev, r.seen_rev
 order by random() limit %(limit)s
 
 -- name: too_big_done

@@ -1,9 +1,9 @@
 -- Statements of the index transaction, run by flows/index/. Repo rows are locked in DID order.
 
 -- name: lock
-select id, did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
-       first_attempt, held, held_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
-       signing_key, left_out, left_attempt, left_filter, held_bytes, account_relay, account_seen
+select id, did, phase, reason, active, status, attempt, rev, seen_rev, from_snapshot, data, commit, account_time, account_seq,
+       first_attempt, buffered, buffered_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
+       signing_key, left_out, left_attempt, left_filter, buffered_bytes, account_relay, account_seen
 from sluice.repo where did = any(%(dids)s::text[]) order by did for update
 
 -- name: add_unknown
@@ -13,18 +13,17 @@ select did, 'pending', 'discovered' from unnest(%(dids)s::text[]) as u (did) ord
 on conflict (did) do nothing
 
 -- name: save
--- All columns of the gate; `seen_rev` is the column heard_rev, `buffered…` are held…. `moved`: the phase changed, or the repo
--- became pending again.
+-- All columns of the gate. `moved`: the phase changed, or the repo became pending again.
 update sluice.repo r
 set phase = u.phase, reason = u.reason, active = u.active, status = u.status, attempt = u.attempt, rev = u.rev,
-    heard_rev = u.seen_rev, from_snapshot = u.from_snapshot, data = u.data, commit = u.commit,
+    seen_rev = u.seen_rev, from_snapshot = u.from_snapshot, data = u.data, commit = u.commit,
     commit_block = coalesce(u.commit_block, r.commit_block),
     account_time = u.account_time, account_seq = u.account_seq, account_relay = u.account_relay,
     account_seen = u.account_seen, first_attempt = u.first_attempt,
-    held = u.buffered, held_rev = u.buffered_rev, desyncs = u.desyncs,
+    buffered = u.buffered, buffered_rev = u.buffered_rev, desyncs = u.desyncs,
     desynced_at = case when u.desynced then now() else r.desynced_at end,
     retry_count = u.retry_count, handle = u.handle, host = u.host, signing_key = u.signing_key,
-    left_out = u.left_out, left_attempt = u.left_attempt, left_filter = u.left_filter, held_bytes = u.buffered_bytes,
+    left_out = u.left_out, left_attempt = u.left_attempt, left_filter = u.left_filter, buffered_bytes = u.buffered_bytes,
     next_retry_at = case when u.retry_in is not null then now() + make_interval(secs => u.retry_in) else r.next_retry_at end,
     queued_at = case when u.moved then null else r.queued_at end,
     lease_until = case when u.moved then null else r.lease_until end,
@@ -32,7 +31,7 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
     produced_partition = case when u.moved then null else r.produced_partition end,
     produced_offset = case when u.moved then null else r.produced_offset end,
     -- the ten minutes of stale snapshots restart when a newer rev is seen
-    stale_since = case when u.phase in ('sync', 'unavailable') or u.seen_rev > r.heard_rev then null else r.stale_since end,
+    stale_since = case when u.phase in ('sync', 'unavailable') or u.seen_rev > r.seen_rev then null else r.stale_since end,
     last_error = case when u.phase = 'sync' then null else r.last_error end,
     phase_since = case when u.moved then now() else r.phase_since end,
     -- now() is the start of this transaction; a claim whose lock it waited for may have started later
@@ -52,19 +51,19 @@ from unnest(
 where r.did = u.did
 
 -- name: buffer
-insert into sluice.held_event (did, log_offset, rev, event, received)
+insert into sluice.buffered_event (did, log_offset, rev, event, received)
 select * from unnest(%(dids)s::text[], %(offsets)s::bigint[], %(revs)s::text[], %(events)s::bytea[], %(received)s::bigint[])
 on conflict (did, log_offset) do nothing
 
 -- name: drop_buffered
-delete from sluice.held_event where did = any(%(dids)s::text[])
+delete from sluice.buffered_event where did = any(%(dids)s::text[])
 
 -- name: buffered_sizes
 -- octet_length does not read a large value.
-select did, sum(octet_length(event))::bigint from sluice.held_event where did = any(%(dids)s::text[]) group by did
+select did, sum(octet_length(event))::bigint from sluice.buffered_event where did = any(%(dids)s::text[]) group by did
 
 -- name: buffered_events
-select did, event, rev, received from sluice.held_event where did = any(%(dids)s::text[]) order by did, log_offset
+select did, event, rev, received from sluice.buffered_event where did = any(%(dids)s::text[]) order by did, log_offset
 
 -- name: add_collections
 insert into sluice.collection (name)

@@ -2,7 +2,7 @@
 
 -- name: discover
 -- Insert new repos; known ones stay as they are. The message is sent after the row is committed.
-insert into sluice.repo (did, host, active, status, phase, reason, heard_rev, queued_at, completed_at, job)
+insert into sluice.repo (did, host, active, status, phase, reason, seen_rev, queued_at, completed_at, job)
 select l.did, l.host, l.active, l.status,
        case when l.active then 'pending' else 'unavailable' end,
        case when l.active then 'listed' else coalesce(l.status, 'inactive') end,
@@ -16,7 +16,7 @@ from unnest(%(dids)s::text[], %(hosts)s::text[], %(revs)s::text[], %(actives)s::
 where sluice.admits(l.did, %(job)s) and not exists (select from sluice.repo k where k.did = l.did)
 order by l.did
 on conflict (did) do nothing
-returning did, attempt, host, heard_rev, phase
+returning did, attempt, host, seen_rev, phase
 
 -- name: listed_ahead
 -- A listing has a newer rev than the row: store it, with the time. If it stays ahead, control treats it as a lost event. Also
@@ -25,21 +25,21 @@ with behind as (
     select r.did, l.rev
     from sluice.repo r
     join unnest(%(dids)s::text[], %(revs)s::text[]) as l (did, rev) on l.did = r.did
-    where r.phase in ('sync', 'backfill') and r.listed_since is null and l.rev > greatest(r.rev, r.heard_rev, r.held_rev)
+    where r.phase in ('sync', 'backfill') and r.listed_since is null and l.rev > greatest(r.rev, r.seen_rev, r.buffered_rev)
     order by r.did for update of r
 )
 update sluice.repo r set listed_rev = b.rev, listed_since = now() from behind b where r.did = b.did
 
 -- name: listed_raises
--- In phases whose rows do not follow the stream, the rev of a listing raises heard_rev.
+-- In phases whose rows do not follow the stream, the rev of a listing raises seen_rev.
 with behind as (
     select r.did, l.rev
     from sluice.repo r
     join unnest(%(dids)s::text[], %(revs)s::text[]) as l (did, rev) on l.did = r.did
-    where r.phase in ('pending', 'failed', 'unavailable', 'excluded') and l.rev > greatest(r.rev, r.heard_rev)
+    where r.phase in ('pending', 'failed', 'unavailable', 'excluded') and l.rev > greatest(r.rev, r.seen_rev)
     order by r.did for update of r
 )
-update sluice.repo r set heard_rev = b.rev, stale_since = null from behind b where r.did = b.did
+update sluice.repo r set seen_rev = b.rev, stale_since = null from behind b where r.did = b.did
 
 -- name: listed_reopens
 -- A listing that reports an unavailable repo as active reopens it, at most once in reopen_seconds; at once if only listings have
@@ -96,7 +96,7 @@ update sluice.repo r
 set phase = 'unavailable', reason = l.status, active = false, status = l.status, queued_at = null, lease_until = null,
     worker = null, produced_partition = null, produced_offset = null, phase_since = now(),
     completed_at = greatest(now(), r.started_at), stale_since = null,
-    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = ''
+    seen_rev = greatest(r.seen_rev, r.buffered_rev), buffered = 0, buffered_rev = ''
 from unnest(%(dids)s::text[], %(statuses)s::text[]) as l (did, status)
 where r.did = l.did and r.did = any(%(taken_down)s::text[])
 
@@ -106,11 +106,11 @@ where r.did = l.did and r.did = any(%(taken_down)s::text[])
 with lost as (
     select did from sluice.repo
     where listed_since < least(now(), to_timestamp(%(settled)s)) - make_interval(secs => %(grace)s) and phase = 'sync'
-          and listed_rev > greatest(rev, heard_rev)
+          and listed_rev > greatest(rev, seen_rev)
     order by did limit %(limit)s for update skip locked
 )
 update sluice.repo r
-set phase = 'pending', reason = 'lost_event', heard_rev = r.listed_rev, next_retry_at = now(), queued_at = null,
+set phase = 'pending', reason = 'lost_event', seen_rev = r.listed_rev, next_retry_at = now(), queued_at = null,
     completed_at = null, phase_since = now(), listed_rev = null, listed_since = null, stale_since = null
 from lost where r.did = lost.did
 returning r.did
@@ -120,20 +120,20 @@ returning r.did
 select count(*) from (
     select from sluice.repo
     where listed_since < least(now(), to_timestamp(%(settled)s)) - make_interval(secs => %(grace)s) and phase = 'sync'
-          and listed_rev > greatest(rev, heard_rev)
+          and listed_rev > greatest(rev, seen_rev)
     limit %(limit)s
 ) c
 
 -- name: caught_up
--- Repos that have reached the listed rev: forget it. For those being fetched, heard_rev has it.
+-- Repos that have reached the listed rev: forget it. For those being fetched, seen_rev has it.
 with seen as (
-    select did, phase not in ('sync', 'backfill') and listed_rev > greatest(rev, heard_rev) as news from sluice.repo
+    select did, phase not in ('sync', 'backfill') and listed_rev > greatest(rev, seen_rev) as news from sluice.repo
     where listed_since is not null
-          and (phase not in ('sync', 'backfill') or listed_rev <= greatest(rev, heard_rev, held_rev))
+          and (phase not in ('sync', 'backfill') or listed_rev <= greatest(rev, seen_rev, buffered_rev))
     order by did limit %(limit)s for update skip locked
 )
 update sluice.repo r
-set heard_rev = case when s.news then r.listed_rev else r.heard_rev end,
+set seen_rev = case when s.news then r.listed_rev else r.seen_rev end,
     stale_since = case when s.news then null else r.stale_since end, listed_rev = null, listed_since = null
 from seen s where r.did = s.did
 
@@ -150,13 +150,13 @@ with wanted as (
 )
 update sluice.repo r
 set phase = 'backfill', attempt = r.attempt + 1, lease_until = now() + make_interval(secs => %(lease)s),
-    worker = %(worker)s, produced_partition = null, produced_offset = null, held = 0, held_rev = '',
+    worker = %(worker)s, produced_partition = null, produced_offset = null, buffered = 0, buffered_rev = '',
     -- an outcome does not set the status: only account events newer than the ratchet read here may
     status = case when r.active then null else r.status end,
     started_at = now(), completed_at = null, phase_since = now(),
     fetched_at = (r.fetched_at || now())[greatest(1, cardinality(r.fetched_at) + 2 - %(hourly)s):]
 from wanted w where r.did = w.did
-returning r.did, r.attempt, greatest(r.rev, r.heard_rev), r.host,
+returning r.did, r.attempt, greatest(r.rev, r.seen_rev), r.host,
           -- 'not found' proves a deletion only if one was reported; a deactivated repo is hidden and keeps its rows
           case when not r.confirm_deletion then r.reason when r.status = 'deleted' then 'deletion' else 'deactivation' end,
           r.account_time, r.account_seq, r.retry_count, r.account_relay, r.account_seen
@@ -212,7 +212,7 @@ order by r.did limit %(limit)s for update
 
 -- name: drop_buffered
 -- A separate statement, so that it sees events that the index committed while the repo's lock was awaited.
-delete from sluice.held_event where did = any(%(dids)s::text[])
+delete from sluice.buffered_event where did = any(%(dids)s::text[])
 
 -- name: reopen
 -- From backfill back to pending, or to failed after the last attempt. Rows are locked already. An uncounted attempt is
@@ -232,8 +232,8 @@ set phase = case when o.counted and r.retry_count + 1 >= %(max_attempts)s then '
     next_retry_at = now() + make_interval(secs => greatest(o.delay, coalesce(o.slower, 0))),
     last_error = coalesce(%(error)s, r.last_error), queued_at = null, lease_until = null, worker = null,
     produced_partition = null, produced_offset = null, phase_since = now(),
-    heard_rev = greatest(r.heard_rev, r.held_rev), held = 0, held_rev = '', -- buffered events count as seen
-    stale_since = case when r.held_rev > r.heard_rev then null else r.stale_since end,
+    seen_rev = greatest(r.seen_rev, r.buffered_rev), buffered = 0, buffered_rev = '', -- buffered events count as seen
+    stale_since = case when r.buffered_rev > r.seen_rev then null else r.stale_since end,
     -- a pause of ours or a stopped worker does not count as a fetch
     fetched_at = case when o.counted then r.fetched_at else r.fetched_at[:cardinality(r.fetched_at) - 1] end,
     completed_at = case when o.counted and r.retry_count + 1 >= %(max_attempts)s then greatest(now(), r.started_at) end
@@ -242,13 +242,13 @@ where r.did = o.did
 returning r.did, r.phase
 
 -- name: stale
--- A snapshot below min_rev. After `grace` seconds of them, heard_rev was forged or the PDS was set back: reset it.
+-- A snapshot below min_rev. After `grace` seconds of them, seen_rev was forged or the PDS was set back: reset it.
 update sluice.repo
 set stale_since = coalesce(stale_since, now()),
     rev = case when stale_since < now() - make_interval(secs => %(grace)s) then '' else rev end,
-    heard_rev = case when stale_since < now() - make_interval(secs => %(grace)s) then '' else heard_rev end
+    seen_rev = case when stale_since < now() - make_interval(secs => %(grace)s) then '' else seen_rev end
 where did = %(did)s and attempt = %(attempt)s and phase = 'backfill'
-returning greatest(rev, heard_rev)
+returning greatest(rev, seen_rev)
 
 -- name: refetch
 -- Fetch again after a stale snapshot; it counts as a fetch of this hour. No row: no fetch is left, or the claim was lost.
@@ -273,7 +273,7 @@ with due as (
 )
 update sluice.repo r set queued_at = now()
 from due where r.did = due.did and due.is_held is not true and (due.again is null or due.again <= now())
-returning r.did, r.attempt, r.reason, r.heard_rev, r.host, r.active, r.status, r.job
+returning r.did, r.attempt, r.reason, r.seen_rev, r.host, r.active, r.status, r.job
 
 -- name: queued_long
 -- Repos that were queued before a time and are not claimed yet.

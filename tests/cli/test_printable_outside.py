@@ -48,7 +48,7 @@ def status() -> MirrorStatus:
         retrying=0,
         records=0,
         labels=0,
-        held_events=0,
+        buffered_events=0,
         partition_lags=[PartitionLag("index", "firehose_live", 0, 0, 7, 7)],
         failing_hosts=[
             {

@@ -46,7 +46,7 @@ def test_a_page_and_the_index_lock_the_same_repos(database: str) -> None:
         index.commit()
         thread.join(60)
         assert failed == []
-        said = db.execute("select did, heard_rev, listed_rev from sluice.repo order by did").fetchall()
+        said = db.execute("select did, seen_rev, listed_rev from sluice.repo order by did").fetchall()
     assert said == [(FIRST, "3l22222222222", None), (LAST, "", "3l22222222222")]
     store.close()
 

@@ -98,7 +98,7 @@ class World(Bed):
             self._fill()
 
     def _fill(self) -> None:
-        self.db.execute("truncate sluice.repo, sluice.record_row, sluice.held_event, sluice.filter_did")
+        self.db.execute("truncate sluice.repo, sluice.record_row, sluice.buffered_event, sluice.filter_did")
         self.db.execute("delete from sluice.filter")
         self.db.execute("insert into sluice.filter default values")
         self.taken_down = {did for did, (state, _) in REPOS.items() if state.status in TAKEN_DOWN}

@@ -38,7 +38,7 @@ def done(**repos: int) -> MirrorStatus:
         retrying=0,
         records=9,
         labels=0,
-        held_events=0,
+        buffered_events=0,
         partition_lags=[
             PartitionLag("index", "firehose_live", 0, 0, 7, 7),
             PartitionLag("backfill", "repo_backfill", 0, 0, 3, 3),

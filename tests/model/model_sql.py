@@ -37,8 +37,8 @@ alter database {database} set search_path = fake, pg_catalog, public;
 """
 
 ROWS = """
-select did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, account_time, account_seq,
-       first_attempt, held, held_rev, held_bytes, account_relay, account_seen, desyncs, retry_count, handle, worker, produced_offset, listed_rev,
+select did, phase, reason, active, status, attempt, rev, seen_rev, from_snapshot, data, commit, account_time, account_seq,
+       first_attempt, buffered, buffered_rev, buffered_bytes, account_relay, account_seen, desyncs, retry_count, handle, worker, produced_offset, listed_rev,
        left_out, left_attempt, left_filter,
        {times},
        array(select round(extract(epoch from at) - {epoch}, 3)::float8 from unnest(fetched_at) with ordinality as f (at, n) order by n)
@@ -101,7 +101,7 @@ class SqlTables:
         tables = (
             "repo",
             "record_row",
-            "held_event",
+            "buffered_event",
             "stream_offset",
             "filter",
         )  # of few rows: cheaper than to truncate them
@@ -141,7 +141,7 @@ class SqlTables:
         rows, records, buffered, moved, (asked,) = self._read(
             ROWS.format(times=times, epoch=EPOCH),
             "select did, rkey, cid, rev, attempt, reason from sluice.record",
-            "select did, log_offset, event from sluice.held_event",
+            "select did, log_offset, event from sluice.buffered_event",
             "select topic, next from sluice.stream_offset",
             FILTER,
         )

@@ -65,7 +65,7 @@ def settle(tables: IndexStore, *events: Any) -> None:
 
 def buffered_and_phase(db: psycopg.Connection[tuple[object, ...]]) -> tuple[object, object, object]:
     row = db.execute(
-        "select (select count(*) from sluice.held_event), (select count(*) from sluice.record), phase from sluice.repo"
+        "select (select count(*) from sluice.buffered_event), (select count(*) from sluice.record), phase from sluice.repo"
     ).fetchone()
     assert row is not None
     return row[0], row[1], row[2]

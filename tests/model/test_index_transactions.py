@@ -23,8 +23,8 @@ def settle_and_cut(tables: IndexStore, admin: psycopg.Connection[tuple[object, .
     """Everything is written; then, before the commit, the server ends the connection."""
     with tables.transaction() as transaction:
         apply_events(transaction, {DID: [OffsetEvent(offset, event) for offset, event in enumerate(events)]}, Rules())
-        assert transaction.db.execute("select phase, held from sluice.repo").fetchone() == ("sync", 0)
-        assert transaction.db.execute("select count(*) from sluice.held_event").fetchone() == (0,)
+        assert transaction.db.execute("select phase, buffered from sluice.repo").fetchone() == ("sync", 0)
+        assert transaction.db.execute("select count(*) from sluice.buffered_event").fetchone() == (0,)
         admin.execute("select pg_terminate_backend(%s)", (transaction.db.info.backend_pid,))
         transaction.db.execute("select 1")
 
@@ -84,7 +84,7 @@ def test_buffered_events_are_loaded_for_as_many_repos_as_memory_allows(database:
     with tables.transaction() as transaction:
         size = len(wire.encode(later[0]))
         apply_events(transaction, {event.did: [OffsetEvent(7, event, size)] for event in later}, Rules())
-        buffered = transaction.db.execute("select held, held_bytes from sluice.repo").fetchall()
+        buffered = transaction.db.execute("select buffered, buffered_bytes from sluice.repo").fetchall()
         assert buffered == [(1, size)] * 4
         awaiting = dict.fromkeys(dids, 1)
         assert [list(transaction.facts(awaiting, most)) for most in (1, size, 3 * size, 99 * size)] == [

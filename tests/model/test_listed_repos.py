@@ -110,7 +110,7 @@ def test_a_takedown_by_a_relay_that_only_a_listing_has_is_not_confirmed_at_the_p
     store.discover([ListedRepo(DID, "3k4", False, status), ListedRepo(other, "3k4", False, status)])
     with psycopg.connect(database) as db:
         rows = db.execute(
-            "select phase, reason, active, status, heard_rev, held, completed_at >= started_at from sluice.repo order by did"
+            "select phase, reason, active, status, seen_rev, buffered, completed_at >= started_at from sluice.repo order by did"
         ).fetchall()
         assert buffered_and_phase(db)[0] == 0
     assert rows == [("unavailable", status, False, status, rev, 0, True) for rev in ("3k4", "3k5")]
@@ -181,7 +181,7 @@ def test_a_listed_state_of_a_repo_being_fetched_is_kept(database: str) -> None:
     assert store.lost_events(600.0) == []
     assert store.lost_events(0.0) == [DID]
     with psycopg.connect(database, autocommit=True) as db:
-        row = "select phase, reason, heard_rev, listed_rev from sluice.repo"
+        row = "select phase, reason, seen_rev, listed_rev from sluice.repo"
         assert db.execute(row).fetchone() == ("pending", "lost_event", "3k9", None)
         assert store.claim(store.due(10), "w")
         settle(tables, synced(2, "3k9", "nine", 0))

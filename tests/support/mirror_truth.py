@@ -28,7 +28,7 @@ def difference(database: str, simulation: Simulation) -> list[str]:
         for row in db.execute("select did, collection || '/' || rkey as path, cid from sluice.record"):
             records[row["did"]][row["path"]] = row["cid"]
         stored = {_key(row): row for row in db.execute("select * from sluice.label")}
-        held = db.execute("select did, count(*) from sluice.held_event group by did").fetchall()
+        held = db.execute("select did, count(*) from sluice.buffered_event group by did").fetchall()
     found: list[str] = []
     wrong = 0
     for did, one in truth.items():
@@ -100,14 +100,14 @@ def _phases(repos: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 GATE = (
-    "did, phase, reason, active, status, attempt, rev, heard_rev, from_snapshot, data, commit, commit_block, account_time,"
-    " account_seq, first_attempt, held, held_rev, desyncs, retry_count, handle, host, signing_key, queued_at, completed_at"
+    "did, phase, reason, active, status, attempt, rev, seen_rev, from_snapshot, data, commit, commit_block, account_time,"
+    " account_seq, first_attempt, buffered, buffered_rev, desyncs, retry_count, handle, host, signing_key, queued_at, completed_at"
 )
 TABLES = {
     "record": ("*", "did, collection, rkey"),
     "repo": (GATE, "did"),
     "label": ("*", "src, uri, val, cid"),
-    "held_event": ("*", "did, log_offset"),
+    "buffered_event": ("*", "did, log_offset"),
 }
 
 Contents = dict[str, dict[tuple[Any, ...], dict[str, Any]]]

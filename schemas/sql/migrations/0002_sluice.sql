@@ -21,7 +21,7 @@ create table sluice.repo (
     produced_partition integer,                          -- where the outcome of this attempt stands in firehose_backfill
     produced_offset   bigint,
     rev               text collate "C" not null default '',
-    heard_rev         text collate "C" not null default '',
+    seen_rev          text collate "C" not null default '',
     from_snapshot     boolean not null default false,    -- rev came from a snapshot, not from a live commit
     account_time      text collate "C" not null default '', -- ratchet of #account and #identity (steps/gate/ratchet.py)
     account_seq       bigint not null default 0,
@@ -31,9 +31,9 @@ create table sluice.repo (
     commit_block      bytea,
     data              text,                              -- MST root at rev
     first_attempt     integer,                           -- attempt that wrote this repo's first rows
-    held              integer not null default 0,        -- held events that wait for this backfill
-    held_rev          text collate "C" not null default '', -- highest rev among them
-    held_bytes        bigint not null default 0,         -- of them; meaningless if there are none
+    buffered          integer not null default 0,        -- live events that wait for this backfill
+    buffered_rev      text collate "C" not null default '', -- highest rev among them
+    buffered_bytes    bigint not null default 0,         -- of them; meaningless if there are none
     left_out          integer not null default 0,        -- records of an attempt that the filter left out: they count
     left_attempt      integer,
     left_filter       bigint,
@@ -105,7 +105,7 @@ from sluice.record_row p
 join sluice.repo r on r.id = p.repo
 join sluice.collection c on c.id = p.collection;
 
-create table sluice.held_event (
+create table sluice.buffered_event (
     did        text collate "C" not null,
     log_offset bigint not null,                          -- order of the live topic's partition
     rev        text collate "C" not null,

@@ -195,7 +195,7 @@ def test_a_held_event_keeps_the_time_when_the_log_took_it(world: World) -> None:
     answer = reply("cat", "3kccccccccc22", 2, HELLO, HELLO)
     waiting = world.commit("cat", answer)
     world.index(waiting)
-    assert world.sql("select count(*) from sluice.held_event where received is not null") == [(1,)]
+    assert world.sql("select count(*) from sluice.buffered_event where received is not null") == [(1,)]
     world.index(world.commit("ann", HELLO), world.commit("ann", thread_gate(HELLO, 3)))
     fetched = world.snapshot("cat", [], attempt=2)
     outcome = msgspec.structs.replace(fetched[-1], rev=waiting.since, data=waiting.prev_data)

@@ -208,7 +208,7 @@ def test_what_arrives_during_a_backfill_is_released_in_one_step(
         writing.result(60)
     assert len(killed) == 1
     assert _halves(db) == ("sync", 0, HELD + 1, 2)
-    assert db.execute("select rev, data, heard_rev from sluice.repo").fetchone() == (rev_of(150), rev_of(150), "")
+    assert db.execute("select rev, data, seen_rev from sluice.repo").fetchone() == (rev_of(150), rev_of(150), "")
     assert [line for line in caplog.messages if line.startswith("released")][-1] == f"released {HELD}/{HELD}"
     tables.close()
     store.close()
@@ -242,7 +242,7 @@ def _commit(did: str, number: int) -> wire.CommitEvent:
 def _halves(db: psycopg.Connection[tuple[Any, ...]]) -> tuple[str, int, int, int]:
     """Phase, held events, records, and where the index stands in the backfill."""
     row = db.execute(
-        "select phase, (select count(*) from sluice.held_event), (select count(*) from sluice.record),"
+        "select phase, (select count(*) from sluice.buffered_event), (select count(*) from sluice.record),"
         " (select next from sluice.stream_offset where topic = 'firehose_backfill') from sluice.repo"
     ).fetchone()
     assert row is not None

@@ -18,7 +18,7 @@ from control.process_status import ProcessStatus
 from tests.support.whole_mirror import Mirror
 
 TOPICS = ("repo_backfill", "repo_resync", "firehose_live", "firehose_backfill", "label_live", "dead_letter")
-OF_THE_NETWORK = {"repo", "record", "handle", "identity", "label", "appview_record", "held_event"}
+OF_THE_NETWORK = {"repo", "record", "handle", "identity", "label", "appview_record", "buffered_event"}
 """Tables with a row per account, record or label; they are compared with the network itself."""
 
 Measures = dict[str, float]

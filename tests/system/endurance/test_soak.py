@@ -139,7 +139,7 @@ def unbounded(one: Mirror, network: Simulation) -> list[str]:
     records = sum(len(account.records) for account in truth.values())
     accounts = len(truth) + len(network.labeler_dids)
     bounds = {"repo": accounts, "handle": accounts, "identity": accounts, "record": records}
-    bounds |= {"label": len(network.labels()), "held_event": 0, "appview_record": 0}
+    bounds |= {"label": len(network.labels()), "buffered_event": 0, "appview_record": 0}
     assert bounds.keys() == OF_THE_NETWORK
     counts = {name: one.query(f"select count(*) from sluice.{name}")[0][0] for name in bounds}
     return [f"{name}: {count} > {bounds[name]}" for name, count in counts.items() if count > bounds[name]]
