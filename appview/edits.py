@@ -32,11 +32,12 @@ def transient(writes: WriteBatch) -> list[tuple[Row, int | None]]:
 def note_changed(db: Db, changes: Changes, rows: Mapping[Key, Row], writes: WriteBatch) -> None:
     """Note the staged rows whose path or CID is new. Of an invalid edit, keep the previous version."""
     kept: dict[Key, tuple[str, int | None]] = {}
-    for did, collection, rkey, existed, came in db.execute(SQL["changed"]).fetchall():
-        key = did, collection, rkey
+    changed = {(did, collection, rkey): rest for did, collection, rkey, *rest in db.execute(SQL["changed"]).fetchall()}
+    for key in (key for key in rows if key in changed):  # in the order of their operations
+        existed, came = changed[key]
         row, was_valid = rows[key], existed and key not in writes.deleted
         earlier = _valid_before(row, writes) if key in writes.replaced else None
-        why = refused(row) if collection in KNOWN and (was_valid or earlier) else None
+        why = refused(row) if key[1] in KNOWN and (was_valid or earlier) else None
         if why is None:
             changes.put(row, existed=existed, came=came)
         elif earlier is not None:
