@@ -49,9 +49,9 @@ def on_live(repo: Repo, event: Streamed, rules: Rules = RULES, size: int = 0) ->
     """A commit or #sync, in any phase. `size`: its bytes in the log."""
     if rules.replayed and repo.phase != Phase.SYNC:
         return Transition(repo, (Drop(Reason.SETTLED_BEFORE),))
-    if repo.phase == Phase.EXCLUDED:
-        return Transition(repo, (Drop(Reason.OUTSIDE),))
     match repo.phase:
+        case Phase.EXCLUDED:
+            return Transition(repo, (Drop(Reason.OUTSIDE),))
         case Phase.SYNC:
             return _in_sync(repo, event, rules)
         case Phase.BACKFILL:

@@ -23,7 +23,7 @@ SEEN = (
         ),
     ),
     mutant("the event that desyncs is not seen", replaced(GATE + "_desync", "_seen(repo, event.rev)", "repo")),
-    mutant("a commit of what was not found is only seen", never(GATE + "on_live", "repo.reason in _NOT_THERE")),
+    mutant("a commit of what was not found is only seen", never(GATE + "on_live", "repo.status in _NOT_THERE")),
     mutant(
         "leaving backfill does not fold what was buffered",
         replaced(GATE + "_left", "max(repo.seen_rev, repo.buffered_rev)", "repo.seen_rev"),

@@ -65,7 +65,11 @@ def repaired(one: Mirror) -> None:
         " where phase = 'sync' and json is not null order by 1, 2, 3 limit 1"
     )[0]
     row = "sluice.record where did = %s and collection = %s and rkey = %s"
-    one.query(f"update {row.replace(' where', ' set json = %s where')}", '{"tampered": true}', did, collection, rkey)
+    one.query(
+        "update sluice.record_row set json = %s where rkey = %s and repo = (select id from sluice.repo where did = %s)"
+        " and collection = (select id from sluice.collection where name = %s)",
+        *('{"tampered": true}', rkey, did, collection),
+    )
     said = one.cli("audit", did, "--repair", "--json", seconds=180)
     report = json.loads(said.stdout)
     assert (said.returncode, report["differing"], report["repaired"]) == (1, 1, 1), said.stderr

@@ -17,7 +17,7 @@ from tests.flows.firehose.hostile_relay import HostileRelay
 from tests.support.flow_process import wait_until
 from tests.support.live_flow import LiveBed
 from tests.support.tiny_repo import Key, Repo, car, cid_of
-from tests.support.writable_records import make_writable
+from tests.support.writable_records import TRIGGER
 
 NOW = time.time_ns() // 1000
 START = NOW - 3_600_000_000
@@ -53,7 +53,7 @@ class Author:
         records: dict[str, object] = {f"a.b.c/3k{at}": {"$type": "a.b.c", "n": at} for at in range(8)}
         self.repo = Repo(records, key=self.key, did=self.did, rev=tid_from_micros(START))
         self.micros = START
-        make_writable(bed.base["database"])
+        bed.db.execute(TRIGGER)
         bed.db.execute(
             "insert into sluice.repo (did, phase, reason, attempt, rev, data, commit, from_snapshot)"
             " values (%s, 'sync', 'synced', 1, %s, %s, %s, true)",
