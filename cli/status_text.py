@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 from connectors.postgres.connection import connect
 from control.attention import attention
 from control.process_status import check_processes, registered
-from control.status import PHASES, SQL, Collector, MirrorStatus, Row, held
+from control.status import PHASES, SQL, Collector, MirrorStatus, Row, buffered_count
 from local.progress_view import rated
 from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
@@ -41,7 +41,7 @@ def page(status: MirrorStatus) -> str:
         + "  ".join(f"{phase} {status.repos[phase]}" for phase in PHASES)
         + f"  (retrying {status.retrying})",
         f"records  about {status.records} ({status.records_per_second or 0:.0f}/s)"
-        f"  labels about {status.labels}  held events {held(status)}",
+        f"  labels about {status.labels}  buffered events {buffered_count(status)}",
         "handles  " + "  ".join(f"{what} {count}" for what, count in status.handles.items()),
         f"events   {status.events} ({status.events_per_second or 0:.0f}/s)",
         "lag      " + "  ".join(f"{group}/{topic} {lag}" for (group, topic), lag in status.lag.items()),

@@ -23,7 +23,7 @@ SQL = queries("control")
 EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
 JOBS_SHOWN = 100
-HELD_COUNTED = 100_000  # not estimated: an estimate for an empty table may be above 0
+BUFFERED_COUNTED = 100_000  # not estimated: an estimate for an empty table may be above 0
 END_PHASES = ("sync", "unavailable", "failed", "excluded")
 PHASES = ("pending", "backfill", *END_PHASES)
 
@@ -100,9 +100,9 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def held(status: MirrorStatus) -> str:
+def buffered_count(status: MirrorStatus) -> str:
     """The number of buffered events; counted up to a limit."""
-    return f"{status.buffered_events:,}{' or more' if status.buffered_events >= HELD_COUNTED else ''}"
+    return f"{status.buffered_events:,}{' or more' if status.buffered_events >= BUFFERED_COUNTED else ''}"
 
 
 def phases(db: psycopg.Connection[Any]) -> dict[str, int]:

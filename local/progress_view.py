@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from control.attention import attention
-from control.status import PHASES, MirrorStatus, held
+from control.status import PHASES, MirrorStatus, buffered_count
 from protocol.encoding.safe_text import printable
 
 LINE_CHARACTERS = 1000
@@ -66,7 +66,7 @@ def view(status: MirrorStatus, restarts: int, notes: list[str]) -> RenderableTyp
     lag.add_row(*(f"{lag_:,}" for lag_ in status.lag.values()))
     counts = Text(
         f"records about {status.records:,}{_rate(status.records_per_second)}   events {status.events:,}"
-        f"{_rate(status.events_per_second)}   labels about {status.labels:,}   held {held(status)}   restarts {restarts}"
+        f"{_rate(status.events_per_second)}   labels about {status.labels:,}   buffered {buffered_count(status)}   restarts {restarts}"
     )
     processes = Text("   ".join(f"{seen.name}: {seen.state}" for seen in status.processes), style="dim")
     below = [Text(line, style="yellow") for line in problems(status)] + [Text(line, style="dim") for line in notes]

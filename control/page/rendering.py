@@ -15,7 +15,7 @@ from markupsafe import Markup
 from control.attention import attention
 from control.page import figures
 from control.page.page_snapshot import ROWS, PageSnapshot
-from control.status import PHASES, held
+from control.status import PHASES, buffered_count
 
 SECTIONS = ("attention", "coverage", "rates", "jobs", "paused", "hosts", "failed", "dead_letters", "skipped", "cursors")
 """In the order of the page."""
@@ -52,7 +52,7 @@ TEMPLATES.globals |= {"CHART": CHART, "PHASES": PHASES, "ROWS": ROWS, "UTC": UTC
 TEMPLATES.filters |= {
     "age": figures.age,
     "count": figures.count,
-    "held": held,
+    "buffered_count": buffered_count,
     "polyline": polyline,
     "segment": lambda text: quote(text, safe=":"),
     "share": figures.share,

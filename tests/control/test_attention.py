@@ -163,7 +163,7 @@ def test_the_worst_comes_first() -> None:
     assert [trouble.bad for trouble in attention(status, now=NOW)] == [True, False]
 
 
-def test_held_events_are_counted_and_not_estimated(settings_of: Callable[..., Settings], database: str) -> None:
+def test_buffered_events_are_counted_and_not_estimated(settings_of: Callable[..., Settings], database: str) -> None:
     """B11: PostgreSQL's statistics went on saying nine when there were none."""
     with psycopg.connect(database, autocommit=True) as db:
         db.execute("insert into sluice.buffered_event select 'did:plc:x', n, '', '' from generate_series(1, 9) n")

@@ -28,7 +28,7 @@ def difference(database: str, simulation: Simulation) -> list[str]:
         for row in db.execute("select did, collection || '/' || rkey as path, cid from sluice.record"):
             records[row["did"]][row["path"]] = row["cid"]
         stored = {_key(row): row for row in db.execute("select * from sluice.label")}
-        held = db.execute("select did, count(*) from sluice.buffered_event group by did").fetchall()
+        buffered = db.execute("select did, count(*) from sluice.buffered_event group by did").fetchall()
     found: list[str] = []
     wrong = 0
     for did, one in truth.items():
@@ -39,7 +39,7 @@ def difference(database: str, simulation: Simulation) -> list[str]:
     if wrong:
         found.append(f"{wrong} of {len(truth)} repos are wrong; phases {_phases(repos)}")
     found += [f"{did} is in the tables, but not in the network" for did in [*(repos.keys() - truth.keys())][:SHOWN]]
-    found += [f"{row['did']}: {row['count']} held events are left" for row in held[:SHOWN]]
+    found += [f"{row['did']}: {row['count']} buffered events are left" for row in buffered[:SHOWN]]
     return found + _labels({_key(label): label for label in labels}, stored)
 
 

@@ -188,7 +188,7 @@ def test_the_handle_of_an_account_that_comes_back_is_checked_again(world: World)
     ) == [(True,)]
 
 
-def test_a_held_event_keeps_the_time_when_the_log_took_it(world: World) -> None:
+def test_a_buffered_event_keeps_the_time_when_the_log_took_it(world: World) -> None:
     """N10: a reply that waited for its repo's fetch came when the log took it, not when it was applied."""
     world.index(*world.snapshot("cat", []))
     world.sql("update sluice.repo set phase = 'backfill', attempt = 2 where did = %s", did("cat"))

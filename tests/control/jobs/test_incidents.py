@@ -240,7 +240,7 @@ def _commit(did: str, number: int) -> wire.CommitEvent:
 
 
 def _halves(db: psycopg.Connection[tuple[Any, ...]]) -> tuple[str, int, int, int]:
-    """Phase, held events, records, and where the index stands in the backfill."""
+    """Phase, buffered events, records, and where the index stands in the backfill."""
     row = db.execute(
         "select phase, (select count(*) from sluice.buffered_event), (select count(*) from sluice.record),"
         " (select next from sluice.stream_offset where topic = 'firehose_backfill') from sluice.repo"
