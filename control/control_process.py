@@ -26,7 +26,7 @@ from control.dead_letter_index import DeadLetterIndex
 from control.filter_changes import FilterWalk
 from control.tasks.dead_letter_retry import DeadLetterRetry
 from control.tasks.gauges import Gauges
-from control.tasks.pruning import Pruning
+from control.tasks.obsolete_rows import ObsoleteRows
 from control.tasks.restored import WHY, RestoreBarrier
 from control.tasks.scheduler import Leader, Scheduler
 from control.tasks.step_thread import Close, ControlStep, StepResult, StepThread, Work
@@ -174,7 +174,9 @@ def steps(settings: Settings) -> list[ControlStep]:
         ControlStep("queue", scheduling("queued"), often, again=settings.tuning.queue_batch),
         ControlStep("requeue", scheduling("requeued"), settings.tuning.requeue_after_seconds / 3),
         ControlStep("filters", with_database(lambda: FilterWalk().steps), often),
-        ControlStep("pruning", with_database(lambda: Pruning(Offsets(settings), settings.history_days).step), often),
+        ControlStep(
+            "obsolete rows", with_database(lambda: ObsoleteRows(Offsets(settings), settings.history_days).step), often
+        ),
         ControlStep("dead_letters", lambda: _dead_letters(settings), often, leader_only=False),
         ControlStep("lag", with_database(lag), LAG_SECONDS, leader_only=False),
     ]

@@ -21,13 +21,13 @@ _NEVER = frozenset({"alt", "arpa", "example", "internal", "invalid", "local", "l
 
 
 class DomainResult(StrEnum):
-    """The result of querying a domain. `SILENT`: its DNS did not answer; `HOST_SILENT`: only its web host did not."""
+    """The result of querying a domain. `DNS_SILENT`: its DNS did not answer; `WEB_SILENT`: only its web host did not."""
 
     FOUND = "found"
     NOTHING = "nothing"
     AMBIGUOUS = "ambiguous"
-    SILENT = "silent"
-    HOST_SILENT = "host_silent"
+    DNS_SILENT = "dns_silent"
+    WEB_SILENT = "web_silent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class DomainAnswer:
 
 
 class HandleStatus(StrEnum):
-    """The status after a check. The `SILENT` ones keep a previous VERIFIED; HOST_SILENT for two recheck intervals only."""
+    """The status after a check. The three SILENT ones keep a previous VERIFIED, WEB_SILENT for two recheck intervals only."""
 
     VERIFIED = "verified"
     NO_HANDLE = "no_handle"
@@ -48,8 +48,8 @@ class HandleStatus(StrEnum):
     NOT_RESOLVED = "not_resolved"
     AMBIGUOUS = "ambiguous"
     ELSEWHERE = "elsewhere"
-    HOST_SILENT = "host_silent"
-    SILENT = "silent"
+    DNS_SILENT = "dns_silent"
+    WEB_SILENT = "web_silent"
     DIRECTORY_SILENT = "directory_silent"
 
 
@@ -82,7 +82,7 @@ def from_txt(records: Sequence[str]) -> DomainAnswer:
 def from_well_known(status: int, body: bytes) -> DomainAnswer:
     """Read the answer of `/.well-known/atproto-did`: a DID, with white space around it at most."""
     if status == 429 or status >= 500:
-        return DomainAnswer(DomainResult.HOST_SILENT, detail=f"its web host answered {status}")
+        return DomainAnswer(DomainResult.WEB_SILENT, detail=f"its web host answered {status}")
     if status != 200 or len(body) > MAX_WELL_KNOWN:
         return DomainAnswer(DomainResult.NOTHING, detail=f"its web host answered {status}")
     did = body.decode("utf-8", "replace").strip()
@@ -99,9 +99,9 @@ def joined(dns: DomainAnswer, web: DomainAnswer | None) -> DomainAnswer:
         return dns
     if web.result is DomainResult.FOUND:
         return web
-    if dns.result is DomainResult.SILENT:
+    if dns.result is DomainResult.DNS_SILENT:
         return dns
-    if web.result is DomainResult.HOST_SILENT:
+    if web.result is DomainResult.WEB_SILENT:
         return web
     return DomainAnswer(DomainResult.NOTHING, detail=f"{dns.detail}; {web.detail}")
 
@@ -114,7 +114,7 @@ def next_check(status: HandleStatus, failures: int, did: str, *, recheck: float,
     """
     if status is HandleStatus.VERIFIED:
         full = recheck
-    elif status in (HandleStatus.SILENT, HandleStatus.HOST_SILENT, HandleStatus.DIRECTORY_SILENT):
+    elif status in (HandleStatus.DNS_SILENT, HandleStatus.WEB_SILENT, HandleStatus.DIRECTORY_SILENT):
         full = min(recheck, retry / 12 * 2 ** min(failures, 10))
     else:
         full = min(recheck, retry * 2 ** min(failures, 10))
@@ -126,10 +126,10 @@ def judge(did: str, handle: str | None, answer: DomainAnswer | None) -> HandleVe
     if handle is None or handle == NO_HANDLE or answer is None:
         return HandleVerdict(HandleStatus.NO_HANDLE)
     match answer.result:
-        case DomainResult.SILENT:
-            return HandleVerdict(HandleStatus.SILENT, detail=answer.detail)
-        case DomainResult.HOST_SILENT:
-            return HandleVerdict(HandleStatus.HOST_SILENT, detail=answer.detail)
+        case DomainResult.DNS_SILENT:
+            return HandleVerdict(HandleStatus.DNS_SILENT, detail=answer.detail)
+        case DomainResult.WEB_SILENT:
+            return HandleVerdict(HandleStatus.WEB_SILENT, detail=answer.detail)
         case DomainResult.AMBIGUOUS:
             return HandleVerdict(HandleStatus.AMBIGUOUS, detail=answer.detail)
         case DomainResult.NOTHING:

@@ -49,9 +49,9 @@ class Transfer:
 
 @dataclass(slots=True)
 class HostSpeed:
-    """Speed of one host. `slots`: its limit; `queue_seconds`: how long a repo may wait; `proven`: it has served a repo."""
+    """Speed of one host. `most_slots`: that it may hold; `queue_seconds`: how long a repo may wait; `proven`: it has served a repo."""
 
-    slots: int
+    most_slots: int
     queue_seconds: float
     proven: bool = False
     _typical: float = 0.0  # moving average of a request's seconds
@@ -96,21 +96,25 @@ class HostSpeed:
         """Expected duration of a request: the average, or the age of the oldest in progress if longer; 0 if unknown."""
         return max(self._typical, now - min(self._running, default=now))
 
-    def permits(self, now: float) -> int:
+    def slots(self, now: float) -> int:
         """Slots that it may hold. Fewer if a request takes longer than `queue_seconds`, or hanging hosts would hold them all."""
         if self.slow:
             return 1
         seconds = self.seconds(now)
-        return self.slots if seconds <= self.queue_seconds else max(1, int(self.slots * self.queue_seconds / seconds))
+        return (
+            self.most_slots
+            if seconds <= self.queue_seconds
+            else max(1, int(self.most_slots * self.queue_seconds / seconds))
+        )
 
     def queue_limit(self, now: float) -> float:
         """How many repos may wait; at least as many as may have slots."""
         seconds = self.seconds(now)
-        return max(self.slots, self.queue_seconds * self.permits(now) / seconds) if seconds > 0 else inf
+        return max(self.most_slots, self.queue_seconds * self.slots(now) / seconds) if seconds > 0 else inf
 
     def delay(self, now: float) -> float:
         """Seconds until an evicted repo may return: after the queue, and after those evicted before it."""
-        self._next_return = max(self._next_return, now + self.queue_seconds) + self.seconds(now) / self.permits(now)
+        self._next_return = max(self._next_return, now + self.queue_seconds) + self.seconds(now) / self.slots(now)
         # limited, so that a host that recovers is not idle for as long as it was slow
         self._next_return = min(self._next_return, now + LONGEST_DELAY_SECONDS)
         return self._next_return - now

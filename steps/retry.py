@@ -68,7 +68,7 @@ _DEFERRED = NOT_ASKED | _OURS | {FailureReason.HOST_SLOW}
 """Uncounted. A transfer that ends with `host_slow` marks its host slow; transfers of a slow host end with `too_slow`, counted."""
 
 _DAY = 86_400.0
-_PATIENCE: Mapping[StrEnum, float] = {
+_UNCOUNTED_SECONDS: Mapping[StrEnum, float] = {
     FailureReason.DIRECTORY_UNREACHABLE: _DAY,
     FailureReason.SPOOL_FULL: _DAY,
     FailureReason.RATE_LIMITED: 7 * _DAY,
@@ -77,9 +77,9 @@ _PATIENCE: Mapping[StrEnum, float] = {
 }
 
 
-def patience(reason: StrEnum) -> float:
+def uncounted_seconds(reason: StrEnum) -> float:
     """Seconds for which attempts with this reason stay uncounted, without a counted one in between."""
-    return _PATIENCE.get(reason, _DAY)
+    return _UNCOUNTED_SECONDS.get(reason, _DAY)
 
 
 _BEYOND_US = frozenset({FailureReason.TOO_LARGE, SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS})

@@ -66,8 +66,8 @@ class FetchSlots:
         self._next_eviction = 0.0
         self._hosts: Counter[str] = Counter()
         self._speeds: dict[str, HostSpeed] = {}
-        self._for_slow = max(1, ordinary // SLOW_SHARE)
-        self._for_proven = ordinary // SLOW_SHARE
+        self._slow_slots = max(1, ordinary // SLOW_SHARE)  # shared by all slow hosts
+        self._proven_slots = ordinary // SLOW_SHARE  # only for hosts that have served a repo
         self._transfers: dict[Transfer, asyncio.Timeout] = {}
         self._ended: dict[Transfer, TooSlow] = {}
         self.taken = 0
@@ -119,7 +119,7 @@ class FetchSlots:
         self._end_slow_transfers(now)
         self._next_eviction = max(self._next_eviction, now - 1.0)
         limits = {host: self._speed(host).queue_limit(now) for host in self._hosts if self._full(host)}
-        slow_left = 2 * self._for_slow
+        slow_left = 2 * self._slow_slots
         seen: Counter[str] = Counter()
         for urgent in (True, False):
             for waiter in self._queues[urgent]:
@@ -143,7 +143,7 @@ class FetchSlots:
         confined = sum(one.confined for one in self._transfers)
         loose = [one for one in slow if not one.confined]
         if any(not self._blocked(host) for host in waiting):
-            allowed = min(self._for_slow, self._limits[False] - 1)
+            allowed = min(self._slow_slots, self._limits[False] - 1)
             for transfer in loose[: max(0, len(loose) + confined - allowed)]:
                 self._speed(transfer.host).ended_for_speed()
                 self._end(transfer, now, counted=False)
@@ -166,7 +166,7 @@ class FetchSlots:
         if self._speed(host).proven:
             return True
         unproven = sum(held for other, held in self._hosts.items() if not self._speed(other).proven)
-        return unproven < limit - self._for_proven
+        return unproven < limit - self._proven_slots
 
     def _blocked(self, host: str) -> bool:
         """Whether the host is at its limit, or is slow and slow hosts are at theirs."""
@@ -175,11 +175,11 @@ class FetchSlots:
         speed = self._speeds.get(host)
         if speed is None or not speed.slow:
             return False
-        return sum(held for other, held in self._hosts.items() if self._speed(other).slow) >= self._for_slow
+        return sum(held for other, held in self._hosts.items() if self._speed(other).slow) >= self._slow_slots
 
     def _full(self, host: str) -> bool:
         held = self._hosts[host]
-        return held > 0 and held >= self._speed(host).permits(self._clock())
+        return held > 0 and held >= self._speed(host).slots(self._clock())
 
     def _take(self, host: str) -> None:
         self.taken += 1

@@ -22,7 +22,7 @@ BURST_SHARE = 0.1
 LEASE_SHARE = 1 / 30  # lifetime of leased tokens, as a share of the window; requests may reach the host as much later
 SHORTEST_LEASE = 0.5
 LARGEST_LEASE = 32
-PATIENCE_SECONDS = 60.0
+LONGEST_WAIT_SECONDS = 60.0
 KEPT_HOSTS = 20_000
 CONNECTIONS = 2
 LOWER_EVERY_SECONDS = 1.0
@@ -170,9 +170,9 @@ class HostBudget:
             return
         rate = max(limit - max(1, limit * BURST_SHARE), 0.99) / self._span
         ahead = (state.waiting - tokens) / rate
-        if ahead > PATIENCE_SECONDS and state.waiting > 1:
+        if ahead > LONGEST_WAIT_SECONDS and state.waiting > 1:
             raise HostPaused(host, ahead, FailureReason.HOST_BUSY, f"the budget of {limit} requests is used up")
-        await asyncio.sleep(min(PATIENCE_SECONDS, max(0.05, (1 - tokens) / rate)))
+        await asyncio.sleep(min(LONGEST_WAIT_SECONDS, max(0.05, (1 - tokens) / rate)))
 
     def _state(self, host: str) -> _Host:
         state = self._hosts.get(host)

@@ -25,7 +25,7 @@ from steps.backoff import STEADY_SECONDS, reconnect_seconds
 
 QUEUE_UNIT_BYTES = 2048  # a frame counts as 1 unit in the queue, plus 1 for each full 2,048 bytes
 LONGEST_REST_SECONDS = 300.0  # maximum wait for an upstream's Retry-After
-PATIENCE_WITHOUT_CURSOR = 10  # factor of the silence limit: without a cursor, a reconnect could lose an event
+SILENCE_FACTOR_WITHOUT_CURSOR = 10  # factor of the silence limit: without a cursor, a reconnect could lose an event
 RECOVERED_SECONDS = 10.0  # a connection open for this long is healthy, even without events
 QUIET_SECONDS = 2.0  # without a frame: the upstream has no backlog to send
 _KNOWN_ERRORS = ("FutureCursor", "ConsumerTooSlow")  # allowed as metric labels; other names are untrusted and unbounded
@@ -208,7 +208,7 @@ class Sockets:
         """Wait for the reader to end. Return earlier if no frame arrives for the silence limit; pings do not count (B8)."""
         limit = self._settings.stream_silence_seconds
         if upstream.last_seq() is None:
-            limit *= PATIENCE_WITHOUT_CURSOR
+            limit *= SILENCE_FACTOR_WITHOUT_CURSOR
         upstream.received_at = time.monotonic()
         since = upstream.received_at
         while not reader.done():

@@ -3,7 +3,7 @@
 A check resolves the DID, takes the handle that its document claims, and queries the handle's domain by DNS and HTTPS, with the
 SSRF guard. A DID that the domain confirms becomes the owner: the same transaction removes the handle from the previous owner,
 and a unique index prevents two owners. An unavailable directory or DNS server delays a check and changes nothing; an unavailable web
-host ends `verified` after PATIENCE recheck intervals. Events schedule an immediate check of their DID
+host ends `verified` after WEB_SILENT_INTERVALS recheck intervals. Events schedule an immediate check of their DID
 (flows/index/transaction.py); other rows are checked periodically, at a limited rate.
 """
 
@@ -56,7 +56,7 @@ QUERIES_AT_ONCE = 100
 BATCH_SECONDS = 3.0
 IDLE_SECONDS = 0.5
 WAIT_MAX_SECONDS = 15.0
-PATIENCE = 2.0  # recheck intervals after which a handle loses `verified` if its web host is unavailable
+WEB_SILENT_INTERVALS = 2.0  # recheck intervals after which a handle loses `verified` if its web host is unavailable
 MAX_DETAIL = 300
 
 log = logging.getLogger("handles")
@@ -133,11 +133,11 @@ class HandleResolver:
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return from_txt([])
         except dns.resolver.NoResolverConfiguration:
-            return DomainAnswer(DomainResult.SILENT, detail="no DNS server is configured; set SLUICE_HANDLE_DNS")
+            return DomainAnswer(DomainResult.DNS_SILENT, detail="no DNS server is configured; set SLUICE_HANDLE_DNS")
         except (dns.name.NameTooLong, dns.name.LabelTooLong):
             return DomainAnswer(DomainResult.NOTHING, detail="too long for a DNS name")
         except (dns.exception.DNSException, OSError) as err:
-            return DomainAnswer(DomainResult.SILENT, detail=f"DNS: {type(err).__name__}")
+            return DomainAnswer(DomainResult.DNS_SILENT, detail=f"DNS: {type(err).__name__}")
         return from_txt([b"".join(record.strings).decode("utf-8", "replace") for record in found])
 
     async def _query_web(self, handle: str) -> DomainAnswer:
@@ -152,7 +152,7 @@ class HandleResolver:
         except (HostRefused, BodyTooLarge, NoSuchHost) as err:
             return DomainAnswer(DomainResult.NOTHING, detail=str(err))
         except Unreachable as err:
-            return DomainAnswer(DomainResult.HOST_SILENT, detail=str(err))
+            return DomainAnswer(DomainResult.WEB_SILENT, detail=str(err))
         return from_well_known(answer.status, answer.body)
 
 
@@ -259,7 +259,7 @@ class HandleChecks:
                 )
                 for one in checked
             ],
-            "patience": PATIENCE * settings.handle_recheck_seconds,
+            "web_silent_seconds": WEB_SILENT_INTERVALS * settings.handle_recheck_seconds,
         }
         try:
             async with db.transaction():

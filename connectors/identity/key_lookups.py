@@ -205,7 +205,7 @@ class KeyLookups:
     def _opened(self) -> Resolver:
         if self._resolver is None:
             self._session = open_session(self._settings, resolver=self._names)
-            self._resolver = Resolver(self._settings, self._session, patience=0.0)
+            self._resolver = Resolver(self._settings, self._session, outage_seconds=0.0)
         return self._resolver
 
     async def _begin(self, dids: Collection[str]) -> None:

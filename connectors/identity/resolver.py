@@ -18,7 +18,7 @@ from connectors.http.client import DOCUMENT_JSON, HostRefused, HttpAnswer, Unrea
 from connectors.identity.batch_loader import BatchLoader
 from connectors.identity.directory_pace import DirectoryPace
 from connectors.identity.directory_probe import DirectoryProof, has_directory_message, read_document
-from connectors.postgres.connection import PATIENCE_SECONDS, AsyncPool
+from connectors.postgres.connection import OUTAGE_SECONDS, AsyncPool
 from protocol.did_document import IdentityRejected, ResolvedIdentity, document_url
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -64,13 +64,13 @@ LookupResult = ResolvedIdentity | IdentityNotFound | IdentityUnreachable
 
 
 class Resolver:
-    """One per process, for one event loop; close it in that loop. `patience`: seconds to wait for PostgreSQL."""
+    """One per process, for one event loop; close it in that loop. `outage_seconds`: seconds to wait for PostgreSQL."""
 
     def __init__(
         self,
         settings: Settings,
         session: aiohttp.ClientSession,
-        patience: float = PATIENCE_SECONDS,
+        outage_seconds: float = OUTAGE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -88,7 +88,7 @@ class Resolver:
         self._pace = DirectoryPace(settings.identity_requests_per_second, clock)
         self._proof = DirectoryProof(self._known_documents, clock)
         self._sql = queries("identity")
-        self._pool = AsyncPool(settings.database, "sluice resolver", STORE_CONNECTIONS, patience)
+        self._pool = AsyncPool(settings.database, "sluice resolver", STORE_CONNECTIONS, outage_seconds)
         self._look_ups: BatchLoader[str, tuple[ResolvedIdentity, float]] = BatchLoader(self._stored_many)
         self._stores: BatchLoader[ResolvedIdentity, None] = BatchLoader(self._store_many)
 

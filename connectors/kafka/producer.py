@@ -142,10 +142,10 @@ class LogProducer:
         log does not accept them. A callback that records the offset costs more than the write, so only `places_of` have one.
         Messages of one key stay in order: if one of them is large, all of them use the same (snappy) producer.
         """
-        reports, patience = _Reports(), _Patience()
+        reports, limit = _Reports(), _SendLimit()
         try:
-            self._produce(messages, reports, places_of, patience)
-            left = self._flush(patience)
+            self._produce(messages, reports, places_of, limit)
+            left = self._flush(limit)
         except (LogUnavailable, Stopping):
             self._discard()
             raise
@@ -160,7 +160,7 @@ class LogProducer:
         return reports.places
 
     def _produce(
-        self, messages: Sequence[Out], reports: "_Reports", places_of: Collection[int], patience: "_Patience"
+        self, messages: Sequence[Out], reports: "_Reports", places_of: Collection[int], limit: "_SendLimit"
     ) -> None:
         large_keys = {message.key for message in messages if len(message.value) > LARGE_BYTES}
         small, topics = self._client(), {one: self._settings.topic(one) for one in {m.topic for m in messages}}
@@ -174,17 +174,17 @@ class LogProducer:
                     )
                     break
                 except BufferError as err:
-                    if patience.spent():
+                    if limit.reached():
                         raise LogUnavailable(f"{topics[message.topic]}: the queue to the broker stays full") from err
                     client.poll(0.05)
                 except KafkaException as err:
                     raise LogUnavailable(f"{topics[message.topic]}: {err}") from err
 
-    def _flush(self, patience: "_Patience") -> int:
+    def _flush(self, limit: "_SendLimit") -> int:
         """Wait for all delivery reports, marking progress for the watchdog. Returns the number of missing reports."""
         for client in self._producers.values():
             while left := client.flush(FLUSH_SECONDS):
-                if patience.spent():
+                if limit.reached():
                     return left
         return 0
 
@@ -196,14 +196,14 @@ class LogProducer:
         self._producers.clear()
 
 
-class _Patience:
-    """Time limit of one `send`."""
+class _SendLimit:
+    """The time limit of one `send`."""
 
     def __init__(self) -> None:
         self._until = time.monotonic() + DELIVERY_SECONDS + FLUSH_SECONDS
         self._stopping: float | None = None
 
-    def spent(self) -> bool:
+    def reached(self) -> bool:
         """Whether the limit is reached. Marks progress. Raises Stopping STOPPING_SECONDS after STOP was first seen set."""
         watchdog.mark()
         now = time.monotonic()

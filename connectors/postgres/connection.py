@@ -47,7 +47,7 @@ LOCK_SECONDS = 20
 IDLE_SECONDS = 120  # in a transaction: its process is hung or suspended, and its locks block others
 POOL_SECONDS = 10.0
 POOL_STATEMENT_SECONDS = 30.0
-PATIENCE_SECONDS = 300.0
+OUTAGE_SECONDS = 300.0
 
 REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
 """Errors caused by the data of one row. ProgramLimitExceeded: a row too large for an index; psycopg's OperationalError."""
@@ -236,15 +236,15 @@ async def connect_async(url: str, name: str) -> psycopg.AsyncConnection[TupleRow
 class AsyncPool:
     """A few connections for concurrent tasks of one loop. Opens on first use; close it in that loop.
 
-    Each statement is its own transaction and must be safe to repeat: after an OperationalError it is retried for `patience`
-    seconds, then psycopg.OperationalError is raised.
+    Each statement is its own transaction and must be safe to repeat: after an OperationalError it is retried for
+    `outage_seconds`, then psycopg.OperationalError is raised.
     """
 
-    def __init__(self, url: str, name: str, size: int, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, url: str, name: str, size: int, outage_seconds: float = OUTAGE_SECONDS) -> None:
         self._url = url
         self._name = name
         self._size = size
-        self._patience = patience
+        self._outage_seconds = outage_seconds
         self._pool: AsyncConnectionPool[AsyncBounded] | None = None
 
     async def fetch(
@@ -286,7 +286,7 @@ class AsyncPool:
                 async with pool.connection() as db:
                     return await work(db)
             except psycopg.OperationalError as err:
-                if isinstance(err, errors.ProgramLimitExceeded) or time.monotonic() - began >= self._patience:
+                if isinstance(err, errors.ProgramLimitExceeded) or time.monotonic() - began >= self._outage_seconds:
                     raise
                 failures += 1
                 await asyncio.sleep(backoff_seconds(failures, 0.2, 5.0, growth=4.0))

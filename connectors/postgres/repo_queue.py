@@ -22,7 +22,7 @@ SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
 FOREVER = 32_503_680_000.0  # a Unix time of the year 3000
 STALE_GRACE_SECONDS = 600.0
-PATIENCE_SECONDS = 86_400.0
+UNCOUNTED_SECONDS = 86_400.0
 ON_THE_WAY = ("pending", "backfill")
 
 
@@ -169,16 +169,15 @@ class RepoQueue:
         *,
         counted: bool = True,
         last: bool = False,
-        patience: float = PATIENCE_SECONDS,
-        slower: bool = False,
+        uncounted_seconds: float = UNCOUNTED_SECONDS,
+        growing: bool = False,
     ) -> str | None:
         """Release a claim with its error. Returns 'pending', or 'failed' after the last counted attempt; None: not our claim.
 
-        `last`: a further attempt would fail the same way. `patience`: after this many seconds of uncounted attempts the next
-        one is counted. `slower`: the wait grows: at least half of the time since the first uncounted
-        attempt, up to an hour.
+        `last`: a further attempt would fail the same way. `uncounted_seconds`: after so long without a counted attempt this one
+        is counted. `growing`: wait at least half of the time since the first uncounted attempt, up to an hour.
         """
-        ours = {"dids": [did], "attempts": [attempt], "patience": patience, "slower": slower}
+        ours = {"dids": [did], "attempts": [attempt], "uncounted_seconds": uncounted_seconds, "growing": growing}
         return self._leave("lock_claims", ours, error, delay_seconds, counted=counted, last=last).get(did)
 
     def release_all(self, worker: str) -> int:
@@ -296,8 +295,8 @@ class RepoQueue:
                 return {}
             db.execute(SQL["drop_buffered"], {"dids": dids})
             reopen = {
-                "patience": values.get("patience", PATIENCE_SECONDS),
-                "slower": values.get("slower", False),
+                "uncounted_seconds": values.get("uncounted_seconds", UNCOUNTED_SECONDS),
+                "growing": values.get("growing", False),
                 "dids": dids,
                 "delays": [delay_seconds] * len(dids),
                 "error": error,

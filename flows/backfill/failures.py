@@ -18,7 +18,7 @@ from steps.retry import (
     RetryPolicy,
     Unavailable,
     decide,
-    patience,
+    uncounted_seconds,
 )
 
 log = logging.getLogger("backfill")
@@ -64,8 +64,8 @@ class FailureHandler:
                 seconds,
                 counted=counted,
                 last=last,
-                patience=patience(failure.reason),
-                slower=failure.reason is FailureReason.DIRECTORY_UNREACHABLE,
+                uncounted_seconds=uncounted_seconds(failure.reason),
+                growing=failure.reason is FailureReason.DIRECTORY_UNREACHABLE,
             )
         )
         metrics.REPOS_FAILED.inc(phase == "failed")

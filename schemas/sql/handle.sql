@@ -29,8 +29,8 @@ where h.did = l.did
 returning h.did
 
 -- name: settle
--- Results of checks. Without an answer a verified handle stays verified; without one from its web host only until %(patience)s
--- seconds after it was last verified. A check that an event asked for after this one began stays due.
+-- Results of checks. Without an answer a verified handle stays verified; without one from its web host only until %(web_silent_seconds)s s
+-- after it was last verified. A check that an event asked for after this one began stays due.
 insert into sluice.handle as h (did, handle, verified, verified_at, checked_at, next_check_at, failures, reason, detail)
 select u.did, u.handle, u.standing = 'verified', case when u.standing = 'verified' then now() end, now(),
        now() + make_interval(secs => u.delay), (u.standing <> 'verified')::integer, nullif(u.standing, 'verified'), u.detail
@@ -41,9 +41,9 @@ on conflict (did) do update
 set handle = case when excluded.reason = 'directory_silent' then h.handle else excluded.handle end,
     verified = excluded.verified or (h.verified and (
         excluded.reason = 'directory_silent'
-        or (excluded.reason = 'silent' and excluded.handle = h.handle)
-        or (excluded.reason = 'host_silent' and excluded.handle = h.handle
-            and h.verified_at > now() - make_interval(secs => %(patience)s))
+        or (excluded.reason = 'dns_silent' and excluded.handle = h.handle)
+        or (excluded.reason = 'web_silent' and excluded.handle = h.handle
+            and h.verified_at > now() - make_interval(secs => %(web_silent_seconds)s))
     )),
     verified_at = coalesce(excluded.verified_at, h.verified_at),
     checked_at = excluded.checked_at,

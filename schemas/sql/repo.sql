@@ -216,10 +216,10 @@ delete from sluice.buffered_event where did = any(%(dids)s::text[])
 
 -- name: reopen
 -- From backfill back to pending, or to failed after the last attempt. Rows are locked already. An uncounted attempt is
--- counted after all if none was counted for `patience` seconds. `slower`: uncounted attempts back off too.
+-- counted after all if none was counted for `uncounted_seconds`. `growing`: the wait after uncounted attempts grows too.
 with left_over as (
-    select d.did, d.delay, %(counted)s or coalesce(l.deferred_since < now() - make_interval(secs => %(patience)s), false) as counted,
-           case when %(slower)s then least(coalesce(extract(epoch from now() - l.deferred_since), 0)::float8 / 2, 3600) end as slower
+    select d.did, d.delay, %(counted)s or coalesce(l.deferred_since < now() - make_interval(secs => %(uncounted_seconds)s), false) as counted,
+           case when %(growing)s then least(coalesce(extract(epoch from now() - l.deferred_since), 0)::float8 / 2, 3600) end as growing
     from unnest(%(dids)s::text[], %(delays)s::float8[]) as d (did, delay)
     join sluice.repo l on l.did = d.did
 )
@@ -229,7 +229,7 @@ set phase = case when o.counted and r.retry_count + 1 >= %(max_attempts)s then '
     deferred_since = case when o.counted then null
                           when %(error)s::text is null then r.deferred_since
                           else coalesce(r.deferred_since, now()) end,
-    next_retry_at = now() + make_interval(secs => greatest(o.delay, coalesce(o.slower, 0))),
+    next_retry_at = now() + make_interval(secs => greatest(o.delay, coalesce(o.growing, 0))),
     last_error = coalesce(%(error)s, r.last_error), queued_at = null, lease_until = null, worker = null,
     produced_partition = null, produced_offset = null, phase_since = now(),
     seen_rev = greatest(r.seen_rev, r.buffered_rev), buffered = 0, buffered_rev = '', -- buffered events count as seen

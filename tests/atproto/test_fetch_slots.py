@@ -142,7 +142,7 @@ def test_a_host_is_slow_until_it_has_served_well_twice_as_often_as_before() -> N
         pace.ended_for_speed()
         pace.ended_for_speed()  # two transfers at once are one time
         needed.append(0)
-        assert pace.permits(0.0) == 1
+        assert pace.slots(0.0) == 1
         while pace.slow:
             pace.served()
             needed[-1] += 1

@@ -22,7 +22,7 @@ from connectors.kafka.producer import LogProducer, Out, dead_letter
 from control.dead_letter_index import DeadLetterIndex, index_dead_letters
 from control.dead_letters import DeadLetters
 from control.tasks.dead_letter_retry import AFTER_SECONDS, DeadLetterRetry
-from control.tasks.pruning import CHECK_SECONDS, Pruned, Pruning
+from control.tasks.obsolete_rows import CHECK_SECONDS, ObsoleteRows, Removed
 from protocol.event_stream import FrameReason
 from protocol.labels import LabelReason
 from protocol.verify_commit import VerifyReason
@@ -225,8 +225,8 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     for done in admin.delete_records([TopicPartition(topic, partition, places[2][1])]).values():
         done.result(60)
     now = 0.0
-    pruning = Pruning(Offsets(desk.settings), clock=lambda: now)
-    assert pruning.step(desk.db) == Pruned(letters=2, open_letters=1)
+    obsolete = ObsoleteRows(Offsets(desk.settings), clock=lambda: now)
+    assert obsolete.step(desk.db) == Removed(letters=2, open_letters=1)
     assert desk.db.execute("select part, log_offset, state from sluice.dead_letter order by log_offset").fetchall() == [
         (*place, "open") for place in places[2:]
     ]
@@ -234,9 +234,9 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     assert line.__dict__["letters"] == 1
     for done in admin.delete_records([TopicPartition(topic, partition, places[3][1])]).values():
         done.result(60)
-    assert pruning.step(desk.db) == Pruned()  # it looks now and then
+    assert obsolete.step(desk.db) == Removed()  # it looks now and then
     now += CHECK_SECONDS
-    assert pruning.step(desk.db) == Pruned(letters=1, open_letters=1)
+    assert obsolete.step(desk.db) == Removed(letters=1, open_letters=1)
     assert desk.count() == 1
 
 
@@ -253,7 +253,7 @@ def test_unused_hosts_are_removed(desk: Desk) -> None:
         union all select 'named', now(), null, null, null
         """
     )
-    assert Pruning(Offsets(desk.settings)).step(desk.db) == Pruned(hosts=2)
+    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db) == Removed(hosts=2)
     left = desk.db.execute("select host from sluice.host order by host").fetchall()
     assert left == [("asked",), ("listed",), ("named",), ("paused",)]
 
@@ -291,7 +291,7 @@ def test_resolved_history_is_removed_and_open_rows_stay(desk: Desk) -> None:
         values ('did:plc:old', now() - interval '31 days'), ('did:plc:new', now());
         """
     )
-    assert Pruning(Offsets(desk.settings)).step(desk.db) == Pruned(history=4)
+    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db) == Removed(history=4)
     assert desk.db.execute("select upstream from sluice.stream_gap order by 1").fetchall() == [("open",), ("recent",)]
     assert desk.db.execute("select upstream from sluice.skipped_range").fetchall() == [("open",)]
     assert desk.db.execute("select did from sluice.identity").fetchall() == [("did:plc:new",)]

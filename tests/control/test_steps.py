@@ -40,7 +40,7 @@ def run(leads: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run
 
 
 def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
-    """H1: pruning failed for 19 minutes, and dead letters and lag behind it in the pass never came."""
+    """H1: the removal of obsolete rows failed for 19 minutes, and dead letters and lag behind it in the pass never came."""
     release, calls = threading.Event(), {"fails": 0, "works": 0}
 
     def fails() -> StepResult:
@@ -55,7 +55,7 @@ def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
         calls["works"] += 1
         return StepResult(queued=1)
 
-    failing, waiting, working = run("pruning", fails), run("lag", waits), run("letters", works)
+    failing, waiting, working = run("obsolete rows", fails), run("lag", waits), run("letters", works)
     wait_until(lambda: calls["fails"] > 3 and calls["works"] > 10)
     assert failing.problem == "list_topics: timed out"
     assert waiting.problem == working.problem == ""

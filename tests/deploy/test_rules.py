@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 import connectors.runtime.metrics  # noqa: F401 - registers every metric
-from connectors.atproto.stream_sockets import PATIENCE_WITHOUT_CURSOR
+from connectors.atproto.stream_sockets import SILENCE_FACTOR_WITHOUT_CURSOR
 from schemas.settings import Settings
 from tests.deploy.rendering import K8S, ROOT
 
@@ -108,7 +108,7 @@ def test_silence_is_counted_in_the_cases_as_the_watchdog_counts_it() -> None:
     assert {case["interval"] for case in cases} == {f"{silence * 1.25:.0f}s"}, "it looks four times in that time"
     (fresh,) = (case for case in cases if "fresh mirror" in case["name"])
     unheard, _, _ = fresh["input_series"][1]["values"].partition(" ")
-    assert silence * PATIENCE_WITHOUT_CURSOR <= int(unheard.removeprefix("_x")) * silence * 1.25
+    assert silence * SILENCE_FACTOR_WITHOUT_CURSOR <= int(unheard.removeprefix("_x")) * silence * 1.25
 
 
 BORN = re.compile(r"(\w+_total(?:\{[^}]*\})?) unless \1 offset (\w+) or increase\(\1\[\2\]\)")

@@ -99,13 +99,13 @@ def test_dns_that_fails_is_silence() -> None:
     async def body(names: Names, settings: Settings) -> None:
         names.records["_atproto.a.example.com"] = ("TXT", [f'"did={DID}"'])
         names.faults.switch({"dns_servfail": 1.0})
-        assert (await ask(settings, "a.example.com")).result is DomainResult.SILENT
+        assert (await ask(settings, "a.example.com")).result is DomainResult.DNS_SILENT
         assert names.faults.counts["dns_servfail"] > 0
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
             nobody.bind(("127.0.0.1", 0))
             nowhere = settings.replaced(handle_dns=f"127.0.0.1:{nobody.getsockname()[1]}")
             started = time.monotonic()
-            assert (await ask(nowhere, "a.example.com")).result is DomainResult.SILENT
+            assert (await ask(nowhere, "a.example.com")).result is DomainResult.DNS_SILENT
             assert time.monotonic() - started < 60  # DNS for the record and for the host: five seconds each
 
     run(body)
@@ -193,11 +193,11 @@ def test_a_web_host_names_the_did_where_dns_does_not(tmp_path: Path) -> None:
             assert await resolver.query("a.example.com") == DomainAnswer(DomainResult.FOUND, DID)
             assert (
                 await resolver.query("other.example.com")
-            ).result is DomainResult.HOST_SILENT  # the certificate is not its own
+            ).result is DomainResult.WEB_SILENT  # the certificate is not its own
             for status, text, expected in (
                 (200, "x" * 100_000, DomainResult.NOTHING),
                 (404, DID, DomainResult.NOTHING),
-                (503, DID, DomainResult.HOST_SILENT),
+                (503, DID, DomainResult.WEB_SILENT),
             ):
                 state.update(status=status, text=text)
                 assert (await resolver.query("a.example.com")).result is expected
@@ -222,7 +222,7 @@ def test_the_sockets_of_many_queries_are_bounded(monkeypatch: pytest.MonkeyPatch
             while not queries.done():
                 most.append(open_files())
                 await asyncio.sleep(0.005)
-            assert {one.result for one in queries.result()} == {DomainResult.SILENT}
+            assert {one.result for one in queries.result()} == {DomainResult.DNS_SILENT}
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))

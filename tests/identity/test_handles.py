@@ -126,7 +126,9 @@ def test_silence_of_directory_and_dns_changes_nothing(simulator: Any, database: 
         before = checks.rows()
         simulation.set_faults(dns_servfail=1.0)
         checks.again()
-        checks.until(lambda: checks.db.execute("select bool_and(reason = 'silent') from sluice.handle").fetchone()[0])
+        checks.until(
+            lambda: checks.db.execute("select bool_and(reason = 'dns_silent') from sluice.handle").fetchone()[0]
+        )
         assert checks.rows() == before
         assert simulation.fired("dns_servfail") > 8
         simulation.set_faults(clear=True, plc_500=1.0)

@@ -178,7 +178,7 @@ def test_a_flow_that_fails_or_hangs_is_restarted_and_its_cause_is_reported(
 
 
 def test_a_step_of_control_that_fails_for_ever_holds_up_no_other(run: Run, settings: Settings, database: str) -> None:
-    """H1: pruning failed each time, and dead letters, lag and the queue behind it never came."""
+    """H1: the removal of obsolete rows failed each time, and dead letters, lag and the queue behind it never came."""
     process = run.fork("control", settings, BLIND)
     run.until(lambda: run.health("control")[0] == 200)
     with psycopg.connect(database, autocommit=True) as db:

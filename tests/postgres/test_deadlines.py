@@ -178,11 +178,11 @@ def test_dead_pooled_connections_are_not_handed_out(private_postgres: EmbeddedDa
     asyncio.run(main())
 
 
-def test_a_pool_gives_up_after_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_bridges_an_outage_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "POOL_SECONDS", 0.2)
 
     async def main() -> None:
-        impatient = AsyncPool("postgresql://nobody@127.0.0.1:1/none", "sluice pool", 1, patience=0.0)
+        impatient = AsyncPool("postgresql://nobody@127.0.0.1:1/none", "sluice pool", 1, outage_seconds=0.0)
         with pytest.raises(psycopg.OperationalError):
             await impatient.fetch(b"select 1")
         await impatient.close()

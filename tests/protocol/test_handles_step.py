@@ -18,7 +18,7 @@ ONE, TWO = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb
 FOUND, OTHER = DomainAnswer(DomainResult.FOUND, ONE), DomainAnswer(DomainResult.FOUND, TWO)
 NOTHING = DomainAnswer(DomainResult.NOTHING)
 AMBIGUOUS = DomainAnswer(DomainResult.AMBIGUOUS)
-SILENT, HOST_SILENT = DomainAnswer(DomainResult.SILENT), DomainAnswer(DomainResult.HOST_SILENT)
+DNS_SILENT, WEB_SILENT = DomainAnswer(DomainResult.DNS_SILENT), DomainAnswer(DomainResult.WEB_SILENT)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_txt_records_name_one_did_or_none(records: list[str], answer: DomainResu
         (200, ONE.encode() + b" " * 4000, DomainResult.NOTHING),
         (404, ONE.encode(), DomainResult.NOTHING),
         (403, b"", DomainResult.NOTHING),
-        (429, b"", DomainResult.HOST_SILENT),
-        (500, ONE.encode(), DomainResult.HOST_SILENT),
-        (503, b"", DomainResult.HOST_SILENT),
+        (429, b"", DomainResult.WEB_SILENT),
+        (500, ONE.encode(), DomainResult.WEB_SILENT),
+        (503, b"", DomainResult.WEB_SILENT),
     ],
 )
 def test_a_web_host_names_a_did_and_nothing_else(status: int, body: bytes, answer: DomainResult) -> None:
@@ -64,10 +64,10 @@ def test_a_web_host_names_a_did_and_nothing_else(status: int, body: bytes, answe
         (FOUND, OTHER, FOUND),  # DNS goes first
         (AMBIGUOUS, FOUND, AMBIGUOUS),
         (NOTHING, FOUND, FOUND),
-        (SILENT, FOUND, FOUND),
-        (SILENT, NOTHING, SILENT),
-        (SILENT, HOST_SILENT, SILENT),
-        (NOTHING, HOST_SILENT, HOST_SILENT),
+        (DNS_SILENT, FOUND, FOUND),
+        (DNS_SILENT, NOTHING, DNS_SILENT),
+        (DNS_SILENT, WEB_SILENT, DNS_SILENT),
+        (NOTHING, WEB_SILENT, WEB_SILENT),
     ],
 )
 def test_dns_has_priority_and_a_timeout_is_no_answer(
@@ -87,8 +87,8 @@ def test_both_ways_nothing_is_a_verdict() -> None:
         ("a.example.com", OTHER, HandleStatus.ELSEWHERE),
         ("a.example.com", NOTHING, HandleStatus.NOT_RESOLVED),
         ("a.example.com", AMBIGUOUS, HandleStatus.AMBIGUOUS),
-        ("a.example.com", SILENT, HandleStatus.SILENT),
-        ("a.example.com", HOST_SILENT, HandleStatus.HOST_SILENT),
+        ("a.example.com", DNS_SILENT, HandleStatus.DNS_SILENT),
+        ("a.example.com", WEB_SILENT, HandleStatus.WEB_SILENT),
         ("handle.invalid", FOUND, HandleStatus.NO_HANDLE),
         (None, None, HandleStatus.NO_HANDLE),
     ],
@@ -119,7 +119,7 @@ def test_checks_come_sooner_for_what_is_not_verified_and_never_stop() -> None:
     assert 2700 <= first <= 3600
     assert later == sorted(later)
     assert later[-1] == wait(HandleStatus.VERIFIED)
-    for silence in (HandleStatus.SILENT, HandleStatus.HOST_SILENT, HandleStatus.DIRECTORY_SILENT):
+    for silence in (HandleStatus.DNS_SILENT, HandleStatus.WEB_SILENT, HandleStatus.DIRECTORY_SILENT):
         assert wait(silence) < first / 10
     assert next_check(HandleStatus.VERIFIED, 0, TWO, recheck=86_400, retry=3600) != wait(
         HandleStatus.VERIFIED

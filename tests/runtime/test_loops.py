@@ -231,7 +231,7 @@ def test_a_directory_that_answers_only_429_gets_longer_cooldowns(named: float | 
 
 @pytest.mark.parametrize(
     "standing",
-    [HandleStatus.SILENT, HandleStatus.HOST_SILENT, HandleStatus.DIRECTORY_SILENT, HandleStatus.NOT_RESOLVED],
+    [HandleStatus.DNS_SILENT, HandleStatus.WEB_SILENT, HandleStatus.DIRECTORY_SILENT, HandleStatus.NOT_RESOLVED],
 )
 def test_a_handle_that_never_resolves(standing: HandleStatus) -> None:
     """H5: handle checks of one DID."""

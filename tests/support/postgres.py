@@ -35,7 +35,7 @@ OLDER_INITDB = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"]  # the 
 TEMPLATE = "sluice_template"
 FEW_PARTS = "?options=-c%20sluice.record_parts%3D2"
 """A database of 64 parts takes a second more to copy and drop."""
-PATIENCE_SECONDS = 60.0
+START_SECONDS = 60.0
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """Settings of the session's server: a commit waits for no disk. `private_postgres`, for tests of durability, has none of these."""
 
@@ -59,7 +59,7 @@ def fresh_database(server_url: str, template: str = "template1") -> Iterator[str
 
 def patiently(admin: psycopg.Connection[Any], statement: str) -> None:
     """PostgreSQL gives the sessions of a database five seconds to end; one that waits for a busy disk takes longer."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             admin.execute(statement.encode())

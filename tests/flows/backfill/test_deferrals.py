@@ -12,7 +12,17 @@ from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from flows.backfill.failures import identity_failure
 from schemas import wire
 from schemas.settings import Settings
-from steps.retry import NOT_ASKED, Failure, FailureReason, GiveUp, PauseHost, RetryIn, RetryPolicy, decide, patience
+from steps.retry import (
+    NOT_ASKED,
+    Failure,
+    FailureReason,
+    GiveUp,
+    PauseHost,
+    RetryIn,
+    RetryPolicy,
+    decide,
+    uncounted_seconds,
+)
 
 DID = "did:plc:abcdefghijklmnopqrstuvwx"
 POLICY = RetryPolicy(5, 5.0, 3600.0, 60.0)
@@ -63,12 +73,12 @@ def test_uncounted_attempts_count_after_a_day(bed: Bed) -> None:
     assert phases == ["pending"] * 7 + ["failed"]
 
 
-def test_a_counted_attempt_or_a_fetch_resets_the_patience(bed: Bed) -> None:
+def test_a_counted_attempt_or_a_fetch_restarts_the_uncounted_time(bed: Bed) -> None:
     bed.ends()
     bed.ends(counted=True)
     assert bed.row()[:2] == (1, False)
     bed.ends()
-    bed.ends(2.0, patience=7 * 86_400.0)
+    bed.ends(2.0, uncounted_seconds=7 * 86_400.0)
     assert bed.row()[:2] == (1, True)
     bed.db.execute("update sluice.repo set phase = 'backfill'")
     bed.store.produced([(DID, bed.attempt, 0, 7)])
@@ -79,7 +89,7 @@ def test_an_unavailable_directory_is_asked_at_growing_intervals(bed: Bed) -> Non
     """H5"""
     waits = []
     for days in (0.0, 0.01, 0.1, 0.5):
-        bed.ends(days, slower=True)
+        bed.ends(days, growing=True)
         waits.append(round(bed.row()[2]))
     assert waits[0] == 60
     assert waits[1] == pytest.approx(432, abs=5)
@@ -88,11 +98,11 @@ def test_an_unavailable_directory_is_asked_at_growing_intervals(bed: Bed) -> Non
 
 @pytest.mark.parametrize("reason", list(FailureReason))
 def test_every_reason_has_an_end(reason: FailureReason) -> None:
-    """H5: counted, or with a patience."""
+    """H5: counted, or uncounted for a bounded time."""
     decision = decide(Failure(reason, ""), 0, POLICY, key=DID)
     uncounted = isinstance(decision, PauseHost) or (isinstance(decision, RetryIn) and not decision.counted)
     if uncounted:
-        assert 86_400 <= patience(reason) <= 30 * 86_400
+        assert 86_400 <= uncounted_seconds(reason) <= 30 * 86_400
     elif isinstance(decision, RetryIn):
         assert isinstance(decide(Failure(reason, ""), 4, POLICY, key=DID), GiveUp)
     if uncounted and reason not in NOT_ASKED:

@@ -4,7 +4,7 @@ A dead letter whose message retention has removed can be neither shown nor retri
 open, that is counted and logged as a loss. Resolved losses, recovered ranges, ended audits, unused identities and unused hosts
 are removed after `history_days`; rows that still need work stay.
 
-`Pruning.step()` runs in the leading control process: bounded pieces while there are rows to remove, then every CHECK_SECONDS.
+`ObsoleteRows.step()` runs in the leading control process: bounded pieces while there are rows to remove, then every CHECK_SECONDS.
 """
 
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger("control")
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class Removed:
     """Rows that a step removed. `open_letters` is part of `letters`; `history`: everything but dead letters and hosts."""
 
     letters: int = 0
@@ -41,7 +41,7 @@ class Pruned:
     history: int = 0
 
 
-class Pruning:
+class ObsoleteRows:
     """`history_days`: how long history is kept. `clock`: monotonic seconds."""
 
     def __init__(
@@ -53,28 +53,28 @@ class Pruning:
         self._next = 0.0
         self._after = ""  # the DID up to which cached identities were checked
 
-    def step(self, db: psycopg.Connection[Any]) -> Pruned:
+    def step(self, db: psycopg.Connection[Any]) -> Removed:
         """Remove one piece if it is due. Raises psycopg.Error and LogUnavailable."""
         if self._clock() < self._next:
-            return Pruned()
+            return Removed()
         outside_transaction(db)
         values = {"seconds": self._seconds, "limit": PIECE}
         hosts = db.execute(SQL["prune_hosts"], values).rowcount
         removed = [db.execute(SQL[name], values).rowcount for name in HISTORY]
-        identities = self._prune_identities(db)
-        was_open = self._prune_letters(db)
+        identities = self._remove_identities(db)
+        was_open = self._remove_letters(db)
         if max(len(was_open), hosts, *removed) < PIECE:
             self._next = self._clock() + min(CHECK_SECONDS, self._seconds / 10)
-        return Pruned(len(was_open), sum(was_open), hosts, sum(removed) + identities)
+        return Removed(len(was_open), sum(was_open), hosts, sum(removed) + identities)
 
-    def _prune_identities(self, db: psycopg.Connection[Any]) -> int:
+    def _remove_identities(self, db: psycopg.Connection[Any]) -> int:
         """Check the next piece of the cache. Returns the number of removed rows."""
         values = {"after": self._after, "seconds": self._seconds, "limit": IDENTITIES_PIECE}
         last, removed = db.execute(SQL["prune_identities"], values).fetchone() or (None, 0)
         self._after = last or ""
         return int(removed)
 
-    def _prune_letters(self, db: psycopg.Connection[Any]) -> list[bool]:
+    def _remove_letters(self, db: psycopg.Connection[Any]) -> list[bool]:
         """Remove the rows of dead letters that the topic no longer holds; for each, whether it was open."""
         starts = self._offsets.starts(self._offsets.parts([TOPIC]))
         values = {"parts": [part for _, part in starts], "starts": list(starts.values()), "limit": PIECE}
