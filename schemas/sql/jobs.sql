@@ -134,10 +134,11 @@ select count(*) from (
 ) waiting
 
 -- name: advance
--- Counters and checkpoint, with any status: the job may have been paused during the step.
+-- Counters and checkpoint, with any status: the job may have been paused during the step. Entries of a list end a row of failures.
 update sluice.backfill_job set
     listed = listed + %(listed)s, queued = queued + %(queued)s, duplicates = duplicates + %(duplicates)s,
-    checkpoint = %(checkpoint)s::jsonb
+    checkpoint = %(checkpoint)s::jsonb,
+    retry_count = case when status = 'running' and %(listed)s > 0 then 0 else retry_count end
 where id = %(id)s
 
 -- name: countable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import psycopg
@@ -12,6 +13,7 @@ from control import jobs
 from control.jobs import IllegalTransition, JobNotFound, SpecInvalid
 from schemas.job_spec import Job, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
+from schemas.sql import queries
 
 RELAY = "https://relay.test"
 LETTERS = str.maketrans("0123456789", "abcdefghij")  # a DID of the PLC directory has no 0, 1, 8 and 9
@@ -87,6 +89,29 @@ def test_an_operator_pauses_resumes_cancels_and_retries(db: psycopg.Connection, 
     assert reopened.resume_at is not None
     assert jobs.cancel(db, job.id).status == jobs.cancel(db, job.id).status == JobStatus.CANCELLED
     assert started(db, SPECS[0], settings).status == JobStatus.RETRY
+
+
+def test_only_failures_in_a_row_end_a_job(db: psycopg.Connection, settings: Settings) -> None:
+    """G5: a job that takes days met five failures, hours apart, and ended as failed."""
+    job = started(db, SPECS[0], settings)
+    statements = queries("jobs")
+
+    def fail() -> tuple[str, int]:
+        put(db, job, "running")
+        db.execute(statements["back_off"], {"id": job.id, "seconds": 0.0, "error": "HTTP 500", "max_attempts": 3})
+        now = jobs.get(db, job.id)
+        return now.status, now.retry_count
+
+    def listed(count: int) -> None:
+        put(db, job, "running")
+        counts = {"listed": count, "queued": 0, "duplicates": count, "checkpoint": json.dumps({"done": False})}
+        db.execute(statements["advance"], {"id": job.id, **counts})
+
+    assert [fail(), fail()] == [("retry", 1), ("retry", 2)]
+    listed(1000)
+    assert [fail(), fail()] == [("retry", 1), ("retry", 2)], "a page came in between"
+    listed(0)
+    assert fail() == ("failed", 3), "a checkpoint without entries is no success"
 
 
 def test_what_a_state_does_not_allow_is_refused_and_changes_nothing(db: psycopg.Connection, settings: Settings) -> None:
