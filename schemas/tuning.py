@@ -69,7 +69,7 @@ class Tuning(BaseModel):
     stream_queue_frames: int = Field(default=20_000, ge=100)
     """Frames buffered per flow; a frame above 2 KiB counts as several."""
     dedup_entries: int = Field(default=500_000, ge=1000)
-    """(did, rev) pairs kept to drop duplicates from several relays."""
+    """Events remembered to drop duplicates from several relays; at least the newer half of them."""
 
     # backfill
     lease_seconds: float = Field(default=60.0, gt=1)

@@ -1,6 +1,6 @@
 """Deduplication of events from several relays, in bounded memory.
 
-A key is the whole identity of an event: kind, DID, rev and commit, or kind, DID, time and payload. Python's keyed hash prevents
+A key is the whole identity of an event: kind, DID, rev and commit, or of #identity kind, DID, time and handle. Python's keyed hash prevents
 deliberate collisions, so a forged commit cannot hide another one of the same rev. An event whose key was evicted passes again;
 the index drops it by its rev or its ratchet.
 

@@ -64,7 +64,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """The gate's state of a repo; columns of `sluice.repo` (`docs/glossary.md` has the two whose names differ)."""
+    """The gate's state of a repo; columns of `sluice.repo`."""
 
     did: str
     phase: str = Phase.PENDING
