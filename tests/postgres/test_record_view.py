@@ -63,6 +63,7 @@ def scans(db: psycopg.Connection[Any], query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", OF_ONE_REPO)
 def test_what_is_asked_of_one_repo_reads_one_part_through_its_key(filled: psycopg.Connection[Any], name: str) -> None:
+    """S6"""
     query, rows = OF_ONE_REPO[name]
     assert len(filled.execute(query.encode()).fetchall()) == rows
     found = scans(filled, query)
@@ -77,7 +78,7 @@ def test_what_is_asked_of_one_repo_reads_one_part_through_its_key(filled: psycop
 
 
 def test_a_span_of_time_reads_only_its_pages(filled: psycopg.Connection[Any]) -> None:
-    """Of every part, since any repo may have written in it; by the small index of times."""
+    """S6: of every part, since any repo may have written in it; by the small index of times."""
     filled.execute("set enable_seqscan = off")  # 90 pages a part: a scan of all would be cheaper
     try:
         assert len(filled.execute(IN_TIME.encode()).fetchall()) == 30 * 30
@@ -105,6 +106,7 @@ def test_a_query_of_all_parts_holds_fewer_locks_than_a_connection_may(filled: ps
 
 
 def test_a_row_has_the_names_of_what_it_stores(filled: psycopg.Connection[Any]) -> None:
+    """S6"""
     query = f"select did, collection, rkey, uri, cid, rev, json::text, sluice.time_text(indexed_at) from sluice.record where {REPO} limit 1"
     ((did, collection, rkey, uri, cid, rev, json, at),) = filled.execute(query.encode()).fetchall()
     assert uri == f"at://{did}/{collection}/{rkey}"

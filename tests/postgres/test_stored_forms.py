@@ -66,7 +66,7 @@ NO_CIDS = [
 
 
 def test_every_cid_of_the_suite_comes_back(database: str) -> None:
-    """G2: bytes and text of a CID, in Python and in SQL, also of odd ones; what is no CID is kept as it is."""
+    """G2, S7: bytes and text of a CID, in Python and in SQL, also of odd ones; what is no CID is kept as it is."""
     known = cids_of_the_suite()
     assert len(known) > 500
     texts = known + odd_cids(Random(1)) + NO_CIDS
@@ -92,7 +92,7 @@ def test_a_usual_cid_is_stored_as_its_hash() -> None:
 
 
 def test_a_tid_is_a_number_in_the_same_order(database: str) -> None:
-    """G2."""
+    """G2, S7"""
     random = Random(2)
     tids = sorted({tid_from_micros(random.randrange(1 << 53), random.randrange(1024)) for _ in range(500)})
     tids += ["2222222222222", "7zzzzzzzzzzzz", "3lbenchmark22"]

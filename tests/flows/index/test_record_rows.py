@@ -47,7 +47,7 @@ def n0(did: str) -> int:
 
 
 def test_a_backfill_leaves_full_pages_in_the_index(database: str) -> None:
-    """Numbers ascend in the order of the first writes, whatever the order in which repos were found; later writes keep them."""
+    """S8: numbers ascend in the order of the first writes, whatever the order in which repos were found; later writes keep them."""
     dids = [f"did:web:n{n}" for n in range(60)]
     collections = CollectionIds(Settings(database=database))
     with psycopg.connect(database, autocommit=True) as db:
