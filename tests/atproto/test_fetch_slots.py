@@ -149,5 +149,5 @@ def test_a_host_is_slow_until_it_has_served_well_twice_as_often_as_before() -> N
     assert needed == [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
 
 
-def test_constants_say_what_the_page_says() -> None:
+def test_constants_have_the_values_of_the_limits_page() -> None:
     assert (SLOW_SECONDS, CONFINED_SECONDS, LEAST_BYTES_PER_SECOND) == (30.0, 300.0, 16 * 1024)

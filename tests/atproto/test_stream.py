@@ -49,7 +49,7 @@ async def attempts(upstream: Refusing, count: int) -> list[float]:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_refused_websocket_is_tried_again_when_the_upstream_said(status: int) -> None:
+def test_a_refused_websocket_is_opened_again_after_the_retry_after_of_the_upstream(status: int) -> None:
     """R3: it was tried again after 0.25 s, 0.5 s, 1 s …"""
     waits = asyncio.run(attempts(Refusing(status, {"Retry-After": "2"}), 2))
     assert min(waits) >= 2.0

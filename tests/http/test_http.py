@@ -179,7 +179,7 @@ def test_large_and_slow_answers_are_cut() -> None:
     assert isinstance(outcome, Unreachable)
 
 
-def test_nobody_listens_is_unreachable() -> None:
+def test_a_port_without_a_server_is_unreachable() -> None:
     with socket.socket() as taken:  # bound, so that nobody else gets the port, and not listening
         taken.bind(("127.0.0.1", 0))
         outcome, _ = _get(OPEN, _hello, f"http://127.0.0.1:{taken.getsockname()[1]}/")

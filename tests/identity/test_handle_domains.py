@@ -260,6 +260,6 @@ def test_no_connection_to_a_handles_host_is_kept() -> None:
 
 
 @pytest.mark.parametrize("value", ["nonsense", "192.0.2.53:dns", "2001:db8::1", "192.0.2.53:"])
-def test_a_dns_server_that_is_none_is_one_line(value: str) -> None:
+def test_an_invalid_dns_server_is_refused_in_one_line(value: str) -> None:
     with pytest.raises(SettingsError, match=r"SLUICE_HANDLE_DNS: .*write it as"):
         load(handle_dns=value)

@@ -181,7 +181,7 @@ def test_the_rate_is_bounded_and_events_go_first(simulator: Any, database: str) 
         assert done <= 4.0 * (time.monotonic() - started + 3)
 
 
-def test_who_was_never_checked_goes_before_who_was(database: str) -> None:
+def test_handles_never_checked_come_before_scheduled_checks(database: str) -> None:
     """Re-checks of a whole network do not keep new accounts at `handle.invalid`; both parts are read from an index."""
     rows = (
         "insert into sluice.handle (did, next_check_at, checked_at)"

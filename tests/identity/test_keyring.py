@@ -23,7 +23,7 @@ def know(database: str) -> None:
 
 
 @pytest.mark.parametrize(("health", "known"), [(200, True), (404, False)])
-def test_a_directory_that_is_gone_behind_its_proxy_is_waited_for(
+def test_a_lookup_waits_for_a_directory_that_is_down_behind_its_proxy(
     directory: Directory, ring: KeyRing[str | None], database: str, health: int, known: bool
 ) -> None:
     """N1: whatever its health page says. A commit refused for want of a key could be an account's last one."""
@@ -39,7 +39,7 @@ def test_a_directory_that_is_gone_behind_its_proxy_is_waited_for(
     assert found == [{NEW: f"did:key:{KEY}"}]
 
 
-def test_one_did_that_alone_gets_no_answer_holds_up_nobody(
+def test_one_did_without_an_answer_delays_no_other(
     directory: Directory, ring: KeyRing[str | None], database: str
 ) -> None:
     """The directory has a word for what it knows, so this one is not waited for."""
@@ -50,7 +50,7 @@ def test_one_did_that_alone_gets_no_answer_holds_up_nobody(
 
 
 @pytest.mark.parametrize("retry_after", [None, "1"])
-def test_a_directory_that_limits_our_requests_is_waited_for_and_refuses_nobody(
+def test_a_lookup_waits_for_a_directory_that_limits_our_requests(
     directory: Directory, ring: KeyRing[str | None], caplog: pytest.LogCaptureFixture, retry_after: str | None
 ) -> None:
     """N1, G8: half of 400 true commits were refused for want of a key. Whoever is silent for another reason is still given up."""
@@ -67,7 +67,7 @@ def test_a_directory_that_limits_our_requests_is_waited_for_and_refuses_nobody(
     assert len(limited) == 1  # not once for every DID
 
 
-def test_being_put_off_counts_towards_nothing(
+def test_a_deferred_lookup_counts_as_no_failure(
     directory: Directory, ring: KeyRing[str | None], database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it happens to one DID, and whatever the directory says about others meanwhile."""

@@ -115,7 +115,7 @@ def test_names_whose_servers_are_silent_hold_up_no_trusted_name(monkeypatch: pyt
     asyncio.run(main())
 
 
-def test_a_did_web_host_that_limits_us_for_ever_holds_up_nobody(
+def test_a_did_web_host_that_limits_our_requests_for_ever_delays_no_other(
     directory: Directory, ring: KeyRing[str | None]
 ) -> None:
     """G9: only the directory's operator is ours to wait for."""
@@ -125,7 +125,7 @@ def test_a_did_web_host_that_limits_us_for_ever_holds_up_nobody(
     assert directory.asked == {".well-known/did.json": 1, NEW: 1}
 
 
-def test_negative_answers_hold_longer_with_each_failure_and_news_asks_at_once(
+def test_negative_answers_are_kept_longer_after_each_failure_and_an_event_asks_at_once(
     directory: Directory, ring: KeyRing[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """H5"""

@@ -61,7 +61,7 @@ def test_a_directory_that_is_down_is_not_an_unknown_did(database: str) -> None:
         (200, '{"id": "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"}', IdentityUnreachable, None),
     ],
 )
-def test_only_the_directory_s_own_word_says_that_there_is_no_such_did(
+def test_only_the_directory_itself_decides_that_a_did_does_not_exist(
     database: str, status: int, body: str, raised: type[Exception], gone: bool | None
 ) -> None:
     """G5: a proxy's page, or a mirror's wrong path, made every repo unavailable, and confirmed deletions."""
@@ -134,9 +134,7 @@ def test_many_plain_answers_share_one_probe(database: str) -> None:
     run(database, ask)
 
 
-def test_one_did_whose_answer_nobody_thought_of_leaves_the_others_alone(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unexpected_answer_for_one_did_affects_no_other(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """G7, B8: among many it is one that did not answer."""
 
     async def ask(_: Directory, resolver: Callable[..., Resolver]) -> None:

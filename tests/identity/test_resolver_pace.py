@@ -47,7 +47,7 @@ def test_a_did_that_was_not_there_is_not_asked_for_again_for_a_while(database: s
     run(database, body)
 
 
-def test_requests_are_paced_and_a_directory_that_asks_for_rest_gets_it(database: str) -> None:
+def test_requests_are_paced_and_pause_when_the_directory_asks_for_it(database: str) -> None:
     async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
         paced = resolver(identity_requests_per_second=20.0)
         started = time.monotonic()
@@ -69,7 +69,7 @@ def test_requests_are_paced_and_a_directory_that_asks_for_rest_gets_it(database:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_requests_that_wait_for_their_turn_keep_the_rest_that_another_was_told_of(database: str, status: int) -> None:
+def test_waiting_requests_keep_the_pause_that_another_request_was_given(database: str, status: int) -> None:
     """Each of a batch had its moment before the first answer came, and a pause moved only those after it."""
 
     async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:

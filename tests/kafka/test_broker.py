@@ -129,7 +129,9 @@ def test_every_client_authenticates(secured: Any, database: str, mechanism: str)
         ({"kafka_protocol": "ssl", "kafka_username": None, "kafka_password": None}, "SLUICE_KAFKA_BOOTSTRAP", 6),
     ],
 )
-def test_who_is_not_let_in_is_told_why(secured: Any, wrong: dict[str, Any], said: str, seconds: float) -> None:
+def test_a_refused_login_is_reported_with_its_reason(
+    secured: Any, wrong: dict[str, Any], said: str, seconds: float
+) -> None:
     settings = reached(secured, **wrong)
     with pytest.raises(LogUnavailable, match=said) as refused:
         cluster_id(settings, seconds)

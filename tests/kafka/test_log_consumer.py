@@ -16,7 +16,7 @@ from tests.support.flow_process import create_topics, wait_until
 TOPIC = "repo_backfill"
 
 
-def test_a_partition_that_was_paused_when_it_went_away_is_read_when_it_comes_back(log: str) -> None:
+def test_a_partition_revoked_while_paused_is_read_when_assigned_again(log: str) -> None:
     """G6, B8: a worker without room pauses; the partition went to another worker and came back, still paused (chaos, seed 25)."""
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, 2)

@@ -192,7 +192,7 @@ def test_ports_are_kept_unless_somebody_took_them(tmp_path: Path) -> None:
     assert remembered_ports(tmp_path, ["a", "b"], {"a": wanted}) == {"a": wanted, "b": first["b"]}
 
 
-def test_a_chosen_port_is_given_to_nobody_else_until_its_server_listens() -> None:
+def test_a_chosen_port_is_reserved_until_its_server_listens() -> None:
     """Servers take seconds to bind theirs; two that were given the same would be one too many."""
     port = free_port()
     assert not reserve_port(port), "another process would have chosen it too"

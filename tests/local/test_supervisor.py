@@ -64,7 +64,7 @@ def test_back_off_grows_to_half_a_minute() -> None:
     assert [restart_seconds(ends) for ends in (1, 2, 3, 7, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0]
 
 
-def test_endings_are_put_in_words() -> None:
+def test_exit_codes_and_signals_are_described() -> None:
     assert ending(1) == "ended with exit code 1"
     assert ending(-9) == "ended by SIGKILL"
 
@@ -153,7 +153,7 @@ def test_logs_are_bounded(tmp_path: Path) -> None:
     )
 
 
-def test_drains_only_the_kinds_it_is_told(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_only_the_given_kinds_of_processes_are_drained(supervisor: Supervisor, tmp_path: Path) -> None:
     first, second = supervisor.add(python("firehose", OBEDIENT)), supervisor.add(python("index-1", OBEDIENT, "index"))
     until(lambda: all("up" in (tmp_path / "logs" / f"{name}.log").read_text() for name in ("firehose", "index-1")))
     assert supervisor.drain(["firehose"])

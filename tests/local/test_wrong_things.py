@@ -141,7 +141,7 @@ def test_each_command_refuses_each_wrong_setting(wrong: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("command", LOCATED)
-def test_each_command_says_that_there_is_no_mirror(command: str, tmp_path: Path) -> None:
+def test_each_command_reports_that_there_is_no_mirror(command: str, tmp_path: Path) -> None:
     """No mirror in the folder, a folder that is a file, a register that is none of ours."""
     (tmp_path / "file").touch()
     (tmp_path / "torn").mkdir()
@@ -153,7 +153,7 @@ def test_each_command_says_that_there_is_no_mirror(command: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("command", [name for name in LOCATED if not name.startswith(("topics", "doctor"))])
-def test_each_command_says_that_the_database_does_not_answer(command: str) -> None:
+def test_each_command_reports_a_database_that_does_not_answer(command: str) -> None:
     line = refused(command, SLUICE_DATABASE=NOWHERE, SLUICE_KAFKA_BOOTSTRAP="127.0.0.1:1")
     assert "SLUICE_DATABASE: " in line
     assert "correct the URL" in line
@@ -220,7 +220,7 @@ FULL = (
         ("initdb: error: invalid locale settings; check LANG\n", "failed (error: invalid locale settings; check LANG)"),
     ],
 )
-def test_what_initdb_says_is_named(words: str, said: str, tmp_path: Path) -> None:
+def test_the_error_of_initdb_is_reported(words: str, said: str, tmp_path: Path) -> None:
     """As what it is, with its own remedy, and from its beginning."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
@@ -249,7 +249,7 @@ def test_an_error_is_shown_from_its_beginning() -> None:
     assert first_error("") == "it said nothing"
 
 
-def test_a_check_of_tables_that_are_not_kept_says_so(database: str) -> None:
+def test_a_check_of_appview_tables_that_are_off_names_the_setting(database: str) -> None:
     """It said "actors 123"."""
     line = refused("appview check", SLUICE_DATABASE=database)
     assert "SLUICE_APPVIEW is not set" in line

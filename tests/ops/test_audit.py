@@ -179,7 +179,7 @@ def test_a_key_that_did_not_sign_is_asked_for_again(settings: Settings) -> None:
     assert (report.findings, report.tally.unanswered) == ([], 1)
 
 
-def test_an_audit_that_was_stopped_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_audit_resumes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """N5: resumable; what the first part found is in the report of the second."""
     settle_repos(settings, [sample(3, did=did(number)) for number in range(1, 9)])
     sql(settings, "delete from sluice.record where did = %s", did(2))
@@ -319,7 +319,7 @@ def test_the_command(settings: Settings) -> None:
     assert sluice("--all", did(1)).returncode == 2
 
 
-def test_a_collection_filter_is_told_and_is_no_difference(settings: Settings) -> None:
+def test_a_collection_filter_is_reported_and_counts_as_no_difference(settings: Settings) -> None:
     """G3, N9: rows that are left out prove no tree, and no whole tree is blamed for it."""
     settle_repos(settings, [odd(1), odd(2)])
     sql(settings, "update sluice.filter set collections = '{app.bsky.feed.post}'")

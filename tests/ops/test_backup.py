@@ -92,7 +92,7 @@ def test_each_mistake_is_one_line_and_changes_nothing(
     assert not (tmp_path / "full").exists()
 
 
-def test_a_tool_that_stands_still_is_ended(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_without_progress_is_ended(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """G10: no call without a deadline of ours."""
     fake = tmp_path / "pg_dump"
     fake.write_text("#!/bin/sh\nexec sleep 600\n")

@@ -198,7 +198,7 @@ def test_each_mistake_is_one_line(settings: Settings, tmp_path: Path) -> None:
         export(settings, tmp_path / "else", ALL, nothing)
 
 
-def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_an_export_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "ops.export")
     with pytest.raises(OperatorError, match=r"pip install 'sluice\[export\]'"):

@@ -18,7 +18,7 @@ from schemas.settings import Settings
 from tests.support import ROOT
 
 
-def test_a_connection_that_was_ended_is_opened_anew(database: str) -> None:
+def test_a_connection_that_was_ended_is_opened_again(database: str) -> None:
     """G1: what was being done is the caller's to do again; the next call has a connection."""
     settings = Settings(database=database)
     first, other = tuple_database(settings, "sluice one"), dict_database(settings, "sluice other")
@@ -52,7 +52,7 @@ def test_a_server_that_is_not_there_is_an_error_of_the_call(database: str) -> No
     nowhere.close()
 
 
-def test_what_commits_by_itself_refuses_to_run_inside_a_transaction(database: str) -> None:
+def test_a_method_with_its_own_transaction_refuses_to_run_inside_another(database: str) -> None:
     """Its locks would last until the end of a transaction that it knows nothing of."""
     connection = tuple_database(Settings(database=database), "sluice outer")
     db = connection()

@@ -115,7 +115,7 @@ def _stop(server: EmbeddedDatabase, number: int) -> None:
         os.kill(one.pid, number)
 
 
-def test_a_database_that_stands_still_is_no_wait_without_an_end(
+def test_a_wait_for_a_suspended_database_ends(
     private_postgres: EmbeddedDatabase, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """H1: its kernel still answers for the network, so nothing but a deadline of ours ends the wait."""

@@ -275,7 +275,7 @@ def test_control_characters_of_a_block_that_is_named_often_count_as_json_writes_
                 list(steps)
 
 
-def test_a_walk_goes_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_is_walked_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """H2: no tree holds the flow for its whole length."""
     monkeypatch.setattr(module, "WALKED_LEAVES", 25)
     steps = list(opening(index_bytes(REPO.car()), DID, REPO.key.did_key))

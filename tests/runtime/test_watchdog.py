@@ -97,7 +97,7 @@ def test_a_thread_that_hangs_in_c_is_named_and_ends_the_process(probe: Callable[
     assert "most recent call first" in hanging.errors.read_text()
 
 
-def test_an_event_loop_that_stands_still_ends_the_process(probe: Callable[..., Probe]) -> None:
+def test_a_blocked_event_loop_ends_the_process(probe: Callable[..., Probe]) -> None:
     """H1: a loop in a thread beside a flow that goes on."""
     code = """
     import asyncio
@@ -148,7 +148,7 @@ def test_one_sigterm_is_not_taken_for_two(probe: Callable[..., Probe]) -> None:
     assert obedient.process.wait(20) == 0
 
 
-def test_a_process_that_was_suspended_goes_on(probe: Callable[..., Probe]) -> None:
+def test_a_process_that_was_suspended_continues(probe: Callable[..., Probe]) -> None:
     """A machine that sleeps, or SIGSTOP: nobody could mark a turn, so nobody hangs."""
     code = """
     with watchdog.watched("the flow"):

@@ -37,7 +37,7 @@ HELD = 150
 LIVE, BACKFILL = ("firehose_live", 0), ("firehose_backfill", 0)
 
 
-def test_each_message_goes_to_two_workers_and_each_repo_is_claimed_once(database: str) -> None:
+def test_two_workers_with_the_same_messages_claim_each_repo_once(database: str) -> None:
     """C1, C2, C4: 8 workers on 8 connections, 5,000 messages each delivered to two; a killed worker's repos come back."""
     settings = Settings(database=database)
     store = RepoQueue(settings)

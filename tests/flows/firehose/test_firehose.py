@@ -31,7 +31,7 @@ def test_sigterm_drains_and_a_restart_repeats_nothing(simulator: Start, live_bed
     assert sorted(found) == list(range(FIRST_SEQ, cursor_of(live_bed, relay) + 1))
 
 
-def test_every_message_is_what_the_relay_said_and_keyed_by_its_did(simulator: Start, live_bed: LiveBed) -> None:
+def test_every_message_has_the_content_of_its_frame_and_the_key_of_its_did(simulator: Start, live_bed: LiveBed) -> None:
     """B4: every event kind."""
     network = simulator(**SIZE)
     (relay,) = network.relays
@@ -148,7 +148,7 @@ def test_a_cursor_from_the_future_is_failing_with_its_remedy_and_not_silent(
     assert flow.terminate() == 0
 
 
-def test_a_relay_that_counts_anew_without_a_word_is_followed(simulator: Start, live_bed: LiveBed) -> None:
+def test_a_relay_that_restarts_its_sequence_silently_is_followed(simulator: Start, live_bed: LiveBed) -> None:
     """G8: it ignores the old cursor and goes on at its tip. The loss is a gap, and no later reconnect loses again."""
     network = simulator(**SIZE)
     (relay,) = network.relays
@@ -240,7 +240,7 @@ def test_no_private_relay_is_read_unless_allowed(simulator: Start, live_bed: Liv
 
 
 @pytest.mark.parametrize("text", ["", "-5", "12x"])
-def test_a_cursor_that_is_none_is_refused_with_its_remedy(live_bed: LiveBed, text: str) -> None:
+def test_an_invalid_cursor_is_refused_with_its_remedy(live_bed: LiveBed, text: str) -> None:
     relay = "http://127.0.0.1:2"
     live_bed.rows(
         "insert into sluice.cursor (flow, upstream, position) values ('firehose', %s, %s) returning 1", relay, text

@@ -49,7 +49,7 @@ def test_kill_9_at_any_moment_loses_no_event_and_the_cursor_never_passes_the_log
     assert all(truth[did].rev == rev for did, rev in newest.items())
 
 
-def test_back_pressure_pauses_says_so_and_resumes_without_loss(simulator: Start, flow_bed: FlowBed) -> None:
+def test_back_pressure_pauses_is_reported_and_resumes_without_loss(simulator: Start, flow_bed: FlowBed) -> None:
     """B7: the mark of the live topic is an age, a share of its retention (7 days, here to 1.5 s of it)."""
     network = simulator(**SIZE, writer_rate=100)
     (relay,) = network.relays

@@ -313,7 +313,7 @@ def test_a_new_key_is_learned_from_identity_or_from_the_first_signature_that_fai
     assert relay.asked.count(told.did) == relay.asked.count(silent.did) == 2
 
 
-def test_a_directory_that_is_away_delays_and_refuses_nothing(relay: HostileRelay, live_bed: LiveBed) -> None:
+def test_an_unavailable_directory_delays_events_and_refuses_none(relay: HostileRelay, live_bed: LiveBed) -> None:
     """N1, G7: the reason is on the health page; one DID that alone gets no answer does not hold up the others."""
     author = Author(1, live_bed, relay)
     relay.plc_status = 500

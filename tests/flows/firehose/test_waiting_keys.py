@@ -87,7 +87,9 @@ def test_a_kill_while_events_wait_loses_none(simulator: Start, live_bed: LiveBed
     assert flow.terminate() == 0
 
 
-def test_a_stop_while_events_wait_ends_soon_and_the_restart_brings_them(simulator: Start, live_bed: LiveBed) -> None:
+def test_a_stop_while_events_wait_ends_soon_and_the_restart_reads_them_again(
+    simulator: Start, live_bed: LiveBed
+) -> None:
     """G8, H1"""
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays

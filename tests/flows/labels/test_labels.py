@@ -35,7 +35,7 @@ def test_the_whole_history_of_every_labeler_is_read_and_kept_up_with(simulator: 
     assert flow.terminate() == 0
 
 
-def test_a_label_that_is_none_is_a_dead_letter_beside_its_good_neighbours(simulator: Start, live_bed: LiveBed) -> None:
+def test_an_invalid_label_is_a_dead_letter_and_the_labels_beside_it_pass(simulator: Start, live_bed: LiveBed) -> None:
     """G7"""
     network = simulator(**SIZE, labels=5)
     (labeler,) = network.labelers
