@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from cli.status_text import page
 from connectors.kafka.offsets import PartitionLag
@@ -17,7 +18,7 @@ from control.page.page_snapshot import PageSnapshot
 from control.page.rendering import render_sections
 from control.process_status import ProcessStatus
 from control.status import Collector, MirrorStatus
-from local.progress_view import plain
+from local.progress_view import plain, view
 from ops import doctor
 from schemas.settings import Settings
 
@@ -161,6 +162,21 @@ def test_json_carries_the_same() -> None:
 def test_the_worst_comes_first() -> None:
     status = replace(QUIET, dead_letters={"open": 1}, partition_lags=[PartitionLag("index", "label_live", 0, 0, 9, 1)])
     assert [trouble.bad for trouble in attention(status, now=NOW)] == [True, False]
+
+
+def test_every_screen_calls_buffered_events_by_that_name() -> None:
+    """B11: and says "or more" where the count stopped."""
+    status = replace(QUIET, buffered_events=100_000)
+    terminal = Console(width=200)
+    with terminal.capture() as shown:
+        terminal.print(view(status, 0, []))
+    for screen, words in (
+        (page(status), "buffered events 100,000 or more"),
+        (shown.get(), "buffered 100,000 or more"),
+        (render_sections(PageSnapshot(at=0.0, status=status), {})["coverage"], "100,000 or more live events buffered"),
+    ):
+        assert words in screen
+        assert "held" not in screen
 
 
 def test_buffered_events_are_counted_and_not_estimated(settings_of: Callable[..., Settings], database: str) -> None:
