@@ -137,7 +137,7 @@ def test_a_lexicon_of_ones_own_gets_its_table(flow_bed: FlowBed, tmp_path: Path)
 
 
 @pytest.mark.parametrize("record", [None, 1, "text", [], {}, {"title": 1}, {"title": None, "minutes": {}}])
-def test_what_is_no_recipe_has_no_row(record: object) -> None:
+def test_a_record_that_is_no_recipe_has_no_row(record: object) -> None:
     """G7: anybody may write anything; the example does not stumble over it."""
     names: dict[str, Any] = {"__name__": "recipes"}
     exec(block("python"), names)  # the example itself is under test

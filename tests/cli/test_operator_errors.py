@@ -60,7 +60,7 @@ def test_a_misspelt_variable() -> None:
     assert "SLUICE_RELAY is not a setting; did you mean SLUICE_RELAYS?" in refused("settings", SLUICE_RELAY="https://x")
 
 
-def test_a_relay_that_is_no_url(tmp_path: Path) -> None:
+def test_a_relay_that_is_no_url_is_refused(tmp_path: Path) -> None:
     line = refused("up", "--relay", "bsky.network", "--data-dir", str(tmp_path))
     assert "--relay" in line
     assert "write it as https://HOST" in line

@@ -176,7 +176,7 @@ def test_a_source_at_a_silent_host_delays_its_own_labeler_only(desk: Desk) -> No
     assert desk.deferred.passable(URL, 7) == 7
 
 
-def test_a_frame_has_one_letter_for_each_reason() -> None:
+def test_a_frame_becomes_one_dead_letter_for_each_reason() -> None:
     """A letter holds its frame: one for each of ten thousand labels would be gigabytes."""
     wrong = LabelRejected(LabelReason.BAD_SRC, "not mine")
     labels = [signed(MINE) for _ in range(100)]

@@ -92,7 +92,7 @@ def test_known_foreign_cids(raw: bytes, text: str) -> None:
         b"\x01\x71\x00\x41" + bytes(65),
     ],
 )
-def test_what_is_no_cid(raw: bytes) -> None:
+def test_bytes_that_are_no_cid_are_refused(raw: bytes) -> None:
     """Cut off, of a version nobody knows, a long spelling, bytes behind the digest, a digest above 64 bytes."""
     assert not cid.is_any_cid(raw)
 

@@ -86,7 +86,7 @@ def test_forms_of_did_documents(key: Key) -> None:
     assert method_did_key("Multikey", base58(key.long_point)) is None
 
 
-def test_a_malformed_key_is_none(key: Key) -> None:
+def test_a_malformed_key_is_not_parsed(key: Key) -> None:
     prefix = b"\xe7\x01" if key.curve == "secp256k1" else b"\x80\x24"
     for raw in (
         b"",

@@ -99,7 +99,7 @@ def test_what_is_no_label_is_refused_with_its_reason(changes: dict[str, Any], re
     assert rejected.reason is reason
 
 
-def test_a_label_that_is_no_map() -> None:
+def test_a_label_that_is_no_map_is_rejected() -> None:
     assert isinstance(parse_label([1]), LabelRejected)
 
 

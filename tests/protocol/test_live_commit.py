@@ -215,7 +215,7 @@ def test_a_commit_is_not_lost_for_its_unsigned_frame() -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_commit_block_is_found_in_a_damaged_car_wherever_it_stands(last: bool) -> None:
+def test_a_commit_block_is_found_at_any_place_of_a_damaged_car(last: bool) -> None:
     """H6"""
     repo = sample(3)
     rest = {cid: block for cid, block in repo.blocks.items() if cid != repo.commit}

@@ -248,7 +248,7 @@ def test_the_depth_of_a_large_record_is_exact() -> None:
         assert body.reason is (None if levels == MAX_DEPTH else BodyReason.TOO_DEEP)
 
 
-def test_a_leaf_is_read_as_its_cid_says() -> None:
+def test_a_leaf_is_read_by_the_codec_of_its_cid() -> None:
     """G3: a raw block is bytes, whatever they look like; what no hash of ours proves has no body."""
     block = cbrrr.encode_dag_cbor({"a": 1})
     raw = b"\x01\x55\x12\x20" + sha256(block).digest()

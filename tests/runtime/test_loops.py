@@ -260,7 +260,7 @@ def test_a_stream_that_is_closed_again_and_again(events: bool) -> None:
     assert reconnect_seconds(1, 0, 1.0) <= 0.5, f"after {STEADY_SECONDS} s a connection is made again at once"
 
 
-def test_a_dead_letter_without_a_key_is_looked_at_a_few_times() -> None:
+def test_a_dead_letter_without_a_key_is_retried_a_few_times() -> None:
     """H5: by itself six times within a day, and never again."""
     assert len(AFTER_SECONDS) == 6
     assert max(AFTER_SECONDS) <= 24 * 3600

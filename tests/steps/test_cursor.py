@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from steps.cursor import MAX_GAPS, Cursors, Gap
 
 
-def test_a_first_event_is_no_gap_and_a_next_one_neither() -> None:
+def test_the_first_event_and_the_one_after_it_are_no_gap() -> None:
     cursors = Cursors()
     assert cursors.advance("a", 41) is None
     assert cursors.advance("a", 42) is None

@@ -89,7 +89,7 @@ def test_no_date_lets_a_reply_or_a_quote_in(world: World, date: str) -> None:
 
 
 @pytest.mark.parametrize("date", DATES[1:4])
-def test_a_reply_of_unknown_order_is_refused_by_the_gate_that_stands(world: World, date: str) -> None:
+def test_a_reply_of_unknown_order_is_refused_by_the_current_gate(world: World, date: str) -> None:
     """Bullet 1, backfilled: reply and gate come by first fetches, in either order, whatever their dates say."""
     strange = reply("eve", "3keeeeeeeee22", 1.5, ROOT, ROOT, createdAt=date)
     early = reply("fay", "3kfffffffff22", 1.5, ROOT, ROOT, createdAt=date)

@@ -137,7 +137,7 @@ def test_a_rejected_removal_or_new_decision_affects_only_its_own_rows(database: 
         assert check(db).total == 0
 
 
-def test_a_table_that_is_missing_is_no_notes_fault(database: str) -> None:
+def test_a_missing_table_is_not_blamed_on_a_note(database: str) -> None:
     """What no note is to blame for puts nothing aside: everything stays noted for when it is mended."""
     world = World(database)
     for name, writes in network().items():

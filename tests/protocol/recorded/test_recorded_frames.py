@@ -27,7 +27,7 @@ def recorded() -> dict[str, Any]:
     return {**page, "frames": [base64.b64decode(frame) for frame in page["frames"]]}
 
 
-def test_every_frame_is_what_it_says(recorded: dict[str, Any]) -> None:
+def test_the_recorded_frames_are_of_every_kind(recorded: dict[str, Any]) -> None:
     """B4"""
     kinds = Counter(type(decode(frame)) for frame in recorded["frames"])
     assert kinds.keys() == {Commit, Sync, Identity, Account}
