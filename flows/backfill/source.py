@@ -35,6 +35,7 @@ from schemas import wire
 from schemas.settings import Settings
 
 IDLE_WAIT_SECONDS = 0.2
+AT_ONCE = datetime.fromtimestamp(0, UTC)  # the engine counts from before the poll: now() adds the poll's duration
 STATEMENT_SECONDS = 60.0
 
 log = logging.getLogger("backfill")
@@ -77,7 +78,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
     @override
     def next_awake(self) -> datetime | None:
         """At once while a task is open: a step of its verification emits nothing, but the next one is due."""
-        return datetime.now(UTC) if self._slices.busy else super().next_awake()
+        return AT_ONCE if self._slices.busy else super().next_awake()
 
     @override
     def position(self) -> Positions | None:

@@ -178,15 +178,18 @@ def test_a_parked_task_whose_claim_was_lost_is_dropped(monkeypatch: pytest.Monke
 
 
 def test_the_source_polls_again_at_once_while_a_task_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of a verification emits nothing: after an empty batch the engine would wait before the next step."""
+    """A step of a verification emits nothing: after an empty batch the engine would wait before the next step.
+
+    The engine waits for `next_awake` minus the time before the poll: the time after a poll makes it wait as long as that took.
+    """
     monkeypatch.setattr("connectors.atproto.spool.READ_BYTES", 1000)
     task = task_of(large_repo(200), [], memory=0)
     source: Any = object.__new__(BackfillSource)
     source._background = SimpleNamespace(check=lambda: None, finished=True)
     source._claimed, source._slices, source._idle = deque(), filled([task]), True
-    steps = 0
+    steps, before = 0, datetime.now(UTC)
     while not source.poll():
-        assert source.next_awake() <= datetime.now(UTC)
+        assert source.next_awake() <= before
         assert not source.drained()
         steps += 1
     assert steps > 5
