@@ -9,7 +9,7 @@ Floor, measured in the same run: COPY BINARY of the same rows into the same keye
 import argparse
 from base64 import b32encode
 from collections.abc import Iterator
-from hashlib import sha256
+from hashlib import sha256, sha512
 from itertools import chain, islice
 from typing import Any
 
@@ -20,13 +20,15 @@ from bench.support.load import CID, REV, TEXT, TIME, send_all, snapshot
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import Out
 from flows.index.record_rows import copy_rows, stored
+from protocol.cid import cid_bytes
+from protocol.commit import usual_commit
+from protocol.encoding.unpadded_base64 import to_base64
 from schemas import wire
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
 POST = "app.bsky.feed.post"
 LIVE_REV = "3lbenchmark33"
 LIVE_CID = "bafyreicd7dqocjtfkvqdyfyegiwtf7ejtnwqj5lgzzvrfdpf2a6zyfwbvi"
-COMMIT_BLOCK = "o2NkaWR4" * 28  # a commit block has about 220 bytes
 
 
 def main() -> None:
@@ -45,7 +47,9 @@ def main() -> None:
         bottom = copy_floor(running, options.records, options.per_repo)
         make_live_repos(running, options.live)
         produce_live(running, options.live)
+        ((begin,),) = running.sql("select pg_current_wal_lsn()")
         live, live_figures = index(running, FIREHOSE_LIVE, options.live)
+        ((wal,),) = running.sql("select pg_current_wal_lsn() - %s::pg_lsn", begin)
         moved = running.sql("select count(*) from sluice.repo where rev = %s", LIVE_REV)[0][0]
         assert moved == options.live, moved
     report(
@@ -55,7 +59,12 @@ def main() -> None:
         records_per_second=round(rate),
         **bottom.figures(rate),
         **figures,
-        live={"events": options.live, "events_per_second": round(live), **live_figures},
+        live={
+            "events": options.live,
+            "events_per_second": round(live),
+            "wal_bytes_per_event": round(wal / options.live),
+            **live_figures,
+        },
     )
 
 
@@ -132,6 +141,8 @@ def produce_live(running: Stack, commits: int) -> None:
 
 def live_commit(number: int) -> Out:
     """The message of a commit that creates one post."""
+    did = f"did:plc:live{number:020d}"
+    block = usual_commit(did, LIVE_REV, cid_bytes(LIVE_CID), sha512(did.encode()).digest())
     op = wire.Op(
         action="create",
         collection=POST,
@@ -145,11 +156,11 @@ def live_commit(number: int) -> Out:
     event = wire.CommitEvent(
         seq=number,
         time=TIME,
-        did=f"did:plc:live{number:020d}",
+        did=did,
         rev=LIVE_REV,
         since=REV,
         commit=CID,
-        commit_block=COMMIT_BLOCK,
+        commit_block=to_base64(block),
         data=LIVE_CID,
         prev_data=CID,
         ops=[op],

@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.string import ByteaBinaryLoader
 
 from connectors.postgres.connection import Database, own_transaction
+from connectors.postgres.stored_forms import commit_block
 from schemas.sql import queries
 from steps.repo_audit import FindingKind, RowAudit, StoredHead, check_commit, check_rows
 
@@ -78,7 +79,11 @@ def _check(db: Connection, dids: Sequence[str], *, bodies: bool) -> AuditChunk:
 
 
 def _heads(db: Connection, dids: Sequence[str]) -> list[StoredHead]:
-    return [StoredHead(*row) for row in db.execute(SQL["heads"], {"dids": list(dids)}, binary=True)]
+    rows = db.execute(SQL["heads"], {"dids": list(dids)}, binary=True)
+    return [
+        StoredHead(did, rev, data, commit, commit_block(block, did, rev, data), key)
+        for did, rev, data, commit, block, key in rows
+    ]
 
 
 def _by_repo(db: Connection, dids: list[str], *, bodies: bool) -> Iterator[tuple[int, Iterator[Any]]]:

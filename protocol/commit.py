@@ -16,6 +16,8 @@ from protocol.syntax import is_did, is_tid
 
 VERSION = 3
 _MAX_COMMIT = 16 * 1024
+_AFTER_SIGNATURE = 61
+"""Bytes of a usual commit behind its signature: data, prev and version."""
 
 
 class CommitReason(StrEnum):
@@ -61,6 +63,25 @@ def parse_commit(block: bytes) -> CommitObject | CommitRejected:
     prev = value.get("prev")
     prev_bytes = None if prev is None else prev.cid_bytes
     return CommitObject(value["did"], value["rev"], value["data"].cid_bytes, prev_bytes, version, sig, unsigned)
+
+
+def usual_commit(did: str, rev: str, data: bytes, sig: bytes) -> bytes:
+    """The block of a commit of the usual fields: version 3, prev null, nothing else. `data`: CID bytes."""
+    fields: dict[str, Any] = {
+        "did": did,
+        "rev": rev,
+        "data": cbrrr.CID(data),
+        "prev": None,
+        "version": VERSION,
+        "sig": sig,
+    }
+    return cbrrr.encode_dag_cbor(fields)
+
+
+def usual_signature(block: bytes, did: str, rev: str, data: bytes) -> bytes | None:
+    """The signature with which `usual_commit` gives exactly this block; None if there is none."""
+    sig = block[-_AFTER_SIGNATURE - SIGNATURE_SIZE : -_AFTER_SIGNATURE]
+    return sig if usual_commit(did, rev, data, sig) == block else None
 
 
 def verify_commit(commit: CommitObject, signing_key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Compact columns of `sluice.record_row`; the database has the functions that turn them back into text.
+"""Compact columns of `sluice.record_row`, which functions of the database turn back into text; and `sluice.repo.commit_block`.
 
 `cid_column` and `tid_number` are `sluice.cid_bytes` and `sluice.tid_number`.
 """
@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from protocol.cid import CID_SIZE, DAG_CBOR, any_cid_bytes, cid_bytes
+from protocol.commit import usual_commit, usual_signature
 from protocol.encoding.timestamps import canonical
+from protocol.keys import SIGNATURE_SIZE
 from protocol.syntax import tid_number
 
 EPOCH = "1970-01-01T00:00:00.000Z"
@@ -44,6 +46,24 @@ def _odd_cid(text: str) -> bytes | None:
             return None
     raw = b32decode(text[1:].upper() + "=" * (-(len(text) - 1) % 8)) if (len(text) - 1) % 8 in _WHOLE else b""
     return raw if raw[:1] == b"\1" and b32encode(raw).decode().lower().rstrip("=") == text[1:] else None
+
+
+def block_column(block: bytes, did: str, rev: str, data: str | None) -> bytes:
+    """The stored form of a commit block: its signature if the row has all the rest, otherwise the block."""
+    try:
+        return usual_signature(block, did, rev, cid_bytes(data or "")) or block
+    except ValueError:
+        return block
+
+
+def commit_block(column: bytes | None, did: str, rev: str, data: str | None) -> bytes | None:
+    """The inverse of `block_column`. If the row's data is no CID, the bytes as they are."""
+    if column is None or len(column) != SIGNATURE_SIZE:
+        return column
+    try:
+        return usual_commit(did, rev, cid_bytes(data or ""), column)
+    except ValueError:
+        return column
 
 
 @lru_cache(_CACHED)

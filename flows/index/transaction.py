@@ -1,11 +1,13 @@
 """The statements of one index transaction: load and lock repos, write, read facts, save. All become visible at once, or none."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 from connectors.postgres.pg_array import array
+from connectors.postgres.stored_forms import block_column
 from connectors.runtime import metrics
 from flows.index import stream_offsets
 from flows.index.current_filter import Queues, admitted
@@ -29,7 +31,12 @@ SAVED = [
     *("handle", "host", "signing_key", "retry_in", "left_out", "left_attempt", "left_filter", "buffered_bytes"),
     *("account_relay", "account_seen"),
 ]
-"""Fields of the gate's `Repo` that are columns."""
+"""Fields of the gate's `Repo` that are columns, but for `commit_block`."""
+
+HEAD = ["did", "rev", "from_snapshot", "data", "commit"]
+"""Those that `advance` writes: a live commit that fits changes no others."""
+
+_beside_head = attrgetter(*(one.name for one in fields(Repo) if one.name not in {*HEAD, "commit_block"}))
 
 
 @dataclass(slots=True)
@@ -101,11 +108,20 @@ class IndexTransaction:
 
     def save(self, before: Mapping[str, Repo], after: Mapping[str, Repo]) -> None:
         """Write the repos that changed, and queue checks of their handles."""
-        changed = [(before[did], repo) for did, repo in after.items() if repo != before[did]]
+        advanced: list[Repo] = []
+        changed: list[tuple[Repo, Repo]] = []
+        for did, new in after.items():
+            if new == (old := before[did]):
+                continue
+            if _beside_head(new) == _beside_head(old):
+                advanced.append(new)
+            else:
+                changed.append((old, new))
+        if advanced:
+            self.db.execute(SQL["advance"], _columns(advanced, HEAD))
         if not changed:
             return
-        values = {name: array([getattr(repo, name) for _, repo in changed]) for name in SAVED}
-        values["commit_block"] = array([unbase64(repo.commit_block) for _, repo in changed])
+        values = _columns([new for _, new in changed], SAVED)
         values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
         values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
         self.db.execute(SQL["save"], values)
@@ -139,6 +155,16 @@ class IndexTransaction:
     def move(self, spans: Spans) -> None:
         """Move the offsets past these spans. Raises PartitionLost."""
         stream_offsets.move(self.db, self.scope, spans)
+
+
+def _columns(repos: Sequence[Repo], names: Iterable[str]) -> dict[str, str]:
+    values = {name: array([getattr(repo, name) for repo in repos]) for name in names}
+    return values | {"commit_block": array([_block(repo) for repo in repos])}
+
+
+def _block(repo: Repo) -> bytes | None:
+    block = unbase64(repo.commit_block)
+    return None if block is None else block_column(block, repo.did, repo.rev, repo.data)
 
 
 def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:

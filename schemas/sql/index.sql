@@ -12,6 +12,15 @@ insert into sluice.repo (did, phase, reason)
 select did, 'pending', 'discovered' from unnest(%(dids)s::text[]) as u (did) order by did
 on conflict (did) do nothing
 
+-- name: advance
+-- Repos of which a live commit changed nothing but the head.
+update sluice.repo r
+set from_snapshot = u.from_snapshot, rev = u.rev, data = u.data, commit = u.commit,
+    commit_block = coalesce(u.commit_block, r.commit_block)
+from unnest(%(did)s::text[], %(from_snapshot)s::boolean[], %(rev)s::text[], %(data)s::text[], %(commit)s::text[],
+            %(commit_block)s::bytea[]) as u (did, from_snapshot, rev, data, commit, commit_block)
+where r.did = u.did
+
 -- name: save
 -- All columns of the gate. `moved`: the phase changed, or the repo became pending again.
 update sluice.repo r

@@ -1,4 +1,4 @@
-"""CIDs, TIDs and times in their stored form: Python and SQL agree, and both give back the text."""
+"""CIDs, TIDs, times and commit blocks in their stored form, which gives them back; of the first three in Python and in SQL."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import lzma
 import re
 from random import Random
 
+import cbrrr
 import psycopg
 import pytest
 
-from connectors.postgres.stored_forms import cid_column, rev_column, time_column
+from connectors.postgres.stored_forms import block_column, cid_column, commit_block, rev_column, time_column
 from protocol.cid import any_cid_bytes, cid_str
 from protocol.syntax import is_tid, tid_from_micros
 from tests.support import ROOT
+from tests.support.tiny_repo import DID, REV, sample
 
 CID = re.compile(rb"\b(?:b[a-z2-7]{20,130}|Qm[1-9A-HJ-NP-Za-km-z]{44})\b")
 BLOCK = re.compile(rb"[A-Za-z0-9+/]{100,}")
@@ -128,3 +130,17 @@ def test_a_time_is_stored_to_the_millisecond(database: str, text: str, shown: st
             "select sluice.time_text(timestamptz '2000-01-01Z' + %s * interval '1 microsecond')", (time_column(text),)
         ).fetchone()
     assert row == (shown,)
+
+
+def test_a_commit_block_is_its_signature_where_the_row_has_the_rest() -> None:
+    usual = sample(2)
+    data = cid_str(usual.data)
+    stored = block_column(usual.blocks[usual.commit], DID, REV, data)
+    assert len(stored) == 64
+    assert commit_block(stored, DID, REV, data) == usual.blocks[usual.commit]
+    for repo in (sample(2, overrides={"future": 1}), sample(2, overrides={"prev": cbrrr.CID(usual.commit)})):
+        block, data = repo.blocks[repo.commit], cid_str(repo.data)
+        assert commit_block(block_column(block, DID, REV, data), DID, REV, data) == block
+    assert block_column(usual.blocks[usual.commit], DID, REV, "root") == usual.blocks[usual.commit]
+    assert commit_block(stored, DID, REV, "root") == stored, "a row that was changed: an audit finds it"
+    assert commit_block(None, DID, REV, None) is None

@@ -3,7 +3,15 @@
 import cbrrr
 import pytest
 
-from protocol.commit import CommitObject, CommitReason, CommitRejected, parse_commit, verify_commit
+from protocol.commit import (
+    CommitObject,
+    CommitReason,
+    CommitRejected,
+    parse_commit,
+    usual_commit,
+    usual_signature,
+    verify_commit,
+)
 from protocol.snapshot import (
     SnapshotReason,
 )
@@ -31,6 +39,33 @@ def test_what_is_signed_is_kept_exactly() -> None:
     commit = parse_commit(cbrrr.encode_dag_cbor(value))
     assert isinstance(commit, CommitObject)
     assert not verify_commit(commit, REPO.key.did_key)  # the null was signed, and is gone
+
+
+@pytest.mark.parametrize("did", [DID, "did:web:" + "a" * 10, "did:plc:" + "a" * 300])
+def test_a_usual_commit_follows_from_its_fields(did: str) -> None:
+    repo = sample(2, did=did)
+    block = repo.blocks[repo.commit]
+    sig = usual_signature(block, did, REV, repo.data)
+    assert sig == cbrrr.decode_dag_cbor(block)["sig"]
+    assert usual_commit(did, REV, repo.data, sig) == block
+
+
+def test_an_unusual_commit_does_not_follow_from_its_fields() -> None:
+    """Another row, another field, no prev, a prev, or bytes of another kind."""
+    block = REPO.blocks[REPO.commit]
+    for fields in ((DID + "x", REV, REPO.data), (DID, "3l22222222222", REPO.data), (DID, REV, REPO.commit)):
+        assert usual_signature(block, *fields) is None
+    value = cbrrr.decode_dag_cbor(block)
+    without_prev = {name: one for name, one in value.items() if name != "prev"}
+    for other in (
+        value | {"prev": cbrrr.CID(REPO.commit)},
+        value | {"future": 1},
+        value | {"version": 4},
+        without_prev,
+    ):
+        assert usual_signature(cbrrr.encode_dag_cbor(other), DID, REV, REPO.data) is None
+    for at in range(len(block)):
+        assert usual_signature(block[:at], DID, REV, REPO.data) is None
 
 
 @pytest.mark.parametrize(

@@ -2,43 +2,43 @@
 
 -- `id` names the repo in sluice.record_row. A repo gets a new one before its first rows (index.sql, renew_ids), so that a backfill
 -- fills the right edge of indexes.
+-- Columns that are written together stand together, those of a live commit last: PostgreSQL logs of an update what lies between the
+-- first and the last byte that changed.
 create table sluice.repo (
     did               text collate "C" primary key,
     id                integer not null unique generated always as identity,
-    host              text,                              -- PDS that the DID document names (or the listing, until then)
-    handle            text,
-    signing_key       text,                              -- did:key of #atproto
     active            boolean not null default true,
     status            text,                              -- upstream account status while not (fully) active
-    phase             text not null default 'pending'
-                      check (phase in ('pending', 'backfill', 'sync', 'unavailable', 'failed', 'excluded')),
-    reason            text,                              -- why it is in this phase: for people, nothing is decided by it
-    -- a hidden repo is fetched to learn whether its PDS has deleted or deactivated it
-    confirm_deletion  boolean not null generated always as (not active and phase in ('pending', 'backfill')) stored,
-    attempt           integer not null default 0,        -- fencing number of the newest claim
-    lease_until       timestamptz,
-    worker            text,                              -- who holds the claim
-    produced_partition integer,                          -- where the outcome of this attempt stands in firehose_backfill
-    produced_offset   bigint,
-    rev               text collate "C" not null default '',
-    seen_rev          text collate "C" not null default '',
-    from_snapshot     boolean not null default false,    -- rev came from a snapshot, not from a live commit
     account_time      text collate "C" not null default '', -- ratchet of #account and #identity (steps/gate/ratchet.py)
     account_seq       bigint not null default 0,
     account_relay     text collate "C" not null default '', -- whose sequence account_seq belongs to
     account_seen      text collate "C" not null default '', -- JSON: what differs from it
-    commit            text,
-    commit_block      bytea,
-    data              text,                              -- MST root at rev
+    host              text,                              -- PDS that the DID document names (or the listing, until then)
+    handle            text,
+    signing_key       text,                              -- did:key of #atproto
     first_attempt     integer,                           -- attempt that wrote this repo's first rows
-    buffered          integer not null default 0,        -- live events that wait for this backfill
-    buffered_rev      text collate "C" not null default '', -- highest rev among them
-    buffered_bytes    bigint not null default 0,         -- of them; meaningless if there are none
     left_out          integer not null default 0,        -- records of an attempt that the filter left out: they count
     left_attempt      integer,
     left_filter       bigint,
     desyncs           integer not null default 0,        -- survives success: a chain that never fits pays back-off
     desynced_at       timestamptz,
+    listed_rev        text collate "C",                  -- a listing's rev above ours, and since when
+    listed_since      timestamptz,
+    discovered_at     timestamptz not null default now(),
+    let_in_at         timestamptz,                       -- when a signal collection or a listing admitted it to the boundary
+    job               bigint,
+    -- the queue of fetches
+    phase             text not null default 'pending'
+                      check (phase in ('pending', 'backfill', 'sync', 'unavailable', 'failed', 'excluded')),
+    reason            text,                              -- why it is in this phase: for people, nothing is decided by it
+    -- a hidden repo is fetched to learn whether its PDS has deleted or deactivated it
+    confirm_deletion  boolean not null generated always as (not active and phase in ('pending', 'backfill')) stored,
+    phase_since       timestamptz not null default now(),
+    attempt           integer not null default 0,        -- fencing number of the newest claim
+    worker            text,                              -- who holds the claim
+    lease_until       timestamptz,
+    produced_partition integer,                          -- where the outcome of this attempt stands in firehose_backfill
+    produced_offset   bigint,
     retry_count       integer not null default 0,
     next_retry_at     timestamptz not null default now(),
     queued_at         timestamptz,                       -- null: control has to queue it
@@ -46,14 +46,19 @@ create table sluice.repo (
     fetched_at        timestamptz[] not null default '{}', -- when the newest attempts began, oldest first
     deferred_since    timestamptz,                       -- attempts have ended without being counted since then
     stale_since       timestamptz,                       -- snapshots have stayed below min_rev since then
-    listed_rev        text collate "C",                  -- a listing's rev above ours, and since when
-    listed_since      timestamptz,
-    job               bigint,
-    phase_since       timestamptz not null default now(),
-    discovered_at     timestamptz not null default now(),
-    let_in_at         timestamptz,                       -- when a signal collection or a listing admitted it to the boundary
     started_at        timestamptz,
     completed_at      timestamptz,
+    -- the gate: live events that wait for this backfill
+    buffered          integer not null default 0,
+    buffered_rev      text collate "C" not null default '', -- highest rev among them
+    buffered_bytes    bigint not null default 0,         -- of them; meaningless if there are none
+    seen_rev          text collate "C" not null default '',
+    -- the gate: what a live commit writes
+    from_snapshot     boolean not null default false,    -- rev came from a snapshot, not from a live commit
+    rev               text collate "C" not null default '',
+    data              text,                              -- MST root at rev
+    commit            text,
+    commit_block      bytea,                             -- its signature; the whole block if did, rev and data do not give the rest
     check (completed_at is null or started_at is null or completed_at >= started_at),
     constraint repo_active_status check (not active or status is null or status in ('throttled', 'desynchronized'))
 ) with (fillfactor = 70);

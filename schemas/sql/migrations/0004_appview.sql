@@ -598,8 +598,8 @@ begin
     end if;
     return null;
 end $$;
--- The conditions keep a live commit, which changes none of this, free of it.
-create trigger repo_shows_actor after update on sluice.repo for each row
+-- A live commit names none of these columns.
+create trigger repo_shows_actor after update of active, phase, status on sluice.repo for each row
 when (old.active <> new.active or old.phase <> new.phase or old.status is distinct from new.status)
 execute function sluice.appview_follows();
 create trigger handle_shows_actor after insert or update on sluice.handle for each row
