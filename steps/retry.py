@@ -100,10 +100,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RetryIn:
-    """Retry after `seconds`. `counted`: the attempt counts towards `max_attempts`."""
+    """Retry after `seconds`. `counted`: the attempt counts towards `max_attempts`.
+
+    `growing`: after at least half of the time since the first uncounted attempt, up to an hour.
+    """
 
     seconds: float
     counted: bool
+    growing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ def decide(failure: Failure, retry_count: int, policy: RetryPolicy, *, key: str,
         seconds = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, wait))
         return PauseHost(seconds, _after(seconds, key))
     if failure.reason in _DEFERRED:
-        return RetryIn(_after(min(LONGEST_PAUSE, wait), key), counted=False)
+        growing = failure.reason is FailureReason.DIRECTORY_UNREACHABLE
+        return RetryIn(_after(min(LONGEST_PAUSE, wait), key), counted=False, growing=growing)
     if failure.reason in _BEYOND_US or retry_count + 1 >= policy.max_attempts:
         return GiveUp()
     seconds = retry_seconds(retry_count + 1, key, policy.first_seconds, policy.longest_seconds)

@@ -51,10 +51,13 @@ class FailureHandler:
             metrics.ATTEMPTS_FAILED.labels(failure.reason).inc()
             if host is not None:
                 await self._budget.record_failure(host, str(failure))
-        await self._release(claim, failure, seconds, counted=counted, last=isinstance(decision, GiveUp))
+        await self._release(claim, failure, decision, seconds, counted=counted)
         return None
 
-    async def _release(self, claim: Claim, failure: Failure, seconds: float, *, counted: bool, last: bool) -> None:
+    async def _release(
+        self, claim: Claim, failure: Failure, decision: Decision, seconds: float, *, counted: bool
+    ) -> None:
+        last = isinstance(decision, GiveUp)
         metrics.RETRIES.inc(not last)
         phase = await self._queue.run(
             lambda queue: queue.retry(
@@ -65,7 +68,7 @@ class FailureHandler:
                 counted=counted,
                 last=last,
                 uncounted_seconds=uncounted_seconds(failure.reason),
-                growing=failure.reason is FailureReason.DIRECTORY_UNREACHABLE,
+                growing=isinstance(decision, RetryIn) and decision.growing,
             )
         )
         metrics.REPOS_FAILED.inc(phase == "failed")

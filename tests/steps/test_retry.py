@@ -89,6 +89,7 @@ def test_what_is_not_the_repos_fault_is_not_counted(reason: FailureReason) -> No
     assert isinstance(decision, RetryIn)
     assert not decision.counted
     assert 10.0 <= decision.seconds <= 15.0
+    assert decision.growing is (reason is FailureReason.DIRECTORY_UNREACHABLE)
 
 
 ABOVE_A_LIMIT = (SnapshotReason.TOO_LARGE, SnapshotReason.TOO_MANY_BLOCKS)

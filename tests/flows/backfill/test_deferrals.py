@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import psycopg
 import pytest
 
 from connectors.identity.resolver import IdentityUnreachable
-from connectors.postgres.repo_queue import ListedRepo, RepoQueue
-from flows.backfill.failures import identity_failure
+from connectors.postgres.repo_queue import Claim, ListedRepo, RepoQueue
+from flows.backfill.failures import FailureHandler, identity_failure
 from schemas import wire
 from schemas.settings import Settings
 from steps.retry import (
@@ -94,6 +96,17 @@ def test_an_unavailable_directory_is_asked_at_growing_intervals(bed: Bed) -> Non
     assert waits[0] == 60
     assert waits[1] == pytest.approx(432, abs=5)
     assert waits[2:] == [3600, 3600]
+
+
+@pytest.mark.parametrize("reason", [FailureReason.DIRECTORY_UNREACHABLE, FailureReason.SPOOL_FULL])
+def test_a_failure_is_released_as_decided(reason: FailureReason) -> None:
+    """H5: for the directory with growing waits."""
+    rows, queue = Mock(), Mock(run=AsyncMock(side_effect=lambda transaction: transaction(rows)))
+    claim = Claim(DID, 3, "", None, None, "", 0, 0)
+    assert asyncio.run(FailureHandler(queue, Mock(), POLICY).handle(claim, Failure(reason, ""), None)) is None
+    given = rows.retry.call_args.kwargs
+    growing = reason is FailureReason.DIRECTORY_UNREACHABLE
+    assert given == {"counted": False, "last": False, "uncounted_seconds": 86_400.0, "growing": growing}
 
 
 @pytest.mark.parametrize("reason", list(FailureReason))
