@@ -71,7 +71,9 @@ class GapRecovery:
         self._list_pdses(crawler)
 
     def resolve(self, db: psycopg.Connection[TupleRow], upstream: str, state: Listing) -> None:
-        """A relay was listed to its end: resolve its gaps from before the listing began. In the caller's transaction."""
+        """If a relay was listed to its end, resolve its gaps from before the listing began. In the caller's transaction."""
+        if not state.done or state.cut:
+            return
         values = {
             "upstream": upstream,
             "began": state.began,

@@ -141,7 +141,7 @@ class CrawlSource(CheckpointedPartition[ListedPage, ListingProgress]):
         if not target.relay:
             host = {"host": upstream, "cursor": state.cursor, "pass": state.passes, "done": state.done}
             db.execute(SQL["host_listed"], host)
-        elif state.done and not state.cut:
+        else:
             self._gaps.resolve(db, upstream, state)
 
     @override

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
+import pytest
+
+from flows.list_repos.gap_recovery import GapRecovery
+from schemas.settings import Settings
+from steps.listing.paginator import Listing
 from tests.flows.list_repos.listing_here import Here
 
 QUICK: dict[str, Any] = {"list_retry_seconds": 0.02, "list_recheck_seconds": 1.0, "list_hosts_recheck_seconds": 1.0}
@@ -49,6 +55,18 @@ def test_a_gap_of_the_stream_is_resolved_by_a_new_listing(here: Here) -> None:
     detail = run.rows("select detail from sluice.cursor where flow = 'list_repos'")[0][0]
     assert (detail["pass"], detail["done"]) == (2, True)
     assert flow.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "complete"),
+    [(Listing(9, done=True), True), (Listing(9, done=True, cut="the cursors repeat"), False), (Listing(9), False)],
+)
+def test_only_a_complete_listing_resolves_gaps(state: Listing, complete: bool) -> None:
+    """B2"""
+    relay, database = "https://relay.example", Mock()
+    gaps = GapRecovery(Settings(relays=[relay]), database, lambda: 0.0)
+    gaps.resolve(database, relay, state)
+    assert database.execute.called is complete
 
 
 def test_throttled_and_absent_relays_move_no_cursor(here: Here) -> None:
