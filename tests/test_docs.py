@@ -96,7 +96,11 @@ def test_each_question_of_where_it_is_decided_has_one_or_two_files() -> None:
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [line.split(" | ") for line in lines if not line.startswith(("| question ", "| ---"))]
     assert len(rows) >= 30
-    for question, _answer, files in rows:
-        named = re.findall(r"`([\w./-]+)`", files)
+    for question, answer, files in rows:
+        named = re.findall(r"`([\w./-]+)`(?: \(([\w, ]+)\))?", files)
         assert 1 <= len(named) <= 2, question
-        assert [name for name in named if not (ROOT / name).is_file()] == [], question
+        assert [name for name, _ in named if not (ROOT / name).is_file()] == [], question
+        texts = {name: (ROOT / name).read_text("utf-8") for name, _ in named}
+        sought = [(name, word) for name, words in named for word in words.split(", ") if word]
+        assert [(name, word) for name, word in sought if not re.search(rf"\b{word}\b", texts[name])] == [], question
+        assert len(f"{question} {answer}".split()) <= 60, question
