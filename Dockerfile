@@ -23,9 +23,12 @@ RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir --quiet "u
 WORKDIR /src
 # dependencies first: they change less often than the code
 COPY pyproject.toml uv.lock README.md ./
-RUN /opt/uv/bin/uv sync --frozen --no-dev --no-install-project
+RUN /opt/uv/bin/uv sync --frozen --no-dev --group build --no-install-project
 COPY . .
-RUN /opt/uv/bin/uv sync --frozen --no-dev --no-editable
+# protocol/ is compiled where it is installed; the last sync removes the compiler
+RUN /opt/uv/bin/uv sync --frozen --no-dev --group build --no-editable \
+ && /opt/sluice/bin/python -P -m tools.compile_protocol \
+ && /opt/uv/bin/uv sync --frozen --no-dev --no-editable
 
 FROM ${BASE} AS run
 ARG VERSION=0.1.0

@@ -13,9 +13,9 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup tools java run test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
+.PHONY: setup compiled tools java run test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
 
-setup: .venv/.ready
+setup: .venv/.ready compiled
 
 # `$(call step,TEXT,COMMAND)` says what it does, and how long it took
 step = printf 'sluice: %s …\n' "$(1)" >&2; begun=$$(date +%s); { $(2); } && printf 'sluice: … %s s\n' $$(($$(date +%s) - begun)) >&2
@@ -27,6 +27,10 @@ $(UV):
 .venv/.ready: $(UV) pyproject.toml uv.lock
 	@$(call step,installing Python packages into .venv,if [ -t 2 ]; then $(UV) sync --frozen; else $(UV) sync --frozen --quiet; fi)
 	@touch $@
+
+# protocol/ by mypyc, if its sources or mypy have changed; without a C compiler it runs as Python
+compiled: .venv/.ready
+	@.venv/bin/python -m tools.compile_protocol || true
 
 # before anything is installed: what the embedded broker needs and nothing here can install
 java:
@@ -65,7 +69,8 @@ test-long: export TEST_SIZE := long
 test-long: setup tools
 	@$(OFFICIAL) & $(PYTEST_AT_ONCE) -m "not alone"; most=$$?; .venv/bin/pytest -m alone && exit $$most
 
-# lines and branches that the tests reach, per module; whole systems are left out
+# lines and branches that the tests reach, per module, in Python; whole systems are left out
+coverage: export SLUICE_PURE := 1
 coverage: setup tools
 	@$(PYTEST_AT_ONCE) -m "not acceptance" --cov --cov-report=term --cov-report=html:.coverage_html; \
 	  echo "by line: .coverage_html/index.html"
@@ -104,5 +109,5 @@ image-test: setup
 
 # removes files created by `make setup` and the tools, but not the mirror's data in .sluice
 clean:
-	@rm -rf .venv .tools .coverage_html .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .tools .compiled .coverage_html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ from cli.filters import filters_app
 from cli.jobs import backfill_app
 from cli.throttles import storms_app
 from cli.topics import topics_app
+from protocol import IS_COMPILED
 from schemas.errors import OperatorError
 from schemas.flows import PROCESSES, process_name
 from schemas.settings import load
@@ -36,6 +37,26 @@ for name, group in (
     app.add_typer(group, name=name)
 data.commands(app)
 backup.commands(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - no other command needs it
+
+        typer.echo(f"sluice {version('sluice')}, protocol/ {'compiled' if IS_COMPILED else 'not compiled'}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_version, help="Print the version, and if protocol/ is compiled."
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from connectors.runtime.watchdog import Signals, Watchdog
 from control import control_process
 from local.dataflows import dataflow
 from local.prepare import prepare
+from protocol import IS_COMPILED
 from schemas.errors import OperatorError
 from schemas.flows import flow_name
 from schemas.settings import SECRETS, Settings
@@ -69,7 +70,7 @@ def _serve_and_run(name: str, settings: Settings, health: Health) -> None:
         spool = Path(tempfile.gettempdir())
         watch_disk(name, *(("data", settings.data_dir) if name == "control" else ("spool", spool)))
     prepare(settings)
-    logger.info("started", extra={"flow": flow_name(name), "http_port": port})
+    logger.info("started", extra={"flow": flow_name(name), "http_port": port, "compiled": IS_COMPILED})
     if name == "control":
         control_process.run(settings, health)
     else:

@@ -11,6 +11,7 @@ import cbrrr
 import msgspec
 
 from protocol.cid import CID_SIZE, DAG_CBOR
+from protocol.encoding.safe_text import shown
 from protocol.keys import SIGNATURE_SIZE, verify
 from protocol.syntax import is_did, is_tid
 
@@ -54,7 +55,7 @@ def parse_commit(block: bytes) -> CommitObject | CommitRejected:
         return CommitRejected(CommitReason.UNDECODABLE, "not a map")
     version = value.get("version")
     if type(version) is not int or version != VERSION:
-        return CommitRejected(CommitReason.BAD_VERSION, str(type(version) is int and version))
+        return CommitRejected(CommitReason.BAD_VERSION, shown(version, 40))
     bad = next((name for name, good in _FIELDS.items() if not good(value.get(name))), None)
     if bad is not None:
         return CommitRejected(CommitReason.BAD_FIELD, bad)

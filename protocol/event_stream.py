@@ -49,7 +49,7 @@ class Commit(
     seq: int
     did: str
     rev: str
-    time: object
+    time: "object"
     since: str | None
     commit: bytes
     blocks: bytes
@@ -67,7 +67,7 @@ class Sync(msgspec.Struct, frozen=True, gc=False):
     seq: int
     did: str
     rev: str
-    time: object
+    time: "object"
     blocks: bytes
     wrong_field: str = ""  # as in Commit
 
@@ -77,7 +77,7 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
 
     seq: int
     did: str
-    time: object
+    time: "object"
     handle: str | None
 
 
@@ -86,7 +86,7 @@ class Account(msgspec.Struct, frozen=True, gc=False):
 
     seq: int
     did: str
-    time: object
+    time: "object"
     active: bool
     status: str | None
 
@@ -150,9 +150,9 @@ def _decoded(frame: bytes) -> Message:
         if len(frame) > SCAN_BYTES:
             scan_all(frame, MAX_ITEMS, 2)
         parts = _decode(frame)
-    except ScanError as err:
-        reason = FrameReason.TOO_LARGE if err.too_large else FrameReason.UNDECODABLE
-        return Rejected(reason, str(err), sequence(frame))
+    except ScanError as refused:
+        reason = FrameReason.TOO_LARGE if refused.too_large else FrameReason.UNDECODABLE
+        return Rejected(reason, str(refused), sequence(frame))
     except (ValueError, RecursionError) as err:
         return Rejected(FrameReason.UNDECODABLE, str(err)[:200])
     if nested_deeper(parts):
@@ -173,9 +173,9 @@ def _decoded(frame: bytes) -> Message:
         return Unknown(printable(kind, 100), _seq(body))
     try:
         return reader(body)
-    except _BadField as err:
+    except _BadField as field:
         did = body.get("repo", body.get("did"))
-        return Rejected(FrameReason.BAD_FIELD, f"{kind}: {err}", _seq(body), did if _is_did(did) else None)
+        return Rejected(FrameReason.BAD_FIELD, f"{kind}: {field}", _seq(body), did if _is_did(did) else None)
 
 
 def sequence(frame: bytes) -> int | None:

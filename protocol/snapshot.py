@@ -198,8 +198,8 @@ def opening(
     snapshot = Snapshot(car, SnapshotHead(did, commit.rev, cid_str(root), block, cid_str(commit.data)), commit.data)
     try:
         yield from snapshot.survey(limits or Limits())
-    except SnapshotTooLarge as err:
-        raise SnapshotRejected(SnapshotReason.TOO_LARGE, str(err)) from err
+    except SnapshotTooLarge as large:
+        raise SnapshotRejected(SnapshotReason.TOO_LARGE, str(large)) from large
     except MstError as err:
         missing = err.reason is MstReason.MISSING_BLOCK and err.cid not in car.oversized
         reason = SnapshotReason.MISSING_BLOCK if missing else SnapshotReason.BAD_MST

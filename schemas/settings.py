@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as NotJson
 
+from protocol import PURE
 from protocol.enforcement import Enforcement
 from schemas.endpoints import BROKER, is_address, is_postgresql, service_url
 from schemas.errors import OperatorError
@@ -22,7 +23,7 @@ from schemas.tuning import Tuning
 PREFIX = "SLUICE_"
 SECRETS = ("api_token", "api_read_token", "kafka_password")
 """Settings whose value is never shown. In `database` only the password is masked."""
-FOREIGN = {"SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS"}
+FOREIGN = {"SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS", PURE}
 """Variables with our prefix that are not settings."""
 URLs = Annotated[list[str], NoDecode]
 

@@ -14,7 +14,7 @@ from schemas.tuning import Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATORS = ("README.md", ".env.example", "redpanda.yml", "Dockerfile", "Makefile", "docs", "deploy")
-OTHERS = {"CACHE_DIR", "TEST_CONTAINERS", "CONTROL_PORT", "TUNING"}  # variables of no setting
+OTHERS = {"PURE", "CACHE_DIR", "TEST_CONTAINERS", "CONTROL_PORT", "TUNING"}  # variables of no setting
 
 
 def test_public_settings_are_few_and_each_has_a_meaning() -> None:

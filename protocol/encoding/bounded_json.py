@@ -38,10 +38,10 @@ def decode(body: bytes, limits: JsonLimits) -> Any:
         raise TooMuchJson(f"more than {limits.items} items of JSON")
     try:
         value = msgspec.json.decode(body)
-    except RecursionError as err:
-        raise BadJson(f"JSON nested deeper than {MAX_DEPTH}") from err
-    except UnicodeDecodeError as err:
-        raise BadJson("JSON with invalid UTF-8") from err
+    except RecursionError as deep:
+        raise BadJson(f"JSON nested deeper than {MAX_DEPTH}") from deep
+    except UnicodeDecodeError as wrong:
+        raise BadJson("JSON with invalid UTF-8") from wrong
     except (msgspec.MsgspecError, ValueError, OverflowError) as err:
         raise BadJson("not JSON") from err
     _check_depth(value)

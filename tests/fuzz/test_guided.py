@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol import PURE
 from tests.fuzz import targets
 from tests.fuzz.seeds import SEEDS
 from tests.support import ROOT
@@ -57,9 +58,19 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
     options += [f"-timeout={INPUT_SECONDS}", f"-rss_limit_mb={INPUT_MEMORY_MB}", f"-artifact_prefix={tmp_path}/"]
     options += ["-seed=1"] if SECONDS < 60 else []
     command = [sys.executable, "-m", "tests.fuzz.guided", str(corpus), *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS * 2 + 230, check=False, cwd=ROOT)
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS * 2 + 230,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {PURE: "1"},
+    )
     finds = {path.name: path.read_bytes().hex() for path in tmp_path.iterdir() if path.is_file()}
     assert run.returncode == 0, f"{finds}\n{run.stderr[-3000:]}"
     executed = next(line for line in run.stderr.splitlines() if "number_of_executed_units" in line)
     print(executed)
     assert int(executed.split()[-1]) > 1000
+    for path in corpus.iterdir():  # what reached new code in Python, now with the compiled modules
+        targets.one(path.read_bytes())

@@ -63,11 +63,11 @@ def damaged(draw: st.DrawFn, whole: list[bytes]) -> bytes:
     data = bytearray(draw(st.sampled_from(whole)))
     rng = draw(st.randoms(use_true_random=False))
     for _ in range(draw(st.integers(1, 6))):
-        _damage(data, rng)
+        damage(data, rng)
     return bytes(data)
 
 
-def _damage(data: bytearray, rng: random.Random) -> None:
+def damage(data: bytearray, rng: random.Random) -> None:
     at, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 1, 2, 4, 9, 40))
     match rng.randrange(5):
         case 0:
