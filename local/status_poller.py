@@ -14,18 +14,21 @@ from local.supervisor import Supervisor
 from schemas.settings import Settings
 
 POLL_SECONDS = 0.5
+QUIET_SECONDS = 5.0  # between polls when nothing has changed for a while
+SLOWER = 1.5
 FIRST_STATUS_SECONDS = 30.0
 RETRY_SECONDS = 0.1
 STOP_SECONDS = 10.0
 
 
 class StatusPoller:
-    """`failure`: why the last poll failed, or ''."""
+    """`failure`: why the last poll failed, or ''. `adaptive`: poll less often while nothing changes."""
 
-    def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
+    def __init__(self, settings: Settings, supervisor: Supervisor, *, adaptive: bool = True) -> None:
         self._collector = Collector(settings)
         self._supervisor = supervisor
         self._worker = WorkerThread("status", self._run)
+        self._longest = QUIET_SECONDS if adaptive else POLL_SECONDS
         self._fresh: MirrorStatus | None = None
         self.failure = ""
         self.start = self._worker.start
@@ -57,8 +60,18 @@ class StatusPoller:
                     raise
 
     def _run(self) -> None:
-        while not self._worker.wait(POLL_SECONDS):
+        wait, before = POLL_SECONDS, None
+        while not self._worker.wait(wait):
             try:
-                self._fresh, self.failure = self.poll(), ""
+                self._fresh, self.failure = found, _ = self.poll(), ""
+                figures = _figures(found)
             except (psycopg.Error, LogUnavailable) as err:
-                self.failure = one_line(err)
+                self.failure, figures = one_line(err), None
+            wait = min(wait * SLOWER, self._longest) if figures and figures == before else POLL_SECONDS
+            before = figures
+
+
+def _figures(status: MirrorStatus) -> tuple[object, ...]:
+    """What changes while there is work."""
+    states = [(process.name, process.state, process.why) for process in status.processes]
+    return status.repos, status.records, status.labels, status.events, status.lag, status.held_events, states

@@ -32,7 +32,7 @@ from local.until_synced import SyncCheck
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.25
 PROGRESS_SECONDS = 1.0
 SIMULATOR_SECONDS = 60.0
 DRAIN_ORDER = (("list-repos", "firehose", "labels"), ("backfill",), ("index",), ("control",), ("simulator",))
@@ -157,7 +157,7 @@ class _Up:
 
     def _watch(self) -> dict[str, object] | None:
         """Run until STOP, then return None; or until synced, then return the totals."""
-        poller = StatusPoller(self._settings, self._supervisor)
+        poller = StatusPoller(self._settings, self._supervisor, adaptive=not self._options.until_synced)
         started = time.monotonic()
         first = poller.first()
         before = poller.exact()[0] if self._options.until_synced else 0

@@ -30,7 +30,7 @@ import uvloop
 from connectors.http.client import open_session
 from connectors.http.host_names import HostNames
 from connectors.identity.resolver import IdentityUnreachable, LookupResult, Resolver
-from connectors.runtime import watchdog
+from connectors.runtime import watchdog, work
 from connectors.runtime.health import Health
 from connectors.runtime.stop import STOP, Stopping
 from protocol.did_document import ResolvedIdentity
@@ -239,6 +239,7 @@ class KeyLookups:
             self._arrived.set()
         self._found.append(Found(did, answer))
         self._arrived.set()
+        work.ring()
 
     @staticmethod
     async def _store(resolver: Resolver, identity: ResolvedIdentity) -> None:

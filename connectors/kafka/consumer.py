@@ -11,11 +11,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from connectors.kafka import client as broker
 from connectors.kafka.log import LogUnavailable, Part
 from connectors.runtime import metrics, watchdog
+from connectors.runtime.work import REST_SECONDS
 from schemas.settings import Settings
 from schemas.topics import MAX_MESSAGE_BYTES
 
 POLL_BYTES = 64 * 1024 * 1024
 CHUNK_MESSAGES = 200
+GATHER_SECONDS = 0.02
+"""After the first message of a poll: a batch of one message costs as much as a batch of many."""
 COMMIT_SECONDS = 10.0
 """A commit without a response for this long counts as lost; its offsets are sent again with the next one."""
 AGAIN_SECONDS = 0.5
@@ -86,7 +89,7 @@ class GroupConsumer:
                     "receive.message.max.bytes": 100 * 1024 * 1024,
                     "queued.min.messages": 10_000,
                     "queued.max.messages.kbytes": 16 * 1024,
-                    "fetch.wait.max.ms": 100,
+                    "fetch.wait.max.ms": 1000,  # an empty partition: the broker answers as soon as there is a message
                     # the group leader omits topics that have no partition leader while a broker starts, and checks them
                     # again only after this interval (default: five minutes)
                     "topic.metadata.refresh.interval.ms": 10_000,
@@ -100,8 +103,8 @@ class GroupConsumer:
             self._consumer = consumer
         return self._consumer
 
-    def poll(self, limit: int, wait_seconds: float = 0.05, most_bytes: int = POLL_BYTES) -> list[Message]:
-        """Up to `limit` messages, and about `most_bytes` bytes. Raises LogUnavailable on permanent errors."""
+    def poll(self, limit: int, wait_seconds: float = REST_SECONDS, most_bytes: int = POLL_BYTES) -> list[Message]:
+        """Up to `limit` messages, and about `most_bytes` bytes; waits for the first one. Raises LogUnavailable on permanent errors."""
         try:
             messages = self._consume(limit, wait_seconds, most_bytes)
         except KafkaException as err:
@@ -118,21 +121,23 @@ class GroupConsumer:
         return good
 
     def _consume(self, limit: int, wait_seconds: float, most_bytes: int) -> list[Message]:
-        """Consume in chunks: one librdkafka call is limited by the number of messages, not by their size.
+        """Wait for a message, then consume in chunks: one librdkafka call is limited by the number of messages, not by their size.
 
         A rebalance during a chunk drops the earlier ones: their partitions may already belong to another member, or are read
         again from their start offsets.
         """
         taken = self._taken = []
-        size, end = 0, time.monotonic() + wait_seconds
-        while len(taken) < limit and size < most_bytes:
-            wanted = min(CHUNK_MESSAGES, limit - len(taken))
+        wanted, size, end = 1, 0, time.monotonic() + wait_seconds
+        while wanted and size < most_bytes:
             some = self._client().consume(wanted, max(0.0, end - time.monotonic()))
             watchdog.mark()
+            if taken == []:
+                end = time.monotonic() + min(wait_seconds, GATHER_SECONDS)
             taken += some
             size += sum(len(message.value() or b"") for message in some)
             if len(some) < wanted:
                 break
+            wanted = min(CHUNK_MESSAGES, limit - len(taken))
         return taken
 
     def _passes(self, error: KafkaError) -> bool:

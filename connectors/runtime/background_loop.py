@@ -1,7 +1,8 @@
 """An asyncio loop in its own thread, for a source's sockets and requests. Its errors reach the flow's thread (B8).
 
 `Background(name, main)` runs the coroutine function `main` until it returns. `check()` raises its error in the caller's thread.
-`Handover` is the bounded queue from the loop to the flow; while it is full `put` waits, so the socket is not read (back-pressure).
+`Handover` is the bounded queue from the loop to the flow. `put` ends the flow's rest; while the queue is full `put` waits, so the
+socket is not read (back-pressure).
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Generic, TypeVar
 
 import uvloop
 
-from connectors.runtime import watchdog
+from connectors.runtime import watchdog, work
 
 X = TypeVar("X")
 Main = Callable[[], Awaitable[None]]
@@ -93,6 +94,7 @@ class Handover(Generic[X]):
         self._size = size
         self._items: deque[tuple[X, int]] = deque()
         self._held = 0
+        self._waiting = False  # a `put` waits for room
         self._room: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
@@ -110,9 +112,11 @@ class Handover(Generic[X]):
                 if not self._items or self._held + size <= self._limit:
                     self._items.append((item, size))
                     self._held += size
-                    return
+                    break
                 self._room.clear()
+                self._waiting = True
             await self._room.wait()
+        work.ring()
 
     def take(self, limit: int, most_size: int | None = None) -> list[X]:
         """Up to `limit` queued items with a total size up to `most_size`, but at least one if there is one."""
@@ -123,7 +127,8 @@ class Handover(Generic[X]):
                 count = max(min(count, 1), sum(1 for _ in takewhile(lambda total: total <= most_size, totals)))
             taken = [self._items.popleft() for _ in range(count)]
             self._held -= sum(size for _, size in taken)
-        if taken and self._room is not None and self._loop is not None:
+            waiting, self._waiting = self._waiting and bool(taken), self._waiting and not taken
+        if waiting and self._room is not None and self._loop is not None:
             _tell(self._loop, self._room.set)
         return [item for item, _ in taken]
 

@@ -4,19 +4,23 @@ The engine calls `next_batch()` repeatedly and `snapshot()` at the end of every 
 after all sinks have written everything emitted before. So the position is recorded in `snapshot()` and committed in the
 following `next_batch()`. `close()` runs before the last items are written, so nothing is committed there.
 
+An empty poll is repeated after a rest, which ends as soon as there is work (`work.ring`). The engine itself would poll a thousand
+times a second. A flow has one source, so a rest delays nothing else.
+
 On `STOP` a partition drains: it stops reading from upstream, emits what it has, commits, and ends.
 """
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from typing_extensions import override
 
-from connectors.runtime import watchdog
+from connectors.runtime import watchdog, work
 from connectors.runtime.health import Health
 from connectors.runtime.retry_database import retry_database
 from connectors.runtime.stop import STOP
@@ -25,12 +29,15 @@ X = TypeVar("X")
 P = TypeVar("P")
 
 FLOW_THREAD = "the flow's thread"
-IDLE_SECONDS = 0.01  # the engine's wait after an empty poll; a long wait would stall other sources
+DRAIN_POLL_SECONDS = 0.01
+AT_ONCE = datetime.fromtimestamp(0, UTC)  # the engine counts from before the poll: now() adds the poll's duration
 
 
 class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
     """One partition with a durable position. Subclasses implement poll, position and commit, and if needed drain and drained."""
 
+    rests = False
+    """Whether `next_batch` may wait for work: in a thread of the engine, but not in a loop that also brings the work."""
     _watched: AbstractContextManager[object] | None = None
 
     def __init__(self, health: Health) -> None:
@@ -38,11 +45,14 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
         self._committed: P | None = None
         self._pending: P | None = None
         self._draining = False
-        self._idle = False
 
     @abstractmethod
     def poll(self) -> list[X]:
         """Items that are ready now; never blocks. Raises the error that ended the background work (B8)."""
+
+    def busy(self) -> bool:  # optional
+        """Whether the next poll is due at once, although the last one was empty."""
+        return False
 
     @abstractmethod
     def position(self) -> P | None:
@@ -76,10 +86,20 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
             self.drain()
         batch = self.poll()
         watchdog.mark()
-        self._idle = not batch
+        if self.rests and not batch and not self.busy():
+            batch = self._poll_after_rest()
         if not batch and self._draining and self.drained() and self.position() in (None, self._committed):
             self._leave()
             raise StopIteration
+        return batch
+
+    def _poll_after_rest(self) -> list[X]:
+        if self._draining:
+            time.sleep(DRAIN_POLL_SECONDS)
+        else:
+            work.rest()
+        batch = self.poll()
+        watchdog.mark()
         return batch
 
     def _mark(self) -> None:
@@ -95,8 +115,8 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
             self._watched = None
 
     @override
-    def next_awake(self) -> datetime | None:
-        return datetime.now(UTC) + timedelta(seconds=IDLE_SECONDS) if self._idle else None
+    def next_awake(self) -> datetime:
+        return AT_ONCE
 
     @override
     def snapshot(self) -> None:
@@ -117,4 +137,6 @@ class CheckpointedSource(FixedPartitionedSource[X, None]):
 
     @override
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> CheckpointedPartition[X, Any]:
-        return self._build()
+        partition = self._build()
+        partition.rests = True
+        return partition

@@ -12,7 +12,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from confluent_kafka import Message
 from typing_extensions import override
@@ -23,7 +22,7 @@ from connectors.atproto.spool import SpoolBudget
 from connectors.identity.resolver import Resolver
 from connectors.kafka.producer import Out
 from connectors.postgres.repo_queue import RepoQueue
-from connectors.runtime import metrics
+from connectors.runtime import metrics, work
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.health import Health
 from connectors.runtime.loop_environment import LoopEnvironment
@@ -35,7 +34,6 @@ from schemas import wire
 from schemas.settings import Settings
 
 IDLE_WAIT_SECONDS = 0.2
-AT_ONCE = datetime.fromtimestamp(0, UTC)  # the engine counts from before the poll: now() adds the poll's duration
 STATEMENT_SECONDS = 60.0
 
 log = logging.getLogger("backfill")
@@ -76,9 +74,9 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
         return items + self._slices.next_chunks()
 
     @override
-    def next_awake(self) -> datetime | None:
-        """At once while a task is open: a step of its verification emits nothing, but the next one is due."""
-        return AT_ONCE if self._slices.busy else super().next_awake()
+    def busy(self) -> bool:
+        """While a task is open: a step of its verification emits nothing, but the next one is due."""
+        return self._slices.busy
 
     @override
     def position(self) -> Positions | None:
@@ -181,6 +179,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
         for claim in claims:
             worker.start(group, claim, resync=tasks[claim.did, claim.attempt - 1][1])
         self._claimed.append((dead_letters, positions))
+        work.ring()
 
 
 async def _wait(event: asyncio.Event) -> None:

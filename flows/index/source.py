@@ -88,6 +88,11 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
         self._unread.clear()
 
     @override
+    def busy(self) -> bool:
+        """Until it drains: the consumer's poll itself waits for messages."""
+        return not self._draining
+
+    @override
     def position(self) -> dict[Part, int] | None:
         return dict(self._next) or None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import TopicPartition
 
-from connectors.kafka.consumer import CHUNK_MESSAGES, GroupConsumer
+from connectors.kafka.consumer import CHUNK_MESSAGES, GATHER_SECONDS, GroupConsumer
 from connectors.kafka.producer import LogProducer, Out
 from schemas.settings import Settings, load
 from tests.support.flow_process import create_topics, wait_until
@@ -64,9 +64,9 @@ class _Rebalancing:
 
     def consume(self, limit: int, _seconds: float) -> list[_Message]:
         self.calls += 1
-        if self.calls == 1:
+        if limit == 1 or self.calls == 2:
             return [_Message(0)] * limit
-        if self.calls == 2:
+        if self.calls == 3:
             self.member._on_revoke(self, [TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)])  # type: ignore[arg-type]
             self.member._on_assign(self, [TopicPartition(TOPIC, 1)])  # type: ignore[arg-type]
             return [_Message(1)]
@@ -87,3 +87,30 @@ def test_what_was_read_before_a_rebalance_of_the_same_poll_is_dropped() -> None:
     member._consumer = _Rebalancing(member)  # type: ignore[assignment]
     assert [message.part for message in member.poll(2 * CHUNK_MESSAGES)] == [1]  # type: ignore[attr-defined]
     assert member.assigned == {(TOPIC, 1)}
+
+
+class _Quiet:
+    """One message, then none. `asked`: (limit, seconds) of each call."""
+
+    def __init__(self, messages: int) -> None:
+        self.left = [_Message(0)] * messages
+        self.asked: list[tuple[int, float]] = []
+
+    def consume(self, limit: int, seconds: float) -> list[_Message]:
+        self.asked.append((limit, seconds))
+        taken, self.left = self.left[:limit], self.left[limit:]
+        return taken
+
+
+def test_a_poll_waits_for_one_message_and_then_a_moment_for_more() -> None:
+    """S5: librdkafka returns when it has as many as it was asked for, or at the end of the wait."""
+    member = GroupConsumer(Settings(), "index", [TOPIC])
+    member._consumer = quiet = _Quiet(0)  # type: ignore[assignment]
+    assert member.poll(500) == []
+    ((limit, seconds),) = quiet.asked
+    assert limit == 1
+    assert seconds >= 0.1  # a shorter one would poll more often at rest
+    member._consumer = quiet = _Quiet(3)  # type: ignore[assignment]
+    assert len(member.poll(500)) == 3
+    assert [limit for limit, _ in quiet.asked] == [1, CHUNK_MESSAGES]
+    assert quiet.asked[1][1] <= GATHER_SECONDS

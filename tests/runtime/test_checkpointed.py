@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from threading import Event
+import asyncio
+from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
 
+import bytewax.operators as op
 import psycopg
 import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.run import cli_main
+from bytewax.testing import TestingSink
 from typing_extensions import override
 
 from connectors.atproto.stream import StreamPartition
-from connectors.runtime.checkpointed import CheckpointedPartition
+from connectors.runtime import work
+from connectors.runtime.background_loop import Handover
+from connectors.runtime.checkpointed import CheckpointedPartition, CheckpointedSource
 from connectors.runtime.health import Health
 from steps.cursor import Cursors, Gap
 
@@ -133,3 +141,62 @@ def test_gaps_of_a_stream_survive_a_commit_that_fails() -> None:
     assert written == [[], [gap]]
     stream.commit({"https://relay.test": 7})
     assert written[-1] == []
+
+
+class Silent(CheckpointedPartition[int, int]):
+    """Nothing ever comes. Counts its polls."""
+
+    def __init__(self) -> None:
+        super().__init__(Health("silent"))
+        self.polls = 0
+
+    @override
+    def poll(self) -> list[int]:
+        self.polls += 1
+        return []
+
+    @override
+    def position(self) -> int | None:
+        return None
+
+    @override
+    def commit(self, position: int) -> None:
+        raise AssertionError
+
+
+def test_a_source_without_work_is_polled_twice_a_rest(stop: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S5: the real engine, with rests that take no time: before and after each, and not a thousand times a second."""
+    rests: list[float] = []
+
+    def rest(seconds: float = work.REST_SECONDS) -> bool:
+        rests.append(seconds)
+        if len(rests) == 20:
+            stop.set()
+        return False
+
+    monkeypatch.setattr(work, "rest", rest)
+    source = Silent()
+    flow = Dataflow("silent")
+    op.output("nowhere", op.input("silence", flow, CheckpointedSource(lambda: source)), TestingSink([]))
+    cli_main(flow, epoch_interval=timedelta(seconds=0.5))
+    assert len(rests) == 20
+    assert min(rests) >= 0.1
+    assert source.polls <= 2 * len(rests) + 2
+
+
+def test_the_next_poll_is_due_at_once() -> None:
+    """The engine waits for `next_awake` minus the time before the poll: the time after it makes it wait as long as that took."""
+    before = datetime.now(UTC)
+    assert Silent().next_awake() <= before
+
+
+def test_a_hand_over_ends_the_rest() -> None:
+    """S5: work that appears is taken at once, not after the rest."""
+    work.rest(0.0)
+    queue: Handover[int] = Handover(10)
+    putter = Thread(target=lambda: asyncio.run(queue.put(1)))
+    putter.start()
+    assert work.rest(60.0)
+    putter.join()
+    assert queue.take(9) == [1]
+    assert not work.rest(0.0)

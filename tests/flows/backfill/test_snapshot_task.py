@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -186,15 +185,15 @@ def test_the_source_polls_again_at_once_while_a_task_is_open(monkeypatch: pytest
     task = task_of(large_repo(200), [], memory=0)
     source: Any = object.__new__(BackfillSource)
     source._background = SimpleNamespace(check=lambda: None, finished=True)
-    source._claimed, source._slices, source._idle = deque(), filled([task]), True
-    steps, before = 0, datetime.now(UTC)
+    source._claimed, source._slices = deque(), filled([task])
+    steps = 0
     while not source.poll():
-        assert source.next_awake() <= before
+        assert source.busy()
         assert not source.drained()
         steps += 1
     assert steps > 5
     assert source.poll() == []
-    assert source.next_awake() > datetime.now(UTC)
+    assert not source.busy()
     assert source.drained()
     task.finish(None)
 

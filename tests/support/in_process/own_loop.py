@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import aiohttp
@@ -116,9 +115,7 @@ class OwnLoop:
                 if items:
                     write(items)
                 source.snapshot()
-                awake = source.next_awake()
-                busy = bool(items) or awake is None or awake <= datetime.now(UTC)
-                await asyncio.sleep(0 if busy else IDLE_SECONDS)
+                await asyncio.sleep(0 if items or source.busy() else IDLE_SECONDS)
 
         self._engines.append(self.loop.create_task(turns()))
         return self._engines[-1]
