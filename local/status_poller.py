@@ -74,4 +74,4 @@ class StatusPoller:
 def _figures(status: MirrorStatus) -> tuple[object, ...]:
     """What changes while there is work."""
     states = [(process.name, process.state, process.why) for process in status.processes]
-    return status.repos, status.records, status.labels, status.events, status.lag, status.held_events, states
+    return status.repos, status.records, status.labels, status.events, status.lag, status.buffered_events, states
