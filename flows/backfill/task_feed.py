@@ -51,8 +51,8 @@ class LogFeed:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._resync = _Reader(GroupConsumer(settings, GROUP, [RESYNC]))
-        self._backlog = _Reader(GroupConsumer(settings, GROUP, [BACKLOG]))
+        self._resync = _TopicReader(GroupConsumer(settings, GROUP, [RESYNC]))
+        self._backlog = _TopicReader(GroupConsumer(settings, GROUP, [BACKLOG]))
 
     async def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
         if not (taken := self._take(resync_room, backlog_room)):
@@ -77,7 +77,7 @@ class LogFeed:
         self._backlog.consumer.close()
 
 
-class _Reader:
+class _TopicReader:
     """A consumer that is also polled while there is no room: a rebalance needs a poll from every member of the group."""
 
     def __init__(self, consumer: GroupConsumer) -> None:
