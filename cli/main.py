@@ -78,6 +78,9 @@ def up(
     database: Annotated[str | None, typer.Option(help="PostgreSQL URL. The default is an embedded server.")] = None,
     data_dir: DataDir = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of backfill processes, and of index processes.")] = 1,
+    firehose_shares: Annotated[
+        int | None, typer.Option(min=1, help="Number of firehose processes, each for its share of the repos.")
+    ] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Mirror the bundled simulated network.")] = False,
     until_synced: Annotated[
         bool,
@@ -97,6 +100,7 @@ def up(
         kafka_bootstrap=bootstrap,
         database=database,
         data_dir=data_dir,
+        firehose_shares=firehose_shares,
         **unless_set(kafka_partitions=8, kafka_replication=1),
     )
     raise typer.Exit(up(settings, UpOptions(simulate, until_synced, workers)))

@@ -56,7 +56,8 @@ def page(status: MirrorStatus) -> str:
         lines.append(f"job      {status.jobs_found - len(status.jobs)} more: `sluice backfill list`")
     for row in status.cursors:
         position = row["position"] or "the first page"
-        lines.append(f"cursor   {row['flow']} {row['upstream']} at {position}, {row['age_seconds']:.0f} s old")
+        share = f" share {row['share']}" if row["share"] else ""
+        lines.append(f"cursor   {row['flow']} {row['upstream']}{share} at {position}, {row['age_seconds']:.0f} s old")
     for seen in status.processes:
         why = f" ({seen.why})" if seen.why else ""
         lines.append(f"process  {seen.name} pid {seen.pid} port {seen.port or '-'}: {seen.state}{why}")

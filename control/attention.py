@@ -76,11 +76,10 @@ def _log(status: MirrorStatus) -> list[Problem]:
 
 def _relays(status: MirrorStatus, now: float) -> list[Problem]:
     remedy = "use another relay, or ask its operator; `sluice doctor` checks whether it answers"
-    silent = {
-        row["upstream"]: float(row["age_seconds"])
-        for row in status.cursors
-        if row["flow"] in STREAMS and (not status.relays or row["upstream"] in status.relays)
-    }
+    silent: dict[str, float] = {}
+    for row in status.cursors:
+        if row["flow"] in STREAMS and row["in_use"] and (not status.relays or row["upstream"] in status.relays):
+            silent[row["upstream"]] = max(silent.get(row["upstream"], 0.0), float(row["age_seconds"]))
     up = max((_up_for(seen, now) for seen in status.processes if seen.kind in STREAMS), default=0.0)
     silent |= {relay: up for relay in status.relays if relay not in silent}
     return [

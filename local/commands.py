@@ -1,4 +1,4 @@
-"""The commands that `sluice up` runs as child processes: one per flow, and several workers for backfill and index."""
+"""The commands that `sluice up` runs as child processes: one per flow, several workers for backfill and index, shares of the firehose."""
 
 import os
 import sys
@@ -28,15 +28,16 @@ def preloaded(*, simulate: bool) -> list[str]:
 def commands(settings: Settings, workers: int) -> list[Command]:
     """The processes of the mirror, readers of topics before their writers."""
     kinds = ["control", *["index"] * workers, *["backfill"] * workers]
-    kinds += [*(["labels"] if settings.labelers else []), "firehose", "list-repos"]
+    kinds += [*(["labels"] if settings.labelers else []), *["firehose"] * settings.firehose_shares, "list-repos"]
     found: list[Command] = []
     ports: list[int] = [settings.http_port] if settings.http_port else []
     for kind in kinds:
         number = sum(command.kind == kind for command in found) + 1
-        name = f"{kind}-{number}" if workers > 1 and kind in ("index", "backfill") else kind
+        name = f"{kind}-{number}" if kinds.count(kind) > 1 else kind
         port = settings.http_port if kind == "control" and settings.http_port else free_port(ports)
         ports.append(port)
-        found.append(Command(name, kind, sluice("run", kind), environment(settings, port), port, module=MODULES[kind]))
+        own = settings.replaced(firehose_share=number - 1) if name != kind == "firehose" else settings
+        found.append(Command(name, kind, sluice("run", kind), environment(own, port), port, module=MODULES[kind]))
     return found
 
 

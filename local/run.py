@@ -98,7 +98,7 @@ def first_cause(error: BaseException) -> BaseException:
 
 
 def require(name: str, settings: Settings) -> None:
-    """Raise OperatorError for a setting that this process cannot do without."""
+    """Raise OperatorError for a setting that this process cannot do without, or that does not fit another one."""
     needed = {"kafka_bootstrap": "HOST:PORT of the brokers", "database": "postgresql://…"}
     if name in ("list-repos", "firehose"):
         needed["relays"] = "https://RELAY"
@@ -107,6 +107,11 @@ def require(name: str, settings: Settings) -> None:
     for setting, example in needed.items():
         if not getattr(settings, setting):
             raise OperatorError(f"SLUICE_{setting.upper()} is not set; set it to {example} for `sluice run {name}`")
+    if name == "firehose" and settings.firehose_share >= settings.firehose_shares:
+        raise OperatorError(
+            f"SLUICE_FIREHOSE_SHARE is {settings.firehose_share}, but SLUICE_FIREHOSE_SHARES is"
+            f" {settings.firehose_shares}; number the processes from 0 to {settings.firehose_shares - 1}"
+        )
 
 
 def die_with(parent: int) -> None:

@@ -9,6 +9,7 @@ So a network that keeps writing is mirrored up to a moment after its listing was
 import time
 from collections.abc import Callable
 
+from control.process_status import ProcessStatus
 from control.status import END_PHASES, MirrorStatus, Row
 from schemas.settings import Settings
 
@@ -73,16 +74,16 @@ class SyncCheck:
         return now - self._moved[flow][1]
 
     def _caught_up(self, status: MirrorStatus, flow: str, upstreams: int, quiet_seconds: float) -> bool:
-        for seen in status.processes:
-            if seen.kind != flow:
-                continue
-            if (seen.total("sluice_websocket_connections") or 0) < upstreams:
-                return False
-            newest = seen.metrics.get("sluice_last_event_timestamp_seconds", {})
-            if len(newest) >= upstreams and min(newest.values()) >= (self._settled_at or 0):
-                return True
-            return quiet_seconds >= QUIET_SECONDS and not seen.total("sluice_stream_queue_frames")
-        return False
+        readers = [seen for seen in status.processes if seen.kind == flow]
+        return bool(readers) and all(self._reads_new(seen, upstreams, quiet_seconds) for seen in readers)
+
+    def _reads_new(self, seen: ProcessStatus, upstreams: int, quiet_seconds: float) -> bool:
+        if (seen.total("sluice_websocket_connections") or 0) < upstreams:
+            return False
+        newest = seen.metrics.get("sluice_last_event_timestamp_seconds", {})
+        if len(newest) >= upstreams and min(newest.values()) >= (self._settled_at or 0):
+            return True
+        return quiet_seconds >= QUIET_SECONDS and not seen.total("sluice_stream_queue_frames")
 
 
 def _listed(job: Row) -> bool:

@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     firehose_start: str = Field(
         "tip", pattern="^(tip|oldest)$", description="start of a relay without a cursor: tip or oldest"
     )
+    firehose_shares: int = Field(
+        1, ge=1, description="number of firehose processes, each for its share of the repos; a change loses nothing"
+    )
+    firehose_share: int = Field(
+        0, ge=0, description="which of them this process is, from 0 (`sluice up` and the manifests set it)"
+    )
     stream_silence_seconds: float = Field(
         60.0, gt=0, description="reconnect a stream that has sent nothing for this long"
     )

@@ -20,6 +20,7 @@ from schemas.topics import FIREHOSE_LIVE
 from steps.cursor import Cursors
 from steps.listing.list_page import PageFailure, PageTrouble, RepoPage, failure_of, page_cursor, read_page
 from steps.listing.paginator import MAX_BARREN
+from steps.shares import Share
 
 SUBSCRIBE = "com.atproto.sync.subscribeRepos"
 LIST_REPOS = "com.atproto.sync.listRepos"
@@ -30,9 +31,9 @@ MAX_HOSTS = 20_000
 
 
 def firehose_source(
-    settings: Settings, health: Health, cursors: Cursors, deferral: DeferralStatus
+    settings: Settings, health: Health, cursors: Cursors, deferral: DeferralStatus, share: Share
 ) -> CheckpointedSource[Frame]:
-    """Frames of all relays of the settings. Paused while the index lags by half of the live topic's retention."""
+    """Frames of all relays of the settings, of all shares. Paused while the index lags by half of the live topic's retention."""
     return CheckpointedSource(
         lambda: StreamPartition(
             settings,
@@ -44,6 +45,7 @@ def firehose_source(
             pressure=HighWater(settings, FIREHOSE_LIVE, "index"),
             fillable=True,
             deferral=deferral,
+            share=share,
         )
     )
 

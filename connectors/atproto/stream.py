@@ -22,19 +22,20 @@ from protocol.encoding.timestamps import from_unix
 from protocol.event_stream import position
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
+from steps.shares import WHOLE, Share
 
 POLL_FRAMES = 3000
 POLL_BYTES = 6 * 1024 * 1024  # of frames in one batch; their messages are at most about 16 times as large
 IDLE_AFTER_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # for deferred events at a stop; longer than the time limit of an untrusted host
-TOUCH_SECONDS = 5.0  # between writes of "caught up" for quiet upstreams
+TOUCH_SECONDS = 5.0  # between writes of "caught up" for quiet upstreams, and between removals of former shares' rows
 
 
 class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
     """The frames of all upstreams of a flow.
 
     `start`: the cursor for an upstream without a stored one (None: its newest event). `fillable`: whether a listing can recover
-    the events of a gap: true for a firehose, false for labels.
+    the events of a gap: true for a firehose, false for labels. `share`: whose position is stored; all frames are read and emitted.
     """
 
     def __init__(
@@ -49,23 +50,25 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         pressure: HighWater | None,
         fillable: bool,
         deferral: DeferralStatus,
+        share: Share = WHOLE,
     ) -> None:
         super().__init__(health)
         self._deferral = deferral
         self._cursors = cursors
-        self._store = CursorStore(settings, health.flow)
+        self._store = CursorStore(settings, health.flow, share)
         self._pressure = pressure
         self._fillable = fillable
         self._start = start
-        stored = self._store.load_sequences()
-        durable = {url: stored[url][0] for url in upstreams if url in stored}
+        stored = self._store.starts(upstreams)
+        durable = {url: mark.seq for url, mark in stored.items()}
         cursors.positions.update(durable)
         # no stored cursor (a new upstream, or an operator's reset): a new epoch begins
-        cursors.epochs.update({url: stored[url][1] if url in stored else int(time.time()) for url in upstreams})
+        cursors.epochs.update({url: stored[url].epoch if url in stored else int(time.time()) for url in upstreams})
         self._durable = durable
         self._sockets = Sockets(settings, health.flow, method, {url: durable.get(url, start) for url in upstreams})
         self._polled_at = time.monotonic()
         self._touch_at = 0.0
+        self._retire_at = 0.0
         self._drain_until: float | None = None
         self._gaps: list[Gap] = []  # taken from `cursors`, not durable yet
         if pressure is not None:
@@ -86,8 +89,12 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
         if len(self._durable) < len(self._sockets.upstreams):
             self._anchor(frames)
             self._anchor_quiet()
-        if not frames and not full and time.monotonic() >= self._touch_at:
+        now = time.monotonic()
+        if not frames and not full and now >= self._touch_at:
             self._touch()
+        if now >= self._retire_at:
+            retry_database(lambda: self._store.retire(self._durable), self.health)
+            self._retire_at = now + TOUCH_SECONDS
         return [*frames, WAKE] if self._deferral.ready else frames
 
     @override
@@ -167,12 +174,10 @@ class StreamPartition(CheckpointedPartition[Frame, dict[str, int]]):
 
     def _begin(self, upstream: str, position: int, missed: int | None) -> None:
         """Store the first position of an upstream. If it began at the newest event, record all earlier events as a gap."""
-        if self._start is None and self._fillable:
-            gap, detail = Gap(upstream, None, missed, "began_at_tip"), self._cursors.detail(upstream)
-            retry_database(lambda: self._store.begin(upstream, position, detail, gap), self.health)
-        else:
-            detail = self._cursors.detail(upstream)
-            retry_database(lambda: self._store.save({upstream: position}, {upstream: detail}), self.health)
+        at_tip = self._start is None and self._fillable
+        gap, detail = Gap(upstream, None, missed, "began_at_tip") if at_tip else None, self._cursors.detail(upstream)
+        epoch = retry_database(lambda: self._store.begin(upstream, position, detail, gap), self.health)
+        self._cursors.epochs[upstream] = epoch
         self._durable[upstream] = position
 
     def _report(self, frames: list[Frame]) -> None:

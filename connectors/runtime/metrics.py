@@ -37,7 +37,11 @@ LISTING_SKIPS = Counter("sluice_listing_skips_total", "listing cursors skipped a
 UPSTREAM_ERRORS = Counter("sluice_upstream_errors_total", "errors of upstream connections", ["flow", "reason"])
 
 # firehose and labels
-FIREHOSE_EVENTS = Counter("sluice_firehose_events_total", "events received from relays", ["upstream", "kind"])
+FIREHOSE_EVENTS = Counter(
+    "sluice_firehose_events_total",
+    "events received from relays; with several shares each process receives all",
+    ["upstream", "kind"],
+)
 LABEL_FRAMES = Counter("sluice_label_frames_total", "frames received from labelers", ["upstream", "kind"])
 WEBSOCKETS = Gauge("sluice_websocket_connections", "open websocket connections", ["flow"])
 LAST_EVENT = Gauge(

@@ -56,8 +56,11 @@ limit %s
 select last_error, count(*) from sluice.repo where phase = 'failed' group by last_error order by count(*) desc limit 10
 
 -- name: cursors
-select flow, upstream, position, detail, updated_at, extract(epoch from now() - updated_at)::float8 as age_seconds
-from sluice.cursor order by flow, upstream
+-- `in_use`: of the number of shares that moved last. Rows of another number go when these have passed them.
+select flow, upstream, case when shares > 1 then share || ' of ' || shares else '' end as share, position, detail, updated_at,
+       extract(epoch from now() - updated_at)::float8 as age_seconds,
+       shares = first_value(shares) over (partition by flow, upstream order by updated_at desc) as in_use
+from sluice.cursor order by flow, upstream, shares, share
 
 -- name: dead_letter_states
 select state, count(*) from sluice.dead_letter group by state
@@ -105,8 +108,10 @@ select reason, repos from sluice.storm where coalesce(released_until, '-infinity
 
 -- name: stream_time
 -- Unix time of the newest event of these relays that is durable in the log.
-select extract(epoch from max((detail ->> 'time')::timestamptz))::float8 from sluice.cursor
-where flow = 'firehose' and upstream = any(%(relays)s::text[]) and detail ->> 'time' <> ''
+select extract(epoch from max(time))::float8 from (
+    select min((detail ->> 'time')::timestamptz) as time from sluice.cursor
+    where flow = 'firehose' and upstream = any(%(relays)s::text[]) and detail ->> 'time' <> '' group by upstream
+) slowest_share
 
 -- name: now
 select extract(epoch from now())::float8 as now

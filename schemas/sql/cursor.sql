@@ -1,21 +1,33 @@
 -- Statements on sluice.cursor and sluice.stream_gap, run by connectors/postgres/stream_cursors.py. All times are now().
 
 -- name: load
-select upstream, position, detail, extract(epoch from now() - updated_at)::float8
+select upstream, share, shares, position, detail, extract(epoch from now() - updated_at)::float8
 from sluice.cursor
 where flow = %(flow)s
 
 -- name: save
 -- A null detail keeps the stored one.
-insert into sluice.cursor (flow, upstream, position, detail)
-values (%(flow)s, %(upstream)s, %(position)s, coalesce(%(detail)s::jsonb, '{}'))
-on conflict (flow, upstream) do update set
+insert into sluice.cursor (flow, upstream, share, shares, position, detail)
+values (%(flow)s, %(upstream)s, %(share)s, %(shares)s, %(position)s, coalesce(%(detail)s::jsonb, '{}'))
+on conflict (flow, upstream, shares, share) do update set
     position = excluded.position, detail = coalesce(%(detail)s::jsonb, cursor.detail), updated_at = now()
 
 -- name: caught_up
 -- A stream without further events: it is up to date at its position.
 update sluice.cursor set detail = detail || jsonb_build_object('time', %(time)s::text)
-where flow = %(flow)s and upstream = any(%(upstreams)s::text[])
+where flow = %(flow)s and upstream = any(%(upstreams)s::text[]) and (share, shares) = (%(share)s, %(shares)s)
+
+-- name: lock
+-- Until the end of the transaction no other process changes a position.
+lock table sluice.cursor in share row exclusive mode
+
+-- name: epoch
+-- The epoch that another share has begun with.
+select max((detail ->> 'epoch')::bigint) from sluice.cursor where flow = %(flow)s and upstream = %(upstream)s
+
+-- name: retire
+delete from sluice.cursor
+where flow = %(flow)s and upstream = %(upstream)s and (share, shares) = (%(share)s, %(shares)s)
 
 -- name: any_repo
 select exists (select from sluice.repo)
@@ -34,15 +46,18 @@ select %(upstream)s, %(from_seq)s, %(to_seq)s, %(reason)s, case when %(answered)
 where not exists (select from grown)
 
 -- name: find
+-- The lowest of all shares.
 select position from sluice.cursor where flow = %(flow)s and upstream = %(upstream)s
+order by case when position ~ '^[0-9]{1,18}$' then position::bigint end nulls first limit 1
 
 -- name: set_position
--- Set by an operator. The detail of a listing belongs to its old position; the sequence of a stream may have changed.
+-- Set by an operator, for all shares. The detail of a listing belongs to its old position; the sequence of a stream may have changed.
 update sluice.cursor
 set position = %(position)s, updated_at = now(),
     detail = case when flow = 'list_repos' then '{}'
-                  else jsonb_build_object('epoch', greatest(extract(epoch from now())::bigint,
-                                                            coalesce((detail ->> 'epoch')::bigint, 0) + 1)) end
+                  else jsonb_build_object('epoch', greatest(extract(epoch from now())::bigint, (
+                      select coalesce(max((c.detail ->> 'epoch')::bigint), 0) + 1 from sluice.cursor c
+                      where c.flow = %(flow)s and c.upstream = %(upstream)s))) end
 where flow = %(flow)s and upstream = %(upstream)s
 
 -- name: forget

@@ -37,8 +37,12 @@ from sluice.skipped_range where filled_at is null
 select count(*) from sluice.stream_gap where answered_at is null
 
 -- name: cursors
-select flow, upstream, extract(epoch from now() - updated_at)::float8 as age
-from sluice.cursor where upstream = any(%(upstreams)s::text[])
+-- Of the share that moved longest ago; without rows that a former number of shares has left.
+select flow, upstream, extract(epoch from now() - min(updated_at))::float8 as age from (
+    select flow, upstream, updated_at,
+           shares = first_value(shares) over (partition by flow, upstream order by updated_at desc) as in_use
+    from sluice.cursor where upstream = any(%(upstreams)s::text[])
+) c where in_use group by flow, upstream
 
 -- name: handles_late
 -- Only checks that are due by time: one that an event requested has no time.

@@ -5,8 +5,10 @@
 -- No row if a job of this name exists: the same source is the same job.
 insert into sluice.backfill_job (name, kind, relay, hosts, collection, first_dids, again, batch_size, priority, total, cutoff_seqs)
 values (%(name)s, %(kind)s, %(relay)s, %(hosts)s, %(collection)s, %(first_dids)s, %(again)s, %(batch_size)s, %(priority)s, %(total)s, coalesce((
-    select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
-    where flow = 'firehose' and position ~ '^[0-9]{1,18}$'
+    select jsonb_object_agg(upstream, position) from (
+        select upstream, min(position::bigint) as position from sluice.cursor
+        where flow = 'firehose' and position ~ '^[0-9]{1,18}$' group by upstream
+    ) slowest_share
 ), '{}'))
 on conflict (name) do nothing
 returning id

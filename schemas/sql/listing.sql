@@ -4,8 +4,10 @@
 -- Starting a listing again returns its existing job, with the cutoff and counters of the first start.
 insert into sluice.backfill_job (name, kind, relay, hosts, status, cutoff_seqs)
 values (%(name)s, %(kind)s, %(relay)s, %(hosts)s, 'running', coalesce((
-    select jsonb_object_agg(upstream, position::bigint) from sluice.cursor
-    where flow = 'firehose' and position ~ '^[0-9]{1,18}$'
+    select jsonb_object_agg(upstream, position) from (
+        select upstream, min(position::bigint) as position from sluice.cursor
+        where flow = 'firehose' and position ~ '^[0-9]{1,18}$' group by upstream
+    ) slowest_share
 ), '{}'))
 on conflict (name) do update set
     status = case when backfill_job.status = 'pending' then 'running' else backfill_job.status end

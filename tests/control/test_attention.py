@@ -46,8 +46,8 @@ def process(kind: str, state: str, *, ready: bool, started: float = NOW) -> Proc
     return ProcessStatus(f"{kind}-1", kind, 1, 1, state, "why", ready, metrics)
 
 
-def cursor(flow: str, upstream: str, age: float) -> dict[str, Any]:
-    return {"flow": flow, "upstream": upstream, "position": "1", "age_seconds": age}
+def cursor(flow: str, upstream: str, age: float, *, in_use: bool = True) -> dict[str, Any]:
+    return {"flow": flow, "upstream": upstream, "position": "1", "age_seconds": age, "in_use": in_use, "share": ""}
 
 
 def host(failures: int) -> dict[str, Any]:
@@ -87,6 +87,11 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, bool]] = {
         f"silent: no event from {RELAY} for 9 min",
         True,
     ),
+    "a share that does not move": (
+        {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, age) for age in (540.0, 1.0)]},
+        f"silent: no event from {RELAY} for 9 min",
+        True,
+    ),
     "a relay that never said anything": (
         {"relays": [RELAY], "processes": [process("firehose", "idle", ready=True, started=NOW - 540)]},
         f"silent: no event from {RELAY} for 9 min",
@@ -111,6 +116,7 @@ FINE: dict[str, dict[str, Any]] = {
     "an embedded server": {"processes": [ProcessStatus("kafka", "kafka", 1, 0, "running", ready=True)]},
     "a relay that was heard": {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, SILENT_SECONDS - 1)]},
     "a relay that is no longer ours": {"relays": [RELAY], "cursors": [cursor("firehose", "https://old.test", 1e6)]},
+    "a row of a former number of shares": {"cursors": [cursor("firehose", RELAY, 1e6, in_use=False)]},
     "a firehose that just started": {"relays": [RELAY], "processes": [process("firehose", "idle", ready=True)]},
     "a quiet labeler": {"cursors": [cursor("labels", "https://labeler.test", 1e6)]},
     "a closed letter": {"dead_letters": {"dismissed": 2}},

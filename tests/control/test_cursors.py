@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import psycopg
@@ -16,6 +17,7 @@ from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.stream_cursors import CursorStore
 from schemas.settings import Settings, load
+from steps.shares import Share
 from tests.support import zygote
 from tests.support.flow_process import create_topics, wait_until
 
@@ -102,6 +104,25 @@ def test_an_upstream_is_moved_only_while_its_flow_is_stopped(desk: Desk) -> None
     assert desk.sluice("reset", "firehose", RELAY, "--yes").returncode == 0
     assert json.loads(desk.sluice("list", "--json").stdout)["upstreams"] == []
     assert desk.sluice("set", "nobody", RELAY, "7", "--yes").returncode == 2
+
+
+def test_all_shares_of_a_stream_are_shown_and_moved_together(desk: Desk) -> None:
+    """S3: with one epoch, or a change of their number would look like a restarted sequence."""
+    for number, position in enumerate((50, 9, 41)):
+        with closing(CursorStore(desk.settings, "firehose", Share(number, 3))) as store:
+            store.save({RELAY: position}, {RELAY: {"epoch": 100 + number}})
+    desk.db.execute("update sluice.cursor set updated_at = now() - interval '1 h' where share = 1")
+    listed = json.loads(desk.sluice("list", "--json").stdout)["upstreams"]
+    shown = [(row["share"], row["position"], row["in_use"]) for row in listed]
+    assert shown == [("0 of 3", "50", True), ("1 of 3", "9", True), ("2 of 3", "41", True)]
+    wait_until(lambda: desk.sluice("set", "firehose", RELAY, "7", "--yes").stdout == f"firehose {RELAY}: 9 → 7\n")
+    moved = desk.db.execute(
+        "select distinct position, (detail ->> 'epoch')::bigint > 102 from sluice.cursor"
+    ).fetchall()
+    assert moved == [("7", True)]
+    assert desk.db.execute("select count(distinct detail) from sluice.cursor").fetchone() == (1,)
+    assert desk.sluice("reset", "firehose", RELAY, "--yes").returncode == 0
+    assert desk.db.execute("select * from sluice.cursor").fetchall() == []
 
 
 def test_a_flows_name_may_be_typed_in_both_spellings_and_is_stored_in_one(desk: Desk) -> None:

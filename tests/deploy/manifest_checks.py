@@ -22,10 +22,12 @@ from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
 from schemas.tuning import Tuning
 from tests.deploy.rendering import Document
 
-SINGLE = {"list-repos", "firehose", "labels"}
+SINGLE = {"list-repos", "labels"}
+SHARED = {"firehose"}
 MANY = {"backfill", "index"}
-OUTSIDE = SINGLE | {"backfill", "control"}  # who asks servers of strangers; control does for handles
+OUTSIDE = SINGLE | SHARED | {"backfill", "control"}  # who asks servers of strangers; control does for handles
 SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database")}
+POD_INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
 COMMAND: Any = get_command(app)
@@ -81,7 +83,7 @@ def faults(documents: list[Document], documented: str) -> list[str]:
             _mounted(pod, documents, documented),
         ]
         if pod.ours:
-            checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod), _tokens(pod)]
+            checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod, documents), _tokens(pod)]
         found += [f"{pod.name}: {fault}" for check in checks for fault in check]
     found += [*_selectors(documents), *_ways(documents), *_in_clear(documents)]
     running = {str(pod.spec["containers"][0]["args"][1]) for pod in pods(documents) if pod.ours}
@@ -198,9 +200,14 @@ def environment(container: dict[str, Any], documents: list[Document]) -> dict[st
         for doc in documents:
             if doc["kind"] == "ConfigMap" and doc["metadata"]["name"] == source["configMapRef"]["name"]:
                 found |= doc["data"]
-    return found | {
-        v["name"]: v.get("value", "postgresql://somebody@postgres:5432/x") for v in container.get("env", [])
-    }
+    return found | {v["name"]: v.get("value", _value_of(v)) for v in container.get("env", [])}
+
+
+def _value_of(variable: dict[str, Any]) -> str:
+    field = variable.get("valueFrom", {}).get("fieldRef")
+    if field is None:
+        return "postgresql://somebody@postgres:5432/x"
+    return "0" if field["fieldPath"] == POD_INDEX else "unknown field"
 
 
 def settings_of(container: dict[str, Any], documents: list[Document]) -> Settings:
@@ -265,11 +272,18 @@ def _stopping(pod: Pod) -> Iterator[str]:
         yield f"is killed after {pod.spec['terminationGracePeriodSeconds']} s, and may drain for {longest:.0f} s"
 
 
-def _count(pod: Pod) -> Iterator[str]:
+def _count(pod: Pod, documents: list[Document]) -> Iterator[str]:
     process = pod.spec["containers"][0]["args"][1]
     spec = pod.workload["spec"]
     if process in SINGLE and (spec.get("replicas") != 1 or spec["strategy"]["type"] != "Recreate"):
         yield "must run once, and never twice at a time"
+    if process in SHARED:
+        (container,) = pod.spec["containers"]
+        given = environment(container, documents)
+        if pod.workload["kind"] != "StatefulSet" or "SLUICE_FIREHOSE_SHARE" not in given:
+            yield "its pods do not know their share"
+        elif given.get("SLUICE_FIREHOSE_SHARES") != str(spec.get("replicas")):
+            yield f"{spec.get('replicas')} pods have {given.get('SLUICE_FIREHOSE_SHARES')} shares"
     if process in MANY and spec["strategy"]["type"] != "RollingUpdate":
         yield "could be replaced one by one"
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -14,7 +15,7 @@ from jsonschema import Draft202012Validator
 from connectors.kafka.offsets import GROUP_TOPICS
 from schemas.settings import Settings
 from tests.deploy.manifest_checks import faults, misread, pods
-from tests.deploy.rendering import COMPONENTS, OVERLAYS, ROOT, Document, read, rendered
+from tests.deploy.rendering import COMPONENTS, OVERLAYS, ROOT, Document, copy, read, render, rendered
 
 OLDEST, NEWEST = "1.29", "1.37"  # matchLabelKeys of topology spread came with 1.27, and 1.29 is what we promise
 CRDS = {path.stem: path for path in (ROOT / "tests" / "deploy" / "crds").glob("*.json")}
@@ -114,10 +115,18 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "unknown process": (lambda d: container(d).update(args=["run", "indexer"]), "there is no process indexer"),
     "unknown command": (lambda d: container(d).update(args=["runn", "index"]), "runn"),
     "unknown option": (lambda d: container(d).update(args=["run", "index", "--fast"]), "--fast"),
-    "two firehoses": (lambda d: spec(d, "Deployment", "sluice-firehose").update(replicas=2), "must run once"),
-    "firehose updated by rolling": (
-        lambda d: spec(d, "Deployment", "sluice-firehose")["strategy"].update(type="RollingUpdate"),
+    "two labels": (lambda d: spec(d, "Deployment", "sluice-labels").update(replicas=2), "must run once"),
+    "labels updated by rolling": (
+        lambda d: spec(d, "Deployment", "sluice-labels")["strategy"].update(type="RollingUpdate"),
         "never twice at a time",
+    ),
+    "more firehoses than shares": (
+        lambda d: spec(d, "StatefulSet", "sluice-firehose").update(replicas=2),
+        "2 pods have 1 shares",
+    ),
+    "firehoses without a number": (
+        lambda d: container(d, "sluice-firehose").update(env=container(d)["env"]),
+        "do not know their share",
     ),
     "short grace": (
         lambda d: spec(d, "Deployment", "sluice-index")["template"]["spec"].update(terminationGracePeriodSeconds=30),
@@ -235,6 +244,17 @@ def test_no_source_has_a_key_twice() -> None:
         read(path.read_text("utf-8"))
     with pytest.raises(yaml.YAMLError, match="twice: a"):
         read("a: 1\na: 2\n")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_one_setting_is_the_number_of_shares_and_of_firehose_pods(overlay: str, tmp_path: Path) -> None:
+    """S3: in the overlay's settings, beside the addresses that it sets there."""
+    folder = copy(tmp_path) / "overlays" / overlay
+    with (folder / "settings.env").open("a") as file:
+        file.write("SLUICE_FIREHOSE_SHARES=3\n")
+    documents = render(folder)
+    assert spec(documents, "StatefulSet", "sluice-firehose")["replicas"] == 3
+    assert faults(documents, DOCUMENTED) == []
 
 
 def test_scaling_follows_the_groups_of_the_code() -> None:

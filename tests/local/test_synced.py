@@ -103,6 +103,12 @@ def test_waits_for_a_stream_that_is_behind() -> None:
     assert synced.check(replace(done(), processes=[firehose(seq=6)]))
 
 
+def test_waits_for_every_share_of_a_stream() -> None:
+    synced, _ = looker()
+    assert not synced.check(replace(done(), processes=[firehose(event_time=2000.0), firehose(event_time=10.0)]))
+    assert synced.check(replace(done(), processes=[firehose(event_time=2000.0)] * 2))
+
+
 def test_a_stream_that_has_only_just_connected_is_not_quiet_yet() -> None:
     """Its silence from before the connection proves nothing: the upstream may be about to send a whole past."""
     synced, clock = looker()

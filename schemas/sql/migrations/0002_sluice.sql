@@ -166,10 +166,13 @@ create table sluice.host (
 create table sluice.cursor (
     flow       text not null,
     upstream   text not null,                            -- full URL
+    share      integer not null default 0,               -- of the stream, from 0 (steps/shares.py)
+    shares     integer not null default 1,
     position   text not null,
     detail     jsonb not null default '{}',
     updated_at timestamptz not null default now(),
-    primary key (flow, upstream)
+    primary key (flow, upstream, shares, share),
+    check (share between 0 and shares - 1)
 );
 
 create table sluice.stream_offset (

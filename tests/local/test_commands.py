@@ -1,0 +1,36 @@
+"""The processes of `sluice up`, and what each cannot start with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from local.commands import commands
+from local.run import require
+from schemas.errors import OperatorError
+from schemas.settings import Settings
+
+GIVEN: dict[str, Any] = {
+    "kafka_bootstrap": "127.0.0.1:1",
+    "database": "postgresql://x@y/z",
+    "relays": ["https://relay.test"],
+}
+
+
+def firehoses(shares: int) -> list[tuple[str, str | None, str | None]]:
+    found = [one for one in commands(Settings(**GIVEN, firehose_shares=shares), 1) if one.kind == "firehose"]
+    return [(one.name, one.env.get("SLUICE_FIREHOSE_SHARE"), one.env.get("SLUICE_FIREHOSE_SHARES")) for one in found]
+
+
+def test_each_share_of_the_firehose_is_a_process_that_knows_its_number() -> None:
+    """S3"""
+    assert firehoses(1) == [("firehose", None, "1")]
+    assert firehoses(3) == [(f"firehose-{number + 1}", str(number), "3") for number in range(3)]
+
+
+def test_a_share_beyond_their_number_does_not_start() -> None:
+    """S3: its repos would be read by two processes, or by none."""
+    require("firehose", Settings(**GIVEN, firehose_shares=3, firehose_share=2))
+    with pytest.raises(OperatorError, match="number the processes from 0 to 2"):
+        require("firehose", Settings(**GIVEN, firehose_shares=3, firehose_share=3))
