@@ -1,6 +1,6 @@
 """Benchmark (c): frames → log. Events per second of the firehose flow, from the first message in the log to the last.
 
-    .venv/bin/python -m bench.firehose [--events 100000]
+    .venv/bin/python -m bench.firehose [--events 100000] [--shares 3]
 
 Floor, measured in the same run on the same frames: decoding, inverting and encoding the same JSON in a plain loop,
 without signatures. The simulated relay has the encoded frames in its window; the flow reads from the oldest event on.
@@ -9,6 +9,7 @@ without signatures. The simulated relay has the encoded frames in its window; th
 import argparse
 import asyncio
 import time
+from contextlib import ExitStack
 
 import aiohttp
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--repos", type=int, default=1000)
+    parser.add_argument("--shares", type=int, default=1, help="firehose processes")
     options = parser.parse_args()
     network = {"repos": options.repos, "records_per_repo": 50, "window": options.events * 2, "labelers": 0}
     with simulated(**network, prebuilt_commits=options.events) as sim:
@@ -36,7 +38,7 @@ def main() -> None:
         size = sum(map(len, frames))
         del frames
         with stack(relays=[relay], plc=sim.urls["plc"], firehose_start="oldest") as running:
-            rate, figures = firehose(running, sim, options.events)
+            rate, figures = firehose(running, sim, options.events, options.shares)
     report(
         "firehose",
         events=options.events,
@@ -76,11 +78,16 @@ def floor_of(frames: list[bytes], relay: str) -> Floor:
     return measured
 
 
-def firehose(running: Stack, sim: Simulated, events: int) -> tuple[float, dict[str, object]]:
+def firehose(running: Stack, sim: Simulated, events: int, shares: int) -> tuple[float, dict[str, object]]:
     """Events per second (without start-up), and the cost."""
     ends = Ends(running.settings, FIREHOSE_LIVE)
-    with running.process("firehose") as process:
-        seen = watch(running, ends.messages, events, firehose=process.pid, simulator=sim.pid)
+    with ExitStack() as started:
+        processes = {"simulator": sim.pid}
+        for share in range(shares):
+            numbers = {"SLUICE_FIREHOSE_SHARE": str(share), "SLUICE_FIREHOSE_SHARES": str(shares)}
+            process = started.enter_context(running.process("firehose", **numbers))
+            processes[f"firehose_{share}" if shares > 1 else "firehose"] = process.pid
+        seen = watch(running, ends.messages, events, **processes)
     assert not Ends(running.settings, DEAD_LETTER).messages()
     return (events - seen.first) / seen.seconds, seen.figures
 

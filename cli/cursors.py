@@ -57,7 +57,7 @@ def cursors_set(
     yes: Yes = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Set the position of a flow at an upstream, or the offsets of a group in a topic. Stop the process first."""
+    """Set the position of a flow (all its shares) at an upstream, or the offsets of a group in a topic. Stop the process first."""
     from control.cursors import check_position  # noqa: PLC0415 - as above
     from ops.replay_arguments import partition_offsets  # noqa: PLC0415 - as above
 

@@ -80,9 +80,11 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
     )
     db.execute("insert into sluice.stream_gap (upstream, reason) values (%s, 'gap')", (RELAY,))
     db.execute(
-        "insert into sluice.cursor (flow, upstream, position, updated_at) values ('firehose', %s, '1', now() - interval '1 h'),"
-        " ('list_repos', 'https://one-of-many.test', '1', now())",
-        (RELAY,),
+        "insert into sluice.cursor (flow, upstream, share, shares, position, updated_at) values"
+        " ('firehose', %(relay)s, 0, 2, '1', now() - interval '1 h'), ('firehose', %(relay)s, 1, 2, '1', now()),"
+        " ('firehose', %(relay)s, 0, 1, '1', now() - interval '9 h'),"  # a former number of shares
+        " ('list_repos', 'https://one-of-many.test', 0, 1, '1', now())",
+        {"relay": RELAY},
     )
     db.execute(
         "insert into sluice.host (host, consecutive_failures, paused_until) values"
