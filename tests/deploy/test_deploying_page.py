@@ -64,10 +64,14 @@ def test_what_is_stopped_for_a_restore_stays_stopped() -> None:
     documents = rendered("production", ["keda"])
     scaled = [doc["spec"]["minReplicaCount"] for doc in documents if doc["kind"] == "ScaledObject"]
     assert min(scaled) > 0, "it would let them be"
-    commands = block("deployment --all --replicas=0").splitlines()
+    commands = block("--replicas=0").splitlines()
     objects, everything, gone = (
         next(n for n, command in enumerate(commands) if words in command)
-        for words in ("delete scaledobject --all", "scale deployment --all --replicas=0", "--for=delete")
+        for words in (
+            "delete scaledobject --all",
+            "scale deployment,statefulset --selector=app.kubernetes.io/name=sluice --replicas=0",
+            "--for=delete",
+        )
     )
     assert objects < everything < gone
     assert DOCUMENTED.count("--replicas=0") == 1, "another place that stops everything has no such step"
