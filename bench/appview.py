@@ -18,11 +18,11 @@ import msgspec
 import psycopg
 
 from appview.rebuild import check
-from bench.support.load import CID, TEXT, Record, send_all, snapshot
+from bench.support.load import CID, TEXT, Record, random_did, send_all, snapshot
 from bench.support.stack import Stack, report, stack, until
 
 PER_REPO = 60
-HOT = "at://did:plc:bencha000000000000000000/app.bsky.feed.post/3kaaaaaaapost0"
+HOT = f"at://{random_did('a', 0)}/app.bsky.feed.post/3kaaaaaaapost0"
 MIX = ("like",) * 27 + ("follow",) * 15 + ("post",) * 9 + ("repost",) * 6 + ("block", "profile", "list")
 
 
@@ -44,10 +44,6 @@ def main() -> None:
         assert not any(drift[kind][0] for kind in ("posts", "profiles")), drift
     ratio = round(on["records_per_second"] / off["records_per_second"], 3)
     report("appview", records=repos * PER_REPO, workers=options.workers, on=on, off=off, ratio=ratio)
-
-
-def _did(family: str, number: int) -> str:
-    return f"did:plc:bench{family}{number:018d}"
 
 
 def _index(running: Stack, family: str, repos: int, workers: int, appview: str) -> dict[str, Any]:
@@ -80,7 +76,7 @@ def _index(running: Stack, family: str, repos: int, workers: int, appview: str) 
 def _produce(running: Stack, family: str, repos: int) -> int:
     """Write snapshots, each with its outcome; returns the number of messages."""
     chance = random.Random(family)  # the same load in every run
-    snapshots = (snapshot(_did(family, n), _records(family, n, repos, chance)) for n in range(repos))
+    snapshots = (snapshot(random_did(family, n), _records(family, n, repos, chance)) for n in range(repos))
     return send_all(running.settings, chain.from_iterable(snapshots))
 
 
@@ -100,7 +96,7 @@ def _bodies(family: str, number: int, repos: int, chance: random.Random) -> Iter
         return chance.randrange(repos)
 
     def some_post() -> str:
-        return f"at://{_did(family, somebody())}/app.bsky.feed.post/3kaaaaaaapost{chance.randrange(9)}"
+        return f"at://{random_did(family, somebody())}/app.bsky.feed.post/3kaaaaaaapost{chance.randrange(9)}"
 
     used: dict[str, int] = {}
     for kind in MIX:
@@ -111,7 +107,7 @@ def _bodies(family: str, number: int, repos: int, chance: random.Random) -> Iter
             subject = HOT if kind == "like" and n == 0 else some_post()
             yield f"app.bsky.feed.{kind}", rkey, {"subject": ref(subject), **created}
         elif kind in ("follow", "block"):
-            yield f"app.bsky.graph.{kind}", rkey, {"subject": _did(family, somebody()), **created}
+            yield f"app.bsky.graph.{kind}", rkey, {"subject": random_did(family, somebody()), **created}
         elif kind == "post":
             parent = ref(some_post())
             reply = {"reply": {"root": parent, "parent": parent}} if n % 2 else {}

@@ -7,16 +7,15 @@ Floor, measured in the same run: COPY BINARY of the same rows into the same keye
 """
 
 import argparse
-from base64 import b32encode
 from collections.abc import Iterator
-from hashlib import sha256, sha512
+from hashlib import sha512
 from itertools import chain, islice
 from typing import Any
 
 import msgspec
 import psycopg
 
-from bench.support.load import CID, REV, TEXT, TIME, send_all, snapshot
+from bench.support.load import CID, REV, SQL_DID, TEXT, TIME, random_did, send_all, snapshot
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import Out
 from flows.index.record_rows import copy_rows, stored
@@ -69,11 +68,8 @@ def main() -> None:
 
 
 def dids(records: int, per_repo: int) -> Iterator[str]:
-    """The DIDs of the benchmark's repos: random, as the network's are."""
-    return (
-        "did:plc:" + b32encode(sha256(b"%d" % number).digest())[:24].decode().lower()
-        for number in range(records // per_repo)
-    )
+    """The DIDs of the benchmark's repos."""
+    return (random_did("bench", number) for number in range(records // per_repo))
 
 
 def body(number: int) -> bytes:
@@ -87,15 +83,14 @@ def body(number: int) -> bytes:
 def preload(running: Stack, rows: int) -> None:
     """Insert the rows that exist before the measurement."""
     running.sql(
-        "insert into sluice.repo (did, phase) select 'did:plc:old' || lpad(n::text, 21, '0'), 'sync'"
-        " from generate_series(0, %s / 60) n",
-        rows,
+        f"insert into sluice.repo (did, phase) select {SQL_DID}, 'sync' from generate_series(0, %s / 60) n",
+        *("old", rows),
     )
     running.sql("insert into sluice.collection (name) values (%s)", POST)
     running.sql(
         "insert into sluice.record_row (rev, indexed_at, repo, collection, attempt, rkey, cid, json)"
         " select sluice.tid_number(%s), '2026-01-01Z', r.id, c.id, 1, '3k' || lpad(n::text, 11, '0'), sluice.cid_bytes(%s), %s::json"
-        " from generate_series(1, %s) n join sluice.repo r on r.did = 'did:plc:old' || lpad((n / 60)::text, 21, '0'),"
+        " from (select id, row_number() over (order by id) as k from sluice.repo) r, generate_series(60 * k - 59, least(60 * k, %s)) n,"
         " sluice.collection c",
         *(REV, CID, body(0).decode(), rows),
     )
@@ -127,21 +122,19 @@ def make_live_repos(running: Stack, commits: int) -> None:
     """Insert one repo in sync per commit, so that a batch locks and saves as many repos as it has events."""
     running.sql(
         "insert into sluice.repo (did, phase, attempt, rev, data, commit, host, handle, from_snapshot, first_attempt)"
-        " select 'did:plc:live' || lpad(n::text, 20, '0'), 'sync', 1, %s, %s, %s, 'https://pds.example', 'user.example', true, 1"
-        " from generate_series(0, %s) n",
-        *(REV, CID, CID, commits - 1),
+        f" select {SQL_DID}, 'sync', 1, %s, %s, %s, 'https://pds.example', 'user.example', true, 1 from generate_series(0, %s) n",
+        *("live", REV, CID, CID, commits - 1),
     )
     running.sql("vacuum analyze sluice.repo")
 
 
 def produce_live(running: Stack, commits: int) -> None:
     """Write commits of one create each to the log, no repo twice."""
-    send_all(running.settings, map(live_commit, range(commits)))
+    send_all(running.settings, (live_commit(random_did("live", number), number) for number in range(commits)))
 
 
-def live_commit(number: int) -> Out:
+def live_commit(did: str, number: int) -> Out:
     """The message of a commit that creates one post."""
-    did = f"did:plc:live{number:020d}"
     block = usual_commit(did, LIVE_REV, cid_bytes(LIVE_CID), sha512(did.encode()).digest())
     op = wire.Op(
         action="create",
@@ -171,8 +164,8 @@ def live_commit(number: int) -> Out:
 
 def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
     """Measure COPY BINARY into the same table."""
-    ours = "select id from sluice.repo where did not like 'did:plc:old%%'"
-    running.sql(f"delete from sluice.record_row where repo in ({ours})")
+    ours = "select id from sluice.repo where did = any(%s)"
+    running.sql(f"delete from sluice.record_row where repo in ({ours})", list(dids(records, per_repo)))
     running.sql("vacuum sluice.record_row")
     repos = dict(running.sql("select did, id from sluice.repo"))
     collections = dict(running.sql("select name, id from sluice.collection"))

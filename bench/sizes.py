@@ -36,7 +36,7 @@ from sluice.record group by 1 order by 2 desc
 """
 RELATIONS = """
 select sum(pg_relation_size(t)), sum(pg_indexes_size(t)), sum(pg_total_relation_size(t) - pg_relation_size(t) - pg_indexes_size(t)),
-       (select count(*) from {0})
+       (select count(*) from {0} where %s)
 from (select relid as t from pg_partition_tree('{0}') where isleaf union select '{0}'::regclass) parts
 """
 
@@ -113,9 +113,10 @@ def segments(running: Stack, topic: str) -> dict[str, int]:
     return {"messages": messages, "bytes": round(size / max(1, messages))}
 
 
-def table(running: Stack, name: str) -> dict[str, int]:
-    """Rows, and bytes per row: of the heap, of the indexes, of TOAST and maps."""
-    heap, indexes, rest, rows = running.sql(RELATIONS.format(name))[0]
+def table(running: Stack, name: str, rows: int = 0) -> dict[str, int]:
+    """Rows (counted, unless they are given), and bytes per row: of the heap, of the indexes, of TOAST and maps."""
+    heap, indexes, rest, counted = running.sql(RELATIONS.format(name), not rows)[0]
+    rows = rows or counted
     return {
         "rows": rows,
         "heap": round(heap / rows),

@@ -1,6 +1,7 @@
 """Messages as the flows write them to the log: the load of the index's benchmarks."""
 
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from itertools import islice
 
 import msgspec
@@ -16,7 +17,16 @@ TIME = "2026-01-01T00:00:00.000Z"
 TEXT = "The quick brown fox jumps over the lazy dog, and the relay tells everybody about it at once. "
 BATCH_MESSAGES = 10_000
 
+_LETTERS = str.maketrans("0189", "ghij")
+SQL_DID = "'did:plc:' || left(translate(encode(sha256((%s || n)::bytea), 'hex'), '0189', 'ghij'), 24)"
+"""`random_did(family, n)` in SQL."""
+
 Record = tuple[str, str, bytes]  # collection, rkey, JSON body
+
+
+def random_did(family: str, number: int) -> str:
+    """The same DID each time; as in the network, neighbours have nothing in common."""
+    return "did:plc:" + sha256(f"{family}{number}".encode()).hexdigest()[:24].translate(_LETTERS)
 
 
 def snapshot(did: str, records: Iterable[Record]) -> Iterator[Out]:

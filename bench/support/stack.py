@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,17 @@ class Stack:
 
 
 @contextmanager
-def stack(partitions: int = 8, **overrides: Any) -> Iterator[Stack]:
-    """Start log and database, migrate, apply the topics. The database has track_commit_timestamp on."""
-    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
-        root = Path(folder)
+def stack(
+    partitions: int = 8, folder: Path | None = None, server: Mapping[str, str] = REMEMBER_COMMITS, **overrides: Any
+) -> Iterator[Stack]:
+    """Start log and database, migrate, apply the topics. `folder` is kept; `server`: settings of PostgreSQL."""
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") if folder is None else nullcontext(folder) as chosen:
+        root = Path(chosen)
+        root.mkdir(exist_ok=True)
         root.chmod(0o755)  # PostgreSQL runs as a user of its own
         with (
             EmbeddedLog(root / "log") as log,
-            EmbeddedDatabase(root / "database", settings=REMEMBER_COMMITS) as database,
+            EmbeddedDatabase(root / "database", settings=server) as database,
         ):
             settings = load(
                 kafka_bootstrap=log.bootstrap,

@@ -35,6 +35,7 @@ class IndexStore:
         self._active: Projection | None = None
 
     def _opened(self, db: Connection) -> None:
+        db.execute(SQL["plan_by_key"])
         db.execute(SQL["make_stage"])
         self._active = self._projection if self._projection is not None and self._projection.is_active(db) else None
 
@@ -52,6 +53,7 @@ class IndexStore:
             transaction = IndexTransaction(db, self._scope, self._filter.read(db), rows)
             yield transaction
             if changes is not None:
+                db.execute(SQL["plan_freely"])
                 changes.apply(singly=singly)
         for report in transaction.committed:
             report()

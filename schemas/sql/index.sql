@@ -1,5 +1,14 @@
 -- Statements of the index transaction, run by flows/index/. Repo rows are locked in DID order.
 
+-- name: plan_by_key
+-- Of a session. The planner counts 64 look-ups for each key, since it does not know that only one part is read; so below some
+-- millions of rows it would rather read all of them, in every batch.
+set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off
+
+-- name: plan_freely
+-- For the projection, last in a transaction.
+set local enable_seqscan = on; set local enable_hashjoin = on; set local enable_mergejoin = on
+
 -- name: lock
 select id, did, phase, reason, active, status, attempt, rev, seen_rev, from_snapshot, data, commit, account_time, account_seq,
        first_attempt, buffered, buffered_rev, desyncs, extract(epoch from now() - desynced_at)::float8, retry_count, handle, host,
@@ -107,10 +116,8 @@ select r.did, c.name, g.rkey, g.came
 from gone g join sluice.repo r on r.id = g.repo join sluice.collection c on c.id = g.collection
 
 -- name: count_rows
-select r.repo, count(*)
+select d.repo, (select count(*) from sluice.record_row r where r.repo = d.repo and r.attempt = d.attempt)
 from unnest(%(repos)s::integer[], %(attempts)s::integer[]) as d (repo, attempt)
-join sluice.record_row r on r.repo = d.repo and r.attempt = d.attempt
-group by r.repo
 
 -- name: copy_records
 copy sluice.record_row (rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason)
