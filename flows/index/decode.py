@@ -18,6 +18,7 @@ from steps.gate.key_size import KeyTooLarge, check_size
 
 TOPICS = (FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE)
 """The topics that the index reads."""
+_WITH_REV = (wire.CreateEvent, wire.CommitEvent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def decode(batch: Batch, prefix: str = "") -> Decoded:
                 continue
             event: Any = wire.decode_live(value) if topic == FIREHOSE_LIVE else wire.decode_backfill(value)
             check_size(topic, event)
-            if isinstance(event, wire.CreateEvent | wire.CommitEvent):
+            if isinstance(event, _WITH_REV):
                 rev_column(event.rev)
             decoded.queues[event.did].append(
                 OffsetEvent(message.offset() or 0, event, len(value), received_at(message))

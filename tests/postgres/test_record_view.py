@@ -49,9 +49,10 @@ def filled(postgres: str) -> Iterator[psycopg.Connection[Any]]:
             yield db
 
 
-def scans(db: psycopg.Connection[Any], query: str) -> list[dict[str, Any]]:
+def scans(db: psycopg.Connection[Any], query: str | bytes, values: Any = None) -> list[dict[str, Any]]:
     """The scans of record_row that the plan of this query executes."""
-    ((plan,),) = db.execute(f"explain (analyze, format json) {query}".encode()).fetchall()
+    text = query.encode() if isinstance(query, str) else query
+    ((plan,),) = db.execute(b"explain (analyze, format json) " + text, values).fetchall()
     found, nodes = [], [plan[0]["Plan"]]
     while nodes:
         node = nodes.pop()
