@@ -18,7 +18,7 @@ import psycopg
 from bench.support.load import CID, REV, SQL_DID, TEXT, TIME, random_did, send_all, snapshot
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import Out
-from flows.index.record_rows import copy_rows, stored
+from flows.index.record_rows import copy_rows, packed
 from protocol.cid import cid_bytes
 from protocol.commit import usual_commit
 from protocol.encoding.unpadded_base64 import to_base64
@@ -175,7 +175,7 @@ def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
         for n in range(per_repo)
     )
     batches = iter(lambda: list(islice(rows, 5000)), [])
-    made = [stored(batch, repos, collections) for batch in batches]
+    made = [list(packed(batch, repos, collections)) for batch in batches]
     with psycopg.connect(running.settings.database) as db, floor(sum(map(len, made))) as measured:
         for batch in made:
             copy_rows(db, "copy_records", batch)

@@ -58,7 +58,7 @@ def cid_str(raw: bytes) -> str:
 
 def cid_bytes(text: str) -> bytes:
     """ "b…" → 36 bytes. Raises ValueError unless the text is the canonical form of a CID of the two kinds."""
-    if len(text) == _TEXT_SIZE and text[0] == "b" and text.islower():
+    if len(text) == _TEXT_SIZE and text[0] == "b" and text == text.lower():
         raw: bytes = libipld.decode_multibase(text)[1]
         if is_cid(raw):
             return raw

@@ -25,7 +25,8 @@ _CACHED = 4096  # the records of a snapshot have one rev and, mostly, one time
 def cid_column(text: str) -> bytes:
     """The stored form of a CID. Of text that is not in canonical form: a zero byte, which no CID begins with, and the text."""
     try:
-        return _stored(cid_bytes(text))
+        raw = cid_bytes(text)
+        return raw[4:] if raw.startswith(DAG_CBOR) else _stored(raw)
     except ValueError:
         return _stored(_odd_cid(text) or b"\0" + text.encode())
 
