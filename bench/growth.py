@@ -23,18 +23,14 @@ from typing import Any
 
 import psycopg
 
-from bench.index import COMMIT_BLOCK, live_commit
+from bench.index import live_commit
 from bench.sizes import table
 from bench.support.load import CID, REV, SQL_DID, TEXT, TIME, Record, random_did, send_all, snapshot
 from bench.support.stack import Stack, report, stack, watch
 from connectors.kafka.producer import Out
-from flows.index.collection_ids import CollectionIds
-from flows.index.record_rows import RecordRows
-from flows.index.transaction import IndexTransaction
-from schemas.sql import queries
+from flows.index.store import IndexStore
 from steps.gate.batch import Path as RecordPath
 from steps.gate.batch import Row, WriteBatch
-from steps.gate.filters import EVERYTHING
 
 MILLION = 1_000_000
 PER_REPO = 60  # the network's mean is 444: fewer are harder, since each repo begins in other pages
@@ -51,7 +47,7 @@ from pg_statio_all_tables where relname ~ '^record_row_[0-9]+$'
 """
 NEW_REPOS = f"""
 insert into sluice.repo (did, phase, attempt, rev, data, commit, commit_block, host, handle, from_snapshot, first_attempt)
-select {SQL_DID}, 'sync', 1, %s, %s, %s, decode(%s, 'base64'), 'https://pds.example', 'user.example', true, 1
+select {SQL_DID}, 'sync', 1, %s, %s, %s, sha512(n::text::bytea), 'https://pds.example', 'user.example', true, 1
 from generate_series(%s::integer, %s::integer) n
 """
 UNTOUCHED = "select did from sluice.repo where rev = %s order by random() limit %s"
@@ -66,7 +62,8 @@ def main() -> None:
     parser.add_argument("--at", type=float, nargs="+", default=[1, 3, 10, 30, 100], help="sizes, in million rows")
     parser.add_argument("--buffers", default="512MB", help="shared_buffers")
     parser.add_argument("--records", type=int, default=150_000)
-    parser.add_argument("--live", type=int, default=20_000)
+    parser.add_argument("--beside", type=int, default=3_000, help="live commits beside the records")
+    parser.add_argument("--live", type=int, default=8_000)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--fill", action="store_true")
     options = parser.parse_args()
@@ -77,7 +74,7 @@ def main() -> None:
             if size >= rows:
                 rows += fill(running, size - rows)
                 if not options.fill:
-                    figures = measure(running, rows, options.records, options.live)
+                    figures = measure(running, rows, options.records, options.beside, options.live)
                     report("growth", buffers=options.buffers, rows=rows, **figures)
                     rows += figures["added"]
 
@@ -93,45 +90,39 @@ RECORDS: list[Record] = [(KINDS[kind], f"3k{number:011d}", body(kind, number)) f
 
 
 def fill(running: Stack, rows: int) -> int:
-    """Add that many rows, and a repo for each PER_REPO of them; returns their number."""
-    collections = CollectionIds(running.settings)
+    """Add at most that many rows, PER_REPO for each repo; returns their number."""
+    store = IndexStore(running.settings, "benchmark", None)
     listed = int(running.sql("select count(*) from sluice.repo")[0][0])
-    last = listed + -(-rows // PER_REPO)
+    last = listed + rows // PER_REPO
     began = time.monotonic()
-    with psycopg.connect(running.settings.database, autocommit=True) as db:
-        db.execute("set synchronous_commit = off")
-        db.execute(queries("index")["plan_by_key"])
-        for first in range(listed, last, LISTED_AT_ONCE):
-            numbers = range(first, min(last, first + LISTED_AT_ONCE))
-            values = ("grown", REV, CID, CID, COMMIT_BLOCK, numbers[0], numbers[-1])
-            db.execute(NEW_REPOS, values)
-            dids = [random_did("grown", number) for number in numbers]
-            random.Random(first).shuffle(dids)
-            for start in range(0, len(dids), WRITTEN_AT_ONCE):
-                write(db, collections, dids[start : start + WRITTEN_AT_ONCE])
-    collections.close()
+    for first in range(listed, last, LISTED_AT_ONCE):
+        numbers = range(first, min(last, first + LISTED_AT_ONCE))
+        running.sql(NEW_REPOS, "grown", REV, CID, CID, numbers[0], numbers[-1])
+        dids = [random_did("grown", number) for number in numbers]
+        random.Random(first).shuffle(dids)
+        for start in range(0, len(dids), WRITTEN_AT_ONCE):
+            write(store, dids[start : start + WRITTEN_AT_ONCE])
+    store.close()
     running.sql("vacuum analyze sluice.repo")
-    print(f"filled {rows} rows in {time.monotonic() - began:.0f} s", flush=True, file=sys.stderr)
+    print(f"added {(last - listed) * PER_REPO:,} rows in {time.monotonic() - began:.0f} s", flush=True, file=sys.stderr)
     return (last - listed) * PER_REPO
 
 
-def write(db: psycopg.Connection[Any], collections: CollectionIds, dids: list[str]) -> None:
-    """The first rows of these repos in a transaction, as the index writes them."""
-    with db.transaction():
-        transaction = IndexTransaction(db, {}, EVERYTHING, RecordRows(db, collections))
+def write(store: IndexStore, dids: list[str]) -> None:
+    """The first rows of these repos in a transaction."""
+    rows: dict[str, dict[RecordPath, Row | None]] = {did: {} for did in dids}
+    for did, made in rows.items():
+        for kind, rkey, json in RECORDS:
+            made[kind, rkey] = (did, kind, rkey, CID, REV, 1, json, None, None, TIME, -1)
+    with store.transaction() as transaction:
         transaction.lock(dids)
-        rows: dict[str, dict[RecordPath, Row | None]] = {did: {} for did in dids}
-        for did, made in rows.items():
-            for kind, rkey, json in RECORDS:
-                made[kind, rkey] = (did, kind, rkey, CID, REV, 1, json, None, None, TIME, -1)
         transaction.write(WriteBatch(fresh=set(dids), rows=rows))
 
 
-def measure(running: Stack, rows: int, records: int, live: int) -> dict[str, Any]:
+def measure(running: Stack, rows: int, records: int, beside: int, live: int) -> dict[str, Any]:
     """The figures of a table of this size; `added`: rows that measuring has added."""
     size = table(running, "sluice.record_row", rows)
     repos = records // PER_REPO
-    beside = live // 4
 
     def load(family: str) -> Iterator[Out]:
         for number in range(repos):
@@ -147,6 +138,7 @@ def measure(running: Stack, rows: int, records: int, live: int) -> dict[str, Any
 def commits(running: Stack, count: int) -> list[Out]:
     """Commits of one new record each, of random repos that have had none."""
     dids = running.sql(UNTOUCHED, REV, count)
+    assert len(dids) == count, f"only {len(dids)} repos are left"
     return [live_commit(did, 1000 + number) for number, (did,) in enumerate(dids)]
 
 
@@ -164,7 +156,7 @@ def index(
         psycopg.connect(running.settings.database, autocommit=True) as db,
     ):
         seen = watch(running, lambda: settled(db) - before, sent, index=process.pid)
-    read, hit, wal = (after - before for after, before in zip(running.sql(BLOCKS)[0], begun, strict=True))
+    read, hit, wal = (int(after - before) for after, before in zip(running.sql(BLOCKS)[0], begun, strict=True))
     share = (sent - seen.first) / sent or 1.0  # of the rows: those after the first transaction
     spent = seen.figures["cpu_seconds"].items()
     return {

@@ -1,6 +1,6 @@
 """Benchmark (a): log → PostgreSQL. Records per second of the index flow, with rows already in the table; then live events.
 
-    .venv/bin/python -m bench.index [--records 300000] [--present 1000000]
+    .venv/bin/python -m bench.index [--records 300000] [--present 1000000] [--workers 1]
 
 Floor, measured in the same run: COPY BINARY of the same rows into the same keyed table.
 `live`: commits of one operation, each of a different repo in sync: the worst case for locking and saving repos.
@@ -8,6 +8,7 @@ Floor, measured in the same run: COPY BINARY of the same rows into the same keye
 
 import argparse
 from collections.abc import Iterator
+from contextlib import ExitStack
 from hashlib import sha512
 from itertools import chain, islice
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 import psycopg
 
 from bench.support.load import CID, REV, SQL_DID, TEXT, TIME, random_did, send_all, snapshot
+from bench.support.lock_waits import LockWaits
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import Out
 from flows.index.record_rows import copy_rows, packed
@@ -37,17 +39,18 @@ def main() -> None:
     parser.add_argument("--present", type=int, default=1_000_000)
     parser.add_argument("--per-repo", type=int, default=60)
     parser.add_argument("--live", type=int, default=50_000)
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     with stack() as running:
         preload(running, options.present)
         messages = produce(running, options.records, options.per_repo)
-        rate, figures = index(running, FIREHOSE_BACKFILL, messages)
+        rate, figures = index(running, FIREHOSE_BACKFILL, messages, options.workers)
         rate *= options.records / messages
         bottom = copy_floor(running, options.records, options.per_repo)
         make_live_repos(running, options.live)
         produce_live(running, options.live)
         ((begin,),) = running.sql("select pg_current_wal_lsn()")
-        live, live_figures = index(running, FIREHOSE_LIVE, options.live)
+        live, live_figures = index(running, FIREHOSE_LIVE, options.live, options.workers)
         ((wal,),) = running.sql("select pg_current_wal_lsn() - %s::pg_lsn", begin)
         moved = running.sql("select count(*) from sluice.repo where rev = %s", LIVE_REV)[0][0]
         assert moved == options.live, moved
@@ -103,19 +106,29 @@ def produce(running: Stack, records: int, per_repo: int) -> int:
     return send_all(running.settings, chain.from_iterable(snapshot(did, rows) for did in dids(records, per_repo)))
 
 
-def index(running: Stack, topic: str, messages: int) -> tuple[float, dict[str, Any]]:
-    """Messages per second from the first transaction to the last (without start-up), and the cost."""
+def index(running: Stack, topic: str, messages: int, workers: int) -> tuple[float, dict[str, Any]]:
+    """Messages per second from the first transaction to the last (without start-up), and the cost.
+
+    Several workers have the partitions between them; then `locks` has the waits for locks (bench/support/lock_waits.py).
+    """
     settled = "select coalesce(sum(next), 0)::bigint from sluice.stream_offset where topic = %s"
-    with running.process("index") as process, psycopg.connect(running.settings.database, autocommit=True) as db:
+    waits = LockWaits(running.settings.database)
+    with ExitStack() as open_:
+        db = open_.enter_context(psycopg.connect(running.settings.database, autocommit=True))
+        if workers > 1:
+            open_.enter_context(waits)
+        pids = {"index": open_.enter_context(running.process("index")).pid}
+        pids |= {f"index{n}": open_.enter_context(running.process("index")).pid for n in range(2, workers + 1)}
 
         def at() -> int:
             row = db.execute(settled, (topic,)).fetchone()
             return int(row[0]) if row else 0
 
-        seen = watch(running, at, messages, index=process.pid)
+        seen = watch(running, at, messages, **pids)
     wrong = running.sql("select phase, reason, count(*) from sluice.repo where phase <> 'sync' group by 1, 2")
     assert not wrong, wrong
-    return (messages - seen.first) / seen.seconds, seen.figures
+    locks = {"locks": waits.figures} if workers > 1 else {}
+    return (messages - seen.first) / seen.seconds, {**seen.figures, **locks}
 
 
 def make_live_repos(running: Stack, commits: int) -> None:

@@ -41,9 +41,13 @@ class RecordRows:
     changes: ProjectedChanges | None = None
     staged: bool = False  # rows of an earlier write batch are in the temporary table
     repos: dict[str, int] = field(default_factory=dict)  # ids of the locked repos
+    first: dict[str, Counter[int]] = field(default_factory=dict)
+    """Repos all of whose rows were copied here, so that nothing is left to count: DID → attempt → rows."""
 
     def write(self, writes: WriteBatch) -> None:
         """Delete the rows of former attempts; then delete, insert and update."""
+        for did in chain(writes.rows, (did for did, _ in writes.drop_rows)):
+            self.first.pop(did, None)
         if writes.drop_rows:
             dids, befores = zip(*writes.drop_rows, strict=True)
             self._delete("drop_rows", {"repos": [self.repos[did] for did in dids], "befores": list(befores)}, {})
@@ -56,10 +60,11 @@ class RecordRows:
                 "rkeys": array([rkey for _, _, rkey in deleted]),
             }
             self._delete("delete_records", values, writes.deleted)
-        if copied:
-            self._renew_ids({row[0] for row in copied})
+        renewed = self._renew_ids({row[0] for row in copied}) if copied else ()
         fits = not copied or self._copy(copied)
-        if not fits:
+        if fits:
+            self.first |= {did: Counter(row[5] for row in writes.rows[did].values() if row) for did in renewed}
+        else:
             upserted += copied
         if upserted:
             self._upsert(upserted, writes)
@@ -72,8 +77,11 @@ class RecordRows:
             if kind in metrics.COLLECTIONS:
                 metrics.COLLECTION_RECORDS.labels(kind).inc(number)
 
-    def _renew_ids(self, dids: set[str]) -> None:
-        self.repos.update(self.db.execute(SQL["renew_ids"], {"dids": array(list(dids))}).fetchall())
+    def _renew_ids(self, dids: set[str]) -> Iterable[str]:
+        """Give those repos that have no rows new ids; returns these DIDs."""
+        renewed: dict[str, int] = dict(self.db.execute(SQL["renew_ids"], {"dids": array(list(dids))}).fetchall())
+        self.repos |= renewed
+        return renewed
 
     def _copy(self, rows: Sequence[Row]) -> bool:
         """COPY straight into the table; False, with nothing written, if one of the rows exists already."""

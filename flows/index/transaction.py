@@ -96,9 +96,10 @@ class IndexTransaction:
             if not number or total <= most_bytes
         }
         awaiting = {did: attempt for did, attempt in awaiting.items() if did in now}
-        dids = {self.rows.repos[did]: did for did in awaiting}
-        values = {"repos": list(dids), "attempts": list(awaiting.values())}
-        counts = {dids[repo]: rows for repo, rows in self.db.execute(SQL["count_rows"], values)}
+        counts = {did: self.rows.first[did][attempt] for did, attempt in awaiting.items() if did in self.rows.first}
+        if uncounted := {self.rows.repos[did]: did for did in awaiting if did not in counts}:
+            values = {"repos": list(uncounted), "attempts": [awaiting[did] for did in uncounted.values()]}
+            counts |= {uncounted[repo]: rows for repo, rows in self.db.execute(SQL["count_rows"], values)}
         buffered: dict[str, list[Any]] = {}
         times: dict[str, dict[str, int | None]] = {}
         for did, event, rev, received in self.db.execute(SQL["buffered_events"], {"dids": list(awaiting)}):

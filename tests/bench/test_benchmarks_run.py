@@ -21,6 +21,7 @@ import pytest
 
 from tests.support import ROOT, zygote
 from tests.support.broker import LogScope
+from tests.support.size import LONG
 
 SMALL = {
     "index": ("--records", "600", "--present", "600", "--per-repo", "20", "--live", "300"),
@@ -42,18 +43,24 @@ def forked(command: list[str], *, env: Any = None, stdout: int = 2, stderr: Any 
 
 
 @pytest.fixture
-def shared_servers(log_scope: LogScope, blank_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Benchmarks use the session's servers and forked processes."""
+def shared_log(log_scope: LogScope, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Benchmarks use the session's log and forked processes."""
     processes = SimpleNamespace(Popen=forked, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-    server = SimpleNamespace(pid=os.getpid(), bootstrap=log_scope.bootstrap, url=blank_database)
-    for name in ("EmbeddedLog", "EmbeddedDatabase"):
-        monkeypatch.setattr(f"bench.support.stack.{name}", lambda *_, **__: nullcontext(server))
+    server = SimpleNamespace(pid=os.getpid(), bootstrap=log_scope.bootstrap)
+    monkeypatch.setattr("bench.support.stack.EmbeddedLog", lambda *_: nullcontext(server))
     for module in ("stack", "simulated"):
         monkeypatch.setattr(f"bench.support.{module}.subprocess", processes)
     monkeypatch.setenv("SLUICE_KAFKA_TOPIC_PREFIX", log_scope.prefix)
     yield
     made = log_scope.admin.list_topics(timeout=60).topics
     log_scope.created += [name for name in made if name.startswith(log_scope.prefix)]
+
+
+@pytest.fixture
+def shared_servers(shared_log: None, blank_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's PostgreSQL, too."""
+    server = SimpleNamespace(pid=os.getpid(), url=blank_database)
+    monkeypatch.setattr("bench.support.stack.EmbeddedDatabase", lambda *_, **__: nullcontext(server))
 
 
 def check(name: str, printed: str) -> None:
@@ -79,3 +86,27 @@ def test_a_benchmark_runs_and_prints_its_figures(
     check(name, capsys.readouterr().out)
     with psycopg.connect(blank_database) as db:
         assert db.execute("select count(*) > 0 from sluice.migration").fetchone() == (True,)  # it used these servers
+
+
+# rows, rows at first, shared_buffers, parts: an index of three times the memory. 64 parts have 64 right edges, of 2 MB together
+GROWTH = (2_000_000, 0.3, "32MB", 64) if LONG else (240_000, 0.04, "4MB", 4)
+
+
+@pytest.mark.usefixtures("shared_log")
+def test_the_rate_holds_while_the_table_outgrows_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S2. Blocks instead of seconds: a row touches as many when the index has outgrown shared_buffers, and reads none."""
+    rows, first, buffers, parts = GROWTH
+    monkeypatch.setenv("PGOPTIONS", f"-c sluice.record_parts={parts}")
+    sizes = ["--rows", str(rows), "--at", str(first), "--buffers", buffers]
+    sizes += ["--records", "12000", "--beside", "0", "--live", "400"]
+    monkeypatch.setattr("sys.argv", ["bench.growth", *sizes])
+    importlib.import_module("bench.growth").main()
+    small, large = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
+    assert large["rows"] >= 5 * small["rows"]
+    assert large["backfill"]["touched"] <= small["backfill"]["touched"] / 0.85
+    assert large["backfill"]["read"] < 30, "blocks a thousand rows"
+    assert large["live"]["touched"] <= small["live"]["touched"] / 0.85
+    assert large["bytes"]["indexes"] < 50, "65 where rows do not go to the right edge"
+    assert sum(large["bytes"][part] for part in ("heap", "indexes", "rest")) <= 440
