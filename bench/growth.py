@@ -5,7 +5,8 @@
 Fills the table as a backfill does: repos are listed, then their records are written in another order, by the index's own code.
 At each size the index reads `--records` records of new repos from the log, with live commits of random repos beside them; then the
 same while PostgreSQL vacuums one part after the other; then live commits alone. The blocks are those of the records' tables and
-indexes: `touched` per row, and `read` from outside shared_buffers per 1,000 rows.
+indexes: `touched` per row, and `read` from outside shared_buffers per 1,000 rows. `backend`: PostgreSQL's process for the index;
+`postgres` is all of them, with autovacuum.
 
 `--folder` keeps log and database: another run with it continues from the rows there. `--fill`: fill only (with `nice`, say). 100
 million rows take 50 GB and an hour.
@@ -26,7 +27,7 @@ import psycopg
 from bench.index import live_commit
 from bench.sizes import table
 from bench.support.load import CID, REV, SQL_DID, TEXT, TIME, Record, random_did, send_all, snapshot
-from bench.support.stack import Stack, report, stack, watch
+from bench.support.stack import Stack, report, stack, until, watch
 from connectors.kafka.producer import Out
 from flows.index.store import IndexStore
 from steps.gate.batch import Path as RecordPath
@@ -52,6 +53,7 @@ from generate_series(%s::integer, %s::integer) n
 """
 UNTOUCHED = "select did from sluice.repo where rev = %s order by random() limit %s"
 PARTS = "select relid::text from pg_partition_tree('sluice.record_row') where isleaf order by random()"
+BACKEND = "select pid from pg_stat_activity where application_name = 'sluice index'"
 SETTLED = "select coalesce(sum(next), 0)::bigint from sluice.stream_offset"
 
 
@@ -155,7 +157,9 @@ def index(
         running.process("index") as process,
         psycopg.connect(running.settings.database, autocommit=True) as db,
     ):
-        seen = watch(running, lambda: settled(db) - before, sent, index=process.pid)
+        until(lambda: db.execute(BACKEND).fetchone() is not None, every=0.01)
+        ((backend,),) = db.execute(BACKEND).fetchall()
+        seen = watch(running, lambda: settled(db) - before, sent, index=process.pid, backend=backend)
     read, hit, wal = (int(after - before) for after, before in zip(running.sql(BLOCKS)[0], begun, strict=True))
     share = (sent - seen.first) / sent or 1.0  # of the rows: those after the first transaction
     spent = seen.figures["cpu_seconds"].items()
@@ -177,11 +181,12 @@ def settled(db: psycopg.Connection[Any]) -> int:
 
 @contextmanager
 def vacuum(running: Stack) -> Iterator[None]:
-    """Vacuum whole parts, one after the other, without pauses."""
+    """Vacuum whole parts, one after the other, as fast as autovacuum does."""
     ended = threading.Event()
 
     def work() -> None:
         with psycopg.connect(running.settings.database, autocommit=True) as db:
+            db.execute("set vacuum_cost_delay = '2ms'")
             while not ended.is_set():
                 for (part,) in db.execute(PARTS).fetchall():
                     if not ended.is_set():
