@@ -96,7 +96,7 @@ GROWTH = (2_000_000, 0.3, "32MB", 64) if LONG else (240_000, 0.04, "4MB", 4)
 def test_the_rate_holds_while_the_table_outgrows_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """S2. Blocks instead of seconds: a row touches as many when the index has outgrown shared_buffers, and reads none."""
+    """S1, S2. Blocks instead of seconds: a row touches as many when the index has outgrown shared_buffers, and reads none."""
     rows, first, buffers, parts = GROWTH
     monkeypatch.setenv("PGOPTIONS", f"-c sluice.record_parts={parts}")
     sizes = ["--rows", str(rows), "--at", str(first), "--buffers", buffers]

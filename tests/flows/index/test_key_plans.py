@@ -53,6 +53,7 @@ def read(db: psycopg.Connection[Any], statement: str, values: dict[str, Any]) ->
 
 
 def test_the_index_finds_rows_by_key(filled: str) -> None:
+    """S9."""
     store = IndexStore(Settings(database=filled), "log", None)
     with psycopg.connect(filled) as plain:
         repos = plain.execute("select did, id from sluice.repo order by id limit %s", (REPOS,)).fetchall()
