@@ -121,9 +121,11 @@ def walk(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def scan_of(node: dict[str, Any]) -> str:
-    """The index that a node reads, or the table if it scans a large one sequentially."""
+    """The index that an executed node reads, or the table if it scans a large one sequentially. Parts count as one."""
+    if not node.get("Actual Loops"):
+        return ""
     if "Index Name" in node:
-        return str(node["Index Name"])
+        return re.sub(r"record_row_\d+", "record_row", node["Index Name"])
     read = node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)
     return f"**all of {node['Relation Name']}**" if node["Node Type"] == "Seq Scan" and read > SMALL else ""
 
