@@ -1,7 +1,7 @@
 """The statements of one index transaction: load and lock repos, write, read facts, save. All become visible at once, or none."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any
@@ -36,7 +36,7 @@ SAVED = [
 HEAD = ["did", "rev", "from_snapshot", "data", "commit"]
 """Those that `advance` writes: a live commit that fits changes no others."""
 
-_beside_head = attrgetter(*(one.name for one in fields(Repo) if one.name not in {*HEAD, "commit_block"}))
+_beside_head = attrgetter(*(name for name in Repo.__struct_fields__ if name not in {*HEAD, "commit_block"}))
 
 
 @dataclass(slots=True)

@@ -6,6 +6,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 from schemas import wire
 from steps.gate.filters import EVERYTHING, Filter
 
@@ -62,9 +64,11 @@ class Reason(StrEnum):
     FILTER = "filter"
 
 
-@dataclass(frozen=True, slots=True)
-class Repo:
-    """The gate's state of a repo; columns of `sluice.repo`."""
+class Repo(msgspec.Struct, frozen=True, gc=False):
+    """The gate's state of a repo; columns of `sluice.repo`.
+
+    A struct, since every event makes two of them: with `replace` 1 µs, as a frozen dataclass 19.
+    """
 
     did: str
     phase: str = Phase.PENDING

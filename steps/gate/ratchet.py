@@ -12,7 +12,9 @@ begins, which counts as another relay.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from schemas import wire
 from steps.gate.model import Repo

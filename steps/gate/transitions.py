@@ -8,7 +8,8 @@ phase `backfill`. Leaving it without an accepted outcome raises `seen_rev` to th
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from protocol.account_status import LEFT_BEHIND, is_served, status_beside
 from schemas import wire

@@ -1,8 +1,9 @@
 """The part of the model's database that the workers and control write: `connectors/postgres/repo_queue.py`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from connectors.postgres.repo_queue import Claim, Discovery, ListedRepo
 from protocol.account_status import TAKEN_DOWN, status_beside

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from tests.model.model_filters import TICK
 from tests.model.model_queue import ModelQueue
 from tests.model.model_rows import (
@@ -78,7 +80,7 @@ class ModelTables(ModelQueue):
         age = None if row.desynced_at is None else self.now - row.desynced_at
         repo = row.repo
         if repo.desync_age != age or repo.retry_in is not None or not repo.known or repo.commit_block is not None:
-            row.repo = replace(repo, desync_age=age, retry_in=None, known=True, commit_block=None)
+            row.repo = structs.replace(repo, desync_age=age, retry_in=None, known=True, commit_block=None)
         return row
 
     def _write(self, row: Row, work: Any) -> None:

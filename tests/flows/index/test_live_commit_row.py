@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
 from typing import Any
 
 import psycopg
+from msgspec.structs import replace
 
 from flows.index.store import IndexStore
 from flows.index.transaction import SQL

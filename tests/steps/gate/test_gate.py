@@ -1,8 +1,7 @@
 """The gate's rules, one example each (design §5): a repo and an event in, the repo and its effects out."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from steps.gate import transitions as gate
 from steps.gate.model import (

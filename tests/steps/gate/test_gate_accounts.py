@@ -1,8 +1,7 @@
 """The gate: what #account and #identity do to a repo."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from steps.gate import transitions as gate
 from steps.gate.model import (
