@@ -10,6 +10,8 @@ from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from schemas import wire
 from steps.gate import transitions as gate
 from steps.gate.model import (
@@ -31,8 +33,7 @@ Path = tuple[str, str]  # collection, rkey
 Key = tuple[str, str, str]  # DID, collection, rkey
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetEvent:
+class OffsetEvent(msgspec.Struct, frozen=True, gc=False):
     """An event with its offset and size (bytes) in the log, and the log's time (Unix time in ms; None: unknown)."""
 
     offset: int
@@ -141,7 +142,7 @@ def _advance(
 
 
 def _rev(event: Event) -> str:
-    return event.rev or "" if isinstance(event, wire.CommitEvent | wire.SyncEvent) else ""
+    return event.rev or "" if isinstance(event, Streamed) else ""
 
 
 def _decide(repo: Repo, queued: OffsetEvent, rules: Rules) -> Transition:
@@ -150,7 +151,7 @@ def _decide(repo: Repo, queued: OffsetEvent, rules: Rules) -> Transition:
         return gate.on_account(repo, event)
     if isinstance(event, wire.IdentityEvent):
         return gate.on_identity(repo, event)
-    assert isinstance(event, wire.CommitEvent | wire.SyncEvent)  # noqa: S101  # _advance handles creates and outcomes
+    assert isinstance(event, Streamed)  # noqa: S101  # _advance handles creates and outcomes
     return gate.on_live(repo, event, rules, queued.size)
 
 

@@ -67,7 +67,7 @@ class Reason(StrEnum):
 class Repo(msgspec.Struct, frozen=True, gc=False):
     """The gate's state of a repo; columns of `sluice.repo`.
 
-    A struct, since every event makes two of them: with `replace` 1 µs, as a frozen dataclass 19.
+    A struct, as what follows: every event makes some, and to copy a repo takes 0.3 µs; as a frozen dataclass it took 14.
     """
 
     did: str
@@ -113,41 +113,35 @@ class Repo(msgspec.Struct, frozen=True, gc=False):
         return max(self.rev, self.seen_rev)
 
 
-@dataclass(frozen=True, slots=True)
-class Apply:
+class Apply(msgspec.Struct, frozen=True, gc=False):
     """Write the operations of this commit, in order."""
 
     event: wire.CommitEvent
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(msgspec.Struct, frozen=True, gc=False):
     """Keep this event until the backfill of the repo ends."""
 
     event: Streamed
 
 
-@dataclass(frozen=True, slots=True)
-class DropBuffered:
+class DropBuffered(msgspec.Struct, frozen=True, gc=False):
     """Delete the buffered events of the repo. `released`: how many of them were applied; `seen_rev` has the others."""
 
     released: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class DropRows:
+class DropRows(msgspec.Struct, frozen=True, gc=False):
     """Delete the rows that attempts before this one wrote; None: all rows."""
 
     before_attempt: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetIdentity:
+class ForgetIdentity(msgspec.Struct, frozen=True, gc=False):
     """The cached DID document may be out of date."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True, gc=False):
     """The event changes no row; counted by reason."""
 
     reason: Reason
@@ -156,8 +150,7 @@ class Drop:
 Effect = Apply | Buffer | DropBuffered | DropRows | ForgetIdentity | Drop
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True, gc=False):
     """The repo after an event, and the writes that follow from it."""
 
     repo: Repo
