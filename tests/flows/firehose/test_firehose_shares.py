@@ -152,6 +152,7 @@ def test_shares_that_begin_at_once_have_one_epoch_and_retire_what_they_passed(da
     stores[1].save({RELAY: 15}, {})
     stores[0].retire([RELAY])
     assert whole.load() == {}
+    assert [store.load()[RELAY].position for store in stores] == ["20", "15"]
     for store in (*stores, whole):
         store.close()
 
