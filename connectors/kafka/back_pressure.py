@@ -1,6 +1,7 @@
 """Back-pressure by high-water marks: a producer pauses while its consumers are too far behind (B7).
 
-`HighWater(settings, topic, group)` reads the group's committed offsets every two seconds in a thread. `.paused` is None, or the
+`HighWater(settings, topic, group)` reads the group's committed offsets every two seconds in a thread, less often while nothing is
+written to the topic. `.paused` is None, or the
 reason with its figures. Nothing is dropped: the source stops reading its bounded queue, which fills, and then its socket is no
 longer read. A pause ends below three quarters of the mark (hysteresis).
 
@@ -20,6 +21,7 @@ from schemas.settings import Settings
 from schemas.topics import FIREHOSE_LIVE
 
 CHECK_SECONDS = 2.0
+QUIET_FACTOR = 4.0  # of the interval, after a check that found no new message
 RESUME_SHARE = 0.75
 LIVE_TOPIC = FIREHOSE_LIVE
 
@@ -35,6 +37,7 @@ class HighWater:
         self._offsets = Offsets(settings)
         self._retention: float | None = None
         self._paused: str | None = None
+        self._ends: dict[Part, int] = {}
         self._worker = WorkerThread(f"high-water-{topic}", self._run)
         self.start = self._worker.start
         self.stop = self._worker.stop
@@ -49,11 +52,13 @@ class HighWater:
     def _run(self) -> None:
         try:
             while not self._worker.stopping:
+                before = self._ends
                 with suppress(
                     LogUnavailable
                 ):  # keep the last result; the producer itself reports an unavailable broker
                     self._paused = self._check()
-                self._worker.wait(self._check_seconds)
+                quiet = self._paused is None and before == self._ends
+                self._worker.wait(self._check_seconds * (QUIET_FACTOR if quiet else 1.0))
         finally:
             self._offsets.close()
 
@@ -63,6 +68,7 @@ class HighWater:
         ends, starts = self._offsets.ends(parts), self._offsets.starts(parts)
         committed = self._offsets.committed(self._group, parts)
         positions = {part: max(committed.get(part, 0), starts[part]) for part in parts}
+        self._ends = ends
         lag = sum(max(0, ends[part] - positions[part]) for part in parts)
         share = 1.0 if self._paused is None else RESUME_SHARE
         topic, group = self._settings.topic(self._topic), self._settings.group(self._group)

@@ -89,6 +89,7 @@ class GroupConsumer:
                     "receive.message.max.bytes": 100 * 1024 * 1024,
                     "queued.min.messages": 10_000,
                     "queued.max.messages.kbytes": 16 * 1024,
+                    "fetch.queue.backoff.ms": 100,  # a full queue (default: a second) is empty earlier
                     "fetch.wait.max.ms": 1000,  # an empty partition: the broker answers as soon as there is a message
                     # the group leader omits topics that have no partition leader while a broker starts, and checks them
                     # again only after this interval (default: five minutes)

@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from connectors.runtime import work
+
 EXIT_HUNG = 71
 EXIT_STUCK = 72
 TICK_SECONDS = 0.5
@@ -236,6 +238,7 @@ class Watchdog:
             signalled += came
             if came:
                 self._stop.set()
+                work.ring()
             if self._stop.is_set():
                 stop_at = min(stop_at, now + (SECOND_SIGNAL_SECONDS if signalled > 1 else self._stop_seconds))
             if now > stop_at:

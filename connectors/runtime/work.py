@@ -1,13 +1,13 @@
 """The flow's thread rests while it has nothing to do: `rest(seconds)` returns at once when another thread calls `ring()`.
 
 A process runs one flow, so there is one bell. Whatever hands work to the flow's thread rings it after the hand-over. A rest also ends
-by itself, so that STOP, pauses and timers are noticed without a ring.
+by itself, so that pauses and timers are noticed without a ring.
 """
 
 import threading
 import time
 
-REST_SECONDS = 0.25
+REST_SECONDS = 0.5
 GATHER_SECONDS = 0.005
 """After a ring: more is about to arrive, and a batch of one item costs as much as a batch of many."""
 

@@ -26,6 +26,7 @@ from prometheus_client import REGISTRY
 
 from connectors.identity.key_ring import KeyRing
 from connectors.kafka.producer import Out
+from connectors.runtime import work
 from connectors.runtime.health import Health
 from connectors.runtime.stop import STOP
 from flows.firehose import flow as firehose
@@ -178,6 +179,7 @@ class LiveFlow(_Running):
     def terminate(self, seconds: float = WAIT_SECONDS) -> int:
         """As SIGTERM; 0, or 1 if the flow has failed."""
         STOP.set()
+        work.ring()
         try:
             self._join(seconds)
         finally:
