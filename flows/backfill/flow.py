@@ -14,7 +14,7 @@
 The dataflow carries chunks of messages and dead letters. Steps 1 to 4 and 8 are coroutines of one event loop, since they
 wait for sockets. Steps 5 to 7 run in the flow's thread: they take CPU, and what they emit must reach the log in order.
 Threads hand over in four places. Loop → flow: a bounded queue of downloads (slices.py). Flow → loop: the result of a task
-(`_deliver` in pipeline.py). The loop uses two helper threads for calls that block: the consumer's poll (task_feed.py), and one
+(`_deliver` in pipeline.py). The loop uses helper threads for calls that block: the polls of two consumers (task_feed.py), and one
 database transaction at a time (async_queue.py).
 """
 
