@@ -33,6 +33,7 @@ from schemas.errors import OperatorError
 from schemas.settings import Settings
 
 TICK_SECONDS = 0.25
+STARTING_SECONDS = 0.02  # between looks at a simulator that starts
 PROGRESS_SECONDS = 1.0
 SIMULATOR_SECONDS = 60.0
 DRAIN_ORDER = (("list-repos", "firehose", "labels"), ("backfill",), ("index",), ("control",), ("simulator",))
@@ -133,7 +134,7 @@ class _Up:
         child = self._supervisor.children[0]
         deadline = time.monotonic() + SIMULATOR_SECONDS
         while self._simulated is None and child.running and time.monotonic() < deadline and not STOP.is_set():
-            STOP.wait(TICK_SECONDS)
+            STOP.wait(STARTING_SECONDS)
         urls = self._simulated
         if urls is None:
             raise OperatorError(f"the simulated network did not start: {child.last_words or 'see its log'}")
