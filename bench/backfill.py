@@ -1,12 +1,16 @@
 """Benchmark (b): PDS → log. Records per second of the backfill flow, from the first message in the log to the last.
 
     .venv/bin/python -m bench.backfill [--repos 2000] [--records-per-repo 100]
+    .venv/bin/python -m bench.backfill --sizes
+
+`--sizes`: one line each for repos of three sizes: small ones, the network's mean, large ones.
 
 Floor, measured in the same run on the same CARs: hashing, decoding, walking the tree and encoding the JSON, in a plain loop.
 The simulator makes all repositories beforehand; it shares the machine, and `cpu_seconds` includes its share.
 """
 
 import argparse
+from typing import Any
 
 from bench.support.simulated import Simulated, simulated
 from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
@@ -20,25 +24,34 @@ from protocol.snapshot import Limits, Snapshot, SnapshotHead
 from schemas import wire
 from schemas.topics import FIREHOSE_BACKFILL, MAX_VALUE_BYTES, REPO_BACKFILL
 
+SIZES = ((5000, 20), (500, 440), (40, 5000))  # (repos, records in each)
+
 
 def main() -> None:
-    """Run and print one JSON line."""
+    """Run and print one JSON line for each size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repos", type=int, default=2000)
     parser.add_argument("--records-per-repo", type=int, default=100)
     parser.add_argument("--concurrency", type=int, default=10)
+    parser.add_argument("--sizes", action="store_true", help="repos of three sizes, one after the other")
     options = parser.parse_args()
-    network = {"repos": options.repos, "records_per_repo": options.records_per_repo, "inactive_share": 0.0}
+    for repos, records in SIZES if options.sizes else [(options.repos, options.records_per_repo)]:
+        measure(repos, records, options.concurrency)
+
+
+def measure(repos: int, records_per_repo: int, concurrency: int) -> None:
+    """Run once, and print the figures."""
+    network = {"repos": repos, "records_per_repo": records_per_repo, "inactive_share": 0.0}
     with simulated(**network, prebuild=True) as sim:
         accounts = sim.accounts()
         cars = sim.cars(accounts)
         records, bottom = floor_of(cars)
         size = sum(map(len, cars))
         del cars
-        overrides = {
+        overrides: dict[str, Any] = {
             "pds_requests": 1_000_000,
-            "backfill_concurrency": options.concurrency,
-            "pds_concurrency": options.concurrency,
+            "backfill_concurrency": concurrency,
+            "pds_concurrency": concurrency,
         }
         with stack(plc=sim.urls["plc"], **overrides) as running:
             seconds, figures = backfill(running, sim, accounts, records)
@@ -49,6 +62,7 @@ def main() -> None:
         records=records,
         car_mb=size // 1_000_000,
         records_per_second=round(rate),
+        repos_per_second=round(rate * len(accounts) / records),
         **bottom.figures(rate),
         **figures,
     )
@@ -93,7 +107,8 @@ def backfill(
         left = running.sql("select count(*) from sluice.repo where phase <> 'backfill' or attempt <> 1")[0][0]
         assert left == 0, left
     assert ends.messages() == wanted
-    return seen.seconds * wanted / max(1, wanted - seen.first), seen.figures  # 1: a tiny run ends before the first look
+    rest = max(1, wanted - seen.first)  # 1: a tiny run ends before the first look
+    return seen.seconds * wanted / rest, seen.figures | {"cpu_seconds_per_million": seen.per_million(rest)}
 
 
 if __name__ == "__main__":

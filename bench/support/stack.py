@@ -111,6 +111,10 @@ class Stretch:
     seconds: float
     figures: dict[str, Any]
 
+    def per_million(self, records: int) -> dict[str, float]:
+        """CPU seconds of each process for a million records, of which `records` were done in this stretch."""
+        return {kind: round(cpu / max(1, records) * 1e6, 1) for kind, cpu in self.figures["cpu_seconds"].items()}
+
 
 def watch(running: Stack, done: Callable[[], int], wanted: int, **processes: int) -> Stretch:
     """Measure from the first result, without start-up, until `done()` reaches `wanted`."""

@@ -46,7 +46,7 @@ class Usage:
             self._others = max(0.0, (_busy() - self._machine - ours) / self._seconds)
         return {
             "seconds": round(self._seconds, 2),
-            "cpu_seconds": {kind: round(cost.cpu, 1) for kind, cost in self._costs.items()},
+            "cpu_seconds": {kind: round(cost.cpu, 2) for kind, cost in self._costs.items()},
             "peak_mb": {kind: cost.peak // 1_000_000 for kind, cost in self._costs.items()},
             "cores_taken_by_others": round(self._others, 2),
         }

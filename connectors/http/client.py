@@ -115,7 +115,7 @@ def check_url(url: str, *, allow_private: bool) -> None:
         port = parts.port
     except ValueError as err:
         raise HostRefused(f"{url[:200]!r} is not a URL") from err
-    if any(not "!" <= char <= "~" for char in url):
+    if " " in url or not (url.isascii() and url.isprintable()):
         raise HostRefused(f"{url[:200]!r} has characters that are not allowed in a URL")
     if parts.scheme not in (("https", "wss", "http", "ws") if allow_private else ("https", "wss")):
         raise HostRefused(f"scheme {parts.scheme[:20]!r} of {url[:200]!r}")

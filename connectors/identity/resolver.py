@@ -315,11 +315,11 @@ class Resolver:
         return {row[0]: (ResolvedIdentity(*row[:-1]), float(row[-1])) for row in rows}
 
     async def _store_many(self, identities: Collection[ResolvedIdentity]) -> dict[ResolvedIdentity, None]:
-        if not identities:
-            return {}
-        values = [
+        newest = {one.did: one for one in identities}
+        rows = [
             (one.did, one.pds, one.handle, one.signing_key, one.label_key, one.labeler)
-            for one in sorted(identities, key=lambda one: one.did)
+            for _, one in sorted(newest.items())
         ]
-        await self._pool.many(self._sql["put"], values)
+        if rows:
+            await self._pool.fetch(self._sql["put"], [list(column) for column in zip(*rows, strict=True)])
         return {}

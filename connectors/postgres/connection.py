@@ -12,7 +12,7 @@ statements while the database is unavailable.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
 
@@ -257,16 +257,6 @@ class AsyncPool:
             return await cursor.fetchall() if cursor.description else []
 
         return await self._patiently(work)
-
-    async def many(self, statement: Statement, rows: Iterable[Sequence[Any]]) -> None:
-        """Execute a statement once per row of values."""
-        listed = list(rows)
-
-        async def work(db: AsyncBounded) -> None:
-            async with db.cursor() as cursor:
-                await cursor.executemany(statement, listed)
-
-        await self._patiently(work)
 
     def stats(self) -> dict[str, int]:
         """Statistics of psycopg_pool; empty before the first use."""

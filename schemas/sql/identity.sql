@@ -1,7 +1,7 @@
 -- name: put
--- parameters: did, pds, handle, signing_key, label_key, labeler
+-- parameters: arrays of did (each once, sorted: rows are locked in this order), pds, handle, signing_key, label_key, labeler
 insert into sluice.identity (did, pds, handle, signing_key, label_key, labeler)
-values (%s, %s, %s, %s, %s, %s)
+select * from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
 on conflict (did) do update set
     pds = excluded.pds, handle = excluded.handle, signing_key = excluded.signing_key,
     label_key = excluded.label_key, labeler = excluded.labeler, resolved_at = now()

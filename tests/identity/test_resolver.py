@@ -36,6 +36,20 @@ def test_fresh_passes_over_the_caches(database: str) -> None:
     run(database, body)
 
 
+def test_the_newest_of_two_identities_of_a_did_is_stored_in_one_batch(database: str) -> None:
+    """One statement stores a batch, and may not name a row twice."""
+
+    async def body(_: Directory, resolver: Callable[..., Resolver]) -> None:
+        one, (other, *_) = resolver(), MANY
+        stored = [
+            ResolvedIdentity(did, pds, None, None, None, None) for did, pds in [(DID, "a"), (other, "b"), (DID, "c")]
+        ]
+        await asyncio.gather(*map(one.store, stored))
+        assert {did: row.pds for did, (row, _) in (await one.stored([DID, other])).items()} == {DID: "c", other: "b"}
+
+    run(database, body)
+
+
 def test_a_directory_that_is_down_is_not_an_unknown_did(database: str) -> None:
     async def body(directory: Directory, resolver: Callable[..., Resolver]) -> None:
         directory.status = 503
