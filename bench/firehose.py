@@ -2,25 +2,27 @@
 
     .venv/bin/python -m bench.firehose [--events 100000] [--shares 3]
 
-Floor, measured in the same run on the same frames: decoding, inverting and encoding the same JSON in a plain loop,
-without signatures. The simulated relay has the encoded frames in its window; the flow reads from the oldest event on.
+Floor, measured in the same run on the same frames: bench/support/firehose_floor.py. The simulated relay has the encoded frames in
+its window; the flow reads from the oldest event on.
 """
 
 import argparse
 import asyncio
-import time
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
 from contextlib import ExitStack
 
 import aiohttp
 
 from bench.support.simulated import Simulated, simulated
-from bench.support.stack import Ends, Floor, Stack, floor, report, stack, watch
-from flows.firehose.encode import account_value, commit_message, identity_value
-from protocol.event_stream import MAX_SOCKET_BYTES, Account, Commit, Identity, Sync, decode
-from protocol.verify_commit import Verified, verify
+from bench.support.stack import Ends, Floor, Stack, report, stack, watch
+from protocol import PURE
+from protocol.event_stream import MAX_SOCKET_BYTES
 from schemas.topics import DEAD_LETTER, FIREHOSE_LIVE
-
-TIME = "2026-01-01T00:00:00.000Z"
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
     with simulated(**network, prebuilt_commits=options.events) as sim:
         relay = sim.urls["relays"][0]
         frames = asyncio.run(read(relay, options.events))
-        bottom = floor_of(frames, relay)
+        bottom = floor_of(frames)
         size = sum(map(len, frames))
         del frames
         with stack(relays=[relay], plc=sim.urls["plc"], firehose_start="oldest") as running:
@@ -59,23 +61,21 @@ async def read(relay: str, count: int) -> list[bytes]:
     return frames
 
 
-def floor_of(frames: list[bytes], relay: str) -> Floor:
-    """The cost of the unavoidable work."""
-    now_micros, size = time.time_ns() // 1000, 0
-    with floor(len(frames)) as measured:
-        for frame in frames:
-            event = decode(frame)
-            if isinstance(event, Commit | Sync):
-                verified = verify(event, now_micros)
-                assert isinstance(verified, Verified), verified
-                size += len(commit_message(verified, relay, TIME).value)
-            elif isinstance(event, Account):
-                size += len(account_value(event, relay, 0, TIME))
-            else:
-                assert isinstance(event, Identity), event
-                size += len(identity_value(event, relay, 0, TIME))
-    assert size > len(frames)
-    return measured
+def floor_of(frames: list[bytes]) -> Floor:
+    """The cost of the unavoidable work, in a process of its own."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(pickle.dumps(frames))
+        file.flush()
+        command = [sys.executable, "-m", "bench.support.firehose_floor", file.name]
+        done = subprocess.run(command, env=os.environ | {PURE: "1"}, stdout=subprocess.PIPE, check=True)
+    return Floor(len(frames), *json.loads(done.stdout))
+
+
+def per_thousand(cpu_seconds: dict[str, float], events: int) -> dict[str, float]:
+    """CPU seconds per thousand events, by process; `system`: all but the simulated network and this process."""
+    found = {kind: seconds / max(1, events) * 1000 for kind, seconds in cpu_seconds.items()}
+    found["system"] = sum(cost for kind, cost in found.items() if kind not in ("simulator", "bench"))
+    return {kind: round(cost, 3) for kind, cost in found.items()}
 
 
 def firehose(running: Stack, sim: Simulated, events: int, shares: int) -> tuple[float, dict[str, object]]:
@@ -89,7 +89,8 @@ def firehose(running: Stack, sim: Simulated, events: int, shares: int) -> tuple[
             processes[f"firehose_{share}" if shares > 1 else "firehose"] = process.pid
         seen = watch(running, ends.messages, events, **processes)
     assert not Ends(running.settings, DEAD_LETTER).messages()
-    return (events - seen.first) / seen.seconds, seen.figures
+    cost = per_thousand(seen.figures["cpu_seconds"], events - seen.first)
+    return (events - seen.first) / seen.seconds, seen.figures | {"cpu_seconds_per_thousand": cost}
 
 
 if __name__ == "__main__":
