@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 from protocol.car_format import (
     LONGEST_CID,
@@ -33,7 +33,7 @@ from protocol.car_format import (
 from protocol.cid import CID_SIZE
 from protocol.encoding.block_offsets import BlockOffsets
 
-MAX_BLOCK_BYTES = 2 << 20
+MAX_BLOCK_BYTES: Final = 2 << 20
 """A larger block is hashed and not kept."""
 
 

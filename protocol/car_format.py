@@ -1,19 +1,20 @@
 """The parts of a CARv1 file: varints, the header, CIDs of other kinds. Raises CarError, and nothing else, on wire input."""
 
 from enum import StrEnum
+from typing import Final
 
 import cbrrr
 
 from protocol.cid import CID_SIZE, DAG_CBOR, RAW
 
-MAX_HEADER = 64 * 1024
-LONGEST_CID = 128
-_MAX_VARINT = 9
-_MAP_OF_FEW = range(0xA1, 0xB8)  # first byte of the header of any version: a small CBOR map
-OUR_PREFIXES = (DAG_CBOR, RAW)
-_SHA2_256_SIZE = b"\x12\x20"
-_ONE_ROOT = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header with one root, the usual case
-_VERSION_1 = b"gversion\x01"
+MAX_HEADER: Final = 64 * 1024
+LONGEST_CID: Final = 128
+_MAX_VARINT: Final = 9
+_MAP_OF_FEW: Final = range(0xA1, 0xB8)  # first byte of the header of any version: a small CBOR map
+OUR_PREFIXES: Final = (DAG_CBOR, RAW)
+_SHA2_256_SIZE: Final = b"\x12\x20"
+_ONE_ROOT: Final = b"\xa2eroots\x81\xd8*X%\0" + DAG_CBOR  # the canonical header with one root, the usual case
+_VERSION_1: Final = b"gversion\x01"
 
 
 class CarReason(StrEnum):

@@ -6,22 +6,23 @@ neither checked nor stored.
 """
 
 from hashlib import sha256
+from typing import Final
 
 import libipld
 
-CID_SIZE = 36
-DAG_CBOR = b"\x01\x71\x12\x20"
+CID_SIZE: Final = 36
+DAG_CBOR: Final = b"\x01\x71\x12\x20"
 """Prefix of a CIDv1 of a DAG-CBOR block, SHA-256, 32 bytes."""
-RAW = b"\x01\x55\x12\x20"
+RAW: Final = b"\x01\x55\x12\x20"
 """The same for a raw block (blobs)."""
-_TEXT_SIZE = 59
-_RAW_TEXT = "bafkrei"
-_LONGEST_DIGEST = 64
-_LONGEST_CID = 1 + 9 + 9 + 1 + _LONGEST_DIGEST
-_LONGEST_TEXT = 1 + (_LONGEST_CID * 8 + 4) // 5
-_V0 = b"\x12\x20"
-_V0_SIZE = 34
-_OURS = (DAG_CBOR, RAW)
+_TEXT_SIZE: Final = 59
+_RAW_TEXT: Final = "bafkrei"
+_LONGEST_DIGEST: Final = 64
+_LONGEST_CID: Final = 1 + 9 + 9 + 1 + _LONGEST_DIGEST
+_LONGEST_TEXT: Final = 1 + (_LONGEST_CID * 8 + 4) // 5
+_V0: Final = b"\x12\x20"
+_V0_SIZE: Final = 34
+_OURS: Final = (DAG_CBOR, RAW)
 
 
 def is_cid(raw: bytes) -> bool:

@@ -5,7 +5,7 @@ The signature covers the same object without `sig`, encoded again. `prev: null` 
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import cbrrr
 import msgspec
@@ -15,9 +15,9 @@ from protocol.encoding.safe_text import shown
 from protocol.keys import SIGNATURE_SIZE, verify
 from protocol.syntax import is_did, is_tid
 
-VERSION = 3
-_MAX_COMMIT = 16 * 1024
-_AFTER_SIGNATURE = 61
+VERSION: Final = 3
+_MAX_COMMIT: Final = 16 * 1024
+_AFTER_SIGNATURE: Final = 61
 """Bytes of a usual commit behind its signature: data, prev and version."""
 
 

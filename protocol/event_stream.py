@@ -7,7 +7,7 @@ Source: the event-stream page of the specification, and the lexicons subscribeRe
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import libipld
 import msgspec
@@ -17,17 +17,17 @@ from protocol.encoding.cbor_scan import MAX_DEPTH, ScanError, integer_field, nes
 from protocol.encoding.safe_text import failure, printable, shown
 from protocol.syntax import is_did, is_handle, is_tid
 
-MAX_FRAME_BYTES = 5_000_000
+MAX_FRAME_BYTES: Final = 5_000_000
 """Bytes of a frame at most. A larger one becomes a dead letter; its seq is still read."""
-MAX_SOCKET_BYTES = 16 * 1024 * 1024
+MAX_SOCKET_BYTES: Final = 16 * 1024 * 1024
 """Bytes of a websocket message at most. A larger one closes the connection before it is received."""
-MAX_ITEMS = 50_000
+MAX_ITEMS: Final = 50_000
 """CBOR items of a frame at most. A commit of 200 operations has about 2,500, a label 20."""
-MAX_LABELS = 2_000
+MAX_LABELS: Final = 2_000
 """Labels of a frame at most. The official labeler sends one."""
-MAX_DID_BYTES = 1024
+MAX_DID_BYTES: Final = 1024
 """Bytes of a DID at most: with a path of 1,024 bytes it must fit into an index entry of 2,704. Resolvable DIDs have 270 or less."""
-SCAN_BYTES = 16 * 1024
+SCAN_BYTES: Final = 16 * 1024
 """Bytes of a frame above which its items are counted before decoding."""
 
 
@@ -131,7 +131,7 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
 Event = Commit | Sync | Identity | Account
 Message = Event | Labels | Info | StreamError | Unknown | Rejected
 
-_MAX_SEQ = 2**63 - 1
+_MAX_SEQ: Final = 2**63 - 1
 _decode = libipld.decode_dag_cbor_multi
 
 
@@ -259,7 +259,7 @@ def _info(body: dict[str, Any]) -> Message:
     return Info(_short(body.get("name")), _short(body.get("message")))
 
 
-_READERS = {
+_READERS: Final = {
     "#commit": _commit,
     "#sync": _sync,
     "#identity": _identity,

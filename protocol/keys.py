@@ -6,7 +6,7 @@ SHA-256. One with high S is refused, because anyone can derive it from the one w
 
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import coincurve
 import libipld
@@ -17,17 +17,17 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-SECP256K1 = b"\xe7\x01"
-P256 = b"\x80\x24"
-SIGNATURE_SIZE = 64
-_POINT_SIZE = 33
-_MAX_TEXT = 256
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-_LEGACY_TYPES = {
+SECP256K1: Final = b"\xe7\x01"
+P256: Final = b"\x80\x24"
+SIGNATURE_SIZE: Final = 64
+_POINT_SIZE: Final = 33
+_MAX_TEXT: Final = 256
+_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_LEGACY_TYPES: Final = {
     "EcdsaSecp256k1VerificationKey2019": SECP256K1,
     "EcdsaSecp256r1VerificationKey2019": P256,
 }
-_CONTEXT = coincurve.GLOBAL_CONTEXT.ctx
+_CONTEXT: Final = coincurve.GLOBAL_CONTEXT.ctx
 _prehashed = ec.ECDSA(Prehashed(SHA256()))
 
 

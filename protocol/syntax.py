@@ -6,10 +6,11 @@ Source: the specification pages did, handle, nsid, record-key, tid and at-uri-sc
 
 import re
 from functools import lru_cache
+from typing import Final
 
-MAX_DID = 2048
-MAX_HANDLE = 253
-MAX_NSID = 317
+MAX_DID: Final = 2048
+MAX_HANDLE: Final = 253
+MAX_NSID: Final = 317
 
 # fullmatch, because `$` would accept a trailing newline
 _did = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]").fullmatch
@@ -21,10 +22,10 @@ _handle = re.compile(rf"(?:{_label}\.)+[a-zA-Z](?:[a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9
 _rkey = re.compile(r"[a-zA-Z0-9._:~-]{1,512}").fullmatch
 _tid = re.compile(r"[2-7a-j][2-7a-z]{12}").fullmatch
 
-_SORTABLE = "234567abcdefghijklmnopqrstuvwxyz"
-_TO_BASE32HEX = str.maketrans(_SORTABLE, "0123456789abcdefghijklmnopqrstuv")
-_CLOCK_BITS = 10
-_TID_BITS = 63  # the top bit stays zero, so that a TID fits a signed 64-bit integer
+_SORTABLE: Final = "234567abcdefghijklmnopqrstuvwxyz"
+_TO_BASE32HEX: Final = str.maketrans(_SORTABLE, "0123456789abcdefghijklmnopqrstuv")
+_CLOCK_BITS: Final = 10
+_TID_BITS: Final = 63  # the top bit stays zero, so that a TID fits a signed 64-bit integer
 
 
 def is_did(text: str) -> bool:
@@ -67,7 +68,7 @@ def tid_micros(tid: str) -> int:
     return int(tid.translate(_TO_BASE32HEX), 32) >> _CLOCK_BITS
 
 
-FUTURE_MICROS = 300 * 1_000_000
+FUTURE_MICROS: Final = 300 * 1_000_000
 """How far a rev may be ahead of our clock, in microseconds. A later one is refused."""
 
 

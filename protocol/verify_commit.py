@@ -13,6 +13,7 @@ The result is `Refused` (no commit of this account; no row may change), `Verifie
 """
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -29,10 +30,10 @@ from protocol.mst.node import MAX_KEY
 from protocol.mst.record_path import row_path
 from protocol.syntax import FUTURE_MICROS, tid_micros
 
-MAX_OPS = 200
-MAX_BLOCKS_BYTES = 2_000_000
-MAX_SYNC_BYTES = 10_000
-_LIMITS = CarLimits(blocks=100_000, total=MAX_FRAME_BYTES)
+MAX_OPS: Final = 200
+MAX_BLOCKS_BYTES: Final = 2_000_000
+MAX_SYNC_BYTES: Final = 10_000
+_LIMITS: Final = CarLimits(blocks=100_000, total=MAX_FRAME_BYTES)
 
 
 class VerifyReason(StrEnum):
@@ -66,7 +67,7 @@ class VerifyReason(StrEnum):
     FAILED = "failed"
 
 
-_BY_UNPROVEN = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
+_BY_UNPROVEN: Final = {reason: VerifyReason(reason.value) for reason in UnprovenReason}
 
 
 class VerifiedOp(msgspec.Struct, frozen=True, gc=False):

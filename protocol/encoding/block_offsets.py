@@ -4,15 +4,17 @@ Two bytes of the digest select one of 65,536 buckets. An entry is the codec, twe
 attacker needs 2^56 hashes to find two blocks with the same prefix, and would only damage their own repo.
 """
 
+from typing import Final
+
 from protocol.cid import CID_SIZE
 
 _SIZE_BITS = 28  # a position is one integer: offset << 28 | size
-_SIZE_MASK = (1 << _SIZE_BITS) - 1
-_POSITION_BYTES = 8
-_KEY_BYTES = 13
-_ENTRY_BYTES = _KEY_BYTES + _POSITION_BYTES
-_BUCKETS = 1 << 16
-_SHA_256 = b"\x12\x20"
+_SIZE_MASK: Final = (1 << _SIZE_BITS) - 1
+_POSITION_BYTES: Final = 8
+_KEY_BYTES: Final = 13
+_ENTRY_BYTES: Final = _KEY_BYTES + _POSITION_BYTES
+_BUCKETS: Final = 1 << 16
+_SHA_256: Final = b"\x12\x20"
 
 
 class BlockOffsets:

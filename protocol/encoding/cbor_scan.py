@@ -5,9 +5,9 @@ stops at the first item beyond its limit, so the limit bounds its time: about 0.
 is valid DAG-CBOR.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-MAX_DEPTH = 128
+MAX_DEPTH: Final = 128
 """Levels of nesting at most, of frames and records."""
 
 

@@ -14,7 +14,7 @@ reason `not_canonical` or `invalid_utf8`.
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import cbrrr
 import msgspec
@@ -24,13 +24,13 @@ from protocol.encoding.cbor_scan import MAX_DEPTH, ScanError, scan
 from protocol.encoding.loose_cbor import decode as decode_loosely
 from protocol.encoding.unpadded_base64 import to_base64
 
-MAX_ITEMS = 100_000
+MAX_ITEMS: Final = 100_000
 """CBOR items of a record at most, for JSON. That many empty lists take 12 MB; a block of 2 MB could have two million."""
-SCAN_BYTES = 64 * 1024
+SCAN_BYTES: Final = 64 * 1024
 """Bytes of a block above which items are counted before decoding."""
-_MAJOR_TYPE = 0xE0
-_MAP = 0xA0
-_SAFE_INTEGER = 2**53
+_MAJOR_TYPE: Final = 0xE0
+_MAP: Final = 0xA0
+_SAFE_INTEGER: Final = 2**53
 
 
 class BodyReason(StrEnum):

@@ -5,15 +5,16 @@ a node that did not change keeps its CID. `parse_branch` accepts the canonical e
 """
 
 from hashlib import sha256
+from typing import Final
 
 from protocol.cid import CID_SIZE, DAG_CBOR, RAW, is_any_cid
 from protocol.mst.node import MAX_KEY, MstError, MstReason, cbor_head, link_head, shared_bytes
 
-_LINK = b"\xd8*X%\0"
-_TREE = _LINK + DAG_CBOR
-_VALUE = b"av" + _LINK
-_NO_TREE = b"\xf6" + _VALUE
-_VALUES = frozenset((_VALUE + DAG_CBOR, _VALUE + RAW))
+_LINK: Final = b"\xd8*X%\0"
+_TREE: Final = _LINK + DAG_CBOR
+_VALUE: Final = b"av" + _LINK
+_NO_TREE: Final = b"\xf6" + _VALUE
+_VALUES: Final = frozenset((_VALUE + DAG_CBOR, _VALUE + RAW))
 
 
 class Branch:

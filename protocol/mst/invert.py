@@ -17,7 +17,7 @@ no empty node.
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from protocol.mst.branch import Branch, Tree, parse_branch, tree_cid
 from protocol.mst.node import MstError, MstReason, key_layer
@@ -34,7 +34,7 @@ class UnprovenReason(StrEnum):
     OP_NOT_IN_TREE = "op_not_in_tree"
 
 
-_CANNOT_TELL = frozenset({UnprovenReason.MISSING_PROOF, UnprovenReason.NO_PREV})
+_CANNOT_TELL: Final = frozenset({UnprovenReason.MISSING_PROOF, UnprovenReason.NO_PREV})
 
 
 class Unproven(Exception):
@@ -50,7 +50,7 @@ class Unproven(Exception):
         return self.reason in _CANNOT_TELL
 
 
-NOT_GIVEN = b""
+NOT_GIVEN: Final = b""
 
 
 class Change(NamedTuple):

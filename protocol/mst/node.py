@@ -2,16 +2,16 @@
 
 from enum import StrEnum
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import libipld
 
 from protocol.cid import CID_SIZE, DAG_CBOR, RAW, cid_str, is_any_cid
 
-MAX_KEY = 1024  # also bounds the work that prefix compression can cause
-_LINK_HEAD = b"\xd8\x2a\x58\x25\x00"
-_LINK_SIZE = 41
-_OURS = (DAG_CBOR, RAW)
+MAX_KEY: Final = 1024  # also bounds the work that prefix compression can cause
+_LINK_HEAD: Final = b"\xd8\x2a\x58\x25\x00"
+_LINK_SIZE: Final = 41
+_OURS: Final = (DAG_CBOR, RAW)
 
 
 class MstReason(StrEnum):

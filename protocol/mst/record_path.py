@@ -6,11 +6,12 @@ valid collection or rkey contains a backslash.
 """
 
 from base64 import b64encode
+from typing import Final
 
 from protocol.syntax import split_path
 
-NO_SLASH = "\\"
-_MARK = "\\"
+NO_SLASH: Final = "\\"
+_MARK: Final = "\\"
 
 
 def row_path(path: str) -> tuple[str, str, bool]:

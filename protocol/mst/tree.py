@@ -6,13 +6,14 @@ compression, canonical nodes, no missing block. MISSING_BLOCK is a reason of its
 
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
+from typing import Final
 
 from protocol.cid import DAG_CBOR
 from protocol.mst.node import MstError, MstReason, Node, NodeEntry, encode_node, key_layer, parse_node
 
 __all__ = ["MstError", "MstReason", "build", "key_layer", "walk"]
 
-_LAYER0 = 0
+_LAYER0: Final = 0
 
 
 def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tuple[str, bytes]]:
