@@ -20,7 +20,7 @@ from bench.support.load import CID, REV, SQL_DID, TEXT, TIME, random_did, send_a
 from bench.support.lock_waits import LockWaits
 from bench.support.stack import Floor, Stack, floor, report, stack, watch
 from connectors.kafka.producer import Out
-from flows.index.record_rows import copy_rows, packed
+from flows.index.record_rows import copy_rows, stored
 from protocol.cid import cid_bytes
 from protocol.commit import usual_commit
 from protocol.encoding.unpadded_base64 import to_base64
@@ -188,7 +188,7 @@ def copy_floor(running: Stack, records: int, per_repo: int) -> Floor:
         for n in range(per_repo)
     )
     batches = iter(lambda: list(islice(rows, 5000)), [])
-    made = [list(packed(batch, repos, collections)) for batch in batches]
+    made = [list(stored(batch, repos, collections)) for batch in batches]
     with psycopg.connect(running.settings.database) as db, floor(sum(map(len, made))) as measured:
         for batch in made:
             copy_rows(db, "copy_records", batch)

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from struct import Struct
+from itertools import chain
 from typing import Any
 
 from psycopg import errors
+from psycopg.types.string import BytesBinaryDumper
 
 from connectors.postgres.pg_array import array
 from connectors.postgres.stored_forms import cid_column, rev_column, time_column
@@ -22,14 +22,11 @@ SQL = queries("index")
 NAMED = {name: SQL["deleted_names"].replace(b"DELETE", SQL[name]) for name in ("drop_rows", "delete_records")}
 """The deletes as statements that return what they deleted, with names."""
 
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_END = b"\xff\xff"
-_LENGTH = Struct("!i").pack
-_NULL = _LENGTH(-1)
-# Eleven columns, each after its length: rev, indexed_at, came, repo, collection, attempt; then the length of rkey.
-_NUMBERS = Struct("!hiqiqiqiiiiiii").pack
-_NUMBERS_WITHOUT_CAME = Struct("!hiqiqiiiiiiii").pack
-_ROWS_AT_ONCE = 500
+COPY_TYPES = ["int8", "int8", "int8", "int4", "int4", "int4", "text", "bytea", "bytea", "bytea", "text"]
+"""Of a `StoredRow` in binary COPY. The binary form of timestamptz is an int8, that of json its text."""
+
+StoredRow = tuple[int, int, int | None, int, int, int, str, bytes, bytes | None, bytes | None, str | None]
+"""rev, indexed_at, came, repo, collection, attempt, rkey, cid, json, raw, reason: the columns of `sluice.record_row`."""
 
 
 @dataclass(slots=True)
@@ -87,7 +84,7 @@ class RecordRows:
         """COPY straight into the table; False, with nothing written, if one of the rows exists already."""
         try:
             with self.db.transaction():
-                copy_rows(self.db, "copy_records", self._packed(rows))
+                copy_rows(self.db, "copy_records", self._stored(rows))
         except errors.UniqueViolation:
             metrics.COPY_FALLBACKS.inc()
             return False
@@ -104,50 +101,35 @@ class RecordRows:
     def _upsert(self, rows: Sequence[Row], writes: WriteBatch) -> None:
         if self.staged:
             self.db.execute("truncate stage_record")
-        copy_rows(self.db, "copy_stage", self._packed(rows))
+        copy_rows(self.db, "copy_stage", self._stored(rows))
         if self.changes is not None:
             self.changes.staged(rows, writes)
         self.db.execute(SQL["upsert_stage"])
         self.staged = True
 
-    def _packed(self, rows: Sequence[Row]) -> Iterator[bytes]:
-        return packed(rows, self.repos, self.collections.of(row[1] for row in rows))
+    def _stored(self, rows: Sequence[Row]) -> Iterator[StoredRow]:
+        return stored(rows, self.repos, self.collections.of(row[1] for row in rows))
 
 
-def copy_rows(db: Connection, statement: str, rows: Iterable[bytes]) -> None:
-    """Binary COPY of `packed` rows into the table of a `copy_…` statement. Raises psycopg.Error."""
-    left = iter(rows)
-    with db.cursor() as cursor, cursor.copy(SQL[statement]) as copy:
-        copy.write(_COPY_HEADER)
-        while some := b"".join(islice(left, _ROWS_AT_ONCE)):
-            copy.write(some)
-        copy.write(_COPY_END)
+def copy_rows(db: Connection, statement: str, rows: Iterable[StoredRow]) -> None:
+    """Binary COPY of rows into the table of a `copy_…` statement. Raises psycopg.Error."""
+    with db.cursor() as cursor:
+        cursor.adapters.register_dumper(bytes, BytesBinaryDumper)  # of C; that of DB-API, which psycopg prefers, is not
+        with cursor.copy(SQL[statement]) as copy:
+            copy.set_types(COPY_TYPES)
+            for row in rows:
+                copy.write_row(row)
 
 
-def packed(rows: Iterable[Row], repos: Mapping[str, int], collections: Mapping[str, int]) -> Iterator[bytes]:
-    """Records as binary COPY takes them, in the columns of `sluice.record_row`. Raises ValueError for a rev that is not a TID.
+def stored(rows: Iterable[Row], repos: Mapping[str, int], collections: Mapping[str, int]) -> Iterator[StoredRow]:
+    """Records in the form of the table. Raises ValueError for a rev that is not a TID.
 
     In the order of the key: PostgreSQL then leaves full pages behind in the index (63 → 45 bytes a record).
     """
     for repo, collection, rkey, row in sorted([(repos[row[0]], collections[row[1]], row[2], row) for row in rows]):
         _, _, _, cid, rev, attempt, json, raw, reason, time, came = row
-        key, at = rkey.encode(), time_column(time)
-        if came is None:
-            numbers = _NUMBERS_WITHOUT_CAME(
-                11, 8, rev_column(rev), 8, at, -1, 4, repo, 4, collection, 4, attempt, len(key)
-            )
-        else:
-            numbers = _NUMBERS(11, 8, rev_column(rev), 8, at, 8, came, 4, repo, 4, collection, 4, attempt, len(key))
-        stored = cid_column(cid)
-        if json is not None and raw is None and reason is None:
-            yield b"".join((numbers, key, _LENGTH(len(stored)), stored, _LENGTH(len(json)), json, _NULL, _NULL))
-        else:
-            more = (stored, json, unbase64(raw), None if reason is None else reason.encode())
-            yield b"".join((numbers, key, *map(_value, more)))
-
-
-def _value(value: bytes | None) -> bytes:
-    return _NULL if value is None else _LENGTH(len(value)) + value
+        numbers = (rev_column(rev), time_column(time), came, repo, collection, attempt)
+        yield (*numbers, rkey, cid_column(cid), json, None if raw is None else unbase64(raw), reason)
 
 
 def unbase64(text: str | None) -> bytes | None:
