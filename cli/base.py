@@ -142,6 +142,7 @@ def located(data_dir: Path | None, *needed: str) -> Settings:
                 "plc": running.plc or settings.plc,
                 "handle_dns": running.dns,
                 "allow_private_hosts": running.allow_private_hosts,
+                "shards": running.shards,
             }
             return settings.model_copy(
                 update=unless_set(**rest)

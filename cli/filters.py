@@ -73,21 +73,21 @@ def change(
 def prune(data_dir: DataDir = None) -> None:
     """Remove the rows outside the filter. The control process does it in small steps."""
 
-    from control import filter_changes  # noqa: PLC0415 - as above
+    from control import sharded_filter  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
     with connect(settings.database, "sluice filters") as db:
-        filter_changes.prune(db)
+        sharded_filter.prune(settings, db)
     typer.echo("rows outside are being removed; `sluice filters show` shows when it is done")
 
 
 def _filter_state(data_dir: Path | None, spec: FilterSpec | None) -> FilterState:
 
-    from control import filter_changes  # noqa: PLC0415 - as above
+    from control import sharded_filter  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
     with connect(settings.database, "sluice filters") as db:
-        return filter_changes.show(db) if spec is None else filter_changes.change(db, spec)
+        return sharded_filter.show(settings, db) if spec is None else sharded_filter.change(settings, db, spec)
 
 
 def _show(state: FilterState, *, as_json: bool) -> None:

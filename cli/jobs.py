@@ -74,7 +74,7 @@ def start(
         option = "--" + where[0].replace("_", "-") + ": " if where else ""
         raise OperatorError(f"{option}{what}") from err
     with _database(data_dir) as (db, settings):
-        synced = jobs.in_sync(db, spec.dids) if dids and not again else 0
+        synced = jobs.known_of(settings, spec.dids)[1] if dids and not again else 0
         made = [jobs.start(db, part, settings) for part in (cut(spec, split) if split else [spec])]
     if synced:
         typer.echo(f"already in sync: {synced}; --again fetches them again", err=True)
@@ -145,7 +145,7 @@ def retry(
     data_dir: DataDir = None,
 ) -> None:
     """Retry failed repos, or restart failed and cancelled jobs, and reset their failures."""
-    from connectors.postgres.repo_queue import RepoQueue  # noqa: PLC0415 - as above
+    from connectors.postgres.sharded_queue import repo_queue  # noqa: PLC0415 - as above
 
     one_of("name the DIDs or the jobs to retry, or give --all", DIDs=chosen, all=every)
     numbers = [int(one) for one in chosen or [] if one.isascii() and one.isdigit()]
@@ -156,7 +156,7 @@ def retry(
     if not (dids or every):
         return
     with _database(data_dir) as (_, settings):
-        retried = RepoQueue(settings).retry_failed(None if every else dids)
+        retried = repo_queue(settings).retry_failed(None if every else dids)
     typer.echo(f"retried {len(retried)}")
     for did in sorted(set(dids) - set(retried)):
         typer.echo(f"{did} is not failed, or unknown", err=True)

@@ -13,7 +13,7 @@ from cli.base import AsJson, DataDir, OneLine, Parent, answerable, located, unle
 from cli.filters import filters_app
 from cli.jobs import backfill_app
 from cli.throttles import storms_app
-from cli.topics import topics_app
+from cli.topics import shards_app, topics_app
 from protocol import IS_COMPILED
 from schemas.errors import OperatorError
 from schemas.flows import PROCESSES, process_name
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 for name, group in (
     ("topics", topics_app),
+    ("shards", shards_app),
     ("backfill", backfill_app),
     ("filters", filters_app),
     ("storms", storms_app),
@@ -125,11 +126,12 @@ def run(
 @app.command()
 @answerable
 def migrate(data_dir: DataDir = None) -> None:
-    """Apply the migrations of this release to the database."""
+    """Apply the migrations of this release to the database, and to those of SLUICE_SHARDS."""
     from connectors.postgres.migrate import migrate  # noqa: PLC0415 - as above
+    from connectors.postgres.shard_identity import prepare_shards  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
-    applied = migrate(settings.database)
+    applied = [*migrate(settings.database), *prepare_shards(settings)]
     typer.echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
 
 

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic_core import PydanticUndefined
 
 from schemas.settings import PREFIX, PUBLIC, SECRETS, Settings, spell
+from schemas.shard_ranges import shard_ranges
 
 
 def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
@@ -15,6 +16,8 @@ def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
         default = field.get_default(call_default_factory=True)
         value = getattr(settings, name)
         shown = without_password(value) if name == "database" else spell(value)
+        if name == "shards":
+            shown = " ".join(f"{one.name}={without_password(one.url)}" for one in shard_ranges(value))
         if name in SECRETS and value:
             shown = "***"
         found.append(

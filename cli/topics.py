@@ -1,14 +1,17 @@
-"""`sluice topics`: apply and compare schemas/topics.yml, and print the documentation of topics."""
+"""`sluice topics` and `sluice shards`: the topics of the log, and the databases that their partitions belong to."""
 
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from cli.base import DataDir, answerable, located
+from cli.base import AsJson, DataDir, answerable, located, with_database
 from schemas.errors import OperatorError
 from schemas.settings import load
 
 topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
+shards_app = typer.Typer(help="The databases of the repos, with SLUICE_SHARDS.", no_args_is_help=True)
 
 
 @topics_app.command("apply")
@@ -54,3 +57,25 @@ def topics_docs(topic: Annotated[str | None, typer.Argument(help="Topic, with it
         typer.echo(found[topic], nl=False)
     else:
         raise OperatorError(f"there is no topic {topic!r}; choose one of {', '.join(found)}")
+
+
+@shards_app.command("check")
+@answerable
+def shards_check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Check that each shard answers, is the right database and has all migrations. Exit code 1 if one fails."""
+    from cli.status_text import table  # noqa: PLC0415 - as above
+    from ops.shards import check  # noqa: PLC0415 - as above
+
+    found = check(with_database(data_dir))
+    rows = [asdict(one) for one in found]
+    typer.echo(json.dumps(rows) if as_json else table(rows))
+    raise typer.Exit(1 if any(one.problem for one in found) else 0)
+
+
+@shards_app.command("attach")
+@answerable
+def shards_attach(data_dir: DataDir = None) -> None:
+    """Make sluice.record in the main database a view over all shards. Repeat it after `sluice migrate`."""
+    from ops.shards import attach  # noqa: PLC0415 - as above
+
+    typer.echo("\n".join(attach(with_database(data_dir))))

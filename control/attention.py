@@ -68,6 +68,9 @@ def _log(status: MirrorStatus) -> list[Problem]:
             found.append(
                 Problem(what, "raise the topic's retention, or add workers; their repos are listed again", bad=True)
             )
+    for name in status.shards_down:
+        what = f"down: the database of shard {name} does not answer; its repos stand still, and are missing in these figures"
+        found.append(Problem(what, "start it, or correct SLUICE_SHARDS", bad=True))
     if status.stream_gaps:
         what = f"gaps in streams or the log: {status.stream_gaps}"
         found.append(Problem(what, "the next complete listing resolves them"))

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from psycopg.rows import TupleRow
 
 from connectors.identity.handle_checks import HandleChecks
 from connectors.kafka.offsets import Offsets, PartitionLag
 from connectors.kafka.producer import LogProducer
-from connectors.postgres.connection import tuple_database
-from connectors.postgres.repo_queue import RepoQueue
+from connectors.postgres.connection import Database, tuple_database
+from connectors.postgres.sharded_queue import repo_queue
+from connectors.postgres.shards import with_main
 from connectors.runtime import metrics, watchdog
 from connectors.runtime.errors import one_line
 from connectors.runtime.health import Health
@@ -24,6 +26,7 @@ from connectors.runtime.stop import STOP
 from connectors.runtime.worker_thread import WorkerThread
 from control.dead_letter_index import DeadLetterIndex
 from control.filter_changes import FilterWalk
+from control.sharded_filter import ShardWalks
 from control.tasks.dead_letter_retry import DeadLetterRetry
 from control.tasks.gauges import Gauges
 from control.tasks.obsolete_rows import ObsoleteRows
@@ -66,7 +69,7 @@ class _Control:
         self._restoring: bool | None = None  # whether the index still has to read the log; None: not known yet
         self._steps = {step.name: StepThread(step, self._may_schedule) for step in steps(settings)}
         restored = ControlStep("restored", self._restored_step, settings.tuning.control_interval_seconds)
-        self._steps["restored"] = StepThread(restored, lambda: self._leads and self._restoring is not False)
+        self._steps["restored"] = StepThread(restored, lambda: self._leads and self._restores_later())
         self._workers = [Gauges(settings).worker, self._retry.worker, *(step.worker for step in self._steps.values())]
 
     def run(self) -> None:
@@ -97,15 +100,29 @@ class _Control:
     def _may_schedule(self) -> bool:
         return self._leads and self._restoring is False
 
+    def _restores_later(self) -> bool:
+        """Whether a database may still be a restored one: with several shards any that did not answer yet."""
+        return self._restoring is not False or bool(self._settings.shards)
+
     def _restored_step(self) -> tuple[Work, Close]:
-        database = tuple_database(self._settings, "sluice control", statement_seconds=STATEMENT_SECONDS)
-        restored = RestoreBarrier(self._settings, Offsets(self._settings))
+        def made(one: Settings) -> tuple[Database[TupleRow], RestoreBarrier]:
+            database = tuple_database(one, "sluice control", statement_seconds=STATEMENT_SECONDS)
+            return database, RestoreBarrier(one, Offsets(one))
+
+        main, shards = with_main(self._settings, made)
+
+        def pending(barrier: tuple[Database[TupleRow], RestoreBarrier]) -> bool:
+            return barrier[1].pending(barrier[0]())
 
         def work() -> StepResult:
-            self._restoring = restored.pending(database())
+            self._restoring = any(shards.each(pending)) or pending(main)
             return StepResult()
 
-        return work, database.close
+        def close() -> None:
+            for database, _ in (main, *shards.all()):
+                database.close()
+
+        return work, close
 
     def _report(self, problem: str) -> None:
         done = sum((step.take() for step in self._steps.values()), StepResult())
@@ -141,7 +158,7 @@ def steps(settings: Settings) -> list[ControlStep]:
 
     def scheduling(name: str) -> Callable[[], tuple[Work, Close]]:
         def build() -> tuple[Work, Close]:
-            store = RepoQueue(settings, STATEMENT_SECONDS)
+            store = repo_queue(settings, STATEMENT_SECONDS)
             scheduler = Scheduler(settings, store, LogProducer(settings), Offsets(settings))
             work: Work = getattr(scheduler, name)
 
@@ -169,11 +186,14 @@ def steps(settings: Settings) -> list[ControlStep]:
         offsets = Offsets(settings)
         return lambda db: export_lag(offsets.lags(db))
 
+    def filters() -> Callable[[Connection], object]:
+        return ShardWalks(settings, STATEMENT_SECONDS).steps if settings.shards else FilterWalk().steps
+
     return [
         ControlStep("recover", scheduling("recover"), often),
         ControlStep("queue", scheduling("queued"), often, again=settings.tuning.queue_batch),
         ControlStep("requeue", scheduling("requeued"), settings.tuning.requeue_after_seconds / 3),
-        ControlStep("filters", with_database(lambda: FilterWalk().steps), often),
+        ControlStep("filters", with_database(filters), often),
         ControlStep(
             "obsolete rows", with_database(lambda: ObsoleteRows(Offsets(settings), settings.history_days).step), often
         ),

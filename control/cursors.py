@@ -14,7 +14,8 @@ from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, Ka
 
 from connectors.kafka.log import ANSWER_SECONDS, LogUnavailable, Part, admin, answers
 from connectors.kafka.offsets import GROUP_TOPICS, Offsets, PartitionLag
-from connectors.postgres.connection import connect, own_transaction
+from connectors.postgres.connection import connect, own_transaction, tuple_database
+from connectors.postgres.shards import Shards
 from schemas.errors import OperatorError
 from schemas.flows import LIST_REPOS
 from schemas.settings import Settings
@@ -104,14 +105,30 @@ def _targets(
 def _move_index(
     settings: Settings, db: psycopg.Connection[Any], cluster: str, moves: list[tuple[Part, int, int]]
 ) -> None:
+    """Record what is skipped, then move: with one database in one transaction, else in each shard's own."""
     with own_transaction(db):
         for (topic, number), begin, end in moves:
-            name = settings.topic(topic)
-            values = {"cluster": cluster, "group": settings.group("index"), "topic": name, "part": number, "next": end}
-            db.execute(SQL["set_offset"], values)
             if end > begin:
-                gap = {"upstream": f"log:{name}/{number}", "from_seq": begin, "to_seq": end}
+                gap = {"upstream": f"log:{settings.topic(topic)}/{number}", "from_seq": begin, "to_seq": end}
                 db.execute(SQL["note_skip"], gap)
+        if not settings.shards:
+            _set_offsets(settings, db, cluster, moves)
+    if settings.shards:
+        shards = Shards(settings, lambda one: tuple_database(one, "sluice cursors"))
+        for number, shard in enumerate(shards.all()):
+            with own_transaction(shard()):
+                mine = [move for move in moves if shards.of_partition(move[0][1]) == number]
+                _set_offsets(settings, shard(), cluster, mine)
+            shard.close()
+
+
+def _set_offsets(
+    settings: Settings, db: psycopg.Connection[Any], cluster: str, moves: list[tuple[Part, int, int]]
+) -> None:
+    for (topic, number), _, end in moves:
+        name = settings.topic(topic)
+        values = {"cluster": cluster, "group": settings.group("index"), "topic": name, "part": number, "next": end}
+        db.execute(SQL["set_offset"], values)
 
 
 def _refuse_members(settings: Settings, group: str) -> None:

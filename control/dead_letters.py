@@ -21,12 +21,13 @@ from connectors.kafka import client as broker
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import REFUSALS, dict_database
+from connectors.postgres.shards import Shards
 from control.dead_letter_index import SQL, TOPIC, storable
 from control.tasks.scheduler import TASK_TOPICS
 from flows.firehose import flow as firehose
 from flows.index.apply import apply_events, rules_of
 from flows.index.decode import TOPICS, Batch, Decoded, decode
-from flows.index.store import IndexStore
+from flows.index.store import IndexStore, index_stores
 from flows.labels import flow as labels
 from protocol.encoding.unpadded_base64 import from_base64
 from protocol.syntax import is_did
@@ -58,7 +59,7 @@ class DeadLetters:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer = LogProducer(settings)
-        self._tables: IndexStore | None = None
+        self._tables: Shards[IndexStore] | None = None
         self._connection = dict_database(settings, "sluice dead letters")
 
     def show(self, place: Place) -> dict[str, Any]:
@@ -119,8 +120,8 @@ class DeadLetters:
     def close(self) -> None:
         """Close all connections."""
         self._connection.close()
-        if self._tables is not None:
-            self._tables.close()
+        for store in self._tables.all() if self._tables is not None else ():
+            store.close()
 
     def _again(self, letter: wire.DeadLetter, payload: bytes) -> str | None:
         """None if it succeeded, else the error."""
@@ -150,14 +151,18 @@ class DeadLetters:
         decoded: Decoded = decode(Batch([message], {}))  # type: ignore[list-item]  # what decode reads of a Message
         if decoded.letters:
             return wire.decode_dead_letter(decoded.letters[0].value).error
-        tables = self._tables = self._tables or IndexStore(
+        tables = self._tables = self._tables or index_stores(
             self._settings, cluster_id(self._settings), AppView(self._settings)
         )
-        try:
-            with tables.transaction() as transaction:
+
+        def work(store: IndexStore) -> None:
+            with store.transaction() as transaction:
                 if decoded.queues:
                     apply_events(transaction, decoded.queues, rules_of(self._settings))
                 transaction.labels(decoded.labels)
+
+        try:
+            tables.call(tables.of_partition(letter.partition or 0), work)
         except REFUSALS as err:
             return " ".join(str(err).split())
         return None

@@ -38,8 +38,8 @@ def show(db: Connection) -> FilterState:
         return FilterState.model_validate(cursor.execute(SQL["state"]).fetchone())
 
 
-def change(db: Connection, spec: FilterSpec) -> FilterState:
-    """Set the filter. Raises OperatorError if the collections leave out the signal collection."""
+def change(db: Connection, spec: FilterSpec, version: int | None = None) -> FilterState:
+    """Set the filter. `version`: that of the main database, in a shard. Raises OperatorError if the collections leave out the signal collection."""
     if spec.signal is not None and not Filter(collections=tuple(spec.collections)).keeps(spec.signal):
         raise OperatorError(f"the collections leave out the signal {spec.signal}; add it to them")
     collections = list(dict.fromkeys(spec.collections))
@@ -50,6 +50,7 @@ def change(db: Connection, spec: FilterSpec) -> FilterState:
             "collections": collections,
             "boundary": spec.boundary,
             "signal": spec.signal,
+            "version": version,
             "widened": not covers(before.collections, collections),
             "narrowed": not covers(collections, before.collections) or _excludes(db, before, spec),
         }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from connectors.postgres.connection import connect
+from connectors.postgres.shards import Shards
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -32,10 +33,15 @@ def clear(settings: Settings, hosts: Sequence[str]) -> Cleared:
             raise OperatorError(
                 f"unknown hosts: {', '.join(unknown[:5])}; `sluice hosts list` shows those that are paused or failing"
             )
-        # two transactions: one would lock repos and hosts at the same time
+        # not in one transaction with the repos: it would lock repos and hosts at the same time
         db.execute(SQL["clear_pauses"], {"hosts": names})
-        repos = db.execute(SQL["due_after_pause"], {"hosts": names}).rowcount
-    return Cleared(names, repos)
+    shards = Shards(settings, lambda one: one.database)
+    return Cleared(names, sum(shards.every(lambda url: _due(url, names))))
+
+
+def _due(url: str, hosts: Sequence[str]) -> int:
+    with connect(url, "sluice hosts") as db:
+        return db.execute(SQL["due_after_pause"], {"hosts": hosts}).rowcount
 
 
 def _origin(host: str) -> str:

@@ -14,6 +14,7 @@ from psycopg.rows import DictRow, dict_row
 
 from connectors.http.client import HostRefused, check_url
 from connectors.postgres.connection import own_transaction
+from connectors.postgres.sharded_queue import repo_queue
 from schemas.errors import OperatorError
 from schemas.job_spec import Job, JobCounts, JobCutoff, JobSpec, JobStatus, Plan
 from schemas.settings import Settings
@@ -54,7 +55,7 @@ def start(db: Connection, spec: JobSpec, settings: Settings) -> Job | Plan:
     if spec.again:
         wanted = replace(wanted, name=_name_of_next(db, wanted.name))
     if spec.dry_run:
-        return _plan(db, spec, wanted)
+        return _plan(db, spec, wanted, settings)
     values = {
         "name": wanted.name,
         **asdict(wanted.source),
@@ -132,10 +133,14 @@ def _move(db: Connection, number: int, to: JobStatus, asked: str, remedy: str) -
     return job
 
 
-def in_sync(db: Connection, dids: Sequence[str]) -> int:
-    """How many of these repos are in sync already."""
-    row = _one(db, "plan_dids", {"dids": list(dids)})
-    return 0 if row is None else int(row["in_sync"])
+def known_of(settings: Settings, dids: Sequence[str]) -> tuple[int, int]:
+    """How many of these repos are known, and how many in sync already."""
+    queue = repo_queue(settings)
+    try:
+        rows = queue.read(SQL["plan_dids"], {"dids": list(dids)})
+    finally:
+        queue.close()
+    return sum(known for known, _ in rows), sum(synced for _, synced in rows)
 
 
 def _name_of_next(db: Connection, name: str) -> str:
@@ -160,14 +165,13 @@ def _identified(spec: JobSpec, settings: Settings) -> JobIdentity:
     return wanted
 
 
-def _plan(db: Connection, spec: JobSpec, wanted: JobIdentity) -> Plan:
+def _plan(db: Connection, spec: JobSpec, wanted: JobIdentity, settings: Settings) -> Plan:
     existing = _one(db, "by_name", {"name": wanted.name})
     status = None if existing is None else JobStatus(existing["status"])
     would = "create" if status is None else "nothing" if status is JobStatus.COMPLETED else "resume"
     known = synced = None
     if wanted.dids:
-        row = _one(db, "plan_dids", {"dids": list(wanted.dids)}) or {"known": 0, "in_sync": 0}
-        known, synced = int(row["known"]), int(row["in_sync"])
+        known, synced = known_of(settings, wanted.dids)
     places = [wanted.source.relay] if wanted.source.relay else list(wanted.source.hosts or ())
     return Plan(
         name=wanted.name,

@@ -68,6 +68,7 @@ class Registry:
     plc: str = ""
     dns: str = ""
     allow_private_hosts: bool = False
+    shards: str = ""
 
     def write(self, data_dir: Path) -> None:
         """Replace the file atomically. Only its owner may read it: the database URL has a password."""

@@ -7,13 +7,15 @@ above a million repos `sync` is the estimate minus all other phases. Raises psyc
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from connectors.kafka.offsets import Offsets, PartitionLag
-from connectors.postgres.connection import dict_database
+from connectors.postgres.connection import Database, dict_database
+from connectors.postgres.shards import Shards, with_main
 from control.process_status import ProcessStatus
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -47,6 +49,7 @@ class MirrorStatus:
     jobs: list[Row]  # unfinished ones first, at most `JOBS_SHOWN`
     skipped_ranges: int
     stream_gaps: int
+    shards_down: list[str] = field(default_factory=list)  # do not answer: their figures are missing
     storms: dict[str, int] = field(default_factory=dict)  # held reason → repos not queued
     jobs_found: int = 0  # total number
     relays: list[str] = field(default_factory=list)  # from the settings
@@ -105,8 +108,15 @@ def buffered_count(status: MirrorStatus) -> str:
     return f"{status.buffered_events:,}{' or more' if status.buffered_events >= BUFFERED_COUNTED else ''}"
 
 
-def phases(db: psycopg.Connection[Any]) -> dict[str, int]:
-    """Phase → repos. Above a million, `sync` is the table's estimated size minus the other phases."""
+def phases(shards: Shards[Database[DictRow]]) -> dict[str, int]:
+    """Phase → repos, of the shards that answer. Above a million on one, its `sync` is an estimate minus the other phases."""
+    found = Counter(dict.fromkeys(PHASES, 0))
+    for some in shards.each(lambda shard: _phases(shard())):
+        found.update(some)
+    return dict(found)
+
+
+def _phases(db: psycopg.Connection[Any]) -> dict[str, int]:
     cursor = db.cursor(row_factory=dict_row)
     found = dict.fromkeys(PHASES, 0)
     row = cursor.execute(SQL["repos_estimated"]).fetchone()
@@ -125,8 +135,9 @@ class Collector:
     def __init__(self, settings: Settings) -> None:
         self._relays = settings.relays
         self._offsets = Offsets(settings)
-        self._database = dict_database(settings, "sluice status", connect_timeout=5)
-        self.close = self._database.close
+        self._database, self._shards = with_main(
+            settings, lambda one: dict_database(one, "sluice status", connect_timeout=5)
+        )
 
     def collect(self, processes: list[ProcessStatus] | None = None) -> MirrorStatus:
         """The status of database and broker now, together with that of these processes."""
@@ -134,22 +145,25 @@ class Collector:
         found = jobs[0]["found"] if jobs else 0
         for job in jobs:
             del job["found"]
-        estimated = {row["relname"]: row["rows"] for row in self._rows("rows_estimated")}
+        estimated: Counter[str] = Counter()
+        for row in self._of_shards("rows_estimated"):
+            estimated[row["relname"]] += row["rows"]
         return MirrorStatus(
-            repos=phases(self._database()),
+            repos=phases(self._shards),
             retrying=self._count("retrying_repos"),
             records=estimated["record"],
             labels=estimated["label"],
             buffered_events=self._count("buffered_events"),
+            shards_down=self._shards.silent(),
             partition_lags=self.lags(),
             failing_hosts=self._rows("failing_hosts", (HOSTS_SHOWN,)),
-            failures=self._rows("failed_repos"),
+            failures=self._of_shards("failed_repos"),
             cursors=self._rows("cursors"),
             dead_letters={row["state"]: row["count"] for row in self._rows("dead_letter_states")},
             jobs=jobs,
             jobs_found=found,
-            skipped_ranges=self._count("skipped_open"),
-            stream_gaps=self._count("gaps_open"),
+            skipped_ranges=self._rows("skipped_open")[0]["count"],
+            stream_gaps=self._rows("gaps_open")[0]["count"],
             storms={row["reason"]: row["repos"] for row in self._rows("storms")},
             handles=self._rows("handles")[0],
             relays=list(self._relays),
@@ -167,6 +181,15 @@ class Collector:
     def _rows(self, name: str, values: tuple[object, ...] = ()) -> list[DictRow]:
         return self._database().execute(SQL[name], values or None).fetchall()
 
+    def _of_shards(self, name: str) -> list[DictRow]:
+        """Rows about repos, of the shards that answer."""
+        return list(chain(*self._shards.each(lambda shard: shard().execute(SQL[name]).fetchall())))
+
     def _count(self, name: str) -> int:
-        row = self._database().execute(SQL[name]).fetchone()
-        return int(row["count"]) if row else 0
+        return sum(int(row["count"]) for row in self._of_shards(name))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+        for shard in self._shards.all():
+            shard.close()

@@ -58,6 +58,8 @@ class SyncCheck:
         for relay in self._settings.relays:
             if relay not in listed:
                 return f"the listing of {relay}"
+        if status.shards_down:
+            return f"the database of shard {status.shards_down[0]}"
         if any(job["status"] in ("pending", "running", "retry") and not _listed(job) for job in status.jobs):
             return "a listing"
         moving = sum(count for phase, count in status.repos.items() if phase not in END_PHASES)

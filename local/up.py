@@ -154,6 +154,7 @@ class _Up:
             plc=self._settings.plc,
             dns=self._settings.handle_dns,
             allow_private_hosts=self._settings.allow_private_hosts,
+            shards=self._settings.shards,
         ).write(self._settings.data_dir)
 
     def _watch(self) -> dict[str, object] | None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import psycopg
@@ -19,7 +19,8 @@ import psycopg
 from connectors.atproto.repo_lookup import AuditNetwork, head_reader
 from connectors.postgres.connection import connect, own_transaction
 from connectors.postgres.repo_queue import repair
-from ops.audit_report import AuditOptions, AuditReport, AuditScope, AuditTally
+from connectors.postgres.shards import Shards
+from ops.audit_report import AuditOptions, AuditReport, AuditScope, AuditTally, merged
 from ops.audit_worker import AuditChunk, check_chunk, close_connection
 from schemas.errors import OperatorError
 from schemas.settings import Settings
@@ -34,9 +35,16 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def audit(settings: Settings, scope: AuditScope, options: AuditOptions, progress: Callable[[str], None]) -> AuditReport:
-    """Run to the end. `progress` receives a line every two seconds. Raises psycopg.Error, OperatorError."""
-    with connect(settings.database, "sluice audit") as db:
-        return asyncio.run(_Audit(settings, scope, options, progress, db).run())
+    """Run to the end, one shard after the other. `progress` receives a line every two seconds. Raises psycopg.Error, OperatorError."""
+    shards = Shards(settings, lambda one: one.database)
+    dids = None if scope.dids is None else shards.split(scope.dids, str)
+    reports = []
+    for number, database in enumerate(shards.all()):
+        own = scope if dids is None else replace(scope, dids=tuple(dids.get(number, ())))
+        if own.dids != ():
+            with connect(database, "sluice audit") as db:
+                reports.append(asyncio.run(_Audit(settings, own, options, progress, db=db, database=database).run()))
+    return merged(reports)
 
 
 class _Audit:
@@ -46,9 +54,12 @@ class _Audit:
         scope: AuditScope,
         options: AuditOptions,
         progress: Callable[[str], None],
+        *,
         db: Connection,
+        database: str,
     ) -> None:
         self._settings = settings
+        self._database = database
         self._scope = scope
         self._options = options
         self._progress = progress
@@ -65,12 +76,12 @@ class _Audit:
     async def run(self) -> AuditReport:
         """Check every chunk, then return the report."""
         resumed = self._resume() if self._scope == AuditScope() else False
-        network = AuditNetwork(self._settings, head_reader(self._settings.database))
+        network = AuditNetwork(self._settings, head_reader(self._database))
         try:
             await self._check(network)
         finally:
             await network.close()
-            close_connection(self._settings.database)
+            close_connection(self._database)
         if self._run is not None:
             values = {"id": self._run, "tally": json.dumps(asdict(self._tally))}
             self._db.execute(SQL["finish_run"], values)
@@ -86,7 +97,7 @@ class _Audit:
             chunks = self._chunks()
             while True:
                 while len(ahead) < 2 * options.workers and (dids := next(chunks, None)):
-                    ahead.append((dids, loop.run_in_executor(pool, _checked, self._settings.database, dids, options)))
+                    ahead.append((dids, loop.run_in_executor(pool, _checked, self._database, dids, options)))
                 if not ahead:
                     return
                 dids, future = ahead.popleft()

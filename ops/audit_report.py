@@ -1,6 +1,7 @@
 """The scope, options, counts and report of an audit."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from steps.repo_audit import MEANING, Finding, FindingKind
@@ -111,3 +112,22 @@ class AuditReport:
                 " an account that becomes active again is fetched automatically"
             )
         return lines
+
+
+def merged(reports: Sequence[AuditReport]) -> AuditReport:
+    """The reports of several shards as one."""
+    first, *others = reports
+    for other in others:
+        for one in fields(AuditTally):
+            mine, theirs = getattr(first.tally, one.name), getattr(other.tally, one.name)
+            setattr(first.tally, one.name, mine + theirs if isinstance(mine, int) else _added(mine, theirs))
+        first.findings += other.findings
+        first.not_checked |= other.not_checked
+        first.seconds += other.seconds
+        first.resumed |= other.resumed
+    return first
+
+
+def _added(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Counts are added; other values are of different repos."""
+    return mine | {key: mine[key] + value if isinstance(mine.get(key), int) else value for key, value in theirs.items()}

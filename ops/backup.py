@@ -49,6 +49,7 @@ class BackupFile:
 def backup(settings: Settings, file: Path, *, replace: bool = False) -> BackupFile:
     """Write the database to `file`. Raises OperatorError."""
     began = time.monotonic()
+    _one_database(settings)
     if file.exists() and not replace:
         raise OperatorError(f"{file} exists already; choose another name, or give --replace")
     check_database(settings)
@@ -76,6 +77,7 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> BackupF
     `replace`: the database of the data folder need not be empty; it is replaced when the new one is complete.
     """
     began = time.monotonic()
+    _one_database(settings)
     _check_file(file)
     if settings.database:
         if replace:
@@ -88,6 +90,14 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> BackupF
         with _own_server(settings) as server:
             release = _restore_own(server, file, replace=replace)
     return BackupFile(str(file), file.stat().st_size, release, round(time.monotonic() - began, 2))
+
+
+def _one_database(settings: Settings) -> None:
+    if settings.shards:
+        raise OperatorError(
+            "SLUICE_SHARDS is set: back up and restore each database by itself, with SLUICE_DATABASE set to its URL and"
+            " SLUICE_SHARDS unset"
+        )
 
 
 def find_tool(name: str, release: int) -> Path:

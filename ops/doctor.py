@@ -27,6 +27,7 @@ from connectors.runtime.errors import one_line
 from control.attention import attention
 from control.process_status import check_processes, registered
 from control.status import Collector
+from ops import shards
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -67,6 +68,8 @@ def examine(settings: Settings) -> list[Check]:
     found = [_database(settings)]
     if found[0].state is not CheckState.FAIL:
         found += [_guarded("migrations", lambda: _migrations(settings)), _guarded("clock", lambda: _clock(settings))]
+        if settings.shards:
+            found.append(_guarded("shards", lambda: _shards(settings)))
     broker = _broker(settings)
     found.append(broker)
     if broker.state is not CheckState.FAIL:
@@ -101,6 +104,13 @@ def _migrations(settings: Settings) -> Check:
     if lacking:
         return Check("migrations", CheckState.FAIL, f"missing: {', '.join(lacking)}", "run `sluice migrate`")
     return Check("migrations", CheckState.OK, "all applied")
+
+
+def _shards(settings: Settings) -> Check:
+    wrong = [f"{one.partitions}: {one.problem}" for one in shards.check(settings) if one.problem]
+    if wrong:
+        return Check("shards", CheckState.FAIL, "; ".join(wrong), "start their PostgreSQL, or correct SLUICE_SHARDS")
+    return Check("shards", CheckState.OK, "all answer")
 
 
 def _clock(settings: Settings) -> Check:

@@ -28,6 +28,7 @@ from urllib.parse import quote
 import psycopg
 
 from connectors.postgres.connection import connect
+from connectors.postgres.shards import shard_settings
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -94,6 +95,7 @@ class ExportProgress:
     since: str
     began: str
     after: str = ""
+    shard: int = 0  # those before it are exported
     number: int = 1
     repos: int = 0
     records: int = 0
@@ -118,26 +120,42 @@ def columns(*, other: bool = False) -> pa.Schema:
 def export(settings: Settings, folder: Path, scope: ExportScope, report: Callable[[str], None]) -> ExportProgress:
     """Export to the end, or resume. `report` receives a line every two seconds. Raises OperatorError, psycopg.Error, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder), connect(settings.database, "sluice export", statement_seconds=STATEMENT_SECONDS) as db:
+    with _locked(folder):
         progress = _resumed(folder, scope)
         writer = _Writer(
             folder, progress.number, {path.name.partition("=")[2] for path in folder.glob("collection=*")} - {OTHER}
         )
-        reported = time.monotonic()
-        while dids := _page(db, progress.after):
-            for row in _records(db, dids, scope):
-                writer.add(row)
-                progress.records += 1
-                if time.monotonic() - reported >= PROGRESS_SECONDS:
-                    reported = time.monotonic()
-                    report(f"{progress.records} records of {progress.repos} repos exported")
-            progress.repos += len(dids)
-            progress.after = dids[-1]
-            if writer.due:
-                _store(folder, writer, progress)
+        for shard in shard_settings(settings)[progress.shard :]:
+            with connect(shard.database, "sluice export", statement_seconds=STATEMENT_SECONDS) as db:
+                _export_shard(db, folder, scope, writer, progress, report=report)
+            progress.shard += 1
+            progress.after = ""
         progress.complete = True
         _store(folder, writer, progress)
         return progress
+
+
+def _export_shard(
+    db: psycopg.Connection[Any],
+    folder: Path,
+    scope: ExportScope,
+    writer: "_Writer",
+    progress: ExportProgress,
+    *,
+    report: Callable[[str], None],
+) -> None:
+    reported = time.monotonic()
+    while dids := _page(db, progress.after):
+        for row in _records(db, dids, scope):
+            writer.add(row)
+            progress.records += 1
+            if time.monotonic() - reported >= PROGRESS_SECONDS:
+                reported = time.monotonic()
+                report(f"{progress.records} records of {progress.repos} repos exported")
+        progress.repos += len(dids)
+        progress.after = dids[-1]
+        if writer.due:
+            _store(folder, writer, progress)
 
 
 def _page(db: psycopg.Connection[Any], after: str) -> list[str]:

@@ -48,6 +48,10 @@ def rebuild(settings: Settings, target: str, progress: Progress) -> Rebuilt:
 
     Raises OperatorError if the log no longer begins at 0 or the target is not empty; LogUnavailable, AppviewUnavailable.
     """
+    if settings.shards:
+        raise OperatorError(
+            "SLUICE_SHARDS is set: `replay --all` fills one database only; unset it to fill one with all repos"
+        )
     into = settings.model_copy(update={"database": target})
     offsets = Offsets(settings)
     ends = _whole_log(offsets)

@@ -20,12 +20,14 @@ from connectors.kafka.log import Part, cluster_id
 from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import connect
+from connectors.postgres.sharded_queue import repo_queue
+from connectors.postgres.shards import shard_settings
 from control.dead_letter_index import index_dead_letters
 from control.tasks.scheduler import TASK_TOPICS
 from flows.index.apply import rules_of
 from flows.index.decode import TOPICS, Batch, decode
 from flows.index.sink import IndexWriter
-from flows.index.store import IndexStore
+from flows.index.store import index_stores
 from ops.log_spans import Spans, read
 from schemas import wire
 from schemas.errors import OperatorError
@@ -70,9 +72,9 @@ def replay(
     with connect(settings.database, "sluice replay") as db:
         spans = bounds(Offsets(settings), db, topic, starts, ends)
         if topic in TOPICS:
-            return _through_the_gate(settings, db, topic, spans, progress)
+            return _through_the_gate(settings, topic, spans, progress)
         if topic in TASK_TOPICS:
-            return _tasks(settings, db, topic, spans, progress)
+            return _tasks(settings, topic, spans, progress)
         return _dead_letters(settings, db, topic, spans, progress)
 
 
@@ -120,32 +122,34 @@ def replay_spans(settings: Settings, writer: IndexWriter, topic: str, spans: Spa
         yield len(messages)
 
 
-def _through_the_gate(
-    settings: Settings, db: psycopg.Connection[tuple[object, ...]], topic: str, spans: Spans, progress: Progress
-) -> Replayed:
+def _through_the_gate(settings: Settings, topic: str, spans: Spans, progress: Progress) -> Replayed:
     group, refusals, done = "replay", RefusedCounter(), Replayed()
     cluster = cluster_id(settings)
-    tables = IndexStore(settings, cluster, AppView(settings), group)
-    db.execute(SQL["forget_offsets"], {"group": settings.group(group)})
-    name = settings.topic(topic)
-    values = {"topics": [name] * len(spans), "parts": list(spans), "nexts": [begin for begin, _ in spans.values()]}
-    db.execute(SQL["set_offsets"], {"cluster": cluster, "group": settings.group(group), **values})
-    try:
-        writer = IndexWriter(settings, tables, rules_of(settings, replayed=True), refusals)
-        for count in replay_spans(settings, writer, topic, spans):
-            done.messages += count
-            progress(done.messages)
-    finally:
-        tables.close()
-        db.execute(SQL["forget_offsets"], {"group": settings.group(group)})
+    stores = index_stores(settings, cluster, AppView(settings), group)
+    for number, (shard, store) in enumerate(zip(shard_settings(settings), stores.all(), strict=True)):
+        own = {part: span for part, span in spans.items() if stores.of_partition(part) == number}
+        with connect(shard.database, "sluice replay") as db:
+            db.execute(SQL["forget_offsets"], {"group": settings.group(group)})
+            values = {
+                "topics": [settings.topic(topic)] * len(own),
+                "parts": list(own),
+                "nexts": [one[0] for one in own.values()],
+            }
+            db.execute(SQL["set_offsets"], {"cluster": cluster, "group": settings.group(group), **values})
+            try:
+                writer = IndexWriter(settings, store, rules_of(settings, replayed=True), refusals)
+                for count in replay_spans(settings, writer, topic, own) if own else ():
+                    done.messages += count
+                    progress(done.messages)
+            finally:
+                store.close()
+                db.execute(SQL["forget_offsets"], {"group": settings.group(group)})
     done.refused = refusals.count
     return done
 
 
-def _tasks(
-    settings: Settings, db: psycopg.Connection[tuple[object, ...]], topic: str, spans: Spans, progress: Progress
-) -> Replayed:
-    producer, done = LogProducer(settings), Replayed()
+def _tasks(settings: Settings, topic: str, spans: Spans, progress: Progress) -> Replayed:
+    producer, queue, done = LogProducer(settings), repo_queue(settings), Replayed()
     for messages in read(settings, topic, spans, settings.index_batch_messages):
         tasks: dict[tuple[str, int], wire.RepoTask] = {}
         for message in messages:
@@ -156,11 +160,12 @@ def _tasks(
                 done.refused += 1
         keys = list(tasks)
         values = {"dids": [did for did, _ in keys], "attempts": [attempt for _, attempt in keys]}
-        waiting = [tasks[did, attempt] for did, attempt in db.execute(SQL["pending_tasks"], values)]  # type: ignore[index]  # text, integer
+        waiting = [tasks[did, attempt] for did, attempt in queue.read(SQL["pending_tasks"], values)]
         producer.send([Out(topic, task.did, wire.encode(task)) for task in waiting])
         done.messages += len(messages)
         done.sent += len(waiting)
         progress(done.messages)
+    queue.close()
     return done
 
 

@@ -18,11 +18,12 @@ from protocol.enforcement import Enforcement
 from schemas.endpoints import BROKER, is_address, is_postgresql, service_url
 from schemas.errors import OperatorError
 from schemas.settings_renamed import RENAMED
+from schemas.shard_ranges import shard_ranges
 from schemas.tuning import Tuning
 
 PREFIX = "SLUICE_"
 SECRETS = ("api_token", "api_read_token", "kafka_password")
-"""Settings whose value is never shown. In `database` only the password is masked."""
+"""Settings whose value is never shown. In `database` and `shards` only passwords are masked."""
 FOREIGN = {"SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS", PURE}
 """Variables with our prefix that are not settings."""
 URLs = Annotated[list[str], NoDecode]
@@ -71,6 +72,11 @@ class Settings(BaseSettings):
 
     # database and files
     database: str = Field("", repr=False, description="PostgreSQL URL; empty: `sluice up` embeds one")
+    shards: str = Field(
+        "",
+        repr=False,
+        description="databases of the repos by partition, FIRST-LAST=URL separated by spaces; empty: all in SLUICE_DATABASE",
+    )
     data_dir: Path = Field(Path(".sluice"), description="directory of `sluice up` with the embedded log and database")
     history_days: float = Field(
         30.0,
@@ -195,6 +201,12 @@ class Settings(BaseSettings):
             raise ValueError("not a PostgreSQL URL; correct the URL: write it as postgresql://USER@HOST/NAME")
         return value
 
+    @field_validator("shards")
+    @classmethod
+    def _shards(cls, value: str) -> str:
+        shard_ranges(value)
+        return value
+
     @field_validator("kafka_bootstrap")
     @classmethod
     def _brokers(cls, value: str) -> str:
@@ -244,9 +256,12 @@ def load(**overrides: Any) -> Settings:
         first = err.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else ""
         reason = first["msg"].removeprefix("Value error, ")
-        shown = "" if field in {*SECRETS, "database"} else f" (got {first['input']!r})"  # a URL may hold a password
+        shown = (
+            "" if field in {*SECRETS, "database", "shards"} else f" (got {first['input']!r})"
+        )  # a URL may hold a password
         raise SettingsError(f"{PREFIX}{field.upper()}: {reason}{shown}") from err
     _check_broker(settings)
+    _check_shards(settings)
     return settings
 
 
@@ -286,6 +301,22 @@ def _check_broker(settings: Settings) -> None:
             )
     if bool(settings.kafka_certificate) != bool(settings.kafka_key):
         raise SettingsError(f"{PREFIX}KAFKA_CERTIFICATE and {PREFIX}KAFKA_KEY go together; set both or none")
+
+
+def _check_shards(settings: Settings) -> None:
+    """Check the ranges against the other settings. Raises SettingsError."""
+    ranges = shard_ranges(settings.shards)
+    if not ranges:
+        return
+    if settings.appview:
+        raise SettingsError(f"{PREFIX}APPVIEW needs all repos in one database; unset it, or unset {PREFIX}SHARDS")
+    if settings.kafka_partitions != ranges[-1].last + 1:
+        raise SettingsError(
+            f"{PREFIX}SHARDS ends at partition {ranges[-1].last}, but {PREFIX}KAFKA_PARTITIONS is"
+            f" {settings.kafka_partitions}; the ranges must cover all partitions, whose number never changes"
+        )
+    if settings.database in {one.url for one in ranges}:
+        raise SettingsError(f"{PREFIX}SHARDS names the database of {PREFIX}DATABASE; give each shard its own")
 
 
 def variables(settings: Settings) -> dict[str, str]:

@@ -10,6 +10,7 @@ answer.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -19,6 +20,8 @@ from psycopg.rows import tuple_row
 
 from connectors.kafka import client as broker
 from connectors.kafka.log import ANSWER_SECONDS, LogUnavailable, Part, admin, answers, cluster_id
+from connectors.postgres.connection import tuple_database
+from connectors.postgres.shards import Shards
 from connectors.runtime import watchdog
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -67,6 +70,7 @@ class Offsets:
         self._client: AdminClient | None = None
         self._cluster: str | None = None
         self._readers: dict[str, Consumer] = {}
+        self._shards = Shards(settings, lambda one: tuple_database(one, "sluice offsets")) if settings.shards else None
 
     @property
     def cluster(self) -> str:
@@ -160,13 +164,22 @@ class Offsets:
         for reader in self._readers.values():
             broker.close(reader)
         self._readers.clear()
+        for shard in self._shards.all() if self._shards is not None else ():
+            shard.close()
 
     def stored(self, db: psycopg.Connection[Any], group: str) -> dict[Part, int]:
-        """The offsets of this group in the database, for this broker. Raises psycopg.Error."""
+        """The offsets of this group in the database, for this broker. Raises psycopg.Error.
+
+        With several shards: in each of them, but for those that do not answer.
+        """
         prefix = self._settings.kafka_topic_prefix
         statement = queries("control")["stored_offsets"]
-        cursor = db.cursor(row_factory=tuple_row).execute(statement, (self.cluster, self._settings.group(group)))
-        return {(str(topic).removeprefix(prefix), int(part)): int(next_) for topic, part, next_ in cursor}
+        values = (self.cluster, self._settings.group(group))
+        if self._shards is None:
+            rows = db.cursor(row_factory=tuple_row).execute(statement, values).fetchall()
+        else:
+            rows = list(chain(*self._shards.each(lambda shard: shard().execute(statement, values).fetchall())))
+        return {(str(topic).removeprefix(prefix), int(part)): int(next_) for topic, part, next_ in rows}
 
     def settled(self, db: psycopg.Connection[Any], group: str, parts: Iterable[Part]) -> dict[Part, int]:
         """The group's offsets: the database's, or else the broker's. Raises psycopg.Error."""

@@ -53,25 +53,6 @@ class Delivered:
     offset: int
 
 
-def partition_of(did: str, partitions: int) -> int:
-    """Partition of a key under Java's default partitioner (murmur2, seed 0x9747b28c, sign bit cleared)."""
-    return (_murmur2(did.encode()) & 0x7FFFFFFF) % partitions
-
-
-def _murmur2(data: bytes) -> int:
-    mask, m = 0xFFFFFFFF, 0x5BD1E995
-    h = (0x9747B28C ^ len(data)) & mask
-    whole = len(data) & ~3
-    for i in range(0, whole, 4):
-        k = int.from_bytes(data[i : i + 4], "little") * m & mask
-        k = (k ^ k >> 24) * m & mask
-        h = (h * m & mask) ^ k
-    if tail := data[whole:]:
-        h = (h ^ int.from_bytes(tail, "little")) * m & mask
-    h = (h ^ h >> 13) * m & mask
-    return h ^ h >> 15
-
-
 def now_text() -> str:
     """The current time in UTC as `YYYY-MM-DDTHH:MM:SS.mmmZ`."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

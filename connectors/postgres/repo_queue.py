@@ -15,7 +15,7 @@ from connectors.postgres.connection import STATEMENT_SECONDS, outside_transactio
 from protocol.account_status import TAKEN_DOWN, status_beside
 from schemas import wire
 from schemas.settings import Settings
-from schemas.sql import queries
+from schemas.sql import Statement, queries
 from schemas.topics import FIREHOSE_BACKFILL
 
 SQL = queries("repo")
@@ -87,10 +87,18 @@ def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
 class RepoQueue:
     """Transactions on `sluice.repo`. Connects on first use, and reconnects."""
 
-    def __init__(self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS) -> None:
+    def __init__(
+        self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS, main: Settings | None = None
+    ) -> None:
+        """`main`: settings of the main database, if `settings` are a shard's."""
         self._settings = settings
         self._database = tuple_database(settings, "sluice repos", statement_seconds=statement_seconds)
-        self.close = self._database.close
+        self._main = tuple_database(main, "sluice repos") if main is not None else self._database
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+        self._main.close()
 
     def _db(self) -> Connection[tuple[Any, ...]]:
         """The connection, outside any transaction. Raises NestedTransaction."""
@@ -109,6 +117,8 @@ class RepoQueue:
             "actives": [entry.active for entry in unique],
             "statuses": [status_beside(entry.active, entry.status) for entry in unique],
             "job": job,
+            "collection": None if job is None else self._collection_of(job),
+            "pdses": self._pdses(unique),
             "reopen": REOPEN_SECONDS,
             "final": sorted(TAKEN_DOWN),
         }
@@ -124,6 +134,23 @@ class RepoQueue:
             if phase == "pending"
         ]
         return Discovery(tasks, len(rows), len(listed) - len(rows))
+
+    def _collection_of(self, job: int) -> str | None:
+        row = self._main().execute(SQL["job_collection"], {"job": job}).fetchone()
+        found: str | None = row[0] if row else None
+        return found
+
+    def _pdses(self, listed: Sequence[ListedRepo]) -> list[str | None]:
+        """For repos that a PDS lists: the PDS of the DID document, if that was resolved."""
+        dids = [entry.did for entry in listed if entry.host is not None]
+        known: dict[str, str | None] = (
+            dict(self._main().execute(SQL["pdses"], {"dids": dids}).fetchall()) if dids else {}
+        )
+        return [known.get(entry.did) for entry in listed]
+
+    def read(self, statement: Statement, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Rows of a statement about repos. With several shards: of all of them together."""
+        return self._db().execute(statement, values).fetchall()
 
     def note_ahead(self, revs: Mapping[str, str]) -> None:
         """`revs`: DID → rev at its PDS. A rev above ours is recorded as a lost event, as from a listing."""

@@ -137,6 +137,7 @@ LOST_MESSAGES = Gauge(
 REPOS = Gauge("sluice_repos", "repos by phase", ["phase"])
 REPOS_NEAR_LAST = Gauge("sluice_repos_near_last_attempt", "repos whose next or current attempt is the last")
 REPOS_STUCK = Gauge("sluice_repos_stuck", "repos claimed over an hour ago that have produced nothing")
+SHARD_DOWN = Gauge("sluice_shard_down", "1 for a shard whose database does not answer", ["shard"])
 ESTIMATED_ROWS = Gauge("sluice_rows", "rows of a table, as PostgreSQL estimates", ["table"])
 DATABASE_BYTES = Gauge("sluice_database_bytes", "size of the database")
 JOBS = Gauge("sluice_jobs", "backfill jobs by status", ["status"])

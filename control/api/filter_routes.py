@@ -1,6 +1,6 @@
 """Routes of the filter, which selects what is mirrored."""
 
-from control import filter_changes
+from control import sharded_filter
 from control.api.router import Ctx, Router, documented
 from schemas.filter_spec import FilterSpec, FilterState
 
@@ -11,18 +11,18 @@ ROUTER = Router()
 def get_filters(context: Ctx) -> FilterState:
     """The filter and the state of pruning."""
     with context.db() as db:
-        return filter_changes.show(db)
+        return sharded_filter.show(context.settings, db)
 
 
 @ROUTER.put("", responses=documented(409, 413, 415))
 def set_filters(context: Ctx, body: FilterSpec) -> FilterState:
     """Replace the whole filter."""
     with context.db() as db:
-        return filter_changes.change(db, body)
+        return sharded_filter.change(context.settings, db, body)
 
 
 @ROUTER.post("/prune")
 def prune_filters(context: Ctx) -> FilterState:
     """Remove the rows outside the filter."""
     with context.db() as db:
-        return filter_changes.prune(db)
+        return sharded_filter.prune(context.settings, db)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Path, Query
 
-from connectors.postgres.repo_queue import RepoQueue
+from connectors.postgres.sharded_queue import repo_queue
 from control.api import models
 from control.api.errors import Conflict, NotFound
 from control.api.paging import cut, read_cursor
@@ -35,14 +35,14 @@ def list_repos(
     """Repos in a phase (default: failed), in DID order."""
     after = read_cursor(cursor, str) or [""]
     values = {"phase": phase, "host": host, "after": after[0], "limit": limit + 1}
-    page, following = cut(context.rows(SQL["repos"], values), limit, "did")
+    page, following = cut(context.repos(SQL["repos"], values), limit, "did")
     return models.RepoPage.model_validate({"items": page, "cursor": following})
 
 
 @ROUTER.get("/repos/{did}", responses=documented(404))
 def get_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
     """One repo."""
-    rows = context.rows(SQL["repo"], {"did": did})
+    rows = context.repo(SQL["repo"], did)
     if not rows:
         raise NotFound(f"{did} is not known", "a repo is known once a mirrored relay or PDS has listed it")
     return models.RepoRow.model_validate(rows[0])
@@ -52,7 +52,7 @@ def get_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
 def retry_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
     """Move a failed repo back to pending, and reset all fields of its failure."""
     before = get_repo(context, did)
-    queue = RepoQueue(context.settings)
+    queue = repo_queue(context.settings)
     try:
         retried = queue.retry_failed([did])
     finally:

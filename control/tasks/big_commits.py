@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 
 from connectors.atproto.repo_lookup import AuditNetwork
-from connectors.postgres.connection import dict_database
-from connectors.postgres.repo_queue import RepoQueue
+from connectors.postgres.connection import tuple_database
+from connectors.postgres.sharded_queue import repo_queue
 from protocol.syntax import FUTURE_MICROS, is_tid, tid_micros
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -32,20 +32,23 @@ class BigCommits:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._repos = RepoQueue(settings)
-        self._connection = dict_database(settings, "sluice big commits")
+        self._repos = repo_queue(settings)
+        self._connection = tuple_database(settings, "sluice big commits")
 
     def round(self) -> dict[str, int]:
         """One round: counts of accounts whose letters are "retried" now, and still "open". Raises psycopg.OperationalError."""
-        bounds = {"youngest": YOUNGEST_SECONDS, "oldest": OLDEST_SECONDS, "limit": ROUND_DIDS}
-        due = self._connection().execute(SQL["too_big_due"], bounds).fetchall()
-        if not due:
+        # more than ROUND_DIDS: some accounts are not in sync
+        bounds = {"youngest": YOUNGEST_SECONDS, "oldest": OLDEST_SECONDS, "limit": 10 * ROUND_DIDS}
+        letters = self._connection().execute(SQL["too_big_due"], bounds).fetchall()
+        if not letters:
             return {"retried": 0, "open": 0}
-        revs = self._latest([row["did"] for row in due if row["news"]])
+        asked = {"dids": [did for did, _ in letters], "revs": [rev for _, rev in letters]}
+        due = self._repos.read(SQL["too_big_news"], asked)[:ROUND_DIDS]
+        revs = self._latest([did for did, _, news in due if news])
         if revs:
             self._repos.note_ahead(revs)
-        answered = [not row["news"] or row["did"] in revs for row in due]
-        values = {"dids": [row["did"] for row in due], "revs": [row["rev"] for row in due], "answered": answered}
+        answered = [not news or did in revs for did, _, news in due]
+        values = {"dids": [did for did, _, _ in due], "revs": [rev for _, rev, _ in due], "answered": answered}
         self._connection().execute(SQL["too_big_done"], values)
         return {"retried": sum(answered), "open": len(due) - sum(answered)}
 

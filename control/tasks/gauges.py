@@ -7,7 +7,9 @@ error ends the thread and is raised by `worker.check()`. Every control process e
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -16,13 +18,14 @@ from psycopg.rows import DictRow, dict_row
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.offsets import GROUP_TOPICS, Offsets
 from connectors.postgres.connection import dict_database
+from connectors.postgres.shards import with_main
 from connectors.runtime import metrics
 from connectors.runtime.errors import one_line
 from connectors.runtime.worker_thread import WorkerThread
 from control.status import phases
 from control.tasks.lag_age import oldest_unsettled
 from schemas.settings import Settings
-from schemas.sql import queries
+from schemas.sql import Statement, queries
 
 SQL = queries("gauges")
 STATUSES = ("pending", "running", "paused", "paused_quota_limit", "retry", "completed", "failed", "cancelled")
@@ -41,8 +44,9 @@ class Gauges:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._offsets = Offsets(settings)
-        self._connection = dict_database(
-            settings, "sluice gauges", connect_timeout=5, options=f"-c statement_timeout={STATEMENT_SECONDS}s"
+        options = f"-c statement_timeout={STATEMENT_SECONDS}s"
+        self._connection, self._shards = with_main(
+            settings, lambda one: dict_database(one, "sluice gauges", connect_timeout=5, options=options)
         )
         self._failing: set[str] = set()
         self.worker = WorkerThread("gauges", self._run)
@@ -76,14 +80,19 @@ class Gauges:
     def _rows(self, name: str, **values: Any) -> list[DictRow]:
         return self._connection().execute(SQL[name], values or None).fetchall()
 
+    def _of_shards(self, statement: Statement, **values: Any) -> list[DictRow]:
+        """Rows about repos, of the shards that answer."""
+        return list(chain(*self._shards.each(lambda shard: shard().execute(statement, values or None).fetchall())))
+
     def _repos(self) -> None:
-        found = phases(self._connection())
+        found = phases(self._shards)
         for phase, count in found.items():
             metrics.REPOS.labels(phase).set(count)
-        (near,) = self._rows("near_last", count=self._settings.backfill_max_attempts - 1)
-        metrics.REPOS_NEAR_LAST.set(near["count"])
-        (stuck,) = self._rows("stuck")
-        metrics.REPOS_STUCK.set(stuck["count"])
+        near = self._of_shards(SQL["near_last"], count=self._settings.backfill_max_attempts - 1)
+        metrics.REPOS_NEAR_LAST.set(sum(row["count"] for row in near))
+        metrics.REPOS_STUCK.set(sum(row["count"] for row in self._of_shards(SQL["stuck"])))
+        for name in self._shards.names if self._settings.shards else ():
+            metrics.SHARD_DOWN.labels(name).set(float(name in self._shards.silent()))
 
     def _jobs(self) -> None:
         found = {row["status"]: row for row in self._rows("jobs", count=self._settings.backfill_max_attempts - 1)}
@@ -114,9 +123,9 @@ class Gauges:
             metrics.CURSOR_AGE.labels(row["flow"], row["upstream"]).set(row["age"])
 
     def _audit(self) -> None:
-        for row in self._rows("audit"):
-            metrics.AUDIT_FINDINGS.set(row["count"])
-            metrics.AUDIT_TIME.set(row["time"])
+        if rows := self._of_shards(SQL["audit"]):
+            metrics.AUDIT_FINDINGS.set(sum(row["count"] for row in rows))
+            metrics.AUDIT_TIME.set(min(row["time"] for row in rows))
 
     def _handles(self) -> None:
         (found,) = self._connection().execute(queries("control")["handles"]).fetchall()
@@ -126,16 +135,18 @@ class Gauges:
         metrics.HANDLES_LATE.set(late["seconds"])
 
     def _hosts_with_work(self) -> None:
-        rows = hosts_with_work(self._connection(), TOP_HOSTS)
+        found = self._shards.each(lambda shard: hosts_with_work(shard(), TOP_HOSTS))
         metrics.HOST_REPOS.clear()  # removes hosts no longer among the first
-        for row in rows:
-            metrics.HOST_REPOS.labels(row["host"], row["phase"]).set(row["repos"])
+        for row in chain(*found):
+            metrics.HOST_REPOS.labels(row["host"], row["phase"]).inc(row["repos"])
 
     def _sizes(self) -> None:
-        (row,) = self._rows("size")
-        metrics.DATABASE_BYTES.set(row["bytes"])
-        for table in self._connection().execute(queries("control")["rows_estimated"]):
-            metrics.ESTIMATED_ROWS.labels(table["relname"]).set(table["rows"])
+        metrics.DATABASE_BYTES.set(sum(row["bytes"] for row in self._of_shards(SQL["size"])))
+        rows: Counter[str] = Counter()
+        for table in self._of_shards(queries("control")["rows_estimated"]):
+            rows[table["relname"]] += table["rows"]
+        for name, count in rows.items():
+            metrics.ESTIMATED_ROWS.labels(name).set(count)
 
     def _ages(self) -> None:
         lags = self._offsets.lags(self._connection())

@@ -9,6 +9,8 @@ a pause takes effect soon, and a million DIDs of one host do not delay all other
 import json
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
@@ -73,8 +75,8 @@ class JobSteps:
         """The tasks of the next batch, and how many DIDs were read; nothing while enough repos are unfinished."""
         most = batch_size * AHEAD_BATCHES
         row = db.execute(SQL["place"], {"id": number}).fetchone()
-        waiting = db.execute(SQL["outstanding"], {"id": number, "most": most}).fetchone()
-        if row is None or waiting is None or waiting[0] + batch_size > most:
+        waiting = sum(count for (count,) in self._store.read(SQL["outstanding"], {"id": number, "most": most}))
+        if row is None or waiting + batch_size > most:
             return [], 0
         (after,) = row
         rows = db.execute(SQL["next_dids"], {"id": number, "after": after, "limit": batch_size}).fetchall()
@@ -83,7 +85,9 @@ class JobSteps:
             self._store.fetch_again(dids, number)  # the scheduler queues them like all repos that are due
         found = self._store.discover([ListedRepo(did) for did in dids], number)
         at = rows[-1][0] if rows else after
-        values = {"id": number, "after": after, "dids": dids}
+        values: dict[str, Any] = {"id": number, "after": after, "dids": dids}
+        mine = self._store.read(SQL["of_batch"], values)
+        values |= {"mine": sum(row[0] for row in mine), "in_sync": sum(row[1] for row in mine)}
         checkpoint = json.dumps({"n": at, "done": at >= total})
         if db.execute(SQL["advance_list"], {**values, "checkpoint": checkpoint}).fetchone() is None:
             logger.info("another process queued this batch of a job", extra={"job": number})
@@ -93,18 +97,31 @@ class JobSteps:
         """Count the repos of jobs by phase, update their rates, and complete the jobs that are done."""
         db = outside_transaction(self._database())
         for number, queued in db.execute(SQL["countable"], {"limit": COUNT_AT_ONCE}).fetchall():
-            counts = self._phases(db, number, queued)
-            pending = counts.get("pending", 0) + counts.get("backfill", 0)
-            unavailable = counts.get("unavailable", 0) + counts.get("excluded", 0)
-            ended = {"synced": counts.get("sync", 0), "failed": counts.get("failed", 0), "unavailable": unavailable}
+            counts = self._phases(number, queued)
+            unavailable = counts["unavailable"] + counts["excluded"]
+            ended = {"synced": counts["sync"], "failed": counts["failed"], "unavailable": unavailable}
+            pending = counts["pending"] + counts["backfill"]
             db.execute(SQL["count"], {"id": number, "pending": pending, "memory": RATE_MEMORY, **ended})
-            if db.execute(SQL["complete"], {"id": number}).fetchone() is not None:
+            if self._finished(db, number) and db.execute(SQL["complete"], {"id": number}).fetchone() is not None:
                 logger.info("job completed", extra={"job": number, **ended})
 
-    def _phases(self, db: Connection, number: int, queued: int) -> dict[str, int]:
+    def _finished(self, db: Connection, number: int) -> bool:
+        row = db.execute(SQL["all_listed"], {"id": number}).fetchone()
+        if row is None:
+            return False
+        return not any(found for (found,) in self._store.read(SQL["unfinished"], {"id": number, "again": row[0]}))
+
+    def _phases(self, number: int, queued: int) -> Counter[str]:
         if queued <= EXACT_REPOS:
-            return dict(db.execute(SQL["counted_exactly"], {"id": number}).fetchall())
-        (rows,) = db.execute(SQL["repo_estimate"]).fetchone() or (1.0,)
-        percent = min(100.0, 100.0 * SAMPLED_REPOS / rows)
-        sample = db.execute(SQL["counted_by_sample"], {"id": number, "percent": percent}).fetchall()
-        return scaled(dict(sample), queued)
+            return _summed(self._store.read(SQL["counted_exactly"], {"id": number}))
+        repos = sum(rows for (rows,) in self._store.read(SQL["repo_estimate"], {}))
+        percent = min(100.0, 100.0 * SAMPLED_REPOS / repos)
+        sample = self._store.read(SQL["counted_by_sample"], {"id": number, "percent": percent})
+        return Counter(scaled(_summed(sample), queued))
+
+
+def _summed(rows: Iterable[tuple[Any, ...]]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for phase, count in rows:
+        found[phase] += count
+    return found

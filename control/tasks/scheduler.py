@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from connectors.kafka.log import Part
 from connectors.kafka.offsets import NO_OFFSET, Offsets
-from connectors.kafka.producer import LogProducer, Out, partition_of
+from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import tuple_database
 from connectors.postgres.repo_queue import RepoQueue
 from control.tasks.job_steps import JobSteps
@@ -26,6 +26,7 @@ from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
 from schemas.topics import REPO_BACKFILL, REPO_RESYNC
+from steps.partitioner import partition_of
 
 LEADER_KEY = 0x51_01_CF
 TASK_TOPICS = (REPO_BACKFILL, REPO_RESYNC)

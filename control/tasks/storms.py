@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from connectors.postgres.connection import outside_transaction, own_transaction, tuple_database
+from connectors.postgres.shards import with_main
 from connectors.runtime import metrics
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -40,8 +41,7 @@ class Storms:
     """Which reasons are held. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
-        self._database = tuple_database(settings, "sluice storms")
-        self.close = self._database.close
+        self._database, self._shards = with_main(settings, lambda one: tuple_database(one, "sluice storms"))
         self._held: dict[str, int] = {}
         self._check_at = 0.0
 
@@ -57,8 +57,14 @@ class Storms:
 
     def most(self) -> int:
         """How many repos one reason may queue in an hour."""
-        (count,) = outside_transaction(self._database()).execute(SQL["repos"]).fetchone() or (0,)
-        return max(STORM_LEAST, int(STORM_SHARE * count))
+        counts = self._shards.each(lambda shard: outside_transaction(shard()).execute(SQL["repos"]).fetchone())
+        return max(STORM_LEAST, int(STORM_SHARE * sum(count for (count,) in filter(None, counts))))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+        for shard in self._shards.all():
+            shard.close()
 
     def count(self, reasons: Iterable[str | None]) -> None:
         """Count repos that were queued, by reason."""
@@ -70,9 +76,11 @@ class Storms:
     def _check(self, lost_events: int | None) -> None:
         most, db = self.most(), self._database()
         decided = [reason for reason in REASONS if reason != LOST_EVENT or lost_events is not None]
+        values = {"reasons": decided, "most": 2 * most}
+        waiting: Counter[str] = Counter()
+        for rows in self._shards.each(lambda shard: shard().execute(SQL["waiting"], values).fetchall()):
+            waiting.update(dict(rows))
         with own_transaction(db):
-            values = {"reasons": decided, "most": 2 * most}
-            waiting: Counter[str] = Counter(dict(db.execute(SQL["waiting"], values).fetchall()))
             waiting[LOST_EVENT] += lost_events or 0
             queued: dict[str, int] = dict(db.execute(SQL["queued"]).fetchall())
             released = {row[0] for row in db.execute(SQL["released"])}
@@ -81,8 +89,7 @@ class Storms:
                 for reason, count in waiting.items()
                 if count and count + queued.get(reason, 0) > most and reason not in released
             }
-            values = {"reasons": list(held), "counts": list(held.values()), "decided": decided}
-            db.execute(SQL["hold"], values)
+            db.execute(SQL["hold"], {"reasons": list(held), "counts": list(held.values()), "decided": decided})
             if lost_events is None:
                 held |= dict(db.execute(SQL["holds"], {"reason": LOST_EVENT}).fetchall())
         for reason, count in held.items():

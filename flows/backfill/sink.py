@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from connectors.kafka.producer import Delivered, LogProducer, Out
 from connectors.postgres.repo_queue import RepoQueue
+from connectors.postgres.sharded_queue import repo_queue
 from connectors.runtime import metrics
 from connectors.runtime.health import Health
 from connectors.runtime.retry_database import retry_database
@@ -34,7 +35,7 @@ class AttemptSink(DynamicSink[MessageChunk | Out]):
 
     @override
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "AttemptSinkPartition":
-        return AttemptSinkPartition(LogProducer(self._settings), RepoQueue(self._settings), self._health)
+        return AttemptSinkPartition(LogProducer(self._settings), repo_queue(self._settings), self._health)
 
 
 class AttemptSinkPartition(StatelessSinkPartition[MessageChunk | Out]):

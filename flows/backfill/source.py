@@ -21,7 +21,7 @@ from connectors.atproto.rate_budget import HostBudget
 from connectors.atproto.spool import SpoolBudget
 from connectors.identity.resolver import Resolver
 from connectors.kafka.producer import Out
-from connectors.postgres.repo_queue import RepoQueue
+from connectors.postgres.sharded_queue import repo_queue
 from connectors.runtime import metrics, work
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.health import Health
@@ -105,7 +105,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
         self._stopping = asyncio.Event()
         session = self._environment.session(settings)
         resolver, budget = Resolver(settings, session, clock=clock), HostBudget(settings, clock)
-        queue = RepoQueue(settings, STATEMENT_SECONDS)
+        queue = repo_queue(settings, STATEMENT_SECONDS)
         spools = SpoolBudget(settings.backfill_memory_bytes, settings.backfill_spool_bytes)
         worker = BackfillWorker(
             settings,

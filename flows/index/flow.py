@@ -17,7 +17,7 @@ from flows.index.decode import Batch, Decoded, decode
 from flows.index.projection import Projection
 from flows.index.sink import IndexSink
 from flows.index.source import IndexPartition
-from flows.index.store import IndexStore
+from flows.index.store import index_stores
 from schemas.settings import Settings
 
 
@@ -33,7 +33,11 @@ def build(log: Source[Batch], tables: Sink[Decoded], prefix: str = "") -> Datafl
 def flow(settings: Settings, health: Health, projection: Projection) -> Dataflow:
     """The flow with its real connectors and its plug-in. Raises OperatorError."""
     projection.prepare()
-    store = IndexStore(settings, cluster_id(settings), projection)
+    stores = index_stores(settings, cluster_id(settings), projection)
     unread: dict[Part, int] = {}
-    source = CheckpointedSource(lambda: IndexPartition(settings, health, store, unread, projection.maintenance()))
-    return build(source, IndexSink(settings, store, rules_of(settings), unread, health), settings.kafka_topic_prefix)
+    down: set[int] = set()
+    source = CheckpointedSource(
+        lambda: IndexPartition(settings, health, stores, unread, down=down, maintenance=projection.maintenance())
+    )
+    sink = IndexSink(settings, stores, rules_of(settings), unread, down=down, health=health)
+    return build(source, sink, settings.kafka_topic_prefix)

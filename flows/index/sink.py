@@ -14,9 +14,10 @@ from typing_extensions import override
 from connectors.kafka.log import Part
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import REFUSALS
+from connectors.postgres.shards import CONFLICT_SECONDS, Shards, ShardUnavailable
 from connectors.runtime import metrics
 from connectors.runtime.health import Health
-from connectors.runtime.retry_database import retry_database
+from connectors.runtime.retry_database import OUTAGE_SECONDS, retry_database
 from flows.index.apply import apply_events
 from flows.index.decode import Batch, Decoded, decode
 from flows.index.halving import HALVING_SECONDS, by_halves, part_of, span_of, split
@@ -35,32 +36,64 @@ class DeadLetterLog(Protocol):
 
 
 class IndexSink(DynamicSink[Decoded]):
-    """One transaction a batch, retried when the database rolled it back."""
+    """One transaction a batch, retried when the database rolled it back. `down`: gets the shards that do not answer."""
 
     def __init__(
         self,
         settings: Settings,
-        store: IndexStore,
+        stores: Shards[IndexStore],
         rules: Rules,
         unread: dict[Part, int],
+        *,
+        down: set[int],
         health: Health | None = None,
     ) -> None:
         self._settings = settings
-        self._store = store
+        self._stores = stores
         self._rules = rules
         self._unread = unread
+        self._down = down
         self._health = health
 
     @override
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "IndexWriter":
-        producer = LogProducer(self._settings)
-        return IndexWriter(self._settings, self._store, self._rules, producer, unread=self._unread, health=self._health)
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "ShardedWriter":
+        settings, rules, producer = self._settings, self._rules, LogProducer(self._settings)
+        patience = CONFLICT_SECONDS if settings.shards else OUTAGE_SECONDS
+        writers = [
+            IndexWriter(settings, store, rules, producer, unread=self._unread, health=self._health, patience=patience)
+            for store in self._stores.all()
+        ]
+        return ShardedWriter(self._stores, writers, self._down)
 
 
-class IndexWriter(StatelessSinkPartition[Decoded]):
+class ShardedWriter(StatelessSinkPartition[Decoded]):
+    """Writes each batch to the shard of its partitions. A batch whose shard does not answer is dropped, to be read again."""
+
+    def __init__(self, stores: Shards[IndexStore], writers: "Sequence[IndexWriter]", down: set[int]) -> None:
+        self._stores = stores
+        self._writers = writers
+        self._down = down
+
+    @override
+    def write_batch(self, items: list[Decoded]) -> None:
+        for decoded in items:
+            _, partition = next(iter(decoded.batch.spans))
+            number = self._stores.of_partition(partition)
+            try:
+                self._stores.call(number, partial(self._write, self._writers[number], decoded))
+            except ShardUnavailable:
+                self._down.add(number)
+
+    @staticmethod
+    def _write(writer: "IndexWriter", decoded: Decoded, _store: IndexStore) -> None:
+        writer.write(decoded)
+
+
+class IndexWriter:
     """One transaction a batch; halving finds a message that the database refuses, and makes it a dead letter.
 
-    `unread`: gets the offsets to read again if halving runs out of time; None: it has no time limit.
+    `unread`: gets the offsets to read again if halving runs out of time; None: it has no time limit. `patience`: seconds of
+    retries while the database is unavailable.
     """
 
     def __init__(
@@ -72,18 +105,15 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
         *,
         unread: dict[Part, int] | None = None,
         health: Health | None = None,
+        patience: float = OUTAGE_SECONDS,
     ) -> None:
         self._health = health
+        self._patience = patience
         self._unread = unread
         self._prefix = settings.kafka_topic_prefix
         self._store = store
         self._rules = rules
         self._producer = producer
-
-    @override
-    def write_batch(self, items: list[Decoded]) -> None:
-        for decoded in items:
-            self.write(decoded)
 
     def write(self, decoded: Decoded) -> None:
         """Write a batch. Raises PartitionLost, and psycopg.Error if retries did not help."""
@@ -107,7 +137,7 @@ class IndexWriter(StatelessSinkPartition[Decoded]):
             transaction.move(decoded.batch.spans)
 
     def _with_retries(self, work: Callable[[], None]) -> None:
-        retry_database(work, self._health, what="transaction rolled back")
+        retry_database(work, self._health, seconds=self._patience, what="transaction rolled back")
 
     def _halve(self, decoded: Decoded) -> None:
         """Write a refused batch in parts, live events first."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from connectors.kafka.log import Part
 from connectors.postgres.connection import own_transaction, tuple_database
+from connectors.postgres.shards import Shards
 from flows.index.collection_ids import CollectionIds
 from flows.index.current_filter import CurrentFilter
 from flows.index.projection import Connection, Projection
@@ -22,13 +23,23 @@ class IndexStore:
     """Connects on first use, and again after a lost connection.
 
     `projection` has no default: a writer without it would let the derived tables drift from the records.
-    `group`: the consumer group whose offsets are moved; a replay has its own.
+    `group`: the consumer group whose offsets are moved; a replay has its own. `main`: settings of the main database, for a shard:
+    what belongs there is written before the shard's transaction commits, and may be written twice.
     """
 
-    def __init__(self, settings: Settings, cluster: str, projection: Projection | None, group: str = "index") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: str,
+        projection: Projection | None,
+        group: str = "index",
+        main: Settings | None = None,
+    ) -> None:
         self._scope = {"cluster": cluster, "group": settings.group(group)}
         self._backfill = settings.topic(FIREHOSE_BACKFILL)
         self._database = tuple_database(settings, "sluice index", opened=self._opened)
+        apart = main is not None and main.database != settings.database
+        self._main = tuple_database(main, "sluice index") if main is not None and apart else self._database
         self._collections = CollectionIds(settings)
         self._filter = CurrentFilter()
         self._projection = projection
@@ -50,7 +61,7 @@ class IndexStore:
         with db.transaction() if within else own_transaction(db):
             changes = None if self._active is None else self._active.changes(db)
             rows = RecordRows(db, self._collections, changes, staged=within)
-            transaction = IndexTransaction(db, self._scope, self._filter.read(db), rows)
+            transaction = IndexTransaction(db, self._scope, self._filter.read(db), rows, self._main)
             yield transaction
             if changes is not None:
                 db.execute(SQL["plan_freely"])
@@ -59,12 +70,20 @@ class IndexStore:
             report()
 
     def close(self) -> None:
-        """Close both connections."""
+        """Close all connections."""
         self._database.close()
+        self._main.close()
         self._collections.close()
 
     def starts(self, marks: Mapping[Part, tuple[int, int]]) -> dict[Part, int]:
         """Where to read each partition, given its (log start, log end). Raises PositionAheadOfLog, psycopg.Error."""
         db = self._database()
         with own_transaction(db):
-            return start_positions(db, self._scope, marks, self._backfill)
+            return start_positions(db, self._main(), self._scope, marks, self._backfill)
+
+
+def index_stores(
+    settings: Settings, cluster: str, projection: Projection | None, group: str = "index"
+) -> Shards[IndexStore]:
+    """The store of each shard."""
+    return Shards(settings, lambda one: IndexStore(one, cluster, projection, group, main=settings))

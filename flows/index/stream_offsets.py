@@ -22,17 +22,21 @@ class PositionAheadOfLog(Exception):
 
 
 def start_positions(
-    db: Connection, scope: Mapping[str, str], marks: Mapping[Part, tuple[int, int]], backfill: str
+    db: Connection, main: Connection, scope: Mapping[str, str], marks: Mapping[Part, tuple[int, int]], backfill: str
 ) -> dict[Part, int]:
     """Where to read each partition, given its (log start, log end). Records positions that are new, or lost to retention.
 
-    `backfill`: name of the topic of attempts. Raises PositionAheadOfLog.
+    `main`: connection to the main database, where gaps are recorded before positions move. `backfill`: name of the topic of
+    attempts. Raises PositionAheadOfLog.
     """
     values = {**scope, **_columns(marks)}
     new = db.execute(SQL["start_offsets"], {**values, "nexts": [low for low, _ in marks.values()]}).fetchall()
     if new:
-        begun = {"topics": [row[0] for row in new], "parts": [row[1] for row in new], "backfill": backfill}
-        db.execute(SQL["change_log"], {**scope, **begun})
+        begun = {"topics": [row[0] for row in new], "parts": [row[1] for row in new]}
+        gone = {(topic, part): at for topic, part, at in db.execute(SQL["former_log"], {**scope, **begun})}
+        if gone:
+            _note_gaps(main, "the log is another one", gone, dict.fromkeys(gone))
+            db.execute(SQL["expire_outcomes"], {"parts": [part for topic, part in gone if topic == backfill]})
     starts: dict[Part, int] = {(topic, part): at for topic, part, at in db.execute(SQL["offsets"], values)}
     for part, at in starts.items():
         if at > marks[part][1]:
@@ -42,6 +46,7 @@ def start_positions(
             )
     lost = {part: marks[part][0] for part, at in starts.items() if at < marks[part][0]}
     if lost:
+        _note_gaps(main, "retention passed the index", dict.fromkeys(lost), lost)
         db.execute(SQL["lose_offsets"], {**scope, **_columns(lost), "nexts": list(lost.values())})
     return starts | lost
 
@@ -53,6 +58,13 @@ def move(db: Connection, scope: Mapping[str, str], spans: Spans) -> None:
     moved = db.execute(SQL["move_offsets"], values).rowcount
     if moved != len(spans):
         raise PartitionLost(f"{len(spans) - moved} of {len(spans)} partitions were moved by another worker")
+
+
+def _note_gaps(
+    main: Connection, reason: str, begins: Mapping[Part, int | None], ends: Mapping[Part, int | None]
+) -> None:
+    values = {**_columns(begins), "froms": list(begins.values()), "tos": list(ends.values()), "reason": reason}
+    main.execute(SQL["note_log_gaps"], values)
 
 
 def _columns(parts: Mapping[Part, object]) -> dict[str, list[Any]]:

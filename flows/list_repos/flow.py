@@ -19,6 +19,7 @@ from bytewax.outputs import Sink
 from connectors.kafka.back_pressure import HighWater
 from connectors.kafka.producer import LogSink, Out
 from connectors.postgres.repo_queue import Discovery, ListedRepo, RepoQueue
+from connectors.postgres.sharded_queue import repo_queue
 from connectors.runtime import metrics
 from connectors.runtime.checkpointed import CheckpointedSource
 from connectors.runtime.health import Health
@@ -53,7 +54,7 @@ def flow(settings: Settings, health: Health) -> Dataflow:
         pressure.start()
         return CrawlSource(settings, health, jobs, pressure, LoopEnvironment())
 
-    return build(CheckpointedSource(crawl), discoverer(RepoQueue(settings), jobs), LogSink(settings))
+    return build(CheckpointedSource(crawl), discoverer(repo_queue(settings), jobs), LogSink(settings))
 
 
 def discoverer(queue: RepoQueue, jobs: ListingJobs) -> Callable[[ListedPage], list[Out]]:

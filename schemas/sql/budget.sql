@@ -48,7 +48,8 @@ update sluice.host set paused_until = null, pause_reason = null, request_limit =
 where host in (select host from sluice.host where host = any(%(hosts)s::text[]) order by host for update)
 
 -- name: due_after_pause
--- Repos of these hosts that wait for the end of a pause or for budget.
+-- Repos of these hosts that wait for the end of a pause or for budget. A shard has no sluice.identity: there a repo that was never in
+-- sync keeps its own time.
 update sluice.repo r set next_retry_at = now()
 from (
     select r.did from sluice.repo r left join sluice.identity i on i.did = r.did

@@ -30,7 +30,8 @@ delete from sluice.cursor
 where flow = %(flow)s and upstream = %(upstream)s and (share, shares) = (%(share)s, %(shares)s)
 
 -- name: any_repo
-select exists (select from sluice.repo)
+-- With several shards, whose repos are elsewhere: always.
+select exists (select from sluice.repo) or exists (select from sluice.shard)
 
 -- name: note_gap
 -- One unresolved row per upstream and reason, which grows: otherwise an upstream with many holes would fill the table. Its

@@ -55,16 +55,22 @@ where state = 'open' and reason = 'no_key' and split_part(topic, ' ', 1) in ('fi
 order by error not like '%%: unreachable', random() limit %(limit)s
 
 -- name: too_big_due
--- Repos in sync with open letters of commits that lack their block: the highest rev of these, and whether it is above the newest one
--- seen. The error of such a letter is its rev until its PDS has been asked.
-select d.did, max(d.error collate "C") as rev, max(d.error collate "C") > greatest(r.rev, r.seen_rev) as news
-from sluice.dead_letter d
-join sluice.repo r on r.did = d.did
-where d.state = 'open' and d.reason = 'too_big_no_block' and length(d.error) = 13 and r.phase = 'sync'
-      and d.noticed_at < now() - make_interval(secs => %(youngest)s)
-      and d.noticed_at > now() - make_interval(secs => %(oldest)s)
-group by d.did, r.rev, r.seen_rev
+-- Accounts with open letters of commits that lack their block, and the highest rev of these. The error of such a letter is its rev
+-- until its PDS has been asked.
+select did, max(error collate "C") as rev
+from sluice.dead_letter
+where state = 'open' and reason = 'too_big_no_block' and length(error) = 13
+      and noticed_at < now() - make_interval(secs => %(youngest)s)
+      and noticed_at > now() - make_interval(secs => %(oldest)s)
+group by did
 order by random() limit %(limit)s
+
+-- name: too_big_news
+-- Those of them in sync: DID, rev, and whether it is above the newest one seen.
+select r.did, t.rev, t.rev > greatest(r.rev, r.seen_rev)
+from unnest(%(dids)s::text[], %(revs)s::text[]) as t (did, rev)
+join sluice.repo r on r.did = t.did
+where r.phase = 'sync'
 
 -- name: too_big_done
 -- Close these letters, up to the checked rev, if the PDS answered; else they stay open and are not checked again.

@@ -44,7 +44,7 @@ select did from sluice.filter_did
 -- name: set
 -- clock_timestamp(), since now() is the start of this transaction, before it had the lock.
 update sluice.filter
-set version = version + 1, collections = %(collections)s, boundary = %(boundary)s, signal = %(signal)s,
+set version = coalesce(%(version)s, version + 1), collections = %(collections)s, boundary = %(boundary)s, signal = %(signal)s,
     clean = clean and not %(narrowed)s, set_at = clock_timestamp(),
     bounded_at = case when (boundary, signal) is distinct from (%(boundary)s, %(signal)s::text) then clock_timestamp()
                       else bounded_at end,

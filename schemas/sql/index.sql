@@ -178,24 +178,27 @@ from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u 
 on conflict (cluster, group_id, topic, part) do nothing
 returning topic, part
 
--- name: change_log
+-- name: former_log
 -- Partitions that are new to this group in this cluster, but that it has read in another: the other log is gone, with events that
--- were not indexed. Recorded as a gap, which a listing resolves. Attempts whose outcome was in that log expire at once.
-with gone as (
-    select o.topic, o.part, max(o.next) as next
-    from sluice.stream_offset o
-    join unnest(%(topics)s::text[], %(parts)s::integer[]) as u (topic, part) on o.topic = u.topic and o.part = u.part
-    where o.cluster <> %(cluster)s and o.group_id = %(group)s
-    group by o.topic, o.part
-), open as (
-    select r.did from sluice.repo r
-    where r.phase = 'backfill' and r.produced_partition in (select part from gone where topic = %(backfill)s)
-    order by r.did for update of r
-), expired as (
-    update sluice.repo r set produced_partition = null, produced_offset = null, lease_until = now() from open where r.did = open.did
+-- were not indexed.
+select o.topic, o.part, max(o.next)
+from sluice.stream_offset o
+join unnest(%(topics)s::text[], %(parts)s::integer[]) as u (topic, part) on o.topic = u.topic and o.part = u.part
+where o.cluster <> %(cluster)s and o.group_id = %(group)s
+group by o.topic, o.part
+
+-- name: expire_outcomes
+-- Attempts whose outcome was in a log that is gone.
+with open as (
+    select did from sluice.repo where phase = 'backfill' and produced_partition = any(%(parts)s::integer[]) order by did for update
 )
-insert into sluice.stream_gap (upstream, from_seq, reason)
-select 'log:' || topic || '/' || part, next, 'the log is another one' from gone
+update sluice.repo r set produced_partition = null, produced_offset = null, lease_until = now() from open where r.did = open.did
+
+-- name: note_log_gaps
+-- Events of the log that were not indexed: a gap, which a listing resolves. In the main database.
+insert into sluice.stream_gap (upstream, from_seq, to_seq, reason)
+select 'log:' || topic || '/' || part, begin, until, %(reason)s
+from unnest(%(topics)s::text[], %(parts)s::integer[], %(froms)s::bigint[], %(tos)s::bigint[]) as u (topic, part, begin, until)
 
 -- name: move_offsets
 -- Compare and set: after a worker has lost a partition, it changes fewer rows than it has spans.
@@ -204,12 +207,7 @@ from unnest(%(topics)s::text[], %(parts)s::integer[], %(froms)s::bigint[], %(nex
 where o.cluster = %(cluster)s and o.group_id = %(group)s and o.topic = u.topic and o.part = u.part and o.next = u.expected
 
 -- name: lose_offsets
--- The log begins after our position: events between are lost. Recorded as a gap, which a listing resolves.
-with lost as (
-    update sluice.stream_offset o set next = u.next, updated_at = now()
-    from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u (topic, part, next)
-    where o.cluster = %(cluster)s and o.group_id = %(group)s and o.topic = u.topic and o.part = u.part
-    returning o.topic, o.part, u.next
-)
-insert into sluice.stream_gap (upstream, from_seq, to_seq, reason)
-select 'log:' || topic || '/' || part, null, next, 'retention passed the index' from lost
+-- The log begins after our position: events between are lost.
+update sluice.stream_offset o set next = u.next, updated_at = now()
+from unnest(%(topics)s::text[], %(parts)s::integer[], %(nexts)s::bigint[]) as u (topic, part, next)
+where o.cluster = %(cluster)s and o.group_id = %(group)s and o.topic = u.topic and o.part = u.part

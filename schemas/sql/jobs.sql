@@ -55,6 +55,7 @@ where id = %(id)s and status in ('paused', 'paused_quota_limit', 'retry')
 returning id
 
 -- name: plan_dids
+-- Of repos, as are `of_batch`, `outstanding`, `counted_…`, `repo_estimate` and `unfinished`: with several shards, of each.
 select count(r.did) as known, count(*) filter (where r.phase = 'sync') as in_sync
 from unnest(%(dids)s::text[]) as l (did) left join sluice.repo r on r.did = l.did
 
@@ -114,18 +115,17 @@ where id = %(id)s and status = 'running'
 
 -- name: advance_list
 -- After a batch of a list: update counters and checkpoint once, with any status (the job may have been paused meanwhile). Repos that
--- the job discovered carry its number, so a batch that is repeated after a crash gives the same counts.
-update sluice.backfill_job j set
-    listed = listed + cardinality(%(dids)s::text[]), queued = queued + mine.number,
-    duplicates = duplicates + cardinality(%(dids)s::text[]) - mine.number, in_sync = j.in_sync + mine.in_sync,
+-- the job discovered carry its number (`of_batch`), so a batch that is repeated after a crash gives the same counts.
+update sluice.backfill_job set
+    listed = listed + cardinality(%(dids)s::text[]), queued = queued + %(mine)s,
+    duplicates = duplicates + cardinality(%(dids)s::text[]) - %(mine)s, in_sync = in_sync + %(in_sync)s,
     checkpoint = %(checkpoint)s::jsonb
-from (
-    select count(*) filter (where job = %(id)s) as number,
-           count(*) filter (where phase = 'sync' and job is distinct from %(id)s) as in_sync
-    from sluice.repo where did = any(%(dids)s::text[])
-) mine
 where id = %(id)s and coalesce((checkpoint ->> 'n')::integer, 0) = %(after)s
 returning id
+
+-- name: of_batch
+select count(*) filter (where job = %(id)s), count(*) filter (where phase = 'sync' and job is distinct from %(id)s)
+from sluice.repo where did = any(%(dids)s::text[])
 
 -- name: next_dids
 select n, did from sluice.job_did where job = %(id)s and n > %(after)s order by n limit %(limit)s
@@ -173,12 +173,18 @@ update sluice.backfill_job set
     counted_at = now()
 where id = %(id)s
 
--- name: complete
--- Complete a job when everything is listed and each of its repos has finished once; with `again`, when all are finished now.
-update sluice.backfill_job j set status = 'completed', error = null
+-- name: all_listed
+-- No row while a job is listing. Read before `unfinished`: a repo discovered later belongs to no finished list.
+select again from sluice.backfill_job
 where id = %(id)s and status = 'running' and coalesce(checkpoint ->> 'done' = 'true', false)
-      and not exists (
-          select from sluice.repo r where r.job = j.id and r.phase in ('pending', 'backfill')
-                and (j.again or (r.first_attempt is null and r.rev = ''))
-      )
-returning id
+
+-- name: unfinished
+-- Whether a repo of the job has never finished; with `again`, whether one is not finished now.
+select exists (
+    select from sluice.repo
+    where job = %(id)s and phase in ('pending', 'backfill') and (%(again)s or (first_attempt is null and rev = ''))
+)
+
+-- name: complete
+-- A job of which everything is listed and no repo unfinished.
+update sluice.backfill_job set status = 'completed', error = null where id = %(id)s and status = 'running' returning id

@@ -13,10 +13,18 @@ select l.did, l.host, l.active, l.status,
 from unnest(%(dids)s::text[], %(hosts)s::text[], %(revs)s::text[], %(actives)s::boolean[], %(statuses)s::text[])
      as l (did, host, rev, active, status)
 -- not those of known repos: each attempt to insert one would use up an id
-where sluice.admits(l.did, %(job)s) and not exists (select from sluice.repo k where k.did = l.did)
+where sluice.admits(l.did, %(collection)s) and not exists (select from sluice.repo k where k.did = l.did)
 order by l.did
 on conflict (did) do nothing
 returning did, attempt, host, seen_rev, phase
+
+-- name: job_collection
+-- By which collection a job lists repos. In the main database.
+select collection from sluice.backfill_job where id = %(job)s
+
+-- name: pdses
+-- In the main database.
+select did, pds from sluice.identity where did = any(%(dids)s::text[])
 
 -- name: listed_ahead
 -- A listing has a newer rev than the row: store it, with the time. If it stays ahead, control treats it as a lost event. Also
@@ -49,15 +57,15 @@ update sluice.repo r set seen_rev = b.rev, stale_since = null from behind b wher
 with closed as (
     select r.did, l.host is not null and not r.active as hidden
     from sluice.repo r
-    join unnest(%(dids)s::text[], %(actives)s::boolean[], %(hosts)s::text[]) as l (did, active, host) on l.did = r.did
-    left join sluice.identity i on i.did = r.did
+    join unnest(%(dids)s::text[], %(actives)s::boolean[], %(hosts)s::text[], %(pdses)s::text[]) as l (did, active, host, pds)
+         on l.did = r.did
     where r.phase in ('unavailable', 'excluded') and l.active
-          and case when r.phase = 'excluded' then sluice.admits(r.did, %(job)s)
+          and case when r.phase = 'excluded' then sluice.admits(r.did, %(collection)s)
                    else (r.attempt = 0 and r.account_time = '')
                         or r.phase_since < now() - make_interval(secs => %(reopen)s) end
           and (l.host is null or (r.phase = 'excluded' and r.active)
                or (coalesce(r.status, '') <> all (%(final)s::text[])
-                   and l.host = coalesce(i.pds, case when r.commit is not null then r.host end)))
+                   and l.host = coalesce(l.pds, case when r.commit is not null then r.host end)))
     order by r.did for update of r
 )
 update sluice.repo r

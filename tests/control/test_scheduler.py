@@ -15,13 +15,14 @@ from confluent_kafka import Producer, TopicPartition
 
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.offsets import Offsets
-from connectors.kafka.producer import LogProducer, partition_of
+from connectors.kafka.producer import LogProducer
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from control.tasks.scheduler import Leader, Scheduler, lost_tasks, task_topic
 from local.commands import environment
 from local.embedded.guarded_process import free_port
 from schemas import wire
 from schemas.settings import Settings
+from steps.partitioner import partition_of
 from tests.support import zygote
 from tests.support.broker import LogScope
 from tests.support.flow_process import WAIT_SECONDS, read_topic, wait_until

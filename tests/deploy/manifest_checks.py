@@ -26,7 +26,7 @@ SINGLE = {"list-repos", "labels"}
 SHARED = {"firehose"}
 MANY = {"backfill", "index"}
 OUTSIDE = SINGLE | SHARED | {"backfill", "control"}  # who asks servers of strangers; control does for handles
-SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database")}
+SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database", "shards")}
 POD_INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
@@ -156,6 +156,7 @@ def _references(pod: Pod, documents: list[Document], documented: str) -> Iterato
             if not wanted:
                 continue
             told = f"secret generic {wanted['name']}" in documented and f"{wanted['key']}=" in documented
+            told = told or (wanted.get("optional") is True and ("Secret", wanted["name"]) in names)
             if ("Secret", wanted["name"], wanted["key"]) not in there and not told:
                 yield f"the Secret {wanted['name']} with {wanted['key']} is neither there nor documented"
 
@@ -200,7 +201,8 @@ def environment(container: dict[str, Any], documents: list[Document]) -> dict[st
         for doc in documents:
             if doc["kind"] == "ConfigMap" and doc["metadata"]["name"] == source["configMapRef"]["name"]:
                 found |= doc["data"]
-    return found | {v["name"]: v.get("value", _value_of(v)) for v in container.get("env", [])}
+    given = [v for v in container.get("env", []) if v["name"] != f"{PREFIX}SHARDS"]  # optional
+    return found | {v["name"]: v.get("value", _value_of(v)) for v in given}
 
 
 def _value_of(variable: dict[str, Any]) -> str:

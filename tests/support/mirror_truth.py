@@ -8,6 +8,7 @@ repo is followed by its row of `sluice.repo`, so that a failure can be read with
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -18,17 +19,19 @@ SHOWN = 6
 LABEL = ("neg", "cts", "exp")
 
 
-def difference(database: str, simulation: Simulation) -> list[str]:
-    """What is wrong, the first few repos in full. Empty: the mirror equals the network."""
+def difference(databases: str | Sequence[str], simulation: Simulation) -> list[str]:
+    """What is wrong, the first few repos in full. Empty: the mirror equals the network. `databases`: one, or its shards."""
     truth, labels = simulation.state(), simulation.labels()
     records: dict[str, dict[str, str]] = defaultdict(dict)
-    with psycopg.connect(database, row_factory=psycopg.rows.dict_row) as db, db.transaction():
-        db.execute("set transaction isolation level repeatable read read only")
-        repos = {row["did"]: row for row in db.execute("select * from sluice.repo")}
-        for row in db.execute("select did, collection || '/' || rkey as path, cid from sluice.record"):
-            records[row["did"]][row["path"]] = row["cid"]
-        stored = {_key(row): row for row in db.execute("select * from sluice.label")}
-        buffered = db.execute("select did, count(*) from sluice.buffered_event group by did").fetchall()
+    repos, stored, buffered = {}, {}, []
+    for database in [databases] if isinstance(databases, str) else databases:
+        with psycopg.connect(database, row_factory=psycopg.rows.dict_row) as db, db.transaction():
+            db.execute("set transaction isolation level repeatable read read only")
+            repos |= {row["did"]: row for row in db.execute("select * from sluice.repo")}
+            for row in db.execute("select did, collection || '/' || rkey as path, cid from sluice.record"):
+                records[row["did"]][row["path"]] = row["cid"]
+            stored |= {_key(row): row for row in db.execute("select * from sluice.label")}
+            buffered += db.execute("select did, count(*) from sluice.buffered_event group by did").fetchall()
     found: list[str] = []
     wrong = 0
     for did, one in truth.items():

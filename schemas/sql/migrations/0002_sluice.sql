@@ -252,6 +252,13 @@ create table sluice.stream_gap (                         -- a recorded loss: seq
     answered_at timestamptz                              -- when the re-list that answers it was done
 );
 
+create table sluice.shard (                              -- no row: all repos are here
+    single boolean primary key default true check (single),
+    main   uuid not null,                                -- of the main database, the same in all its shards
+    ranges text not null,                                -- partitions of all shards, as in SLUICE_SHARDS: they never change
+    own    text not null                                 -- those of this shard; empty: this is the main database
+);
+
 create table sluice.dead_letter (
     part       integer not null,                         -- place in the dead_letter topic
     log_offset bigint not null,

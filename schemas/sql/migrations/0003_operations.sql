@@ -92,15 +92,12 @@ create function sluice.inside(asked text) returns boolean language sql stable as
     from sluice.filter f
 $$;
 
--- May a repo that nobody knew become a row? `job`: the listing that names it; one by the signal collection proves it.
-create function sluice.admits(asked text, job bigint) returns boolean language sql stable as $$
+-- May a repo that nobody knew become a row? `listed_by`: the collection of the listing that names it; the signal collection proves it.
+create function sluice.admits(asked text, listed_by text) returns boolean language sql stable as $$
     select case f.boundary
            when 'all' then true
            when 'dids' then exists (select from sluice.filter_did d where d.did = asked)
-           else exists (
-               select from sluice.backfill_job j
-               where j.id = job and j.collection = f.signal
-           )
+           else coalesce(listed_by = f.signal, false)
            end
     from sluice.filter f
 $$;

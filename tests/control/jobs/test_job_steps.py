@@ -199,7 +199,7 @@ def test_a_list_in_sync_is_reported_and_again_fetches_it_once(
     steps.queue()
     first = counted(store, steps, job)
     assert (first.status, first.counts.known, first.counts.in_sync, first.counts.new) == ("completed", 60, 57, 0)
-    assert jobs.in_sync(db, DIDS) == 57
+    assert jobs.known_of(settings, DIDS)[1] == 57
     scheduler = Scheduler(settings, store, LogProducer(settings), Offsets(settings))
     for name in ("again", "again 2"):
         again = begin(store, settings, DIDS, again=True)

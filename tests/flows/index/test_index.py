@@ -14,12 +14,13 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from connectors.kafka.log import cluster_id
-from connectors.kafka.producer import LogProducer, Out, partition_of
+from connectors.kafka.producer import LogProducer, Out
 from flows.index.store import IndexStore
 from flows.index.stream_offsets import PartitionLost
 from protocol.syntax import tid_from_micros
 from schemas import wire
 from schemas.settings import Settings, load
+from steps.partitioner import partition_of
 from tests.support.flow_process import FlowProcess, create_topics, group_positions, read_topic, wait_until
 from tests.support.size import sized
 

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.kafka.producer import Delivered, Out, partition_of
+from connectors.kafka.producer import Delivered, Out
+from steps.partitioner import partition_of
 
 PARTITIONS = 4
 

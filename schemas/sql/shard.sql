@@ -1,0 +1,13 @@
+-- Statements on sluice.shard, run by connectors/postgres/shard_identity.py.
+
+-- name: identity
+select main::text, ranges, own from sluice.shard
+
+-- name: holds_repos
+select exists (select from sluice.repo) or exists (select from sluice.stream_offset)
+
+-- name: name_main
+insert into sluice.shard (main, ranges, own) values (gen_random_uuid(), %(ranges)s, '') returning main::text, ranges, own
+
+-- name: name_shard
+insert into sluice.shard (main, ranges, own) values (%(main)s::uuid, %(ranges)s, %(own)s)

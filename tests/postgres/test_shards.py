@@ -1,0 +1,256 @@
+"""Repos in several databases: each statement reaches the shard of its repos, and one that does not answer holds up no other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+
+from connectors.postgres import shard_identity
+from connectors.postgres.repo_queue import ListedRepo, RepoQueue
+from connectors.postgres.shard_identity import prepare_shards
+from connectors.postgres.sharded_queue import ShardedQueue, repo_queue
+from connectors.postgres.shards import Shards, ShardUnavailable
+from control import filter_changes, jobs, sharded_filter
+from control.tasks.job_steps import JobSteps
+from local.embedded.guarded_process import free_port
+from schemas.errors import OperatorError
+from schemas.filter_spec import FilterSpec
+from schemas.job_spec import Job, JobSpec
+from schemas.settings import Settings, SettingsError, load
+from schemas.shard_ranges import shard_ranges
+from steps.partitioner import partition_of
+from tests.support.postgres import fresh_database
+
+BASE32 = str.maketrans("0189", "wxyz")
+DIDS = sorted(f"did:plc:{hashlib.sha256(bytes([number])).hexdigest()[:24].translate(BASE32)}" for number in range(60))
+BY_SHARD = [[did for did in DIDS if partition_of(did, 8) in span] for span in (range(3), range(3, 8))]
+
+
+@pytest.fixture
+def settings(database: str, postgres: str, migrated_template: str) -> Iterator[Settings]:
+    """A main database and two shards with names."""
+    with ExitStack() as closing:
+        urls = [closing.enter_context(fresh_database(postgres, migrated_template)) for _ in range(2)]
+        made = Settings(database=database, shards=f"0-2={urls[0]} 3-7={urls[1]}", kafka_partitions=8)
+        prepare_shards(made)
+        yield made
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[RepoQueue]:
+    made = repo_queue(settings)
+    yield made
+    made.close()
+
+
+def half(settings: Settings) -> Settings:
+    """The same, while the second shard does not answer."""
+    first = settings.shards.split()[0]
+    return settings.replaced(shards=f"{first} 3-7=postgresql://u@127.0.0.1:{free_port()}/x")
+
+
+def ask(url: str, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as db:
+        cursor = db.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def urls_of(settings: Settings) -> list[str]:
+    return [one.url for one in shard_ranges(settings.shards)]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("0-2=http://x", "FIRST-LAST=URL"),
+        ("postgresql://x", "FIRST-LAST=URL"),
+        ("1-2=postgresql://x", "does not begin at 0"),
+        ("0-2=postgresql://x 4-7=postgresql://y", "does not begin at 3"),
+        ("0-2=postgresql://x 2-7=postgresql://y", "does not begin at 3"),
+        ("0-2=postgresql://x 3-7=postgresql://x", "same database"),
+    ],
+)
+def test_ranges_cover_each_partition_once(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        shard_ranges(text)
+
+
+def test_settings_that_do_not_fit_shards_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_SHARDS", "0-3=postgresql://a 4=postgresql://b 5-7=postgresql://c")
+    assert [one.name for one in shard_ranges(load(kafka_partitions=8).shards)] == ["0-3", "4-4", "5-7"]
+    for wrong, problem in (
+        ({"kafka_partitions": 16}, "ends at partition 7"),
+        ({"kafka_partitions": 8, "appview": True}, "SLUICE_APPVIEW needs all repos in one database"),
+        ({"kafka_partitions": 8, "database": "postgresql://b"}, "names the database of SLUICE_DATABASE"),
+    ):
+        with pytest.raises(SettingsError, match=problem) as refused:
+            load(**wrong)
+        assert "\n" not in str(refused.value)
+
+
+def test_each_repo_is_in_the_shard_of_its_partition(settings: Settings, queue: RepoQueue) -> None:
+    """S10: discovered, queued, claimed, reaped and retried as in one database."""
+    assert isinstance(queue, ShardedQueue)
+    found = queue.discover([ListedRepo(did) for did in DIDS])
+    assert (found.new, found.known) == (60, 0)
+    for url, dids in zip(urls_of(settings), BY_SHARD, strict=True):
+        assert sorted(row[0] for row in ask(url, "select did from sluice.repo")) == dids
+    assert ask(settings.database, "select count(*) from sluice.repo") == [(0,)]
+    claims = queue.claim(found.tasks, "w")
+    assert sorted(claim.did for claim in claims) == DIDS
+    assert queue.renew("w", DIDS) == {(did, 1) for did in DIDS}
+    assert queue.retry(DIDS[0], 1, "x", 0.0, last=True) == "failed"
+    assert queue.release_all("w") == 59
+    assert sorted(task.did for task in queue.due(100)) == DIDS[1:]
+    assert queue.phases() == {"pending": 59, "failed": 1}
+    assert queue.retry_failed(None) == [DIDS[0]]
+
+
+def test_a_shard_that_does_not_answer_holds_up_no_other(settings: Settings, queue: RepoQueue) -> None:
+    """S10."""
+    tasks = queue.discover([ListedRepo(did) for did in DIDS]).tasks
+    assert len(queue.claim(tasks, "w")) == 60
+    down = half(settings)
+    shard_identity._checked.update((down.database, one.url) for one in shard_ranges(down.shards))
+    other = ShardedQueue(down)
+    other._attempts = dict.fromkeys(DIDS, 1)
+    assert other.renew("w", DIDS) == {(did, 1) for did in DIDS}, "nobody else can have claimed those either"
+    other.produced([(did, 1, 0, 0) for did in DIDS])
+    assert other.stale(BY_SHARD[1][0], 1) is None
+    assert other.retry(BY_SHARD[1][0], 1, "x", 0.0) is None
+    assert other.claim(tasks, "w") == []
+    assert other.reap("cluster", 0.0) == {}
+    with pytest.raises(ShardUnavailable):
+        other.discover([ListedRepo(did) for did in DIDS])  # a listing repeats its page
+    other.close()
+    produced = "select did from sluice.repo where produced_offset is not null"
+    assert len(ask(urls_of(settings)[0], produced)) == len(BY_SHARD[0])
+
+
+def test_a_shard_rests_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(shards="0=postgresql://a 1=postgresql://b", kafka_partitions=2)
+    monkeypatch.setattr(shard_identity, "check", lambda *_: None)
+    calls: list[str] = []
+
+    def work(url: str) -> str:
+        calls.append(url)
+        if url.endswith("b"):
+            raise psycopg.OperationalError("gone")
+        return url
+
+    shards = Shards(settings, lambda one: one.database)
+    assert shards.each(work) == ["postgresql://a"]
+    tries = calls.count("postgresql://b")
+    assert shards.each(work) == ["postgresql://a"]
+    assert calls.count("postgresql://b") == tries, "it rests"
+    assert shards.resting(1)
+    with pytest.raises(ShardUnavailable):
+        shards.every(work)
+    monkeypatch.setattr(shards, "_rest_until", [0.0, 0.0])
+    assert shards.each(str) == ["postgresql://a", "postgresql://b"]
+    one = Shards(Settings(database="postgresql://b"), lambda one: one.database)
+    with pytest.raises(psycopg.OperationalError, match="gone"):
+        one.each(work)
+
+
+def test_the_database_of_another_shard_or_mirror_is_refused(
+    settings: Settings, database: str, postgres: str, migrated_template: str
+) -> None:
+    """S10."""
+    first, second = urls_of(settings)
+    for shards, problem in (
+        (f"0-2={second} 3-7={first}", "0-2 is shard 3-7"),
+        (f"0-3={first} 4-7={second}", "the shards of this mirror are 0-2 3-7"),
+        ("", "SLUICE_SHARDS has none"),
+    ):
+        with pytest.raises(OperatorError, match=problem):
+            prepare_shards(settings.replaced(shards=shards))
+    with pytest.raises(OperatorError, match="SLUICE_DATABASE is shard 0-2"):
+        prepare_shards(Settings(database=first))
+    with (
+        fresh_database(postgres, migrated_template) as other,
+        pytest.raises(OperatorError, match="belongs to another mirror"),
+    ):
+        prepare_shards(settings.replaced(database=other))
+    ask(first, "delete from sluice.shard")
+    ask(first, "insert into sluice.repo (did) values ('did:plc:a')")
+    with pytest.raises(OperatorError, match="holds repos of no shard"):
+        prepare_shards(settings)
+    ask(database, "delete from sluice.shard")
+    ask(database, "insert into sluice.repo (did) values ('did:plc:a')")
+    with pytest.raises(OperatorError, match="SLUICE_DATABASE holds repos"):
+        prepare_shards(settings)
+
+
+def test_a_shard_that_was_down_at_the_start_is_checked_before_its_first_use(settings: Settings) -> None:
+    shard_identity._checked.clear()
+    prepare_shards(half(settings))  # only logged
+    ask(urls_of(settings)[1], "update sluice.shard set own = '0-1'")
+    shards = Shards(settings, lambda one: one.database)
+    assert shards.call(0, str) == urls_of(settings)[0]
+    with pytest.raises(OperatorError, match="shard 0-1"):
+        shards.call(1, str)
+    ask(urls_of(settings)[1], "delete from sluice.migration where name like '0004%'")
+    with pytest.raises(OperatorError, match="lacks 0004"):
+        shards.call(1, str)
+
+
+def test_a_job_counts_its_repos_in_all_shards(settings: Settings, queue: RepoQueue) -> None:
+    class Producer:
+        def send(self, messages: list[Any]) -> None:
+            sent.extend(messages)
+
+    sent: list[Any] = []
+    steps = JobSteps(settings, queue, Producer())  # type: ignore[arg-type]
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        job = jobs.start(db, JobSpec(source="dids", dids=DIDS), settings)
+        assert isinstance(job, Job)
+        assert steps.queue() == 60
+        steps.count()
+        assert (jobs.get(db, job.id).status, jobs.get(db, job.id).counts.pending) == ("running", 60)
+        for number, url in enumerate(urls_of(settings)):
+            ask(url, "update sluice.repo set phase = 'sync', rev = 'a', first_attempt = 1")
+            db.execute("update sluice.backfill_job set counted_at = null")
+            steps.count()
+            assert jobs.get(db, job.id).status == ("running", "completed")[number]
+        assert jobs.get(db, job.id).counts.synced == 60
+        assert jobs.known_of(settings, DIDS) == (60, 60)
+    steps.close()
+
+
+def test_a_listing_by_the_signal_collection_admits_repos_on_every_shard(settings: Settings, queue: RepoQueue) -> None:
+    """The job is in the main database; each shard has its copy of the filter."""
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        spec = FilterSpec(boundary="collection", signal="a.b.c")
+        state = sharded_filter.change(settings, db, spec)
+        insert = "insert into sluice.backfill_job (name, kind, relay, collection) values ('x', 'collection', 'r', 'a.b.c') returning id"
+        ((job,),) = db.execute(insert).fetchall()
+    for url in urls_of(settings):
+        assert ask(url, "select version, signal from sluice.filter") == [(state.version, "a.b.c")]
+    assert queue.discover([ListedRepo(did) for did in DIDS]).new == 0
+    assert queue.discover([ListedRepo(did) for did in DIDS], job).new == 60
+
+
+def test_a_shard_that_was_down_gets_the_filter_later(settings: Settings) -> None:
+    down = half(settings)
+    shard_identity._checked.update((down.database, one.url) for one in shard_ranges(down.shards))
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        with pytest.raises(OperatorError, match="shard 3-7 does not answer"):
+            sharded_filter.change(down, db, FilterSpec(boundary="dids", dids=DIDS[:2]))
+        assert sharded_filter.show(settings, db).walking
+        walks = sharded_filter.ShardWalks(settings, 30.0)
+        walks.steps(db)
+        assert not sharded_filter.show(settings, db).walking
+        for url in urls_of(settings):
+            assert ask(url, "select boundary from sluice.filter") == [("dids",)]
+            assert len(ask(url, "select did from sluice.filter_did")) == 2
+        assert db.execute("select count(*) from sluice.stream_gap").fetchone() == (0,)
+        db.execute("update sluice.filter set version = version + 1, set_at = now() - interval '2 minutes'")
+        walks.steps(db)
+        assert db.execute("select reason from sluice.stream_gap").fetchall() == [("the shard got the filter late",)] * 2
+        assert filter_changes.show(db).version == ask(urls_of(settings)[0], "select version from sluice.filter")[0][0]
