@@ -61,7 +61,7 @@ def reads_to(db: psycopg.Connection[Any], at: float) -> None:
     db.execute(
         "insert into sluice.cursor (flow, upstream, position, detail) values ('firehose', %s, '9', jsonb_build_object("
         "'epoch', 0, 'time', to_char(to_timestamp(%s) at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')))"
-        " on conflict (flow, upstream) do update set detail = excluded.detail",
+        " on conflict (flow, upstream, share, shares) do update set detail = excluded.detail",
         (RELAY, at),
     )
 

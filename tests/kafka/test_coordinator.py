@@ -55,7 +55,7 @@ def test_a_commit_without_a_response_blocks_nothing(
     began = time.monotonic()
     for position in range(1, 8):
         member.commit({part: position})
-        member.poll(10)
+        member.poll(10, 0.05)
     assert time.monotonic() - began < SOON_SECONDS
     wait_until(lambda: member.poll(10) or coordinator.swallowed)  # the fault fired
     coordinator.swallowing = False

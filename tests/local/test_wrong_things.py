@@ -56,6 +56,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "restore": ["/nowhere/file"],
     "run": ["index"],
     "settings": [],
+    "shards attach": [],
+    "shards check": [],
     "simulate": ["--repos", "1"],
     "skipped fill": [],
     "skipped list": [],
