@@ -164,9 +164,13 @@ class GroupConsumer:
 
         Raises LogUnavailable if an earlier commit failed permanently.
         """
+        self.commit_with_poll(positions)
+        self._send()
+
+    def commit_with_poll(self, positions: dict[Part, int]) -> None:
+        """As `commit`, from another thread than `poll`: librdkafka's commit waits while a poll runs, so the next poll's end sends them."""
         self._commits.check()
         self._commits.add(positions)
-        self._send()
 
     def _send(self) -> bool:
         return self._consumer is not None and self._commits.send(self._consumer, self.assigned)

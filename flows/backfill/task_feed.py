@@ -69,8 +69,8 @@ class LogFeed:
         return [(message, True) for message in urgent] + [(message, False) for message in others]
 
     def commit(self, positions: Positions) -> None:
-        self._resync.consumer.commit(positions)
-        self._backlog.consumer.commit(positions)
+        self._resync.consumer.commit_with_poll(positions)
+        self._backlog.consumer.commit_with_poll(positions)
 
     def close(self) -> None:
         self._resync.consumer.close()

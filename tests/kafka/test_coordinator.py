@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from connectors.kafka import consumer as log_consumer
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.producer import LogProducer, Out
+from flows.backfill import task_feed
 from schemas.settings import Settings
 from tests.support.coordinator import Coordinator
 from tests.support.flow_process import create_topics, group_positions, wait_until
@@ -90,6 +92,23 @@ def test_the_last_positions_are_confirmed_at_the_end(settings: Settings, member:
     member.commit({(settings.topic(TOPIC), 0): 10})
     member.close()
     assert committed(log, settings) == {0: 10}
+
+
+def test_a_commit_beside_a_waiting_poll_does_not_wait_for_it(
+    settings: Settings, member: GroupConsumer, log: str
+) -> None:
+    """B8: the backfill's flow commits while another thread polls. It stood still for as long as no task arrived."""
+    reader = task_feed.LogFeed.__new__(task_feed.LogFeed)
+    reader._resync = reader._backlog = task_feed._TopicReader(member)
+    poll = threading.Thread(target=member.poll, args=(10, 5.0))
+    poll.start()
+    began = time.monotonic()
+    reader.commit({(settings.topic(TOPIC), 0): 7})
+    waited, polling = time.monotonic() - began, poll.is_alive()
+    poll.join()
+    assert polling
+    assert waited < 1.0
+    wait_until(lambda: member.poll(1, 0.05) or committed(log, settings) == {0: 7})
 
 
 class _Message:
