@@ -3,7 +3,7 @@
 import faulthandler
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -177,17 +177,23 @@ def settings() -> None:
 )
 @answerable
 def simulate(context: typer.Context, parent: Parent = 0) -> None:
-    """Run the simulator with these options."""
+    """Run the simulator with these options. On standard error: how to mirror it."""
+    from local.commands import mirror_command  # noqa: PLC0415 - as above
     from local.run import die_with  # noqa: PLC0415 - as above
     from simulator.__main__ import parser  # noqa: PLC0415 - as above
     from simulator.config import ImpossibleConfigError  # noqa: PLC0415 - as above
     from simulator.faults.faults import UnknownFaultError  # noqa: PLC0415 - as above
-    from simulator.server import SimulatorConfig, serve  # noqa: PLC0415 - as above
+    from simulator.server import SimulatorConfig, print_ready, serve  # noqa: PLC0415 - as above
+
+    def ready(urls: dict[str, Any]) -> None:
+        print_ready(urls)
+        if not parent:
+            typer.echo(f"mirror it with: {mirror_command(urls)}", err=True)
 
     die_with(parent)
     options = parser()
     options.prog = "sluice simulate"
     try:
-        raise typer.Exit(serve(SimulatorConfig(**vars(options.parse_args(context.args)))))
+        raise typer.Exit(serve(SimulatorConfig(**vars(options.parse_args(context.args))), ready=ready))
     except (OSError, UnknownFaultError, ImpossibleConfigError) as err:
         raise OperatorError(f"simulated network: {err}") from err

@@ -12,7 +12,6 @@ from control.process_status import ProcessStatus
 from control.status import MirrorStatus, Row
 
 SILENT_SECONDS = 300.0
-STARTING_SECONDS = 60.0  # a process that was just started does not answer yet
 HOSTS_SHOWN = 5
 STREAMS = {"firehose": "relay"}  # not labels: a labeler may be quiet for days
 
@@ -42,7 +41,7 @@ def _processes(status: MirrorStatus) -> list[Problem]:
     for seen in status.processes:
         if seen.state == "failing":
             found.append(Problem(f"failing: {seen.name}: {seen.why}", "correct what the error names", bad=True))
-        elif seen.state == "down" and (seen.age_seconds is None or seen.age_seconds > STARTING_SECONDS):
+        elif seen.state == "down":
             found.append(Problem(f"down: {seen.name} does not answer ({seen.why})", "see its log", bad=True))
         elif seen.state == "working" and not seen.ready:
             found.append(
@@ -72,8 +71,8 @@ def _log(status: MirrorStatus) -> list[Problem]:
         what = f"down: the database of shard {name} does not answer; its repos stand still, and are missing in these figures"
         found.append(Problem(what, "start it, or correct SLUICE_SHARDS", bad=True))
     if status.stream_gaps:
-        what = f"gaps in streams or the log: {status.stream_gaps}"
-        found.append(Problem(what, "the next complete listing resolves them"))
+        what = f"gaps in streams or the log: {status.stream_gaps} (usual after a first start)"
+        found.append(Problem(what, "needs no action: the next complete listing finds what was missed"))
     return found
 
 

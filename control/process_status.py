@@ -6,6 +6,7 @@ and does not raise if the process does not answer.
 
 import http.client
 import json
+import math
 import os
 import time
 import urllib.error
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 FILE = "processes.json"
 ANSWER_SECONDS = 2.0
+STARTING_SECONDS = 60.0  # a process that was just started does not answer yet
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -34,7 +36,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """The status of one process. `state` is "down" if it did not answer; then `age_seconds` is how long it has run, if it runs."""
+    """The status of one process. If it does not answer, `state` is "starting" in its first minute, then "down"."""
 
     name: str
     kind: str
@@ -44,7 +46,6 @@ class ProcessStatus:
     why: str = ""
     ready: bool = False
     metrics: dict[str, dict[Labels, float]] = field(default_factory=dict, repr=False)
-    age_seconds: float | None = None
 
     def total(self, metric: str) -> float | None:
         """Sum of a metric over its labels; None if the process does not export it."""
@@ -98,7 +99,8 @@ def check_process(process: Process, *, with_metrics: bool = False) -> ProcessSta
         page = json.loads(_get(process.port, "/readyz"))
         metrics = parse(_get(process.port, "/metrics").decode()) if with_metrics else {}
     except (OSError, ValueError, http.client.HTTPException) as err:
-        return ProcessStatus(**known, state="down", why=str(err), age_seconds=_age(process.pid))
+        state = "starting" if _age(process.pid) <= STARTING_SECONDS else "down"
+        return ProcessStatus(**known, state=state, why=str(err))
     return ProcessStatus(
         **known,
         state=str(page.get("state", "")),
@@ -124,12 +126,12 @@ def parse(text: str) -> dict[str, dict[Labels, float]]:
     return found
 
 
-def _age(pid: int) -> float | None:
-    """Seconds that a process has run; None if it does not run."""
+def _age(pid: int) -> float:
+    """Seconds that a process has run; infinite if it does not run."""
     try:
-        return max(0.0, time.time() - Path(f"/proc/{pid}").stat().st_mtime)
+        return time.time() - Path(f"/proc/{pid}").stat().st_mtime
     except OSError:
-        return None
+        return math.inf
 
 
 def _get(port: int, path: str) -> bytes:

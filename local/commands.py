@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from local.embedded.guarded_process import free_port
 from local.supervisor import Command
@@ -45,6 +47,13 @@ def sluice(*arguments: str) -> tuple[str, ...]:
     """A `sluice` command line that ends when this process ends."""
     # -P: do not import modules from the working directory
     return (sys.executable, "-P", "-m", "cli", arguments[0], "--parent", str(os.getpid()), *arguments[1:])
+
+
+def mirror_command(urls: Mapping[str, Any]) -> str:
+    """The shell command that mirrors a simulated network with these URLs. Without its DNS no handle is verified."""
+    upstreams = [f"--relay {url}" for url in urls["relays"]] + [f"--labeler {url}" for url in urls["labelers"]]
+    variables = f"SLUICE_ALLOW_PRIVATE_HOSTS=true SLUICE_HANDLE_DNS={urls['dns']}"
+    return f"{variables} sluice up --plc {urls['plc']} {' '.join(upstreams)}"
 
 
 def environment(settings: Settings, port: int) -> dict[str, str]:

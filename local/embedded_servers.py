@@ -6,6 +6,7 @@ each restart runs in a thread.
 
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from control.process_status import Process
 from local.embedded.embedded_database import EmbeddedDatabase
 from local.embedded.embedded_log import EmbeddedLog
 from local.supervisor import Say, peak_bytes, restart_seconds
+from local.view.live_view import Part
 from schemas.settings import Settings
 
 RESTART_SECONDS = 60.0
@@ -28,10 +30,9 @@ class EmbeddedServers:
         self._say = say
         self._servers: dict[str, Server] = {}
         self._restarting: dict[str, threading.Thread] = {}
-        self._ends: dict[str, int] = {}
+        self._ends: Counter[str] = Counter()
         self.peaks: dict[str, int] = {}
         self._pids: list[int] = []
-        self.restarts = 0
         data_dir: Path = settings.data_dir.expanduser().absolute()
         if not settings.kafka_bootstrap:
             self._servers["kafka"] = EmbeddedLog(data_dir / "log")
@@ -51,6 +52,11 @@ class EmbeddedServers:
         """The server processes that run now."""
         return [Process(name, name, server.pid, 0) for name, server in self._servers.items() if server.pid is not None]
 
+    @property
+    def parts(self) -> list[Part]:
+        """The servers, with their restarts."""
+        return [Part(name, server.running, self._ends[name]) for name, server in self._servers.items()]
+
     def tick(self) -> bool:
         """Restart servers that died. True if a server started or ended. Call it from one thread."""
         for name, server in self._servers.items():
@@ -59,8 +65,7 @@ class EmbeddedServers:
             thread = self._restarting.get(name)
             if server.running or (thread is not None and thread.is_alive()):
                 continue
-            self._ends[name] = self._ends.get(name, 0) + 1
-            self.restarts += 1
+            self._ends[name] += 1
             wait = restart_seconds(self._ends[name])
             self._say(name, f"ended; restarting in {wait:.1f} s")
             self._restarting[name] = threading.Thread(target=self._restart, args=(name, server, wait), daemon=True)

@@ -2,21 +2,23 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from control.attention import attention
-from control.status import PHASES, MirrorStatus, buffered_count
+from control.status import END_PHASES, PHASES, MirrorStatus
+from local.view.live_view import LINE_CHARACTERS, LiveView, Part
 from protocol.encoding.safe_text import printable
 
-LINE_CHARACTERS = 1000
 PLAIN_SECONDS = 2.0
-NOTES_SHOWN = 8
+EVENTS_KEPT = 200
+EVENTS_LEFT = 8  # printed after the view has gone
+RATE_SECONDS = 30.0  # rates of the live view are averages over this time
+REFRESHES_PER_SECOND = 1  # shows a new size of the window
 
 
 def rated(before: MirrorStatus | None, status: MirrorStatus, seconds: float) -> MirrorStatus:
@@ -54,35 +56,38 @@ def _rate(rate: float | None) -> str:
     return "" if rate is None else f" ({rate:.0f}/s)"
 
 
-def view(status: MirrorStatus, restarts: int, notes: list[str]) -> RenderableType:
-    """The same figures as tables."""
-    repos = Table(title="repos", title_justify="left")
-    for phase in PHASES:
-        repos.add_column(phase, justify="right")
-    repos.add_row(*(f"{status.repos[phase]:,}" for phase in PHASES))
-    lag = Table(title="lag", title_justify="left")
-    for _, topic in status.lag:
-        lag.add_column(topic, justify="right")
-    lag.add_row(*(f"{lag_:,}" for lag_ in status.lag.values()))
-    counts = Text(
-        f"records about {status.records:,}{_rate(status.records_per_second)}   events {status.events:,}"
-        f"{_rate(status.events_per_second)}   labels about {status.labels:,}   buffered {buffered_count(status)}   restarts {restarts}"
-    )
-    processes = Text("   ".join(f"{seen.name}: {seen.state}" for seen in status.processes), style="dim")
-    below = [Text(line, style="yellow") for line in problems(status)] + [Text(line, style="dim") for line in notes]
-    return Group(repos, counts, lag, processes, *below)
+def rates(before: MirrorStatus, status: MirrorStatus, seconds: float) -> dict[str, float]:
+    """What was added per second since an earlier status; empty without one."""
+    if seconds <= 0:
+        return {}
+    counts = [
+        {
+            "found": sum(one.repos.values()),
+            "done": sum(one.repos[phase] for phase in END_PHASES),
+            "records": one.records,
+            "events": one.events,
+            "labels": one.labels,
+        }
+        for one in (before, status)
+    ]
+    return {name: max(0, counts[1][name] - counts[0][name]) / seconds for name in counts[0]}
 
 
 class ProgressView:
-    """Shows statuses and notes. A context manager: it restores the terminal at the end."""
+    """Shows statuses and notes. A context manager: it restores the terminal at the end, and leaves the last notes on it."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False)
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._notes: list[str] = []
-        self._last: tuple[MirrorStatus, int] | None = None
+        self._view = LiveView()
+        self._live = self._made() if self._console.is_terminal else None
+        self._notes: deque[str] = deque(maxlen=EVENTS_KEPT)
+        self._seen: deque[tuple[float, MirrorStatus]] = deque()  # of the last `RATE_SECONDS`
         self._clock = clock
         self._shown_at = float("-inf")
+
+    def _made(self) -> Live:
+        # a screen of its own: it is drawn whole each time, so nothing old is left after a change of size
+        return Live(self._view, console=self._console, screen=True, refresh_per_second=REFRESHES_PER_SECOND)
 
     def __enter__(self) -> "ProgressView":
         if self._live is not None:
@@ -92,21 +97,40 @@ class ProgressView:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+            for line in list(self._notes)[-EVENTS_LEFT:]:
+                self._console.print(line)
+
+    def address(self, name: str, what: str) -> None:
+        """Print where something is; on a terminal it stays at the top."""
+        if self._live is None:
+            self._console.print(printable(f"{name:<8} {what}", LINE_CHARACTERS))
+        else:
+            self._view.addresses = self._view.addresses | {name: what}
+            self._live.refresh()
 
     def note(self, who: str, what: str) -> None:
-        """Print a line; on a terminal, the last `NOTES_SHOWN` stay visible."""
+        """Print a line; on a terminal, the last ones stay visible."""
         line = printable(f"{time.strftime('%H:%M:%S')} {who}: {what}", LINE_CHARACTERS)
         if self._live is None:
             self._console.print(line)
         else:
-            self._notes = [*self._notes, line][-NOTES_SHOWN:]
-            self._live.update(view(*self._last, self._notes) if self._last else Text(line), refresh=True)
+            self._notes.append(line)
+            self._view.events = tuple(self._notes)
+            self._live.refresh()
 
-    def show(self, status: MirrorStatus, restarts: int) -> None:
+    def show(self, status: MirrorStatus, parts: Sequence[Part]) -> None:
         """Show a status; plain lines at most every two seconds."""
-        self._last = (status, restarts)
+        now = self._clock()
+        self._seen.append((now, status))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= RATE_SECONDS:
+            self._seen.popleft()
+        began, first = self._seen[0]
         if self._live is not None:
-            self._live.update(view(status, restarts, self._notes), refresh=True)
-        elif self._clock() - self._shown_at >= PLAIN_SECONDS:
-            self._console.print(f"{time.strftime('%H:%M:%S')} {plain(status, restarts)}")
-            self._shown_at = self._clock()
+            self._view.status, self._view.parts = status, tuple(parts)
+            self._view.rates = rates(first, status, now - began)
+            self._view.problems = attention(status, now=time.time())
+            self._live.refresh()
+        elif now - self._shown_at >= PLAIN_SECONDS:
+            line = plain(rated(first, status, now - began), sum(part.restarts for part in parts))
+            self._console.print(f"{time.strftime('%H:%M:%S')} {line}")
+            self._shown_at = now

@@ -21,6 +21,7 @@ from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
 from control.process_status import Process
 from local.forks.forked_process import Forked, ForkServer
 from local.last_words import LastWords, log_text
+from local.view.live_view import Part
 from steps.backoff import backoff_seconds
 
 LOG_BYTES = 8 * 1024 * 1024
@@ -222,9 +223,9 @@ class Supervisor:
         return child
 
     @property
-    def restarts(self) -> int:
-        """Restarts of all children."""
-        return sum(child.restarts for child in self.children)
+    def parts(self) -> list[Part]:
+        """All children, with their restarts."""
+        return [Part(child.command.kind, child.running, child.restarts) for child in self.children]
 
     @property
     def processes(self) -> list[Process]:

@@ -24,11 +24,12 @@ from local.embedded_servers import START_SECONDS, EmbeddedServers
 from local.forks.forked_process import AVAILABLE, ForkServer
 from local.preflight import check_embeddable, check_given, check_hosts
 from local.prepare import prepare
-from local.progress_view import ProgressView, rated
+from local.progress_view import ProgressView
 from local.status_poller import StatusPoller
 from local.supervisor import Command, Supervisor
 from local.terminal import foreground
 from local.until_synced import SyncCheck
+from local.view.live_view import Part
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 
@@ -113,14 +114,15 @@ class _Up:
                 found |= self._await_simulator()
             found |= servers.result(START_SECONDS)
         self._settings = self._settings.model_copy(update=found)
-        for name in prepare(self._settings):
-            self._progress.note("database", f"applied migration {name}")
+        self._progress.address("data", str(self._settings.data_dir))
+        if applied := prepare(self._settings):
+            self._progress.note("database", f"applied {len(applied)} migrations, the last is {applied[-1]}")
         for command in commands(self._settings, self._options.workers):
             self._supervisor.add(command)
         self._register()
-        self._progress.note("sluice", f"mirrors {', '.join(self._settings.relays)} into {self._settings.data_dir}")
+        self._progress.note("sluice", f"mirrors {', '.join(self._settings.relays)}")
         port = next(process.port for process in self._supervisor.processes if process.kind == "control")
-        self._progress.note("sluice", f"status page: http://127.0.0.1:{port}/")
+        self._progress.address("page", f"http://127.0.0.1:{port}/")
 
     def _start_simulator(self) -> None:
         def read_urls(line: str) -> None:
@@ -163,7 +165,8 @@ class _Up:
         started = time.monotonic()
         first = poller.first()
         before = poller.exact()[0] if self._options.until_synced else 0
-        shown, shown_at, failure = first, started, ""
+        shown_at, failure = started, ""
+        self._progress.show(first, self._parts())
         synced = SyncCheck(self._settings) if self._options.until_synced else None
         poller.start()
         try:
@@ -178,15 +181,17 @@ class _Up:
                 if status is None:
                     continue
                 if time.monotonic() - shown_at >= PROGRESS_SECONDS:
-                    status = rated(shown, status, time.monotonic() - shown_at)
-                    self._progress.show(status, self._supervisor.restarts + self._embedded.restarts)
-                    shown, shown_at = status, time.monotonic()
+                    self._progress.show(status, self._parts())
+                    shown_at = time.monotonic()
                 if synced is not None and synced.check(status):
                     seconds = time.monotonic() - started
                     return totals(status, poller.exact(), first, before, seconds)
             return None
         finally:
             poller.stop()
+
+    def _parts(self) -> list[Part]:
+        return [*self._supervisor.parts, *self._embedded.parts]
 
     def _end(self) -> None:
         self._progress.note("sluice", "stopping")

@@ -77,7 +77,7 @@ def test_the_view_of_up_is_printable() -> None:
         console = Console(file=out, force_terminal=terminal, markup=False, highlight=False, color_system=None)
         with ProgressView(console) as progress:
             progress.note("backfill-1", f"exited: {ESCAPES}")
-            progress.show(status(), 0)
+            progress.show(status(), ())
         shown = out.getvalue()
         assert "]0;owned" in shown
         assert "\x1b]0" not in shown

@@ -18,7 +18,8 @@ from control.page.page_snapshot import PageSnapshot
 from control.page.rendering import render_sections
 from control.process_status import ProcessStatus
 from control.status import Collector, MirrorStatus
-from local.progress_view import plain, view
+from local.progress_view import plain
+from local.view.live_view import LiveView
 from ops import doctor
 from schemas.settings import Settings
 
@@ -112,7 +113,7 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, bool]] = {
 FINE: dict[str, dict[str, Any]] = {
     "nothing": {},
     "a process at work": {"processes": [process("index", "working", ready=True)]},
-    "a process that starts": {"processes": [replace(process("index", "down", ready=False), age_seconds=5.0)]},
+    "a process that starts": {"processes": [process("index", "starting", ready=False)]},
     "an embedded server": {"processes": [ProcessStatus("kafka", "kafka", 1, 0, "running", ready=True)]},
     "a relay that was heard": {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, SILENT_SECONDS - 1)]},
     "a relay that is no longer ours": {"relays": [RELAY], "cursors": [cursor("firehose", "https://old.test", 1e6)]},
@@ -175,7 +176,7 @@ def test_every_screen_calls_buffered_events_by_that_name() -> None:
     status = replace(QUIET, buffered_events=100_000)
     terminal = Console(width=200)
     with terminal.capture() as shown:
-        terminal.print(view(status, 0, []))
+        terminal.print(LiveView(status=status))
     for screen, words in (
         (page(status), "buffered events 100,000 or more"),
         (shown.get(), "buffered 100,000 or more"),

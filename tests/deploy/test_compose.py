@@ -80,6 +80,13 @@ def test_addresses_name_services_that_listen_there() -> None:
     assert config("console.yml")["schemaRegistry"]["urls"] == [settings.kafka_schema_registry]
 
 
+def test_the_console_needs_only_what_compose_starts() -> None:
+    """U2: it does not start without the git repository of a `topicDocumentation`, and clones it with depth 1."""
+    assert "topicDocumentation" not in str(config("console.yml"))
+    named = re.findall(r"(?:https?://)?([a-z-]+):\d+", str(config("console.yml")))
+    assert set(named) == {"redpanda"}
+
+
 def test_prometheus_scrapes_every_process_and_has_our_rules() -> None:
     scraped = config("prometheus.yml")["scrape_configs"][0]
     assert scraped["job_name"] == "sluice"

@@ -303,7 +303,7 @@ class SingleProcess:
 def answer_of(process: Listed) -> ProcessStatus | None:
     """State and metrics; None where it did not answer in time."""
     seen = check_process(process, with_metrics=True)
-    return None if seen.state == "down" else seen
+    return seen if seen.metrics else None
 
 
 def prefix() -> str:
