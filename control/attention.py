@@ -84,10 +84,27 @@ def _relays(status: MirrorStatus, now: float) -> list[Problem]:
             silent[row["upstream"]] = max(silent.get(row["upstream"], 0.0), float(row["age_seconds"]))
     up = max((_up_for(seen, now) for seen in status.processes if seen.kind in STREAMS), default=0.0)
     silent |= {relay: up for relay in status.relays if relay not in silent}
-    return [
+    found = [
         Problem(f"silent: no event from {relay} for {seconds / 60:.0f} min", remedy, bad=True)
         for relay, seconds in sorted(silent.items())
         if seconds > SILENT_SECONDS
+    ]
+    return found + _missing_shares(status)
+
+
+def _missing_shares(status: MirrorStatus) -> list[Problem]:
+    """Shares that have never run, or have stored nothing yet."""
+    stored: dict[tuple[str, int], set[str]] = {}
+    for row in status.cursors:
+        if row["in_use"] and row["share"] and (not status.relays or row["upstream"] in status.relays):
+            count = int(row["share"].partition(" of ")[2])
+            stored.setdefault((row["upstream"], count), set()).add(row["share"])
+    remedy = "start the firehose process of this share, or its repos stand still"
+    return [
+        Problem(f"share {name} of {relay} has no position", remedy, bad=True)
+        for (relay, count), names in sorted(stored.items())
+        for number in range(count)
+        if (name := f"{number} of {count}") not in names
     ]
 
 

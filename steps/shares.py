@@ -46,12 +46,16 @@ class Start:
 def start(share: Share, marks: Mapping[Share, Mark]) -> Start | None:
     """Where a share starts, from the rows of one upstream; None without rows.
 
-    It is the furthest of its own row and the lowest row of any complete count. Where no count is complete, not all DIDs have a
+    It is the furthest of its own row and the lowest row of any complete count. If a share of its count has noticed a new sequence
+    that it has not, it may miss the end of the old one: it starts in the new one, with a gap. Where no count is complete, not all DIDs have a
     position yet: the lowest row, with a gap for those that have none.
     """
     own, complete = marks.get(share), _complete(marks)
     count = max(complete, key=lambda count: _lowest(complete[count]), default=None)
     if own is not None and (count is None or count == share.count or own >= _lowest(complete[count])):
+        lowest = _lowest([mark for one, mark in marks.items() if one.count == share.count])
+        if own.epoch < lowest.epoch:
+            return Start(lowest, own=False, gap="sequence_restarted")
         return Start(own, own=True)
     if not marks:
         return None

@@ -50,13 +50,16 @@ class CursorStore:
     def starts(self, upstreams: Collection[str]) -> dict[str, Mark]:
         """Upstream → where the share starts, which becomes its own row. Raises CursorUnreadable."""
         found: dict[str, Mark] = {}
-        for upstream, marks in self._marks(upstreams).items():
+        rows = self._rows()
+        for upstream, marks in _marks(self._flow, rows, upstreams).items():
             begun = start(self._share, marks)
             if begun is None:
                 continue
             found[upstream] = begun.mark
             if not begun.own:
-                db, detail = self._database(), {"epoch": begun.mark.epoch, "time": ""}
+                # no later than what any row has read: `lost_events` must not compare listings with what comes
+                time = min(str(stored.detail.get("time", "")) for url, _, stored in rows if url == upstream)
+                db, detail = self._database(), {"epoch": begun.mark.epoch, "time": time}
                 with own_transaction(db):
                     if begun.gap:
                         _note_if_any_repo(db, Gap(upstream, None, None, begun.gap))
@@ -65,33 +68,18 @@ class CursorStore:
 
     def retire(self, upstreams: Collection[str]) -> None:
         """Remove the rows of other numbers of shares that all shares of this number have passed."""
-        if not any(passed(self._share, marks) for marks in self._marks(upstreams).values()):
+        if not any(passed(self._share, marks) for marks in _marks(self._flow, self._rows(), upstreams).values()):
             return
         db = self._database()
         with own_transaction(db):
             db.execute(SQL["lock"])  # two numbers that run at once must not remove each other's rows
-            for upstream, marks in self._marks(upstreams).items():
+            for upstream, marks in _marks(self._flow, self._rows(), upstreams).items():
                 for old in passed(self._share, marks):
                     db.execute(SQL["retire"], _values(self._flow, old) | {"upstream": upstream})
 
     def _rows(self) -> list[tuple[str, Share, Stored]]:
         rows = self._database().execute(SQL["load"], {"flow": self._flow})
         return [(row[0], Share(row[1], row[2]), Stored(*row[3:])) for row in rows]
-
-    def _marks(self, upstreams: Collection[str]) -> dict[str, dict[Share, Mark]]:
-        found: dict[str, dict[Share, Mark]] = {}
-        for upstream, share, stored in self._rows():
-            if upstream not in upstreams:
-                continue
-            if not (stored.position.isascii() and stored.position.isdigit()):
-                raise CursorUnreadable(
-                    f"the {self._flow} cursor of {upstream} is {stored.position[:80]!r}, which is no sequence number;"
-                    f" correct it with `sluice cursors set {self._flow} {upstream} SEQ`"
-                )
-            epoch = stored.detail.get("epoch", 0)
-            mark = Mark(epoch if isinstance(epoch, int) else 0, int(stored.position))
-            found.setdefault(upstream, {})[share] = mark
-        return found
 
     def save(
         self,
@@ -129,6 +117,24 @@ class CursorStore:
                 _note_if_any_repo(db, gap)
             put(db, self._flow, upstream, str(position), detail, share=self._share)
         return int(detail["epoch"])
+
+
+def _marks(
+    flow: str, rows: Iterable[tuple[str, Share, Stored]], upstreams: Collection[str]
+) -> dict[str, dict[Share, Mark]]:
+    found: dict[str, dict[Share, Mark]] = {}
+    for upstream, share, stored in rows:
+        if upstream not in upstreams:
+            continue
+        if not (stored.position.isascii() and stored.position.isdigit()):
+            raise CursorUnreadable(
+                f"the {flow} cursor of {upstream} is {stored.position[:80]!r}, which is no sequence number;"
+                f" correct it with `sluice cursors set {flow} {upstream} SEQ`"
+            )
+        epoch = stored.detail.get("epoch", 0)
+        mark = Mark(epoch if isinstance(epoch, int) else 0, int(stored.position))
+        found.setdefault(upstream, {})[share] = mark
+    return found
 
 
 def put(

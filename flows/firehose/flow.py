@@ -98,9 +98,12 @@ def follower(cursors: Cursors, share: Share = WHOLE) -> Step:
 
     def follow_all(batch: list[Received]) -> list[Received]:
         events = follow(batch)
-        cursors.times.update(_times(events, from_unix(time.time())))
+        now = from_unix(time.time())
+        times = _times(events, now)
+        cursors.times.update(times)
         if share.count == 1:
             return events
+        note_event_times(FLOW, times, now)  # a share without events of its own is not behind
         own = [one for one in events if one.message is None or share.owns(one.message.did)]
         metrics.DROPPED.labels(FLOW, "other_share").inc(len(events) - len(own))
         return own

@@ -107,10 +107,10 @@ select count(*) from sluice.repo where phase = 'pending' and queued_at is null a
 select reason, repos from sluice.storm where coalesce(released_until, '-infinity') <= now() order by reason
 
 -- name: stream_time
--- Unix time of the newest event of these relays that is durable in the log.
+-- Unix time of the newest event of these relays that is durable in the log; 0 (unknown) while a share of each has none.
 select extract(epoch from max(time))::float8 from (
-    select min((detail ->> 'time')::timestamptz) as time from sluice.cursor
-    where flow = 'firehose' and upstream = any(%(relays)s::text[]) and detail ->> 'time' <> '' group by upstream
+    select min(coalesce(nullif(detail ->> 'time', '')::timestamptz, 'epoch')) as time from sluice.cursor
+    where flow = 'firehose' and upstream = any(%(relays)s::text[]) group by upstream
 ) slowest_share
 
 -- name: now

@@ -37,12 +37,16 @@ from sluice.skipped_range where filled_at is null
 select count(*) from sluice.stream_gap where answered_at is null
 
 -- name: cursors
--- Of the share that moved longest ago; without rows that a former number of shares has left.
-select flow, upstream, extract(epoch from now() - min(updated_at))::float8 as age from (
-    select flow, upstream, updated_at,
+-- Of the share that moved longest ago; without rows that a former number of shares has left. Where a share has no row yet, with them:
+-- its repos have only their position.
+select flow, upstream, extract(epoch from now() - case
+    when count(*) filter (where in_use) < max(shares) filter (where in_use) then min(updated_at)
+    else min(updated_at) filter (where in_use) end)::float8 as age
+from (
+    select flow, upstream, updated_at, shares,
            shares = first_value(shares) over (partition by flow, upstream order by updated_at desc) as in_use
     from sluice.cursor where upstream = any(%(upstreams)s::text[])
-) c where in_use group by flow, upstream
+) c group by flow, upstream
 
 -- name: handles_late
 -- Only checks that are due by time: one that an event requested has no time.

@@ -93,6 +93,11 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, bool]] = {
         f"silent: no event from {RELAY} for 9 min",
         True,
     ),
+    "a share that never ran": (
+        {"relays": [RELAY], "cursors": [cursor("firehose", RELAY, 1.0) | {"share": f"{n} of 3"} for n in (0, 1)]},
+        f"share 2 of 3 of {RELAY} has no position",
+        True,
+    ),
     "a relay that never said anything": (
         {"relays": [RELAY], "processes": [process("firehose", "idle", ready=True, started=NOW - 540)]},
         f"silent: no event from {RELAY} for 9 min",

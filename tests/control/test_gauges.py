@@ -19,12 +19,13 @@ from control.tasks.gauges import TOP_HOSTS, Gauges, hosts_with_work
 from schemas.settings import Settings
 
 RELAY = "https://relay.test"
+LACKING = "https://lacking.test"
 HOUR = 3600
 
 
 @pytest.fixture
 def settings(settings_of: Callable[..., Settings], database: str) -> Settings:
-    return settings_of(database=database, relays=[RELAY])
+    return settings_of(database=database, relays=[RELAY, LACKING])
 
 
 @pytest.fixture
@@ -83,8 +84,10 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
         "insert into sluice.cursor (flow, upstream, share, shares, position, updated_at) values"
         " ('firehose', %(relay)s, 0, 2, '1', now() - interval '1 h'), ('firehose', %(relay)s, 1, 2, '1', now()),"
         " ('firehose', %(relay)s, 0, 1, '1', now() - interval '9 h'),"  # a former number of shares
+        " ('firehose', %(lacking)s, 0, 3, '1', now()), ('firehose', %(lacking)s, 1, 3, '1', now()),"  # the third never ran
+        " ('firehose', %(lacking)s, 0, 1, '1', now() - interval '9 h'),"
         " ('list_repos', 'https://one-of-many.test', 0, 1, '1', now())",
-        {"relay": RELAY},
+        {"relay": RELAY, "lacking": LACKING},
     )
     db.execute(
         "insert into sluice.host (host, consecutive_failures, paused_until) values"
@@ -120,6 +123,7 @@ def test_tables_are_counted(settings: Settings, db: psycopg.Connection) -> None:
     assert value("sluice_skipped_range_age_seconds") == pytest.approx(2 * HOUR, abs=60)
     assert value("sluice_stream_gaps_open") == 1
     assert value("sluice_cursor_age_seconds", flow="firehose", upstream=RELAY) == pytest.approx(HOUR, abs=60)
+    assert value("sluice_cursor_age_seconds", flow="firehose", upstream=LACKING) == pytest.approx(9 * HOUR, abs=60)
     assert value("sluice_cursor_age_seconds", flow="list_repos", upstream="https://one-of-many.test") is None
     assert [value("sluice_hosts", state=state) for state in ("known", "failing", "paused")] == [2, 1, 1]
     assert value("sluice_quota_pause_seconds", what="host") == pytest.approx(HOUR, abs=60)

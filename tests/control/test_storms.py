@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -13,12 +14,14 @@ from confluent_kafka import Producer
 from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer
 from connectors.postgres.repo_queue import FOREVER, ListedRepo, RepoQueue
+from connectors.postgres.stream_cursors import CursorStore
 from connectors.runtime import metrics
 from control.tasks import storms
 from control.tasks.scheduler import Scheduler
 from control.tasks.settled import Settled
 from control.tasks.storms import Storms, listed, release
 from schemas.settings import Settings
+from steps.shares import Share
 
 RELAY = "https://relay.example"
 GRACE = 600.0
@@ -112,6 +115,27 @@ def test_a_listing_is_not_compared_with_a_stream_that_has_not_come_so_far(
     assert scheduler.lost_events() == []
     reads_to(db, now)
     assert len(scheduler.lost_events()) == 5
+
+
+def test_a_new_number_of_shares_has_come_only_as_far_as_the_one_before(
+    settings: Settings, db: psycopg.Connection[Any], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 1 share to 3: they know no time of their own, and the only row that has one goes."""
+    monkeypatch.setattr("control.tasks.settled.FRESH_SECONDS", 0.0)
+    listed_ahead(db, 5, GRACE + 60)
+    reads_to(db, time.time() - 3600)
+    for number in range(3):
+        with closing(CursorStore(settings, "firehose", Share(number, 3))) as store:
+            store.starts([RELAY])
+            store.retire([RELAY])
+    times = db.execute("select shares, detail ->> 'time' <> '' from sluice.cursor").fetchall()
+    assert times == [(3, True)] * 3
+    assert scheduler.lost_events() == []
+    db.execute('update sluice.cursor set detail = detail || \'{"time": ""}\'')
+    assert scheduler.lost_events() == []
+    reads_to(db, time.time())  # a row beside those without a time
+    assert scheduler.lost_events() == []
+    assert phases(db) == {"sync": 5}
 
 
 def test_without_a_firehose_only_the_log_counts(settings: Settings, db: psycopg.Connection[Any]) -> None:

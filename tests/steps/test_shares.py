@@ -47,6 +47,10 @@ def test_the_share_of_a_did_never_changes() -> None:
         (Share(0, 2), {WHOLE: Mark(7, 900), Share(0, 3): Mark(8, 5), Share(1, 3): Mark(8, 6), Share(2, 3): Mark(8, 4)}, Start(Mark(8, 4), own=False)),
         (WHOLE, {Share(0, 2): Mark(8, 5), Share(1, 2): Mark(7, 900)}, Start(Mark(8, 5), own=False, gap="sequence_restarted")),
         (Share(0, 2), {Share(0, 2): Mark(7, 900), WHOLE: Mark(8, 5)}, Start(Mark(8, 5), own=False)),
+        # a share that was away while another one of its number noticed
+        (Share(0, 2), {Share(0, 2): Mark(7, 900), Share(1, 2): Mark(8, 5)}, Start(Mark(8, 5), own=False, gap="sequence_restarted")),
+        (Share(1, 2), {Share(0, 2): Mark(7, 900), Share(1, 2): Mark(8, 5)}, Start(Mark(8, 5), own=True)),
+        (Share(0, 3), {Share(0, 3): Mark(7, 900), Share(1, 3): Mark(8, 5), WHOLE: Mark(7, 1)}, Start(Mark(8, 5), own=False, gap="sequence_restarted")),
     ],
 )  # fmt: skip
 def test_where_a_share_starts(share: Share, rows: dict[Share, Mark], expected: Start | None) -> None:

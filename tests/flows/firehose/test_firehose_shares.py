@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 import cbrrr
+import psycopg
 import pytest
 
 from connectors.atproto.stream_sockets import WAKE, Frame
 from connectors.postgres.stream_cursors import CursorStore
+from connectors.runtime import metrics
 from flows.firehose.flow import decode_all, follower
 from flows.streams import Received
+from protocol.encoding.timestamps import to_unix
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
 from steps.shares import Mark, Share
@@ -67,6 +71,15 @@ def test_shares_stand_where_one_process_would_and_each_event_is_of_one() -> None
     assert cursors.positions == {RELAY: 9}
     assert [gap.reason for gap in cursors.gaps] == ["outdated_cursor", "sequence_gap", "sequence_restarted"]
     assert b"garbage" in [one.frame.data for one in found[0][0]]
+
+
+def test_a_share_without_events_of_its_own_is_not_behind() -> None:
+    """SluiceStreamBehind takes the slowest share."""
+    other = "https://quiet-share.test"
+    share = next(share for share in (Share(0, 2), Share(1, 2)) if not share.owns("did:plc:1"))
+    assert follower(Cursors(), share)(decode_all([Frame(other, account(1, 1))])) == []
+    gauge = metrics.LAST_EVENT.labels("firehose", other)
+    assert gauge._value.get() == to_unix(TIME)
 
 
 def test_every_share_passes_on_what_wakes_it() -> None:
@@ -155,6 +168,24 @@ def test_shares_that_begin_at_once_have_one_epoch_and_retire_what_they_passed(da
     assert [store.load()[RELAY].position for store in stores] == ["20", "15"]
     for store in (*stores, whole):
         store.close()
+
+
+def test_a_share_that_missed_a_restart_of_the_sequence_records_a_gap_once(database: str) -> None:
+    """S3: its events at the end of the old sequence may be lost; a listing finds them."""
+    with (
+        closing(CursorStore(Settings(database=database), "firehose", Share(0, 2))) as away,
+        closing(CursorStore(Settings(database=database), "firehose", Share(1, 2))) as followed,
+        psycopg.connect(database, autocommit=True) as db,
+    ):
+        db.execute("insert into sluice.repo (did) values ('did:plc:a')")
+        away.save({RELAY: 900}, {RELAY: {"epoch": 7, "time": "2026-01-01T00:00:00Z"}})
+        followed.save({RELAY: 5}, {RELAY: {"epoch": 8, "time": "2026-01-02T00:00:00Z"}})
+        gaps = "delete from sluice.stream_gap returning reason"
+        assert away.starts([RELAY]) == {RELAY: Mark(8, 5)}
+        assert db.execute(gaps).fetchall() == [("sequence_restarted",)]
+        assert away.load()[RELAY].detail == {"epoch": 8, "time": "2026-01-01T00:00:00Z"}
+        assert away.starts([RELAY]) == {RELAY: Mark(8, 5)}
+        assert db.execute(gaps).fetchall() == []
 
 
 def test_kill_9_of_one_share_under_load_and_other_numbers_of_shares(simulator: Start, flow_bed: FlowBed) -> None:
