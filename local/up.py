@@ -114,8 +114,9 @@ class _Up:
                 found |= self._await_simulator()
             found |= servers.result(START_SECONDS)
         self._settings = self._settings.model_copy(update=found)
+        applied = prepare(self._settings)  # a wrong setting is one line, and the first
         self._progress.address("data", str(self._settings.data_dir))
-        if applied := prepare(self._settings):
+        if applied:
             self._progress.note("database", f"applied {len(applied)} migrations, the last is {applied[-1]}")
         for command in commands(self._settings, self._options.workers):
             self._supervisor.add(command)
