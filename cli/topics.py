@@ -72,6 +72,14 @@ def shards_check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     raise typer.Exit(1 if any(one.problem for one in found) else 0)
 
 
+@shards_app.command("accept-loss")
+def shards_accept_loss(name: str, data_dir: DataDir = None) -> None:
+    """Let an empty database become the shard NAME, which was lost; its repos are listed and fetched again."""
+    from connectors.postgres.shard_identity import accept_loss  # noqa: PLC0415 - as above
+
+    accept_loss(with_database(data_dir), name)
+
+
 @shards_app.command("attach")
 @answerable
 def shards_attach(data_dir: DataDir = None) -> None:

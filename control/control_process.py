@@ -24,6 +24,7 @@ from connectors.runtime.errors import one_line
 from connectors.runtime.health import Health
 from connectors.runtime.stop import STOP
 from connectors.runtime.worker_thread import WorkerThread
+from control import sharded_filter
 from control.dead_letter_index import DeadLetterIndex
 from control.filter_changes import FilterWalk
 from control.sharded_filter import ShardWalks
@@ -107,7 +108,11 @@ class _Control:
     def _restored_step(self) -> tuple[Work, Close]:
         def made(one: Settings) -> tuple[Database[TupleRow], RestoreBarrier]:
             database = tuple_database(one, "sluice control", statement_seconds=STATEMENT_SECONDS)
-            return database, RestoreBarrier(one, Offsets(one))
+            return database, RestoreBarrier(one, Offsets(one), lambda: lifted(one))
+
+        def lifted(one: Settings) -> None:
+            if self._settings.shards:
+                sharded_filter.restored(self._settings, main[0](), one.database)
 
         main, shards = with_main(self._settings, made)
 

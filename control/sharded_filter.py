@@ -22,6 +22,7 @@ from schemas.shard_ranges import shard_ranges
 from steps.cursor import Gap
 
 LATE = timedelta(minutes=1)
+COMPARED = ("version", "collections", "boundary", "signal", "dids")
 
 
 def show(settings: Settings, db: Connection) -> FilterState:
@@ -33,7 +34,7 @@ def show(settings: Settings, db: Connection) -> FilterState:
     return state.model_copy(
         update={
             "outside": sum(one.outside for one in shards),
-            "walking": any(one.walking or one.version != state.version for one in shards),
+            "walking": any(one.walking or not _same(one, state) for one in shards),
             "pruning": any(one.pruning for one in shards),
             "clean": all(one.clean for one in shards),
         }
@@ -67,7 +68,7 @@ def prune(settings: Settings, db: Connection) -> FilterState:
 def follow(db: Connection, shard: Connection) -> bool:
     """Give a shard the filter of the main database. False if it has it."""
     state = filter_changes.show(db)
-    if filter_changes.show(shard).version == state.version:
+    if _same(filter_changes.show(shard), state):
         return False
     dids = sorted(row[0] for row in db.execute(SQL["dids"]))
     spec = FilterSpec(collections=state.collections, boundary=state.boundary, dids=dids, signal=state.signal)
@@ -91,9 +92,34 @@ class ShardWalks:
                 self._shards.call(number, lambda shard, name=name: self._step(db, shard(), name))  # type: ignore[misc]
 
     def _step(self, db: Connection, shard: Connection, name: str) -> None:
-        if follow(db, shard) and datetime.now(UTC) - filter_changes.show(db).set_at > LATE:
+        state = filter_changes.show(db)
+        if not _same(filter_changes.show(shard), state) and datetime.now(UTC) - state.set_at > LATE:
+            # before the change: a crash in between notes it twice
             note_gap(db, Gap(f"shard:{name}", None, None, "the shard got the filter late"))
+        follow(db, shard)
         self._walk.steps(shard)
+
+
+def restored(settings: Settings, db: Connection, url: str) -> None:
+    """Reconcile main database and shards after one of them (`url`) was restored: a listing, and for main also numbers in use.
+
+    All shards must answer for the latter. Raises psycopg.Error.
+    """
+    note_gap(db, Gap("shards", None, None, "a database was restored from a backup"))
+    if url != settings.database:
+        return
+    version, job = 0, 0
+    for one in shard_settings(settings):
+        with connect(one.database, "sluice filters") as shard:
+            row = shard.execute(SQL["used"]).fetchone() or (0, 0)
+            version, job = max(version, row[0]), max(job, row[1])
+    db.execute(SQL["above_version"], {"version": version})
+    db.execute(SQL["above_job"], {"job": job})
+
+
+def _same(one: FilterState, other: FilterState) -> bool:
+    """Not only the version: a restored main database assigns versions again."""
+    return all(getattr(one, name) == getattr(other, name) for name in COMPARED)
 
 
 def _show(settings: Settings) -> FilterState:

@@ -6,13 +6,18 @@ import psycopg
 
 from connectors.postgres.connection import connect
 from connectors.postgres.migrate import migrate, missing
+from connectors.postgres.stream_cursors import note_gap
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.shard_ranges import ShardRange, shard_ranges
 from schemas.sql import queries
+from steps.cursor import Gap
 
 SQL = queries("shard")
 NAME = "sluice shards"
+
+SILENT = (psycopg.OperationalError, psycopg.InternalError)
+"""A shard does not answer; the second: it is a read-only standby, ended the session, or is damaged."""
 
 log = logging.getLogger("shards")
 
@@ -30,9 +35,9 @@ def prepare_shards(settings: Settings) -> list[str]:
     for one in ranges:
         try:
             applied += [f"{name} (shard {one.name})" for name in migrate(one.url)]
-            _claim(one, *main)
+            _claim(settings, one, *main)
             _checked.add((settings.database, one.url))
-        except psycopg.OperationalError as err:
+        except SILENT as err:
             log.warning("a shard does not answer", extra={"shard": one.name, "error": " ".join(str(err).split())})
     return applied
 
@@ -52,6 +57,20 @@ def check(settings: Settings, number: int) -> None:
         raise OperatorError(f"shard {one.name} has no name yet; run `sluice migrate`")
     _compare(one, own, (row[0], row[1], one.name))
     _checked.add((settings.database, one.url))
+
+
+def forget(settings: Settings, number: int) -> None:
+    """Check a shard again before its next use."""
+    _checked.discard((settings.database, shard_ranges(settings.shards)[number].url))
+
+
+def accept_loss(settings: Settings, name: str) -> None:
+    """Let an empty database become this shard, and have its repos listed again. Raises OperatorError."""
+    if name not in [one.name for one in shard_ranges(settings.shards)]:
+        raise OperatorError(f"SLUICE_SHARDS has no shard {name}")
+    with connect(settings.database, NAME) as db, db.transaction():
+        note_gap(db, Gap(f"shard:{name}", None, None, "the shard was lost"))
+        db.execute(SQL["forget_named"], {"own": name})
 
 
 def _main(settings: Settings, ranges: str) -> tuple[str, str]:
@@ -75,16 +94,26 @@ def _main(settings: Settings, ranges: str) -> tuple[str, str]:
     return main, stored
 
 
-def _claim(one: ShardRange, main: str, ranges: str) -> None:
+def _claim(settings: Settings, one: ShardRange, main: str, ranges: str) -> None:
     """Name a new shard, or check the name of a known one. Raises OperatorError."""
+    with connect(settings.database, NAME) as db:
+        ((known,),) = db.execute(SQL["is_named"], {"own": one.name}).fetchall()
     with connect(one.url, NAME) as db, db.transaction():
         row = db.execute(SQL["identity"]).fetchone()
         if row is None:
             if db.execute(SQL["holds_repos"]).fetchone() == (True,):
                 raise OperatorError(f"the database of shard {one.name} holds repos of no shard; give an empty database")
+            if known:
+                raise OperatorError(
+                    f"the database of shard {one.name} is empty, but was in use; restore its backup, or accept the loss with"
+                    f" `sluice shards accept-loss {one.name}`"
+                )
+            row = (main, ranges, one.name)
             db.execute(SQL["name_shard"], {"main": main, "ranges": ranges, "own": one.name})
-            return
     _compare(one, row, (main, ranges, one.name))
+    if not known:
+        with connect(settings.database, NAME) as db:
+            db.execute(SQL["note_named"], {"own": one.name})
 
 
 def _compare(one: ShardRange, found: tuple[str, ...], wanted: tuple[str, str, str]) -> None:

@@ -26,6 +26,7 @@ Item = TypeVar("Item")
 CONFLICT_SECONDS = 1.0  # of retries in place, which end most conflicts of locks
 REST_FIRST_SECONDS = 2.0
 REST_LONGEST_SECONDS = 60.0
+SILENT = shard_identity.SILENT
 
 log = logging.getLogger("shards")
 
@@ -89,9 +90,10 @@ class Shards(Generic[X]):
         try:
             shard_identity.check(self._settings, number)
             result = retry_database(lambda: work(shard), seconds=CONFLICT_SECONDS)
-        except psycopg.OperationalError as err:
-            if not is_transient(err):
+        except SILENT as err:
+            if isinstance(err, psycopg.OperationalError) and not is_transient(err):
                 raise
+            shard_identity.forget(self._settings, number)  # another database may answer next
             self._failures[number] += 1
             rest = backoff_seconds(self._failures[number], REST_FIRST_SECONDS, REST_LONGEST_SECONDS)
             self._rest_until[number] = time.monotonic() + rest

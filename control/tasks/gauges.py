@@ -85,14 +85,16 @@ class Gauges:
         return list(chain(*self._shards.each(lambda shard: shard().execute(statement, values or None).fetchall())))
 
     def _repos(self) -> None:
-        found = phases(self._shards)
+        try:
+            found = phases(self._shards)
+        finally:
+            for name in self._shards.names if self._settings.shards else ():
+                metrics.SHARD_DOWN.labels(name).set(float(name in self._shards.silent()))
         for phase, count in found.items():
             metrics.REPOS.labels(phase).set(count)
         near = self._of_shards(SQL["near_last"], count=self._settings.backfill_max_attempts - 1)
         metrics.REPOS_NEAR_LAST.set(sum(row["count"] for row in near))
         metrics.REPOS_STUCK.set(sum(row["count"] for row in self._of_shards(SQL["stuck"])))
-        for name in self._shards.names if self._settings.shards else ():
-            metrics.SHARD_DOWN.labels(name).set(float(name in self._shards.silent()))
 
     def _jobs(self) -> None:
         found = {row["status"]: row for row in self._rows("jobs", count=self._settings.backfill_max_attempts - 1)}

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -18,6 +19,7 @@ import psycopg
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import outside_transaction, tuple_database
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
+from connectors.postgres.shards import ShardUnavailable
 from schemas import wire
 from schemas.settings import Settings
 from schemas.sql import queries
@@ -48,10 +50,13 @@ class JobSteps:
 
     def step(self) -> int:
         """One round. Returns the number of repos queued. Raises psycopg.Error and LogUnavailable."""
-        queued = self.queue()
+        queued = 0
+        with suppress(ShardUnavailable):  # logged; the batch is repeated, and repos of other shards are still queued
+            queued = self.queue()
         if time.monotonic() >= self._count_at:
-            self.count()
             self._count_at = time.monotonic() + COUNT_SECONDS
+            with suppress(ShardUnavailable):
+                self.count()
         return queued
 
     def queue(self) -> int:

@@ -8,6 +8,7 @@ Dead letters written after the backup are indexed again: their group's offset is
 import json
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -30,21 +31,21 @@ logger = logging.getLogger("control")
 
 
 class RestoreBarrier:
-    """Keeps control from queueing work after a restore, until the index has read the log. For the leader."""
+    """Keeps control from queueing work after a restore, until the index has read the log. For the leader.
 
-    def __init__(self, settings: Settings, offsets: Offsets) -> None:
+    `lifted` is called before the mark is removed, and again if that fails.
+    """
+
+    def __init__(self, settings: Settings, offsets: Offsets, lifted: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
         self._offsets = offsets
-        self._done = False
+        self._lifted = lifted
 
     def pending(self, db: psycopg.Connection[Any]) -> bool:
         """Whether the index has yet to reach the log's ends as of the first call. Raises psycopg.Error and LogUnavailable."""
-        if self._done:
-            return False
         row = outside_transaction(db).execute(SQL["restoring"]).fetchone()
         if row is None:
-            self._done = True
-            return False
+            return False  # not cached: a shard may be restored while control runs
         ends = row[0].get("ends") if row[0].get("cluster") == self._offsets.cluster else None
         lags = [one for one in self._offsets.lags(db) if one.group == "index"]
         if ends is None:
@@ -54,9 +55,9 @@ class RestoreBarrier:
             db.execute(SQL["note_ends"], {"detail": json.dumps(detail)})
         if any(one.position < ends.get(f"{one.topic}/{one.partition}", 0) for one in lags):
             return True
+        self._lifted()
         db.execute(SQL["restored"])
         logger.info("the index has read the log; work continues")
-        self._done = True
         return False
 
     def _letters(self, db: psycopg.Connection[Any]) -> None:

@@ -66,6 +66,8 @@ class IndexStore:
             if changes is not None:
                 db.execute(SQL["plan_freely"])
                 changes.apply(singly=singly)
+                if within:
+                    db.execute(SQL["plan_by_key"])  # RELEASE keeps the settings of a savepoint
         for report in transaction.committed:
             report()
 

@@ -133,3 +133,16 @@ select count(*) from gone
 -- name: pruned
 update sluice.filter
 set prune_after = %(after)s, clean = case when %(after)s::text is null then version = prune_version else clean end
+
+-- name: used
+-- The filter's version and the highest job of a repo in a shard.
+select version, (select coalesce(max(job), 0) from sluice.repo) from sluice.filter
+
+-- name: above_version
+-- After a restore of the main database: each shard gets its filter, whatever it had.
+update sluice.filter set version = greatest(version, %(version)s::bigint) + 1
+
+-- name: above_job
+-- After a restore of the main database: repos of the shards may carry numbers of jobs that it does not know.
+select setval(pg_get_serial_sequence('sluice.backfill_job', 'id'),
+              greatest(%(job)s::bigint, (select coalesce(max(id), 0) from sluice.backfill_job)) + 1)

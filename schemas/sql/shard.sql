@@ -11,3 +11,12 @@ insert into sluice.shard (main, ranges, own) values (gen_random_uuid(), %(ranges
 
 -- name: name_shard
 insert into sluice.shard (main, ranges, own) values (%(main)s::uuid, %(ranges)s, %(own)s)
+
+-- name: is_named
+select coalesce((select %(own)s = any(named) from sluice.shard), false)
+
+-- name: note_named
+update sluice.shard set named = named || %(own)s::text where %(own)s <> all(named)
+
+-- name: forget_named
+update sluice.shard set named = array_remove(named, %(own)s::text)

@@ -7,22 +7,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
 from connectors.postgres import shard_identity
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
-from connectors.postgres.shard_identity import prepare_shards
+from connectors.postgres.shard_identity import accept_loss, prepare_shards
 from connectors.postgres.sharded_queue import ShardedQueue, repo_queue
 from connectors.postgres.shards import Shards, ShardUnavailable
 from control import filter_changes, jobs, sharded_filter
 from control.tasks.job_steps import JobSteps
+from control.tasks.restored import RestoreBarrier
+from flows.index.apply import apply_events, rules_of
+from flows.index.store import IndexStore
 from local.embedded.guarded_process import free_port
+from schemas import wire
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec
 from schemas.job_spec import Job, JobSpec
 from schemas.settings import Settings, SettingsError, load
 from schemas.shard_ranges import shard_ranges
+from schemas.sql import queries
+from steps.gate.batch import OffsetEvent
 from steps.partitioner import partition_of
 from tests.support.postgres import fresh_database
 
@@ -254,3 +261,100 @@ def test_a_shard_that_was_down_gets_the_filter_later(settings: Settings) -> None
         walks.steps(db)
         assert db.execute("select reason from sluice.stream_gap").fetchall() == [("the shard got the filter late",)] * 2
         assert filter_changes.show(db).version == ask(urls_of(settings)[0], "select version from sluice.filter")[0][0]
+
+
+def test_an_empty_database_in_place_of_a_shard_is_refused_until_the_loss_is_accepted(settings: Settings) -> None:
+    second = urls_of(settings)[1]
+    ask(second, "delete from sluice.shard")
+    with pytest.raises(OperatorError, match=r"3-7 is empty, but was in use; .*accept-loss 3-7"):
+        prepare_shards(settings)
+    with pytest.raises(OperatorError, match="no shard 3-6"):
+        accept_loss(settings, "3-6")
+    accept_loss(settings, "3-7")
+    prepare_shards(settings)
+    assert ask(settings.database, "select upstream, reason from sluice.stream_gap") == [
+        ("shard:3-7", "the shard was lost")
+    ]
+    assert ask(second, "select own from sluice.shard") == [("3-7",)]
+
+
+@pytest.mark.parametrize(
+    "error", [psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, psycopg.InternalError]
+)
+def test_a_shard_that_did_not_answer_is_checked_again(settings: Settings, error: type[psycopg.Error]) -> None:
+    shards = Shards(settings, lambda one: one.database)
+    shards._failures = [0, 0]
+
+    def refuse(_: str) -> None:
+        raise error("x")
+
+    with pytest.raises(ShardUnavailable):
+        shards.call(1, refuse)
+    ask(urls_of(settings)[1], "delete from sluice.shard")
+    shards._rest_until = [0.0, 0.0]
+    with pytest.raises(OperatorError, match="no name yet"):
+        shards.call(1, str)
+
+
+def test_a_restore_while_control_runs_holds_back_work(database: str) -> None:
+    class NoLog:
+        cluster = "c"
+
+        def lags(self, _db: object) -> list[Any]:
+            return []
+
+        def parts(self, _topics: object) -> list[Any]:
+            return []
+
+    lifted: list[int] = []
+    barrier = RestoreBarrier(Settings(database=database), NoLog(), lambda: lifted.append(1))  # type: ignore[arg-type]
+    barrier._letters = lambda db: None  # type: ignore[method-assign]
+    with psycopg.connect(database, autocommit=True) as db:
+        assert not barrier.pending(db)
+        assert not lifted
+        db.execute(queries("restore")["mark"])
+        assert not barrier.pending(db)
+        assert lifted == [1]
+        assert db.execute(queries("restore")["restoring"]).fetchone() is None
+
+
+def test_after_a_restore_of_the_main_database_shards_get_its_filter_and_jobs_new_numbers(settings: Settings) -> None:
+    with psycopg.connect(settings.database, autocommit=True) as db:
+        sharded_filter.change(settings, db, FilterSpec(collections=["a.b.c"]))
+        db.execute("update sluice.filter set collections = '{x.y.z}'")  # the same version as in the backup
+        assert sharded_filter.show(settings, db).walking
+        ask(urls_of(settings)[0], f"insert into sluice.repo (did, job) values ('{BY_SHARD[0][0]}', 41)")
+        sharded_filter.restored(settings, db, settings.database)
+        assert db.execute("select reason from sluice.stream_gap").fetchall() == [
+            ("a database was restored from a backup",)
+        ]
+        sharded_filter.ShardWalks(settings, 30.0).steps(db)
+        for url in urls_of(settings):
+            assert ask(url, "select version, collections from sluice.filter") == [(3, ["x.y.z"])]
+        job = jobs.start(db, JobSpec(source="dids", dids=DIDS), settings)
+        assert isinstance(job, Job)
+        assert job.id > 41
+
+
+def test_an_attempt_that_a_replayed_log_opened_expires(database: str) -> None:
+    """Without an outcome it would stay in `backfill` for ever."""
+    did = DIDS[0]
+    settings = Settings(database=database)
+    ask(database, f"insert into sluice.repo (did, phase) values ('{did}', 'pending')")
+    outcome = {
+        "did": did,
+        "collection": "a.b.c",
+        "rkey": "x",
+        "rev": "3l3qo2vutsw2b",
+        "time": "2026-01-01T00:00:00.000Z",
+    }
+    cid = "bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
+    event = wire.CreateEvent(**outcome, attempt=1, commit=cid, cid=cid, record=msgspec.Raw(b"{}"))  # type: ignore[arg-type]
+    store, queue = IndexStore(settings, "c", None), RepoQueue(settings)
+    with store.transaction() as transaction:
+        apply_events(transaction, {did: [OffsetEvent(0, event, 10, 1)]}, rules_of(settings))
+    assert queue.reap("c", 0.0) == {}
+    ask(database, "update sluice.repo set lease_until = lease_until - interval '10 minutes'")
+    assert queue.reap("c", 0.0) == {did: "pending"}
+    queue.close()
+    store.close()

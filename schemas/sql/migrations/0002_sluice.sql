@@ -256,7 +256,8 @@ create table sluice.shard (                              -- no row: all repos ar
     single boolean primary key default true check (single),
     main   uuid not null,                                -- of the main database, the same in all its shards
     ranges text not null,                                -- partitions of all shards, as in SLUICE_SHARDS: they never change
-    own    text not null                                 -- those of this shard; empty: this is the main database
+    own    text not null,                                -- those of this shard; empty: this is the main database
+    named  text[] not null default '{}'                  -- in the main database: shards in use, so an empty one was lost
 );
 
 create table sluice.dead_letter (
