@@ -1,13 +1,14 @@
-"""`sluice audit`, `sluice replay` and `sluice export`. Also adds the command groups about the mirror's data."""
+"""`sluice repo`, `record`, `audit`, `replay` and `export`. Also adds the command groups about the mirror's data."""
 
 import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from cli.base import AsJson, DataDir, all_dids, answerable, located, one_of, wit
 from cli.cursors import cursors_app
 from cli.dead_letters import dead_letters_app, skipped_app
 from cli.throttles import hosts_app
+from protocol.encoding.safe_text import printable
 from schemas.errors import OperatorError
 from schemas.patterns import PATTERN, WRITE, time_of
 
@@ -23,6 +25,8 @@ Workers = Annotated[int, typer.Option(min=1, max=256, help="Number of worker pro
 
 def commands(app: typer.Typer) -> None:
     """Add these commands to the application."""
+    app.command("repo")(repo)
+    app.command("record")(record)
     app.command("audit")(audit)
     app.command("replay")(replay)
     app.command("export")(export)
@@ -30,6 +34,68 @@ def commands(app: typer.Typer) -> None:
     app.add_typer(dead_letters_app, name="dead-letters")
     app.add_typer(skipped_app, name="skipped")
     app.add_typer(hosts_app, name="hosts")
+
+
+@answerable
+def repo(
+    account: Annotated[str, typer.Argument(help="DID or handle.")], data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
+    """Show a repo: phase, revs, attempts and errors, newest records, labels, buffered events. Exit code 1 if it is unknown."""
+    from cli.status_text import as_json_text, repo_page  # noqa: PLC0415 - as above
+    from control.repo_details import repo_details  # noqa: PLC0415 - as above
+
+    with _reader(data_dir) as reader:
+        found = repo_details(reader, _known(reader, account))
+    if found is None:
+        raise _not_found(f"{account} is not in the mirror; a repo is once a relay or PDS of the mirror has listed it")
+    typer.echo(as_json_text(found) if as_json else repo_page(found))
+
+
+@answerable
+def record(
+    uri: Annotated[str, typer.Argument(metavar="AT-URI", help="at://DID/COLLECTION/RKEY, also with a handle.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a record: CID, rev and JSON, and why the JSON is missing or not exact. Exit code 1 if it is not in the mirror."""
+    from cli.status_text import as_json_text, record_page  # noqa: PLC0415 - as above
+    from control.repo_details import find_record, find_repo, parts_of  # noqa: PLC0415 - as above
+
+    account, collection, rkey = parts_of(uri)
+    with _reader(data_dir) as reader:
+        did = _known(reader, account)
+        found = find_record(reader, did, collection, rkey)
+        if found is None:
+            of = find_repo(reader, did)
+            phase = f"its repo is in phase {of['phase']}" if of else "its repo is unknown"
+            raise _not_found(f"{uri} is not in the mirror; {phase}")
+    value = found | {"json": found["json"] and json.loads(found["json"])}
+    typer.echo(as_json_text(value) if as_json else record_page(value))
+
+
+@contextmanager
+def _reader(data_dir: Path | None) -> Iterator[Any]:
+    from control.repo_details import DirectReader  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    reader = DirectReader(with_database(data_dir), "sluice repo")
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _known(reader: Any, account: str) -> str:
+    from control.repo_details import did_of  # noqa: PLC0415 - as above
+
+    did: str | None = did_of(reader, account)
+    if did is None:
+        raise _not_found(f"no account that the mirror has resolved claims the handle {account}; give its DID")
+    return did
+
+
+def _not_found(what: str) -> typer.Exit:
+    typer.echo(f"sluice: {printable(what, 3000)}", err=True)
+    return typer.Exit(1)
 
 
 @answerable

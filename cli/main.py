@@ -2,10 +2,12 @@
 
 import faulthandler
 import json
+import os
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.completion import get_completion_inspect_parameters, shell_complete
 
 from cli import backup, data
 from cli.appview import appview_app
@@ -39,6 +41,14 @@ for name, group in (
 data.commands(app)
 backup.commands(app)
 
+COMPLETE = "_SLUICE_COMPLETE"
+Shell = Literal["bash", "zsh", "fish"]
+
+
+def _names(context: typer.Context) -> list[str]:
+    root = context.find_root()
+    return root.command.list_commands(root) if isinstance(root.command, OneLine) else []
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -63,7 +73,9 @@ def options(
 def main() -> None:
     """Entry point of the command."""
     faulthandler.enable()  # a crash in a library's native code names the Python lines it came from
-    app()
+    if COMPLETE in os.environ:
+        get_completion_inspect_parameters()  # registers the shells; Typer does it only with options of its own for them
+    app(prog_name="sluice")
 
 
 @app.command()
@@ -110,7 +122,12 @@ def up(
 @app.command()
 @answerable
 def run(
-    process: Annotated[str, typer.Argument(help="list-repos, firehose, labels, backfill, index or control.")],
+    process: Annotated[
+        str,
+        typer.Argument(
+            help="list-repos, firehose, labels, backfill, index or control.", autocompletion=lambda: list(PROCESSES)
+        ),
+    ],
     parent: Parent = 0,
 ) -> None:
     """Run one process, as in a pod. Its settings come from the environment."""
@@ -138,13 +155,15 @@ def migrate(data_dir: DataDir = None) -> None:
 @app.command()
 @answerable
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show the state of the mirror: repos, rates, lag, failing hosts, cursors, dead letters, jobs."""
+    """Show the state of the mirror: repos, rates, lag, failing hosts, cursors, dead letters, jobs, and addresses."""
     from cli.status_text import collect, page  # noqa: PLC0415 - as above
     from control.attention import as_json as as_json_of  # noqa: PLC0415 - as above
+    from control.process_status import addresses  # noqa: PLC0415 - as above
 
     settings = located(data_dir, "kafka_bootstrap", "database")
     seen = collect(settings)
-    typer.echo(json.dumps(as_json_of(seen)) if as_json else page(seen))
+    found = addresses(settings, seen.processes)
+    typer.echo(json.dumps(as_json_of(seen) | {"addresses": found}) if as_json else page(seen, found))
 
 
 @app.command()
@@ -164,11 +183,11 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @app.command()
 @answerable
-def settings() -> None:
+def settings(as_json: AsJson = False) -> None:
     """List every setting with its variable, value, default and meaning."""
-    from cli.settings_text import page  # noqa: PLC0415 - as above
+    from cli import settings_text  # noqa: PLC0415 - as above
 
-    typer.echo(page(load()))
+    typer.echo((settings_text.as_json if as_json else settings_text.page)(load()))
 
 
 @app.command(
@@ -197,3 +216,21 @@ def simulate(context: typer.Context, parent: Parent = 0) -> None:
         raise typer.Exit(serve(SimulatorConfig(**vars(options.parse_args(context.args))), ready=ready))
     except (OSError, UnknownFaultError, ImpossibleConfigError) as err:
         raise OperatorError(f"simulated network: {err}") from err
+
+
+@app.command("help")
+def show_help(
+    context: typer.Context,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="A command, such as `backfill start`.", autocompletion=_names)
+    ] = None,
+) -> None:
+    """Show the help of a command."""
+    context.find_root().command.main([*(command or []), "--help"], "sluice")
+
+
+@app.command()
+def completion(context: typer.Context, shell: Annotated[Shell, typer.Argument(help="bash, zsh or fish.")]) -> None:
+    """Print the completion script of a shell: `source <(sluice completion bash)`, `sluice completion fish | source`."""
+    get_completion_inspect_parameters()
+    shell_complete(context.find_root().command, {}, "sluice", COMPLETE, f"source_{shell}")

@@ -1,9 +1,10 @@
 """`sluice settings`: each setting with its variable, value, default and meaning."""
 
-from urllib.parse import urlsplit, urlunsplit
+import json
 
 from pydantic_core import PydanticUndefined
 
+from connectors.runtime.logs import without_secrets
 from schemas.settings import PREFIX, PUBLIC, SECRETS, Settings, spell
 from schemas.shard_ranges import shard_ranges
 
@@ -15,9 +16,9 @@ def rows(settings: Settings) -> list[tuple[str, str, str, str]]:
         field = Settings.model_fields[name]
         default = field.get_default(call_default_factory=True)
         value = getattr(settings, name)
-        shown = without_password(value) if name == "database" else spell(value)
+        shown = without_secrets(value) if name == "database" else spell(value)
         if name == "shards":
-            shown = " ".join(f"{one.name}={without_password(one.url)}" for one in shard_ranges(value))
+            shown = " ".join(f"{one.name}={without_secrets(one.url)}" for one in shard_ranges(value))
         if name in SECRETS and value:
             shown = "***"
         found.append(
@@ -41,9 +42,8 @@ def page(settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def without_password(url: str) -> str:
-    """The URL with its password hidden."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+def as_json(settings: Settings) -> str:
+    """The list as a JSON array of objects."""
+    return json.dumps(
+        [dict(zip(("variable", "value", "default", "meaning"), row, strict=True)) for row in rows(settings)]
+    )

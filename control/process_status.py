@@ -8,6 +8,7 @@ import http.client
 import json
 import math
 import os
+import shlex
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from connectors.runtime.logs import without_secrets
+from schemas.settings import Settings
+from schemas.topics import FIREHOSE_LIVE
 
 FILE = "processes.json"
 ANSWER_SECONDS = 2.0
@@ -77,6 +82,25 @@ class Registry:
         draft.touch(mode=0o600)
         draft.write_text(json.dumps(asdict(self), indent=1) + "\n")
         draft.replace(data_dir / FILE)
+
+
+def addresses(settings: Settings, processes: Iterable[Process | ProcessStatus] = ()) -> dict[str, str]:
+    """How people reach the mirror: `psql`, `kcat`, and of a running `sluice up` `page` and `metrics`. Passwords are hidden."""
+    folder, usual = settings.data_dir.absolute(), Path(Settings.model_fields["data_dir"].default).absolute()
+    option = "" if folder in (usual, usual / "simulated") else f" --data-dir {shlex.quote(str(folder))}"
+    secured = "" if settings.kafka_protocol == "plaintext" else f" -X security.protocol={settings.kafka_protocol}"
+    found = {
+        "psql": f"sluice psql{option}  ({without_secrets(settings.database)})",
+        "kcat": f"kcat -b {settings.kafka_bootstrap}{secured} -C -t {settings.kafka_topic_prefix}{FIREHOSE_LIVE} -o -5 -e",
+    }
+    served = [process for process in processes if process.port]
+    for process in served:
+        if process.kind == "control":
+            found["page"] = f"http://127.0.0.1:{process.port}/"
+    if served:
+        ports = ", ".join(f"{process.port} ({process.name})" for process in served)
+        found["metrics"] = f"http://127.0.0.1:PORT/metrics of {ports}"
+    return found
 
 
 def registered(data_dir: Path) -> Registry | None:

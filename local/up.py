@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from connectors.runtime.stop import STOP, stop_on_signals
-from control.process_status import Registry
+from control.process_status import Registry, addresses
 from control.status import MirrorStatus
 from local.commands import SIMULATOR, commands, preloaded, sluice
 from local.data_folder import locked_data_folder
@@ -122,8 +122,8 @@ class _Up:
             self._supervisor.add(command)
         self._register()
         self._progress.note("sluice", f"mirrors {', '.join(self._settings.relays)}")
-        port = next(process.port for process in self._supervisor.processes if process.kind == "control")
-        self._progress.address("page", f"http://127.0.0.1:{port}/")
+        for name, what in addresses(self._settings, self._supervisor.processes).items():
+            self._progress.address(name, what)
 
     def _start_simulator(self) -> None:
         def read_urls(line: str) -> None:

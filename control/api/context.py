@@ -71,10 +71,10 @@ class Context:
         with self.db() as db, db.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(statement, values).fetchall()
 
-    def repo(self, statement: Statement, did: str) -> list[DictRow]:
+    def repo(self, statement: Statement, did: str, **values: Any) -> list[DictRow]:
         """Rows of a statement about one repo."""
         shards = self._opened()[1]
-        return shards.call(shards.number_of(did), lambda pool: _rows(pool, statement, {"did": did}))
+        return shards.call(shards.number_of(did), lambda pool: _rows(pool, statement, values | {"did": did}))
 
     def repos(self, statement: Statement, values: dict[str, Any]) -> list[DictRow]:
         """A page of a statement about repos, in DID order. Every shard must answer."""

@@ -10,6 +10,7 @@ from control.api.errors import Conflict, NotFound
 from control.api.paging import cut, read_cursor
 from control.api.router import Ctx, Cursor, Limit, Router, documented
 from control.attention import as_json
+from control.repo_details import find_repo
 from flows.list_repos.gap_recovery import recover_now
 from schemas.patterns import DID
 from schemas.sql import queries
@@ -42,10 +43,10 @@ def list_repos(
 @ROUTER.get("/repos/{did}", responses=documented(404))
 def get_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
     """One repo."""
-    rows = context.repo(SQL["repo"], did)
-    if not rows:
+    row = find_repo(context, did)
+    if row is None:
         raise NotFound(f"{did} is not known", "a repo is known once a mirrored relay or PDS has listed it")
-    return models.RepoRow.model_validate(rows[0])
+    return models.RepoRow.model_validate(row)
 
 
 @ROUTER.post("/repos/{did}/retry", responses=documented(404, 409))

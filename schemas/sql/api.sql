@@ -1,4 +1,5 @@
--- Queries of the HTTP API (control/api). Each list is a keyset page: at most `limit` rows after a position.
+-- Queries of the HTTP API (control/api), and of `sluice repo` and `sluice record` (control/repo_details.py). Each list of the API is a
+-- keyset page: at most `limit` rows after a position.
 
 -- name: repo
 -- A repo that was never in sync has no host yet; the PDS of its DID document is shown instead.
@@ -7,6 +8,50 @@ select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, 
        started_at, completed_at
 from sluice.repo r left join sluice.identity i on i.did = r.did
 where r.did = %(did)s
+
+-- name: repo_attempts
+-- When the newest attempts began, and since when attempts end without being counted.
+select fetched_at, deferred_since, stale_since, desynced_at from sluice.repo where did = %(did)s
+
+-- name: repo_identity
+-- In the main database.
+select i.pds, i.resolved_at, h.handle, h.verified, h.verified_at, h.checked_at, h.reason, h.detail
+from (select %(did)s::text as did) a
+left join sluice.identity i on i.did = a.did left join sluice.handle h on h.did = a.did
+
+-- name: repo_collections
+select collection, count(*) as records from sluice.record where did = %(did)s group by collection order by collection
+
+-- name: repo_records
+-- The newest first.
+select collection, rkey, rev, cid, reason, indexed_at from sluice.record where did = %(did)s order by indexed_at desc, rkey desc limit %(limit)s
+
+-- name: repo_labels
+-- Of the account and of its records, the newest first. '0' comes after '/'.
+select uri, val, neg, src, cts, exp from sluice.label
+where uri = %(did)s or (uri > 'at://' || %(did)s || '/' and uri < 'at://' || %(did)s || '0')
+order by cts desc, uri limit %(limit)s
+
+-- name: repo_buffered
+-- In the order in which they will be applied.
+select rev, log_offset, to_timestamp(received / 1000.0) as received_at from sluice.buffered_event
+where did = %(did)s order by log_offset limit %(limit)s
+
+-- name: repo_dead_letters
+-- In the main database; the newest first.
+select part || ':' || log_offset as id, topic, reason, error, state, noticed_at from sluice.dead_letter
+where did = %(did)s order by noticed_at desc, part, log_offset limit %(limit)s
+
+-- name: claimants
+-- DIDs whose documents claim a handle, the verified one first. In the main database.
+select did, verified from sluice.handle where verified and handle = %(handle)s
+union all
+(select did, verified from sluice.handle where not verified and handle = %(handle)s order by did limit 5)
+
+-- name: record
+-- The JSON as text: it must hash back to the CID.
+select uri, cid, rev, attempt, json::text, raw, reason, indexed_at from sluice.record
+where did = %(did)s and collection = %(collection)s and rkey = %(rkey)s
 
 -- name: repos
 select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, status, attempt, rev, seen_rev, data, commit,

@@ -120,7 +120,11 @@ def test_a_simulated_network_until_synced(home: Path) -> None:
     assert {"backfill", "index", "firehose", "control", "labels", "list-repos"} <= set(totals["peak_rss_mb"])
     assert all(peak > 20 for kind, peak in totals["peak_rss_mb"].items() if kind != "postgres")
     assert "| lag:" in ended.stderr
-    assert "index-2" not in ended.stderr.replace("index-2: state", ""), "nothing to say of a worker that did its work"
+    told = "\n".join(line for line in ended.stderr.splitlines() if not line.startswith("metrics "))
+    assert "index-2" not in told.replace("index-2: state", ""), "nothing to say of a worker that did its work"
+    assert f"sluice psql --data-dir {home}" in told
+    assert "\nkcat     kcat -b 127.0.0.1:" in told
+    assert "\npage     http://127.0.0.1:" in told
     assert (home / "simulated" / "logs" / "index-2.log").exists()
     assert not (home / "simulated" / "processes.json").exists()
 
@@ -187,6 +191,7 @@ def status_is_whole(home: Path, simulation: Simulation, up: subprocess.Popen[str
     assert page["repos"]["sync"] == len(true_records(simulation))
     assert {process["kind"] for process in page["processes"]} >= {"index", "backfill", "kafka", "postgres"}
     assert page["lag"]["index/firehose_backfill"] == 0
+    assert set(page["addresses"]) == {"psql", "kcat", "page", "metrics"}
     assert not any(standing["past_end"] for standing in page["partition_lags"])
     argv, env = command("cursors", "list", "--data-dir", str(home))
     assert simulation.relays[0] in subprocess.run(argv, env=env, capture_output=True, check=True, text=True).stdout

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "backfill retry": ["1"],
     "backfill show": ["1"],
     "backfill start": ["--did", DID],
+    "completion": ["bash"],
     "cursors list": [],
     "cursors reset": ["firehose", "https://relay.test"],
     "cursors set": ["firehose", "https://relay.test", "5"],
@@ -49,10 +50,14 @@ ARGUMENTS: dict[str, list[str]] = {
     "filters prune": [],
     "filters set": ["--did", DID],
     "filters show": [],
+    "help": [],
     "hosts clear": ["pds.test"],
     "hosts list": [],
     "migrate": [],
+    "psql": [],
+    "record": [f"at://{DID}/app.bsky.feed.post/1"],
     "replay": ["firehose_live"],
+    "repo": [DID],
     "restore": ["/nowhere/file"],
     "run": ["index"],
     "settings": [],
@@ -98,7 +103,7 @@ def walk(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
 
 COMMAND: Any = typer.main.get_command(app)
 COMMANDS = dict(walk(COMMAND))
-READERS = sorted(COMMANDS.keys() - {"simulate"})  # commands that read settings
+READERS = sorted(COMMANDS.keys() - {"completion", "help", "simulate"})  # commands that read settings
 HAVE = {name: {parameter.name for parameter in command.params} for name, command in COMMANDS.items()}
 LOCATED = sorted(
     name for name in COMMANDS if "data_dir" in HAVE[name] and name not in ("up", "restore")
