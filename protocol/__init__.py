@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from hashlib import sha256
+from importlib import import_module
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -38,28 +39,41 @@ class CompiledFinder:
         return None if file is None else spec_from_file_location(name, file, loader=ExtensionFileLoader(name, file))
 
 
-def digest() -> str:
-    """The digest of the names and contents of all sources and of the interpreter's ABI."""
+def digest(sources: Path = SOURCES) -> str:
+    """The digest of the names and contents of all sources and of the interpreter's ABI. Raises OSError."""
     found = sha256(str(sysconfig.get_config_var("SOABI")).encode())
-    for path in sorted(SOURCES.rglob("*.py")):
+    for path in sorted(sources.rglob("*.py")):
+        name = path.relative_to(sources)
+        if any(part.startswith(".") for part in name.parts):
+            continue  # an editor's, which may be a link to nothing
         source = path.read_bytes()
-        found.update(f"\0{path.relative_to(SOURCES)}\0{len(source)}\0".encode())
+        found.update(f"\0{name}\0{len(source)}\0".encode())
         found.update(source)
     return found.hexdigest()
 
 
 def use_compiled() -> bool:
-    """Import the compiled modules from now on, if there are any of these sources. Returns whether there are."""
+    """Import the compiled modules from now on, if there are any of these sources that load. Returns whether there are."""
     if os.environ.get(PURE) or not COMPILED.is_dir():
         return False
-    folder = COMPILED / digest()
+    try:
+        folder = COMPILED / digest()
+    except OSError:
+        return False
     files = {
         ".".join((*path.parent.relative_to(folder).parts, path.name.partition(".")[0])): str(path)
         for path in folder.rglob("*.so")
     }
     if SHARED not in files:
         return False
-    sys.meta_path.insert(0, CompiledFinder(files))
+    finder = CompiledFinder(files)
+    sys.meta_path.insert(0, finder)
+    try:
+        import_module(SHARED)
+    except ImportError as err:
+        sys.meta_path.remove(finder)
+        sys.stderr.write(f"sluice: protocol/ runs as Python at half the speed; `make setup` compiles it again: {err}\n")
+        return False
     return True
 
 

@@ -16,39 +16,70 @@ from pathlib import Path
 from protocol import COMPILED, NEVER_COMPILED, PURE, SHARED, SOURCES, digest
 
 OPTIMIZATION = "1"  # -O3 takes half as long again to compile, and runs no faster
+BUILT_BY = "built_by"
 KEPT = 3
 """Builds that are kept: processes that run may still import from an earlier one."""
+ABANDONED_SECONDS = 3600.0  # a build without `built_by` after so long was killed
 
 
 def main() -> int:
     """Compile, and return the exit code."""
     compiler = f"mypy {version('mypy')} -O{OPTIMIZATION}\n"
-    folder = COMPILED / digest()
-    built_by = folder / "built_by"
-    if built_by.is_file() and built_by.read_text() == compiler:
+    if _usable(COMPILED / digest(), compiler):
         return 0
     began = time.monotonic()
     _say("compiling protocol/ …")
     COMPILED.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=COMPILED) as made:
+        # of the copy, because the sources may change meanwhile
+        shutil.copytree(SOURCES, Path(made) / SOURCES.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        folder = COMPILED / digest(Path(made) / SOURCES.name)
         problem = _compiled(Path(made))
         if problem:
             _say(f"… not compiled, it runs as Python at half the speed: {problem}")
             return 1
         built = Path(made) / "built"
-        (built / built_by.name).write_text(compiler)
-        shutil.rmtree(folder, ignore_errors=True)
-        built.rename(folder)
-    builds = sorted((path for path in COMPILED.iterdir()), key=lambda path: path.stat().st_mtime)
-    for old in builds[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        (built / BUILT_BY).write_text(compiler)
+        _install(built, folder, compiler)
+    _remove_old()
     _say(f"… {time.monotonic() - began:.0f} s")
     return 0
 
 
+def _usable(folder: Path, compiler: str) -> bool:
+    """Whether this compiler built the folder, and its code loads: a crash of the machine may have left empty files."""
+    built_by = folder / BUILT_BY
+    if not built_by.is_file() or built_by.read_text() != compiler:
+        return False
+    command = [sys.executable, "-S", "-c", f"import {SHARED}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0  # noqa: S603 - our own code
+
+
+def _install(built: Path, folder: Path, compiler: str) -> None:
+    """Move the build to its folder, durably; not if another process has put the same one there, which processes may already use."""
+    if _usable(folder, compiler):
+        return
+    for path in (built, *built.rglob("*")):
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
+    if folder.exists():
+        folder.rename(built.parent / "replaced")
+    built.rename(folder)
+
+
+def _remove_old() -> None:
+    """Remove all builds but the newest, and what killed builds left."""
+    folders = sorted(COMPILED.iterdir(), key=lambda path: path.stat().st_mtime)
+    builds = [path for path in folders if (path / BUILT_BY).is_file()]
+    before = time.time() - ABANDONED_SECONDS
+    abandoned = [path for path in folders if path not in builds and path.stat().st_mtime < before]
+    for old in (*builds[:-KEPT], *abandoned):
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _compiled(folder: Path) -> str:
-    """Compile into `folder/built`. Returns '', or the last line of the compiler's output if it fails."""
-    shutil.copytree(SOURCES, folder / SOURCES.name, ignore=shutil.ignore_patterns("__pycache__"))
+    """Compile `folder/protocol` into `folder/built`. Returns '', or the last line of the compiler's output if it fails."""
     command = [sys.executable, "-c", "from tools.compile_protocol import build; build()"]
     environment = os.environ | {"PYTHONPATH": str(SOURCES.parent), PURE: "1"}
     done = subprocess.run(  # noqa: S603 - our own code

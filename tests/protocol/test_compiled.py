@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol import IS_COMPILED, PURE, SOURCES
+from protocol import IS_COMPILED, PURE, SHARED, SOURCES, digest
 from tests.protocol import outcomes
 from tests.support import ROOT
 from tests.support.size import sized
+from tools import compile_protocol
 
 needs_compiled = pytest.mark.skipif(not IS_COMPILED, reason="not compiled here")
 
@@ -47,6 +48,60 @@ def test_an_edited_source_runs_and_not_what_was_compiled_before(tmp_path: Path) 
     with (tmp_path / "protocol/mst/node.py").open("a") as source:
         source.write("\n")
     assert python(SHOWN, path=tmp_path) == "False False"
+
+
+def broken(folder: Path) -> tuple[Path, Path]:
+    """Copies of sources and build; the build's shared module, and a hidden link to nothing among the sources."""
+    shutil.copytree(SOURCES, folder / "protocol", ignore=shutil.ignore_patterns("__pycache__"))
+    build = folder / ".compiled" / digest()
+    shutil.copytree(ROOT / ".compiled" / build.name, build)
+    link = folder / "protocol/.#cid.py"
+    link.symlink_to("someone@host.1")
+    (shared,) = build.glob(f"{SHARED}.*")
+    return shared, link
+
+
+@needs_compiled
+def test_an_editors_hidden_file_is_no_source_and_an_unreadable_source_is_no_error_here(tmp_path: Path) -> None:
+    _, link = broken(tmp_path)
+    assert python(SHOWN, path=tmp_path) == "True True"
+    link.rename(tmp_path / "protocol/broken.py")
+    assert python(SHOWN, path=tmp_path) == "False False"
+
+
+@needs_compiled
+def test_a_build_that_does_not_load_is_not_used_and_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut, or with an older C library. A build that loads stays: processes may use it."""
+    shared, _ = broken(tmp_path)
+    good, compiler = shared.read_bytes(), (shared.parent / "built_by").read_text()
+    monkeypatch.setattr(compile_protocol, "COMPILED", tmp_path / ".compiled")
+    assert compile_protocol.main() == 0  # nothing to do
+    new = tmp_path / ".compiled/tmp1/built"
+    shutil.copytree(shared.parent, new)
+    inode = shared.stat().st_ino
+    compile_protocol._install(new, shared.parent, compiler)
+    assert shared.stat().st_ino == inode
+    shared.write_bytes(b"")
+    assert python(SHOWN, path=tmp_path) == "False False"
+    assert not compile_protocol._usable(shared.parent, compiler)
+    compile_protocol._install(new, shared.parent, compiler)
+    assert shared.read_bytes() == good
+    assert python(SHOWN, path=tmp_path) == "True True"
+
+
+def test_what_killed_builds_left_does_not_push_out_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_protocol, "COMPILED", tmp_path)
+    for number in range(5):
+        (tmp_path / f"build{number}").mkdir()
+        (tmp_path / f"build{number}/built_by").touch()
+        os.utime(tmp_path / f"build{number}", (number, number))
+    for name in ("killed", "running"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / "killed", (9, 9))
+    compile_protocol._remove_old()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build2", "build3", "build4", "running"]
 
 
 def test_without_a_compiler_one_line_says_so_and_python_runs(tmp_path: Path) -> None:
