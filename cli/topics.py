@@ -73,11 +73,13 @@ def shards_check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 @shards_app.command("accept-loss")
+@answerable
 def shards_accept_loss(name: str, data_dir: DataDir = None) -> None:
     """Let an empty database become the shard NAME, which was lost; its repos are listed and fetched again."""
     from connectors.postgres.shard_identity import accept_loss  # noqa: PLC0415 - as above
 
     accept_loss(with_database(data_dir), name)
+    typer.echo(f"an empty database may become shard {name}; its repos are listed again")
 
 
 @shards_app.command("attach")

@@ -61,6 +61,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "restore": ["/nowhere/file"],
     "run": ["index"],
     "settings": [],
+    "shards accept-loss": ["0-15"],
     "shards attach": [],
     "shards check": [],
     "simulate": ["--repos", "1"],
