@@ -143,6 +143,7 @@ def located(data_dir: Path | None, *needed: str) -> Settings:
                 "handle_dns": running.dns,
                 "allow_private_hosts": running.allow_private_hosts,
                 "shards": running.shards,
+                "serve_listen": running.serve or settings.serve_listen,
             }
             return settings.model_copy(
                 update=unless_set(**rest)

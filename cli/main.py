@@ -125,7 +125,8 @@ def run(
     process: Annotated[
         str,
         typer.Argument(
-            help="list-repos, firehose, labels, backfill, index or control.", autocompletion=lambda: list(PROCESSES)
+            help="list-repos, firehose, labels, backfill, index, control or serve.",
+            autocompletion=lambda: list(PROCESSES),
         ),
     ],
     parent: Parent = 0,

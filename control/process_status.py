@@ -75,6 +75,7 @@ class Registry:
     dns: str = ""
     allow_private_hosts: bool = False
     shards: str = ""
+    serve: str = ""
 
     def write(self, data_dir: Path) -> None:
         """Replace the file atomically. Only its owner may read it: the database URL has a password."""
@@ -85,7 +86,7 @@ class Registry:
 
 
 def addresses(settings: Settings, processes: Iterable[Process | ProcessStatus] = ()) -> dict[str, str]:
-    """How people reach the mirror: `psql`, `kcat`, and of a running `sluice up` `page` and `metrics`. Passwords are hidden."""
+    """How people reach the mirror: `psql`, `kcat`, and of a running `sluice up` `page`, `stream` and `metrics`. Passwords are hidden."""
     folder, usual = settings.data_dir.absolute(), Path(Settings.model_fields["data_dir"].default).absolute()
     option = "" if folder in (usual, usual / "simulated") else f" --data-dir {shlex.quote(str(folder))}"
     secured = "" if settings.kafka_protocol == "plaintext" else f" -X security.protocol={settings.kafka_protocol}"
@@ -97,6 +98,8 @@ def addresses(settings: Settings, processes: Iterable[Process | ProcessStatus] =
     for process in served:
         if process.kind == "control":
             found["page"] = f"http://127.0.0.1:{process.port}/"
+        elif process.kind == "serve":
+            found["stream"] = f"ws://{settings.serve_listen}/subscribe"
     if served:
         ports = ", ".join(f"{process.port} ({process.name})" for process in served)
         found["metrics"] = f"http://127.0.0.1:PORT/metrics of {ports}"

@@ -15,6 +15,7 @@ SESSION_SECONDS = 10.0
 
 MODULES = {
     "control": "control.api.serve",
+    "serve": "serve.application",
     "list-repos": "flows.list_repos.flow",
     **{kind: f"flows.{kind}.flow" for kind in ("index", "backfill", "labels", "firehose")},
 }
@@ -29,7 +30,7 @@ def preloaded(*, simulate: bool) -> list[str]:
 
 def commands(settings: Settings, workers: int) -> list[Command]:
     """The processes of the mirror, readers of topics before their writers."""
-    kinds = ["control", *["index"] * workers, *["backfill"] * workers]
+    kinds = ["control", "serve", *["index"] * workers, *["backfill"] * workers]
     kinds += [*(["labels"] if settings.labelers else []), *["firehose"] * settings.firehose_shares, "list-repos"]
     found: list[Command] = []
     ports: list[int] = [settings.http_port] if settings.http_port else []
@@ -41,6 +42,12 @@ def commands(settings: Settings, workers: int) -> list[Command]:
         own = settings.replaced(firehose_share=number - 1) if name != kind == "firehose" else settings
         found.append(Command(name, kind, sluice("run", kind), environment(own, port), port, module=MODULES[kind]))
     return found
+
+
+def listening(address: str) -> str:
+    """The listen address of `serve`, with a free port in the place of 0."""
+    host, _, port = address.rpartition(":")
+    return address if int(port) else f"{host}:{free_port()}"
 
 
 def sluice(*arguments: str) -> tuple[str, ...]:

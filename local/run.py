@@ -29,6 +29,7 @@ from protocol import IS_COMPILED
 from schemas.errors import OperatorError
 from schemas.flows import flow_name
 from schemas.settings import SECRETS, Settings
+from serve import serve_process
 
 STOP_SECONDS = 17.0  # beyond `drain_seconds`: a process that hangs ends itself before `up` or the kubelet kills it
 PR_SET_PDEATHSIG = 1
@@ -73,6 +74,8 @@ def _serve_and_run(name: str, settings: Settings, health: Health) -> None:
     logger.info("started", extra={"flow": flow_name(name), "http_port": port, "compiled": IS_COMPILED})
     if name == "control":
         control_process.run(settings, health)
+    elif name == "serve":
+        serve_process.run(settings, health)
     else:
         _run_flow(name, settings, health)
     logger.info("stopped", extra={"flow": flow_name(name)})

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from connectors.runtime.stop import STOP, stop_on_signals
 from control.process_status import Registry, addresses
 from control.status import MirrorStatus
-from local.commands import SIMULATOR, commands, preloaded, sluice
+from local.commands import SIMULATOR, commands, listening, preloaded, sluice
 from local.data_folder import locked_data_folder
 from local.embedded.guarded_process import port_is_free
 from local.embedded_servers import START_SECONDS, EmbeddedServers
@@ -37,7 +37,7 @@ TICK_SECONDS = 0.25
 STARTING_SECONDS = 0.02  # between looks at a simulator that starts
 PROGRESS_SECONDS = 1.0
 SIMULATOR_SECONDS = 60.0
-DRAIN_ORDER = (("list-repos", "firehose", "labels"), ("backfill",), ("index",), ("control",), ("simulator",))
+DRAIN_ORDER = (("list-repos", "firehose", "labels"), ("backfill",), ("index",), ("control", "serve"), ("simulator",))
 SIMULATED = ("--repos", "300", "--records-per-repo", "30", "--writer-rate", "20", "--churn", "0.02")
 
 
@@ -118,6 +118,7 @@ class _Up:
         self._progress.address("data", str(self._settings.data_dir))
         if applied:
             self._progress.note("database", f"applied {len(applied)} migrations, the last is {applied[-1]}")
+        self._settings = self._settings.replaced(serve_listen=listening(self._settings.serve_listen))
         for command in commands(self._settings, self._options.workers):
             self._supervisor.add(command)
         self._register()
@@ -158,6 +159,7 @@ class _Up:
             dns=self._settings.handle_dns,
             allow_private_hosts=self._settings.allow_private_hosts,
             shards=self._settings.shards,
+            serve=self._settings.serve_listen,
         ).write(self._settings.data_dir)
 
     def _watch(self) -> dict[str, object] | None:

@@ -9,7 +9,7 @@ FLOWS = (LIST_REPOS, "firehose", "labels", "backfill", "index")
 
 
 def flow_name(process: str) -> str:
-    """The flow of a process; `control` is returned unchanged."""
+    """The flow of a process; `control` and `serve` are returned unchanged."""
     return process.replace("-", "_")
 
 
@@ -18,4 +18,4 @@ def process_name(flow: str) -> str:
     return flow.replace("_", "-")
 
 
-PROCESSES = (*map(process_name, FLOWS), "control")
+PROCESSES = (*map(process_name, FLOWS), "control", "serve")

@@ -22,7 +22,7 @@ from schemas.shard_ranges import shard_ranges
 from schemas.tuning import Tuning
 
 PREFIX = "SLUICE_"
-SECRETS = ("api_token", "api_read_token", "kafka_password")
+SECRETS = ("api_token", "api_read_token", "kafka_password", "serve_token")
 """Settings whose value is never shown. In `database` and `shards` only passwords are masked."""
 FOREIGN = {"SLUICE_CACHE_DIR", "SLUICE_TEST_CONTAINERS", PURE}
 """Variables with our prefix that are not settings."""
@@ -168,6 +168,12 @@ class Settings(BaseSettings):
         description="bearer token with full access to the API; without one only loopback may make changes",
     )
     api_read_token: str = Field("", repr=False, description="bearer token with read access to the API")
+    serve_listen: str = Field(
+        "127.0.0.1:0", description="listen address of `serve` for streams and XRPC reads, HOST:PORT; port 0: a free one"
+    )
+    serve_token: str = Field(
+        "", repr=False, description="bearer token that clients of `serve` must send; empty: none is needed"
+    )
     log_format: str = Field("auto", pattern="^(auto|json|text)$", description="json, text, or auto: text on a terminal")
 
     # private; tests set it as JSON in SLUICE_TUNING
@@ -220,6 +226,14 @@ class Settings(BaseSettings):
         host, colon, port = value.rpartition(":")
         if value and (not is_address(host if colon else value) or (colon and not port.isdecimal())):
             raise ValueError(f"{value!r} is not the address of a DNS server; write it as 192.0.2.53 or 192.0.2.53:5353")
+        return value
+
+    @field_validator("serve_listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"{value!r} is not an address to listen on; write it as 0.0.0.0:8081")
         return value
 
     @field_validator("plc")

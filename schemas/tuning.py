@@ -107,6 +107,14 @@ class Tuning(BaseModel):
     buffered_bytes_per_repo: int = Field(default=64 * 1024 * 1024, ge=1)
     """Maximum bytes of live events buffered for one repo; above it the repo is fetched again."""
 
+    # serve
+    serve_connections: int = Field(default=2000, ge=1)
+    """Maximum connections of `serve`; at the limit the oldest idle one is closed."""
+    serve_address_connections: int = Field(default=200, ge=1)
+    """Maximum connections of one address."""
+    serve_address_requests: float = Field(default=50.0, gt=0)
+    """Requests a second of one address, after a burst of ten times as many."""
+
     # control
     control_interval_seconds: float = Field(default=1.0, gt=0)
     """Interval at which control checks for due and expired work."""

@@ -13,9 +13,9 @@ from tests.test_docs import functions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "limits.md").read_text("utf-8")
-PACKAGES = ("protocol", "steps", "connectors", "appview", "flows", "control", "local", "ops", "cli")
+PACKAGES = ("protocol", "steps", "connectors", "appview", "flows", "serve", "control", "local", "ops", "cli")
 CONSTANT = re.compile(
-    r"`((?:protocol|schemas|steps|connectors|appview|flows|control|local|ops|cli)/[\w/]+\.py):(\w+) = ([^`]+)`"
+    r"`((?:protocol|schemas|steps|connectors|appview|flows|serve|control|local|ops|cli)/[\w/]+\.py):(\w+) = ([^`]+)`"
 )
 SETTING = re.compile(r"`SLUICE_(\w+) = ([^`]+)`")
 TEST = re.compile(r"`(test_\w+)::(test_\w+)`")

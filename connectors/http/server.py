@@ -1,4 +1,4 @@
-"""The HTTP port of a process: /healthz, /readyz and /metrics, and in control also the API.
+"""The HTTP port of a process: /healthz, /readyz and /metrics, in control also the API; and the public port of `serve`.
 
 `HttpServer(app, host, port)` serves an application in a thread with its own event loop, so that a busy flow still answers. It
 bounds the number of connections and their time: a connection is closed if it does not send a complete request or read its
@@ -13,6 +13,7 @@ import ipaddress
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Protocol, cast
@@ -154,8 +155,18 @@ async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
 class HttpServer:
     """One per process. `close` is only for tests."""
 
-    def __init__(self, app: HttpApp, host: str, port: int, name: str = "http") -> None:
+    def __init__(
+        self,
+        app: HttpApp,
+        host: str,
+        port: int,
+        name: str = "http",
+        *,
+        connections: int = CONNECTIONS,
+        per_address: int | None = None,
+    ) -> None:
         self._app = app
+        self._limit = ConnectionLimit(connections, per_address)
         self._host = host
         self._port = port
         self._loop = uvloop.new_event_loop()
@@ -180,12 +191,11 @@ class HttpServer:
         self._loop.close()
 
     async def _listen(self) -> int:
-        limit = ConnectionLimit()
         protocol = await self._app.start()
         self._listening = await self._loop.create_server(
-            lambda: BoundedConnection(limit, protocol), self._host, self._port
+            lambda: BoundedConnection(self._limit, protocol), self._host, self._port
         )
-        self._tasks = [self._loop.create_task(one) for one in (limit.sweep(), watchdog.beat(self._thread.name))]
+        self._tasks = [self._loop.create_task(one) for one in (self._limit.sweep(), watchdog.beat(self._thread.name))]
         return int(cast(asyncio.Server, self._listening).sockets[0].getsockname()[1])
 
     async def _end(self) -> None:
@@ -206,11 +216,13 @@ class BoundedConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.until = 0.0
         self.busy = False
+        self.address = ""
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.until = time.monotonic() + REQUEST_SECONDS
+        self.address = str((transport.get_extra_info("peername") or ("",))[0])
         self._inner.connection_made(transport)
         self._limit.add(self)
 
@@ -244,6 +256,10 @@ class BoundedConnection(asyncio.Protocol):
         finally:
             self.busy, self.until = False, time.monotonic() + IDLE_SECONDS
 
+    def extend(self, seconds: float = ANSWER_SECONDS) -> None:
+        """The response of a running request may take `seconds` from now."""
+        self.until = time.monotonic() + seconds
+
     def cut(self) -> None:
         """Close immediately."""
         if self._transport is not None:
@@ -251,24 +267,35 @@ class BoundedConnection(asyncio.Protocol):
 
 
 class ConnectionLimit:
-    """All connections, oldest first; at most CONNECTIONS."""
+    """All connections, oldest first; at most `most`, and `per_address` of one address."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int, per_address: int | None) -> None:
+        self._most = most
+        self._per_address = per_address
         self._open: dict[BoundedConnection, None] = {}
+        self._addresses: Counter[str] = Counter()
 
     def add(self, connection: BoundedConnection) -> None:
         """Admit a connection. At the limit the oldest idle one is closed, or else the new one."""
-        if len(self._open) >= CONNECTIONS:
+        if self._per_address is not None and self._addresses[connection.address] >= self._per_address:
+            return connection.cut()
+        if len(self._open) >= self._most:
             oldest = next((one for one in self._open if not one.busy), connection)
-            self._open.pop(oldest, None)
+            self.remove(oldest)
             oldest.cut()
             if oldest is connection:
-                return
+                return None
         self._open[connection] = None
+        self._addresses[connection.address] += 1
+        return None
 
     def remove(self, connection: BoundedConnection) -> None:
         """Forget a connection that has ended."""
-        self._open.pop(connection, None)
+        if connection in self._open:
+            del self._open[connection]
+            self._addresses[connection.address] -= 1
+            if not self._addresses[connection.address]:
+                del self._addresses[connection.address]
 
     async def sweep(self) -> None:
         """Close connections that are past their deadline."""

@@ -133,6 +133,9 @@ LOST_MESSAGES = Gauge(
     "sluice_lost_messages", "messages removed by retention before their group processed them", ["group", "topic"]
 )
 
+# serve
+SERVE_ANSWERS = Counter("sluice_serve_answers_total", "answers to clients of serve", ["route", "status"])
+
 # control, measured at intervals (control/tasks/gauges.py)
 REPOS = Gauge("sluice_repos", "repos by phase", ["phase"])
 REPOS_NEAR_LAST = Gauge("sluice_repos_near_last_attempt", "repos whose next or current attempt is the last")

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from connectors.kafka.log import LogUnavailable
+from connectors.postgres.pooled_calls import TooManyCalls
 from connectors.runtime.errors import BEHIND, one_line
 from schemas.errors import OperatorError
 from schemas.patterns import first_mistake
@@ -78,14 +79,16 @@ class Conflict(ApiError):
         super().__init__(409, "conflict", message, remedy)
 
 
-class Busy(ApiError):
-    """Too many requests are queued."""
-
-    def __init__(self) -> None:
-        super().__init__(503, "busy", "too many requests are queued", "retry in a moment")
-
-
-HANDLED = (ApiError, HTTPException, RequestValidationError, psycopg.Error, LogUnavailable, OperatorError, Exception)
+HANDLED = (
+    ApiError,
+    HTTPException,
+    RequestValidationError,
+    TooManyCalls,
+    psycopg.Error,
+    LogUnavailable,
+    OperatorError,
+    Exception,
+)
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
@@ -105,6 +108,8 @@ def _known(error: Exception) -> ApiError:
         where, what = first_mistake(error.errors())
         path = ".".join(where[1:])[:200]  # without "query", "path" or "body"
         return Invalid(f"{path}: {what}" if path else what)
+    if isinstance(error, TooManyCalls):
+        return ApiError(503, "busy", "too many requests are queued", "retry in a moment")
     if isinstance(error, psycopg.errors.QueryCanceled):
         return ApiError(503, "too_slow", "the database took too long", "request less at once, or retry later")
     if isinstance(error, psycopg.OperationalError):

@@ -14,9 +14,9 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from connectors.kafka.log import LogUnavailable
+from connectors.postgres.pooled_calls import TooManyCalls
 from connectors.runtime.errors import one_line
 from control.api.context import Context
-from control.api.errors import Busy
 from control.page.page_snapshot import PageSnapshot, SnapshotReader
 from control.page.rendering import render_sections
 from control.status import END_PHASES
@@ -27,7 +27,7 @@ SHARE = 10.0
 LAST_READS = 3
 HISTORY = 150
 FORGET_SECONDS = 60.0
-FAILURES = (psycopg.Error, PoolTimeout, LogUnavailable, OperatorError, Busy)
+FAILURES = (psycopg.Error, PoolTimeout, LogUnavailable, OperatorError, TooManyCalls)
 
 
 class History:

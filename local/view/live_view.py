@@ -40,7 +40,7 @@ FLOWS = {
     "backfill": ("done", "repos"),
     "index": ("records", "records"),
 }  # kind of process → its rate, and what that counts
-ORDER = (*FLOWS, "control", *SERVERS)
+ORDER = (*FLOWS, "control", "serve", *SERVERS)
 
 Lines = list[list[Segment]]
 

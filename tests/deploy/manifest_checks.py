@@ -24,7 +24,7 @@ from tests.deploy.rendering import Document
 
 SINGLE = {"list-repos", "labels"}
 SHARED = {"firehose"}
-MANY = {"backfill", "index"}
+MANY = {"backfill", "index", "serve"}
 OUTSIDE = SINGLE | SHARED | {"backfill", "control"}  # who asks servers of strangers; control does for handles
 SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database", "shards")}
 POD_INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"

@@ -49,7 +49,7 @@ def test_names_of_the_predecessor_are_recorded() -> None:
 def test_every_metric_is_counted_somewhere() -> None:
     sources = [
         path.read_text("utf-8")
-        for folder in ("connectors", "appview", "flows", "control", "local", "ops")
+        for folder in ("connectors", "appview", "flows", "serve", "control", "local", "ops")
         for path in (ROOT / folder).rglob("*.py")
         if path.name not in ("metrics.py", "metrics_page.py")
     ]

@@ -20,7 +20,7 @@ from local.embedded.embedded_database import EmbeddedDatabase
 from schemas.settings import Settings
 from tests.support import ROOT
 
-FOLDERS = ("connectors", "appview", "flows", "control", "local", "ops", "cli")
+FOLDERS = ("connectors", "appview", "flows", "serve", "control", "local", "ops", "cli")
 UNBOUNDED = {"result", "join", "wait", "acquire", "flush", "list_topics", "getconn", "communicate"}
 """Methods that block without a limit when they are called without an argument."""
 BOUNDED_BY_ARGUMENT = {"committed", "get_watermark_offsets", "position", "offsets_for_times"}

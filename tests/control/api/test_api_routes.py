@@ -181,7 +181,7 @@ def test_no_path_and_no_method_are_answers_too(api: Api) -> None:
 
 
 def test_too_many_calls_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("control.api.context.WAITING", 0)
+    monkeypatch.setattr("connectors.postgres.pooled_calls.WAITING", 0)
     assert api.get("/api/v1/hosts")[1]["error"]["code"] == "busy"
     assert api.get("/healthz")[0] == 200
 

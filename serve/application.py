@@ -1,0 +1,36 @@
+"""`make_app(context)` → the aiohttp application: routes and guard.
+
+A module of routes has a function `add_routes(app)` and is listed in ROUTES. Its handlers find settings, pooled database
+connections and threads in `request.app[CONTEXT]`, and raise `XrpcError` for an error of the XRPC kind.
+"""
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from connectors.http.server import BODY_BYTES, counted
+from connectors.postgres.pooled_calls import PooledCalls
+from schemas.settings import Settings
+from serve.guard import ClientGuard, answer_errors
+
+ROUTES: tuple[Callable[[web.Application], None], ...] = ()
+
+
+class ServeContext(PooledCalls):
+    """What the handlers share. The constructor does not connect."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, "serve")
+
+
+CONTEXT = web.AppKey("context", ServeContext)
+
+
+def make_app(context: ServeContext) -> web.Application:
+    """Build the application. It connects on the first request."""
+    guard = ClientGuard(context.settings)
+    app = web.Application(middlewares=[counted, answer_errors, guard.middleware], client_max_size=BODY_BYTES)
+    app[CONTEXT] = context
+    for add_routes in ROUTES:
+        add_routes(app)
+    return app
