@@ -1,4 +1,4 @@
-"""The parts of a CARv1 file: varints, the header, CIDs of other kinds. Raises CarError, and nothing else, on wire input."""
+"""The parts of a CARv1 file: varints, the header, sections, CIDs of other kinds. Raises CarError, and nothing else, on wire input."""
 
 from enum import StrEnum
 from typing import Final
@@ -79,6 +79,25 @@ def parse_header(header: bytes) -> bytes:
     if len(root) != CID_SIZE or root[:4] != DAG_CBOR:
         raise CarError(CarReason.BAD_HEADER, "the root is not the CID of a DAG-CBOR block")
     return root
+
+
+def write_header(root: bytes) -> bytes:
+    """The start of a CAR with this root: the CID of a DAG-CBOR block, 36 bytes."""
+    return _varint(len(_ONE_ROOT) + len(root) - len(DAG_CBOR) + len(_VERSION_1)) + _ONE_ROOT + root[4:] + _VERSION_1
+
+
+def write_section(cid: bytes, block: bytes) -> bytes:
+    """A block of a CAR."""
+    return b"".join((_varint(len(cid) + len(block)), cid, block))
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value >= 0x80:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)
 
 
 def check_foreign_cid(buffer: bytes, start: int, end: int) -> None:

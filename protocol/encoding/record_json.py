@@ -102,19 +102,25 @@ def leaf_body(cid: bytes, block: bytes | None, missing: BodyReason) -> RecordBod
     return RecordBody(None, None, missing) if block is None else RecordBody(None, block, BodyReason.RAW_BLOCK)
 
 
-def body_cid(json: bytes | None, raw: bytes | None = None, like: str = "") -> str:
-    """The record's CID, computed from the stored body; `raw` has priority. `like`: the row's CID, for the codec of `raw`.
+def body_block(json: bytes | None, raw: bytes | None = None) -> bytes:
+    """The record's block, rebuilt from the stored body; `raw` has priority. It is the record's own only if it hashes to the CID.
 
-    Raises ValueError if `record_body` cannot have written the JSON.
+    Raises ValueError if there is no body, or if `record_body` cannot have written the JSON.
     """
     if raw is not None:
-        return sha256_cid(raw, like)
+        return raw
     if json is None:
-        raise ValueError("a record without body has no CID of its own")
+        raise ValueError("a record without body has no block")
     try:
-        return dag_cbor_cid(cbrrr.encode_dag_cbor(_decode(json), True))
+        return cbrrr.encode_dag_cbor(_decode(json), True)
     except (msgspec.DecodeError, TypeError, OverflowError, RecursionError) as err:
         raise ValueError(f"not a record's JSON: {err}") from err
+
+
+def body_cid(json: bytes | None, raw: bytes | None = None, like: str = "") -> str:
+    """The record's CID, computed from the stored body. `like`: the row's CID, for the codec of `raw`. Raises ValueError as `body_block`."""
+    block = body_block(json, raw)
+    return dag_cbor_cid(block) if raw is None else sha256_cid(block, like)
 
 
 def _beyond_limits(block: bytes) -> BodyReason | None:

@@ -1,4 +1,4 @@
-"""The Merkle search tree of a repo: node blocks → leaves in key order, and sorted leaves → root.
+"""The Merkle search tree of a repo: node blocks → leaves in key order, and sorted leaves → root or proof.
 
 `walk` raises MstError, and nothing else, on wire input. A tree that it walks to the end is valid: key order, layers, prefix
 compression, canonical nodes, no missing block. MISSING_BLOCK is a reason of its own, because it may be transient.
@@ -11,7 +11,7 @@ from typing import Final
 from protocol.cid import DAG_CBOR
 from protocol.mst.node import MstError, MstReason, Node, NodeEntry, encode_node, key_layer, parse_node
 
-__all__ = ["MstError", "MstReason", "build", "key_layer", "walk"]
+__all__ = ["MstError", "MstReason", "TreeBuilder", "build", "key_layer", "prove", "walk"]
 
 _LAYER0: Final = 0
 
@@ -57,29 +57,34 @@ def walk(root: bytes, get_block: Callable[[bytes], bytes | None]) -> Iterator[tu
 
 
 def build(leaves: Iterable[tuple[str | bytes, bytes]], put: Callable[[bytes, bytes], object] | None = None) -> bytes:
-    """The root CID of the tree of these leaves (path or key, CID bytes). Keeps one node per layer in memory.
+    """The root CID of the tree of these leaves (path or key, CID bytes). `put(cid, block)` is called with every node.
 
-    `put(cid, block)` is called with every node. Raises MstError(KEY_ORDER) if the leaves are not in key order.
+    Raises MstError(KEY_ORDER) if the leaves are not in key order.
     """
-    open_nodes: list[Node] = []
-    last = b""
+    builder = TreeBuilder(None if put is None else lambda _layer, cid, block: put(cid, block))
     for path, value in leaves:
-        key = path.encode() if isinstance(path, str) else path
-        if key <= last:
-            raise MstError(MstReason.KEY_ORDER, b"", repr(path[:200]))
-        last = key
-        layer = key_layer(key)
-        while len(open_nodes) <= layer:
-            open_nodes.append(Node(None, []))
-        below = _close(open_nodes, layer, put)
-        if below is not None:
-            _attach(open_nodes, layer, below)
-        open_nodes[layer].entries.append(NodeEntry(key, value, None))
-    if not open_nodes:
-        return _write(Node(None, []), put)
-    root = _close(open_nodes, len(open_nodes), put)
-    assert root is not None  # the highest layer has a key  # noqa: S101
-    return root
+        builder.add(path.encode() if isinstance(path, str) else path, value)
+    return builder.root()
+
+
+def prove(leaves: Iterable[tuple[bytes, bytes]], key: bytes) -> tuple[bytes, list[bytes]]:
+    """The root CID of the tree of these leaves, and the node blocks that prove a key's value, or that the tree has no such key.
+
+    They are the nodes between the root and the key, and at most one more for each layer. Raises MstError(KEY_ORDER).
+    """
+    found: dict[int, bytes] = {}
+    passed = False
+
+    def keep(layer: int, _cid: bytes, block: bytes) -> None:
+        if passed:  # the node of each layer that was open when the leaves passed the key is the first one to be written
+            found.setdefault(layer, block)
+
+    builder = TreeBuilder(keep)
+    for leaf, value in leaves:
+        passed = passed or leaf >= key
+        builder.add(leaf, value)
+    passed = True
+    return builder.root(), list(found.values())
 
 
 def _load(cid: bytes, get_block: Callable[[bytes], bytes | None]) -> Node:
@@ -116,29 +121,56 @@ def _check_lowest(cid: bytes, node: Node) -> None:
             raise MstError(MstReason.KEY_LAYER, cid)
 
 
-def _close(open_nodes: list[Node], layer: int, put: Callable[[bytes, bytes], object] | None) -> bytes | None:
-    """Write the open nodes below `layer`, each as a subtree of the next; returns the CID of the topmost one."""
-    below: bytes | None = None
-    for height in range(layer):
+class TreeBuilder:
+    """Leaves in key order → root CID. Keeps one node per layer in memory. `put(layer, cid, block)` is called with every node."""
+
+    def __init__(self, put: Callable[[int, bytes, bytes], object] | None = None) -> None:
+        self._put = put
+        self._open: list[Node] = []
+        self._last = b""
+
+    def add(self, key: bytes, value: bytes) -> None:
+        """Add the next leaf; `value` is its CID. Raises MstError(KEY_ORDER) unless the key is greater than the last one."""
+        if key <= self._last:
+            raise MstError(MstReason.KEY_ORDER, b"", repr(key[:200]))
+        self._last = key
+        layer = key_layer(key)
+        while len(self._open) <= layer:
+            self._open.append(Node(None, []))
+        below = self._close(layer)
         if below is not None:
-            _attach(open_nodes, height, below)
-        node = open_nodes[height]
-        below = _write(node, put) if node.entries or node.left is not None else None
-        open_nodes[height] = Node(None, [])
-    return below
+            self._attach(layer, below)
+        self._open[layer].entries.append(NodeEntry(key, value, None))
 
+    def root(self) -> bytes:
+        """The root CID. No leaf may be added after it."""
+        if not self._open:
+            return self._write(_LAYER0, Node(None, []))
+        root = self._close(len(self._open))
+        assert root is not None  # the highest layer has a key  # noqa: S101
+        return root
 
-def _attach(open_nodes: list[Node], layer: int, below: bytes) -> None:
-    entries = open_nodes[layer].entries
-    if entries:
-        entries[-1] = entries[-1]._replace(tree=below)
-    else:
-        open_nodes[layer] = Node(below, entries)
+    def _close(self, layer: int) -> bytes | None:
+        """Write the open nodes below `layer`, each as a subtree of the next; returns the CID of the topmost one."""
+        below: bytes | None = None
+        for height in range(layer):
+            if below is not None:
+                self._attach(height, below)
+            node = self._open[height]
+            below = self._write(height, node) if node.entries or node.left is not None else None
+            self._open[height] = Node(None, [])
+        return below
 
+    def _attach(self, layer: int, below: bytes) -> None:
+        entries = self._open[layer].entries
+        if entries:
+            entries[-1] = entries[-1]._replace(tree=below)
+        else:
+            self._open[layer] = Node(below, entries)
 
-def _write(node: Node, put: Callable[[bytes, bytes], object] | None) -> bytes:
-    block = encode_node(node)
-    cid = DAG_CBOR + sha256(block).digest()
-    if put is not None:
-        put(cid, block)
-    return cid
+    def _write(self, layer: int, node: Node) -> bytes:
+        block = encode_node(node)
+        cid = DAG_CBOR + sha256(block).digest()
+        if self._put is not None:
+            self._put(layer, cid, block)
+        return cid

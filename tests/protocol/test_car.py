@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.car import CarIndex, CarLimits, file_reader, index_bytes
-from protocol.car_format import CarError, CarReason
+from protocol.car_format import CarError, CarReason, write_header, write_section
 from protocol.encoding.block_offsets import BlockOffsets
 from tests.protocol.car_file import index_file
 from tests.support import ROOT
@@ -147,6 +147,13 @@ def test_raw_blocks_and_odd_contents_are_kept() -> None:
     index = index_bytes(car(REPO.commit, REPO.blocks | {raw: b"\xff\xff", odd: b"\xff\xff no cbor"}))
     assert index.get(raw) == b"\xff\xff"
     assert index.get(odd) == b"\xff\xff no cbor"
+
+
+def test_a_written_car_is_the_independent_writers() -> None:
+    large = bytes(20_000)
+    blocks = REPO.blocks | {cid_of(large): large, cid_of(b""): b""}
+    written = b"".join([write_header(REPO.commit), *(write_section(cid, block) for cid, block in blocks.items())])
+    assert written == car(REPO.commit, blocks)
 
 
 HEADER = car(REPO.commit, {})

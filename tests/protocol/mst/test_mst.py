@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.cid import cid_bytes, cid_str
 from protocol.mst.node import encode_node, parse_node
-from protocol.mst.tree import MstError, MstReason, build, key_layer, walk
+from protocol.mst.tree import MstError, MstReason, build, key_layer, prove, walk
 from tests.support.tiny_repo import cid_of, layer, put, tree
 
 VALUE = cid_bytes("bafyreie5cvv4h45feadgeuwhbcutmh6t2ceseocckahdoe6uat64zmz454")
@@ -84,6 +84,48 @@ def test_a_large_tree() -> None:
     root = build(leaves.items(), blocks.__setitem__)
     assert root == tree(leaves, {})
     assert walked(root, blocks) == list(leaves.items())
+
+
+def looked_up(root: bytes, blocks: dict[bytes, bytes], key: bytes) -> tuple[bytes | None, set[bytes]]:
+    """The value that a proof shows for a key, and the nodes on the way. KeyError if the proof lacks one of them."""
+    seen: set[bytes] = set()
+    link = cbrrr.CID(root)
+    while link is not None:
+        seen.add(link.cid_bytes)
+        node = cbrrr.decode_dag_cbor(blocks[link.cid_bytes])
+        link, full = node["l"], b""
+        for one in node["e"]:
+            full = full[: one["p"]] + one["k"]
+            if full == key:
+                return one["v"].cid_bytes, seen
+            if full > key:
+                break
+            link = one["t"]
+    return None, seen
+
+
+@settings(max_examples=50)
+@given(LEAVES, PATHS)
+def test_a_proof_shows_what_a_key_has_or_that_it_is_absent(leaves: dict[str, bytes], other: str) -> None:
+    sorted_leaves = [(path.encode(), value) for path, value in sorted(leaves.items())]
+    whole: dict[bytes, bytes] = {}
+    root = tree(leaves, whole)
+    height = max((layer(key) for key, _ in sorted_leaves), default=0)
+    for path in (*[*leaves][:5], other, "a", "zz"):
+        proven, nodes = prove(sorted_leaves, path.encode())
+        blocks = {cid_of(node): node for node in nodes}
+        value, needed = looked_up(root, blocks, path.encode())
+        assert (proven, value) == (root, leaves.get(path))
+        assert needed <= blocks.keys() <= whole.keys()
+        assert len(nodes) <= height + 1
+
+
+def test_a_proof_of_a_large_tree_has_few_nodes() -> None:
+    leaves = [(path.encode(), value) for path, value in leaves_of(20_000).items()]
+    root, nodes = prove(leaves, leaves[12_345][0])
+    value, needed = looked_up(root, {cid_of(node): node for node in nodes}, leaves[12_345][0])
+    assert value == leaves[12_345][1]
+    assert len(needed) <= len(nodes) < 12
 
 
 def test_every_missing_node_is_found() -> None:
