@@ -9,21 +9,10 @@ from collections.abc import Callable
 from aiohttp import web
 
 from connectors.http.server import BODY_BYTES, counted
-from connectors.postgres.pooled_calls import PooledCalls
-from schemas.settings import Settings
+from serve.context import CONTEXT, ServeContext
 from serve.guard import ClientGuard, answer_errors
 
 ROUTES: tuple[Callable[[web.Application], None], ...] = ()
-
-
-class ServeContext(PooledCalls):
-    """What the handlers share. The constructor does not connect."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, "serve")
-
-
-CONTEXT = web.AppKey("context", ServeContext)
 
 
 def make_app(context: ServeContext) -> web.Application:

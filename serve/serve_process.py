@@ -7,7 +7,8 @@ from connectors.runtime.health import Health
 from connectors.runtime.stop import STOP
 from schemas.errors import OperatorError
 from schemas.settings import Settings
-from serve.application import ServeContext, make_app
+from serve.application import make_app
+from serve.context import ServeContext
 
 CHECK_SECONDS = 0.5
 

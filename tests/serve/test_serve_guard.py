@@ -12,7 +12,7 @@ import pytest
 
 from schemas.errors import OperatorError
 from schemas.settings import Settings, SettingsError, load
-from serve.application import ServeContext
+from serve.context import ServeContext
 from serve.guard import ADDRESSES, RequestRate
 from serve.serve_process import listen
 
