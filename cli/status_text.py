@@ -102,7 +102,7 @@ def repo_page(repo: Row) -> str:
         "records": ", ".join(f"{name} {count}" for name, count in repo["collections"].items()) or "none",
     }
     found = [f"{name:<11} {printable(str(value), LINE)}" for name, value in lines.items() if value]
-    for name in ("records", "labels", "buffered_events", "dead_letters"):
+    for name in ("attempts", "records", "labels", "buffered_events", "dead_letters"):
         if repo[name]:
             shown = [{column: _shown(value, repo["did"]) for column, value in row.items()} for row in repo[name]]
             found += ["", f"{name.replace('_', ' ')}, at most {SHOWN}:", table(shown)]

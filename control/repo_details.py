@@ -69,14 +69,15 @@ def repo_details(reader: Reader, did: str) -> Row | None:
     (identity,) = reader.rows(SQL["repo_identity"], {"did": did})
     lists = {
         name: reader.repo(SQL[f"repo_{name}"], did, limit=SHOWN)
-        for name in ("collections", "records", "labels", "buffered")
+        for name in ("attempts", "collections", "records", "labels", "buffered")
     }
     letters = reader.rows(SQL["repo_dead_letters"], {"did": did, "limit": SHOWN})
-    attempts = reader.repo(SQL["repo_attempts"], did)
+    times = reader.repo(SQL["repo_times"], did)
     return {
         **row,
-        **(attempts[0] if attempts else {}),
+        **(times[0] if times else {}),
         "identity": identity,
+        "attempts": lists["attempts"],
         "collections": {one["collection"]: one["records"] for one in lists["collections"]},
         "records": lists["records"],
         "labels": lists["labels"],

@@ -84,6 +84,13 @@ def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
     )
 
 
+def end_attempts(db: Connection[tuple[Any, ...]], dids: Sequence[str], outcome: str, error: str | None) -> None:
+    """Write the history of attempts that end alike, in the caller's transaction, which holds the locks of their repos."""
+    count = len(dids)
+    values = {"dids": dids, "hosts": [None] * count, "outcomes": [outcome] * count, "errors": [error] * count}
+    db.execute(SQL["end_attempts"], values)
+
+
 class RepoQueue:
     """Transactions on `sluice.repo`. Connects on first use, and reconnects."""
 
@@ -163,6 +170,7 @@ class RepoQueue:
             dids = [row[0] for row in db.execute(SQL["lock_taken_down"], values)]
             if dids:
                 db.execute(SQL["drop_buffered"], {"dids": dids})
+                end_attempts(db, dids, "unavailable", "taken down")
                 db.execute(SQL["take_down"], values | {"taken_down": dids})
 
     def claim(self, tasks: Sequence[wire.RepoTask], worker: str) -> list[Claim]:
@@ -321,6 +329,7 @@ class RepoQueue:
             if not dids:
                 return {}
             db.execute(SQL["drop_buffered"], {"dids": dids})
+            end_attempts(db, dids, "failed" if counted else "deferred" if error else "released", error)
             reopen = {
                 "uncounted_seconds": values.get("uncounted_seconds", UNCOUNTED_SECONDS),
                 "growing": values.get("growing", False),

@@ -49,6 +49,13 @@ def get_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
     return models.RepoRow.model_validate(row)
 
 
+@ROUTER.get("/repos/{did}/attempts", responses=documented(404))
+def list_attempts(context: Ctx, did: RepoDid) -> models.AttemptList:
+    """The newest ten attempts to fetch a repo, and one that runs, the newest first."""
+    get_repo(context, did)
+    return models.AttemptList.model_validate({"items": context.repo(SQL["repo_attempts"], did, limit=11)})
+
+
 @ROUTER.post("/repos/{did}/retry", responses=documented(404, 409))
 def retry_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
     """Move a failed repo back to pending, and reset all fields of its failure."""

@@ -50,6 +50,25 @@ class RepoRow(BaseModel):
     completed_at: datetime | None
 
 
+class AttemptRow(BaseModel):
+    """An attempt to fetch a repo."""
+
+    attempt: int
+    outcome: Literal["running", "synced", "unavailable", "failed", "deferred", "released", "dropped"] = Field(
+        description="deferred: not counted; released: its worker stopped; dropped: the index did not use it, `error` is why"
+    )
+    started_at: datetime | None
+    ended_at: datetime | None
+    host: str | None = Field(description="PDS")
+    error: str | None
+
+
+class AttemptList(BaseModel):
+    """The newest attempts of a repo."""
+
+    items: list[AttemptRow]
+
+
 class HostRow(BaseModel):
     """A PDS."""
 

@@ -20,7 +20,7 @@ from steps.gate.batch import DatabaseFacts, WriteBatch
 from steps.gate.filters import Filter
 from steps.gate.model import Phase, Reason, Repo
 
-SQL = queries("index")
+SQL = queries("index") | {"end_attempts": queries("repo")["end_attempts"]}
 
 REASONS = {*Reason, "takendown", "suspended", "deactivated", "desynchronized", "throttled", "inactive", "not_found"}
 """Reasons that may be metric labels: others are account statuses that an upstream is free to invent."""
@@ -128,6 +128,7 @@ class IndexTransaction:
         values = _columns([new for _, new in changed], SAVED)
         values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
         values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
+        self._end_attempts(changed)
         self.db.execute(SQL["save"], values)
         # a new handle; or an account that is active again, whose host may have denied the handle while it was not
         returned = {new.did for old, new in changed if new.active and not old.active}
@@ -137,6 +138,14 @@ class IndexTransaction:
             if old.phase != new.phase:
                 metrics.TRANSITIONS.labels(new.phase, _bounded(new.reason)).inc()
                 metrics.REPOS_FAILED.inc(new.phase == Phase.FAILED)
+
+    def _end_attempts(self, changed: Iterable[tuple[Repo, Repo]]) -> None:
+        ended = [(new, _outcome(new)) for old, new in changed if old.phase == Phase.BACKFILL != new.phase]
+        if ended:
+            errors = [None if outcome == "synced" else repo.reason for repo, outcome in ended]
+            values = {"dids": array([repo.did for repo, _ in ended]), "hosts": array([repo.host for repo, _ in ended])}
+            values |= {"outcomes": array([outcome for _, outcome in ended]), "errors": array(errors)}
+            self.db.execute(SQL["end_attempts"], values)
 
     def labels(self, labels: Iterable[wire.LabelEvent]) -> int:
         """Upsert labels; returns how many distinct ones. The newest (cts, seq) wins."""
@@ -206,6 +215,13 @@ def _repo(row: tuple[Any, ...], *, known: bool) -> Repo:
         buffered_bytes=buffered_bytes,
         known=known,
     )
+
+
+def _outcome(repo: Repo) -> str:
+    """How the attempt of a repo ended that has left the phase `backfill`. Only a repo in sync becomes desynchronized."""
+    if repo.phase == Phase.SYNC or repo.reason == Reason.DESYNC:
+        return "synced"
+    return "unavailable" if repo.phase == Phase.UNAVAILABLE else "dropped"
 
 
 def _bounded(reason: str | None) -> str:

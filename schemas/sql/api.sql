@@ -9,9 +9,16 @@ select r.did, coalesce(r.host, i.pds) as host, r.handle, phase, reason, active, 
 from sluice.repo r left join sluice.identity i on i.did = r.did
 where r.did = %(did)s
 
--- name: repo_attempts
+-- name: repo_times
 -- When the newest attempts began, and since when attempts end without being counted.
 select fetched_at, deferred_since, stale_since, desynced_at from sluice.repo where did = %(did)s
+
+-- name: repo_attempts
+-- The newest first; one that runs has not ended.
+select attempt, outcome, started_at, ended_at, host, error from sluice.backfill_attempt where did = %(did)s
+union all
+select attempt, 'running', started_at, null, host, null from sluice.repo where did = %(did)s and phase = 'backfill'
+order by attempt desc limit %(limit)s
 
 -- name: repo_identity
 -- In the main database.

@@ -218,6 +218,16 @@ where r.phase = 'backfill' and (
 )
 order by r.did limit %(limit)s for update
 
+-- name: end_attempts
+-- History, in the transaction that ends these attempts and before their repos leave the phase. Their rows are locked.
+insert into sluice.backfill_attempt as a (did, attempt, host, started_at, ended_at, outcome, error)
+select r.did, r.attempt, coalesce(u.host, r.host), r.started_at, greatest(now(), r.started_at), u.outcome, left(u.error, 1000)
+from unnest(%(dids)s::text[], %(hosts)s::text[], %(outcomes)s::text[], %(errors)s::text[]) as u (did, host, outcome, error)
+join sluice.repo r on r.did = u.did and r.phase = 'backfill'
+on conflict (did, slot) do update
+set attempt = excluded.attempt, host = excluded.host, started_at = excluded.started_at, ended_at = excluded.ended_at,
+    outcome = excluded.outcome, error = excluded.error
+
 -- name: drop_buffered
 -- A separate statement, so that it sees events that the index committed while the repo's lock was awaited.
 delete from sluice.buffered_event where did = any(%(dids)s::text[])

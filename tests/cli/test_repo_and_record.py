@@ -30,6 +30,8 @@ URI = f"at://{DID}/app.bsky.feed.post/3k2"
 REPO = f"""
 insert into sluice.repo (did, phase, reason, rev, seen_rev, data, commit, attempt, retry_count, last_error, fetched_at, buffered)
     values ('{DID}', 'sync', 'snapshot', '{REV}', '{REV}', 'root', 'head', 3, 2, 'http_status: 500', '{{2026-01-01Z, 2026-01-02Z}}', 1);
+insert into sluice.backfill_attempt (did, attempt, host, started_at, ended_at, outcome, error)
+    select '{DID}', n, 'https://pds.test', now(), now(), 'failed', 'error ' || n from generate_series(1, 3) n;
 insert into sluice.collection (name) values ('app.bsky.feed.post');
 insert into sluice.record_row (rev, indexed_at, repo, collection, attempt, rkey, cid, json, raw, reason)
     select sluice.tid_number('{REV}'), now() + n * interval '1 s', r.id, c.id, 1, '3k' || n, sluice.cid_bytes('{CID}'),
@@ -95,6 +97,7 @@ def test_a_repo_and_a_record(variables: dict[str, str]) -> None:
     assert [row["rkey"] for row in found["records"]] == [f"3k{n}" for n in range(12, 2, -1)], "the newest"
     assert [row["val"] for row in found["labels"]] == ["nude", "spam"]
     assert [row["rev"] for row in found["buffered_events"]] == ["3l33333333333"]
+    assert [(row["attempt"], row["error"]) for row in found["attempts"]] == [(n, f"error {n}") for n in (3, 2, 1)]
     assert [row["id"] for row in found["dead_letters"]] == ["1:2"]
     assert answer(variables, "repo", "@Alice.test") == found, "the verified one of two that claim it"
     code, text, _ = run(variables, "repo", DID)
@@ -103,6 +106,7 @@ def test_a_repo_and_a_record(variables: dict[str, str]) -> None:
         "alice.test, verified 20",
         "sync (snapshot) since",
         "3; 2 failed in a row",
+        "error 2\n",
         "http_status: 500",
         "1:2  ",
         "\napp.bsky.feed.post/3k2 ",

@@ -70,6 +70,19 @@ create index repo_listed on sluice.repo (listed_since) where listed_since is not
 create index repo_phase on sluice.repo (phase) where phase in ('unavailable', 'failed', 'excluded');
 create index repo_job on sluice.repo (job, phase) where job is not null;
 
+-- The newest ten attempts of each repo that have ended. An eleventh takes the row of the first.
+create table sluice.backfill_attempt (
+    did        text collate "C" not null,
+    attempt    integer not null,
+    slot       smallint not null generated always as (attempt % 10) stored,
+    host       text,
+    started_at timestamptz,
+    ended_at   timestamptz not null,
+    outcome    text not null,                            -- synced, unavailable, failed, deferred, released, dropped
+    error      text,
+    primary key (did, slot)
+);
+
 -- Names of collections by a small number. Written in transactions of their own (flows/index/collection_ids.py); never deleted.
 create table sluice.collection (
     id   integer primary key generated always as identity,
