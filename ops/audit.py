@@ -20,8 +20,8 @@ from connectors.atproto.repo_lookup import AuditNetwork, head_reader
 from connectors.postgres.connection import connect, own_transaction
 from connectors.postgres.repo_queue import repair
 from connectors.postgres.shards import Shards
+from control.audit_chunk import AuditChunk, check_chunk, close_connection
 from ops.audit_report import AuditOptions, AuditReport, AuditScope, AuditTally, merged
-from ops.audit_worker import AuditChunk, check_chunk, close_connection
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 from schemas.sql import queries

@@ -1,4 +1,4 @@
-"""The part of an audit that runs in worker processes: it checks the rows and commits of some DIDs.
+"""Checks the rows and commits of some DIDs: for the worker processes of `sluice audit`, and for one repo in the API.
 
 Each chunk is one repeatable-read, read-only transaction, so rows and repo row agree while the index writes. Rows are streamed, so a
 repo of any size needs little memory. Repos that are not in `sync` in that snapshot are left out.
