@@ -29,6 +29,7 @@ from control.dead_letter_index import DeadLetterIndex
 from control.filter_changes import FilterWalk
 from control.sharded_filter import ShardWalks
 from control.tasks.dead_letter_retry import DeadLetterRetry
+from control.tasks.figures import EVERY_SECONDS, FigureWriter
 from control.tasks.gauges import Gauges
 from control.tasks.obsolete_rows import ObsoleteRows
 from control.tasks.restored import WHY, RestoreBarrier
@@ -202,6 +203,7 @@ def steps(settings: Settings) -> list[ControlStep]:
         ControlStep(
             "obsolete rows", with_database(lambda: ObsoleteRows(Offsets(settings), settings.history_days).step), often
         ),
+        ControlStep("figures", with_database(lambda: FigureWriter(settings).step), EVERY_SECONDS),
         ControlStep("dead_letters", lambda: _dead_letters(settings), often, leader_only=False),
         ControlStep("lag", with_database(lag), LAG_SECONDS, leader_only=False),
     ]

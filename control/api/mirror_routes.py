@@ -10,7 +10,9 @@ from control.api.errors import Conflict, NotFound
 from control.api.paging import cut, read_cursor
 from control.api.router import Ctx, Cursor, Limit, Router, documented
 from control.attention import as_json
+from control.repo_audit import audit_one
 from control.repo_details import find_repo
+from control.tasks.figures import read_history
 from flows.list_repos.gap_recovery import recover_now
 from schemas.patterns import DID
 from schemas.sql import queries
@@ -27,6 +29,13 @@ RepoHost = Annotated[str | None, Query(max_length=1000, pattern=r"^[\x20-\x7e]*$
 def get_status(context: Ctx) -> models.StatusAnswer:
     """Repos, lag, rates, failures, cursors and problems of the mirror."""
     return models.StatusAnswer.model_validate(as_json(context.status()))
+
+
+@ROUTER.get("/history")
+def get_history(context: Ctx, hours: Annotated[float, Query(ge=0.1, le=48)] = 6) -> models.HistoryAnswer:
+    """Rates and lags of the last hours, at most 300 points."""
+    times, figures = read_history(context.rows, hours * 3600)
+    return models.HistoryAnswer(at=times, figures=figures)
 
 
 @ROUTER.get("/repos")
@@ -68,6 +77,15 @@ def retry_repo(context: Ctx, did: RepoDid) -> models.RepoRow:
     if not retried:
         raise Conflict(f"{did} is in phase {before.phase}", "only repos in phase failed are retried")
     return get_repo(context, did)
+
+
+@ROUTER.post("/repos/{did}/audit", responses=documented(404, 409))
+def audit_repo(context: Ctx, did: RepoDid) -> models.AuditAnswer:
+    """Compare the rows of a repo in sync with what its account signed. If they differ, the repo is fetched again."""
+    get_repo(context, did)
+    found = audit_one(context.settings, did)
+    queued = bool(found.findings) and bool(context.repo(queries("repo")["audit_repair"], did, dids=[did]))
+    return models.AuditAnswer(did=did, records=found.records, findings=found.findings, queued=queued)
 
 
 @ROUTER.get("/hosts")

@@ -187,6 +187,24 @@ class StatusAnswer(BaseModel):
     paused: list[str] = Field(description="what is paused on purpose, and why")
 
 
+class HistoryAnswer(BaseModel):
+    """Figures over time, one column each; null where a figure is not known."""
+
+    at: list[float] = Field(description="Unix time in seconds, ascending")
+    figures: dict[str, list[float | None]] = Field(
+        description="repos, records, events: per second; `lag TOPIC`: messages that its groups have not processed"
+    )
+
+
+class AuditAnswer(BaseModel):
+    """What an audit of one repo found."""
+
+    did: str
+    records: int = Field(description="rows that were checked")
+    findings: list[str] = Field(description="differences, at most 100; none: every row matches what the account signed")
+    queued: bool = Field(description="whether the repo is fetched again for them")
+
+
 RepoPage = ItemPage[RepoRow]
 HostPage = ItemPage[HostRow]
 DeadLetterPage = ItemPage[DeadLetterRow]

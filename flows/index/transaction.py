@@ -140,7 +140,11 @@ class IndexTransaction:
                 metrics.REPOS_FAILED.inc(new.phase == Phase.FAILED)
 
     def _end_attempts(self, changed: Iterable[tuple[Repo, Repo]]) -> None:
-        ended = [(new, _outcome(new)) for old, new in changed if old.phase == Phase.BACKFILL != new.phase]
+        """History. A repo's first success is not in it: `sluice.repo` has it, and a first pass costs nothing."""
+        left = [new for old, new in changed if old.phase == Phase.BACKFILL != new.phase]
+        ended = [
+            (new, outcome) for new in left if (outcome := _outcome(new)) != "synced" or new.first_attempt != new.attempt
+        ]
         if ended:
             errors = [None if outcome == "synced" else repo.reason for repo, outcome in ended]
             values = {"dids": array([repo.did for repo, _ in ended]), "hosts": array([repo.host for repo, _ in ended])}

@@ -14,10 +14,17 @@ where r.did = %(did)s
 select fetched_at, deferred_since, stale_since, desynced_at from sluice.repo where did = %(did)s
 
 -- name: repo_attempts
--- The newest first; one that runs has not ended.
-select attempt, outcome, started_at, ended_at, host, error from sluice.backfill_attempt where did = %(did)s
+-- The newest first; one that runs has not ended. The first success has no row (flows/index/transaction.py): the repo's row has its
+-- times until a later attempt begins.
+with ended as (select * from sluice.backfill_attempt where did = %(did)s),
+     repo as (select * from sluice.repo where did = %(did)s)
+select attempt, outcome, started_at, ended_at, host, error from ended
 union all
-select attempt, 'running', started_at, null, host, null from sluice.repo where did = %(did)s and phase = 'backfill'
+select attempt, 'running', started_at, null, host, null from repo where phase = 'backfill'
+union all
+select first_attempt, 'synced', case when first_attempt = attempt then started_at end,
+       case when first_attempt = attempt then completed_at end, host, null
+from repo where first_attempt > attempt - 10 and not exists (select from ended where ended.attempt = first_attempt)
 order by attempt desc limit %(limit)s
 
 -- name: repo_identity
@@ -89,3 +96,7 @@ select id, upstream, from_cursor, to_cursor, reason, retry_count, next_retry_at,
 from sluice.skipped_range
 where id > %(after)s and (not %(open)s or filled_at is null)
 order by id limit %(limit)s
+
+-- name: count_to
+-- Records of a repo, counted up to a limit.
+select count(*) from (select from sluice.record where did = %(did)s limit %(limit)s) c

@@ -126,6 +126,18 @@ select case when s.rows < 100000 then (select count(*) from sluice.handle where 
        (select count(*) from (select from sluice.handle where next_check_at <= now() limit 100000) d) as due
 from size s left join pg_stats g on g.schemaname = 'sluice' and g.tablename = 'handle' and g.attname = 'verified_at'
 
+-- name: add_figures
+insert into sluice.figure (figures) values (%(figures)s) on conflict (at) do nothing
+
+-- name: prune_figures
+delete from sluice.figure where at < now() - make_interval(secs => %(seconds)s)
+
+-- name: figures
+-- The last row of each span of `step` seconds, in order of time.
+select distinct on (floor(extract(epoch from at) / %(step)s)) extract(epoch from at)::float8 as at, figures
+from sluice.figure where at > now() - make_interval(secs => %(seconds)s)
+order by floor(extract(epoch from at) / %(step)s), sluice.figure.at desc
+
 -- name: prune_gaps
 -- Losses of upstream streams that a listing resolved so many days ago. Open ones stay.
 delete from sluice.stream_gap where id in (

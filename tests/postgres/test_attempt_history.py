@@ -8,12 +8,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from connectors.postgres.repo_queue import Claim, ListedRepo, RepoQueue
 from flows.index.apply import apply_events
 from flows.index.store import IndexStore
 from schemas import wire
 from schemas.settings import Settings
+from schemas.sql import queries
 from steps.gate.batch import OffsetEvent, Rules
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
@@ -39,8 +41,11 @@ class Repo:
         with self.index.transaction() as transaction:
             apply_events(transaction, {DID: [OffsetEvent(0, event)]}, Rules())
 
-    def attempts(self, columns: str = "attempt, outcome, error") -> list[tuple[Any, ...]]:
-        return self.db.execute(f"select {columns} from sluice.backfill_attempt order by attempt".encode()).fetchall()
+    def attempts(self, *columns: str) -> list[tuple[Any, ...]]:
+        """As `sluice repo`, the API and the page show them, the oldest first."""
+        cursor = self.db.cursor(row_factory=dict_row)
+        rows = cursor.execute(queries("api")["repo_attempts"], {"did": DID, "limit": 11}).fetchall()
+        return [tuple(row[name] for name in columns or ("attempt", "outcome", "error")) for row in reversed(rows)]
 
 
 @pytest.fixture
@@ -67,8 +72,13 @@ def test_each_way_to_end_is_a_row_with_its_error(repo: Repo) -> None:
     assert repo.queue.reap("c", 0) == {DID: "pending"}
     repo.ends(outcome(repo.claim().attempt, count=7))
     repo.ends(outcome(repo.claim().attempt))
+    assert repo.attempts("attempt", "outcome", "host")[-1] == (6, "synced", "https://new.test")
+    assert all(repo.attempts("started_at", "ended_at")[-1]), "of the repo's row"
     repo.db.execute("update sluice.repo set phase = 'pending', queued_at = null")
-    repo.claim()
+    repo.ends(outcome(repo.claim().attempt))
+    repo.db.execute("update sluice.repo set phase = 'pending', queued_at = null")
+    assert repo.claim().attempt == 8
+    assert repo.attempts()[-1] == (8, "running", None)
     repo.ends(wire.AccountEvent(seq=9, time="t", did=DID, active=False, status="takendown"))
     assert repo.attempts() == [
         (1, "failed", "HTTP 500"),
@@ -77,17 +87,18 @@ def test_each_way_to_end_is_a_row_with_its_error(repo: Repo) -> None:
         (4, "failed", "lease expired, or the outcome did not close the attempt"),
         (5, "dropped", "incomplete"),
         (6, "synced", None),
-        (7, "unavailable", "takendown"),
+        (7, "synced", None),
+        (8, "unavailable", "takendown"),
     ]
-    assert [row[0] for row in repo.attempts("host")] == ["https://pds.test"] * 5 + ["https://new.test"] * 2
-    assert all(row[0] for row in repo.attempts("ended_at >= started_at"))
+    assert [row[0] for row in repo.attempts("host")] == ["https://pds.test"] * 5 + ["https://new.test"] * 3
+    assert all(began <= ended for n, began, ended in repo.attempts("attempt", "started_at", "ended_at") if n != 6)
 
 
 def test_ten_are_kept_and_a_long_error_is_cut(repo: Repo) -> None:
     for _ in range(13):
         repo.queue.retry(DID, repo.claim().attempt, "x" * 5000, 0)
     assert [row[0] for row in repo.attempts("attempt")] == list(range(4, 14))
-    assert {row[0] for row in repo.attempts("length(error)")} == {1000}
+    assert {len(row[0]) for row in repo.attempts("error")} == {1000}
 
 
 def test_a_takedown_by_a_listing_ends_the_attempt(repo: Repo) -> None:
@@ -101,4 +112,4 @@ def test_a_write_that_is_undone_leaves_no_row(repo: Repo) -> None:
     with suppress(ZeroDivisionError), repo.index.transaction() as transaction:
         apply_events(transaction, {DID: [OffsetEvent(0, outcome(attempt))]}, Rules())
         raise ZeroDivisionError
-    assert repo.attempts() == []
+    assert repo.attempts() == [(1, "running", None)]

@@ -157,6 +157,12 @@ create table sluice.audit_finding (
 );
 create index audit_finding_run on sluice.audit_finding (run, did);
 
+-- Totals and lags over time, for the charts of the status page (control/tasks/figures.py).
+create table sluice.figure (
+    at      timestamptz primary key default now(),
+    figures jsonb not null                               -- name → number
+);
+
 -- Repos that were queued to be fetched again, by reason and minute, and what an operator has let through (control/tasks/storms.py).
 create table sluice.refetch (
     reason text not null,

@@ -10,6 +10,7 @@ import pytest
 
 from connectors.kafka.producer import LogProducer, dead_letter
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
+from control import repo_audit
 from control.api.guard import BODY_BYTES
 from control.dead_letter_index import DeadLetterIndex
 from schemas import wire
@@ -200,3 +201,41 @@ def test_no_other_process_and_no_command_loads_the_framework() -> None:
     done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True, timeout=120)
     assert "typer" in done.stdout.split()
     assert not {"fastapi", "starlette", "uvicorn", "jinja2"} & set(done.stdout.split())
+
+
+def test_the_attempts_of_a_repo(api: Api) -> None:
+    RepoQueue(api.settings).discover([ListedRepo(DIDS[0])])
+    api.db.execute(
+        "insert into sluice.backfill_attempt (did, attempt, ended_at, outcome, error)"
+        " select %s, n, now(), 'failed', 'HTTP 500' from generate_series(8, 12) n",
+        (DIDS[0],),
+    )
+    api.db.execute("update sluice.repo set phase = 'backfill', attempt = 13")
+    status, found = api.get(f"/api/v1/repos/{DIDS[0]}/attempts")
+    assert status == 200
+    assert [(row["attempt"], row["outcome"]) for row in found["items"]][:2] == [(13, "running"), (12, "failed")]
+    assert len(found["items"]) == 6
+    assert api.get(f"/api/v1/repos/{DIDS[1]}/attempts")[0] == 404
+
+
+def test_a_repo_is_audited_and_fetched_again_if_it_differs(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repo of no records whose row names no commit differs; one that is not in sync is not audited."""
+    RepoQueue(api.settings).discover([ListedRepo(DIDS[0])])
+    status, answer = api.post(f"/api/v1/repos/{DIDS[0]}/audit")
+    assert (status, answer["error"]["message"]) == (
+        409,
+        f"{DIDS[0]} is not in sync; only repos in sync have rows that must match",
+    )
+    api.db.execute("update sluice.repo set phase = 'sync', rev = '3l22222222222', attempt = 1")
+    status, answer = api.post(f"/api/v1/repos/{DIDS[0]}/audit")
+    assert (status, answer["records"], answer["queued"]) == (200, 0, True)
+    assert [line.partition(":")[0] for line in answer["findings"]] == ["root", "no_commit"]
+    assert api.db.execute("select phase, reason from sluice.repo").fetchone() == ("pending", "audit")
+
+    monkeypatch.setattr("control.repo_audit.MAX_RECORDS", -1)
+    status, answer = api.post(f"/api/v1/repos/{DIDS[0]}/audit")
+    assert status == 409
+    assert "use `sluice audit" in answer["error"]["message"]
+    monkeypatch.undo()
+    with repo_audit._one_at_a_time:
+        assert "another repo" in api.post(f"/api/v1/repos/{DIDS[0]}/audit")[1]["error"]["message"]
