@@ -28,6 +28,7 @@ MANY = {"backfill", "index", "serve"}
 OUTSIDE = SINGLE | SHARED | {"backfill", "control"}  # who asks servers of strangers; control does for handles
 SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database", "shards")}
 POD_INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"
+LONGEST_HUNG_SECONDS = 30
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
 COMMAND: Any = get_command(app)
@@ -269,6 +270,9 @@ def misread(args: list[str]) -> str | None:
 
 
 def _stopping(pod: Pod) -> Iterator[str]:
+    hung = pod.spec["containers"][0].get("livenessProbe", {}).get("terminationGracePeriodSeconds", 150)
+    if hung > LONGEST_HUNG_SECONDS:
+        yield f"is killed {hung} s after it was found hung"
     longest = Tuning().drain_seconds + DELIVERY_SECONDS
     if pod.spec["terminationGracePeriodSeconds"] <= longest:
         yield f"is killed after {pod.spec['terminationGracePeriodSeconds']} s, and may drain for {longest:.0f} s"

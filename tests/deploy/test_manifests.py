@@ -132,6 +132,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
         lambda d: spec(d, "Deployment", "sluice-index")["template"]["spec"].update(terminationGracePeriodSeconds=30),
         "is killed after 30 s",
     ),
+    "hung for long": (
+        lambda d: container(d)["livenessProbe"].pop("terminationGracePeriodSeconds"),
+        "is killed 150 s after it was found hung",
+    ),
     "service links": (
         lambda d: spec(d, "Deployment", "sluice-index")["template"]["spec"].pop("enableServiceLinks"),
         "takes variables of Services",
