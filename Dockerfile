@@ -25,10 +25,11 @@ WORKDIR /src
 COPY pyproject.toml uv.lock README.md ./
 RUN /opt/uv/bin/uv sync --frozen --no-dev --group build --no-install-project
 COPY . .
-# protocol/ is compiled where it is installed; the last sync removes the compiler
+# protocol/ is compiled where it is installed; the last sync removes the compiler, and the SBOM names what stays
 RUN /opt/uv/bin/uv sync --frozen --no-dev --group build --no-editable \
  && /opt/sluice/bin/python -P -m tools.compile_protocol \
- && /opt/uv/bin/uv sync --frozen --no-dev --no-editable
+ && /opt/uv/bin/uv sync --frozen --no-dev --no-editable \
+ && /opt/uv/bin/uv export --frozen --no-dev --format cyclonedx1.5 --quiet --output-file /opt/sluice/sbom.cdx.json
 
 FROM ${BASE} AS run
 ARG VERSION=0.1.0

@@ -7,6 +7,7 @@ command line, and what a process needs is asked of `local.run`.
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -20,12 +21,12 @@ from schemas.errors import OperatorError
 from schemas.flows import PROCESSES
 from schemas.settings import PREFIX, SECRETS, Settings, SettingsError, load
 from schemas.tuning import Tuning
+from tests.deploy.network_flows import NAMESPACE, Peer, wrong_flows
 from tests.deploy.rendering import Document
 
 SINGLE = {"list-repos", "labels"}
 SHARED = {"firehose"}
 MANY = {"backfill", "index", "serve"}
-OUTSIDE = SINGLE | SHARED | {"backfill", "control"}  # who asks servers of strangers; control does for handles
 SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database", "shards")}
 POD_INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"
 LONGEST_HUNG_SECONDS = 30
@@ -86,7 +87,7 @@ def faults(documents: list[Document], documented: str) -> list[str]:
         if pod.ours:
             checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod, documents), _tokens(pod)]
         found += [f"{pod.name}: {fault}" for check in checks for fault in check]
-    found += [*_selectors(documents), *_ways(documents), *_in_clear(documents)]
+    found += [*_selectors(documents), *_flows(documents), *_in_clear(documents)]
     running = {str(pod.spec["containers"][0]["args"][1]) for pod in pods(documents) if pod.ours}
     if running != set(PROCESSES):
         found.append(f"processes are {sorted(running)}, should be {sorted(PROCESSES)}")
@@ -320,25 +321,12 @@ def _selectors(documents: list[Document]) -> Iterator[str]:
                         yield f"{kind} {name} names port {port}, which {pod.name} does not have"
 
 
-def _ways(documents: list[Document]) -> Iterator[str]:
-    """Whoever has to reach a port must have a way out to it, and nobody without need one to the internet."""
-    policies = [doc for doc in documents if doc["kind"] == "NetworkPolicy"]
+def _flows(documents: list[Document]) -> Iterator[str]:
+    """The network policies let pass what the settings need, and nothing else."""
+    processes: dict[str, tuple[Peer, Settings]] = {}
     for pod in (pod for pod in pods(documents) if pod.ours):
-        mine = [policy["spec"] for policy in policies if _fits(pod.labels, policy["spec"]["podSelector"])]
-        out = {p["port"] for spec in mine for rule in spec.get("egress", []) for p in rule["ports"]}
-        try:
-            settings = settings_of(pod.spec["containers"][0], documents)
-        except SettingsError:
-            continue  # told by the check of the settings
-        needed = {int(broker.rpartition(":")[2]) for broker in settings.kafka_bootstrap.split(",") if broker} | {
-            53,
-            5432,
-        }
-        outside = pod.spec["containers"][0]["args"][1] in OUTSIDE
-        needed |= {443} if outside else set()
-        if settings.kafka_schema_registry:
-            needed |= {int(settings.kafka_schema_registry.rpartition(":")[2])}
-        if needed - out:
-            yield f"{pod.name} has no way to the ports {sorted(needed - out)}"
-        if 443 in out and not outside:
-            yield f"{pod.name} has a way to the internet"
+        container = pod.spec["containers"][0]
+        with suppress(SettingsError):  # reported by the check of the settings
+            peer = Peer(pod.name, namespace=NAMESPACE, labels=pod.labels, ports=pod.ports)
+            processes[container["args"][1]] = peer, settings_of(container, documents)
+    yield from wrong_flows(documents, processes)

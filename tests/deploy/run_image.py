@@ -118,6 +118,8 @@ def main() -> int:
     return int(checks.failed > 0)
 
 
+INSTALLED = """import json, re; from importlib.metadata import distributions
+print(json.dumps([(re.sub(r"[-_.]+", "-", d.name).lower(), d.version) for d in distributions()]))"""
 IN_SYNC = "select count(*) from sluice.repo where phase = 'sync'"
 
 
@@ -134,6 +136,11 @@ def without_settings(image: Image, checks: Checks) -> None:
     fields = dict(line.split(":", 1) for line in said.splitlines() if line.count(":") == 1)
     checks.that("the root is read-only", "Read-only file system" in said and "written" in said)
     checks.that("no capability is left", {fields[f"Cap{kind}"].strip("\t0") for kind in ("Eff", "Prm", "Bnd")} == {""})
+    code, said = shell.run(f"cat /opt/sluice/sbom.cdx.json; echo; /opt/sluice/bin/python -c '{INSTALLED}'")
+    sbom, installed = (json.loads(line) for line in (said.rpartition("}")[0] + "}", said.rpartition("}")[2]))
+    named = {(component["name"], component["version"]) for component in sbom["components"]}
+    missing = {tuple(one) for one in installed} - named - {("sluice", sbom["metadata"]["component"]["version"])}
+    checks.that("the SBOM names every package", not missing, f"{len(named)} components, without {missing or 'none'}")
     checks.that("it runs as the image's user", fields["Uid"].split()[0] == image.config["User"].partition(":")[0])
 
 

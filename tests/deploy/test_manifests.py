@@ -88,6 +88,11 @@ def drop_policy(documents: list[Document], name: str) -> None:
     documents[:] = [doc for doc in documents if (doc["kind"], doc["metadata"]["name"]) != ("NetworkPolicy", name)]
 
 
+def internet(documents: list[Document]) -> list[dict[str, Any]]:
+    rules: list[dict[str, Any]] = spec(documents, "NetworkPolicy", "sluice-internet")["egress"]
+    return rules
+
+
 Break = Callable[[list[Document]], object]
 BROKEN: dict[str, tuple[Break, str]] = {
     "deleted probe port": (lambda d: container(d).pop("ports"), "asks port http, which the container does not have"),
@@ -178,16 +183,38 @@ BROKEN: dict[str, tuple[Break, str]] = {
         lambda d: spec(d, "Service", "sluice-control")["ports"][0].update(targetPort="web"),
         "names port web",
     ),
-    "no way to the log": (lambda d: drop_policy(d, "sluice-log-and-database"), "has no way to the ports [5432, 9092]"),
-    "no way to the internet": (lambda d: drop_policy(d, "sluice-internet"), "has no way to the ports [443]"),
+    "no way to the log": (lambda d: drop_policy(d, "sluice-log-and-database"), "has no way to the database, port 5432"),
+    "no way to the internet": (lambda d: drop_policy(d, "sluice-internet"), "has no way to 1.1.1.1, port 443"),
     "control without a way to the hosts of handles": (
         lambda d: labels(d, "sluice-control").pop("sluice/internet"),
-        "sluice-control has no way to the ports [443]",
+        "sluice-control has no way to 1.1.1.1, port 443",
     ),
     "index with a way to the internet": (
         lambda d: labels(d, "sluice-index").update({"sluice/internet": "true"}),
-        "sluice-index has a way to the internet",
+        "sluice-index has a way to 1.1.1.1, port 443",
     ),
+    "no way to names": (lambda d: drop_policy(d, "sluice-names"), "has no way to the cluster's DNS, port 53 UDP"),
+    "a way to the cloud's metadata": (
+        lambda d: internet(d)[0]["to"][0]["ipBlock"]["except"].remove("169.254.0.0/16"),
+        "sluice-backfill has a way to 169.254.169.254, port 443",
+    ),
+    "a way to every port": (lambda d: internet(d)[0]["ports"][0].update(port=1, endPort=65535), "1.1.1.1, port 25"),
+    "brokers of any namespace": (
+        lambda d: spec(d, "NetworkPolicy", "sluice-log-and-database")["egress"][0]["to"][0].update(
+            namespaceSelector={}
+        ),
+        "has a way to a pod of another namespace, port 9092",
+    ),
+    "closed metrics": (lambda d: drop_policy(d, "sluice-metrics"), "sluice-index refuses Prometheus on port 8080"),
+    "closed control": (
+        lambda d: drop_policy(d, "sluice-control"),
+        "sluice-control refuses another pod of the namespace",
+    ),
+    "open to every namespace": (
+        lambda d: spec(d, "NetworkPolicy", "sluice-metrics")["ingress"][0]["from"][0].update(namespaceSelector={}),
+        "sluice-index accepts a pod of another namespace on port 8080",
+    ),
+    "no policy that denies": (lambda d: drop_policy(d, "sluice-nothing"), "accepts"),
     "no index": (lambda d: d.remove(next(x for x in d if x["metadata"]["name"] == "sluice-index")), "processes are"),
 }
 
