@@ -214,7 +214,6 @@ BROKEN: dict[str, tuple[Break, str]] = {
         lambda d: spec(d, "NetworkPolicy", "sluice-metrics")["ingress"][0]["from"][0].update(namespaceSelector={}),
         "sluice-index accepts a pod of another namespace on port 8080",
     ),
-    "no policy that denies": (lambda d: drop_policy(d, "sluice-nothing"), "accepts"),
     "no index": (lambda d: d.remove(next(x for x in d if x["metadata"]["name"] == "sluice-index")), "processes are"),
 }
 
