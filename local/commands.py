@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from local.children.supervisor import Command
 from local.embedded.guarded_process import free_port
-from local.supervisor import Command
 from schemas.settings import Settings, variables
 
 SESSION_SECONDS = 10.0

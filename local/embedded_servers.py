@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from control.process_status import Process
+from local.children.supervisor import Say, peak_bytes, restart_seconds
 from local.embedded.embedded_database import EmbeddedDatabase
 from local.embedded.embedded_log import EmbeddedLog
-from local.supervisor import Say, peak_bytes, restart_seconds
 from local.view.live_view import Part
 from schemas.settings import Settings
 

@@ -10,7 +10,7 @@ from connectors.runtime.stop import STOP
 from connectors.runtime.worker_thread import WorkerThread
 from control.process_status import check_processes
 from control.status import Collector, MirrorStatus
-from local.supervisor import Supervisor
+from local.children.supervisor import Supervisor
 from schemas.settings import Settings
 
 POLL_SECONDS = 0.5

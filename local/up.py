@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from connectors.runtime.stop import STOP, stop_on_signals
 from control.process_status import Registry, addresses
 from control.status import MirrorStatus
+from local.children.supervisor import Command, Supervisor
 from local.commands import SIMULATOR, commands, listening, preloaded, sluice
 from local.data_folder import locked_data_folder
 from local.embedded.guarded_process import port_is_free
@@ -26,7 +27,6 @@ from local.preflight import check_embeddable, check_given, check_hosts
 from local.prepare import prepare
 from local.progress_view import ProgressView
 from local.status_poller import StatusPoller
-from local.supervisor import Command, Supervisor
 from local.terminal import foreground
 from local.until_synced import SyncCheck
 from local.view.live_view import Part

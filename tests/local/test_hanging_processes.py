@@ -16,9 +16,9 @@ import pytest
 
 from connectors.kafka.producer import LogProducer, Out, dead_letter
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
+from local.children.supervisor import DRAIN_SECONDS, KILL_SECONDS, Child, Command, Supervisor
 from local.commands import environment
 from local.embedded.guarded_process import free_port
-from local.supervisor import DRAIN_SECONDS, KILL_SECONDS, Child, Command, Supervisor
 from schemas import wire
 from schemas.reasons import DeadReason
 from schemas.settings import Settings

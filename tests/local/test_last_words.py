@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from local.last_words import LastWords
+from local.children.last_words import LastWords
 
 PANIC = """
 thread '<unnamed>' panicked at src/run.rs:226:17:

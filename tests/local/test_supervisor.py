@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from local.children.supervisor import Command, LogFile, Supervisor, ending, restart_seconds
 from local.forks.forked_process import ForkServer
-from local.supervisor import Command, LogFile, Supervisor, ending, restart_seconds
 
 WAIT_SECONDS = 60.0
 OBEDIENT = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('up', flush=True)\ntime.sleep(600)"
@@ -188,7 +188,7 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     parent = f"""
     import os, sys, time
     from pathlib import Path
-    from local.supervisor import Command, Supervisor
+    from local.children.supervisor import Command, Supervisor
     supervisor = Supervisor(Path({str(tmp_path)!r}), lambda *_: None)
     supervisor.add(Command("c", "c", (sys.executable, "-c", {child!r}, str(os.getpid())), {{}}))
     time.sleep(600)

@@ -33,8 +33,8 @@ ALLOWED = {  # (module, function): why no argument is needed
     ("connectors/atproto/stream_sockets.py", "_watch"): "a task that is done",
     ("connectors/identity/resolver.py", "_ask_all"): "tasks that are done",
     ("flows/backfill/task_feed.py", "take"): "a task that is done",
-    ("local/supervisor.py", "record_end"): "Child.join is bounded",
-    ("local/supervisor.py", "drain"): "Child.join is bounded",
+    ("local/children/supervisor.py", "record_end"): "Child.join is bounded",
+    ("local/children/supervisor.py", "drain"): "Child.join is bounded",
     ("control/page/poller.py", "_run"): "within wait_for",
     ("cli/topics.py", "_serve"): "a command that serves until Ctrl-C",
 }

@@ -19,8 +19,8 @@ from typing import IO
 
 from connectors.runtime.watchdog import EXIT_HUNG, EXIT_STUCK
 from control.process_status import Process
+from local.children.last_words import LastWords, log_text
 from local.forks.forked_process import Forked, ForkServer
-from local.last_words import LastWords, log_text
 from local.view.live_view import Part
 from steps.backoff import backoff_seconds
 
