@@ -124,32 +124,31 @@ def located(data_dir: Path | None, *needed: str) -> Settings:
 
     `needed`: the settings that the command needs. Raises OperatorError if one of them is missing.
     """
-    from control.process_status import registered  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from control.process_status import running_mirror  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     settings = load(data_dir=data_dir)
     if all(getattr(settings, name) for name in needed):
         return settings
-    for folder in (settings.data_dir, settings.data_dir / "simulated"):
-        running = registered(folder)
-        if running is not None:
-            places = {"kafka_bootstrap": running.bootstrap, "database": running.database}
-            rest = {
-                "kafka_topic_prefix": running.topic_prefix,
-                "kafka_partitions": running.partitions,
-                "kafka_replication": running.replication,
-                "relays": running.relays,
-                "labelers": running.labelers,
-                "plc": running.plc or settings.plc,
-                "handle_dns": running.dns,
-                "allow_private_hosts": running.allow_private_hosts,
-                "shards": running.shards,
-                "serve_listen": running.serve or settings.serve_listen,
-            }
-            return settings.model_copy(
-                update=unless_set(**rest)
-                | {"data_dir": folder}
-                | {name: place for name, place in places.items() if not getattr(settings, name)}
-            )
+    if found := running_mirror(settings.data_dir):
+        folder, running = found
+        places = {"kafka_bootstrap": running.bootstrap, "database": running.database}
+        rest = {
+            "kafka_topic_prefix": running.topic_prefix,
+            "kafka_partitions": running.partitions,
+            "kafka_replication": running.replication,
+            "relays": running.relays,
+            "labelers": running.labelers,
+            "plc": running.plc or settings.plc,
+            "handle_dns": running.dns,
+            "allow_private_hosts": running.allow_private_hosts,
+            "shards": running.shards,
+            "serve_listen": running.serve or settings.serve_listen,
+        }
+        return settings.model_copy(
+            update=unless_set(**rest)
+            | {"data_dir": folder}
+            | {name: place for name, place in places.items() if not getattr(settings, name)}
+        )
     missing = next(name for name in needed if not getattr(settings, name))
     raise OperatorError(
         f"SLUICE_{missing.upper()} is not set, and no `sluice up` runs in {settings.data_dir}; set it, or give --data-dir"

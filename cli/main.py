@@ -119,6 +119,32 @@ def up(
     raise typer.Exit(up(settings, UpOptions(simulate, until_synced, workers)))
 
 
+FlowName = Annotated[
+    str,
+    typer.Argument(
+        metavar="FLOW", help="A flow, or one of its processes: index-2.", autocompletion=lambda: list(PROCESSES)
+    ),
+]
+
+
+@app.command()
+@answerable
+def stop(flow: FlowName, data_dir: DataDir = None) -> None:
+    """Drain and stop a flow of the running `sluice up`, until `sluice start`. The others go on."""
+    from local.children.stop_requests import stop_or_start  # noqa: PLC0415 - as above
+
+    typer.echo(f"stopped {' '.join(stop_or_start(load(data_dir=data_dir).data_dir, flow, stopped=True))}")
+
+
+@app.command()
+@answerable
+def start(flow: FlowName, data_dir: DataDir = None) -> None:
+    """Start a flow that `sluice stop` has stopped."""
+    from local.children.stop_requests import stop_or_start  # noqa: PLC0415 - as above
+
+    typer.echo(f"started {' '.join(stop_or_start(load(data_dir=data_dir).data_dir, flow, stopped=False))}")
+
+
 @app.command()
 @answerable
 def run(

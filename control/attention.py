@@ -43,6 +43,8 @@ def _processes(status: MirrorStatus) -> list[Problem]:
             found.append(Problem(f"failing: {seen.name}: {seen.why}", "correct what the error names", bad=True))
         elif seen.state == "down":
             found.append(Problem(f"down: {seen.name} does not answer ({seen.why})", "see its log", bad=True))
+        elif seen.state == "stopped":
+            found.append(Problem(f"stopped: {seen.name}, by an operator", f"`sluice start {seen.name}`"))
         elif seen.state == "working" and not seen.ready:
             found.append(
                 Problem(

@@ -31,7 +31,7 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One running process: its name (`index-1`), kind (`index`), pid, and HTTP port (0: it has no health page)."""
+    """One process: its name (`index-1`), kind (`index`), pid (0: an operator stopped it), and HTTP port (0: no health page)."""
 
     name: str
     kind: str
@@ -60,7 +60,10 @@ class ProcessStatus:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The contents of processes.json: the processes, the addresses of log and database, and the mirrored network."""
+    """The contents of processes.json: the processes, the addresses of log and database, and the mirrored network.
+
+    `flows`: the names of all processes that are not servers, also of those that are being restarted.
+    """
 
     up: int
     bootstrap: str
@@ -76,6 +79,7 @@ class Registry:
     allow_private_hosts: bool = False
     shards: str = ""
     serve: str = ""
+    flows: list[str] = field(default_factory=list)
 
     def write(self, data_dir: Path) -> None:
         """Replace the file atomically. Only its owner may read it: the database URL has a password."""
@@ -94,7 +98,7 @@ def addresses(settings: Settings, processes: Iterable[Process | ProcessStatus] =
         "psql": f"sluice psql{option}  ({without_secrets(settings.database)})",
         "kcat": f"kcat -b {settings.kafka_bootstrap}{secured} -C -t {settings.kafka_topic_prefix}{FIREHOSE_LIVE} -o -5 -e",
     }
-    served = [process for process in processes if process.port]
+    served = [process for process in processes if process.port and process.pid]
     for process in served:
         if process.kind == "control":
             found["page"] = f"http://127.0.0.1:{process.port}/"
@@ -117,15 +121,23 @@ def registered(data_dir: Path) -> Registry | None:
     return found
 
 
+def running_mirror(data_dir: Path) -> tuple[Path, Registry] | None:
+    """The `sluice up` that runs in a data folder or mirrors the simulated network there: its own folder, and its registry."""
+    folders = (data_dir, data_dir / "simulated")
+    return next(((folder, found) for folder in folders if (found := registered(folder))), None)
+
+
 def check_process(process: Process, *, with_metrics: bool = False) -> ProcessStatus:
     """Read the health page of a process, and its metrics if requested."""
     known = asdict(process)
+    if not process.pid:
+        return ProcessStatus(**known, state="stopped")
     if not process.port:
         return ProcessStatus(**known, state="running", ready=True)
     try:
-        page = json.loads(_get(process.port, "/readyz"))
-        metrics = parse(_get(process.port, "/metrics").decode()) if with_metrics else {}
-    except (OSError, ValueError, http.client.HTTPException) as err:
+        page = json.loads(request(process.port, "/readyz")[1])
+        metrics = parse(request(process.port, "/metrics")[1].decode()) if with_metrics else {}
+    except (OSError, ValueError) as err:
         state = "starting" if _age(process.pid) <= STARTING_SECONDS else "down"
         return ProcessStatus(**known, state=state, why=str(err))
     return ProcessStatus(
@@ -161,11 +173,12 @@ def _age(pid: int) -> float:
         return math.inf
 
 
-def _get(port: int, path: str) -> bytes:
+def request(port: int, path: str, seconds: float = ANSWER_SECONDS) -> tuple[int, bytes]:
+    """Status and body of a page of a process on this machine. Raises OSError."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_SECONDS) as answer:
-            return bytes(answer.read())
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=seconds) as answer:
+            return answer.status, bytes(answer.read())
     except urllib.error.HTTPError as err:  # /readyz answers 503 with the same page
-        if err.code != 503:
-            raise
-        return err.read()
+        return err.code, err.read()
+    except http.client.HTTPException as err:
+        raise OSError(f"no HTTP response: {err!r}") from err

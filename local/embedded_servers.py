@@ -32,7 +32,6 @@ class EmbeddedServers:
         self._restarting: dict[str, threading.Thread] = {}
         self._ends: Counter[str] = Counter()
         self.peaks: dict[str, int] = {}
-        self._pids: list[int] = []
         data_dir: Path = settings.data_dir.expanduser().absolute()
         if not settings.kafka_bootstrap:
             self._servers["kafka"] = EmbeddedLog(data_dir / "log")
@@ -57,8 +56,8 @@ class EmbeddedServers:
         """The servers, with their restarts."""
         return [Part(name, server.running, self._ends[name]) for name, server in self._servers.items()]
 
-    def tick(self) -> bool:
-        """Restart servers that died. True if a server started or ended. Call it from one thread."""
+    def tick(self) -> None:
+        """Restart servers that died. Call it from one thread."""
         for name, server in self._servers.items():
             if name == "kafka" and server.pid is not None:  # not PostgreSQL: its memory is shared by many processes
                 self.peaks[name] = max(self.peaks.get(name, 0), peak_bytes(server.pid))
@@ -70,9 +69,6 @@ class EmbeddedServers:
             self._say(name, f"ended; restarting in {wait:.1f} s")
             self._restarting[name] = threading.Thread(target=self._restart, args=(name, server, wait), daemon=True)
             self._restarting[name].start()
-        pids = [process.pid for process in self.processes]
-        changed, self._pids = pids != self._pids, pids
-        return changed
 
     def stop(self) -> None:
         """Stop the servers cleanly, the database last."""

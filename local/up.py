@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from connectors.runtime.stop import STOP, stop_on_signals
-from control.process_status import Registry, addresses
+from control.process_status import Process, Registry, addresses
 from control.status import MirrorStatus
+from local.children.liveness import Liveness
+from local.children.stop_requests import StopRequests
 from local.children.supervisor import Command, Supervisor
 from local.commands import SIMULATOR, commands, listening, preloaded, sluice
 from local.data_folder import locked_data_folder
@@ -31,6 +33,7 @@ from local.terminal import foreground
 from local.until_synced import SyncCheck
 from local.view.live_view import Part
 from schemas.errors import OperatorError
+from schemas.flows import PROCESSES
 from schemas.settings import Settings
 
 TICK_SECONDS = 0.25
@@ -85,9 +88,19 @@ class _Up:
         self._settings = settings
         self._options = options
         self._progress = ProgressView()
-        self._supervisor = Supervisor(settings.data_dir / "logs", self._progress.note, forks)
+        stopped = StopRequests(settings.data_dir)
+        stopped.clear()
+        self._liveness = Liveness(lambda: self._supervisor.processes)
+        self._supervisor = Supervisor(
+            settings.data_dir / "logs",
+            self._progress.note,
+            forks,
+            stopped=stopped.names,
+            failed=self._liveness.failed,
+        )
         self._embedded = EmbeddedServers(settings, self._progress.note)
         self._simulated: dict[str, object] | None = None
+        self._registered: list[Process] = []
 
     def run(self) -> int:
         with self._progress:
@@ -145,6 +158,11 @@ class _Up:
         return {"plc": urls["plc"], "handle_dns": urls["dns"], "relays": urls["relays"], "labelers": urls["labelers"]}
 
     def _register(self) -> None:
+        """Write the registry, if a process has started, ended or been stopped."""
+        processes = [*self._embedded.processes, *self._supervisor.processes]
+        if processes == self._registered:
+            return
+        self._registered = processes
         Registry(
             up=os.getpid(),
             bootstrap=self._settings.kafka_bootstrap,
@@ -152,7 +170,7 @@ class _Up:
             topic_prefix=self._settings.kafka_topic_prefix,
             partitions=self._settings.kafka_partitions,
             replication=self._settings.kafka_replication,
-            processes=[*self._embedded.processes, *self._supervisor.processes],
+            processes=processes,
             relays=self._settings.relays,
             labelers=self._settings.labelers,
             plc=self._settings.plc,
@@ -160,6 +178,7 @@ class _Up:
             allow_private_hosts=self._settings.allow_private_hosts,
             shards=self._settings.shards,
             serve=self._settings.serve_listen,
+            flows=[child.command.name for child in self._supervisor.children if child.command.kind in PROCESSES],
         ).write(self._settings.data_dir)
 
     def _watch(self) -> dict[str, object] | None:
@@ -172,11 +191,12 @@ class _Up:
         self._progress.show(first, self._parts())
         synced = SyncCheck(self._settings) if self._options.until_synced else None
         poller.start()
+        self._liveness.start()
         try:
             while not STOP.wait(TICK_SECONDS):
-                revived, restarted = self._embedded.tick(), self._supervisor.tick()
-                if revived or restarted:
-                    self._register()
+                self._embedded.tick()
+                self._supervisor.tick()
+                self._register()
                 if poller.failure != failure:
                     failure = poller.failure
                     self._progress.note("status", failure or "database and broker answer again")
@@ -191,6 +211,7 @@ class _Up:
                     return totals(status, poller.exact(), first, before, seconds)
             return None
         finally:
+            self._liveness.stop()
             poller.stop()
 
     def _parts(self) -> list[Part]:

@@ -3,16 +3,17 @@
 `Supervisor.tick()` is called a few times a second from the main thread (a child dies with the *thread* that started it, so only that
 thread starts children). With a fork server, a child that has a `module` is a fork of it. Output goes to bounded files under `logs/`;
 warnings and exits are reported to `say`. A child that exits again and again is restarted with growing delays, from half a second to
-half a minute.
+half a minute. A tick also ends the children that an operator has stopped, and those whose liveness probe failed.
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -90,6 +91,7 @@ class Child:
     _reader: threading.Thread | None = None
     _started: float = 0.0
     _ends: int = 0
+    _kill_at: float = math.inf
 
     @property
     def pid(self) -> int:
@@ -117,7 +119,7 @@ class Child:
             raise
         finally:
             os.close(writing)
-        self._started = time.monotonic()
+        self._started, self._kill_at = time.monotonic(), math.inf
         self.exit_code = None
         pipe = os.fdopen(reading, "rb")
         self._reader = threading.Thread(
@@ -158,6 +160,22 @@ class Child:
         """Send a signal, if it runs."""
         if self._process is not None and self.running:
             self._process.send_signal(number)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether `end` was called for the current process."""
+        return self._kill_at != math.inf
+
+    def end(self) -> None:
+        """Send SIGTERM, once; `kill_late` kills it after DRAIN_SECONDS. Does not wait."""
+        if not self.is_ending:
+            self._kill_at = time.monotonic() + DRAIN_SECONDS
+            self.signal(signal.SIGTERM)
+
+    def kill_late(self) -> None:
+        """Send SIGKILL if it still runs although its time to drain is over."""
+        if time.monotonic() > self._kill_at:
+            self.signal(signal.SIGKILL)
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end; True if it ended in time."""
@@ -207,10 +225,21 @@ def peak_bytes(pid: int) -> int:
 class Supervisor:
     """All children. Used by the main thread only."""
 
-    def __init__(self, logs: Path, say: Say, forks: ForkServer | None = None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        say: Say,
+        forks: ForkServer | None = None,
+        *,
+        stopped: Callable[[], Collection[str]] = frozenset,
+        failed: Callable[[], Mapping[int, str]] = dict,
+    ) -> None:
+        """`stopped`: the names of children that must not run. `failed`: pid → why, of those that must be restarted."""
         self._logs = logs
         self._forks = forks
         self._say = say
+        self._stopped = stopped
+        self._failed = failed
         self.children: list[Child] = []
         self.peaks: dict[str, int] = {}  # kind → highest resident memory of any of its processes
         logs.mkdir(parents=True, exist_ok=True)
@@ -225,32 +254,45 @@ class Supervisor:
     @property
     def parts(self) -> list[Part]:
         """All children, with their restarts."""
-        return [Part(child.command.kind, child.running, child.restarts) for child in self.children]
+        stopped = self._stopped()
+        return [
+            Part(child.command.kind, child.running, child.restarts, child.command.name in stopped)
+            for child in self.children
+        ]
 
     @property
     def processes(self) -> list[Process]:
-        """The children that run now, in the order in which they were added."""
+        """The children that run now, and with pid 0 those that an operator has stopped, in the order in which they were added."""
+        stopped = self._stopped()
         return [
-            Process(child.command.name, child.command.kind, child.pid, child.command.port)
+            Process(child.command.name, child.command.kind, child.pid * child.running, child.command.port)
             for child in self.children
-            if child.running
+            if child.running or child.command.name in stopped
         ]
 
-    def tick(self) -> bool:
-        """Detect ends, restart what is due, measure memory. True if a process started or ended."""
-        changed = False
+    def tick(self) -> None:
+        """End what must end, detect ends, restart what is due, measure memory."""
+        stopped, failed = self._stopped(), self._failed()
         for child in self.children:
-            if child.record_end():
-                changed = True
-                ended = f"{ending(child.exit_code)}; restarting in {child.restart_wait:.1f} s"
-                self._say(child.command.name, f"{ended}; last words: {child.last_words}" if child.last_words else ended)
-            elif child.exit_code is not None and time.monotonic() >= child.start_at:  # its end was reported before
+            self._tick(child, failed.get(child.pid, ""), stopped=child.command.name in stopped)
+
+    def _tick(self, child: Child, failed: str, *, stopped: bool) -> None:
+        self._measure(child)
+        if (stopped or failed) and child.running and not child.is_ending:
+            self._say(child.command.name, "stopping, as an operator asked" if stopped else f"{failed}; it is stopped")
+            child.end()
+        child.kill_late()
+        if child.record_end():
+            then = "stopped" if stopped else f"restarting in {child.restart_wait:.1f} s"
+            words = f"; last words: {child.last_words}" if child.last_words and not stopped else ""
+            self._say(child.command.name, f"{ending(child.exit_code)}; {then}{words}")
+            if stopped:
+                child.start_at = 0.0
+            else:
                 child.restarts += 1
-                child.words = LastWords()
-                child.start()
-                changed = True
-            self._measure(child)
-        return changed
+        elif child.exit_code is not None and not stopped and time.monotonic() >= child.start_at:
+            child.words = LastWords()  # its end was reported before
+            child.start()
 
     def _measure(self, child: Child) -> None:
         kind = child.command.kind

@@ -28,7 +28,7 @@ JOBS_SHOWN = 8
 LINE_CHARACTERS = 1000
 STYLES = {
     **dict.fromkeys(("failing", "hung", "down", "restarting", "stalled"), "red"),
-    **dict.fromkeys(("paused", "starting"), "yellow"),
+    **dict.fromkeys(("paused", "starting", "stopped"), "yellow"),
     **dict.fromkeys(("working", "idle", "running"), "green"),
 }  # of states, the worst first
 WORST_FIRST = tuple(STYLES)
@@ -47,11 +47,12 @@ Lines = list[list[Segment]]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A child process or embedded server: its kind, whether it runs, and how often it was restarted."""
+    """A child process or embedded server: its kind, whether it runs, how often it was restarted, and if an operator stopped it."""
 
     kind: str
     running: bool
     restarts: int
+    stopped: bool = False
 
 
 @dataclass(slots=True)
@@ -253,9 +254,9 @@ class _Page:
 
 def group_state(parts: Sequence[Part], seen: Sequence[ProcessStatus]) -> tuple[str, str]:
     """The worst state of a kind's processes, how many have it if not all, and its style."""
-    states = ["stalled" if one.state == "working" and not one.ready else one.state for one in seen]
-    ended = sum(not part.running for part in parts)
-    states = states[: len(parts) - ended] + ["restarting"] * ended
+    states = ["stalled" if one.state == "working" and not one.ready else one.state for one in seen if one.pid]
+    ended = ["stopped" if part.stopped else "restarting" for part in parts if not part.running]
+    states = states[: len(parts) - len(ended)] + ended
     states += [("starting" if seen or parts[0].kind not in SERVERS else "running")] * (len(parts) - len(states))
     worst = min(states, key=lambda state: WORST_FIRST.index(state) if state in WORST_FIRST else 0)
     count = states.count(worst)

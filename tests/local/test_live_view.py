@@ -187,6 +187,8 @@ def test_the_worst_state_of_a_kind_is_shown() -> None:
     assert group_state([parts[0], Part("index", False, 3)], seen[:1]) == ("restarting (1 of 2)", "red")
     assert group_state(parts, [seen[0], replace(seen[0], state="working", ready=False)])[0] == "stalled (1 of 2)"
     assert group_state([Part("kafka", True, 0)], []) == ("running", "green")
+    halted = [replace(seen[0], state="stopped", pid=0), seen[0]]
+    assert group_state([Part("index", False, 0, stopped=True), parts[0]], halted) == ("stopped (1 of 2)", "yellow")
 
 
 def test_time_left_only_when_it_is_known() -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from local.children.supervisor import Command, LogFile, Supervisor, ending, restart_seconds
+from local.children.supervisor import (
+    RESTART_FIRST_SECONDS,
+    Command,
+    LogFile,
+    Supervisor,
+    ending,
+    restart_seconds,
+)
 from local.forks.forked_process import ForkServer
 
 WAIT_SECONDS = 60.0
@@ -203,3 +210,61 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     until(lambda: not alive(pid))
+
+
+def test_a_child_that_an_operator_stopped_stays_so_until_it_is_started(heard: Heard, tmp_path: Path) -> None:
+    """Another child goes on. A start after a stop is no restart, and has no delay."""
+    stopped: set[str] = set()
+    supervisor = Supervisor(tmp_path / "logs", heard, stopped=lambda: stopped)
+    try:
+        child, other = supervisor.add(python("index", OBEDIENT)), supervisor.add(python("labels", OBEDIENT))
+        until(lambda: "up" in (tmp_path / "logs" / "index.log").read_text())
+        pids = child.pid, other.pid
+        stopped.add("index")
+        until(lambda: not child.running, supervisor.tick)
+        until(lambda: len(heard.said) == 2, supervisor.tick)
+        assert [what for _, what in heard.said] == ["stopping, as an operator asked", "ended with exit code 0; stopped"]
+        end = time.monotonic() + 1.0
+        until(lambda: time.monotonic() > end, supervisor.tick)
+        assert [(one.name, one.pid) for one in supervisor.processes] == [("index", 0), ("labels", pids[1])]
+        assert [part.stopped for part in supervisor.parts] == [True, False]
+        stopped.clear()
+        began = time.monotonic()
+        until(lambda: child.running, supervisor.tick)
+        assert time.monotonic() - began < RESTART_FIRST_SECONDS
+        assert child.restarts == 0
+        assert child.pid != pids[0]
+        os.kill(child.pid, signal.SIGKILL)
+        until(lambda: child.restarts == 1 and child.running, supervisor.tick)
+    finally:
+        supervisor.kill()
+
+
+def test_a_stopped_child_that_does_not_drain_is_killed(
+    heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local.children.supervisor.DRAIN_SECONDS", 0.3)
+    supervisor = Supervisor(tmp_path / "logs", heard, stopped=lambda: {"index"})
+    try:
+        child = supervisor.add(python("index", DEAF))
+        until(lambda: "up" in (tmp_path / "logs" / "index.log").read_text())
+        until(lambda: child.exit_code is not None, supervisor.tick)
+        assert heard.said[-1][1] == "ended by SIGKILL; stopped"
+    finally:
+        supervisor.kill()
+
+
+def test_a_child_is_stopped_while_it_waits_for_its_restart(heard: Heard, tmp_path: Path) -> None:
+    stopped: set[str] = set()
+    supervisor = Supervisor(tmp_path / "logs", heard, stopped=lambda: stopped)
+    try:
+        child = supervisor.add(python("index", "raise SystemExit(3)"))
+        until(lambda: child.restarts == 3, supervisor.tick)
+        stopped.add("index")
+        starts = child.pid
+        end = time.monotonic() + child.restart_wait + 0.5
+        until(lambda: time.monotonic() > end, supervisor.tick)
+        assert child.pid == starts
+        assert supervisor.processes[0].pid == 0
+    finally:
+        supervisor.kill()

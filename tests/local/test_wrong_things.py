@@ -67,7 +67,9 @@ ARGUMENTS: dict[str, list[str]] = {
     "simulate": ["--repos", "1"],
     "skipped fill": [],
     "skipped list": [],
+    "start": ["index"],
     "status": [],
+    "stop": ["index"],
     "storms list": [],
     "storms release": ["lost_event"],
     "topics apply": [],
@@ -107,7 +109,7 @@ COMMANDS = dict(walk(COMMAND))
 READERS = sorted(COMMANDS.keys() - {"completion", "help", "simulate"})  # commands that read settings
 HAVE = {name: {parameter.name for parameter in command.params} for name, command in COMMANDS.items()}
 LOCATED = sorted(
-    name for name in COMMANDS if "data_dir" in HAVE[name] and name not in ("up", "restore")
+    name for name in COMMANDS if "data_dir" in HAVE[name] and name not in ("up", "restore", "start", "stop")
 )  # these have their own
 
 
