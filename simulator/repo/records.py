@@ -27,11 +27,11 @@ PROFILE = "app.bsky.actor.profile"
 GENERATOR = "app.bsky.feed.generator"
 LIST = "app.bsky.graph.list"
 LIST_ITEM = "app.bsky.graph.listitem"
-NOTE = "com.example.notes.note"
+RECIPE = "com.example.recipe"  # docs/own-lexicon.md
 GAME = "net.playground.game.score"
 
 _MIX = (
-    [LIKE] * 44 + [POST] * 22 + [FOLLOW] * 18 + [REPOST] * 8 + [BLOCK] * 3 + [NOTE] * 2 + [LIST_ITEM, GAME, LIST]
+    [LIKE] * 44 + [POST] * 22 + [FOLLOW] * 18 + [REPOST] * 8 + [BLOCK] * 3 + [RECIPE] * 2 + [LIST_ITEM, GAME, LIST]
 )  # out of 100
 _WORDS = [
     "the",
@@ -171,7 +171,8 @@ def _value(collection: str, draw: Any, subjects: Subjects, created: str) -> dict
         return {"$type": LIST_ITEM, "subject": did, "list": uri.replace(POST, LIST), "createdAt": created}
     if collection == GAME:
         return {"$type": GAME, "score": int(draw() * 1_000_000), "level": int(draw() * 50), "playedAt": created}
-    return {"$type": collection, "title": text[:40], "body": text, "tags": text.split()[:3], "createdAt": created}
+    words = text.split()
+    return {"$type": RECIPE, "title": text[:40], "minutes": len(words), "ingredients": words[:4], "createdAt": created}
 
 
 def _post(text: str, draw: Any, subjects: Subjects, created: str) -> dict[str, Any]:

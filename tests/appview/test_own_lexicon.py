@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from connectors.kafka.producer import LogProducer, Out
 from schemas import wire
 from schemas.settings import load
+from simulator.repo.records import bulk, make_subjects
 from tests.support import ROOT
 from tests.support.flow_fixtures import FlowBed
 
@@ -151,3 +153,16 @@ def test_what_no_column_takes_is_left_out() -> None:
     odd = {"title": "a\0\ud800", "minutes": True, "ingredients": ["flour", 1, None, "\0"]}
     assert names["row"](odd) == ("a?", None, ["flour", ""])
     assert names["row"]({"title": "", "minutes": 2**31, "ingredients": 5}) == ("", None, [])
+
+
+def test_the_simulated_network_has_recipes() -> None:
+    """Its accounts write the lexicon of the page, in records that the page's module reads."""
+    scope: dict[str, Any] = {"__name__": "recipes"}
+    exec(block("python"), scope)
+    records = bulk(random.Random(7), 400, 1_780_000_000_000_000, make_subjects([DID], 7))
+    found = [scope["row"](record) for path, record in records if path.startswith(f"{RECIPE}/")]
+    assert len(found) > 3
+    for title, minutes, ingredients in found:
+        assert title
+        assert minutes > 0
+        assert ingredients
