@@ -5,6 +5,7 @@ the process hangs, and not while it waits for a broken log, database or upstream
 but makes no progress is shown as stalled, and not restarted, here as on Kubernetes.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,15 +16,20 @@ from control.process_status import Process, request
 PERIOD_SECONDS = 10.0
 TIMEOUT_SECONDS = 5.0
 FAILURES = 6
-STARTUP_FAILURES = 30  # before the first answer: 300 s, as startupProbe has
+STARTUP_PERIOD_SECONDS = 2.0  # until the first answer
+STARTUP_FAILURES = 150
 STOP_SECONDS = 10.0
+AT_ONCE = 8
 
 
 @dataclass(slots=True)
 class _Probed:
+    """The probes of one process so far. `due_at`: monotonic time of the next one."""
+
     failures: int = 0
     answered: bool = False
     why: str = ""
+    due_at: float = 0.0
 
     @property
     def failed(self) -> bool:
@@ -33,15 +39,10 @@ class _Probed:
 class Liveness:
     """Probes the processes of `processes()` in a thread. One without an HTTP port is not probed."""
 
-    def __init__(
-        self,
-        processes: Callable[[], list[Process]],
-        period_seconds: float = PERIOD_SECONDS,
-        timeout_seconds: float = TIMEOUT_SECONDS,
-    ) -> None:
+    def __init__(self, processes: Callable[[], list[Process]], scale: float = 1.0) -> None:
+        """`scale`: of all times, for tests."""
         self._processes = processes
-        self._period = period_seconds
-        self._timeout = timeout_seconds
+        self._scale = scale
         self._probed: dict[int, _Probed] = {}
         self._worker = WorkerThread("liveness", self._run)
         self.start = self._worker.start
@@ -56,26 +57,23 @@ class Liveness:
         self._worker.stop(STOP_SECONDS)
 
     def _run(self) -> None:
-        with ThreadPoolExecutor(max_workers=8, thread_name_prefix="liveness") as pool:
-            while not self._worker.wait(self._period):
+        with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="liveness") as pool:
+            while not self._worker.wait(STARTUP_PERIOD_SECONDS * self._scale):
                 served = [process for process in self._processes() if process.port and process.pid]
-                answers = pool.map(self._probe, served)
-                found = {}
-                for process, why in zip(served, answers, strict=True):
-                    found[process.pid] = _after(self._probed.get(process.pid, _Probed()), why)
-                self._probed = found
+                self._probed = dict(
+                    zip([process.pid for process in served], pool.map(self._probe, served), strict=True)
+                )
 
-    def _probe(self, process: Process) -> str:
-        """Why the probe failed; '' if it did not."""
+    def _probe(self, process: Process) -> _Probed:
+        before, now = self._probed.get(process.pid, _Probed()), time.monotonic()
+        if now < before.due_at:
+            return before
         try:
-            status, _ = request(process.port, "/healthz", self._timeout)
+            status, _ = request(process.port, "/healthz", TIMEOUT_SECONDS * self._scale)
+            why = "" if status < 400 else f"status {status}"
         except OSError as err:
-            return str(err)
-        return "" if status < 400 else f"status {status}"
-
-
-def _after(before: _Probed, why: str) -> _Probed:
-    if not why:
-        return _Probed(answered=True)
-    failures = before.failures + 1
-    return _Probed(failures, before.answered, f"/healthz failed {failures} times in a row ({why})")
+            why = str(err)
+        answered, failures = before.answered or not why, before.failures + 1 if why else 0
+        period = PERIOD_SECONDS if answered else STARTUP_PERIOD_SECONDS
+        why = why and f"/healthz failed {failures} times in a row ({why})"
+        return _Probed(failures, answered, why, now + period * self._scale)

@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 
 from control.process_status import request
-from local.children.liveness import FAILURES, PERIOD_SECONDS, STARTUP_FAILURES, TIMEOUT_SECONDS, Liveness
+from local.children.liveness import (
+    FAILURES,
+    PERIOD_SECONDS,
+    STARTUP_FAILURES,
+    STARTUP_PERIOD_SECONDS,
+    TIMEOUT_SECONDS,
+    Liveness,
+)
 from local.children.supervisor import Command, Supervisor
 from local.embedded.guarded_process import free_port
 from tests.deploy.rendering import K8S, read
 from tests.local.test_supervisor import Heard, until
 
+SCALE = 0.05  # 15 seconds for a start
 SERVER = """
 import http.server, sys
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -35,7 +43,7 @@ def heard() -> Heard:
 
 @pytest.fixture
 def supervisor(tmp_path: Path, heard: Heard) -> Iterator[Supervisor]:
-    liveness = Liveness(lambda: made.processes, period_seconds=0.1, timeout_seconds=0.2)
+    liveness = Liveness(lambda: made.processes, SCALE)
     made = Supervisor(tmp_path / "logs", heard, failed=liveness.failed)
     liveness.start()
     yield made
@@ -76,7 +84,7 @@ def test_a_process_that_waits_for_a_dependency_is_not_restarted(supervisor: Supe
     """It is not ready, and alive: a restart would mend nothing. On Kubernetes it is not restarted, either."""
     child = supervisor.add(served("index", SERVER))
     until(lambda: answers(child.command, "/readyz") == 503)
-    end = time.monotonic() + 20 * 0.1 + 1.0
+    end = time.monotonic() + 2 * (STARTUP_FAILURES * STARTUP_PERIOD_SECONDS) * SCALE
     until(lambda: time.monotonic() > end, supervisor.tick)
     assert child.restarts == 0
     assert heard.said == []
@@ -97,4 +105,4 @@ def test_the_limits_are_those_of_the_manifests() -> None:
     assert live["httpGet"]["path"] == startup["httpGet"]["path"] == "/healthz"
     assert (live["periodSeconds"], live["timeoutSeconds"]) == (PERIOD_SECONDS, TIMEOUT_SECONDS)
     assert live["failureThreshold"] == FAILURES
-    assert startup["periodSeconds"] * startup["failureThreshold"] == PERIOD_SECONDS * STARTUP_FAILURES
+    assert (startup["periodSeconds"], startup["failureThreshold"]) == (STARTUP_PERIOD_SECONDS, STARTUP_FAILURES)
