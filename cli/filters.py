@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -12,6 +12,9 @@ from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
 from schemas.patterns import mistake
+
+if TYPE_CHECKING:
+    from control.filter_edits import FilterEdit
 
 COUNTED = 100_000  # repos outside are counted up to this number
 
@@ -68,6 +71,35 @@ def change(
     _show(_filter_state(data_dir, spec), as_json=as_json)
 
 
+Entries = Annotated[list[str], typer.Argument(metavar="DID|COLLECTION…", help="DIDs, and NSIDs, NSID.* or *.")]
+
+
+@filters_app.command("add")
+@answerable
+def add(entries: Entries, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Add DIDs or collections to the filter; the rest of it stays."""
+    _edit("add", entries, data_dir, as_json=as_json)
+
+
+@filters_app.command("remove")
+@answerable
+def remove(entries: Entries, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Remove DIDs or collections from the filter; the rest of it stays. Rows outside stay until `filters prune`."""
+    _edit("remove", entries, data_dir, as_json=as_json)
+
+
+def _edit(verb: Literal["add", "remove"], texts: list[str], data_dir: Path | None, *, as_json: bool) -> None:
+    from control.filter_edits import FilterEdit, FilterEntries  # noqa: PLC0415 - loads what `sluice settings` has no need of
+
+    dids = [text for text in texts if text.startswith("did:")]
+    collections = [text for text in texts if text not in set(dids)]
+    try:
+        entries = FilterEntries(collections=collections, dids=dids)
+    except ValidationError as err:
+        raise OperatorError(f"{str(err.errors()[0]['input'])[:100]!r}: {mistake(err)[1]}") from err
+    _show(_filter_state(data_dir, FilterEdit(verb, entries)), as_json=as_json)
+
+
 @filters_app.command("prune")
 @answerable
 def prune(data_dir: DataDir = None) -> None:
@@ -81,13 +113,13 @@ def prune(data_dir: DataDir = None) -> None:
     typer.echo("rows outside are being removed; `sluice filters show` shows when it is done")
 
 
-def _filter_state(data_dir: Path | None, spec: FilterSpec | None) -> FilterState:
+def _filter_state(data_dir: Path | None, wanted: "FilterSpec | FilterEdit | None") -> FilterState:
 
     from control import sharded_filter  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
     with connect(settings.database, "sluice filters") as db:
-        return sharded_filter.show(settings, db) if spec is None else sharded_filter.change(settings, db, spec)
+        return sharded_filter.show(settings, db) if wanted is None else sharded_filter.change(settings, db, wanted)
 
 
 def _show(state: FilterState, *, as_json: bool) -> None:

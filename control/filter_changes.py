@@ -15,6 +15,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from connectors.postgres.connection import own_transaction
+from control.filter_edits import FilterEdit
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
 from schemas.sql import queries
@@ -38,30 +39,51 @@ def show(db: Connection) -> FilterState:
         return FilterState.model_validate(cursor.execute(SQL["state"]).fetchone())
 
 
-def change(db: Connection, spec: FilterSpec, version: int | None = None) -> FilterState:
-    """Set the filter. `version`: that of the main database, in a shard. Raises OperatorError if the collections leave out the signal collection."""
-    if spec.signal is not None and not Filter(collections=tuple(spec.collections)).keeps(spec.signal):
-        raise OperatorError(f"the collections leave out the signal {spec.signal}; add it to them")
-    collections = list(dict.fromkeys(spec.collections))
+def change(db: Connection, wanted: FilterSpec | FilterEdit, version: int | None = None) -> FilterState:
+    """Set the filter, or edit it: concurrent edits wait for each other. An edit that changes nothing keeps the version.
+
+    `version`: that of the main database, in a shard. Raises OperatorError if the collections leave out the signal collection, or if
+    the edit is not possible.
+    """
     with own_transaction(db):
         db.execute(SQL["fence_alone"])
         before = show(db)
-        values = {
-            "collections": collections,
-            "boundary": spec.boundary,
-            "signal": spec.signal,
-            "version": version,
-            "widened": not covers(before.collections, collections),
-            "narrowed": not covers(collections, before.collections) or _excludes(db, before, spec),
-        }
-        db.execute(SQL["set"], values)
-        db.execute(SQL["clear_dids"])
-        if spec.dids:
-            db.execute(SQL["add_dids"], {"dids": spec.dids})
+        spec = wanted if isinstance(wanted, FilterSpec) else wanted(current := spec_of(db, before))
+        if isinstance(wanted, FilterEdit) and spec == current:
+            return before
+        _set(db, before, spec, version)
     after = show(db)
-    fields = {"collections": " ".join(collections)[:500], "boundary": spec.boundary, "signal": spec.signal or ""}
+    fields = {
+        "collections": " ".join(after.collections)[:500],
+        "boundary": after.boundary,
+        "signal": after.signal or "",
+    }
     logger.info("the filter was changed", extra={"version": after.version, **fields})
     return after
+
+
+def spec_of(db: Connection, state: FilterState) -> FilterSpec:
+    """The filter with its DIDs. `state`: as `show` returned it."""
+    dids = sorted(row[0] for row in db.execute(SQL["dids"]))
+    return FilterSpec(collections=state.collections, boundary=state.boundary, dids=dids, signal=state.signal)
+
+
+def _set(db: Connection, before: FilterState, spec: FilterSpec, version: int | None) -> None:
+    if spec.signal is not None and not Filter(collections=tuple(spec.collections)).keeps(spec.signal):
+        raise OperatorError(f"the collections leave out the signal {spec.signal}; add it to them")
+    collections = list(dict.fromkeys(spec.collections))
+    values = {
+        "collections": collections,
+        "boundary": spec.boundary,
+        "signal": spec.signal,
+        "version": version,
+        "widened": not covers(before.collections, collections),
+        "narrowed": not covers(collections, before.collections) or _excludes(db, before, spec),
+    }
+    db.execute(SQL["set"], values)
+    db.execute(SQL["clear_dids"])
+    if spec.dids:
+        db.execute(SQL["add_dids"], {"dids": spec.dids})
 
 
 def _excludes(db: Connection, before: FilterState, spec: FilterSpec) -> bool:

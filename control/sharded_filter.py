@@ -15,6 +15,7 @@ from connectors.postgres.shards import Shards, ShardUnavailable, shard_settings
 from connectors.postgres.stream_cursors import note_gap
 from control import filter_changes
 from control.filter_changes import SQL, Connection, FilterWalk
+from control.filter_edits import FilterEdit
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
 from schemas.settings import Settings
@@ -41,9 +42,9 @@ def show(settings: Settings, db: Connection) -> FilterState:
     )
 
 
-def change(settings: Settings, db: Connection, spec: FilterSpec) -> FilterState:
-    """Set the filter. Raises OperatorError if a shard does not answer: it gets the filter later."""
-    filter_changes.change(db, spec)
+def change(settings: Settings, db: Connection, wanted: FilterSpec | FilterEdit) -> FilterState:
+    """Set or edit the filter. Raises OperatorError if a shard does not answer: it gets the filter later."""
+    filter_changes.change(db, wanted)
     for one in shard_ranges(settings.shards):
         try:
             with connect(one.url, "sluice filters") as shard:
@@ -70,9 +71,7 @@ def follow(db: Connection, shard: Connection) -> bool:
     state = filter_changes.show(db)
     if _same(filter_changes.show(shard), state):
         return False
-    dids = sorted(row[0] for row in db.execute(SQL["dids"]))
-    spec = FilterSpec(collections=state.collections, boundary=state.boundary, dids=dids, signal=state.signal)
-    filter_changes.change(shard, spec, state.version)
+    filter_changes.change(shard, filter_changes.spec_of(db, state), state.version)
     return True
 
 

@@ -2,6 +2,7 @@
 
 from control import sharded_filter
 from control.api.router import Ctx, Router, documented
+from control.filter_edits import FilterEdit, FilterEntries
 from schemas.filter_spec import FilterSpec, FilterState
 
 ROUTER = Router()
@@ -19,6 +20,20 @@ def set_filters(context: Ctx, body: FilterSpec) -> FilterState:
     """Replace the whole filter."""
     with context.db() as db:
         return sharded_filter.change(context.settings, db, body)
+
+
+@ROUTER.post("/add", responses=documented(409, 413, 415))
+def add_to_filters(context: Ctx, body: FilterEntries) -> FilterState:
+    """Add collections or DIDs to the filter. Concurrent edits are applied one after another."""
+    with context.db() as db:
+        return sharded_filter.change(context.settings, db, FilterEdit("add", body))
+
+
+@ROUTER.post("/remove", responses=documented(409, 413, 415))
+def remove_from_filters(context: Ctx, body: FilterEntries) -> FilterState:
+    """Remove collections or DIDs from the filter. Concurrent edits are applied one after another."""
+    with context.db() as db:
+        return sharded_filter.change(context.settings, db, FilterEdit("remove", body))
 
 
 @ROUTER.post("/prune")

@@ -139,6 +139,22 @@ def test_the_filter_is_shown_and_set(api: Api) -> None:
     assert api.post("/api/v1/filters/prune")[1]["pruning"] is True
 
 
+def test_entries_of_the_filter_are_added_and_removed(api: Api) -> None:
+    """N9: the rest of the list stays."""
+    refused = api.post("/api/v1/filters/add", {"dids": DIDS[:1]})
+    assert (refused[0], refused[1]["error"]["message"].partition(";")[0]) == (
+        409,
+        "the filter has no list of DIDs: it mirrors all repos",
+    )
+    assert api.post("/api/v1/filters/add", {})[0] == 400
+    assert api.post("/api/v1/filters/remove", {"collections": ["*"]})[0] == 409
+    api.put("/api/v1/filters", {"collections": ["app.bsky.*"], "boundary": "dids", "dids": DIDS[:1]})
+    added = api.post("/api/v1/filters/add", {"collections": ["com.example.*"], "dids": DIDS[1:2]})[1]
+    assert (added["collections"], added["dids"]) == (["app.bsky.*", "com.example.*"], 2)
+    removed = api.post("/api/v1/filters/remove", {"collections": ["app.bsky.*"], "dids": DIDS[:1]})[1]
+    assert (removed["collections"], removed["dids"]) == (["com.example.*"], 1)
+
+
 def test_an_unavailable_broker_or_database_is_an_error_answer(api_with) -> None:
     """B8"""
     api = api_with(database="postgresql://nobody@127.0.0.1:1/none")
