@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.support.whole_mirror import Mirror, mirrors, wait_for
 
 HEALTHZ_SECONDS = 180.0  # six periods of ten seconds, the time to drain, and a start
 START_SECONDS = 60.0
+LIVE_SECONDS = 10.0  # a period: by then it has answered a probe, after which six failures are enough
 
 
 @pytest.fixture
@@ -45,7 +47,6 @@ def test_a_flow_is_stopped_and_started_and_a_frozen_one_is_restarted(mirror: Mir
     for name in ("index-1", "firehose"):
         wait_for(lambda name=name: ready(folder, name, 0), START_SECONDS, mirror.last_lines)
     first = pids(folder)
-    os.kill(first["firehose"], signal.SIGSTOP)
 
     ended = mirror.cli("stop", "index")
     assert (ended.returncode, ended.stdout) == (0, "stopped index-1 index-2\n"), ended.stderr
@@ -63,6 +64,8 @@ def test_a_flow_is_stopped_and_started_and_a_frozen_one_is_restarted(mirror: Mir
     assert mirror.cli("start", "index").returncode == 0
     wait_for(lambda: ready(folder, "index-1", first["index-1"]), START_SECONDS, mirror.last_lines)
 
+    time.sleep(LIVE_SECONDS)
+    os.kill(first["firehose"], signal.SIGSTOP)
     wait_for(lambda: ready(folder, "firehose", first["firehose"]), HEALTHZ_SECONDS, mirror.last_lines)
     said = (mirror.folder / "up.err").read_text()
     assert "firehose: /healthz failed 6 times in a row" in said
