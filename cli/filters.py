@@ -14,7 +14,7 @@ from schemas.filter_spec import FilterSpec, FilterState
 from schemas.patterns import mistake
 
 if TYPE_CHECKING:
-    from control.filter_edits import FilterEdit
+    from steps.gate.filter_edits import FilterEdit
 
 COUNTED = 100_000  # repos outside are counted up to this number
 
@@ -89,7 +89,7 @@ def remove(entries: Entries, data_dir: DataDir = None, as_json: AsJson = False) 
 
 
 def _edit(verb: Literal["add", "remove"], texts: list[str], data_dir: Path | None, *, as_json: bool) -> None:
-    from control.filter_edits import FilterEdit, FilterEntries  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from steps.gate.filter_edits import FilterEdit, FilterEntries  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
     dids = [text for text in texts if text.startswith("did:")]
     collections = [text for text in texts if text not in set(dids)]

@@ -15,10 +15,10 @@ import psycopg
 from psycopg.rows import dict_row
 
 from connectors.postgres.connection import own_transaction
-from control.filter_edits import FilterEdit
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
 from schemas.sql import queries
+from steps.gate.filter_edits import FilterEdit
 from steps.gate.filters import Filter, covers
 
 SQL = queries("filter")

@@ -15,12 +15,12 @@ from connectors.postgres.shards import Shards, ShardUnavailable, shard_settings
 from connectors.postgres.stream_cursors import note_gap
 from control import filter_changes
 from control.filter_changes import SQL, Connection, FilterWalk
-from control.filter_edits import FilterEdit
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec, FilterState
 from schemas.settings import Settings
 from schemas.shard_ranges import shard_ranges
 from steps.cursor import Gap
+from steps.gate.filter_edits import FilterEdit
 
 LATE = timedelta(minutes=1)
 COMPARED = ("version", "collections", "boundary", "signal", "dids")

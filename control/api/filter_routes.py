@@ -2,8 +2,8 @@
 
 from control import sharded_filter
 from control.api.router import Ctx, Router, documented
-from control.filter_edits import FilterEdit, FilterEntries
 from schemas.filter_spec import FilterSpec, FilterState
+from steps.gate.filter_edits import FilterEdit, FilterEntries
 
 ROUTER = Router()
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from control import filter_changes
-from control.filter_edits import FilterEdit, FilterEntries
 from schemas.errors import OperatorError
 from schemas.filter_spec import MAX_DIDS, FilterSpec
+from steps.gate.filter_edits import FilterEdit, FilterEntries
 
 POST, LIKE = "app.bsky.feed.post", "app.bsky.feed.like"
 DIDS = [f"did:plc:{number:024}" for number in range(40)]
