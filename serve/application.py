@@ -11,8 +11,9 @@ from aiohttp import web
 from connectors.http.server import BODY_BYTES, counted
 from serve.context import CONTEXT, ServeContext
 from serve.guard import ClientGuard, answer_errors
+from serve.xrpc.routes import add_routes as xrpc_routes
 
-ROUTES: tuple[Callable[[web.Application], None], ...] = ()
+ROUTES: tuple[Callable[[web.Application], None], ...] = (xrpc_routes,)
 
 
 def make_app(context: ServeContext) -> web.Application:

@@ -44,7 +44,8 @@ PULLED = {
     "pydantic-core",
     "starlette",
     "markupsafe",
-}  # parts of the interfaces of pydantic, FastAPI, jinja2
+    "multidict",
+}  # parts of the interfaces of pydantic, FastAPI, jinja2, aiohttp
 SPOOLED = {
     "car.py": {"os"},  # it reads CARs that were spooled to disk at their offsets; the file is its caller's
     "__init__.py": {"os"},  # it finds the compiled modules when `protocol` is imported

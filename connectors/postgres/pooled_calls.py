@@ -75,8 +75,11 @@ class PooledCalls:
 
     def repos(self, statement: Statement, values: dict[str, Any]) -> list[DictRow]:
         """A page of a statement about repos, in DID order. Every shard must answer."""
-        found = self.shards.every(lambda pool: _rows(pool, statement, values))
-        return sorted(chain(*found), key=itemgetter("did"))[: values["limit"]]
+        return sorted(chain(*self.every(statement, values)), key=itemgetter("did"))[: values["limit"]]
+
+    def every(self, statement: Statement, values: dict[str, Any]) -> list[list[DictRow]]:
+        """The rows of each shard. Every shard must answer."""
+        return self.shards.every(lambda pool: _rows(pool, statement, values))
 
     @property
     def main_pool(self) -> Pool:
