@@ -68,7 +68,10 @@ class _Control:
         self._leads = False
         self._handles = HandleChecks(settings)
         self._retry = DeadLetterRetry(settings)
-        self._restoring: bool | None = None  # whether the index still has to read the log; None: not known yet
+        self._restoring: bool | None = (
+            None  # the main database was restored, and waits for the index; None: not known yet
+        )
+        self._restoring_shards: list[str] = []  # likewise; the queue leaves them out
         self._steps = {step.name: StepThread(step, self._may_schedule) for step in steps(settings)}
         restored = ControlStep("restored", self._restored_step, settings.tuning.control_interval_seconds)
         self._steps["restored"] = StepThread(restored, lambda: self._leads and self._restores_later())
@@ -121,7 +124,10 @@ class _Control:
             return barrier[1].pending(barrier[0]())
 
         def work() -> StepResult:
-            self._restoring = any(shards.each(pending)) or pending(main)
+            if self._settings.shards:
+                found = shards.gather(dict.fromkeys(range(len(shards.names)), pending), STATEMENT_SECONDS)
+                self._restoring_shards = [shards.names[number] for number, waits in found.items() if waits]
+            self._restoring = pending(main)
             return StepResult()
 
         def close() -> None:
@@ -146,7 +152,8 @@ class _Control:
             self._health.report("paused", WHY)
             self._health.progressed()
         else:
-            self._health.report("idle" if done.idle else "working")
+            why = f"shards {' '.join(self._restoring_shards)}: {WHY}" if self._restoring_shards else ""
+            self._health.report("idle" if done.idle else "working", why)
             self._health.progressed()
 
     def _stop(self) -> None:
@@ -200,13 +207,28 @@ def steps(settings: Settings) -> list[ControlStep]:
         ControlStep("queue", scheduling("queued"), often, again=settings.tuning.queue_batch),
         ControlStep("requeue", scheduling("requeued"), settings.tuning.requeue_after_seconds / 3),
         ControlStep("filters", with_database(filters), often),
-        ControlStep(
-            "obsolete rows", with_database(lambda: ObsoleteRows(Offsets(settings), settings.history_days).step), often
-        ),
+        ControlStep("obsolete rows", lambda: _obsolete_rows(settings), often),
         ControlStep("figures", with_database(lambda: FigureWriter(settings).step), EVERY_SECONDS),
         ControlStep("dead_letters", lambda: _dead_letters(settings), often, leader_only=False),
         ControlStep("lag", with_database(lag), LAG_SECONDS, leader_only=False),
     ]
+
+
+def _obsolete_rows(settings: Settings) -> tuple[Work, Close]:
+    main, shards = with_main(
+        settings, lambda one: tuple_database(one, "sluice control", statement_seconds=STATEMENT_SECONDS)
+    )
+    rows = ObsoleteRows(Offsets(settings), settings.history_days)
+
+    def work() -> StepResult:
+        rows.step(main(), shards)
+        return StepResult()
+
+    def close() -> None:
+        for database in (main, *shards.all()):
+            database.close()
+
+    return work, close
 
 
 def _dead_letters(settings: Settings) -> tuple[Work, Close]:

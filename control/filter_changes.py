@@ -39,10 +39,10 @@ def show(db: Connection) -> FilterState:
         return FilterState.model_validate(cursor.execute(SQL["state"]).fetchone())
 
 
-def change(db: Connection, wanted: FilterSpec | FilterEdit, version: int | None = None) -> FilterState:
+def change(db: Connection, wanted: FilterSpec | FilterEdit, main: FilterState | None = None) -> FilterState:
     """Set the filter, or edit it: concurrent edits wait for each other. An edit that changes nothing keeps the version.
 
-    `version`: that of the main database, in a shard. Raises OperatorError if the collections leave out the signal collection, or if
+    `main`: of the main database, in a shard. Raises OperatorError if the collections leave out the signal collection, or if
     the edit is not possible.
     """
     with own_transaction(db):
@@ -51,7 +51,7 @@ def change(db: Connection, wanted: FilterSpec | FilterEdit, version: int | None 
         spec = wanted if isinstance(wanted, FilterSpec) else wanted(current := spec_of(db, before))
         if isinstance(wanted, FilterEdit) and spec == current:
             return before
-        _set(db, before, spec, version)
+        _set(db, before, spec, main)
     after = show(db)
     fields = {
         "collections": " ".join(after.collections)[:500],
@@ -68,7 +68,7 @@ def spec_of(db: Connection, state: FilterState) -> FilterSpec:
     return FilterSpec(collections=state.collections, boundary=state.boundary, dids=dids, signal=state.signal)
 
 
-def _set(db: Connection, before: FilterState, spec: FilterSpec, version: int | None) -> None:
+def _set(db: Connection, before: FilterState, spec: FilterSpec, main: FilterState | None) -> None:
     if spec.signal is not None and not Filter(collections=tuple(spec.collections)).keeps(spec.signal):
         raise OperatorError(f"the collections leave out the signal {spec.signal}; add it to them")
     collections = list(dict.fromkeys(spec.collections))
@@ -76,7 +76,8 @@ def _set(db: Connection, before: FilterState, spec: FilterSpec, version: int | N
         "collections": collections,
         "boundary": spec.boundary,
         "signal": spec.signal,
-        "version": version,
+        "version": main and main.version,
+        "set_at": main and main.set_at,
         "widened": not covers(before.collections, collections),
         "narrowed": not covers(collections, before.collections) or _excludes(db, before, spec),
     }

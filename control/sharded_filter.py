@@ -23,7 +23,7 @@ from steps.cursor import Gap
 from steps.gate.filter_edits import FilterEdit
 
 LATE = timedelta(minutes=1)
-COMPARED = ("version", "collections", "boundary", "signal", "dids")
+COMPARED = ("version", "set_at", "collections", "boundary", "signal", "dids")
 
 
 def show(settings: Settings, db: Connection) -> FilterState:
@@ -71,7 +71,7 @@ def follow(db: Connection, shard: Connection) -> bool:
     state = filter_changes.show(db)
     if _same(filter_changes.show(shard), state):
         return False
-    filter_changes.change(shard, filter_changes.spec_of(db, state), state.version)
+    filter_changes.change(shard, filter_changes.spec_of(db, state), state)
     return True
 
 
@@ -117,7 +117,7 @@ def restored(settings: Settings, db: Connection, url: str) -> None:
 
 
 def _same(one: FilterState, other: FilterState) -> bool:
-    """Not only the version: a restored main database assigns versions again."""
+    """Not only the version: a restored main database assigns versions again. `set_at` tells lists of DIDs apart."""
     return all(getattr(one, name) == getattr(other, name) for name in COMPARED)
 
 

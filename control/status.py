@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from connectors.kafka.offsets import Offsets, PartitionLag
-from connectors.postgres.connection import Database, dict_database
+from connectors.postgres.connection import STATEMENT_SECONDS, Database, dict_database
 from connectors.postgres.shards import Shards, with_main
 from control.process_status import ProcessStatus
 from schemas.settings import Settings
@@ -111,7 +111,7 @@ def buffered_count(status: MirrorStatus) -> str:
 def phases(shards: Shards[Database[DictRow]]) -> dict[str, int]:
     """Phase → repos, of the shards that answer. Above a million on one, its `sync` is an estimate minus the other phases."""
     found = Counter(dict.fromkeys(PHASES, 0))
-    for some in shards.each(lambda shard: _phases(shard())):
+    for some in shards.answering(lambda shard: _phases(shard())):
         found.update(some)
     return dict(found)
 
@@ -176,17 +176,17 @@ class Collector:
 
     def exact(self) -> tuple[int, int]:
         """Exact numbers of records and labels. Reads whole indexes."""
-        return self._count("count_records"), self._count("count_labels")
+        return self._count("count_records", STATEMENT_SECONDS), self._count("count_labels", STATEMENT_SECONDS)
 
     def _rows(self, name: str, values: tuple[object, ...] = ()) -> list[DictRow]:
         return self._database().execute(SQL[name], values or None).fetchall()
 
-    def _of_shards(self, name: str) -> list[DictRow]:
+    def _of_shards(self, name: str, seconds: float | None = None) -> list[DictRow]:
         """Rows about repos, of the shards that answer."""
-        return list(chain(*self._shards.each(lambda shard: shard().execute(SQL[name]).fetchall())))
+        return list(chain(*self._shards.answering(lambda shard: shard().execute(SQL[name]).fetchall(), seconds)))
 
-    def _count(self, name: str) -> int:
-        return sum(int(row["count"]) for row in self._of_shards(name))
+    def _count(self, name: str, seconds: float | None = None) -> int:
+        return sum(int(row["count"]) for row in self._of_shards(name, seconds))
 
     def close(self) -> None:
         """Close the connections."""

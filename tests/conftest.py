@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.support.broker",
     "tests.support.postgres",
     "tests.support.settings_fixture",
+    "tests.support.shard_databases",
     "tests.support.simulation",
     "tests.support.tcp_proxy",
     "tests.support.coordinator",

@@ -7,6 +7,8 @@ longer read. A pause ends below three quarters of the mark (hysteresis).
 
 For work topics the mark is `kafka_high_water_messages` of lag. For the live topic it is an oldest unprocessed message that has
 used half of the topic's retention: the relay keeps its events for a shorter time, so the live stream pauses as late as possible.
+With several shards it pauses when all of them are so far behind: one that does not answer must not stop the others. What retention
+removes before that one answers is a gap, which the next listing resolves.
 """
 
 import time
@@ -18,6 +20,7 @@ from connectors.kafka.log import LogUnavailable, Part
 from connectors.kafka.offsets import NO_OFFSET, Offsets
 from connectors.runtime.worker_thread import WorkerThread
 from schemas.settings import Settings
+from schemas.shard_ranges import shard_ranges
 from schemas.topics import FIREHOSE_LIVE
 
 CHECK_SECONDS = 2.0
@@ -74,7 +77,7 @@ class HighWater:
         topic, group = self._settings.topic(self._topic), self._settings.group(self._group)
         if self._topic == LIVE_TOPIC:
             mark = self._retention_seconds() * self._settings.tuning.live_high_water_fraction
-            over = lag > 0 and mark < float("inf") and self._older_than(mark * share, positions, ends)
+            over = lag > 0 and mark < float("inf") and self._all_older_than(mark * share, positions, ends)
             why = f"{group} has {lag:,} messages of {topic} to process, the oldest over {_span(mark)} old"
         else:
             high = self._settings.kafka_high_water_messages
@@ -82,11 +85,17 @@ class HighWater:
             why = f"{group} is {lag:,} messages behind on {topic}; the limit is {high:,}"
         return why if over else None
 
-    def _older_than(self, seconds: float, positions: dict[Part, int], ends: dict[Part, int]) -> bool:
-        """Whether an unprocessed message is older than `seconds`: its offset is below the first younger message's."""
+    def _all_older_than(self, seconds: float, positions: dict[Part, int], ends: dict[Part, int]) -> bool:
+        """Whether each shard has an unprocessed message older than `seconds`: its offset is below the first younger message's."""
         moment = int((time.time() - seconds) * 1000)
         younger = self._offsets.find(positions, OffsetSpec.for_timestamp(moment))
-        return any(positions[part] < (ends[part] if first == NO_OFFSET else first) for part, first in younger.items())
+        late = {
+            part[1]
+            for part, first in younger.items()
+            if positions[part] < (ends[part] if first == NO_OFFSET else first)
+        }
+        spans = [range(one.first, one.last + 1) for one in shard_ranges(self._settings.shards)]
+        return all(late.intersection(span) for span in spans) if spans else bool(late)
 
     def _retention_seconds(self) -> float:
         if self._retention is None:

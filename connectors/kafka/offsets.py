@@ -178,7 +178,7 @@ class Offsets:
         if self._shards is None:
             rows = db.cursor(row_factory=tuple_row).execute(statement, values).fetchall()
         else:
-            rows = list(chain(*self._shards.each(lambda shard: shard().execute(statement, values).fetchall())))
+            rows = list(chain(*self._shards.answering(lambda shard: shard().execute(statement, values).fetchall())))
         return {(str(topic).removeprefix(prefix), int(part)): int(next_) for topic, part, next_ in rows}
 
     def settled(self, db: psycopg.Connection[Any], group: str, parts: Iterable[Part]) -> dict[Part, int]:

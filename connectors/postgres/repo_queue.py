@@ -12,6 +12,7 @@ from typing import Any
 from psycopg import Connection
 
 from connectors.postgres.connection import STATEMENT_SECONDS, outside_transaction, own_transaction, tuple_database
+from connectors.postgres.main_database import MainDatabase
 from protocol.account_status import TAKEN_DOWN, status_beside
 from schemas import wire
 from schemas.settings import Settings
@@ -100,7 +101,7 @@ class RepoQueue:
         """`main`: settings of the main database, if `settings` are a shard's."""
         self._settings = settings
         self._database = tuple_database(settings, "sluice repos", statement_seconds=statement_seconds)
-        self._main = tuple_database(main, "sluice repos") if main is not None else self._database
+        self._main = MainDatabase(main, self._database, "sluice repos")
 
     def close(self) -> None:
         """Close the connections."""
@@ -143,16 +144,14 @@ class RepoQueue:
         return Discovery(tasks, len(rows), len(listed) - len(rows))
 
     def _collection_of(self, job: int) -> str | None:
-        row = self._main().execute(SQL["job_collection"], {"job": job}).fetchone()
+        row = self._main.execute(SQL["job_collection"], {"job": job}).fetchone()
         found: str | None = row[0] if row else None
         return found
 
     def _pdses(self, listed: Sequence[ListedRepo]) -> list[str | None]:
         """For repos that a PDS lists: the PDS of the DID document, if that was resolved."""
         dids = [entry.did for entry in listed if entry.host is not None]
-        known: dict[str, str | None] = (
-            dict(self._main().execute(SQL["pdses"], {"dids": dids}).fetchall()) if dids else {}
-        )
+        known: dict[str, str | None] = dict(self._main.execute(SQL["pdses"], {"dids": dids}).fetchall()) if dids else {}
         return [known.get(entry.did) for entry in listed]
 
     def read(self, statement: Statement, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -184,9 +183,9 @@ class RepoQueue:
         }
         return [Claim(*row) for row in self._db().execute(SQL["claim"], values)]
 
-    def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
-        """Renew leases. Returns the (did, attempt) that this worker still holds."""
-        values = {"dids": list(dids), "worker": worker, "lease": self._settings.tuning.lease_seconds}
+    def renew(self, worker: str, claims: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Renew leases. `claims`, and those of them that this worker still holds: (did, attempt)."""
+        values = {"dids": [did for did, _ in claims], "worker": worker, "lease": self._settings.tuning.lease_seconds}
         return {(did, attempt) for did, attempt in self._db().execute(SQL["renew"], values)}
 
     def produced(self, outcomes: Sequence[tuple[str, int, int, int]]) -> None:
@@ -250,6 +249,10 @@ class RepoQueue:
         """Unix time in seconds, by the database's clock."""
         row = self._db().execute(queries("control")["now"]).fetchone()
         return float(row[0]) if row else 0.0
+
+    def restoring(self) -> bool:
+        """Whether the database was restored, and the index has yet to read the log (control/tasks/restored.py)."""
+        return self._db().execute(queries("restore")["restoring"]).fetchone() is not None
 
     def due(self, limit: int, held: Collection[str] = ()) -> list[wire.RepoTask]:
         """Tasks of due pending repos, marked as queued: the caller must produce them. First fetches have attempt 0.

@@ -2,9 +2,8 @@
 
 import logging
 
-import psycopg
-
 from connectors.postgres.connection import connect
+from connectors.postgres.main_database import SILENT, asking_main
 from connectors.postgres.migrate import migrate, missing
 from connectors.postgres.stream_cursors import note_gap
 from schemas.errors import OperatorError
@@ -15,9 +14,6 @@ from steps.cursor import Gap
 
 SQL = queries("shard")
 NAME = "sluice shards"
-
-SILENT = (psycopg.OperationalError, psycopg.InternalError)
-"""A shard does not answer; the second: it is a read-only standby, ended the session, or is damaged."""
 
 log = logging.getLogger("shards")
 
@@ -43,13 +39,13 @@ def prepare_shards(settings: Settings) -> list[str]:
 
 
 def check(settings: Settings, number: int) -> None:
-    """Raise OperatorError if a shard is another one's database or lacks migrations; once for each shard."""
+    """Raise OperatorError if a shard is another one's database or lacks migrations; once for each shard. Raises MainUnavailable."""
     one = shard_ranges(settings.shards)[number]
     if (settings.database, one.url) in _checked:
         return
     if lacking := missing(one.url):
         raise OperatorError(f"shard {one.name} lacks {', '.join(lacking)}; run `sluice migrate`")
-    with connect(settings.database, NAME) as db:
+    with asking_main(), connect(settings.database, NAME) as db:
         row = db.execute(SQL["identity"]).fetchone()
     with connect(one.url, NAME) as db:
         own = db.execute(SQL["identity"]).fetchone()

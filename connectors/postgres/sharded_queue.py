@@ -7,6 +7,7 @@ not claim are queued again (control's `requeue`), claims that it could not close
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from typing_extensions import override
@@ -32,7 +33,6 @@ class ShardedQueue(RepoQueue):
     def __init__(self, settings: Settings, statement_seconds: float = STATEMENT_SECONDS) -> None:
         super().__init__(settings, statement_seconds)  # for `now`
         self._shards = Shards(settings, lambda one: RepoQueue(one, statement_seconds, main=settings))
-        self._attempts: dict[str, int] = {}  # of the claims
 
     @override
     def close(self) -> None:
@@ -53,20 +53,17 @@ class ShardedQueue(RepoQueue):
         found = self._shards.by_repo(
             tasks, lambda task: task.did, lambda queue, some: queue.claim(some, worker), lenient=True
         )
-        claims = list(chain(*found))
-        self._attempts |= {claim.did: claim.attempt for claim in claims}
-        return claims
+        return list(chain(*found))
 
     @override
-    def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
+    def renew(self, worker: str, claims: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
         """Claims on a shard that does not answer count as held: no other worker can claim their repos either."""
-        self._attempts = {did: self._attempts[did] for did in dids if did in self._attempts}
         held: set[tuple[str, int]] = set()
-        for number, some in self._shards.split(dids, str).items():
+        for number, some in self._shards.split(claims, itemgetter(0)).items():
             try:
                 held |= self._shards.call(number, lambda queue, some=some: queue.renew(worker, some))  # type: ignore[misc]
             except ShardUnavailable:
-                held |= {(did, self._attempts[did]) for did in some if did in self._attempts}
+                held |= set(some)
         return held
 
     @override
@@ -89,20 +86,23 @@ class ShardedQueue(RepoQueue):
     def refetch(self, did: str, attempt: int) -> bool:
         return self._unless_down(did, lambda queue: queue.refetch(did, attempt), otherwise=False)
 
-    # of control: without the shards that do not answer
+    # of control: without the shards that do not answer, or wait after a restore for the index to read the log
+
+    def _scheduled(self, work: Callable[[RepoQueue], Y]) -> list[Y]:
+        return list(chain(*self._shards.each(lambda queue: [] if queue.restoring() else [work(queue)])))
 
     @override
     def reap(self, cluster: str, delay_seconds: float, limit: int = 1000) -> dict[str, str]:
-        found = self._shards.each(lambda queue: queue.reap(cluster, delay_seconds, limit))
+        found = self._scheduled(lambda queue: queue.reap(cluster, delay_seconds, limit))
         return {did: phase for some in found for did, phase in some.items()}
 
     @override
     def due(self, limit: int, held: Collection[str] = ()) -> list[wire.RepoTask]:
-        return list(chain(*self._shards.each(lambda queue: queue.due(limit, held))))
+        return list(chain(*self._scheduled(lambda queue: queue.due(limit, held))))
 
     @override
     def queued_long(self, before: float, limit: int) -> list[tuple[str, int, float]]:
-        return list(chain(*self._shards.each(lambda queue: queue.queued_long(before, limit))))
+        return list(chain(*self._scheduled(lambda queue: queue.queued_long(before, limit))))
 
     @override
     def unqueue(self, dids: Sequence[str]) -> None:
@@ -110,11 +110,11 @@ class ShardedQueue(RepoQueue):
 
     @override
     def lost_candidates(self, grace_seconds: float, limit: int, settled: float = FOREVER) -> int:
-        return sum(self._shards.each(lambda queue: queue.lost_candidates(grace_seconds, limit, settled)))
+        return sum(self._scheduled(lambda queue: queue.lost_candidates(grace_seconds, limit, settled)))
 
     @override
     def lost_events(self, grace_seconds: float, settled: float = FOREVER, limit: int = 1000) -> list[str]:
-        return list(chain(*self._shards.each(lambda queue: queue.lost_events(grace_seconds, settled, limit))))
+        return list(chain(*self._scheduled(lambda queue: queue.lost_events(grace_seconds, settled, limit))))
 
     # of listings and commands: all shards must answer; the caller repeats the whole
 

@@ -28,6 +28,12 @@ STOPPING_SECONDS = 5.0  # of retries while the process stops
 log = logging.getLogger("retry_database")
 
 
+class RetriedForever(psycopg.OperationalError):
+    """The rest of the mirror can live with this outage, so a restart of the process would not help even after OUTAGE_SECONDS."""
+
+    setting = "SLUICE_SHARDS"
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed later."""
     return isinstance(error, psycopg.OperationalError) and not isinstance(error, errors.ProgramLimitExceeded)
@@ -44,16 +50,20 @@ def retry_database(
     *,
     seconds: float = OUTAGE_SECONDS,
     what: str = "the database failed; retrying",
+    only: type[psycopg.OperationalError] = psycopg.OperationalError,
 ) -> X:
-    """The result of `work`, which must be safe to repeat. `what`: log message of a retry. Raises Stopping during a stop."""
+    """The result of `work`, which must be safe to repeat. Raises Stopping during a stop.
+
+    `what`: log message of a retry. `only`: the errors that are retried.
+    """
     began, failures = time.monotonic(), 0
     while True:
         watchdog.mark()
         try:
             return work()
-        except psycopg.OperationalError as err:
+        except only as err:
             waited = time.monotonic() - began
-            if not is_transient(err) or waited > seconds:
+            if not is_transient(err) or (waited > seconds and not isinstance(err, RetriedForever)):
                 raise
             failures += 1
             if STOP.is_set() and waited > STOPPING_SECONDS:
@@ -61,7 +71,7 @@ def retry_database(
             why = " ".join(str(err).split())[:300]
             log.warning(what, extra={"error": why, "failures": failures})
             if health is not None and failures > 1:
-                health.report("failing", f"SLUICE_DATABASE: {why}")
+                health.report("failing", f"{getattr(err, 'setting', 'SLUICE_DATABASE')}: {why}")
             if STOP.is_set():
                 time.sleep(min(0.5, wait_seconds(failures)))
             else:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg.rows import TupleRow
 
 from connectors.kafka.offsets import Offsets
-from connectors.postgres.connection import outside_transaction
+from connectors.postgres.connection import Database, outside_transaction
+from connectors.postgres.shards import Shards
 from connectors.runtime import metrics
 from control.dead_letter_index import TOPIC
 from schemas.sql import queries
@@ -24,7 +26,7 @@ from schemas.sql import queries
 SQL = queries("control") | queries("dead_letter") | {"prune_hosts": queries("budget")["prune"]}
 CHECK_SECONDS = 600.0
 PIECE = 2000
-HISTORY = ("prune_gaps", "prune_ranges", "prune_audits")
+HISTORY = ("prune_gaps", "prune_ranges")
 IDENTITIES_PIECE = 20_000
 DAY_SECONDS = 86_400.0
 
@@ -53,14 +55,15 @@ class ObsoleteRows:
         self._next = 0.0
         self._after = ""  # the DID up to which cached identities were checked
 
-    def step(self, db: psycopg.Connection[Any]) -> Removed:
-        """Remove one piece if it is due. Raises psycopg.Error and LogUnavailable."""
+    def step(self, db: psycopg.Connection[Any], shards: Shards[Database[TupleRow]]) -> Removed:
+        """Remove one piece if it is due; of a shard that does not answer, the next time. Raises psycopg.Error and LogUnavailable."""
         if self._clock() < self._next:
             return Removed()
         outside_transaction(db)
         values = {"seconds": self._seconds, "limit": PIECE}
         hosts = db.execute(SQL["prune_hosts"], values).rowcount
         removed = [db.execute(SQL[name], values).rowcount for name in HISTORY]
+        removed += shards.answering(lambda shard: shard().execute(SQL["prune_audits"], values).rowcount)
         identities = self._remove_identities(db)
         was_open = self._remove_letters(db)
         if max(len(was_open), hosts, *removed) < PIECE:

@@ -100,7 +100,7 @@ class BackfillWorker:
         held = dict(self._running)
         if not held:
             return
-        ours = await self.queue.run(lambda queue: queue.renew(worker, [did for did, _ in held]))
+        ours = await self.queue.run(lambda queue: queue.renew(worker, held.keys()))
         for key, (run, task) in held.items():
             # once its outcome is in the log, a claim has no lease and needs none
             if key not in ours and not task.done() and not (run.task is not None and run.task.finished):

@@ -14,7 +14,8 @@ from typing_extensions import override
 from connectors.kafka.log import Part
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import REFUSALS
-from connectors.postgres.shards import CONFLICT_SECONDS, Shards, ShardUnavailable
+from connectors.postgres.main_database import MainUnavailable
+from connectors.postgres.shards import CONFLICT_SECONDS, Shards
 from connectors.runtime import metrics
 from connectors.runtime.health import Health
 from connectors.runtime.retry_database import OUTAGE_SECONDS, retry_database
@@ -57,36 +58,57 @@ class IndexSink(DynamicSink[Decoded]):
 
     @override
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "ShardedWriter":
-        settings, rules, producer = self._settings, self._rules, LogProducer(self._settings)
+        settings, rules = self._settings, self._rules
         patience = CONFLICT_SECONDS if settings.shards else OUTAGE_SECONDS
         writers = [
-            IndexWriter(settings, store, rules, producer, unread=self._unread, health=self._health, patience=patience)
+            IndexWriter(
+                settings,
+                store,
+                rules,
+                LogProducer(settings),
+                unread=self._unread,
+                health=self._health,
+                patience=patience,
+            )
             for store in self._stores.all()
         ]
-        return ShardedWriter(self._stores, writers, self._down)
+        return ShardedWriter(self._stores, writers, self._down, self._health)
 
 
 class ShardedWriter(StatelessSinkPartition[Decoded]):
-    """Writes each batch to the shard of its partitions. A batch whose shard does not answer is dropped, to be read again."""
+    """Writes each batch to the shard of its partitions, all shards at the same time.
 
-    def __init__(self, stores: Shards[IndexStore], writers: "Sequence[IndexWriter]", down: set[int]) -> None:
+    A batch whose shard does not answer in time is dropped, to be read again from the position in its database.
+    """
+
+    def __init__(
+        self,
+        stores: Shards[IndexStore],
+        writers: "Sequence[IndexWriter]",
+        down: set[int],
+        health: Health | None = None,
+    ) -> None:
         self._stores = stores
         self._writers = writers
         self._down = down
+        self._health = health
 
     @override
     def write_batch(self, items: list[Decoded]) -> None:
+        left: dict[int, Decoded] = {}
         for decoded in items:
             _, partition = next(iter(decoded.batch.spans))
-            number = self._stores.of_partition(partition)
-            try:
-                self._stores.call(number, partial(self._write, self._writers[number], decoded))
-            except ShardUnavailable:
-                self._down.add(number)
+            left[self._stores.of_partition(partition)] = decoded
+        retry_database(lambda: self._write(left), self._health, only=MainUnavailable)
 
-    @staticmethod
-    def _write(writer: "IndexWriter", decoded: Decoded, _store: IndexStore) -> None:
-        writer.write(decoded)
+    def _write(self, left: dict[int, Decoded]) -> None:
+        """Write what is left. Raises MainUnavailable."""
+        works = {number: partial(self._write_one, left, number) for number in left}
+        self._down |= works.keys() - self._stores.gather(works).keys()
+
+    def _write_one(self, left: dict[int, Decoded], number: int, _store: IndexStore) -> None:
+        self._writers[number].write(left[number])
+        del left[number]
 
 
 class IndexWriter:
@@ -117,23 +139,29 @@ class IndexWriter:
 
     def write(self, decoded: Decoded) -> None:
         """Write a batch. Raises PartitionLost, and psycopg.Error if retries did not help."""
+        try:
+            self._with_retries(lambda: self._transaction(decoded))
+        except REFUSALS:
+            self._send_letters(decoded)
+            self._halve(decoded)
+        self._report(decoded)
+
+    def _send_letters(self, decoded: Decoded) -> None:
+        """Once, however often the transaction is repeated."""
         if decoded.letters:
             self._producer.send(decoded.letters)
             counts = {DeadReason.REFUSED_BY_DATABASE: decoded.too_large}
             counts[DeadReason.UNDECODABLE] = len(decoded.letters) - decoded.too_large
             for reason, count in counts.items():
                 metrics.DEAD_LETTERS.labels("index", reason.value).inc(count)
-        try:
-            self._with_retries(lambda: self._transaction(decoded))
-        except REFUSALS:
-            self._halve(decoded)
-        self._report(decoded)
+            decoded.letters.clear()
 
     def _transaction(self, decoded: Decoded) -> None:
         with metrics.INDEX_SECONDS.time(), self._store.transaction() as transaction:
             if decoded.queues:
                 apply_events(transaction, decoded.queues, self._rules)
             transaction.labels(decoded.labels)
+            self._send_letters(decoded)  # the offsets move past them; not before: the shard may not answer
             transaction.move(decoded.batch.spans)
 
     def _with_retries(self, work: Callable[[], None]) -> None:
@@ -149,6 +177,7 @@ class IndexWriter:
                     self._halve_part(messages, spans)
                 else:
                     part = decode(Batch(messages, spans), self._prefix)
+                    part.letters.clear()  # sent
                     self._with_retries(partial(self._transaction, part))
             except REFUSALS:
                 self._halve_part(messages, spans)

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import Part, watermarks
-from connectors.postgres.shards import Shards, ShardUnavailable
+from connectors.postgres.shards import Shards
 from connectors.runtime.checkpointed import CheckpointedPartition
 from connectors.runtime.health import Health
 from connectors.runtime.retry_database import retry_database
@@ -72,16 +72,14 @@ class IndexPartition(CheckpointedPartition[Batch, dict[Part, int]]):
         def read(store: IndexStore) -> dict[Part, int]:
             return store.starts(known)
 
-        try:
-            if self._settings.shards:
-                starts = self._stores.call(number, read)
-            else:
-                starts = retry_database(lambda: self._stores.call(number, read), self.health)
-        except ShardUnavailable:
+        found = retry_database(lambda: self._stores.gather({number: read}), self.health)
+        if number not in found:
             self._down.add(number)
             return {}
         self._down.discard(number)
-        return starts
+        for part in known:
+            self._unread.pop(part, None)  # of a batch that ended late
+        return found[number]
 
     def _follow_shards(self) -> None:
         """Pause the partitions of shards that do not answer; seek and resume them when they do."""

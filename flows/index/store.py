@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from connectors.kafka.log import Part
 from connectors.postgres.connection import own_transaction, tuple_database
+from connectors.postgres.main_database import MainDatabase
 from connectors.postgres.shards import Shards
 from flows.index.collection_ids import CollectionIds
 from flows.index.current_filter import CurrentFilter
@@ -39,7 +40,8 @@ class IndexStore:
         self._backfill = settings.topic(FIREHOSE_BACKFILL)
         self._database = tuple_database(settings, "sluice index", opened=self._opened)
         apart = main is not None and main.database != settings.database
-        self._main = tuple_database(main, "sluice index") if main is not None and apart else self._database
+        self._main = MainDatabase(main if apart else None, self._database, "sluice index")
+        self._lease_seconds = settings.tuning.replayed_lease_seconds
         self._collections = CollectionIds(settings)
         self._filter = CurrentFilter()
         self._projection = projection
@@ -61,7 +63,8 @@ class IndexStore:
         with db.transaction() if within else own_transaction(db):
             changes = None if self._active is None else self._active.changes(db)
             rows = RecordRows(db, self._collections, changes, staged=within)
-            transaction = IndexTransaction(db, self._scope, self._filter.read(db), rows, self._main)
+            filtered = self._filter.read(db)
+            transaction = IndexTransaction(db, self._scope, filtered, rows, self._main, self._lease_seconds)
             yield transaction
             if changes is not None:
                 db.execute(SQL["plan_freely"])
@@ -81,7 +84,7 @@ class IndexStore:
         """Where to read each partition, given its (log start, log end). Raises PositionAheadOfLog, psycopg.Error."""
         db = self._database()
         with own_transaction(db):
-            return start_positions(db, self._main(), self._scope, marks, self._backfill)
+            return start_positions(db, self._main, self._scope, marks, self._backfill)
 
 
 def index_stores(

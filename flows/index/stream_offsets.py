@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from connectors.kafka.log import Part
+from connectors.postgres.main_database import MainDatabase
 from flows.index.projection import Connection
 from schemas.sql import queries
 
@@ -22,11 +23,11 @@ class PositionAheadOfLog(Exception):
 
 
 def start_positions(
-    db: Connection, main: Connection, scope: Mapping[str, str], marks: Mapping[Part, tuple[int, int]], backfill: str
+    db: Connection, main: MainDatabase, scope: Mapping[str, str], marks: Mapping[Part, tuple[int, int]], backfill: str
 ) -> dict[Part, int]:
     """Where to read each partition, given its (log start, log end). Records positions that are new, or lost to retention.
 
-    `main`: connection to the main database, where gaps are recorded before positions move. `backfill`: name of the topic of
+    `main`: where gaps are recorded before positions move. `backfill`: name of the topic of
     attempts. Raises PositionAheadOfLog.
     """
     values = {**scope, **_columns(marks)}
@@ -61,7 +62,7 @@ def move(db: Connection, scope: Mapping[str, str], spans: Spans) -> None:
 
 
 def _note_gaps(
-    main: Connection, reason: str, begins: Mapping[Part, int | None], ends: Mapping[Part, int | None]
+    main: MainDatabase, reason: str, begins: Mapping[Part, int | None], ends: Mapping[Part, int | None]
 ) -> None:
     values = {**_columns(begins), "froms": list(begins.values()), "tos": list(ends.values()), "reason": reason}
     main.execute(SQL["note_log_gaps"], values)

@@ -6,6 +6,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Any
 
+from connectors.postgres.main_database import MainDatabase
 from connectors.postgres.pg_array import array
 from connectors.postgres.stored_forms import block_column
 from connectors.runtime import metrics
@@ -47,9 +48,8 @@ class IndexTransaction:
     scope: Mapping[str, str]  # cluster and consumer group of the offsets
     filter: Filter  # fenced: it does not change before the transaction ends
     rows: RecordRows
-    main: Callable[
-        [], Connection
-    ]  # of the main database: this one, or one in autocommit, for what may be written twice
+    main: MainDatabase  # for what may be written twice
+    lease_seconds: float  # of an attempt that a replayed log opened
     committed: list[Callable[[], None]] = field(default_factory=list)
 
     def admitted(self, queues: Queues) -> Queues:
@@ -84,8 +84,8 @@ class IndexTransaction:
             self.db.execute(SQL["buffer"], values)
         self.rows.write(writes)
         if writes.forget:
-            self.main().execute(SQL["forget_identity"], {"dids": sorted(writes.forget)})
-            self.main().execute(SQL["check_handles"], {"dids": sorted(writes.forget)})
+            self.main.execute(SQL["forget_identity"], {"dids": sorted(writes.forget)})
+            self.main.execute(SQL["check_handles"], {"dids": sorted(writes.forget)})
 
     def facts(self, awaiting: Mapping[str, int], most_bytes: int) -> dict[str, DatabaseFacts]:
         """Facts for repos in `awaiting` (DID → attempt): at least one, and more while their buffered events fit in `most_bytes`."""
@@ -129,11 +129,11 @@ class IndexTransaction:
         values["moved"] = array([old.phase != new.phase or new.retry_in is not None for old, new in changed])
         values["desynced"] = array([new.desync_age == 0.0 for _, new in changed])
         self._end_attempts(changed)
-        self.db.execute(SQL["save"], values)
+        self.db.execute(SQL["save"], {**values, "lease": self.lease_seconds})
         # a new handle; or an account that is active again, whose host may have denied the handle while it was not
         returned = {new.did for old, new in changed if new.active and not old.active}
         if claims := sorted({new.did for old, new in changed if new.handle != old.handle} | returned):
-            self.main().execute(SQL["claim_handles"], {"dids": claims})
+            self.main.execute(SQL["claim_handles"], {"dids": claims})
         for old, new in changed:
             if old.phase != new.phase:
                 metrics.TRANSITIONS.labels(new.phase, _bounded(new.reason)).inc()

@@ -54,10 +54,10 @@ def flow(settings: Settings, health: Health) -> Dataflow:
         pressure.start()
         return CrawlSource(settings, health, jobs, pressure, LoopEnvironment())
 
-    return build(CheckpointedSource(crawl), discoverer(repo_queue(settings), jobs), LogSink(settings))
+    return build(CheckpointedSource(crawl), discoverer(repo_queue(settings), jobs, health), LogSink(settings))
 
 
-def discoverer(queue: RepoQueue, jobs: ListingJobs) -> Callable[[ListedPage], list[Out]]:
+def discoverer(queue: RepoQueue, jobs: ListingJobs, health: Health | None = None) -> Callable[[ListedPage], list[Out]]:
     """The `discover` step: commits the rows, returns the messages of the new ones, fills in the page's counts."""
 
     def discovered(page: ListedPage, listed: list[ListedRepo]) -> Discovery:
@@ -69,7 +69,7 @@ def discoverer(queue: RepoQueue, jobs: ListingJobs) -> Callable[[ListedPage], li
         listed = [repo for repo in (as_listed(page, entry) for entry in page.entries) if repo is not None]
         if not listed:
             return []
-        found = retry_database(lambda: discovered(page, listed))
+        found = retry_database(lambda: discovered(page, listed), health)
         page.tally.listed = len(page.entries)
         page.tally.queued = 0 if page.later else found.new
         page.tally.duplicates = found.known

@@ -42,10 +42,10 @@ from sluice.filter
 select did from sluice.filter_did
 
 -- name: set
--- clock_timestamp(), since now() is the start of this transaction, before it had the lock.
+-- clock_timestamp(), since now() is the start of this transaction, before it had the lock. `set_at`: that of the main database.
 update sluice.filter
 set version = coalesce(%(version)s, version + 1), collections = %(collections)s, boundary = %(boundary)s, signal = %(signal)s,
-    clean = clean and not %(narrowed)s, set_at = clock_timestamp(),
+    clean = clean and not %(narrowed)s, set_at = coalesce(%(set_at)s, clock_timestamp()),
     bounded_at = case when (boundary, signal) is distinct from (%(boundary)s, %(signal)s::text) then clock_timestamp()
                       else bounded_at end,
     widened_at = case when %(widened)s then clock_timestamp() else widened_at end,

@@ -45,7 +45,7 @@ set phase = u.phase, reason = u.reason, active = u.active, status = u.status, at
     next_retry_at = case when u.retry_in is not null then now() + make_interval(secs => u.retry_in) else r.next_retry_at end,
     queued_at = case when u.moved then null else r.queued_at end,
     -- an attempt that a replayed log opened has no worker: it expires unless its outcome comes
-    lease_until = case when u.moved and u.phase = 'backfill' then now() + interval '10 minutes'
+    lease_until = case when u.moved and u.phase = 'backfill' then now() + make_interval(secs => %(lease)s)
                        when u.moved then null else r.lease_until end,
     worker = case when u.moved then null else r.worker end,
     produced_partition = case when u.moved then null else r.produced_partition end,

@@ -15,10 +15,13 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from psycopg.rows import TupleRow
 
 from connectors.kafka.log import LogUnavailable, watermarks
 from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out, dead_letter
+from connectors.postgres.connection import Database, tuple_database
+from connectors.postgres.shards import Shards, with_main
 from control.dead_letter_index import DeadLetterIndex, index_dead_letters
 from control.dead_letters import DeadLetters
 from control.tasks.dead_letter_retry import AFTER_SECONDS, DeadLetterRetry
@@ -44,6 +47,7 @@ class Desk:
     letters: DeadLetters
     index: DeadLetterIndex
     db: psycopg.Connection[tuple]
+    shards: Shards[Database[TupleRow]]
 
     def put(self, *letters: Out) -> list[tuple[int, int]]:
         """Write letters, index them; their places in the order of writing."""
@@ -67,9 +71,11 @@ def desk(log: str, database: str) -> Iterator[Desk]:
     prefix = f"t{secrets.token_hex(4)}-"
     create_topics(log, prefix, 2)
     settings = load(kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix, allow_private_hosts=True)
+    main, shards = with_main(settings, lambda one: tuple_database(one, "test"))
     with psycopg.connect(database, autocommit=True) as db:
-        one = Desk(settings, DeadLetters(settings), DeadLetterIndex(settings), db)
+        one = Desk(settings, DeadLetters(settings), DeadLetterIndex(settings), db, shards)
         yield one
+        main.close()
         one.index.close()
         one.letters.close()
 
@@ -226,7 +232,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
         done.result(60)
     now = 0.0
     obsolete = ObsoleteRows(Offsets(desk.settings), clock=lambda: now)
-    assert obsolete.step(desk.db) == Removed(letters=2, open_letters=1)
+    assert obsolete.step(desk.db, desk.shards) == Removed(letters=2, open_letters=1)
     assert desk.db.execute("select part, log_offset, state from sluice.dead_letter order by log_offset").fetchall() == [
         (*place, "open") for place in places[2:]
     ]
@@ -234,9 +240,9 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     assert line.__dict__["letters"] == 1
     for done in admin.delete_records([TopicPartition(topic, partition, places[3][1])]).values():
         done.result(60)
-    assert obsolete.step(desk.db) == Removed()  # it looks now and then
+    assert obsolete.step(desk.db, desk.shards) == Removed()  # it looks now and then
     now += CHECK_SECONDS
-    assert obsolete.step(desk.db) == Removed(letters=1, open_letters=1)
+    assert obsolete.step(desk.db, desk.shards) == Removed(letters=1, open_letters=1)
     assert desk.count() == 1
 
 
@@ -253,7 +259,7 @@ def test_unused_hosts_are_removed(desk: Desk) -> None:
         union all select 'named', now(), null, null, null
         """
     )
-    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db) == Removed(hosts=2)
+    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db, desk.shards) == Removed(hosts=2)
     left = desk.db.execute("select host from sluice.host order by host").fetchall()
     assert left == [("asked",), ("listed",), ("named",), ("paused",)]
 
@@ -291,7 +297,7 @@ def test_resolved_history_is_removed_and_open_rows_stay(desk: Desk) -> None:
         values ('did:plc:old', now() - interval '31 days'), ('did:plc:new', now());
         """
     )
-    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db) == Removed(history=4)
+    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db, desk.shards) == Removed(history=4)
     assert desk.db.execute("select upstream from sluice.stream_gap order by 1").fetchall() == [("open",), ("recent",)]
     assert desk.db.execute("select upstream from sluice.skipped_range").fetchall() == [("open",)]
     assert desk.db.execute("select did from sluice.identity").fetchall() == [("did:plc:new",)]

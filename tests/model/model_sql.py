@@ -4,7 +4,7 @@ The real side is `RepoQueue`, `IndexStore` and `apply_events` on PostgreSQL, wit
 and the search path of the test's database puts one before PostgreSQL's that reads the model's clock.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -238,8 +238,10 @@ class Twin:
         real = sorted(self.sql.store.claim(tasks, worker), key=lambda claim: claim.did)
         return self.same(f"claim {tasks}", self.model.claim(tasks, worker), real)  # type: ignore[no-any-return]
 
-    def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
-        return self.same("renew", self.model.renew(worker, dids), self.sql.store.renew(worker, dids))  # type: ignore[no-any-return]
+    def renew(self, worker: str, claims: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
+        return self.same(
+            "renew", self.model.renew(worker, [did for did, _ in claims]), self.sql.store.renew(worker, claims)
+        )  # type: ignore[no-any-return]
 
     def produced(self, did: str, attempt: int, offset: int) -> None:
         self.model.produced(did, attempt, offset)

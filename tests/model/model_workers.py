@@ -158,7 +158,7 @@ class Workers(Upstream):
         worker = self.rng.choice("xy")
         mine = [job for job in self.jobs if job.worker == worker]
         if mine:
-            ours = self.tables.renew(worker, [job.claim.did for job in mine])
+            ours = self.tables.renew(worker, [(job.claim.did, job.claim.attempt) for job in mine])
             self.say("worker", worker, "renews", sorted(ours))
 
     def do_crash_worker(self) -> None:

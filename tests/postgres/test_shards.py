@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -14,14 +11,13 @@ import pytest
 from connectors.postgres import shard_identity
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from connectors.postgres.shard_identity import accept_loss, prepare_shards
-from connectors.postgres.sharded_queue import ShardedQueue, repo_queue
+from connectors.postgres.sharded_queue import ShardedQueue
 from connectors.postgres.shards import Shards, ShardUnavailable
 from control import filter_changes, jobs, sharded_filter
 from control.tasks.job_steps import JobSteps
 from control.tasks.restored import RestoreBarrier
 from flows.index.apply import apply_events, rules_of
 from flows.index.store import IndexStore
-from local.embedded.guarded_process import free_port
 from schemas import wire
 from schemas.errors import OperatorError
 from schemas.filter_spec import FilterSpec
@@ -29,46 +25,10 @@ from schemas.job_spec import Job, JobSpec
 from schemas.settings import Settings, SettingsError, load
 from schemas.shard_ranges import shard_ranges
 from schemas.sql import queries
+from schemas.tuning import Tuning
 from steps.gate.batch import OffsetEvent
-from steps.partitioner import partition_of
 from tests.support.postgres import fresh_database
-
-BASE32 = str.maketrans("0189", "wxyz")
-DIDS = sorted(f"did:plc:{hashlib.sha256(bytes([number])).hexdigest()[:24].translate(BASE32)}" for number in range(60))
-BY_SHARD = [[did for did in DIDS if partition_of(did, 8) in span] for span in (range(3), range(3, 8))]
-
-
-@pytest.fixture
-def settings(database: str, postgres: str, migrated_template: str) -> Iterator[Settings]:
-    """A main database and two shards with names."""
-    with ExitStack() as closing:
-        urls = [closing.enter_context(fresh_database(postgres, migrated_template)) for _ in range(2)]
-        made = Settings(database=database, shards=f"0-2={urls[0]} 3-7={urls[1]}", kafka_partitions=8)
-        prepare_shards(made)
-        yield made
-
-
-@pytest.fixture
-def queue(settings: Settings) -> Iterator[RepoQueue]:
-    made = repo_queue(settings)
-    yield made
-    made.close()
-
-
-def half(settings: Settings) -> Settings:
-    """The same, while the second shard does not answer."""
-    first = settings.shards.split()[0]
-    return settings.replaced(shards=f"{first} 3-7=postgresql://u@127.0.0.1:{free_port()}/x")
-
-
-def ask(url: str, statement: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url, autocommit=True) as db:
-        cursor = db.execute(statement.encode())
-        return cursor.fetchall() if cursor.description else []
-
-
-def urls_of(settings: Settings) -> list[str]:
-    return [one.url for one in shard_ranges(settings.shards)]
+from tests.support.shard_databases import BY_SHARD, DIDS, ask, half, urls_of
 
 
 @pytest.mark.parametrize(
@@ -100,17 +60,17 @@ def test_settings_that_do_not_fit_shards_are_refused_in_a_line(monkeypatch: pyte
         assert "\n" not in str(refused.value)
 
 
-def test_each_repo_is_in_the_shard_of_its_partition(settings: Settings, queue: RepoQueue) -> None:
+def test_each_repo_is_in_the_shard_of_its_partition(sharded: Settings, queue: RepoQueue) -> None:
     """S10: discovered, queued, claimed, reaped and retried as in one database."""
     assert isinstance(queue, ShardedQueue)
     found = queue.discover([ListedRepo(did) for did in DIDS])
     assert (found.new, found.known) == (60, 0)
-    for url, dids in zip(urls_of(settings), BY_SHARD, strict=True):
+    for url, dids in zip(urls_of(sharded), BY_SHARD, strict=True):
         assert sorted(row[0] for row in ask(url, "select did from sluice.repo")) == dids
-    assert ask(settings.database, "select count(*) from sluice.repo") == [(0,)]
+    assert ask(sharded.database, "select count(*) from sluice.repo") == [(0,)]
     claims = queue.claim(found.tasks, "w")
     assert sorted(claim.did for claim in claims) == DIDS
-    assert queue.renew("w", DIDS) == {(did, 1) for did in DIDS}
+    assert queue.renew("w", [(did, 1) for did in DIDS]) == {(did, 1) for did in DIDS}
     assert queue.retry(DIDS[0], 1, "x", 0.0, last=True) == "failed"
     assert queue.release_all("w") == 59
     assert sorted(task.did for task in queue.due(100)) == DIDS[1:]
@@ -118,15 +78,15 @@ def test_each_repo_is_in_the_shard_of_its_partition(settings: Settings, queue: R
     assert queue.retry_failed(None) == [DIDS[0]]
 
 
-def test_a_shard_that_does_not_answer_holds_up_no_other(settings: Settings, queue: RepoQueue) -> None:
+def test_a_shard_that_does_not_answer_holds_up_no_other(sharded: Settings, queue: RepoQueue) -> None:
     """S10."""
     tasks = queue.discover([ListedRepo(did) for did in DIDS]).tasks
     assert len(queue.claim(tasks, "w")) == 60
-    down = half(settings)
-    shard_identity._checked.update((down.database, one.url) for one in shard_ranges(down.shards))
+    down = half(sharded)
     other = ShardedQueue(down)
-    other._attempts = dict.fromkeys(DIDS, 1)
-    assert other.renew("w", DIDS) == {(did, 1) for did in DIDS}, "nobody else can have claimed those either"
+    assert other.renew("w", [(did, 1) for did in DIDS]) == {(did, 1) for did in DIDS}, (
+        "nobody else can have claimed those either"
+    )
     other.produced([(did, 1, 0, 0) for did in DIDS])
     assert other.stale(BY_SHARD[1][0], 1) is None
     assert other.retry(BY_SHARD[1][0], 1, "x", 0.0) is None
@@ -136,7 +96,7 @@ def test_a_shard_that_does_not_answer_holds_up_no_other(settings: Settings, queu
         other.discover([ListedRepo(did) for did in DIDS])  # a listing repeats its page
     other.close()
     produced = "select did from sluice.repo where produced_offset is not null"
-    assert len(ask(urls_of(settings)[0], produced)) == len(BY_SHARD[0])
+    assert len(ask(urls_of(sharded)[0], produced)) == len(BY_SHARD[0])
 
 
 def test_a_shard_rests_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,113 +126,112 @@ def test_a_shard_rests_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_database_of_another_shard_or_mirror_is_refused(
-    settings: Settings, database: str, postgres: str, migrated_template: str
+    sharded: Settings, database: str, postgres: str, migrated_template: str
 ) -> None:
     """S10."""
-    first, second = urls_of(settings)
+    first, second = urls_of(sharded)
     for shards, problem in (
         (f"0-2={second} 3-7={first}", "0-2 is shard 3-7"),
         (f"0-3={first} 4-7={second}", "the shards of this mirror are 0-2 3-7"),
         ("", "SLUICE_SHARDS has none"),
     ):
         with pytest.raises(OperatorError, match=problem):
-            prepare_shards(settings.replaced(shards=shards))
+            prepare_shards(sharded.replaced(shards=shards))
     with pytest.raises(OperatorError, match="SLUICE_DATABASE is shard 0-2"):
         prepare_shards(Settings(database=first))
     with (
         fresh_database(postgres, migrated_template) as other,
         pytest.raises(OperatorError, match="belongs to another mirror"),
     ):
-        prepare_shards(settings.replaced(database=other))
+        prepare_shards(sharded.replaced(database=other))
     ask(first, "delete from sluice.shard")
     ask(first, "insert into sluice.repo (did) values ('did:plc:a')")
     with pytest.raises(OperatorError, match="holds repos of no shard"):
-        prepare_shards(settings)
+        prepare_shards(sharded)
     ask(database, "delete from sluice.shard")
     ask(database, "insert into sluice.repo (did) values ('did:plc:a')")
     with pytest.raises(OperatorError, match="SLUICE_DATABASE holds repos"):
-        prepare_shards(settings)
+        prepare_shards(sharded)
 
 
-def test_a_shard_that_was_down_at_the_start_is_checked_before_its_first_use(settings: Settings) -> None:
+def test_a_shard_that_was_down_at_the_start_is_checked_before_its_first_use(sharded: Settings) -> None:
     shard_identity._checked.clear()
-    prepare_shards(half(settings))  # only logged
-    ask(urls_of(settings)[1], "update sluice.shard set own = '0-1'")
-    shards = Shards(settings, lambda one: one.database)
-    assert shards.call(0, str) == urls_of(settings)[0]
+    prepare_shards(half(sharded))  # only logged
+    ask(urls_of(sharded)[1], "update sluice.shard set own = '0-1'")
+    shards = Shards(sharded, lambda one: one.database)
+    assert shards.call(0, str) == urls_of(sharded)[0]
     with pytest.raises(OperatorError, match="shard 0-1"):
         shards.call(1, str)
-    ask(urls_of(settings)[1], "delete from sluice.migration where name like '0004%'")
+    ask(urls_of(sharded)[1], "delete from sluice.migration where name like '0004%'")
     with pytest.raises(OperatorError, match="lacks 0004"):
         shards.call(1, str)
 
 
-def test_a_job_counts_its_repos_in_all_shards(settings: Settings, queue: RepoQueue) -> None:
+def test_a_job_counts_its_repos_in_all_shards(sharded: Settings, queue: RepoQueue) -> None:
     class Producer:
         def send(self, messages: list[Any]) -> None:
             sent.extend(messages)
 
     sent: list[Any] = []
-    steps = JobSteps(settings, queue, Producer())  # type: ignore[arg-type]
-    with psycopg.connect(settings.database, autocommit=True) as db:
-        job = jobs.start(db, JobSpec(source="dids", dids=DIDS), settings)
+    steps = JobSteps(sharded, queue, Producer())  # type: ignore[arg-type]
+    with psycopg.connect(sharded.database, autocommit=True) as db:
+        job = jobs.start(db, JobSpec(source="dids", dids=DIDS), sharded)
         assert isinstance(job, Job)
         assert steps.queue() == 60
         steps.count()
         assert (jobs.get(db, job.id).status, jobs.get(db, job.id).counts.pending) == ("running", 60)
-        for number, url in enumerate(urls_of(settings)):
+        for number, url in enumerate(urls_of(sharded)):
             ask(url, "update sluice.repo set phase = 'sync', rev = 'a', first_attempt = 1")
             db.execute("update sluice.backfill_job set counted_at = null")
             steps.count()
             assert jobs.get(db, job.id).status == ("running", "completed")[number]
         assert jobs.get(db, job.id).counts.synced == 60
-        assert jobs.known_of(settings, DIDS) == (60, 60)
+        assert jobs.known_of(sharded, DIDS) == (60, 60)
     steps.close()
 
 
-def test_a_listing_by_the_signal_collection_admits_repos_on_every_shard(settings: Settings, queue: RepoQueue) -> None:
+def test_a_listing_by_the_signal_collection_admits_repos_on_every_shard(sharded: Settings, queue: RepoQueue) -> None:
     """The job is in the main database; each shard has its copy of the filter."""
-    with psycopg.connect(settings.database, autocommit=True) as db:
+    with psycopg.connect(sharded.database, autocommit=True) as db:
         spec = FilterSpec(boundary="collection", signal="a.b.c")
-        state = sharded_filter.change(settings, db, spec)
+        state = sharded_filter.change(sharded, db, spec)
         insert = "insert into sluice.backfill_job (name, kind, relay, collection) values ('x', 'collection', 'r', 'a.b.c') returning id"
         ((job,),) = db.execute(insert).fetchall()
-    for url in urls_of(settings):
+    for url in urls_of(sharded):
         assert ask(url, "select version, signal from sluice.filter") == [(state.version, "a.b.c")]
     assert queue.discover([ListedRepo(did) for did in DIDS]).new == 0
     assert queue.discover([ListedRepo(did) for did in DIDS], job).new == 60
 
 
-def test_a_shard_that_was_down_gets_the_filter_later(settings: Settings) -> None:
-    down = half(settings)
-    shard_identity._checked.update((down.database, one.url) for one in shard_ranges(down.shards))
-    with psycopg.connect(settings.database, autocommit=True) as db:
+def test_a_shard_that_was_down_gets_the_filter_later(sharded: Settings) -> None:
+    down = half(sharded)
+    with psycopg.connect(sharded.database, autocommit=True) as db:
         with pytest.raises(OperatorError, match="shard 3-7 does not answer"):
             sharded_filter.change(down, db, FilterSpec(boundary="dids", dids=DIDS[:2]))
-        assert sharded_filter.show(settings, db).walking
-        walks = sharded_filter.ShardWalks(settings, 30.0)
+        assert sharded_filter.show(sharded, db).walking
+        walks = sharded_filter.ShardWalks(sharded, 30.0)
         walks.steps(db)
-        assert not sharded_filter.show(settings, db).walking
-        for url in urls_of(settings):
+        assert not sharded_filter.show(sharded, db).walking
+        for url in urls_of(sharded):
             assert ask(url, "select boundary from sluice.filter") == [("dids",)]
             assert len(ask(url, "select did from sluice.filter_did")) == 2
         assert db.execute("select count(*) from sluice.stream_gap").fetchone() == (0,)
         db.execute("update sluice.filter set version = version + 1, set_at = now() - interval '2 minutes'")
         walks.steps(db)
         assert db.execute("select reason from sluice.stream_gap").fetchall() == [("the shard got the filter late",)] * 2
-        assert filter_changes.show(db).version == ask(urls_of(settings)[0], "select version from sluice.filter")[0][0]
+        assert filter_changes.show(db).version == ask(urls_of(sharded)[0], "select version from sluice.filter")[0][0]
 
 
-def test_an_empty_database_in_place_of_a_shard_is_refused_until_the_loss_is_accepted(settings: Settings) -> None:
-    second = urls_of(settings)[1]
+def test_an_empty_database_in_place_of_a_shard_is_refused_until_the_loss_is_accepted(sharded: Settings) -> None:
+    second = urls_of(sharded)[1]
     ask(second, "delete from sluice.shard")
     with pytest.raises(OperatorError, match=r"3-7 is empty, but was in use; .*accept-loss 3-7"):
-        prepare_shards(settings)
+        prepare_shards(sharded)
     with pytest.raises(OperatorError, match="no shard 3-6"):
-        accept_loss(settings, "3-6")
-    accept_loss(settings, "3-7")
-    prepare_shards(settings)
-    assert ask(settings.database, "select upstream, reason from sluice.stream_gap") == [
+        accept_loss(sharded, "3-6")
+    accept_loss(sharded, "3-7")
+    prepare_shards(sharded)
+    assert ask(sharded.database, "select upstream, reason from sluice.stream_gap") == [
         ("shard:3-7", "the shard was lost")
     ]
     assert ask(second, "select own from sluice.shard") == [("3-7",)]
@@ -281,8 +240,8 @@ def test_an_empty_database_in_place_of_a_shard_is_refused_until_the_loss_is_acce
 @pytest.mark.parametrize(
     "error", [psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, psycopg.InternalError]
 )
-def test_a_shard_that_did_not_answer_is_checked_again(settings: Settings, error: type[psycopg.Error]) -> None:
-    shards = Shards(settings, lambda one: one.database)
+def test_a_shard_that_did_not_answer_is_checked_again(sharded: Settings, error: type[psycopg.Error]) -> None:
+    shards = Shards(sharded, lambda one: one.database)
     shards._failures = [0, 0]
 
     def refuse(_: str) -> None:
@@ -290,7 +249,7 @@ def test_a_shard_that_did_not_answer_is_checked_again(settings: Settings, error:
 
     with pytest.raises(ShardUnavailable):
         shards.call(1, refuse)
-    ask(urls_of(settings)[1], "delete from sluice.shard")
+    ask(urls_of(sharded)[1], "delete from sluice.shard")
     shards._rest_until = [0.0, 0.0]
     with pytest.raises(OperatorError, match="no name yet"):
         shards.call(1, str)
@@ -318,20 +277,20 @@ def test_a_restore_while_control_runs_holds_back_work(database: str) -> None:
         assert db.execute(queries("restore")["restoring"]).fetchone() is None
 
 
-def test_after_a_restore_of_the_main_database_shards_get_its_filter_and_jobs_new_numbers(settings: Settings) -> None:
-    with psycopg.connect(settings.database, autocommit=True) as db:
-        sharded_filter.change(settings, db, FilterSpec(collections=["a.b.c"]))
+def test_after_a_restore_of_the_main_database_shards_get_its_filter_and_jobs_new_numbers(sharded: Settings) -> None:
+    with psycopg.connect(sharded.database, autocommit=True) as db:
+        sharded_filter.change(sharded, db, FilterSpec(collections=["a.b.c"]))
         db.execute("update sluice.filter set collections = '{x.y.z}'")  # the same version as in the backup
-        assert sharded_filter.show(settings, db).walking
-        ask(urls_of(settings)[0], f"insert into sluice.repo (did, job) values ('{BY_SHARD[0][0]}', 41)")
-        sharded_filter.restored(settings, db, settings.database)
+        assert sharded_filter.show(sharded, db).walking
+        ask(urls_of(sharded)[0], f"insert into sluice.repo (did, job) values ('{BY_SHARD[0][0]}', 41)")
+        sharded_filter.restored(sharded, db, sharded.database)
         assert db.execute("select reason from sluice.stream_gap").fetchall() == [
             ("a database was restored from a backup",)
         ]
-        sharded_filter.ShardWalks(settings, 30.0).steps(db)
-        for url in urls_of(settings):
+        sharded_filter.ShardWalks(sharded, 30.0).steps(db)
+        for url in urls_of(sharded):
             assert ask(url, "select version, collections from sluice.filter") == [(3, ["x.y.z"])]
-        job = jobs.start(db, JobSpec(source="dids", dids=DIDS), settings)
+        job = jobs.start(db, JobSpec(source="dids", dids=DIDS), sharded)
         assert isinstance(job, Job)
         assert job.id > 41
 
@@ -339,7 +298,7 @@ def test_after_a_restore_of_the_main_database_shards_get_its_filter_and_jobs_new
 def test_an_attempt_that_a_replayed_log_opened_expires(database: str) -> None:
     """Without an outcome it would stay in `backfill` for ever."""
     did = DIDS[0]
-    settings = Settings(database=database)
+    settings = Settings(database=database, tuning=Tuning(replayed_lease_seconds=300))
     ask(database, f"insert into sluice.repo (did, phase) values ('{did}', 'pending')")
     outcome = {
         "did": did,
@@ -354,7 +313,9 @@ def test_an_attempt_that_a_replayed_log_opened_expires(database: str) -> None:
     with store.transaction() as transaction:
         apply_events(transaction, {did: [OffsetEvent(0, event, 10, 1)]}, rules_of(settings))
     assert queue.reap("c", 0.0) == {}
-    ask(database, "update sluice.repo set lease_until = lease_until - interval '10 minutes'")
+    ask(database, "update sluice.repo set lease_until = lease_until - interval '290 seconds'")
+    assert queue.reap("c", 0.0) == {}
+    ask(database, "update sluice.repo set lease_until = lease_until - interval '10 seconds'")
     assert queue.reap("c", 0.0) == {did: "pending"}
     queue.close()
     store.close()
