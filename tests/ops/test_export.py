@@ -22,6 +22,7 @@ from schemas.errors import OperatorError
 from schemas.settings import Settings, load
 from tests.ops.settled_repos import settle_repos
 from tests.support import ROOT
+from tests.support.shard_databases import half, urls_of
 from tests.support.tiny_repo import Repo
 
 ALL = ExportScope()
@@ -203,3 +204,23 @@ def test_without_the_extra_an_export_names_what_to_install(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "ops.export")
     with pytest.raises(OperatorError, match=r"pip install 'sluice\[export\]'"):
         importlib.import_module("ops.export")
+
+
+def test_an_export_holds_the_records_of_every_shard_and_resumes_in_the_one_that_failed(
+    sharded: Settings, tmp_path: Path
+) -> None:
+    """S10."""
+    urls = urls_of(sharded)
+    wanted = set[tuple[Any, ...]]()
+    for number, url in enumerate(urls):
+        one = sharded.replaced(database=url, shards="")
+        settle_repos(
+            one, [Repo({f"{POST}/r{number}": {"text": f"of shard {number}"}}, did=f"did:web:host{number}.example")]
+        )
+        wanted |= in_database(one)
+    assert len(wanted) == 2
+    with pytest.raises(psycopg.OperationalError):
+        export(half(sharded), tmp_path / "out", ALL, nothing)
+    done = export(sharded, tmp_path / "out", ALL, nothing)
+    assert sorted(in_files(tmp_path / "out")) == sorted(wanted)
+    assert (done.repos, done.records, done.complete) == (2, 2, True)
