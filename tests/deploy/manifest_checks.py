@@ -87,7 +87,7 @@ def faults(documents: list[Document], documented: str) -> list[str]:
         if pod.ours:
             checks += [_settings(pod, documents), _commands(pod), _stopping(pod), _count(pod, documents), _tokens(pod)]
         found += [f"{pod.name}: {fault}" for check in checks for fault in check]
-    found += [*_selectors(documents), *_flows(documents), *_in_clear(documents)]
+    found += [*_selectors(documents), *_budgets(documents), *_flows(documents), *_in_clear(documents)]
     running = {str(pod.spec["containers"][0]["args"][1]) for pod in pods(documents) if pod.ours}
     if running != set(PROCESSES):
         found.append(f"processes are {sorted(running)}, should be {sorted(PROCESSES)}")
@@ -293,6 +293,16 @@ def _count(pod: Pod, documents: list[Document]) -> Iterator[str]:
             yield f"{spec.get('replicas')} pods have {given.get('SLUICE_FIREHOSE_SHARES')} shares"
     if process in MANY and spec["strategy"]["type"] != "RollingUpdate":
         yield "could be replaced one by one"
+
+
+def _budgets(documents: list[Document]) -> Iterator[str]:
+    """A node can always be drained, and no drain stops all pods of a process that has several."""
+    budgets = [doc["spec"] for doc in documents if doc["kind"] == "PodDisruptionBudget"]
+    for pod in (pod for pod in pods(documents) if pod.ours):
+        several = pod.spec["containers"][0]["args"][1] in {*MANY, "control"}
+        found = [budget["maxUnavailable"] for budget in budgets if _fits(pod.labels, budget["selector"])]
+        if found != [1] * several:
+            yield f"{pod.name}: its budgets are {found}, should be {[1] * several}"
 
 
 def _fits(labels: dict[str, str], selector: dict[str, Any]) -> bool:

@@ -175,6 +175,16 @@ BROKEN: dict[str, tuple[Break, str]] = {
         ),
         "into 1Gi",
     ),
+    "budget that blocks every drain": (
+        lambda d: spec(d, "PodDisruptionBudget", "sluice-index").update(maxUnavailable=0),
+        "sluice-index: its budgets are [0]",
+    ),
+    "budget for a single process": (
+        lambda d: spec(d, "PodDisruptionBudget", "sluice-index")["selector"]["matchLabels"].update(
+            {"app.kubernetes.io/component": "labels"}
+        ),
+        "sluice-labels: its budgets are [1], should be []",
+    ),
     "budget for nobody": (
         lambda d: spec(d, "PodDisruptionBudget", "sluice-index")["selector"]["matchLabels"].update(component="x"),
         "selects nothing",
