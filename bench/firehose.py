@@ -84,8 +84,8 @@ def firehose(running: Stack, sim: Simulated, events: int, shares: int) -> tuple[
     with ExitStack() as started:
         processes = {"simulator": sim.pid}
         for share in range(shares):
-            numbers = {"SLUICE_FIREHOSE_SHARE": str(share), "SLUICE_FIREHOSE_SHARES": str(shares)}
-            process = started.enter_context(running.process("firehose", **numbers))
+            command = ("firehose", "--share", str(share))
+            process = started.enter_context(running.process(*command, SLUICE_FIREHOSE_SHARES=str(shares)))
             processes[f"firehose_{share}" if shares > 1 else "firehose"] = process.pid
         seen = watch(running, ends.messages, events, **processes)
     assert not Ends(running.settings, DEAD_LETTER).messages()

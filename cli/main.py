@@ -155,6 +155,9 @@ def run(
             autocompletion=lambda: list(PROCESSES),
         ),
     ],
+    share: Annotated[
+        int | None, typer.Option(min=0, help="Of firehose: which of SLUICE_FIREHOSE_SHARES this process is, from 0.")
+    ] = None,
     parent: Parent = 0,
 ) -> None:
     """Run one process, as in a pod. Its settings come from the environment."""
@@ -164,7 +167,9 @@ def run(
     name = process_name(process)
     if name not in PROCESSES:
         raise OperatorError(f"there is no process {process!r}; choose one of {', '.join(PROCESSES)}")
-    run(name, load())
+    if share is not None and name != "firehose":
+        raise OperatorError(f"--share is for firehose; leave it out for {name}")
+    run(name, load(firehose_share=share))
 
 
 @app.command()

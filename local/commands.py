@@ -39,8 +39,9 @@ def commands(settings: Settings, workers: int) -> list[Command]:
         name = f"{kind}-{number}" if kinds.count(kind) > 1 else kind
         port = settings.http_port if kind == "control" and settings.http_port else free_port(ports)
         ports.append(port)
-        own = settings.replaced(firehose_share=number - 1) if name != kind == "firehose" else settings
-        found.append(Command(name, kind, sluice("run", kind), environment(own, port), port, module=MODULES[kind]))
+        share = ("--share", str(number - 1)) if kind == "firehose" else ()
+        command = sluice("run", kind, *share)
+        found.append(Command(name, kind, command, environment(settings, port), port, module=MODULES[kind]))
     return found
 
 

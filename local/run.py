@@ -110,10 +110,10 @@ def require(name: str, settings: Settings) -> None:
     for setting, example in needed.items():
         if not getattr(settings, setting):
             raise OperatorError(f"SLUICE_{setting.upper()} is not set; set it to {example} for `sluice run {name}`")
-    if name == "firehose" and settings.firehose_share >= settings.firehose_shares:
+    if name == "firehose" and settings.tuning.firehose_share >= settings.firehose_shares:
         raise OperatorError(
-            f"SLUICE_FIREHOSE_SHARE is {settings.firehose_share}, but SLUICE_FIREHOSE_SHARES is"
-            f" {settings.firehose_shares}; number the processes from 0 to {settings.firehose_shares - 1}"
+            f"--share is {settings.tuning.firehose_share}, but SLUICE_FIREHOSE_SHARES is {settings.firehose_shares};"
+            f" number the processes from 0 to {settings.firehose_shares - 1}"
         )
 
 

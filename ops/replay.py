@@ -111,7 +111,7 @@ def bounds(
 def replay_spans(settings: Settings, writer: IndexWriter, topic: str, spans: Spans) -> Iterator[int]:
     """Put these spans through a writer, which also stores the offsets; yields the number of messages of each batch."""
     following = {(settings.topic(topic), part): begin for part, (begin, _) in spans.items()}
-    for messages in read(settings, topic, spans, settings.index_batch_messages):
+    for messages in read(settings, topic, spans, settings.tuning.index_batch_messages):
         moved: dict[Part, tuple[int, int]] = {}
         for message in messages:
             part = (message.topic() or "", message.partition() or 0)
@@ -150,7 +150,7 @@ def _through_the_gate(settings: Settings, topic: str, spans: Spans, progress: Pr
 
 def _tasks(settings: Settings, topic: str, spans: Spans, progress: Progress) -> Replayed:
     producer, queue, done = LogProducer(settings), repo_queue(settings), Replayed()
-    for messages in read(settings, topic, spans, settings.index_batch_messages):
+    for messages in read(settings, topic, spans, settings.tuning.index_batch_messages):
         tasks: dict[tuple[str, int], wire.RepoTask] = {}
         for message in messages:
             try:
@@ -173,7 +173,7 @@ def _dead_letters(
     settings: Settings, db: psycopg.Connection[tuple[object, ...]], topic: str, spans: Spans, progress: Progress
 ) -> Replayed:
     done = Replayed()
-    for messages in read(settings, topic, spans, settings.index_batch_messages):
+    for messages in read(settings, topic, spans, settings.tuning.index_batch_messages):
         done.refused += index_dead_letters(db, messages)
         done.messages += len(messages)
         progress(done.messages)

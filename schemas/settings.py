@@ -68,7 +68,6 @@ class Settings(BaseSettings):
     kafka_schema_registry: str = Field(
         "", description="URL of the schema registry where `sluice topics apply` registers the topics' JSON Schemas"
     )
-    kafka_high_water_messages: int = Field(1_000_000, ge=1, description="consumer lag at which a producer pauses")
 
     # database and files
     database: str = Field("", repr=False, description="PostgreSQL URL; empty: `sluice up` embeds one")
@@ -118,9 +117,6 @@ class Settings(BaseSettings):
     firehose_shares: int = Field(
         1, ge=1, description="number of firehose processes, each for its share of the repos; a change loses nothing"
     )
-    firehose_share: int = Field(
-        0, ge=0, description="which of them this process is, from 0 (`sluice up` and the manifests set it)"
-    )
     stream_silence_seconds: float = Field(
         60.0, gt=0, description="reconnect a stream that has sent nothing for this long"
     )
@@ -148,7 +144,6 @@ class Settings(BaseSettings):
     )
 
     # index
-    index_batch_messages: int = Field(5000, ge=1, description="maximum messages in one transaction")
     appview: bool = Field(
         False, description="also maintain the tables of the official AppView (schema `bsky`; requires pg_trgm)"
     )

@@ -12,7 +12,6 @@ RENAMED = {
     "car_max_blocks": "backfill_max_car_blocks",
     "car_max_bytes": "backfill_max_car_bytes",
     "dns": "handle_dns",
-    "high_water_messages": "kafka_high_water_messages",
     "host_concurrency": "pds_concurrency",
     "host_requests": "pds_requests",
     "inflight_bytes": "backfill_memory_bytes",

@@ -22,6 +22,8 @@ class Tuning(BaseModel):
     """On SIGTERM: time for downloads that are nearly complete; the others are released."""
     transport_session_seconds: float = Field(default=30.0, ge=6)
     """Session timeout of consumer groups."""
+    kafka_high_water_messages: int = Field(default=1_000_000, ge=1)
+    """Consumer lag at which a producer of work pauses."""
     live_high_water_fraction: float = Field(default=0.5, gt=0, le=1)
     """The firehose pauses when its oldest unindexed message has used this share of the topic's retention."""
 
@@ -66,6 +68,8 @@ class Tuning(BaseModel):
     """Distance of one skip of a numeric cursor."""
 
     # streams
+    firehose_share: int = Field(default=0, ge=0)
+    """Which of `firehose_shares` this process is, from 0; set by `sluice run firehose --share`."""
     stream_queue_frames: int = Field(default=20_000, ge=100)
     """Frames buffered per flow; a frame above 2 KiB counts as several."""
     dedup_entries: int = Field(default=500_000, ge=1000)
@@ -103,6 +107,8 @@ class Tuning(BaseModel):
     """Maximum bytes of a repo's records, counted once per leaf of the tree; 0: `backfill_max_car_bytes`."""
 
     # index
+    index_batch_messages: int = Field(default=5000, ge=1)
+    """Maximum messages in one transaction."""
     index_batch_seconds: float = Field(default=2.0, gt=0)
     """A batch that takes longer halves the next one, because rebalances wait for the end of a batch."""
     buffered_events_per_repo: int = Field(default=10_000, ge=1)

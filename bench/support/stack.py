@@ -46,9 +46,9 @@ class Stack:
             return cursor.fetchall() if cursor.description else []
 
     @contextmanager
-    def process(self, name: str, **environment: str) -> Iterator[psutil.Process]:
-        """One of our processes, as `sluice run NAME`; stopped with SIGTERM at the end."""
-        command = [sys.executable, "-m", "cli", "run", name, "--parent", str(os.getpid())]
+    def process(self, *arguments: str, **environment: str) -> Iterator[psutil.Process]:
+        """One of our processes, as `sluice run ARGUMENTS`; stopped with SIGTERM at the end."""
+        command = [sys.executable, "-m", "cli", "run", *arguments, "--parent", str(os.getpid())]
         values = {"SLUICE_LOG_FORMAT": "json", **self.environment, **environment}
         with subprocess.Popen(command, env=values, stderr=sys.stderr) as child:
             try:

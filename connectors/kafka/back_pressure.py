@@ -80,7 +80,7 @@ class HighWater:
             over = lag > 0 and mark < float("inf") and self._all_older_than(mark * share, positions, ends)
             why = f"{group} has {lag:,} messages of {topic} to process, the oldest over {_span(mark)} old"
         else:
-            high = self._settings.kafka_high_water_messages
+            high = self._settings.tuning.kafka_high_water_messages
             over = lag > high * share
             why = f"{group} is {lag:,} messages behind on {topic}; the limit is {high:,}"
         return why if over else None

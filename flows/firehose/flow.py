@@ -65,7 +65,7 @@ def build(
 
 def flow(settings: Settings, health: Health) -> Dataflow:
     """The dataflow with the relays, the identities and the log of the settings."""
-    share = Share(settings.firehose_share, settings.firehose_shares)
+    share = Share(settings.tuning.firehose_share, settings.firehose_shares)
     cursors, seen, deferred = Cursors(), DedupCache(settings.tuning.dedup_entries), new_deferred()
     ring = KeyRing(settings, health, signing_key)
     return build(

@@ -19,7 +19,7 @@ class BatchSize:
     """Starts at the largest limit of the settings. `clock`: seconds."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = self.limit = settings.index_batch_messages
+        self._most = self.limit = settings.tuning.index_batch_messages
         self._bound = settings.tuning.index_batch_seconds
         self._clock = clock
         self._running: tuple[int, float] | None = None

@@ -87,6 +87,9 @@ def test_a_process_without_its_settings() -> None:
     assert "choose one of list-repos, firehose" in refused("run", "everything")
     for spelling in ("list-repos", "list_repos"):
         assert "set it to https://RELAY for `sluice run list-repos`" in refused("run", spelling, **places)
+    assert "--share is for firehose; leave it out for index" in refused("run", "index", "--share", "1", **places)
+    relay = places | {"SLUICE_RELAYS": "https://relay.test"}
+    assert "--share is 1, but SLUICE_FIREHOSE_SHARES is 1" in refused("run", "firehose", "--share", "1", **relay)
 
 
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "not a url at all", "mysql://x"])

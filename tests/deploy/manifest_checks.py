@@ -30,6 +30,7 @@ MANY = {"backfill", "index", "serve"}
 SECRET_SETTINGS = {f"{PREFIX}{name.upper()}" for name in (*SECRETS, "database", "shards")}
 POD_INDEX = "metadata.labels['apps.kubernetes.io/pod-index']"
 LONGEST_HUNG_SECONDS = 30
+SHARE = "$(POD_INDEX)"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 TAGGED = re.compile(r"^(?P<name>[a-z0-9.:/_-]+?):(?P<tag>v?[0-9][A-Za-z0-9._-]*)(@sha256:[0-9a-f]{64})?$")
 COMMAND: Any = get_command(app)
@@ -223,7 +224,8 @@ def settings_of(container: dict[str, Any], documents: list[Document]) -> Setting
 
 def _settings(pod: Pod, documents: list[Document]) -> Iterator[str]:
     for container in pod.containers:
-        foreign = [name for name in environment(container, documents) if not name.startswith(PREFIX)]
+        given = environment(container, documents)
+        foreign = [name for name in given if not name.startswith(PREFIX) and f"$({name})" not in str(container["args"])]
         if foreign:
             yield f"{container['name']} is given {foreign}, which are no settings"
         try:
@@ -250,7 +252,7 @@ def _commands(pod: Pod) -> Iterator[str]:
     for container in pod.containers:
         if "command" in container:
             yield f"{container['name']} replaces the image's entry point"
-        if wrong := misread(container.get("args", [])):
+        if wrong := misread([arg.replace(SHARE, "0") for arg in container.get("args", [])]):
             yield f"{container['name']}: {wrong}"
 
 
@@ -287,7 +289,7 @@ def _count(pod: Pod, documents: list[Document]) -> Iterator[str]:
     if process in SHARED:
         (container,) = pod.spec["containers"]
         given = environment(container, documents)
-        if pod.workload["kind"] != "StatefulSet" or "SLUICE_FIREHOSE_SHARE" not in given:
+        if pod.workload["kind"] != "StatefulSet" or not _numbered(container, given):
             yield "its pods do not know their share"
         elif given.get("SLUICE_FIREHOSE_SHARES") != str(spec.get("replicas")):
             yield f"{spec.get('replicas')} pods have {given.get('SLUICE_FIREHOSE_SHARES')} shares"
@@ -303,6 +305,10 @@ def _budgets(documents: list[Document]) -> Iterator[str]:
         found = [budget["maxUnavailable"] for budget in budgets if _fits(pod.labels, budget["selector"])]
         if found != [1] * several:
             yield f"{pod.name}: its budgets are {found}, should be {[1] * several}"
+
+
+def _numbered(container: dict[str, Any], given: dict[str, str]) -> bool:
+    return f"--share={SHARE}" in container["args"] and given.get("POD_INDEX") == "0"
 
 
 def _fits(labels: dict[str, str], selector: dict[str, Any]) -> bool:

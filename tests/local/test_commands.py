@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ GIVEN: dict[str, Any] = {
 }
 
 
-def firehoses(shares: int) -> list[tuple[str, str | None, str | None]]:
+def firehoses(shares: int) -> list[tuple[str, Sequence[str], str | None]]:
     found = [one for one in commands(Settings(**GIVEN, firehose_shares=shares), 1) if one.kind == "firehose"]
-    return [(one.name, one.env.get("SLUICE_FIREHOSE_SHARE"), one.env.get("SLUICE_FIREHOSE_SHARES")) for one in found]
+    return [(one.name, one.argv[-2:], one.env.get("SLUICE_FIREHOSE_SHARES")) for one in found]
 
 
 def test_each_share_of_the_firehose_is_a_process_that_knows_its_number() -> None:
     """S3"""
-    assert firehoses(1) == [("firehose", None, "1")]
-    assert firehoses(3) == [(f"firehose-{number + 1}", str(number), "3") for number in range(3)]
+    assert firehoses(1) == [("firehose", ("--share", "0"), "1")]
+    assert firehoses(3) == [(f"firehose-{number + 1}", ("--share", str(number)), "3") for number in range(3)]
 
 
 def test_a_share_beyond_their_number_does_not_start() -> None:

@@ -33,7 +33,9 @@ class WorldHere(BackfillWorld):
     def start(self, **overrides: Any) -> FlowHere:
         settings, health = self.settings.replaced(**overrides), Health("backfill", exported=False)
         feed = MemoryFeed(self.log, ("repo_resync", "repo_backfill"), self.committed)
-        pressure = MemoryPressure(self.log, "firehose_backfill", self.indexed, settings.kafka_high_water_messages)
+        pressure = MemoryPressure(
+            self.log, "firehose_backfill", self.indexed, settings.tuning.kafka_high_water_messages
+        )
         sink = AttemptSinkPartition(self.log, RepoQueue(settings), health)
 
         def source() -> BackfillSource:

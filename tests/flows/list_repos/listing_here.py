@@ -36,7 +36,7 @@ class ListingHere:
 
     def start(self, **overrides: Any) -> FlowHere:
         settings, health = self.settings.replaced(**overrides), Health("list_repos", exported=False)
-        pressure = MemoryPressure(self.log, "repo_backfill", self.fetched, settings.kafka_high_water_messages)
+        pressure = MemoryPressure(self.log, "repo_backfill", self.fetched, settings.tuning.kafka_high_water_messages)
         jobs, queue = ListingJobs(settings), RepoQueue(settings)
         discover = discoverer(queue, jobs)
 
