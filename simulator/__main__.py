@@ -3,8 +3,6 @@
 Faults: `--faults name=probability,…` or `--faults '{"name": {"p": 0.1, "times": 3}}'`. Prints one JSON line of URLs when ready.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

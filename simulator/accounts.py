@@ -1,7 +1,5 @@
 """The accounts of the simulated network: identities, hosts, signing keys, and the domains of their handles."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random

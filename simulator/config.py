@@ -1,7 +1,5 @@
 """The configuration of a simulated network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 

@@ -4,8 +4,6 @@ A frame is two DAG-CBOR objects, header `{op, t}` and body, in one binary websoc
 framing (RFC 6455, server to client, unmasked), so that a stream can write many frames with one system call.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 from typing import Any

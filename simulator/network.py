@@ -3,8 +3,6 @@
 Every operation publishes its events to the account's PDS and to the relays. This module serves no HTTP.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Sequence

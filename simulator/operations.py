@@ -1,7 +1,5 @@
 """Single operations on the running network, by name and JSON arguments: what `POST /op` of the control API does."""
 
-from __future__ import annotations
-
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The repositories of the accounts: generated from the seed on first use, in a spool file until a live operation needs them."""
 
-from __future__ import annotations
-
 import asyncio
 
 from simulator.accounts import Accounts, InitialRepo, SimulatedAccount

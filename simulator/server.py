@@ -3,8 +3,6 @@
 `SimulatedNetwork` starts and stops it inside an event loop. `serve` runs it until SIGTERM, SIGINT or the end of its parent.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -22,7 +20,7 @@ from simulator.network import Network
 from simulator.servers.control_api import ControlApi
 from simulator.servers.dns import NameServer
 from simulator.servers.labeler import Labeler
-from simulator.servers.loopback import HOST, Listener, Loopback
+from simulator.servers.loopback import Listener, Loopback
 from simulator.servers.pds import Pds
 from simulator.servers.plc import PlcDirectory
 from simulator.servers.relay import Relay
@@ -47,7 +45,7 @@ class SimulatedNetwork:
         self.faults = Faults(config.seed)
         self.faults.switch(config.faults)
         after = config.port and config.port + 3 + config.pdses + config.relays + config.labelers
-        self.web_hosts = WebHosts(config.web_accounts, self.faults, HOST, after)
+        self.web_hosts = WebHosts(config.web_accounts, self.faults, after)
         self.network = Network(config, self.faults, self.web_hosts.dids)
         self.plc = PlcDirectory(self.network, self.faults)
         self.names = NameServer(self.network, self.faults)

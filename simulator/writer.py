@@ -3,8 +3,6 @@
 The steps depend on the seed, not on time: the n-th step is the same in every run.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 

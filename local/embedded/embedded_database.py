@@ -9,8 +9,6 @@ root: started by root, it runs as the user `embedded_postgres` (created if neces
 get the permission to pass through (o+x), not to read.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import pwd

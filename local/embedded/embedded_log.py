@@ -7,8 +7,6 @@ reason and the ways to get a log.
 It listens on loopback only, without authentication: every user of this machine can read and write it.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """What the embedded servers have in common: one guarded process over a folder, from `start` to `stop` or `kill`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType

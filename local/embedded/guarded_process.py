@@ -5,8 +5,6 @@ way, even by SIGKILL), and is killed `stop_seconds` after that. It has a session
 so we can drain before the server stops.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -19,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 GUARD = Path(__file__).with_name("process_guard.py")
 LOOPBACK = "127.0.0.1"
@@ -136,7 +135,7 @@ class GuardedProcess:
         user: pwd.struct_passwd | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
         stop_seconds: float = 10.0,
-    ) -> GuardedProcess:
+    ) -> Self:
         """Starts `argv` (an absolute path first); its output goes to `log_path`. Does not wait until it serves.
 
         `lock` (from `lock_folder`) passes to the server and is closed here. With `user`, the server runs as that user.

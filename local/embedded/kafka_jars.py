@@ -4,8 +4,6 @@
 project's `.sluice`. A fetch is atomic and protected by a file lock, so several starts at the same time fetch them once.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

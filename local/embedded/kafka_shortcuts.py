@@ -3,8 +3,6 @@
 Both are files that Kafka's own tools made once (`kept_files`), beside the jars. Without them a start takes the long way, and makes them.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

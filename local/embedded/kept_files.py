@@ -4,8 +4,6 @@ The name carries a checksum, because a JVM crashes on a damaged archive: a file 
 A folder that is read-only keeps nothing, and everything works without.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from contextlib import suppress

@@ -9,8 +9,6 @@ files, and it is cleared when the process changes its user. This module uses onl
 milliseconds and needs little memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

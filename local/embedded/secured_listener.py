@@ -4,8 +4,6 @@ For tests of clients. `SecuredListener(users, pem).settings(port)` are broker se
 the storage. The PEM has a private key (PKCS#8) and then its certificate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

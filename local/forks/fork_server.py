@@ -7,8 +7,6 @@ is a subreaper (`local.forks.forked_process`). So the end of the server ends non
 The server has no thread, no librdkafka or libpq object and no event loop: after a fork, those would be broken in the child.
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import gc

@@ -4,8 +4,6 @@ The first server of `sluice up` is a fork of it, so that what both use is import
 a new interpreter. Linux only.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """Corrupted CARs for the faults of getRepo and of the relays."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from cbrrr import decode_dag_cbor, encode_dag_cbor

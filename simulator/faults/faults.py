@@ -6,8 +6,6 @@ getRepo faults have `per_did`: the maximum number of getRepo faults for one acco
 with a limited number of attempts can finish.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Frames that exhaust a reader without limits: deep nesting and a million items. They must not move a cursor."""
 
-from __future__ import annotations
-
 from cbrrr import encode_dag_cbor
 
 DEPTH = 996

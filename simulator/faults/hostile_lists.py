@@ -1,7 +1,5 @@
 """Responses of a hostile or broken server to a list request."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ A CID is its binary form: 36 bytes (version 1, dag-cbor, sha2-256), or more for 
 `varint(header size) header (varint(CID and block size) cid block)*`.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Iterable

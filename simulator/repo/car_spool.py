@@ -3,8 +3,6 @@
 The file has no name; the operating system deletes it when the process ends.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading
@@ -13,6 +11,30 @@ from collections.abc import Iterator
 from simulator.repo.car import Block, car_head, car_header
 
 _PIECE = 1 << 20
+
+
+class Car:
+    """The bytes of a CAR, in memory or in the spool file. `size` is in bytes."""
+
+    __slots__ = ("_bytes", "_file", "_offset", "size")
+
+    def __init__(self, content: bytes | None, file: int = -1, offset: int = 0, size: int = 0) -> None:
+        self._bytes = content
+        self._file = file
+        self._offset = offset
+        self.size = len(content) if content is not None else size
+
+    def read(self) -> bytes:
+        """All bytes."""
+        return b"".join(self.chunks())
+
+    def chunks(self, size: int = _PIECE) -> Iterator[bytes]:
+        """The bytes in chunks of `size`; one chunk if they are in memory."""
+        if self._bytes is not None:
+            yield self._bytes
+            return
+        for start in range(0, self.size, size):
+            yield os.pread(self._file, min(size, self.size - start), self._offset + start)
 
 
 class CarSpool:
@@ -38,27 +60,3 @@ class CarSpool:
             at += os.pwrite(self._file.fileno(), b"".join(parts), at)
             self._end = at
         return Car(None, self._file.fileno(), start, at - start)
-
-
-class Car:
-    """The bytes of a CAR, in memory or in the spool file. `size` is in bytes."""
-
-    __slots__ = ("_bytes", "_file", "_offset", "size")
-
-    def __init__(self, content: bytes | None, file: int = -1, offset: int = 0, size: int = 0) -> None:
-        self._bytes = content
-        self._file = file
-        self._offset = offset
-        self.size = len(content) if content is not None else size
-
-    def read(self) -> bytes:
-        """All bytes."""
-        return b"".join(self.chunks())
-
-    def chunks(self, size: int = _PIECE) -> Iterator[bytes]:
-        """The bytes in chunks of `size`; one chunk if they are in memory."""
-        if self._bytes is not None:
-            yield self._bytes
-            return
-        for start in range(0, self.size, size):
-            yield os.pread(self._file, min(size, self.size - start), self._offset + start)

@@ -4,12 +4,11 @@ Signatures are deterministic (RFC 6979), so that commit CIDs are reproducible. A
 are 64 bytes, r || s, with low S.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Literal, Protocol
 
 import coincurve
+import libipld
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -17,7 +16,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 Curve = Literal["secp256k1", "p256"]
 
-_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _MULTICODEC = {"secp256k1": b"\xe7\x01", "p256": b"\x80\x24"}
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _ECDSA_SHA256 = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
@@ -78,15 +76,4 @@ def derive_key(curve: Curve, *parts: object) -> SigningKey:
 
 def multikey(key: SigningKey) -> str:
     """`publicKeyMultibase` of a Multikey verification method: base58btc of multicodec prefix and point."""
-    return "z" + base58(_MULTICODEC[key.curve] + key.public_point())
-
-
-def base58(data: bytes) -> str:
-    """Base58 with the bitcoin alphabet."""
-    number = int.from_bytes(data, "big")
-    digits: list[str] = []
-    while number:
-        number, digit = divmod(number, 58)
-        digits.append(_BASE58[digit])
-    zeros = len(data) - len(data.lstrip(b"\0"))
-    return "1" * zeros + "".join(reversed(digits))
+    return libipld.encode_multibase("z", _MULTICODEC[key.curve] + key.public_point())

@@ -5,8 +5,6 @@ gives nodes their CID and bytes, and returns exactly the nodes that are new sinc
 `collection/rkey`; values are record CIDs (36 bytes, or more for some leaves of `odd_leaves`).
 """
 
-from __future__ import annotations
-
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,7 @@ class TreeNode:
     __slots__ = ("block", "cid", "keys", "layer", "trees", "values")
 
     def __init__(
-        self, layer: int, keys: tuple[bytes, ...], values: tuple[bytes, ...], trees: tuple[TreeNode | None, ...]
+        self, layer: int, keys: tuple[bytes, ...], values: tuple[bytes, ...], trees: "tuple[TreeNode | None, ...]"
     ) -> None:
         self.layer = layer
         self.keys = keys

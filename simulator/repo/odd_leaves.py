@@ -4,8 +4,6 @@ The expected state lists them like any other leaf: path → CID. Current PDSes d
 allows it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Callable

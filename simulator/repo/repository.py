@@ -4,8 +4,6 @@
 commits in memory, in O(log n) per write, and returns what a firehose event carries.
 """
 
-from __future__ import annotations
-
 import random
 from collections import deque
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Each tick advances the clock by 1 to 99 microseconds, drawn from the seed. The c
 network. It stays behind the real clock for millions of commits, so that no rev is in the future.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 

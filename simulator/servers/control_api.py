@@ -1,7 +1,5 @@
 """The simulator's own HTTP API: expected state, faults, limits, writer and single operations. For tests and benchmarks only."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time
@@ -18,8 +16,6 @@ from simulator.servers.labeler import Labeler
 from simulator.servers.pds import Pds
 from simulator.servers.relay import Relay
 from simulator.writer import Writer
-
-_STATUS = {"deactivate": "deactivated", "takedown": "takendown", "suspend": "suspended", "delete_account": "deleted"}
 
 
 class ControlApi:

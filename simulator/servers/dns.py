@@ -1,7 +1,5 @@
 """The network's DNS: a UDP server that answers TXT queries for `_atproto.<handle>` with the DID of the handle's owner."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Shared by the simulated servers: error bodies, page arguments, and the request counter with its rate limit."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import deque

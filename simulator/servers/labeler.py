@@ -1,7 +1,5 @@
 """A labeler: its whole history of signed labels over subscribeLabels."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 from base64 import b32encode, b64encode

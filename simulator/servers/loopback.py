@@ -1,7 +1,5 @@
 """Where the simulated servers listen: loopback ports. Tests give the network another place, without sockets."""
 
-from __future__ import annotations
-
 import socket
 from typing import Protocol
 
@@ -25,6 +23,14 @@ class Listener(Protocol):
         """Stop all servers."""
 
 
+def bound(port: int) -> socket.socket:
+    """A socket that is bound to a loopback port; 0 means any free port."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((HOST, port))
+    return listener
+
+
 class Loopback:
     """Consecutive ports from `first_port`; 0 means any free ports."""
 
@@ -34,9 +40,7 @@ class Loopback:
         self._names: list[NameServer] = []
 
     async def serve(self, application: web.Application) -> str:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, self._next_port))
+        listener = bound(self._next_port)
         if self._next_port:
             self._next_port += 1
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)

@@ -1,7 +1,5 @@
 """A personal data server (PDS): listRepos with an opaque cursor, getRepo, status, handles and its own firehose."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from typing import Any
@@ -49,11 +47,9 @@ class Pds:
         xrpc = {
             "com.atproto.sync.listRepos": self._list_repos,
             "com.atproto.sync.getRepo": self._get_repo,
-            "com.atproto.sync.getRepoStatus": self._get_repo_status,
             "com.atproto.sync.getLatestCommit": self._get_latest_commit,
             "com.atproto.sync.subscribeRepos": self.stream.serve,
             "com.atproto.identity.resolveHandle": self._resolve_handle,
-            "com.atproto.server.describeServer": self._describe_server,
         }
         for name, handler in xrpc.items():
             app.router.add_get(f"/xrpc/{name}", handler)
@@ -114,17 +110,6 @@ class Pds:
             answer["cursor"] = f"{page[-1].created_millis}::{page[-1].did}"
         return self._json(answer)
 
-    async def _get_repo_status(self, request: web.Request) -> web.Response:
-        did = request.query.get("did", "")
-        account = self.network.accounts.by_did.get(did)
-        if account is None or account.status == "deleted" or (account.pds != self.index and not account.key_version):
-            return xrpc_error("RepoNotFound", f"Could not find repo for DID: {did}")
-        if account.pds != self.index:
-            return self._json({"did": did, "active": False, "status": "deactivated"})
-        if account.status is not None:
-            return self._json({"did": did, "active": False, "status": account.status})
-        return self._json({"did": did, "active": True, "rev": (await self.network.repositories.head(account))[1]})
-
     async def _get_latest_commit(self, request: web.Request) -> web.Response:
         account = self._account(request.query.get("did", ""))
         if isinstance(account, web.Response):
@@ -145,10 +130,6 @@ class Pds:
         if account is None or account.pds != self.index:
             return web.Response(status=404, text="User not found")
         return web.Response(text=account.did)
-
-    async def _describe_server(self, _request: web.Request) -> web.Response:
-        host = self.url.removeprefix("http://").replace(":", "%3A")
-        return self._json({"did": f"did:web:{host}", "availableUserDomains": [f".pds{self.index}.test"]})
 
     async def _health(self, _request: web.Request) -> web.Response:
         return self._json({"version": "simulator"})

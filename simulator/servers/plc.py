@@ -1,7 +1,5 @@
 """The PLC directory: DID documents of accounts and labelers."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

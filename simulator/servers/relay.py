@@ -4,8 +4,6 @@ All relays carry the same events. Relays after the first reorder events of diffe
 repository keep their order.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 from dataclasses import dataclass
@@ -57,9 +55,6 @@ class Relay:
             "com.atproto.sync.listHosts": self._list_hosts,
             "com.atproto.sync.listRepos": self._list_repos,
             "com.atproto.sync.listReposByCollection": self._list_repos_by_collection,
-            "com.atproto.sync.getRepo": self._get_repo,
-            "com.atproto.sync.getRepoStatus": self._get_repo_status,
-            "com.atproto.sync.getLatestCommit": self._get_latest_commit,
             "com.atproto.sync.subscribeRepos": self.stream.serve,
         }
         for name, handler in xrpc.items():
@@ -146,19 +141,22 @@ class Relay:
             return odd
         if not cursor.isdigit():
             return xrpc_error("InvalidRequest", "Malformed cursor")
-        start = int(cursor)
-        hosts = []
-        for number, url in list(enumerate(self.pds_urls))[start : start + limit]:
-            count = len(self.network.accounts.hosted(number))
-            hostname = url.removeprefix("http://")
-            hosts.append({"hostname": hostname, "seq": 1, "accountCount": count, "status": "active"})
-        answer: dict[str, Any] = {"hosts": hosts}
-        if start + limit < len(self.pds_urls):
+        start, hosts = int(cursor), self._host_rows()
+        answer: dict[str, Any] = {"hosts": hosts[start : start + limit]}
+        if start + limit < len(hosts):
             answer["cursor"] = str(start + limit)
         return web.json_response(answer)
 
     def _host_rows(self) -> list[dict[str, Any]]:
-        return [{"hostname": url.removeprefix("http://"), "status": "active"} for url in self.pds_urls]
+        return [
+            {
+                "hostname": url.removeprefix("http://"),
+                "seq": 1,
+                "accountCount": len(self.network.accounts.hosted(number)),
+                "status": "active",
+            }
+            for number, url in enumerate(self.pds_urls)
+        ]
 
     async def _list_repos(self, request: web.Request) -> web.Response:
         limit, cursor = page_limit(request), request.query.get("cursor", "0") or "0"
@@ -222,28 +220,6 @@ class Relay:
         if self.faults.fire("relay_empty_head", host=self.index, did=account.did):
             row["head"] = row["rev"] = ""
         return row
-
-    async def _get_repo(self, request: web.Request) -> web.Response:
-        account = self.network.accounts.by_did.get(request.query.get("did", ""))
-        if account is None:
-            return xrpc_error("RepoNotFound", "repo not found", 404)
-        raise web.HTTPFound(f"{self.pds_urls[account.pds]}/xrpc/com.atproto.sync.getRepo?did={account.did}")
-
-    async def _get_repo_status(self, request: web.Request) -> web.Response:
-        account = self.network.accounts.by_did.get(request.query.get("did", ""))
-        if account is None:
-            return xrpc_error("RepoNotFound", "repo not found", 404)
-        row = await self._row(account)
-        return web.json_response({key: row[key] for key in ("did", "active", "status", "rev") if key in row})
-
-    async def _get_latest_commit(self, request: web.Request) -> web.Response:
-        account = self.network.accounts.by_did.get(request.query.get("did", ""))
-        if account is None or account.status == "deleted":
-            return xrpc_error("RepoNotFound", "repo not found", 404)
-        if account.status is not None:
-            return xrpc_error(f"Repo{account.status.title()}", f"repo is {account.status}", 403)
-        head, rev = await self.network.repositories.head(account)
-        return web.json_response({"cid": cid_text(head), "rev": rev})
 
 
 def _forged(event: Event) -> Event:

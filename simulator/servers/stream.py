@@ -5,8 +5,6 @@ OutdatedCursor and then the oldest event kept; a cursor past the newest event gi
 position leaves the window gets the error ConsumerTooSlow.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from bisect import bisect_right

@@ -1,15 +1,13 @@
 """Hosts of did:web accounts: each has its own port and serves the account's DID document at /.well-known/did.json."""
 
-from __future__ import annotations
-
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
 from simulator.faults.faults import Faults
+from simulator.servers.loopback import bound
 
 
 class WebHosts:
@@ -18,9 +16,9 @@ class WebHosts:
     `first_port` is the first of consecutive ports; 0 means any free ports.
     """
 
-    def __init__(self, count: int, faults: Faults, address: str, first_port: int) -> None:
+    def __init__(self, count: int, faults: Faults, first_port: int) -> None:
         self.faults = faults
-        self._listeners = [_listener(address, first_port + index if first_port else 0) for index in range(count)]
+        self._listeners = [bound(first_port + index if first_port else 0) for index in range(count)]
         self.dids = [f"did:web:localhost%3A{one.getsockname()[1]}" for one in self._listeners]
         self._document: Callable[[str], dict[str, Any] | None] = lambda _: None
 
@@ -45,10 +43,3 @@ class WebHosts:
             return web.json_response({"error": "RateLimitExceeded"}, status=429, headers=headers)
         document = self._document(did)
         return web.json_response(document, status=404 if document is None else 200)
-
-
-def _listener(address: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((address, port))
-    return listener

@@ -273,7 +273,7 @@ def test_hosts_of_did_web_accounts(simulator: Any) -> None:
 
 def test_requests_are_counted_in_a_sliding_window_and_limited(simulator: Any) -> None:
     simulation = simulator(**CONFIG, pdses=1)
-    url = f"{simulation.pdses[0]}/xrpc/com.atproto.server.describeServer"
+    url = f"{simulation.pdses[0]}/xrpc/_health"
     for _ in range(5):
         get(url)
     assert simulation.faults()["hosts"][simulation.pdses[0]]["max_in_window"] == 5

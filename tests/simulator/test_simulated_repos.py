@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.simulator.read_simulated import SimulatedReader, check_car, get, get_bytes, read_car, refused
+from tests.simulator.read_simulated import SimulatedReader, get, read_car, refused
 from tests.support import ROOT
 from tests.support.flow_process import is_running
 
@@ -122,14 +122,6 @@ def test_single_operations_are_visible_on_every_server(simulator: Any) -> None:
     new = simulation.op("new_account")["did"]
     assert list(reader.repo(new).records) == ["app.bsky.actor.profile/self"]
     assert simulation.state()[new].records == reader.repo(new).records
-
-
-def test_a_relay_sends_getrepo_to_the_pds(simulator: Any) -> None:
-    simulation = simulator(repos=5, inactive_share=0.0)
-    reader = SimulatedReader(simulation)
-    did = next(iter(simulation.state()))
-    car = get_bytes(f"{simulation.relays[0]}/xrpc/com.atproto.sync.getRepo?did={did}")
-    assert check_car(car, did, reader.key(did)).records == simulation.state()[did].records
 
 
 def test_big_repositories_are_spooled_and_whole(simulator: Any) -> None:
