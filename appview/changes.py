@@ -65,7 +65,6 @@ class Changes:
         return self._now.get(key) is not None
 
     def changed(self, key: Key) -> bool:
-        """Whether this path changed."""
         return key in self._now
 
     def ended(self) -> dict[str, tuple[int | None, int | None]]:

@@ -48,7 +48,6 @@ class AppViewState:
 
 
 def read(db: Db) -> AppViewState:
-    """The current state."""
     row = db.execute(SQL["state"]).fetchone()
     return AppViewState(*row) if row else AppViewState(False, False, None, None, None)  # the row was deleted by hand
 

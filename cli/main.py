@@ -71,7 +71,6 @@ def options(
 
 
 def main() -> None:
-    """Entry point of the command."""
     faulthandler.enable()  # a crash in a library's native code names the Python lines it came from
     if COMPLETE in os.environ:
         get_completion_inspect_parameters()  # registers the shells; Typer does it only with options of its own for them

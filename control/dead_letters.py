@@ -118,7 +118,6 @@ class DeadLetters:
         return self._connection().execute(SQL["settle"], values).rowcount == 1
 
     def close(self) -> None:
-        """Close all connections."""
         self._connection.close()
         for store in self._tables.all() if self._tables is not None else ():
             store.close()
@@ -223,11 +222,9 @@ class StoredMessage:
         return self._letter.topic
 
     def partition(self) -> int:
-        """Partition of the original message."""
         return self._letter.partition or 0
 
     def offset(self) -> int:
-        """Offset of the original message."""
         return self._letter.offset or 0
 
     def timestamp(self) -> tuple[int, int]:
@@ -236,7 +233,6 @@ class StoredMessage:
         return (TIMESTAMP_NOT_AVAILABLE, 0) if at is None else (TIMESTAMP_LOG_APPEND_TIME, at)
 
     def value(self) -> bytes:
-        """The payload."""
         return from_base64(self._letter.payload or "")
 
 

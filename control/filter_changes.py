@@ -34,7 +34,6 @@ Connection = psycopg.Connection[Any]
 
 
 def show(db: Connection) -> FilterState:
-    """The current filter."""
     with db.cursor(row_factory=dict_row) as cursor:
         return FilterState.model_validate(cursor.execute(SQL["state"]).fetchone())
 

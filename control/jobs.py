@@ -28,8 +28,6 @@ LARGEST_ID = 2**63 - 1
 
 
 class JobNotFound(Exception):
-    """No job has this id."""
-
     def __init__(self, number: int) -> None:
         super().__init__(f"there is no job {number}; `sluice backfill list` shows them")
 

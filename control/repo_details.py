@@ -51,7 +51,6 @@ class DirectReader:
         )
 
     def close(self) -> None:
-        """Close the connections."""
         for one in (self._main, *self._shards.all()):
             one.close()
 

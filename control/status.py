@@ -83,7 +83,6 @@ class MirrorStatus:
         return processes + hosts
 
     def as_json(self) -> Row:
-        """Everything as JSON values."""
         page: Row = asdict(self)
         for one, row in zip(self.partition_lags, page["partition_lags"], strict=True):
             row.update(lag=one.lag, past_end=one.past_end, lost=one.lost)
@@ -189,7 +188,6 @@ class Collector:
         return sum(int(row["count"]) for row in self._of_shards(name, seconds))
 
     def close(self) -> None:
-        """Close the connections."""
         self._database.close()
         for shard in self._shards.all():
             shard.close()

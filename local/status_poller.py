@@ -35,7 +35,6 @@ class StatusPoller:
         self.exact = self._collector.exact
 
     def stop(self) -> None:
-        """End the thread."""
         self._worker.stop(STOP_SECONDS)
 
     def take(self) -> MirrorStatus | None:

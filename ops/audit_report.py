@@ -69,7 +69,6 @@ class AuditReport:
         return not self.tally.differing and not self.not_checked
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
         return {
             "good": self.good,
             **asdict(self.tally),
@@ -81,7 +80,6 @@ class AuditReport:
         }
 
     def as_text(self) -> str:
-        """For people."""
         tally = self.tally
         lines = [f"{one.did}  {one.kind}: {one.detail}" for one in self.findings]
         lines += [f"{did}  not checked: {phase}" for did, phase in self.not_checked.items()]

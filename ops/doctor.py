@@ -46,8 +46,6 @@ SETTINGS = {"relay": "SLUICE_RELAYS", "labeler": "SLUICE_LABELERS", "plc": "SLUI
 
 
 class CheckState(StrEnum):
-    """The result of a check."""
-
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
@@ -265,7 +263,6 @@ def disk_check(folder: str, free: int, total: int) -> Check:
 
 
 def as_text(checks: list[Check]) -> str:
-    """For people."""
     lines = []
     for check in checks:
         lines.append(f"{check.state:<5} {check.name:<13} {check.detail}")

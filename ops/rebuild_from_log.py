@@ -81,7 +81,6 @@ def rebuild(settings: Settings, target: str, progress: Progress) -> Rebuilt:
 
 
 def as_text(done: Rebuilt) -> str:
-    """For people."""
     phases = ", ".join(f"{phase} {count}" for phase, count in sorted(done.phases.items()))
     lines = [f"{did}  {why}" for did, why in done.unfinished.items()]
     lines.append(f"{done.messages} messages replayed, {done.refused} of them refused; repos: {phases or 'none'}")

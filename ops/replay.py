@@ -58,7 +58,6 @@ class RefusedCounter:
         self.count = 0
 
     def send(self, messages: Sequence[Out]) -> None:
-        """Count these messages."""
         self.count += len(messages)
 
 
@@ -181,7 +180,6 @@ def _dead_letters(
 
 
 def as_text(done: Replayed) -> str:
-    """For people."""
     more = f", {done.sent} tasks sent again" if done.sent else ""
     refused = f"{done.refused} of them cannot be decoded or were refused" if done.refused else "none refused"
     return f"{done.messages} messages replayed, {refused}{more}"

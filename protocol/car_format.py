@@ -18,8 +18,6 @@ _VERSION_1: Final = b"gversion\x01"
 
 
 class CarReason(StrEnum):
-    """Why a CAR was refused."""
-
     TRUNCATED = "truncated"
     NOT_A_CAR = "not_a_car"
     BAD_HEADER = "bad_header"

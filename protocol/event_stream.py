@@ -32,8 +32,6 @@ SCAN_BYTES: Final = 16 * 1024
 
 
 class FrameReason(StrEnum):
-    """Why a frame was refused."""
-
     UNDECODABLE = "undecodable"
     BAD_HEADER = "bad_header"
     BAD_FIELD = "bad_field"

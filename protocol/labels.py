@@ -31,8 +31,6 @@ _SIGNED = ("ver", "src", "uri", "cid", "val", "neg", "cts", "exp")
 
 
 class LabelReason(StrEnum):
-    """Why a label was refused."""
-
     NOT_A_MAP = "not_a_map"
     BAD_VERSION = "bad_version"
     BAD_SRC = "bad_src"

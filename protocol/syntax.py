@@ -29,7 +29,6 @@ _TID_BITS: Final = 63  # the top bit stays zero, so that a TID fits a signed 64-
 
 
 def is_did(text: str) -> bool:
-    """A DID of any method."""
     return len(text) <= MAX_DID and _did(text) is not None
 
 

@@ -245,7 +245,6 @@ class Settings(BaseSettings):
         return self.kafka_topic_prefix + name
 
     def group(self, name: str) -> str:
-        """Consumer group of a flow."""
         return f"{self.kafka_topic_prefix}sluice-{name}"
 
 

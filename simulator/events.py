@@ -24,7 +24,6 @@ class Event:
     body: dict[str, Any]
 
     def frame(self, seq: int) -> bytes:
-        """The frame with this seq."""
         return header(self.kind) + encode_dag_cbor({**self.body, "seq": seq})
 
 
@@ -40,7 +39,6 @@ def header(kind: str) -> bytes:
 
 
 def error_frame(error: str, message: str) -> bytes:
-    """An error frame (op -1)."""
     return encode_dag_cbor({"op": -1}) + encode_dag_cbor({"error": error, "message": message})
 
 
@@ -70,7 +68,6 @@ def ahead(event: Event, seconds: float) -> Event:
 
 
 def commit_event(did: str, commit: AppliedCommit) -> Event:
-    """A #commit event."""
     body: dict[str, Any] = {
         "repo": did,
         "commit": CID(commit.head.commit),
@@ -108,6 +105,5 @@ def identity_event(did: str, handle: str | None) -> Event:
 
 
 def account_event(did: str, active: bool, status: str | None) -> Event:
-    """An #account event."""
     body: dict[str, Any] = {"did": did, "active": active, "time": now_text()}
     return Event("#account", did, {**body, "status": status} if status else body)

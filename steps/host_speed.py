@@ -61,7 +61,6 @@ class HostSpeed:
     _owed: int = 0  # repos to serve before it is no longer slow
 
     def request_began(self, now: float) -> None:
-        """A request starts."""
         self._running[now] += 1
 
     def request_ended(self, began: float, now: float) -> None:

@@ -23,7 +23,6 @@ def declared() -> Iterator[tuple[str, Metric]]:
 
 
 def row(metric: Metric) -> str:
-    """One line of the table."""
     described = next(iter(metric.describe()))
     name = described.name + ("_total" if described.type == "counter" else "")
     labels = ", ".join(f"`{label}`" for label in metric._labelnames)
@@ -31,7 +30,6 @@ def row(metric: Metric) -> str:
 
 
 def tables() -> str:
-    """The page's tables."""
     rows = [row(metric) for _, metric in declared()]
     return "\n".join(["| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
 

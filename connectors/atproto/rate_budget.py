@@ -146,7 +146,6 @@ class HostBudget:
             await self._execute("answered", host=host)
 
     async def close(self) -> None:
-        """Close the database connections."""
         await self._pool.close()
 
     async def _lease(self, host: str, state: _Host, now: float) -> None:

@@ -19,7 +19,6 @@ class RecentFrames:
         self._kept: deque[bytes | int | None] = deque(maxlen=FRAMES)
 
     def add(self, frame: bytes) -> None:
-        """Add a received frame."""
         self._kept.append(frame if len(frame) <= FRAME_BYTES else position(frame))
 
     def newest(self) -> bytes | None:
@@ -28,11 +27,9 @@ class RecentFrames:
         return last if isinstance(last, bytes) else None
 
     def drop_newest(self) -> None:
-        """Remove the last frame."""
         self._kept.pop()
 
     def clear(self) -> None:
-        """Remove all frames."""
         self._kept.clear()
 
     def last_seq(self) -> int | None:

@@ -47,7 +47,6 @@ class AuditNetwork:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._budget.close()
         await self._resolver.close()
         await self._session.close()

@@ -36,12 +36,10 @@ class SpoolBudget:
             return True
 
     def release(self, kind: str, size: int) -> None:
-        """Release bytes."""
         with self._lock:
             self._held[kind] -= size
 
     def held(self, kind: str) -> int:
-        """Bytes in use."""
         return self._held[kind]
 
 
@@ -64,7 +62,6 @@ class Spool:
 
     @property
     def memory(self) -> int:
-        """Bytes in memory."""
         return self._reserved["memory"]
 
     def write(self, chunk: bytes) -> None:

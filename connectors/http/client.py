@@ -63,8 +63,6 @@ class _RefusedAddress(OSError):
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """A complete HTTP response."""
-
     status: int
     headers: Mapping[str, str]
     body: bytes

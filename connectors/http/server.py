@@ -261,7 +261,6 @@ class BoundedConnection(asyncio.Protocol):
         self.until = time.monotonic() + seconds
 
     def cut(self) -> None:
-        """Close immediately."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -36,7 +36,6 @@ class DirectoryPace:
 
     @property
     def resting(self) -> bool:
-        """Whether a cooldown is active."""
         return self._clock() < self._rest_until
 
     async def wait(self) -> None:

@@ -60,8 +60,6 @@ class HostBusy(IdentityUnreachable):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The result of one lookup."""
-
     did: str
     answer: LookupResult
 

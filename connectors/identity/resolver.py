@@ -170,7 +170,6 @@ class Resolver:
         return answer.status == 200
 
     async def close(self) -> None:
-        """Close the database connections."""
         await self._pool.close()
 
     async def _look_up(self, did: str, fresh: bool) -> ResolvedIdentity:

@@ -186,7 +186,6 @@ class GroupConsumer:
         return True
 
     def seek(self, part: Part, offset: int) -> None:
-        """Continue reading at `offset`."""
         self._client().seek(TopicPartition(part[0], part[1], offset))
 
     def pause(self, parts: Iterable[Part]) -> None:
@@ -194,7 +193,6 @@ class GroupConsumer:
         self._client().pause([TopicPartition(*part) for part in parts])
 
     def resume(self, parts: Iterable[Part]) -> None:
-        """Read these partitions again."""
         self._client().resume([TopicPartition(*part) for part in parts])
 
     def close(self) -> None:
@@ -242,7 +240,6 @@ class _Commits:
         self._refused: KafkaError | None = None
 
     def add(self, positions: dict[Part, int]) -> None:
-        """Add offsets to commit."""
         with self._lock:
             if not self._wanted and self._sent_at is None:
                 self._confirmed_at = time.monotonic()

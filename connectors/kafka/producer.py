@@ -196,8 +196,6 @@ class _SendLimit:
 
 
 class _Reports:
-    """Delivery reports of one `send`."""
-
     def __init__(self) -> None:
         self.delivered = 0
         self.failed: KafkaError | None = None

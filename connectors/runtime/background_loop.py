@@ -51,7 +51,6 @@ class Background:
 
     @property
     def finished(self) -> bool:
-        """Whether the work has ended."""
         return self._done.is_set()
 
     def call(self, function: Callable[[], object]) -> None:

@@ -57,7 +57,6 @@ class Progress:
     marked_at: float
 
     def mark(self) -> None:
-        """Record progress."""
         self.marked_at = time.monotonic()
 
 
@@ -204,7 +203,6 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         faulthandler.enable()
         self._thread.start()
 

@@ -15,7 +15,6 @@ _bell = threading.Event()
 
 
 def ring() -> None:
-    """There is work."""
     if not _bell.is_set():  # cheaper than `set`, which takes a lock
         _bell.set()
 

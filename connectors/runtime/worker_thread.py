@@ -55,7 +55,6 @@ class WorkerThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def wait(self, seconds: float) -> bool:

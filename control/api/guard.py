@@ -27,8 +27,6 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class TokenScope(StrEnum):
-    """What a token allows."""
-
     READ = "read"
     ADMIN = "admin"
 

@@ -10,7 +10,6 @@ Key = list[Any]
 
 
 def write_cursor(key: Key) -> str:
-    """Key → cursor."""
     return urlsafe_b64encode(json.dumps(key, default=str).encode()).decode().rstrip("=")
 
 

@@ -30,7 +30,6 @@ STATUSES = {
 
 
 async def context_of(request: Request) -> Context:
-    """The context of the application."""
     context: Context = request.app.state.context
     return context
 

@@ -25,8 +25,6 @@ HEAD_BYTES = 64 * 1024
 
 
 class ApiServer:
-    """One per process."""
-
     def __init__(self, health: Health, settings: Settings) -> None:
         self._health = health
         self._server = HttpServer(_Uvicorn(Context(settings, health)), settings.http_host, settings.http_port, "api")

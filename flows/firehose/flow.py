@@ -84,7 +84,6 @@ def signing_key(identity: ResolvedIdentity) -> str | None:
 
 
 def decode_all(frames: list[Frame]) -> list[Received]:
-    """The `decode` step."""
     return decode_frames(frames, metrics.FIREHOSE_EVENTS)
 
 

@@ -68,7 +68,6 @@ def label_signer(identity: ResolvedIdentity) -> Signer:
 
 
 def decode_all(frames: list[Frame]) -> list[Received]:
-    """The `decode` step."""
     return decode_frames(frames, metrics.LABEL_FRAMES)
 
 

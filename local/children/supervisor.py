@@ -62,7 +62,6 @@ class LogFile:
         self._file = path.open("ab")
 
     def write(self, line: bytes) -> None:
-        """Append a line."""
         self._file.write(line)
         self._file.flush()
         if self._file.tell() > self._limit:
@@ -71,7 +70,6 @@ class LogFile:
             self._file = self._path.open("ab")
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -316,7 +314,6 @@ class Supervisor:
         return not late
 
     def kill(self) -> None:
-        """Kill all children."""
         for child in self.children:
             child.signal(signal.SIGKILL)
         for child in self.children:

@@ -25,7 +25,6 @@ class SecuredListener:
         return "SASL_SSL" if self.pem else "SASL_PLAINTEXT"
 
     def settings(self) -> dict[str, str]:
-        """Broker settings of this listener."""
         mine = f"listener.name.{NAME.lower()}"
         known = " ".join(f'user_{name}="{password}"' for name, password in self.users.items())
         found = {

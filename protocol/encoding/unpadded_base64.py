@@ -4,7 +4,6 @@ from base64 import b64decode, b64encode
 
 
 def to_base64(data: bytes) -> str:
-    """Bytes → unpadded base64."""
     return b64encode(data).rstrip(b"=").decode()
 
 

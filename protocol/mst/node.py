@@ -15,8 +15,6 @@ _OURS: Final = (DAG_CBOR, RAW)
 
 
 class MstReason(StrEnum):
-    """Why a tree was refused."""
-
     MISSING_BLOCK = "missing_block"
     BAD_NODE = "bad_node"
     KEY_ORDER = "key_order"

@@ -25,7 +25,6 @@ class Car:
         self.size = len(content) if content is not None else size
 
     def read(self) -> bytes:
-        """All bytes."""
         return b"".join(self.chunks())
 
     def chunks(self, size: int = _PIECE) -> Iterator[bytes]:

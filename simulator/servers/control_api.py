@@ -39,7 +39,6 @@ class ControlApi:
         self.urls: dict[str, Any] = {}
 
     def application(self) -> web.Application:
-        """The routes."""
         app = web.Application(middlewares=[_reject_bad_input])
         app.add_routes(
             [

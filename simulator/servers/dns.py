@@ -32,7 +32,6 @@ class NameServer(asyncio.DatagramProtocol):
         return f"{at[0]}:{at[1]}"
 
     def close(self) -> None:
-        """Stop listening."""
         if self._transport is not None:
             self._transport.close()
 

@@ -14,7 +14,6 @@ IN_FLIGHT_SECONDS = 5.0  # requests sent before the client received a 429 arrive
 
 
 def xrpc_error(error: str, message: str, status: int = 400, headers: dict[str, str] | None = None) -> web.Response:
-    """An XRPC error body."""
     return web.json_response({"error": error, "message": message}, status=status, headers=headers)
 
 
@@ -94,7 +93,6 @@ class RequestBudget:
         return max(0.0, oldest + self.seconds - _now())
 
     def snapshot(self) -> dict[str, Any]:
-        """The counters."""
         counts = {"total": self.total, "refused": self.refused, "early": self.early}
         return counts | {"max_in_window": self.most, "limit": self.limit}
 

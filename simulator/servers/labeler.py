@@ -44,12 +44,10 @@ class Labeler:
             self.write_some()
 
     def document(self) -> dict[str, Any]:
-        """The labeler's DID document."""
         service = {"id": "#atproto_labeler", "type": "AtprotoLabeler", "serviceEndpoint": self.url}
         return did_document(self.did, f"labeler{self.index}.test", self.key, "atproto_label", [service])
 
     def application(self) -> web.Application:
-        """The routes."""
         app = web.Application()
         app.router.add_get("/xrpc/com.atproto.label.subscribeLabels", self.stream.serve)
         return app

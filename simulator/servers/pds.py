@@ -27,8 +27,6 @@ _CAR = "application/vnd.ipld.car"
 
 
 class Pds:
-    """The PDS with this index."""
-
     def __init__(self, network: Network, faults: Faults, index: int) -> None:
         config = network.config
         self.network = network
@@ -42,7 +40,6 @@ class Pds:
         network.publish.append(self._publish)
 
     def application(self) -> web.Application:
-        """The routes."""
         app = web.Application(middlewares=[budget_middleware(self.budget)])
         xrpc = {
             "com.atproto.sync.listRepos": self._list_repos,

@@ -54,7 +54,6 @@ class PlcDirectory:
         self._allowance, self._allowed_at = 0.0, asyncio.get_running_loop().time()
 
     def application(self) -> web.Application:
-        """The routes."""
         app = web.Application()
         app.router.add_get("/_health", self._health)
         app.router.add_get("/{did}", self._document)

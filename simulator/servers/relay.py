@@ -32,8 +32,6 @@ class _Delayed:
 
 
 class Relay:
-    """The relay with this index."""
-
     def __init__(self, network: Network, faults: Faults, index: int) -> None:
         self.network = network
         self.faults = faults
@@ -49,7 +47,6 @@ class Relay:
         network.publish.append(self._offer)
 
     def application(self) -> web.Application:
-        """The routes."""
         app = web.Application()
         xrpc = {
             "com.atproto.sync.listHosts": self._list_hosts,

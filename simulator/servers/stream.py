@@ -129,7 +129,6 @@ class EventStream:
         return entry.wire
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """The websocket handler."""
         text = request.query.get("cursor")
         if text is not None and not text.isdigit():
             return web.json_response({"error": "InvalidRequest", "message": "cursor must be an integer"}, status=400)

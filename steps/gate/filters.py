@@ -29,7 +29,6 @@ class Filter:
 
     @property
     def everything(self) -> bool:
-        """Whether every collection is kept."""
         return "*" in self.collections
 
     def keeps(self, collection: str) -> bool:

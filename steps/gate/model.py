@@ -30,8 +30,6 @@ class Rules:
 
 
 class Phase(StrEnum):
-    """Phase of a repo."""
-
     PENDING = "pending"
     BACKFILL = "backfill"
     SYNC = "sync"
