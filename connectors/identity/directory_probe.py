@@ -16,23 +16,26 @@ PROBE_AGAIN_SECONDS = 5.0  # minimum interval after a failed probe
 
 
 class DirectoryProof:
-    """`probe` requests documents that the directory is known to have, and returns whether it got one."""
+    """`probe` requests documents that the directory is known to have, and returns whether it got one.
+
+    `seen_at`: when the directory last returned a valid document.
+    """
 
     def __init__(self, probe: Callable[[], Awaitable[bool]], clock: Callable[[], float] = time.monotonic) -> None:
         self._probe = probe
         self._clock = clock
         self._probing = asyncio.Lock()
-        self._seen_at = float("-inf")
+        self.seen_at = float("-inf")
         self._failed_at = float("-inf")
 
     def seen(self) -> None:
         """Record that the directory returned a valid document of the requested DID."""
-        self._seen_at = self._clock()
+        self.seen_at = self._clock()
 
     async def since(self, moment: float) -> bool:
         """Whether the directory has returned a valid document since `moment`. Otherwise probe; concurrent callers share one."""
         async with self._probing:
-            if self._seen_at >= moment:
+            if self.seen_at >= moment:
                 return True
             if self._clock() < self._failed_at + PROBE_AGAIN_SECONDS:
                 return False

@@ -29,6 +29,7 @@ import uvloop
 
 from connectors.http.client import open_session
 from connectors.http.host_names import HostNames
+from connectors.identity.directory_probe import DirectoryProof
 from connectors.identity.resolver import IdentityUnreachable, LookupResult, Resolver
 from connectors.runtime import watchdog, work
 from connectors.runtime.health import Health
@@ -45,7 +46,6 @@ PLC_SECONDS = 600.0  # of rate limits for one DID, while the directory answers f
 WAIT_FIRST_SECONDS = 0.25
 WAIT_MAX_SECONDS = 15.0
 REFUSED_WAIT_SECONDS = 0.25  # multiplied by the DID's rate-limited tries; in addition to the cooldown of all requests
-PROBE_SECONDS = 5.0  # lifetime of a probe's result
 POLL_SECONDS = 0.1
 CLOSE_SECONDS = 2.0
 THROTTLED = "waiting for the directory: rate limit"
@@ -103,7 +103,6 @@ class KeyLookups:
         self._session: aiohttp.ClientSession | None = None
         self._permits = WebPermits()
         self._names = HostNames([urlsplit(settings.plc).hostname or ""])
-        self._probe = asyncio.Lock()
         self._pending: set[str] = set()
         self._found: deque[Found] = deque()
         self._arrived = threading.Event()
@@ -112,8 +111,7 @@ class KeyLookups:
         self._running: set[asyncio.Task[None]] = set()
         self._plc_pending = 0
         self._plc_trouble = ""
-        self._answered_at = self._probed_at = float("-inf")  # time.monotonic
-        self._probe_succeeded = False
+        self._proof = DirectoryProof(self._directory_answers)
 
     @property
     def ready(self) -> bool:
@@ -267,7 +265,7 @@ class KeyLookups:
             while True:
                 answer = await resolver.ask(did, self._settings.tuning.fetch_connect_seconds)
                 if not isinstance(answer, IdentityUnreachable):
-                    self._answered_at = time.monotonic()
+                    self._proof.seen()
                     if self._plc_trouble != THROTTLED:  # otherwise other lookups still wait for the rate limit
                         self._plc_trouble = ""
                     return answer
@@ -280,10 +278,9 @@ class KeyLookups:
                     tries += 1
                     self._plc_trouble = f"identities: {answer}"[:300]
                     spent = tries >= PLC_TRIES
-                    others = self._answered_at > began
-                    first = WAIT_FIRST_SECONDS / 5 if others else WAIT_FIRST_SECONDS
+                    first = WAIT_FIRST_SECONDS / 5 if self._proof.seen_at > began else WAIT_FIRST_SECONDS
                     wait = backoff_seconds(tries + 1, first, WAIT_MAX_SECONDS)
-                if spent and await self._answers_others(resolver, began):
+                if spent and await self._proof.since(began):
                     return answer
                 await asyncio.sleep(min(wait, WAIT_MAX_SECONDS))
         finally:
@@ -291,15 +288,8 @@ class KeyLookups:
             if not self._plc_pending:
                 self._plc_trouble = ""
 
-    async def _answers_others(self, resolver: Resolver, since: float) -> bool:
-        """Whether the directory has answered for any DID since `since`. Otherwise probe; concurrent lookups share one."""
-        async with self._probe:
-            if self._answered_at > since:
-                return True
-            if time.monotonic() > self._probed_at + PROBE_SECONDS:
-                try:
-                    self._probe_succeeded = await resolver.directory_answers()
-                except _DATABASE_AWAY:
-                    self._probe_succeeded = False
-                self._probed_at = time.monotonic()
-            return self._probe_succeeded
+    async def _directory_answers(self) -> bool:
+        try:
+            return await self._opened().directory_answers()
+        except _DATABASE_AWAY:
+            return False

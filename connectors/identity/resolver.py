@@ -89,7 +89,7 @@ class Resolver:
         self._proof = DirectoryProof(self._known_documents, clock)
         self._sql = queries("identity")
         self._pool = AsyncPool(settings.database, "sluice resolver", STORE_CONNECTIONS, outage_seconds)
-        self._look_ups: BatchLoader[str, tuple[ResolvedIdentity, float]] = BatchLoader(self._stored_many)
+        self._look_ups: BatchLoader[str, tuple[ResolvedIdentity, float]] = BatchLoader(self.stored)
         self._stores: BatchLoader[ResolvedIdentity, None] = BatchLoader(self._store_many)
 
     async def resolve(self, did: str, *, fresh: bool = False) -> ResolvedIdentity:
@@ -109,7 +109,7 @@ class Resolver:
 
         `max_age`: of a stored identity, in seconds. An older one is used only if the network does not answer.
         """
-        stored = await self._stored_many(dids)
+        stored = await self.stored(dids)
         found: dict[str, LookupResult] = {did: identity for did, (identity, age) in stored.items() if age <= max_age}
         rest = [did for did in dict.fromkeys(dids) if did not in found]
         answers = await self._ask_all(rest, None)
@@ -118,9 +118,21 @@ class Resolver:
             found[did] = old[0] if old is not None and isinstance(answer, IdentityUnreachable) else answer
         return found
 
-    async def ask(self, did: str, seconds: float) -> LookupResult:
-        """The network's result as a value, bypassing memory and table except cached "not found". `seconds`: time limit."""
-        return await self._ask_for(did, seconds)
+    async def ask(self, did: str, seconds: float | None) -> LookupResult:
+        """The network's result as a value, bypassing memory and table except a cached IdentityNotFound.
+
+        `seconds`: time limit; without one, the identity is stored too.
+        """
+        missing = self._missing.get(did)
+        if missing is not None:
+            return missing
+        try:
+            identity = await self._ask(did, seconds)
+        except (IdentityUnreachable, IdentityNotFound) as err:
+            return err
+        if seconds is None:  # not after the batch: with a rate limit it takes minutes, and the process may end before
+            await self._stores.one(identity)
+        return identity
 
     async def store(self, identity: ResolvedIdentity) -> None:
         """Write a result of `ask` to the table."""
@@ -128,7 +140,8 @@ class Resolver:
 
     async def stored(self, dids: Collection[str]) -> dict[str, tuple[ResolvedIdentity, float]]:
         """The stored rows of many DIDs, with their age in seconds."""
-        return await self._stored_many(dids)
+        rows = await self._pool.fetch(self._sql["find_many"], (list(dids),))
+        return {row[0]: (ResolvedIdentity(*row[:-1]), float(row[-1])) for row in rows}
 
     @property
     def throttled(self) -> bool:
@@ -191,7 +204,7 @@ class Resolver:
 
     async def _ask_all(self, dids: Collection[str], seconds: float | None) -> list[LookupResult]:
         """The network's results in the order of the DIDs. `seconds`: time limit for all together."""
-        asked = {did: asyncio.create_task(self._ask_for(did, seconds)) for did in dids}
+        asked = {did: asyncio.create_task(self.ask(did, seconds)) for did in dids}
         try:
             if asked:
                 await asyncio.wait(asked.values(), timeout=seconds)
@@ -203,21 +216,6 @@ class Resolver:
             IdentityUnreachable(f"{did}: no answer in time") if task.cancelled() else task.result()
             for did, task in asked.items()
         ]
-
-    async def _ask_for(self, did: str, seconds: float | None) -> LookupResult:
-        """The network's result as a value. A cached IdentityNotFound is returned without a request."""
-        missing = self._missing.get(did)
-        if missing is not None:
-            return missing
-        try:
-            identity = await self._ask(did, seconds)
-        except IdentityUnreachable as err:
-            return err
-        except IdentityNotFound as err:
-            return err
-        if seconds is None:  # not after the batch: with a rate limit it takes minutes, and the process may end before
-            await self._stores.one(identity)
-        return identity
 
     async def _ask(self, did: str, seconds: float | None = None) -> ResolvedIdentity:
         try:
@@ -308,10 +306,6 @@ class Resolver:
     def _keep(self, identity: ResolvedIdentity, seconds: float) -> ResolvedIdentity:
         self._cache[identity.did] = identity, min(seconds, MEMORY_SECONDS)
         return identity
-
-    async def _stored_many(self, dids: Collection[str]) -> dict[str, tuple[ResolvedIdentity, float]]:
-        rows = await self._pool.fetch(self._sql["find_many"], (list(dids),))
-        return {row[0]: (ResolvedIdentity(*row[:-1]), float(row[-1])) for row in rows}
 
     async def _store_many(self, identities: Collection[ResolvedIdentity]) -> dict[ResolvedIdentity, None]:
         newest = {one.did: one for one in identities}

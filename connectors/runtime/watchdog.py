@@ -65,32 +65,34 @@ _turns: list[Progress] = []
 _mine: dict[int, Progress] = {}  # thread → its turn
 
 
-def _enter(name: str) -> Progress:
-    turn = Progress(name, threading.get_ident(), time.monotonic())
+@contextmanager
+def watched_task(name: str, thread: int = 0) -> Iterator[Progress]:
+    """A turn of a task instead of a thread; the task calls `mark` of the yielded turn."""
+    turn = Progress(name, thread, time.monotonic())
     with _lock:
         _turns.append(turn)
-    return turn
-
-
-def _leave(turn: Progress) -> None:
-    with _lock:
-        _turns.remove(turn)
+    try:
+        yield turn
+    finally:
+        with _lock:
+            _turns.remove(turn)
 
 
 @contextmanager
 def watched(name: str) -> Iterator[Progress]:
     """Watch the calling thread until the end of the block; it must call `mark()` regularly."""
-    turn, before = _enter(name), _mine.get(threading.get_ident())
-    _mine[turn.thread] = turn
-    try:
-        yield turn
-    finally:
-        _leave(turn)
-        if before is None:
-            _mine.pop(turn.thread, None)
-        else:
-            before.mark()
-            _mine[turn.thread] = before
+    thread = threading.get_ident()
+    before = _mine.get(thread)
+    with watched_task(name, thread) as turn:
+        _mine[thread] = turn
+        try:
+            yield turn
+        finally:
+            if before is None:
+                _mine.pop(thread, None)
+            else:
+                before.mark()
+                _mine[thread] = before
 
 
 def mark() -> None:
@@ -113,26 +115,12 @@ def wait(event: threading.Event, seconds: float) -> bool:
             return False
 
 
-@contextmanager
-def watched_task(name: str) -> Iterator[Progress]:
-    """A turn of a task instead of a thread; the task calls `mark` of the yielded turn."""
-    turn = _enter(name)
-    turn.thread = 0
-    try:
-        yield turn
-    finally:
-        _leave(turn)
-
-
 async def beat(name: str) -> None:
     """Mark the running event loop every BEAT_SECONDS, until cancelled."""
-    turn = _enter(name)
-    try:
+    with watched_task(name, threading.get_ident()) as turn:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             turn.mark()
-    finally:
-        _leave(turn)
 
 
 def late(seconds: float) -> list[Progress]:
