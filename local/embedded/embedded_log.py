@@ -10,7 +10,9 @@ It listens on loopback only, without authentication: every user of this machine 
 import os
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -27,7 +29,6 @@ from local.embedded.guarded_process import (
 )
 from local.embedded.kafka_jars import EmbeddedLogUnavailable, fetch_jars, find_java
 from local.embedded.kafka_shortcuts import META, ClassArchive, format_storage, new_id
-from local.embedded.secured_listener import NAME, SecuredListener
 from schemas.topics import MAX_MESSAGE_BYTES
 
 __all__ = ["EmbeddedLog", "EmbeddedLogUnavailable"]
@@ -40,13 +41,21 @@ STOP_SECONDS = 15.0
 ARCHIVE_SECONDS = 45.0  # more, once, for a broker that writes the archive of its classes at its end
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """`advertised`: the port that its clients are told, 0: its own. `storage_options`: of Kafka's storage tool."""
+
+    protocol: str = "PLAINTEXT"
+    advertised: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    storage_options: Sequence[str] = ()
+
+
 class EmbeddedLog(EmbeddedServer):
     """One broker over `data_dir`. `stop` closes its files, and kills it after `STOP_SECONDS`.
 
     `port`: the broker's port (default: a free one, remembered in `data_dir`). `jars`: folder with `libs/*.jar`
-    (default: the cache). `heap_mb`: Java heap. `advertised_port`: opens a second listener that advertises this
-    port to its clients; a proxy that listens there and forwards to `proxied_address` sees all their traffic.
-    `secured`: opens one more listener, at `secured_bootstrap`, for users with a password.
+    (default: the cache). `heap_mb`: Java heap. `listeners`: more listeners, by name; for tests of clients.
     """
 
     def __init__(
@@ -56,15 +65,13 @@ class EmbeddedLog(EmbeddedServer):
         port: int | None = None,
         jars: Path | None = None,
         heap_mb: int = 512,
-        advertised_port: int | None = None,
-        secured: SecuredListener | None = None,
+        listeners: Mapping[str, Listener] | None = None,
     ) -> None:
         super().__init__(data_dir)
         self._wanted_port = port
         self._jars = jars
         self._heap_mb = heap_mb
-        self.advertised_port = advertised_port
-        self._secured = secured
+        self._listeners = listeners or {}
         self._ports: dict[str, int] = {}
         self._archive: ClassArchive | None = None
 
@@ -73,15 +80,9 @@ class EmbeddedLog(EmbeddedServer):
         """ "127.0.0.1:PORT". Known once it was started."""
         return f"{LOOPBACK}:{self._ports['broker']}"
 
-    @property
-    def secured_bootstrap(self) -> str:
-        """ "127.0.0.1:PORT" of the listener with authentication. Known once it was started."""
-        return f"{LOOPBACK}:{self._ports['secured']}"
-
-    @property
-    def proxied_address(self) -> tuple[str, int]:
-        """Where a proxy at `advertised_port` must forward to. Known once it was started."""
-        return LOOPBACK, self._ports["proxied"]
+    def port_of(self, listener: str) -> int:
+        """The port of one of `listeners`. Known once it was started."""
+        return self._ports[listener]
 
     def start(self) -> str:
         """Starts the broker and returns its bootstrap address once it answers. Raises EmbeddedLogUnavailable."""
@@ -120,8 +121,9 @@ class EmbeddedLog(EmbeddedServer):
         def run_tool(cluster: str, *more: str) -> None:
             self._run_to_end([*tool, "-t", cluster, *more])
 
-        if self._secured:
-            run_tool(new_id(), *self._secured.storage_options())
+        options = [option for one in self._listeners.values() for option in one.storage_options]
+        if options:
+            run_tool(new_id(), *options)
         else:
             format_storage(home, self.data_dir / "data", run_tool)
 
@@ -134,24 +136,20 @@ class EmbeddedLog(EmbeddedServer):
         ]
 
     def _choose_ports(self) -> None:
-        wanted = {"broker": True, "controller": True, "proxied": self.advertised_port, "secured": self._secured}
-        names = [name for name, there in wanted.items() if there]
         if self._wanted_port is not None and not port_is_free(self._wanted_port):
             raise EmbeddedLogUnavailable(
                 f"port {self._wanted_port} on {LOOPBACK} is occupied", remedy="free it or choose another port"
             )
-        self._ports = remembered_ports(self.data_dir, names, {"broker": self._wanted_port})
+        self._ports = remembered_ports(
+            self.data_dir, ["broker", "controller", *self._listeners], {"broker": self._wanted_port}
+        )
 
     def _write_settings(self) -> Path:
-        listeners = {"PLAINTEXT": self._ports["broker"]}
-        advertised = dict(listeners)
-        if self.advertised_port:
-            listeners["PROXIED"] = self._ports["proxied"]
-            advertised["PROXIED"] = self.advertised_port
-        protocols = dict.fromkeys([*listeners, "CONTROLLER"], "PLAINTEXT")
-        if self._secured:
-            listeners[NAME] = advertised[NAME] = self._ports["secured"]
-            protocols[NAME] = self._secured.protocol
+        more = self._listeners
+        listeners = {"PLAINTEXT": self._ports["broker"]} | {name: self._ports[name] for name in more}
+        advertised = listeners | {name: one.advertised for name, one in more.items() if one.advertised}
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
+        protocols |= {name: one.protocol for name, one in more.items()}
         listeners["CONTROLLER"] = self._ports["controller"]
         settings = {
             "process.roles": "broker,controller",
@@ -164,8 +162,9 @@ class EmbeddedLog(EmbeddedServer):
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.data_dir / "data"),
             **BROKER_SETTINGS,
-            **(self._secured.settings() if self._secured else {}),
         }
+        for one in more.values():
+            settings |= one.settings
         path = self.data_dir / "server.properties"
         path.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         return path

@@ -28,10 +28,11 @@ from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.migrate import migrate
 from local.embedded.embedded_log import EmbeddedLog
-from local.embedded.secured_listener import SecuredListener
+from local.embedded.guarded_process import LOOPBACK
 from ops import log_spans
 from schemas.settings import Settings, SettingsError, load
 from tests.support import zygote
+from tests.support.log_listeners import SECURED, secured_listener
 
 USER, PASSWORD = "mirror", "correct-horse-7f"
 
@@ -65,15 +66,15 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedded
     """A broker with a listener for TLS and SASL, and the file that vouches for it."""
     folder = tmp_path_factory.mktemp("secured")
     certificate(folder / "broker.pem")
-    listener = SecuredListener({USER: PASSWORD}, folder / "broker.pem")
-    with EmbeddedLog(folder / "log", heap_mb=256, secured=listener) as server:
+    listeners = secured_listener({USER: PASSWORD}, folder / "broker.pem")
+    with EmbeddedLog(folder / "log", heap_mb=256, listeners=listeners) as server:
         yield server, folder / "broker.pem"
 
 
 def reached(secured: Any, **other: Any) -> Settings:
     server, pem = secured
     given: dict[str, Any] = {
-        "kafka_bootstrap": server.secured_bootstrap,
+        "kafka_bootstrap": f"{LOOPBACK}:{server.port_of(SECURED)}",
         "kafka_protocol": "sasl_ssl",
         "kafka_username": USER,
         "kafka_password": PASSWORD,
@@ -143,7 +144,7 @@ def test_a_process_ends_with_one_line_and_without_the_password(secured: Any, dat
     server, pem = secured
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")},
-        "SLUICE_KAFKA_BOOTSTRAP": server.secured_bootstrap,
+        "SLUICE_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{server.port_of(SECURED)}",
         "SLUICE_DATABASE": database,
         "SLUICE_KAFKA_PROTOCOL": "sasl_ssl",
         "SLUICE_KAFKA_USERNAME": USER,

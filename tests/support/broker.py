@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from local.embedded.embedded_log import EmbeddedLog
-from local.embedded.guarded_process import free_port
+from tests.support.log_listeners import ProxiedLog
 
 ADMIN_SECONDS = 60
 
@@ -57,9 +57,9 @@ def admin_client(bootstrap: str) -> AdminClient:
 
 
 @pytest.fixture(scope="session")
-def log_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedLog]:
+def log_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedLog]:
     """The session's embedded broker, with a second listener for `log_proxy`. Do not kill it; take `private_log`."""
-    with EmbeddedLog(tmp_path_factory.mktemp("log"), advertised_port=free_port()) as server:
+    with ProxiedLog(tmp_path_factory.mktemp("log")) as server:
         yield server
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from local.embedded.embedded_log import EmbeddedLog
+from tests.support.log_listeners import ProxiedLog
 from tests.support.tcp_proxy import Proxy, _reset
 
 OFFSET_COMMIT = 8
@@ -69,9 +69,8 @@ class Coordinator(Proxy):
 
 
 @pytest.fixture
-def coordinator(log_server: EmbeddedLog) -> Iterator[Any]:
+def coordinator(log_server: ProxiedLog) -> Iterator[Any]:
     """Before the session's broker: clients that bootstrap at `.address` stay behind it."""
-    assert log_server.advertised_port is not None
     made = Coordinator(log_server.proxied_address, log_server.advertised_port)
     made.start()
     yield made

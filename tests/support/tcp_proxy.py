@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
-from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import LOOPBACK, free_port
+from tests.support.log_listeners import ProxiedLog
 
 T = TypeVar("T")
 CHUNK_BYTES = 64 * 1024
@@ -224,7 +224,6 @@ def proxy() -> Iterator[Callable[..., Proxy]]:
 
 
 @pytest.fixture
-def log_proxy(log_server: EmbeddedLog, proxy: Callable[..., Proxy]) -> Proxy:
+def log_proxy(log_server: ProxiedLog, proxy: Callable[..., Proxy]) -> Proxy:
     """A proxy before the session's broker: clients that bootstrap at `.address` stay behind it."""
-    assert log_server.advertised_port is not None
     return proxy(log_server.proxied_address, log_server.advertised_port)

@@ -21,9 +21,8 @@ import psycopg
 import pytest
 
 from local.embedded.embedded_database import EmbeddedDatabase
-from local.embedded.embedded_log import EmbeddedLog
-from local.embedded.guarded_process import free_port
 from simulator.faults.faults import NAMES
+from tests.support.log_listeners import ProxiedLog
 from tests.support.simulation import Simulation
 from tests.support.size import sized
 from tests.support.whole_mirror import ROOT, Mirror, prefix, wait_for
@@ -124,15 +123,15 @@ def at_port(url: str, port: int) -> str:
 
 
 @pytest.fixture
-def chaos_log(tmp_path: Path) -> Iterator[EmbeddedLog]:
+def chaos_log(tmp_path: Path) -> Iterator[ProxiedLog]:
     """A broker to be killed, whose clients go through a proxy."""
-    with EmbeddedLog(tmp_path / "log", heap_mb=384, advertised_port=free_port()) as log:
+    with ProxiedLog(tmp_path / "log", heap_mb=384) as log:
         yield log
 
 
 @pytest.mark.timeout(SECONDS * 2 + 900)
 def test_chaos(
-    simulator: Any, private_postgres: EmbeddedDatabase, chaos_log: EmbeddedLog, proxy: Any, mirror: Any
+    simulator: Any, private_postgres: EmbeddedDatabase, chaos_log: ProxiedLog, proxy: Any, mirror: Any
 ) -> None:
     """G1, G2, G3, G5, G7: lost 0, twice 0, every repo in sync by its root, the log alone gives the same tables, and every
     fault of the network and every blow has hit."""
@@ -144,13 +143,12 @@ def test_chaos(
 class Chaos:
     """The parts of a run: the network, the servers, a proxy before everything that has one address, and the mirror."""
 
-    def __init__(self, simulator: Any, database: EmbeddedDatabase, log: EmbeddedLog, proxy: Any, mirror: Any) -> None:
+    def __init__(self, simulator: Any, database: EmbeddedDatabase, log: ProxiedLog, proxy: Any, mirror: Any) -> None:
         self.network: Simulation = simulator(
             seed=SEED, repos=REPOS, web_accounts=20, records_per_repo=15, relays=2, labels=200, churn=0.03, window=100_000,
             faults=FAULTS, writer_rate=60,
         )  # fmt: skip
         self.direct, self.log = database.url, log
-        assert log.advertised_port is not None
 
         def before(url: str) -> Any:
             return proxy((urlsplit(url).hostname, urlsplit(url).port))
