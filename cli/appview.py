@@ -9,7 +9,6 @@ import typer
 
 from cli.base import AsJson, DataDir, answerable, with_database
 from connectors.postgres.connection import connect
-from schemas.errors import OperatorError
 
 appview_app = typer.Typer(help="The official AppView's tables (schema bsky).", no_args_is_help=True)
 PROGRESS_SECONDS = 2.0
@@ -22,14 +21,11 @@ def rebuild(
     from_empty: Annotated[
         bool, typer.Option("--from-empty", help="Empty the tables first, which repairs any error in them.")
     ] = False,
-    anew: Annotated[bool, typer.Option("--anew", hidden=True)] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Fill the tables from the mirrored records, while the index runs. Resumes if it was stopped."""
     from appview import rebuild as appview  # noqa: PLC0415 - loads what `sluice settings` has no need of
 
-    if anew:
-        raise OperatorError("--anew is now --from-empty; rename it")
     settings = with_database(data_dir)
     reported_at = time.monotonic()
 

@@ -10,6 +10,7 @@ import typer
 
 from cli.base import AsJson, DataDir, Limit, answerable, located, with_database
 from schemas.errors import OperatorError
+from schemas.patterns import place_of
 
 dead_letters_app = typer.Typer(help="Messages and events that could not be processed.", no_args_is_help=True)
 skipped_app = typer.Typer(help="Listing ranges that were skipped.", no_args_is_help=True)
@@ -39,8 +40,8 @@ def dead_letters_list(
 @answerable
 def dead_letters_show(place: Place, data_dir: DataDir = None) -> None:
     """Show a dead letter, the meaning of its reason, and its payload, as JSON."""
-    with _dead_letters(data_dir) as (letters, parse_places):
-        typer.echo(json.dumps(letters.show(parse_places([place])[0]), default=str, indent=2))
+    with _dead_letters(data_dir) as letters:
+        typer.echo(json.dumps(letters.show(_places([place])[0]), default=str, indent=2))
 
 
 @dead_letters_app.command("retry")
@@ -54,9 +55,9 @@ def dead_letters_retry(
     data_dir: DataDir = None,
 ) -> None:
     """Process dead letters again with the current code. Exit code 1 if one of them stays open."""
-    with _dead_letters(data_dir) as (letters, parse_places):
+    with _dead_letters(data_dir) as letters:
         left = 0
-        for place in _chosen(letters, parse_places, chosen, every, reason, topic):
+        for place in _chosen(letters, chosen, every, reason, topic):
             retried = letters.retry(place)
             left += retried.state == "open"
             typer.echo(f"{place[0]}:{place[1]} {retried.state}{': ' + retried.why if retried.why else ''}")
@@ -74,10 +75,10 @@ def dead_letters_dismiss(
     data_dir: DataDir = None,
 ) -> None:
     """Dismiss dead letters that need no action. They stay in the topic."""
-    with _dead_letters(data_dir) as (letters, parse_places):
-        for place in parse_places(chosen or []):
+    with _dead_letters(data_dir) as letters:
+        for place in _places(chosen or []):
             letters.require_open(place)  # dismiss all of the named ones, or none
-        done = sum(letters.dismiss(place) for place in _chosen(letters, parse_places, chosen, every, reason, topic))
+        done = sum(letters.dismiss(place) for place in _chosen(letters, chosen, every, reason, topic))
     typer.echo(f"dismissed {done}")
 
 
@@ -110,24 +111,32 @@ def skipped_fill(
 
 
 @contextmanager
-def _dead_letters(data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
-    from control.dead_letters import DeadLetters, parse_places  # noqa: PLC0415 - as above
+def _dead_letters(data_dir: Path | None) -> Iterator[Any]:
+    from control.dead_letters import DeadLetters  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir, "kafka_bootstrap")
     letters = DeadLetters(settings)
     try:
-        yield letters, parse_places
+        yield letters
     finally:
         letters.close()
 
 
-def _chosen(
-    letters: Any, parse_places: Any, chosen: list[str] | None, every: bool, *filters: str | None
-) -> Iterable[Any]:
+def _places(values: Iterable[str]) -> list[tuple[int, int]]:
+    found = []
+    for value in values:
+        place = place_of(value)
+        if place is None:
+            raise OperatorError(f"{value}: write PARTITION:OFFSET, as `sluice dead-letters list` shows it")
+        found.append(place)
+    return found
+
+
+def _chosen(letters: Any, chosen: list[str] | None, every: bool, *filters: str | None) -> Iterable[Any]:
     """The dead letters that the arguments name, or all open ones that match the options."""
     if bool(chosen) == (every or any(filters)):
         raise OperatorError("name dead letters as PARTITION:OFFSET, or give --all, --reason or --topic")
-    found: Iterable[Any] = parse_places(chosen) if chosen else letters.open_places(*filters)
+    found: Iterable[Any] = _places(chosen) if chosen else letters.open_places(*filters)
     return found
 
 

@@ -33,10 +33,9 @@ from protocol.encoding.unpadded_base64 import from_base64
 from protocol.syntax import is_did
 from schemas import wire
 from schemas.errors import OperatorError
-from schemas.reasons import HELP, DeadReason
+from schemas.reasons import DeadReason
 from schemas.settings import Settings
 
-STATES = ("open", "retried", "dismissed")
 READ_SECONDS = 15.0
 PAGE = 200
 
@@ -67,7 +66,7 @@ class DeadLetters:
         row = self._row(place)
         letter = self._letter(place)
         whole = None if letter is None else msgspec.json.decode(wire.encode(letter))
-        return {**row, "help": HELP[DeadReason.of(row["reason"])], "letter": whole}
+        return {**row, "help": DeadReason.of(row["reason"]).help, "letter": whole}
 
     def open_places(self, reason: str | None = None, topic: str | None = None) -> Iterator[Place]:
         """All open letters, or those of a reason or of an origin (its first word: a topic or flow)."""
@@ -234,14 +233,3 @@ class StoredMessage:
 
     def value(self) -> bytes:
         return from_base64(self._letter.payload or "")
-
-
-def parse_places(values: Sequence[str]) -> list[Place]:
-    """Parse `PARTITION:OFFSET` arguments. Raises OperatorError."""
-    found: list[Place] = []
-    for value in values:
-        part, colon, offset = value.partition(":")
-        if not colon or not part.isdecimal() or not offset.isdecimal():
-            raise OperatorError(f"{value}: write PARTITION:OFFSET, as `sluice dead-letters list` shows it")
-        found.append((int(part), int(offset)))
-    return found

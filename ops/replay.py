@@ -17,6 +17,7 @@ import psycopg
 
 from appview.plugin import AppView
 from connectors.kafka.log import Part, cluster_id
+from connectors.kafka.log_spans import Spans, read
 from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.connection import connect
@@ -28,7 +29,6 @@ from flows.index.apply import rules_of
 from flows.index.decode import TOPICS, Batch, decode
 from flows.index.sink import IndexWriter
 from flows.index.store import index_stores
-from ops.log_spans import Spans, read
 from schemas import wire
 from schemas.errors import OperatorError
 from schemas.settings import Settings

@@ -7,7 +7,7 @@ from confluent_kafka.admin import OffsetSpec
 from connectors.kafka.offsets import NO_OFFSET, Offsets
 from ops.replay import GROUPS
 from schemas.errors import OperatorError
-from schemas.patterns import time_of
+from schemas.patterns import place_of, time_of
 from schemas.settings import Settings
 
 
@@ -15,10 +15,10 @@ def partition_offsets(option: str, values: Sequence[str]) -> dict[int, int]:
     """Parse `PARTITION:OFFSET` arguments of an option. Raises OperatorError."""
     found: dict[int, int] = {}
     for value in values:
-        if not _is_offset(value):
+        place = place_of(value)
+        if place is None:
             raise OperatorError(f"{option} {value}: write PARTITION:OFFSET")
-        part, _, offset = value.partition(":")
-        found[int(part)] = int(offset)
+        found[place[0]] = place[1]
     return found
 
 
@@ -31,16 +31,11 @@ def spans_asked(
     if from_offset and from_time:
         raise OperatorError("give only one of --from-offset and --from-time")
     starts = _at_time(settings, topic, "--from-time", from_time) if from_time else {}
-    if len(to) == 1 and not _is_offset(to[0]):
+    if len(to) == 1 and place_of(to[0]) is None:
         ends = _at_time(settings, topic, "--to", to[0], "PARTITION:OFFSET, or ")
     else:
         ends = partition_offsets("--to", to)
     return starts or partition_offsets("--from-offset", from_offset), ends
-
-
-def _is_offset(text: str) -> bool:
-    part, colon, offset = text.partition(":")
-    return bool(colon) and part.isdecimal() and offset.isdecimal()
 
 
 def _at_time(settings: Settings, topic: str, option: str, text: str, other: str = "") -> dict[int, int]:

@@ -41,6 +41,12 @@ def first_mistake(errors: Sequence[Any]) -> tuple[tuple[str, ...], str]:
     return where, first["msg"].removeprefix("Value error, ")
 
 
+def place_of(text: str) -> tuple[int, int] | None:
+    """The numbers of PARTITION:OFFSET; None for another text."""
+    part, _, offset = text.partition(":")
+    return (int(part), int(offset)) if part.isdecimal() and offset.isdecimal() else None
+
+
 def time_of(option: str, text: str, other: str = "") -> datetime:
     """The time of an option, ISO 8601; UTC if it has no zone. `other`: what it accepts besides, for the OperatorError."""
     try:

@@ -24,7 +24,7 @@ class Gap:
 
 @dataclass(slots=True)
 class Cursors:
-    """The position of every upstream. `repeats`: number of seqs that were not higher than the position.
+    """The position of every upstream.
 
     `epochs`: the sequence that a position belongs to, as the Unix time when it was first followed; 0 for the first one. `times`:
     the upstream's own time of the last event seen, at most the time of receipt.
@@ -34,7 +34,6 @@ class Cursors:
     epochs: dict[str, int] = field(default_factory=dict)
     times: dict[str, str] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
-    repeats: int = 0
 
     def advance(self, upstream: str, seq: int) -> Gap | None:
         """Move the position to this seq. Returns the gap before it, if any."""
@@ -43,7 +42,6 @@ class Cursors:
             self.positions[upstream] = seq
             return None
         if seq <= last:
-            self.repeats += 1
             return None
         self.positions[upstream] = seq
         return self.record_gap(Gap(upstream, last + 1, seq - 1, "sequence_gap"))

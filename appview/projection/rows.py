@@ -46,9 +46,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """Table → inserted columns (quoted camelCase in SQL). All values are str or None; `langs` and `tags` of `post` are jsonb, as
 JSON text; `position` is text, as in the AppView."""
 
-JSONB: frozenset[tuple[str, str]] = frozenset({("post", "langs"), ("post", "tags")})
-"""The (table, column) pairs that are jsonb; every other column is varchar."""
-
 UNIQUE: dict[str, tuple[str, ...]] = {
     "like": ("subject", "creator"),
     "repost": ("creator", "subject"),

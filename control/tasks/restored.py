@@ -7,24 +7,19 @@ Dead letters written after the backup are indexed again: their group's offset is
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from confluent_kafka import TopicPartition
 
-from connectors.kafka import client as broker
-from connectors.kafka.log import LogUnavailable
+from connectors.kafka.log_spans import read
 from connectors.kafka.offsets import Offsets
 from connectors.postgres.connection import outside_transaction
-from connectors.runtime import watchdog
 from control.dead_letter_index import STEP_LETTERS, TOPIC, index_dead_letters
 from schemas.settings import Settings
 from schemas.sql import queries
 
 SQL = queries("restore")
-LETTERS_SECONDS = 60.0
 WHY = "restored from a backup: the index reads the log first"
 
 logger = logging.getLogger("control")
@@ -64,23 +59,6 @@ class RestoreBarrier:
         """Index all dead letters in the log. Those that are in the table keep their state."""
         parts = self._offsets.parts([TOPIC])
         starts, ends = self._offsets.starts(parts), self._offsets.ends(parts)
-        left = {part: ends[part] for part in parts if starts[part] < ends[part]}
-        consumer = broker.reader(self._settings, "restored")
-        deadline = time.monotonic() + LETTERS_SECONDS
-        try:
-            name = self._settings.topic(TOPIC)
-            consumer.assign([TopicPartition(name, part[1], starts[part]) for part in left])
-            while left:
-                watchdog.mark()
-                messages = [one for one in consumer.consume(STEP_LETTERS, 1.0) if one.error() is None]
-                index_dead_letters(db, messages)
-                for message in messages:
-                    part = (TOPIC, message.partition() or 0)
-                    if (message.offset() or 0) + 1 >= left.get(part, 0):
-                        left.pop(part, None)
-                if messages:
-                    deadline = time.monotonic() + LETTERS_SECONDS
-                elif time.monotonic() > deadline:
-                    raise LogUnavailable(f"{name}: no answer within {LETTERS_SECONDS:.0f} s; is the broker up?")
-        finally:
-            broker.close(consumer)
+        spans = {part[1]: (starts[part], ends[part]) for part in parts}
+        for messages in read(self._settings, TOPIC, spans, STEP_LETTERS):
+            index_dead_letters(db, messages)

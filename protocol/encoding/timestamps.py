@@ -10,7 +10,6 @@ _UTC = re.compile(
     r"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.(\d{1,20}))?(?:Z|[+-]00:00)",
     re.ASCII,
 ).fullmatch
-_FRACTION = re.compile(r"\.(\d{3})\d*", re.ASCII)
 _MAX_TEXT = 64
 _LAST_SAFE_DAY = "28"  # exists in every month
 

@@ -227,7 +227,6 @@ def test_a_database_behind_this_release(blank_database: str, tmp_path: Path) -> 
         (["backfill", "retry", "xyz"], "'xyz' is not a DID and not the number of a job; write it as did:plc:"),
         (["backfill", "retry", "1", "--all"], "give only one of DIDs and --all"),
         (["cursors", "set", "firehose", "https://r.test", "abc"], "'abc' is not a sequence number"),
-        (["appview", "rebuild", "--anew"], "--anew is now --from-empty; rename it"),
         (["filters", "set", "--did-file", "/nope"], "--did-file /nope: No such file or directory; give a text file"),
     ],
 )  # fmt: skip

@@ -31,7 +31,7 @@ from protocol.labels import LabelReason
 from protocol.verify_commit import VerifyReason
 from schemas import wire
 from schemas.errors import OperatorError
-from schemas.reasons import HELP, DeadReason
+from schemas.reasons import DeadReason
 from schemas.settings import Settings, load
 from tests.support import zygote
 from tests.support.flow_process import create_topics, read_topic, wait_until
@@ -84,7 +84,7 @@ def test_every_refusal_has_its_code_and_its_line_of_help() -> None:
     """N4"""
     codes = {reason.value for kind in (FrameReason, VerifyReason, LabelReason) for reason in kind}
     assert codes <= {reason.value for reason in DeadReason}
-    assert set(HELP) == set(DeadReason)
+    assert all(reason.help for reason in DeadReason)
     assert DeadReason.of("what nobody knows") is DeadReason.UNLISTED
 
 
@@ -321,7 +321,7 @@ def test_the_commands(desk: Desk) -> None:
         dead_letter("firehose_live", DeadReason.UNDECODABLE, "e", b"{"),
     )
     shown = json.loads(sluice("show", f"{first[0]}:{first[1]}").stdout)
-    assert (shown["help"], shown["state"]) == (HELP[DeadReason.UNDECODABLE], "open")
+    assert (shown["help"], shown["state"]) == (DeadReason.UNDECODABLE.help, "open")
     retried = sluice("retry", "--all")
     assert (retried.returncode, len(retried.stdout.splitlines())) == (1, 2)
     assert sluice("dismiss", f"{second[0]}:{second[1]}").stdout == "dismissed 1\n"

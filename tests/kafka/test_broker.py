@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from cli.settings_text import page
 from connectors.kafka import client as broker
-from connectors.kafka import topics
+from connectors.kafka import log_spans, topics
 from connectors.kafka.back_pressure import HighWater
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable, cluster_id, watermarks
@@ -29,7 +29,6 @@ from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres.migrate import migrate
 from local.embedded.embedded_log import EmbeddedLog
 from local.embedded.guarded_process import LOOPBACK
-from ops import log_spans
 from schemas.settings import Settings, SettingsError, load
 from tests.support import zygote
 from tests.support.log_listeners import SECURED, secured_listener

@@ -25,7 +25,7 @@ def test_repeats_move_nothing() -> None:
     cursors = Cursors({"a": 10})
     assert cursors.advance("a", 10) is None
     assert cursors.advance("a", 3) is None
-    assert (cursors.positions, cursors.repeats) == ({"a": 10}, 2)
+    assert cursors.positions == {"a": 10}
 
 
 def test_a_sequence_that_restarted_is_followed_and_its_loss_noted() -> None:

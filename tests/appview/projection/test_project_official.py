@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from appview.projection.project import Projected, Source, project
-from appview.projection.rows import COLUMNS, JSONB
+from appview.projection.rows import COLUMNS
 from tests.appview.projection.row_cases import CASES, CID, DID, INDEXED
 
 RECORDED = [
     json.loads(line) for line in (Path(__file__).parent / "recorded" / "rows.jsonl").read_text().split("\n")[:-1]
 ]
 NEWER_TABLES = {"op_thread_reply", "post_embed_gallery_image", "reference_list_opt_out"}
+JSONB = {("post", "langs"), ("post", "tags")}  # every other column is varchar
 NO_IMAGES = {"$type": "app.bsky.embed.images", "images": []}
 
 

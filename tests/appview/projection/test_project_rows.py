@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from appview.projection.project import KNOWN, Projected, Source, project
-from appview.projection.rows import COLUMNS, JSONB, OWNER, UNIQUE
+from appview.projection.rows import COLUMNS, OWNER, UNIQUE
 
 ME = "did:plc:" + "a" * 24
 YOU = "did:plc:" + "b" * 24
@@ -19,6 +19,7 @@ POST = f"at://{YOU}/app.bsky.feed.post/3k2aaaaaaaaaa"
 REPOST = f"at://{OTHER}/app.bsky.feed.repost/3k2aaaaaaaaaa"
 LIST = f"at://{ME}/app.bsky.graph.list/3k2aaaaaaaaaa"
 KEY = "3k2bbbbbbbbbb"
+JSONB = {("post", "langs"), ("post", "tags")}  # every other column is varchar
 
 
 def ref(uri: str) -> dict[str, str]:

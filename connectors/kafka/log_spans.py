@@ -7,6 +7,7 @@ from confluent_kafka import KafkaException, Message, TopicPartition
 
 from connectors.kafka import client as broker
 from connectors.kafka.log import LogUnavailable
+from connectors.runtime import watchdog
 from schemas.settings import Settings
 from schemas.topics import MAX_MESSAGE_BYTES
 
@@ -33,6 +34,7 @@ def read(settings: Settings, topic: str, spans: Spans, batch: int) -> Iterator[l
     try:
         last = time.monotonic()
         while left:
+            watchdog.mark()
             found = consumer.consume(batch, 0.1)  # returns a whole batch, or what arrived within 0.1 s
             if found:
                 before = set(left)
