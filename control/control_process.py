@@ -218,7 +218,7 @@ def _obsolete_rows(settings: Settings) -> tuple[Work, Close]:
     main, shards = with_main(
         settings, lambda one: tuple_database(one, "sluice control", statement_seconds=STATEMENT_SECONDS)
     )
-    rows = ObsoleteRows(Offsets(settings), settings.history_days)
+    rows = ObsoleteRows(Offsets(settings), settings.tuning.history_days)
 
     def work() -> StepResult:
         rows.step(main(), shards)

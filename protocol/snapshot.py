@@ -125,7 +125,7 @@ class Snapshot:
                     f"records of more than {limits.record_bytes} bytes (SLUICE_BACKFILL_MAX_CAR_BYTES)"
                 )
             if self.count > limits.records:
-                raise SnapshotTooLarge(f"more than {limits.records} records (SLUICE_BACKFILL_MAX_CAR_BLOCKS)")
+                raise SnapshotTooLarge(f"more than {limits.records} records (SLUICE_BACKFILL_MAX_CAR_BYTES)")
             if self.count % WALKED_LEAVES == 0:
                 yield
         if self.size > car.size:
@@ -210,7 +210,7 @@ def opening(
 def from_car_error(err: CarError) -> SnapshotRejected:
     """The rejection of a CAR that could not be indexed."""
     if err.reason is CarReason.TOO_MANY_BLOCKS:
-        return SnapshotRejected(SnapshotReason.TOO_MANY_BLOCKS, f"{err.detail} (SLUICE_BACKFILL_MAX_CAR_BLOCKS)")
+        return SnapshotRejected(SnapshotReason.TOO_MANY_BLOCKS, f"{err.detail} (SLUICE_BACKFILL_MAX_CAR_BYTES)")
     if err.reason is CarReason.NOT_A_CAR:
         return SnapshotRejected(SnapshotReason.NOT_A_CAR, err.detail)
     truncated = err.reason is CarReason.TRUNCATED

@@ -77,11 +77,6 @@ class Settings(BaseSettings):
         description="databases of the repos by partition, FIRST-LAST=URL separated by spaces; empty: all in SLUICE_DATABASE",
     )
     data_dir: Path = Field(Path(".sluice"), description="directory of `sluice up` with the embedded log and database")
-    history_days: float = Field(
-        30.0,
-        gt=0,
-        description="retention of resolved losses, recovered listing ranges, ended audits, cached identities and unused hosts",
-    )
 
     # network
     relays: URLs = Field(default_factory=list, description="relay URLs, comma-separated")
@@ -130,11 +125,6 @@ class Settings(BaseSettings):
     backfill_max_attempts: int = Field(5, ge=1, description="failures before a repo is `failed`")
     backfill_max_car_bytes: int = Field(
         2 * 1024**3, ge=1024, description="largest accepted CAR, and largest sum of a repo's record bytes"
-    )
-    backfill_max_car_blocks: int = Field(
-        4_000_000,
-        ge=1,
-        description="maximum blocks of a CAR (about 1.27 a record); the largest costs a worker 25 bytes of memory a block",
     )
     backfill_memory_bytes: int = Field(
         128 * 1024**2, ge=1024**2, description="maximum bytes of fetched repos in memory, per worker"
@@ -239,6 +229,11 @@ class Settings(BaseSettings):
     def replaced(self, **changes: Any) -> "Settings":
         """A validated copy with these settings changed."""
         return Settings(**{name: getattr(self, name) for name in self.model_fields_set} | changes)
+
+    @property
+    def max_car_blocks(self) -> int:
+        """Blocks of a CAR at most; the largest costs a worker 25 bytes of memory a block."""
+        return max(1, self.backfill_max_car_bytes // self.tuning.car_block_bytes)
 
     def topic(self, name: str) -> str:
         """The topic's name with our prefix."""

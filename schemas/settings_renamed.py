@@ -9,7 +9,7 @@ RENAMED = {
     "broker_password": "kafka_password",
     "broker_protocol": "kafka_protocol",
     "broker_username": "kafka_username",
-    "car_max_blocks": "backfill_max_car_blocks",
+    "car_max_blocks": "backfill_max_car_bytes",
     "car_max_bytes": "backfill_max_car_bytes",
     "dns": "handle_dns",
     "host_concurrency": "pds_concurrency",

@@ -103,6 +103,8 @@ class Tuning(BaseModel):
     """Maximum time of one getRepo."""
     car_memory_bytes: int = Field(default=8 * 1024**2, ge=0)
     """CARs above this size are spooled to disk."""
+    car_block_bytes: int = Field(default=512, ge=1)
+    """A CAR may have one block for so many bytes of `backfill_max_car_bytes`: 4 million, about 3.3 million records."""
     snapshot_max_bytes: int = Field(default=0, ge=0)
     """Maximum bytes of a repo's records, counted once per leaf of the tree; 0: `backfill_max_car_bytes`."""
 
@@ -125,6 +127,8 @@ class Tuning(BaseModel):
     """Requests a second of one address, after a burst of ten times as many."""
 
     # control
+    history_days: float = Field(default=30.0, gt=0)
+    """Retention of resolved losses, recovered listing ranges, ended audits, cached identities and unused hosts."""
     control_interval_seconds: float = Field(default=1.0, gt=0)
     """Interval at which control checks for due and expired work."""
     queue_batch: int = Field(default=2000, ge=1)

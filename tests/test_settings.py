@@ -18,7 +18,7 @@ OTHERS = {"PURE", "CACHE_DIR", "TEST_CONTAINERS", "CONTROL_PORT", "TUNING"}  # v
 
 
 def test_public_settings_are_few_and_each_has_a_meaning() -> None:
-    assert len(PUBLIC) <= 47
+    assert len(PUBLIC) <= 45
     assert [name for name in PUBLIC if not Settings.model_fields[name].description] == []
     assert set(PUBLIC) & set(Tuning.model_fields) == set()
 

@@ -77,7 +77,7 @@ class PdsClient:
         """Fetch the whole repo. `transfer` records the start and the received bytes. Raises FetchFailed."""
         transfer = transfer or Transfer(pds)
         settings = self._settings
-        car = CarLimits(blocks=settings.backfill_max_car_blocks, total=settings.backfill_max_car_bytes)
+        car = CarLimits(blocks=settings.max_car_blocks, total=settings.backfill_max_car_bytes)
         spool = Spool(self._spools, settings.tuning.car_memory_bytes, car)
         started = time.monotonic()
         try:

@@ -85,7 +85,7 @@ class RepoPipeline:
         self._clock = clock
         self._grace = settings.tuning.stale_seconds
         self._limits = Limits(
-            settings.tuning.snapshot_max_bytes or settings.backfill_max_car_bytes, settings.backfill_max_car_blocks
+            settings.tuning.snapshot_max_bytes or settings.backfill_max_car_bytes, settings.max_car_blocks
         )
         self._policy = RetryPolicy(
             settings.backfill_max_attempts,

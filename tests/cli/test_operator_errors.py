@@ -51,8 +51,8 @@ def taken_port() -> Iterator[int]:
 
 
 def test_a_bad_setting() -> None:
-    line = refused("run", "control", SLUICE_HISTORY_DAYS="often")
-    assert "SLUICE_HISTORY_DAYS" in line
+    line = refused("run", "control", SLUICE_STREAM_SILENCE_SECONDS="often")
+    assert "SLUICE_STREAM_SILENCE_SECONDS" in line
     assert "'often'" in line
 
 

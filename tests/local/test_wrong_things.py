@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "a labeler without scheme": ({"SLUICE_LABELERS": "labeler.test"}, "write it as https://HOST"),
     "a directory without scheme": ({"SLUICE_PLC": "plc.test"}, "write it as https://HOST"),
     "a name for a DNS server": ({"SLUICE_HANDLE_DNS": "dns.test"}, "write it as 192.0.2.53"),
-    "a word for a number": ({"SLUICE_HISTORY_DAYS": "often"}, "'often'"),
+    "a word for a number": ({"SLUICE_STREAM_SILENCE_SECONDS": "often"}, "'often'"),
     "too little": ({"SLUICE_BACKFILL_MAX_ATTEMPTS": "0"}, "greater than"),
     "a word that is none": ({"SLUICE_LOG_FORMAT": "loud"}, "'loud'"),
     "a misspelt variable": ({"SLUICE_RELAY": "https://x"}, "did you mean SLUICE_RELAYS?"),

@@ -249,7 +249,7 @@ def test_one_block_that_many_leaves_name_is_too_large_before_anything_is_made_of
     assert [one.size for one in opening(index, DID, repo.key.did_key, limits=Limits(total + 20_000)) if one] == [total]
     for limits, setting in (
         (Limits(total - 1), "BACKFILL_MAX_CAR_BYTES"),
-        (Limits(records=202), "BACKFILL_MAX_CAR_BLOCKS"),
+        (Limits(records=202), "BACKFILL_MAX_CAR_BYTES"),
     ):
         with pytest.raises(SnapshotRejected) as caught:
             list(opening(index, DID, repo.key.did_key, limits=limits))

@@ -76,7 +76,7 @@ def test_a_repo_fails_after_its_last_attempt_with_a_reason(here: Here) -> None:
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("backfill_max_car_blocks", "too_many_blocks"),
+        ("car_block_bytes", "too_many_blocks"),
         ("backfill_max_car_bytes", "too_large"),
         ("snapshot_max_bytes", "too_large"),
     ],
@@ -89,13 +89,14 @@ def test_a_repo_above_a_limit_fails_at_once_and_is_mirrored_after_the_limit_is_r
     truth = run.simulation.state()
     run.list_all(truth)
     # small repos that are spooled to disk as a large one is
-    process = run.start(**{setting: 10 if setting == "backfill_max_car_blocks" else 1024, "car_memory_bytes": 1000})
+    process = run.start(
+        **{setting: 2 * 1024**3 // 10 if setting == "car_block_bytes" else 1024, "car_memory_bytes": 1000}
+    )
     run.run_to_end(3)
     for row in run.rows().values():
         assert (row["phase"], row["retry_count"], row["attempt"]) == ("failed", 1, 1)
         assert row["last_error"].startswith(f"{reason}: ")
-        named = setting.replace("snapshot_max", "backfill_max_car")
-        assert f"SLUICE_{named.upper()}" in row["last_error"]
+        assert "SLUICE_BACKFILL_MAX_CAR_BYTES" in row["last_error"]
     assert process.metric("sluice_backfill_fetch_errors_total", reason=reason) == 3
     process.kill()
     run.start()

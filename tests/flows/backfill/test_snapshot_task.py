@@ -242,7 +242,7 @@ def test_more_blocks_than_the_setting_allows_are_named_with_it(memory: int) -> N
     (result,) = results
     assert result is not None
     assert result.reason is SnapshotReason.TOO_MANY_BLOCKS
-    assert "SLUICE_BACKFILL_MAX_CAR_BLOCKS" in result.detail
+    assert "SLUICE_BACKFILL_MAX_CAR_BYTES" in result.detail
     task = task_of(repo, results, memory=memory, blocks=blocks)
     assert run_slices(task), "as many as the setting allows are taken"
     task.finish(None)
