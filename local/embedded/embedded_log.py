@@ -42,7 +42,7 @@ ARCHIVE_SECONDS = 45.0  # more, once, for a broker that writes the archive of it
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class LogListener:
     """`advertised`: the port that its clients are told, 0: its own. `storage_options`: of Kafka's storage tool."""
 
     protocol: str = "PLAINTEXT"
@@ -65,7 +65,7 @@ class EmbeddedLog(EmbeddedServer):
         port: int | None = None,
         jars: Path | None = None,
         heap_mb: int = 512,
-        listeners: Mapping[str, Listener] | None = None,
+        listeners: Mapping[str, LogListener] | None = None,
     ) -> None:
         super().__init__(data_dir)
         self._wanted_port = port

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from local.embedded.embedded_log import EmbeddedLog, Listener
+from local.embedded.embedded_log import EmbeddedLog, LogListener
 from local.embedded.guarded_process import LOOPBACK, free_port
 
 SECURED = "SECURED"
@@ -16,14 +16,14 @@ class ProxiedLog(EmbeddedLog):
 
     def __init__(self, data_dir: Path, **more: Any) -> None:
         self.advertised_port = free_port()
-        super().__init__(data_dir, listeners={"PROXIED": Listener(advertised=self.advertised_port)}, **more)
+        super().__init__(data_dir, listeners={"PROXIED": LogListener(advertised=self.advertised_port)}, **more)
 
     @property
     def proxied_address(self) -> tuple[str, int]:
         return LOOPBACK, self.port_of("PROXIED")
 
 
-def secured_listener(users: Mapping[str, str], pem: Path) -> dict[str, Listener]:
+def secured_listener(users: Mapping[str, str], pem: Path) -> dict[str, LogListener]:
     """SASL (SCRAM-SHA-256, PLAIN) over TLS for users with their passwords. `pem`: a private key (PKCS#8), then its certificate."""
     mine = f"listener.name.{SECURED.lower()}"
     known = " ".join(f'user_{name}="{password}"' for name, password in users.items())
@@ -39,4 +39,4 @@ def secured_listener(users: Mapping[str, str], pem: Path) -> dict[str, Listener]
         for name, password in users.items()
         for word in ("--add-scram", f"SCRAM-SHA-256=[name={name},password={password}]")
     ]
-    return {SECURED: Listener("SASL_SSL", settings=settings, storage_options=options)}
+    return {SECURED: LogListener("SASL_SSL", settings=settings, storage_options=options)}
