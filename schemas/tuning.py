@@ -111,8 +111,8 @@ class Tuning(BaseModel):
     # index
     index_batch_messages: int = Field(default=5000, ge=1)
     """Maximum messages in one transaction."""
-    index_batch_seconds: float = Field(default=2.0, gt=0)
-    """A batch that takes longer halves the next one, because rebalances wait for the end of a batch."""
+    index_batch_seconds: float = Field(default=1.0, gt=0)
+    """A batch that takes longer halves the next one, because live events and rebalances wait for the end of a batch."""
     buffered_events_per_repo: int = Field(default=10_000, ge=1)
     """Maximum live events buffered for one repo; above it the repo is fetched again."""
     buffered_bytes_per_repo: int = Field(default=64 * 1024 * 1024, ge=1)

@@ -16,6 +16,7 @@ from schemas.settings import Settings
 from schemas.topics import MAX_MESSAGE_BYTES
 
 POLL_BYTES = 64 * 1024 * 1024
+QUEUED_BYTES = 4 * 1024 * 1024
 CHUNK_MESSAGES = 200
 GATHER_SECONDS = 0.02
 """After the first message of a poll: a batch of one message costs as much as a batch of many."""
@@ -84,11 +85,12 @@ class GroupConsumer:
                     "session.timeout.ms": int(self._settings.tuning.transport_session_seconds * 1000),
                     "heartbeat.interval.ms": int(self._settings.tuning.transport_session_seconds * 1000 / 6),
                     "max.poll.interval.ms": 600_000,
-                    "fetch.message.max.bytes": 128 * 1024,  # per partition, compressed; records compress about tenfold
+                    "fetch.message.max.bytes": 32 * 1024,  # per partition, compressed; records compress about tenfold
                     "message.max.bytes": MAX_MESSAGE_BYTES,
                     "receive.message.max.bytes": 100 * 1024 * 1024,
                     "queued.min.messages": 10_000,
-                    "queued.max.messages.kbytes": 16 * 1024,
+                    # of all topics in one queue: a live event waits for the backfill's messages before it
+                    "queued.max.messages.kbytes": QUEUED_BYTES // 1024,
                     "fetch.queue.backoff.ms": 100,  # a full queue (default: a second) is empty earlier
                     "fetch.wait.max.ms": 1000,  # an empty partition: the broker answers as soon as there is a message
                     # the group leader omits topics that have no partition leader while a broker starts, and checks them

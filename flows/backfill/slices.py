@@ -15,14 +15,15 @@ LEAST_SHARE_BYTES = 256 * 1024
 OPEN_CAR_BYTES = 1536 * 1024  # CARs open at the same time: about 4,000 records
 MOST_COUNTED_BYTES = 384 * 1024  # as which a larger CAR counts
 TASK_BYTES = 1024  # of a task beside its CAR
+SMALL_WAITING_BYTES = 2 * 1024 * 1024  # CARs queued for the flow. Live events of their repos are buffered meanwhile
 LARGE_WAITING = 2
 
 
 class TimeSlices:
     """Used by the flow's thread; the pipelines put their tasks into `small` and `large`."""
 
-    def __init__(self, inflight_bytes: int) -> None:
-        self.small: Handover[SnapshotTask] = Handover(inflight_bytes, lambda task: task.size + TASK_BYTES)
+    def __init__(self, waiting_bytes: int = SMALL_WAITING_BYTES) -> None:
+        self.small: Handover[SnapshotTask] = Handover(waiting_bytes, lambda task: task.size + TASK_BYTES)
         self.large: Handover[SnapshotTask] = Handover(LARGE_WAITING)
         self._open: list[SnapshotTask] = []
         self._heavy: SnapshotTask | None = None

@@ -56,7 +56,7 @@ class BackfillSource(CheckpointedPartition[MessageChunk | Out, Positions]):
         self._paused = paused
         self._environment = environment
         self._worker_name = f"{socket.gethostname()}/{os.getpid()}/{time.time_ns() & 0xFFFFFF:x}"
-        self._slices = TimeSlices(settings.backfill_memory_bytes)
+        self._slices = TimeSlices()
         self._claimed: deque[tuple[list[Out], Positions]] = deque()
         self._position: Positions = {}
         self._stopping: asyncio.Event | None = None

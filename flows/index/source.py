@@ -23,7 +23,7 @@ from flows.index.projection import Maintenance
 from flows.index.store import IndexStore
 from schemas.settings import Settings
 
-BATCH_BYTES = 16 * 1024 * 1024  # of messages in one transaction, plus one chunk of a poll
+BATCH_BYTES = 8 * 1024 * 1024  # of messages in one transaction, plus one chunk of a poll
 
 log = logging.getLogger("index")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from confluent_kafka import TopicPartition
 
-from connectors.kafka.consumer import CHUNK_MESSAGES, GATHER_SECONDS, GroupConsumer
+from connectors.kafka import client as broker
+from connectors.kafka.consumer import CHUNK_MESSAGES, GATHER_SECONDS, QUEUED_BYTES, GroupConsumer
 from connectors.kafka.producer import LogProducer, Out
 from schemas.settings import Settings, load
 from tests.support.flow_process import create_topics, wait_until
@@ -114,3 +118,29 @@ def test_a_poll_waits_for_one_message_and_then_a_moment_for_more() -> None:
     assert len(member.poll(500)) == 3
     assert [limit for limit, _ in quiet.asked] == [1, CHUNK_MESSAGES]
     assert quiet.asked[1][1] <= GATHER_SECONDS
+
+
+def test_little_is_read_ahead_of_a_live_event(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B6: one queue holds all topics; a live event waits for the backfill's messages that librdkafka read before it."""
+    prefix = f"t{secrets.token_hex(4)}-"
+    create_topics(log, prefix, 1)
+    settings = load(kafka_bootstrap=log, database="postgresql://nobody/none", kafka_topic_prefix=prefix)
+    bodies = (secrets.token_bytes(20_000) for _ in range(1000))  # do not compress
+    LogProducer(settings).send([Out(TOPIC, f"did:plc:{number}", body) for number, body in enumerate(bodies)])
+    received: list[int] = []
+
+    def statistics(text: str) -> None:
+        received.append(json.loads(text)["rxmsg_bytes"])
+
+    plain = broker.options
+    counted = {"statistics.interval.ms": 100, "stats_cb": statistics}
+    monkeypatch.setattr(broker, "options", lambda settings, use: plain(settings, use) | counted)
+    member = GroupConsumer(settings, "backfill", [TOPIC])
+    try:
+        wait_until(lambda: member.poll(1), 60)
+        for _ in range(20):
+            time.sleep(0.1)
+            member._client().poll(0)  # takes a message, and runs the callback
+        assert QUEUED_BYTES / 2 < received[-1] < QUEUED_BYTES * 2
+    finally:
+        member.close()

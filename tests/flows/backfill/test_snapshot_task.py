@@ -16,7 +16,7 @@ from connectors.atproto.fetch_slots import FetchSlots
 from connectors.atproto.pds import Download
 from connectors.atproto.spool import Spool, SpoolBudget
 from connectors.postgres.repo_queue import Claim
-from flows.backfill.slices import BATCH_BYTES, TimeSlices, chunks_of
+from flows.backfill.slices import BATCH_BYTES, SMALL_WAITING_BYTES, TimeSlices, chunks_of
 from flows.backfill.source import BackfillSource
 from flows.backfill.task import SLICE_RECORDS, MessageChunk, Result, SnapshotTask
 from protocol.car import CarLimits
@@ -208,6 +208,22 @@ def filled(tasks: list[SnapshotTask]) -> TimeSlices:
 
     asyncio.run(fill())
     return slices
+
+
+def test_few_downloads_wait_for_a_flow_that_is_behind() -> None:
+    """B6: while a repo waits, its live events are buffered: p99 of live events was 4.6 s behind 128 MiB of downloads."""
+    slices = TimeSlices()
+    tasks = [task_of(repeated(1, 200_000, f"n{number}"), []) for number in range(20)]
+
+    async def fill() -> None:
+        for task in tasks:
+            await asyncio.wait_for(slices.small.put(task), 0.2)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(fill())
+    assert SMALL_WAITING_BYTES - 250_000 < len(slices.small) <= SMALL_WAITING_BYTES
+    for task in tasks:
+        task.finish(None)
 
 
 def test_a_lost_claim_ends_in_the_middle() -> None:
