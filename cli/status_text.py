@@ -14,8 +14,7 @@ from connectors.postgres.connection import connect
 from control.attention import attention
 from control.process_status import check_processes, registered
 from control.repo_details import SHOWN
-from control.status import PHASES, SQL, Collector, MirrorStatus, Row, buffered_count
-from local.progress_view import rated
+from control.status import PHASES, SQL, Collector, MirrorStatus, Row, buffered_count, rated
 from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 

@@ -5,7 +5,7 @@ above a million repos `sync` is the estimate minus all other phases. Raises psyc
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import chain
 from typing import Any
@@ -100,6 +100,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(part) for part in value]
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def rated(before: MirrorStatus | None, status: MirrorStatus, seconds: float) -> MirrorStatus:
+    """The status with the rates since an earlier one."""
+    if before is None or seconds <= 0:
+        return status
+    return replace(
+        status,
+        records_per_second=max(0.0, (status.records - before.records) / seconds),
+        events_per_second=max(0.0, (status.events - before.events) / seconds),
+    )
 
 
 def buffered_count(status: MirrorStatus) -> str:

@@ -4,13 +4,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from rich.console import Console
 from rich.live import Live
 
 from control.attention import attention
-from control.status import END_PHASES, PHASES, MirrorStatus
+from control.status import END_PHASES, PHASES, MirrorStatus, rated
 from local.view.live_view import LINE_CHARACTERS, LiveView, Part
 from protocol.encoding.safe_text import printable
 
@@ -19,17 +18,6 @@ EVENTS_KEPT = 200
 EVENTS_LEFT = 8  # printed after the view has gone
 RATE_SECONDS = 30.0  # rates of the live view are averages over this time
 REFRESHES_PER_SECOND = 1  # shows a new size of the window
-
-
-def rated(before: MirrorStatus | None, status: MirrorStatus, seconds: float) -> MirrorStatus:
-    """The status with the rates since an earlier one."""
-    if before is None or seconds <= 0:
-        return status
-    return replace(
-        status,
-        records_per_second=max(0.0, (status.records - before.records) / seconds),
-        events_per_second=max(0.0, (status.events - before.events) / seconds),
-    )
 
 
 def plain(status: MirrorStatus, restarts: int) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from connectors.http.server import HttpServer, health_app
 from connectors.runtime import metrics
 from protocol.encoding.safe_text import printable
 
@@ -71,6 +70,8 @@ def serve_health(health: Health, host: str, port: int, names: Collection[str] = 
 
     `names`: accepted Host names besides IP addresses and local or cluster names.
     """
+    from connectors.http.server import HttpServer, health_app  # noqa: PLC0415 - commands serve nothing: aiohttp is 0.1 s
+
     port = HttpServer(health_app(health, names), host, port, "health").start()
     metrics.STARTED.labels(health.flow).set_to_current_time()
     return port
