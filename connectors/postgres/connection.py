@@ -47,6 +47,7 @@ LOCK_SECONDS = 20
 IDLE_SECONDS = 120  # in a transaction: its process is hung or suspended, and its locks block others
 POOL_SECONDS = 10.0
 POOL_STATEMENT_SECONDS = 30.0
+CHECK_SECONDS = 1.0  # without an answer, after which a pooled connection costs a round trip before its next statement
 OUTAGE_SECONDS = 300.0
 
 REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, errors.ProgramLimitExceeded)
@@ -207,18 +208,28 @@ def dict_database(settings: Settings, name: str, **options: Any) -> Database[Dic
 
 
 class AsyncBounded(psycopg.AsyncConnection[TupleRow]):
-    """An async connection whose waits end after POOL_STATEMENT_SECONDS."""
+    """An async connection whose waits end after POOL_STATEMENT_SECONDS. `answered_at`: time of the last answer (monotonic)."""
+
+    answered_at = float("-inf")
 
     @override
     async def wait(self, gen: Generator[Any, Any, X], interval: float = 0.1, timeout: float | None = None) -> X:
         limit = POOL_STATEMENT_SECONDS if timeout is None else timeout
         try:
-            return await super().wait(gen, interval, limit)
+            result = await super().wait(gen, interval, limit)
         except errors._WaitTimeout as err:
             if timeout is not None:
                 raise
             self.pgconn.finish()
             raise psycopg.OperationalError(f"no answer within {limit:.0f} s") from err
+        self.answered_at = time.monotonic()
+        return result
+
+    @staticmethod
+    async def check(db: "AsyncBounded") -> None:
+        """Raise OperationalError for a connection that was lost while idle (kill -9 of PostgreSQL)."""
+        if time.monotonic() - db.answered_at > CHECK_SECONDS:
+            await AsyncConnectionPool.check_connection(db)
 
 
 async def connect_async(url: str, name: str) -> psycopg.AsyncConnection[TupleRow]:
@@ -290,8 +301,7 @@ class AsyncPool:
                 max_size=self._size,
                 open=False,
                 timeout=POOL_SECONDS,
-                # never hand out a connection that was lost while idle (kill -9 of PostgreSQL)
-                check=AsyncConnectionPool.check_connection,
+                check=AsyncBounded.check,
                 kwargs={
                     "autocommit": True,
                     "application_name": self._name,

@@ -8,11 +8,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from unittest.mock import AsyncMock
 
 import psutil
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg_pool import AsyncConnectionPool
 
 from connectors.postgres import connection as database
 from connectors.postgres.connection import AsyncPool, connect, tuple_database
@@ -172,6 +174,28 @@ def test_dead_pooled_connections_are_not_handed_out(private_postgres: EmbeddedDa
         waiting = asyncio.create_task(pool.fetch(b"select %s::int", (2,)))
         await asyncio.to_thread(private_postgres.start)
         assert await waiting == [(2,)]  # asked while it was away
+        await pool.close()
+
+    asyncio.run(main())
+
+
+def test_a_pooled_connection_is_checked_only_after_it_was_idle(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check is a round trip: it doubled those of every look-up of a DID."""
+    check = AsyncMock()
+    monkeypatch.setattr(AsyncConnectionPool, "check_connection", check)
+    monkeypatch.setattr(database, "CHECK_SECONDS", 60.0)
+
+    async def main() -> None:
+        pool = AsyncPool(settings.database, "sluice pool", 1)
+        for _ in range(3):
+            await pool.fetch(b"select 1")
+        assert check.await_count <= 1, "of a connection that has just answered"
+        check.reset_mock()
+        monkeypatch.setattr(database, "CHECK_SECONDS", 0.0)
+        await pool.fetch(b"select 1")
+        assert check.await_count == 1
         await pool.close()
 
     asyncio.run(main())
