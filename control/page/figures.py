@@ -34,3 +34,8 @@ def share(part: float, whole: float) -> str:
         return "–"
     percent = 100 * part / whole
     return f"{min(max(percent, 0.1), 99.9):.1f} %" if 0 < part < whole else f"{percent:.0f} %"
+
+
+def took(seconds: float) -> str:
+    """The length of a short span: `0.35 s`, `12.4 s`, then as `age`."""
+    return age(seconds) if seconds >= MINUTE else f"{seconds:.3g} s"

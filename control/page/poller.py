@@ -1,4 +1,4 @@
-"""One snapshot for all open pages: `Poller` reads snapshots while a stream is open, keeps their history, wakes the streams.
+"""One snapshot for all open pages: `Poller` reads snapshots while a stream is open, and wakes the streams.
 
 It runs in the API's event loop; snapshots are read in the context's threads. Reading takes at most a tenth of the time: on a
 large database snapshots come less often. A failure is shown on the page, and polling continues.
@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -19,43 +20,22 @@ from connectors.runtime.errors import one_line
 from control.api.context import Context
 from control.page.page_snapshot import PageSnapshot, SnapshotReader
 from control.page.rendering import render_sections
-from control.status import END_PHASES
 from schemas.errors import OperatorError
 
 EVERY_SECONDS = 2.0
 SHARE = 10.0
 LAST_READS = 3
-HISTORY = 150
 FORGET_SECONDS = 60.0
 FAILURES = (psycopg.Error, PoolTimeout, LogUnavailable, OperatorError, TooManyCalls)
 
 
-class History:
-    """`points`: figure → (monotonic seconds, value) of the newest HISTORY snapshots."""
-
-    def __init__(self) -> None:
-        self.points: dict[str, deque[tuple[float, float]]] = {}
-        self._before: PageSnapshot | None = None
-
-    def add(self, new: PageSnapshot) -> None:
-        """Append a snapshot's figures. Rates need the snapshot before; a pause of FORGET_SECONDS clears everything."""
-        old, self._before = self._before, new
-        if old is not None and new.at - old.at > FORGET_SECONDS:
-            self.points.clear()
-            old = None
-        if old is not None and new.at > old.at:
-            for name, now, then in zip(("records", "events", "repos"), _totals(new), _totals(old), strict=True):
-                self._add(name, new.at, max(0.0, (now - then) / (new.at - old.at)))
-        for (_, topic), lag in new.status.lag.items():
-            self._add(f"lag {topic}", new.at, float(lag))
-
-    def _add(self, name: str, at: float, value: float) -> None:
-        self.points.setdefault(name, deque(maxlen=HISTORY)).append((at, value))
-
-
-def _totals(snapshot: PageSnapshot) -> tuple[int, int, int]:
-    status = snapshot.status
-    return status.records, status.events, sum(status.repos[phase] for phase in END_PHASES)
+def with_rates(new: PageSnapshot, old: PageSnapshot | None) -> PageSnapshot:
+    """The snapshot with the rates since the one before, if that is less than FORGET_SECONDS old."""
+    if old is None or not 0 < (seconds := new.at - old.at) <= FORGET_SECONDS:
+        return new
+    records = max(0, new.status.records - old.status.records) / seconds
+    events = max(0, new.status.events - old.status.events) / seconds
+    return replace(new, status=replace(new.status, records_per_second=records, events_per_second=events))
 
 
 def pause(took: Iterable[float]) -> float:
@@ -73,7 +53,6 @@ class Poller:
         self._opened = asyncio.Event()
         self._fresh = asyncio.Condition()
         self._rendered: tuple[int, dict[str, str]] = (0, {})
-        self.history = History()
         self.snapshot: PageSnapshot | None = None
         self.error = ""
         self.number = 0
@@ -88,7 +67,7 @@ class Poller:
     def sections(self) -> dict[str, str]:
         """Section → HTML of the newest snapshot, rendered once for all readers."""
         if self.snapshot is not None and self._rendered[0] != self.number:
-            self._rendered = self.number, render_sections(self.snapshot, self.history.points)
+            self._rendered = self.number, render_sections(self.snapshot)
         return self._rendered[1]
 
     async def next(self, number: int) -> None:
@@ -132,8 +111,7 @@ class Poller:
 
     async def _read(self) -> None:
         try:
-            self.snapshot = await self._context.run(self._reader.read)
-            self.history.add(self.snapshot)
+            self.snapshot = with_rates(await self._context.run(self._reader.read), self.snapshot)
             self.error = ""
         except FAILURES as err:
             self.error = one_line(err)

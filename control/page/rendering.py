@@ -1,8 +1,9 @@
-"""The page as HTML: `render_page`, `render_sections`. Templates are in `templates/`; jinja2 escapes every value.
+"""The pages as HTML: `render_page`, `render_sections`. Templates are in `templates/`; jinja2 escapes every value.
 
-A section is rendered by the macro NAME_section of `sections.html`.
+A section of the overview is rendered by the macro NAME_section of `sections.html`.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC
@@ -10,27 +11,57 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from control.attention import attention
 from control.page import figures
 from control.page.page_snapshot import ROWS, PageSnapshot
 from control.status import PHASES, buffered_count
 
-SECTIONS = ("attention", "coverage", "rates", "jobs", "paused", "hosts", "failed", "dead_letters", "skipped", "cursors")
+SECTIONS = (
+    *(
+        "nav",
+        "attention",
+        "glance",
+        "coverage",
+        "lag",
+        "jobs",
+        "processes",
+        "hosts",
+        "failed",
+        "dead_letters",
+        "skipped",
+    ),
+    "cursors",
+)
 """In the order of the page."""
-CHART = {"width": 240, "height": 48}
-MARGIN = 3
 
-Points = Sequence[tuple[float, float]]
+CELL = re.compile(r"<td\b")
+LINK = re.compile(r"(at://[\w.:%~/-]+|did:[a-z]+:[\w.:%-]+)", re.ASCII)
+CODE = re.compile(r"`([^`]+)`")
 
 
-def polyline(points: Points) -> str:
-    """(seconds, value) in order of time, at least two → `X,Y X,Y …` in a chart's coordinates."""
-    first, last = points[0][0], points[-1][0]
-    across = CHART["width"] / ((last - first) or 1.0)
-    up = (CHART["height"] - 2 * MARGIN) / (max(value for _, value in points) or 1.0)
-    return " ".join(f"{(at - first) * across:.1f},{CHART['height'] - MARGIN - value * up:.1f}" for at, value in points)
+def labelled(row: str, heads: Sequence[str]) -> Markup:
+    """The cells of a row, each with the name of its column, which a narrow screen shows. Text has no `<td`: it is escaped."""
+    names = iter(heads[1:])
+    return Markup(CELL.sub(lambda _: f'<td role="cell" data-label="{escape(next(names).rstrip("#"))}"', row))  # noqa: S704
+
+
+def linked(text: str) -> Markup:
+    """Escaped text whose DIDs and AT-URIs are links to their pages."""
+    parts = LINK.split(str(_printable(text)))
+    return Markup().join(
+        Markup('<a href="/search?q={}">{}</a>').format(quote(part, safe=""), part) if at % 2 else escape(part)
+        for at, part in enumerate(parts)
+    )
+
+
+def code(text: str) -> Markup:
+    """Escaped text with `…` as code."""
+    parts = CODE.split(text)
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(parts)
+    )
 
 
 def _printable(value: Any) -> Any:
@@ -48,27 +79,30 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.globals |= {"CHART": CHART, "PHASES": PHASES, "ROWS": ROWS, "UTC": UTC}
+TEMPLATES.globals |= {"PHASES": PHASES, "ROWS": ROWS, "UTC": UTC}
 TEMPLATES.filters |= {
     "age": figures.age,
-    "count": figures.count,
     "buffered_count": buffered_count,
-    "polyline": polyline,
+    "code": code,
+    "count": figures.count,
+    "labelled": labelled,
+    "linked": linked,
     "segment": lambda text: quote(text, safe=":"),
     "share": figures.share,
     "short": figures.short,
+    "took": figures.took,
 }
 
 
-def render_sections(snapshot: PageSnapshot, history: Mapping[str, Points]) -> dict[str, str]:
-    """Section → HTML, in the order of the page."""
-    troubles = [f"{one.what}; {one.remedy}" for one in attention(snapshot.status, now=time.time())]
-    context = {"snapshot": snapshot, "status": snapshot.status, "history": history, "attention": troubles}
+def render_sections(snapshot: PageSnapshot) -> dict[str, str]:
+    """Section of the overview → HTML, in the order of the page."""
+    problems = attention(snapshot.status, now=time.time())
+    context = {"snapshot": snapshot, "status": snapshot.status, "problems": problems}
     module = TEMPLATES.get_template("sections.html").make_module(context)
     return {name: str(getattr(module, f"{name}_section")()) for name in SECTIONS}
 
 
-def render_page(sections: Mapping[str, str], error: str, *, locked: bool) -> str:
-    """The whole page. `locked`: it has a form for a token instead of sections."""
-    values = {"sections": list(map(Markup, sections.values())), "error": error, "locked": locked}
-    return TEMPLATES.get_template("page.html").render(values)
+def render_page(kind: str, values: Mapping[str, Any] | None = None, *, error: str = "", locked: bool = False) -> str:
+    """The page of the template `kind`. `locked`: it has a form for a token instead of content."""
+    base = {"kind": kind, "title": "", "query": "", "error": error, "locked": locked}
+    return TEMPLATES.get_template(f"{kind}.html").render(base | dict(values or {}))

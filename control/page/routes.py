@@ -1,7 +1,7 @@
-"""Routes of the status page: `/`, `/events` (server-sent events), and its style, script and icon under `/page/`.
+"""Routes of the overview: `/`, `/events` (server-sent events), and the files of all pages under `/page/`.
 
-The API's access rules apply. If a token is needed, `/` without one is only a form for it; the script sends it as a header of
-every request. Style and script are files, so that the content security policy can forbid inline code.
+The API's access rules apply. If a token is needed, a page without one is only a form for it; the script then requests the same
+address with the token as a header. Style and scripts are files, so that the content security policy can forbid inline code.
 """
 
 import asyncio
@@ -16,37 +16,46 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from control.api.errors import ApiError
 from control.api.guard import TokenScope, require
+from control.page.account_routes import ACCOUNT_ROUTES, SAFE_HEADERS, may_read
 from control.page.poller import Poller
 from control.page.rendering import render_page
 
 STREAMS = 50
 BEAT_SECONDS = 15.0
-SAFE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+FILES = {
+    **{
+        "page.css": "text/css",
+        "page.js": "text/javascript",
+        "charts.js": "text/javascript",
+        "icon.svg": "image/svg+xml",
+    },
+    **{"vendor/uPlot.css": "text/css", "vendor/uPlot.js": "text/javascript"},
 }
-FILES = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-CONTENTS = {name: (files("control.page") / "files" / name).read_bytes() for name in FILES}
+CONTENTS = {
+    name.rpartition("/")[2]: ((files("control.page") / "files" / name).read_bytes(), kind)
+    for name, kind in FILES.items()
+}
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the page to the API's application. `app.state.page` is its poller."""
+    """Add the pages to the API's application. `app.state.page` is the overview's poller."""
     app.state.page = Poller(app.state.context)
     app.add_route("/", page)
     app.add_route("/events", events)
     app.add_route("/page/{name}", static)
+    for path, route in ACCOUNT_ROUTES.items():
+        app.add_route(path, route)
 
 
 async def page(request: Request) -> Response:
-    """The whole page; without a required token, only the form for one."""
+    """The overview; without a required token, only the form for one."""
     poller: Poller = request.app.state.page
-    if not _allowed(request):
-        return HTMLResponse(render_page({}, "", locked=True), headers=SAFE_HEADERS)
+    if not may_read(request):
+        return HTMLResponse(render_page("overview", locked=True), headers=SAFE_HEADERS)
     await poller.refresh()
-    return HTMLResponse(render_page(poller.sections(), poller.error, locked=False), headers=SAFE_HEADERS)
+    return HTMLResponse(
+        render_page("overview", {"sections": poller.sections()}, error=poller.error), headers=SAFE_HEADERS
+    )
 
 
 async def events(request: Request) -> Response:
@@ -78,16 +87,9 @@ async def _changes(poller: Poller) -> AsyncIterator[str]:
 
 
 async def static(request: Request) -> Response:
-    """Style, script and icon."""
-    name = request.path_params["name"]
-    if name not in FILES:
+    """Style, scripts and icon."""
+    found = CONTENTS.get(request.path_params["name"])
+    if found is None:
         raise HTTPException(404)
-    return Response(CONTENTS[name], media_type=FILES[name], headers=SAFE_HEADERS | {"Cache-Control": "no-cache"})
-
-
-def _allowed(request: Request) -> bool:
-    try:
-        require(request, request.app.state.context.settings, TokenScope.READ)
-    except ApiError:
-        return False
-    return True
+    content, kind = found
+    return Response(content, media_type=kind, headers=SAFE_HEADERS | {"Cache-Control": "no-cache"})

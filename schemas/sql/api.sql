@@ -100,3 +100,9 @@ order by id limit %(limit)s
 -- name: count_to
 -- Records of a repo, counted up to a limit.
 select count(*) from (select from sluice.record where did = %(did)s limit %(limit)s) c
+
+-- name: records_of_collection
+-- Those before a record key, the highest first: of TIDs the newest.
+select rkey, rev, cid, reason, indexed_at, left(json::text, 200) as beginning from sluice.record
+where did = %(did)s and collection = %(collection)s and (%(before)s::text is null or rkey < %(before)s::text collate "C")
+order by rkey desc limit %(limit)s

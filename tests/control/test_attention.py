@@ -14,6 +14,7 @@ from rich.console import Console
 from cli.status_text import page
 from connectors.kafka.offsets import PartitionLag
 from control.attention import SILENT_SECONDS, as_json, attention
+from control.page.account_routes import runbook
 from control.page.page_snapshot import PageSnapshot
 from control.page.rendering import render_sections
 from control.process_status import ProcessStatus
@@ -138,9 +139,10 @@ def test_each_trouble_is_shown_everywhere(name: str, monkeypatch: pytest.MonkeyP
     (trouble,) = [one for one in attention(status, now=NOW) if what in one.what]
     assert trouble.bad == bad
     assert trouble.remedy
+    assert trouble.runbook in dict(runbook()), "a section of docs/runbook.md"
     assert what in page(status)
     assert what in plain(status, 0)
-    assert what in render_sections(PageSnapshot(at=0.0, status=status), {})["attention"]
+    assert what in render_sections(PageSnapshot(at=0.0, status=status))["attention"]
 
     class Seen:
         def __init__(self, _: Settings) -> None: ...
@@ -185,7 +187,7 @@ def test_every_screen_calls_buffered_events_by_that_name() -> None:
     for screen, words in (
         (page(status), "buffered events 100,000 or more"),
         (shown.get(), "buffered 100,000 or more"),
-        (render_sections(PageSnapshot(at=0.0, status=status), {})["coverage"], "100,000 or more live events buffered"),
+        (render_sections(PageSnapshot(at=0.0, status=status))["coverage"], "100,000 or more live events buffered"),
     ):
         assert words in screen
         assert "held" not in screen

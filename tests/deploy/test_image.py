@@ -66,3 +66,4 @@ def test_the_sbom_names_what_is_installed_and_no_tools(tmp_path: Path) -> None:
 def test_context_has_every_package() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
     assert set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) <= kept
+    assert set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]) <= kept

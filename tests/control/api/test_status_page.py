@@ -4,8 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -83,8 +81,8 @@ def test_without_javascript_the_tables_are_there(filled: Api, open_page: Callabl
     page = open_page(filled.url, java_script_enabled=False)
     assert "5 of 9 repos (55.6 %)" in cells(page, "coverage")
     assert re.search(r"failed\s+given up after the last attempt\s+2\s+22\.2 %", cells(page, "coverage"))
-    assert re.search(r"firehose_live\s+index\s+7\s+7\s+0", cells(page, "rates"))
-    assert "https://full.test: rate limit" in cells(page, "paused")
+    assert re.search(r"firehose_live\s+index\s+7\s+7\s+0", cells(page, "lag"))
+    assert "https://full.test: rate limit" in cells(page, "processes")
     assert "https://bad.test: 3 failures in a row" in cells(page, "attention")
     assert "failed repos: 2" in cells(page, "attention")
     done = re.search(r"https://pds\.test\s+(\S+ %)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", cells(page, "hosts"))
@@ -97,7 +95,8 @@ def test_without_javascript_the_tables_are_there(filled: Api, open_page: Callabl
     ).fetchone()
     assert cutoff is not None
     assert re.search(rf"1: \S+ \S+.*dids.*{cutoff[0]}", cells(page, "jobs").replace("\n", " "))
-    assert page.locator("button:visible").count() == 0, "a button that cannot work is not shown"
+    shown = [button.inner_text() for button in page.locator("button:visible").all()]
+    assert shown == ["Find"], "a button that cannot work is not shown"
 
 
 def test_what_the_network_sends_is_text_and_changes_arrive_by_themselves(
@@ -113,7 +112,7 @@ def test_what_the_network_sends_is_text_and_changes_arrive_by_themselves(
     for section in ("failed", "hosts", "dead_letters", "attention"):
         assert HOSTILE in cells(page, section)
     assert page.locator("img").count() == 0
-    assert page.locator("script").count() == 1
+    assert page.locator("script:not([src^='/page/'])").count() == 0
     policy = page.request.get(filled.url).headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -121,11 +120,11 @@ def test_what_the_network_sends_is_text_and_changes_arrive_by_themselves(
     page.locator("#cursors .frame").focus()
     filled.db.execute("update sluice.repo set phase = 'sync' where phase = 'backfill'")
     expect(page.locator("#coverage")).to_contain_text("6 of 9 repos", timeout=WAIT_MS)
-    expect(page.locator("#rates svg polyline").first).to_be_attached(timeout=WAIT_MS)
-    assert "Live events: " in (page.locator("#rates svg").nth(2).get_attribute("aria-label") or "")
     filled.db.execute("update sluice.cursor set position = '430043'")
     expect(page.locator("#cursors")).to_contain_text("430043", timeout=WAIT_MS)
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Cursors", "focus outlives an update"
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Cursors, table", (
+        "focus outlives an update"
+    )
 
     filled.db.execute("alter table sluice.dead_letter rename to away")
     expect(page.locator("#trouble")).to_contain_text("dead_letter", timeout=WAIT_MS)
@@ -150,7 +149,7 @@ def test_buttons_retry_pause_and_dismiss(filled: Api, open_page: Callable[..., P
     assert filled.db.execute("select state from sluice.dead_letter").fetchone() == ("open",), "asked first"
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Dismiss dead letter 0:0").click()
-    expect(page.locator("#dead_letters")).to_contain_text("No dead letter is open", timeout=WAIT_MS)
+    expect(page.locator("#dead_letters .empty")).to_have_text("No dead letter is open.", timeout=WAIT_MS)
     page.get_by_role("button", name="Fill range 1").click()
     expect(page.locator("#notice")).to_contain_text("Fill range 1: done", timeout=WAIT_MS)
 
@@ -253,10 +252,10 @@ def test_a_late_refusal_is_of_its_own_token(api_with: Callable[..., Api], open_p
     held: list[Route] = []
 
     def hold(route: Route) -> None:
-        wrong = route.request.headers["authorization"] == "Bearer wrong"
+        wrong = route.request.headers.get("authorization") == "Bearer wrong"
         held.append(route) if wrong else route.continue_()
 
-    page.route("**/events", hold)
+    page.route(f"{api.url}/", hold)
     for token in ("wrong", "one-to-read"):
         page.get_by_label("Token of the API").fill(token)
         page.get_by_role("button", name="Show").click()
@@ -269,39 +268,6 @@ def test_a_late_refusal_is_of_its_own_token(api_with: Callable[..., Api], open_p
     page.reload()
     alive(page)
     assert page.evaluate("sessionStorage.getItem('sluice-token')") == "one-to-read"
-
-
-AUDIT = Path(__file__).with_name("page_audit.js").read_text("utf-8").partition("\n")[2]
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_can_be_read_by_everyone(filled: Api, open_page: Callable[..., Page], scheme: Any) -> None:
-    """Landmarks, headings, names, scoped headers, contrast of 4.5 to 1 in both schemes, the keyboard, a narrow screen."""
-    page = open_page(filled.url, color_scheme=scheme)
-    alive(page)
-    assert page.evaluate(AUDIT) == []
-    assert (
-        page.evaluate("light = getComputedStyle(document.body).backgroundColor")
-        == {
-            "light": "rgb(246, 247, 249)",
-            "dark": "rgb(18, 22, 27)",
-        }[scheme]
-    )
-    # in one go: the section may be replaced at any time
-    spoilt = page.evaluate(f"() => {{ document.querySelector('th').removeAttribute('scope'); return ({AUDIT})(); }}")
-    assert any("no scope" in line for line in spoilt), "the checks see what they are for"
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "To the content"
-    left = {"Pause job 1", f"Retry {DIDS[7]}", "Fill range 1", "Cursors"}
-    for _ in range(200):  # an update may take the focus back to the beginning
-        page.keyboard.press("Tab")
-        left.discard(page.evaluate("document.activeElement.getAttribute('aria-label')"))
-        if not left:
-            break
-    assert left == set()
-    page.set_viewport_size({"width": 360, "height": 700})
-    page.wait_for_function("innerWidth === 360")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360, "only tables scroll sideways"
 
 
 def test_the_stream_is_server_sent_events(filled: Api) -> None:
