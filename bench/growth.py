@@ -1,19 +1,20 @@
 """Benchmark: the index's rate and the bytes a row, as the table grows beyond PostgreSQL's memory. One JSON line per size.
 
     .venv/bin/python -m bench.growth [--rows 100000000] [--at 1 10 30 100] [--buffers 512MB] [--folder DIR] [--fill]
+        [--server wal_compression=on]
 
-Fills the table as a backfill does: repos are listed, then their records are written in another order, by the index's own code.
-At each size the index reads `--records` records of new repos from the log, with live commits of random repos beside them; then the
-same while PostgreSQL vacuums one part after the other; then live commits alone. The blocks are those of the records' tables and
-indexes: `touched` per row, and `read` from outside shared_buffers per 1,000 rows. `backend`: PostgreSQL's process for the index;
-`postgres` is all of them, with autovacuum.
+Fills the table as a backfill does: repos are listed, then their records are written in another order, repo by repo. At each size
+the index reads `--records` records of new repos from the log (0: leave this out), with live commits of random repos beside them; then
+the same while PostgreSQL vacuums one part after the other; then live commits alone. Each run begins with a checkpoint, after which
+PostgreSQL logs the first change of a page as the whole page: `pages_logged` per row. The blocks are those of the records'
+tables and indexes: `touched` per row, and `read` from outside shared_buffers per 1,000 rows. `backend`: PostgreSQL's process for
+the index; `postgres` is all of them, with autovacuum.
 
-`--folder` keeps log and database: another run with it continues from the rows there. `--fill`: fill only (with `nice`, say). 100
-million rows take 50 GB and an hour.
+`--folder` keeps log and database: another run with it continues from the rows there, or measures them if `--rows` are not more.
+`--fill`: fill only (with `nice`, say). 100 million rows take 50 GB and an hour. `--server`: settings of PostgreSQL, to compare.
 """
 
 import argparse
-import random
 import sys
 import threading
 import time
@@ -29,27 +30,33 @@ from bench.sizes import table
 from bench.support.load import CID, REV, SQL_DID, TEXT, TIME, Record, random_did, send_all, snapshot
 from bench.support.stack import Stack, report, stack, until, watch
 from connectors.kafka.producer import Out
-from flows.index.store import IndexStore
-from steps.gate.batch import Path as RecordPath
-from steps.gate.batch import Row, WriteBatch
 
 MILLION = 1_000_000
 PER_REPO = 60  # the network's mean is 444: fewer are harder, since each repo begins in other pages
 LISTED_AT_ONCE = 20_000
-WRITTEN_AT_ONCE = 100
+WRITTEN_IN = 40  # parts, each of repos with random DIDs
 MIX = ("like",) * 27 + ("post",) * 13 + ("follow",) * 11 + ("repost",) * 9
 BYTES = {"like": 228, "post": 438, "follow": 117, "repost": 228}  # of JSON: the network's means
 KINDS = {"like": "app.bsky.feed.like", "post": "app.bsky.feed.post", "follow": "app.bsky.graph.follow"}
 KINDS |= {"repost": "app.bsky.feed.repost"}
 BLOCKS = """
 select sum(heap_blks_read + coalesce(idx_blks_read, 0)), sum(heap_blks_hit + coalesce(idx_blks_hit, 0)),
-       pg_current_wal_insert_lsn() - '0/0'::pg_lsn
+       pg_current_wal_insert_lsn() - '0/0'::pg_lsn, (select wal_fpi from pg_stat_wal)
 from pg_statio_all_tables where relname ~ '^record_row_[0-9]+$'
 """
 NEW_REPOS = f"""
 insert into sluice.repo (did, phase, attempt, rev, data, commit, commit_block, host, handle, from_snapshot, first_attempt)
 select {SQL_DID}, 'sync', 1, %s, %s, %s, sha512(n::text::bytea), 'https://pds.example', 'user.example', true, 1
 from generate_series(%s::integer, %s::integer) n
+"""
+NEW_ROWS = f"""
+with repo as (
+    update sluice.repo set id = default
+    where did in (select {SQL_DID} from generate_series(%s::integer, %s::integer, %s::integer) n) returning id
+)
+insert into sluice.record_row (rev, indexed_at, came, repo, collection, attempt, rkey, cid, json)
+select sluice.tid_number(%s), %s, -1, repo.id, body.collection, 1, body.rkey, body.cid, body.json
+from (select id from repo order by id) repo cross join body
 """
 UNTOUCHED = "select did from sluice.repo where rev = %s order by random() limit %s"
 PARTS = "select relid::text from pg_partition_tree('sluice.record_row') where isleaf order by random()"
@@ -67,18 +74,21 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=3_000, help="live commits beside the records")
     parser.add_argument("--live", type=int, default=8_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--server", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--fill", action="store_true")
     options = parser.parse_args()
     sizes = sorted({round(size * MILLION) for size in options.at if size * MILLION <= options.rows} | {options.rows})
-    with stack(folder=options.folder, server={"shared_buffers": options.buffers}) as running:
-        rows = running.sql("select count(*) from sluice.record_row")[0][0]
-        for size in sizes:
-            if size >= rows:
-                rows += fill(running, size - rows)
-                if not options.fill:
-                    figures = measure(running, rows, options.records, options.beside, options.live)
-                    report("growth", buffers=options.buffers, rows=rows, **figures)
-                    rows += figures["added"]
+    server = {"shared_buffers": options.buffers, **dict(one.split("=", 1) for one in options.server)}
+    if options.fill:
+        server |= {"autovacuum": "off"}  # it would read each part again and again
+    with stack(folder=options.folder, server=server) as running:
+        rows = int(running.sql("select count(*) from sluice.repo")[0][0]) * PER_REPO
+        for size in [size for size in sizes if size > rows] or [rows]:
+            rows += fill(running, size - rows)
+            if not options.fill:
+                figures = measure(running, rows, options.records, options.beside, options.live)
+                report("growth", server=server, rows=rows, **figures)
+                rows += figures["added"]
 
 
 def body(kind: str, number: int) -> bytes:
@@ -93,32 +103,36 @@ RECORDS: list[Record] = [(KINDS[kind], f"3k{number:011d}", body(kind, number)) f
 
 def fill(running: Stack, rows: int) -> int:
     """Add at most that many rows, PER_REPO for each repo; returns their number."""
-    store = IndexStore(running.settings, "benchmark", None)
     listed = int(running.sql("select count(*) from sluice.repo")[0][0])
     last = listed + rows // PER_REPO
     began = time.monotonic()
-    for first in range(listed, last, LISTED_AT_ONCE):
-        numbers = range(first, min(last, first + LISTED_AT_ONCE))
-        running.sql(NEW_REPOS, "grown", REV, CID, CID, numbers[0], numbers[-1])
-        dids = [random_did("grown", number) for number in numbers]
-        random.Random(first).shuffle(dids)
-        for start in range(0, len(dids), WRITTEN_AT_ONCE):
-            write(store, dids[start : start + WRITTEN_AT_ONCE])
-    store.close()
-    running.sql("vacuum analyze sluice.repo")
+    with psycopg.connect(running.settings.database, autocommit=True) as db:
+        prepare(db)
+        for first in range(listed, last, LISTED_AT_ONCE):
+            end = min(last, first + LISTED_AT_ONCE) - 1
+            db.execute(NEW_REPOS, ("grown", REV, CID, CID, first, end))
+            for start in range(WRITTEN_IN):
+                db.execute(NEW_ROWS, ("grown", first + start, end, WRITTEN_IN, REV, TIME))
+        db.execute("vacuum analyze sluice.repo")
     print(f"added {(last - listed) * PER_REPO:,} rows in {time.monotonic() - began:.0f} s", flush=True, file=sys.stderr)
     return (last - listed) * PER_REPO
 
 
-def write(store: IndexStore, dids: list[str]) -> None:
-    """The first rows of these repos in a transaction."""
-    rows: dict[str, dict[RecordPath, Row | None]] = {did: {} for did in dids}
-    for did, made in rows.items():
-        for kind, rkey, json in RECORDS:
-            made[kind, rkey] = (did, kind, rkey, CID, REV, 1, json, None, None, TIME, -1)
-    with store.transaction() as transaction:
-        transaction.lock(dids)
-        transaction.write(WriteBatch(fresh=set(dids), rows=rows))
+def prepare(db: psycopg.Connection[Any]) -> None:
+    """The records of every repo, in a temporary table of the session."""
+    db.execute("set synchronous_commit = off")
+    db.execute(
+        "set enable_hashjoin = off; set enable_mergejoin = off; set work_mem = '64MB'"
+    )  # in the order of the ids
+    for kind in KINDS.values():
+        db.execute("insert into sluice.collection (name) values (%s) on conflict do nothing", (kind,))
+    db.execute("create temporary table body (collection integer, rkey text, cid bytea, json json)")
+    for kind, rkey, json in RECORDS:
+        values = (rkey, CID, json.decode(), kind)
+        db.execute(
+            "insert into body select id, %s, sluice.cid_bytes(%s), %s from sluice.collection where name = %s", values
+        )
+    db.execute("analyze body")
 
 
 def measure(running: Stack, rows: int, records: int, beside: int, live: int) -> dict[str, Any]:
@@ -130,11 +144,13 @@ def measure(running: Stack, rows: int, records: int, beside: int, live: int) -> 
         for number in range(repos):
             yield from snapshot(random_did(f"{family}{rows}", number), RECORDS)
 
-    first = index(running, [*load("new"), *commits(running, beside)], repos * PER_REPO)
-    second = index(running, [*load("vacuumed"), *commits(running, beside)], repos * PER_REPO, vacuum(running))
-    alone = index(running, commits(running, live), live)
-    added = 2 * (repos * PER_REPO + beside) + live
-    return {"bytes": size, "backfill": first, "while_vacuuming": second, "live": alone, "added": added}
+    figures: dict[str, Any] = {"bytes": size, "added": live}
+    if records:
+        figures["backfill"] = index(running, [*load("new"), *commits(running, beside)], repos * PER_REPO)
+        load_again = [*load("vacuumed"), *commits(running, beside)]
+        figures["while_vacuuming"] = index(running, load_again, repos * PER_REPO, vacuum(running))
+        figures["added"] += 2 * (repos * PER_REPO + beside)
+    return {**figures, "live": index(running, commits(running, live), live)}
 
 
 def commits(running: Stack, count: int) -> list[Out]:
@@ -151,6 +167,7 @@ def index(
     with psycopg.connect(running.settings.database, autocommit=True) as db:
         before = settled(db)
     sent = send_all(running.settings, messages)
+    running.sql("checkpoint")
     begun = running.sql(BLOCKS)[0]
     with (
         beside or nullcontext(),
@@ -160,13 +177,14 @@ def index(
         until(lambda: db.execute(BACKEND).fetchone() is not None, every=0.01)
         ((backend,),) = db.execute(BACKEND).fetchall()
         seen = watch(running, lambda: settled(db) - before, sent, index=process.pid, backend=backend)
-    read, hit, wal = (int(after - before) for after, before in zip(running.sql(BLOCKS)[0], begun, strict=True))
+    read, hit, wal, pages = (int(after - before) for after, before in zip(running.sql(BLOCKS)[0], begun, strict=True))
     share = (sent - seen.first) / sent or 1.0  # of the rows: those after the first transaction
     spent = seen.figures["cpu_seconds"].items()
     return {
         "per_second": round(share * rows / seen.seconds),
         "touched": round((read + hit) / rows, 2),
         "read": round(read * 1000 / rows, 1),
+        "pages_logged": round(pages / rows, 2),
         "wal_bytes": round(wal / rows),
         "cpu_micros": {kind: round(seconds / share / rows * 1e6, 1) for kind, seconds in spent},
         "cores_taken_by_others": seen.figures["cores_taken_by_others"],
