@@ -34,17 +34,23 @@ class EmbeddedServers:
         self.peaks: dict[str, int] = {}
         data_dir: Path = settings.data_dir.expanduser().absolute()
         if not settings.kafka_bootstrap:
-            self._servers["kafka"] = EmbeddedLog(data_dir / "log")
+            self._servers["kafka"] = EmbeddedLog(data_dir / "log", say=lambda text: say("kafka", text))
         if not settings.database:
             self._servers["postgres"] = EmbeddedDatabase(data_dir / "database")
 
     def start(self) -> dict[str, str]:
         """Start the servers in parallel. Returns the settings with their addresses. Raises OperatorError."""
         with ThreadPoolExecutor(2) as pool:
-            started = {name: pool.submit(server.start) for name, server in self._servers.items()}
+            started = {name: pool.submit(self._start, name) for name in self._servers}
         addresses = {name: future.result(START_SECONDS) for name, future in started.items()}
         names = {"kafka": "kafka_bootstrap", "postgres": "database"}
         return {names[name]: address for name, address in addresses.items()}
+
+    def _start(self, name: str) -> str:
+        began = time.monotonic()
+        address = self._servers[name].start()
+        self._say(name, f"started in {time.monotonic() - began:.1f} s")
+        return address
 
     @property
     def processes(self) -> list[Process]:

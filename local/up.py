@@ -120,11 +120,13 @@ class _Up:
 
     def _begin(self) -> None:
         found: dict[str, object] = {}
+        began = time.monotonic()
         with ThreadPoolExecutor(1) as pool:
             servers = pool.submit(self._embedded.start)
             if self._options.simulate:
                 self._start_simulator()
                 found |= self._await_simulator()
+                self._progress.note("simulator", f"started in {time.monotonic() - began:.1f} s")
             found |= servers.result(START_SECONDS)
         self._settings = self._settings.model_copy(update=found)
         applied = prepare(self._settings)  # a wrong setting is one line, and the first
@@ -135,7 +137,9 @@ class _Up:
         for command in commands(self._settings, self._options.workers):
             self._supervisor.add(command)
         self._register()
-        self._progress.note("sluice", f"mirrors {', '.join(self._settings.relays)}")
+        self._progress.note(
+            "sluice", f"mirrors {', '.join(self._settings.relays)}; all started in {time.monotonic() - began:.1f} s"
+        )
         for name, what in addresses(self._settings, self._supervisor.processes).items():
             self._progress.address(name, what)
 

@@ -10,7 +10,7 @@ It listens on loopback only, without authentication: every user of this machine 
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +66,10 @@ class EmbeddedLog(EmbeddedServer):
         jars: Path | None = None,
         heap_mb: int = 512,
         listeners: Mapping[str, LogListener] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(data_dir)
+        self._say = say
         self._wanted_port = port
         self._jars = jars
         self._heap_mb = heap_mb
@@ -89,7 +91,7 @@ class EmbeddedLog(EmbeddedServer):
         if self.running:
             return self.bootstrap
         java = find_java()
-        jars = fetch_jars(self._jars)
+        jars = fetch_jars(self._jars, self._say)
         home = jars[0].parent.parent
         command = [java, *self._java_options(), "-cp", os.pathsep.join(str(jar) for jar in jars)]
         try:

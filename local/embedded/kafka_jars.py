@@ -10,6 +10,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,6 +23,10 @@ POM = Path(__file__).with_name("embedded_log.pom.xml")
 NAMESPACE = {"m": "http://maven.apache.org/POM/4.0.0"}
 MINIMUM_JAVA = 17
 FETCH_SECONDS = 600
+SAY_SECONDS = 2.0
+ALL_MEGABYTES = 45
+DOWNLOADED = re.compile(r"Downloaded from .* \(([\d.]+) (B|kB|MB) at")  # a line of Maven's
+UNITS = {"B": 1e-6, "kB": 1e-3, "MB": 1.0}
 REMEDY = (
     "install a Java 17+ runtime and Maven, or give a broker with --bootstrap HOST:PORT, "
     "or run `docker compose -f redpanda.yml up`"
@@ -84,10 +91,10 @@ def check_present(folder: Path | None = None) -> None:
         raise EmbeddedLogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
 
 
-def fetch_jars(folder: Path | None = None) -> list[Path]:
+def fetch_jars(folder: Path | None = None, say: Callable[[str], None] = lambda _: None) -> list[Path]:
     """The jars in a stable order, fetched with Maven if `folder` (default: in the cache) does not hold them yet.
 
-    The first fetch downloads some 45 MB. Raises EmbeddedLogUnavailable if it fails.
+    The first fetch downloads some 45 MB, and says how far it is. Raises EmbeddedLogUnavailable if it fails.
     """
     home = folder or cache_folder() / f"kafka-{kafka_version()}"
     try:
@@ -95,7 +102,7 @@ def fetch_jars(folder: Path | None = None) -> list[Path]:
         with (home.parent / f".{home.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not home.is_dir():
-                _fetch(home)
+                _fetch(home, say)
     except OSError as err:
         raise EmbeddedLogUnavailable(f"the folder for its jars cannot be used ({err})") from err
     jars = sorted((home / "libs").glob("*.jar"))
@@ -104,7 +111,7 @@ def fetch_jars(folder: Path | None = None) -> list[Path]:
     return jars
 
 
-def _fetch(home: Path) -> None:
+def _fetch(home: Path, say: Callable[[str], None]) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise EmbeddedLogUnavailable("there is no `mvn` on the PATH to fetch Apache Kafka with")
@@ -113,20 +120,34 @@ def _fetch(home: Path) -> None:
         # a copy of its own: Maven writes beside the pom, and an installed package may be read-only
         shutil.copy(POM, draft / "pom.xml")
         goal = ["dependency:copy-dependencies", f"-DoutputDirectory={draft / 'libs'}", "-DincludeScope=runtime"]
-        fetched = subprocess.run(
-            [maven, "-q", "-B", "-f", str(draft / "pom.xml"), *goal],
-            capture_output=True,
-            text=True,
-            timeout=FETCH_SECONDS,
-            check=False,
-        )
-        if fetched.returncode != 0:
-            errors = [line for line in fetched.stdout.splitlines() if line.startswith("[ERROR]")]
-            reason = errors[0].removeprefix("[ERROR]").strip() if errors else fetched.stderr.strip()[-300:]
-            raise EmbeddedLogUnavailable(f"Maven could not fetch Apache Kafka ({reason})")
+        _run_maven([maven, "-B", "-f", str(draft / "pom.xml"), *goal], say)
         draft.chmod(0o755)
         draft.replace(home)
-    except subprocess.TimeoutExpired as err:
-        raise EmbeddedLogUnavailable(f"Maven did not fetch Apache Kafka within {FETCH_SECONDS} s") from err
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _run_maven(command: list[str], say: Callable[[str], None]) -> None:
+    """Run it, and say what it has downloaded, at most every SAY_SECONDS. Raises EmbeddedLogUnavailable."""
+    began = said_at = time.monotonic()
+    say("fetching Apache Kafka with Maven …")
+    megabytes, last = 0.0, ""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    limit = threading.Timer(FETCH_SECONDS, process.kill)
+    limit.start()
+    with process:
+        for line in process.stdout or ():
+            if not last.startswith("[ERROR]"):  # the first error is the cause
+                last = line
+            if done := DOWNLOADED.search(line):
+                megabytes += float(done[1]) * UNITS[done[2]]
+            if megabytes and time.monotonic() - said_at > SAY_SECONDS:
+                said_at = time.monotonic()
+                say(f"fetching Apache Kafka: {megabytes:.0f} of about {ALL_MEGABYTES} MB")
+    limit.cancel()
+    if time.monotonic() - began > FETCH_SECONDS:
+        raise EmbeddedLogUnavailable(f"Maven did not fetch Apache Kafka within {FETCH_SECONDS} s")
+    if process.returncode != 0:
+        reason = last.removeprefix("[ERROR]").strip()[-300:]
+        raise EmbeddedLogUnavailable(f"Maven could not fetch Apache Kafka ({reason})")
+    say(f"fetched Apache Kafka in {time.monotonic() - began:.0f} s, {megabytes:.0f} MB downloaded")

@@ -24,6 +24,7 @@ from confluent_kafka.admin import (
 )
 
 from local.embedded.embedded_log import EmbeddedLog, EmbeddedLogUnavailable
+from local.embedded.kafka_jars import fetch_jars
 from tests.support.broker import LogScope, admin_client, create_topic
 from tests.support.tcp_proxy import Proxy
 
@@ -252,3 +253,28 @@ def test_a_failed_fetch_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypat
     with pytest.raises(EmbeddedLogUnavailable, match=r"Maven could not fetch Apache Kafka .*Connection refused"):
         EmbeddedLog(tmp_path / "log", jars=tmp_path / "cache" / "jars").start()
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [".jars.lock"]
+
+
+def test_a_download_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took minutes without a word. Maven's own lines, with a Maven that has them printed."""
+    maven = tmp_path / "mvn"
+    maven.write_text(
+        """#!/bin/sh
+for argument in "$@"; do case "$argument" in -DoutputDirectory=*) mkdir -p "${argument#*=}"; touch "${argument#*=}/a.jar";; esac; done
+echo '[INFO] Downloading from central: https://host.test/a.jar'
+echo '[INFO] Downloaded from central: https://host.test/a.jar (11 MB at 3.1 MB/s)'
+echo '[INFO] Downloaded from central: https://host.test/b.jar (500 kB at 980 kB/s)'
+echo '[INFO] Downloaded from central: https://host.test/c.pom (700 B at 1 kB/s)'
+"""
+    )
+    maven.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("local.embedded.kafka_jars.SAY_SECONDS", 0.0)
+    said: list[str] = []
+    assert fetch_jars(tmp_path / "jars", said.append) == [tmp_path / "jars" / "libs" / "a.jar"]
+    assert said[0] == "fetching Apache Kafka with Maven …"
+    assert said[1] == "fetching Apache Kafka: 11 of about 45 MB"
+    assert said[-1].endswith(" s, 12 MB downloaded")
+    said.clear()
+    assert fetch_jars(tmp_path / "jars", said.append)
+    assert said == [], "it is there"
