@@ -13,7 +13,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup compiled tools java run test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
+.PHONY: setup compiled tools java run docs test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
 
 setup: .venv/.ready compiled
 
@@ -45,10 +45,26 @@ run: java setup
 	@exec .venv/bin/sluice up $(if $(RELAY),$(foreach url,$(RELAY),--relay $(url)),--simulate) \
 	  $(foreach url,$(LABELER),--labeler $(url)) $(if $(PLC),--plc $(PLC)) $(ARGS)
 
-# promtool and prometheus for tests of alert rules, chromium for the status page; installed if root on Debian
+# the documents as a site in .sluice/site; needs npm once, for mermaid, which draws the pictures
+MERMAID_VERSION := 11.17.2
+MERMAID := .sluice/docs/mermaid-$(MERMAID_VERSION)
+
+docs: .venv/.ready $(MERMAID)
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+	@echo "sluice: the documents are in .sluice/site/index.html"
+
+$(MERMAID):
+	@mkdir -p .sluice/docs
+	@$(call step,downloading mermaid $(MERMAID_VERSION),cd .sluice/docs && npm pack --silent mermaid@$(MERMAID_VERSION) >/dev/null && \
+	  tar -xzf mermaid-$(MERMAID_VERSION).tgz package/dist/mermaid.min.js && rm mermaid-$(MERMAID_VERSION).tgz)
+	@touch $@
+
+# promtool and prometheus for tests of alert rules, chromium for the status page, kcat and Go for docs/consuming.md; installed if root on
+# Debian
 tools:
 	@missing=""; command -v promtool >/dev/null && command -v prometheus >/dev/null || missing=prometheus; \
-	  command -v chromium >/dev/null || missing="$$missing chromium"; [ -z "$$missing" ] || \
+	  command -v chromium >/dev/null || missing="$$missing chromium"; command -v kcat >/dev/null || missing="$$missing kcat"; \
+	  command -v go >/dev/null || missing="$$missing golang-go"; [ -z "$$missing" ] || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  echo "sluice: installing Debian packages: $$missing" >&2 && { apt-get update -qq; apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; } || \
 	  echo "missing, and cannot be installed here: Debian's packages $$missing" >&2
