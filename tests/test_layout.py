@@ -161,7 +161,7 @@ def _imported_modules(tree: ast.Module, known: set[str]) -> set[str]:
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     groups = project["dependency-groups"]
-    wanted = [*project["project"]["dependencies"], *groups["build"], *groups["dev"]]
+    wanted = [*project["project"]["dependencies"], *groups["build"], *groups["docs"], *groups["dev"]]
     names = {_distribution(requirement) for requirement in wanted if isinstance(requirement, str)}
     told = dict(re.findall(r"^- `([a-z0-9-]+)`: (.+)$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE))
     assert names - set(told) == set(), "dependencies without a line in CONTRIBUTING.md"
