@@ -11,6 +11,7 @@ from serve.context import CONTEXT
 from serve.guard import HEADERS
 from serve.xrpc import identity_reads, label_reads, record_reads, sync_reads
 from serve.xrpc.car_responses import add_permits, get_record, get_repo
+from serve.xrpc.label_stream import add_label_stream
 from serve.xrpc.parameters import Query
 from serve.xrpc.stored_repos import Row
 
@@ -34,6 +35,7 @@ READS: dict[str, Read] = {
 def add_routes(app: web.Application) -> None:
     """Add the reads, and the CARs."""
     add_permits(app)
+    add_label_stream(app)
     for method, read in READS.items():
         app.router.add_get(f"/xrpc/{method}", _answering(read))
     app.router.add_get("/xrpc/com.atproto.sync.getRepo", get_repo, allow_head=False)

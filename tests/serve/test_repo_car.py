@@ -57,7 +57,7 @@ def car_of(reads: Reads, repo: str, **query: str) -> tuple[bytes, dict[bytes, by
 
 
 def test_a_served_repo_has_the_blocks_that_its_pds_served(reads: Reads) -> None:
-    """Both curves, every kind of body, an empty repo, a large one, an unusual commit."""
+    """V2: both curves, every kind of body, an empty repo, a large one, an unusual commit."""
     values = {f"{COLLECTIONS[at % 5]}/r{at}": VALUES[at % 5] for at in range(40)}
     repos = [
         Repo(values, did=did(1)),
@@ -143,6 +143,7 @@ def proven_value(root: bytes, blocks: dict[bytes, bytes], key: bytes) -> bytes |
     ids=["row missing", "body missing", "other cid", "no commit", "other signature", "not in sync"],
 )  # fmt: skip
 def test_rows_that_do_not_give_the_signed_repo_give_no_car(reads: Reads, change: str, error: str) -> None:
+    """V2."""
     repo = sample(40, did=did(1))
     settle_repos(reads.settings, [repo])
     reads.sql(change)

@@ -83,6 +83,7 @@ def test_the_state_of_a_repo(reads: Reads) -> None:
 
 
 def test_a_hidden_repo_has_nothing_but_its_status(reads: Reads) -> None:
+    """V2."""
     repo = sample(5, did=did(1))
     settle_repos(reads.settings, [repo])
     for status, error in HIDDEN.items():
