@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.topics import DEAD_LETTER, FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL, REPO_RESYNC
+from schemas.topics import (
+    DEAD_LETTER,
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    FIREHOSE_SEQUENCE,
+    LABEL_LIVE,
+    REPO_BACKFILL,
+    REPO_RESYNC,
+)
 
 RawJson = Annotated[Any, "raw-json"]
 """JSON that the codecs carry as bytes, undecoded (a record, or the payload of a dead letter)."""
@@ -185,6 +193,15 @@ class DeadLetter(Message):
     )
 
 
+class SequenceMark(Message):
+    """`firehose_sequence`: the messages of `firehose_live` before these offsets have their numbers (steps/sequence.py)."""
+
+    after: int = Field(description="offset of the mark that its writer had read last; -1: none")
+    base: int = Field(description="`seq` of a message is `base` and 256 for each message before it")
+    time: int = Field(description="time of the next message at the earliest, Unix time in microseconds")
+    ends: list[int] = Field(description="next offset of each partition of `firehose_live`")
+
+
 LiveEvent = CommitEvent | SyncEvent | IdentityEvent | AccountEvent
 BackfillEvent = CreateEvent | RepoOutcome
 
@@ -194,5 +211,6 @@ TOPIC_MESSAGES: dict[str, Any] = {
     FIREHOSE_LIVE: LiveEvent,
     FIREHOSE_BACKFILL: BackfillEvent,
     LABEL_LIVE: LabelEvent,
+    FIREHOSE_SEQUENCE: SequenceMark,
     DEAD_LETTER: DeadLetter,
 }

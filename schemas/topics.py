@@ -8,6 +8,7 @@ FIREHOSE_LIVE: Final = "firehose_live"
 FIREHOSE_BACKFILL: Final = "firehose_backfill"
 LABEL_LIVE: Final = "label_live"
 DEAD_LETTER: Final = "dead_letter"
+FIREHOSE_SEQUENCE: Final = "firehose_sequence"
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """`max.message.bytes` of every topic and client."""

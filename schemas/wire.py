@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Op,
         RepoOutcome,
         RepoTask,
+        SequenceMark,
         SyncEvent,
     )
 else:
@@ -87,6 +88,7 @@ if not TYPE_CHECKING:
     RepoOutcome = _compile(events.RepoOutcome)
     LabelEvent = _compile(events.LabelEvent)
     DeadLetter = _compile(events.DeadLetter)
+    SequenceMark = _compile(events.SequenceMark)
 
 LiveEvent = CommitEvent | SyncEvent | IdentityEvent | AccountEvent
 BackfillEvent = CreateEvent | RepoOutcome
@@ -96,6 +98,7 @@ decode_task = msgspec.json.Decoder(RepoTask).decode
 decode_live = msgspec.json.Decoder(LiveEvent).decode
 decode_backfill = msgspec.json.Decoder(BackfillEvent).decode
 decode_label = msgspec.json.Decoder(LabelEvent).decode
+decode_mark = msgspec.json.Decoder(SequenceMark).decode
 decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
 
 
@@ -118,12 +121,14 @@ __all__ = [
     "Op",
     "RepoOutcome",
     "RepoTask",
+    "SequenceMark",
     "SyncEvent",
     "body",
     "decode_backfill",
     "decode_dead_letter",
     "decode_label",
     "decode_live",
+    "decode_mark",
     "decode_task",
     "encode",
 ]

@@ -9,6 +9,7 @@ from schemas.errors import OperatorError
 from schemas.settings import Settings
 from serve.application import make_app
 from serve.context import ServeContext
+from serve.stream.hub import Hub
 
 CHECK_SECONDS = 0.5
 
@@ -17,23 +18,22 @@ log = logging.getLogger("serve")
 
 def run(settings: Settings, health: Health) -> None:
     """Serve until `STOP`. Raises OperatorError if the address cannot be listened on."""
-    context = ServeContext(settings)
-    server = listen(settings, context)
+    context, hub = ServeContext(settings), Hub(settings, health)
+    server = listen(settings, context, hub)
     try:
         while not STOP.wait(CHECK_SECONDS):
-            health.report("idle")
-            health.progressed()
+            hub.check()
     finally:
         server.close()
         context.close()
 
 
-def listen(settings: Settings, context: ServeContext) -> HttpServer:
+def listen(settings: Settings, context: ServeContext, hub: Hub | None = None) -> HttpServer:
     """The listening server. Raises OperatorError."""
     host, _, port = settings.serve_listen.rpartition(":")
     tuning = settings.tuning
     server = HttpServer(
-        AiohttpApp(make_app(context)),
+        AiohttpApp(make_app(context, hub)),
         host.strip("[]"),
         int(port),
         "serve",

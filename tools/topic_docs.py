@@ -15,6 +15,7 @@ from schemas.events import TOPIC_MESSAGES
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "topics"
 DAY_MILLISECONDS = 24 * 3600 * 1000
+PER_REPO = "by key: partition *k* of every topic belongs to the same DIDs, and their number never changes"
 MEANINGS = {  # of fields that mean the same in every message, unless the model has its own description
     "account_seq": "sequence number that belongs to `account_time`",
     "active": "may the account's content be shown",
@@ -70,7 +71,7 @@ def page(title: str, name: str, topic: dict[str, Any]) -> str:
         "written by": topic["written_by"],
         "read by": topic["read_by"],
         "kept": f"{topic['retention_ms'] // DAY_MILLISECONDS} days",
-        "order": "by key: partition *k* of every topic belongs to the same DIDs, and their number never changes",
+        "order": PER_REPO if topic["per_repo"] else "total: there is one partition",
     }
     lines = [f"# {title}", "", topic["about"], "", "| | |", "| --- | --- |"]
     lines += [f"| {what} | {is_} |" for what, is_ in facts.items()]

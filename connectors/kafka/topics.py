@@ -66,7 +66,7 @@ def declared(settings: Settings) -> list[Topic]:
         found.append(
             Topic(
                 settings.topic(name),
-                settings.kafka_partitions,
+                settings.kafka_partitions if topic["per_repo"] else 1,
                 settings.kafka_replication,
                 {key: str(value) for key, value in config.items()},
             )

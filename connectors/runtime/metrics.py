@@ -134,6 +134,10 @@ LOST_MESSAGES = Gauge(
 )
 
 # serve
+SERVE_CLIENTS = Gauge("sluice_serve_streams", "open streams of clients")
+SERVE_EVENTS = Counter("sluice_serve_events_total", "events sent to clients")
+SERVE_SLOW = Counter("sluice_serve_slow_clients_total", "streams closed because their client was too slow")
+SERVE_SEQ = Gauge("sluice_serve_seq", "`seq` of the next event")
 SERVE_ANSWERS = Counter("sluice_serve_answers_total", "answers to clients of serve", ["route", "status"])
 
 # control, measured at intervals (control/tasks/gauges.py)

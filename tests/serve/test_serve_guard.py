@@ -21,7 +21,7 @@ Answer = tuple[int, dict[str, Any]]
 
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Start a server with these settings; the port."""
+    """StreamStart a server with these settings; the port."""
     closes: list[Callable[[], None]] = []
 
     def start(**changes: Any) -> int:
