@@ -112,7 +112,7 @@ class Shards(Generic[X]):
             elif error := future.exception():
                 errors += [error] if all_needed or not isinstance(error, ShardUnavailable) else []
             else:
-                results[number] = future.result()
+                results[number] = future.result(0)
         if errors:
             raise errors[0]
         return results
