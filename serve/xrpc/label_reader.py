@@ -117,7 +117,7 @@ class LabelReader:
             self._position = position
             for part in self._ends:
                 self._ends[part] = self._consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, part), READ_SECONDS
+                    TopicPartition(self._topic, part), timeout=READ_SECONDS
                 )[1]
 
     def _read_position(self) -> int:

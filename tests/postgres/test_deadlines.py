@@ -35,6 +35,7 @@ ALLOWED = {  # (module, function): why no argument is needed
     ("connectors/atproto/stream_sockets.py", "_watch"): "a task that is done",
     ("connectors/identity/resolver.py", "_ask_all"): "tasks that are done",
     ("flows/backfill/task_feed.py", "take"): "a task that is done",
+    ("serve/stream/client.py", "run"): "tasks that are done",
     ("local/children/supervisor.py", "record_end"): "Child.join is bounded",
     ("local/children/supervisor.py", "drain"): "Child.join is bounded",
     ("control/page/poller.py", "_run"): "within wait_for",
