@@ -81,7 +81,8 @@ class Image:
     def run(self, *arguments: str, settings: dict[str, str] | None = None) -> tuple[int, str]:
         """Exit code and output of a short command."""
         child = self.start(*arguments, settings=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        return child.wait(120), child.stdout.read() if child.stdout else ""
+        said, _ = child.communicate(timeout=120)  # reads while it runs: an SBOM is longer than a pipe
+        return child.returncode, said
 
 
 class Checks:
