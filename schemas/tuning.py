@@ -77,10 +77,9 @@ class Tuning(BaseModel):
 
     # backfill
     lease_seconds: float = Field(default=60.0, gt=1)
-    replayed_lease_seconds: float = Field(
-        default=600.0, gt=1
-    )  # of an attempt without a worker, until its outcome is read
     """Lease of a claim; renewed while its worker runs and its download progresses."""
+    replayed_lease_seconds: float = Field(default=600.0, gt=1)
+    """Lease of an attempt that a replayed log opened, which has no worker, until its outcome is read."""
     resyncs_per_repo_hour: int = Field(default=12, ge=1)
     """Maximum fetches of one repo within an hour, regardless of its events."""
     retry_first_seconds: float = Field(default=5.0, ge=0)
