@@ -126,7 +126,6 @@ class _Up:
             if self._options.simulate:
                 self._start_simulator()
                 found |= self._await_simulator()
-                self._progress.note("simulator", f"started in {time.monotonic() - began:.1f} s")
             found |= servers.result(START_SECONDS)
         self._settings = self._settings.model_copy(update=found)
         applied = prepare(self._settings)  # a wrong setting is one line, and the first

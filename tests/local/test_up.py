@@ -191,7 +191,7 @@ def status_is_whole(home: Path, simulation: Simulation, up: subprocess.Popen[str
     assert page["repos"]["sync"] == len(true_records(simulation))
     assert {process["kind"] for process in page["processes"]} >= {"index", "backfill", "kafka", "postgres"}
     assert page["lag"]["index/firehose_backfill"] == 0
-    assert set(page["addresses"]) == {"psql", "kcat", "page", "metrics"}
+    assert set(page["addresses"]) == {"psql", "kcat", "page", "metrics", "stream"}
     assert not any(standing["past_end"] for standing in page["partition_lags"])
     argv, env = command("cursors", "list", "--data-dir", str(home))
     assert simulation.relays[0] in subprocess.run(argv, env=env, capture_output=True, check=True, text=True).stdout
