@@ -279,14 +279,16 @@ async def test_a_slow_client_is_closed_and_slows_nobody(served: Served, monkeypa
 async def test_the_ring_is_bounded_and_who_falls_behind_it_reads_the_log(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.hub.ring, "_most_bytes", 20_000)
     async with Stream(served.port, V2) as stream:
         for number in range(50):
             served.write(commit(A, f"3{number:02}", op(str(number))))
-        live = await stream.take(50)
+        live = await stream.take(49)
+        monkeypatch.setattr(served.hub.ring, "_most_bytes", 20_000)
+        served.write(commit(A, "399", op("99")))
+        live += await stream.take(2)
     assert served.hub.ring._bytes <= 20_000
     async with Stream(served.port, V2, cursor=live[0]["payload"]["seq"]) as stream:
-        assert await stream.take(50) == live
+        assert await stream.take(51) == live
 
 
 async def test_a_stream_ends_with_a_reason_when_the_process_stops(served: Served) -> None:
@@ -298,13 +300,15 @@ async def test_a_stream_ends_with_a_reason_when_the_process_stops(served: Served
 
 
 async def test_replays_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "PLACE_SECONDS", 0.3)
     monkeypatch.setattr(served.hub, "_places", asyncio.Semaphore(0))
-    monkeypatch.setattr(served.hub.ring, "_most_bytes", 5_000)
     async with Stream(served.port, V2) as stream:
         for number in range(10):
             served.write(commit(A, f"3{number:02}", op(str(number))))
         live = await stream.take(10)
+        monkeypatch.setattr(served.hub.ring, "_most_bytes", 5_000)
+        served.write(commit(A, "398", op("98")))
+        await stream.take(1)
+        monkeypatch.setattr(hub_module, "PLACE_SECONDS", 0.3)
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             async with Stream(served.port, V2, cursor=live[0]["payload"]["seq"]):
                 pass
