@@ -56,6 +56,7 @@ class Topic:
             if not counts(offset, after):
                 continue
             if start is not None:
+                assert all(low <= high for low, high in zip(start.ends, mark.ends, strict=True)), "offsets go back"
                 block, rank = Block(start, mark, offset), 0
                 for part, (low, high) in enumerate(zip(start.ends, mark.ends, strict=True)):
                     for at in range(low, high):
@@ -72,6 +73,7 @@ STEPS = st.lists(
         st.tuples(st.just("read log"), st.integers(0, 2), st.integers(1, 900)),
         st.tuples(st.just("write"), st.integers(0, 2), st.integers(-3_600_000_000, 3_600_000_000)),
     ),
+    min_size=30,
     max_size=120,
 )
 
