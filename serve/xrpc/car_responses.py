@@ -1,13 +1,13 @@
 """getRepo and sync.getRecord: CARs that a thread makes, streamed. At most AT_ONCE in a process; others wait, then get 503.
 
-A response may take LONGEST_SECONDS. A CAR that cannot be finished ends with the connection, so that no client takes it for a
-whole one.
+A response may take LONGEST_SECONDS, and its client has to read LEAST_RATE, with at most PATIENCE_SECONDS of delay. A CAR that
+cannot be finished ends with the connection, so that no client takes it for a whole one.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 
 import psycopg
 from aiohttp import web
@@ -22,6 +22,9 @@ from serve.xrpc.repo_car import DamagedRow, record_car, repo_car
 AT_ONCE = 4
 WAIT_SECONDS = 20.0
 LONGEST_SECONDS = 1800.0
+LEAST_RATE = 32 << 10
+"""Bytes per second."""
+PATIENCE_SECONDS = 30.0
 CAR_TYPE = "application/vnd.ipld.car"
 _LATE = (psycopg.Error, DamagedRow, MstError, OSError, TimeoutError)
 
@@ -88,18 +91,33 @@ async def _stream(request: web.Request, chunks: Generator[bytes]) -> web.StreamR
 async def _send(request: web.Request, chunk: bytes, reader: CarReader) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": CAR_TYPE, **HEADERS})
     await response.prepare(request)
+    patience = PATIENCE_SECONDS
     try:
         async with asyncio.timeout(LONGEST_SECONDS):
             while chunk:
-                await response.write(chunk)
+                patience = await _in_time(response.write(chunk), len(chunk), patience)
                 _extend(request)
                 chunk = await asyncio.to_thread(reader.next)
-            await response.write_eof()
+            await _in_time(response.write_eof(), 0, patience)
     except _LATE as err:
-        log.warning("a CAR was not finished", extra={"path": request.path_qs[:300], "error": str(err)[:300]})
+        log.warning(
+            "a CAR was not finished", extra={"path": request.path_qs[:300], "error": str(err)[:300] or "too slow"}
+        )
         if request.transport is not None:
             request.transport.abort()
     return response
+
+
+async def _in_time(write: Awaitable[None], size: int, patience: float) -> float:
+    """Await a write of `size` bytes; the patience left, in seconds. Raises TimeoutError where it and LEAST_RATE are exceeded.
+
+    Only the time of writes counts, so a slow database is not the client's fault.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience + size / LEAST_RATE
+    async with asyncio.timeout_at(until):
+        await write
+    return min(PATIENCE_SECONDS, until - loop.time())
 
 
 def _extend(request: web.Request) -> None:

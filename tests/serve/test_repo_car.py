@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -236,6 +237,42 @@ def test_only_a_few_cars_are_made_at_once(reads: Reads, monkeypatch: pytest.Monk
     for thread in threads:
         thread.join(60)
     assert sorted(answers) == [200] * car_responses.AT_ONCE + [503]
+
+
+def test_a_client_that_reads_too_slowly_gives_its_permit_to_the_next(
+    reads: Reads, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All permits are held by clients that read, but below the least rate; the next one gets its CAR."""
+    repo = Repo({f"a.b.c/{at}": {"text": f"{at}" * 100_000} for at in range(10, 70)}, did=did(1))
+    settle_repos(reads.settings, [repo])
+    monkeypatch.setattr(car_responses, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(car_responses, "LEAST_RATE", 1 << 18)
+    monkeypatch.setattr(car_responses, "WAIT_SECONDS", 30.0)
+    done = threading.Event()
+    slow = [
+        threading.Thread(target=read_slowly, args=(reads.port, repo.did, done)) for _ in range(car_responses.AT_ONCE)
+    ]
+    for thread in slow:
+        thread.start()
+    done.wait(0.5)
+    assert car_of(reads, repo.did) == (repo.commit, repo.blocks)
+    done.set()
+    for thread in slow:
+        thread.join(60)
+    ended = [line for line in caplog.records if line.getMessage() == "a CAR was not finished"]
+    assert [line.__dict__["error"] for line in ended] == ["too slow"] * car_responses.AT_ONCE
+
+
+def read_slowly(port: int, repo: str, done: threading.Event) -> None:
+    """Read a CAR, 1 KiB 20 times a second."""
+    path = f"/xrpc/com.atproto.sync.getRepo?did={repo}"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", port))
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        while not done.wait(0.05) and client.recv(1 << 10):
+            pass
 
 
 def test_leaves_are_read_by_the_primary_key(reads: Reads) -> None:
