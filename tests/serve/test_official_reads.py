@@ -32,6 +32,7 @@ def modules() -> Path:
 def test_the_official_client_and_library_accept_a_served_repo(
     modules: Path, settings: Settings, reads_of: Callable[[Settings], Reads], curve: str
 ) -> None:
+    """V2: what the library verifies is the signed repo, and the errors have their names."""
     records = {
         f"{collection}/3k{at:a>11}": {"$type": collection, "text": f"number {at}", "bytes": b"\0", "deep": {"at": [at]}}
         for collection in ("app.bsky.feed.post", "app.bsky.feed.like", "com.example.own")
