@@ -51,7 +51,7 @@ class World:
 
     def index(self, **more: object) -> FlowProcess:
         settings = self.settings.replaced(**more)
-        settings.__pydantic_fields_set__.update(more)  # decides what reaches the process
+        settings.__pydantic_fields_set__.update({*more, "tuning"} & {*Settings.model_fields})  # what reaches the process
         self.started.append(FlowProcess("index", settings, self.logs))
         return self.started[-1]
 
