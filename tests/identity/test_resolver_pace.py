@@ -97,7 +97,7 @@ def test_what_a_directory_answered_before_it_limits_us_is_kept(database: str) ->
         one = resolver(identity_requests_per_second=20.0)
         batch = asyncio.create_task(one.resolve_many([DID, *MANY], max_age=60))
         async with asyncio.timeout(60):
-            while not (one.throttled and await one._stored_many([DID])):
+            while not (one.throttled and await one.stored([DID])):
                 await asyncio.sleep(0.05)
         assert not batch.done()
         batch.cancel()
