@@ -51,7 +51,8 @@ class World:
 
     def index(self, **more: object) -> FlowProcess:
         settings = self.settings.replaced(**more)
-        settings.__pydantic_fields_set__.update({*more, "tuning"} & {*Settings.model_fields})  # what reaches the process
+        given = {*more, "tuning"} & {*Settings.model_fields}
+        settings.__pydantic_fields_set__.update(given)  # decides what reaches the process
         self.started.append(FlowProcess("index", settings, self.logs))
         return self.started[-1]
 
