@@ -14,6 +14,7 @@ from typing import NamedTuple
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from connectors.http.server import BoundedConnection
+from connectors.kafka.log import LogUnavailable
 from connectors.runtime import metrics
 from serve.stream.events import StreamEvent, events, framed
 from serve.stream.hub import HUB, Hub
@@ -89,9 +90,9 @@ class Client:
         found = request.transport.get_protocol()
         self._connection = found if isinstance(found, BoundedConnection) else None
 
-    async def run(self, start: StreamStart) -> None:
-        """Send and receive until one side ends it."""
-        tasks = [asyncio.create_task(one) for one in (self._send_all(start), self._receive_all())]
+    async def run(self, start: StreamStart, replayed: Callable[[], Awaitable[None]]) -> None:
+        """Send and receive until one side ends it. `replayed`: awaited when a replay has met the live stream."""
+        tasks = [asyncio.create_task(one) for one in (self._send_all(start, replayed), self._receive_all())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -105,6 +106,10 @@ class Client:
             )
         except OutOfRange:
             await self._close(WSCloseCode.POLICY_VIOLATION, "CursorTooOld", "the log no longer has the next event")
+        except LogUnavailable:
+            await self._close(
+                WSCloseCode.TRY_AGAIN_LATER, "UpstreamFailure", "the log does not answer; reconnect later"
+            )
         except ConnectionError:
             pass
         finally:
@@ -128,9 +133,10 @@ class Client:
             if message.type is not WSMsgType.TEXT or not self._dialect.receive(self, message.data):
                 return
 
-    async def _send_all(self, start: StreamStart) -> None:
+    async def _send_all(self, start: StreamStart, replayed: Callable[[], Awaitable[None]]) -> None:
         await self.ready.wait()
         position = start.position if start.replay is None else await self._replay(start.replay, start.skip)
+        await replayed()
         ring = self._hub.ring
         while not self._hub.closing:
             found = ring.from_position(position, WRITE_EVENTS)
@@ -218,5 +224,5 @@ async def serve_client(
         if not hello:
             client.ready.set()
         with metrics.SERVE_CLIENTS.track_inprogress():
-            await client.run(begin)
+            await client.run(begin, stack.aclose)
     return socket

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from connectors.kafka.log import LogUnavailable
@@ -55,6 +56,7 @@ class Follower:
             except OutOfRange as err:
                 log.warning("the log was replaced; the stream continues with the new one", extra={"error": str(err)})
                 self._at = None
+                self._in_loop(self._ring.clear)
             except LogUnavailable as err:
                 self._health.report("failing", one_line(err))
                 self.worker.wait(AGAIN_SECONDS)
@@ -92,8 +94,11 @@ class Follower:
     def _publish(self, found: list[StreamEvent], newest: StoredMark) -> None:
         self._at = newest
         metrics.SERVE_SEQ.set(newest.mark.seq)
+        self._in_loop(self._ring.extend, found, newest.mark)
+
+    def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._ring.extend, found, newest.mark)
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _extend(self, reader: LogReader) -> None:
         """Write a mark if there are new messages, it is our turn, and no mark of ours is under way."""

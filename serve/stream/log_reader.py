@@ -103,7 +103,9 @@ class LogReader:
             if not broker.transient(error):
                 raise LogUnavailable(f"{message.topic()}: {error.str()}")
             return
-        offset = message.offset() or 0
+        offset, part = message.offset() or 0, message.partition() or 0
+        if offset < (self.sequence_next if message.topic() == self._sequence else self.seen[part]):
+            return  # the client may deliver a message again after a pause
         if message.topic() == self._sequence:
             self.sequence_next = offset + 1
             stored = parse(message)
@@ -111,7 +113,7 @@ class LogReader:
                 self._blocks.append(Block(self.last_read.mark, stored.mark, stored.offset))
                 self.last_read = stored
             return
-        part, value = message.partition() or 0, message.value() or b""
+        value = message.value() or b""
         self.seen[part] = offset + 1
         self._buffers[part].append((offset, value))
         self._held += len(value)

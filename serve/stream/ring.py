@@ -47,6 +47,12 @@ class Ring:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def clear(self) -> None:
+        """The stream does not go on where it ended: clients read the log, or are closed and come back with their cursor."""
+        self._removed = self.end + 1
+        self._events, self._bytes, self.newest = [], 0, None
+        self.wake()
+
     def _trim(self) -> None:
         count = 0
         while self._bytes > self._most_bytes and count < len(self._events) - 1:

@@ -14,7 +14,7 @@ from aiohttp import WSCloseCode, web
 from connectors.http.server import BoundedConnection
 from schemas.settings import Settings
 from serve.context import CONTEXT
-from serve.guard import XrpcError
+from serve.guard import UNAVAILABLE, XrpcError
 from serve.xrpc.label_reader import FutureCursor, LabelReader, error_frame
 from serve.xrpc.parameters import Query
 
@@ -90,6 +90,8 @@ async def _serve(request: web.Request, clients: LabelClients, reader: LabelReade
                     await socket.send_bytes(frame)
             _extend(request)
             frames = await clients.run(reader.poll)
+    except UNAVAILABLE:
+        await socket.close(code=WSCloseCode.TRY_AGAIN_LATER)
     except (TimeoutError, ConnectionError):
         if request.transport is not None:
             request.transport.abort()

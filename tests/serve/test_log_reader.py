@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from connectors.kafka.producer import LogProducer, Out
 from schemas.settings import Settings
-from schemas.topics import FIREHOSE_LIVE
+from schemas.topics import FIREHOSE_LIVE, FIREHOSE_SEQUENCE
 from serve.stream import log_reader
 from serve.stream.log_reader import LogReader, Numbered
 from serve.stream.marks import StoredMark, log_range, opened, write
@@ -108,3 +109,25 @@ def test_a_mark_that_lost_a_race_is_ignored_wherever_one_begins(settings_of: Cal
     write(producer, 4, partly)
     with opened(settings) as marks:
         assert marks.newest() == marks.at(1) == StoredMark(5, partly)
+
+
+def test_a_message_that_is_delivered_again_is_not_read_again(settings_of: Callable[..., Settings]) -> None:
+    settings = settings_of()
+    filled(settings, 40, 10)
+    _, ends = log_range(settings)
+    producer, first = LogProducer(settings), restart(None, [0, 0], NOW)
+    half, whole = advance(first, [end // 2 for end in ends], NOW), advance(first, ends, NOW)
+    assert half is not None
+    assert whole is not None
+    write(producer, -1, first)
+    write(producer, 0, half)
+    reader = LogReader(settings, StoredMark(0, first), "test")
+    found = read_all(reader, sum(half.ends))
+    for topic, parts in ((FIREHOSE_LIVE, (0, 1)), (FIREHOSE_SEQUENCE, (0,))):
+        for part in parts:
+            reader._consumer.seek(TopicPartition(settings.topic(topic), part, 0))
+    write(producer, 1, whole)
+    found += read_all(reader, 40 - len(found))
+    reader.close()
+    assert sorted(int(one.value[:6]) for one in found) == list(range(40))
+    assert [one.seq for one in found] == sorted({one.seq for one in found})

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connectors.kafka.log import LogUnavailable
 from connectors.kafka.producer import LogProducer, Out
 from flows.labels.encode import label_value
 from protocol.event_stream import Labels, decode
@@ -216,3 +217,20 @@ def test_a_frame_s_labels_are_those_that_the_labels_flow_reads() -> None:
     assert isinstance(label, Label)
     stored = wire.decode_label(label_value(label, 5, ONE))
     assert parse_label(label_reader.label_map(stored)) == label
+
+
+def test_a_stream_whose_log_does_not_answer_is_closed_to_be_tried_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_: object) -> list[bytes]:
+        raise LogUnavailable("no answer")
+
+    monkeypatch.setattr(label_reader.LabelReader, "poll", silent)
+
+    async def ended() -> aiohttp.WSMessage:
+        url = f"http://127.0.0.1:{served.reads.port}/xrpc/com.atproto.label.subscribeLabels?labeler={ONE}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
+            return await socket.receive(10)
+
+    message = asyncio.run(ended())
+    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.TRY_AGAIN_LATER)
