@@ -115,11 +115,11 @@ class ModelQueue:
             )
         return claims
 
-    def renew(self, worker: str, dids: Sequence[str]) -> set[tuple[str, int]]:
+    def renew(self, worker: str, held: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
         mine = set()
-        for did in dids:
+        for did, attempt in held:
             row = self.rows[did]
-            if row.worker == worker and row.repo.phase == "backfill" and row.produced is None:
+            if row.worker == worker and row.repo.attempt == attempt and row.repo.phase == "backfill" and row.produced is None:
                 row.lease_until = self.now + LEASE
                 mine.add((did, row.repo.attempt))
         return mine

@@ -240,7 +240,7 @@ class Twin:
 
     def renew(self, worker: str, claims: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
         return self.same(
-            "renew", self.model.renew(worker, [did for did, _ in claims]), self.sql.store.renew(worker, claims)
+            "renew", self.model.renew(worker, list(claims)), self.sql.store.renew(worker, claims)
         )  # type: ignore[no-any-return]
 
     def produced(self, did: str, attempt: int, offset: int) -> None:
