@@ -12,8 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from connectors.kafka.back_pressure import HighWater
-from connectors.kafka.offsets import NO_OFFSET, Offsets
+from connectors.kafka.offsets import Offsets
 from connectors.kafka.producer import LogProducer, Out
 from connectors.postgres import shards as shards_module
 from connectors.postgres.connection import tuple_database
@@ -36,7 +35,6 @@ from ops.backup import backup, restore
 from schemas import wire
 from schemas.filter_spec import FilterSpec
 from schemas.settings import Settings
-from schemas.shard_ranges import shard_ranges
 from schemas.topics import FIREHOSE_LIVE
 from steps.partitioner import partition_of
 from tests.support.postgres import fresh_database
@@ -311,41 +309,3 @@ def test_a_listing_waits_without_end_for_a_shard_and_five_minutes_for_its_own_da
 
     with pytest.raises(psycopg.OperationalError, match="gone"):
         retry_database(gone, seconds=-1.0)
-
-
-@pytest.mark.parametrize(
-    ("sharded_in", "late", "pauses"),
-    [("", {3}, True), ("0-1=A 2-3=B", {3}, False), ("0-1=A 2-3=B", {1, 3}, True), ("0-1=A 2-3=B", set(), False)],
-)
-def test_a_shard_that_is_days_behind_does_not_pause_the_firehose_for_all(
-    sharded_in: str, late: set[int], pauses: bool
-) -> None:
-    """S10, B7: only all of them do. What retention removes is a gap, and found by a listing."""
-    names = sharded_in.replace("A", "postgresql://a").replace("B", "postgresql://b")
-    watch = HighWater(Settings(shards=names, kafka_partitions=4), FIREHOSE_LIVE, "index")
-    parts = [(FIREHOSE_LIVE, number) for number in range(4)]
-
-    class Log:
-        """Ten messages in each partition, of which five are older than half of the retention."""
-
-        def parts(self, _: object) -> list[tuple[str, int]]:
-            return parts
-
-        def ends(self, _: object) -> dict[tuple[str, int], int]:
-            return dict.fromkeys(parts, 10)
-
-        def starts(self, _: object) -> dict[tuple[str, int], int]:
-            return dict.fromkeys(parts, 0)
-
-        def committed(self, *_: object) -> dict[tuple[str, int], int]:
-            return {part: 2 if part[1] in late else 10 for part in parts}
-
-        def find(self, *_: object) -> dict[tuple[str, int], int]:
-            return {part: NO_OFFSET if part[1] == 0 else 5 for part in parts}
-
-        def retention(self, _: object) -> dict[str, float]:
-            return {FIREHOSE_LIVE: 604_800.0}
-
-    watch._offsets = Log()  # type: ignore[assignment]
-    assert (watch._check() is not None) is pauses
-    assert [one.name for one in shard_ranges(names)] == ([] if not names else ["0-1", "2-3"])
