@@ -119,7 +119,12 @@ class ModelQueue:
         mine = set()
         for did, attempt in held:
             row = self.rows[did]
-            if row.worker == worker and row.repo.attempt == attempt and row.repo.phase == "backfill" and row.produced is None:
+            if (
+                row.worker == worker
+                and row.repo.attempt == attempt
+                and row.repo.phase == "backfill"
+                and row.produced is None
+            ):
                 row.lease_until = self.now + LEASE
                 mine.add((did, row.repo.attempt))
         return mine

@@ -239,9 +239,7 @@ class Twin:
         return self.same(f"claim {tasks}", self.model.claim(tasks, worker), real)  # type: ignore[no-any-return]
 
     def renew(self, worker: str, claims: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
-        return self.same(
-            "renew", self.model.renew(worker, list(claims)), self.sql.store.renew(worker, claims)
-        )  # type: ignore[no-any-return]
+        return self.same("renew", self.model.renew(worker, list(claims)), self.sql.store.renew(worker, claims))  # type: ignore[no-any-return]
 
     def produced(self, did: str, attempt: int, offset: int) -> None:
         self.model.produced(did, attempt, offset)
