@@ -21,6 +21,7 @@ from schemas.topics import FIREHOSE_BACKFILL
 
 SQL = queries("repo")
 REOPEN_SECONDS = 3600.0
+CLOCKS_SECONDS = 1.0  # by which the clocks of two database servers may differ
 FOREVER = 32_503_680_000.0  # a Unix time of the year 3000
 STALE_GRACE_SECONDS = 600.0
 UNCOUNTED_SECONDS = 86_400.0
@@ -112,10 +113,11 @@ class RepoQueue:
         """The connection, outside any transaction. Raises NestedTransaction."""
         return outside_transaction(self._database())
 
-    def discover(self, listed: Sequence[ListedRepo], job: int | None = None) -> Discovery:
+    def discover(self, listed: Sequence[ListedRepo], job: int | None = None, asked_at: float = FOREVER) -> Discovery:
         """Insert rows for new repos, and update known ones from the listing. Commits before it returns.
 
-        Each statement is its own transaction: in one, locks would be taken out of DID order and could deadlock with the index.
+        `asked_at`: Unix time of the listing's request. Each statement is its own transaction: in one, locks would be taken out of
+        DID order and could deadlock with the index.
         """
         unique = list({entry.did: entry for entry in listed}.values())
         values: dict[str, Any] = {
@@ -129,6 +131,7 @@ class RepoQueue:
             "pdses": self._pdses(unique),
             "reopen": REOPEN_SECONDS,
             "final": sorted(TAKEN_DOWN),
+            "asked_at": asked_at - CLOCKS_SECONDS,
         }
         rows = self._db().execute(SQL["discover"], values).fetchall()
         if len(rows) < len(unique):

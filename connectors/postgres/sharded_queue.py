@@ -119,8 +119,10 @@ class ShardedQueue(RepoQueue):
     # of listings and commands: all shards must answer; the caller repeats the whole
 
     @override
-    def discover(self, listed: Sequence[ListedRepo], job: int | None = None) -> Discovery:
-        found = self._shards.by_repo(listed, lambda one: one.did, lambda queue, some: queue.discover(some, job))
+    def discover(self, listed: Sequence[ListedRepo], job: int | None = None, asked_at: float = FOREVER) -> Discovery:
+        found = self._shards.by_repo(
+            listed, lambda one: one.did, lambda queue, some: queue.discover(some, job, asked_at)
+        )
         tasks = [task for one in found for task in one.tasks]
         return Discovery(tasks, sum(one.new for one in found), sum(one.known for one in found))
 

@@ -63,7 +63,7 @@ def discoverer(queue: RepoQueue, jobs: ListingJobs, health: Health | None = None
     def discovered(page: ListedPage, listed: list[ListedRepo]) -> Discovery:
         # a job covers the repos that existed when it was created: what a later pass finds belongs to no job
         job = None if page.later else jobs.job_of(page.upstream)
-        return queue.discover(listed, job)
+        return queue.discover(listed, job, page.asked_at)
 
     def discover(page: ListedPage) -> list[Out]:
         listed = [repo for repo in (as_listed(page, entry) for entry in page.entries) if repo is not None]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from connectors.atproto.relay import Pager
+from connectors.postgres.repo_queue import FOREVER
 from connectors.postgres.stream_cursors import Stored
 from connectors.runtime import metrics
 from connectors.runtime.background_loop import Handover
@@ -37,7 +38,8 @@ logger = logging.getLogger(FLOW)
 class ListedPage:
     """A page, or only a change of a listing. `host`: the PDS that was listed, None for a relay; `state`: None in a fill.
 
-    `later`: from a pass after the first; its new repos do not belong to the job. `tally`: filled in by `discover`.
+    `asked_at`: when its request was sent, by the database's clock. `later`: from a pass after the first; its new repos do not
+    belong to the job. `tally`: filled in by `discover`.
     """
 
     upstream: str
@@ -45,6 +47,7 @@ class ListedPage:
     entries: list[ListEntry]
     state: Listing | None
     facts: list[Fact] = field(default_factory=list)
+    asked_at: float = FOREVER
     later: bool = False
     tally: ListingTally = field(default_factory=ListingTally)
 
@@ -89,6 +92,7 @@ class ListingLoop:
         self.wake = asyncio.Event()
         self.problem: str | None = None
         self.throttled_until = 0.0
+        self._asked_at = FOREVER  # when the last request was sent
 
     async def run(self) -> None:
         """Runs until cancelled. A listing of a job has one pass; after it, only skipped ranges are filled."""
@@ -167,9 +171,11 @@ class ListingLoop:
     async def _request(self, cursor: str, size: int) -> RepoPage | PageFailure:
         pager, target = self._context.pager, self.target
         if target.relay:
+            self._asked_at = self._clock()
             page = await pager.repos(target.url, cursor, size)
         else:
             async with self._context.permits:
+                self._asked_at = self._clock()
                 page = await pager.repos(target.url, cursor, size, target.collection)
         if not isinstance(page, PageFailure) and page.rejected:
             metrics.REJECTED.labels(FLOW, "bad_entry").inc(page.rejected)
@@ -177,7 +183,7 @@ class ListingLoop:
 
     async def _emit(self, entries: list[ListEntry], facts: list[Fact] | None = None, *, later: bool = False) -> None:
         key, host = self.target.key, self.target.host
-        await self._context.queue.put(ListedPage(key, host, entries, self.state, facts or [], later))
+        await self._context.queue.put(ListedPage(key, host, entries, self.state, facts or [], self._asked_at, later))
 
     async def _fill_ranges(self) -> None:
         """One round of each skipped range that is due: read what can be read, and shrink it to what cannot."""
@@ -212,7 +218,8 @@ class ListingLoop:
                 fill.pending.append(piece)
                 fill.detail, fill.stopped = f"it lists more than {most} repos", True
                 return
-            await self._context.queue.put(ListedPage(self.target.key, self.target.host, answer.entries, None))
+            key, host = self.target.key, self.target.host
+            await self._context.queue.put(ListedPage(key, host, answer.entries, None, asked_at=self._asked_at))
 
 
 def policy_of(settings: Settings, target: Target) -> ListingPolicy:

@@ -91,11 +91,13 @@ set phase = 'pending', reason = 'deletion', active = false, status = c.status, n
 from closed c where r.did = c.did
 
 -- name: lock_taken_down
--- A takedown by a relay needs no confirmation: the PDS does not know of it and still serves the repo.
+-- A takedown by a relay needs no confirmation: the PDS does not know of it and still serves the repo. The row must not have
+-- changed its phase since the page was requested: the page may be older than the #account that lifted the takedown.
 select r.did
 from sluice.repo r
 join unnest(%(dids)s::text[], %(actives)s::boolean[], %(statuses)s::text[]) as l (did, active, status) on l.did = r.did
 where r.phase in ('sync', 'backfill') and not l.active and l.status = any(%(final)s::text[])
+      and r.phase_since < to_timestamp(%(asked_at)s)
 order by r.did for update of r
 
 -- name: take_down

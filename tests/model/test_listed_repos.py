@@ -5,6 +5,7 @@ from random import Random
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
 from flows.index.apply import apply_events
@@ -122,6 +123,24 @@ def test_a_takedown_by_a_relay_that_only_a_listing_has_is_not_confirmed_at_the_p
         db.execute("update sluice.repo set phase_since = now() - interval '2 hours'")
     store.discover([ListedRepo(DID), ListedRepo(other)])
     assert store.phases() == {"pending": 2}
+    store.close()
+
+
+def test_a_page_requested_before_a_takedown_was_lifted_does_not_bring_it_back(database: str) -> None:
+    """G5: a page waits while the flow is behind; the #account that ended the takedown may be applied meanwhile."""
+    store = claimed(database)
+    tables = IndexStore(settings_for(database), "c", None)
+    settle(tables, synced(1, "3k2", "root", 0))
+    settle(tables, wire.AccountEvent(seq=1, time="t1", did=DID, active=False, status="takendown"))
+    requested = store.now() + 1.0  # as late as the clocks of two servers allow
+    settle(tables, wire.AccountEvent(seq=2, time="t2", did=DID, active=True))
+    assert store.claim(store.due(1), "w")
+    page = [ListedRepo(DID, "3k2", False, "takendown")]
+    store.discover(page, None, requested)
+    assert store.phases() == {"backfill": 1}
+    settle(tables, replace(synced(2, "3k2", "root", 0), account_time="t2", account_seq=2))
+    store.discover(page, None, store.now() + 1.5)
+    assert store.phases() == {"unavailable": 1}, "a page requested since then does"
     store.close()
 
 
