@@ -30,7 +30,12 @@ FILES = {
     "ssl.certificate.location": "kafka_certificate",
     "ssl.key.location": "kafka_key",
 }
-TRANSIENT = {  # worth a retry: the protocol's retriable errors, and librdkafka's local errors of the same kind
+MOVING = {  # of a group's coordinator, while a broker takes over from another
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
+TRANSIENT = MOVING | {  # worth a retry: the protocol's retriable errors, and librdkafka's local errors of the same kind
     KafkaError._PARTITION_EOF,
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
@@ -47,9 +52,6 @@ TRANSIENT = {  # worth a retry: the protocol's retriable errors, and librdkafka'
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
     KafkaError.NETWORK_EXCEPTION,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
     KafkaError.NOT_CONTROLLER,
     KafkaError.NOT_ENOUGH_REPLICAS,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,

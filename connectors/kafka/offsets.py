@@ -7,11 +7,12 @@ Used by control, ops and back-pressure. Every request has a deadline; all method
 answer.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -27,7 +28,11 @@ from schemas.settings import Settings
 from schemas.sql import queries
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL, REPO_RESYNC
 
+X = TypeVar("X")
+
 BROKER_WAIT_SECONDS = 10.0
+MOVE_SECONDS = 10.0
+MOVE_STEP_SECONDS = 0.2
 NO_OFFSET = -1
 GROUP_TOPICS = {
     "backfill": (REPO_RESYNC, REPO_BACKFILL),
@@ -130,8 +135,9 @@ class Offsets:
     def committed(self, group: str, parts: Iterable[Part]) -> dict[Part, int]:
         """The group's offsets in the broker. Partitions without one are left out."""
         asked = {(self._settings.topic(topic), part): (topic, part) for topic, part in parts}
+        places = [TopicPartition(*place) for place in asked]
         with self._request(self._settings.group(group)):
-            answer = self._reader(group).committed([TopicPartition(*place) for place in asked], timeout=ANSWER_SECONDS)
+            answer = _unless_moving(lambda: self._reader(group).committed(places, timeout=ANSWER_SECONDS))
         return {asked[place.topic, place.partition]: place.offset for place in answer if place.offset >= 0}
 
     def _reader(self, group: str) -> Consumer:
@@ -197,3 +203,16 @@ class Offsets:
             for group, mine in parts.items()
             for part in mine
         ]
+
+
+def _unless_moving(request: Callable[[], X]) -> X:
+    """The answer to a request to a group's coordinator. While the group moves to another broker, ask again for MOVE_SECONDS."""
+    until = time.monotonic() + MOVE_SECONDS
+    while True:
+        try:
+            return request()
+        except KafkaException as err:
+            if err.args[0].code() not in broker.MOVING or time.monotonic() > until:
+                raise
+        watchdog.mark()
+        time.sleep(MOVE_STEP_SECONDS)

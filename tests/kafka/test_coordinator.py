@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from connectors.kafka import client as broker
 from connectors.kafka import consumer as log_consumer
+from connectors.kafka import offsets
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.producer import LogProducer, Out
@@ -240,3 +241,36 @@ def test_a_failed_producer_is_rebuilt(log: str, settings: Settings, monkeypatch:
         producer.send([Out(TOPIC, "did:plc:two", b"x")])
     producer.send([Out(TOPIC, "did:plc:three", b"x")])
     assert isinstance(producer._producers["zstd"], Producer)
+
+
+class _Moving:
+    """A reader of a group's offsets whose coordinator moves: its first answers are these errors."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = list(codes)
+
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        assert timeout > 0
+        if self.codes:
+            raise KafkaException(KafkaError(self.codes.pop(0)))
+        return [TopicPartition(place.topic, place.partition, 7) for place in places]
+
+    def close(self) -> None:
+        pass
+
+
+def test_offsets_are_asked_for_again_while_a_coordinator_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H1: `sluice status` ended with "Not coordinator" during a rebalance. Another error, or one that stays, is reported."""
+    monkeypatch.setattr(offsets, "MOVE_STEP_SECONDS", 0.0)
+
+    def committed(*codes: int) -> dict[tuple[str, int], int]:
+        made = offsets.Offsets(Settings())
+        made._readers["index"] = _Moving(*codes)  # type: ignore[assignment]
+        return made.committed("index", [(TOPIC, 0)])
+
+    assert committed(KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS) == {(TOPIC, 0): 7}
+    with pytest.raises(LogUnavailable):
+        committed(KafkaError.GROUP_AUTHORIZATION_FAILED)
+    monkeypatch.setattr(offsets, "MOVE_SECONDS", -1.0)
+    with pytest.raises(LogUnavailable):
+        committed(KafkaError.NOT_COORDINATOR)
