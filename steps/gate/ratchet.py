@@ -81,9 +81,20 @@ def of_claim(outcome: wire.RepoOutcome) -> Position:
     return (outcome.account_relay, outcome.account_seq, outcome.account_time)
 
 
+def identity_changed(repo: Repo, outcome: wire.RepoOutcome) -> bool:
+    """Whether an #identity event was applied after the attempt of this outcome was claimed."""
+    return _last_identity(position(repo), repo.account_seen) != _last_identity(of_claim(outcome), outcome.account_seen)
+
+
 def source_of(event: wire.AccountEvent | wire.IdentityEvent) -> str:
     """The sequence that the seq of the event belongs to: a relay, with its epoch."""
     return f"{event.relay}#{event.epoch}" if event.epoch else event.relay
+
+
+def _last_identity(at: Position, seen: str) -> tuple[str, str]:
+    """Relay and time of the last #identity event."""
+    relay, _, highest = at
+    return _read(seen).last.get("i", (relay, highest))
 
 
 def _read(text: str) -> _Others:

@@ -196,6 +196,9 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
         return _pending(repo, Reason.FILTER, retry_in=0.0)
     if rows + repo.left != outcome.count or rev < repo.min_rev:
         return _retried(repo, Reason.INCOMPLETE, rules)
+    handle = outcome.handle or repo.handle
+    if repo.handle and ratchet.identity_changed(repo, outcome):
+        handle = repo.handle  # the fetch may have read an older DID document than the event's
     synced = replace(
         repo,
         phase=Phase.SYNC,
@@ -213,7 +216,7 @@ def _synced(repo: Repo, outcome: wire.RepoOutcome, rows: int, buffered: Sequence
         buffered_rev="",
         retry_count=0,
         host=outcome.host or repo.host,
-        handle=outcome.handle or repo.handle,
+        handle=handle,
         signing_key=outcome.signing_key or repo.signing_key,
     )
     effects: list[Effect] = [] if repo.first_attempt == outcome.attempt else [DropRows(outcome.attempt)]

@@ -83,6 +83,19 @@ def test_the_first_event_of_a_repo_makes_it_pending() -> None:
     assert gate.on_live(unknown, commit("3", None, "three")).repo.seen_rev == "3"
 
 
+def test_a_handle_reported_during_a_fetch_is_not_replaced_by_the_older_document() -> None:
+    """A replay of the log has the outcome first and then the #identity: both ways end with the event's handle."""
+    claimed = repo_in(Phase.BACKFILL, account_time="t1", account_seq=1)
+    fetched = replace(synced(1, "5", "five", 0), account_time="t1", account_seq=1, handle="old.test")
+    event = identity("t2", 2, "new.test")
+    live = gate.on_outcome(gate.on_identity(claimed, event).repo, fetched).repo
+    replayed = gate.on_identity(gate.on_outcome(claimed, fetched).repo, event).repo
+    assert live.phase == Phase.SYNC
+    assert live.handle == replayed.handle == "new.test"
+    hidden = gate.on_account(claimed, account("t2", 2)).repo
+    assert gate.on_outcome(hidden, fetched).repo.handle == "old.test", "an #account says nothing of handles"
+
+
 def test_identity_news_takes_the_handle_as_a_hint() -> None:
     step = gate.on_identity(SYNC, identity("t1", handle="Alice.Test"))
     assert (step.repo.handle, step.effects) == ("alice.test", (ForgetIdentity(),))
