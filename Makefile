@@ -13,7 +13,7 @@ LABELER ?=
 PLC ?=
 ARGS ?=
 
-.PHONY: setup compiled tools java run docs test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
+.PHONY: setup compiled tools java run appview docs test coverage test-long chaos fuzz soak lint bench scale-test image-test clean
 
 setup: .venv/.ready compiled
 
@@ -44,6 +44,22 @@ java:
 run: java setup
 	@exec .venv/bin/sluice up $(if $(RELAY),$(foreach url,$(RELAY),--relay $(url)),--simulate) \
 	  $(foreach url,$(LABELER),--labeler $(url)) $(if $(PLC),--plc $(PLC)) $(ARGS)
+
+# make appview [PORT=2584] [DATA_DIR=.sluice]     the official AppView over a mirror that runs with SLUICE_APPVIEW=true
+# npm asks nothing and runs no scripts; it also brings the Node.js that the package needs. Handles are resolved as the mirror does it.
+PORT ?= 2584
+DATA_DIR ?= $(or $(SLUICE_DATA_DIR),.sluice)
+APPVIEW_MODULES := deploy/appview/node_modules
+
+appview: $(APPVIEW_MODULES)/.package-lock.json
+	@node=$$(ls $(APPVIEW_MODULES)/node-linux-*/bin/node 2>/dev/null | head -n 1); \
+	  exec "$${node:-node}" deploy/appview/appview.mjs --data-dir $(DATA_DIR) --port $(PORT)
+
+$(APPVIEW_MODULES)/.package-lock.json: deploy/appview/package.json
+	@command -v npm >/dev/null || { echo "sluice: npm is not on the PATH; install Node.js, whose npm installs the AppView" >&2; exit 2; }
+	@$(call step,installing the AppView's packages into $(APPVIEW_MODULES),cd deploy/appview && npm install --yes --no-audit --no-fund \
+	  --no-package-lock --ignore-scripts --loglevel error >&2)
+	@touch $@
 
 # the documents as a site in .sluice/site; needs npm once, for mermaid, which draws the pictures
 MERMAID_VERSION := 11.17.2

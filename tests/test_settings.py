@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,10 @@ def test_public_settings_are_few_and_each_has_a_meaning() -> None:
 def test_operators_texts_name_no_other_setting() -> None:
     known = {name.upper() for name in PUBLIC} | OTHERS
     found = set()
-    for name in OPERATORS:
-        place = ROOT / name
-        for path in [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]:
-            text = path.read_text("utf-8", errors="ignore")
-            found |= {(path.name, one) for one in re.findall(r"SLUICE_([A-Z][A-Z_]*[A-Z])", text) if one not in known}
+    listed = subprocess.run(["git", "ls-files", "-z", *OPERATORS], cwd=ROOT, capture_output=True, text=True, check=True)
+    for path in map(ROOT.joinpath, listed.stdout.split("\0")[:-1]):
+        text = path.read_text("utf-8", errors="ignore")
+        found |= {(path.name, one) for one in re.findall(r"SLUICE_([A-Z][A-Z_]*[A-Z])", text) if one not in known}
     assert found == set()
 
 

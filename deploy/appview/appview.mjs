@@ -1,8 +1,9 @@
 // The official AppView (@atproto/bsky) on Sluice's tables, the schema `bsky` of one database.
 //
 //   npm install
-//   node appview.mjs --database URL [--port 2584] [--public-url URL] [--did DID] [--plc URL] [--labeler DID]… [--bsync URL]
+//   node appview.mjs --data-dir DIR | --database URL [--port 2584] [--public-url URL] [--did DID] [--plc URL] [--labeler DID]… [--bsync URL]
 //
+// --data-dir: that of a running `sluice up`, whose database, PLC directory, DNS and labelers it uses; `make appview` gives it.
 // One JSON line on stdout when it serves: {url, version}. It ends with SIGTERM. In the environment: APPVIEW_SIGNING_KEY (hex,
 // secp256k1; without it one of this run), APPVIEW_ADMIN_PASSWORD (for takedowns), APPVIEW_BSYNC_KEY. Mutes, preferences and
 // what was seen live in bsync, a service of its own: where there is none, what is asked of it fails and all else is served.
@@ -10,6 +11,7 @@ import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
+import { OperatorError, labelersOf, optionsOf, registryOf } from './running_mirror.mjs'
 
 /** A port that is free now. */
 export async function freePort() {
@@ -66,32 +68,38 @@ export async function serve(official, signingKey, given) {
 async function main() {
   const { values } = parseArgs({
     options: {
+      'data-dir': { type: 'string' },
       database: { type: 'string' },
       port: { type: 'string', default: '2584' },
       'public-url': { type: 'string' },
       did: { type: 'string', default: 'did:web:localhost' },
-      plc: { type: 'string', default: 'https://plc.directory' },
-      labeler: { type: 'string', multiple: true, default: [] },
+      plc: { type: 'string' },
+      labeler: { type: 'string', multiple: true },
       bsync: { type: 'string' },
     },
   })
-  if (!values.database) {
-    console.error('appview.mjs: --database is missing: the URL of the database that Sluice fills, postgresql://…')
-    process.exit(2)
+  if (!values.database && !values['data-dir']) {
+    throw new OperatorError('--database is missing: the URL of the database that Sluice fills, postgresql://…; or --data-dir DIR')
   }
+  const mirror = values['data-dir'] ? optionsOf(registryOf(values['data-dir'])) : {}
+  const url = values.database ?? mirror.database
+  const official = await import('@atproto/bsky')
+  const asked = new official.Database({ url, schema: 'bsky', poolSize: 1 })
+  const labelers = await labelersOf(asked.pool, url).finally(() => asked.close())
   const environment = process.env
   const { Secp256k1Keypair } = await import('@atproto/crypto')
   const secret = environment.APPVIEW_SIGNING_KEY
   const running = await serve(
-    await import('@atproto/bsky'),
+    official,
     await (secret ? Secp256k1Keypair.import(secret) : Secp256k1Keypair.create()),
     {
-      database: values.database,
+      database: url,
       port: Number(values.port),
       publicUrl: values['public-url'] ?? `http://127.0.0.1:${values.port}`,
       did: values.did,
-      plc: values.plc,
-      labelers: values.labeler,
+      plc: values.plc ?? mirror.plc ?? 'https://plc.directory',
+      privateHosts: mirror.privateHosts,
+      labelers: values.labeler ?? (values['data-dir'] ? labelers : []),
       bsync: values.bsync,
       bsyncKey: environment.APPVIEW_BSYNC_KEY,
       adminPasswords: environment.APPVIEW_ADMIN_PASSWORD ? [environment.APPVIEW_ADMIN_PASSWORD] : [],
@@ -102,4 +110,10 @@ async function main() {
   console.log(JSON.stringify({ url: running.url, version }))
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1]).href) await main()
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  await main().catch((error) => {
+    if (!(error instanceof OperatorError)) throw error
+    console.error(`appview.mjs: ${error.message}`)
+    process.exit(2)
+  })
+}
