@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Generator
 import psycopg
 from aiohttp import web
 
-from connectors.http.server import BoundedConnection
+from connectors.http.server import ANSWER_SECONDS, BoundedConnection
 from protocol.mst.tree import MstError
 from serve.context import CONTEXT
 from serve.guard import HEADERS, XrpcError
@@ -77,6 +77,7 @@ async def _stream(request: web.Request, chunks: Generator[bytes]) -> web.StreamR
     except TimeoutError as err:
         raise XrpcError("NotEnoughResources", f"{AT_ONCE} repos are being sent; retry in a moment", 503) from err
     reader = CarReader(chunks)
+    _extend(request, LONGEST_SECONDS)
     try:
         async with asyncio.timeout(LONGEST_SECONDS):
             first = await asyncio.to_thread(reader.next)
@@ -120,8 +121,8 @@ async def _in_time(write: Awaitable[None], size: int, patience: float) -> float:
     return min(PATIENCE_SECONDS, until - loop.time())
 
 
-def _extend(request: web.Request) -> None:
-    """Let the connection last until the next chunk."""
+def _extend(request: web.Request, seconds: float = ANSWER_SECONDS) -> None:
+    """Let the connection last until the next chunk. The first one needs all keys of the repo."""
     connection = request.transport and request.transport.get_protocol()
     if isinstance(connection, BoundedConnection):
-        connection.extend()
+        connection.extend(seconds)

@@ -68,7 +68,7 @@ class LabelReader:
     def open(self) -> list[bytes]:
         """Find the start; returns the first frames. Raises FutureCursor and LogUnavailable."""
         self._position = self._read_position()
-        marks = {part: marks for (_, part), marks in watermarks(self._calls.settings, [LABEL_LIVE]).items()}
+        marks = self._marks()
         if self._cursor is None:
             return self._begin(self._position, {part: high for part, (_, high) in marks.items()})
         if self._cursor > self._position:
@@ -82,6 +82,10 @@ class LabelReader:
         info: dict[str, Any] = {"name": "OutdatedCursor", "message": "labels before the log begins are not sent"}
         self._begin(self._cursor, {part: offset for part, (offset, _) in found.items()})
         return [_INFO_HEADER + cbrrr.encode_dag_cbor(info)] if lost else []
+
+    def _marks(self) -> dict[int, tuple[int, int]]:
+        """Partition → first offset and end. Raises LogUnavailable."""
+        return {part: marks for (_, part), marks in watermarks(self._calls.settings, [LABEL_LIVE]).items()}
 
     def poll(self) -> list[bytes]:
         """The next frames; waits at most ROUND_SECONDS for some. Raises LogUnavailable."""
@@ -168,11 +172,14 @@ class LabelReader:
         probe.assign([TopicPartition(self._topic, part, offset)])
         deadline, highest, until = time.monotonic() + READ_SECONDS, -1, min(offset + WINDOW, end)
         while offset < until:
+            begin = offset
             for message in probe.consume(until - offset, ROUND_SECONDS):
                 if _usable(message) and (message.partition(), message.offset()) == (part, offset):
                     offset += 1
                     label = self._own(message)
                     highest = max(highest, label.seq if label is not None else -1)
+            if offset == begin and (low := self._marks()[part][0]) > offset:  # retention has removed it
+                return self._highest(probe, part, low, end)
             if time.monotonic() > deadline:
                 raise LogUnavailable(f"{self._topic}: no answer in {READ_SECONDS:.0f} s; is the broker up?")
         return highest if highest >= 0 else 1 << 62

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from connectors.http import server
 from protocol.car import index_bytes
 from protocol.mst.tree import walk
 from schemas.settings import Settings
@@ -237,6 +238,21 @@ def test_only_a_few_cars_are_made_at_once(reads: Reads, monkeypatch: pytest.Monk
     for thread in threads:
         thread.join(60)
     assert sorted(answers) == [200] * car_responses.AT_ONCE + [503]
+
+
+def test_the_first_chunk_may_take_longer_than_any_other_answer(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs all keys of the repo."""
+    repo = sample(20, did=did(1))
+    settle_repos(reads.settings, [repo])
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.5)
+    check = repo_car._check
+
+    def slow(*arguments: Any) -> int:
+        threading.Event().wait(2 * server.SWEEP_SECONDS + 1)
+        return check(*arguments)
+
+    monkeypatch.setattr(repo_car, "_check", slow)
+    assert car_of(reads, repo.did) == (repo.commit, repo.blocks)
 
 
 def test_a_client_that_reads_too_slowly_gives_its_permit_to_the_next(

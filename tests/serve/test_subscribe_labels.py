@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,6 +138,24 @@ def test_a_cursor_is_found_in_a_long_log(served: Served, monkeypatch: pytest.Mon
     for cursor in (0, 1, 700, 1490):
         found = served.labels(f"labeler={ONE}&cursor={cursor}", 1500 - cursor)
         assert found == [(seq, [f"v{seq}"]) for seq in range(cursor + 1, 1501)]
+
+
+def test_a_cursor_is_found_while_retention_removes_labels(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three quarters of each partition are removed when the search has begun."""
+    monkeypatch.setattr(label_reader, "WINDOW", 20)
+    served.write(*(event(at, at * 7 % 31) for at in range(1, 1501)))
+    served.position(1500)
+    marks, admin = label_reader.watermarks, AdminClient({"bootstrap.servers": served.settings.kafka_bootstrap})
+
+    def removed(settings: Settings, topics: list[str]) -> Any:
+        found = marks(settings, topics)
+        parts = [TopicPartition(*key, high * 3 // 4) for key, (low, high) in found.items() if not low]
+        for future in admin.delete_records(parts).values() if parts else ():
+            future.result(60)
+        return found
+
+    monkeypatch.setattr(label_reader, "watermarks", removed)
+    assert served.labels(f"labeler={ONE}&cursor=1490", 10) == [(seq, [f"v{seq}"]) for seq in range(1491, 1501)]
 
 
 def test_errors_are_those_of_the_lexicon(served: Served) -> None:
