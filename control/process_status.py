@@ -12,7 +12,7 @@ import shlex
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,10 +52,14 @@ class ProcessStatus:
     ready: bool = False
     metrics: dict[str, dict[Labels, float]] = field(default_factory=dict, repr=False)
 
-    def total(self, metric: str) -> float | None:
-        """Sum of a metric over its labels; None if the process does not export it."""
+    def total(self, metric: str, **labels: Collection[str]) -> float | None:
+        """Sum of a metric's samples, or of those with one of these values of a label; None if the process does not export it."""
         samples = self.metrics.get(metric)
-        return sum(samples.values()) if samples else None
+        if not samples:
+            return None
+        return sum(
+            value for given, value in samples.items() if all(dict(given)[name] in one for name, one in labels.items())
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
-def count(number: float) -> str:
-    """A whole number with thousands separators."""
-    return f"{number:,.0f}"
+def count(number: float | None) -> str:
+    """A whole number with thousands separators; `–` if it is unknown."""
+    return "–" if number is None else f"{number:,.0f}"
 
 
 def short(value: float) -> str:

@@ -27,6 +27,7 @@ SECTIONS = (
         "lag",
         "jobs",
         "processes",
+        "serving",
         "hosts",
         "failed",
         "dead_letters",

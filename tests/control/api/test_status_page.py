@@ -1,6 +1,7 @@
 """The status page in a real Chromium, over the API as control serves it."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,11 +10,15 @@ import pytest
 from confluent_kafka import Producer
 from playwright.sync_api import Error, Page, Route, expect
 
+from connectors.http.server import HttpServer, health_app
 from connectors.kafka.producer import LogProducer, dead_letter
 from connectors.postgres.repo_queue import ListedRepo, RepoQueue
+from connectors.runtime import metrics
+from connectors.runtime.health import Health
 from control import jobs
 from control.dead_letter_index import DeadLetterIndex
 from control.page.poller import EVERY_SECONDS, pause
+from control.process_status import Process, Registry
 from schemas import wire
 from schemas.job_spec import JobSpec
 from schemas.reasons import DeadReason
@@ -74,6 +79,29 @@ def cells(page: Page, section: str) -> str:
 
 def alive(page: Page) -> None:
     expect(page.locator("body")).to_have_attribute("data-live", "yes", timeout=WAIT_MS)
+
+
+def test_the_streams_and_answers_of_each_serving_process_are_shown(
+    api: Api, open_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V1: from the metrics of the processes of `sluice up`; one that does not answer has none."""
+    metrics.SERVE_EVENTS.inc(1234)
+    for status, answers in (("200", 7), ("401", 2), ("429", 3), ("503", 5)):
+        metrics.SERVE_ANSWERS.labels("/xrpc/a", status).inc(answers)
+    server = HttpServer(health_app(Health("serve")), "127.0.0.1", 0)
+    processes = [Process("serve-1", "serve", os.getpid(), server.start()), Process("serve-2", "serve", os.getpid(), 1)]
+    running = Registry(os.getpid(), "", "", "", 1, 1, processes)
+    monkeypatch.setattr("control.page.page_snapshot.registered", lambda _: running)
+    sent, answers = (
+        sum(sample.value for sample in next(iter(one.collect())).samples if sample.name.endswith("_total"))
+        for one in (metrics.SERVE_EVENTS, metrics.SERVE_ANSWERS)
+    )
+    shown = cells(open_page(api.url, java_script_enabled=False), "serving")
+    server.close()
+    assert re.search(rf"serve-1\s+0\s+{sent:,.0f}\s+\d+\s+{answers:,.0f}\s+\d+\s+\d+", shown), shown
+    refused, failed = map(int, re.findall(r"serve-1.*\s(\d+)\s+(\d+)", shown)[0])
+    assert (refused, failed) == (5, 5)
+    assert re.search(r"serve-2(\s+–){6}", shown), shown
 
 
 def test_without_javascript_the_tables_are_there(filled: Api, open_page: Callable[..., Page]) -> None:
