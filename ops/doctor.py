@@ -210,7 +210,7 @@ async def _upstreams(settings: Settings) -> list[Check]:
     found = (
         [] if settings.relays else [Check("relay", CheckState.WARN, "none is set", "set SLUICE_RELAYS=https://RELAY")]
     )
-    async with open_session(settings) as session:
+    async with open_session(settings, websockets=True) as session:
         for name, url, path, stream in targets:
             found.append(await _answers(session, settings, name, url, path))
             if stream and found[-1].state is CheckState.OK:

@@ -127,9 +127,7 @@ class PdsClient:
         """
         transfer.request_sent(self._clock())
         try:
-            async with self._session.get(
-                url, allow_redirects=False, headers={"Accept-Encoding": "identity"}
-            ) as response:
+            async with self._session.get(url, allow_redirects=False) as response:
                 if host == asked:
                     await self._budget.apply_headers(host, response.headers)
                 if response.status in REDIRECTS and "Location" in response.headers:

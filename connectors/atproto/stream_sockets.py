@@ -119,7 +119,7 @@ class Sockets:
         return "; ".join(f"{one.url}: {one.problem}" for one in self.upstreams if one.problem)
 
     async def _main(self) -> None:
-        async with open_session(self._settings) as session, asyncio.TaskGroup() as group:
+        async with open_session(self._settings, websockets=True) as session, asyncio.TaskGroup() as group:
             for upstream in self.upstreams:
                 group.create_task(self._follow(session, upstream))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from math import isnan
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -94,8 +94,14 @@ def xrpc_error(body: bytes) -> tuple[str, str]:
 
 def origin(url: str) -> str:
     """Scheme, host and port of a URL."""
-    parts = urlsplit(url)
+    parts = _split_origin(url)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _split_origin(url: str) -> SplitResult:
+    """The URL up to its path. `urlsplit` caches its results, and origins repeat. Raises ValueError."""
+    path = url.find("/", len("https://"))
+    return urlsplit(url if path < 0 else url[:path])
 
 
 def redirected(url: str, location: str) -> str:
@@ -109,7 +115,7 @@ def redirected(url: str, location: str) -> str:
 def check_url(url: str, *, allow_private: bool) -> None:
     """Raise HostRefused for a scheme, user information or a port that no server of the network uses."""
     try:
-        parts = urlsplit(url)
+        parts = _split_origin(url)
         port = parts.port
     except ValueError as err:
         raise HostRefused(f"{url[:200]!r} is not a URL") from err
@@ -126,11 +132,17 @@ def check_url(url: str, *, allow_private: bool) -> None:
 
 
 def open_session(
-    settings: Settings, *, connections: int = 0, resolver: AbstractResolver | None = None, reuse: bool = True
+    settings: Settings,
+    *,
+    connections: int = 0,
+    resolver: AbstractResolver | None = None,
+    reuse: bool = True,
+    websockets: bool = False,
 ) -> aiohttp.ClientSession:
     """The session of a process; call it in the loop that uses it. `connections`: limit of sockets; 0: no limit.
 
-    `resolver`: replaces the system's resolver. `reuse`: keep a connection for the next request to its host.
+    `resolver`: replaces the system's resolver. `reuse`: keep a connection for the next request to its host. `websockets`: check
+    their redirects, which aiohttp follows itself; not by default, since it makes every request slower.
     """
     connector = aiohttp.TCPConnector(
         limit=connections,
@@ -139,16 +151,18 @@ def open_session(
         force_close=not reuse,
         socket_factory=None if settings.allow_private_hosts else _guarded_socket,
     )
-    return session_over(connector, settings)
+    return session_over(connector, settings, websockets=websockets)
 
 
-def session_over(connector: aiohttp.BaseConnector, settings: Settings) -> aiohttp.ClientSession:
+def session_over(
+    connector: aiohttp.BaseConnector, settings: Settings, *, websockets: bool = False
+) -> aiohttp.ClientSession:
     """The session over any connector. The connector must check addresses, unless private hosts are allowed."""
     return aiohttp.ClientSession(
         connector=connector,
         headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
         auto_decompress=False,  # a few compressed bytes may expand to gigabytes
-        trace_configs=[_redirect_guard(allow_private=settings.allow_private_hosts)],
+        trace_configs=[_redirect_guard(allow_private=settings.allow_private_hosts)] if websockets else [],
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=settings.tuning.fetch_connect_seconds, sock_read=settings.tuning.fetch_idle_seconds
         ),
@@ -185,7 +199,7 @@ async def fetch(
 
     Redirect targets are checked like the first URL. A body that is too long is cut if the status is an error.
     """
-    timeout = aiohttp.ClientTimeout(total=total_seconds, sock_connect=10.0, sock_read=min(IDLE_SECONDS, total_seconds))
+    timeout = aiohttp.ClientTimeout(sock_connect=10.0, sock_read=min(IDLE_SECONDS, total_seconds))
     here = url
     try:
         async with asyncio.timeout(total_seconds):

@@ -241,7 +241,7 @@ def test_a_hop_of_a_websocket_is_checked_too() -> None:
 
         runner, port = await _served(handler)
         try:
-            async with open_session(OPEN) as session:
+            async with open_session(OPEN, websockets=True) as session:
                 with pytest.raises(HostRefused, match="user information"):
                     await session.ws_connect(f"ws://127.0.0.1:{port}/")
         finally:

@@ -1,4 +1,4 @@
-"""Concurrent calls share a batch; errors and missing keys reach only the callers of their batch."""
+"""Calls close in time share a batch; errors and missing keys reach only the callers of their batch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ import pytest
 from connectors.identity.batch_loader import BatchLoader
 
 
-def test_calls_during_a_call_share_the_next_one() -> None:
+def test_calls_close_in_time_share_a_batch_and_calls_during_a_batch_the_next_one() -> None:
     rounds: list[list[int]] = []
 
-    async def double(keys: Collection[int]) -> dict[int, int]:
-        rounds.append(sorted(keys))
-        await asyncio.sleep(0)
-        return {key: 2 * key for key in keys if key != 7}
-
     async def main() -> list[int | None]:
+        running = asyncio.Event()
+
+        async def double(keys: Collection[int]) -> dict[int, int]:
+            rounds.append(sorted(keys))
+            running.set()
+            await asyncio.sleep(0.05)
+            return {key: 2 * key for key in keys if key != 7}
+
         loader = BatchLoader(double)
         first = asyncio.create_task(loader.one(1))
         await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        return [*await asyncio.gather(*(loader.one(key) for key in (2, 3, 3, 7))), await first]
+        second = asyncio.create_task(loader.one(2))
+        await running.wait()
+        return [*await asyncio.gather(*(loader.one(key) for key in (3, 4, 4, 7))), await first, await second]
 
-    assert asyncio.run(main()) == [4, 6, 6, None, 2]
-    assert rounds == [[1], [2, 3, 7]]
+    assert asyncio.run(main()) == [6, 8, 8, None, 2, 4]
+    assert rounds == [[1, 2], [3, 4, 7]]
 
 
 def test_an_error_reaches_every_caller_of_its_round_and_no_other() -> None:
