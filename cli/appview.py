@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from cli.base import AsJson, DataDir, answerable, with_database
-from connectors.postgres.connection import connect
 
 appview_app = typer.Typer(help="The official AppView's tables (schema bsky).", no_args_is_help=True)
 PROGRESS_SECONDS = 2.0
@@ -43,8 +42,8 @@ def rebuild(
 @answerable
 def check(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Recount the counters that are kept incrementally. Exit code 1 if one of them differs."""
-
     from appview import rebuild as appview  # noqa: PLC0415 - as above
+    from connectors.postgres.connection import connect  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
     with connect(settings.database, "sluice appview check") as db:

@@ -5,13 +5,15 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.base import AsJson, DataDir, answerable, located, with_database
+from cli.base import AsJson, DataDir, answerable, load, located, with_database
 from schemas.errors import OperatorError
-from schemas.settings import Settings, load
+
+if TYPE_CHECKING:
+    from schemas.settings import Settings
 
 Database = Annotated[
     str | None, typer.Option(help="PostgreSQL URL; the default is the database of `sluice up`. [SLUICE_DATABASE]")
@@ -77,7 +79,7 @@ def psql(context: typer.Context, data_dir: DataDir = None) -> None:
     os.execve(client, [client, *context.args], os.environ | variables)  # noqa: S606 - psql becomes this process
 
 
-def _client(settings: Settings) -> str:
+def _client(settings: "Settings") -> str:
     """The embedded database's own psql, or for another database the one on the PATH. Raises OperatorError."""
     from control.process_status import registered  # noqa: PLC0415 - as above
     from local.embedded.embedded_database import find_binaries  # noqa: PLC0415 - as above

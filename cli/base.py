@@ -6,14 +6,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
-from connectors.runtime.errors import EXIT_OPERATOR, OPERATOR_ERRORS, one_line
-from schemas.errors import OperatorError
-from schemas.settings import PREFIX, Settings, load
+from schemas.errors import EXIT_OPERATOR, OperatorError
+
+if TYPE_CHECKING:
+    from schemas.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,7 +65,11 @@ def answerable(function: F) -> F:
     def command(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except OPERATOR_ERRORS as err:
+        except Exception as err:
+            from connectors.runtime.errors import OPERATOR_ERRORS, one_line  # noqa: PLC0415 - loads psycopg
+
+            if not isinstance(err, OPERATOR_ERRORS):
+                raise
             sys.stderr.write(f"sluice: {as_given(one_line(err), kwargs)}\n")
             raise typer.Exit(EXIT_OPERATOR) from err
 
@@ -113,13 +118,22 @@ def unreadable(error: OSError | UnicodeDecodeError) -> str:
     return "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
 
 
+def load(**overrides: object) -> "Settings":
+    """`schemas.settings.load`. Raises SettingsError."""
+    from schemas import settings  # noqa: PLC0415 - loads pydantic, which `sluice help` has no need of
+
+    return settings.load(**overrides)
+
+
 def unless_set(**defaults: object) -> dict[str, object]:
     """The defaults of settings whose variable is not set."""
+    from schemas.settings import PREFIX  # noqa: PLC0415 - as above
+
     given = {name.upper() for name in os.environ}
     return {name: value for name, value in defaults.items() if PREFIX + name.upper() not in given}
 
 
-def located(data_dir: Path | None, *needed: str) -> Settings:
+def located(data_dir: Path | None, *needed: str) -> "Settings":
     """The settings. Missing addresses of log and database come from the `sluice up` that runs in the data folder.
 
     `needed`: the settings that the command needs. Raises OperatorError if one of them is missing.
@@ -155,7 +169,7 @@ def located(data_dir: Path | None, *needed: str) -> Settings:
     )
 
 
-def with_database(data_dir: Path | None, *needed: str) -> Settings:
+def with_database(data_dir: Path | None, *needed: str) -> "Settings":
     """The settings, as `located` finds them. Raises OperatorError also if the database does not answer."""
     from connectors.postgres.connection import check_database  # noqa: PLC0415 - as above
 

@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 
 from cli.base import AsJson, DataDir, answerable, unreadable, with_database
-from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
-from schemas.filter_spec import FilterSpec, FilterState
-from schemas.patterns import mistake
 
 if TYPE_CHECKING:
+    from schemas.filter_spec import FilterSpec, FilterState
     from steps.gate.filter_edits import FilterEdit
 
 COUNTED = 100_000  # repos outside are counted up to this number
@@ -44,6 +41,11 @@ def change(
     as_json: AsJson = False,
 ) -> None:
     """Replace the whole filter: options that are not given do not limit it. Rows outside stay until `filters prune`."""
+    from pydantic import ValidationError  # noqa: PLC0415 - loads what `sluice help` has no need of
+
+    from schemas.filter_spec import FilterSpec  # noqa: PLC0415 - as above
+    from schemas.patterns import mistake  # noqa: PLC0415 - as above
+
     dids = list(did or [])
     if did_file is not None:
         try:
@@ -89,7 +91,10 @@ def remove(entries: Entries, data_dir: DataDir = None, as_json: AsJson = False) 
 
 
 def _edit(verb: Literal["add", "remove"], texts: list[str], data_dir: Path | None, *, as_json: bool) -> None:
-    from steps.gate.filter_edits import FilterEdit, FilterEntries  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from pydantic import ValidationError  # noqa: PLC0415 - as above
+
+    from schemas.patterns import mistake  # noqa: PLC0415 - as above
+    from steps.gate.filter_edits import FilterEdit, FilterEntries  # noqa: PLC0415 - as above
 
     dids = [text for text in texts if text.startswith("did:")]
     collections = [text for text in texts if text not in set(dids)]
@@ -104,7 +109,7 @@ def _edit(verb: Literal["add", "remove"], texts: list[str], data_dir: Path | Non
 @answerable
 def prune(data_dir: DataDir = None) -> None:
     """Remove the rows outside the filter. The control process does it in small steps."""
-
+    from connectors.postgres.connection import connect  # noqa: PLC0415 - as above
     from control import sharded_filter  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
@@ -113,8 +118,8 @@ def prune(data_dir: DataDir = None) -> None:
     typer.echo("rows outside are being removed; `sluice filters show` shows when it is done")
 
 
-def _filter_state(data_dir: Path | None, wanted: "FilterSpec | FilterEdit | None") -> FilterState:
-
+def _filter_state(data_dir: Path | None, wanted: "FilterSpec | FilterEdit | None") -> "FilterState":
+    from connectors.postgres.connection import connect  # noqa: PLC0415 - as above
     from control import sharded_filter  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
@@ -122,7 +127,7 @@ def _filter_state(data_dir: Path | None, wanted: "FilterSpec | FilterEdit | None
         return sharded_filter.show(settings, db) if wanted is None else sharded_filter.change(settings, db, wanted)
 
 
-def _show(state: FilterState, *, as_json: bool) -> None:
+def _show(state: "FilterState", *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(state.model_dump(mode="json")))
         return

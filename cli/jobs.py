@@ -5,17 +5,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from cli.base import AsJson, DataDir, Limit, all_dids, answerable, one_of, unreadable, with_database
-from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
-from schemas.job_spec import Job, JobSpec, JobStatus, Plan
-from schemas.patterns import mistake
-from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from schemas.job_spec import Job, Plan
+    from schemas.settings import Settings
 
 backfill_app = typer.Typer(help="Backfill jobs and failed repos.", no_args_is_help=True)
 
@@ -48,7 +47,11 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Start a job. The same command again resumes that job at its checkpoint."""
-    from control import jobs  # noqa: PLC0415 - loads what `sluice settings` has no need of
+    from pydantic import ValidationError  # noqa: PLC0415 - loads what `sluice help` has no need of
+
+    from control import jobs  # noqa: PLC0415 - as above
+    from schemas.job_spec import Job, JobSpec  # noqa: PLC0415 - as above
+    from schemas.patterns import mistake  # noqa: PLC0415 - as above
     from steps.job_states import split as cut  # noqa: PLC0415 - as above
 
     hosts, dids = [*(host or []), *_lines(hosts_file)], [*(did or []), *_lines(dids_file)]
@@ -90,7 +93,7 @@ def start(
 @backfill_app.command("list")
 @answerable
 def list_(
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only jobs with this status, such as running.")] = None,
     after: Annotated[int, typer.Option(help="Only jobs with a higher number.")] = 0,
     limit: Limit = 100,
     data_dir: DataDir = None,
@@ -98,9 +101,12 @@ def list_(
 ) -> None:
     """List jobs."""
     from control import jobs  # noqa: PLC0415 - as above
+    from schemas.job_spec import JobStatus  # noqa: PLC0415 - as above
 
+    if status is not None and status not in {*JobStatus}:
+        raise OperatorError(f"--status {status[:100]!r}: write one of {', '.join(JobStatus)}")
     with _database(data_dir) as (db, _):
-        found = jobs.list_jobs(db, status=status, after=after, limit=limit)
+        found = jobs.list_jobs(db, status=JobStatus(status) if status else None, after=after, limit=limit)
     shown = (
         json.dumps([job.model_dump(mode="json") for job in found]) if as_json else _table([_row(job) for job in found])
     )
@@ -164,9 +170,9 @@ def retry(
 
 
 @contextmanager
-def _database(data_dir: Path | None) -> Iterator[tuple[Any, Settings]]:
+def _database(data_dir: Path | None) -> Iterator[tuple[Any, "Settings"]]:
     """A connection, and the settings. Raises OperatorError if the job does not exist or its status does not allow the command."""
-
+    from connectors.postgres.connection import connect  # noqa: PLC0415 - as above
     from control.jobs import IllegalTransition, JobNotFound  # noqa: PLC0415 - as above
 
     settings = with_database(data_dir)
@@ -196,7 +202,7 @@ def _lines(file: Path | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def _row(job: Job) -> dict[str, Any]:
+def _row(job: "Job") -> dict[str, Any]:
     counts = job.counts
     return {
         "job": job.id,
@@ -212,7 +218,7 @@ def _row(job: Job) -> dict[str, Any]:
     }
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def _plan(plan: "Plan") -> dict[str, Any]:
     return {
         "would": plan.would,
         "name": plan.name,
@@ -226,7 +232,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _page(job: Job) -> str:
+def _page(job: "Job") -> str:
     """A job as lines of names and values."""
     counts = job.counts
     seqs = "".join(f", {relay} at {seq}" for relay, seq in job.cutoff.relay_seqs.items())
@@ -255,11 +261,11 @@ def _time(moment: Any) -> str:
     return str(moment.isoformat(sep=" ", timespec="seconds"))
 
 
-def _rate(job: Job) -> str:
+def _rate(job: "Job") -> str:
     return "" if job.rate_per_second is None else f"{job.rate_per_second:.1f}"
 
 
-def _left(job: Job) -> str:
+def _left(job: "Job") -> str:
     """The remaining time in days, hours and minutes, without zeros."""
     if job.eta_seconds is None:
         return ""

@@ -11,7 +11,7 @@ from typer.completion import get_completion_inspect_parameters, shell_complete
 
 from cli import backup, data
 from cli.appview import appview_app
-from cli.base import AsJson, DataDir, OneLine, Parent, answerable, located, unless_set, with_database
+from cli.base import AsJson, DataDir, OneLine, Parent, answerable, load, located, unless_set, with_database
 from cli.filters import filters_app
 from cli.jobs import backfill_app
 from cli.throttles import storms_app
@@ -19,7 +19,6 @@ from cli.topics import shards_app, topics_app
 from protocol import IS_COMPILED
 from schemas.errors import OperatorError
 from schemas.flows import PROCESSES, process_name
-from schemas.settings import load
 
 app = typer.Typer(
     cls=OneLine,

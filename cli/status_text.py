@@ -14,23 +14,19 @@ from connectors.postgres.connection import connect
 from control.attention import attention
 from control.process_status import check_processes, registered
 from control.repo_details import SHOWN
-from control.status import PHASES, SQL, Collector, MirrorStatus, Row, buffered_count, rated
+from control.status import PHASES, SQL, Collector, MirrorStatus, Row, buffered_count, rate_text
 from protocol.encoding.safe_text import printable
 from schemas.settings import Settings
 
-RATE_SECONDS = 1.0
 CELL = 60
 LINE = 3000
 
 
 def collect(settings: Settings) -> MirrorStatus:
-    """The status, collected twice one second apart for the rates. Raises psycopg.Error and LogUnavailable."""
+    """The status of database, broker and processes. Raises psycopg.Error and LogUnavailable."""
     collector = Collector(settings)
-    before, started = collector.collect(), time.monotonic()
-    time.sleep(RATE_SECONDS)
     running = registered(settings.data_dir)
-    processes = check_processes(running.processes, with_metrics=True) if running else []
-    status = rated(before, collector.collect(processes), time.monotonic() - started)
+    status = collector.with_rates(check_processes(running.processes, with_metrics=True) if running else [])
     if running and not status.relays:
         status = replace(status, relays=running.relays)
     collector.close()
@@ -43,10 +39,10 @@ def page(status: MirrorStatus, addresses: Mapping[str, str] | None = None) -> st
         "repos    "
         + "  ".join(f"{phase} {status.repos[phase]}" for phase in PHASES)
         + f"  (retrying {status.retrying})",
-        f"records  about {status.records} ({status.records_per_second or 0:.0f}/s)"
+        f"records  about {status.records}{rate_text(status.records_per_second)}"
         f"  labels about {status.labels}  buffered events {buffered_count(status)}",
         "handles  " + "  ".join(f"{what} {count}" for what, count in status.handles.items()),
-        f"events   {status.events} ({status.events_per_second or 0:.0f}/s)",
+        f"events   {status.events}{rate_text(status.events_per_second)}",
         "lag      " + "  ".join(f"{group}/{topic} {lag}" for (group, topic), lag in status.lag.items()),
     ]
     for problem in attention(status, now=time.time()):

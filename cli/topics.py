@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cli.base import AsJson, DataDir, answerable, located, with_database
+from cli.base import AsJson, DataDir, answerable, load, located, with_database
 from schemas.errors import OperatorError
-from schemas.settings import load
 
 topics_app = typer.Typer(help="The topics of the log.", no_args_is_help=True)
 shards_app = typer.Typer(help="The databases of the repos, with SLUICE_SHARDS.", no_args_is_help=True)

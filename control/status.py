@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 import psycopg
+from psycopg.abc import Params
 from psycopg.rows import DictRow, dict_row
 
 from connectors.kafka.offsets import Offsets, PartitionLag
@@ -25,6 +26,7 @@ SQL = queries("control")
 EXACT_REPOS = 1_000_000
 HOSTS_SHOWN = 20
 JOBS_SHOWN = 100
+RATE_SECONDS = 60.0
 BUFFERED_COUNTED = 100_000  # not estimated: an estimate for an empty table may be above 0
 END_PHASES = ("sync", "unavailable", "failed", "excluded")
 PHASES = ("pending", "backfill", *END_PHASES)
@@ -102,20 +104,25 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def rated(before: MirrorStatus | None, status: MirrorStatus, seconds: float) -> MirrorStatus:
-    """The status with the rates since an earlier one."""
-    if before is None or seconds <= 0:
+def rated(status: MirrorStatus, records: float, events: float, seconds: float) -> MirrorStatus:
+    """The status with the rates since the totals `records` and `events` of some seconds ago."""
+    if seconds <= 0:
         return status
     return replace(
         status,
-        records_per_second=max(0.0, (status.records - before.records) / seconds),
-        events_per_second=max(0.0, (status.events - before.events) / seconds),
+        records_per_second=max(0.0, (status.records - records) / seconds),
+        events_per_second=max(0.0, (status.events - events) / seconds),
     )
 
 
 def buffered_count(status: MirrorStatus) -> str:
     """The number of buffered events; counted up to a limit."""
     return f"{status.buffered_events:,}{' or more' if status.buffered_events >= BUFFERED_COUNTED else ''}"
+
+
+def rate_text(rate: float | None) -> str:
+    """A rate in parentheses; '' where none is known."""
+    return "" if rate is None else f" ({rate:.0f}/s)"
 
 
 def phases(shards: Shards[Database[DictRow]]) -> dict[str, int]:
@@ -180,6 +187,13 @@ class Collector:
             processes=processes or [],
         )
 
+    def with_rates(self, processes: list[ProcessStatus] | None = None) -> MirrorStatus:
+        """`collect`, with rates since the figures that control wrote within RATE_SECONDS; without figures they are None."""
+        status = self.collect(processes)
+        for row in self._rows("figures_before", {"longest": RATE_SECONDS}):
+            return rated(status, row["figures"]["records"], row["figures"]["events"], row["seconds"])
+        return status
+
     def lags(self) -> list[PartitionLag]:
         """The lag of every group in each of its partitions."""
         return self._offsets.lags(self._database())
@@ -188,8 +202,8 @@ class Collector:
         """Exact numbers of records and labels. Reads whole indexes."""
         return self._count("count_records", STATEMENT_SECONDS), self._count("count_labels", STATEMENT_SECONDS)
 
-    def _rows(self, name: str, values: tuple[object, ...] = ()) -> list[DictRow]:
-        return self._database().execute(SQL[name], values or None).fetchall()
+    def _rows(self, name: str, values: Params | None = None) -> list[DictRow]:
+        return self._database().execute(SQL[name], values).fetchall()
 
     def _of_shards(self, name: str, seconds: float | None = None) -> list[DictRow]:
         """Rows about repos, of the shards that answer."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 
 from control.attention import attention
-from control.status import END_PHASES, PHASES, MirrorStatus, rated
+from control.status import END_PHASES, PHASES, MirrorStatus, rate_text, rated
 from local.view.live_view import LINE_CHARACTERS, LiveView, Part
 from protocol.encoding.safe_text import printable
 
@@ -26,8 +26,8 @@ def plain(status: MirrorStatus, restarts: int) -> str:
     lag = " ".join(f"{topic} {lag}" for (_, topic), lag in status.lag.items() if lag) or "none"
     parts = [
         f"repos: {phases}",
-        f"records: about {status.records}{_rate(status.records_per_second)}",
-        f"events: {status.events}{_rate(status.events_per_second)}",
+        f"records: about {status.records}{rate_text(status.records_per_second)}",
+        f"events: {status.events}{rate_text(status.events_per_second)}",
         f"labels: about {status.labels}",
         f"lag: {lag}",
         f"restarts: {restarts}",
@@ -38,10 +38,6 @@ def plain(status: MirrorStatus, restarts: int) -> str:
 def problems(status: MirrorStatus) -> list[str]:
     """What needs attention, one short phrase per problem."""
     return [printable(problem.what, LINE_CHARACTERS) for problem in attention(status, now=time.time())]
-
-
-def _rate(rate: float | None) -> str:
-    return "" if rate is None else f" ({rate:.0f}/s)"
 
 
 def rates(before: MirrorStatus, status: MirrorStatus, seconds: float) -> dict[str, float]:
@@ -119,6 +115,6 @@ class ProgressView:
             self._view.problems = attention(status, now=time.time())
             self._live.refresh()
         elif now - self._shown_at >= PLAIN_SECONDS:
-            line = plain(rated(first, status, now - began), sum(part.restarts for part in parts))
+            line = plain(rated(status, first.records, first.events, now - began), sum(part.restarts for part in parts))
             self._console.print(f"{time.strftime('%H:%M:%S')} {line}")
             self._shown_at = now

@@ -5,11 +5,12 @@ They are part of the HTTP API's description, and looser than `protocol/syntax.py
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from schemas.errors import OperatorError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,62})"
 NSID = rf"^{_LABEL}(?:\.{_LABEL}){{2,}}$"
@@ -25,7 +26,7 @@ WRITE = {
 }
 
 
-def mistake(error: ValidationError) -> tuple[tuple[str, ...], str]:
+def mistake(error: "ValidationError") -> tuple[tuple[str, ...], str]:
     """`first_mistake` of a model's errors."""
     return first_mistake(error.errors(include_url=False, include_input=False))
 

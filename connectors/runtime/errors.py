@@ -8,7 +8,6 @@ from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from connectors.runtime.logs import without_secrets
 from schemas.errors import OperatorError
 
-EXIT_OPERATOR = 2
 BEHIND = (UndefinedTable, UndefinedColumn, UndefinedFunction)
 """Errors of PostgreSQL if the database lacks a migration."""
 

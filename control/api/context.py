@@ -20,4 +20,4 @@ class Context(PooledCalls):
     def status(self) -> MirrorStatus:
         """The state of database and broker; collected by one caller at a time. Raises psycopg.Error and LogUnavailable."""
         with self._collecting:
-            return self._collector.collect()
+            return self._collector.with_rates()

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -25,17 +24,7 @@ from schemas.errors import OperatorError
 EVERY_SECONDS = 2.0
 SHARE = 10.0
 LAST_READS = 3
-FORGET_SECONDS = 60.0
 FAILURES = (psycopg.Error, PoolTimeout, LogUnavailable, OperatorError, TooManyCalls)
-
-
-def with_rates(new: PageSnapshot, old: PageSnapshot | None) -> PageSnapshot:
-    """The snapshot with the rates since the one before, if that is less than FORGET_SECONDS old."""
-    if old is None or not 0 < (seconds := new.at - old.at) <= FORGET_SECONDS:
-        return new
-    records = max(0, new.status.records - old.status.records) / seconds
-    events = max(0, new.status.events - old.status.events) / seconds
-    return replace(new, status=replace(new.status, records_per_second=records, events_per_second=events))
 
 
 def pause(took: Iterable[float]) -> float:
@@ -111,7 +100,7 @@ class Poller:
 
     async def _read(self) -> None:
         try:
-            self.snapshot = with_rates(await self._context.run(self._reader.read), self.snapshot)
+            self.snapshot = await self._context.run(self._reader.read)
             self.error = ""
         except FAILURES as err:
             self.error = one_line(err)

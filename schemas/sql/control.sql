@@ -132,6 +132,11 @@ insert into sluice.figure (figures) values (%(figures)s) on conflict (at) do not
 -- name: prune_figures
 delete from sluice.figure where at < now() - make_interval(secs => %(seconds)s)
 
+-- name: figures_before
+-- The oldest row of the last `longest` seconds that is a second old, for rates; none if control has not run meanwhile.
+select extract(epoch from now() - at)::float8 as seconds, figures from sluice.figure
+where at > now() - make_interval(secs => %(longest)s) and at < now() - interval '1 second' order by at limit 1
+
 -- name: figures
 -- The last row of each span of `step` seconds, in order of time.
 select distinct on (floor(extract(epoch from at) / %(step)s)) extract(epoch from at)::float8 as at, figures

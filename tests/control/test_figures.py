@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 
+from control.status import RATE_SECONDS
 from control.tasks.figures import EVERY_SECONDS, KEPT_SECONDS, FigureWriter, series
 from schemas.settings import Settings
 from tests.support.served_api import Api
@@ -37,6 +39,24 @@ def test_control_writes_rows_and_removes_old_ones(settings_of: Callable[..., Set
         rows = db.execute("select figures from sluice.figure order by at").fetchall()
     assert len(rows) == 2
     assert rows[1][0] | {"repos": 1, "records": 0, "events": 0, "lag firehose_live": 0} == rows[1][0]
+
+
+def test_rates_of_the_status_are_since_the_oldest_figures_of_the_last_minute(api: Api) -> None:
+    def rates() -> tuple[Any, Any]:
+        answer = api.get("/api/v1/status")[1]
+        return answer["records_per_second"], answer["events_per_second"]
+
+    insert = (
+        "insert into sluice.figure (at, figures) select now() - make_interval(secs => %s),"
+        " jsonb_build_object('records', %s::int, 'events', %s::int)"
+    )
+    api.db.execute(insert, (RATE_SECONDS + 1, -9000, -9000))
+    assert rates() == (None, None)
+    api.db.execute(insert, (RATE_SECONDS - 20, -400, 100))
+    api.db.execute(insert, (2, -9000, -9000))
+    records, events = rates()
+    assert 8 <= records <= 10  # 400 in 40 s, or as long as a slow test takes
+    assert events == 0
 
 
 def test_the_api_has_the_last_hours_in_few_points(api: Api) -> None:

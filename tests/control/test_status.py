@@ -165,7 +165,7 @@ def test_the_position_of_the_backfill_group_is_the_brokers(settings: Settings) -
 def test_rates_are_since_the_previous_poll(status: MirrorStatus) -> None:
     from dataclasses import replace
 
-    later = rated(status, replace(status, records=status.records + 100), 4.0)
+    later = rated(replace(status, records=status.records + 100), status.records, status.events, 4.0)
     assert later.records_per_second == 25.0
     assert later.events_per_second == 0.0
     assert "(25/s)" in plain(later, 0)
