@@ -86,11 +86,13 @@ def repair(db: Connection[tuple[Any, ...]], dids: Sequence[str]) -> Repair:
     )
 
 
-def end_attempts(db: Connection[tuple[Any, ...]], dids: Sequence[str], outcome: str, error: str | None) -> None:
+def end_attempts(
+    db: Connection[Any], dids: Sequence[str], outcome: str, error: str | None, uncounted_seconds: float | None = None
+) -> None:
     """Write the history of attempts that end alike, in the caller's transaction, which holds the locks of their repos."""
     count = len(dids)
     values = {"dids": dids, "hosts": [None] * count, "outcomes": [outcome] * count, "errors": [error] * count}
-    db.execute(SQL["end_attempts"], values)
+    db.execute(SQL["end_attempts"], values | {"uncounted_seconds": uncounted_seconds})
 
 
 class RepoQueue:
@@ -335,9 +337,10 @@ class RepoQueue:
             if not dids:
                 return {}
             db.execute(SQL["drop_buffered"], {"dids": dids})
-            end_attempts(db, dids, "failed" if counted else "deferred" if error else "released", error)
+            seconds = values.get("uncounted_seconds", UNCOUNTED_SECONDS)
+            end_attempts(db, dids, "failed" if counted else "deferred" if error else "released", error, seconds)
             reopen = {
-                "uncounted_seconds": values.get("uncounted_seconds", UNCOUNTED_SECONDS),
+                "uncounted_seconds": seconds,
                 "growing": values.get("growing", False),
                 "dids": dids,
                 "delays": [delay_seconds] * len(dids),

@@ -140,7 +140,7 @@ class IndexTransaction:
                 metrics.REPOS_FAILED.inc(new.phase == Phase.FAILED)
 
     def _end_attempts(self, changed: Iterable[tuple[Repo, Repo]]) -> None:
-        """History. A repo's first success is not in it: `sluice.repo` has it, and a first pass costs nothing."""
+        """History. A repo's first success gets its row when it leaves `sync` (keep_first_success): a first pass costs nothing."""
         left = [new for old, new in changed if old.phase == Phase.BACKFILL != new.phase]
         ended = [
             (new, outcome) for new in left if (outcome := _outcome(new)) != "synced" or new.first_attempt != new.attempt
@@ -149,7 +149,7 @@ class IndexTransaction:
             errors = [None if outcome == "synced" else repo.reason for repo, outcome in ended]
             values = {"dids": array([repo.did for repo, _ in ended]), "hosts": array([repo.host for repo, _ in ended])}
             values |= {"outcomes": array([outcome for _, outcome in ended]), "errors": array(errors)}
-            self.db.execute(SQL["end_attempts"], values)
+            self.db.execute(SQL["end_attempts"], values | {"uncounted_seconds": None})
 
     def labels(self, labels: Iterable[wire.LabelEvent]) -> int:
         """Upsert labels; returns how many distinct ones. The newest (cts, seq) wins."""

@@ -14,17 +14,13 @@ where r.did = %(did)s
 select fetched_at, deferred_since, stale_since, desynced_at from sluice.repo where did = %(did)s
 
 -- name: repo_attempts
--- The newest first; one that runs has not ended. The first success has no row (flows/index/transaction.py): the repo's row has its
--- times until a later attempt begins.
-with ended as (select * from sluice.backfill_attempt where did = %(did)s),
-     repo as (select * from sluice.repo where did = %(did)s)
-select attempt, outcome, started_at, ended_at, host, error from ended
+-- The newest first; one that runs has not ended. A first success has no row while its repo is in sync (keep_first_success).
+with repo as (select * from sluice.repo where did = %(did)s)
+select attempt, outcome, started_at, ended_at, host, error from sluice.backfill_attempt where did = %(did)s
 union all
 select attempt, 'running', started_at, null, host, null from repo where phase = 'backfill'
 union all
-select first_attempt, 'synced', case when first_attempt = attempt then started_at end,
-       case when first_attempt = attempt then completed_at end, host, null
-from repo where first_attempt > attempt - 10 and not exists (select from ended where ended.attempt = first_attempt)
+select attempt, 'synced', started_at, completed_at, host, null from repo where phase = 'sync' and first_attempt = attempt
 order by attempt desc limit %(limit)s
 
 -- name: repo_identity

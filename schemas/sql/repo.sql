@@ -222,8 +222,11 @@ order by r.did limit %(limit)s for update
 
 -- name: end_attempts
 -- History, in the transaction that ends these attempts and before their repos leave the phase. Their rows are locked.
+-- `uncounted_seconds`: an attempt that `reopen` counts after all has failed.
 insert into sluice.backfill_attempt as a (did, attempt, host, started_at, ended_at, outcome, error)
-select r.did, r.attempt, coalesce(u.host, r.host), r.started_at, greatest(now(), r.started_at), u.outcome, left(u.error, 1000)
+select r.did, r.attempt, coalesce(u.host, r.host), r.started_at, greatest(now(), r.started_at),
+       case when r.deferred_since < now() - make_interval(secs => %(uncounted_seconds)s) then 'failed' else u.outcome end,
+       left(u.error, 1000)
 from unnest(%(dids)s::text[], %(hosts)s::text[], %(outcomes)s::text[], %(errors)s::text[]) as u (did, host, outcome, error)
 join sluice.repo r on r.did = u.did and r.phase = 'backfill'
 on conflict (did, slot) do update

@@ -73,7 +73,9 @@ def test_each_way_to_end_is_a_row_with_its_error(repo: Repo) -> None:
     repo.ends(outcome(repo.claim().attempt, count=7))
     repo.ends(outcome(repo.claim().attempt))
     assert repo.attempts("attempt", "outcome", "host")[-1] == (6, "synced", "https://new.test")
-    assert all(repo.attempts("started_at", "ended_at")[-1]), "of the repo's row"
+    first = repo.attempts("started_at", "ended_at")[-1]
+    assert all(first), "of the repo's row"
+    assert repo.db.execute("select count(*) from sluice.backfill_attempt").fetchone() == (5,), "no row of its own yet"
     repo.db.execute("update sluice.repo set phase = 'pending', queued_at = null")
     repo.ends(outcome(repo.claim().attempt))
     repo.db.execute("update sluice.repo set phase = 'pending', queued_at = null")
@@ -91,7 +93,23 @@ def test_each_way_to_end_is_a_row_with_its_error(repo: Repo) -> None:
         (8, "unavailable", "takendown"),
     ]
     assert [row[0] for row in repo.attempts("host")] == ["https://pds.test"] * 5 + ["https://new.test"] * 3
-    assert all(began <= ended for n, began, ended in repo.attempts("attempt", "started_at", "ended_at") if n != 6)
+    assert all(began <= ended for began, ended in repo.attempts("started_at", "ended_at"))
+    assert repo.attempts("started_at", "ended_at")[5] == first, "its own row has the times since the repo has left sync"
+
+
+def test_a_deferred_attempt_that_is_counted_after_all_has_failed(repo: Repo) -> None:
+    for seconds in (60.0, 60.0, 0.0):
+        repo.queue.retry(DID, repo.claim().attempt, "rate limit", 0, counted=False, uncounted_seconds=seconds)
+    assert repo.db.execute("select retry_count from sluice.repo").fetchone() == (1,)
+    assert repo.attempts("outcome") == [("deferred",), ("deferred",), ("failed",)]
+
+
+def test_an_attempt_that_has_written_records_runs_and_is_shown_once(repo: Repo) -> None:
+    attempt = repo.claim().attempt
+    repo.db.execute("update sluice.repo set first_attempt = attempt")
+    assert repo.attempts() == [(attempt, "running", None)]
+    repo.queue.retry(DID, attempt, "HTTP 500", 0)
+    assert repo.attempts() == [(attempt, "failed", "HTTP 500")]
 
 
 def test_ten_are_kept_and_a_long_error_is_cut(repo: Repo) -> None:

@@ -83,6 +83,21 @@ create table sluice.backfill_attempt (
     primary key (did, slot)
 );
 
+-- A repo's first success gets its row when the repo leaves `sync`. Until then the repo's own row has its times, so that the first
+-- pass over the network writes none.
+create function sluice.keep_first_success() returns trigger language plpgsql as $$
+begin
+    insert into sluice.backfill_attempt (did, attempt, host, started_at, ended_at, outcome)
+    values (old.did, old.attempt, old.host, old.started_at, old.completed_at, 'synced')
+    on conflict (did, slot) do update
+    set attempt = excluded.attempt, host = excluded.host, started_at = excluded.started_at, ended_at = excluded.ended_at,
+        outcome = excluded.outcome, error = null;
+    return null;
+end $$;
+create trigger repo_keeps_first_success after update of phase on sluice.repo for each row
+    when (old.phase = 'sync' and new.phase <> 'sync' and old.attempt = old.first_attempt and old.completed_at is not null)
+    execute function sluice.keep_first_success();
+
 -- Names of collections by a small number. Written in transactions of their own (flows/index/collection_ids.py); never deleted.
 create table sluice.collection (
     id   integer primary key generated always as identity,
