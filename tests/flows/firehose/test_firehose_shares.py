@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any
 
 import cbrrr
@@ -19,7 +20,7 @@ from flows.streams import Received
 from protocol.encoding.timestamps import to_unix
 from schemas.settings import Settings
 from steps.cursor import Cursors, Gap
-from steps.shares import Mark, Share
+from steps.shares import WHOLE, Mark, Share
 from tests.flows.firehose.hostile_frames import framed
 from tests.flows.firehose.relay_reading import FIRST_SEQ, SIZE, last_seq, seqs
 from tests.support.flow_fixtures import FlowBed
@@ -168,6 +169,29 @@ def test_shares_that_begin_at_once_have_one_epoch_and_retire_what_they_passed(da
     assert [store.load()[RELAY].position for store in stores] == ["20", "15"]
     for store in (*stores, whole):
         store.close()
+
+
+def test_two_numbers_that_retire_rows_at_once_leave_those_of_one(database: str) -> None:
+    """S3: each has passed the other. Without the lock both remove the other's rows, and the next start would lose its position."""
+    settings = Settings(database=database)
+    with ExitStack() as closed:
+        stores = [CursorStore(settings, "firehose", share) for share in (WHOLE, Share(0, 2), Share(1, 2))]
+        for store in stores:
+            closed.callback(store.close)
+            store.begin(RELAY, 9, {"epoch": 100}, None)
+        # both have read the rows and wait at their first write, the lock or a deletion
+        pool = closed.enter_context(ThreadPoolExecutor(2))
+        blocker = closed.enter_context(psycopg.connect(database))
+        blocker.execute("lock table sluice.cursor in share row exclusive mode")
+        racing = [pool.submit(store.retire, [RELAY]) for store in stores[:2]]
+        with psycopg.connect(database, autocommit=True) as db:
+            waiting = "select count(*) = 2 from pg_locks where relation = 'sluice.cursor'::regclass and not granted"
+            wait_until(lambda: db.execute(waiting).fetchone() == (True,))
+            blocker.rollback()
+            for one in racing:
+                one.result(30)
+            left = db.execute("select shares, count(*) from sluice.cursor group by shares").fetchall()
+        assert left in ([(1, 1)], [(2, 2)])
 
 
 def test_a_share_that_missed_a_restart_of_the_sequence_records_a_gap_once(database: str) -> None:
