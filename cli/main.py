@@ -1,6 +1,8 @@
 """The command `sluice`. Operator errors are one line on standard error with exit code 2."""
 
+import atexit
 import faulthandler
+import gc
 import json
 import os
 from dataclasses import asdict
@@ -71,6 +73,7 @@ def options(
 
 def main() -> None:
     faulthandler.enable()  # a crash in a library's native code names the Python lines it came from
+    atexit.register(gc.freeze)  # the interpreter's end would search all of the memory for cycles: seconds, in control
     if COMPLETE in os.environ:
         get_completion_inspect_parameters()  # registers the shells; Typer does it only with options of its own for them
     app(prog_name="sluice")
