@@ -231,13 +231,8 @@ class RepoQueue:
             "topic": self._settings.topic(FIREHOSE_BACKFILL),
             "limit": limit,
         }
-        return self._leave(
-            "lock_expired",
-            values,
-            "lease expired, or the outcome did not close the attempt",
-            delay_seconds,
-            counted=True,
-        )
+        why = "lease expired, or the outcome did not close the attempt"
+        return self._leave("lock_expired", values, why, delay_seconds, counted=True)
 
     def stale(self, did: str, attempt: int, grace_seconds: float = STALE_GRACE_SECONDS) -> str | None:
         """Record a snapshot below min_rev. Returns the next min_rev, lowered after `grace_seconds`; None: not our claim."""
