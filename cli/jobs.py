@@ -13,7 +13,7 @@ from cli.base import AsJson, DataDir, Limit, all_dids, answerable, one_of, unrea
 from schemas.errors import OperatorError
 
 if TYPE_CHECKING:
-    from schemas.job_spec import Job, Plan
+    from schemas.job_spec import Job, JobSpec, Plan
     from schemas.settings import Settings
 
 backfill_app = typer.Typer(help="Backfill jobs and failed repos.", no_args_is_help=True)
@@ -47,35 +47,25 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Start a job. The same command again resumes that job at its checkpoint."""
-    from pydantic import ValidationError  # noqa: PLC0415 - loads what `sluice help` has no need of
-
-    from control import jobs  # noqa: PLC0415 - as above
-    from schemas.job_spec import Job, JobSpec  # noqa: PLC0415 - as above
-    from schemas.patterns import mistake  # noqa: PLC0415 - as above
+    from control import jobs  # noqa: PLC0415 - loads what `sluice help` has no need of
+    from schemas.job_spec import Job  # noqa: PLC0415 - as above
     from steps.job_states import split as cut  # noqa: PLC0415 - as above
 
     hosts, dids = [*(host or []), *_lines(hosts_file)], [*(did or []), *_lines(dids_file)]
     source = "collection" if collection else "hosts" if hosts else "dids" if dids else "relay"
     if not (hosts or dids) and (hosts_file or dids_file):
         raise OperatorError(f"{hosts_file or dids_file} is empty; write one per line")
-    try:
-        spec = JobSpec.model_validate(
-            {
-                "source": source,
-                "relay": relay,
-                "hosts": hosts,
-                "dids": dids,
-                "collection": collection,
-                "batch_size": batch_size,
-                "priority": priority,
-                "again": again,
-                "dry_run": dry_run,
-            }
-        )
-    except ValidationError as err:
-        where, what = mistake(err)
-        option = "--" + where[0].replace("_", "-") + ": " if where else ""
-        raise OperatorError(f"{option}{what}") from err
+    spec = _spec(
+        source=source,
+        relay=relay,
+        hosts=hosts,
+        dids=dids,
+        collection=collection,
+        batch_size=batch_size,
+        priority=priority,
+        again=again,
+        dry_run=dry_run,
+    )
     with _database(data_dir) as (db, settings):
         synced = jobs.known_of(settings, spec.dids)[1] if dids and not again else 0
         made = [jobs.start(db, part, settings) for part in (cut(spec, split) if split else [spec])]
@@ -167,6 +157,21 @@ def retry(
     for did in sorted(set(dids) - set(retried)):
         typer.echo(f"{did} is not failed, or unknown", err=True)
     raise typer.Exit(1 if dids and not retried else 0)
+
+
+def _spec(**fields: Any) -> "JobSpec":
+    """What a job covers. Raises OperatorError."""
+    from pydantic import ValidationError  # noqa: PLC0415 - as above
+
+    from schemas.job_spec import JobSpec  # noqa: PLC0415 - as above
+    from schemas.patterns import mistake  # noqa: PLC0415 - as above
+
+    try:
+        return JobSpec.model_validate(fields)
+    except ValidationError as err:
+        where, what = mistake(err)
+        option = "--" + where[0].replace("_", "-") + ": " if where else ""
+        raise OperatorError(f"{option}{what}") from err
 
 
 @contextmanager
