@@ -73,7 +73,7 @@ class Follower:
                     self._due = 0.0 if self._is_ours(reader) else time.monotonic() + self._wait
                     self._publish(list(events(messages)), reader.newest)
                 self._extend(reader)
-                self._health.report("working" if messages else "idle")
+                self._health.report("working")  # not idle between two messages: each change is a line of the log
                 self._health.progressed()
         finally:
             reader.close()

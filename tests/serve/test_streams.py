@@ -15,6 +15,7 @@ import zstandard
 from connectors.kafka.log import LogUnavailable
 from schemas.settings import Settings
 from serve.stream import client as client_module
+from serve.stream import follower
 from serve.stream import hub as hub_module
 from serve.stream.log_reader import LogReader, OutOfRange
 from serve.stream.marks import log_range, opened, write
@@ -79,6 +80,20 @@ async def test_every_kind_of_event_on_both_wires(served: Served) -> None:
     times = [one["time"] for one in payloads]
     assert times == sorted(times)
     assert len(times[0]) == len("2026-11-30T08:00:00.000000Z")
+
+
+async def test_messages_with_pauses_between_them_are_no_lines_of_the_log(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Stream(served.port, V1) as stream:
+        served.write(account(A))
+        await stream.take(1)
+        with caplog.at_level("INFO"):
+            for _ in range(5):
+                served.write(account(A))
+                await stream.take(1)
+                await asyncio.sleep(2 * follower.READ_SECONDS)
+    assert [record.getMessage() for record in caplog.records if record.name == "serve"] == []
 
 
 async def test_a_cursor_begins_in_the_ring_or_in_the_log(served: Served) -> None:
