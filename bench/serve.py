@@ -1,185 +1,202 @@
-"""Streams of `serve`: events a second to one client and to 100 with different filters, CPU of each delivered event, latency.
+"""Benchmark: streams of `serve`. Events per second to one client and to 100 with different filters, and the delay of a live event.
 
-    python -m bench.serve [--events 50000]
+    .venv/bin/python -m bench.serve [--events 50000] [--live 1000] [--rate 20]
 
-It runs a broker of its own and `sluice run serve` without a database in a process of its own; clients are raw sockets in this one,
-which count frames. Latency is from the write to the log until the frame is here, on a quiet stream.
+Clients are in this process and count frames. `floor`: the same events decoded and their frames made in a plain loop.
+`relay_to_client`: milliseconds from a commit's frame of the simulated relay to its event at a client, through the firehose process,
+the log and `serve`; both sockets are in this process. The first commit of each account is left out: its key is resolved meanwhile.
 """
 
 import argparse
 import asyncio
 import json
-import multiprocessing
-import os
 import socket
 import statistics
-import tempfile
 import time
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
 
 import aiohttp
 import msgspec
 import psutil
 
-from connectors.kafka import topics
-from connectors.kafka.producer import LogProducer, Out
-from connectors.runtime.health import Health
-from local.embedded.embedded_log import EmbeddedLog
+from bench.support.load import CID, TEXT, TIME, random_did, send_all
+from bench.support.simulated import Simulated, simulated
+from bench.support.stack import Floor, Stack, floor, report, stack, until
+from connectors.kafka.producer import Out
+from protocol.event_stream import Commit, decode
 from schemas import wire
-from schemas.settings import load
 from schemas.topics import FIREHOSE_LIVE
-from serve import serve_process
+from serve.stream.events import events
+from serve.stream.log_reader import Numbered
+from serve.stream.v2 import frame
 
 COLLECTIONS = [f"app.bsky.feed.{name}" for name in ("like", "post", "repost")] + ["app.bsky.graph.follow"]
+DIDS = 997
+CLIENTS = 100
+BATCH = 5000
+POLL_SECONDS = 0.01
 V2 = "/xrpc/network.bsky.jetstream.subscribeEvents"
-QUIET_EVENTS = 200
-QUIET_SECONDS = 0.1
-CID = "bafyreigq4zsipbk5w3uqkbmh2w2633c5tcpc34d3fqdh2nqgkmxqpf4sze"
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=50_000)
+    parser.add_argument("--live", type=int, default=1000, help="live commits whose delay is measured")
+    parser.add_argument("--rate", type=float, default=20.0, help="of them a second")
+    options = parser.parse_args()
+    filters = [different(number) for number in range(CLIENTS)]
+    network: dict[str, Any] = {"repos": 50, "records_per_repo": 20, "churn": 0.0, "inactive_share": 0.0}
+    with (
+        simulated(**network, labelers=0, prebuild=True) as sim,
+        stack(relays=sim.urls["relays"], plc=sim.urls["plc"]) as running,
+        serving(running) as (port, process),
+    ):
+        delays = asyncio.run(live(running, sim, port, options.live, options.rate))
+        one = asyncio.run(busy(running, port, process, [""], options.events))
+        many = asyncio.run(busy(running, port, process, filters, options.events))
+    bottom = frames_floor(options.events).figures(one["events_per_second"])
+    report("serve", events=options.events, relay_to_client=delays, one_client=one, clients_100=many, **bottom)
+
+
+@contextmanager
+def serving(running: Stack) -> Iterator[tuple[int, psutil.Process]]:
+    """`sluice run serve` that listens: its port and its process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    with running.process("serve", SLUICE_SERVE_LISTEN=f"127.0.0.1:{port}") as process:
+        until(lambda: _listens(port), seconds=60)
+        yield port, process
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def message(number: int) -> Out:
     """A commit with one record, as most of the network's."""
-    did = f"did:plc:{number % 997:a>24}".translate(str.maketrans("0189", "zyxw"))
-    collection = COLLECTIONS[number % 4]
-    record = {"$type": collection, "text": "a few words " * 8, "createdAt": "2026-11-30T08:00:00.000Z"}
-    op = wire.Op(
-        action="create",
-        collection=collection,
-        rkey=f"3l{number:011}",
-        cid=CID,
-        record=msgspec.Raw(json.dumps(record).encode()),
-    )
-    time_text = "2026-11-30T08:00:00.000Z"
+    did, collection = did_of(number), COLLECTIONS[number % 4]
+    record = msgspec.json.encode({"$type": collection, "text": TEXT, "createdAt": TIME})
+    rkey = f"3l{number:011}"
+    op = wire.Op(action="create", collection=collection, rkey=rkey, cid=CID, record=msgspec.Raw(record))
     value = wire.CommitEvent(
-        seq=number,
-        time=time_text,
-        did=did,
-        rev=f"3l{number:011}",
-        commit=CID,
-        commit_block="a" * 200,
-        data=CID,
-        ops=[op],
+        seq=number, time=TIME, did=did, rev=rkey, commit=CID, commit_block="a" * 200, data=CID, ops=[op]
     )
     return Out(FIREHOSE_LIVE, did, wire.encode(value))
 
 
-class Clients:
-    """Clients that read and count."""
-
-    def __init__(self, port: int, queries: list[str]) -> None:
-        self._port = port
-        self._queries = queries
-        self.frames = [0] * len(queries)
-        self.arrivals: dict[str, float] = {}
-
-    async def run(self, ready: asyncio.Event) -> None:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            urls = [f"http://127.0.0.1:{self._port}{V2}{query}" for query in self._queries]
-            sockets = [await session.ws_connect(url, max_msg_size=0) for url in urls]
-            ready.set()
-            await asyncio.gather(*(self._count(at, one) for at, one in enumerate(sockets)))
-
-    async def _count(self, at: int, stream: aiohttp.ClientWebSocketResponse) -> None:
-        async for frame in stream:
-            self.frames[at] += 1
-            if len(self.frames) == 1:
-                self.arrivals[frame.data[-200:]] = time.perf_counter()
+def did_of(number: int) -> str:
+    """The account of an event."""
+    return random_did("serve", number % DIDS)
 
 
-async def busy(log: LogProducer, process: psutil.Process, clients: Clients, events: int, wanted: int) -> None:
-    """`wanted`: frames that all clients together must get."""
-    ready = asyncio.Event()
-    task = asyncio.create_task(clients.run(ready))
-    await ready.wait()
-    before, began = sum(process.cpu_times()[:2]), time.perf_counter()
-    batch = [message(number) for number in range(events)]
-    sent = asyncio.create_task(asyncio.to_thread(log.send, batch))
-    while sum(clients.frames) < wanted:  # noqa: ASYNC110 - the clients' tasks count
-        await asyncio.sleep(0.02)
-    seconds, cpu = time.perf_counter() - began, sum(process.cpu_times()[:2]) - before
-    await sent
-    task.cancel()
-    print(
-        f"{len(clients.frames)} clients: {events / seconds:,.0f} events/s, {wanted / seconds:,.0f} frames/s,"
-        f" {1e6 * cpu / wanted:.1f} µs CPU a frame, {1e6 * cpu / events:.1f} µs an event"
-    )
+def different(number: int) -> str:
+    """A filter: a collection, or an account."""
+    return f"?collections={COLLECTIONS[number % 4]}" if number % 2 else f"?dids={did_of(number)}"
 
 
-async def quiet(log: LogProducer, port: int) -> None:
-    clients, ready = Clients(port, [""]), asyncio.Event()
-    task = asyncio.create_task(clients.run(ready))
-    await ready.wait()
-    delays = []
-    for number in range(QUIET_EVENTS):
-        began = time.perf_counter()
-        await asyncio.to_thread(log.send, [message(number)])
-        while clients.frames[0] <= number:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.001)
-        delays.append(1000 * (next(reversed(clients.arrivals.values())) - began))
-        await asyncio.sleep(QUIET_SECONDS)
-    task.cancel()
+def frames_of(filters: list[str], count: int) -> int:
+    """Frames that clients with these filters get."""
+    passing = Counter({"": count})
+    passing.update(f"?dids={did_of(number)}" for number in range(count))
+    passing.update(f"?collections={COLLECTIONS[number % 4]}" for number in range(count))
+    return sum(passing[one] for one in filters)
+
+
+async def busy(running: Stack, port: int, process: psutil.Process, filters: list[str], count: int) -> dict[str, Any]:
+    """Events per second until every client has all of its frames, and the cost. At most two batches are under way."""
+    ends = [min(count, end) for end in range(BATCH, count + BATCH, BATCH)]
+    goals = [0, 0, *(frames_of(filters, end) for end in ends)]
+    batches = [[message(number) for number in range(begin, end)] for begin, end in pairwise([0, *ends])]
+    wanted, got = goals[-1], 0
+
+    async def read(stream: aiohttp.ClientWebSocketResponse) -> None:
+        nonlocal got
+        async for _ in stream:
+            got += 1
+        raise ConnectionError("serve has closed a stream")
+
+    async def reach(goal: int) -> None:
+        while got < goal:
+            ended, _ = await asyncio.wait(tasks, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.timeout(300):
+        url = f"http://127.0.0.1:{port}{V2}"
+        tasks = [asyncio.create_task(read(await session.ws_connect(url + one, max_msg_size=0))) for one in filters]
+        usage, begin = running.usage(serve=process.pid), time.monotonic()
+        for batch, goal in zip(batches, goals, strict=False):
+            await reach(goal)
+            await asyncio.to_thread(send_all, running.settings, batch)
+        await reach(wanted)
+        seconds = time.monotonic() - begin
+        cost = usage.stop()
+        for task in tasks:
+            task.cancel()
+    cpu = cost["cpu_seconds"]["serve"]
+    return {
+        "events_per_second": round(count / seconds),
+        "frames_per_second": round(wanted / seconds),
+        "cpu_micros_per_frame": round(1e6 * cpu / wanted, 1),
+        "cpu_micros_per_event": round(1e6 * cpu / count, 1),
+        **cost,
+    }
+
+
+def frames_floor(count: int) -> Floor:
+    """Decode the messages and make each frame, without a log and clients."""
+    numbered = [Numbered(256 * number, number, message(number).value or b"") for number in range(count)]
+    with floor(count) as measured:
+        for event in events(numbered):
+            frame(event)
+    return measured
+
+
+async def live(running: Stack, sim: Simulated, port: int, count: int, rate: float) -> dict[str, float]:
+    """Milliseconds from a commit's frame of the relay to its event at a client."""
+    sent: dict[tuple[str, str], float] = {}
+    delays: list[float] = []
+    known: set[str] = set()
+
+    async def read_relay(stream: aiohttp.ClientWebSocketResponse) -> None:
+        async for item in stream:
+            event = decode(item.data)
+            if isinstance(event, Commit):
+                sent[event.did, event.rev] = time.monotonic()
+
+    async def read_serve(stream: aiohttp.ClientWebSocketResponse) -> None:
+        while len(delays) < count:
+            event = json.loads(await stream.receive_str())
+            begin = sent.pop((event["did"], event["commit"]["rev"]), None)  # None: a further operation of the commit
+            if begin is not None and event["did"] in known:
+                delays.append(1000 * (time.monotonic() - begin))
+            known.add(event["did"])
+
+    with running.process("firehose"):
+        async with aiohttp.ClientSession() as session, asyncio.timeout(600):
+            relay = await session.ws_connect(
+                f"{sim.urls['relays'][0]}/xrpc/com.atproto.sync.subscribeRepos", max_msg_size=0
+            )
+            client = await session.ws_connect(f"http://127.0.0.1:{port}/subscribe", max_msg_size=0)
+            await asyncio.to_thread(until, lambda: sim.ask("/streams", {})[0]["readers"] > 1)
+            reading = asyncio.create_task(read_relay(relay))
+            await asyncio.to_thread(sim.ask, "/writer", {"rate": rate})
+            await read_serve(client)
+            reading.cancel()
+        sim.ask("/quiesce", {})
     cuts = statistics.quantiles(delays, n=100)
-    print(f"quiet stream: p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms from the write to the client")
-
-
-def queries(count: int) -> list[str]:
-    """Filters that differ: a collection each, and every second one some DIDs."""
-    found = []
-    for number in range(count):
-        did = f"did:plc:{number % 997:a>24}".translate(str.maketrans("0189", "zyxw"))
-        found.append(f"?collections={COLLECTIONS[number % 4]}" if number % 2 else f"?dids={did}")
-    return found
-
-
-def expected(filters: list[str], events: int) -> int:
-    """Frames that these filters let through."""
-    dids: dict[str, int] = {}
-    collections: dict[str, int] = {}
-    for number in range(events):
-        dids[message(number).key] = dids.get(message(number).key, 0) + 1
-        collections[COLLECTIONS[number % 4]] = collections.get(COLLECTIONS[number % 4], 0) + 1
-    both = {f"?dids={one}": count for one, count in dids.items()}
-    both |= {f"?collections={one}": count for one, count in collections.items()}
-    return sum(both.get(one, 0) for one in filters)
-
-
-def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--events", type=int, default=50_000)
-    events = parser.parse_args().events
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder, EmbeddedLog(Path(folder)) as broker:
-        settings = load(
-            kafka_bootstrap=broker.bootstrap, kafka_partitions=8, kafka_replication=1, serve_listen=f"127.0.0.1:{port}"
-        )
-        topics.apply(settings)
-        child = multiprocessing.get_context("fork").Process(
-            target=serve_process.run, args=(settings, Health("serve")), daemon=True
-        )
-        child.start()
-        process, log = psutil.Process(child.pid), LogProducer(settings)
-        try:
-            _await_port(port)
-            asyncio.run(quiet(log, port))
-            asyncio.run(busy(log, process, Clients(port, [""]), events, events))
-            filters = queries(100)
-            asyncio.run(busy(log, process, Clients(port, filters), events, expected(filters, events)))
-        finally:
-            os.kill(process.pid, 15)
-            child.join(10)
-
-
-def _await_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
+    return {
+        "events": count,
+        "p50_ms": round(cuts[49], 1),
+        "p99_ms": round(cuts[98], 1),
+        "max_ms": round(max(delays), 1),
+    }
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ SMALL = {
     "index": ("--records", "600", "--present", "600", "--per-repo", "20", "--live", "300"),
     "firehose": ("--events", "300", "--repos", "20"),
     "backfill": ("--repos", "10", "--records-per-repo", "20"),
+    "serve": ("--events", "400", "--live", "20", "--rate", "40"),
+    "serve_reads": ("--repos", "2", "--records", "300", "--requests", "50"),
 }
 
 
@@ -77,7 +79,7 @@ def test_a_benchmark_runs_with_servers_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("shared_servers")
-@pytest.mark.parametrize("name", ["firehose", "backfill"])
+@pytest.mark.parametrize("name", ["firehose", "backfill", "serve", "serve_reads"])
 def test_a_benchmark_runs_and_prints_its_figures(
     name: str, blank_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
