@@ -128,6 +128,8 @@ def without_settings(image: Image, checks: Checks) -> None:
     """Every process ends with 2 and one line that names the setting; the root takes no file."""
     code, said = image.run("--help")
     checks.that("sluice --help", code == 0 and "backfill" in said)
+    _, said = image.run("--version")
+    checks.that("protocol/ is compiled", "protocol/ compiled" in said, said.strip())
     for name in PROCESSES:
         code, said = image.run("run", name)
         checks.that(f"run {name} without settings", code == 2 and "SLUICE_KAFKA_BOOTSTRAP" in said, said.strip()[-160:])
