@@ -36,7 +36,7 @@ from schemas.errors import OperatorError
 from schemas.flows import PROCESSES
 from schemas.settings import Settings
 
-TICK_SECONDS = 0.25
+TICK_SECONDS = 0.5
 STARTING_SECONDS = 0.02  # between looks at a simulator that starts
 PROGRESS_SECONDS = 1.0
 SIMULATOR_SECONDS = 60.0
