@@ -1,9 +1,13 @@
-"""`make appview` beside `SLUICE_APPVIEW=true sluice up --simulate`: the official AppView answers, by handle too."""
+"""`make appview` beside `SLUICE_APPVIEW=true sluice up --simulate`: the official AppView answers, by handle too.
+
+Its packages are those of the newest official AppView of the other tests: they are linked, so that npm installs them only once.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -17,14 +21,31 @@ import pytest
 from control.process_status import registered
 from local.embedded.guarded_process import free_port
 from tests.support import ROOT
+from tests.support.official.appview_servers import VERSIONS, release
 from tests.support.whole_mirror import Mirror, mirrors, wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1500)]
-INSTALL_SECONDS = 900.0
+START_SECONDS = 300.0
+MODULES = ROOT / "deploy" / "appview" / "node_modules"
 SYNC_SECONDS = 240.0
 VERIFIED = """
     select h.did, h.handle from sluice.handle h join sluice.repo r using (did) join bsky.profile p on p.creator = h.did
     where h.verified and r.active and r.phase = 'sync' order by 1 limit 1"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def packages() -> None:
+    """What `make appview` needs, in its place."""
+    installed = release(VERSIONS[-1]).modules
+    wanted = json.loads((MODULES.parent / "package.json").read_text())["dependencies"]
+    found = {name: json.loads((installed / name / "package.json").read_text())["version"] for name in wanted}
+    assert found == wanted, "the tests' AppView is another one than that of `make appview`"
+    if not MODULES.exists():
+        draft = MODULES.with_name("node_modules.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(installed, draft, symlinks=True, copy_function=os.link)
+        draft.rename(MODULES)
+    (MODULES / ".package-lock.json").touch()
 
 
 @pytest.fixture
@@ -68,7 +89,7 @@ def test_profiles_are_found_by_handle(mirror: Mirror, tmp_path: Path) -> None:
             assert process.poll() is None, log.read_text()
             return asked(port, "app.bsky.actor.getProfile", f"actor={handle}").get("did")
 
-        assert wait_for(profile, INSTALL_SECONDS, log.read_text) == did
+        assert wait_for(profile, START_SECONDS, log.read_text) == did
         posts = asked(port, "app.bsky.feed.getAuthorFeed", f"actor={handle}")
         assert "feed" in posts, posts
     finally:
@@ -79,7 +100,7 @@ def test_profiles_are_found_by_handle(mirror: Mirror, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     ended = appview(tmp_path, free_port(), tmp_path / "log")
-    assert ended.wait(INSTALL_SECONDS) == 2
+    assert ended.wait(START_SECONDS) == 2
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line for line in lines if line.startswith("appview.mjs: ")] == [
         f"appview.mjs: no `sluice up` runs in {tmp_path}; start it, or give --data-dir DIR or --database URL"
