@@ -25,7 +25,7 @@ NAMES: dict[str, str] = {
     "list_short": "a relay's listRepos returns at most `most` repos per page (default 20), whatever the limit argument is",
     "hosts_malformed": "a relay's listHosts returns a malformed page; kind as for list_malformed",
     "hosts_cycle": "a relay's listHosts returns cursors that form a cycle",
-    "list_slow": "listRepos of a relay or PDS answers after `seconds` (default 0.1)",
+    "list_slow": "listRepos answers `seconds` (default 0.1) late; a relay with what was true at the request",
     "pds_429": "getRepo answers 429; retry_after (seconds, default 1, null = no header); html = true for an HTML body",
     "pds_500": "getRepo answers 500",
     "pds_truncate": "getRepo returns a truncated CAR; mode = mid (cut inside a block) or boundary (cut between blocks, the default)",

@@ -173,9 +173,9 @@ class Relay:
             return xrpc_error("InternalServerError", "failed to query repos", 500)
         if (throttled := self._throttled(start)) is not None:
             return throttled
+        answer: dict[str, Any] = {"repos": [await self._row(account) for account in page]}
         if (slow := self.faults.fire("list_slow", host=self.index)) is not None:
             await asyncio.sleep(slow.get("seconds", 0.1))
-        answer: dict[str, Any] = {"repos": [await self._row(account) for account in page]}
         if start + limit < len(self.network.accounts.all):
             answer["cursor"] = str(first_uid + page[-1].index)
         return web.json_response(answer)

@@ -109,3 +109,24 @@ def test_back_pressure_pauses_the_listing_and_resumes_without_loss(here: Here) -
     run.until(settled, 120)
     assert run.listed() == set(network.state())
     assert flow.terminate() == 0
+
+
+def test_a_late_page_does_not_take_down_what_has_come_back_since_its_request(here: Here) -> None:
+    """G5: the relay's list is older than the #account that lifted the takedown. A page requested later counts."""
+    run = here({"repos": 20, "records_per_repo": 1})
+    network = run.simulation
+    (relay,), did = network.relays, sorted(network.state())[0]
+    phase = "select phase from sluice.repo where did = %s"
+    flow = run.start(relays=[relay], list_relist_seconds=5.0, **QUICK)
+    run.until(lambda: run.completed(relay))
+    network.op("takedown", did=did)
+    network.set_faults(list_slow={"seconds": 4.0})
+    slow = network.fired("list_slow")
+    run.until(lambda: network.fired("list_slow") > slow)
+    # the takedown and its end came meanwhile, and a worker has the repo
+    run.db.execute("update sluice.repo set phase = 'backfill', phase_since = now(), attempt = 1 where did = %s", (did,))
+    before = network.fired("list_slow")
+    run.until(lambda: network.fired("list_slow") > before, 120)
+    assert run.rows(phase, did) == [("backfill",)]
+    run.until(lambda: run.rows(phase, did) == [("unavailable",)], 120)
+    assert flow.terminate() == 0
