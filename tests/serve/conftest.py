@@ -1,4 +1,4 @@
-"""Fixtures of the reads: `reads_of(settings)` serves a database in this process."""
+"""Fixtures: `reads_of(settings)` serves a database in this process, `served` an empty log."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from schemas.settings import Settings
 from serve.context import ServeContext
 from serve.serve_process import listen
+from tests.serve.streams import Served
 from tests.support.writable_records import make_writable
 
 
@@ -92,3 +93,10 @@ def settings(database: str) -> Settings:
     """One database, whose records can be written by name."""
     make_writable(database)
     return Settings(database=database, kafka_partitions=8)
+
+
+@pytest.fixture
+def served(settings_of: Callable[..., Settings]) -> Iterator[Served]:
+    """A process over a log of its own."""
+    with Served(settings_of(serve_address_requests=1000)) as made:
+        yield made

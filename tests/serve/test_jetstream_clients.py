@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 from atproto_jetstream import JetstreamClient
 
-from schemas.settings import Settings
 from tests.serve.streams import Served, account, commit, did, identity, op
 from tests.support.flow_process import wait_until
 
 A = did(1)
-
-
-@pytest.fixture
-def served(settings_of: Callable[..., Settings]) -> Iterator[Served]:
-    with Served(settings_of(serve_address_requests=1000)) as made:
-        yield made
 
 
 class Sdk:

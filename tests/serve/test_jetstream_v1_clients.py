@@ -15,7 +15,6 @@ import pytest
 from connectors.kafka.producer import Out
 from connectors.runtime import metrics
 from protocol.syntax import tid_from_micros
-from schemas.settings import Settings
 from tests.serve.streams import CID, Served, account, commit, did, identity, op
 from tests.support import ROOT
 from tests.support.flow_process import wait_until
@@ -39,12 +38,6 @@ def modules() -> Path:
         npm_install(FOLDER, "--ignore-scripts", environment={})
 
     return install_once(FOLDER, HERE / "package.json", lock.read_text() + node_facts()["version"], install)
-
-
-@pytest.fixture
-def served(settings_of: Callable[..., Settings]) -> Iterator[Served]:
-    with Served(settings_of(serve_address_requests=1000)) as made:
-        yield made
 
 
 class NpmClient:

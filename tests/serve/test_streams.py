@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterator
 from typing import Any
-from unittest.mock import ANY
 
 import aiohttp
 import pytest
 import zstandard
 
-from connectors.kafka.log import LogUnavailable
-from schemas.settings import Settings
 from serve.stream import client as client_module
 from serve.stream import follower
-from serve.stream import hub as hub_module
-from serve.stream.log_reader import LogReader, OutOfRange
-from serve.stream.marks import log_range, opened, write
-from steps.sequence import advance
 from tests.serve.streams import CID, V1, V2, Served, Stream, account, commit, did, identity, op, sync
 
 pytestmark = pytest.mark.anyio
@@ -29,12 +21,6 @@ A, B, C = did(1), did(2), did(3)
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def served(settings_of: Callable[..., Settings]) -> Iterator[Served]:
-    with Served(settings_of(serve_address_requests=1000)) as made:
-        yield made
 
 
 async def both(served: Served, **parameters: Any) -> tuple[list[Any], list[Any]]:
@@ -317,97 +303,3 @@ async def test_a_stream_ends_with_a_reason_when_the_process_stops(served: Served
         message = await stream.socket.receive(timeout=10)
         await closing
     assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.SERVICE_RESTART)
-
-
-async def test_replays_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.hub, "_places", asyncio.Semaphore(0))
-    async with Stream(served.port, V2) as stream:
-        for number in range(10):
-            served.write(commit(A, f"3{number:02}", op(str(number))))
-        live = await stream.take(10)
-        monkeypatch.setattr(served.hub.ring, "_most_bytes", 5_000)
-        served.write(commit(A, "398", op("98")))
-        await stream.take(1)
-        monkeypatch.setattr(hub_module, "PLACE_SECONDS", 0.3)
-        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            async with Stream(served.port, V2, cursor=live[0]["payload"]["seq"]):
-                pass
-        assert refused.value.status == 503
-        served.write(commit(A, "399", op("99")))
-        assert (await stream.next())["payload"]["rkey"] == "99"
-
-
-async def reconnected(served: Served, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The number of an event that only the log has any more."""
-    async with Stream(served.port, V2) as stream:
-        for number in range(10):
-            served.write(commit(A, f"3{number:02}", op(str(number))))
-        events = await stream.take(10)
-        monkeypatch.setattr(served.hub.ring, "_most_bytes", 5_000)
-        served.write(commit(A, "398", op("98")))
-        await stream.take(1)
-    return int(events[0]["payload"]["seq"])
-
-
-async def test_a_client_that_has_met_the_live_stream_gives_its_place_to_the_next(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seq = await reconnected(served, monkeypatch)
-    monkeypatch.setattr(served.hub, "_places", asyncio.Semaphore(1))
-    monkeypatch.setattr(hub_module, "PLACE_SECONDS", 3.0)
-    async with Stream(served.port, V2, cursor=seq) as first:
-        assert (await first.take(11))[-1]["payload"]["rkey"] == "98"
-        async with Stream(served.port, V2, cursor=seq) as second:
-            await second.take(11)
-            served.write(commit(A, "399", op("99")))
-            assert [(await one.next())["payload"]["rkey"] for one in (first, second)] == ["99", "99"]
-
-
-async def test_a_replay_whose_log_does_not_answer_is_closed_to_be_tried_again(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seq = await reconnected(served, monkeypatch)
-
-    def silent(*_: object) -> None:
-        raise LogUnavailable("no answer")
-
-    monkeypatch.setattr(client_module.LogReader, "read", silent)
-    async with Stream(served.port, V2, cursor=seq) as stream:
-        assert (await stream.next())["error"] == "UpstreamFailure"
-        message = await stream.socket.receive(timeout=10)
-    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.TRY_AGAIN_LATER)
-
-
-async def test_no_client_is_led_over_a_break_of_the_live_stream(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """V1: the process begins anew at a later mark, which another replica wrote; what is between is in the log only."""
-    async with Stream(served.port, V2) as stream:
-        served.write(commit(A, "301", op("1")))
-        seq = (await stream.next())["payload"]["seq"]
-        started, read = [], LogReader.read
-
-        def lost(reader: LogReader, seconds: float) -> Any:
-            if not started:
-                started.append(served.write(commit(A, "302", op("2"))))
-                monkeypatch.setattr(LogReader, "read", read)
-                _mark_all(served)
-                raise OutOfRange("removed")
-            return read(reader, seconds)
-
-        monkeypatch.setattr(LogReader, "read", lost)
-        closing = [await stream.next(), (await stream.socket.receive(timeout=10)).type]
-        assert closing == [{"$type": "error", "error": "ConsumerTooSlow", "message": ANY}, aiohttp.WSMsgType.CLOSE]
-    async with Stream(served.port, V2, cursor=seq) as stream:
-        served.write(commit(A, "303", op("3")))
-        assert [one["payload"]["rkey"] for one in await stream.take(3)] == ["1", "2", "3"]
-
-
-def _mark_all(served: Served) -> None:
-    """The mark up to the end of the log, as another replica writes it."""
-    with opened(served.settings) as marks:
-        newest, last = marks.newest(), marks.end - 1
-    assert newest is not None
-    mark = advance(newest.mark, log_range(served.settings)[1], newest.mark.time)
-    assert mark is not None
-    write(served.log, last, mark)
