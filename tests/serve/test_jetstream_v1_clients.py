@@ -1,4 +1,4 @@
-"""Clients of Jetstream v1 that nobody here wrote, unmodified: `@atcute/jetstream`, which checks every field, and `@skyware/jetstream`."""
+"""Published clients of Jetstream v1, unmodified: `@atcute/jetstream`, which checks every field, and `@skyware/jetstream`."""
 
 from __future__ import annotations
 
