@@ -25,7 +25,8 @@ from serve.stream.marks import StoredMark, log_range, opened, write
 from serve.stream.ring import Ring
 from steps.sequence import LogMark, advance, replaced, restart
 
-READ_SECONDS = 0.05
+READ_SECONDS = 0.5
+"""The longest wait for a message; it ends when one comes."""
 WAIT_SECONDS = 0.03
 LOST_SECONDS = 2.0
 """A mark that is not read back in this time is written again."""
@@ -66,13 +67,14 @@ class Follower:
         self._at = self._at or self._begin()
         reader = LogReader(self._settings, self._at, "live", log_range(self._settings)[0])
         self._publish([], self._at)
+        patience = 0.0
         try:
             while not self.worker.wait(0):
-                messages = reader.read(READ_SECONDS)
+                messages = reader.read(patience)
                 if reader.newest.offset != self._at.offset:
                     self._due = 0.0 if self._is_ours(reader) else time.monotonic() + self._wait
                     self._publish(list(events(messages)), reader.newest)
-                self._extend(reader)
+                patience = self._extend(reader)
                 self._health.report("working")  # not idle between two messages: each change is a line of the log
                 self._health.progressed()
         finally:
@@ -100,18 +102,22 @@ class Follower:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _extend(self, reader: LogReader) -> None:
-        """Write a mark if there are new messages, it is our turn, and no mark of ours is under way."""
+    def _extend(self, reader: LogReader) -> float:
+        """Write a mark if there are new messages, it is our turn, and no mark of ours is under way.
+
+        Returns the longest useful wait for the next message, in seconds.
+        """
         now = time.monotonic()
         if now < self._due:
-            return
+            return min(self._due - now, READ_SECONDS)
         after = reader.sequence_next - 1
         if self._written is not None and self._written[0] == after and now < self._due + LOST_SECONDS:
-            return
+            return READ_SECONDS
         mark = advance(reader.last_read.mark, reader.seen, _now())
         if mark is not None:
             write(self._producer, after, mark)
             self._written, self._due = (after, mark), now
+        return READ_SECONDS
 
 
 def _now() -> int:

@@ -13,6 +13,7 @@ import zstandard
 from serve.stream import client as client_module
 from serve.stream import follower
 from tests.serve.streams import CID, V1, V2, Served, Stream, account, commit, did, identity, op, sync
+from tests.support.flow_process import wait_until
 
 pytestmark = pytest.mark.anyio
 A, B, C = did(1), did(2), did(3)
@@ -69,11 +70,13 @@ async def test_every_kind_of_event_on_both_wires(served: Served) -> None:
 
 
 async def test_messages_with_pauses_between_them_are_no_lines_of_the_log(
-    served: Served, caplog: pytest.LogCaptureFixture
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(follower, "READ_SECONDS", 0.05)
     async with Stream(served.port, V1) as stream:
         served.write(account(A))
         await stream.take(1)
+        await asyncio.to_thread(wait_until, lambda: served.health.state == "working", 10)  # a line of its own, once
         with caplog.at_level("INFO"):
             for _ in range(5):
                 served.write(account(A))
