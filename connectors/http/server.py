@@ -24,7 +24,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from typing_extensions import override
 
-from connectors.runtime import watchdog
+from connectors.runtime import metrics, watchdog
 
 CONNECTIONS = 100
 REQUEST_SECONDS = 10.0
@@ -260,7 +260,9 @@ class BoundedConnection(asyncio.Protocol):
         """The response of a running request may take `seconds` from now."""
         self.until = time.monotonic() + seconds
 
-    def cut(self) -> None:
+    def cut(self, bound: str) -> None:
+        """Close at once. `bound`: which one, for the count."""
+        metrics.HTTP_CUT.labels(bound).inc()
         if self._transport is not None:
             self._transport.abort()
 
@@ -277,11 +279,11 @@ class ConnectionLimit:
     def add(self, connection: BoundedConnection) -> None:
         """Admit a connection. At the limit the oldest idle one is closed, or else the new one."""
         if self._per_address is not None and self._addresses[connection.address] >= self._per_address:
-            return connection.cut()
+            return connection.cut("address")
         if len(self._open) >= self._most:
             oldest = next((one for one in self._open if not one.busy), connection)
             self.remove(oldest)
-            oldest.cut()
+            oldest.cut("all")
             if oldest is connection:
                 return None
         self._open[connection] = None
@@ -303,4 +305,4 @@ class ConnectionLimit:
             now = time.monotonic()
             for connection in list(self._open):
                 if now > connection.until:
-                    connection.cut()
+                    connection.cut("late")

@@ -133,6 +133,13 @@ LOST_MESSAGES = Gauge(
     "sluice_lost_messages", "messages removed by retention before their group processed them", ["group", "topic"]
 )
 
+# HTTP ports of all processes
+HTTP_CUT = Counter(
+    "sluice_http_connections_cut_total",
+    "clients' connections closed by a bound: `address` and `all` for their number, `late` for their time",
+    ["bound"],
+)
+
 # serve
 SERVE_CLIENTS = Gauge("sluice_serve_streams", "open streams of clients")
 SERVE_EVENTS = Counter("sluice_serve_events_total", "events sent to clients")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+from prometheus_client import REGISTRY
 
 from connectors.http import server as http_server
 from connectors.runtime.health import Health
@@ -52,6 +53,11 @@ def ask(port: int, path: str = "/healthz", host: str = "127.0.0.1", method: str 
         connection.close()
 
 
+def cut_by(bound: str) -> float:
+    """Connections closed by this bound, in this process."""
+    return REGISTRY.get_sample_value("sluice_http_connections_cut_total", {"bound": bound}) or 0.0
+
+
 def test_incomplete_requests_take_no_threads_and_do_not_block_others(serve: Callable[..., int]) -> None:
     """H1, G6: 3,000 half requests were 3,016 threads."""
     port, before = serve(), threading.active_count()
@@ -65,6 +71,7 @@ def test_incomplete_requests_take_no_threads_and_do_not_block_others(serve: Call
         assert threading.active_count() <= before
         assert ask(port) == 200
         assert ask(port, "/metrics") == 200
+        assert cut_by("all") >= HALF_OPEN - 105
         open_ = [one for one in psutil.Process().net_connections("tcp") if one.laddr.port == port and one.raddr]
         assert len([one for one in open_ if one.status == psutil.CONN_ESTABLISHED]) <= 105
     finally:
@@ -89,7 +96,9 @@ def test_a_request_that_does_not_come_to_its_end_is_cut(
                 return True
             return False
 
+        before = cut_by("late")
         wait_until(cut, 20)
+    assert cut_by("late") == before + 1
     assert ask(port) == 200
 
 

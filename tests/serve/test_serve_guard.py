@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from schemas.errors import OperatorError
 from schemas.settings import Settings, SettingsError, load
@@ -77,11 +78,18 @@ def test_the_tokens_of_an_address_come_back_and_addresses_are_bounded() -> None:
     assert len(rate._buckets) == ADDRESSES
 
 
+def cut(bound: str) -> float:
+    """Connections closed by this bound, in this process."""
+    return REGISTRY.get_sample_value("sluice_http_connections_cut_total", {"bound": bound}) or 0.0
+
+
 def test_connections_of_one_address_are_bounded(serving: Callable[..., int]) -> None:
     port = serving(serve_address_connections=3)
+    before = cut("address")
     first = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3)]
     with socket.create_connection(("127.0.0.1", port), 10) as beyond:
         assert beyond.recv(1) == b""
+    assert cut("address") == before + 1
     first.pop().close()
     assert ask(port, "/nothing")[0] == 404
     for one in first:
