@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 
 from connectors.postgres.connection import connect
 from control.attention import attention
-from control.process_status import check_processes, registered
+from control.process_status import STREAM_KINDS, check_processes, registered
 from control.repo_details import SHOWN
 from control.status import PHASES, SQL, Collector, MirrorStatus, Row, buffered_count, rate_text
 from protocol.encoding.safe_text import printable
@@ -26,7 +26,7 @@ def collect(settings: Settings) -> MirrorStatus:
     """The status of database, broker and processes. Raises psycopg.Error and LogUnavailable."""
     collector = Collector(settings)
     running = registered(settings.data_dir)
-    status = collector.with_rates(check_processes(running.processes, with_metrics=True) if running else [])
+    status = collector.with_rates(check_processes(running.processes, STREAM_KINDS) if running else [])
     if running and not status.relays:
         status = replace(status, relays=running.relays)
     collector.close()

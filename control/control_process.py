@@ -34,11 +34,13 @@ from control.tasks.gauges import Gauges
 from control.tasks.obsolete_rows import ObsoleteRows
 from control.tasks.restored import WHY, RestoreBarrier
 from control.tasks.scheduler import Leader, Scheduler
+from control.tasks.shared_offsets import SharedOffsets
 from control.tasks.step_thread import Close, ControlStep, StepResult, StepThread, Work
 from schemas.settings import Settings
 
-LAG_SECONDS = 5.0
-STOP_CHECK_SECONDS = 0.2
+LAG_SECONDS = 10.0
+RECOVER_SECONDS = 5.0
+STOP_CHECK_SECONDS = 1.0
 STOP_SECONDS = 1.5
 LEAD_SECONDS = 5.0
 STATEMENT_SECONDS = 120.0
@@ -72,10 +74,15 @@ class _Control:
             None  # the main database was restored, and waits for the index; None: not known yet
         )
         self._restoring_shards: list[str] = []  # likewise; the queue leaves them out
-        self._steps = {step.name: StepThread(step, self._may_schedule) for step in steps(settings)}
+        offsets = SharedOffsets(settings)
+        self._steps = {step.name: StepThread(step, self._may_schedule) for step in steps(settings, offsets)}
         restored = ControlStep("restored", self._restored_step, settings.tuning.control_interval_seconds)
         self._steps["restored"] = StepThread(restored, lambda: self._leads and self._restores_later())
-        self._workers = [Gauges(settings).worker, self._retry.worker, *(step.worker for step in self._steps.values())]
+        self._workers = [
+            Gauges(settings, offsets).worker,
+            self._retry.worker,
+            *(step.worker for step in self._steps.values()),
+        ]
 
     def run(self) -> None:
         """Until `STOP`. Raises the error that ended a thread."""
@@ -128,6 +135,8 @@ class _Control:
                 found = shards.gather(dict.fromkeys(range(len(shards.names)), pending), STATEMENT_SECONDS)
                 self._restoring_shards = [shards.names[number] for number, waits in found.items() if waits]
             self._restoring = pending(main)
+            if not self._restores_later():
+                close()
             return StepResult()
 
         def close() -> None:
@@ -165,7 +174,7 @@ class _Control:
         self._leader.close()
 
 
-def steps(settings: Settings) -> list[ControlStep]:
+def steps(settings: Settings, offsets: SharedOffsets) -> list[ControlStep]:
     """All steps. Each is built in its own thread; the constructors do not connect."""
     often = settings.tuning.control_interval_seconds
 
@@ -195,33 +204,36 @@ def steps(settings: Settings) -> list[ControlStep]:
 
         return build
 
-    def lag() -> Callable[[Connection], object]:
-        offsets = Offsets(settings)
-        return lambda db: export_lag(offsets.lags(db))
-
     def filters() -> Callable[[Connection], object]:
         return ShardWalks(settings, STATEMENT_SECONDS).steps if settings.shards else FilterWalk().steps
 
     return [
-        ControlStep("recover", scheduling("recover"), often),
+        ControlStep(
+            "recover", scheduling("recover"), max(often, min(RECOVER_SECONDS, settings.tuning.lease_seconds / 12))
+        ),
         ControlStep("queue", scheduling("queued"), often, again=settings.tuning.queue_batch),
         ControlStep("requeue", scheduling("requeued"), settings.tuning.requeue_after_seconds / 3),
         ControlStep("filters", with_database(filters), often),
-        ControlStep("obsolete rows", lambda: _obsolete_rows(settings), often),
-        ControlStep("figures", with_database(lambda: FigureWriter(settings).step), EVERY_SECONDS),
+        ControlStep("obsolete rows", lambda: _obsolete_rows(settings, offsets), often),
+        ControlStep("figures", with_database(lambda: FigureWriter(settings, offsets).step), EVERY_SECONDS),
         ControlStep("dead_letters", lambda: _dead_letters(settings), often, leader_only=False),
-        ControlStep("lag", with_database(lag), LAG_SECONDS, leader_only=False),
+        ControlStep(
+            "lag", with_database(lambda: lambda db: export_lag(offsets.lags(db))), LAG_SECONDS, leader_only=False
+        ),
     ]
 
 
-def _obsolete_rows(settings: Settings) -> tuple[Work, Close]:
+def _obsolete_rows(settings: Settings, offsets: SharedOffsets) -> tuple[Work, Close]:
     main, shards = with_main(
         settings, lambda one: tuple_database(one, "sluice control", statement_seconds=STATEMENT_SECONDS)
     )
-    rows = ObsoleteRows(Offsets(settings), settings.tuning.history_days)
+    rows = ObsoleteRows(offsets, settings.tuning.history_days)
 
     def work() -> StepResult:
-        rows.step(main(), shards)
+        if rows.due:
+            rows.step(main(), shards)
+            if not rows.due:
+                close()  # for ten minutes
         return StepResult()
 
     def close() -> None:

@@ -19,6 +19,7 @@ SQL = queries("dead_letter")
 GROUP = "dead-letters"
 TOPIC = DEAD_LETTER
 STEP_LETTERS = 1000
+FETCH_SECONDS = 5.0
 
 
 def index_dead_letters(db: psycopg.Connection[Any], messages: Iterable[Message]) -> int:
@@ -50,7 +51,7 @@ class DeadLetterIndex:
     """Consumes the topic. It writes the rows, then commits the offsets: after a crash in between it reads the messages again."""
 
     def __init__(self, settings: Settings) -> None:
-        self._consumer = GroupConsumer(settings, GROUP, [TOPIC])
+        self._consumer = GroupConsumer(settings, GROUP, [TOPIC], fetch_seconds=FETCH_SECONDS)
         self.close = self._consumer.close
 
     def step(self, db: psycopg.Connection[Any]) -> int:

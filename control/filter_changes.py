@@ -131,6 +131,8 @@ class FilterWalk:
 
     def step(self, db: Connection) -> WalkResult:
         """One piece. Raises psycopg.Error."""
+        if db.execute(SQL["walks"]).fetchone() is None:
+            return WalkResult()  # without the lock, which the disk would have to confirm
         with own_transaction(db):
             row = db.execute(SQL["walk_state"]).fetchone()
             if row is None or (row[0] is None and row[2] is None):

@@ -12,7 +12,7 @@ import shlex
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ from schemas.topics import FIREHOSE_LIVE
 
 FILE = "processes.json"
 ANSWER_SECONDS = 2.0
+STREAM_KINDS = ("firehose", "labels")
+"""The kinds whose metrics a status shows. A page of metrics costs a process several milliseconds."""
 STARTING_SECONDS = 60.0  # a process that was just started does not answer yet
 Labels = tuple[tuple[str, str], ...]
 
@@ -153,11 +155,11 @@ def check_process(process: Process, *, with_metrics: bool = False) -> ProcessSta
     )
 
 
-def check_processes(processes: Iterable[Process], *, with_metrics: bool = False) -> list[ProcessStatus]:
-    """`check_process` for all of them in parallel; results in the same order."""
+def check_processes(processes: Iterable[Process], metrics_of: Container[str] = ()) -> list[ProcessStatus]:
+    """`check_process` for all of them in parallel; results in the same order. `metrics_of`: the kinds whose metrics are read."""
     listed = list(processes)
     with ThreadPoolExecutor(max(1, len(listed))) as pool:
-        return list(pool.map(lambda process: check_process(process, with_metrics=with_metrics), listed))
+        return list(pool.map(lambda process: check_process(process, with_metrics=process.kind in metrics_of), listed))
 
 
 def parse(text: str) -> dict[str, dict[Labels, float]]:

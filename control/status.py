@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg.abc import Params
@@ -146,12 +146,20 @@ def _phases(db: psycopg.Connection[Any]) -> dict[str, int]:
     return found
 
 
+class Lags(Protocol):
+    """The part of Offsets that a Collector needs."""
+
+    def lags(self, db: psycopg.Connection[Any]) -> list[PartitionLag]:
+        """The lag of every group in each of its partitions."""
+
+
 class Collector:
     """Collects the status, on one connection each to database and broker. Connects on first use."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, lags: Lags | None = None) -> None:
+        """`lags`: of the log; by default with clients of its own."""
         self._relays = settings.relays
-        self._offsets = Offsets(settings)
+        self._lags = lags or Offsets(settings)
         self._database, self._shards = with_main(
             settings, lambda one: dict_database(one, "sluice status", connect_timeout=5)
         )
@@ -196,7 +204,7 @@ class Collector:
 
     def lags(self) -> list[PartitionLag]:
         """The lag of every group in each of its partitions."""
-        return self._offsets.lags(self._database())
+        return self._lags.lags(self._database())
 
     def exact(self) -> tuple[int, int]:
         """Exact numbers of records and labels. Reads whole indexes."""

@@ -25,7 +25,7 @@ SIMULATOR = "simulator.server"
 
 def preloaded(*, simulate: bool) -> list[str]:
     """The modules of all processes, in the order in which these are started."""
-    return [*([SIMULATOR] if simulate else []), "local.run", *MODULES.values(), "bytewax.run"]
+    return [*([SIMULATOR] if simulate else []), "local.run", "argparse", *MODULES.values(), "bytewax.run"]
 
 
 def commands(settings: Settings, workers: int) -> list[Command]:
@@ -54,7 +54,8 @@ def listening(address: str) -> str:
 def sluice(*arguments: str) -> tuple[str, ...]:
     """A `sluice` command line that ends when this process ends."""
     # -P: do not import modules from the working directory
-    return (sys.executable, "-P", "-m", "cli", arguments[0], "--parent", str(os.getpid()), *arguments[1:])
+    module = "local.sluice_run" if arguments[0] == "run" else "cli"
+    return (sys.executable, "-P", "-m", module, arguments[0], "--parent", str(os.getpid()), *arguments[1:])
 
 
 def mirror_command(urls: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from control.process_status import Process
-from local.children.supervisor import Say, peak_bytes, restart_seconds
+from local.children.supervisor import Peaks, Say, restart_seconds
 from local.embedded.embedded_database import EmbeddedDatabase
 from local.embedded.embedded_log import EmbeddedLog
 from local.view.live_view import Part
@@ -31,7 +31,7 @@ class EmbeddedServers:
         self._servers: dict[str, Server] = {}
         self._restarting: dict[str, threading.Thread] = {}
         self._ends: Counter[str] = Counter()
-        self.peaks: dict[str, int] = {}
+        self.peaks = Peaks()
         data_dir: Path = settings.data_dir.expanduser().absolute()
         if not settings.kafka_bootstrap:
             self._servers["kafka"] = EmbeddedLog(data_dir / "log", say=lambda text: say("kafka", text))
@@ -64,9 +64,9 @@ class EmbeddedServers:
 
     def tick(self) -> None:
         """Restart servers that died. Call it from one thread."""
+        # not PostgreSQL: its memory is shared by many processes
+        self.peaks.read_rarely((one.name, one.pid) for one in self.processes if one.name == "kafka")
         for name, server in self._servers.items():
-            if name == "kafka" and server.pid is not None:  # not PostgreSQL: its memory is shared by many processes
-                self.peaks[name] = max(self.peaks.get(name, 0), peak_bytes(server.pid))
             thread = self._restarting.get(name)
             if server.running or (thread is not None and thread.is_alive()):
                 continue

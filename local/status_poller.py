@@ -8,13 +8,13 @@ from connectors.kafka.log import LogUnavailable
 from connectors.runtime.errors import one_line
 from connectors.runtime.stop import STOP
 from connectors.runtime.worker_thread import WorkerThread
-from control.process_status import check_processes
+from control.process_status import STREAM_KINDS, check_processes
 from control.status import Collector, MirrorStatus
 from local.children.supervisor import Supervisor
 from schemas.settings import Settings
 
 POLL_SECONDS = 0.5
-QUIET_SECONDS = 5.0  # between polls when nothing has changed for a while
+QUIET_SECONDS = 10.0  # between polls when nothing has changed for a while
 SLOWER = 1.5
 FIRST_STATUS_SECONDS = 30.0
 RETRY_SECONDS = 0.1
@@ -46,7 +46,7 @@ class StatusPoller:
     def poll(self) -> MirrorStatus:
         """The status now. Raises psycopg.Error and LogUnavailable."""
         processes = [process for process in self._supervisor.processes if process.port]
-        return self._collector.collect(check_processes(processes, with_metrics=True))
+        return self._collector.collect(check_processes(processes, STREAM_KINDS))
 
     def first(self) -> MirrorStatus:
         """The first status; retries for `FIRST_STATUS_SECONDS`. Raises psycopg.Error and LogUnavailable."""

@@ -25,7 +25,7 @@ from connectors.postgres.connection import connect
 from connectors.postgres.migrate import MigrationError, missing
 from connectors.runtime.errors import one_line
 from control.attention import attention
-from control.process_status import check_processes, registered
+from control.process_status import STREAM_KINDS, check_processes, registered
 from control.status import Collector
 from ops import shards
 from schemas.errors import OperatorError
@@ -175,7 +175,7 @@ def _attention(settings: Settings) -> list[Check]:
         running = registered(settings.data_dir)
         collector = Collector(settings)
         try:
-            status = collector.collect(check_processes(running.processes, with_metrics=True) if running else [])
+            status = collector.collect(check_processes(running.processes, STREAM_KINDS) if running else [])
         finally:
             collector.close()
     except (psycopg.Error, LogUnavailable) as err:

@@ -11,7 +11,7 @@ from serve.application import make_app
 from serve.context import ServeContext
 from serve.stream.hub import Hub
 
-CHECK_SECONDS = 0.5
+CHECK_SECONDS = 1.0
 
 log = logging.getLogger("serve")
 

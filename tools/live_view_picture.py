@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from control.attention import attention
-from control.process_status import addresses, check_processes, running_mirror
+from control.process_status import STREAM_KINDS, addresses, check_processes, running_mirror
 from control.status import Collector
 from local.progress_view import rates
 from local.view.live_view import LiveView, Part
@@ -33,7 +33,7 @@ def view(data_dir: Path) -> LiveView:
     collector = Collector(settings)
     before, began = collector.collect(), time.monotonic()
     time.sleep(SECONDS)
-    status = collector.collect(check_processes([one for one in running.processes if one.port], with_metrics=True))
+    status = collector.collect(check_processes([one for one in running.processes if one.port], STREAM_KINDS))
     seconds = time.monotonic() - began
     collector.close()
     return LiveView(

@@ -275,6 +275,7 @@ class ConnectionLimit:
         self._per_address = per_address
         self._open: dict[BoundedConnection, None] = {}
         self._addresses: Counter[str] = Counter()
+        self._any = asyncio.Event()
 
     def add(self, connection: BoundedConnection) -> None:
         """Admit a connection. At the limit the oldest idle one is closed, or else the new one."""
@@ -287,6 +288,7 @@ class ConnectionLimit:
             if oldest is connection:
                 return None
         self._open[connection] = None
+        self._any.set()
         self._addresses[connection.address] += 1
         return None
 
@@ -297,10 +299,13 @@ class ConnectionLimit:
             self._addresses[connection.address] -= 1
             if not self._addresses[connection.address]:
                 del self._addresses[connection.address]
+            if not self._open:
+                self._any.clear()
 
     async def sweep(self) -> None:
         """Close connections that are past their deadline."""
         while True:
+            await self._any.wait()
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
             for connection in list(self._open):

@@ -54,7 +54,7 @@ MAX_BODY_BYTES = 64 * 1024
 QUERIES_AT_ONCE = 100
 """Maximum number of domains that are queried at once; each query has a socket."""
 BATCH_SECONDS = 3.0
-IDLE_SECONDS = 1.0
+IDLE_SECONDS = 2.0
 WAIT_MAX_SECONDS = 15.0
 WEB_SILENT_INTERVALS = 2.0  # recheck intervals after which a handle loses `verified` if its web host is unavailable
 MAX_DETAIL = 300

@@ -18,6 +18,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from connectors.kafka.log import LogUnavailable, Part
 from connectors.kafka.offsets import NO_OFFSET, Offsets
+from connectors.runtime import work
 from connectors.runtime.worker_thread import WorkerThread
 from schemas.settings import Settings
 from schemas.shard_ranges import shard_ranges
@@ -40,7 +41,9 @@ class HighWater:
         self._offsets = Offsets(settings)
         self._retention: float | None = None
         self._paused: str | None = None
+        self._parts: list[Part] = []
         self._ends: dict[Part, int] = {}
+        self._all_read = False
         self._worker = WorkerThread(f"high-water-{topic}", self._run)
         self.start = self._worker.start
         self.stop = self._worker.stop
@@ -55,11 +58,13 @@ class HighWater:
     def _run(self) -> None:
         try:
             while not self._worker.stopping:
-                before = self._ends
+                before, paused = self._ends, self._paused
                 with suppress(
                     LogUnavailable
                 ):  # keep the last result; the producer itself reports an unavailable broker
                     self._paused = self._check()
+                if paused and self._paused is None:
+                    work.ring()
                 quiet = self._paused is None and before == self._ends
                 self._worker.wait(self._check_seconds * (QUIET_FACTOR if quiet else 1.0))
         finally:
@@ -67,12 +72,16 @@ class HighWater:
 
     def _check(self) -> str | None:
         """The reason to pause, or None. Raises LogUnavailable."""
-        parts = self._offsets.parts([self._topic])
-        ends, starts = self._offsets.ends(parts), self._offsets.starts(parts)
+        parts = self._parts = self._parts or self._offsets.parts([self._topic])
+        ends = self._offsets.ends(parts)
+        if self._all_read and ends == self._ends:
+            return None  # one request a check at rest
+        starts = self._offsets.starts(parts)
         committed = self._offsets.committed(self._group, parts)
         positions = {part: max(committed.get(part, 0), starts[part]) for part in parts}
         self._ends = ends
         lag = sum(max(0, ends[part] - positions[part]) for part in parts)
+        self._all_read = lag == 0
         share = 1.0 if self._paused is None else RESUME_SHARE
         topic, group = self._settings.topic(self._topic), self._settings.group(self._group)
         if self._topic == LIVE_TOPIC:

@@ -49,6 +49,9 @@ class GroupConsumer:
 
     Commits are asynchronous, because librdkafka's synchronous commit can block forever if the coordinator loses the request.
     One commit is in flight at a time; newer offsets, and those of a failed or unanswered commit, go with the next one.
+
+    `fetch_seconds`: how long the broker may hold a request for messages, which it answers at once with the first one. New partitions,
+    and a `seek`, wait for the end of the request before.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class GroupConsumer:
         *,
         starts: Callable[[list[Part]], dict[Part, int]] | None = None,
         lost: Callable[[list[Part]], None] | None = None,
+        fetch_seconds: float = 1.0,
     ) -> None:
         self._settings = settings
+        self._fetch_seconds = fetch_seconds
         self._use = f"group-{group}"
         self._group = settings.group(group)
         self._topics = [settings.topic(name) for name in topics]
@@ -92,7 +97,7 @@ class GroupConsumer:
                     # of all topics in one queue: a live event waits for the backfill's messages before it
                     "queued.max.messages.kbytes": QUEUED_BYTES // 1024,
                     "fetch.queue.backoff.ms": 100,  # a full queue (default: a second) is empty earlier
-                    "fetch.wait.max.ms": 1000,  # an empty partition: the broker answers as soon as there is a message
+                    "fetch.wait.max.ms": int(self._fetch_seconds * 1000),
                     # the group leader omits topics that have no partition leader while a broker starts, and checks them
                     # again only after this interval (default: five minutes)
                     "topic.metadata.refresh.interval.ms": 10_000,

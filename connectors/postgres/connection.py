@@ -46,6 +46,7 @@ STATEMENT_SECONDS = 600.0  # in a flow: removing the largest repo takes minutes
 LOCK_SECONDS = 20
 IDLE_SECONDS = 120  # in a transaction: its process is hung or suspended, and its locks block others
 POOL_SECONDS = 10.0
+POOL_IDLE_SECONDS = 60.0  # then a connection is closed: the server keeps 2 MB for each
 POOL_STATEMENT_SECONDS = 30.0
 CHECK_SECONDS = 1.0  # without an answer, after which a pooled connection costs a round trip before its next statement
 OUTAGE_SECONDS = 300.0
@@ -297,8 +298,9 @@ class AsyncPool:
             pool = AsyncConnectionPool(
                 self._url,
                 connection_class=AsyncBounded,
-                min_size=1,
+                min_size=0,
                 max_size=self._size,
+                max_idle=POOL_IDLE_SECONDS,
                 open=False,
                 timeout=POOL_SECONDS,
                 check=AsyncBounded.check,

@@ -97,7 +97,7 @@ class CheckpointedPartition(StatefulSourcePartition[X, None], Generic[X, P]):
         if self._draining:
             time.sleep(DRAIN_POLL_SECONDS)
         else:
-            work.rest()
+            work.rest(work.IDLE_SECONDS if self.position() in (None, self._committed) else work.REST_SECONDS)
         batch = self.poll()
         watchdog.mark()
         return batch

@@ -4,7 +4,8 @@ Every thread that must not hang has a `Progress`, the time of its last progress.
 `mark()` records progress, `beat(name)` marks an event loop. Calls that wait for I/O have their own deadlines and mark while
 they wait. A thread without a mark for `watchdog_seconds` is hung.
 
-`Watchdog` checks the turns from its own thread. On a hang it logs the stacks of all threads, `/healthz` answers 503, and the
+A thread that waits on purpose is marked up to the end of its wait, so it need not wake to mark. `Watchdog` checks the turns from its
+own thread. On a hang it logs the stacks of all threads, `/healthz` answers 503, and the
 process exits with EXIT_HUNG. A process that has not ended `stop_seconds` after SIGTERM exits with EXIT_STUCK. The signal arrives
 through a pipe, so this works even if the main thread is blocked in C code. Code that never releases the GIL blocks the
 watchdog too; then the timer of `faulthandler`, which does not need the GIL, ends the process with stacks and exit code 1.
@@ -21,7 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,13 +30,12 @@ from connectors.runtime import work
 
 EXIT_HUNG = 71
 EXIT_STUCK = 72
-TICK_SECONDS = 0.5
+TICK_SECONDS = 2.0  # between checks, or half of `watchdog_seconds`
 FROZEN_SECONDS = 5.0  # if the watchdog itself did not run for this long, the whole process was suspended
 SHOWN_SECONDS = 3.0  # between the 503 and the exit
 LOG_SECONDS = 5.0  # to write the log line and the stacks; a hung thread may hold the logging lock
 INTERPRETER_SECONDS = 30.0  # beyond `watchdog_seconds`, until the faulthandler timer fires
-BEAT_SECONDS = 0.5
-WAIT_STEP_SECONDS = 0.5
+BEAT_SECONDS = 5.0
 ARM_SECONDS = 5.0
 SECOND_SIGNAL_SECONDS = 1.0
 
@@ -50,14 +50,15 @@ class Hangs(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """Time (monotonic) of a thread's last progress. `name` is shown to operators; `thread` is its ident, 0 for a task."""
+    """Time (monotonic) of a thread's last progress, or of the end of its wait. `name` is shown to operators; `thread` is its ident, 0 for a task."""
 
     name: str
     thread: int
     marked_at: float
 
-    def mark(self) -> None:
-        self.marked_at = time.monotonic()
+    def mark(self, wait_seconds: float = 0.0) -> None:
+        """Progress now. `wait_seconds`: none is expected for so long."""
+        self.marked_at = time.monotonic() + wait_seconds
 
 
 _lock = threading.Lock()
@@ -103,24 +104,22 @@ def mark() -> None:
 
 
 def wait(event: threading.Event, seconds: float) -> bool:
-    """`event.wait(seconds)` that marks progress meanwhile."""
-    until = time.monotonic() + seconds
-    while True:
+    """`event.wait(seconds)`, marked up to its end."""
+    turn = _mine.get(threading.get_ident())
+    if turn is not None:
+        turn.mark(seconds)
+    try:
+        return event.wait(seconds)
+    finally:
         mark()
-        left = until - time.monotonic()
-        if event.wait(max(0.0, min(left, WAIT_STEP_SECONDS))):
-            return True
-        if left <= WAIT_STEP_SECONDS:
-            mark()
-            return False
 
 
 async def beat(name: str) -> None:
-    """Mark the running event loop every BEAT_SECONDS, until cancelled."""
+    """Mark the running event loop every BEAT_SECONDS, each time up to the next, until cancelled."""
     with watched_task(name, threading.get_ident()) as turn:
         while True:
+            turn.mark(BEAT_SECONDS)
             await asyncio.sleep(BEAT_SECONDS)
-            turn.mark()
 
 
 def late(seconds: float) -> list[Progress]:
@@ -134,7 +133,7 @@ def mark_all() -> None:
     """Mark all turns: the process was suspended, so no thread could."""
     with _lock:
         for turn in _turns:
-            turn.mark()
+            turn.marked_at = max(turn.marked_at, time.monotonic())
 
 
 def where(thread: int) -> str:
@@ -156,16 +155,21 @@ class Signals:
     """SIGTERM and SIGINT through a wakeup pipe, which the C handler writes even while the main thread is blocked in C code."""
 
     def __init__(self) -> None:
-        self._read, write = os.pipe()
+        self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
 
     def wait(self, seconds: float) -> int:
         """Wait at most `seconds` for a signal; returns the number of signals received."""
         if not select.select([self._read], [], [], seconds)[0]:
             return 0
         return sum(number in (signal.SIGTERM, signal.SIGINT) for number in os.read(self._read, 4096))
+
+    def wake(self) -> None:
+        """End a `wait` without a signal."""
+        with suppress(BlockingIOError):  # full: it ends anyway
+            os.write(self._write, b"\0")
 
 
 class Watchdog:
@@ -184,6 +188,7 @@ class Watchdog:
         self._health = health
         self._stop = stop
         self._seconds = seconds
+        self._tick = min(TICK_SECONDS, seconds / 2)
         self._stop_seconds = stop_seconds
         self._signals = signals
         self._exit = exit
@@ -197,6 +202,8 @@ class Watchdog:
     def ending(self) -> None:
         """Stop watching when the work is done; a timer ends the process if the interpreter's shutdown hangs."""
         self._ended.set()
+        if self._signals is not None:
+            self._signals.wake()
         self._thread.join(2 * TICK_SECONDS + LOG_SECONDS)
         faulthandler.dump_traceback_later(self._stop_seconds, exit=True)
 
@@ -216,7 +223,7 @@ class Watchdog:
                 armed_at = ran_at
             came = self._pause()
             now = time.monotonic()
-            if now - ran_at > min(FROZEN_SECONDS, self._seconds / 2 + TICK_SECONDS):
+            if now - ran_at > min(FROZEN_SECONDS, self._seconds / 2 + self._tick):
                 mark_all()
                 if stop_at != float("inf"):
                     stop_at = max(stop_at, now + FROZEN_SECONDS)
@@ -235,8 +242,8 @@ class Watchdog:
 
     def _pause(self) -> int:
         if self._signals is not None:
-            return self._signals.wait(TICK_SECONDS)
-        time.sleep(TICK_SECONDS)
+            return self._signals.wait(self._tick)
+        self._ended.wait(self._tick)
         return 0
 
     def _end(self, code: int, why: str, shown_seconds: float) -> None:

@@ -8,6 +8,8 @@ import threading
 import time
 
 REST_SECONDS = 0.5
+IDLE_SECONDS = 2.0
+"""A rest with nothing left to commit."""
 GATHER_SECONDS = 0.005
 """After a ring: more is about to arrive, and a batch of one item costs as much as a batch of many."""
 

@@ -9,7 +9,7 @@ from control.api import models
 from control.api.context import Context
 from control.api.dead_letter_routes import list_dead_letters
 from control.api.mirror_routes import list_repos, list_skipped_ranges
-from control.process_status import check_processes, registered
+from control.process_status import STREAM_KINDS, check_processes, registered
 from control.status import MirrorStatus, Row
 from control.tasks.gauges import hosts_with_work
 from schemas.job_spec import Job, JobStatus
@@ -48,7 +48,7 @@ class SnapshotReader:
         context = self._context
         running = registered(context.settings.data_dir)
         served = [process for process in running.processes if process.port] if running else []
-        processes = check_processes(served, with_metrics=True)
+        processes = check_processes(served, (*STREAM_KINDS, "serve"))
         status = replace(context.status(), processes=processes)
         with context.db() as db:
             found = [job for state in ORDER for job in jobs.list_jobs(db, status=state, limit=ROWS)]

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from control.status import END_PHASES, Collector, MirrorStatus
+from control.tasks.shared_offsets import SharedOffsets
 from schemas.settings import Settings
 from schemas.sql import Statement, queries
 
@@ -25,10 +26,10 @@ Series = dict[str, list[float | None]]
 
 
 class FigureWriter:
-    """Collects the status with connections of its own."""
+    """Collects the status with a connection of its own to the database."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._collector = Collector(settings)
+    def __init__(self, settings: Settings, offsets: SharedOffsets | None = None) -> None:
+        self._collector = Collector(settings, offsets)
 
     def step(self, db: psycopg.Connection[Any]) -> None:
         """Write a row, and remove those that are too old. Raises psycopg.Error and LogUnavailable."""

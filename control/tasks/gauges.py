@@ -16,7 +16,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from connectors.kafka.log import LogUnavailable
-from connectors.kafka.offsets import GROUP_TOPICS, Offsets
+from connectors.kafka.offsets import GROUP_TOPICS
 from connectors.postgres.connection import dict_database
 from connectors.postgres.shards import with_main
 from connectors.runtime import metrics
@@ -24,6 +24,7 @@ from connectors.runtime.errors import one_line
 from connectors.runtime.worker_thread import WorkerThread
 from control.status import phases
 from control.tasks.lag_age import oldest_unsettled
+from control.tasks.shared_offsets import SharedOffsets
 from schemas.settings import Settings
 from schemas.sql import Statement, queries
 
@@ -41,9 +42,9 @@ logger = logging.getLogger("control")
 class Gauges:
     """Sets the gauges from database and log. Connects on first use."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, offsets: SharedOffsets | None = None) -> None:
         self._settings = settings
-        self._offsets = Offsets(settings)
+        self._offsets = offsets or SharedOffsets(settings)
         options = f"-c statement_timeout={STATEMENT_SECONDS}s"
         self._connection, self._shards = with_main(
             settings, lambda one: dict_database(one, "sluice gauges", connect_timeout=5, options=options)
@@ -154,7 +155,9 @@ class Gauges:
         lags = self._offsets.lags(self._connection())
         for (group, topic), age in oldest_unsettled(self._settings, lags).items():
             metrics.OLDEST_UNSETTLED.labels(group, topic).set(age)
-        for topic, seconds in self._offsets.retention(t for topics in GROUP_TOPICS.values() for t in topics).items():
+        with self._offsets.use() as offsets:
+            kept = offsets.retention(topic for topics in GROUP_TOPICS.values() for topic in topics)
+        for topic, seconds in kept.items():
             metrics.RETENTION.labels(topic).set(seconds)
 
 

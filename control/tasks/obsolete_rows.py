@@ -16,11 +16,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import TupleRow
 
-from connectors.kafka.offsets import Offsets
 from connectors.postgres.connection import Database, outside_transaction
 from connectors.postgres.shards import Shards
 from connectors.runtime import metrics
 from control.dead_letter_index import TOPIC
+from control.tasks.shared_offsets import SharedOffsets
 from schemas.sql import queries
 
 SQL = queries("control") | queries("dead_letter") | {"prune_hosts": queries("budget")["prune"]}
@@ -47,7 +47,7 @@ class ObsoleteRows:
     """`history_days`: how long history is kept. `clock`: monotonic seconds."""
 
     def __init__(
-        self, offsets: Offsets, history_days: float = 30.0, clock: Callable[[], float] = time.monotonic
+        self, offsets: SharedOffsets, history_days: float = 30.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._offsets = offsets
         self._seconds = history_days * DAY_SECONDS
@@ -55,9 +55,14 @@ class ObsoleteRows:
         self._next = 0.0
         self._after = ""  # the DID up to which cached identities were checked
 
+    @property
+    def due(self) -> bool:
+        """Whether `step` has work."""
+        return self._clock() >= self._next
+
     def step(self, db: psycopg.Connection[Any], shards: Shards[Database[TupleRow]]) -> Removed:
         """Remove one piece if it is due; of a shard that does not answer, the next time. Raises psycopg.Error and LogUnavailable."""
-        if self._clock() < self._next:
+        if not self.due:
             return Removed()
         outside_transaction(db)
         values = {"seconds": self._seconds, "limit": PIECE}
@@ -79,7 +84,8 @@ class ObsoleteRows:
 
     def _remove_letters(self, db: psycopg.Connection[Any]) -> list[bool]:
         """Remove the rows of dead letters that the topic no longer holds; for each, whether it was open."""
-        starts = self._offsets.starts(self._offsets.parts([TOPIC]))
+        with self._offsets.use() as offsets:
+            starts = offsets.starts(offsets.parts([TOPIC]))
         values = {"parts": [part for _, part in starts], "starts": list(starts.values()), "limit": PIECE}
         was_open = [row[0] for row in db.execute(SQL["prune"], values).fetchall()]
         opened = sum(was_open)

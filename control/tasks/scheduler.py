@@ -135,6 +135,7 @@ class Scheduler:
             self._store.now() - self._settings.tuning.requeue_after_seconds, self._settings.tuning.queue_batch
         )
         if not queued:
+            self._offsets.close()
             return 0
         # a message is sent after its row, so those of these repos precede the first message younger than all of them
         youngest = max(at for _, _, at in queued) + self._settings.tuning.requeue_after_seconds

@@ -25,6 +25,7 @@ from schemas.topics import REPO_BACKFILL, REPO_RESYNC
 GROUP = "backfill"
 RESYNC, BACKLOG = REPO_RESYNC, REPO_BACKFILL
 CLAIM_BATCH = 500
+FETCH_SECONDS = 5.0
 FULL_SECONDS = 0.5
 FULL_WAIT_SECONDS = 0.01
 
@@ -51,8 +52,8 @@ class LogFeed:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._resync = _TopicReader(GroupConsumer(settings, GROUP, [RESYNC]))
-        self._backlog = _TopicReader(GroupConsumer(settings, GROUP, [BACKLOG]))
+        self._resync = _TopicReader(GroupConsumer(settings, GROUP, [RESYNC], fetch_seconds=FETCH_SECONDS))
+        self._backlog = _TopicReader(GroupConsumer(settings, GROUP, [BACKLOG], fetch_seconds=FETCH_SECONDS))
 
     async def take(self, resync_room: int, backlog_room: int) -> list[tuple[Message, bool]]:
         if not (taken := self._take(resync_room, backlog_room)):

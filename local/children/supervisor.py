@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -32,6 +32,7 @@ LONG_RUN_SECONDS = 60.0  # a child that ran this long starts with the shortest d
 DRAIN_SECONDS = 30.0
 KILL_SECONDS = 30.0
 LAST_WORDS_SECONDS = 10.0  # for the end of its output: a descendant may hold the pipe open
+PEAKS_SECONDS = 5.0  # between readings of the peaks, which the kernel keeps
 LOUD = ("WARNING", "ERROR", "CRITICAL")
 
 Say = Callable[[str, str], None]  # (who, what)
@@ -220,6 +221,25 @@ def peak_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
+class Peaks(dict[str, int]):
+    """Kind → highest resident memory of any of its processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._due_at = 0.0
+
+    def read(self, pids: Iterable[tuple[str, int]]) -> None:
+        """Read those of (kind, pid)."""
+        for kind, pid in pids:
+            self[kind] = max(self.get(kind, 0), peak_bytes(pid))
+
+    def read_rarely(self, pids: Iterable[tuple[str, int]]) -> None:
+        """As `read`, at most every PEAKS_SECONDS."""
+        if time.monotonic() >= self._due_at:
+            self.read(pids)
+            self._due_at = time.monotonic() + PEAKS_SECONDS
+
+
 class Supervisor:
     """All children. Used by the main thread only."""
 
@@ -239,7 +259,7 @@ class Supervisor:
         self._stopped = stopped
         self._failed = failed
         self.children: list[Child] = []
-        self.peaks: dict[str, int] = {}  # kind → highest resident memory of any of its processes
+        self.peaks = Peaks()
         logs.mkdir(parents=True, exist_ok=True)
 
     def add(self, command: Command) -> Child:
@@ -271,11 +291,11 @@ class Supervisor:
     def tick(self) -> None:
         """End what must end, detect ends, restart what is due, measure memory."""
         stopped, failed = self._stopped(), self._failed()
+        self.peaks.read_rarely((child.command.kind, child.pid) for child in self.children if child.running)
         for child in self.children:
             self._tick(child, failed.get(child.pid, ""), stopped=child.command.name in stopped)
 
     def _tick(self, child: Child, failed: str, *, stopped: bool) -> None:
-        self._measure(child)
         if (stopped or failed) and child.running and not child.is_ending:
             self._say(child.command.name, "stopping, as an operator asked" if stopped else f"{failed}; it is stopped")
             child.end()
@@ -292,15 +312,11 @@ class Supervisor:
             child.words = LastWords()  # its end was reported before
             child.start()
 
-    def _measure(self, child: Child) -> None:
-        kind = child.command.kind
-        self.peaks[kind] = max(self.peaks.get(kind, 0), peak_bytes(child.pid) if child.running else 0)
-
     def drain(self, kinds: Sequence[str], seconds: float = DRAIN_SECONDS) -> bool:
         """Send SIGTERM to all children of these kinds, and SIGKILL to those that still run after `seconds`. True if none was killed."""
         chosen = [child for child in self.children if child.command.kind in kinds]
+        self.peaks.read((child.command.kind, child.pid) for child in chosen if child.running)
         for child in chosen:
-            self._measure(child)
             child.signal(signal.SIGTERM)
         deadline = time.monotonic() + seconds
         late = [child for child in chosen if not child.wait(deadline - time.monotonic())]

@@ -230,6 +230,13 @@ JVM_OPTIONS = [
     "-Xms64m",
     "-XX:+UseSerialGC",  # one core's worth of broker: smaller and no slower than G1 here
     "-XX:TieredStopAtLevel=1",
+    # the class archive at its own address: to relocate it would write to all of its 50 MB
+    "-XX:+UnlockDiagnosticVMOptions",
+    "-XX:ArchiveRelocationMode=0",
+    # the heap grows by little and shrinks after a backfill
+    "-XX:MaxNewSize=32m",
+    "-XX:MinHeapFreeRatio=10",
+    "-XX:MaxHeapFreeRatio=30",
     "-XX:+ExitOnOutOfMemoryError",
     "-XX:-UsePerfData",  # no file under the temporary directory that a kill leaves behind
     "-Djava.awt.headless=true",
@@ -259,14 +266,19 @@ BROKER_SETTINGS = {
     "log.initial.task.delay.ms": "1000",
     "log.segment.delete.delay.ms": "10000",
     # Kafka reserves 128 MiB of heap for compacting, of which only the small offsets topic has need
-    "log.cleaner.dedupe.buffer.size": str(4 * 1024 * 1024),
+    "log.cleaner.dedupe.buffer.size": str(2 * 1024 * 1024),
     # few threads: each wakes several times a second at rest, and more of them write and read no faster here
     "num.network.threads": "1",
     "num.io.threads": "2",
     "background.threads": "2",
+    "group.coordinator.threads": "1",
     "metadata.max.idle.interval.ms": "0",  # no record in the metadata's log, twice a second, that only says "alive"
     "num.recovery.threads.per.data.dir": "2",
     # a broker that was killed can register again only when its former session has ended
     "broker.session.timeout.ms": "2000",
-    "broker.heartbeat.interval.ms": "300",
+    "broker.heartbeat.interval.ms": "500",
+    # answered requests leave the memory of the waiting ones soon; the default keeps a thousand
+    "fetch.purgatory.purge.interval.requests": "50",
+    "producer.purgatory.purge.interval.requests": "50",
+    "metric.reporters": "",  # nobody reads its JMX
 }

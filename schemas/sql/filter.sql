@@ -58,6 +58,9 @@ delete from sluice.filter_did
 -- name: add_dids
 insert into sluice.filter_did select unnest(%(dids)s::text[]) on conflict do nothing
 
+-- name: walks
+select from sluice.filter where walk_after is not null or prune_after is not null
+
 -- name: walk_state
 select walk_after, walk_again, prune_after, prune_version, version, collections, boundary from sluice.filter for update
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from connectors.kafka.producer import LogProducer, Out
 from control.control_process import steps
 from control.dead_letters import DeadLetters
 from control.tasks.gauges import Gauges
+from control.tasks.shared_offsets import SharedOffsets
 from local.embedded.guarded_process import free_port
 from schemas.settings import Settings
 from schemas.topics import REPO_BACKFILL
@@ -26,21 +28,49 @@ def held() -> tuple[int, int]:
 
 def turn(settings: Settings) -> None:
     """What control does with its clients between two failures, and what a request to its API does."""
-    for step in steps(settings):
+    offsets = SharedOffsets(settings)
+    for step in steps(settings, offsets):
         work, close = step.build()
         with suppress(LogUnavailable):
             work()
         close()
     with suppress(LogUnavailable):
         LogProducer(settings).send([Out(REPO_BACKFILL, "did:plc:none", b"{}")])
-    gauges = Gauges(settings)
+    gauges = Gauges(settings, offsets)
     gauges.refresh(heavy=True)
     gauges._connection.close()
-    gauges._offsets.close()
+    with offsets.use() as shared:
+        shared.close()
     letters = DeadLetters(settings)
     with suppress(LogUnavailable):
         letters._letter((0, 0))
     letters.close()
+
+
+def clients() -> int:
+    """Clients of the log in this process: each has a main thread."""
+    return sum(path.read_text() == "rdk:main\n" for path in Path("/proc/self/task").glob("*/comm"))
+
+
+def test_all_steps_have_four_clients_of_the_log(settings_of: Callable[..., Settings], database: str) -> None:
+    """S5: each has threads that wake every second, and a connection that the broker serves. Three read lag for all steps, one
+    reads dead letters."""
+    settings = settings_of(database=database)
+    before = clients()
+    offsets = SharedOffsets(settings)
+    built = [step.build() for step in steps(settings, offsets)]
+    gauges = Gauges(settings, offsets)
+    for work, _ in built:
+        work()
+    gauges.refresh(heavy=True)
+    try:
+        assert clients() - before == 4
+    finally:
+        for _, close in built:
+            close()
+        gauges._connection.close()
+        with offsets.use() as shared:
+            shared.close()
 
 
 @pytest.mark.parametrize("reachable", [True, False])

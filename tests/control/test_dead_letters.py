@@ -26,6 +26,7 @@ from control.dead_letter_index import DeadLetterIndex, index_dead_letters
 from control.dead_letters import DeadLetters
 from control.tasks.dead_letter_retry import AFTER_SECONDS, DeadLetterRetry
 from control.tasks.obsolete_rows import CHECK_SECONDS, ObsoleteRows, Removed
+from control.tasks.shared_offsets import SharedOffsets
 from protocol.event_stream import FrameReason
 from protocol.labels import LabelReason
 from protocol.verify_commit import VerifyReason
@@ -231,7 +232,7 @@ def test_letters_that_retention_removed_go_and_open_ones_are_named(
     for done in admin.delete_records([TopicPartition(topic, partition, places[2][1])]).values():
         done.result(60)
     now = 0.0
-    obsolete = ObsoleteRows(Offsets(desk.settings), clock=lambda: now)
+    obsolete = ObsoleteRows(SharedOffsets(desk.settings), clock=lambda: now)
     assert obsolete.step(desk.db, desk.shards) == Removed(letters=2, open_letters=1)
     assert desk.db.execute("select part, log_offset, state from sluice.dead_letter order by log_offset").fetchall() == [
         (*place, "open") for place in places[2:]
@@ -259,7 +260,7 @@ def test_unused_hosts_are_removed(desk: Desk) -> None:
         union all select 'named', now(), null, null, null
         """
     )
-    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db, desk.shards) == Removed(hosts=2)
+    assert ObsoleteRows(SharedOffsets(desk.settings)).step(desk.db, desk.shards) == Removed(hosts=2)
     left = desk.db.execute("select host from sluice.host order by host").fetchall()
     assert left == [("asked",), ("listed",), ("named",), ("paused",)]
 
@@ -297,7 +298,7 @@ def test_resolved_history_is_removed_and_open_rows_stay(desk: Desk) -> None:
         values ('did:plc:old', now() - interval '31 days'), ('did:plc:new', now());
         """
     )
-    assert ObsoleteRows(Offsets(desk.settings)).step(desk.db, desk.shards) == Removed(history=4)
+    assert ObsoleteRows(SharedOffsets(desk.settings)).step(desk.db, desk.shards) == Removed(history=4)
     assert desk.db.execute("select upstream from sluice.stream_gap order by 1").fetchall() == [("open",), ("recent",)]
     assert desk.db.execute("select upstream from sluice.skipped_range").fetchall() == [("open",)]
     assert desk.db.execute("select did from sluice.identity").fetchall() == [("did:plc:new",)]

@@ -33,6 +33,44 @@ def test_a_topic_without_new_messages_is_checked_less_often(monkeypatch: pytest.
     assert waits == [1.0, QUIET_FACTOR, 1.0, 1.0, 1.0, QUIET_FACTOR]
 
 
+def test_a_check_at_rest_is_one_request() -> None:
+    """S5: once everything is read, the ends of the topic say that there is nothing new; a new message makes it a whole check."""
+    watch, requests, written = HighWater(Settings(), "repo_backfill", "backfill"), list[str](), [10]
+
+    class Log:
+        """One partition, of which ten messages are read."""
+
+        def parts(self, topics: list[str]) -> list[tuple[str, int]]:
+            requests.append("parts")
+            return [(topics[0], 0)]
+
+        def ends(self, parts: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
+            requests.append("ends")
+            return dict.fromkeys(parts, written[0])
+
+        def starts(self, parts: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
+            requests.append("starts")
+            return dict.fromkeys(parts, 0)
+
+        def committed(self, _: str, parts: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
+            requests.append("committed")
+            return dict.fromkeys(parts, 10)
+
+    watch._offsets = Log()  # type: ignore[assignment]
+    watch._check()
+    assert sorted(requests) == ["committed", "ends", "parts", "starts"]
+    for end, asked in (
+        (10, ["ends"]),
+        (2_000_000, ["committed", "ends", "starts"]),
+        (2_000_000, ["committed", "ends", "starts"]),
+    ):
+        requests.clear()
+        written[0] = end
+        paused = watch._check()
+        assert sorted(requests) == asked
+        assert (paused is not None) is (end > 10)
+
+
 @pytest.mark.parametrize(
     ("sharded_in", "late", "pauses"),
     [("", {3}, True), ("0-1=A 2-3=B", {3}, False), ("0-1=A 2-3=B", {1, 3}, True), ("0-1=A 2-3=B", set(), False)],

@@ -27,6 +27,7 @@ from control import filter_changes, sharded_filter
 from control.control_process import _Control
 from control.status import Collector
 from control.tasks.obsolete_rows import ObsoleteRows
+from control.tasks.shared_offsets import SharedOffsets
 from flows.index.apply import rules_of
 from flows.index.decode import Batch, decode
 from flows.index.sink import IndexWriter, ShardedWriter
@@ -267,7 +268,7 @@ def test_ended_audits_of_each_shard_are_removed(settings_of: Any, sharded: Setti
             " select '{}', now() - interval '31 days', now() - interval '31 days' from generate_series(1, 3)",
         )
     main, shards = with_main(settings, lambda one: tuple_database(one, "test"))
-    assert ObsoleteRows(Offsets(settings)).step(main(), shards).history == 4
+    assert ObsoleteRows(SharedOffsets(settings)).step(main(), shards).history == 4
     for url in urls_of(settings):
         assert ask(url, "select count(*) from sluice.audit_run") == [(1,)], "the newest stays"
     for database in (main, *shards.all()):

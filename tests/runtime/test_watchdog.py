@@ -179,6 +179,25 @@ def test_an_interpreter_that_does_not_end_is_ended(probe: Callable[..., Probe]) 
     assert "Timeout (0:00:01)" in hanging.errors.read_text()
 
 
+def test_a_thread_that_waits_on_purpose_sleeps_until_the_end_of_its_wait() -> None:
+    """S5, H1: it does not wake to say that it lives; after its wait it is late as any other."""
+    waits: list[float] = []
+
+    class Wait(threading.Event):
+        """Ends at once."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            watchdog.mark_all()  # a suspension does not end the wait
+            assert turn not in watchdog.late(-29.0)
+            return False
+
+    with watchdog.watched("waits") as turn:
+        assert not watchdog.wait(Wait(), 30.0)
+        assert turn in watchdog.late(-1.0)
+    assert waits == [30.0]
+
+
 def test_marks_are_of_the_thread_that_makes_them() -> None:
     with watchdog.watched("outer") as outer:
         outer.marked_at -= 100

@@ -25,6 +25,7 @@ import pytest
 from control.process_status import Process as Listed
 from control.process_status import ProcessStatus, Registry, check_process, check_processes, registered
 from local.embedded.guarded_process import free_port
+from schemas.flows import PROCESSES
 from schemas.settings import Settings, variables
 from tests.support import ROOT, zygote
 from tests.support.mirror_truth import difference
@@ -163,7 +164,7 @@ class Mirror:
 
     def sightings(self, *, with_metrics: bool = True) -> dict[str, ProcessStatus]:
         """Health and metrics of every process of `up`, by name."""
-        return {seen.name: seen for seen in check_processes(self.registry.processes, with_metrics=with_metrics)}
+        return {seen.name: seen for seen in check_processes(self.registry.processes, PROCESSES if with_metrics else ())}
 
     def count(self, name: str, metric: str) -> float:
         """Sum of a metric of a process of `up`, by name; waits until it answers. 0 where it has counted nothing."""

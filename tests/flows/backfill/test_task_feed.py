@@ -16,7 +16,7 @@ from schemas.settings import Settings
 class Consumer:
     """As a GroupConsumer: a poll waits for `arrived`."""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         self.arrived = threading.Event()
         self.polls = 0
         self.paused = False
