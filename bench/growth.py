@@ -5,16 +5,18 @@
 
 Fills the table as a backfill does: repos are listed, then their records are written in another order, repo by repo. At each size
 the index reads `--records` records of new repos from the log (0: leave this out), with live commits of random repos beside them; then
-the same while PostgreSQL vacuums one part after the other; then live commits alone. Each run begins with a checkpoint, after which
+the same while PostgreSQL vacuums one part after the other; then live commits alone. Before them all parts are vacuumed, and the
+disk has what was written. Each run begins with a checkpoint, after which
 PostgreSQL logs the first change of a page as the whole page: `pages_logged` per row. The blocks are those of the records'
 tables and indexes: `touched` per row, and `read` from outside shared_buffers per 1,000 rows. `backend`: PostgreSQL's process for
 the index; `postgres` is all of them, with autovacuum.
 
 `--folder` keeps log and database: another run with it continues from the rows there, or measures them if `--rows` are not more.
-`--fill`: fill only (with `nice`, say). 100 million rows take 50 GB and an hour. `--server`: settings of PostgreSQL, to compare.
+`--fill`: fill only (with `nice`, say). 100 million rows take 50 GB and half an hour. `--server`: settings of PostgreSQL, to compare.
 """
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -86,6 +88,7 @@ def main() -> None:
         for size in [size for size in sizes if size > rows] or [rows]:
             rows += fill(running, size - rows)
             if not options.fill:
+                settle(running)
                 figures = measure(running, rows, options.records, options.beside, options.live)
                 report("growth", server=server, rows=rows, **figures)
                 rows += figures["added"]
@@ -133,6 +136,16 @@ def prepare(db: psycopg.Connection[Any]) -> None:
             "insert into body select id, %s, sluice.cid_bytes(%s), %s from sluice.collection where name = %s", values
         )
     db.execute("analyze body")
+
+
+def settle(running: Stack) -> None:
+    """What the hours of a real backfill leave done: vacuumed parts, and nothing that waits to be written to the disk."""
+    running.sql("checkpoint")
+    with psycopg.connect(running.settings.database, autocommit=True) as db:
+        for (part,) in db.execute(PARTS).fetchall():
+            db.execute(f"vacuum (analyze) {part}")
+        db.execute("checkpoint")
+    os.sync()
 
 
 def measure(running: Stack, rows: int, records: int, beside: int, live: int) -> dict[str, Any]:
