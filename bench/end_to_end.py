@@ -4,7 +4,8 @@
 
 Records per second from the first getRepo to the last row. Meanwhile the simulated network commits `--writer` times a second.
 `live_p99_seconds`: delay from an event to its visible row (commit timestamp of the transaction minus the event's time), over
-the events during the backfill. `--big-mb 200`: adds one repository of that size; see `peak_mb`.
+the events during the backfill. Of them, `buffered` are those that came while their own repo was being fetched, and waited for it;
+`direct` are the others. `--big-mb 200`: adds one repository of that size; see `peak_mb`.
 """
 
 import argparse
@@ -89,21 +90,30 @@ def latencies(running: Stack, ends: dict[int, int], began: str, ended: str) -> d
     """Seconds from event to visible row, of this period's live rows that no later event has changed."""
     written = live_writes(running, ends, began, ended)
     rows = running.sql(
-        "select r.did, c.name, p.rkey, sluice.tid_text(p.rev), sluice.time_text(p.indexed_at),"
+        "select r.did, c.name, p.rkey, sluice.tid_text(p.rev), sluice.time_text(p.indexed_at), p.indexed_at > r.completed_at,"
         " extract(epoch from pg_xact_commit_timestamp(p.xmin) - p.indexed_at)::float8"
         " from sluice.record_row p join sluice.repo r on r.id = p.repo join sluice.collection c on c.id = p.collection"
         " where p.indexed_at between %s and %s",
         *(began, ended),
     )
-    waits = sorted(wait for *key, wait in rows if tuple(key) in written)
+    waits = {True: list[float](), False: list[float]()}  # direct, buffered
+    for *key, direct, wait in rows:
+        if tuple(key) in written:
+            waits[direct].append(wait)
+    kinds = {"live": waits[True] + waits[False], "direct": waits[True], "buffered": waits[False]}
+    return {name: value for kind, found in kinds.items() for name, value in quantiles(kind, sorted(found)).items()}
+
+
+def quantiles(kind: str, waits: list[float]) -> dict[str, Any]:
+    """Number, median, p99 and maximum of sorted seconds."""
     if not waits:
-        return {"live_rows": 0}
+        return {f"{kind}_rows": 0}
     at = {share: waits[min(len(waits) - 1, int(len(waits) * share))] for share in (0.5, 0.99)}
     return {
-        "live_rows": len(waits),
-        "live_p50_seconds": round(at[0.5], 2),
-        "live_p99_seconds": round(at[0.99], 2),
-        "live_max_seconds": round(waits[-1], 2),
+        f"{kind}_rows": len(waits),
+        f"{kind}_p50_seconds": round(at[0.5], 2),
+        f"{kind}_p99_seconds": round(at[0.99], 2),
+        f"{kind}_max_seconds": round(waits[-1], 2),
     }
 
 
