@@ -20,7 +20,7 @@ import psycopg
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, RowFactory, TupleRow, dict_row, tuple_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from typing_extensions import override
 
 from connectors.runtime import watchdog
@@ -117,9 +117,22 @@ class Bounded(psycopg.Connection[R]):
 
 
 class Brief(Bounded[Any]):
-    """A connection for short statements."""
+    """A pooled connection for short statements. `answered_at`: time of the last answer (monotonic)."""
 
     limit = POOL_STATEMENT_SECONDS
+    answered_at = float("-inf")
+
+    @override
+    def wait(self, gen: Generator[Any, Any, X], interval: float = 0.1, timeout: float | None = None) -> X:
+        result = super().wait(gen, interval, timeout)
+        self.answered_at = time.monotonic()
+        return result
+
+    @staticmethod
+    def check(db: "Brief") -> None:
+        """Raise OperationalError for a connection that was lost while idle (kill -9 of PostgreSQL)."""
+        if time.monotonic() - db.answered_at > CHECK_SECONDS:
+            ConnectionPool.check_connection(db)
 
 
 def connect(

@@ -29,7 +29,7 @@ CONNECT_SECONDS = 5
 CLOSE_SECONDS = 2.0
 
 P = ParamSpec("P")
-Pool = ConnectionPool[psycopg.Connection[Any]]
+Pool = ConnectionPool[Brief]
 T = TypeVar("T")
 
 
@@ -118,7 +118,7 @@ class PooledCalls:
             min_size=0,
             max_size=THREADS,
             timeout=POOL_SECONDS,
-            check=ConnectionPool.check_connection,
+            check=Brief.check,
             name=self._name,
             open=True,
         )

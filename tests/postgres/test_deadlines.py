@@ -8,16 +8,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import psutil
 import psycopg
 import pytest
 from psycopg import errors
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from connectors.postgres import connection as database
 from connectors.postgres.connection import AsyncPool, connect, tuple_database
+from connectors.postgres.pooled_calls import PooledCalls
 from local.embedded.embedded_database import EmbeddedDatabase
 from schemas.settings import Settings
 from tests.support import ROOT
@@ -200,6 +201,24 @@ def test_a_pooled_connection_is_checked_only_after_it_was_idle(
         await pool.close()
 
     asyncio.run(main())
+
+
+def test_a_pooled_connection_of_a_server_is_checked_only_after_it_was_idle(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for the page, the API and `serve`."""
+    check = Mock()
+    monkeypatch.setattr(ConnectionPool, "check_connection", check)
+    monkeypatch.setattr(database, "CHECK_SECONDS", 60.0)
+    calls = PooledCalls(settings, "test")
+    for _ in range(3):
+        calls.rows(b"select 1")
+    assert check.call_count <= 1, "of a connection that has just answered"
+    check.reset_mock()
+    monkeypatch.setattr(database, "CHECK_SECONDS", 0.0)
+    calls.rows(b"select 1")
+    assert check.call_count == 1
+    calls.close()
 
 
 def test_a_pool_bridges_an_outage_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
