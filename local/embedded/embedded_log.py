@@ -227,7 +227,8 @@ def _spell(listeners: dict[str, int]) -> str:
 JAVA_VARIABLES = frozenset({"JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH"})
 
 JVM_OPTIONS = [
-    "-Xms64m",
+    "-Xms32m",
+    "-XX:NewSize=16m",
     "-XX:+UseSerialGC",  # one core's worth of broker: smaller and no slower than G1 here
     "-XX:TieredStopAtLevel=1",
     # the class archive at its own address: to relocate it would write to all of its 50 MB

@@ -5,6 +5,7 @@ a new interpreter. Linux only.
 """
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -93,6 +94,7 @@ class ForkServer:
     def _forked(self, ours: socket.socket, theirs: socket.socket) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.freeze()  # as before each fork of the server: our own collector would write to what we share with it
         pid = os.fork()
         if pid == 0:
             ours.close()
