@@ -3,6 +3,9 @@
 `migrate(url)` applies the missing ones and returns their names. Each file runs in its own transaction (unless its first line
 is `-- no-transaction`, for concurrent index builds) and is recorded with a checksum. An advisory lock serializes processes
 that start together. An applied file that has changed is an error.
+
+No transaction of the index is open while a file is applied in a transaction: one that had locked repos and waited for the records, which the
+file had locked already, would be rolled back as a deadlock.
 """
 
 import hashlib
@@ -17,10 +20,12 @@ import psycopg
 
 from connectors.postgres.connection import connect
 from schemas.errors import OperatorError
+from schemas.sql import queries
 
 LOCK_KEY = 0x51_01_CE  # arbitrary; polled, because CREATE INDEX CONCURRENTLY would deadlock with blocked waiters
 FIRST_OF_0_1 = "0001_sluice.sql"
 LOCK_WAIT_SECONDS = 300.0
+FENCE = queries("filter")["fence_alone"]  # the index takes it, shared, before anything else
 
 
 class MigrationError(OperatorError):
@@ -102,6 +107,7 @@ def _apply(db: psycopg.Connection[tuple[object, ...]], migration: Migration) -> 
     try:
         if migration.transactional:
             with db.transaction():
+                db.execute(FENCE)
                 db.execute(migration.sql.encode())
                 db.execute(record, (migration.name, migration.checksum))
         else:

@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from connectors.postgres.migrate import MigrationError, available, migrate, missing
+from connectors.postgres.migrate import Migration, MigrationError, _apply, available, migrate, missing
+from schemas.sql import queries
+from tests.support.flow_process import wait_until
 
 
 def test_many_processes_that_start_together_apply_each_migration_once(blank_database: str) -> None:
@@ -28,3 +30,24 @@ def test_a_database_of_0_1_is_refused_with_the_way_out(blank_database: str) -> N
     for call in (migrate, missing):
         with pytest.raises(MigrationError, match=r"release 0\.1.*sluice replay --all --into URL"):
             call(blank_database)
+
+
+def test_a_migration_of_records_and_repos_waits_for_a_running_transaction_of_the_index(database: str) -> None:
+    """U1: it had locked the records and waited for a repo of the transaction, which then waited for the records: a deadlock."""
+    change = "alter table sluice.record_row add column tier smallint; alter table sluice.repo add column tier smallint"
+    waiting = "select count(*) from pg_stat_activity where application_name = 'sluice migrate' and wait_event_type = 'Lock'"
+    with (
+        psycopg.connect(database, autocommit=True) as other,
+        psycopg.connect(database, autocommit=True) as index,
+        psycopg.connect(database, autocommit=True, application_name="sluice migrate") as migrating,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other.execute("insert into sluice.repo (did) values ('did:plc:a')")
+        with index.transaction():
+            index.execute(queries("filter")["fence"])
+            index.execute(queries("index")["lock"], {"dids": ["did:plc:a"]})
+            applied = pool.submit(_apply, migrating, Migration("m9000_wider.sql", change, transactional=True))
+            wait_until(lambda: other.execute(waiting).fetchone() == (1,), 30)
+            index.execute("lock table sluice.record_row in row exclusive mode")
+        assert applied.result(30)
+        assert other.execute("select tier from sluice.repo").fetchall() == [(None,)]
