@@ -23,7 +23,7 @@ from appview.state import SQL, begin, prepare, read
 from appview.writer import SQL as WRITER_SQL
 from appview.writer import AppViewWriter
 from connectors.postgres.connection import REFUSALS, connect, own_transaction
-from connectors.postgres.migrate import schema_lock
+from connectors.postgres.migrate import INDEX_FENCE, schema_lock
 from connectors.postgres.pg_array import array
 from schemas.errors import OperatorError
 from schemas.settings import Settings
@@ -123,6 +123,8 @@ def _lacking(db: Db, collection: str, table: str) -> tuple[int, str | None]:
 
 def _start(db: Db, *, from_empty: bool) -> tuple[RebuildProgress, str]:
     with own_transaction(db):
+        if from_empty:
+            db.execute(INDEX_FENCE)  # it writes the tables in another order than they are emptied: a deadlock
         ((after,),) = db.execute(SQL["begin_rebuild"], {"from_empty": from_empty, "version": VERSION}).fetchall()
         db.execute(SQL["retry_refused"])
         if from_empty:

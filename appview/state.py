@@ -14,8 +14,8 @@ from psycopg import errors
 
 from appview.projection.project import VERSION
 from appview.sql import queries
-from connectors.postgres.connection import connect
-from connectors.postgres.migrate import schema_lock
+from connectors.postgres.connection import connect, own_transaction
+from connectors.postgres.migrate import INDEX_FENCE, schema_lock
 from connectors.runtime import metrics
 from schemas.errors import OperatorError
 from schemas.settings import Settings
@@ -61,7 +61,9 @@ def prepare(db: Db) -> None:
     """Create the extension and the indexes, if missing. The caller holds the schema lock. Raises AppviewUnavailable."""
     try:
         if db.execute(SQL["is_prepared"]).fetchone() != (True,):  # else no table is locked that another process writes
-            db.execute(SQL["prepare"])
+            with own_transaction(db):
+                db.execute(INDEX_FENCE)
+                db.execute(SQL["prepare"])
     except (errors.InsufficientPrivilege, errors.FeatureNotSupported, errors.UndefinedFile) as err:
         why = str(err).strip().splitlines()[0]
         raise AppviewUnavailable(

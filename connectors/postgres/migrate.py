@@ -25,7 +25,8 @@ from schemas.sql import queries
 LOCK_KEY = 0x51_01_CE  # arbitrary; polled, because CREATE INDEX CONCURRENTLY would deadlock with blocked waiters
 FIRST_OF_0_1 = "0001_sluice.sql"
 LOCK_WAIT_SECONDS = 300.0
-FENCE = queries("filter")["fence_alone"]  # the index takes it, shared, before anything else
+INDEX_FENCE = queries("filter")["fence_alone"]
+"""Waits until no transaction of the index is open, and keeps it so until the end of this one. The index takes it, shared, before anything else."""
 
 
 class MigrationError(OperatorError):
@@ -107,7 +108,7 @@ def _apply(db: psycopg.Connection[tuple[object, ...]], migration: Migration) -> 
     try:
         if migration.transactional:
             with db.transaction():
-                db.execute(FENCE)
+                db.execute(INDEX_FENCE)
                 db.execute(migration.sql.encode())
                 db.execute(record, (migration.name, migration.checksum))
         else:

@@ -18,9 +18,11 @@ from appview import rebuild as appview
 from appview.rebuild import RebuildProgress, rebuild
 from appview.state import AppviewUnavailable, begin
 from schemas.settings import Settings, load
+from schemas.sql import queries
 from tests.appview.index.appview_tables_seen import differences, everything, network
 from tests.appview.index.appview_world import World, gone, like, post
 from tests.support import zygote
+from tests.support.flow_process import wait_until
 from tests.support.postgres import fresh_database
 from tests.support.size import sized
 
@@ -62,6 +64,21 @@ def test_a_rebuild_makes_what_the_live_path_made(filled: World) -> None:
     rebuild(filled.settings, quiet, from_empty=True)
     assert differences(marked, everything(filled)) == {}
     assert filled.sql('select count(*) from bsky.actor where "takedownRef" = \'x\' and "trustedVerifier"') == [(1,)]
+
+
+def test_a_rebuild_from_empty_waits_for_a_running_transaction_of_the_index(filled: World) -> None:
+    """N10: it had emptied the posts and waited for a profile of the transaction, which then wrote a post: a deadlock."""
+    live = everything(filled)
+    waiting = "select count(*) from pg_stat_activity where application_name = 'sluice appview rebuild' and wait_event_type = 'Lock'"
+    with psycopg.connect(filled.settings.database) as index, ThreadPoolExecutor(1) as pool:
+        index.execute(queries("filter")["fence"])
+        index.execute("select from bsky.profile for update")
+        done = pool.submit(rebuild, filled.settings, quiet, from_empty=True)
+        wait_until(lambda: filled.sql(waiting) == [(1,)], 30)
+        index.execute("lock table bsky.post in row exclusive mode")
+        index.commit()
+        assert done.result(60).repos == 5
+    assert differences(live, everything(filled)) == {}
 
 
 def test_a_stopped_rebuild_resumes(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
