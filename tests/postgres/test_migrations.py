@@ -35,7 +35,9 @@ def test_a_database_of_0_1_is_refused_with_the_way_out(blank_database: str) -> N
 def test_a_migration_of_records_and_repos_waits_for_a_running_transaction_of_the_index(database: str) -> None:
     """U1: it had locked the records and waited for a repo of the transaction, which then waited for the records: a deadlock."""
     change = "alter table sluice.record_row add column tier smallint; alter table sluice.repo add column tier smallint"
-    waiting = "select count(*) from pg_stat_activity where application_name = 'sluice migrate' and wait_event_type = 'Lock'"
+    waiting = (
+        "select count(*) from pg_stat_activity where application_name = 'sluice migrate' and wait_event_type = 'Lock'"
+    )
     with (
         psycopg.connect(database, autocommit=True) as other,
         psycopg.connect(database, autocommit=True) as index,
