@@ -281,5 +281,5 @@ BROKER_SETTINGS = {
     # answered requests leave the memory of the waiting ones soon; the default keeps a thousand
     "fetch.purgatory.purge.interval.requests": "50",
     "producer.purgatory.purge.interval.requests": "50",
-    "metric.reporters": "",  # nobody reads its JMX
+    "metric.reporters": "",  # no JMX
 }

@@ -26,18 +26,24 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+async def passed(served: Served, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The number of an event that the stream has brought, and that only the log still has."""
+    for number in range(10):
+        served.write(commit(A, f"3{number:02}", op(str(number))))
+    events = await stream.take(10)
+    monkeypatch.setattr(served.hub.ring, "_most_bytes", 5_000)
+    served.write(commit(A, "398", op("98")))
+    await stream.take(1)
+    return int(events[0]["payload"]["seq"])
+
+
 async def test_replays_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.hub, "_places", asyncio.Semaphore(0))
     async with Stream(served.port, V2) as stream:
-        for number in range(10):
-            served.write(commit(A, f"3{number:02}", op(str(number))))
-        live = await stream.take(10)
-        monkeypatch.setattr(served.hub.ring, "_most_bytes", 5_000)
-        served.write(commit(A, "398", op("98")))
-        await stream.take(1)
+        cursor = await passed(served, stream, monkeypatch)
         monkeypatch.setattr(hub_module, "PLACE_SECONDS", 0.3)
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            async with Stream(served.port, V2, cursor=live[0]["payload"]["seq"]):
+            async with Stream(served.port, V2, cursor=cursor):
                 pass
         assert refused.value.status == 503
         served.write(commit(A, "399", op("99")))
@@ -45,15 +51,9 @@ async def test_replays_are_bounded(served: Served, monkeypatch: pytest.MonkeyPat
 
 
 async def reconnected(served: Served, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The number of an event that only the log has any more."""
+    """As `passed`, of a client that has gone."""
     async with Stream(served.port, V2) as stream:
-        for number in range(10):
-            served.write(commit(A, f"3{number:02}", op(str(number))))
-        events = await stream.take(10)
-        monkeypatch.setattr(served.hub.ring, "_most_bytes", 5_000)
-        served.write(commit(A, "398", op("98")))
-        await stream.take(1)
-    return int(events[0]["payload"]["seq"])
+        return await passed(served, stream, monkeypatch)
 
 
 async def test_a_client_that_has_met_the_live_stream_gives_its_place_to_the_next(
