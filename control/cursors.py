@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
-from connectors.kafka.log import ANSWER_SECONDS, LogUnavailable, Part, admin, answers
+from connectors.kafka.log import ANSWER_SECONDS, LogUnavailable, Part, admin, answers, unless_moving
 from connectors.kafka.offsets import GROUP_TOPICS, Offsets, PartitionLag
 from connectors.postgres.connection import connect, own_transaction, tuple_database
 from connectors.postgres.shards import Shards
@@ -134,7 +134,9 @@ def _set_offsets(
 def _refuse_members(settings: Settings, group: str) -> None:
     name, client = settings.group(group), admin(settings)  # keep a reference: a garbage-collected client never answers
     try:
-        described: Any = answers(client.describe_consumer_groups([name], request_timeout=ANSWER_SECONDS))[name]
+        described: Any = unless_moving(
+            lambda: answers(client.describe_consumer_groups([name], request_timeout=ANSWER_SECONDS))
+        )[name]
     except KafkaException as err:
         if err.args[0].code() == err.args[0].GROUP_ID_NOT_FOUND:
             return
@@ -148,6 +150,6 @@ def _alter(settings: Settings, group: str, to: Mapping[Part, int]) -> None:
     places = [TopicPartition(settings.topic(topic), number, offset) for (topic, number), offset in to.items()]
     request = ConsumerGroupTopicPartitions(name, places)
     try:
-        answers(client.alter_consumer_group_offsets([request], request_timeout=ANSWER_SECONDS))
+        unless_moving(lambda: answers(client.alter_consumer_group_offsets([request], request_timeout=ANSWER_SECONDS)))
     except KafkaException as err:
         raise LogUnavailable(f"{name}: {err}") from err

@@ -30,10 +30,16 @@ FILES = {
     "ssl.certificate.location": "kafka_certificate",
     "ssl.key.location": "kafka_key",
 }
-MOVING = {  # of a group's coordinator, while a broker takes over from another
+MOVING = {  # answers of a broker while another one takes over a group, a partition or the control of the cluster
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
 }
 TRANSIENT = MOVING | {  # worth a retry: the protocol's retriable errors, and librdkafka's local errors of the same kind
     KafkaError._PARTITION_EOF,
@@ -46,19 +52,13 @@ TRANSIENT = MOVING | {  # worth a retry: the protocol's retriable errors, and li
     KafkaError._WAIT_CACHE,
     KafkaError._MAX_POLL_EXCEEDED,  # the next poll rejoins the group
     KafkaError.INVALID_MSG,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
     KafkaError.NETWORK_EXCEPTION,
-    KafkaError.NOT_CONTROLLER,
     KafkaError.NOT_ENOUGH_REPLICAS,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
     KafkaError.KAFKA_STORAGE_ERROR,
-    KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-    KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError.PREFERRED_LEADER_NOT_AVAILABLE,
     KafkaError.ELIGIBLE_LEADERS_NOT_AVAILABLE,
     KafkaError.UNSTABLE_OFFSET_COMMIT,

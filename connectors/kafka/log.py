@@ -4,7 +4,7 @@ Only features that Redpanda documents are used. Writer: `connectors/kafka/produc
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ from schemas.settings import Settings
 
 ANSWER_SECONDS = 10.0  # timeout of a request
 LATE_SECONDS = 5.0  # beyond it, for the client to report the timeout
+MOVE_SECONDS = 10.0  # for a broker to take over from another
+MOVE_STEP_SECONDS = 0.2
 SETTLING_SECONDS = 20.0  # for a partition to elect a leader
 
 Part = tuple[str, int]  # (topic, partition)
@@ -49,6 +51,22 @@ def answers(futures: Mapping[K, Future[X]], seconds: float = ANSWER_SECONDS) -> 
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client did not answer in time")) from err
         watchdog.mark()
     return found
+
+
+def unless_moving(request: Callable[[], X]) -> X:
+    """The answer to a request. While a group or a partition moves to another broker, ask again for MOVE_SECONDS.
+
+    The request may be carried out more than once. Raises KafkaException.
+    """
+    until = time.monotonic() + MOVE_SECONDS
+    while True:
+        try:
+            return request()
+        except KafkaException as err:
+            if err.args[0].code() not in broker.MOVING or time.monotonic() > until:
+                raise
+        watchdog.mark()
+        time.sleep(MOVE_STEP_SECONDS)
 
 
 def cluster_id(settings: Settings, wait_seconds: float = 60.0) -> str:

@@ -7,12 +7,11 @@ Used by control, ops and back-pressure. Every request has a deadline; all method
 answer.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -20,7 +19,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, Resou
 from psycopg.rows import tuple_row
 
 from connectors.kafka import client as broker
-from connectors.kafka.log import ANSWER_SECONDS, LogUnavailable, Part, admin, answers, cluster_id
+from connectors.kafka.log import ANSWER_SECONDS, LogUnavailable, Part, admin, answers, cluster_id, unless_moving
 from connectors.postgres.connection import tuple_database
 from connectors.postgres.shards import Shards
 from connectors.runtime import watchdog
@@ -28,11 +27,7 @@ from schemas.settings import Settings
 from schemas.sql import queries
 from schemas.topics import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL, REPO_RESYNC
 
-X = TypeVar("X")
-
 BROKER_WAIT_SECONDS = 10.0
-MOVE_SECONDS = 10.0
-MOVE_STEP_SECONDS = 0.2
 NO_OFFSET = -1
 GROUP_TOPICS = {
     "backfill": (REPO_RESYNC, REPO_BACKFILL),
@@ -120,15 +115,18 @@ class Offsets:
         if not asked:
             return {}
         with self._request(self._settings.kafka_bootstrap):
-            futures = self._admin().list_offsets(dict.fromkeys(asked, spec), request_timeout=ANSWER_SECONDS)
-            return {asked[place]: result for place, result in answers(futures).items()}
+            wanted = dict.fromkeys(asked, spec)
+            found = unless_moving(lambda: answers(self._admin().list_offsets(wanted, request_timeout=ANSWER_SECONDS)))
+        return {asked[place]: result for place, result in found.items()}
 
     def retention(self, topics: Iterable[str]) -> dict[str, float]:
         """Topic → seconds that the broker keeps its messages. Topics without a limit are left out."""
         names = {self._settings.topic(topic): topic for topic in topics}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
         with self._request(self._settings.kafka_bootstrap):
-            configs = answers(self._admin().describe_configs(resources, request_timeout=ANSWER_SECONDS))
+            configs = unless_moving(
+                lambda: answers(self._admin().describe_configs(resources, request_timeout=ANSWER_SECONDS))
+            )
         kept = {names[resource.name]: int(config["retention.ms"].value) for resource, config in configs.items()}
         return {topic: millis / 1000 for topic, millis in kept.items() if millis > 0}
 
@@ -137,7 +135,7 @@ class Offsets:
         asked = {(self._settings.topic(topic), part): (topic, part) for topic, part in parts}
         places = [TopicPartition(*place) for place in asked]
         with self._request(self._settings.group(group)):
-            answer = _unless_moving(lambda: self._reader(group).committed(places, timeout=ANSWER_SECONDS))
+            answer = unless_moving(lambda: self._reader(group).committed(places, timeout=ANSWER_SECONDS))
         return {asked[place.topic, place.partition]: place.offset for place in answer if place.offset >= 0}
 
     def _reader(self, group: str) -> Consumer:
@@ -203,16 +201,3 @@ class Offsets:
             for group, mine in parts.items()
             for part in mine
         ]
-
-
-def _unless_moving(request: Callable[[], X]) -> X:
-    """The answer to a request to a group's coordinator. While the group moves to another broker, ask again for MOVE_SECONDS."""
-    until = time.monotonic() + MOVE_SECONDS
-    while True:
-        try:
-            return request()
-        except KafkaException as err:
-            if err.args[0].code() not in broker.MOVING or time.monotonic() > until:
-                raise
-        watchdog.mark()
-        time.sleep(MOVE_STEP_SECONDS)

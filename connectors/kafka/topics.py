@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from connectors.kafka.log import LATE_SECONDS, LogUnavailable, admin, answers
+from connectors.kafka.log import LATE_SECONDS, LogUnavailable, admin, answers, unless_moving
 from schemas.errors import OperatorError
 from schemas.settings import Settings
 
@@ -122,7 +122,9 @@ def _config_differences(client: AdminClient, settings: Settings, topics: list[To
         return []
     resources = {topic.name: ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics}
     try:
-        described = answers(client.describe_configs(list(resources.values()), request_timeout=ANSWER_SECONDS))
+        described = unless_moving(
+            lambda: answers(client.describe_configs(list(resources.values()), request_timeout=ANSWER_SECONDS))
+        )
     except KafkaException as err:
         raise _unreachable(settings, err) from err
     found = []

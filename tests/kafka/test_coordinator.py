@@ -6,6 +6,8 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from connectors.kafka import client as broker
 from connectors.kafka import consumer as log_consumer
-from connectors.kafka import offsets
+from connectors.kafka import log, offsets
 from connectors.kafka.consumer import GroupConsumer
 from connectors.kafka.log import LogUnavailable
 from connectors.kafka.producer import LogProducer, Out
@@ -261,7 +263,7 @@ class _Moving:
 
 def test_offsets_are_asked_for_again_while_a_coordinator_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     """H1: `sluice status` ended with "Not coordinator" during a rebalance. Another error, or one that stays, is reported."""
-    monkeypatch.setattr(offsets, "MOVE_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(log, "MOVE_STEP_SECONDS", 0.0)
 
     def committed(*codes: int) -> dict[tuple[str, int], int]:
         made = offsets.Offsets(Settings())
@@ -271,6 +273,43 @@ def test_offsets_are_asked_for_again_while_a_coordinator_moves(monkeypatch: pyte
     assert committed(KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS) == {(TOPIC, 0): 7}
     with pytest.raises(LogUnavailable):
         committed(KafkaError.GROUP_AUTHORIZATION_FAILED)
-    monkeypatch.setattr(offsets, "MOVE_SECONDS", -1.0)
+    monkeypatch.setattr(log, "MOVE_SECONDS", -1.0)
     with pytest.raises(LogUnavailable):
         committed(KafkaError.NOT_COORDINATOR)
+
+
+class _Electing:
+    """An admin client whose first answers for a partition are these errors."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = list(codes)
+
+    def list_offsets(
+        self, places: dict[TopicPartition, Any], request_timeout: float
+    ) -> dict[TopicPartition, Future[Any]]:
+        assert request_timeout > 0
+        futures: dict[TopicPartition, Future[Any]] = {place: Future() for place in places}
+        for future in futures.values():
+            if self.codes:
+                future.set_exception(KafkaException(KafkaError(self.codes.pop(0))))
+            else:
+                future.set_result(SimpleNamespace(offset=9))
+        return futures
+
+
+def test_offsets_are_asked_for_again_during_an_election(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H1: `sluice cursors reset` ended with "Not leader for partition" while a partition changed its leader."""
+    monkeypatch.setattr(log, "MOVE_STEP_SECONDS", 0.0)
+
+    def ends(*codes: int) -> dict[tuple[str, int], int]:
+        made = offsets.Offsets(Settings())
+        made._client = _Electing(*codes)  # type: ignore[assignment]
+        return made.ends([(TOPIC, 0), (TOPIC, 1)])
+
+    found = {(TOPIC, 0): 9, (TOPIC, 1): 9}
+    assert ends(KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE) == found
+    with pytest.raises(LogUnavailable):
+        ends(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    monkeypatch.setattr(log, "MOVE_SECONDS", -1.0)
+    with pytest.raises(LogUnavailable):
+        ends(KafkaError.NOT_LEADER_FOR_PARTITION)

@@ -41,7 +41,7 @@ def test_two_workers_with_the_same_messages_fetch_each_repo_once(simulator: Simu
     run.queue(tasks, "repo_resync")
     workers = [run.start(), run.start()]
     wait_until(lambda: all(one.metric("sluice_claims_total", result="claimed") > 0 for one in workers))
-    assert run.simulation.fired("pds_trickle") > 0
+    wait_until(lambda: run.simulation.fired("pds_trickle") > 0)
     run.simulation.set_faults(clear=True)  # the work is shared: there was enough of it for the one that came later
     run.run_to_end(len(tasks))
     wait_until(lambda: sum(one.metric("sluice_claims_total", result="dropped") for one in workers) >= 2 * len(tasks))
