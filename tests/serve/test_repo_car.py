@@ -23,6 +23,7 @@ from schemas.settings import Settings
 from serve.xrpc import car_responses, repo_car
 from tests.ops.settled_repos import settle_repos
 from tests.serve.conftest import Reads
+from tests.support.flow_process import wait_until
 from tests.support.tiny_repo import Key, Repo, cid_of, sample
 
 VALUES: list[dict[str, Any]] = [
@@ -272,11 +273,15 @@ def test_a_client_that_reads_too_slowly_gives_its_permit_to_the_next(
         thread.start()
     done.wait(0.5)
     assert car_of(reads, repo.did) == (repo.commit, repo.blocks)
+
+    def errors() -> list[str]:
+        return [line.__dict__["error"] for line in caplog.records if line.getMessage() == "a CAR was not finished"]
+
+    wait_until(lambda: len(errors()) == car_responses.AT_ONCE)
     done.set()
     for thread in slow:
         thread.join(60)
-    ended = [line for line in caplog.records if line.getMessage() == "a CAR was not finished"]
-    assert [line.__dict__["error"] for line in ended] == ["too slow"] * car_responses.AT_ONCE
+    assert errors() == ["too slow"] * car_responses.AT_ONCE
 
 
 def read_slowly(port: int, repo: str, done: threading.Event) -> None:
