@@ -27,20 +27,32 @@ def silent_hosts() -> Iterator[set[str]]:
         yield {f"did:web:localhost%3A{host.getsockname()[1]}" for host in hosts}
 
 
-def test_silent_hosts_delay_no_answer_of_the_directory_and_end_in_their_time(
-    directory: Directory, ring: KeyRing[str | None], silent_hosts: set[str]
+def test_silent_hosts_delay_no_answer_of_the_directory(
+    directory: Directory, ring: KeyRing[str | None], silent_hosts: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G9, H3: anybody can make hundreds of did:web."""
+    monkeypatch.setattr("connectors.identity.key_lookups.WEB_SECONDS", 600.0)
     started = time.monotonic()
     ring.ask(silent_hosts)
-    found = find(ring, {NEW})
-    assert time.monotonic() - started < WEB_SECONDS - 0.5
-    assert found.pop(NEW) == f"did:key:{KEY}"
+    assert find(ring, {NEW}) == {NEW: f"did:key:{KEY}"}, "and none of them has ended"
+    assert time.monotonic() - started < 60
+
+
+def test_silent_hosts_end_in_their_time(
+    directory: Directory, ring: KeyRing[str | None], silent_hosts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G9, H3: the wait for a permit is a part of it. Else 250 of them, ten at a time, would take 75 s."""
+    monkeypatch.setattr("connectors.identity.key_lookups.WEB_AT_ONCE", 10)
+    monkeypatch.setattr("connectors.identity.key_ring.BUSY_SECONDS", 600.0)  # a slow machine asks late what is known
+    ring._lookups._permits = WebPermits()
+    started = time.monotonic()
+    ring.ask(silent_hosts)
+    found: dict[str, str | KeyUnavailable | None] = {}
     while len(found) < len(silent_hosts):
         ring.wait()
         found |= {did: key.value for did, key in ring.answers().items()}
     assert set(found.values()) == {KeyUnavailable.UNREACHABLE}
-    assert time.monotonic() - started < 2 * WEB_SECONDS
+    assert time.monotonic() - started < 10 * WEB_SECONDS
     assert ring.known(silent_hosts) == found  # not asked again for a while
     assert ring.problem == ""
 
