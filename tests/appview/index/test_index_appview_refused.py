@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from appview.rebuild import check, rebuild
+from appview.reconcile import SQL as RECONCILE_SQL
 from connectors.kafka.producer import LogProducer
 from tests.appview.index.appview_tables_seen import differences, everything, network
 from tests.appview.index.appview_world import REPOST, World, did, follow, gone, like, post, quote, reply, thread_gate
@@ -55,9 +56,13 @@ def test_what_only_the_fold_is_refused_costs_only_itself(
         own = "type <> 'repost' or " if table == "feed_item" else ""
         world.sql(f"alter table bsky.{table} add constraint only_here check ({own}uri not in ({never}))")
     LogProducer(settings).send([out(event) for event in events])
+    # the root is refused only with its quotes: nothing is reconciled before all are there, in however many batches they come
+    held = psycopg.connect(database, autocommit=True)
+    assert held.execute(RECONCILE_SQL["lock"]).fetchone() == (True,)
     index = FlowProcess("index", settings, tmp_path / "index.log")
     try:
         wait_until(lambda: settled(world) >= len(events), what="the snapshots")
+        held.close()
         wait_until(lambda: world.sql("select count(*) from sluice.appview_dirty") == [(0,)], what="the reconciliation")
     finally:
         code = index.terminate()
