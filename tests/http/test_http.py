@@ -27,8 +27,8 @@ from connectors.http.client import (
 from protocol.encoding.bounded_json import BadJson
 from schemas.settings import Settings
 
-PUBLIC = Settings(fetch_connect_seconds=2)
-OPEN = Settings(allow_private_hosts=True, fetch_connect_seconds=2)
+PUBLIC = Settings()
+OPEN = Settings(allow_private_hosts=True)
 
 
 @pytest.mark.parametrize(

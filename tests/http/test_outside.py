@@ -39,10 +39,10 @@ LIMITS = JsonLimits(1024 * 1024, 40_000)
 )
 def test_malformed_or_too_much_json_is_one_kind_of_error_at_once(body: bytes) -> None:
     """H2, H3: invalid UTF-8 ended list_repos, eight megabytes of lists held its loop for 19 s."""
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(BadJson) as raised:
         decode(body, LIMITS)
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0
     assert is_printable(str(raised.value))
 
 

@@ -92,10 +92,8 @@ def test_an_unavailable_directory_is_asked_at_growing_intervals(bed: Bed) -> Non
     waits = []
     for days in (0.0, 0.01, 0.1, 0.5):
         bed.ends(days, growing=True)
-        waits.append(round(bed.row()[2]))
-    assert waits[0] == 60
-    assert waits[1] == pytest.approx(432, abs=5)
-    assert waits[2:] == [3600, 3600]
+        waits.append(bed.row()[2])  # what is left of it
+    assert waits == pytest.approx([60, 432, 3600, 3600], abs=20)
 
 
 @pytest.mark.parametrize("reason", [FailureReason.DIRECTORY_UNREACHABLE, FailureReason.SPOOL_FULL])

@@ -285,6 +285,11 @@ def test_urgent_work_has_its_own_slots_and_goes_first() -> None:
                 order.append(name)
                 await gate.wait()
 
+        async def settle() -> None:
+            """Until everything waits for a gate, however many turns of the loop that takes."""
+            for _ in range(50):
+                await asyncio.sleep(0)
+
         gates = [asyncio.Event() for _ in range(7)]
         tasks = [asyncio.create_task(take(f"backlog {n}", gates[n])) for n in range(4)]
         await asyncio.sleep(0)
@@ -295,10 +300,10 @@ def test_urgent_work_has_its_own_slots_and_goes_first() -> None:
         tasks[5].cancel()
         tasks.append(asyncio.create_task(take("urgent 2", gates[6], urgent=True)))
         gates[4].set()
-        await asyncio.sleep(0.01)
+        await settle()
         assert order[-1] == "urgent 2"
         gates[0].set()
-        await asyncio.sleep(0.01)
+        await settle()
         assert slots.taken == 2, "one of three slots is not for the backlog"
         for gate in gates:
             gate.set()

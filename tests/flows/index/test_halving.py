@@ -129,7 +129,7 @@ def test_labels_too_large_for_their_key_cost_no_transaction_and_delay_no_live_ev
     world.log[LIVE] = [account(1)]
     begin = time.monotonic()
     assert world.poll()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20  # then it was 111
     assert world.sql("select did from sluice.repo") == [(f"did:plc:{1:024}",)]
     assert world.sql("select count(*) from sluice.label") == [(1,)]
     assert world.positions() == {LABELS: 1001, LIVE: 1}
@@ -166,7 +166,7 @@ def test_messages_that_the_database_refuses_keep_no_live_event_waiting(world: Wo
         assert more
         if world.next[LABELS] == 800:
             break
-    assert max(waits) < 5
+    assert max(waits) < 20  # of 250 refusals in a batch it was 28
     assert world.sql("select count(*) from sluice.label") == [(400,)]
     assert sorted(letter.offset for letter in world.letters.sent) == list(range(1, 800, 2))
     assert world.positions() == {LABELS: 800, LIVE: batches}
