@@ -89,6 +89,9 @@ def test_a_stream_full_of_faults_loses_nothing_and_stops_nothing(simulator: Star
     network.set_faults(**faults)
     flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     wait_until(lambda: all(network.fired(name) >= 2 for name in faults), what="every fault fired twice")
+    # what was sent and lost with its socket is not among these
+    wait_until(lambda: live_bed.messages("dead_letter"), what="garbage that arrived")
+    wait_until(lambda: flow.metric("sluice_dropped_events_total", reason="unknown_type") >= 1)
     network.set_faults(clear=True)
     network.quiesce()
     reach(live_bed, flow, relay, last_seq(network))

@@ -6,6 +6,8 @@ import json
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tests.support.flow_process import wait_until
 from tests.support.live_flow import LiveBed
 from tests.support.simulation import Simulation
@@ -14,7 +16,9 @@ Start = Callable[..., Simulation]
 
 SIZE = {"repos": 60, "records_per_repo": 1, "window": 100_000, "pdses": 1, "inactive_share": 0.0}
 HOSTS = 25
-MOST_SECONDS = 1.5  # a held stream waits three seconds and more; a shared machine takes a part of one
+WEB_SECONDS = "connectors.identity.key_lookups.WEB_SECONDS"  # a held stream waits so long and more
+HELD_SECONDS = 10.0
+MOST_SECONDS = HELD_SECONDS / 2  # a shared machine takes a part of one
 
 
 def cursor_of(bed: LiveBed, relay: str) -> int:
@@ -36,8 +40,11 @@ def heard(bed: LiveBed) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_hosts_that_hang_delay_no_event_of_another_account(simulator: Start, live_bed: LiveBed) -> None:
-    """H3, G8: 25 of them held every live event for 4 to 6 seconds."""
+def test_hosts_that_hang_delay_no_event_of_another_account(
+    simulator: Start, live_bed: LiveBed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H3, G8: 25 of them held every live event for 4 to 6 seconds, of which 3 are the time of a host."""
+    monkeypatch.setattr(WEB_SECONDS, HELD_SECONDS)
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())
@@ -68,8 +75,11 @@ def test_hosts_that_hang_delay_no_event_of_another_account(simulator: Start, liv
     assert flow.terminate() == 0
 
 
-def test_a_kill_while_events_wait_loses_none(simulator: Start, live_bed: LiveBed) -> None:
+def test_a_kill_while_events_wait_loses_none(
+    simulator: Start, live_bed: LiveBed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """G1, G8: the cursor stands before the first event that waits, the others are in the log already."""
+    monkeypatch.setattr(WEB_SECONDS, 600.0)  # they wait still when the kill comes, however late that is
     network = simulator(**SIZE, web_accounts=HOSTS)
     (relay,) = network.relays
     dids = list(network.state())
@@ -77,8 +87,9 @@ def test_a_kill_while_events_wait_loses_none(simulator: Start, live_bed: LiveBed
     made = {(did, network.op("create", did=did)["rev"]) for did in (*dids[-HOSTS:], *dids[:-HOSTS])}
     flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     wait_until(lambda: len(heard(live_bed)) == len(dids) - HOSTS)
+    wait_until(lambda: network.fired("did_web_hang") == HOSTS)
     flow.kill()
-    assert network.fired("did_web_hang") == HOSTS
+    assert len(heard(live_bed)) == len(dids) - HOSTS
     network.set_faults(clear=True)
     flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     wait_until(lambda: cursor_of(live_bed, relay) >= last_seq(network))
@@ -98,7 +109,7 @@ def test_a_stop_while_events_wait_ends_soon_and_the_restart_reads_them_again(
     made = {(did, network.op("create", did=did)["rev"]) for did in dids}
     flow = live_bed.start("firehose", plc=network.plc, relays=[relay], firehose_start="oldest")
     wait_until(lambda: len(heard(live_bed)) == HOSTS)
-    assert network.fired("plc_429")
+    wait_until(lambda: network.fired("plc_429"))
     assert flow.terminate(20) == 0
     assert live_bed.messages("dead_letter") == []
     network.set_faults(clear=True)
