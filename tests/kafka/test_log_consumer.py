@@ -138,9 +138,15 @@ def test_little_is_read_ahead_of_a_live_event(log: str, monkeypatch: pytest.Monk
     member = GroupConsumer(settings, "backfill", [TOPIC])
     try:
         wait_until(lambda: member.poll(1), 60)
+
+        def read_ahead() -> bool:
+            member._client().poll(0)  # takes a message, and runs the callback
+            return bool(received) and received[-1] > QUEUED_BYTES / 2
+
+        wait_until(read_ahead)
         for _ in range(20):
             time.sleep(0.1)
-            member._client().poll(0)  # takes a message, and runs the callback
+            member._client().poll(0)
         assert QUEUED_BYTES / 2 < received[-1] < QUEUED_BYTES * 2
     finally:
         member.close()
