@@ -197,7 +197,13 @@ def test_workers_that_like_the_same_posts_lose_no_count(world: World) -> None:
 
     def reconciling() -> None:
         while not done.is_set():
-            world.reconcile()
+            try:
+                world.reconcile()
+            except errors.DeadlockDetected:  # as the thread of an index does: the notes are still there
+                continue
+            except BaseException as err:
+                failed.append(err)
+                return
 
     threads = [threading.Thread(target=work, args=(range(start, people, 2),)) for start in (0, 1)]
     folder = threading.Thread(target=reconciling)
