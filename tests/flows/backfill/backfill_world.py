@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 from connectors.kafka.log import cluster_id
@@ -161,6 +162,13 @@ class World(BackfillWorld):
         process = FlowProcess("backfill", settings, self.folder / f"backfill-{len(self.processes)}.log")
         self.processes.append(process)
         return process
+
+    def kill(self, process: FlowProcess) -> None:
+        """SIGKILL; returns when the database has ended its sessions too: what it had been told to commit is committed then."""
+        ports = [one.laddr.port for one in psutil.Process(process.process.pid).net_connections("tcp") if one.laddr]
+        process.kill()
+        left = "select count(*) from pg_stat_activity where datname = current_database() and client_port = any(%s)"
+        self.until(lambda: self.execute(left, ports) == [(0,)])
 
     def close(self) -> None:
         for process in self.processes:

@@ -61,7 +61,7 @@ def test_a_killed_worker_leaves_nothing_stuck(simulator: Simulator, world: Make)
     run.simulation.set_faults(pds_trickle={"p": 0.5, "chunk": 500, "interval": 3.0, "per_did": 1})
     first = run.start()
     wait_until(lambda: 3 < run.produced() < len(tasks))
-    first.kill()
+    run.kill(first)
     held = run.execute("select count(*) from sluice.repo where phase = 'backfill' and produced_offset is null")[0][0]
     assert held > 0, "it was killed in the middle"
     run.simulation.set_faults(clear=True)
@@ -98,7 +98,7 @@ def test_incident_c_a_killed_worker_s_repos_come_back_when_their_lease_ends(simu
         return sum(did in asked for did in in_hands_of_the_first()) >= 2 and run.produced() > 3
 
     wait_until(in_the_middle)
-    first.kill()
+    run.kill(first)
     held = in_hands_of_the_first()
     assert held, "it was killed in the middle"
     run.simulation.set_faults(clear=True)
@@ -113,7 +113,7 @@ def test_incident_c_a_killed_worker_s_repos_come_back_when_their_lease_ends(simu
         run.schedule()
         return run.produced() >= len(tasks)
 
-    wait_until(done, 90, lambda: f"{len(tasks)} produced; rows {run.summary()}")
+    wait_until(done, what=lambda: f"{len(tasks)} produced; rows {run.summary()}")
     assert second.running
     assert reaped.keys() == held.keys(), "each of them, and no repo of the living worker"
     assert all(reaped[did] >= ends for did, ends in held.items()), "none before its lease had ended"
