@@ -155,7 +155,7 @@ class Client:
         hub = self._hub
         reader = await hub.run(lambda: LogReader(hub.settings, start, "replay"))
         try:
-            while (position := hub.ring.position_of(reader.newest.mark.seq)) is None:
+            while (position := hub.ring.meeting(reader.newest.mark.seq)) is None:
                 found = await hub.run(lambda: list(events(reader.read(READ_SECONDS))))
                 for at in range(0, len(found), WRITE_EVENTS):
                     await self._send([event for event in found[at : at + WRITE_EVENTS] if not skip(event)])

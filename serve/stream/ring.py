@@ -76,6 +76,10 @@ class Ring:
             return None
         return self._removed + bisect_left(self._events, seq, key=attrgetter("seq"))
 
+    def meeting(self, seq: int) -> int | None:
+        """`position_of`, for a client that has had all events before this number: None too while the ring lacks some of them."""
+        return None if self.newest is None or self.newest.seq < seq else self.position_of(seq)
+
     def position_at(self, time: int) -> int | None:
         """The position of the first event of this time or a later one; None if earlier ones are no longer here."""
         if self.newest is None or time < self.start_time:
