@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -12,6 +11,7 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 
+from local.embedded.guarded_process import free_port
 from schemas.settings import Settings
 from serve.context import ServeContext
 from serve.serve_process import listen
@@ -23,8 +23,7 @@ class Reads:
     """A served database, and the requests of a test."""
 
     def __init__(self, settings: Settings) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.settings = settings.model_copy(update={"serve_listen": f"127.0.0.1:{self.port}"})
         self._context = ServeContext(self.settings)
         self._server = listen(self.settings, self._context)

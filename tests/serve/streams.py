@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,6 +12,7 @@ import aiohttp
 from connectors.http.server import HttpServer
 from connectors.kafka.producer import LogProducer, Out
 from connectors.runtime.health import Health
+from local.embedded.guarded_process import free_port
 from schemas import wire
 from schemas.settings import Settings
 from schemas.topics import FIREHOSE_LIVE
@@ -60,8 +60,7 @@ class Served:
     """A `serve` of this process, as `serve_process.run` makes it."""
 
     def __init__(self, settings: Settings, port: int = 0) -> None:
-        with socket.create_server(("127.0.0.1", port)) as free:
-            self.port = int(free.getsockname()[1])
+        self.port = port or free_port()
         self.settings = settings.replaced(serve_listen=f"127.0.0.1:{self.port}")
         self.health = Health("serve")
         self.context = ServeContext(self.settings)
@@ -117,7 +116,7 @@ class Stream:
             await self.socket.close()
         await self._session.close()
 
-    async def next(self, seconds: float = 30.0) -> Any:
+    async def next(self, seconds: float = 60.0) -> Any:
         return json.loads(await self.socket.receive_str(timeout=seconds))
 
     async def take(self, count: int) -> list[Any]:

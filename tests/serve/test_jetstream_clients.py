@@ -7,6 +7,7 @@ from typing import Any
 
 from atproto_jetstream import JetstreamClient
 
+from connectors.runtime import metrics
 from tests.serve.streams import Served, account, commit, did, identity, op
 from tests.support.flow_process import wait_until
 
@@ -29,16 +30,17 @@ class Sdk:
         self.client.stop()
 
 
-def connected(served: Served, clients: int = 1) -> None:
-    from connectors.runtime import metrics
-
-    wait_until(lambda: metrics.SERVE_CLIENTS._value.get() >= clients)
+def connected(served: Served) -> Sdk:
+    """A client that is connected; the count is of the whole process, whatever other tests have left in it."""
+    before = metrics.SERVE_CLIENTS._value.get()
+    sdk = Sdk(served.port)
+    wait_until(lambda: metrics.SERVE_CLIENTS._value.get() > before)
+    return sdk
 
 
 def test_the_sdk_for_python_gets_compressed_events_and_resumes_at_its_cursor(served: Served) -> None:
     """V1: it fetches our dictionary by itself, and goes on where it was when the server starts again with an empty memory."""
-    sdk = Sdk(served.port)
-    connected(served)
+    sdk = connected(served)
     served.write(identity(A, "a.test"), *(commit(A, f"3{n:03}", op(str(n))) for n in range(50)), account(A))
     wait_until(lambda: len(sdk.found) == 52)
     assert sdk.client.compressed

@@ -262,7 +262,7 @@ def test_a_client_that_reads_too_slowly_gives_its_permit_to_the_next(
     """All permits are held by clients that read, but below the least rate; the next one gets its CAR."""
     repo = Repo({f"a.b.c/{at}": {"text": f"{at}" * 100_000} for at in range(10, 70)}, did=did(1))
     settle_repos(reads.settings, [repo])
-    monkeypatch.setattr(car_responses, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(car_responses, "PATIENCE_SECONDS", 5.0)
     monkeypatch.setattr(car_responses, "LEAST_RATE", 1 << 18)
     monkeypatch.setattr(car_responses, "WAIT_SECONDS", 30.0)
     done = threading.Event()
@@ -271,7 +271,8 @@ def test_a_client_that_reads_too_slowly_gives_its_permit_to_the_next(
     ]
     for thread in slow:
         thread.start()
-    done.wait(0.5)
+    permits = reads._server._app._runner.app[car_responses.PERMITS]  # type: ignore[attr-defined]
+    wait_until(permits.locked)
     assert car_of(reads, repo.did) == (repo.commit, repo.blocks)
 
     def errors() -> list[str]:

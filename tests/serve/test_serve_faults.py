@@ -6,7 +6,6 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from connectors.kafka.log import LogUnavailable
 from connectors.kafka.producer import LogProducer
 from connectors.runtime.health import Health
 from local.embedded.embedded_log import EmbeddedLog
+from local.embedded.guarded_process import free_port
 from schemas.settings import Settings, load
 from serve import serve_process
 from tests.serve.streams import V2, Stream, commit, did, op
@@ -101,7 +101,7 @@ class Writer(threading.Thread):
         self.join(150)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 150) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.05)
@@ -109,10 +109,7 @@ async def until(condition: Callable[[], bool], seconds: float = 90) -> None:
 
 async def test_kills_of_two_replicas_and_of_the_broker(private_log: EmbeddedLog) -> None:
     """V1: nothing is lost, each event has one number at both replicas, and what comes again is the same event."""
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports.append(int(free.getsockname()[1]))
+    ports = [free_port() for _ in range(2)]
     settings = load(kafka_bootstrap=private_log.bootstrap, kafka_partitions=4, kafka_replication=1)
     topics.apply(settings)
     replicas = [Replica(settings.replaced(serve_listen=f"127.0.0.1:{port}")) for port in ports]

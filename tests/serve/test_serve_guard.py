@@ -5,14 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+from connectors.http.server import BoundedConnection, ConnectionLimit
+from local.embedded.guarded_process import free_port
 from schemas.errors import OperatorError
 from schemas.settings import Settings, SettingsError, load
+from serve import guard
 from serve.context import ServeContext
 from serve.guard import ADDRESSES, RequestRate
 from serve.serve_process import listen
@@ -26,8 +30,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     closes: list[Callable[[], None]] = []
 
     def start(**changes: Any) -> int:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = int(free.getsockname()[1])
+        port = free_port()
         context = ServeContext(Settings(serve_listen=f"127.0.0.1:{port}", **changes))
         closes.extend((listen(context.settings, context).close, context.close))
         return port
@@ -38,7 +41,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
 
 
 def ask(port: int, path: str, **headers: str) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
@@ -63,8 +66,9 @@ def test_with_a_token_every_request_needs_it(serving: Callable[..., int]) -> Non
     assert set(statuses.values()) == {401}
 
 
-def test_an_address_that_asks_too_often_gets_429(serving: Callable[..., int]) -> None:
-    port = serving(serve_address_requests=0.5)
+def test_an_address_that_asks_too_often_gets_429(serving: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BURST_SECONDS", 5000.0)
+    port = serving(serve_address_requests=0.001)  # five, and the next one in a quarter of an hour
     assert [ask(port, "/nothing")[0] for _ in range(7)] == [404] * 5 + [429] * 2
 
 
@@ -83,7 +87,16 @@ def cut(bound: str) -> float:
     return REGISTRY.get_sample_value("sluice_http_connections_cut_total", {"bound": bound}) or 0.0
 
 
-def test_connections_of_one_address_are_bounded(serving: Callable[..., int]) -> None:
+def test_connections_of_one_address_are_bounded(serving: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten, remove = threading.Event(), ConnectionLimit.remove
+
+    def noted(limit: ConnectionLimit, connection: BoundedConnection) -> None:
+        was_open = connection in limit._open
+        remove(limit, connection)
+        if was_open:
+            forgotten.set()
+
+    monkeypatch.setattr(ConnectionLimit, "remove", noted)
     port = serving(serve_address_connections=3)
     before = cut("address")
     first = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3)]
@@ -91,6 +104,7 @@ def test_connections_of_one_address_are_bounded(serving: Callable[..., int]) -> 
         assert beyond.recv(1) == b""
     assert cut("address") == before + 1
     first.pop().close()
+    assert forgotten.wait(60)
     assert ask(port, "/nothing")[0] == 404
     for one in first:
         one.close()

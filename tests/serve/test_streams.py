@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import pytest
 import zstandard
 
+from connectors.runtime import metrics
 from serve.stream import client as client_module
 from serve.stream import follower
 from tests.serve.streams import CID, V1, V2, Served, Stream, account, commit, did, identity, op, sync
@@ -76,7 +78,7 @@ async def test_messages_with_pauses_between_them_are_no_lines_of_the_log(
     async with Stream(served.port, V1) as stream:
         served.write(account(A))
         await stream.take(1)
-        await asyncio.to_thread(wait_until, lambda: served.health.state == "working", 10)
+        await asyncio.to_thread(wait_until, lambda: served.health.state == "working")
         caplog.clear()  # that is a line, once; and another test may have set the level
         with caplog.at_level("INFO"):
             for _ in range(5):
@@ -250,22 +252,33 @@ async def test_hello_and_options_of_v1(served: Served) -> None:
         await stream.socket.send_json({"type": "options_update", "payload": {"wantedDids": [A]}})
         assert (await stream.next())["commit"]["rkey"] == "1"
         await stream.socket.send_json({"type": "options_update", "payload": {"wantedDids": [B]}})
-        await asyncio.sleep(0.2)
-        served.write(commit(A, "3ab", op("2")), commit(B, "3aa", op("3")))
-        assert (await stream.next())["commit"]["rkey"] == "3"
+        await first_of(served, stream, B)
+        served.write(commit(A, "3ab", op("2")), commit(B, "3bb", op("3")))
+        found = await stream.until(lambda event: event["commit"]["rkey"] == "3")
+        assert {event["did"] for event in found} == {B}
         await stream.socket.send_json({"type": "options_update", "payload": {"wantedDids": ["nobody"]}})
-        assert (await stream.socket.receive(timeout=10)).type is aiohttp.WSMsgType.CLOSE
+        assert (await stream.socket.receive(timeout=60)).type is aiohttp.WSMsgType.CLOSE
+
+
+async def first_of(served: Served, stream: Stream, who: str) -> None:
+    """Write events of this repo until one comes: the client's filter has been taken."""
+    for number in range(600):
+        served.write(commit(who, f"3a{number:03}", op(f"before {number}")))
+        with suppress(TimeoutError):
+            assert (await stream.next(0.1))["did"] == who
+            return
+    raise AssertionError(f"no event of {who} comes")
 
 
 async def test_a_client_of_v2_that_sends_anything_is_closed(served: Served) -> None:
     async with Stream(served.port, V2) as stream:
         await stream.socket.send_str("hello")
-        assert (await stream.socket.receive(timeout=10)).type is aiohttp.WSMsgType.CLOSE
+        assert (await stream.socket.receive(timeout=60)).type is aiohttp.WSMsgType.CLOSE
 
 
 async def test_a_slow_client_is_closed_and_slows_nobody(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "SLOW_SECONDS", 1.0)
-    size = 50_000
+    size, cut = 50_000, metrics.SERVE_SLOW._value.get()
     async with Stream(served.port, V2) as slow, Stream(served.port, V2, kinds="identity") as quick:
         transport = slow.socket._response.connection.transport  # type: ignore[union-attr]
         transport.pause_reading()
@@ -273,11 +286,11 @@ async def test_a_slow_client_is_closed_and_slows_nobody(served: Served, monkeypa
             served.write(commit(A, f"3{number:03}", op("1", text="x" * size)))
         served.write(identity(B))
         assert (await quick.next())["payload"]["did"] == B
-        await asyncio.sleep(2.0)
+        await asyncio.to_thread(wait_until, lambda: metrics.SERVE_SLOW._value.get() == cut + 1)
         transport.resume_reading()
         frames = []
         while True:
-            message = await slow.socket.receive(timeout=10)
+            message = await slow.socket.receive(timeout=60)
             if message.type is not aiohttp.WSMsgType.TEXT:
                 break
             frames.append(message.json())
@@ -304,6 +317,6 @@ async def test_the_ring_is_bounded_and_who_falls_behind_it_reads_the_log(
 async def test_a_stream_ends_with_a_reason_when_the_process_stops(served: Served) -> None:
     async with Stream(served.port, V2) as stream:
         closing = asyncio.create_task(asyncio.to_thread(served.close))
-        message = await stream.socket.receive(timeout=10)
+        message = await stream.socket.receive(timeout=60)
         await closing
     assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.SERVICE_RESTART)

@@ -250,7 +250,7 @@ def test_a_stream_whose_log_does_not_answer_is_closed_to_be_tried_again(
     async def ended() -> aiohttp.WSMessage:
         url = f"http://127.0.0.1:{served.reads.port}/xrpc/com.atproto.label.subscribeLabels?labeler={ONE}"
         async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
-            return await socket.receive(10)
+            return await socket.receive(60)
 
     message = asyncio.run(ended())
     assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.TRY_AGAIN_LATER)
