@@ -103,11 +103,11 @@ def test_no_request_for_commits_already_seen_or_being_fetched_or_for_other_dead_
     bed.repo(fetched, OLD_REV, phase="pending")
     bed.letter(seen, rev=OLD_REV)
     bed.letter(fetched)
-    bed.letter(young, age=YOUNGEST_SECONDS / 2)
     bed.letter(old, age=OLDEST_SECONDS + 60)
     bed.letter(other, reason="no_commit_block")
     bed.letter(bed.dids[5])  # of no repo of ours
     before = requests(bed)
+    bed.letter(young, age=YOUNGEST_SECONDS / 2)
     assert bed.looks.round() == {"retried": 1, "open": 0}
     assert requests(bed) == before
     assert [state for state, _ in bed.letters()] == ["retried", *["open"] * 5]

@@ -56,7 +56,7 @@ def test_one_that_fails_or_waits_holds_up_no_other(run: Run) -> None:
         return StepResult(queued=1)
 
     failing, waiting, working = run("obsolete rows", fails), run("lag", waits), run("letters", works)
-    wait_until(lambda: calls["fails"] > 3 and calls["works"] > 10)
+    wait_until(lambda: calls["fails"] > 3 and calls["works"] > 11)  # the last one may still be under way
     assert failing.problem == "list_topics: timed out"
     assert waiting.problem == working.problem == ""
     assert working.take().queued > 10

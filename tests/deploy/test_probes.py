@@ -43,9 +43,9 @@ def started(probe: Callable[..., Probe]) -> Callable[..., Probe]:
 def test_a_process_that_waits_for_its_servers_is_alive_and_not_ready(started: Callable[..., Probe]) -> None:
     """It is not restarted, and gets no requests: liveness is not readiness."""
     waiting = started(WAITS_FOR_STOP, seconds=600.0)
-    assert succeeds("startupProbe", waiting.url)
+    wait_until(lambda: succeeds("startupProbe", waiting.url))
     assert not succeeds("readinessProbe", waiting.url)
-    assert succeeds("livenessProbe", waiting.url)
+    wait_until(lambda: succeeds("livenessProbe", waiting.url))
 
 
 def test_a_suspended_process_fails_its_liveness_probe(started: Callable[..., Probe]) -> None:
@@ -54,7 +54,7 @@ def test_a_suspended_process_fails_its_liveness_probe(started: Callable[..., Pro
     frozen.process.send_signal(signal.SIGSTOP)
     assert not succeeds("livenessProbe", frozen.url)
     frozen.process.send_signal(signal.SIGCONT)
-    assert succeeds("livenessProbe", frozen.url)
+    wait_until(lambda: succeeds("livenessProbe", frozen.url))
 
 
 def test_a_process_whose_thread_hangs_fails_its_liveness_probe(started: Callable[..., Probe]) -> None:

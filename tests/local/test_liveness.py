@@ -63,6 +63,12 @@ def answers(command: Command, path: str) -> int:
         return 0
 
 
+def has_answered(supervisor: Supervisor, pid: int) -> bool:
+    """Whether a probe of it has succeeded: from then on FAILURES are enough."""
+    probed = supervisor._failed.__self__._probed.get(pid)  # type: ignore[attr-defined]
+    return probed is not None and probed.answered
+
+
 def test_a_frozen_process_is_killed_and_restarted(
     supervisor: Supervisor, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,8 +76,8 @@ def test_a_frozen_process_is_killed_and_restarted(
     monkeypatch.setattr("local.children.supervisor.DRAIN_SECONDS", 0.5)
     child = supervisor.add(served("index", SERVER))
     until(lambda: answers(child.command, "/healthz") == 200)
-    time.sleep(0.5)  # probed, too
     first = child.pid
+    until(lambda: has_answered(supervisor, first))
     os.kill(first, signal.SIGSTOP)
     until(lambda: child.running and child.pid != first, supervisor.tick)
     assert "/healthz failed 6 times in a row (timed out); it is stopped" in heard.said[0][1]

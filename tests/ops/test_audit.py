@@ -243,7 +243,7 @@ def test_each_repo_that_differs_is_repaired_queued_or_named_whatever_was_written
             sql(settings, statement, did(number))
             fired.append(number)
         locked.execute("update sluice.repo set rev = '3lzzzzzzzzzz2' where did = %s", (did(0),))
-        threading.Thread(target=commit_when_waited_for).start()
+        committing.start()
         return await first(self, heads)
 
     def commit_when_waited_for() -> None:
@@ -252,9 +252,11 @@ def test_each_repo_that_differs_is_repaired_queued_or_named_whatever_was_written
         locked.commit()
         fired.append(0)
 
+    committing = threading.Thread(target=commit_when_waited_for)
     monkeypatch.setattr(AuditNetwork, "signatures", meanwhile)
     dids = [] if whole else [did(number) for number in range(8)]
     report = run(settings, *dids, repair=True)
+    committing.join(60)
     locked.close()
     assert sorted(fired) == list(range(7))
     assert {finding.did for finding in report.findings} == {did(number) for number in range(7)}

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from unittest.mock import AsyncMock, Mock
 
 import psutil
@@ -117,7 +118,8 @@ def _stop(server: EmbeddedDatabase, number: int) -> None:
     assert server.pid is not None
     guard = psutil.Process(server.pid)
     for one in (guard, *guard.children(recursive=True)):
-        os.kill(one.pid, number)
+        with suppress(ProcessLookupError):  # a session that has ended since
+            os.kill(one.pid, number)
 
 
 def test_a_wait_for_a_suspended_database_ends(

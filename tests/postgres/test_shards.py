@@ -102,6 +102,7 @@ def test_a_shard_that_does_not_answer_holds_up_no_other(sharded: Settings, queue
 def test_a_shard_rests_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(shards="0=postgresql://a 1=postgresql://b", kafka_partitions=2)
     monkeypatch.setattr(shard_identity, "check", lambda *_: None)
+    monkeypatch.setattr("connectors.postgres.shards.REST_FIRST_SECONDS", 60.0)
     calls: list[str] = []
 
     def work(url: str) -> str:

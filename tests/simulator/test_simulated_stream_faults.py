@@ -144,11 +144,12 @@ def account_events(simulation: Simulation, relay: int, count: int) -> list[tuple
     """(seq, DID, active, seconds by which its time is ahead) of the #account events among a relay's `count` messages."""
     url = f"{simulation.relays[relay]}/xrpc/com.atproto.sync.subscribeRepos?cursor=0"
     found = []
-    for message in asyncio.run(raw_messages(url, count))[0]:
+    messages, now = asyncio.run(raw_messages(url, count))[0], time.time()
+    for message in messages:
         header, body = libipld.decode_dag_cbor_multi(message)
         if header["t"] == "#account":
             sent = datetime.fromisoformat(body["time"])
-            found.append((body["seq"], body["did"], body["active"], sent.timestamp() - time.time()))
+            found.append((body["seq"], body["did"], body["active"], sent.timestamp() - now))
     return found
 
 

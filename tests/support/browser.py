@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ANSWER_MS = 60_000
+expect.set_options(timeout=ANSWER_MS)
 
 
 @pytest.fixture(scope="module")
