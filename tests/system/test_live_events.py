@@ -25,10 +25,18 @@ def test_live_events_arrive_while_a_backfill_runs(simulator: Any, log: str, data
     within 5 s (p99)."""
     simulation = simulator(seed=41, repos=REPOS, records_per_repo=RECORDS, labelers=0, inactive_share=0.0)
     one: Mirror = mirror(
-        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), list_relist_seconds=600.0
+        simulation,
+        kafka_bootstrap=log,
+        database=database,
+        kafka_topic_prefix=prefix(),
+        list_relist_seconds=600.0,
+        skip_after_failures=1000,
     )
+    simulation.set_faults(relay_list_500=1.0)  # nothing to fetch until all is up
     one.up()
     one.started()
+    wait_for(lambda: one.alive() and simulation.fired("relay_list_500"), 120, one.last_lines)
+    simulation.set_faults(relay_list_500=None)
     wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 20, 120, one.last_lines)
     stillness = Stillness()
     probers = [Prober(simulation, database, n) for n in range(4)]

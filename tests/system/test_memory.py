@@ -114,6 +114,8 @@ def test_no_process_grows_while_everything_hostile_is_sent(
         prober.stop()
     stillness.stop()
     wait_for(lambda: one.phases().get("sync", 0) > 0.95 * REPOS, 180, lambda: f"{one.phases()} {one.last_lines()}")
+    unfired = [name for name in HOSTILE if not network.fired(name)]
+    wait_for(lambda: all(map(network.fired, unfired)), 120, f"never fired: {unfired}")
     peaks.stop()
     spans = sorted(stillness.left(*span) for prober in probers for span in prober.spans)
     p99 = spans[int(len(spans) * 0.99)]

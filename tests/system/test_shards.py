@@ -70,7 +70,7 @@ def test_three_servers_are_one_mirror_and_two_go_on_without_the_third(
     servers[1].kill()
     simulation.set_faults(clear=True)
     wait_for(lambda: one.alive() and one.status()["shards_down"], 120, one.last_lines)
-    index = one.pid("index")
+    index = wait_for(lambda: one.alive() and one.pid("index"), 120, one.last_lines)
     os.kill(index, signal.SIGKILL)  # its successor begins without the third server
     wait_for(lambda: one.alive() and one.pid("index") not in (0, index), 120, one.last_lines)
     seen = [newest(number) for number in range(3)]

@@ -64,11 +64,11 @@ def test_the_other_worker_takes_over(simulator: Any, log: str, database: str, mi
         repos=300,
         records_per_repo=20,
         churn=0.03,
-        faults={"pds_slow": {"seconds": 1}},  # 6 repos a second at most, until the kill
+        faults={"pds_slow": {"seconds": 1}},  # 4 repos a second at most, until the kill
         writer_rate=30,
     )
     one: Mirror = mirror(
-        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), backfill_concurrency=3
+        simulation, kafka_bootstrap=log, database=database, kafka_topic_prefix=prefix(), backfill_concurrency=2
     )
     one.run("control")
     wait_for(lambda: one.single[0].look().ready, 120, one.last_lines)

@@ -53,7 +53,7 @@ def test_two_releases_side_by_side(simulator: Any, log: str, database: str, mirr
     next_one = release(tmp_path / "next", **newer)
     after_it = release(tmp_path / "after", **newer, m9002_narrower=CONTRACT)
     simulation = simulator(seed=61, repos=500, records_per_repo=15, labels=60, churn=0.02, writer_rate=30)
-    simulation.set_faults(pds_slow={"p": 0.3, "seconds": 1})  # so that the backfill lasts
+    simulation.set_faults(pds_slow={"p": 0.6, "seconds": 1})  # so that the backfill lasts
     calm = {
         "listed_rev_grace_seconds": 60.0,
         "list_relist_seconds": 60.0,

@@ -70,6 +70,7 @@ def test_weeks_of_operation(simulator: Any, log: str, database: str, mirror: Any
     one.started()
     wait_for(lambda: one.alive() and one.phases().get("sync", 0) > 100, 120, one.last_lines)
     days, done = operate(one, network, Retention(log, name, 8, KEPT_DAYS))
+    wait_for(lambda: all(map(network.fired, FAULTS)), 120, lambda: f"fired: {network.faults()['fired']}")
     network.set_faults(clear=True)
     one.quiesce()
     one.await_truth(180)
@@ -92,7 +93,7 @@ def operate(one: Mirror, network: Simulation, retention: Retention) -> tuple[lis
         done += change_accounts(network, rng)
         if day % 3 == 1:
             name = rng.choice(KILLED)
-            pid = one.pid(name)
+            pid = wait_for(lambda name=name: one.alive() and one.pid(name), 120, one.last_lines)
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda name=name, pid=pid: one.alive() and one.pid(name) not in (0, pid), 120, one.last_lines)
             done["killed"] += 1
