@@ -174,9 +174,12 @@ def parse(text: str) -> dict[str, dict[Labels, float]]:
 def _age(pid: int) -> float:
     """Seconds that a process has run; infinite if it does not run."""
     try:
-        return time.time() - Path(f"/proc/{pid}").stat().st_mtime
+        started = int(
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        )  # field 22, ticks since the boot
     except OSError:
         return math.inf
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def request(port: int, path: str, seconds: float = ANSWER_SECONDS) -> tuple[int, bytes]:
