@@ -11,7 +11,7 @@ import pytest
 from tests.deploy.manifest_checks import pods
 from tests.deploy.rendering import rendered
 from tests.runtime.test_watchdog import IN_C, Probe, probe
-from tests.support.flow_process import wait_until
+from tests.support.flow_process import suspend, wait_until
 
 __all__ = ["probe"]
 
@@ -51,7 +51,7 @@ def test_a_process_that_waits_for_its_servers_is_alive_and_not_ready(started: Ca
 def test_a_suspended_process_fails_its_liveness_probe(started: Callable[..., Probe]) -> None:
     """Neither its watchdog nor SIGTERM reaches it: only the kubelet can end it."""
     frozen = started(WAITS_FOR_STOP, seconds=600.0)
-    frozen.process.send_signal(signal.SIGSTOP)
+    suspend(frozen.process.pid)
     assert not succeeds("livenessProbe", frozen.url)
     frozen.process.send_signal(signal.SIGCONT)
     wait_until(lambda: succeeds("livenessProbe", frozen.url))

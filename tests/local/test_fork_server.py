@@ -16,7 +16,7 @@ import pytest
 
 from local.forks import forked_process
 from local.forks.forked_process import Forked, ForkServer
-from tests.support.flow_process import is_running, wait_until
+from tests.support.flow_process import is_running, suspend, wait_until
 
 SECONDS = 60.0
 SLEEP = "import time; time.sleep(600)"
@@ -163,7 +163,7 @@ def test_a_server_that_hangs_is_replaced(server: ForkServer, tmp_path: Path, mon
     monkeypatch.setattr(forked_process, "ANSWER_SECONDS", 2.0)
     server.start()
     hanging = server.pid
-    os.kill(hanging, signal.SIGSTOP)
+    suspend(hanging)
     monkeypatch.setattr(forked_process, "ANSWER_SECONDS", SECONDS)
     began = time.monotonic()
     assert Job(server, tmp_path, "raise SystemExit(5)").result()[0] == 5

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from unittest.mock import AsyncMock, Mock
 
@@ -23,6 +23,7 @@ from connectors.postgres.pooled_calls import PooledCalls
 from local.embedded.embedded_database import EmbeddedDatabase
 from schemas.settings import Settings
 from tests.support import ROOT
+from tests.support.flow_process import suspend
 
 FOLDERS = ("connectors", "appview", "flows", "serve", "control", "local", "ops", "cli")
 UNBOUNDED = {"result", "join", "wait", "acquire", "flush", "list_topics", "getconn", "communicate"}
@@ -113,13 +114,13 @@ def settings(private_postgres: EmbeddedDatabase) -> Settings:
     return Settings(database=private_postgres.url)
 
 
-def _stop(server: EmbeddedDatabase, number: int) -> None:
+def _stop(server: EmbeddedDatabase, signalled: Callable[[int], None]) -> None:
     """The postmaster and all that it has started; a process in a guard of its own is found by the data folder."""
     assert server.pid is not None
     guard = psutil.Process(server.pid)
     for one in (guard, *guard.children(recursive=True)):
-        with suppress(ProcessLookupError):  # a session that has ended since
-            os.kill(one.pid, number)
+        with suppress(ProcessLookupError, FileNotFoundError):  # a session that has ended since
+            signalled(one.pid)
 
 
 def test_a_wait_for_a_suspended_database_ends(
@@ -130,14 +131,14 @@ def test_a_wait_for_a_suspended_database_ends(
     monkeypatch.setattr(database, "PROBE_CONNECT_SECONDS", 2)
     connection = tuple_database(settings, "sluice frozen")
     assert connection().execute("select 1").fetchone() == (1,)
-    _stop(private_postgres, signal.SIGSTOP)
+    _stop(private_postgres, suspend)
     try:
         began = time.monotonic()
         with pytest.raises(psycopg.OperationalError):
             connection().execute("select 2")
         assert 0.5 < time.monotonic() - began < 20  # it was the probe, and it was in time
     finally:
-        _stop(private_postgres, signal.SIGCONT)
+        _stop(private_postgres, lambda pid: os.kill(pid, signal.SIGCONT))
     assert connection().execute("select 3").fetchone() == (3,)
     connection.close()
 

@@ -18,7 +18,7 @@ import pytest
 
 from connectors.runtime import watchdog
 from tests.support import zygote
-from tests.support.flow_process import wait_until
+from tests.support.flow_process import suspend, wait_until
 
 PRELUDE = """
 import ctypes, sys, threading, time
@@ -160,7 +160,7 @@ def test_a_process_that_was_suspended_continues(probe: Callable[..., Probe]) -> 
     """
     frozen = probe(code, seconds=4.0, stop_seconds=60.0)
     wait_until(lambda: frozen.healthz()[0] == 200)
-    frozen.process.send_signal(signal.SIGSTOP)
+    suspend(frozen.process.pid)
     began = time.monotonic()
     assert not threading.Event().wait(5.0)  # longer than the watchdog's limit
     frozen.process.send_signal(signal.SIGCONT)
