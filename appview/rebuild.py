@@ -124,7 +124,7 @@ def _lacking(db: Db, collection: str, table: str) -> tuple[int, str | None]:
 def _start(db: Db, *, from_empty: bool) -> tuple[RebuildProgress, str]:
     with own_transaction(db):
         if from_empty:
-            db.execute(INDEX_FENCE)  # it writes the tables in another order than they are emptied: a deadlock
+            db.execute(INDEX_FENCE)  # the index writes the tables in another order than they are emptied
         ((after,),) = db.execute(SQL["begin_rebuild"], {"from_empty": from_empty, "version": VERSION}).fetchall()
         db.execute(SQL["retry_refused"])
         if from_empty:

@@ -172,15 +172,17 @@ def test_it_says_starting() -> None:
 
 
 def test_a_process_is_starting_in_its_first_minute_and_down_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """B11. The minute begins with the process, not when somebody first looks at it."""
+    """B11. The minute counts from the start of the process, not from the first check."""
     with subprocess.Popen(["sleep", "60"]) as child:
         mine = Process("index-1", "index", child.pid, 1)  # nothing listens on port 1
-        time.sleep(0.5)
-        assert check_process(mine).state == "starting"
-        monkeypatch.setattr("control.process_status.STARTING_SECONDS", 0.4)
-        assert check_process(mine).state == "down"
-        monkeypatch.undo()
-        child.kill()
+        try:
+            time.sleep(0.5)  # older than the second limit
+            assert check_process(mine).state == "starting"
+            monkeypatch.setattr("control.process_status.STARTING_SECONDS", 0.4)
+            assert check_process(mine).state == "down"
+            monkeypatch.undo()
+        finally:
+            child.kill()
     assert check_process(mine).state == "down"
 
 

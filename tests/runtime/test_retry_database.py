@@ -56,7 +56,7 @@ def test_what_does_not_pass_is_raised_at_once(stop: threading.Event, error: type
 
 
 def test_it_ends_after_a_while(stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(0.0, 0.02)  # a look at it takes so long
+    clock = itertools.count(0.0, 0.02)  # each call advances it by 20 ms
     monkeypatch.setattr(retry_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     work, calls = failing(1 << 30, psycopg.OperationalError)
     with pytest.raises(psycopg.OperationalError):

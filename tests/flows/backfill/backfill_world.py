@@ -164,7 +164,7 @@ class World(BackfillWorld):
         return process
 
     def kill(self, process: FlowProcess) -> None:
-        """SIGKILL; returns when the database has ended its sessions too: what it had been told to commit is committed then."""
+        """SIGKILL. Returns when PostgreSQL has closed the process's connections: their last commits are visible then."""
         ports = [one.laddr.port for one in psutil.Process(process.process.pid).net_connections("tcp") if one.laddr]
         process.kill()
         left = "select count(*) from pg_stat_activity where datname = current_database() and client_port = any(%s)"

@@ -84,7 +84,7 @@ def test_a_hostile_relay_costs_the_firehose_neither_memory_nor_its_other_events(
     def types() -> list[str]:
         return [value["type"] for did, value in flow_bed.messages("firehose_live") if did == ATTACKER]
 
-    # one batch, two topics: the broker may have some of them later than the letters
+    # one batch, two topics: these messages may be readable later than the dead letters
     wait_until(lambda: len(types()) >= 60)
     assert types() == ["sync"] * 60
     assert peak < MOST_MB, f"{peak} MB after {time.monotonic() - sent_at:.0f} s"
